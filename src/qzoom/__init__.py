@@ -1,0 +1,1 @@
+"""qzoom: look coarsely, decide, zoom, answer."""
