@@ -1,1 +1,37 @@
-"""qzoom: look coarsely, decide, zoom, answer."""
+"""qzoom: look coarsely, decide, zoom, answer.
+
+`QZoom.from_pretrained(...).ask(picture, question)` is the whole library in one line. Names are loaded on first use, so
+that `import qzoom` stays fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qzoom.config import ZoomConfig
+    from qzoom.model import QZoom
+    from qzoom.types import Answer, Perception, Region
+
+__all__ = ["Answer", "Perception", "QZoom", "Region", "ZoomConfig", "__version__"]
+__version__ = "0.1.0"
+
+_HOME = {
+    "Answer": "qzoom.types",
+    "Perception": "qzoom.types",
+    "QZoom": "qzoom.model",
+    "Region": "qzoom.types",
+    "ZoomConfig": "qzoom.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        import importlib
+
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'qzoom' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,55 @@
+"""Every error qzoom raises on purpose.
+
+One family, so that callers catch `QZoomError` and print its message: each message is one sentence that says what is
+wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "HeadsMissingError",
+    "ImageError",
+    "QZoomError",
+    "QuestionError",
+]
+
+
+class QZoomError(Exception):
+    """Base of all deliberate errors."""
+
+
+class ImageError(QZoomError):
+    """A picture that cannot be used: missing, damaged, too large, too small, of an unknown format."""
+
+
+class QuestionError(QZoomError):
+    """A question or chat message that cannot be used: empty, too long, of the wrong shape."""
+
+
+class ConfigError(QZoomError):
+    """A configuration with an unknown key, a wrong type or a value out of range."""
+
+
+class BudgetError(ConfigError):
+    """Visual-token limits that contradict each other or the picture."""
+
+
+class CheckpointError(QZoomError):
+    """A model or adapter that cannot be found, read or matched to its base."""
+
+
+class HeadsMissingError(CheckpointError):
+    """Zooming was asked of a model that has no gate or region branch."""
+
+
+class DeviceError(QZoomError):
+    """A device placement that qzoom does not support."""
+
+
+class DataError(QZoomError):
+    """A data file (questions, labels, records) with a missing, malformed or contradictory entry."""

@@ -1,0 +1,282 @@
+"""The records that cross borders: what was asked, what was seen, what was answered.
+
+All frozen. Boxes are xyxy in original pixels (after EXIF rotation), half-open: x in [x0, x1), y in [y0, y1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+__all__ = [
+    "Answer",
+    "Box",
+    "GateDecision",
+    "HeatMap",
+    "Perception",
+    "Region",
+    "SamplingParams",
+    "StreamEvent",
+    "Usage",
+    "ZoomMode",
+]
+
+Box: TypeAlias = tuple[int, int, int, int]
+ZoomMode: TypeAlias = Literal["auto", "never", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class GateDecision:
+    """Whether the coarse look was judged enough.
+
+    Args:
+        score: the gate's probability that the coarse look is NOT enough; None when the gate was not asked.
+        threshold: the score at which it zooms; None when the gate was not asked.
+        zoomed: whether a region was read.
+        note: why not, when zooming was wanted and did not happen (e.g. an empty map); else empty.
+    """
+
+    score: float | None
+    threshold: float | None
+    zoomed: bool
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `note` only when there is one."""
+        out: dict[str, Any] = {"score": self.score, "threshold": self.threshold, "zoomed": self.zoomed}
+        if self.note:
+            out["note"] = self.note
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One region that was (or would be) read.
+
+    Args:
+        box: xyxy in original pixels of its picture, half-open.
+        score: the highest blurred map value inside it, in [0, 1].
+        image: index of the picture, in the order of the conversation.
+        crop_size_px: (width, height) of the crop after resizing, as the vision encoder sees it; None if not read.
+        tokens: visual tokens that the crop takes; 0 if not read.
+    """
+
+    box: Box
+    score: float
+    image: int = 0
+    crop_size_px: tuple[int, int] | None = None
+    tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "box": list(self.box),
+            "score": self.score,
+            "image": self.image,
+            "crop_size_px": list(self.crop_size_px) if self.crop_size_px else None,
+            "tokens": self.tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """The region branch's map over one picture's coarse cells.
+
+    Args:
+        values: float32 array of shape (rows, columns), probabilities after sink removal and blur.
+        image: index of the picture.
+    """
+
+    values: np.ndarray
+    image: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens paid for one answer.
+
+    Args:
+        coarse_tokens: visual tokens of the coarse look, all pictures.
+        region_tokens: visual tokens of all regions.
+        prompt_tokens: the prompt's length in tokens, coarse and region tokens included.
+        completion_tokens: generated tokens, the end token included.
+        reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session.
+    """
+
+    coarse_tokens: int = 0
+    region_tokens: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reused_tokens: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain JSON types."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the answer is decoded.
+
+    Args:
+        max_new_tokens: most tokens to generate.
+        temperature: 0 is greedy.
+        top_p: nucleus share, in (0, 1].
+        top_k: most likely tokens kept; 0 keeps all.
+        stop: texts that end the answer; they are not part of it.
+        seed: seed of this sample's own generator; None draws one.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        from qzoom.errors import ConfigError
+
+        if not 1 <= self.max_new_tokens <= 1_000_000:
+            raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
+        if not 0 <= self.temperature <= 100:
+            raise ConfigError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], not {self.top_p}.")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k must be 0 (off) or positive, not {self.top_k}.")
+        if any(not text for text in self.stop):
+            raise ConfigError("A stop text must not be empty.")
+
+
+@dataclass(frozen=True, slots=True)
+class Perception:
+    """The gate's and the region branch's view of a question, without an answer.
+
+    Args:
+        gate: score and what it decides (`zoomed` says whether an answer would zoom).
+        regions: where it would look, best first, whatever the gate says; empty for an empty map.
+        heat_maps: one per picture.
+        image_sizes_px: (width, height) of every picture, after EXIF rotation.
+        usage: tokens paid.
+        timing_ms: milliseconds per step.
+    """
+
+    gate: GateDecision
+    regions: tuple[Region, ...]
+    heat_maps: tuple[HeatMap, ...]
+    image_sizes_px: tuple[tuple[int, int], ...]
+    usage: Usage
+    timing_ms: dict[str, float]
+
+    def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
+        """Plain JSON types.
+
+        Args:
+            heat_map: include the maps as nested lists.
+        """
+        return _record(self, heat_map)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answered question.
+
+    Args:
+        text: the answer.
+        tokens: its token ids, the end token included.
+        gate: what the gate said.
+        regions: what was read at high resolution; empty when the coarse look was enough.
+        heat_maps: the region branch's map, one per picture; empty when it did not run.
+        usage: tokens paid.
+        timing_ms: milliseconds per step.
+        image_sizes_px: (width, height) of every picture, after EXIF rotation.
+        notes: things worth knowing, e.g. "first of 3 pages".
+        finish_reason: "stop" (end token or stop text), "length" or "cancelled".
+        question: the question's text.
+        images: the pictures (RGB), for drawing; not part of `to_dict`.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    gate: GateDecision
+    regions: tuple[Region, ...]
+    heat_maps: tuple[HeatMap, ...]
+    usage: Usage
+    timing_ms: dict[str, float]
+    image_sizes_px: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    finish_reason: Literal["stop", "length", "cancelled"] = "stop"
+    question: str = ""
+    images: tuple[PIL.Image.Image, ...] = field(default=(), repr=False, compare=False)
+
+    def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
+        """Plain JSON types; the pictures are left out.
+
+        Args:
+            heat_map: include the maps as nested lists.
+        """
+        return _record(self, heat_map)
+
+    def plot(self, image: int = 0) -> PIL.Image.Image:
+        """A picture of the answer: the page with heat map and boxes, the crops, gate, tokens and text.
+
+        Args:
+            image: index of the picture to draw.
+        """
+        from qzoom.plots.answer import plot_answer
+
+        return plot_answer(self, image=image)
+
+    def save(self, path: str | Path) -> Path:
+        """Draw the answer and write it; the file ending chooses the format.
+
+        Returns:
+            The path written.
+        """
+        from qzoom.plots.answer import save_plot
+
+        return save_plot(self, Path(path))
+
+    def _repr_html_(self) -> str:
+        from qzoom.plots.notebook import answer_html
+
+        return answer_html(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One step of a streamed answer.
+
+    Args:
+        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end).
+        text: the new piece, for "text".
+        perception: for "perception".
+        answer: for "answer".
+    """
+
+    kind: Literal["perception", "text", "answer"]
+    text: str = ""
+    perception: Perception | None = None
+    answer: Answer | None = None
+
+
+def _record(value: Any, heat_map: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if isinstance(value, Answer):
+        out["text"] = value.text
+    out["gate"] = value.gate.to_dict()
+    out["regions"] = [region.to_dict() for region in value.regions]
+    out["usage"] = value.usage.to_dict()
+    out["timing_ms"] = {name: round(ms, 2) for name, ms in value.timing_ms.items()}
+    out["image_sizes_px"] = [list(size) for size in value.image_sizes_px]
+    if isinstance(value, Answer):
+        out |= {"finish_reason": value.finish_reason, "notes": list(value.notes), "tokens": list(value.tokens)}
+    if heat_map:
+        out["heat_maps"] = [{"image": m.image, "values": m.values.tolist()} for m in value.heat_maps]
+    return out
