@@ -1,7 +1,7 @@
 """What a checkpoint's zooming arithmetic is: one frozen, validated record, JSON in and out.
 
-A checkpoint carries its own arithmetic. `ZoomConfig()` is the arithmetic of the authors' release (method.md 2-4 and 9):
-absolute threshold, one union box, 28 px minimum, float32 cell-to-pixel scaling. Ours may choose otherwise, field by field.
+A checkpoint carries its own arithmetic. `ZoomConfig()` is that of the authors' release (method.md 2-4 and 9): absolute
+threshold, one union box, 28 px minimum, float32 cell-to-pixel scaling. Ours may choose otherwise, field by field.
 """
 
 from __future__ import annotations
@@ -148,8 +148,7 @@ class ZoomConfig:
         Raises:
             ConfigError: an unknown key (with the closest known one) or a bad value.
         """
-        config = from_mapping(cls, values, source)
-        return config
+        return from_mapping(cls, values, source)
 
     def replace(self, **changes: Any) -> ZoomConfig:
         """A copy with some fields changed; unknown names are refused with a hint."""
