@@ -1,0 +1,1 @@
+"""Vision-language model families behind one protocol (`base.Backbone`)."""

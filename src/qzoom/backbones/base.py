@@ -1,0 +1,217 @@
+"""The protocol a model family implements: pictures to features, tokens to hidden states, layers one by one.
+
+A backbone knows tensors and layers of one transformers model, unforked. It knows nothing of thresholds, boxes or HTTP and
+keeps no state of a request, so many threads may use one. `docs/port-a-backbone.md` walks through a new family.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from qzoom.config import TokenBudget
+
+__all__ = ["Backbone", "Rotary", "VisualFeatures"]
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class VisualFeatures:
+    """One encoded picture.
+
+    Args:
+        tokens: (n, hidden) embeddings that take the place of the image placeholders, row by row.
+        deepstack: one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; empty without DeepStack.
+        grid: (rows, columns) of merged cells, rows * columns = n.
+        size_px: (width, height) that the vision encoder saw.
+    """
+
+    tokens: Tensor
+    deepstack: tuple[Tensor, ...]
+    grid: tuple[int, int]
+    size_px: tuple[int, int]
+
+
+class Backbone(ABC):
+    """One loaded vision-language model.
+
+    Args:
+        model: the transformers model, in eval mode.
+        tokenizer: its fast tokenizer, with a chat template.
+        image_processor: its image processor.
+        chat_template: a template that overrides the tokenizer's own.
+    """
+
+    family: ClassVar[str]
+    default_sink: ClassVar[str] = "none"
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, chat_template: str | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.chat_template = chat_template or tokenizer.chat_template
+
+    # -- facts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def text_config(self) -> Any:
+        """The decoder's own config."""
+        return self.model.config.get_text_config()
+
+    @property
+    def num_layers(self) -> int:
+        """N, the number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder's hidden states."""
+        return int(self.text_config.hidden_size)
+
+    @property
+    def max_positions(self) -> int:
+        """Most prompt and answer tokens the decoder was built for."""
+        return int(self.text_config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The decoder's number format."""
+        return self.embedding.weight.dtype
+
+    @property
+    @abstractmethod
+    def cell_px(self) -> int:
+        """Side of the square of resized pixels that one visual token covers."""
+
+    @property
+    @abstractmethod
+    def image_token_id(self) -> int:
+        """Id of the placeholder that a visual token replaces."""
+
+    @property
+    @abstractmethod
+    def block_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids that open and close a block of visual tokens (each may be empty)."""
+
+    @property
+    @abstractmethod
+    def deepstack_levels(self) -> int:
+        """How many decoder layers get visual features added after them."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        if configured is None:
+            configured = self.tokenizer.eos_token_id
+        return tuple(configured) if isinstance(configured, list | tuple) else (int(configured),)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module:
+        """The module that owns `layers`, `norm`, `rotary_emb` and `embed_tokens`."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, in order."""
+        return self.decoder.layers  # type: ignore[return-value]
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token table."""
+        return self.model.get_input_embeddings()
+
+    def new_branch_layer(self, index: int) -> nn.Module:
+        """A decoder layer of the family's own class, a copy of base layer `index` (its weights included).
+
+        Args:
+            index: the base layer it starts from, 0-based.
+        """
+        return copy.deepcopy(self.layers[index])
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def default_budget(self) -> TokenBudget:
+        """The image processor's own limits, in visual tokens."""
+
+    @abstractmethod
+    def encode(
+        self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]
+    ) -> list[VisualFeatures]:
+        """Resize, normalise and encode pictures in one call of the vision encoder.
+
+        Args:
+            images: RGB pictures of any sizes.
+            budgets: limits on visual tokens for each; None uses the image processor's own.
+        """
+
+    # -- tokens ------------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids of any shape (...,) to embeddings (..., hidden)."""
+        return self.embedding(ids)
+
+    @abstractmethod
+    def positions(self, ids: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Stock position ids of one sequence.
+
+        Args:
+            ids: (length,) token ids with the placeholders expanded.
+            grids: (rows, columns) in merged cells of every picture in the sequence, in order.
+
+        Returns:
+            (axes, length) int64; axes is 3 with M-RoPE (time, height, width), else 1.
+        """
+
+    # -- decoder -----------------------------------------------------------------------------------------------------
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
+        """Cosines and sines for positions (axes, batch, length), which may be fractional."""
+        return self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, rotary: Rotary, mask: Tensor | None, cache: Any) -> Tensor:
+        """One decoder layer.
+
+        Args:
+            layer: a base or branch layer.
+            hidden: (batch, queries, hidden).
+            rotary: cosines and sines for the queries.
+            mask: additive (batch, 1, queries, keys), or None for plain causal attention.
+            cache: an object with `update(key, value, layer_idx)`, or None.
+        """
+        out = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+        return out[0] if isinstance(out, tuple) else out
+
+    @abstractmethod
+    def query(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
+        """Rotated queries (batch, heads, length, head_dim) of a layer for its inputs (batch, length, hidden)."""
+
+    @abstractmethod
+    def key(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
+        """Rotated keys (batch, kv_heads, length, head_dim) of a layer for its inputs."""
+
+    @abstractmethod
+    def key_value(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values (batch, kv_heads, length, head_dim) of a layer for its inputs."""
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Output of the last layer (..., hidden) to logits (..., vocabulary) in float32."""
+        return self.model.lm_head(self.decoder.norm(hidden)).float()  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""The flow of one question: coarse look, gate, region, fused read, answer."""

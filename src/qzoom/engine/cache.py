@@ -1,0 +1,147 @@
+"""Keys and values by layer, in the form transformers' decoder layers expect: `update(key, value, layer_idx)`.
+
+A cache is cheap to fork (tensors are shared, never written in place once shared), so a session's prefix serves many
+questions. `reserve` gives a decoding batch room to append in place instead of copying every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["KVCache"]
+
+GROWTH = 128  # positions added when a reserved cache runs out of room
+
+
+class KVCache:
+    """Per layer, keys and values of shape (batch, kv_heads, length, head_dim)."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor, int]] = {}  # buffers and the filled length
+        self._owned = False
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append new keys and values of one layer; returns all of that layer's."""
+        if layer_idx not in self._layers:
+            self._layers[layer_idx] = (key, value, key.shape[2])
+            return key, value
+        keys, values, length = self._layers[layer_idx]
+        end = length + key.shape[2]
+        if self._owned:
+            if end > keys.shape[2]:
+                keys, values = (_with_room(t, length, end - length + GROWTH) for t in (keys, values))
+            keys[:, :, length:end] = key
+            values[:, :, length:end] = value
+        else:
+            keys = torch.cat([keys[:, :, :length], key], dim=2)
+            values = torch.cat([values[:, :, :length], value], dim=2)
+        self._layers[layer_idx] = (keys, values, end)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def __contains__(self, layer_idx: int) -> bool:
+        return layer_idx in self._layers
+
+    def __len__(self) -> int:
+        """Filled length of the first layer held; 0 when empty."""
+        return next((length for _, _, length in self._layers.values()), 0)
+
+    def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer."""
+        keys, values, length = self._layers[layer_idx]
+        return keys[:, :, :length], values[:, :, :length]
+
+    def fork(self) -> KVCache:
+        """A cache that shares these tensors; appending to either leaves the other as it was."""
+        out = KVCache()
+        out._layers = {i: (k[:, :, :n], v[:, :, :n], n) for i, (k, v, n) in self._layers.items()}
+        return out
+
+    def truncated(self, length: int) -> KVCache:
+        """A fork that keeps only the first `length` positions."""
+        out = KVCache()
+        for i, (keys, values, filled) in self._layers.items():
+            n = min(length, filled)
+            out._layers[i] = (keys[:, :, :n], values[:, :, :n], n)
+        return out
+
+    def merged(self, other: KVCache) -> KVCache:
+        """A fork that also holds the layers of another cache (their layers must differ)."""
+        out = self.fork()
+        out._layers |= other.fork()._layers
+        return out
+
+    def reserve(self, extra: int) -> KVCache:
+        """An own copy with room for `extra` more positions, appended in place."""
+        out = KVCache()
+        out._owned = True
+        for i, (keys, values, n) in self._layers.items():
+            out._layers[i] = (_with_room(keys, n, extra), _with_room(values, n, extra), n)
+        return out
+
+    @staticmethod
+    def stack(caches: Sequence[KVCache], lengths: Sequence[int], extra: int = 0) -> KVCache:
+        """Join one-row caches into a batch, shorter ones padded with zeros on the left.
+
+        Args:
+            caches: each with batch 1; all with the same layers, or empty.
+            lengths: filled length of each.
+            extra: room to reserve for appending in place.
+        """
+        if len(caches) == 1:
+            return caches[0].reserve(extra) if extra else caches[0].fork()
+        out = KVCache()
+        out._owned = extra > 0
+        longest = max(lengths)
+        template = next((c for c in caches if c._layers), None)
+        if template is None or longest == 0:
+            return out
+        for i, (keys, _, _) in template._layers.items():
+            shape = (len(caches), keys.shape[1], longest + extra, keys.shape[3])
+            new_keys, new_values = keys.new_zeros(shape), keys.new_zeros(shape)
+            for row, (cache, length) in enumerate(zip(caches, lengths, strict=True)):
+                if length:
+                    new_keys[row, :, longest - length : longest] = cache.layer(i)[0][0]
+                    new_values[row, :, longest - length : longest] = cache.layer(i)[1][0]
+            out._layers[i] = (new_keys, new_values, longest)
+        return out
+
+    def select(self, rows: Sequence[int], drop: int = 0) -> KVCache:
+        """An own copy of some rows, without the first `drop` positions (padding of rows that left).
+
+        Args:
+            rows: indices to keep, in order.
+            drop: positions to cut on the left.
+        """
+        out = KVCache()
+        out._owned = self._owned
+        for i, (keys, values, n) in self._layers.items():
+            out._layers[i] = (keys[list(rows), :, drop:].contiguous(), values[list(rows), :, drop:].contiguous(), n - drop)
+        return out
+
+    def row(self, row: int, keep: Iterable[slice]) -> KVCache:
+        """One row of a batch as a cache of its own, made of the given pieces of its length.
+
+        Args:
+            row: index in the batch.
+            keep: slices along the length, in order.
+        """
+        pieces = list(keep)
+        out = KVCache()
+        for i in self._layers:
+            keys, values = self.layer(i)
+            new_keys = [keys[row : row + 1, :, piece] for piece in pieces]
+            new_values = [values[row : row + 1, :, piece] for piece in pieces]
+            k = new_keys[0] if len(new_keys) == 1 else torch.cat(new_keys, dim=2)
+            v = new_values[0] if len(new_values) == 1 else torch.cat(new_values, dim=2)
+            out._layers[i] = (k, v, k.shape[2])
+        return out
+
+
+def _with_room(buffer: Tensor, length: int, extra: int) -> Tensor:
+    new = buffer.new_empty((*buffer.shape[:2], length + extra, buffer.shape[3]))
+    new[:, :, :length] = buffer[:, :, :length]
+    return new

@@ -1,0 +1,1 @@
+"""Gate and region branches: from hidden states to a decision and to boxes."""

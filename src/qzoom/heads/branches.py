@@ -1,0 +1,77 @@
+"""The two branches as modules: T decoder layers of the backbone's own class, and for the gate a linear score.
+
+Both read H_K, the hidden states after the shared layers, and start as copies of base layers K..K+T-1 (method.md 2, 3).
+They hold weights only; the engine runs them, because it owns the caches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qzoom.backbones.base import Backbone
+from qzoom.errors import ConfigError
+
+__all__ = ["GateBranch", "RegionBranch", "new_gate", "new_region"]
+
+
+class GateBranch(nn.Module):
+    """Decides whether the coarse look is enough.
+
+    Args:
+        layers: T decoder layers.
+        hidden_size: width of the hidden states.
+    """
+
+    def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.head = nn.Linear(hidden_size, 1)
+
+    def logit(self, hidden_last: Tensor) -> Tensor:
+        """Last-token hidden states (..., hidden) after the layers to logits (...,); no norm in between."""
+        return self.head(hidden_last)[..., 0].float()
+
+
+class RegionBranch(nn.Module):
+    """Finds the region: T - 1 whole layers, of the T-th only norm, queries and keys.
+
+    Args:
+        layers: T decoder layers.
+    """
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+
+def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> GateBranch:
+    """A gate branch initialised from base layers K..K+T-1, with a zero score.
+
+    Args:
+        backbone: the base.
+        shared_layers: K.
+        branch_layers: T.
+
+    Raises:
+        ConfigError: K + T exceeds the base's layers.
+    """
+    gate = GateBranch(_branch_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
+    nn.init.zeros_(gate.head.bias)
+    nn.init.normal_(gate.head.weight, std=backbone.hidden_size**-0.5 * 0.1)
+    return gate.to(backbone.device, backbone.dtype)
+
+
+def new_region(backbone: Backbone, shared_layers: int, branch_layers: int) -> RegionBranch:
+    """A region branch initialised from base layers K..K+T-1; arguments and errors as `new_gate`."""
+    return RegionBranch(_branch_layers(backbone, shared_layers, branch_layers))
+
+
+def _branch_layers(backbone: Backbone, shared_layers: int, branch_layers: int) -> nn.ModuleList:
+    if shared_layers + branch_layers > backbone.num_layers:
+        raise ConfigError(
+            f"K={shared_layers} shared and T={branch_layers} branch layers need {shared_layers + branch_layers} base "
+            f"layers, but the base has {backbone.num_layers}; choose a smaller K or T."
+        )
+    with torch.no_grad():
+        return nn.ModuleList(backbone.new_branch_layer(shared_layers + i) for i in range(branch_layers))

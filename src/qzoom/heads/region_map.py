@@ -1,0 +1,110 @@
+"""From the region branch's queries and keys to a probability map over the coarse cells (method.md 3).
+
+Pure functions of tensors. The sink rules are the release's: the first token's map for Qwen3-VL, corner cells for
+Qwen2.5-VL. Maps of one row or one column, on which the release fails, are blurred along their long side only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from qzoom.config import ZoomConfig
+
+__all__ = ["RegionMap", "blur", "corner_keep", "mean_head_logits", "region_map"]
+
+CORNER_RULE_CELLS = 256  # maps with more cells than this lose their first quarter row and column
+
+
+@dataclass(frozen=True, slots=True)
+class RegionMap:
+    """Every step of one picture's map, each (rows, columns) float32.
+
+    Args:
+        logits: scaled query-key products, mean over heads.
+        sink_prob: the first token's map after the sigmoid; None when the config has another sink rule.
+        keep: 1 where a cell may be foreground, 0 for sinks.
+        masked: sigmoid(logits) * keep.
+        blurred: masked after the 3x3 blur; boxes are drawn on it.
+    """
+
+    logits: Tensor
+    sink_prob: Tensor | None
+    keep: Tensor
+    masked: Tensor
+    blurred: Tensor
+
+
+def mean_head_logits(query: Tensor, keys: Tensor) -> Tensor:
+    """Scaled products of one query with every key, mean over query heads.
+
+    Args:
+        query: (heads, head_dim), or (1, head_dim) to use one query against the keys of every head.
+        keys: (kv_heads, n, head_dim); shared by heads / kv_heads query heads each.
+
+    Returns:
+        (n,) float32.
+    """
+    query, keys = query.float(), keys.float()
+    groups = query.shape[0] // keys.shape[0]
+    if groups > 1:
+        keys = keys.repeat_interleave(groups, dim=0)
+    return (query[:, None, :] * keys).sum(-1).mul(keys.shape[-1] ** -0.5).mean(0)
+
+
+def corner_keep(grid: tuple[int, int]) -> Tensor:
+    """Qwen2.5-VL's rule: on large maps the first quarter of the first row and of the first column is dropped.
+
+    Args:
+        grid: (rows, columns).
+
+    Returns:
+        (rows, columns) float32 of ones and zeros.
+    """
+    rows, columns = grid
+    keep = torch.ones(rows, columns)
+    if rows * columns > CORNER_RULE_CELLS:
+        keep[: max(1, rows // 4), 0] = 0
+        keep[0, : max(1, columns // 4)] = 0
+    return keep
+
+
+def blur(prob: Tensor, sigma: float = 1.0) -> Tensor:
+    """3x3 Gaussian blur with reflected borders.
+
+    Args:
+        prob: (rows, columns).
+        sigma: standard deviation in cells.
+    """
+    offsets = torch.arange(-1, 2, dtype=prob.dtype, device=prob.device)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    weights = weights / weights.sum()
+    kernel = torch.outer(weights, weights)[None, None]
+    out = prob[None, None]
+    out = pad(out, (1, 1, 0, 0), mode="reflect" if prob.shape[1] > 1 else "replicate")
+    out = pad(out, (0, 0, 1, 1), mode="reflect" if prob.shape[0] > 1 else "replicate")
+    return conv2d(out, kernel)[0, 0]
+
+
+def region_map(logits: Tensor, sink_logits: Tensor | None, grid: tuple[int, int], config: ZoomConfig) -> RegionMap:
+    """Sigmoid, sink removal and blur for one picture.
+
+    Args:
+        logits: (rows * columns,) mean-head logits of the last prompt token's query.
+        sink_logits: the same of the first prompt token's head-0 query; needed for the "first_token" rule.
+        grid: (rows, columns).
+        config: chooses the sink rule and its threshold.
+    """
+    plain = logits.float().view(grid)
+    sink_prob = None
+    keep = torch.ones_like(plain)
+    if config.sink == "first_token" and sink_logits is not None:
+        sink_prob = sink_logits.float().view(grid).sigmoid()
+        keep = (sink_prob < config.sink_threshold).to(plain.dtype)
+    elif config.sink == "corner":
+        keep = corner_keep(grid).to(plain.device)
+    masked = plain.sigmoid() * keep
+    return RegionMap(plain, sink_prob, keep, masked, blur(masked))
