@@ -1,0 +1,56 @@
+# Every target is one line that a person could type; each sets up what it needs first (own .venv, nothing global).
+# pip's environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) reach pip as they are.
+
+PYTHON ?= python3
+IMAGE ?= examples/receipt.png
+QUESTION ?= What is the total amount?
+ZOOM ?= auto
+SAVE ?= out/demo.png
+REFERENCE ?=
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Waiting torch threads must sleep, not spin: with spinning ones a busy machine is many times slower.
+export OMP_WAIT_POLICY ?= passive
+export OMP_NUM_THREADS ?= 1
+
+# Paths and questions go to the shell as environment variables, so that spaces, quotes and dollar signs stay as typed.
+export QZOOM_MAKE_IMAGE := $(value IMAGE)
+export QZOOM_MAKE_QUESTION := $(value QUESTION)
+export QZOOM_MAKE_SAVE := $(value SAVE)
+export QZOOM_MAKE_REFERENCE := $(value REFERENCE)
+
+.PHONY: help setup demo test lint format parity bench
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## Make .venv with the exact versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qzoom needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[dev]' -c constraints.txt
+	@touch $(READY)
+
+demo: setup ## Ask about a picture: make demo IMAGE=page.jpg QUESTION="What is the date?"
+	@$(BIN)/qzoom ask --zoom $(ZOOM) --save "$$QZOOM_MAKE_SAVE" -- "$$QZOOM_MAKE_IMAGE" "$$QZOOM_MAKE_QUESTION"
+
+test: setup ## Run the tests: make test ARGS="tests/cli -k json"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff (rules and layout) and mypy
+	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
+
+format: setup ## Let ruff mend layout and imports
+	$(BIN)/ruff check --fix && $(BIN)/ruff format
+
+parity: setup ## Compare with the authors' recorded arithmetic: make parity REFERENCE=DIR
+	@test -n "$$QZOOM_MAKE_REFERENCE" || { echo "Name the folder of recorded cases: make parity REFERENCE=DIR" >&2; exit 2; }
+	@$(BIN)/python -m tests.parity "$$QZOOM_MAKE_REFERENCE"
+
+bench: setup ## Time the engine beside transformers' own generate
+	$(BIN)/python benchmarks/engine.py $(ARGS)
