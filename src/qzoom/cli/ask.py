@@ -1,0 +1,121 @@
+"""`qzoom ask`: a question about one or more pictures, from the command line to the answer on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qzoom.cli import options
+from qzoom.cli.console import Console
+from qzoom.cli.describe import describe_cost, describe_gate, describe_regions
+
+if TYPE_CHECKING:
+    from qzoom.types import Answer, StreamEvent
+
+__all__ = ["ask"]
+
+
+def ask(
+    inputs: options.Inputs,
+    model: options.Model = "tiny",
+    zoom: options.Zoom = "auto",
+    save: Annotated[
+        Path | None, typer.Option(help="Draw where it looked and what it answered; the ending chooses the format.")
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from this share of the likeliest tokens, above 0 to 1.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0 is all.")] = 0,
+    seed: Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be given again.")
+    ] = None,
+    coarse_tokens: options.CoarseTokens = None,
+    region_tokens: options.RegionTokens = None,
+    gate_threshold: options.GateThreshold = None,
+    region_threshold: options.RegionThreshold = None,
+    preset: options.Preset = None,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Ask a question about a picture.
+
+    The coarse look comes first; when the gate finds it wanting, the region that the question is about is read at high
+    resolution. On a terminal the answer appears as it is made; into a file or pipe goes only its text.
+
+    Example: qzoom ask receipt.jpg "What is the total amount?" --save answer.png
+    """
+    from qzoom.cli.loading import load_model, read_pictures, thresholds
+
+    console = Console(quiet=quiet)
+    pictures, question = options.split_inputs(inputs)
+    settings: dict[str, Any] = {
+        "zoom": zoom,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "coarse_tokens": options.parse_tokens(coarse_tokens, "--coarse-tokens"),
+        "region_tokens": options.parse_tokens(region_tokens, "--region-tokens"),
+    }
+    sources = read_pictures(pictures)
+    console.hush_libraries()
+    reader = load_model(model, revision, device, dtype)
+    settings["gate_threshold"], settings["region_threshold"] = thresholds(
+        reader, preset, gate_threshold, region_threshold
+    )
+    image: Any = sources[0] if len(sources) == 1 else sources
+    if console.live and not json:
+        answer = _show(reader.stream(image, question, **settings), console)
+    else:
+        answer = reader.ask(image, question, **settings)
+    _finish(answer, console, save, json)
+
+
+def _show(events: Iterator[StreamEvent], console: Console) -> Answer:
+    """Print a streamed answer as it comes; returns the whole."""
+    answer = None
+    for event in events:
+        if event.kind == "perception" and event.perception is not None:
+            seen = event.perception
+            console.note(describe_gate(seen.gate))
+            if seen.gate.zoomed:
+                for line in describe_regions(seen.regions, seen.image_sizes_px):
+                    console.note(line)
+        elif event.kind == "text":
+            console.write(event.text)
+        elif event.kind == "answer":
+            answer = event.answer
+    console.write("\n")
+    if answer is None:
+        raise RuntimeError("the stream ended without an answer")
+    return answer
+
+
+def _finish(answer: Answer, console: Console, save: Path | None, json: bool) -> None:
+    """The drawing, then what is left to print: the text or the record, notes and cost."""
+    written = None
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        written = answer.save(save)
+    if not (console.live or json):
+        console.note(describe_gate(answer.gate))
+        for line in describe_regions(answer.regions, answer.image_sizes_px):
+            console.note(line)
+    for note in answer.notes:
+        console.note(f"note    {note}")
+    console.note(describe_cost(answer.usage, answer.timing_ms))
+    if written is not None:
+        console.note(f"saved   {written}")
+    if json:
+        console.record(answer.to_dict())
+    elif not console.live:
+        console.result(answer.text)

@@ -1,0 +1,84 @@
+"""What every verb says and where: answers on standard output, all else on standard error.
+
+Scripts read standard output, people read both; `--quiet` and `--json` silence the second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+__all__ = ["Console", "one_line", "printable"]
+
+_KEPT = "\n\t"
+_DIRECTION = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+
+def printable(text: str) -> str:
+    """The text without control and direction-changing characters, so that an answer cannot steer a terminal."""
+    return "".join(
+        c for c in text if c in _KEPT or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _DIRECTION)
+    )
+
+
+def one_line(text: str) -> str:
+    """The text on one line, runs of white space as one space."""
+    return " ".join(printable(text).split())
+
+
+class Console:
+    """The two streams of one command.
+
+    Args:
+        quiet: say nothing on standard error except errors.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    @property
+    def live(self) -> bool:
+        """Whether a person watches standard output."""
+        return _is_terminal(sys.stdout)
+
+    def note(self, text: str) -> None:
+        """A remark for people, on standard error."""
+        if not self.quiet:
+            print(printable(text), file=sys.stderr, flush=True)
+
+    def write(self, text: str) -> None:
+        """A piece of the answer, shown at once."""
+        sys.stdout.write(_encodable(printable(text) if self.live else text))
+        sys.stdout.flush()
+
+    def result(self, text: str) -> None:
+        """A whole answer on lines of its own."""
+        self.write(f"{text}\n")
+
+    def record(self, values: dict[str, Any]) -> None:
+        """One JSON line."""
+        sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    def hush_libraries(self) -> None:
+        """Keep the progress bars and advice of the libraries off the screen; downloads show theirs on a terminal."""
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        if self.quiet or not _is_terminal(sys.stderr):
+            import huggingface_hub.utils
+
+            huggingface_hub.utils.disable_progress_bars()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _encodable(text: str) -> str:
+    """The text as the stream can show it; characters that its encoding lacks become escapes."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

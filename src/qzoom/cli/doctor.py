@@ -1,0 +1,170 @@
+"""`qzoom doctor`: whether qzoom can work here, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from qzoom import __version__
+from qzoom.cli.console import Console
+
+__all__ = ["Finding", "doctor", "examine"]
+
+Level = Literal["ok", "warn", "fail"]
+_MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fact about this installation.
+
+    Args:
+        name: what was looked at.
+        value: what was found.
+        level: "ok", "warn" (works, could be better) or "fail" (needed and missing).
+        remedy: what to do about it; empty when nothing.
+    """
+
+    name: str
+    value: str
+    level: Level = "ok"
+    remedy: str = ""
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="One JSON line instead of a list.")] = False,
+) -> None:
+    """Check this installation: versions, device, threads, models.
+
+    The exit code is 1 when something needed is missing.
+    """
+    console = Console()
+    findings = examine()
+    healthy = all(finding.level != "fail" for finding in findings)
+    if json:
+        console.record({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            console.result(f"{_MARKS[finding.level]}  {finding.name:<{width}}  {finding.value}")
+            if finding.remedy:
+                console.result(f"      {'':<{width}}  -> {finding.remedy}")
+        console.result(
+            "qzoom can work here." if healthy else "Something qzoom needs is missing; see the lines marked FAIL."
+        )
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which they matter."""
+    findings = [Finding("qzoom", __version__), Finding("python", platform.python_version())]
+    findings += _libraries()
+    if all(finding.level != "fail" for finding in findings):
+        findings += [_device(), *_threads(), _attention()]
+    return [*findings, _torchvision(), _model_cache(), _embedded_model()]
+
+
+def _libraries() -> list[Finding]:
+    """Every needed library against the range that qzoom declares."""
+    from packaging.requirements import Requirement
+
+    findings = []
+    for line in importlib.metadata.requires("qzoom") or []:
+        need = Requirement(line)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(need.name, "not installed", "fail", f"pip install '{need}'"))
+            continue
+        if need.specifier.contains(found, prereleases=True):
+            findings.append(Finding(need.name, found))
+        else:
+            findings.append(Finding(need.name, f"{found}, needs {need.specifier}", "fail", f"pip install '{need}'"))
+    return findings
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return Finding("device", f"cuda ({names})")
+    built = "built without CUDA" if torch.version.cuda is None else f"CUDA {torch.version.cuda} build, no usable GPU"
+    return Finding(
+        "device", f"cpu ({platform.processor() or platform.machine()}, {os.cpu_count()} cores; torch {built})"
+    )
+
+
+def _threads() -> list[Finding]:
+    import torch
+
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    waiting = Finding("OMP_WAIT_POLICY", policy or "not set")
+    if (policy or "").lower() != "passive":
+        remedy = "export OMP_WAIT_POLICY=passive: spinning threads are many times slower when cores are shared."
+        waiting = Finding("OMP_WAIT_POLICY", policy or "not set", "warn", remedy)
+    threads = f"{torch.get_num_threads()} (OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')})"
+    return [Finding("torch threads", threads), waiting]
+
+
+def _attention() -> Finding:
+    import torch
+
+    kinds = ["eager"]
+    if hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+        kinds.insert(0, "sdpa")
+    if importlib.util.find_spec("flash_attn") is not None:
+        kinds.append("flash_attention_2")
+    return Finding("attention", ", ".join(kinds))
+
+
+def _torchvision() -> Finding:
+    if importlib.util.find_spec("torchvision") is None:
+        return Finding("torchvision", "absent (not needed)")
+    try:
+        import torchvision
+    except (ImportError, RuntimeError, OSError):
+        return Finding(
+            "torchvision",
+            "installed, does not import",
+            "fail",
+            "pip uninstall torchvision: a broken one stops transformers.",
+        )
+    return Finding("torchvision", str(torchvision.__version__))
+
+
+def _model_cache() -> Finding:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    mode = (
+        ", offline (HF_HUB_OFFLINE)"
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+        else ""
+    )
+    nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        remedy = "set HF_HOME to a folder that can be written, or models cannot be downloaded."
+        return Finding("model cache", f"{cache} cannot be written", "warn", remedy)
+    return Finding("model cache", f"{cache} ({models} models{mode})")
+
+
+def _embedded_model() -> Finding:
+    import qzoom
+
+    folder = Path(qzoom.__file__).parent / "assets" / "tiny"
+    parts: list[Any] = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    if not any(path.name.endswith(".safetensors") for path in parts):
+        return Finding("embedded model", "missing", "fail", "install qzoom again, or name another model with --model.")
+    size_mb = sum(path.stat().st_size for path in parts) / 1e6
+    return Finding("embedded model", f"tiny, {size_mb:.1f} MB in {folder}")

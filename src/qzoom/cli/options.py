@@ -1,0 +1,105 @@
+"""Options that several verbs share, each described once, and their conversion to what the library takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from qzoom.config import TokenBudget
+
+__all__ = [
+    "CoarseTokens",
+    "Device",
+    "Dtype",
+    "GateThreshold",
+    "Inputs",
+    "Json",
+    "Model",
+    "Preset",
+    "Quiet",
+    "RegionThreshold",
+    "RegionTokens",
+    "Revision",
+    "Zoom",
+    "parse_tokens",
+    "split_inputs",
+]
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE... QUESTION",
+        show_default=False,
+        help="One or more pictures, then the question. A picture named - is read from standard input.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'),
+]
+Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
+Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda when there is one).")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto is the checkpoint's own."),
+]
+Zoom = Annotated[
+    Literal["auto", "never", "always"],
+    typer.Option("--zoom", help="auto: the gate decides; never: the coarse look only; always: whatever the gate says."),
+]
+Preset = Annotated[str | None, typer.Option(help="Named thresholds of the checkpoint.", show_default=False)]
+GateThreshold = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, show_default=False, help="Zoom at this gate score; lower zooms more often."),
+]
+RegionThreshold = Annotated[
+    float | None, typer.Option(min=0, max=1, show_default=False, help="Map value above which a cell is of interest.")
+]
+CoarseTokens = Annotated[
+    str | None,
+    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse look at a picture."),
+]
+RegionTokens = Annotated[
+    str | None,
+    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on standard error except errors.")]
+
+
+def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
+    """Pictures and question of one command line.
+
+    Raises:
+        typer.BadParameter: fewer than two words, or more than one picture from standard input.
+    """
+    if len(inputs) < 2:
+        raise typer.BadParameter(
+            'name at least one picture and then the question, for example: receipt.jpg "What is the total amount?"'
+        )
+    pictures, question = inputs[:-1], inputs[-1]
+    if pictures.count("-") > 1:
+        raise typer.BadParameter("only one picture can come from standard input.")
+    return pictures, question
+
+
+def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
+    """Read MAX or MIN:MAX.
+
+    Raises:
+        typer.BadParameter: not whole numbers.
+        BudgetError: numbers that contradict each other.
+    """
+    from qzoom.config import TokenBudget
+
+    if text is None:
+        return None
+    parts = text.split(":")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is neither MAX nor MIN:MAX in visual tokens, such as 144 or 64:144.", param_hint=flag
+        )
+    numbers = [int(part) for part in parts]
+    return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
