@@ -2,7 +2,7 @@
 # pip's environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) reach pip as they are.
 
 PYTHON ?= python3
-IMAGE ?= examples/receipt.png
+IMAGE ?= examples/receipt.jpg
 QUESTION ?= What is the total amount?
 ZOOM ?= auto
 SAVE ?= out/demo.png
