@@ -1,7 +1,7 @@
 """The protocol a model family implements: pictures to features, tokens to hidden states, layers one by one.
 
-A backbone knows tensors and layers of one transformers model, unforked. It knows nothing of thresholds, boxes or HTTP and
-keeps no state of a request, so many threads may use one. `docs/port-a-backbone.md` walks through a new family.
+A backbone knows tensors and layers of one transformers model, unforked. It knows nothing of thresholds, boxes or HTTP
+and keeps no state of a request, so many threads may use one. `docs/port-a-backbone.md` walks through a new family.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class VisualFeatures:
 
     Args:
         tokens: (n, hidden) embeddings that take the place of the image placeholders, row by row.
-        deepstack: one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; empty without DeepStack.
+        deepstack: one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; may be empty.
         grid: (rows, columns) of merged cells, rows * columns = n.
         size_px: (width, height) that the vision encoder saw.
     """
@@ -110,6 +110,11 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
+    def position_axes(self) -> int:
+        """Axes of a position: 3 with M-RoPE, else 1."""
+
+    @property
+    @abstractmethod
     def deepstack_levels(self) -> int:
         """How many decoder layers get visual features added after them."""
 
@@ -153,9 +158,7 @@ class Backbone(ABC):
         """The image processor's own limits, in visual tokens."""
 
     @abstractmethod
-    def encode(
-        self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]
-    ) -> list[VisualFeatures]:
+    def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:
         """Resize, normalise and encode pictures in one call of the vision encoder.
 
         Args:

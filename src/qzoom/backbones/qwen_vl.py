@@ -46,6 +46,11 @@ class QwenVLBackbone(Backbone):
         return (int(config.vision_start_token_id),), (int(config.vision_end_token_id),)
 
     @property
+    def position_axes(self) -> int:
+        """Time, height and width."""
+        return 3
+
+    @property
     def deepstack_levels(self) -> int:
         """Number of DeepStack mergers in the vision encoder; 0 without any."""
         return len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", None) or ())
@@ -57,9 +62,7 @@ class QwenVLBackbone(Backbone):
         low = max(1, int(size["shortest_edge"]) // cell)
         return TokenBudget(low, max(low, int(size["longest_edge"]) // cell))
 
-    def encode(
-        self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]
-    ) -> list[VisualFeatures]:
+    def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:
         """See `Backbone.encode`."""
         if not images:
             return []

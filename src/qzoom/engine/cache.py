@@ -119,7 +119,11 @@ class KVCache:
         out = KVCache()
         out._owned = self._owned
         for i, (keys, values, n) in self._layers.items():
-            out._layers[i] = (keys[list(rows), :, drop:].contiguous(), values[list(rows), :, drop:].contiguous(), n - drop)
+            out._layers[i] = (
+                keys[list(rows), :, drop:].contiguous(),
+                values[list(rows), :, drop:].contiguous(),
+                n - drop,
+            )
         return out
 
     def row(self, row: int, keep: Iterable[slice]) -> KVCache:

@@ -148,25 +148,16 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _pad(tensors: list[Tensor], dim: int) -> Tensor:
-    """Stack, padded with zeros on the left of `dim`."""
+    """Stack, padded with zeros on the left of `dim`; whole and fractional positions become fractional together."""
+    if any(t.dtype != tensors[0].dtype for t in tensors):
+        tensors = [t.float() for t in tensors]
     longest = max(t.shape[dim] for t in tensors)
-    if all(t.shape[dim] == longest for t in tensors):
-        return torch.stack([t.to(tensors[0].dtype) for t in tensors]) if _same_type(tensors) else _stack_float(tensors)
     padded = []
     for tensor in tensors:
         shape = list(tensor.shape)
         shape[dim] = longest - shape[dim]
-        padded.append(torch.cat([tensor.new_zeros(shape), tensor], dim=dim))
-    return torch.stack(padded) if _same_type(tensors) else _stack_float(padded)
-
-
-def _same_type(tensors: list[Tensor]) -> bool:
-    return all(t.dtype == tensors[0].dtype for t in tensors)
-
-
-def _stack_float(tensors: list[Tensor]) -> Tensor:
-    """Whole and fractional positions in one batch."""
-    return torch.stack([t.float() for t in tensors])
+        padded.append(torch.cat([tensor.new_zeros(shape), tensor], dim=dim) if shape[dim] else tensor)
+    return torch.stack(padded)
 
 
 def _pad_deepstack(rows: Sequence[Row], queries: int) -> Tensor | None:

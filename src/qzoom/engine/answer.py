@@ -1,0 +1,190 @@
+"""The whole flow as events: look, read the regions, finish the prefill, decode (method.md 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from qzoom.engine.decode import DecodeBatch, DecodeRow
+from qzoom.engine.fuse import RegionBlock, insert_regions
+from qzoom.engine.look import Look, look
+from qzoom.engine.request import Request, split_budget
+from qzoom.engine.sampling import Sampler
+from qzoom.engine.state import Engine, State, advance_shared, advance_upper, truncate
+from qzoom.engine.text import TextStream
+from qzoom.engine.timing import Stopwatch
+from qzoom.types import Answer, HeatMap, Perception, Region, StreamEvent, Usage
+
+__all__ = ["events", "perceive", "read_regions"]
+
+
+def perceive(engine: Engine, requests: Sequence[Request]) -> list[Perception]:
+    """Gate and regions of every request, without an answer."""
+    clock = Stopwatch(engine.backbone.device)
+    looks = look(engine, requests, clock, perceive=True)
+    return [_perception(item, clock) for item in looks]
+
+
+def events(
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    cancel: Callable[[int], bool] | None = None,
+    eos_ids: Sequence[int] | None = None,
+) -> Iterator[tuple[int, StreamEvent]]:
+    """Answer every request; events come as they happen, named by the request's index.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        requests: one or more.
+        cancel: asked between steps with a request's index; True ends that answer.
+        eos_ids: tokens that end an answer; None uses the model's own.
+
+    Yields:
+        For each request one "perception", then "text" pieces, then one "answer".
+    """
+    clock = Stopwatch(engine.backbone.device)
+    looks = look(engine, requests, clock)
+    for i, item in enumerate(looks):
+        yield i, StreamEvent("perception", perception=_perception(item, clock))
+    looks, regions = read_regions(engine, looks, clock)
+    rows = _prefill(engine, looks, clock)
+    batch = DecodeBatch(engine.backbone, eos_ids)
+    with clock.step("decode"):
+        pieces = batch.start(rows)
+    while True:
+        for row, text in pieces:
+            if text:
+                yield row.key, StreamEvent("text", text=text)
+            if row.finish:
+                yield row.key, StreamEvent("answer", answer=_answer(looks[row.key], regions[row.key], row, clock))
+        for row in batch.rows:
+            if cancel is not None and cancel(row.key):
+                batch.cancel(row.key)
+                yield row.key, StreamEvent("answer", answer=_answer(looks[row.key], regions[row.key], row, clock))
+        if not batch.rows:
+            return
+        with clock.step("decode"):
+            pieces = batch.step()
+
+
+@torch.inference_mode()
+def read_regions(
+    engine: Engine, looks: Sequence[Look], clock: Stopwatch
+) -> tuple[list[Look], list[tuple[Region, ...]]]:
+    """Crop, encode and insert the regions of the looks that zoom; the shared layers run over what is new.
+
+    Returns:
+        The looks with their new states, and what was read for each.
+    """
+    out, regions = list(looks), [tuple[Region, ...]() for _ in looks]
+    chosen = [i for i, item in enumerate(looks) if item.gate.zoomed]
+    if not chosen:
+        return out, regions
+    crops, budgets = [], []
+    for i in chosen:
+        item = looks[i]
+        own = [item.request.pictures[b.image].image.crop(b.box) for b in item.boxes]
+        options = item.request.options
+        total = options.region_tokens or engine.config.region_tokens or options.coarse_tokens
+        total = total or engine.config.coarse_tokens or engine.backbone.default_budget()
+        budgets += split_budget(total, [c.width * c.height for c in own])
+        crops += own
+    with clock.step("region_vision"):
+        features = iter(engine.backbone.encode(crops, budgets))
+    states = []
+    for i in chosen:
+        item = looks[i]
+        blocks = [RegionBlock(b.image, b.cells, next(features)) for b in item.boxes]
+        prompt, reused = insert_regions(engine.backbone, item.state.prompt, blocks, engine.config)
+        states.append(truncate(item.state, reused).on(prompt))
+        regions[i] = tuple(
+            Region(b.box, b.score, b.image, block.features.size_px, block.features.tokens.shape[0])
+            for b, block in zip(item.boxes, blocks, strict=True)
+        )
+    with clock.step("region_layers"):
+        for i, state in zip(chosen, advance_shared(engine, states), strict=True):
+            out[i] = dataclasses.replace(looks[i], state=state)
+    return out, regions
+
+
+@torch.inference_mode()
+def _prefill(engine: Engine, looks: Sequence[Look], clock: Stopwatch) -> list[DecodeRow]:
+    """Layers K..N-1; zoomed and plain prompts run as two batches, since their lengths differ most."""
+    found: dict[int, tuple[State, Tensor]] = {}
+    with clock.step("upper_layers"):
+        for zoomed in (False, True):
+            group = [i for i, item in enumerate(looks) if item.gate.zoomed == zoomed]
+            if group:
+                states, logits = advance_upper(engine, [looks[i].state for i in group])
+                found |= dict(zip(group, zip(states, logits, strict=True), strict=True))
+    rows = []
+    for i, item in enumerate(looks):
+        state, first_logits = found[i]
+        params = item.request.options.sampling
+        rows.append(
+            DecodeRow(
+                key=i,
+                cache=state.shared.cache.merged(state.upper.cache),
+                length=len(state.prompt),
+                position=state.prompt.next_position,
+                logits=first_logits,
+                params=params,
+                sampler=Sampler(params),
+                stream=TextStream(engine.backbone.tokenizer, params.stop),
+            )
+        )
+    return rows
+
+
+def _usage(item: Look, regions: Sequence[Region], completion: int) -> Usage:
+    spans = item.state.prompt.spans
+    prefix = item.request.prefix
+    return Usage(
+        coarse_tokens=sum(s.stop - s.start for s in spans if s.role == "coarse"),
+        region_tokens=sum(r.tokens for r in regions),
+        prompt_tokens=len(item.state.prompt),
+        completion_tokens=completion,
+        reused_tokens=_reused(item, prefix) if prefix is not None else 0,
+    )
+
+
+def _reused(item: Look, prefix: State) -> int:
+    """Tokens of the session's prefix that came before the first inserted region."""
+    inserted = [s.start for s in item.state.prompt.spans if s.role == "region"]
+    return min([prefix.shared.length, *inserted])
+
+
+def _heat_maps(item: Look) -> tuple[HeatMap, ...]:
+    return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
+
+
+def _perception(item: Look, clock: Stopwatch) -> Perception:
+    return Perception(
+        gate=item.gate,
+        regions=tuple(Region(b.box, b.score, b.image) for b in item.boxes),
+        heat_maps=_heat_maps(item),
+        image_sizes_px=tuple(p.size_px for p in item.request.pictures),
+        usage=_usage(item, (), 0),
+        timing_ms=clock.snapshot(),
+    )
+
+
+def _answer(item: Look, regions: tuple[Region, ...], row: DecodeRow, clock: Stopwatch) -> Answer:
+    return Answer(
+        text=row.stream.text.strip(),
+        tokens=tuple(row.tokens),
+        gate=item.gate,
+        regions=regions,
+        heat_maps=_heat_maps(item),
+        usage=_usage(item, regions, len(row.tokens)),
+        timing_ms=clock.snapshot(),
+        image_sizes_px=tuple(p.size_px for p in item.request.pictures),
+        notes=tuple(note for p in item.request.pictures for note in p.notes),
+        finish_reason=row.finish or "stop",
+        question=item.request.conversation.question,
+        images=tuple(p.image for p in item.request.pictures),
+    )

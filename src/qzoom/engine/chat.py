@@ -1,0 +1,170 @@
+"""Chat messages -> template text -> token ids, with one placeholder per picture.
+
+What a user writes is always text: a literal `<|image_pad|>` in a question is spelled out in ordinary tokens and never
+becomes a placeholder.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qzoom.backbones.base import Backbone
+from qzoom.errors import QuestionError
+
+__all__ = ["ChatEncoder", "Conversation", "read_conversation"]
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A validated conversation.
+
+    Args:
+        messages: role and parts; parts are {"type": "text", "text": ...} or {"type": "image"}.
+        sources: the pictures in the order of the parts, as given by the caller.
+        question: text of the last user turn.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    sources: tuple[Any, ...]
+    question: str
+
+
+def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], system: str | None = None) -> Conversation:
+    """Make one conversation of pictures and a question or chat messages.
+
+    Args:
+        image: one picture source, a list of them, or None. With messages, pictures fill the image parts that have no
+            source of their own, in order; with no image part at all they go before the first user text.
+        question: a text, or messages with "role" and "content" (a string or a list of parts; an image part may carry
+            its source under "image", "path" or "url").
+        system: a system turn to put first.
+
+    Raises:
+        QuestionError: nothing to ask, unknown roles or parts, or pictures and image parts that do not match.
+    """
+    given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+    if isinstance(question, str):
+        _not_blank(question)
+        parts = [{"type": "image"} for _ in given] + [{"type": "text", "text": question}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        sources = given
+    else:
+        messages, sources = _read_messages(question, given)
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    if messages[-1]["role"] != "user":
+        raise QuestionError(f"The last message must be the user's question, not one of role {messages[-1]['role']!r}.")
+    text = "".join(p["text"] for p in messages[-1]["content"] if p["type"] == "text")
+    _not_blank(text)
+    return Conversation(tuple(messages), tuple(sources), text)
+
+
+def _not_blank(text: str) -> None:
+    if not text.strip():
+        raise QuestionError("The question is empty; ask something about the picture.")
+
+
+def _read_messages(raw: Sequence[dict[str, Any]], given: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+    if not isinstance(raw, list | tuple) or not raw:
+        raise QuestionError("The question must be a text or a non-empty list of chat messages.")
+    waiting = list(given)
+    messages: list[dict[str, Any]] = []
+    sources: list[Any] = []
+    for number, message in enumerate(raw, start=1):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise QuestionError(f'Message {number} must have a "role" out of {", ".join(ROLES)}.')
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple):
+            raise QuestionError(f'Message {number}: "content" must be a text or a list of parts.')
+        clean = [_read_part(part, number, waiting, sources) for part in parts]
+        messages.append({"role": message["role"], "content": clean})
+    if waiting:
+        if sources:
+            raise QuestionError(f"{len(waiting)} picture(s) too many for the image parts of the messages.")
+        first = next((m for m in messages if m["role"] == "user"), None)
+        if first is None:
+            raise QuestionError("The messages have no user turn that could hold the picture.")
+        first["content"] = [{"type": "image"} for _ in waiting] + first["content"]
+        sources = waiting
+    return messages, sources
+
+
+def _read_part(part: Any, number: int, waiting: list[Any], sources: list[Any]) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image":
+        own = next((part[k] for k in ("image", "path", "url") if part.get(k) is not None), None)
+        if own is None and not waiting:
+            raise QuestionError(f"Message {number} has an image part without a picture.")
+        sources.append(own if own is not None else waiting.pop(0))
+        return {"type": "image"}
+    raise QuestionError(f'Message {number}: a part must be {{"type": "text", "text": ...}} or {{"type": "image"}}.')
+
+
+class ChatEncoder:
+    """Renders and tokenises conversations for one backbone. Safe to use from several threads.
+
+    Args:
+        backbone: whose tokenizer and chat template to use.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._tokenizer = backbone.tokenizer
+        self._template = backbone.chat_template
+        self._special = {
+            str(token.content): int(i) for i, token in self._tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    @cached_property
+    def _plain(self) -> Any:
+        """A tokenizer core that spells special tokens out as ordinary text."""
+        core = copy.deepcopy(self._tokenizer.backend_tokenizer)
+        core.encode_special_tokens = True
+        return core
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Token ids up to and including the assistant header, one placeholder id per picture."""
+        pattern = "|".join(re.escape(s) for s in sorted(self._special, key=len, reverse=True))
+        texts = [p["text"] for m in conversation.messages for p in m["content"] if p["type"] == "text"]
+        mark = _unused_character("".join(texts))
+        literal: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            literal.append(match.group())
+            return f"{mark}{len(literal) - 1}{mark}"
+
+        messages = []
+        for message in conversation.messages:
+            parts = [
+                {"type": "text", "text": re.sub(pattern, hide, p["text"])} if p["type"] == "text" else p
+                for p in message["content"]
+            ]
+            text_only = all(p["type"] == "text" for p in parts)
+            messages.append(
+                {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_only else parts}
+            )
+        rendered = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, chat_template=self._template
+        )
+        ids: list[int] = []
+        for piece in re.split(f"({pattern})", rendered):
+            if piece in self._special:
+                ids.append(self._special[piece])
+            elif piece:
+                shown = re.sub(f"{mark}(\\d+){mark}", lambda m: literal[int(m.group(1))], piece)
+                ids.extend(self._plain.encode(shown, add_special_tokens=False).ids)
+        return ids
+
+
+def _unused_character(text: str) -> str:
+    """A private-use character that does not occur in the text."""
+    return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)

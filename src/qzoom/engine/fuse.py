@@ -1,0 +1,109 @@
+"""Insert the regions' visual tokens after their picture, with stock or aligned positions (method.md 4).
+
+before:  [system] <start> coarse <end> [question]
+after:   [system] <start> coarse <end> <start> region <end> [question]
+          ~~~~~~ computed already ~~~~~ ~~~~~~~~~ to be run ~~~~~~~~~~
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qzoom.backbones.base import Backbone, VisualFeatures
+from qzoom.config import ZoomConfig
+from qzoom.engine.prompt import Prompt, VisualSpan
+
+__all__ = ["RegionBlock", "insert_regions"]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionBlock:
+    """An encoded region, ready to be inserted.
+
+    Args:
+        picture: index of its picture in the prompt.
+        cells: x0, y0, x1, y1 in coarse cells of that picture, half-open.
+        features: the encoded crop.
+    """
+
+    picture: int
+    cells: tuple[float, float, float, float]
+    features: VisualFeatures
+
+
+def insert_regions(
+    backbone: Backbone, prompt: Prompt, blocks: Sequence[RegionBlock], config: ZoomConfig
+) -> tuple[Prompt, int]:
+    """A prompt that also shows the regions.
+
+    Args:
+        backbone: the family.
+        prompt: with coarse spans only.
+        blocks: one or more; several of one picture follow each other in the given order.
+        config: the position scheme.
+
+    Returns:
+        The new prompt, and how many of its first tokens are unchanged.
+    """
+    opening, closing = backbone.block_ids
+    aligned = config.positions == "aligned" and prompt.positions.shape[0] == 3
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    spans: list[VisualSpan] = []
+    start, length, shift, reused = 0, 0, 0, len(prompt)
+    for span in prompt.spans:
+        end = span.stop + len(closing)
+        ids.append(prompt.ids[start:end])
+        positions.append(prompt.positions[:, start:end] + shift)
+        spans.append(dataclasses.replace(span, start=span.start - start + length))
+        length, start = length + end - start, end
+        for block in (b for b in blocks if b.picture == span.picture):
+            reused = min(reused, length)
+            count = block.features.tokens.shape[0]
+            middle = ids[0].new_full((count,), backbone.image_token_id)
+            ids.append(torch.cat([ids[0].new_tensor(opening), middle, ids[0].new_tensor(closing)]))
+            spans.append(VisualSpan(length + len(opening), block.features, span.picture, "region"))
+            length += len(ids[-1])
+            if aligned:
+                previous = positions[-1][:, -1:]
+                positions.append(_aligned(prompt, span, block, previous, shift, config).to(previous.device))
+                shift += max(block.features.grid) + len(opening) + len(closing)
+    ids.append(prompt.ids[start:])
+    positions.append(prompt.positions[:, start:] + shift)
+    all_ids = torch.cat(ids)
+    if aligned:
+        all_positions = torch.cat([p.float() for p in positions], dim=1)
+    else:
+        all_positions = backbone.positions(all_ids, [s.features.grid for s in spans])
+    return Prompt(all_ids, all_positions, tuple(spans)), reused
+
+
+def _aligned(
+    prompt: Prompt, span: VisualSpan, block: RegionBlock, previous: Tensor, shift: int, config: ZoomConfig
+) -> Tensor:
+    """Positions (3, block) of one region: rows and columns between those of the coarse cells that its box covers.
+
+    `previous` is the position (3, 1) of the token before the block.
+    """
+    rows, columns = block.features.grid
+    coarse_rows, coarse_columns = span.features.grid
+    x0, y0, x1, y1 = block.cells
+    first = prompt.positions[:, span.start].float() + shift
+    height = torch.linspace(float(first[1] + y0), float(first[1] + y1 - 1), rows)
+    width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
+    sides = (coarse_rows, coarse_columns)
+    time = float(first[0]) + (max(sides) + 2 if config.temporal_shift == "max" else min(sides))
+    tokens = torch.stack(
+        [
+            torch.full((rows, columns), time),
+            height[:, None].expand(rows, columns),
+            width[None].expand(rows, columns),
+        ]
+    ).flatten(1)
+    before = previous.float().cpu()
+    return torch.cat([before + 1, tokens, before + max(rows, columns) + 2], dim=1)

@@ -1,0 +1,125 @@
+"""A prompt: token ids, positions and the visual spans that take the place of placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qzoom.backbones.base import Backbone, VisualFeatures
+from qzoom.errors import QuestionError
+
+__all__ = ["Prompt", "VisualSpan", "build_prompt", "embed_prompt", "prefix_length"]
+
+
+@dataclass(frozen=True, slots=True)
+class VisualSpan:
+    """Visual tokens in a prompt.
+
+    Args:
+        start: index of the first visual token.
+        features: what stands there.
+        picture: index of the picture, in the order of the conversation.
+        role: the coarse look at a picture, or a region of it.
+    """
+
+    start: int
+    features: VisualFeatures
+    picture: int
+    role: Literal["coarse", "region"]
+
+    @property
+    def stop(self) -> int:
+        """Index after the last visual token."""
+        return self.start + self.features.tokens.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One sample's input.
+
+    Args:
+        ids: (length,) int64.
+        positions: (axes, length), whole or (aligned regions) fractional.
+        spans: visual spans by start.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    spans: tuple[VisualSpan, ...]
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def next_position(self) -> float:
+        """Position of the first generated token, on all axes."""
+        return float(self.positions[:, -1].max()) + 1
+
+
+def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[VisualFeatures]) -> Prompt:
+    """Expand the placeholders of a tokenised conversation.
+
+    Args:
+        backbone: the family.
+        ids: token ids with one placeholder per picture.
+        pictures: the coarse looks, in order.
+
+    Raises:
+        QuestionError: placeholders and pictures do not match.
+    """
+    out: list[int] = []
+    spans: list[VisualSpan] = []
+    for token in ids:
+        if token != backbone.image_token_id:
+            out.append(token)
+            continue
+        if len(spans) == len(pictures):
+            raise QuestionError("The chat template placed more pictures than were given.")
+        features = pictures[len(spans)]
+        spans.append(VisualSpan(len(out), features, len(spans), "coarse"))
+        out.extend([token] * features.tokens.shape[0])
+    if len(spans) != len(pictures):
+        raise QuestionError(f"The chat template placed {len(spans)} of {len(pictures)} pictures.")
+    tensor = torch.tensor(out, device=backbone.device)
+    return Prompt(tensor, backbone.positions(tensor, [p.grid for p in pictures]), tuple(spans))
+
+
+def prefix_length(backbone: Backbone, prompt: Prompt) -> int:
+    """Tokens up to the end of the last picture's block: what does not depend on the question."""
+    if not prompt.spans:
+        return 0
+    return prompt.spans[-1].stop + len(backbone.block_ids[1])
+
+
+def embed_prompt(
+    backbone: Backbone, prompt: Prompt, start: int = 0, stop: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Embeddings of a stretch of the prompt, visual features in place.
+
+    Args:
+        backbone: the family.
+        prompt: the whole prompt.
+        start: first token.
+        stop: one past the last token; None is the end. Spans must lie wholly inside or outside.
+
+    Returns:
+        (tokens, hidden) embeddings and (levels, tokens, hidden) DeepStack additions, None without visual tokens.
+    """
+    stop = len(prompt) if stop is None else stop
+    hidden = backbone.embed(prompt.ids[start:stop])
+    spans = [s for s in prompt.spans if start <= s.start and s.stop <= stop]
+    if not spans:
+        return hidden, None
+    hidden = hidden.clone()
+    levels = backbone.deepstack_levels
+    deepstack = hidden.new_zeros(levels, *hidden.shape) if levels else None
+    for span in spans:
+        piece = slice(span.start - start, span.stop - start)
+        hidden[piece] = span.features.tokens
+        for level, values in enumerate(span.features.deepstack):
+            deepstack[level, piece] = values  # type: ignore[index]
+    return hidden, deepstack

@@ -1,0 +1,112 @@
+"""One picture, many questions: the pictures are encoded and prefilled once.
+
+A session is a frozen prefix state; every question forks it. Sessions share nothing, so two threads may each use one,
+and one session may be asked from several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from qzoom.backbones.base import VisualFeatures
+from qzoom.engine.answer import events, perceive
+from qzoom.engine.chat import ChatEncoder, read_conversation
+from qzoom.engine.prompt import build_prompt, prefix_length
+from qzoom.engine.request import Options, Request
+from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared, advance_upper
+from qzoom.errors import QuestionError
+from qzoom.images.load import LoadedImage
+from qzoom.types import Answer, Perception, StreamEvent
+
+__all__ = ["Session", "open_session"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Questions about the same pictures. Made by `QZoom.session`.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        chat: tokenises.
+        pictures: the decoded pictures.
+        system: the system turn, or None.
+        prefix: everything computed up to the end of the last picture.
+        make_options: turns keyword arguments into `Options`.
+    """
+
+    engine: Engine
+    chat: ChatEncoder
+    pictures: tuple[LoadedImage, ...]
+    system: str | None
+    prefix: State
+    make_options: Callable[..., Options]
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """Answer one question; options as in `QZoom.ask`, except the coarse budget, which the session has fixed."""
+        answer = None
+        for event in self.stream(question, **options):
+            answer = event.answer or answer
+        assert answer is not None
+        return answer
+
+    def stream(self, question: str, **options: Any) -> Iterator[StreamEvent]:
+        """The same as events; options as in `QZoom.stream`."""
+        cancel = options.pop("cancel", None)
+        stop = None if cancel is None else lambda _: cancel()
+        for _, event in events(self.engine, [self._request(question, options)], cancel=stop):
+            yield event
+
+    def perceive(self, question: str, **options: Any) -> Perception:
+        """Gate and regions only."""
+        return perceive(self.engine, [self._request(question, options)])[0]
+
+    def _request(self, question: str, options: dict[str, Any]) -> Request:
+        if options.get("coarse_tokens") is not None:
+            raise QuestionError("A session's coarse look is fixed; open another one for another coarse_tokens.")
+        if not isinstance(question, str):
+            raise QuestionError("A session takes each question as a text; for chat messages use `ask`.")
+        conversation = read_conversation(list(self.pictures), question, self.system)
+        ids = tuple(self.chat.encode(conversation))
+        return Request(conversation, ids, self.pictures, self.make_options(**options), self.prefix)
+
+
+@torch.inference_mode()
+def open_session(
+    engine: Engine,
+    chat: ChatEncoder,
+    pictures: tuple[LoadedImage, ...],
+    *,
+    system: str | None,
+    options: Options,
+    make_options: Callable[..., Options],
+) -> Session:
+    """Encode and prefill the pictures: shared layers, branches and upper layers up to the last picture's end.
+
+    Raises:
+        QuestionError: no picture was given.
+    """
+    if not pictures:
+        raise QuestionError("A session needs at least one picture.")
+    budget = options.coarse_tokens or engine.config.coarse_tokens
+    features = engine.backbone.encode([p.image for p in pictures], [budget] * len(pictures))
+    state = prefill_prefix(engine, chat, features, system)
+    return Session(engine, chat, pictures, system, state, make_options)
+
+
+def prefill_prefix(engine: Engine, chat: ChatEncoder, features: Sequence[VisualFeatures], system: str | None) -> State:
+    """State of everything that comes before the question."""
+    conversation = read_conversation([None] * len(features), "?", system)
+    prompt = build_prompt(engine.backbone, chat.encode(conversation), features)
+    end = prefix_length(engine.backbone, prompt)
+    prompt = replace(prompt, ids=prompt.ids[:end], positions=prompt.positions[:, :end])
+    states = advance_shared(engine, [State.empty(engine, prompt)])
+    if engine.gate is not None:
+        states, _ = advance_gate(engine, states)
+    if engine.region is not None:
+        states = advance_region(engine, states)
+    states, _ = advance_upper(engine, states)
+    return states[0]

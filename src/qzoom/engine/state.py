@@ -1,0 +1,213 @@
+"""What has been computed of one sample, stack by stack, so that nothing is computed twice.
+
+Four stacks of layers read a prompt: the shared layers 0..K-1, the gate, the region branch, and the upper layers
+K..N-1. Each remembers how far it has come; `advance_*` brings it to the end of a prompt. A session keeps the state of
+its prefix and every question goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qzoom.backbones.base import Backbone
+from qzoom.config import ZoomConfig
+from qzoom.engine.cache import KVCache
+from qzoom.engine.prompt import Prompt, embed_prompt
+from qzoom.engine.rows import Row, run_layers
+from qzoom.heads.branches import GateBranch, RegionBranch
+
+__all__ = ["Engine", "State", "advance_gate", "advance_region", "advance_shared", "advance_upper", "truncate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A backbone with its branches and arithmetic; everything a question needs, nothing that a question changes.
+
+    Args:
+        backbone: the family's wrapped model.
+        gate: None when the checkpoint has none.
+        region: None when the checkpoint has none.
+        config: the checkpoint's arithmetic.
+    """
+
+    backbone: Backbone
+    gate: GateBranch | None
+    region: RegionBranch | None
+    config: ZoomConfig
+
+    @property
+    def shared(self) -> list[nn.Module]:
+        """Layers 0..K-1."""
+        return list(self.backbone.layers[: self.config.shared_layers])
+
+    @property
+    def upper(self) -> list[nn.Module]:
+        """Layers K..N-1."""
+        return list(self.backbone.layers[self.config.shared_layers :])
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One stack's cache of a sample and the length it covers."""
+
+    cache: KVCache = field(default_factory=KVCache)
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that is known of one sample.
+
+    Args:
+        prompt: what it is about; the shared layers have seen `hidden.shape[0]` of its tokens.
+        hidden: H_K, (length, hidden).
+        shared: layers 0..K-1.
+        gate: the gate's layers.
+        region: the region branch's whole layers.
+        upper: layers K..N-1.
+        region_last: the last token's hidden state (hidden,) after the region branch's whole layers.
+        sink_query: the first token's head-0 query in the region branch's last layer, (1, head_dim).
+        keys: that layer's keys of each picture's coarse cells, (kv_heads, n, head_dim).
+    """
+
+    prompt: Prompt
+    hidden: Tensor
+    shared: Stack = field(default_factory=Stack)
+    gate: Stack = field(default_factory=Stack)
+    region: Stack = field(default_factory=Stack)
+    upper: Stack = field(default_factory=Stack)
+    region_last: Tensor | None = None
+    sink_query: Tensor | None = None
+    keys: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def empty(cls, engine: Engine, prompt: Prompt) -> State:
+        """Nothing computed yet."""
+        hidden = torch.empty(0, engine.backbone.hidden_size, dtype=engine.backbone.dtype, device=engine.backbone.device)
+        return cls(prompt, hidden)
+
+    def on(self, prompt: Prompt) -> State:
+        """The same state for a prompt that begins with what has been computed."""
+        return dataclasses.replace(self, prompt=prompt)
+
+
+def truncate(state: State, length: int) -> State:
+    """The state after the first `length` tokens only; `length` must not cut a visual span."""
+
+    def cut(stack: Stack) -> Stack:
+        return Stack(stack.cache.truncated(length), min(length, stack.length))
+
+    pictures = sum(1 for s in state.prompt.spans if s.role == "coarse" and s.stop <= length)
+    return State(
+        state.prompt,
+        state.hidden[:length],
+        cut(state.shared),
+        cut(state.gate),
+        cut(state.region),
+        cut(state.upper),
+        None,
+        state.sink_query,
+        state.keys[:pictures],
+    )
+
+
+def advance_shared(engine: Engine, states: Sequence[State], stop: Sequence[int] | None = None) -> list[State]:
+    """Run layers 0..K-1 over the tokens that they have not seen.
+
+    Args:
+        engine: backbone and K.
+        states: samples of any lengths.
+        stop: where to stop in each prompt; None is the end.
+    """
+    rows = []
+    for i, state in enumerate(states):
+        start = state.shared.length
+        end = len(state.prompt) if stop is None else stop[i]
+        hidden, deepstack = embed_prompt(engine.backbone, state.prompt, start, end)
+        rows.append(Row(hidden, state.prompt.positions[:, start:end], state.shared.cache, start, deepstack))
+    out = []
+    for state, row, result in zip(
+        states, rows, run_layers(engine.backbone, engine.shared, rows, first_layer=0), strict=True
+    ):
+        length = row.past + row.hidden.shape[0]
+        hidden = torch.cat([state.hidden[: row.past], result.hidden])
+        out.append(dataclasses.replace(state, hidden=hidden, shared=Stack(result.cache, length)))
+    return out
+
+
+def advance_gate(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
+    """Run the gate's layers.
+
+    Returns:
+        The new states, and for each sample the last token's hidden state (hidden,) after the T layers.
+    """
+    assert engine.gate is not None
+    rows = [_hidden_row(state, state.gate) for state in states]
+    results = run_layers(engine.backbone, list(engine.gate.layers), rows, last_token_only=True)
+    out = [
+        dataclasses.replace(state, gate=Stack(result.cache, state.hidden.shape[0]))
+        for state, result in zip(states, results, strict=True)
+    ]
+    return out, [result.hidden[-1] for result in results]
+
+
+def advance_region(engine: Engine, states: Sequence[State]) -> list[State]:
+    """Run the region branch's T - 1 whole layers and collect the last layer's keys of the coarse cells."""
+    assert engine.region is not None
+    backbone, last = engine.backbone, engine.region.layers[-1]
+    rows = [_hidden_row(state, state.region) for state in states]
+    results = run_layers(backbone, list(engine.region.layers[:-1]), rows)
+    out = []
+    for state, row, result in zip(states, rows, results, strict=True):
+        rotary = backbone.rotary(result.hidden[None], row.positions[:, None])
+        sink_query = state.sink_query
+        if row.past == 0:
+            first = (rotary[0][:, :1], rotary[1][:, :1])
+            sink_query = backbone.query(last, result.hidden[None, :1], first)[0, :1, 0]
+        keys = list(state.keys)
+        for span in state.prompt.spans:
+            if span.role == "coarse" and span.start >= row.past:
+                piece = slice(span.start - row.past, span.stop - row.past)
+                cells = (rotary[0][:, piece], rotary[1][:, piece])
+                keys.append(backbone.key(last, result.hidden[None, piece], cells)[0])
+        stack = Stack(result.cache, state.hidden.shape[0])
+        out.append(
+            dataclasses.replace(
+                state, region=stack, region_last=result.hidden[-1], sink_query=sink_query, keys=tuple(keys)
+            )
+        )
+    return out
+
+
+def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
+    """Run layers K..N-1 over the tokens that they have not seen.
+
+    Returns:
+        The new states, and for each sample the logits (vocabulary,) of the next token.
+    """
+    rows = []
+    for state in states:
+        row = _hidden_row(state, state.upper)
+        if engine.backbone.deepstack_levels > engine.config.shared_layers:
+            _, deepstack = embed_prompt(engine.backbone, state.prompt, row.past, state.hidden.shape[0])
+            row = dataclasses.replace(row, deepstack=deepstack)
+        rows.append(row)
+    results = run_layers(
+        engine.backbone, engine.upper, rows, first_layer=engine.config.shared_layers, last_token_only=True
+    )
+    out = [
+        dataclasses.replace(state, upper=Stack(result.cache, state.hidden.shape[0]))
+        for state, result in zip(states, results, strict=True)
+    ]
+    return out, [engine.backbone.finish(result.hidden[-1]) for result in results]
+
+
+def _hidden_row(state: State, stack: Stack) -> Row:
+    """H_K from where a stack stopped, as its next input."""
+    start, end = stack.length, state.hidden.shape[0]
+    return Row(state.hidden[start:end], state.prompt.positions[:, start:end], stack.cache, start)

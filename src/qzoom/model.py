@@ -1,0 +1,227 @@
+"""The library in one class: load a model, ask about pictures, see where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qzoom.checkpoints.loading import load_engine
+from qzoom.config import TokenBudget, ZoomConfig
+from qzoom.engine.answer import events, perceive
+from qzoom.engine.chat import ChatEncoder
+from qzoom.engine.request import Options, Request, budget, check_heads, make_request
+from qzoom.engine.session import Session, open_session
+from qzoom.engine.state import Engine
+from qzoom.images.load import ImageLimits, load_image
+from qzoom.types import Answer, Perception, SamplingParams, StreamEvent, ZoomMode
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["QZoom"]
+
+Budget = TokenBudget | int | tuple[int, int] | None
+
+
+class QZoom:
+    """A vision-language model that zooms. One instance may be used from several threads.
+
+    Args:
+        engine: backbone, branches and arithmetic; `from_pretrained` makes one.
+        name: what it was loaded from.
+        image_limits: what pictures are accepted.
+    """
+
+    def __init__(self, engine: Engine, name: str = "", image_limits: ImageLimits | None = None) -> None:
+        self.engine = engine
+        self.name = name
+        self.image_limits = image_limits or ImageLimits()
+        self._chat = ChatEncoder(engine.backbone)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_path: str | Path = "tiny",
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device_map: str | None = None,
+        attn_implementation: str = "sdpa",
+        config: ZoomConfig | None = None,
+    ) -> QZoom:
+        """Load the embedded model ("tiny"), a qzoom adapter, a released Q-Zoom checkpoint or a plain base model.
+
+        Args:
+            id_or_path: a folder or a hub id.
+            revision: branch, tag or commit on the hub.
+            dtype: "auto" (as stored), "float32", "bfloat16" or a torch dtype.
+            device_map: "cpu", "cuda", "cuda:0", or "auto"; one device only.
+            attn_implementation: "sdpa" or "eager".
+            config: overrides the checkpoint's own arithmetic.
+
+        Raises:
+            CheckpointError: it cannot be found, read, or matched to its base.
+            DeviceError: a placement that is not supported.
+        """
+        engine = load_engine(
+            id_or_path,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            config=config,
+        )
+        return cls(engine, str(id_or_path))
+
+    @property
+    def config(self) -> ZoomConfig:
+        """The checkpoint's arithmetic."""
+        return self.engine.config
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether "auto" can decide; without a gate it always zooms."""
+        return self.engine.gate is not None
+
+    @property
+    def has_region(self) -> bool:
+        """Whether it can zoom at all."""
+        return self.engine.region is not None
+
+    def ask(
+        self,
+        image: Any,
+        question: str | Sequence[dict[str, Any]],
+        *,
+        on_text: Callable[[str], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Answer one question.
+
+        Args:
+            image: a path, bytes, file object, data URL, array or PIL picture, or a list of them; None if the messages
+                carry their pictures.
+            question: a text, or chat messages in transformers' format.
+            on_text: called with each new piece of the answer.
+            cancel: asked between steps; True ends the answer.
+            **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
+                gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max) pair or a
+                `TokenBudget`).
+
+        Raises:
+            ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
+        """
+        answer = None
+        for event in self.stream(image, question, cancel=cancel, **options):
+            if on_text is not None and event.kind == "text":
+                on_text(event.text)
+            answer = event.answer or answer
+        assert answer is not None
+        return answer
+
+    def stream(
+        self,
+        image: Any,
+        question: str | Sequence[dict[str, Any]],
+        *,
+        cancel: Callable[[], bool] | None = None,
+        **options: Any,
+    ) -> Iterator[StreamEvent]:
+        """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
+        request = self._request(image, question, options)
+        stop = None if cancel is None else lambda _: cancel()
+        return (event for _, event in events(self.engine, [request], cancel=stop))
+
+    def ask_batch(self, samples: Sequence[tuple[Any, str | Sequence[dict[str, Any]]]], **options: Any) -> list[Answer]:
+        """Answer many questions as one batch; every answer equals the one that `ask` gives.
+
+        Args:
+            samples: (image, question) pairs of any sizes.
+            **options: as in `ask`, for all of them; a list of one value per sample is taken apart.
+        """
+        requests = [
+            self._request(image, question, _options_of(options, i, len(samples)))
+            for i, (image, question) in enumerate(samples)
+        ]
+        answers: dict[int, Answer] = {}
+        if requests:
+            for i, event in events(self.engine, requests):
+                if event.answer is not None:
+                    answers[i] = event.answer
+        return [answers[i] for i in range(len(requests))]
+
+    def perceive(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Perception:
+        """Gate and regions only, without an answer; arguments as in `ask`.
+
+        Raises:
+            HeadsMissingError: the checkpoint has no region branch.
+        """
+        check_heads(self.engine, "auto")
+        return perceive(self.engine, [self._request(image, question, options)])[0]
+
+    def session(self, image: Any, *, system: str | None = None, coarse_tokens: Budget = None) -> Session:
+        """Encode and prefill pictures once, for many questions.
+
+        Args:
+            image: as in `ask`.
+            system: a system turn.
+            coarse_tokens: visual tokens of the coarse look, per picture.
+        """
+        sources = list(image) if isinstance(image, list | tuple) else [image]
+        pictures = tuple(load_image(source, self.image_limits) for source in sources)
+        options = self.make_options(coarse_tokens=coarse_tokens)
+        return open_session(
+            self.engine, self._chat, pictures, system=system, options=options, make_options=self.make_options
+        )
+
+    def make_options(
+        self,
+        *,
+        zoom: ZoomMode = "auto",
+        gate_threshold: float | None = None,
+        region_threshold: float | None = None,
+        coarse_tokens: Budget = None,
+        region_tokens: Budget = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Options:
+        """Validated options of one question, from keyword arguments as in `ask`."""
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        return Options(
+            zoom=zoom,
+            sampling=SamplingParams(stop=stops, **sampling),
+            gate_threshold=gate_threshold,
+            region_threshold=region_threshold,
+            coarse_tokens=budget(coarse_tokens, self.engine.backbone),
+            region_tokens=budget(region_tokens, self.engine.backbone),
+        )
+
+    def save_pretrained(self, path: str | Path, **options: Any) -> Path:
+        """Write the adapter (`qzoom_config.json`, `qzoom.safetensors`); see `checkpoints.adapter.save_pretrained`."""
+        from qzoom.checkpoints.adapter import save_pretrained
+
+        return save_pretrained(self.engine, Path(path), **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save and upload to the hub; options as in `huggingface_hub.HfApi.upload_folder`."""
+        from qzoom.checkpoints.adapter import push_to_hub
+
+        return push_to_hub(self.engine, repo_id, **options)
+
+    def _request(self, image: Any, question: str | Sequence[dict[str, Any]], options: dict[str, Any]) -> Request:
+        own = dict(options)
+        system = own.pop("system", None)
+        made = self.make_options(**own)
+        check_heads(self.engine, made.zoom)
+        return make_request(self._chat, image, question, made, system=system, limits=self.image_limits)
+
+
+def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:
+    """One sample's options; lists of `count` values give one each (stop texts excepted)."""
+    out = {}
+    for name, value in options.items():
+        per_sample = isinstance(value, list) and len(value) == count and name != "stop"
+        out[name] = value[index] if per_sample else value
+    return out
