@@ -23,6 +23,8 @@ from qzoom.errors import QZoomError
 
 __all__ = ["app", "main", "run"]
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="qzoom",
     help="Look coarsely, decide, zoom, answer: questions about pictures with fine print.",
@@ -64,13 +66,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="qzoom", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            return _fail("interrupted.", code)
         return code if isinstance(code, int) else 0
     except QZoomError as error:
         return _fail(str(error), 1)
     except TyperException as error:
         return _wrong_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted.", 130)
+        return _fail("interrupted.", INTERRUPTED)
     except BrokenPipeError:
         _forget_output()
         return 1

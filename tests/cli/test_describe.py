@@ -1,0 +1,27 @@
+from qzoom.cli.describe import describe_cost, describe_gate, describe_regions
+from qzoom.types import GateDecision, Region, Usage
+
+
+def test_gate_in_words():
+    assert describe_gate(GateDecision(0.25, 0.1, True)) == "gate    0.250 (zooms from 0.100): zooms in"
+    assert (
+        describe_gate(GateDecision(0.05, 0.1, False)) == "gate    0.050 (zooms from 0.100): the coarse look is enough"
+    )
+    assert describe_gate(GateDecision(0.9, 0.1, False, "the map is empty")).endswith("0.100): the map is empty")
+    assert describe_gate(GateDecision(None, None, False)) == "gate    not asked"
+    assert describe_gate(GateDecision(None, None, True)) == "gate    not asked: zooms in"
+
+
+def test_regions_in_words():
+    one = describe_regions([Region((0, 10, 50, 30), 0.5)], [(100, 200)])
+    assert one == ["region  [0, 10, 50, 30] px, score 0.500, 5.0% of the picture"]
+    two = describe_regions([Region((0, 0, 50, 100), 0.5, image=1)], [(9, 9), (100, 200)])
+    assert two == ["region  picture 2, [0, 0, 50, 100] px, score 0.500, 25.0% of the picture"]
+
+
+def test_cost_in_words():
+    usage = Usage(coarse_tokens=136, region_tokens=88, prompt_tokens=250, completion_tokens=6, reused_tokens=140)
+    assert (
+        describe_cost(usage, {"vision": 20.4, "idle": 0.1, "total": 1234.0})
+        == "cost    136 coarse + 88 region visual tokens, 6 generated, 140 reused; 1.23 s (ms: vision 20)"
+    )

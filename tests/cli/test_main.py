@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import qzoom
+
+
+def test_version(here):
+    result = here("--version")
+    assert (result.code, result.out, result.err) == (0, f"qzoom {qzoom.__version__}\n", "")
+
+
+def test_help_lists_the_verbs_without_loading_torch():
+    program = (
+        "import sys; from qzoom.cli.main import run; code = run(['--help']);"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'PIL'} & set(sys.modules);"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("ask", "perceive", "convert", "doctor"):
+        assert f" {verb} " in done.stdout
+
+
+def test_help_answers_within_half_a_second_of_processor_time():
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "qzoom", "--help"], capture_output=True, timeout=60, check=True)
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 0.5
+
+
+def test_import_takes_less_than_half_a_second_of_processor_time():
+    program = "import time; import qzoom; print(time.process_time())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert float(done.stdout) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["aks"], "No such command 'aks'. Did you mean 'ask'?"),
+        (["ask"], "Missing argument 'IMAGE... QUESTION'."),
+        (["ask", "receipt.jpg"], "at least one picture and then the question"),
+        (["perceive", "receipt.jpg"], "at least one picture and then the question"),
+        (["ask", "-", "-", "What?"], "only one picture can come from standard input"),
+        (["ask", "a.png", "What?", "--zoom", "maybe"], "'auto', 'never', 'always'"),
+        (["ask", "a.png", "What?", "--jsn"], "--json"),
+        (["ask", "a.png", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["ask", "a.png", "What?", "--temperature", "-1"], "--temperature"),
+        (["ask", "a.png", "What?", "--gate-threshold", "1.5"], "--gate-threshold"),
+        (["ask", "a.png", "What?", "--coarse-tokens", "many"], "such as 144 or 64:144"),
+        (["ask", "a.png", "What?", "--region-tokens", "1:2:3"], "such as 144 or 64:144"),
+        (["ask", "a.png", "What?", "--dtype", "float16"], "--dtype"),
+        (["perceive", "a.png", "What?", "--heatmap"], "--heatmap needs --json"),
+        (["convert", "only-one"], "Missing argument 'DST'"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_code_2(here, words, part):
+    result = here(*words)
+    assert result.code == 2
+    assert part in result.err
+    assert result.is_one_sentence
+    assert result.err.rstrip().endswith("--help")
+
+
+def test_budgets_that_contradict_are_one_sentence_with_code_1(here):
+    result = here("ask", "a.png", "What?", "--coarse-tokens", "200:100")
+    assert result.code == 1
+    assert result.is_one_sentence
+    assert "min_tokens=200, max_tokens=100" in result.err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/syscall"), reason="needs Linux's /proc to see when it waits")
+def test_interrupt_gives_130_and_no_traceback(picture):
+    words = [sys.executable, "-m", "qzoom", "ask", str(picture), "-", "What is the total amount?"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not _reads_standard_input(process.pid) and time.monotonic() < deadline:
+            os.sched_yield()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert (out, err) == (b"", b"qzoom: interrupted.\n")
+
+
+def _reads_standard_input(pid: int) -> bool:
+    """Whether the process is blocked in a read of file descriptor 0."""
+    try:
+        with open(f"/proc/{pid}/syscall", encoding="ascii") as file:
+            call = file.read().split()
+    except OSError:
+        return False
+    return call[0] in ("0", "63") and call[1] == "0x0"
+
+
+def test_a_closed_pipe_is_not_an_error_message(picture):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qzoom", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) != 0
+    assert err == ""

@@ -1,0 +1,30 @@
+import pytest
+import typer
+
+from qzoom.cli.options import parse_tokens, split_inputs
+from qzoom.config import TokenBudget
+from qzoom.errors import BudgetError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [(None, None), ("144", 144), ("64:144", TokenBudget(64, 144)), ("7:7", TokenBudget(7, 7))]
+)
+def test_token_limits(text, value):
+    assert parse_tokens(text, "--coarse-tokens") == value
+
+
+@pytest.mark.parametrize("text", ["", ":", "5:", ":5", "-5", "1:2:3", "1e3", "٣", "12345678901", "a"])
+def test_token_limits_that_are_no_numbers(text):
+    with pytest.raises(typer.BadParameter, match="MAX nor MIN:MAX"):
+        parse_tokens(text, "--coarse-tokens")
+
+
+@pytest.mark.parametrize("text", ["9:8", "0:8"])
+def test_token_limits_that_contradict(text):
+    with pytest.raises(BudgetError, match="contradict"):
+        parse_tokens(text, "--coarse-tokens")
+
+
+def test_the_last_word_is_the_question():
+    assert split_inputs(["a.png", "b c.png", "Which one?"]) == (["a.png", "b c.png"], "Which one?")
+    assert split_inputs(["-", "What?"]) == (["-"], "What?")
