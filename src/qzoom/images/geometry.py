@@ -1,0 +1,140 @@
+"""Pure arithmetic of visual-token grids and boxes; no pixels, no tensors.
+
+`fit_grid` decides how many visual tokens a picture or a crop takes (method.md 1 and 4: coarse look, region look). The
+box helpers serve heads, labels, figures and evaluation. Boxes are xyxy in original pixels, half-open.
+"""
+
+from __future__ import annotations
+
+import math
+
+from qzoom.config import TokenBudget
+from qzoom.errors import ImageError
+from qzoom.types import Box
+
+__all__ = ["box_area_px", "clip_box", "contains", "fit_grid", "grow_box", "intersection_area_px", "scale_box"]
+
+
+def fit_grid(width_px: int, height_px: int, cell_px: int, budget: TokenBudget) -> tuple[int, int]:
+    """Rows and columns of visual tokens for a picture, within a budget and near its aspect ratio.
+
+    Where the usual resizing of the Qwen-VL processors ends within the limits, this is its result. Where it does not (a
+    strip longer than the budget, limits that lie close together), the grid with the nearest aspect ratio within the
+    limits is taken instead.
+
+    Args:
+        width_px: the picture's width, at least 1.
+        height_px: the picture's height, at least 1.
+        cell_px: side of one visual token in resized pixels.
+        budget: limits on rows x columns, both inclusive.
+
+    Returns:
+        (rows, columns), both at least 1; the resized picture is (columns x cell_px, rows x cell_px).
+
+    Raises:
+        ImageError: a side below 1.
+    """
+    if width_px < 1 or height_px < 1 or cell_px < 1:
+        raise ImageError(
+            f"A picture of {width_px} x {height_px} px has no pixels to look at; give both sides 1 or more."
+        )
+    # The processors work in pixels, in floating point; the same order of operations gives the same rounding.
+    rows, columns = round(height_px / cell_px), round(width_px / cell_px)
+    area_px, cell_area_px = width_px * height_px, cell_px * cell_px
+    if rows * columns > budget.max_tokens:
+        shrink = math.sqrt(area_px / (budget.max_tokens * cell_area_px))
+        rows = max(1, math.floor(height_px / shrink / cell_px))
+        columns = max(1, math.floor(width_px / shrink / cell_px))
+    elif rows * columns < budget.min_tokens:
+        stretch = math.sqrt(budget.min_tokens * cell_area_px / area_px)
+        rows, columns = math.ceil(height_px * stretch / cell_px), math.ceil(width_px * stretch / cell_px)
+    if budget.min_tokens <= rows * columns <= budget.max_tokens:
+        return rows, columns
+    return _nearest_grid(width_px, height_px, cell_px, budget)
+
+
+def _nearest_grid(width_px: int, height_px: int, cell_px: int, budget: TokenBudget) -> tuple[int, int]:
+    """The grid within the limits whose aspect ratio is nearest; of equal ones, the one nearest the native size."""
+    long_px, short_px = max(width_px, height_px), min(width_px, height_px)
+    aspect = long_px / short_px
+    native = width_px * height_px / (cell_px * cell_px)
+    target = min(max(native, budget.min_tokens), budget.max_tokens)
+    best, best_cost = (1, budget.max_tokens), (math.inf, math.inf)
+    for short in range(1, math.isqrt(budget.max_tokens) + 1):
+        lowest, highest = -(-budget.min_tokens // short), budget.max_tokens // short
+        if lowest > highest:
+            continue
+        long = min(max(round(short * aspect), lowest), highest)
+        cost = (round(abs(math.log(long / short / aspect)), 9), abs(short * long - target))
+        if cost < best_cost:
+            best, best_cost = (short, long), cost
+    short, long = best
+    return (short, long) if width_px >= height_px else (long, short)
+
+
+def clip_box(box: Box, size_px: tuple[int, int]) -> Box:
+    """The part of a box that lies on a picture; a box outside becomes one of area 0 on the nearest edge.
+
+    Args:
+        box: xyxy, half-open.
+        size_px: (width, height) of the picture.
+    """
+    width, height = size_px
+    x0, y0 = min(max(box[0], 0), width), min(max(box[1], 0), height)
+    return x0, y0, min(max(box[2], x0), width), min(max(box[3], y0), height)
+
+
+def box_area_px(box: Box) -> int:
+    """Pixels in a box; 0 for an inverted one."""
+    return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
+
+
+def intersection_area_px(first: Box, second: Box) -> int:
+    """Pixels that two boxes share."""
+    return max(0, min(first[2], second[2]) - max(first[0], second[0])) * max(
+        0, min(first[3], second[3]) - max(first[1], second[1])
+    )
+
+
+def contains(outer: Box, inner: Box) -> bool:
+    """Whether every pixel of `inner` lies in `outer`; a box without pixels is contained in none."""
+    return (
+        box_area_px(inner) > 0
+        and outer[0] <= inner[0]
+        and outer[1] <= inner[1]
+        and outer[2] >= inner[2]
+        and outer[3] >= inner[3]
+    )
+
+
+def grow_box(box: Box, margin_px: int, size_px: tuple[int, int]) -> Box:
+    """A box with `margin_px` more on every side, clipped to the picture; a negative margin shrinks to no less than 0.
+
+    Args:
+        box: xyxy, half-open.
+        margin_px: original pixels to add on each side.
+        size_px: (width, height) of the picture.
+    """
+    x0, y0, x1, y1 = (box[0] - margin_px, box[1] - margin_px, box[2] + margin_px, box[3] + margin_px)
+    if x1 < x0:
+        x0 = x1 = (box[0] + box[2]) // 2
+    if y1 < y0:
+        y0 = y1 = (box[1] + box[3]) // 2
+    return clip_box((x0, y0, x1, y1), size_px)
+
+
+def scale_box(box: Box, from_size_px: tuple[int, int], to_size_px: tuple[int, int]) -> Box:
+    """A box on a resized copy of its picture; rounded outwards, so that it covers all that it covered.
+
+    Args:
+        box: xyxy on the picture of `from_size_px`.
+        from_size_px: (width, height) that the box refers to.
+        to_size_px: (width, height) that the result refers to.
+    """
+    (from_w, from_h), (to_w, to_h) = from_size_px, to_size_px
+    return (
+        box[0] * to_w // from_w,
+        box[1] * to_h // from_h,
+        -(-box[2] * to_w // from_w),
+        -(-box[3] * to_h // from_h),
+    )

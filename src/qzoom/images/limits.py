@@ -1,0 +1,99 @@
+"""What a picture may cost before it is decoded, and the one form that refusals take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qzoom.errors import ConfigError, ImageError
+
+__all__ = ["FORMAT_NAMES", "ImageLimits", "check_bytes", "check_size", "refuse"]
+
+FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, GIF or BMP"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Limits that a picture is checked against from its header, before any pixel is decoded.
+
+    Args:
+        max_pixels: most pixels (width x height).
+        max_bytes: most bytes of the encoded file.
+        max_aspect: longest side over shortest side, at most.
+        min_side_px: shortest side, at least.
+
+    Raises:
+        ConfigError: a limit that no picture could meet.
+    """
+
+    max_pixels: int = 100_000_000
+    max_bytes: int = 64 * 1024 * 1024
+    max_aspect: float = 200.0
+    min_side_px: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_bytes", "max_aspect", "min_side_px"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+                raise ConfigError(f"ImageLimits.{name} must be a number of at least 1, not {value!r}.")
+
+
+def refuse(name: str, what: str, remedy: str) -> ImageError:
+    """The error for a picture that cannot be used: one sentence of what and what to do.
+
+    Args:
+        name: the source, as "'scan.png'" or "the picture bytes".
+        what: what is wrong, a clause.
+        remedy: what the caller can do, a clause.
+    """
+    return ImageError(f"Cannot read {name}: {what}; {remedy}.")
+
+
+def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
+    """Refuse an empty or too large file.
+
+    Raises:
+        ImageError: 0 bytes or more than `max_bytes`.
+    """
+    if count == 0:
+        raise refuse(name, "it is empty (0 bytes)", "save or download the picture again")
+    if count > limits.max_bytes:
+        most = limits.max_bytes / 2**20
+        raise refuse(
+            name,
+            f"it is larger than the limit of {most:.4g} MiB",
+            "compress the picture or raise max_bytes in ImageLimits",
+        )
+
+
+def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
+    """Refuse sides, pixel counts and shapes outside the limits.
+
+    Args:
+        size_px: (width, height) from the header.
+        name: the source, for the error.
+        limits: the limits.
+
+    Raises:
+        ImageError: too small, too many pixels, or too long a strip.
+    """
+    width, height = size_px
+    short, long = min(width, height), max(width, height)
+    shape = f"{width} x {height} px"
+    if short < limits.min_side_px:
+        raise refuse(
+            name,
+            f"its {shape} are too small to look at",
+            f"give a picture with sides of at least {limits.min_side_px} px",
+        )
+    if width * height > limits.max_pixels:
+        raise refuse(
+            name,
+            f"its {shape} are more than the limit of {limits.max_pixels / 1e6:.4g} megapixels",
+            "shrink or cut the picture, or raise max_pixels in ImageLimits",
+        )
+    if long > limits.max_aspect * short:
+        raise refuse(
+            name,
+            f"its {shape} are a strip longer than {limits.max_aspect:.4g} times its width",
+            "cut the picture into pieces or raise max_aspect in ImageLimits",
+        )
