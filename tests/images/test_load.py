@@ -1,0 +1,132 @@
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qzoom.errors import ImageError
+from qzoom.images.load import ImageLimits, LoadedImage, load_image
+
+from .conftest import encode
+
+
+@pytest.fixture
+def data(four_corners):
+    return encode(four_corners, "PNG")
+
+
+def sources(data, tmp_path):
+    path = tmp_path / "späce and $.png"
+    path.write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    upper = "DATA:image/png;BASE64," + url.partition(",")[2]
+    picture = Image.open(io.BytesIO(data))
+    array = np.asarray(picture)
+    return [
+        str(path), path, data, bytearray(data), memoryview(data), io.BytesIO(data), url, upper, picture, array
+    ]  # fmt: skip
+
+
+def test_every_source_gives_the_same_pixels(data, four_corners, tmp_path):
+    expected = np.asarray(four_corners)
+    for source in sources(data, tmp_path):
+        loaded = load_image(source)
+        assert loaded.size_px == (4, 2)
+        assert loaded.image.mode == "RGB"
+        assert loaded.notes == ()
+        assert (np.asarray(loaded.image) == expected).all()
+        assert loaded.format == (None if isinstance(source, np.ndarray) else "PNG")
+
+
+def test_open_file_and_loaded_image(data, tmp_path):
+    (tmp_path / "a.png").write_bytes(data)
+    with (tmp_path / "a.png").open("rb") as file:
+        loaded = load_image(file)
+    assert loaded.size_px == (4, 2)
+    assert load_image(loaded) is loaded
+
+
+def test_size_is_that_after_rotation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
+    loaded = load_image(data)
+    assert loaded.size_px == loaded.image.size == (20, 40)
+    lazily_opened = Image.open(io.BytesIO(data))
+    assert load_image(lazily_opened).size_px == (20, 40)
+    assert load_image(loaded.image).size_px == (20, 40)
+
+
+def test_a_pil_image_is_copied():
+    image = Image.new("RGB", (5, 5), (1, 2, 3))
+    loaded = load_image(image)
+    image.putpixel((0, 0), (9, 9, 9))
+    assert loaded.image.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_notes_of_pages_and_depth():
+    pages = [Image.fromarray(np.full((4, 4), v, np.uint16)) for v in (4000, 5)]
+    loaded = load_image(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert loaded.notes == ("first of 2 pages", "values up to 4000 read as 12-bit")
+
+
+def test_limits_are_used(data):
+    for source in (data, np.zeros((2, 4), np.uint8), Image.new("L", (4, 2))):
+        with pytest.raises(ImageError, match="4 x 2 px"):
+            load_image(source, ImageLimits(max_pixels=7))
+    with pytest.raises(ImageError, match="larger than the limit"):
+        load_image(data, ImageLimits(max_bytes=len(data) - 1))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("no-such-file.png", "Cannot read 'no-such-file.png': there is no such file; check the path."),
+        (Path("no-such-file.png"), "no such file"),
+        ("https://example.org/a.png", "download the picture"),
+        ("HTTP://example.org/a.png", "web addresses are not read yet"),
+        ("", "path is empty"),
+        (".", "is a folder"),
+        (b"", "empty (0 bytes)"),
+        (b"text", "not a picture of a known format"),
+        ("data:image/png;base64,AAAA", "Cannot read the data URL: it is not a picture"),
+        (None, "'NoneType'"),
+        (7, "'int'"),
+        (["a.png"], "'list'"),
+        (io.StringIO("text"), "binary mode"),
+        (Image.new("L", (1, 1)), "too small"),
+    ],
+)
+def test_refusals_are_one_sentence(source, words):
+    with pytest.raises(ImageError) as caught:
+        load_image(source)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_closed_and_cut_pil_images(data, tmp_path):
+    (tmp_path / "a.png").write_bytes(data)
+    image = Image.open(tmp_path / "a.png")
+    image.close()
+    with pytest.raises(ImageError, match=r"a\.png.*cannot be decoded"):
+        load_image(image)
+    noise = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)), "PNG")
+    with pytest.raises(ImageError, match="the PIL image"):
+        load_image(Image.open(io.BytesIO(noise[:-2000])))
+
+
+def test_decoder_texts_are_not_passed_on(data):
+    with pytest.raises(ImageError) as caught:
+        load_image(data[:40])
+    for word in ("BytesIO", "0x", "PIL", "object at"):
+        assert word not in str(caught.value)
+
+
+def test_loaded_image_is_frozen(data):
+    loaded = load_image(data)
+    with pytest.raises(AttributeError):
+        loaded.format = "BMP"
+    assert isinstance(loaded, LoadedImage)
