@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.checkpoints.loading import load_engine
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.answer import events, perceive
 from qzoom.engine.chat import ChatEncoder
@@ -64,6 +63,8 @@ class QZoom:
             CheckpointError: it cannot be found, read, or matched to its base.
             DeviceError: a placement that is not supported.
         """
+        from qzoom.checkpoints.loading import load_engine
+
         engine = load_engine(
             id_or_path,
             revision=revision,

@@ -1,0 +1,52 @@
+"""What transformers itself answers: the same weights, its own prompt, forward pass and `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qzoom.backbones.base import Backbone
+
+__all__ = ["plain_generate", "plain_inputs"]
+
+
+def plain_inputs(backbone: Backbone, pictures: Sequence[Image.Image], question: str | list[dict[str, Any]]) -> Any:
+    """`generate`'s arguments for a question about pictures, made with the processor's own resizing."""
+    if isinstance(question, str):
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+        question = [{"role": "user", "content": parts if pictures else question}]
+    text = backbone.tokenizer.apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True, chat_template=backbone.chat_template
+    )
+    ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+    inputs: dict[str, Tensor] = {}
+    if pictures:
+        inputs = dict(backbone.image_processor(images=list(pictures), return_tensors="pt"))
+        inputs["pixel_values"] = inputs["pixel_values"].to(backbone.dtype)
+        counts = iter((inputs["image_grid_thw"].prod(-1) // 4).tolist())
+        pad = backbone.image_token_id
+        ids = [token for one in ids for token in ([one] * next(counts) if one == pad else [one])]
+    inputs["input_ids"] = torch.tensor([ids])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == backbone.image_token_id).long()
+    return inputs
+
+
+@torch.inference_mode()
+def plain_generate(
+    backbone: Backbone, pictures: Sequence[Image.Image], question: str | list[dict[str, Any]], max_new_tokens: int
+) -> tuple[list[int], Tensor]:
+    """Greedy tokens and the float32 logits (steps, vocabulary) of each step."""
+    inputs = plain_inputs(backbone, pictures, question)
+    out = backbone.model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0].float()

@@ -1,0 +1,236 @@
+"""Small random models of both families, with a byte-level tokenizer, image processor and chat template.
+
+The weights know nothing; they are scaled so that hidden states, gate scores and region maps differ between questions.
+Everything is made from fixed seeds, so every test sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from qzoom.backbones.base import Backbone
+from qzoom.backbones.registry import build_backbone
+from qzoom.config import ZoomConfig
+from qzoom.engine.chat import ChatEncoder
+from qzoom.engine.look import look
+from qzoom.engine.request import Options, make_request
+from qzoom.engine.state import Engine
+from qzoom.engine.timing import Stopwatch
+from qzoom.heads.branches import new_gate, new_region
+
+FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+HIDDEN = 64
+LAYERS = 7
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TEMPLATE = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"
+    "{%- if message.content is string -%}{{- message.content -}}{%- else -%}{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+CORPUS = (
+    "What is the total amount on this receipt?",
+    "What is the date of the invoice, and who is the company?",
+    "How many red circles are there to the left of the blue square?",
+    "the total of the items and the tax on the bill",
+)
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE: 256 bytes, about a hundred merges, seven special tokens."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def token_id(text: str) -> int:
+    """Id of a special token."""
+    return int(tokenizer().convert_tokens_to_ids(text))
+
+
+def image_processor(family: str, min_tokens: int = 4, max_tokens: int = 30) -> Qwen2VLImageProcessorPil:
+    """A processor whose own limits are small enough for fast tests."""
+    patch = 16 if family == "qwen3_vl" else 14
+    cell = (2 * patch) ** 2
+    return Qwen2VLImageProcessorPil(
+        patch_size=patch,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": min_tokens * cell, "longest_edge": max_tokens * cell},
+    )
+
+
+def model_config(family: str, **text: Any) -> Any:
+    """The stock config at a small size: Qwen3-VL with three DeepStack levels, Qwen2.5-VL with windowed vision."""
+    ids = {
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+    }
+    decoder = {
+        "vocab_size": len(tokenizer()),
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"),
+        "tie_word_embeddings": False,
+        **text,
+    }
+    vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": HIDDEN}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    if family == "qwen3_vl":
+        rope |= {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+        return Qwen3VLConfig(
+            text_config=decoder | {"head_dim": 16, "rope_parameters": rope},
+            vision_config=vision
+            | {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]},
+            tie_word_embeddings=decoder["tie_word_embeddings"],
+            **ids,
+        )
+    rope |= {"mrope_section": [2, 3, 3]}
+    return Qwen2_5_VLConfig(
+        text_config=decoder | {"rope_parameters": rope, "use_sliding_window": False},
+        vision_config=vision
+        | {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2},
+        tie_word_embeddings=decoder["tie_word_embeddings"],
+        **ids,
+    )
+
+
+def build_model(family: str, *, seed: int = 0, attn: str = "sdpa", **text: Any) -> Any:
+    """The stock transformers model with random float32 weights from a seed."""
+    kind = Qwen3VLForConditionalGeneration if family == "qwen3_vl" else Qwen2_5_VLForConditionalGeneration
+    config = model_config(family, **text)
+    config._attn_implementation = attn
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind(config).eval()
+        with torch.no_grad():
+            for name, weight in sorted(model.named_parameters()):
+                if weight.ndim >= 2:
+                    weight.normal_(0.0, 1.0 if "embed" in name else weight[0].numel() ** -0.5)
+                elif name.endswith("bias"):
+                    weight.normal_(0.0, 0.1)
+            model.lm_head.weight.normal_(0.0, 3 * HIDDEN**-0.5)
+    model.generation_config.eos_token_id = token_id("<|im_end|>")
+    model.generation_config.pad_token_id = token_id("<|endoftext|>")
+    model.generation_config.do_sample = False
+    return model.requires_grad_(False)
+
+
+def build_tiny_backbone(
+    family: str, *, seed: int = 0, attn: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """A random model behind the backbone protocol."""
+    return build_backbone(build_model(family, seed=seed, attn=attn).to(dtype), tokenizer(), image_processor(family))
+
+
+def build_engine(
+    family: str,
+    *,
+    shared_layers: int = 3,
+    branch_layers: int = 3,
+    seed: int = 0,
+    attn: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    heads: bool = True,
+    backbone: Backbone | None = None,
+    **config: Any,
+) -> Engine:
+    """A random model with branches whose scores and maps vary from question to question.
+
+    Args:
+        heads: whether to make the gate and the region branch.
+        backbone: wraps this one instead of a new random model.
+        **config: further fields of `ZoomConfig`.
+    """
+    backbone = backbone or build_tiny_backbone(family, seed=seed, attn=attn, dtype=dtype)
+    values = {"sink": backbone.default_sink, "gate_threshold": 0.5, "region_threshold": 0.6} | config
+    made = ZoomConfig(shared_layers=shared_layers, branch_layers=branch_layers, **values)
+    if not heads:
+        return Engine(backbone, None, None, made)
+    gate, region = new_gate(backbone, shared_layers, branch_layers), new_region(backbone, shared_layers, branch_layers)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for branch in (gate, region):
+            for name, weight in sorted(branch.named_parameters()):
+                noise = torch.randn(weight.shape, generator=generator).to(weight.dtype)
+                if name == "head.weight":
+                    weight.copy_(noise * HIDDEN**-0.5)
+                elif weight.ndim >= 2:
+                    weight.add_(noise * 0.3 * weight.shape[1] ** -0.5)
+        for part in (region.layers[-1].self_attn.q_proj, region.layers[-1].self_attn.k_proj):
+            part.weight.mul_(2.0)
+        if hasattr(region.layers[-1].self_attn, "k_norm"):
+            region.layers[-1].self_attn.k_norm.weight.mul_(2.0)
+    out = Engine(backbone, gate.eval().requires_grad_(False), region.eval().requires_grad_(False), made)
+    _centre_gate(out)
+    return out
+
+
+def _centre_gate(made: Engine) -> None:
+    """Set the gate's bias so that about half of all questions score above one half."""
+    chat = ChatEncoder(made.backbone)
+    requests = [make_request(chat, picture(i, 160 + 20 * i), f"Sample {i}?", Options()) for i in range(6)]
+    hidden = look(made, requests, Stopwatch(made.backbone.device))
+    logits = sorted(math.log(item.gate.score / (1 - item.gate.score)) for item in hidden if item.gate.score is not None)
+    assert made.gate is not None
+    with torch.no_grad():
+        made.gate.head.bias.sub_((logits[2] + logits[3]) / 2)
+
+
+@cache
+def engine(family: str, **options: Any) -> Engine:
+    """`build_engine`, made once per set of options: for tests that do not change it."""
+    return build_engine(family, **options)
+
+
+def picture(seed: int, width: int = 200, height: int = 140) -> Image.Image:
+    """A picture of coloured noise blocks, different for every seed."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
