@@ -66,17 +66,16 @@ def ask(
         "coarse_tokens": options.parse_tokens(coarse_tokens, "--coarse-tokens"),
         "region_tokens": options.parse_tokens(region_tokens, "--region-tokens"),
     }
-    sources = read_pictures(pictures)
+    images = read_pictures(pictures)
     console.hush_libraries()
     reader = load_model(model, revision, device, dtype)
     settings["gate_threshold"], settings["region_threshold"] = thresholds(
         reader, preset, gate_threshold, region_threshold
     )
-    image: Any = sources[0] if len(sources) == 1 else sources
     if console.live and not json:
-        answer = _show(reader.stream(image, question, **settings), console)
+        answer = _show(reader.stream(images, question, **settings), console)
     else:
-        answer = reader.ask(image, question, **settings)
+        answer = reader.ask(images, question, **settings)
     _finish(answer, console, save, json)
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from qzoom.images.load import LoadedImage
     from qzoom.model import QZoom
 
 __all__ = ["load_model", "read_pictures", "thresholds"]
 
 
-def read_pictures(names: list[str]) -> list[str | bytes]:
-    """Picture sources for the library: paths as they are, `-` as the bytes of standard input.
+def read_pictures(names: list[str]) -> list[LoadedImage]:
+    """Decode the pictures; `-` is standard input.
 
     Raises:
         typer.BadParameter: `-` with nothing piped in.
@@ -25,14 +26,11 @@ def read_pictures(names: list[str]) -> list[str | bytes]:
     """
     from qzoom.images.load import load_image
 
-    sources: list[str | bytes] = [_read_stdin() if name == "-" else name for name in names]
-    for source in sources:
-        load_image(source)
-    return sources
+    return [load_image(_read_stdin() if name == "-" else name) for name in names]
 
 
 def _read_stdin() -> bytes:
-    from qzoom.images.load import ImageLimits
+    from qzoom.images.limits import ImageLimits
 
     if sys.stdin is None or sys.stdin.isatty():
         raise typer.BadParameter("- reads a picture from standard input, but none is piped in.")

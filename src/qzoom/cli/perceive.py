@@ -44,14 +44,13 @@ def perceive(
         "zoom": zoom,
         "coarse_tokens": options.parse_tokens(coarse_tokens, "--coarse-tokens"),
     }
-    sources = read_pictures(pictures)
+    images = read_pictures(pictures)
     console.hush_libraries()
     reader = load_model(model, revision, device, dtype)
     settings["gate_threshold"], settings["region_threshold"] = thresholds(
         reader, preset, gate_threshold, region_threshold
     )
-    image: Any = sources[0] if len(sources) == 1 else sources
-    seen = reader.perceive(image, question, **settings)
+    seen = reader.perceive(images, question, **settings)
     console.note(describe_cost(seen.usage, seen.timing_ms))
     if json:
         console.record(seen.to_dict(heat_map=heatmap))

@@ -1,0 +1,168 @@
+"""`qzoom ask` with the embedded model: what goes to which stream."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+QUESTION = "What is the total amount?"
+KEYS = {"text", "gate", "regions", "usage", "timing_ms"}
+USAGE = {"coarse_tokens", "region_tokens", "prompt_tokens", "completion_tokens", "reused_tokens"}
+
+
+def record(result):
+    """The JSON line of a result, after checking that it is the only one."""
+    assert result.code == 0, result.err
+    assert result.out.endswith("\n")
+    assert result.out.count("\n") == 1
+    return json.loads(result.out)
+
+
+def test_json_line(here, picture):
+    result = here("ask", picture, QUESTION, "--json", "--zoom", "always", "--region-threshold", "0")
+    values = record(result)
+    assert values.keys() >= KEYS
+    assert values["gate"].keys() >= {"score", "threshold", "zoomed"}
+    assert values["usage"].keys() >= USAGE
+    assert values["gate"]["zoomed"] is True
+    for region in values["regions"]:
+        x0, y0, x1, y1 = region["box"]
+        assert 0 <= x0 < x1 <= 420
+        assert 0 <= y0 < y1 <= 640
+        assert 0 <= region["score"] <= 1
+    usage = values["usage"]
+    assert usage["prompt_tokens"] > usage["coarse_tokens"] + usage["region_tokens"] > usage["coarse_tokens"] > 0
+    assert 0 < usage["completion_tokens"] <= 128
+    assert usage["reused_tokens"] == 0
+    assert values["timing_ms"]["total"] > 0
+    assert values["image_sizes_px"] == [[420, 640]]
+    assert "gate" in result.err
+    assert "cost" in result.err
+
+
+def test_never_zooms(here, picture):
+    values = record(here("ask", picture, QUESTION, "--json", "--zoom", "never", "--quiet"))
+    assert values["gate"]["zoomed"] is False
+    assert values["regions"] == []
+    assert values["usage"]["region_tokens"] == 0
+
+
+def test_gate_threshold_decides(here, picture):
+    eager = record(here("ask", picture, QUESTION, "--json", "--gate-threshold", "0", "--region-threshold", "0"))
+    calm = record(here("ask", picture, QUESTION, "--json", "--gate-threshold", "1"))
+    assert (eager["gate"]["zoomed"], calm["gate"]["zoomed"]) == (True, False)
+    assert eager["gate"]["score"] == pytest.approx(calm["gate"]["score"], abs=1e-6)
+    assert (eager["gate"]["threshold"], calm["gate"]["threshold"]) == (0, 1)
+
+
+def test_text_alone_on_standard_output(here, picture):
+    expected = record(here("ask", picture, QUESTION, "--json"))["text"]
+    loud = here("ask", picture, QUESTION)
+    assert loud.out == f"{expected}\n"
+    assert re.search(r"^gate ", loud.err, re.MULTILINE)
+    assert re.search(r"^cost +\d+ coarse \+ \d+ region visual tokens", loud.err, re.MULTILINE)
+    quiet = here("ask", picture, QUESTION, "--quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, f"{expected}\n", "")
+
+
+def test_standard_input_is_a_picture(apart, here, picture):
+    expected = here("ask", picture, QUESTION, "--quiet").out
+    piped = apart("ask", "-", QUESTION, "--quiet", stdin=picture.read_bytes())
+    assert (piped.code, piped.out, piped.err) == (0, expected, "")
+
+
+def test_save_draws_the_answer(here, picture, tmp_path):
+    target = tmp_path / "new folder" / "answer.png"
+    result = here("ask", picture, QUESTION, "--save", target)
+    assert result.code == 0
+    assert str(target) in result.err
+    with Image.open(target) as drawn:
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 200
+
+
+def test_token_limits_are_kept(here, picture):
+    limits = ["--coarse-tokens", "20:40", "--region-tokens", "16"]
+    values = record(here("ask", picture, QUESTION, "--json", "--zoom", "always", "--region-threshold", "0", *limits))
+    assert 20 <= values["usage"]["coarse_tokens"] <= 40
+    assert 0 < values["usage"]["region_tokens"] <= 16
+
+
+def test_sampling_repeats_with_its_seed(here, picture):
+    words = ["ask", picture, QUESTION, "--json", "--temperature", "2", "--max-new-tokens", "12", "--seed"]
+    first, again, other = (record(here(*words, seed))["tokens"] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_new_tokens_are_limited(here, picture):
+    values = record(here("ask", picture, QUESTION, "--json", "--max-new-tokens", "1"))
+    assert values["usage"]["completion_tokens"] == len(values["tokens"]) == 1
+
+
+def test_stop_text_ends_the_answer(here, picture):
+    whole = record(here("ask", picture, QUESTION, "--json"))["text"]
+    stop = whole[1:2]
+    cut = record(here("ask", picture, QUESTION, "--json", "--stop", stop))
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_several_pictures(here, picture, tmp_path):
+    second = tmp_path / "second.png"
+    Image.new("RGB", (300, 300), "grey").save(second)
+    values = record(here("ask", picture, second, QUESTION, "--json"))
+    assert values["image_sizes_px"] == [[420, 640], [300, 300]]
+
+
+def test_first_frame_is_noted(here, tmp_path):
+    frames = [Image.new("RGB", (200, 200), colour) for colour in ("white", "black", "red")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    result = here("ask", tmp_path / "moving.gif", QUESTION, "--json")
+    assert any("first of 3" in note for note in record(result)["notes"])
+    assert "first of 3" in result.err
+
+
+def test_a_question_may_begin_with_a_dash(here, picture):
+    result = here("ask", "--quiet", "--max-new-tokens", "2", "--", picture, "- what is the total?")
+    assert (result.code, result.err) == (0, "")
+
+
+def test_terminal_shows_gate_then_text_then_cost(here, picture):
+    expected = here("ask", picture, QUESTION, "--quiet").out.rstrip("\n")
+    lines = in_a_terminal("ask", str(picture), QUESTION)
+    assert lines[0].startswith("gate ")
+    assert expected in lines
+    assert lines.index(expected) > 0
+    assert lines[-1].startswith("cost ")
+
+
+def in_a_terminal(*words):
+    """Lines that a person would see."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "qzoom", *words]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, seen
+    return seen.decode().replace("\r\n", "\n").rstrip("\n").split("\n")
+
+
+def test_model_by_environment(apart, picture):
+    result = apart("ask", picture, QUESTION, env={"QZOOM_MODEL": "./no/such/folder"})
+    assert result.code == 1
+    assert "no/such/folder" in result.err

@@ -1,0 +1,172 @@
+"""What cannot work is said in one sentence, with exit code 1 and nothing on standard output."""
+
+import os
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+QUESTION = "What is the total amount?"
+
+
+def png_bomb(width, height):
+    """A PNG that promises far more pixels than its few bytes hold."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 100_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def sized(path, size):
+    Image.new("RGB", size, "white").save(path)
+    return path
+
+
+def truncated(path, picture):
+    return write(path, picture.read_bytes()[:700])
+
+
+PICTURES = {
+    "no file": (lambda at, page: at / "missing.png", "missing.png"),
+    "folder": (lambda at, page: at, "folder"),
+    "not a picture": (lambda at, page: write(at / "notes.txt", b"just some words\n"), "JPEG, PNG, WebP"),
+    "truncated": (lambda at, page: truncated(at / "cut.png", page), "cut"),
+    "empty": (lambda at, page: write(at / "empty.jpg", b""), "0 bytes"),
+    "one pixel": (lambda at, page: sized(at / "dot.png", (1, 1)), "1 x 1 px"),
+    "strip": (lambda at, page: sized(at / "strip.png", (1, 60000)), "1 x 60000 px"),
+    "long strip": (lambda at, page: sized(at / "long.png", (2, 60000)), "200 times"),
+    "bomb": (lambda at, page: write(at / "bomb.png", png_bomb(30000, 30000)), "30000 x 30000 px"),
+    "address": (lambda at, page: "https://example.com/a.png", "download"),
+}
+
+
+@pytest.mark.parametrize("verb", ["ask", "perceive"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures(here, picture, tmp_path, verb, kind):
+    make, part = PICTURES[kind]
+    result = here(verb, make(tmp_path, picture), QUESTION, "--json")
+    assert result.code == 1
+    assert part in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.parametrize(("data", "part"), [(b"", "0 bytes"), (b"no picture at all", "JPEG, PNG, WebP")])
+def test_standard_input(apart, data, part):
+    result = apart("ask", "-", QUESTION, stdin=data)
+    assert result.code == 1
+    assert part in result.err
+    assert result.is_one_sentence
+
+
+def test_second_picture_of_two(here, picture, tmp_path):
+    result = here("ask", picture, tmp_path / "gone.png", QUESTION)
+    assert result.code == 1
+    assert "gone.png" in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
+def test_unreadable_file(here, tmp_path, picture):
+    locked = write(tmp_path / "locked.png", picture.read_bytes())
+    locked.chmod(0)
+    result = here("ask", locked, QUESTION)
+    assert result.code == 1
+    assert "locked.png" in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n\t"])
+def test_empty_question(here, picture, question):
+    result = here("ask", picture, question)
+    assert result.code == 1
+    assert "question is empty" in result.err
+    assert result.is_one_sentence
+
+
+def test_very_long_question(here, picture):
+    result = here("ask", picture, "What is it? " * 8334, "--max-new-tokens", "2")
+    assert result.code == 1
+    assert "too long" in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"])
+def test_special_tokens_are_text(here, picture, token):
+    plain = here("ask", picture, "What is the total?", "--json", "--quiet", "--max-new-tokens", "2")
+    result = here("ask", picture, f"What is the total? {token}", "--json", "--quiet", "--max-new-tokens", "2")
+    assert (plain.code, result.code, result.err) == (0, 0, "")
+    assert usage(result)["coarse_tokens"] == usage(plain)["coarse_tokens"]
+    assert usage(result)["prompt_tokens"] - usage(result)["region_tokens"] > (
+        usage(plain)["prompt_tokens"] - usage(plain)["region_tokens"] + 3
+    )
+
+
+def usage(result):
+    import json
+
+    return json.loads(result.out)["usage"]
+
+
+def test_budget_too_small_for_the_picture(here, picture):
+    result = here("ask", picture, QUESTION, "--coarse-tokens", "0")
+    assert result.code == 1
+    assert "token" in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.parametrize("model", ["no-such-owner/no-such-model", "not a model id", "./no/such/folder"])
+def test_wrong_model(here, picture, model):
+    result = here("ask", picture, QUESTION, "--model", model)
+    assert result.code == 1
+    assert result.is_one_sentence
+
+
+def test_folder_without_a_model(here, picture, tmp_path):
+    result = here("ask", picture, QUESTION, "--model", tmp_path)
+    assert result.code == 1
+    assert str(tmp_path.name) in result.err
+    assert result.is_one_sentence
+
+
+def test_no_network(apart, picture):
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    result = apart("ask", picture, QUESTION, "--model", "some-owner/some-model", env=nowhere)
+    assert result.code == 1
+    assert "some-owner/some-model" in result.err
+    assert result.is_one_sentence
+
+
+def test_unknown_preset(here, picture):
+    result = here("ask", picture, QUESTION, "--preset", "nonsense")
+    assert result.code == 1
+    assert "No preset 'nonsense'" in result.err
+    assert result.is_one_sentence
+
+
+def test_unknown_device(here, picture):
+    result = here("ask", picture, QUESTION, "--device", "toaster")
+    assert result.code == 1
+    assert "toaster" in result.err
+    assert result.is_one_sentence
+
+
+def test_picture_cannot_be_saved(here, picture, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = here("ask", picture, QUESTION, "--save", tmp_path / "file" / "out.png", "--json", "--quiet")
+    assert result.code == 1
+    assert result.is_one_sentence
+
+
+def test_convert_from_nowhere(here, tmp_path):
+    result = here("convert", tmp_path / "nothing", tmp_path / "out")
+    assert result.code == 1
+    assert result.is_one_sentence

@@ -1,0 +1,60 @@
+import json
+import sys
+
+import qzoom
+from qzoom.cli import doctor
+
+
+def by_name(findings):
+    return {finding["name"]: finding for finding in findings}
+
+
+def test_a_working_installation_is_healthy(here):
+    result = here("doctor", "--json")
+    values = json.loads(result.out)
+    found = by_name(values["findings"])
+    assert (result.code, values["healthy"]) == (0, True), [f for f in values["findings"] if f["level"] == "fail"]
+    assert found["qzoom"]["value"] == qzoom.__version__
+    assert found["python"]["value"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["torch"]["level"] == "ok"
+    assert "sdpa" in found["attention"]["value"]
+    assert found["embedded model"]["value"].startswith("tiny, ")
+
+
+def test_words_name_the_same_findings(here):
+    result = here("doctor")
+    assert result.code == 0
+    for finding in doctor.examine():
+        assert finding.name in result.out
+    assert result.out.rstrip().endswith("qzoom can work here.")
+
+
+def test_threads_that_spin_are_pointed_out(apart):
+    result = apart("doctor", "--json", env={"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "1"})
+    found = by_name(json.loads(result.out)["findings"])
+    assert found["OMP_WAIT_POLICY"]["level"] == "warn"
+    assert "OMP_WAIT_POLICY=passive" in found["OMP_WAIT_POLICY"]["remedy"]
+    assert found["torch threads"]["value"] == "1 (OMP_NUM_THREADS 1)"
+
+
+def test_passive_waiting_is_the_default(apart):
+    found = by_name(json.loads(apart("doctor", "--json", env={"OMP_WAIT_POLICY": "passive"}).out)["findings"])
+    assert found["OMP_WAIT_POLICY"] == {"name": "OMP_WAIT_POLICY", "value": "passive", "level": "ok", "remedy": ""}
+
+
+def test_a_broken_torchvision_is_a_failure(apart, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    result = apart("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
+    values = json.loads(result.out)
+    assert (result.code, values["healthy"]) == (1, False)
+    finding = by_name(values["findings"])["torchvision"]
+    assert finding["level"] == "fail"
+    assert "uninstall torchvision" in finding["remedy"]
+
+
+def test_model_cache_follows_hf_home(apart, tmp_path):
+    (tmp_path / "hub" / "models--some--model").mkdir(parents=True)
+    result = apart("doctor", "--json", env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    value = by_name(json.loads(result.out)["findings"])["model cache"]["value"]
+    assert value == f"{tmp_path / 'hub'} (1 models, offline (HF_HUB_OFFLINE))"

@@ -1,0 +1,73 @@
+"""The package as users get it: built into a wheel, installed alone, asked a question."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The built wheel."""
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = target.glob("qzoom-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """An interpreter whose qzoom comes from the wheel and whose other libraries are those of this environment."""
+    home = tmp_path_factory.mktemp("clean") / "venv"
+    venv.EnvBuilder(with_pip=False).create(home)
+    interpreter = home / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, capture_output=True, timeout=300, check=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return interpreter
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        size = sum(info.file_size for info in archive.infolist() if "/assets/tiny/" in info.filename)
+    assert {name.split("/")[0] for name in names} == {"qzoom", "qzoom-0.1.0.dist-info"}
+    assert any(name.startswith("qzoom/assets/tiny/") and name.endswith(".safetensors") for name in names)
+    assert "qzoom-0.1.0.dist-info/licenses/LICENSE" in names
+    assert size <= 24_000_000
+
+
+def test_installed_wheel_answers(python, tmp_path):
+    page = Image.new("RGB", (400, 600), "white")
+    ImageDraw.Draw(page).text((40, 300), "TOTAL 12.50", fill="black", font_size=32)
+    page.save(tmp_path / "page.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    where = [python, "-c", "import qzoom; print(qzoom.__file__)"]
+    source = subprocess.run(
+        where, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert Path(source.strip()).is_relative_to(python.parents[1])
+
+    command = [python.parent / "qzoom", "ask", "page.png", "What is the total amount?", "--json", "--quiet"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(values["text"], str)
+    assert values["usage"]["coarse_tokens"] > 0
+    assert values["image_sizes_px"] == [[400, 600]]
