@@ -7,6 +7,7 @@ QUESTION ?= What is the total amount?
 ZOOM ?= auto
 SAVE ?= out/demo.png
 REFERENCE ?=
+WORKERS ?= 2
 ARGS ?=
 
 BIN := .venv/bin
@@ -40,7 +41,7 @@ demo: setup ## Ask about a picture: make demo IMAGE=page.jpg QUESTION="What is t
 	@$(BIN)/qzoom ask --zoom $(ZOOM) --save "$$QZOOM_MAKE_SAVE" -- "$$QZOOM_MAKE_IMAGE" "$$QZOOM_MAKE_QUESTION"
 
 test: setup ## Run the tests: make test ARGS="tests/cli -k json"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup ## ruff (rules and layout) and mypy
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
