@@ -1,0 +1,88 @@
+"""The three losses as pure functions: region map, gate, answer (method.md 5.4, 2 and 6).
+
+All share one rule: labels of -100 are left out, and a batch in which everything is left out costs 0 with a graph, so
+that a distributed step neither stops nor turns into NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
+
+__all__ = ["IGNORE", "answer_loss", "gate_loss", "insert_ignored", "region_loss"]
+
+IGNORE = -100
+
+
+def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Binary cross entropy on the raw mean-head logits, one plain mean over the valid cells of the whole batch.
+
+    Args:
+        logits: one (rows, columns) map per question, before the sigmoid; sizes may differ.
+        targets: one (rows', columns') map per question: 1, 0 or -100. Logits of another size are resized bilinearly
+            to the target's, corners not aligned.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: not one target per map, or no map at all.
+    """
+    if not logits:
+        raise ValueError("The region loss needs at least one map.")
+    flat = torch.cat(
+        [_resized(values.float(), target.shape).flatten() for values, target in zip(logits, targets, strict=True)]
+    )
+    return _masked_bce(flat, torch.cat([target.flatten() for target in targets]))
+
+
+def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of the gate, mean over the samples that have a label.
+
+    Args:
+        logits: gate logits of any shape, one per sample.
+        targets: as many labels: 1 look closer, 0 enough, -100 ignored.
+
+    Returns:
+        A scalar.
+    """
+    return _masked_bce(logits.float().flatten(), targets.flatten())
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Next-token cross entropy, mean over the labelled tokens.
+
+    Args:
+        logits: (..., length, vocabulary) over the whole sequence, inserted region blocks included.
+        labels: (..., length) token ids, -100 where nothing is to be learnt; `insert_ignored` makes room for a block.
+
+    Returns:
+        A scalar.
+    """
+    predicted = logits[..., :-1, :].float().flatten(0, -2)
+    wanted = labels[..., 1:].flatten()
+    valid = wanted != IGNORE
+    if not bool(valid.any()):
+        return predicted[valid].sum()
+    return cross_entropy(predicted[valid], wanted[valid])
+
+
+def insert_ignored(labels: Tensor, at: int, count: int) -> Tensor:
+    """Labels (length,) with `count` ignored ones put in front of index `at`."""
+    return torch.cat([labels[:at], labels.new_full((count,), IGNORE), labels[at:]])
+
+
+def _resized(values: Tensor, size: torch.Size) -> Tensor:
+    if values.shape == size:
+        return values
+    return interpolate(values[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    valid = targets != IGNORE
+    if not bool(valid.any()):
+        return logits[valid].sum()
+    return binary_cross_entropy_with_logits(logits[valid], targets[valid].to(logits.dtype))
