@@ -1,0 +1,82 @@
+"""Pictures with questions for head training, in one form: synthetic documents and scenes, and real receipts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qzoom.images.load import LoadedImage, load_image
+from qzoom.training.heads_recipe import HeadsRecipe
+from qzoom.types import Box
+
+__all__ = ["LabelPicture", "LabelQuestion", "label_pictures"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelQuestion:
+    """A question with its reference answer and, where known, the boxes that hold it."""
+
+    question: str
+    answer: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPicture:
+    """A picture and what is asked about it; `kind` is "document", "scene" or "receipt"."""
+
+    kind: str
+    name: str
+    picture: LoadedImage
+    questions: tuple[LabelQuestion, ...]
+
+
+def label_pictures(
+    recipe: HeadsRecipe, documents: int, scenes: int, receipts: int, *, salt: int, rank: int = 0, world: int = 1
+) -> Iterator[LabelPicture]:
+    """This rank's share of the pictures, kinds mixed, the same for the same seed.
+
+    Args:
+        recipe: seed, questions per picture and the receipts' folder.
+        documents: how many over all ranks.
+        scenes: likewise.
+        receipts: likewise, at most as many as the train split has.
+        salt: keeps the pictures of different steps apart.
+        rank: this process.
+        world: number of processes.
+    """
+    from qzoom.synthetic.documents import render_document
+    from qzoom.synthetic.records import TRAIN_SEEDS
+    from qzoom.synthetic.scenes import render_scene
+
+    rng = random.Random(f"{recipe.seed}/{salt}")
+    real = list(_receipts(Path(recipe.receipts))) if recipe.receipts and receipts else []
+    rng.shuffle(real)
+    plan: list[tuple[str, int]] = [("document", rng.randrange(TRAIN_SEEDS.stop)) for _ in range(documents)]
+    plan += [("scene", rng.randrange(TRAIN_SEEDS.stop)) for _ in range(scenes)]
+    plan += [("receipt", i) for i in range(min(receipts, len(real)))]
+    rng.shuffle(plan)
+    for kind, number in plan[rank::world]:
+        chooser = random.Random(f"{recipe.seed}/{salt}/{kind}/{number}")
+        if kind == "receipt":
+            picture = real[number]
+        else:
+            sample = (render_document if kind == "document" else render_scene)(number)
+            questions = tuple(LabelQuestion(q.question, q.answer, q.boxes) for q in sample.questions)
+            loaded = load_image(sample.image)
+            picture = LabelPicture(kind, f"{kind}:{number}", loaded, questions)
+        chosen = chooser.sample(picture.questions, min(recipe.questions, len(picture.questions)))
+        yield LabelPicture(picture.kind, picture.name, picture.picture, tuple(chosen))
+
+
+def _receipts(folder: Path) -> Iterator[LabelPicture]:
+    for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        questions = tuple(
+            LabelQuestion(q["question"], q["answer"], tuple((b[0], b[1], b[2], b[3]) for b in q["boxes"]))
+            for q in row["questions"]
+        )
+        yield LabelPicture("receipt", f"receipt:{row['id']}", load_image(folder / row["image"]), questions)
