@@ -1,0 +1,114 @@
+"""`qzoom_config.json`: which base model an adapter belongs to, which branches it has, and its arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qzoom.checkpoints.weights import read_json
+from qzoom.config import ZoomConfig, from_mapping
+from qzoom.errors import CheckpointError, ConfigError
+
+__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "HERE", "AdapterConfig", "BaseReference", "read_adapter_config"]
+
+CONFIG_FILE = "qzoom_config.json"
+FORMAT_VERSION = 1
+HERE = "."
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReference:
+    """The base model that an adapter needs.
+
+    Args:
+        id: hub id, folder (relative ones start at the adapter's), or "." when the base lies in the same folder.
+        revision: hub revision; None is the default branch.
+        family: its model type, e.g. "qwen3_vl".
+        hidden_size: width of its decoder.
+        layers: number of its decoder layers.
+    """
+
+    id: str
+    revision: str | None
+    family: str
+    hidden_size: int
+    layers: int
+
+    def __post_init__(self) -> None:
+        for name, kind in (("id", str), ("family", str), ("hidden_size", int), ("layers", int)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not value:
+                raise ConfigError(f"base.{name} must be a {kind.__name__}, not {value!r}.")
+        if self.revision is not None and not isinstance(self.revision, str):
+            raise ConfigError(f"base.revision must be a text or null, not {self.revision!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """All of `qzoom_config.json`.
+
+    Args:
+        base: the model it belongs to.
+        zoom: the arithmetic.
+        gate: whether there is a gate to use.
+        region: whether there is a region branch to use.
+        format_version: of the file; newer ones than this library's are refused.
+        qzoom_version: what wrote it.
+    """
+
+    base: BaseReference
+    zoom: ZoomConfig
+    gate: bool
+    region: bool
+    format_version: int = FORMAT_VERSION
+    qzoom_version: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only."""
+        return dataclasses.asdict(self)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder."""
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """The `qzoom_config.json` of a folder.
+
+    Raises:
+        CheckpointError: missing, not JSON, written by a newer format, an unknown or missing key, a bad value.
+    """
+    path = folder / CONFIG_FILE
+    values = read_json(path)
+    version = values.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path} has no format_version, so it is not a qzoom adapter's config.")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, but this qzoom reads up to {FORMAT_VERSION}; upgrade qzoom."
+        )
+    try:
+        ready = dict(values)
+        if "base" in values:
+            ready["base"] = from_mapping(BaseReference, values["base"], f"{path}: base")
+        if "zoom" in values:
+            ready["zoom"] = ZoomConfig.from_dict(values["zoom"], source=f"{path}: zoom")
+        config: AdapterConfig = from_mapping(AdapterConfig, ready, str(path))
+    except ConfigError as error:
+        raise CheckpointError(_sentence(str(error))) from error
+    if not isinstance(config.gate, bool) or not isinstance(config.region, bool):
+        raise CheckpointError(f"{path}: gate and region must be true or false.")
+    return config
+
+
+def _sentence(text: str) -> str:
+    """Python's words for a missing argument in those of the file."""
+    return (
+        text.replace("AdapterConfig.__init__() ", "")
+        .replace("BaseReference.__init__() ", "")
+        .replace("required positional argument", "required key")
+    )

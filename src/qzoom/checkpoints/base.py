@@ -1,0 +1,173 @@
+"""The plain base model of a folder, unforked: weights by transformers, tokenizer and image processor beside it.
+
+Number format, device and attention are decided here. Tensors of branches that lie in the same files are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qzoom.checkpoints.processor import load_processor
+from qzoom.checkpoints.released import is_branch_key
+from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.errors import CheckpointError, ConfigError, DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qzoom.backbones.base import Backbone
+
+__all__ = ["choose_device", "choose_dtype", "load_backbone"]
+
+
+def load_backbone(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    attn_implementation: str = "sdpa",
+    processor: Path | None = None,
+) -> Backbone:
+    """Load a base model, in eval mode and frozen.
+
+    Args:
+        folder: config.json, safetensors, tokenizer and image processor settings.
+        dtype: "auto" (as stored), "float32", "bfloat16", or a torch dtype.
+        device_map: None or "cpu", "cuda", "cuda:0", "auto".
+        attn_implementation: "sdpa" or "eager".
+        processor: another folder to take tokenizer and image processor from.
+
+    Raises:
+        CheckpointError: files missing or damaged, an unsupported type, tensors missing or misshapen.
+        ConfigError: an unknown number format or attention.
+        DeviceError: a placement that is not supported.
+    """
+    from qzoom.backbones.registry import FAMILIES, build_backbone
+
+    if attn_implementation not in ("sdpa", "eager"):
+        raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
+    device = choose_device(device_map)
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in FAMILIES:
+        raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
+    index = read_index(folder)
+    number_format = choose_dtype(dtype, device, index)
+    parts = load_processor(processor or folder)
+    model = _load_model(folder, number_format, device, attn_implementation)
+    return build_backbone(model.eval().requires_grad_(False), *parts)
+
+
+def choose_device(device_map: Any) -> torch.device:
+    """One device out of transformers' ways to say it.
+
+    Raises:
+        DeviceError: several devices, an unknown one, or one that this machine lacks.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device_map is None or device_map == "cpu":
+        return torch.device("cpu")
+    if device_map == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    if isinstance(device_map, dict) and set(device_map) == {""}:
+        device_map = device_map[""]
+    if isinstance(device_map, dict) or device_map in ("balanced", "balanced_low_0", "sequential"):
+        raise DeviceError(
+            f"device_map {device_map!r} spreads the model over devices; qzoom keeps it on one: "
+            "give 'cpu', 'cuda', 'cuda:0' or 'auto'."
+        )
+    try:
+        device = torch.device(f"cuda:{device_map}" if type(device_map) is int else device_map)
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError(f"{device_map!r} is no device; give 'cpu', 'cuda', 'cuda:0' or 'auto'.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"Device {str(device)!r} is not supported; give 'cpu', 'cuda', 'cuda:0' or 'auto'.")
+    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
+        seen = f"torch sees {torch.cuda.device_count()} of them" if cuda else "torch sees no GPU here"
+        raise DeviceError(f"Device {str(device)!r} was asked for, but {seen}; give 'cpu' or 'auto'.")
+    return device
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex) -> torch.dtype:
+    """The number format to load in; half precision stored for a CPU becomes float32.
+
+    Raises:
+        ConfigError: an unknown format.
+        DeviceError: float16 asked for on a CPU.
+    """
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    known |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if dtype == "auto":
+        stored = _stored_dtype(index)
+        return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+    chosen = known.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in known.values():
+        raise ConfigError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', not {dtype!r}.")
+    if chosen == torch.float16 and device.type == "cpu":
+        raise DeviceError("float16 is hundreds of times slower on a CPU; use 'bfloat16' or 'float32'.")
+    assert isinstance(chosen, torch.dtype)
+    return chosen
+
+
+def _stored_dtype(index: WeightIndex) -> torch.dtype:
+    """The format that most base tensors have; whatever is not a half format becomes float32."""
+    import torch
+
+    counts: dict[str, int] = {}
+    for name, info in index.tensors.items():
+        if not is_branch_key(name):
+            counts[info.dtype] = counts.get(info.dtype, 0) + 1
+    most = max(counts, key=lambda kind: counts[kind], default="F32")
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(most, torch.float32)
+
+
+def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    try:
+        with _quiet_transformers():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **placement,
+            )
+    except Exception as error:  # transformers raises many kinds for settings and weights that do not fit
+        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        raise CheckpointError(f"The model in {folder} cannot be loaded: {reason}.") from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"The weights in {folder} lack {_list(missing)}; fetch all weight files again.")
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no report of tensors that belong to the branches."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _list(names: list[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
