@@ -1,0 +1,119 @@
+"""Run a heads recipe: one command from a base model to a finished adapter, labelling in several processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from qzoom.engine.state import Engine
+from qzoom.errors import ConfigError, DataError
+from qzoom.training.heads import HeadsReport, Pairs, build_heads, label_share, probe_heads, train_heads
+from qzoom.training.heads_recipe import HeadsRecipe
+
+__all__ = ["run_heads"]
+
+
+def run_heads(
+    recipe: HeadsRecipe,
+    output: Path,
+    *,
+    processes: int = 1,
+    fresh: bool = False,
+    on_label: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[str, int, float], None] = lambda *_: None,
+) -> tuple[Engine, HeadsReport]:
+    """Rank heads, label, fit.
+
+    Args:
+        recipe: what to do.
+        output: folder of everything made on the way; a rerun continues from it.
+        processes: labelling processes, one thread each.
+        fresh: start over.
+        on_label: called with the number of pictures labelled since the last call.
+        on_step: called with the branch, the step and its loss.
+
+    Returns:
+        The engine with trained branches, and the report.
+
+    Raises:
+        ConfigError: the folder holds another recipe's work.
+        DataError: a labelling process died.
+    """
+    from qzoom.checkpoints.loading import load_engine
+
+    if fresh and output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    _check_same_recipe(recipe, output, processes)
+    base = load_engine(recipe.base, dtype="float32")
+    engine = build_heads(base, recipe)
+    heads = _heads(engine, recipe, output / "heads.json")
+    if processes == 1:
+        label_share(engine, recipe, heads, output, 0, 1, lambda: on_label(1))
+    else:
+        _label_in_processes(recipe, heads, output, processes, on_label)
+    return engine, train_heads(engine, recipe, heads, output, on_step)
+
+
+def _check_same_recipe(recipe: HeadsRecipe, output: Path, processes: int) -> None:
+    """Labels of one recipe must not be mixed with another's; the fitting may change."""
+    fitting = {"steps", "gate_steps", "batch", "learning_rate", "region_threshold", "gate_threshold", "notes"}
+    wanted: dict[str, Any] = {k: v for k, v in asdict(recipe).items() if k not in fitting}
+    wanted = json.loads(json.dumps(wanted | {"processes": processes}))
+    path = output / "recipe.json"
+    if not path.exists():
+        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(k for k in wanted if found.get(k) != wanted[k])
+    if changed:
+        raise ConfigError(
+            f"{output} holds labels made with other settings of {', '.join(changed)}; use --fresh or another --output."
+        )
+
+
+def _heads(engine: Engine, recipe: HeadsRecipe, path: Path) -> Pairs:
+    """The heads to take attention from, found once."""
+    if not path.exists():
+        found = () if recipe.known_boxes and not recipe.receipts else probe_heads(engine, recipe)
+        path.write_text(json.dumps([list(pair) for pair in found]) + "\n", encoding="utf-8")
+    return tuple((int(a), int(b)) for a, b in json.loads(path.read_text(encoding="utf-8")))
+
+
+def _label_in_processes(
+    recipe: HeadsRecipe, heads: Pairs, output: Path, processes: int, on_label: Callable[[int], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    done: Queue[int] = context.Queue()
+    workers = [
+        context.Process(target=_label_worker, args=(recipe, heads, output, rank, processes, done), daemon=True)
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        for worker in workers:
+            worker.join(timeout=0.5)
+        count = 0
+        while not done.empty():
+            count += done.get()
+        on_label(count)
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise DataError(f"A labelling process ended with code {failed[0]}; its shards are kept, run the command again.")
+
+
+def _label_worker(recipe: HeadsRecipe, heads: Pairs, output: Path, rank: int, world: int, done: Queue[int]) -> None:
+    import torch
+
+    from qzoom.checkpoints.loading import load_engine
+
+    torch.set_num_threads(1)
+    engine = build_heads(load_engine(recipe.base, dtype="float32"), recipe)
+    label_share(engine, recipe, heads, output, rank, world, lambda: done.put(1))
