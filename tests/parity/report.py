@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,9 +140,8 @@ class Report:
         errors = Table("kind", "quantity", "values", "largest error", "allowed", "largest at", "failed")
         for (kind, quantity), entry in self._quantities.items():
             shown = f"{entry.worst:.2e}" if entry.worst else "0"
-            errors.add_row(
-                kind, quantity, str(entry.values), shown, entry.tolerance, entry.where, str(entry.failed or "")
-            )
+            where = entry.where if entry.worst else ""
+            errors.add_row(kind, quantity, str(entry.values), shown, entry.tolerance, where, str(entry.failed or ""))
         console.print(errors)
         bad_cases = [case for case in self.cases if case.problems]
         for case in bad_cases[:most]:
@@ -157,6 +156,3 @@ def _array(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().numpy()
     return np.asarray(value)
-
-
-Runner = Callable[..., None]
