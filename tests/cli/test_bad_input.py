@@ -95,7 +95,7 @@ def test_empty_question(here, picture, question):
 def test_very_long_question(here, picture):
     result = here("ask", picture, "What is it? " * 8334, "--max-new-tokens", "2")
     assert result.code == 1
-    assert "too long" in result.err
+    assert "shorten the question" in result.err
     assert result.is_one_sentence
 
 

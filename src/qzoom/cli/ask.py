@@ -13,7 +13,7 @@ from qzoom.cli.console import Console
 from qzoom.cli.describe import describe_cost, describe_gate, describe_regions
 
 if TYPE_CHECKING:
-    from qzoom.types import Answer, StreamEvent
+    from qzoom.types import Answer, Perception, StreamEvent
 
 __all__ = ["ask"]
 
@@ -67,16 +67,31 @@ def ask(
         "region_tokens": options.parse_tokens(region_tokens, "--region-tokens"),
     }
     images = read_pictures(pictures)
-    console.hush_libraries()
-    reader = load_model(model, revision, device, dtype)
+    with console.waiting(f"loading {model} ..."):
+        console.hush_libraries()
+        reader = load_model(model, revision, device, dtype)
     settings["gate_threshold"], settings["region_threshold"] = thresholds(
         reader, preset, gate_threshold, region_threshold
     )
-    if console.live and not json:
+    streamed = console.live and not json
+    if streamed:
         answer = _show(reader.stream(images, question, **settings), console)
     else:
         answer = reader.ask(images, question, **settings)
-    _finish(answer, console, save, json)
+        _explain(answer, console)
+    written = None
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        written = answer.save(save)
+    for note in answer.notes:
+        console.note(f"note    {note}")
+    console.note(describe_cost(answer.usage, answer.timing_ms))
+    if written is not None:
+        console.note(f"saved   {written}")
+    if json:
+        console.record(answer.to_dict())
+    elif not streamed:
+        console.result(answer.text)
 
 
 def _show(events: Iterator[StreamEvent], console: Console) -> Answer:
@@ -84,11 +99,7 @@ def _show(events: Iterator[StreamEvent], console: Console) -> Answer:
     answer = None
     for event in events:
         if event.kind == "perception" and event.perception is not None:
-            seen = event.perception
-            console.note(describe_gate(seen.gate))
-            if seen.gate.zoomed:
-                for line in describe_regions(seen.regions, seen.image_sizes_px):
-                    console.note(line)
+            _explain(event.perception, console)
         elif event.kind == "text":
             console.write(event.text)
         elif event.kind == "answer":
@@ -99,22 +110,9 @@ def _show(events: Iterator[StreamEvent], console: Console) -> Answer:
     return answer
 
 
-def _finish(answer: Answer, console: Console, save: Path | None, json: bool) -> None:
-    """The drawing, then what is left to print: the text or the record, notes and cost."""
-    written = None
-    if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        written = answer.save(save)
-    if not (console.live or json):
-        console.note(describe_gate(answer.gate))
-        for line in describe_regions(answer.regions, answer.image_sizes_px):
+def _explain(seen: Answer | Perception, console: Console) -> None:
+    """The gate's line and those of the regions."""
+    console.note(describe_gate(seen.gate))
+    if seen.gate.zoomed:
+        for line in describe_regions(seen.regions, seen.image_sizes_px):
             console.note(line)
-    for note in answer.notes:
-        console.note(f"note    {note}")
-    console.note(describe_cost(answer.usage, answer.timing_ms))
-    if written is not None:
-        console.note(f"saved   {written}")
-    if json:
-        console.record(answer.to_dict())
-    elif not console.live:
-        console.result(answer.text)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 __all__ = ["Console", "one_line", "printable"]
@@ -61,6 +63,18 @@ class Console:
         """One JSON line."""
         sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
         sys.stdout.flush()
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show a remark for as long as a block takes; only where a person watches standard error."""
+        shown = not self.quiet and _is_terminal(sys.stderr)
+        if shown:
+            print(printable(text), end="", file=sys.stderr, flush=True)
+        try:
+            yield
+        finally:
+            if shown:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def hush_libraries(self) -> None:
         """Keep the progress bars and advice of the libraries off the screen; downloads show theirs on a terminal."""

@@ -45,8 +45,9 @@ def perceive(
         "coarse_tokens": options.parse_tokens(coarse_tokens, "--coarse-tokens"),
     }
     images = read_pictures(pictures)
-    console.hush_libraries()
-    reader = load_model(model, revision, device, dtype)
+    with console.waiting(f"loading {model} ..."):
+        console.hush_libraries()
+        reader = load_model(model, revision, device, dtype)
     settings["gate_threshold"], settings["region_threshold"] = thresholds(
         reader, preset, gate_threshold, region_threshold
     )
