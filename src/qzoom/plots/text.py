@@ -1,0 +1,205 @@
+"""Text in figures: cleaned, wrapped, cut with an ellipsis, and drawn with fallback fonts for characters that lack one.
+
+Nothing in a text is markup; every character is drawn as it is or, when no installed font has it, as an empty box.
+"""
+
+from __future__ import annotations
+
+import threading
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import PIL.Image
+from PIL import Image, ImageDraw, ImageFont
+
+from qzoom.plots.style import INK, Colour, font, font_folder
+
+__all__ = ["clean", "draw_text", "paragraph", "text_width", "wrap"]
+
+_MAX_CHARS = 4000  # more than any figure shows
+_FIRST_RARE = "\u0530"  # below it the main typeface has every letter
+_FALLBACKS = (
+    "NotoSansCJK",
+    "NotoSansSC",
+    "SourceHanSans",
+    "wqy",
+    "DroidSansFallback",
+    "msyh",
+    "PingFang",
+    "Arial Unicode",
+    "NotoSans",
+    "unifont",
+)
+_LOCK = threading.Lock()
+
+
+def clean(text: str) -> str:
+    """Printable text: control characters become spaces, halves of surrogate pairs a replacement mark."""
+    out = []
+    for char in text[:_MAX_CHARS]:
+        kind = unicodedata.category(char)
+        if kind == "Cs":
+            out.append("\ufffd")
+        elif char == "\n":
+            out.append(char)
+        elif kind in ("Cc", "Zl", "Zp", "Zs"):
+            out.append(" ")
+        elif kind != "Cf" or char in "\u200c\u200d":
+            out.append(char)
+    return "".join(out).strip() + ("…" if len(text) > _MAX_CHARS else "")
+
+
+def text_width(text: str, size_px: int, weight: str = "regular") -> float:
+    """Width of one line in pixels."""
+    return sum(face.getlength(part) for part, face in _runs(text, size_px, weight))
+
+
+def wrap(text: str, width_px: float, size_px: int, weight: str = "regular", max_lines: int = 3) -> list[str]:
+    """Lines no wider than `width_px`; what does not fit into `max_lines` ends in an ellipsis.
+
+    Breaks fall between words; a word longer than a line is broken inside.
+    """
+    lines: list[str] = []
+    for part in clean(text).split("\n"):
+        line = ""
+        for word in part.split():
+            trial = f"{line} {word}" if line else word
+            if text_width(trial, size_px, weight) <= width_px:
+                line = trial
+                continue
+            if line:
+                lines.append(line)
+            while text_width(word, size_px, weight) > width_px and len(word) > 1 and len(lines) <= max_lines:
+                count = _fitting(word, width_px, size_px, weight)
+                lines.append(word[:count])
+                word = word[count:]
+            line = word
+            if len(lines) > max_lines:
+                break
+        if line:
+            lines.append(line)
+        if len(lines) > max_lines:
+            break
+    if len(lines) > max_lines:
+        lines = lines[:max_lines]
+        last = lines[-1]
+        while last and text_width(last + "…", size_px, weight) > width_px:
+            last = last[:-1]
+        lines[-1] = last.rstrip() + "…"
+    return lines or [""]
+
+
+def _fitting(word: str, width_px: float, size_px: int, weight: str) -> int:
+    """The most characters of a word that fit, at least 1."""
+    low, high = 1, len(word)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text_width(word[:middle], size_px, weight) <= width_px:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    size_px: int,
+    colour: Colour = INK,
+    weight: str = "regular",
+    anchor: str = "l",
+) -> None:
+    """One line of text.
+
+    Args:
+        draw: where.
+        at: x of the anchor and y of the top of the line's em box.
+        text: one line, cleaned here.
+        size_px: em size.
+        colour: of the letters.
+        weight: "regular" or "bold".
+        anchor: "l", "m" or "r": whether x is the left end, the middle or the right end.
+    """
+    line = clean(text).replace("\n", " ")
+    x = at[0]
+    if anchor != "l":
+        x -= text_width(line, size_px, weight) * (1.0 if anchor == "r" else 0.5)
+    baseline = at[1] + round(size_px * 0.86)
+    for part, face in _runs(line, size_px, weight):
+        draw.text((x, baseline), part, font=face, fill=colour, anchor="ls")
+        x += face.getlength(part)
+
+
+def paragraph(
+    text: str,
+    width_px: int,
+    size_px: int,
+    colour: Colour = INK,
+    weight: str = "regular",
+    max_lines: int = 3,
+) -> PIL.Image.Image:
+    """Wrapped text as a transparent picture of exactly `width_px`, as high as its lines."""
+    lines = wrap(text, width_px, size_px, weight, max_lines)
+    leading = round(size_px * 1.32)
+    out = Image.new("RGBA", (width_px, leading * (len(lines) - 1) + round(size_px * 1.16)), (*colour, 0))
+    draw = ImageDraw.Draw(out)
+    for i, line in enumerate(lines):
+        draw_text(draw, (0, i * leading), line, size_px, colour, weight)
+    return out
+
+
+def _runs(text: str, size_px: int, weight: str) -> Iterator[tuple[str, ImageFont.FreeTypeFont]]:
+    """Stretches of text that share a font."""
+    main = font(size_px, weight)
+    if all(char < _FIRST_RARE for char in text):
+        if text:
+            yield text, main
+        return
+    part, face = "", main
+    for char in text:
+        path = _fallback_for(char)
+        wanted = main if path is None else _face(path, size_px)
+        if wanted is not face and part:
+            yield part, face
+            part = ""
+        part, face = part + char, wanted
+    if part:
+        yield part, face
+
+
+@lru_cache(maxsize=64)
+def _face(path: str, size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size_px)
+
+
+@lru_cache(maxsize=4096)
+def _fallback_for(char: str) -> str | None:
+    """The font file to draw a character with; None for the main typeface, also when nothing has it."""
+    if char < _FIRST_RARE or ord(char) in _characters(str(font_folder() / "DejaVuSans.ttf")):
+        return None
+    return next((path for path in _fallback_files() if ord(char) in _characters(path)), None)
+
+
+@lru_cache(maxsize=1)
+def _fallback_files() -> tuple[str, ...]:
+    """Fonts with wide coverage, those of this system in order of preference, then matplotlib's symbols."""
+    from matplotlib import font_manager
+
+    with _LOCK:
+        installed = sorted(entry.fname for entry in font_manager.fontManager.ttflist)
+    chosen = [path for name in _FALLBACKS for path in installed if Path(path).name.lower().startswith(name.lower())]
+    return (*dict.fromkeys(chosen), str(font_folder() / "STIXGeneral.ttf"))
+
+
+@lru_cache(maxsize=32)
+def _characters(path: str) -> frozenset[int]:
+    """Code points that a font file has; none for a file that cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
