@@ -18,6 +18,7 @@ from qzoom.cli.ask import ask
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
+from qzoom.cli.eval import evaluate
 from qzoom.cli.perceive import perceive
 from qzoom.errors import QZoomError
 
@@ -38,6 +39,7 @@ app.command()(ask)
 app.command()(perceive)
 app.command()(convert)
 app.command()(doctor)
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,71 @@
+import pytest
+
+from qzoom.errors import DataError
+from qzoom.evaluation.records import AnswerRow
+from qzoom.evaluation.score import compare, score
+from tests.evaluation.samples import row
+
+ROWS = [
+    row("RM 33.90", zoom=[(0, 0, 100, 100)], boxes=((10, 10, 20, 20), (0, 150, 9, 160)), easy=False),  # right, a hit
+    row("33.96", zoom=[(0, 0, 50, 40), (0, 20, 50, 60)], boxes=((40, 40, 60, 50),), easy=False),  # 0.8, a miss
+    row("12/01/19", "12-01-19", field="date", zoom=[(0, 0, 10, 20)], seconds=1.5),  # 0.75, place unknown
+    row("Acme", "ACME", field="company", boxes=((1, 1, 5, 5),), easy=True),  # right without a zoom
+    row(answer="ACME", field="company", error="ValueError: it broke", boxes=((1, 1, 5, 5),), easy=True),
+]
+
+
+def test_figures():
+    found = score(ROWS, ("total", "date", "company"))
+    assert found.n == 5
+    assert list(found.exact_match) == ["total", "date", "company", "all"]
+    assert found.exact_match == {"total": 0.5, "date": 0.0, "company": 0.5, "all": 0.4}
+    assert found.anls == pytest.approx((1 - 2 / 8 + 1 - 1 / 5 + 1 + 0) / 5 + 0.625 / 5)  # "RM 33.90": 3 edits of 8
+    assert found.zoomed == pytest.approx(3 / 5)
+    assert found.hit_rate == 0.5
+    assert found.box_area == pytest.approx((0.5 + 0.15 + 0.01) / 3, abs=1e-6)
+    assert found.visual_tokens == (110 + 120 + 110 + 100) / 4
+    assert found.seconds == pytest.approx(3.5 / 5)
+    assert found.seconds_total == pytest.approx(3.5)
+    assert found.errors == 1
+    assert found.difficulty == {
+        "easy": {"n": 2, "exact_match": 0.5, "zoomed": 0.0},
+        "hard": {"n": 2, "exact_match": 0.5, "zoomed": 1.0},
+    }
+
+
+def test_shares_of_nothing_are_none():
+    found = score([row(easy=None)], ("total", "date"))
+    assert found.exact_match == {"total": 1.0, "date": None, "all": 1.0}
+    assert (found.zoomed, found.hit_rate, found.box_area) == (0.0, None, None)
+    assert "difficulty" not in found.to_dict()
+    empty = score([])
+    assert (empty.n, empty.exact_match, empty.seconds) == (0, {"all": None}, None)
+
+
+def test_an_empty_answer_to_a_failed_question_is_wrong():
+    assert score([row(answer="", error="no")]).exact_match["all"] == 0.0
+
+
+def test_pairs():
+    first = [row("33.90"), row("33.90"), row("1"), row("1"), row("33.90")]
+    second = [row("33.90"), row("1"), row("33.90"), row("1"), row("$33.90")]
+    found = compare(first, second)
+    assert (found.n, found.both, found.only_first, found.only_second, found.neither) == (5, 2, 1, 1, 1)
+
+
+def test_pairs_need_the_same_questions():
+    with pytest.raises(DataError, match="same questions"):
+        compare([row(picture="a")], [row(picture="b")])
+
+
+@pytest.mark.parametrize("made", ROWS)
+def test_rows_survive_the_file(made):
+    assert AnswerRow.from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize("drop", ["boxes", "gate", "picture", "answer"])
+def test_rows_of_something_else(drop):
+    values = row().to_dict()
+    del values[drop]
+    with pytest.raises(DataError):
+        AnswerRow.from_dict(values)
