@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, read_adapter_config
 from qzoom.checkpoints.base import load_backbone
 from qzoom.checkpoints.heads import build_gate, build_region
+from qzoom.checkpoints.kinds import kind_of
 from qzoom.checkpoints.presets import presets_of
-from qzoom.checkpoints.released import branch_keys, is_released, read_zoom_config
+from qzoom.checkpoints.released import branch_keys, read_zoom_config
 from qzoom.checkpoints.source import Source, find_source
 from qzoom.checkpoints.weights import read_index, read_json, read_tensors
 from qzoom.config import ZoomConfig
@@ -62,22 +63,19 @@ def load_engine(
         "attn_implementation": attn_implementation,
         "processor": None if processor is None else Path(processor),
     }
-    if (source.folder / CONFIG_FILE).is_file():
-        engine = _load_adapter(source, options, config)
-    else:
-        if not (source.folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{source.name} has neither config.json nor {CONFIG_FILE}, so it is no model; "
-                "give a folder or hub id that holds one."
-            )
-        settings = read_json(source.folder / "config.json")
-        backbone = load_backbone(source.folder, **options)
-        _remember(backbone, source)
-        if is_released(settings) and settings.get("enable_twig", True):
-            engine = _with_merged_branches(backbone, source, settings, config)
-        else:
-            engine = _plain(backbone, config)
-    return engine
+    kind = kind_of(source.folder)
+    if kind is None:
+        raise CheckpointError(
+            f"{source.name} has neither config.json nor {CONFIG_FILE}, so it is no model; "
+            "give a folder or hub id that holds one."
+        )
+    if kind == "adapter":
+        return _load_adapter(source, options, config)
+    backbone = load_backbone(source.folder, **options)
+    _remember(backbone, source)
+    if kind == "released":
+        return _with_merged_branches(backbone, source, config)
+    return _plain(backbone, config)
 
 
 def find_base(adapter: AdapterConfig, source: Source) -> Source:
@@ -121,11 +119,10 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
     return Engine(backbone, gate, region, zoom)
 
 
-def _with_merged_branches(
-    backbone: Backbone, source: Source, settings: dict[str, Any], config: ZoomConfig | None
-) -> Engine:
+def _with_merged_branches(backbone: Backbone, source: Source, config: ZoomConfig | None) -> Engine:
     from qzoom.engine.state import Engine
 
+    settings = read_json(source.folder / "config.json")
     where = str(source.folder / "config.json")
     own = read_zoom_config(settings, backbone.default_sink, where)
     presets = presets_of(source.name)

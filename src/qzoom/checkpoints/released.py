@@ -16,6 +16,7 @@ from qzoom.errors import CheckpointError, ConfigError
 
 __all__ = [
     "PROVENANCE_KEY",
+    "ZOOM_KEY",
     "BranchKeys",
     "branch_keys",
     "is_branch_key",
@@ -132,9 +133,10 @@ def upstream_fields(config: ZoomConfig, *, has_gate: bool, default_sink: str) ->
                 fields[name] = value
         if "high_res_thresh" in fields or config.gate_threshold != _DEFAULTS.gate_threshold:
             fields["high_res_thresh"] = config.gate_threshold
-    if read_zoom_config(fields, default_sink, "config").replace(provenance={}) != config.replace(
-        provenance={}, presets={}
-    ):
+    derived = read_zoom_config(fields, default_sink, "config")
+    same = derived.replace(provenance={}) == config.replace(provenance={}, presets={})
+    more = set(config.provenance) - {PROVENANCE_KEY} or (config.presets and not isinstance(kept, dict))
+    if more or not same:
         fields[ZOOM_KEY] = config.to_dict()
     return fields
 

@@ -1,0 +1,234 @@
+"""Our format: `qzoom_config.json` and `qzoom.safetensors`, beside a base model or referring to one.
+
+Tensor names are those of the branches with `gate.` or `region.` before them. What the region branch's last layer never
+uses is left out, unless the branches came from a merged checkpoint, where nothing may be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, BaseReference
+from qzoom.checkpoints.heads import is_used_in_last
+from qzoom.checkpoints.released import PROVENANCE_KEY, released_fields
+from qzoom.checkpoints.writing import fresh_folder
+from qzoom.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qzoom.backbones.base import Backbone
+    from qzoom.engine.state import Engine
+
+__all__ = ["MAX_SHARD_SIZE", "branch_tensors", "push_to_hub", "save_pretrained"]
+
+MAX_SHARD_SIZE = "5GB"
+
+
+def save_pretrained(
+    engine: Engine,
+    path: str | Path,
+    *,
+    base_id: str | None = None,
+    base_revision: str | None = None,
+    include_base: bool | None = None,
+    compact: bool | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write an adapter folder; it appears complete or not at all.
+
+    Args:
+        engine: what to save.
+        path: a new or empty folder, or an adapter to replace. With `base_id="."` and no `include_base`, the folder of
+            a base model, to which the adapter is added.
+        base_id: hub id or folder of the base; None takes where the base was loaded from.
+        base_revision: its hub revision.
+        include_base: write the base model too, so that the folder needs nothing else; None does so when the base was
+            not loaded from the hub and no `base_id` is given.
+        compact: leave out what the region branch never uses; None does so unless it came from a merged checkpoint.
+        max_shard_size: largest weight file, in bytes or as "5GB".
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the folder holds something else or cannot be written.
+    """
+    folder = Path(path)
+    here = base_id == HERE and not include_base
+    if include_base is None:
+        include_base = not here and base_id is None and not _hub_id(engine.backbone)
+    if include_base:
+        reference, revision = HERE, None
+    else:
+        reference = base_id or _hub_id(engine.backbone) or ""
+        revision = base_revision if base_id else getattr(engine.backbone.model.config, "_commit_hash", None)
+        if not here and Path(reference).expanduser().is_dir():
+            reference = str(Path(reference).expanduser().resolve())
+    if not reference:
+        raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
+    config = _describe(engine, reference, revision)
+    tensors = branch_tensors(engine, compact)
+    if here and not (folder / CONFIG_FILE).is_file():
+        _add_to_base(config, tensors, folder, max_shard_size)
+        return folder
+    with fresh_folder(folder, "adapter") as part:
+        if include_base:
+            _write_base(engine.backbone, part, max_shard_size)
+        _write_branches(tensors, part, max_shard_size)
+        config.save(part)
+    return folder
+
+
+def push_to_hub(
+    engine: Engine,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload qzoom adapter",
+    create_pr: bool = False,
+    base_id: str | None = None,
+    base_revision: str | None = None,
+    include_base: bool | None = None,
+) -> str:
+    """Save and upload to a model repository on the hub, which is created if need be.
+
+    Args:
+        engine: what to upload.
+        repo_id: "owner/name".
+        private: make a new repository private.
+        token: hub token; None uses HF_TOKEN or the stored login.
+        revision: branch to commit to.
+        commit_message: the commit's first line.
+        create_pr: open a pull request instead of committing.
+        base_id: see `save_pretrained`.
+        base_revision: see `save_pretrained`.
+        include_base: see `save_pretrained`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: no network, no right to write, a malformed id.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_pretrained(
+            engine,
+            Path(scratch) / "adapter",
+            base_id=base_id,
+            base_revision=base_revision,
+            include_base=include_base,
+        )
+        api = huggingface_hub.HfApi(token=token)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+        except HFValidationError as error:
+            raise CheckpointError(f"{repo_id!r} is no valid hub id; an id looks like 'owner/name'.") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise CheckpointError(_refused(repo_id, error)) from error
+        except Exception as error:  # the HTTP library's own errors derive from Exception alone
+            if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "huggingface_hub"):
+                raise
+            raise CheckpointError(_refused(repo_id, error)) from error
+    return str(getattr(done, "pr_url", None) or done.commit_url)
+
+
+def branch_tensors(engine: Engine, compact: bool | None = None) -> dict[str, Tensor]:
+    """The branches' tensors under the names of our format, on the CPU.
+
+    Args:
+        engine: whose branches.
+        compact: see `save_pretrained`.
+    """
+    if compact is None:
+        compact = PROVENANCE_KEY not in engine.config.provenance
+    out: dict[str, Tensor] = {}
+    for prefix, branch in (("gate.", engine.gate), ("region.", engine.region)):
+        if branch is not None:
+            out |= {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in branch.state_dict().items()}
+    if compact and engine.region is not None:
+        last = f"region.layers.{len(engine.region.layers) - 1}."
+        out = {n: t for n, t in out.items() if not n.startswith(last) or is_used_in_last(n.removeprefix(last))}
+    return out
+
+
+def _describe(engine: Engine, base_id: str, base_revision: str | None) -> AdapterConfig:
+    from qzoom import __version__
+
+    backbone = engine.backbone
+    base = BaseReference(base_id, base_revision, backbone.family, backbone.hidden_size, backbone.num_layers)
+    return AdapterConfig(
+        base=base,
+        zoom=engine.config,
+        gate=engine.gate is not None,
+        region=engine.region is not None,
+        qzoom_version=__version__,
+    )
+
+
+def _write_branches(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    if tensors:
+        save_torch_state_dict(
+            tensors, folder, filename_pattern="qzoom{suffix}.safetensors", max_shard_size=max_shard_size
+        )
+
+
+def _add_to_base(config: AdapterConfig, tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+    """Put an adapter beside the base model in its folder; its config, which makes it one, comes last."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no base model to add an adapter to; use include_base=True.")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
+            _write_branches(tensors, Path(scratch), max_shard_size)
+            config.save(Path(scratch))
+            for file in sorted(Path(scratch).iterdir(), key=lambda p: (p.name == CONFIG_FILE, p.name)):
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror or error}); check space and rights."
+        ) from error
+
+
+def _write_base(backbone: Backbone, folder: Path, max_shard_size: int | str) -> None:
+    """The base model with its tokenizer, template and image processor settings, as transformers writes them."""
+    import json
+
+    backbone.model.save_pretrained(folder, max_shard_size=max_shard_size)
+    backbone.tokenizer.save_pretrained(folder)
+    backbone.image_processor.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(str(backbone.chat_template), encoding="utf-8")
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for name in released_fields(settings):
+        del settings[name]
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _hub_id(backbone: Backbone) -> str | None:
+    """Where the base was loaded from, if that is the hub."""
+    name = str(getattr(backbone.model.config, "_name_or_path", "") or "")
+    known = re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name) is not None
+    return name if known and not Path(name).is_dir() else None
+
+
+def _refused(repo_id: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
+    return f"Uploading to {repo_id!r} failed ({reason}); check the network and that HF_TOKEN may write there."

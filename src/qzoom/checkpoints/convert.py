@@ -1,0 +1,196 @@
+"""From one kind of checkpoint to another without building a model: tensors are copied by name, file by file.
+
+Merged to ours and back gives the same bits in the same files. Most memory used at once is one weight file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qzoom.checkpoints.adapter_config import HERE, AdapterConfig, BaseReference, read_adapter_config
+from qzoom.checkpoints.copying import Copy, copy_weights, merge_weights
+from qzoom.checkpoints.kinds import Kind, default_sink, family_of, kind_of, text_settings
+from qzoom.checkpoints.layout import check_branch, decoder_prefix, fill_last_layer
+from qzoom.checkpoints.loading import find_base
+from qzoom.checkpoints.presets import presets_of
+from qzoom.checkpoints.released import (
+    PROVENANCE_KEY,
+    ZOOM_KEY,
+    branch_keys,
+    is_branch_key,
+    is_released,
+    read_zoom_config,
+    released_fields,
+    upstream_fields,
+)
+from qzoom.checkpoints.source import Source, find_source
+from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.checkpoints.writing import check_target, copy_side_files, fresh_folder
+from qzoom.errors import CheckpointError
+
+__all__ = ["ConvertReport", "convert"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What a conversion did.
+
+    Args:
+        source: what was read.
+        target: the folder written.
+        read_kind: "adapter", "released" or "plain".
+        written_kind: the same for the target.
+        tensors: how many were written.
+        size_bytes: their size.
+        notes: what a reader of the target should know, one sentence each.
+    """
+
+    source: str
+    target: Path
+    read_kind: Kind
+    written_kind: Kind
+    tensors: int
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def convert(src: str | Path, dst: str | Path, answer_only: bool = False) -> ConvertReport:
+    """Convert a merged checkpoint to ours, ours to a merged one, or either to a plain model that answers only.
+
+    Args:
+        src: folder or hub id.
+        dst: a new or empty folder, or a checkpoint of the kind to be written, which is replaced.
+        answer_only: leave the branches out.
+
+    Raises:
+        CheckpointError: nothing to convert, tensors that do not fit, or a target that holds something else.
+    """
+    source, target = find_source(src), Path(dst)
+    read = kind_of(source.folder)
+    if read is None:
+        raise CheckpointError(f"{source.name} has neither config.json nor qzoom_config.json, so it is no model.")
+    if read == "plain" and not (answer_only and is_released(read_json(source.folder / "config.json"))):
+        raise CheckpointError(f"{source.name} is a plain model already; it has no branches to convert or leave out.")
+    written: Kind = "plain" if answer_only else "adapter" if read == "released" else "released"
+    if target.is_dir() and target.resolve() == source.folder.resolve():
+        raise CheckpointError(f"{target} cannot be converted in place; choose another folder to write to.")
+    check_target(target, written)
+    if read != "adapter":
+        work = _strip(source, target) if answer_only else _to_adapter(source, target)
+    else:
+        adapter = read_adapter_config(source.folder)
+        base = find_base(adapter, source)
+        work = _strip(base, target) if answer_only else _to_released(source, adapter, base, target)
+    return ConvertReport(source.name, target, read, written, *work)
+
+
+Work = tuple[int, int, tuple[str, ...]]
+
+
+def _strip(base: Source, target: Path) -> Work:
+    """A plain model: base tensors, the config without our or the authors' fields, processor files."""
+    index = read_index(base.folder)
+    with fresh_folder(target, "plain") as part:
+        done = copy_weights(index, [name for name in index.tensors if not is_branch_key(name)], part)
+        _write_settings(base.folder, part)
+        copy_side_files(base.folder, part)
+    return (*done.counts, ())
+
+
+def _to_adapter(source: Source, target: Path) -> Work:
+    """Merged to ours: the plain model and the branches beside it in one folder."""
+    from qzoom import __version__
+
+    where = str(source.folder)
+    settings = read_json(source.folder / "config.json")
+    family = family_of(settings, where)
+    index = read_index(source.folder)
+    zoom = read_zoom_config(settings, default_sink(family), f"{where}/config.json")
+    keys = branch_keys(index.tensors)
+    has_gate = bool(settings.get("enable_high_res"))
+    for wanted, names, what in ((True, keys.region, "region branch"), (has_gate, keys.gate, "gate")):
+        if wanted:
+            check_branch(index, names, index, zoom, what, where)
+    kept = {"fields": released_fields(settings)}
+    if index.sharded and ZOOM_KEY not in settings:
+        kept["shards"] = {name: index.tensors[name].file for name in index.tensors if is_branch_key(name)}
+    if ZOOM_KEY not in settings:
+        zoom = zoom.replace(provenance={PROVENANCE_KEY: kept}, presets=presets_of(source.name))
+    text = text_settings(settings)
+    base = BaseReference(HERE, None, family, int(text["hidden_size"]), int(text["num_hidden_layers"]))
+    with fresh_folder(target, "adapter") as part:
+        done = copy_weights(index, [name for name in index.tensors if not is_branch_key(name)], part)
+        renamed = {f"region.{ours}": stored for ours, stored in keys.region.items()}
+        renamed |= {f"gate.{ours}": stored for ours, stored in keys.gate.items()}
+        done += copy_weights(index, renamed, part, file="qzoom.safetensors")
+        _write_settings(source.folder, part)
+        copy_side_files(source.folder, part)
+        AdapterConfig(base, zoom, gate=has_gate, region=True, qzoom_version=__version__).save(part)
+    return (*done.counts, ())
+
+
+def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: Path) -> Work:
+    """Ours to merged: the branches go under the language model, in the files where they once were."""
+    if not adapter.region:
+        raise CheckpointError(f"{source.name} has no region branch, without which a merged checkpoint cannot work.")
+    index, own = read_index(base.folder), read_index(source.folder, stem="qzoom")
+    settings = read_json(base.folder / "config.json")
+    family = family_of(settings, str(base.folder))
+    zoom, prefix = adapter.zoom, decoder_prefix(index)
+    region = {n.removeprefix("region."): n for n in own.tensors if n.startswith("region.")}
+    gate = {n.removeprefix("gate."): n for n in own.tensors if n.startswith("gate.")}
+    where = str(source.folder)
+    check_branch(own, region, index, zoom, "region branch", where, may_lack_unused=True)
+    if adapter.gate:
+        check_branch(own, gate, index, zoom, "gate", where)
+    notes = []
+    filled = fill_last_layer(region, index, prefix, zoom)
+    if filled:
+        notes.append(f"{len(filled)} tensors that are never used were filled in from base layer {_last(zoom)}.")
+    fields = upstream_fields(zoom, has_gate=adapter.gate, default_sink=default_sink(family))
+    if ZOOM_KEY in fields:
+        notes.append(f"The authors' fields cannot express all settings; they are under {ZOOM_KEY!r} in config.json.")
+    stored = {f"{prefix}twig_{ours}": name for ours, name in region.items()}
+    stored |= {f"{prefix}high_res_{ours}": name for ours, name in gate.items()}
+    with fresh_folder(target, "released") as part:
+        done = _merge_weights(index, own, stored, filled, zoom.provenance, part)
+        _write_settings(base.folder, part, fields)
+        copy_side_files(base.folder, part)
+        if source.folder != base.folder:
+            copy_side_files(source.folder, part, lambda name: not (part / name).exists())
+    return (*done.counts, tuple(notes))
+
+
+def _merge_weights(
+    index: WeightIndex,
+    own: WeightIndex,
+    stored: dict[str, str],
+    filled: dict[str, str],
+    provenance: dict[str, Any],
+    part: Path,
+) -> Copy:
+    kept = provenance.get(PROVENANCE_KEY)
+    shards = kept.get("shards", {}) if isinstance(kept, dict) else {}
+    base_names = [name for name in index.tensors if not is_branch_key(name)]
+    added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
+    return merge_weights(index, base_names, added, shards, part)
+
+
+def _write_settings(source: Path, target: Path, fields: dict[str, Any] | None = None) -> None:
+    """config.json without branch fields, or with these; laid out and sorted as it was."""
+    settings = read_json(source / "config.json")
+    text = (source / "config.json").read_text(encoding="utf-8")
+    indent = re.match(r"\{\n( +)", text)
+    out = {key: value for key, value in settings.items() if key not in released_fields(settings)} | (fields or {})
+    if list(settings) == sorted(settings):
+        out = dict(sorted(out.items()))
+    new = json.dumps(out, indent=len(indent[1]) if indent else 2, ensure_ascii=text.isascii())
+    (target / "config.json").write_text(new + "\n" * text.endswith("\n"), encoding="utf-8")
+
+
+def _last(zoom: Any) -> int:
+    return int(zoom.shared_layers + zoom.branch_layers - 1)

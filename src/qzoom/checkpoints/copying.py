@@ -1,0 +1,133 @@
+"""Copies of weight files with tensors left out, renamed or added, bit by bit and one file at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qzoom.checkpoints.weights import WeightIndex, read_json, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Copy", "copy_weights", "merge_weights"]
+
+Place = tuple[WeightIndex, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """How much was copied.
+
+    Args:
+        tensors: how many.
+        size_bytes: their size.
+    """
+
+    tensors: int = 0
+    size_bytes: int = 0
+
+    def __add__(self, other: Copy) -> Copy:
+        return Copy(self.tensors + other.tensors, self.size_bytes + other.size_bytes)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Both numbers."""
+        return self.tensors, self.size_bytes
+
+
+def copy_weights(
+    index: WeightIndex, names: Sequence[str] | Mapping[str, str], target: Path, *, file: str | None = None
+) -> Copy:
+    """Copy some tensors into a folder.
+
+    Args:
+        index: where they are.
+        names: which ones, or new names to present ones.
+        target: folder to write to.
+        file: one file for all; None keeps the files they were in and writes an index if there was one.
+    """
+    renamed = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+    places = {new: (index, old) for new, old in renamed.items()}
+    if file is not None:
+        return _write_file(places, target / file, {"format": "pt"})
+    return merge_weights(index, list(renamed), {}, {}, target)
+
+
+def merge_weights(
+    base: WeightIndex,
+    names: Sequence[str],
+    added: Mapping[str, Place],
+    files: Mapping[str, str],
+    target: Path,
+) -> Copy:
+    """Copy a base model's tensors, each into the file it was in, and add others.
+
+    Args:
+        base: the base model.
+        names: which of its tensors.
+        added: new tensors by their names in the target, with where to take them from.
+        files: the file of each new tensor, for sharded bases; those not named go into a file of their own.
+        target: folder to write to.
+    """
+    by_file: dict[str, dict[str, Place]] = {}
+    for name in names:
+        by_file.setdefault(base.tensors[name].file, {})[name] = (base, name)
+    fallback = f"{base.stem}-branches.safetensors" if base.sharded else f"{base.stem}.safetensors"
+    for name, place in added.items():
+        file = files.get(name, fallback) if base.sharded else fallback
+        by_file.setdefault(Path(file).name, {})[name] = place
+    done = Copy()
+    for file, places in sorted(by_file.items()):
+        metadata = base.metadata.get(file, {"format": "pt"})
+        whole = sorted(places) == base.names_in(file) and all(place == (base, n) for n, place in places.items())
+        if whole:
+            shutil.copyfile(base.folder / file, target / file)
+            done += _size(places)
+        else:
+            done += _write_file(places, target / file, metadata)
+    if base.sharded:
+        _write_listing(base, by_file, done, target)
+    return done
+
+
+def _write_file(places: Mapping[str, Place], path: Path, metadata: dict[str, str] | None) -> Copy:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for index in {id(place[0]): place[0] for place in places.values()}.values():
+        mine = {new: old for new, (where, old) in places.items() if where is index}
+        read = read_tensors(index, set(mine.values()))
+        tensors |= {new: read[old] for new, old in mine.items()}
+    save_file(tensors, path, metadata=metadata)
+    return _size(places)
+
+
+def _size(places: Mapping[str, Place]) -> Copy:
+    infos = [index.tensors[name] for index, name in places.values()]
+    return Copy(len(infos), sum(math.prod(info.shape) * _bits(info.dtype) // 8 for info in infos))
+
+
+def _bits(dtype: str) -> int:
+    """Bits of one value, from safetensors' name of the format, e.g. 16 for "BF16" and 8 for "F8_E4M3"."""
+    digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
+    return int(digits) if digits else 8
+
+
+def _write_listing(base: WeightIndex, by_file: Mapping[str, Mapping[str, Any]], done: Copy, target: Path) -> None:
+    name = f"{base.stem}.safetensors.index.json"
+    listing = read_json(base.folder / name)
+    about = dict(listing.get("metadata") or {})
+    about["total_size"] = done.size_bytes
+    if "total_parameters" in about:
+        about["total_parameters"] = sum(
+            math.prod(index.tensors[old].shape) for places in by_file.values() for index, old in places.values()
+        )
+    places = {tensor: file for file, inside in by_file.items() for tensor in inside}
+    listing |= {"metadata": about, "weight_map": dict(sorted(places.items()))}
+    (target / name).write_text(json.dumps(listing, indent=2, sort_keys=True) + "\n", encoding="utf-8")

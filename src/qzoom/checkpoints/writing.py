@@ -1,0 +1,107 @@
+"""Folders that are either completely written or not there: everything goes into a hidden neighbour first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qzoom.checkpoints.adapter_config import CONFIG_FILE
+from qzoom.checkpoints.kinds import Kind, kind_of
+from qzoom.checkpoints.processor import is_processor_file
+from qzoom.errors import CheckpointError
+
+__all__ = ["check_target", "copy_side_files", "fresh_folder"]
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_SIDE = (".json", ".jinja", ".txt", ".model", ".md")
+
+
+def check_target(folder: Path, kind: Kind) -> None:
+    """Refuse to write a checkpoint over something else.
+
+    Args:
+        folder: new, empty, or a checkpoint of the same kind, which will be replaced.
+        kind: what is about to be written.
+
+    Raises:
+        CheckpointError: a file, or a folder with anything else in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; choose a folder to write to.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    found = kind_of(folder)
+    if found != kind:
+        what = f"a checkpoint of another kind ({found})" if found else "other files"
+        raise CheckpointError(f"{folder} holds {what}; choose a new or empty folder.")
+
+
+@contextlib.contextmanager
+def fresh_folder(folder: Path, kind: Kind) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` when the block ends well, and vanishes when it does not.
+
+    Files of an earlier checkpoint there are replaced; others, such as a README, stay.
+
+    Args:
+        folder: the final place.
+        kind: what is being written.
+
+    Raises:
+        CheckpointError: the target cannot be used (see `check_target`) or cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(os.path.abspath(folder))
+    check_target(folder, kind)
+    part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        _swap(part, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{folder} cannot be written ({reason}); check space and rights.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Copy what belongs to a checkpoint beside weights and config: tokenizer, templates, cards, licences.
+
+    Args:
+        source: folder to copy from.
+        target: folder to copy to.
+        wanted: which file names.
+    """
+    for path in sorted(source.iterdir()):
+        side = path.name.endswith(_SIDE) or path.name.upper().startswith(("LICENSE", "NOTICE"))
+        if path.is_file() and side and not _is_model_file(path.name) and wanted(path.name):
+            shutil.copyfile(path, target / path.name)
+
+
+def _is_model_file(name: str) -> bool:
+    return name.endswith(_WEIGHTS) or name.endswith(".bin.index.json") or name in ("config.json", CONFIG_FILE)
+
+
+def _swap(part: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        part.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    if old.is_dir():
+        for path in old.iterdir():
+            replaced = (
+                _is_model_file(path.name) or is_processor_file(path.name) or path.name == "generation_config.json"
+            )
+            if not replaced and not (folder / path.name).exists():
+                path.rename(folder / path.name)
+        shutil.rmtree(old, ignore_errors=True)
