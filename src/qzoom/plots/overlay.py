@@ -73,8 +73,8 @@ def draw_boxes(
     for i, box in reversed(list(enumerate(shown))):
         colour = ACCENTS[i % len(ACCENTS)]
         left, top, right, bottom = box
-        _frame(out, (left - 6, top - 6, right + 6, bottom + 6), (255, 255, 255), 7)
-        _frame(out, (left - 5, top - 5, right + 5, bottom + 5), colour, 4)
+        _frame(out, (left - 7, top - 7, right + 7, bottom + 7), (255, 255, 255), 7)
+        _frame(out, (left - 6, top - 6, right + 6, bottom + 6), colour, 4)
     for i, (left, top, _, _) in reversed(list(enumerate(shown)) if numbered else []):
         _badge(out, (left, top), str(i + 1), ACCENTS[i % len(ACCENTS)])
     return out, shown

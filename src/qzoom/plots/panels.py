@@ -137,6 +137,8 @@ def tokens_panel(usage: Usage, native_tokens: int | None, width_px: int) -> PIL.
         share = paid / native_tokens
         words = f"{share:.0%}" if share >= 0.01 else "under 1%"
         parts.append((f"{words} of the {native_tokens:,} at full resolution", TRACK))
+    elif native_tokens is not None:
+        parts.append((f"full resolution would take {native_tokens:,}", TRACK))
     return stack([head, bar, _legend(parts, width_px)], 10)
 
 
