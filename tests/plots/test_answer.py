@@ -136,6 +136,17 @@ def test_answer_methods_draw_and_save(answer, tmp_path):
         assert saved.tobytes() == plot_answer(answer).tobytes()
 
 
+def test_save_takes_the_picture_with_the_region(answer, tmp_path):
+    plain = Image.new("RGB", (600, 1200), (0, 0, 250))
+    second = dataclasses.replace(
+        answer, images=(plain, answer.images[0]), regions=(dataclasses.replace(answer.regions[0], image=1),)
+    )
+    with Image.open(save_plot(second, tmp_path / "a.png")) as saved:
+        assert count_colour(saved, MAGENTA) > 10_000
+    with Image.open(save_plot(second, tmp_path / "b.png", image=0)) as saved:
+        assert count_colour(saved, MAGENTA) == 0
+
+
 def test_save_refusals(answer, tmp_path):
     for name in ("out", "out.txt", "out.svg"):
         with pytest.raises(DataError, match=r"\.png"):

@@ -63,8 +63,14 @@ def plot_answer(
     return out
 
 
-def save_plot(answer: Answer, path: Path, image: int = 0, coarse_text: str | None = None) -> Path:
+def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text: str | None = None) -> Path:
     """Draw an answer and write it; the file ending chooses the format.
+
+    Args:
+        answer: with its pictures.
+        path: where to; missing folders are made.
+        image: index of the picture to draw; None takes the one whose region was read first.
+        coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
 
     Returns:
         The path written.
@@ -72,6 +78,8 @@ def save_plot(answer: Answer, path: Path, image: int = 0, coarse_text: str | Non
     Raises:
         DataError: an ending that no picture format has, or a folder that cannot be written.
     """
+    if image is None:
+        image = answer.regions[0].image if answer.regions else 0
     figure = plot_answer(answer, image=image, coarse_text=coarse_text)
     endings = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pdf"}
     if path.suffix.lower() not in endings:
