@@ -124,11 +124,11 @@ class AnswerRow:
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         out["boxes"] = [list(box) for box in self.boxes]
         out["size_px"] = list(self.size_px)
-        out["seconds"] = round(self.seconds, 6)
+        out["seconds"] = self.seconds
         out["gate"] = self.gate.to_dict() if self.gate else None
         out["regions"] = [region.to_dict() for region in self.regions]
         out["usage"] = self.usage.to_dict()
-        out["timing_ms"] = {name: round(ms, 2) for name, ms in self.timing_ms.items()}
+        out["timing_ms"] = dict(self.timing_ms)
         return out
 
     @classmethod

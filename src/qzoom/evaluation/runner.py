@@ -142,21 +142,21 @@ def _answer(
         "size_px": sample.size_px,
     }
     if session is None:
-        return AnswerRow(**known, seconds=share_s, error=error)
+        return AnswerRow(**known, seconds=round(share_s, 6), error=error)
     start = time.perf_counter()
     try:
         said = session.ask(asked.question, **options.of_question())
     except Exception as problem:  # whatever it is, it must be counted
-        return AnswerRow(**known, seconds=share_s + time.perf_counter() - start, error=_reason(problem))
+        return AnswerRow(**known, seconds=round(share_s + time.perf_counter() - start, 6), error=_reason(problem))
     return AnswerRow(
         **known,
-        seconds=share_s + time.perf_counter() - start,
+        seconds=round(share_s + time.perf_counter() - start, 6),
         prediction=said.text,
         finish_reason=said.finish_reason,
         gate=said.gate,
         regions=said.regions,
         usage=said.usage,
-        timing_ms=said.timing_ms,
+        timing_ms={name: round(ms, 2) for name, ms in said.timing_ms.items()},
     )
 
 

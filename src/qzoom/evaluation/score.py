@@ -128,4 +128,4 @@ def _difficulty(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]
 
 def _mean(values: Iterable[float]) -> float | None:
     kept = [float(value) for value in values]
-    return round(sum(kept) / len(kept), 6) if kept else None
+    return sum(kept) / len(kept) if kept else None

@@ -1,0 +1,218 @@
+"""`qzoom eval` with a random model of the embedded one's family: figures, streams, files and complaints."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qzoom.checkpoints.adapter import save_pretrained
+from tests.evaluation.samples import receipt, write_split
+from tests.tiny_models import engine
+
+KEYS = {
+    "n",
+    "exact_match",
+    "anls",
+    "zoomed",
+    "hit_rate",
+    "box_area",
+    "visual_tokens",
+    "seconds",
+    "seconds_total",
+    "errors",
+    "zoom",
+    "model",
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory):
+    return save_pretrained(
+        engine("qwen3_vl", heads=False), tmp_path_factory.mktemp("models") / "plain", include_base=True
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return write_split(tmp_path_factory.mktemp("data"), [receipt("a"), receipt("b", 90, 260), receipt("c", 300, 150)])
+
+
+@pytest.fixture
+def evaluate(here, checkpoint):
+    """Run `qzoom eval` with short answers by the random model."""
+
+    def call(*words, model=checkpoint):
+        return here("eval", *words, "--model", model, "--device", "cpu", "--max-new-tokens", "3")
+
+    return call
+
+
+def figures(result):
+    assert result.code == 0, result.err
+    assert result.out.count("\n") == 1
+    values = json.loads(result.out)
+    assert values.keys() >= KEYS
+    shares = [values["anls"], values["zoomed"], values["hit_rate"], values["box_area"], *values["exact_match"].values()]
+    assert all(share is None or 0 <= share <= 1 for share in shares)
+    return values
+
+
+@pytest.mark.parametrize("zoom", ["never", "auto", "always"])
+def test_one_line_of_figures(evaluate, data, zoom):
+    found = figures(
+        evaluate("receipts", "--data", data, "--split", "dev", "--zoom", zoom, "--max-visual-tokens", "24", "--json")
+    )
+    assert found["n"] == 9
+    assert list(found["exact_match"]) == ["total", "date", "company", "all"]
+    assert (found["task"], found["split"], found["zoom"], found["errors"]) == ("receipts", "dev", zoom, 0)
+    assert 0 < found["visual_tokens"] <= 24
+    assert found["seconds_total"] == pytest.approx(9 * found["seconds"], rel=1e-3)
+    if zoom == "never":
+        assert (found["coarse_tokens"], found["region_tokens"]) == ([4, 24], None)
+        assert (found["zoomed"], found["hit_rate"], found["box_area"]) == (0.0, None, None)
+    else:
+        assert (found["coarse_tokens"], found["region_tokens"]) == ([4, 12], [4, 12])
+        assert found["zoomed"] > 0
+        assert found["box_area"] > 0
+
+
+def test_limit_and_stated_looks(evaluate, data):
+    found = figures(
+        evaluate("receipts", "--data", data, "--limit", 2, "--coarse-tokens", 10, "--region-tokens", "4:8", "--json")
+    )
+    assert found["n"] == 6
+    assert (found["coarse_tokens"], found["region_tokens"]) == ([4, 10], [4, 8])
+
+
+@pytest.mark.parametrize("task", ["documents", "scenes"])
+def test_synthetic_tasks(evaluate, task):
+    found = figures(evaluate(task, "--count", 1, "--seed", 5, "--max-visual-tokens", "24", "--json"))
+    assert (found["task"], found["seed"]) == (task, 5)
+    assert found["exact_match"].keys() > {"all"}
+    assert sum(group["n"] for group in found["difficulty"].values()) == found["n"] > 3
+
+
+def test_lines_for_people(evaluate, data):
+    result = evaluate("receipts", "--data", data, "--limit", 1, "--zoom", "always", "--region-threshold", 0)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["questions", "exact match", "ANLS", "zoomed", "regions", "cost"]
+    assert lines[0].split() == ["questions", "3"]
+    assert "zoomed         100.0%" in lines
+
+
+def test_output_continues(evaluate, data, tmp_path):
+    output = tmp_path / "kept" / "run.jsonl"
+    words = ("receipts", "--data", data, "--json", "--max-visual-tokens", "24", "--output", output)
+    first = figures(evaluate(*words, "--limit", 1))
+    lines = output.read_text(encoding="utf-8").splitlines()
+    assert (first["n"], len(lines)) == (3, 4)
+    assert json.loads(lines[1])["answer"] == "33.90"
+    whole = figures(evaluate(*words))
+    assert whole["n"] == 9
+    assert output.read_text(encoding="utf-8").splitlines()[:4] == lines
+    assert figures(evaluate(*words)) == whole
+    refused = evaluate(*words, "--zoom", "never")
+    assert refused.code == 1
+    assert refused.is_one_sentence
+    assert "zoom was 'auto', is 'never'" in refused.err
+    assert figures(evaluate(*words, "--zoom", "never", "--fresh"))["zoomed"] == 0.0
+
+
+def test_failed_questions_are_counted_and_told(evaluate, tmp_path):
+    write_split(tmp_path, [receipt("a"), receipt("b")])
+    (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG no more")
+    result = evaluate("receipts", "--data", tmp_path, "--json")
+    found = figures(result)
+    assert (found["n"], found["errors"]) == (6, 3)
+    assert "3 of 6 questions failed and count as wrong" in result.err
+
+
+def test_killed_and_run_again(checkpoint, data, tmp_path, evaluate):
+    """Killed at any moment, a rerun gives what an undisturbed run gives."""
+    output = tmp_path / "run.jsonl"
+    words = ["receipts", "--data", data, "--json", "--max-visual-tokens", "24", "--output", output]
+    command = [sys.executable, "-m", "qzoom", "eval", *words, "--model", checkpoint, "--max-new-tokens", "3"]
+    process = subprocess.Popen([*map(str, command), "--device", "cpu"], stdout=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (output.exists() and output.stat().st_size > 5000):
+        assert time.monotonic() < deadline
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = figures(evaluate(*words))
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()[1:]]
+    assert [(row["picture"], row["index"]) for row in rows] == [(name, i) for name in "abc" for i in range(3)]
+    undisturbed = figures(evaluate(*words[:-2]))
+    times = {"seconds", "seconds_total"}
+    assert {k: v for k, v in again.items() if k not in times} == {
+        k: v for k, v in undisturbed.items() if k not in times
+    }
+
+
+WRONG_CALLS = {
+    "no task": ((), "TASK"),
+    "unknown task": (("recipts", "--data", "."), "did you mean 'receipts'"),
+    "no folder": (("receipts",), "--data"),
+    "folder for seeds": (("scenes", "--data", "."), "--data has no meaning"),
+    "split for seeds": (("documents", "--split", "dev"), "--split has no meaning"),
+    "seeds for files": (("receipts", "--data", ".", "--seed", "3"), "--seed has no meaning"),
+    "count for files": (("receipts", "--data", ".", "--count", "3"), "--count has no meaning"),
+    "seed outside": (("scenes", "--seed", "999999", "--count", "2"), "lies outside"),
+    "negative limit": (("scenes", "--limit", "-1"), "--limit"),
+    "no tokens": (("scenes", "--max-visual-tokens", "0"), "--max-visual-tokens"),
+    "tokens in words": (("scenes", "--coarse-tokens", "many"), "MAX nor MIN:MAX"),
+    "fresh alone": (("scenes", "--fresh"), "--output"),
+    "unknown zoom": (("scenes", "--zoom", "often"), "often"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_CALLS)
+def test_wrong_calls(evaluate, kind):
+    words, said = WRONG_CALLS[kind]
+    result = evaluate(*words)
+    assert result.code == 2
+    assert said in result.err
+    assert result.is_one_sentence
+
+
+def test_bad_data(evaluate, data, tmp_path):
+    write_split(tmp_path, [receipt("a"), "{oops"])
+    for words, said in (
+        (("receipts", "--data", tmp_path), "dev.jsonl, line 2: not JSON"),
+        (("receipts", "--data", data, "--split", "test"), "splits there: dev"),
+        (("receipts", "--data", data / "nowhere"), "no such question file"),
+        (("receipts", "--data", data, "--output", tmp_path), "is a folder"),
+        (("receipts", "--data", data, "--output", tmp_path / "dev.jsonl"), "--fresh"),
+        (("receipts", "--data", data, "--max-visual-tokens", 10, "--coarse-tokens", 10), "contradict"),
+        (("receipts", "--data", data, "--preset", "document"), "No preset"),
+    ):
+        result = evaluate(*words)
+        assert result.code == 1, words
+        assert said in result.err
+        assert result.is_one_sentence
+
+
+def test_zooming_without_a_region_branch(evaluate, data, headless):
+    refused = evaluate("receipts", "--data", data, model=headless)
+    assert (refused.code, refused.is_one_sentence) == (1, True)
+    assert "no region branch" in refused.err
+    words = ("receipts", "--data", data, "--limit", 1, "--zoom", "never", "--json")
+    assert figures(evaluate(*words, model=headless))["n"] == 3
+
+
+def test_help(here):
+    result = here("eval", "--help")
+    assert result.code == 0
+    assert "half for the" in " ".join(result.out.split())
