@@ -18,14 +18,14 @@ from qzoom.engine.text import TextStream
 from qzoom.engine.timing import Stopwatch
 from qzoom.types import Answer, HeatMap, Perception, Region, StreamEvent, Usage
 
-__all__ = ["events", "perceive", "read_regions"]
+__all__ = ["events", "perceive", "prefill", "read_regions"]
 
 
 def perceive(engine: Engine, requests: Sequence[Request]) -> list[Perception]:
     """Gate and regions of every request, without an answer."""
     clock = Stopwatch(engine.backbone.device)
     looks = look(engine, requests, clock, perceive=True)
-    return [_perception(item, clock) for item in looks]
+    return [_perception(engine, item, clock) for item in looks]
 
 
 def events(
@@ -49,26 +49,33 @@ def events(
     clock = Stopwatch(engine.backbone.device)
     looks = look(engine, requests, clock)
     for i, item in enumerate(looks):
-        yield i, StreamEvent("perception", perception=_perception(item, clock))
+        yield i, StreamEvent("perception", perception=_perception(engine, item, clock))
     looks, regions = read_regions(engine, looks, clock)
-    rows = _prefill(engine, looks, clock)
+    rows = prefill(engine, looks, clock)
     batch = DecodeBatch(engine.backbone, eos_ids)
     with clock.step("decode"):
         pieces = batch.start(rows)
     while True:
         for row, text in pieces:
-            if text:
-                yield row.key, StreamEvent("text", text=text)
-            if row.finish:
-                yield row.key, StreamEvent("answer", answer=_answer(looks[row.key], regions[row.key], row, clock))
+            yield from _said(engine, looks[row.key], regions[row.key], row, text, clock)
         for row in batch.rows:
             if cancel is not None and cancel(row.key):
-                batch.cancel(row.key)
-                yield row.key, StreamEvent("answer", answer=_answer(looks[row.key], regions[row.key], row, clock))
+                held = batch.cancel(row.key)
+                yield from _said(engine, looks[row.key], regions[row.key], row, held, clock)
         if not batch.rows:
             return
         with clock.step("decode"):
             pieces = batch.step()
+
+
+def _said(
+    engine: Engine, item: Look, regions: tuple[Region, ...], row: DecodeRow, text: str, clock: Stopwatch
+) -> Iterator[tuple[int, StreamEvent]]:
+    """A row's new text, and its answer when it has ended."""
+    if text:
+        yield row.key, StreamEvent("text", text=text)
+    if row.finish:
+        yield row.key, StreamEvent("answer", answer=_answer(engine, item, regions, row, clock))
 
 
 @torch.inference_mode()
@@ -112,8 +119,12 @@ def read_regions(
 
 
 @torch.inference_mode()
-def _prefill(engine: Engine, looks: Sequence[Look], clock: Stopwatch) -> list[DecodeRow]:
-    """Layers K..N-1; zoomed and plain prompts run as two batches, since their lengths differ most."""
+def prefill(engine: Engine, looks: Sequence[Look], clock: Stopwatch) -> list[DecodeRow]:
+    """Layers K..N-1; zoomed and plain prompts run as two batches, since their lengths differ most.
+
+    Returns:
+        One row per look, keyed by its index, ready for a `DecodeBatch`.
+    """
     found: dict[int, tuple[State, Tensor]] = {}
     with clock.step("upper_layers"):
         for zoomed in (False, True):
@@ -140,21 +151,22 @@ def _prefill(engine: Engine, looks: Sequence[Look], clock: Stopwatch) -> list[De
     return rows
 
 
-def _usage(item: Look, regions: Sequence[Region], completion: int) -> Usage:
+def _usage(engine: Engine, item: Look, regions: Sequence[Region], completion: int) -> Usage:
     spans = item.state.prompt.spans
+    opening = len(engine.backbone.block_ids[0])
     prefix = item.request.prefix
     return Usage(
         coarse_tokens=sum(s.stop - s.start for s in spans if s.role == "coarse"),
         region_tokens=sum(r.tokens for r in regions),
         prompt_tokens=len(item.state.prompt),
         completion_tokens=completion,
-        reused_tokens=_reused(item, prefix) if prefix is not None else 0,
+        reused_tokens=_reused(item, prefix, opening) if prefix is not None else 0,
     )
 
 
-def _reused(item: Look, prefix: State) -> int:
-    """Tokens of the session's prefix that came before the first inserted region."""
-    inserted = [s.start for s in item.state.prompt.spans if s.role == "region"]
+def _reused(item: Look, prefix: State, opening: int) -> int:
+    """Tokens of the session's prefix that came before the first inserted region and its `opening` tokens."""
+    inserted = [s.start - opening for s in item.state.prompt.spans if s.role == "region"]
     return min([prefix.shared.length, *inserted])
 
 
@@ -162,25 +174,25 @@ def _heat_maps(item: Look) -> tuple[HeatMap, ...]:
     return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
 
 
-def _perception(item: Look, clock: Stopwatch) -> Perception:
+def _perception(engine: Engine, item: Look, clock: Stopwatch) -> Perception:
     return Perception(
         gate=item.gate,
         regions=tuple(Region(b.box, b.score, b.image) for b in item.boxes),
         heat_maps=_heat_maps(item),
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
-        usage=_usage(item, (), 0),
+        usage=_usage(engine, item, (), 0),
         timing_ms=clock.snapshot(),
     )
 
 
-def _answer(item: Look, regions: tuple[Region, ...], row: DecodeRow, clock: Stopwatch) -> Answer:
+def _answer(engine: Engine, item: Look, regions: tuple[Region, ...], row: DecodeRow, clock: Stopwatch) -> Answer:
     return Answer(
-        text=row.stream.text.strip(),
+        text=row.stream.text,
         tokens=tuple(row.tokens),
         gate=item.gate,
         regions=regions,
         heat_maps=_heat_maps(item),
-        usage=_usage(item, regions, len(row.tokens)),
+        usage=_usage(engine, item, regions, len(row.tokens)),
         timing_ms=clock.snapshot(),
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         notes=tuple(note for p in item.request.pictures for note in p.notes),

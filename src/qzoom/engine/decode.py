@@ -91,12 +91,19 @@ class DecodeBatch:
         self._join([row for row in rows if not row.finish])
         return pieces
 
-    def cancel(self, key: int) -> None:
-        """End a row; it leaves before the next step."""
+    def cancel(self, key: int) -> str:
+        """End a row; it leaves before the next step.
+
+        Returns:
+            Text that had been held back.
+        """
+        held = ""
         for row in self._rows:
             if row.key == key:
                 row.finish = "cancelled"
+                held = row.stream.finish()
         self._leave()
+        return held
 
     @torch.inference_mode()
     def step(self) -> list[tuple[DecodeRow, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from qzoom.backbones.base import Backbone
@@ -104,7 +105,7 @@ def budget(value: TokenBudget | int | tuple[int, int] | None, backbone: Backbone
 
 
 def split_budget(total: TokenBudget, areas_px: Sequence[int]) -> list[TokenBudget]:
-    """Share one budget among regions by their area; the parts never exceed the whole.
+    """Share one budget among regions by their area; the parts keep the whole's limits together.
 
     Raises:
         BudgetError: fewer tokens than regions.
@@ -115,9 +116,20 @@ def split_budget(total: TokenBudget, areas_px: Sequence[int]) -> list[TokenBudge
         raise BudgetError(
             f"region_tokens allows {total.max_tokens} tokens for {len(areas_px)} regions; allow at least one each."
         )
-    spare, area = total.max_tokens - len(areas_px), max(1, sum(areas_px))
-    most = [1 + spare * a // area for a in areas_px]
-    return [TokenBudget(max(1, min(m, total.min_tokens * a // area)), m) for m, a in zip(most, areas_px, strict=True)]
+    most = _shares(total.max_tokens, areas_px)
+    least = [min(m, s) for m, s in zip(most, _shares(max(total.min_tokens, len(areas_px)), areas_px), strict=True)]
+    missing = total.min_tokens - sum(least)
+    for i, (low, high) in enumerate(zip(least, most, strict=True)):
+        extra = max(0, min(missing, high - low))
+        least[i], missing = low + extra, missing - extra
+    return [TokenBudget(low, high) for low, high in zip(least, most, strict=True)]
+
+
+def _shares(total: int, areas_px: Sequence[int]) -> list[int]:
+    """Whole numbers of at least 1 that add up to `total`, as near to the areas' shares as that allows."""
+    spare, area = total - len(areas_px), max(1, sum(areas_px))
+    ends = [spare * sum(areas_px[:i]) // area for i in range(len(areas_px))] + [spare]
+    return [1 + end - start for start, end in pairwise(ends)]
 
 
 def check_heads(engine: Engine, zoom: str) -> None:

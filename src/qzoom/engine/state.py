@@ -71,7 +71,8 @@ class State:
         region: the region branch's whole layers.
         upper: layers K..N-1.
         region_last: the last token's hidden state (hidden,) after the region branch's whole layers.
-        sink_query: the first token's head-0 query in the region branch's last layer, (1, head_dim).
+        sink_query: the first token's head-0 query in the region branch's last layer, (1, head_dim), where the sink rule
+            needs it.
         keys: that layer's keys of each picture's coarse cells, (kv_heads, n, head_dim).
     """
 
@@ -166,7 +167,7 @@ def advance_region(engine: Engine, states: Sequence[State]) -> list[State]:
     for state, row, result in zip(states, rows, results, strict=True):
         rotary = backbone.rotary(result.hidden[None], row.positions[:, None])
         sink_query = state.sink_query
-        if row.past == 0:
+        if row.past == 0 and engine.config.sink == "first_token":
             first = (rotary[0][:, :1], rotary[1][:, :1])
             sink_query = backbone.query(last, result.hidden[None, :1], first)[0, :1, 0]
         keys = list(state.keys)

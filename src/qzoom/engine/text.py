@@ -8,7 +8,9 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """Text of one answer as its tokens arrive.
+    """Text of one answer as its tokens arrive; white space around the whole answer is left out.
+
+    The pieces that `push` and `finish` return join to `text`.
 
     Args:
         tokenizer: decodes ids; special tokens are left out.
@@ -19,32 +21,35 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
+        self._raw = ""
         self._sent = 0
-        self.text = ""
         self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """All text so far, up to a stop text."""
+        return self._raw.strip()
 
     def push(self, token: int) -> str:
         """Add a token; returns the new text that is certain."""
         self._ids.append(token)
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        hits = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        self._raw = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        hits = [at for at in (self._raw.find(s) for s in self._stop) if at >= 0]
         if hits:
             self.stopped = True
-            self.text = text[: min(hits)]
-            return self._release(len(self.text))
-        self.text = text
-        certain = len(text.rstrip("�")) if text.endswith("�") else len(text)
-        for stop in self._stop:
-            certain = min(certain, len(text) - _overlap(text, stop))
-        return self._release(certain)
+            self._raw = self._raw[: min(hits)]
+            return self.finish()
+        held = [len(self._raw) - len(self._raw.rstrip("�")), *(_overlap(self._raw, s) for s in self._stop)]
+        return self._release(len(self._raw) - max(held))
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""
-        return self._release(len(self.text))
+        return self._release(len(self._raw))
 
     def _release(self, until: int) -> str:
-        piece = self.text[self._sent : until]
-        self._sent = max(self._sent, until)
+        shown = self._raw[:until].strip()
+        piece = shown[self._sent :]
+        self._sent = max(self._sent, len(shown))
         return piece
 
 

@@ -1,0 +1,148 @@
+"""A batch of anything: every result is the one that the sample gets alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from qzoom.config import BoxRule
+from qzoom.engine.answer import events
+from qzoom.model import QZoom
+from qzoom.types import SamplingParams
+from tests import tiny_models
+from tests.flow import request, run
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "First?"}]},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "And the second, is it larger than the first one or smaller?"},
+]
+# (picture, question, options): sizes, lengths, counts of pictures and outcomes all differ
+SAMPLES: list[tuple[Any, Any, dict[str, Any]]] = [
+    (tiny_models.picture(1, 200, 140), "What is the total?", {}),
+    (tiny_models.picture(2, 90, 300), "When was it, and where? Answer in one word.", {}),
+    ([tiny_models.picture(3, 60, 60), tiny_models.picture(4, 410, 80)], "Which is wider?", {"zoom": "always"}),
+    (None, "Hello, who are you?", {}),
+    (tiny_models.picture(5, 330, 200), "Who is the company?", {"zoom": "never"}),
+    (tiny_models.picture(6, 640, 24), "How many?", {"zoom": "always", "region_threshold": 0.2}),
+    (tiny_models.picture(7, 128, 128), CHAT, {"zoom": "always", "region_threshold": 1.0}),
+    (tiny_models.picture(8, 500, 400), "?", {"gate_threshold": 0.0}),
+    (tiny_models.picture(9, 250, 250), "What is left of the blue square?", {"gate_threshold": 1.0}),
+]
+
+
+def made(family: str, positions: str, attn: str = "sdpa", **more: Any) -> Any:
+    base = tiny_models.engine(family, attn=attn)
+    config = base.config.replace(positions=positions, region_threshold=0.45, **more)
+    return dataclasses.replace(base, config=config)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("positions", ["second_image", "aligned"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_first_logits_gate_maps_and_boxes_equal_the_single_ones(family: str, positions: str, attn: str) -> None:
+    engine = made(family, positions, attn)
+    requests = [request(engine, image, question, **options) for image, question, options in SAMPLES]
+    alone = [run(engine, [one])[0] for one in requests]
+    order = list(range(len(requests)))
+    random.Random(3).shuffle(order)
+    together = run(engine, [requests[i] for i in order])
+    zoomed = {True: 0, False: 0}
+    for i, found in zip(order, together, strict=True):
+        expected = alone[i]
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+        assert found.logits.argmax() == expected.logits.argmax()
+        assert found.after.gate.zoomed == expected.after.gate.zoomed
+        assert found.after.gate.note == expected.after.gate.note
+        assert [r.box for r in found.regions] == [r.box for r in expected.regions]
+        assert (found.after.gate.score is None) == (expected.after.gate.score is None)
+        if found.after.gate.score is not None:
+            assert found.after.gate.score == pytest.approx(expected.after.gate.score, abs=1e-5)
+        for one, other in zip(found.after.maps, expected.after.maps, strict=True):
+            torch.testing.assert_close(one.blurred, other.blurred, atol=1e-5, rtol=0)
+        zoomed[found.after.gate.zoomed] += 1
+    assert zoomed[True] >= 3
+    assert zoomed[False] >= 3
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("positions", ["second_image", "aligned"])
+def test_answers_equal_the_single_ones(family: str, positions: str) -> None:
+    model = QZoom(made(family, positions))
+    lengths = [3, 9, 1, 14, 6, 9, 2, 11, 5]
+    spread = {
+        name: [options.get(name, default) for _, _, options in SAMPLES]
+        for name, default in (("zoom", "auto"), ("gate_threshold", None), ("region_threshold", None))
+    }
+    together = model.ask_batch([(i, q) for i, q, _ in SAMPLES], max_new_tokens=lengths, **spread)
+    for (image, question, options), length, found in zip(SAMPLES, lengths, together, strict=True):
+        alone = model.ask(image, question, max_new_tokens=length, **options)
+        assert found.tokens == alone.tokens
+        assert found.text == alone.text
+        assert found.usage == alone.usage
+        assert found.finish_reason == alone.finish_reason
+        assert [r.box for r in found.regions] == [r.box for r in alone.regions]
+        assert found.image_sizes_px == alone.image_sizes_px
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_several_regions_in_a_batch_equal_the_single_ones(family: str) -> None:
+    rule = BoxRule(components="all", max_regions=3, threshold="peak", scaling="exact", margin_cells=0.5)
+    model = QZoom(made(family, "aligned", box=rule))
+    samples = [(tiny_models.picture(40 + i, 300 + 50 * i, 260), f"Question {i}?") for i in range(5)]
+    options = {"zoom": "always", "region_threshold": 0.9, "coarse_tokens": 48, "region_tokens": 20, "max_new_tokens": 6}
+    together = model.ask_batch(samples, **options)
+    assert max(len(a.regions) for a in together) > 1
+    for sample, found in zip(samples, together, strict=True):
+        alone = model.ask(*sample, **options)
+        assert (found.tokens, found.usage) == (alone.tokens, alone.usage)
+        assert [(r.box, r.tokens, r.image) for r in found.regions] == [
+            (r.box, r.tokens, r.image) for r in alone.regions
+        ]
+
+
+def test_each_sample_draws_from_its_own_generator() -> None:
+    model = QZoom(made("qwen3_vl", "second_image"))
+    options = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 8}
+    seeds = [11, 12, 11, 13, 11]
+    samples = [(tiny_models.picture(1, 200, 140), "What is it?")] * len(seeds)
+    together = model.ask_batch(samples, seed=seeds, **options)
+    alone = [model.ask(*samples[0], seed=seed, **options) for seed in seeds]
+    assert [a.tokens for a in together] == [a.tokens for a in alone]
+    assert together[0].tokens == together[2].tokens == together[4].tokens
+    assert len({a.tokens for a in together}) == 3
+
+
+def test_one_cancelled_answer_leaves_the_others_alone() -> None:
+    engine = made("qwen2_5_vl", "second_image")
+    sampling = SamplingParams(max_new_tokens=10)
+    requests = [request(engine, image, question, sampling=sampling, **o) for image, question, o in SAMPLES[:4]]
+    answers = {}
+    asked = {2: 0}
+
+    def cancel(key: int) -> bool:
+        if key == 2:
+            asked[2] += 1
+        return key == 2 and asked[2] == 4
+
+    for key, event in events(engine, requests, cancel=cancel):
+        if event.answer:
+            answers[key] = event.answer
+    assert sorted(answers) == [0, 1, 2, 3]
+    assert answers[2].finish_reason == "cancelled"
+    assert len(answers[2].tokens) == 4
+    for key in (0, 1, 3):
+        alone = next(e.answer for _, e in events(engine, [requests[key]]) if e.answer)
+        assert answers[key].tokens == alone.tokens
+        assert answers[key].finish_reason == "length"
+    whole = next(e.answer for _, e in events(engine, [requests[2]]) if e.answer)
+    assert answers[2].tokens == whole.tokens[:4]
+
+
+def test_an_empty_batch_is_no_answers() -> None:
+    assert QZoom(made("qwen3_vl", "second_image")).ask_batch([]) == []

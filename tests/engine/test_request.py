@@ -1,0 +1,49 @@
+"""One token budget shared by several regions, and budgets as callers write them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qzoom.config import TokenBudget
+from qzoom.engine.request import budget, split_budget
+from qzoom.errors import BudgetError
+from tests import tiny_models
+
+
+def test_the_parts_keep_the_whole_budget() -> None:
+    draw = random.Random(0)
+    for _ in range(2000):
+        areas = [draw.randint(1, 10_000_000) for _ in range(draw.randint(1, 8))]
+        high = draw.randint(len(areas), 600)
+        total = TokenBudget(draw.randint(1, high), high)
+        parts = split_budget(total, areas)
+        assert len(parts) == len(areas)
+        assert sum(p.max_tokens for p in parts) == high
+        assert sum(p.min_tokens for p in parts) == max(total.min_tokens, len(areas))
+
+
+def test_larger_regions_get_more() -> None:
+    parts = split_budget(TokenBudget(3, 103), [100, 300, 600])
+    assert [p.max_tokens for p in parts] == [11, 31, 61]
+    assert split_budget(TokenBudget(5, 9), [1234]) == [TokenBudget(5, 9)]
+
+
+def test_too_few_tokens_are_refused() -> None:
+    with pytest.raises(BudgetError, match="2 tokens for 3 regions"):
+        split_budget(TokenBudget(1, 2), [5, 5, 5])
+
+
+def test_budgets_as_callers_write_them() -> None:
+    backbone = tiny_models.engine("qwen3_vl").backbone
+    assert budget(None, backbone) is None
+    assert budget(100, backbone) == TokenBudget(4, 100)
+    assert budget(2, backbone) == TokenBudget(2, 2)
+    assert budget((7, 9), backbone) == TokenBudget(7, 9)
+    assert budget([7, 9], backbone) == TokenBudget(7, 9)
+    own = TokenBudget(1, 5)
+    assert budget(own, backbone) is own
+    for bad in (0, -1, True, 1.5, "3", (1, 2, 3), (5, 4), (0, 4)):
+        with pytest.raises(BudgetError):
+            budget(bad, backbone)

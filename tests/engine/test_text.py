@@ -1,0 +1,86 @@
+"""Pieces of text from tokens: characters split over tokens, stop texts across borders, white space at the ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from qzoom.engine.text import TextStream
+from tests import tiny_models
+
+
+def bytes_of(text: str) -> list[int]:
+    """One token per byte."""
+    tokenizer = tiny_models.tokenizer()
+    table = {tokenizer.decode([i]): i for i in range(300)}
+    out: list[int] = []
+    for character in text:
+        if character in table:
+            out.append(table[character])
+        else:
+            out += tokenizer(character, add_special_tokens=False)["input_ids"]
+    return out
+
+
+def feed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    stream = TextStream(tiny_models.tokenizer(), stop)
+    pieces = []
+    for token in bytes_of(text):
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            return pieces, stream
+    pieces.append(stream.finish())
+    return pieces, stream
+
+
+@pytest.mark.parametrize("text", ["plain", "Müller €12.50", "日本語の領収書", "👩‍👩‍👧 family", "é" * 20])
+def test_no_piece_holds_half_a_character(text: str) -> None:
+    pieces, stream = feed(text)
+    assert "".join(pieces) == stream.text == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len([p for p in pieces if p]) >= len(text) // 2
+
+
+def test_a_character_that_never_ends_is_shown_at_the_end() -> None:
+    stream = TextStream(tiny_models.tokenizer())
+    euro = bytes_of("€")
+    assert len(euro) == 3
+    assert [stream.push(t) for t in [*bytes_of("a"), *euro[:2]]] == ["a", "", ""]
+    assert stream.finish() == "\ufffd"
+    assert stream.text == "a\ufffd"
+
+
+def test_a_broken_character_in_the_middle_is_shown_when_text_goes_on() -> None:
+    stream = TextStream(tiny_models.tokenizer())
+    tokens = [*bytes_of("€")[:1], *bytes_of("x")]
+    assert [stream.push(t) for t in tokens] == ["", "\ufffdx"]
+
+
+@pytest.mark.parametrize("stop", ["END", "E", "\n\n", "€", "N D"])
+def test_a_stop_text_across_tokens_never_shows(stop: str) -> None:
+    pieces, stream = feed(f"one EN two{stop}three", (stop,))
+    expected = f"one EN two{stop}three".split(stop)[0].strip()
+    assert stream.stopped
+    assert "".join(pieces) == stream.text == expected
+
+
+def test_what_only_looked_like_a_stop_text_is_shown() -> None:
+    pieces, stream = feed("a EN b EN", ("END",))
+    assert not stream.stopped
+    assert "".join(pieces) == "a EN b EN"
+    assert not any(piece.endswith(("E", "EN")) for piece in pieces[:-1])
+
+
+def test_the_first_of_several_stop_texts_counts() -> None:
+    pieces, stream = feed("alpha beta gamma", ("gamma", "eta", "beta"))
+    assert "".join(pieces) == stream.text == "alpha"
+
+
+def test_white_space_around_the_answer_is_left_out_and_inside_is_kept() -> None:
+    pieces, stream = feed(" \n one\n two  \n")
+    assert "".join(pieces) == stream.text == "one\n two"
+
+
+def test_special_tokens_are_not_text() -> None:
+    stream = TextStream(tiny_models.tokenizer())
+    tokens = [tiny_models.token_id("<|im_start|>"), *bytes_of("ok"), tiny_models.token_id("<|vision_end|>")]
+    assert "".join(stream.push(t) for t in tokens) + stream.finish() == "ok"
