@@ -1,0 +1,1 @@
+"""Pictures with questions, answers and boxes, drawn from a seed."""

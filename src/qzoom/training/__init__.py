@@ -1,0 +1,1 @@
+"""How the embedded model is made: its tokenizer, its weights from scratch, its data and its training loop."""

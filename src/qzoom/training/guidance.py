@@ -1,0 +1,170 @@
+"""One training pass: the stock model's answer loss plus two guides that a renderer's knowledge makes possible.
+
+Glyph guide: from every visual token that the vision tower hands to the decoder, a throw-away linear layer names the
+characters printed there; it teaches the tower to read at once instead of through the answers alone.
+Pointing guide: two attention heads of one decoder layer are asked to look at the visual token that holds the next
+answer character (one in the first view, one in the finest view that has it). Both guides exist in training only: the
+exported weights are those of the plain model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qzoom.training.batch import GLYPHS, IGNORE, SLOTS, Batch
+
+if TYPE_CHECKING:
+    from transformers import Qwen3VLForConditionalGeneration
+
+__all__ = ["GuidedModel", "PassResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """Outcome of one pass. `loss` carries the gradient; the others are detached. `exact` (B, questions) is 1 where
+    every answer token is the arg-max given the ones before it, which is what greedy decoding would write; -1 where
+    there is no such question."""
+
+    loss: torch.Tensor
+    answer_loss: float
+    glyph_loss: float
+    pointing_loss: float
+    exact: torch.Tensor
+    predictions: list[torch.Tensor]
+
+
+class GuidedModel(nn.Module):
+    """The stock model with the two training-time guides around it."""
+
+    def __init__(
+        self,
+        model: Qwen3VLForConditionalGeneration,
+        *,
+        glyph_weight: float = 0.5,
+        pointing_weight: float = 0.3,
+        pointing_layer: int = 4,
+        pointing_heads: tuple[int, int] = (0, 2),
+    ) -> None:
+        super().__init__()
+        self.model = model
+        width = model.get_input_embeddings().embedding_dim
+        self.glyph_head = nn.Linear(width, SLOTS * (len(GLYPHS) + 1))
+        nn.init.normal_(self.glyph_head.weight, std=width**-0.5)
+        nn.init.zeros_(self.glyph_head.bias)
+        self.glyph_weight = glyph_weight
+        self.pointing_weight = pointing_weight
+        self.pointing_layer = pointing_layer
+        self.pointing_heads = pointing_heads
+
+    def forward(self, batch: Batch) -> PassResult:
+        """Losses and exact matches of a batch; without questions only the vision tower runs."""
+        core = self.model.model
+        if not bool((batch.labels != IGNORE).any()):
+            visual = torch.cat(
+                list(core.get_image_features(batch.pixels, batch.grid_thw, return_dict=True).pooler_output)
+            )
+            glyph = self._glyph_loss(visual, batch.glyph_target)
+            return PassResult(self.glyph_weight * glyph, 0.0, glyph.item(), 0.0, torch.empty(0, 0), [])
+        seen: dict[str, Any] = {}
+
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+            seen["rotary"] = kwargs["position_embeddings"]
+
+        layer = core.language_model.layers[self.pointing_layer]
+        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            vision = core.get_image_features(batch.pixels, batch.grid_thw, return_dict=True)
+            visual = torch.cat(list(vision.pooler_output))
+            hidden = core(
+                input_ids=batch.input_ids,
+                attention_mask=batch.mask,
+                position_ids=batch.position_ids,
+                mm_encoder_outputs={"image": vision},
+                use_cache=False,
+            ).last_hidden_state
+        finally:
+            handle.remove()
+        asked = batch.labels != IGNORE
+        logits = self.model.lm_head(hidden[asked]).float()
+        labels = batch.labels[asked]
+        answer = F.cross_entropy(logits, labels)
+        glyph = self._glyph_loss(visual, batch.glyph_target)
+        pointing = self._pointing_loss(layer, seen["hidden"], seen["rotary"], batch, asked)
+        loss = answer + self.glyph_weight * glyph + self.pointing_weight * pointing
+        exact, predictions = _exact(logits.argmax(-1), batch, asked)
+        return PassResult(loss, answer.item(), glyph.item(), pointing.item(), exact, predictions)
+
+    def _glyph_loss(self, visual: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over printed slots plus a tenth of that over empty ones."""
+        known = (target != IGNORE).any(-1)
+        if not bool(known.any()):
+            return visual.sum() * 0.0
+        logits = self.glyph_head(visual[known]).float().view(-1, len(GLYPHS) + 1)
+        target = target[known].view(-1)
+        each = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+        weight = (target > 0).float() + 0.1 * (target == 0).float()
+        return (each * weight).sum() / weight.sum().clamp(min=1.0)
+
+    def _pointing_loss(
+        self,
+        layer: nn.Module,
+        hidden: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        batch: Batch,
+        asked: torch.Tensor,
+    ) -> torch.Tensor:
+        """Cross-entropy of two heads' attention at the answer positions against the visual token to look at."""
+        rows, places = asked.nonzero(as_tuple=True)
+        targets = torch.stack([batch.locate_target[rows, places], batch.read_target[rows, places]])
+        if not bool((targets != IGNORE).any()):
+            return hidden.sum() * 0.0
+        logits = attention_logits(layer, hidden, rotary, rows, places, self.pointing_heads)
+        logits = logits.masked_fill(~batch.mask[rows, 0, places][:, None], float("-inf"))
+        return F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+
+
+def attention_logits(
+    layer: Any,
+    hidden: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    rows: torch.Tensor,
+    places: torch.Tensor,
+    heads: tuple[int, ...],
+) -> torch.Tensor:
+    """Scaled query-key products of chosen heads, (n, heads, S) float32, for the n queries at (rows, places)."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
+
+    attention = layer.self_attn
+    groups = attention.num_key_value_groups
+    normed = layer.input_layernorm(hidden)
+    batch, length, _ = normed.shape
+    keys = attention.k_norm(attention.k_proj(normed).view(batch, length, -1, attention.head_dim))
+    queries = attention.q_norm(attention.q_proj(normed[rows, places]).view(len(rows), 1, -1, attention.head_dim))
+    cos, sin = rotary
+    keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin, unsqueeze_dim=2)
+    queries, _ = apply_rotary_pos_emb(
+        queries, queries, cos[rows, places][:, None], sin[rows, places][:, None], unsqueeze_dim=2
+    )
+    picked = [
+        torch.einsum("nd,nsd->ns", queries[:, 0, head].float(), keys[:, :, head // groups].float()[rows])
+        for head in heads
+    ]
+    return torch.stack(picked, dim=1) * attention.scaling
+
+
+def _exact(predicted: torch.Tensor, batch: Batch, asked: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Exact match per sequence and question, and the predicted answer tokens of every sequence's first question."""
+    rows, places = asked.nonzero(as_tuple=True)
+    branch = batch.branch[rows, places]
+    right = (predicted == batch.labels[rows, places]).long()
+    count = int(branch.max()) + 1
+    exact = torch.full((batch.input_ids.shape[0], count), -1, dtype=torch.long)
+    exact.view(-1).scatter_reduce_(0, (rows * count + branch).cpu(), right.cpu(), "amin", include_self=False)
+    first = branch == 0
+    return exact, [predicted[first & (rows == row)].cpu() for row in range(batch.input_ids.shape[0])]

@@ -1,0 +1,93 @@
+"""The base trainer: it learns, stops and goes on exactly, exports what transformers loads, and refuses bad recipes."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from qzoom.errors import ConfigError
+from qzoom.training.base import train_base
+from qzoom.training.recipe import BaseRecipe, Stage, load_recipe
+from tests.training.test_batch import SMALL
+
+
+def _recipe(steps, **changes):
+    values = {
+        "stages": (Stage("read", steps, {"tags": 1.0}),),
+        "processes": 1,
+        "micro_batches": 1,
+        "pointing_layer": 1,
+        "pointing_heads": (0, 1),
+        "vocabulary_size": 400,
+        "bf16": False,
+        "evaluate_every": 2,
+        "evaluate_batches": 1,
+        "architecture": SMALL,
+    }
+    return BaseRecipe(**{**values, **changes})
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    stage = Stage("read", 4, {"tags": 1.0, "glyphs": 0.2})
+    whole = train_base(_recipe(4, stages=(stage,)), tmp_path / "whole")
+    train_base(_recipe(2, stages=(dataclasses.replace(stage, steps=2),)), tmp_path / "parts")
+    parts = train_base(_recipe(4, stages=(stage,)), tmp_path / "parts")
+    first = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["guided"]
+    second = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)["guided"]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_export_loads_in_transformers(tmp_path):
+    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+    folder = train_base(_recipe(1), tmp_path)
+    model, report = Qwen3VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(folder).eos_token_id == model.generation_config.eos_token_id
+    assert json.loads((folder / "preprocessor_config.json").read_text())["patch_size"] == 16
+
+
+def test_the_curve_has_held_out_figures(tmp_path):
+    train_base(_recipe(2), tmp_path)
+    entries = [json.loads(line) for line in (tmp_path / "training_curve.jsonl").read_text().splitlines()]
+    held_out = [entry["held_out"] for entry in entries if "held_out" in entry]
+    assert len(held_out) == 1
+    assert 0.0 <= held_out[0]["tags"] <= 1.0
+
+
+def test_the_shipped_recipe_loads():
+    recipe = load_recipe("recipes/tiny/base.yaml")
+    assert recipe.steps > 1000
+    assert recipe.at(0)[0].name == recipe.stages[0].name
+    assert recipe.at(recipe.steps)[0].name == recipe.stages[-1].name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: [{name: a, steps: 1, mix: {line: 1}}]\nmuonlr: 1", "did you mean `muon_lr`"),
+        ("stages: [{name: a, steps: 1, mix: {lines: 1}}]", "did you mean `line`"),
+        ("stages: [{name: a, stepz: 1, mix: {line: 1}}]", "did you mean `steps`"),
+        ("stages: [{name: a, steps: 0, mix: {line: 1}}]", "at least one step"),
+        ("stages: []", "non-empty list"),
+        ("- 1", "mapping"),
+        ("stages: [", "not valid YAML"),
+    ],
+)
+def test_bad_recipes_are_refused_in_one_sentence(tmp_path, text, words):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_learning_rate_follows_the_stage():
+    recipe = _recipe(10, stages=(Stage("a", 10, {"line": 1.0}), Stage("b", 10, {"line": 1.0}, 1.0, 0.0)))
+    assert recipe.at(5) == (recipe.stages[0], 1.0)
+    assert recipe.at(15)[1] == pytest.approx(0.5)

@@ -1,0 +1,176 @@
+"""Batches: patches equal the stock processor's, positions the stock model's, branches do not see each other."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qzoom.synthetic.wording import vocabulary_sentences
+from qzoom.training.attention import use_plain_attention
+from qzoom.training.batch import IGNORE, Example, Glyphs, Query, collate, glyph_classes
+from qzoom.training.guidance import GuidedModel
+from qzoom.training.patches import fit_to_tokens, patchify, resize_to_tokens
+from qzoom.training.tiny import TinyArchitecture, build_tiny
+from qzoom.training.tokenizer import build_tokenizer
+
+SMALL = TinyArchitecture(
+    vision_width=32,
+    vision_depth=2,
+    vision_heads=2,
+    vision_mlp=48,
+    vision_deepstack=0,
+    vision_positions=16,
+    text_width=32,
+    text_depth=3,
+    text_heads=2,
+    text_kv_heads=1,
+    text_head_dim=16,
+    text_mlp=48,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(vocabulary_sentences(), 400)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return build_tiny(SMALL, tokenizer, 3).eval()
+
+
+def _noise(seed, high, wide):
+    return np.random.default_rng(seed).integers(0, 256, size=(high * 32, wide * 32, 3), dtype=np.uint8)
+
+
+def test_patches_equal_the_stock_processor():
+    from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
+
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    picture = _noise(1, 3, 5)
+    size = {"shortest_edge": 1024, "longest_edge": 1024 * 1024}
+    stock = processor(images=[Image.fromarray(picture)], size=size, return_tensors="np")
+    assert stock["image_grid_thw"].tolist() == [[1, 6, 10]]
+    assert np.allclose(stock["pixel_values"], patchify(picture), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "budget"), [((620, 1500), 144), ((620, 1500), 288), ((2000, 300), 64), ((32, 5000), 64)]
+)
+def test_fit_keeps_the_budget(size, budget):
+    w, h = fit_to_tokens(*size, budget)
+    assert w >= 1
+    assert h >= 1
+    assert w * h <= budget
+    assert resize_to_tokens(Image.new("RGB", size), (w, h)).shape == (h * 32, w * 32, 3)
+
+
+def test_fit_enlarges_small_crops():
+    w, h = fit_to_tokens(60, 30, 144, 64)
+    assert 64 <= w * h <= 144
+    assert w > h
+
+
+def test_positions_equal_the_stock_model(tokenizer, model):
+    example = Example("t", (_noise(1, 2, 3), _noise(2, 1, 4)), (None, None), (Query("What is it?", "A1"),))
+    batch = collate([example], tokenizer)
+    stock, _ = model.model.get_rope_index(
+        batch.input_ids,
+        mm_token_type_ids=(batch.input_ids == model.config.image_token_id).int(),
+        image_grid_thw=batch.grid_thw,
+    )
+    assert torch.equal(stock, batch.position_ids)
+
+
+def test_sequence_is_the_chat_template(tokenizer):
+    example = Example("t", (_noise(1, 1, 2),), (None,), (Query("What is it?", "A1"),))
+    text = tokenizer.decode(collate([example], tokenizer).input_ids[0])
+    pads = "<|image_pad|><|image_pad|>"
+    assert text == (
+        f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>What is it?<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"
+    )
+
+
+def test_each_question_is_answered_as_if_alone(tokenizer, model):
+    queries = (Query("What is the date?", "1/2"), Query("Is there a stamp?", "yes"))
+    views = (_noise(5, 2, 2),)
+    together = collate([Example("t", views, (None,), queries)], tokenizer)
+    alone = collate([Example("t", views, (None,), queries[1:])], tokenizer)
+    guided = GuidedModel(model, pointing_layer=1, pointing_heads=(0, 1))
+    core = guided.model.model
+
+    def logits(batch):
+        with torch.no_grad():
+            vision = core.get_image_features(batch.pixels, batch.grid_thw, return_dict=True)
+            hidden = core(
+                input_ids=batch.input_ids,
+                attention_mask=batch.mask,
+                position_ids=batch.position_ids,
+                mm_encoder_outputs={"image": vision},
+                use_cache=False,
+            ).last_hidden_state
+        return guided.model.lm_head(hidden)
+
+    second = (together.branch == 1) & (together.labels != IGNORE)
+    assert torch.allclose(logits(together)[second], logits(alone)[alone.labels != IGNORE], atol=1e-5)
+
+
+def test_plain_attention_equals_the_stock_kernels(tokenizer, model):
+    examples = [
+        Example("t", (_noise(6, 2, 2), _noise(7, 1, 3)), (None, None), (Query("Is there a stamp?", "no"),)),
+        Example("t", (_noise(8, 2, 2),), (None,), (Query("What?", "7.50"),)),
+    ]
+    batch = collate(examples, tokenizer)
+    guided = GuidedModel(model, pointing_layer=1, pointing_heads=(0, 1))
+    with torch.no_grad():
+        stock = guided(batch).answer_loss
+        use_plain_attention(guided.model)
+        plain = guided(batch).answer_loss
+    guided.model.config.text_config._attn_implementation = "sdpa"
+    guided.model.config.vision_config._attn_implementation = "sdpa"
+    assert plain == pytest.approx(stock, abs=1e-5)
+
+
+def test_glyph_slots_know_where_characters_are(tokenizer):
+    glyphs = Glyphs(
+        np.array([[4.0, 8.0], [36.0, 24.0], [60.0, 8.0]]), np.array([12.0, 12.0, 3.0]), glyph_classes("A7x")
+    )
+    example = Example("t", (_noise(9, 1, 2),), (glyphs,), (Query("?", "A"),))
+    slots = collate([example], tokenizer).glyph_target
+    assert slots.shape == (2, 8)
+    assert slots[0].tolist() == [ord("A") - 32, 0, 0, 0, 0, 0, 0, 0]
+    assert slots[1].tolist() == [0, 0, 0, IGNORE, ord("7") - 32, 0, 0, 0]
+
+
+def test_pointing_targets_are_the_visual_tokens_of_the_characters(tokenizer):
+    points = np.array([[[10.0, 10.0], [70.0, 40.0]], [[40.0, 10.0], [np.nan, np.nan]]], dtype=np.float32)
+    example = Example("t", (_noise(1, 1, 2), _noise(2, 2, 3)), (None, None), (Query("?", "A1", points),))
+    batch = collate([example], tokenizer)
+    pads = (batch.input_ids[0] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).nonzero().flatten().tolist()
+    asked = (batch.labels[0] != IGNORE).nonzero().flatten().tolist()
+    assert batch.locate_target[0, asked].tolist() == [pads[0], pads[1], IGNORE]
+    assert batch.read_target[0, asked].tolist() == [pads[2 + 5], pads[1], IGNORE]
+
+
+def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model):
+    picture = _noise(11, 2, 2)
+    batch = collate([Example("t", (picture,), (None,), (Query("Read the text.", "AB"),))], tokenizer)
+    prompt = batch.input_ids[:, : int((batch.labels[0] != IGNORE).nonzero()[0]) + 1]
+    with torch.no_grad():
+        written = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            mm_token_type_ids=(prompt == model.config.image_token_id).int(),
+            pixel_values=batch.pixels,
+            image_grid_thw=batch.grid_thw,
+            max_new_tokens=3,
+            do_sample=False,
+        )[0, prompt.shape[1] :]
+    text = tokenizer.decode(written[:1])
+    again = collate([Example("t", (picture,), (None,), (Query("Read the text.", text),))], tokenizer)
+    with torch.no_grad():
+        result = GuidedModel(model, pointing_layer=1, pointing_heads=(0, 1))(again)
+    assert result.predictions[0][0] == written[0]
+    assert int(result.exact[0, 0]) == int(len(written) > 1 and written[1] == tokenizer.eos_token_id)
