@@ -14,12 +14,14 @@ import typer
 from typer.exceptions import TyperException
 
 from qzoom import __version__
+from qzoom.cli import train
 from qzoom.cli.ask import ask
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
 from qzoom.cli.perceive import perceive
+from qzoom.cli.train_heads import heads
 from qzoom.errors import QZoomError
 
 __all__ = ["app", "main", "run"]
@@ -40,6 +42,8 @@ app.command()(perceive)
 app.command()(convert)
 app.command()(doctor)
 app.command("eval")(evaluate)
+train.app.command()(heads)
+app.add_typer(train.app, name="train")
 
 
 def _version(wanted: bool) -> None:
