@@ -6,6 +6,7 @@ uses is left out, unless the branches came from a merged checkpoint, where nothi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, BaseReference
+from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.heads import is_used_in_last
 from qzoom.checkpoints.released import PROVENANCE_KEY, released_fields
 from qzoom.checkpoints.writing import fresh_folder
@@ -209,9 +211,8 @@ def _add_to_base(config: AdapterConfig, tensors: dict[str, Tensor], folder: Path
 
 def _write_base(backbone: Backbone, folder: Path, max_shard_size: int | str) -> None:
     """The base model with its tokenizer, template and image processor settings, as transformers writes them."""
-    import json
-
-    backbone.model.save_pretrained(folder, max_shard_size=max_shard_size)
+    with quiet_transformers():
+        backbone.model.save_pretrained(folder, max_shard_size=max_shard_size)
     backbone.tokenizer.save_pretrained(folder)
     backbone.image_processor.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(str(backbone.chat_template), encoding="utf-8")

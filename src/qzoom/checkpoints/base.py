@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from qzoom.backbones.base import Backbone
 
-__all__ = ["choose_device", "choose_dtype", "load_backbone"]
+__all__ = ["choose_device", "choose_dtype", "load_backbone", "quiet_transformers"]
 
 
 def load_backbone(
@@ -132,13 +132,14 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
 
     placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 str(folder),
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 local_files_only=True,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **placement,
             )
@@ -149,11 +150,14 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(f"The weights in {folder} lack {_list(missing)}; fetch all weight files again.")
+    misshapen = [f"{name} {tuple(has)} instead of {tuple(needs)}" for name, has, needs in report["mismatched_keys"]]
+    if misshapen:
+        raise CheckpointError(f"The weights in {folder} do not fit its config.json: {_list(sorted(misshapen))}.")
     return model
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no report of tensors that belong to the branches."""
     from transformers.utils import logging
 

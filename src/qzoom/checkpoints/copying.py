@@ -103,9 +103,15 @@ def _write_file(places: Mapping[str, Place], path: Path, metadata: dict[str, str
     for index in {id(place[0]): place[0] for place in places.values()}.values():
         mine = {new: old for new, (where, old) in places.items() if where is index}
         read = read_tensors(index, set(mine.values()))
-        tensors |= {new: read[old] for new, old in mine.items()}
+        for new, old in mine.items():
+            tensors[new] = read.pop(old) if old in read else tensors[_taken(mine, old)].clone()
     save_file(tensors, path, metadata=metadata)
     return _size(places)
+
+
+def _taken(renamed: Mapping[str, str], old: str) -> str:
+    """The first of the new names that a tensor goes under."""
+    return next(new for new, source in renamed.items() if source == old)
 
 
 def _size(places: Mapping[str, Place]) -> Copy:

@@ -1,0 +1,22 @@
+"""Merged checkpoints of both families, written once; tests that change files work on copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_models
+from tests.checkpoints import folders
+
+
+@pytest.fixture(scope="session")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("merged")
+    return {family: folders.write_merged(folders.engine(family), root / family) for family in tiny_models.FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("plain")
+    return {family: folders.write_plain(folders.engine(family), root / family) for family in tiny_models.FAMILIES}

@@ -1,0 +1,233 @@
+"""Our format keeps every bit, finds its base, says what is wrong, and never appears half written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qzoom.model
+from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
+from qzoom.checkpoints.loading import load_engine
+from qzoom.checkpoints.writing import fresh_folder
+from qzoom.config import BoxRule, Preset, TokenBudget
+from qzoom.errors import CheckpointError
+from tests import tiny_models
+from tests.checkpoints import folders
+from tests.checkpoints.test_loading import assert_sentence
+
+PICTURE = tiny_models.picture(8, 260, 180)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shard", ["5GB", "150KB"])
+def test_round_trip_keeps_every_bit(family: str, dtype: torch.dtype, shard: str, tmp_path: Path) -> None:
+    made = folders.engine(family, dtype)
+    config = made.config.replace(
+        box=BoxRule(scaling="exact", threshold="peak", components="all", max_regions=3, margin_cells=0.5),
+        coarse_tokens=TokenBudget(4, 20),
+        presets={"document": Preset(0.05, 0.125)},
+        provenance={"labels": "own attention", "steps": 400},
+    )
+    made = dataclasses.replace(made, config=config)
+    folder = save_pretrained(made, tmp_path / "adapter", compact=False, max_shard_size=shard)
+    assert (len(list(folder.glob("qzoom*.safetensors"))) > 1) == (shard != "5GB")
+    loaded = load_engine(folder)
+    assert folders.same_branches(made, loaded)
+    assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
+    assert loaded.config == config
+    text = "What is the total? 3.50 <|im_end|>"
+    assert loaded.backbone.tokenizer.encode(text) == made.backbone.tokenizer.encode(text)
+    assert loaded.backbone.chat_template == made.backbone.chat_template
+    assert loaded.backbone.default_budget() == made.backbone.default_budget()
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_compact_adapter_leaves_out_only_what_is_never_used(family: str, tmp_path: Path) -> None:
+    made = folders.engine(family)
+    folder = save_pretrained(made, tmp_path / "adapter")
+    stored = folders.all_tensors(folder)
+    last = {name.removeprefix("region.layers.2.") for name in stored if name.startswith("region.layers.2.")}
+    expected = {"input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight"}
+    more = {"q_norm.weight", "k_norm.weight"} if family == "qwen3_vl" else {"q_proj.bias", "k_proj.bias"}
+    assert last == expected | {f"self_attn.{name}" for name in more}
+    loaded = load_engine(folder)
+    one, two = (
+        qzoom.model.QZoom(e).ask(PICTURE, "What is the total?", zoom="always", max_new_tokens=5) for e in (made, loaded)
+    )
+    assert (one.tokens, one.regions) == (two.tokens, two.regions)
+    again = save_pretrained(loaded, tmp_path / "again")
+    assert folders.same_tensors(folders.all_tensors(folder), folders.all_tensors(again))
+
+
+def test_branches_of_a_merged_checkpoint_are_saved_whole(tmp_path: Path, merged: dict[str, Path]) -> None:
+    loaded = load_engine(merged["qwen3_vl"])
+    folder = save_pretrained(loaded, tmp_path / "adapter")
+    assert folders.same_branches(loaded, load_engine(folder))
+    assert not {"twig_K", "enable_high_res"} & set(json.loads((folder / "config.json").read_text()))
+    assert load_engine(folder).config == loaded.config
+
+
+def test_adapter_refers_to_its_base(tmp_path: Path, plain: dict[str, Path]) -> None:
+    made = folders.engine("qwen2_5_vl")
+    folder = save_pretrained(made, tmp_path / "adapter", base_id=str(plain["qwen2_5_vl"]))
+    assert sorted(p.name for p in folder.iterdir()) == ["qzoom.safetensors", "qzoom_config.json"]
+    about = json.loads((folder / "qzoom_config.json").read_text())
+    assert about["base"] == {
+        "id": str(plain["qwen2_5_vl"].resolve()),
+        "revision": None,
+        "family": "qwen2_5_vl",
+        "hidden_size": 64,
+        "layers": 7,
+    }
+    loaded = load_engine(folder)
+    assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
+
+
+def test_base_in_a_neighbouring_folder_is_found_relative_to_the_adapter(tmp_path: Path) -> None:
+    made = folders.engine("qwen3_vl")
+    folders.write_plain(made, tmp_path / "moved" / "base")
+    folder = save_pretrained(made, tmp_path / "moved" / "adapter", base_id="owner/base")
+    change_config(folder, lambda v: v["base"].update(id="../base"))
+    assert load_engine(folder).region is not None
+
+
+def test_adapter_is_added_beside_a_base_model(tmp_path: Path) -> None:
+    made = folders.engine("qwen3_vl")
+    folder = folders.write_plain(made, tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    save_pretrained(made, folder, base_id=".")
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert folders.same_branches(load_engine(save_pretrained(made, tmp_path / "whole")), load_engine(folder))
+
+
+def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path: Path) -> None:
+    made = folders.engine("qwen3_vl")
+    folder = save_pretrained(made, tmp_path / "adapter", max_shard_size="150KB")
+    (folder / "README.md").write_text("Read me.")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "curve.txt").write_text("1 2 3")
+    save_pretrained(made, folder)
+    assert (folder / "README.md").read_text() == "Read me."
+    assert (folder / "plots" / "curve.txt").read_text() == "1 2 3"
+    assert [p.name for p in folder.glob("qzoom*.safetensors")] == ["qzoom.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_model_saves_and_loads_itself(tmp_path: Path) -> None:
+    model = qzoom.model.QZoom(folders.engine("qwen3_vl"))
+    loaded = qzoom.model.QZoom.from_pretrained(model.save_pretrained(tmp_path / "mine"))
+    one, two = (m.ask(PICTURE, "When?", zoom="always", max_new_tokens=5) for m in (model, loaded))
+    assert (one.text, one.tokens, one.regions) == (two.text, two.tokens, two.regions)
+
+
+def test_adapter_without_gate(tmp_path: Path) -> None:
+    made = dataclasses.replace(folders.engine("qwen3_vl"), gate=None)
+    loaded = load_engine(save_pretrained(made, tmp_path / "adapter"))
+    assert loaded.gate is None
+    assert loaded.region is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v.update(format_version=2), ["format version 2", "upgrade qzoom"]),
+        (lambda v: v.pop("format_version"), ["format_version"]),
+        (lambda v: v.update(gates=True), ["unknown key 'gates'", "did you mean 'gate'?"]),
+        (lambda v: v["zoom"].update(gate_treshold=0.1), ["unknown key 'gate_treshold'", "'gate_threshold'"]),
+        (lambda v: v["base"].update(revison="main"), ["unknown key 'revison'", "'revision'"]),
+        (lambda v: v["zoom"].update(gate_threshold=2), ["gate_threshold", "0 to 1"]),
+        (lambda v: v.pop("base"), ["'base'"]),
+        (lambda v: v["base"].update(hidden_size=128), ["hidden size 128", "64"]),
+        (lambda v: v["base"].update(layers=9), ["number of layers 9", "7"]),
+        (lambda v: v["base"].update(family="qwen2_5_vl"), ["family qwen2_5_vl", "qwen3_vl"]),
+        (lambda v: v["base"].update(id="nobody/nothing-at-all"), ["base model", "nobody/nothing-at-all"]),
+        (lambda v: v["zoom"].update(branch_layers=2), ["T=2", "has 3"]),
+        (lambda v: v["zoom"].update(shared_layers=7), ["K=7", "7 layers"]),
+        (lambda v: v.update(gate="yes"), ["gate", "true or false"]),
+    ],
+)
+def test_bad_config_says_what_is_wrong(change: Any, said: list[str], tmp_path: Path) -> None:
+    folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter")
+    change_config(folder, change)
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    for piece in said:
+        assert piece in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_base_are_named(tmp_path: Path) -> None:
+    folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter", base_id="owner/base")
+    other = tiny_models.build_model("qwen3_vl", num_key_value_heads=4)
+    backbone = tiny_models.build_backbone(other, tiny_models.tokenizer(), tiny_models.image_processor("qwen3_vl"))
+    folders.write_plain(dataclasses.replace(folders.engine("qwen3_vl"), backbone=backbone), tmp_path / "base")
+    change_config(folder, lambda v: v["base"].update(id="../base"))
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, "gate.layers.0.self_attn.k_proj.weight", "(32, 64)", "(64, 64)")
+
+
+def test_missing_branch_weights_are_said(tmp_path: Path) -> None:
+    folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter")
+    (folder / "qzoom.safetensors").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, "no qzoom.safetensors")
+
+
+def test_folder_with_other_files_is_left_alone(tmp_path: Path, merged: dict[str, Path]) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for target, said in ((mine, "other files"), (mine / "thesis.txt", "is a file"), (merged["qwen3_vl"], "released")):
+        with pytest.raises(CheckpointError) as caught:
+            save_pretrained(folders.engine("qwen3_vl"), target)
+        assert_sentence(caught.value, said)
+    assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def interrupted(folder: Path) -> None:
+    with fresh_folder(folder, "adapter") as part:
+        (part / "qzoom_config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+
+def test_target_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError) as caught:
+        save_pretrained(folders.engine("qwen3_vl"), tmp_path / "file" / "adapter")
+    assert_sentence(caught.value, "cannot be written")
+
+
+def test_upload_without_network_is_one_sentence() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        push_to_hub(folders.engine("qwen3_vl"), "owner/name", base_id="owner/base")
+    assert_sentence(caught.value, "owner/name", "HF_TOKEN")
+    with pytest.raises(CheckpointError) as caught:
+        push_to_hub(folders.engine("qwen3_vl"), "not a name", base_id="owner/base")
+    assert_sentence(caught.value, "'not a name'")
+
+
+def change_config(folder: Path, change: Any) -> None:
+    path = folder / "qzoom_config.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
