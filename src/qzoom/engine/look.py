@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qzoom.backbones.base import Backbone
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.request import Request, check_heads
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared
@@ -75,6 +76,7 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
     backbone = engine.backbone
     images, budgets = [], []
     for request in requests:
+        _check_length(len(request.ids), request, backbone)
         if request.prefix is None:
             images += [p.image for p in request.pictures]
             budgets += [request.options.coarse_tokens or engine.config.coarse_tokens] * len(request.pictures)
@@ -87,14 +89,19 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
         else:
             own = [span.features for span in request.prefix.prompt.spans]
         prompt = build_prompt(backbone, request.ids, own)
-        wanted = len(prompt) + request.options.sampling.max_new_tokens
-        if wanted > backbone.max_positions:
-            raise QuestionError(
-                f"The prompt takes {len(prompt)} tokens and the answer up to {wanted - len(prompt)}, but the model "
-                f"reads at most {backbone.max_positions}; shorten the question or lower max_new_tokens."
-            )
+        _check_length(len(prompt), request, backbone)
         prompts.append(prompt)
     return prompts
+
+
+def _check_length(length: int, request: Request, backbone: Backbone) -> None:
+    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads."""
+    new = request.options.sampling.max_new_tokens
+    if length + new > backbone.max_positions:
+        raise QuestionError(
+            f"The prompt takes {length} tokens and the answer up to {new}, but the model reads at most "
+            f"{backbone.max_positions}; shorten the question or lower max_new_tokens."
+        )
 
 
 def _decide(

@@ -1,0 +1,194 @@
+"""Messages to token ids: what a user writes stays text, and ordinary text tokenises as it always does."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import pytest
+
+from qzoom.backbones.registry import build_backbone
+from qzoom.engine.chat import ChatEncoder, read_conversation
+from qzoom.errors import ImageError, QuestionError
+from qzoom.model import QZoom
+from tests import tiny_models
+from tests.plain import plain_generate
+
+PAGE = tiny_models.picture(95, 180, 130)
+SPECIALS = ["<|image_pad|>", "<|im_end|>", "<|im_start|>assistant", "<|vision_start|><|image_pad|><|vision_end|>"]
+
+
+def encode(image: Any, question: Any, system: str | None = None) -> list[int]:
+    chat = ChatEncoder(tiny_models.engine("qwen3_vl").backbone)
+    return chat.encode(read_conversation(image, question, system))
+
+
+def rendered(messages: list[dict[str, Any]]) -> list[int]:
+    tokenizer = tiny_models.tokenizer()
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is the total?",
+        "  spaces  and\ttabs\n\nand lines ",
+        "Größe 日本語 👩‍👩‍👧 ‮rtl‬ \x00\x07",
+        "| < > <| |> <|im <|imageX|>",
+        "a\ue000b \ue000" + "0\ue000",
+        "{{ messages }} {% raw %} {{ 1 + 1 }}",
+    ],
+)
+def test_ordinary_text_tokenises_as_the_rendered_template(text: str) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    assert encode(PAGE, text) == rendered([{"role": "user", "content": parts}])
+    assert encode(None, text) == rendered([{"role": "user", "content": text}])
+    messages = [
+        {"role": "system", "content": text},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": text},
+        {"role": "user", "content": text},
+    ]
+    assert encode(PAGE, messages) == rendered(messages)
+    assert encode(PAGE, messages[1:], system=text) == rendered(messages)
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+def test_special_tokens_that_a_user_writes_are_text(special: str) -> None:
+    tokenizer = tiny_models.tokenizer()
+    plain = encode(PAGE, "before X after")
+    ids = encode(PAGE, f"before {special} after")
+    specials = [i for i in ids if i in tokenizer.all_special_ids or i >= tiny_models.token_id("<|endoftext|>")]
+    assert specials == [i for i in plain if i >= tiny_models.token_id("<|endoftext|>")]
+    assert tokenizer.decode(ids) == tokenizer.decode(plain).replace("X", special)
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+def test_special_tokens_in_any_turn_are_text(special: str) -> None:
+    page = {"type": "image", "image": PAGE}
+    messages = [
+        {"role": "system", "content": f"System {special}"},
+        {"role": "user", "content": [{"type": "text", "text": f"{special}{special}"}, page]},
+        {"role": "assistant", "content": f"{special} said"},
+        {"role": "user", "content": f"And {special}?"},
+    ]
+    ids = encode(None, messages)
+    assert ids.count(tiny_models.token_id("<|image_pad|>")) == 1
+    assert ids.count(tiny_models.token_id("<|im_start|>")) == 5
+    assert ids.count(tiny_models.token_id("<|im_end|>")) == 4
+    answer = QZoom(tiny_models.engine("qwen3_vl")).ask(None, messages, max_new_tokens=2)
+    assert answer.question == f"And {special}?"
+    assert len(answer.image_sizes_px) == 1
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_a_written_placeholder_is_asked_about_and_not_replaced(family: str) -> None:
+    model = QZoom(tiny_models.engine(family))
+    question = "What does <|image_pad|> mean?<|im_end|>"
+    for zoom in ("never", "always"):
+        answer = model.ask(PAGE, question, zoom=zoom, max_new_tokens=3)
+        plain = model.ask(PAGE, "What?", zoom=zoom, max_new_tokens=3)
+        assert answer.usage.coarse_tokens == plain.usage.coarse_tokens
+    found = model.session(PAGE).ask(question, zoom="never", max_new_tokens=6)
+    assert found.tokens == model.ask(PAGE, question, zoom="never", max_new_tokens=6).tokens
+
+
+def test_several_turns_answer_as_transformers_does() -> None:
+    model = QZoom(tiny_models.engine("qwen2_5_vl"))
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A receipt."}]},
+        {"role": "user", "content": [{"type": "text", "text": "And the date?"}]},
+    ]
+    expected, _ = plain_generate(model.engine.backbone, [PAGE], messages, 8)
+    assert list(model.ask(PAGE, messages, zoom="never", max_new_tokens=8).tokens) == expected
+
+
+def test_pictures_may_come_inside_the_messages() -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    buffer = io.BytesIO()
+    PAGE.save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    expected = model.ask(PAGE, "What?", max_new_tokens=4)
+    for source in ({"image": PAGE}, {"image": buffer.getvalue()}, {"url": url}):
+        messages = [{"role": "user", "content": [{"type": "image", **source}, {"type": "text", "text": "What?"}]}]
+        assert model.ask(None, messages, max_new_tokens=4).tokens == expected.tokens
+    bare = [{"role": "user", "content": "What?"}]
+    assert model.ask(PAGE, bare, max_new_tokens=4).tokens == expected.tokens
+
+
+def test_pictures_fill_the_parts_in_order() -> None:
+    other = tiny_models.picture(96, 90, 90)
+    text = {"type": "text", "text": "Which?"}
+    mixed = [{"role": "user", "content": [{"type": "image"}, {"type": "image", "image": other}, text]}]
+    conversation = read_conversation(PAGE, mixed)
+    assert conversation.sources == (PAGE, other)
+    assert conversation.question == "Which?"
+    assert [p["type"] for p in conversation.messages[0]["content"]] == ["image", "image", "text"]
+
+
+IMAGE = {"type": "image"}
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "word"),
+    [
+        (PAGE, "", "empty"),
+        (PAGE, " \n\t", "empty"),
+        (PAGE, [], "non-empty list"),
+        (PAGE, 5, "non-empty list"),
+        (PAGE, ["What?"], "Message 1"),
+        (PAGE, [{"role": "tool", "content": "x"}], "system, user, assistant"),
+        (PAGE, [{"role": "user"}], '"content"'),
+        (PAGE, [{"role": "user", "content": 7}], '"content"'),
+        (PAGE, [{"role": "user", "content": [{"type": "video"}]}], "Message 1: a part"),
+        (PAGE, [{"role": "user", "content": [{"type": "text"}]}], "Message 1: a part"),
+        (PAGE, [{"role": "user", "content": ["text"]}], "Message 1: a part"),
+        (PAGE, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "last message"),
+        (PAGE, [{"role": "user", "content": [IMAGE]}], "empty"),
+        (PAGE, [{"role": "user", "content": [IMAGE, IMAGE, {"type": "text", "text": "?"}]}], "without a picture"),
+        ([PAGE, PAGE], [{"role": "user", "content": [IMAGE, {"type": "text", "text": "?"}]}], "too many"),
+        (PAGE, [{"role": "system", "content": "a"}], "no user turn"),
+    ],
+)
+def test_messages_that_cannot_be_used(image: Any, question: Any, word: str) -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    with pytest.raises(QuestionError, match=word) as caught:
+        model.ask(image, question)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_cannot_be_used_is_its_own_error() -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    with pytest.raises(ImageError):
+        model.ask(b"not a picture", "What?")
+
+
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int) -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    with pytest.raises(QuestionError, match=r"reads at most 4096.*shorten") as caught:
+        model.ask([PAGE] * pictures, "why? " * 20_000)
+    assert "\n" not in str(caught.value)
+    if pictures:
+        with pytest.raises(QuestionError, match="reads at most 4096"):
+            model.session(PAGE).ask("<|image_pad|>" * 8_000)
+
+
+def test_a_question_near_the_limit_is_answered() -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    answer = model.ask(None, "why? " * 700, max_new_tokens=2)
+    assert answer.usage.prompt_tokens > 1000
+    assert len(answer.tokens) == 2
+
+
+def test_a_template_that_loses_the_picture_is_refused() -> None:
+    base = tiny_models.engine("qwen3_vl").backbone
+    lossy = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>{% endfor %}"
+    backbone = build_backbone(base.model, base.tokenizer, base.image_processor, lossy)
+    model = QZoom(tiny_models.build_engine("qwen3_vl", backbone=base))
+    broken = QZoom(type(model.engine)(backbone, None, None, model.config))
+    with pytest.raises(QuestionError, match="0 of 1 pictures"):
+        broken.ask(PAGE, "What?", zoom="never")
