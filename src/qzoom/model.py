@@ -189,14 +189,16 @@ class QZoom:
         **sampling: Any,
     ) -> Options:
         """Validated options of one question, from keyword arguments as in `ask`."""
+        config = self.engine.config
+        coarse = config.coarse_tokens or self.engine.backbone.default_budget()
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         return Options(
             zoom=zoom,
             sampling=SamplingParams(stop=stops, **sampling),
             gate_threshold=gate_threshold,
             region_threshold=region_threshold,
-            coarse_tokens=budget(coarse_tokens, self.engine.backbone),
-            region_tokens=budget(region_tokens, self.engine.backbone),
+            coarse_tokens=budget(coarse_tokens, coarse),
+            region_tokens=budget(region_tokens, config.region_tokens or coarse),
         )
 
     def save_pretrained(self, path: str | Path, **options: Any) -> Path:

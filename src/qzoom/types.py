@@ -199,6 +199,7 @@ class Answer:
         notes: things worth knowing, e.g. "first of 3 pages".
         finish_reason: "stop" (end token or stop text), "length" or "cancelled".
         question: the question's text.
+        cell_px: side of the square of resized pixels that one visual token covers; 0 if unknown.
         images: the pictures (RGB), for drawing; not part of `to_dict`.
     """
 
@@ -213,6 +214,7 @@ class Answer:
     notes: tuple[str, ...] = ()
     finish_reason: Literal["stop", "length", "cancelled"] = "stop"
     question: str = ""
+    cell_px: int = 0
     images: tuple[PIL.Image.Image, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:

@@ -36,14 +36,14 @@ def test_too_few_tokens_are_refused() -> None:
 
 
 def test_budgets_as_callers_write_them() -> None:
-    backbone = tiny_models.engine("qwen3_vl").backbone
-    assert budget(None, backbone) is None
-    assert budget(100, backbone) == TokenBudget(4, 100)
-    assert budget(2, backbone) == TokenBudget(2, 2)
-    assert budget((7, 9), backbone) == TokenBudget(7, 9)
-    assert budget([7, 9], backbone) == TokenBudget(7, 9)
+    standard = TokenBudget(4, 30)
+    assert budget(None, standard) is None
+    assert budget(100, standard) == TokenBudget(4, 100)
+    assert budget(2, standard) == TokenBudget(2, 2)
+    assert budget((7, 9), standard) == TokenBudget(7, 9)
+    assert budget([7, 9], standard) == TokenBudget(7, 9)
     own = TokenBudget(1, 5)
-    assert budget(own, backbone) is own
+    assert budget(own, standard) is own
     for bad in (0, -1, True, 1.5, "3", (1, 2, 3), (5, 4), (0, 4)):
         with pytest.raises(BudgetError):
-            budget(bad, backbone)
+            budget(bad, standard)

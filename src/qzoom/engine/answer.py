@@ -198,5 +198,6 @@ def _answer(engine: Engine, item: Look, regions: tuple[Region, ...], row: Decode
         notes=tuple(note for p in item.request.pictures for note in p.notes),
         finish_reason=row.finish or "stop",
         question=item.request.conversation.question,
+        cell_px=engine.backbone.cell_px,
         images=tuple(p.image for p in item.request.pictures),
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from qzoom.backbones.base import Backbone
 from qzoom.config import TokenBudget
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
 from qzoom.engine.state import Engine, State
@@ -89,8 +88,12 @@ def make_request(
     return Request(conversation, tuple(chat.encode(conversation)), pictures, options)
 
 
-def budget(value: TokenBudget | int | tuple[int, int] | None, backbone: Backbone) -> TokenBudget | None:
+def budget(value: TokenBudget | int | tuple[int, int] | None, standard: TokenBudget) -> TokenBudget | None:
     """A budget as callers write it: None, a maximum, a (minimum, maximum) pair, or a `TokenBudget`.
+
+    Args:
+        value: what the caller gave; a maximum alone keeps the standard's minimum where it can.
+        standard: the checkpoint's own limits.
 
     Raises:
         BudgetError: the limits contradict each other.
@@ -100,7 +103,7 @@ def budget(value: TokenBudget | int | tuple[int, int] | None, backbone: Backbone
     if isinstance(value, tuple | list) and len(value) == 2:
         return TokenBudget(*value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return TokenBudget(max(1, min(backbone.default_budget().min_tokens, value)), value)
+        return TokenBudget(max(1, min(standard.min_tokens, value)), value)
     raise BudgetError(f"A visual-token budget is a maximum or a (minimum, maximum) pair, not {value!r}.")
 
 

@@ -18,6 +18,7 @@ from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.prompt import build_prompt, prefix_length
 from qzoom.engine.request import Options, Request
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared, advance_upper
+from qzoom.config import TokenBudget
 from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage
 from qzoom.types import Answer, Perception, StreamEvent
@@ -36,6 +37,7 @@ class Session:
         system: the system turn, or None.
         prefix: everything computed up to the end of the last picture.
         make_options: turns keyword arguments into `Options`.
+        coarse_tokens: limits of the coarse look that were asked for; None took the checkpoint's own.
     """
 
     engine: Engine
@@ -44,6 +46,7 @@ class Session:
     system: str | None
     prefix: State
     make_options: Callable[..., Options]
+    coarse_tokens: TokenBudget | None = None
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Answer one question; options as in `QZoom.ask`, except the coarse budget, which the session has fixed."""
@@ -71,7 +74,8 @@ class Session:
             raise QuestionError("A session takes each question as a text; for chat messages use `ask`.")
         conversation = read_conversation(list(self.pictures), question, self.system)
         ids = tuple(self.chat.encode(conversation))
-        return Request(conversation, ids, self.pictures, self.make_options(**options), self.prefix)
+        made = replace(self.make_options(**options), coarse_tokens=self.coarse_tokens)
+        return Request(conversation, ids, self.pictures, made, self.prefix)
 
 
 @torch.inference_mode()
@@ -94,7 +98,7 @@ def open_session(
     budget = options.coarse_tokens or engine.config.coarse_tokens
     features = engine.backbone.encode([p.image for p in pictures], [budget] * len(pictures))
     state = prefill_prefix(engine, chat, features, system)
-    return Session(engine, chat, pictures, system, state, make_options)
+    return Session(engine, chat, pictures, system, state, make_options, options.coarse_tokens)
 
 
 def prefill_prefix(engine: Engine, chat: ChatEncoder, features: Sequence[VisualFeatures], system: str | None) -> State:

@@ -229,6 +229,7 @@ def _crops(
 def _native_tokens(answer: Answer, cell_px: int | None) -> int | None:
     """Visual tokens of all pictures at full resolution; None when the size of a token is not known."""
     sizes = answer.image_sizes_px or tuple(picture.size for picture in answer.images)
+    cell_px = cell_px or answer.cell_px or None
     if cell_px is None:
         read = next((r for r in answer.regions if r.tokens and r.crop_size_px), None)
         if read is None or read.crop_size_px is None:
