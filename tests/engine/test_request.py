@@ -9,7 +9,6 @@ import pytest
 from qzoom.config import TokenBudget
 from qzoom.engine.request import budget, split_budget
 from qzoom.errors import BudgetError
-from tests import tiny_models
 
 
 def test_the_parts_keep_the_whole_budget() -> None:
