@@ -66,6 +66,16 @@ def test_recorded_checkpoint_goes_there_and_back(family: str, tmp_path: Path) ->
     assert contents(source) == contents(tmp_path / "back")
 
 
+def test_large_branches_are_written_in_several_files(tmp_path: Path, merged: dict[str, Path]) -> None:
+    convert(merged["qwen3_vl"], tmp_path / "ours", max_file_bytes=150_000)
+    files = sorted((tmp_path / "ours").glob("qzoom-*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < 160_000 for path in files)
+    assert folders.same_branches(load_engine(tmp_path / "ours"), folders.engine("qwen3_vl"))
+    convert(tmp_path / "ours", tmp_path / "back")
+    assert contents(merged["qwen3_vl"]) == contents(tmp_path / "back")
+
+
 def test_switched_off_gate_is_kept(tmp_path: Path, merged: dict[str, Path]) -> None:
     source = folders.copy(merged["qwen3_vl"], tmp_path / "merged")
     folders.edit_json(source / "config.json", enable_high_res=False)

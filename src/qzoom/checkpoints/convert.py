@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qzoom.checkpoints.adapter_config import HERE, AdapterConfig, BaseReference, read_adapter_config
-from qzoom.checkpoints.copying import Copy, copy_weights, merge_weights
+from qzoom.checkpoints.copying import MAX_FILE_BYTES, Copy, copy_weights, merge_weights
 from qzoom.checkpoints.kinds import Kind, default_sink, family_of, kind_of, text_settings
 from qzoom.checkpoints.layout import check_branch, decoder_prefix, fill_last_layer
 from qzoom.checkpoints.loading import find_base
@@ -58,13 +58,16 @@ class ConvertReport:
     notes: tuple[str, ...] = ()
 
 
-def convert(src: str | Path, dst: str | Path, answer_only: bool = False) -> ConvertReport:
+def convert(
+    src: str | Path, dst: str | Path, answer_only: bool = False, *, max_file_bytes: int = MAX_FILE_BYTES
+) -> ConvertReport:
     """Convert a merged checkpoint to ours, ours to a merged one, or either to a plain model that answers only.
 
     Args:
         src: folder or hub id.
         dst: a new or empty folder, or a checkpoint of the kind to be written, which is replaced.
         answer_only: leave the branches out.
+        max_file_bytes: most that one file of our branches may hold; the base model's files stay as they are.
 
     Raises:
         CheckpointError: nothing to convert, tensors that do not fit, or a target that holds something else.
@@ -80,7 +83,7 @@ def convert(src: str | Path, dst: str | Path, answer_only: bool = False) -> Conv
         raise CheckpointError(f"{target} cannot be converted in place; choose another folder to write to.")
     check_target(target, written)
     if read != "adapter":
-        work = _strip(source, target) if answer_only else _to_adapter(source, target)
+        work = _strip(source, target) if answer_only else _to_adapter(source, target, max_file_bytes)
     else:
         adapter = read_adapter_config(source.folder)
         base = find_base(adapter, source)
@@ -95,13 +98,13 @@ def _strip(base: Source, target: Path) -> Work:
     """A plain model: base tensors, the config without our or the authors' fields, processor files."""
     index = read_index(base.folder)
     with fresh_folder(target, "plain") as part:
-        done = copy_weights(index, [name for name in index.tensors if not is_branch_key(name)], part)
+        done = merge_weights(index, _base_names(index), {}, {}, part)
         _write_settings(base.folder, part)
         copy_side_files(base.folder, part)
     return (*done.counts, ())
 
 
-def _to_adapter(source: Source, target: Path) -> Work:
+def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
     """Merged to ours: the plain model and the branches beside it in one folder."""
     from qzoom import __version__
 
@@ -123,10 +126,10 @@ def _to_adapter(source: Source, target: Path) -> Work:
     text = text_settings(settings)
     base = BaseReference(HERE, None, family, int(text["hidden_size"]), int(text["num_hidden_layers"]))
     with fresh_folder(target, "adapter") as part:
-        done = copy_weights(index, [name for name in index.tensors if not is_branch_key(name)], part)
+        done = merge_weights(index, _base_names(index), {}, {}, part)
         renamed = {f"region.{ours}": stored for ours, stored in keys.region.items()}
         renamed |= {f"gate.{ours}": stored for ours, stored in keys.gate.items()}
-        done += copy_weights(index, renamed, part, file="qzoom.safetensors")
+        done += copy_weights(index, renamed, part, "qzoom", max_file_bytes)
         _write_settings(source.folder, part)
         copy_side_files(source.folder, part)
         AdapterConfig(base, zoom, gate=has_gate, region=True, qzoom_version=__version__).save(part)
@@ -175,9 +178,8 @@ def _merge_weights(
 ) -> Copy:
     kept = provenance.get(PROVENANCE_KEY)
     shards = kept.get("shards", {}) if isinstance(kept, dict) else {}
-    base_names = [name for name in index.tensors if not is_branch_key(name)]
     added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
-    return merge_weights(index, base_names, added, shards, part)
+    return merge_weights(index, _base_names(index), added, shards, part)
 
 
 def _write_settings(source: Path, target: Path, fields: dict[str, Any] | None = None) -> None:
@@ -190,6 +192,10 @@ def _write_settings(source: Path, target: Path, fields: dict[str, Any] | None = 
         out = dict(sorted(out.items()))
     new = json.dumps(out, indent=len(indent[1]) if indent else 2, ensure_ascii=text.isascii())
     (target / "config.json").write_text(new + "\n" * text.endswith("\n"), encoding="utf-8")
+
+
+def _base_names(index: WeightIndex) -> list[str]:
+    return [name for name in index.tensors if not is_branch_key(name)]
 
 
 def _last(zoom: Any) -> int:

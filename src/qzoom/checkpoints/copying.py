@@ -15,9 +15,10 @@ from qzoom.checkpoints.weights import WeightIndex, read_json, read_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Copy", "copy_weights", "merge_weights"]
+__all__ = ["MAX_FILE_BYTES", "Copy", "copy_weights", "merge_weights"]
 
 Place = tuple[WeightIndex, str]
+MAX_FILE_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +43,37 @@ class Copy:
 
 
 def copy_weights(
-    index: WeightIndex, names: Sequence[str] | Mapping[str, str], target: Path, *, file: str | None = None
+    index: WeightIndex, names: Mapping[str, str], target: Path, stem: str, max_file_bytes: int = MAX_FILE_BYTES
 ) -> Copy:
-    """Copy some tensors into a folder.
+    """Copy some tensors into a folder, into one file or into numbered ones with an index.
 
     Args:
         index: where they are.
-        names: which ones, or new names to present ones.
+        names: new names to present ones.
         target: folder to write to.
-        file: one file for all; None keeps the files they were in and writes an index if there was one.
+        stem: file name without its ending.
+        max_file_bytes: above this, a further file is begun.
     """
-    renamed = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
-    places = {new: (index, old) for new, old in renamed.items()}
-    if file is not None:
-        return _write_file(places, target / file, {"format": "pt"})
-    return merge_weights(index, list(renamed), {}, {}, target)
+    pieces: list[dict[str, Place]] = [{}]
+    filled = 0
+    for new, old in sorted(names.items()):
+        size = _size({new: (index, old)}).size_bytes
+        if pieces[-1] and filled + size > max_file_bytes:
+            pieces.append({})
+            filled = 0
+        pieces[-1][new] = (index, old)
+        filled += size
+    if len(pieces) == 1:
+        return _write_file(pieces[0], target / f"{stem}.safetensors", {"format": "pt"})
+    files = [f"{stem}-{i + 1:05d}-of-{len(pieces):05d}.safetensors" for i in range(len(pieces))]
+    done = Copy()
+    for file, places in zip(files, pieces, strict=True):
+        done += _write_file(places, target / file, {"format": "pt"})
+    weight_map = {name: file for file, places in zip(files, pieces, strict=True) for name in places}
+    listing = {"metadata": {"total_size": done.size_bytes}, "weight_map": weight_map}
+    text = json.dumps(listing, indent=2, sort_keys=True) + "\n"
+    (target / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+    return done
 
 
 def merge_weights(
