@@ -109,9 +109,7 @@ def push_to_hub(
         revision: branch to commit to.
         commit_message: the commit's first line.
         create_pr: open a pull request instead of committing.
-        base_id: see `save_pretrained`.
-        base_revision: see `save_pretrained`.
-        include_base: see `save_pretrained`.
+        base_id, base_revision, include_base: see `save_pretrained`.
 
     Returns:
         The address of the commit.
@@ -120,7 +118,7 @@ def push_to_hub(
         CheckpointError: no network, no right to write, a malformed id.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_pretrained(
@@ -142,10 +140,9 @@ def push_to_hub(
             )
         except HFValidationError as error:
             raise CheckpointError(f"{repo_id!r} is no valid hub id; an id looks like 'owner/name'.") from error
-        except (HfHubHTTPError, OSError) as error:
-            raise CheckpointError(_refused(repo_id, error)) from error
         except Exception as error:  # the HTTP library's own errors derive from Exception alone
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "huggingface_hub"):
+            library = type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "huggingface_hub")
+            if not library and not isinstance(error, OSError):
                 raise
             raise CheckpointError(_refused(repo_id, error)) from error
     return str(getattr(done, "pr_url", None) or done.commit_url)
