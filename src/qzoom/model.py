@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.request import Options, Request, budget, check_heads, make_request
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
+from qzoom.errors import ConfigError
 from qzoom.images.load import ImageLimits, load_image
 from qzoom.types import Answer, Perception, SamplingParams, StreamEvent, ZoomMode
 
@@ -188,7 +191,12 @@ class QZoom:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Options:
-        """Validated options of one question, from keyword arguments as in `ask`."""
+        """Validated options of one question, from keyword arguments as in `ask`.
+
+        Raises:
+            ConfigError: an unknown option (with the closest known one) or a bad value.
+        """
+        _refuse_unknown_options(sampling)
         config = self.engine.config
         coarse = config.coarse_tokens or self.engine.backbone.default_budget()
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -228,3 +236,13 @@ def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, An
         per_sample = isinstance(value, list) and len(value) == count and name != "stop"
         out[name] = value[index] if per_sample else value
     return out
+
+
+def _refuse_unknown_options(sampling: dict[str, Any]) -> None:
+    known = [f.name for f in dataclasses.fields(SamplingParams)]
+    every = [*known, "zoom", "gate_threshold", "region_threshold", "coarse_tokens", "region_tokens"]
+    for name in sampling:
+        if name not in known:
+            close = difflib.get_close_matches(name, every, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(every)}."
+            raise ConfigError(f"Unknown option {name!r}; {hint}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qzoom.config import BoxRule
+from qzoom.config import BoxRule, TokenBudget
 from qzoom.errors import BudgetError, QuestionError
 from qzoom.images.load import LoadedImage
 from qzoom.model import QZoom
@@ -89,6 +89,17 @@ def test_reused_tokens_are_the_prefix_up_to_the_first_region(family: str) -> Non
     zoomed = session.ask("When?", zoom="always", max_new_tokens=1)
     assert zoomed.usage.reused_tokens == spans[zoomed.regions[0].image].stop + 1
     assert model.ask(PAGES[:2], "When?", max_new_tokens=1).usage.reused_tokens == 0
+
+
+@pytest.mark.parametrize("own", [None, TokenBudget(9, 9)])
+def test_a_sessions_coarse_budget_also_bounds_its_regions(own: TokenBudget | None) -> None:
+    model = made("qwen3_vl", coarse_tokens=own)
+    session = model.session(PAGES[0], coarse_tokens=(12, 16))
+    found = session.ask("When?", zoom="always", max_new_tokens=3)
+    fresh = model.ask(PAGES[0], "When?", zoom="always", coarse_tokens=(12, 16), max_new_tokens=3)
+    assert_same(found, fresh)
+    assert found.gate.zoomed
+    assert 12 <= found.usage.region_tokens <= 16
 
 
 def test_questions_leave_the_prefix_as_it_was() -> None:

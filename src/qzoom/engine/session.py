@@ -60,8 +60,8 @@ class Session:
         """The same as events; options as in `QZoom.stream`."""
         cancel = options.pop("cancel", None)
         stop = None if cancel is None else lambda _: cancel()
-        for _, event in events(self.engine, [self._request(question, options)], cancel=stop):
-            yield event
+        request = self._request(question, options)
+        return (event for _, event in events(self.engine, [request], cancel=stop))
 
     def perceive(self, question: str, **options: Any) -> Perception:
         """Gate and regions only."""

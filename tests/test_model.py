@@ -1,0 +1,107 @@
+"""The public class: what goes in, what comes out, and one clear sentence for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from qzoom.config import TokenBudget
+from qzoom.errors import ConfigError, ImageError, QZoomError
+from qzoom.model import QZoom
+from tests import tiny_models
+
+PAGE = tiny_models.picture(41, 240, 170)
+QUESTION = "What is the total?"
+
+
+@pytest.fixture(scope="module")
+def model() -> QZoom:
+    return QZoom(tiny_models.engine("qwen3_vl"), "random")
+
+
+def test_facts(model: QZoom) -> None:
+    assert model.name == "random"
+    assert model.has_gate
+    assert model.has_region
+    assert model.config is model.engine.config
+
+
+def test_on_text_gets_the_pieces_of_the_answer(model: QZoom) -> None:
+    pieces: list[str] = []
+    answer = model.ask(PAGE, QUESTION, on_text=pieces.append, max_new_tokens=12)
+    assert len(pieces) > 1
+    assert "".join(pieces) == answer.text
+
+
+def test_an_answer_is_plain_json_and_knows_its_pictures(model: QZoom) -> None:
+    answer = model.ask([PAGE, PAGE], QUESTION, zoom="always", region_threshold=0.3, max_new_tokens=3)
+    record = json.loads(json.dumps(answer.to_dict(heat_map=True)))
+    assert record["text"] == answer.text
+    assert record["tokens"] == list(answer.tokens)
+    assert record["gate"]["zoomed"] is True
+    assert record["regions"][0]["box"] == list(answer.regions[0].box)
+    assert record["usage"]["region_tokens"] == answer.usage.region_tokens
+    assert record["image_sizes_px"] == [[240, 170], [240, 170]]
+    assert len(record["heat_maps"]) == 2
+    assert answer.question == QUESTION
+    assert [image.size for image in answer.images] == [PAGE.size] * 2
+    assert answer.cell_px == 32
+    crop = answer.regions[0].crop_size_px
+    assert crop is not None
+    assert crop[0] * crop[1] == answer.regions[0].tokens * 32 * 32
+
+
+def test_batch_options_are_for_all_or_one_each(model: QZoom) -> None:
+    samples = [(PAGE, QUESTION), (PAGE, "When?"), (None, "Who?")]
+    answers = model.ask_batch(samples, max_new_tokens=[1, 2, 3], zoom="never", stop=["\x01a", "\x01b", "\x01c"])
+    assert [len(a.tokens) for a in answers] == [1, 2, 3]
+    assert [a.question for a in answers] == [QUESTION, "When?", "Who?"]
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"max_new_token": 3}, "did you mean 'max_new_tokens'"),
+        ({"temprature": 1.0}, "did you mean 'temperature'"),
+        ({"coarse_token": 9}, "did you mean 'coarse_tokens'"),
+        ({"xyz": 9}, "known options: max_new_tokens"),
+    ],
+)
+def test_unknown_options_are_refused_with_a_hint(model: QZoom, options: dict, hint: str) -> None:
+    session = model.session(PAGE)
+    for call in (model.ask, model.perceive, model.stream):
+        with pytest.raises(ConfigError, match=hint):
+            call(PAGE, QUESTION, **options)
+    for call in (session.ask, session.perceive, session.stream):
+        with pytest.raises(ConfigError, match=hint):
+            call(QUESTION, **options)
+
+
+def test_a_bare_maximum_keeps_the_processors_minimum(model: QZoom) -> None:
+    assert model.make_options(coarse_tokens=20).coarse_tokens == TokenBudget(4, 20)
+    assert model.make_options(region_tokens=2).region_tokens == TokenBudget(2, 2)
+    assert model.make_options().coarse_tokens is None
+
+
+@pytest.mark.parametrize("bad", [b"", b"no picture", "/does/not/exist.png", 3.5])
+def test_a_picture_that_cannot_be_used_names_itself(model: QZoom, bad: object) -> None:
+    for call in (lambda: model.ask(bad, QUESTION), lambda: model.session(bad)):
+        with pytest.raises(ImageError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert isinstance(caught.value, QZoomError)
+
+
+def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import time; t = time.process_time(); import qzoom; s = time.process_time() - t; import sys; "
+        "print(s, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    seconds, torch_loaded, transformers_loaded = subprocess.check_output(
+        [sys.executable, "-c", code], text=True
+    ).split()
+    assert float(seconds) < 0.5
+    assert (torch_loaded, transformers_loaded) == ("False", "False")
