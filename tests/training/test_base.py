@@ -21,7 +21,7 @@ def _recipe(steps, **changes):
         "pointing_heads": (0, 1),
         "vocabulary_size": 400,
         "bf16": False,
-        "evaluate_every": 2,
+        "evaluate_every": 50,
         "evaluate_batches": 1,
         "architecture": SMALL,
     }

@@ -117,7 +117,7 @@ def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, half: floa
             for i, a in enumerate(angles)
         ]
     else:
-        corners: list[tuple[float, float]] = {
+        outlines: dict[str, list[tuple[float, float]]] = {
             "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
             "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
             "diamond": [(0, -1), (0.8, 0), (0, 1), (-0.8, 0)],
@@ -135,8 +135,8 @@ def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, half: floa
                 (-1, -0.3),
                 (-0.3, -0.3),
             ],
-        }[shape]
-        points = [(x + dx * half, y + dy * half) for dx, dy in corners]
+        }
+        points = [(x + dx * half, y + dy * half) for dx, dy in outlines[shape]]
     draw.polygon(points, fill=fill, outline=edge)
 
 

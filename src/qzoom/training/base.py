@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,15 @@ class _Run:
             mark = now
             if self.step % 20 == 0 and self.rank == 0:
                 self._say()
-            if self.step % recipe.evaluate_every == 0 or self.step == recipe.steps:
-                self._evaluate()
+            if self.step % recipe.evaluate_every == 0 and self.step < recipe.steps:
+                self._evaluate(recipe.at(self.step - 1)[0].mix)
             if self.rank == 0 and now - saved > recipe.checkpoint_minutes * 60:
                 self._save()
                 saved = now
             if self.rank == 0 and now - exported > recipe.export_minutes * 60:
                 export_model(self.guided.model, self.tokenizer, self.target)
                 exported = now
+        self._evaluate(recipe.final_tasks or recipe.stages[-1].mix)
         if self.rank == 0:
             self._save()
             export_model(self.guided.model, self.tokenizer, self.target)
@@ -175,11 +177,10 @@ class _Run:
             file.write(json.dumps(entry) + "\n")
 
     @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Exact match on held-out pictures for every exercise of the current stage; all processes share the work."""
-        stage, _ = self.recipe.at(self.step - 1)
+    def _evaluate(self, tasks: Iterable[str]) -> None:
+        """Exact match on held-out pictures for these exercises; all processes share the work."""
         figures = {}
-        for number, task in enumerate(sorted(set(stage.mix) - {"glyphs"})):
+        for number, task in enumerate(sorted(set(tasks) - {"glyphs"})):
             score = torch.zeros(2)
             for index in range(self.rank, self.recipe.evaluate_batches, self.world):
                 rng = np.random.default_rng([7, number, index])

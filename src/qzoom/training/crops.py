@@ -49,8 +49,8 @@ def crop_around(
 
 
 def region_tokens(box: Box, rng: np.random.Generator, max_tokens: int = 144) -> tuple[int, int]:
-    """Tokens (w, h) of a region crop: enlarged to 16 to 80 tokens when small, never above `max_tokens`."""
-    least = int(rng.integers(16, 81))
+    """Tokens (w, h) of a region crop: enlarged to 32 to 80 tokens when small, never above `max_tokens`."""
+    least = int(rng.integers(32, 81))
     return fit_to_tokens(round(box[2] - box[0]), round(box[3] - box[1]), max_tokens, min(least, max_tokens))
 
 
@@ -71,7 +71,13 @@ def snippet_box(
     wide, high = tokens_wh[0] * 32 / scale * grow, tokens_wh[1] * 32 / scale * grow
     shrink = min(1.0, width / wide, height / high)
     wide, high = wide * shrink, high * shrink
-    x0 = float(rng.uniform(max(0.0, target[2] - wide), max(1e-3, min(float(target[0]), width - wide))))
-    y0 = float(rng.uniform(max(0.0, target[3] - high), max(1e-3, min(float(target[1]), height - high))))
+    x0 = _between(target[2] - wide, min(float(target[0]), width - wide), rng)
+    y0 = _between(target[3] - high, min(float(target[1]), height - high), rng)
     x0, y0 = max(0.0, min(x0, width - wide)), max(0.0, min(y0, height - high))
     return (x0, y0, min(x0 + wide, float(width)), min(y0 + high, float(height)))
+
+
+def _between(low: float, high: float, rng: np.random.Generator) -> float:
+    """A number between `low` (at least 0) and `high`; where the range is empty, its lower end."""
+    low = max(0.0, low)
+    return float(low + rng.random() * max(0.0, high - low))

@@ -31,6 +31,7 @@ def export_model(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTo
         if name != "lm_head.weight"
     }
     save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+    (part / "model.safetensors").chmod(0o644)
     config = copy.deepcopy(model.config)
     pieces: tuple[Any, ...] = (config, config.text_config, config.vision_config)
     for piece in pieces:

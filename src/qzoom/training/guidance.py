@@ -52,7 +52,7 @@ class GuidedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        width = model.get_input_embeddings().embedding_dim
+        width = int(model.lm_head.in_features)
         self.glyph_head = nn.Linear(width, SLOTS * (len(GLYPHS) + 1))
         nn.init.normal_(self.glyph_head.weight, std=width**-0.5)
         nn.init.zeros_(self.glyph_head.bias)

@@ -116,7 +116,7 @@ def receipt_examples(
             box = crop_around(target, image.size, rng, image.size[0] / tokens[0])
             views = [cut_view(image, None, tokens), cut_view(image, box, region_tokens(box, rng))]
         else:
-            box = snippet_box(target, image.size, float(np.exp(rng.uniform(np.log(13), np.log(30)))), shape, rng)
+            box = snippet_box(target, image.size, float(np.exp(rng.uniform(np.log(18), np.log(44)))), shape, rng)
             views = [cut_view(image, box, shape)]
         shown = [question, *(q for q in boxed if q is not question and inside(q, box))]
         examples.append(build_example("receipt", views, (), shown, with_glyphs=False))

@@ -54,6 +54,7 @@ class BaseRecipe:
     evaluate_every: int = 200
     evaluate_batches: int = 4
     export_minutes: float = 10.0
+    final_tasks: tuple[str, ...] = ()
     receipts: str | None = None
     architecture: TinyArchitecture = field(default_factory=TinyArchitecture)
 
@@ -92,8 +93,9 @@ def load_recipe(path: str | Path) -> BaseRecipe:
         raise ConfigError(f"Recipe {source} needs a non-empty list `stages`.")
     values["stages"] = tuple(_build(Stage, stage, f"{source}, stage {i + 1}") for i, stage in enumerate(stages))
     values["architecture"] = _build(TinyArchitecture, values.get("architecture") or {}, f"{source}, architecture")
-    if isinstance(values.get("pointing_heads"), list):
-        values["pointing_heads"] = tuple(values["pointing_heads"])
+    for name in ("pointing_heads", "final_tasks"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     recipe = _build(BaseRecipe, values, str(source))
     _check(recipe, source)
     return recipe

@@ -100,7 +100,7 @@ def _strips(sizes: list[tuple[int, int]], count: int, max_lines: int, rows_share
 
 
 def _snippets(pictures: int, per_picture: int) -> Task:
-    """Crops of documents with text 10 to 26 px high, all views of a batch of one size."""
+    """Crops of documents with text 13 to 36 px high, all views of a batch of one size."""
 
     def build(context: TaskContext) -> list[Example]:
         rng = context.rng
@@ -110,7 +110,7 @@ def _snippets(pictures: int, per_picture: int) -> Task:
             sample = context.document()
             asked = [q for q in sample.questions if q.spans]
             for question in context.some(asked, per_picture):
-                text_px = float(np.exp(rng.uniform(np.log(10), np.log(26))))
+                text_px = float(np.exp(rng.uniform(np.log(13), np.log(36))))
                 box = snippet_box(question.boxes[0], sample.image.size, text_px, tokens, rng)
                 shown = [q for q in asked if q is not question and inside(q, box)]
                 shown = [question, *context.some(shown, 3)]
@@ -150,7 +150,7 @@ def _pairs(pictures: int, per_picture: int, of_scenes: bool) -> Task:
 
     def build(context: TaskContext) -> list[Example]:
         rng = context.rng
-        coarse = int(context.sizes.choice([64, 100, 144, 144]))
+        coarse = int(context.sizes.choice([64, 64, 100, 144]))
         examples = []
         for _ in range(pictures):
             sample = context.scene() if of_scenes else context.document()
@@ -237,14 +237,14 @@ TASKS: dict[str, Task] = {
     "receipt_snippet": _receipts("snippet", 640),
     "receipt_plain": _receipts("plain", 1024),
     "tags": _strips([(2, 1), (3, 1)], 4, 1, 0.0),
-    "line": _strips([(4, 1), (5, 1), (6, 1), (4, 2), (8, 1)], 32, 1, 0.0),
-    "strip": _strips([(6, 2), (8, 2), (6, 3), (5, 3), (8, 1)], 16, 4, 0.6),
+    "line": _strips([(4, 1), (3, 1), (4, 2), (5, 2), (6, 2)], 32, 1, 0.0),
+    "strip": _strips([(6, 2), (8, 2), (6, 3), (5, 3), (8, 3)], 16, 3, 0.6),
     "snippet": _snippets(2, 6),
     "pair": _pairs(2, 2, of_scenes=False),
     "scene_pair": _pairs(2, 2, of_scenes=True),
-    "page": _plain(LADDER[:-1], 1024, of_scenes=False),
+    "page": _plain(LADDER[:-1], 600, of_scenes=False),
     "page_1024": _plain(LADDER[-1:], 1024, of_scenes=False),
-    "scene": _plain(LADDER[:-1], 1024, of_scenes=True),
+    "scene": _plain(LADDER[:-1], 600, of_scenes=True),
     "scene_1024": _plain(LADDER[-1:], 1024, of_scenes=True),
     **{f"page_{budget}": _plain((budget,), 1024, of_scenes=False) for budget in LADDER[:-1]},
     **{f"scene_{budget}": _plain((budget,), 1024, of_scenes=True) for budget in LADDER[:-1]},
