@@ -10,7 +10,7 @@ import typer
 
 from qzoom.cli import options
 from qzoom.cli.console import Console
-from qzoom.cli.describe import describe_cost, describe_gate, describe_regions
+from qzoom.cli.describe import count_full_tokens, describe_cost, describe_gate, describe_regions
 
 if TYPE_CHECKING:
     from qzoom.types import Answer, Perception, StreamEvent
@@ -18,23 +18,32 @@ if TYPE_CHECKING:
 __all__ = ["ask"]
 
 
+Save = Annotated[
+    Path | None, typer.Option(help="Draw where it looked and what it answered; the ending chooses the format.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Sample from this share of the likeliest tokens, above 0 to 1.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0 is all.")]
+Seed = Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be given again.")
+]
+
+
 def ask(
     inputs: options.Inputs,
     model: options.Model = "tiny",
     zoom: options.Zoom = "auto",
-    save: Annotated[
-        Path | None, typer.Option(help="Draw where it looked and what it answered; the ending chooses the format.")
-    ] = None,
+    save: Save = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from this share of the likeliest tokens, above 0 to 1.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0 is all.")] = 0,
-    seed: Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be given again.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    stop: Stop = None,
     coarse_tokens: options.CoarseTokens = None,
     region_tokens: options.RegionTokens = None,
     gate_threshold: options.GateThreshold = None,
@@ -51,10 +60,6 @@ def ask(
 
     Example: qzoom ask receipt.jpg "What is the total amount?" --save answer.png
     """
-    from qzoom.cli.loading import load_model, read_pictures, thresholds
-
-    console = Console(quiet=quiet)
-    pictures, question = options.split_inputs(inputs)
     settings: dict[str, Any] = {
         "zoom": zoom,
         "max_new_tokens": max_new_tokens,
@@ -66,13 +71,28 @@ def ask(
         "coarse_tokens": options.parse_tokens(coarse_tokens, "--coarse-tokens"),
         "region_tokens": options.parse_tokens(region_tokens, "--region-tokens"),
     }
+    source = (model, revision, device, dtype)
+    _answer(inputs, source, (preset, gate_threshold, region_threshold), settings, save, json, Console(quiet=quiet))
+
+
+def _answer(
+    inputs: list[str],
+    source: tuple[str, str | None, str, str],
+    limits: tuple[str | None, float | None, float | None],
+    settings: dict[str, Any],
+    save: Path | None,
+    json: bool,
+    console: Console,
+) -> None:
+    """Read the pictures, load the model, ask, and say everything in its place."""
+    from qzoom.cli.loading import load_model, read_pictures, thresholds
+
+    pictures, question = options.split_inputs(inputs)
     images = read_pictures(pictures)
-    with console.waiting(f"loading {model} ..."):
+    with console.waiting(f"loading {source[0]} ..."):
         console.hush_libraries()
-        reader = load_model(model, revision, device, dtype)
-    settings["gate_threshold"], settings["region_threshold"] = thresholds(
-        reader, preset, gate_threshold, region_threshold
-    )
+        reader = load_model(*source)
+    settings["gate_threshold"], settings["region_threshold"] = thresholds(reader, *limits)
     streamed = console.live and not json
     if streamed:
         answer = _show(reader.stream(images, question, **settings), console)
@@ -81,17 +101,26 @@ def ask(
         _explain(answer, console)
     written = None
     if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        written = answer.save(save)
+        plain = reader.ask(images, question, **(settings | {"zoom": "never"})).text if answer.gate.zoomed else None
+        written = _draw(answer, save, plain)
     for note in answer.notes:
         console.note(f"note    {note}")
-    console.note(describe_cost(answer.usage, answer.timing_ms))
+    full = count_full_tokens(answer.image_sizes_px, answer.cell_px)
+    console.note(describe_cost(answer.usage, answer.timing_ms, full))
     if written is not None:
         console.note(f"saved   {written}")
     if json:
         console.record(answer.to_dict())
     elif not streamed:
         console.result(answer.text)
+
+
+def _draw(answer: Answer, path: Path, coarse_text: str | None) -> Path:
+    """Write the figure of an answer, beside what the coarse look alone would have said."""
+    from qzoom.plots.answer import save_plot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_plot(answer, path, coarse_text=coarse_text)
 
 
 def _show(events: Iterator[StreamEvent], console: Console) -> Answer:

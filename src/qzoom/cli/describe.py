@@ -9,7 +9,14 @@ if TYPE_CHECKING:
 
     from qzoom.types import GateDecision, Region, Usage
 
-__all__ = ["describe_cost", "describe_gate", "describe_regions"]
+__all__ = ["count_full_tokens", "describe_cost", "describe_gate", "describe_regions"]
+
+
+def count_full_tokens(sizes_px: Sequence[tuple[int, int]], cell_px: int) -> int:
+    """Visual tokens of pictures at full resolution, `cell_px` pixels per side of a token; 0 if that is unknown."""
+    if not cell_px:
+        return 0
+    return sum(max(1, round(width / cell_px)) * max(1, round(height / cell_px)) for width, height in sizes_px)
 
 
 def describe_gate(gate: GateDecision) -> str:
@@ -36,9 +43,18 @@ def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, in
     return lines
 
 
-def describe_cost(usage: Usage, timing_ms: dict[str, float]) -> str:
-    """Tokens and times on one line."""
+def describe_cost(usage: Usage, timing_ms: dict[str, float], full_tokens: int = 0) -> str:
+    """Tokens and times on one line.
+
+    Args:
+        usage: tokens paid.
+        timing_ms: milliseconds per step, "total" among them.
+        full_tokens: visual tokens of the pictures at full resolution; 0 if not known.
+    """
     tokens = f"{usage.coarse_tokens} coarse + {usage.region_tokens} region visual tokens"
+    paid = usage.coarse_tokens + usage.region_tokens
+    if paid < full_tokens:
+        tokens += f" ({1 - paid / full_tokens:.0%} saved of {full_tokens} at full resolution)"
     if usage.completion_tokens:
         tokens += f", {usage.completion_tokens} generated"
     if usage.reused_tokens:
