@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,48 +15,67 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
+    from qzoom.config import TokenBudget
     from qzoom.evaluation.runner import EvalOptions
     from qzoom.evaluation.score import Scores
+    from qzoom.model import QZoom
+    from qzoom.types import ZoomMode
 
 __all__ = ["evaluate"]
 
 
+Task = Annotated[str, typer.Argument(metavar="TASK", show_default=False, help="receipts, documents or scenes.")]
+Data = Annotated[Path | None, typer.Option(show_default=False, help="receipts: the folder that holds NAME.jsonl.")]
+Split = Annotated[str | None, typer.Option(metavar="NAME", show_default="dev", help="receipts: which file.")]
+Seed = Annotated[int | None, typer.Option(min=0, show_default="0", help="documents, scenes: number of first picture.")]
+Count = Annotated[int | None, typer.Option(min=1, show_default="100", help="documents, scenes: how many pictures.")]
+Limit = Annotated[int | None, typer.Option(min=1, show_default=False, help="The first so many pictures only.")]
+MaxVisualTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default=False,
+        help="Most visual tokens of a question: all for the coarse look with --zoom never, else half for the "
+        "coarse look and half for the regions; where one of the two is given, the other gets the rest.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(show_default=False, help="Keep every answer here (JSON lines); a rerun continues it.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start --output anew.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one call asks for, options read and checked."""
+
+    zoom: ZoomMode
+    limits: tuple[TokenBudget | int | None, TokenBudget | int | None, int | None]  # coarse, region, both together
+    thresholds: tuple[str | None, float | None, float | None]
+    max_new_tokens: int
+    limit: int | None
+    output: Path | None
+    fresh: bool
+
+
 def evaluate(
-    task: Annotated[str, typer.Argument(metavar="TASK", show_default=False, help="receipts, documents or scenes.")],
-    data: Annotated[
-        Path | None, typer.Option(show_default=False, help="receipts: the folder that holds NAME.jsonl.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", show_default="dev", help="receipts: which file.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, show_default="0", help="documents, scenes: number of the first picture.")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, show_default="100", help="documents, scenes: how many pictures.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="The first so many pictures only.")
-    ] = None,
+    task: Task,
+    data: Data = None,
+    split: Split = None,
+    seed: Seed = None,
+    count: Count = None,
+    limit: Limit = None,
     model: options.Model = "tiny",
     zoom: options.Zoom = "auto",
-    max_visual_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            show_default=False,
-            help="Most visual tokens of a question: all for the coarse look with --zoom never, else half for the "
-            "coarse look and half for the regions; where one of the two is given, the other gets the rest.",
-        ),
-    ] = None,
+    max_visual_tokens: MaxVisualTokens = None,
     coarse_tokens: options.CoarseTokens = None,
     region_tokens: options.RegionTokens = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(show_default=False, help="Keep every answer here (JSON lines); a rerun continues the file."),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start --output anew.")] = False,
+    output: Output = None,
+    fresh: Fresh = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    max_new_tokens: MaxNewTokens = 128,
     gate_threshold: options.GateThreshold = None,
     region_threshold: options.RegionThreshold = None,
     preset: options.Preset = None,
@@ -70,11 +90,8 @@ def evaluate(
 
     Example: qzoom eval receipts --data receipts --split dev --max-visual-tokens 288 --json
     """
-    from qzoom.cli.loading import load_model, thresholds
+    from qzoom.cli.loading import load_model
     from qzoom.errors import ConfigError
-    from qzoom.evaluation.budgets import share_tokens
-    from qzoom.evaluation.runner import EvalOptions, run
-    from qzoom.evaluation.score import score
     from qzoom.evaluation.tasks.registry import open_task
 
     _check_usage(task, {"--data": data, "--split": split}, {"--seed": seed, "--count": count}, output, fresh)
@@ -86,25 +103,33 @@ def evaluate(
         raise typer.BadParameter(str(error)) from error
     console = Console(quiet=quiet)
     console.hush_libraries()
-    reader = load_model(model, revision, device, dtype)
-    gate, area = thresholds(reader, preset, gate_threshold, region_threshold)
-    limits = share_tokens(
-        zoom,
-        reader.config,
-        reader.engine.backbone.default_budget(),
-        coarse=coarse,
-        region=region,
-        total=max_visual_tokens,
-    )
-    asking = EvalOptions(zoom, *limits, gate, area, max_new_tokens)
-    with _progress(console, task) as on_picture:
-        rows = run(reader, chosen, asking, limit=limit, output=output, fresh=fresh, on_picture=on_picture)
-    scores = score(rows, chosen.fields)
+    limits = (coarse, region, max_visual_tokens)
+    wanted = (preset, gate_threshold, region_threshold)
+    asked = _Asked(zoom, limits, wanted, max_new_tokens, limit, output, fresh)
+    _measure(load_model(model, revision, device, dtype), chosen, task, asked, console, json)
+
+
+def _measure(reader: QZoom, task: Any, name: str, asked: _Asked, console: Console, json: bool) -> None:
+    """Ask every question and print the figures."""
+    from qzoom.cli.loading import thresholds
+    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.evaluation.runner import EvalOptions, run
+    from qzoom.evaluation.score import score
+
+    coarse, region, total = asked.limits
+    standard = reader.engine.backbone.default_budget()
+    limits = share_tokens(asked.zoom, reader.config, standard, coarse=coarse, region=region, total=total)
+    asking = EvalOptions(asked.zoom, *limits, *thresholds(reader, *asked.thresholds), asked.max_new_tokens)
+    with _progress(console, name) as on_picture:
+        rows = run(
+            reader, task, asking, limit=asked.limit, output=asked.output, fresh=asked.fresh, on_picture=on_picture
+        )
+    scores = score(rows, task.fields)
     if scores.errors:
         first = next(row.error for row in rows if row.error)
         console.note(f"{scores.errors} of {scores.n} questions failed and count as wrong; the first: {first}")
     if json:
-        console.record(chosen.identity | {"model": reader.name} | _asked(asking) | scores.to_dict())
+        console.record(task.identity | {"model": reader.name} | _asked(asking) | scores.to_dict())
         return
     for line in _lines(scores):
         console.result(line)
