@@ -188,7 +188,8 @@ class Backbone(ABC):
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
         """Cosines and sines for positions (axes, batch, length), which may be fractional."""
-        return self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
+        stock = positions if self.position_axes > 1 else positions[0]
+        return self.decoder.rotary_emb(hidden, stock)  # type: ignore[operator]
 
     def run_layer(self, layer: nn.Module, hidden: Tensor, rotary: Rotary, mask: Tensor | None, cache: Any) -> Tensor:
         """One decoder layer.
