@@ -87,10 +87,8 @@ def test_positions_equal_the_stock_model(tokenizer, model):
 def test_sequence_is_the_chat_template(tokenizer):
     example = Example("t", (_noise(1, 1, 2),), (None,), (Query("What is it?", "A1"),))
     text = tokenizer.decode(collate([example], tokenizer).input_ids[0])
-    pads = "<|image_pad|><|image_pad|>"
-    assert text == (
-        f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>What is it?<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"
-    )
+    picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    assert text == f"<|im_start|>user\n{picture}What is it?<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"
 
 
 def test_each_question_is_answered_as_if_alone(tokenizer, model):
