@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from qzoom.config import BoxRule
-from qzoom.engine.answer import events
+from qzoom.engine.answer import events, prefill, read_regions
+from qzoom.engine.decode import DecodeBatch
+from qzoom.engine.look import look
+from qzoom.engine.timing import Stopwatch
 from qzoom.model import QZoom
 from qzoom.types import SamplingParams
 from tests import tiny_models
@@ -142,6 +145,27 @@ def test_one_cancelled_answer_leaves_the_others_alone() -> None:
         assert answers[key].finish_reason == "length"
     whole = next(e.answer for _, e in events(engine, [requests[2]]) if e.answer)
     assert answers[2].tokens == whole.tokens[:4]
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_rows_may_join_a_running_batch(family: str) -> None:
+    engine = made(family, "aligned")
+    sampling = SamplingParams(max_new_tokens=9)
+    requests = [request(engine, image, question, sampling=sampling, **o) for image, question, o in SAMPLES[:5]]
+    alone = [next(e.answer for _, e in events(engine, [one]) if e.answer) for one in requests]
+    clock = Stopwatch(engine.backbone.device)
+    looks, _ = read_regions(engine, look(engine, requests, clock), clock)
+    rows = prefill(engine, looks, clock)
+    batch = DecodeBatch(engine.backbone)
+    for arriving in (rows[:2], rows[2:3], rows[3:]):
+        batch.start(arriving)
+        batch.step()
+        batch.step()
+    assert len(batch.rows) == 5
+    while batch.rows:
+        batch.step()
+    assert [tuple(row.tokens) for row in rows] == [answer.tokens for answer in alone]
+    assert [row.stream.text for row in rows] == [answer.text for answer in alone]
 
 
 def test_an_empty_batch_is_no_answers() -> None:

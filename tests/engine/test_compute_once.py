@@ -87,6 +87,14 @@ def test_never_runs_neither_branch(family: str) -> None:
     assert counts["layer0"] == answer.usage.prompt_tokens + 3
 
 
+def test_without_a_picture_neither_branch_runs() -> None:
+    engine = made("qwen3_vl")
+    with count_tokens(parts(engine)) as counts:
+        answers = [QZoom(engine).ask(None, QUESTION, zoom=zoom, max_new_tokens=1) for zoom in ("auto", "always")]
+    assert [a.gate.score for a in answers] == [None, None]
+    assert not any(n for name, n in counts.items() if name.startswith(("region", "gate")))
+
+
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("zoom", ["never", "always"])
 def test_a_sessions_question_pays_for_its_text_and_region_only(family: str, zoom: str) -> None:

@@ -108,7 +108,8 @@ def _decide(
     engine: Engine, requests: Sequence[Request], states: list[State], clock: Stopwatch, perceive: bool
 ) -> list[Look]:
     """Gate scores for the requests that ask for one; without a gate, "auto" always zooms."""
-    asked = [i for i, r in enumerate(requests) if engine.gate is not None and (perceive or r.options.zoom == "auto")]
+    asked = [i for i, r in enumerate(requests) if perceive or (r.options.zoom == "auto" and r.pictures)]
+    asked = asked if engine.gate is not None else []
     scores: dict[int, float] = {}
     if asked:
         with clock.step("gate"):
