@@ -18,7 +18,8 @@ def heads(
 ) -> None:
     """Label with the base model's own answers and train the gate and the region branch.
 
-    The adapter is written to OUTPUT/adapter, the figures to OUTPUT/report.json.
+    The model (base, heads and their settings, in bfloat16) is written to OUTPUT/adapter, the figures to
+    OUTPUT/report.json.
     """
     from rich.console import Console as RichConsole
     from rich.progress import (
@@ -32,7 +33,7 @@ def heads(
 
     from qzoom.checkpoints.adapter import save_pretrained
     from qzoom.training.heads_recipe import load_heads_recipe
-    from qzoom.training.heads_run import run_heads
+    from qzoom.training.heads_run import half_width, run_heads
 
     settings = load_heads_recipe(recipe)
     columns = (
@@ -60,9 +61,9 @@ def heads(
                 fits[branch], completed=step, description=f"{branch} loss {loss:.3f}"
             ),
         )
-    save_pretrained(engine, output / "adapter", base_id=settings.base)
+    save_pretrained(half_width(engine), output / "adapter", include_base=True)
     share = "unknown" if report.label_agreement is None else f"{report.label_agreement:.1%}"
     typer.echo(
         f"{report.region_examples} label maps (agreement with known boxes {share}), gate labels "
-        f"{report.gate_examples}; adapter in {output / 'adapter'}"
+        f"{report.gate_examples}; model in {output / 'adapter'}"
     )

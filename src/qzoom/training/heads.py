@@ -41,7 +41,8 @@ class HeadsReport:
 
     Args:
         heads: (layer, head) pairs whose attention made the labels.
-        label_agreement: share of label maps with a foreground cell on a known answer box; None without known boxes.
+        label_agreement: share of usable label maps, made from attention, with a foreground cell on a known answer box;
+            None where no box is known.
         region_examples: label maps trained on.
         gate_examples: by target.
         region_losses: mean loss of each tenth of the run.
@@ -127,7 +128,7 @@ def label_share(
         on_picture,
     )
     third = recipe.gate_pictures // 3
-    real = min(third, recipe.receipt_pictures)
+    real = min(third, recipe.receipt_pictures) if recipe.receipts else 0
     ladder = label_pictures(recipe, recipe.gate_pictures - third - real, third, real, salt=3, rank=rank, world=world)
     _in_shards(
         ladder, output, f"gate-{world}-{rank}", lambda item: _gate_examples(engine, chat, recipe, item), on_picture
@@ -169,7 +170,7 @@ def _region_examples(
         if labels is None or not bool((labels >= 0).any()):
             continue
         facts: dict[str, Any] = {"kind": item.kind, "answer": answered.texts[i], "reference": question.answer}
-        if question.boxes:
+        if question.boxes and not known:
             inside = cells_of_boxes(question.boxes, item.picture.size_px, grid)
             facts["agrees"] = bool((inside & (labels == 1)).any())
         out.append(BranchExample.of(states[i], labels, facts))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qzoom.evaluation.records import EvalSample
+from qzoom.evaluation.tasks.receipts import read_receipts
 from qzoom.images.load import LoadedImage, load_image
 from qzoom.training.heads_recipe import HeadsRecipe
 from qzoom.types import Box
@@ -53,7 +54,7 @@ def label_pictures(
     from qzoom.synthetic.scenes import render_scene
 
     rng = random.Random(f"{recipe.seed}/{salt}")
-    real = list(_receipts(Path(recipe.receipts))) if recipe.receipts and receipts else []
+    real = _receipts(Path(recipe.receipts)) if recipe.receipts and receipts else []
     rng.shuffle(real)
     plan: list[tuple[str, int]] = [("document", rng.randrange(TRAIN_SEEDS.stop)) for _ in range(documents)]
     plan += [("scene", rng.randrange(TRAIN_SEEDS.stop)) for _ in range(scenes)]
@@ -62,7 +63,7 @@ def label_pictures(
     for kind, number in plan[rank::world]:
         chooser = random.Random(f"{recipe.seed}/{salt}/{kind}/{number}")
         if kind == "receipt":
-            picture = real[number]
+            picture = _receipt(real[number])
         else:
             sample = (render_document if kind == "document" else render_scene)(number)
             questions = tuple(LabelQuestion(q.question, q.answer, q.boxes) for q in sample.questions)
@@ -72,11 +73,11 @@ def label_pictures(
         yield LabelPicture(picture.kind, picture.name, picture.picture, tuple(chosen))
 
 
-def _receipts(folder: Path) -> Iterator[LabelPicture]:
-    for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        questions = tuple(
-            LabelQuestion(q["question"], q["answer"], tuple((b[0], b[1], b[2], b[3]) for b in q["boxes"]))
-            for q in row["questions"]
-        )
-        yield LabelPicture("receipt", f"receipt:{row['id']}", load_image(folder / row["image"]), questions)
+def _receipts(folder: Path) -> list[EvalSample]:
+    """The train split, pictures not yet read."""
+    return list(read_receipts(folder, "train").samples)
+
+
+def _receipt(sample: EvalSample) -> LabelPicture:
+    questions = tuple(LabelQuestion(q.question, q.answer, q.boxes) for q in sample.questions)
+    return LabelPicture("receipt", f"receipt:{sample.id}", load_image(sample.image), questions)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qzoom.config import from_mapping
 from qzoom.errors import ConfigError
@@ -71,7 +70,6 @@ class HeadsRecipe:
     learning_rate: float = 1e-3
     region_threshold: float = 0.3
     gate_threshold: float = 0.3
-    notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("student_tokens", "ladder"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.queues import Queue
@@ -16,7 +16,7 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.training.heads import HeadsReport, Pairs, build_heads, label_share, probe_heads, train_heads
 from qzoom.training.heads_recipe import HeadsRecipe
 
-__all__ = ["run_heads"]
+__all__ = ["half_width", "run_heads"]
 
 
 def run_heads(
@@ -47,8 +47,8 @@ def run_heads(
     """
     from qzoom.checkpoints.loading import load_engine
 
-    if fresh and output.exists():
-        shutil.rmtree(output)
+    if fresh:
+        _forget(output)
     output.mkdir(parents=True, exist_ok=True)
     _check_same_recipe(recipe, output, processes)
     base = load_engine(recipe.base, dtype="float32")
@@ -58,14 +58,45 @@ def run_heads(
         label_share(engine, recipe, heads, output, 0, 1, lambda: on_label(1))
     else:
         _label_in_processes(recipe, heads, output, processes, on_label)
-    return engine, train_heads(engine, recipe, heads, output, on_step)
+    report = train_heads(engine, recipe, heads, output, on_step)
+    made = {"recipe": asdict(recipe), "report": asdict(report)}
+    config = engine.config.replace(provenance=json.loads(json.dumps(made)))
+    return Engine(engine.backbone, engine.gate, engine.region, config), report
+
+
+def half_width(engine: Engine) -> Engine:
+    """The engine in bfloat16, in place, as it is stored."""
+    import torch
+
+    engine.backbone.model.to(torch.bfloat16)
+    for branch in (engine.gate, engine.region):
+        if branch is not None:
+            branch.to(torch.bfloat16)
+    return engine
+
+
+def _forget(output: Path) -> None:
+    """Remove what an earlier run left in the folder, and nothing else."""
+    for pattern in ("region-*.safetensors", "gate-*.safetensors", "*.partial"):
+        for path in output.glob(pattern):
+            path.unlink()
+    for name in ("recipe.json", "heads.json", "report.json"):
+        (output / name).unlink(missing_ok=True)
+
+
+def _weights_hash(base: str) -> str:
+    """Names the base's weights, when it is a folder; labels of other weights would not fit."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(base).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _check_same_recipe(recipe: HeadsRecipe, output: Path, processes: int) -> None:
-    """Labels of one recipe must not be mixed with another's; the fitting may change."""
-    fitting = {"steps", "gate_steps", "batch", "learning_rate", "region_threshold", "gate_threshold", "notes"}
+    """Labels of one recipe and base must not be mixed with another's; the fitting may change."""
+    fitting = {"steps", "gate_steps", "batch", "learning_rate", "region_threshold", "gate_threshold"}
     wanted: dict[str, Any] = {k: v for k, v in asdict(recipe).items() if k not in fitting}
-    wanted = json.loads(json.dumps(wanted | {"processes": processes}))
+    wanted = json.loads(json.dumps(wanted | {"processes": processes, "weights": _weights_hash(recipe.base)}))
     path = output / "recipe.json"
     if not path.exists():
         path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
