@@ -61,7 +61,7 @@ def insert_regions(
         ids.append(prompt.ids[start:end])
         positions.append(prompt.positions[:, start:end] + shift)
         spans.append(dataclasses.replace(span, start=span.start - start + length))
-        length, start = length + end - start, end
+        length, start, moved = length + end - start, end, shift
         for block in (b for b in blocks if b.picture == span.picture):
             reused = min(reused, length)
             count = block.features.tokens.shape[0]
@@ -71,7 +71,7 @@ def insert_regions(
             length += len(ids[-1])
             if aligned:
                 previous = positions[-1][:, -1:]
-                positions.append(_aligned(prompt, span, block, previous, shift, config).to(previous.device))
+                positions.append(_aligned(prompt, span, block, previous, moved, config).to(previous.device))
                 shift += max(block.features.grid) + len(opening) + len(closing)
     ids.append(prompt.ids[start:])
     positions.append(prompt.positions[:, start:] + shift)
@@ -84,16 +84,17 @@ def insert_regions(
 
 
 def _aligned(
-    prompt: Prompt, span: VisualSpan, block: RegionBlock, previous: Tensor, shift: int, config: ZoomConfig
+    prompt: Prompt, span: VisualSpan, block: RegionBlock, previous: Tensor, moved: int, config: ZoomConfig
 ) -> Tensor:
     """Positions (3, block) of one region: rows and columns between those of the coarse cells that its box covers.
 
-    `previous` is the position (3, 1) of the token before the block.
+    `previous` is the position (3, 1) of the token before the block; `moved` is by how much regions of earlier pictures
+    pushed this picture.
     """
     rows, columns = block.features.grid
     coarse_rows, coarse_columns = span.features.grid
     x0, y0, x1, y1 = block.cells
-    first = prompt.positions[:, span.start].float() + shift
+    first = prompt.positions[:, span.start].float() + moved
     height = torch.linspace(float(first[1] + y0), float(first[1] + y1 - 1), rows)
     width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
     sides = (coarse_rows, coarse_columns)
