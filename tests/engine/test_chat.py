@@ -192,3 +192,19 @@ def test_a_template_that_loses_the_picture_is_refused() -> None:
     broken = QZoom(type(model.engine)(backbone, None, None, model.config))
     with pytest.raises(QuestionError, match="0 of 1 pictures"):
         broken.ask(PAGE, "What?", zoom="never")
+
+
+@pytest.mark.parametrize(
+    ("question", "system", "where"),
+    [
+        ("What\udcff?", None, "Character 5 of the user message"),
+        ("What?", "Be \ud83d brief.", "Character 4 of the system message"),
+        ([{"role": "assistant", "content": "\udcff"}, {"role": "user", "content": "What?"}], None, "of the assistant message"),
+        ([{"role": "user", "content": [{"type": "text", "text": "What\udc00?"}]}], None, "Character 5 of the user message"),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_refused(question: Any, system: str | None, where: str) -> None:
+    with pytest.raises(QuestionError, match=where):
+        read_conversation(None, question, system)
+    with pytest.raises(QuestionError, match="system turn must be a text, not int"):
+        read_conversation(None, "What?", 5)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -192,3 +194,53 @@ def test_timings_name_their_steps() -> None:
     parts = sum(ms for name, ms in timing.items() if name != "total")
     assert all(ms > 0 for ms in timing.values())
     assert parts <= timing["total"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 2.0},
+        {"max_new_tokens": True},
+        {"max_new_tokens": "5"},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"top_k": False},
+        {"seed": 1.0},
+        {"seed": True},
+        {"seed": 2**64},
+        {"seed": -(2**63) - 1},
+        {"temperature": float("nan")},
+        {"temperature": "1"},
+        {"temperature": -0.1},
+        {"top_p": 0},
+        {"top_p": True},
+        {"top_p": None},
+        {"stop": ("a", 5)},
+        {"stop": ("",)},
+        {"stop": 5},
+        {"stop": None},
+        {"gate_threshold": "0.5"},
+        {"gate_threshold": True},
+        {"region_threshold": float("nan")},
+    ],
+    ids=str,
+)
+def test_options_of_the_wrong_type_or_range_are_one_sentence(bad: dict[str, Any]) -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    (name,) = bad
+    with pytest.raises(ConfigError, match=name if bad != {"stop": ("",)} else "A stop text") as caught:
+        model.make_options(**bad)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_the_widest_seeds_draw(seed: int) -> None:
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
+    assert 0 <= sampler.draw(torch.zeros(7)) < 7
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-44, 9e-6])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature, seed=1))
+    assert sampler.draw(torch.tensor([1.0, 30.0, 2.0])) == 1

@@ -10,7 +10,7 @@ import torch
 from qzoom.config import BoxRule, TokenBudget
 from qzoom.engine.prompt import embed_prompt
 from qzoom.engine.state import Engine
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError
+from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
 from qzoom.images.geometry import contains
 from qzoom.model import QZoom
 from tests import tiny_models
@@ -246,3 +246,11 @@ def test_perceive_is_what_an_answer_would_do(family: str) -> None:
             assert (seen.heat_maps[0].values == answer.heat_maps[0].values).all()
         assert seen.image_sizes_px == (page.size,)
     assert outcomes == {True, False}
+
+
+def test_a_prompt_that_outgrows_the_model_by_its_region_is_refused() -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    options = {"coarse_tokens": (20, 30), "zoom": "always", "region_threshold": 0.3}
+    assert model.ask(PAGE, QUESTION, max_new_tokens=2, **options).gate.zoomed
+    with pytest.raises(QuestionError, match=r"reads at most 4096.*region_tokens"):
+        model.ask(PAGE, QUESTION, max_new_tokens=4000, region_tokens=(60, 80), **options)

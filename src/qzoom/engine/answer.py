@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qzoom.engine.decode import DecodeBatch, DecodeRow
 from qzoom.engine.fuse import RegionBlock, insert_regions
-from qzoom.engine.look import Look, look
+from qzoom.engine.look import Look, check_length, look
 from qzoom.engine.request import Request, split_budget
 from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_shared, advance_upper, truncate
@@ -86,6 +86,10 @@ def read_regions(
 
     Returns:
         The looks with their new states, and what was read for each.
+
+    Raises:
+        BudgetError: fewer tokens allowed than there are regions.
+        QuestionError: with its regions the prompt is longer than the model reads.
     """
     out, regions = list(looks), [tuple[Region, ...]() for _ in looks]
     chosen = [i for i, item in enumerate(looks) if item.gate.zoomed]
@@ -107,6 +111,7 @@ def read_regions(
         item = looks[i]
         blocks = [RegionBlock(b.image, b.cells, next(features)) for b in item.boxes]
         prompt, reused = insert_regions(engine.backbone, item.state.prompt, blocks, engine.config)
+        check_length(len(prompt), item.request, engine.backbone)
         states.append(truncate(item.state, reused).on(prompt))
         regions[i] = tuple(
             Region(b.box, b.score, b.image, block.features.size_px, block.features.tokens.shape[0])

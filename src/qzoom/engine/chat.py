@@ -47,7 +47,8 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
         system: a system turn to put first.
 
     Raises:
-        QuestionError: nothing to ask, unknown roles or parts, or pictures and image parts that do not match.
+        QuestionError: nothing to ask, unknown roles or parts, a text that is not valid Unicode, or pictures and image
+            parts that do not match.
     """
     given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
     if isinstance(question, str):
@@ -58,17 +59,32 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
     else:
         messages, sources = _read_messages(question, given)
     if system is not None:
+        if not isinstance(system, str):
+            raise QuestionError(f"The system turn must be a text, not {type(system).__name__}.")
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     if messages[-1]["role"] != "user":
         raise QuestionError(f"The last message must be the user's question, not one of role {messages[-1]['role']!r}.")
     text = "".join(p["text"] for p in messages[-1]["content"] if p["type"] == "text")
     _not_blank(text)
+    _check_unicode(messages)
     return Conversation(tuple(messages), tuple(sources), text)
 
 
 def _not_blank(text: str) -> None:
     if not text.strip():
         raise QuestionError("The question is empty; ask something about the picture.")
+
+
+def _check_unicode(messages: Sequence[dict[str, Any]]) -> None:
+    """Refuse halves of surrogate pairs, which stand for bytes that were not valid UTF-8 and cannot be tokenised."""
+    for message in messages:
+        for part in message["content"]:
+            found = re.search("[\ud800-\udfff]", part.get("text", ""))
+            if found:
+                raise QuestionError(
+                    f"Character {found.start() + 1} of the {message['role']} message (U+{ord(found.group()):04X}) is half a "
+                    "surrogate pair, not a character; give the text as valid UTF-8."
+                )
 
 
 def _read_messages(raw: Sequence[dict[str, Any]], given: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:

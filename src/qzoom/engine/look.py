@@ -18,7 +18,7 @@ from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision
 
-__all__ = ["Look", "look", "propose", "region_maps"]
+__all__ = ["Look", "check_length", "look", "propose", "region_maps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
     backbone = engine.backbone
     images, budgets = [], []
     for request in requests:
-        _check_length(len(request.ids), request, backbone)
+        check_length(len(request.ids), request, backbone)
         if request.prefix is None:
             images += [p.image for p in request.pictures]
             budgets += [request.options.coarse_tokens or engine.config.coarse_tokens] * len(request.pictures)
@@ -89,18 +89,22 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
         else:
             own = [span.features for span in request.prefix.prompt.spans]
         prompt = build_prompt(backbone, request.ids, own)
-        _check_length(len(prompt), request, backbone)
+        check_length(len(prompt), request, backbone)
         prompts.append(prompt)
     return prompts
 
 
-def _check_length(length: int, request: Request, backbone: Backbone) -> None:
-    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads."""
+def check_length(length: int, request: Request, backbone: Backbone) -> None:
+    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads.
+
+    Raises:
+        QuestionError: it does not fit.
+    """
     new = request.options.sampling.max_new_tokens
     if length + new > backbone.max_positions:
         raise QuestionError(
             f"The prompt takes {length} tokens and the answer up to {new}, but the model reads at most "
-            f"{backbone.max_positions}; shorten the question or lower max_new_tokens."
+            f"{backbone.max_positions}; shorten the question, or lower max_new_tokens, coarse_tokens or region_tokens."
         )
 
 

@@ -44,8 +44,9 @@ class Options:
             raise ConfigError(f"zoom must be one of {', '.join(ZOOM_MODES)}, not {self.zoom!r}.")
         for name in ("gate_threshold", "region_threshold"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1, not {value!r}.")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value <= 1):
+                raise ConfigError(f"{name} must be a number between 0 and 1, not {value!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def budget(value: TokenBudget | int | tuple[int, int] | None, standard: TokenBud
     """A budget as callers write it: None, a maximum, a (minimum, maximum) pair, or a `TokenBudget`.
 
     Args:
-        value: what the caller gave; a maximum alone keeps the standard's minimum where it can.
+        value: what the caller gave; a maximum alone keeps the standard's minimum where it can. Only a tuple is a pair,
+            since `QZoom.ask_batch` takes a list apart.
         standard: the checkpoint's own limits.
 
     Raises:
@@ -100,7 +102,7 @@ def budget(value: TokenBudget | int | tuple[int, int] | None, standard: TokenBud
     """
     if value is None or isinstance(value, TokenBudget):
         return value
-    if isinstance(value, tuple | list) and len(value) == 2:
+    if isinstance(value, tuple) and len(value) == 2:
         return TokenBudget(*value)
     if isinstance(value, int) and not isinstance(value, bool):
         return TokenBudget(max(1, min(standard.min_tokens, value)), value)

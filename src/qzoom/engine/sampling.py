@@ -7,7 +7,9 @@ from torch import Tensor
 
 from qzoom.types import SamplingParams
 
-__all__ = ["Sampler"]
+__all__ = ["GREEDY_BELOW", "Sampler"]
+
+GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32
 
 
 class Sampler:
@@ -20,7 +22,7 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-        self._greedy = params.temperature == 0
+        self._greedy = params.temperature < GREEDY_BELOW
         self._warp = LogitsProcessorList()
         self._generator = torch.Generator()
         if self._greedy:
