@@ -128,10 +128,10 @@ class _Run:
             if self.rank == 0 and now - exported > recipe.export_minutes * 60:
                 export_model(self.guided.model, self.tokenizer, self.target)
                 exported = now
-        self._evaluate(recipe.final_tasks or recipe.stages[-1].mix)
         if self.rank == 0:
             self._save()
             export_model(self.guided.model, self.tokenizer, self.target)
+        self._evaluate(recipe.final_tasks or recipe.stages[-1].mix)
         if self.world > 1:
             dist.barrier()
 
