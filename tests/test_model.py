@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from qzoom.config import TokenBudget
-from qzoom.errors import ConfigError, ImageError, QZoomError
+from qzoom.errors import BudgetError, ConfigError, ImageError, QZoomError
 from qzoom.model import QZoom
 from tests import tiny_models
 
@@ -59,6 +59,18 @@ def test_batch_options_are_for_all_or_one_each(model: QZoom) -> None:
     answers = model.ask_batch(samples, max_new_tokens=[1, 2, 3], zoom="never", stop=["\x01a", "\x01b", "\x01c"])
     assert [len(a.tokens) for a in answers] == [1, 2, 3]
     assert [a.question for a in answers] == [QUESTION, "When?", "Who?"]
+
+
+def test_a_list_is_one_value_per_sample_and_a_tuple_one_budget(model: QZoom) -> None:
+    samples = [(PAGE, QUESTION), (PAGE, QUESTION)]
+    few, many = model.ask_batch(samples, max_new_tokens=1, zoom="never", coarse_tokens=[6, 30])
+    assert few.usage.coarse_tokens <= 6 < many.usage.coarse_tokens
+    one, two = model.ask_batch(samples, max_new_tokens=1, zoom="never", coarse_tokens=(20, 30))
+    assert 20 <= one.usage.coarse_tokens == two.usage.coarse_tokens <= 30
+    with pytest.raises(ConfigError, match=r"list of 2 values for 1 samples.* as a tuple"):
+        model.ask_batch(samples[:1], coarse_tokens=[6, 30])
+    with pytest.raises(BudgetError, match=r"not \[6, 30\]"):
+        model.ask(PAGE, QUESTION, coarse_tokens=[6, 30])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from qzoom.errors import BudgetError, ConfigError
@@ -70,9 +68,9 @@ class BoxRule:
         _check_choice(self, "scaling", ("float32", "exact"))
         _check_choice(self, "threshold", ("absolute", "peak"))
         _check_choice(self, "components", ("union", "peak", "all"))
-        _check_range(self, "max_regions", 1, 64)
+        _check_count(self, "max_regions", 1, 64)
         _check_range(self, "margin_cells", 0, 64)
-        _check_range(self, "min_side_px", 1, 4096)
+        _check_count(self, "min_side_px", 1, 4096)
         _check_range(self, "min_peak", 0, 1)
 
 
@@ -128,14 +126,23 @@ class ZoomConfig:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_range(self, "shared_layers", 1, 1000)
-        _check_range(self, "branch_layers", 1, 1000)
+        _check_count(self, "shared_layers", 1, 1000)
+        _check_count(self, "branch_layers", 1, 1000)
         _check_range(self, "gate_threshold", 0, 1)
         _check_range(self, "region_threshold", 0, 1)
         _check_range(self, "sink_threshold", 0, 1)
         _check_choice(self, "sink", ("first_token", "corner", "none"))
         _check_choice(self, "positions", ("second_image", "aligned"))
         _check_choice(self, "temporal_shift", ("max", "min"))
+        for name, kind in _NESTED.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name == "box"):
+                keys = " and ".join(f.name for f in dataclasses.fields(kind)) if kind is TokenBudget else "box rules"
+                raise ConfigError(f"ZoomConfig.{name} must be a mapping with {keys}, not {value!r}.")
+        if not isinstance(self.presets, dict) or not all(isinstance(p, Preset) for p in self.presets.values()):
+            raise ConfigError(f"ZoomConfig.presets must be a mapping of names to thresholds, not {self.presets!r}.")
+        if not isinstance(self.provenance, dict):
+            raise ConfigError(f"ZoomConfig.provenance must be a mapping of facts, not {self.provenance!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -154,10 +161,6 @@ class ZoomConfig:
         """A copy with some fields changed; unknown names are refused with a hint."""
         _refuse_unknown(type(self), changes, "zoom config")
         return dataclasses.replace(self, **changes)
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def with_preset(self, name: str) -> ZoomConfig:
         """The config with a named preset's thresholds.
@@ -223,3 +226,9 @@ def _check_range(config: Any, name: str, low: float, high: float) -> None:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(f"{type(config).__name__}.{name} must be a number from {low} to {high}, not {value!r}.")
+
+
+def _check_count(config: Any, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{type(config).__name__}.{name} must be a whole number from {low} to {high}, not {value!r}.")

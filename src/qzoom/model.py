@@ -111,8 +111,8 @@ class QZoom:
             on_text: called with each new piece of the answer.
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
-                gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max) pair or a
-                `TokenBudget`).
+                gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max) tuple or a
+                `TokenBudget`), and system (a system turn to put first).
 
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
@@ -143,7 +143,11 @@ class QZoom:
 
         Args:
             samples: (image, question) pairs of any sizes.
-            **options: as in `ask`, for all of them; a list of one value per sample is taken apart.
+            **options: as in `ask`, for all of them. A list holds one value per sample, except `stop`, whose list is the
+                stop texts of every sample; a (min, max) tuple of tokens is one value.
+
+        Raises:
+            ConfigError: a list that is not as long as the samples; otherwise as in `ask`.
         """
         requests = [
             self._request(image, question, _options_of(options, i, len(samples)))
@@ -199,6 +203,8 @@ class QZoom:
         _refuse_unknown_options(sampling)
         config = self.engine.config
         coarse = config.coarse_tokens or self.engine.backbone.default_budget()
+        if not isinstance(stop, str | list | tuple):
+            raise ConfigError(f"stop must be a text or a list of texts, not {stop!r}.")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         return Options(
             zoom=zoom,
@@ -230,10 +236,13 @@ class QZoom:
 
 
 def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:
-    """One sample's options; lists of `count` values give one each (stop texts excepted)."""
+    """One sample's options; lists give one value each (stop texts excepted)."""
     out = {}
     for name, value in options.items():
-        per_sample = isinstance(value, list) and len(value) == count and name != "stop"
+        per_sample = isinstance(value, list) and name != "stop"
+        if per_sample and len(value) != count:
+            hint = "; write a (min, max) pair as a tuple" if name.endswith("_tokens") else ""
+            raise ConfigError(f"{name} is a list of {len(value)} values for {count} samples; give one each{hint}.")
         out[name] = value[index] if per_sample else value
     return out
 

@@ -124,12 +124,15 @@ class SamplingParams:
     """How the answer is decoded.
 
     Args:
-        max_new_tokens: most tokens to generate.
-        temperature: 0 is greedy.
+        max_new_tokens: most tokens to generate, 1 to 1,000,000.
+        temperature: 0 is greedy, and so is all below 0.00001; at most 100.
         top_p: nucleus share, in (0, 1].
         top_k: most likely tokens kept; 0 keeps all.
         stop: texts that end the answer; they are not part of it.
-        seed: seed of this sample's own generator; None draws one.
+        seed: seed of this sample's own generator, from -2**63 to below 2**64; None draws one.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
     """
 
     max_new_tokens: int = 128
@@ -142,16 +145,30 @@ class SamplingParams:
     def __post_init__(self) -> None:
         from qzoom.errors import ConfigError
 
-        if not 1 <= self.max_new_tokens <= 1_000_000:
-            raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
-        if not 0 <= self.temperature <= 100:
-            raise ConfigError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be in (0, 1], not {self.top_p}.")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k must be 0 (off) or positive, not {self.top_k}.")
+        for name, low, high in (("max_new_tokens", 1, 10**6), ("top_k", 0, 2**31 - 1), ("seed", -(2**63), 2**64 - 1)):
+            value = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {_shown(value)}.")
+        if not _is_number(self.temperature) or not 0 <= self.temperature <= 100:
+            raise ConfigError(f"temperature must be a number from 0 (greedy) to 100, not {_shown(self.temperature)}.")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be a number above 0 and at most 1, not {_shown(self.top_p)}.")
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError(f"stop must be texts, not {_shown(self.stop)}.")
         if any(not text for text in self.stop):
             raise ConfigError("A stop text must not be empty.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value for an error text, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +211,8 @@ class Answer:
         regions: what was read at high resolution; empty when the coarse look was enough.
         heat_maps: the region branch's map, one per picture; empty when it did not run.
         usage: tokens paid.
-        timing_ms: milliseconds per step.
+        timing_ms: milliseconds per step, then "total" since the call began. Both are the whole batch's, whatever this
+            answer's share in it, and "total" also counts the time that the consumer of a stream took between events.
         image_sizes_px: (width, height) of every picture, after EXIF rotation.
         notes: things worth knowing, e.g. "first of 3 pages".
         finish_reason: "stop" (end token or stop text), "length" or "cancelled".

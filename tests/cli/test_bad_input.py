@@ -92,6 +92,22 @@ def test_empty_question(here, picture, question):
     assert result.is_one_sentence
 
 
+@pytest.mark.parametrize("verb", ["ask", "perceive"])
+def test_bytes_that_are_no_text(apart, picture, verb):
+    result = apart(verb, picture, b"What is \xff?".decode("utf-8", "surrogateescape"))
+    assert result.code == 1
+    assert "Character 9 of the user message (U+DCFF)" in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.parametrize("seed", ["1" + "0" * 30, "-9223372036854775809", "18446744073709551616"])
+def test_seed_out_of_range(here, picture, seed):
+    result = here("ask", picture, QUESTION, "--temperature", "1", "--seed", seed)
+    assert result.code == 1
+    assert "seed must be a whole number" in result.err
+    assert result.is_one_sentence
+
+
 def test_very_long_question(here, picture):
     result = here("ask", picture, "What is it? " * 8334, "--max-new-tokens", "2")
     assert result.code == 1
@@ -142,6 +158,15 @@ def test_no_network(apart, picture):
     result = apart("ask", picture, QUESTION, "--model", "some-owner/some-model", env=nowhere)
     assert result.code == 1
     assert "some-owner/some-model" in result.err
+    assert result.is_one_sentence
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_revision_of_what_is_not_on_the_hub(here, picture, tmp_path, folder):
+    model = tmp_path if folder else "tiny"
+    result = here("ask", picture, QUESTION, "--model", model, "--revision", "v1")
+    assert result.code == 1
+    assert "has no revisions" in result.err
     assert result.is_one_sentence
 
 

@@ -29,13 +29,13 @@ def test_cost_in_words():
 
 def test_savings_in_words():
     usage = Usage(coarse_tokens=136, region_tokens=64)
-    saved = "136 coarse + 64 region visual tokens (88% saved of 1652 at full resolution)"
+    saved = "136 coarse + 64 region visual tokens (88% saved of 1652 at native resolution)"
     assert describe_cost(usage, {}, 1652) == f"cost    {saved}"
     assert "saved" not in describe_cost(usage, {}, 200)
     assert "saved" not in describe_cost(usage, {})
 
 
-def test_tokens_at_full_resolution():
+def test_tokens_at_native_resolution():
     assert count_full_tokens([(900, 1900)], 32) == 28 * 59
     assert count_full_tokens([(900, 1900), (5, 64)], 32) == 28 * 59 + 2
     assert count_full_tokens([(900, 1900)], 0) == 0

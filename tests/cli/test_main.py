@@ -5,8 +5,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 import qzoom
+from qzoom.cli.main import app
 
 
 def test_version(here):
@@ -111,3 +113,39 @@ def test_a_closed_pipe_is_not_an_error_message(picture):
     err = process.stderr.read()
     assert process.wait(timeout=60) != 0
     assert err == ""
+
+
+def exhaust_memory() -> None:
+    raise MemoryError
+
+
+def exhaust_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB")
+
+
+def exhaust_tensor_memory() -> None:
+    torch.empty(2**46, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("exhaust", [exhaust_memory, exhaust_gpu_memory, exhaust_tensor_memory])
+def test_running_out_of_memory_is_one_sentence(here, exhaust):
+    app.command("exhaust")(exhaust)
+    try:
+        result = here("exhaust")
+    finally:
+        app.registered_commands.pop()
+    assert result.code == 1
+    assert "memory ran out" in result.err
+    assert result.is_one_sentence
+
+
+def test_errors_of_our_own_making_keep_their_traceback(here):
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    app.command("broken")(broken)
+    try:
+        with pytest.raises(RuntimeError, match="a bug"):
+            here("broken")
+    finally:
+        app.registered_commands.pop()

@@ -199,8 +199,16 @@ def test_a_template_that_loses_the_picture_is_refused() -> None:
     [
         ("What\udcff?", None, "Character 5 of the user message"),
         ("What?", "Be \ud83d brief.", "Character 4 of the system message"),
-        ([{"role": "assistant", "content": "\udcff"}, {"role": "user", "content": "What?"}], None, "of the assistant message"),
-        ([{"role": "user", "content": [{"type": "text", "text": "What\udc00?"}]}], None, "Character 5 of the user message"),
+        (
+            [{"role": "assistant", "content": "\udcff"}, {"role": "user", "content": "What?"}],
+            None,
+            "of the assistant message",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "What\udc00?"}]}],
+            None,
+            "Character 5 of the user message",
+        ),
     ],
 )
 def test_halves_of_surrogate_pairs_are_refused(question: Any, system: str | None, where: str) -> None:

@@ -10,8 +10,6 @@ from qzoom.images.geometry import (
     clip_box,
     contains,
     fit_grid,
-    grow_box,
-    intersection_area_px,
     scale_box,
 )
 
@@ -101,14 +99,12 @@ def test_clip_box(box, expected):
 def test_areas_and_containment():
     assert box_area_px((1, 2, 4, 6)) == 12
     assert box_area_px((4, 6, 1, 2)) == 0
-    assert intersection_area_px((0, 0, 10, 10), (5, 8, 20, 20)) == 10
-    assert intersection_area_px((0, 0, 10, 10), (10, 0, 20, 10)) == 0
     assert contains((0, 0, 10, 10), (0, 0, 10, 10))
     assert not contains((0, 0, 10, 10), (0, 0, 10, 11))
     assert not contains((0, 0, 10, 10), (3, 3, 3, 5))
 
 
-def test_intersection_counts_shared_pixels():
+def test_containment_shares_every_pixel():
     draw = random.Random(1)
     for _ in range(200):
         first, second = (
@@ -118,15 +114,7 @@ def test_intersection_counts_shared_pixels():
         shared = sum(
             all(b[0] <= x < b[2] and b[1] <= y < b[3] for b in (first, second)) for x in range(13) for y in range(13)
         )
-        assert intersection_area_px(first, second) == shared
         assert contains(first, second) == (shared == box_area_px(second) > 0)
-
-
-@pytest.mark.parametrize(
-    ("margin", "expected"), [(3, (7, 0, 23, 15)), (0, (10, 2, 20, 12)), (-4, (14, 6, 16, 8)), (-7, (15, 7, 15, 7))]
-)
-def test_grow_box(margin, expected):
-    assert grow_box((10, 2, 20, 12), margin, (30, 15)) == expected
 
 
 def test_scale_box_covers_what_it_covered():

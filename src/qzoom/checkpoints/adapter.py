@@ -17,6 +17,7 @@ from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, B
 from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.heads import is_used_in_last
 from qzoom.checkpoints.released import PROVENANCE_KEY, released_fields
+from qzoom.checkpoints.source import is_transport_error
 from qzoom.checkpoints.writing import fresh_folder
 from qzoom.errors import CheckpointError
 
@@ -140,9 +141,8 @@ def push_to_hub(
             )
         except HFValidationError as error:
             raise CheckpointError(f"{repo_id!r} is no valid hub id; an id looks like 'owner/name'.") from error
-        except Exception as error:  # the HTTP library's own errors derive from Exception alone
-            library = type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "huggingface_hub")
-            if not library and not isinstance(error, OSError):
+        except Exception as error:
+            if not is_transport_error(error):
                 raise
             raise CheckpointError(_refused(repo_id, error)) from error
     return str(getattr(done, "pr_url", None) or done.commit_url)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from qzoom.errors import CheckpointError
 
-__all__ = ["EMBEDDED", "Source", "find_source"]
+__all__ = ["EMBEDDED", "Source", "find_source", "is_transport_error"]
 
 EMBEDDED = "tiny"
 _ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
+_TRANSPORT = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")  # first part of a module's name
 _SKIPPED = ["*/*", "*.bin.index.json", "optimizer*", "trainer_state.json"]
 
 
@@ -47,15 +48,20 @@ def find_source(id_or_path: str | Path, revision: str | None = None) -> Source:
         revision: branch, tag or commit on the hub; folders take none.
 
     Raises:
-        CheckpointError: no such folder, model or revision; no network; a file instead of a folder.
+        CheckpointError: no such folder, model or revision; no network; a file instead of a folder; a revision of
+            something that is not on the hub.
     """
     text = str(id_or_path).strip()
     if not text:
         raise CheckpointError("The model name is empty; give a folder, a hub id, or 'tiny' for the embedded model.")
     if text == EMBEDDED:
+        if revision:
+            raise CheckpointError(f"The embedded model has no revisions; leave out {revision!r}, or name a hub id.")
         return Source(_embedded_folder(), EMBEDDED)
     path = Path(text).expanduser()
     if path.is_dir():
+        if revision:
+            raise CheckpointError(f"The folder {text} has no revisions; leave out {revision!r}, or name a hub id.")
         return Source(path, text)
     if path.exists():
         raise CheckpointError(f"{text} is a file; give the folder that holds the model's config.json and weights.")
@@ -101,12 +107,19 @@ def _download(repo_id: str, revision: str | None) -> Path:
         raise CheckpointError(
             f"{repo_id!r} is neither a folder nor a valid hub id; an id looks like 'owner/name'."
         ) from error
-    except (OSError, errors.HfHubHTTPError) as error:
-        raise CheckpointError(_unreachable(repo_id, where)) from error
-    except Exception as error:  # the HTTP library's own errors derive from Exception alone
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub"):
+    except Exception as error:
+        if not is_transport_error(error):
             raise
         raise CheckpointError(_unreachable(repo_id, where)) from error
+
+
+def is_transport_error(error: Exception) -> bool:
+    """Whether an error comes from the network or from a library that speaks to it.
+
+    The HTTP libraries' own errors derive from `Exception` alone, and the hub library changes which one it uses (httpx,
+    httpx2), so they are told by where they are defined.
+    """
+    return isinstance(error, OSError) or any(kind.__module__.startswith(_TRANSPORT) for kind in type(error).__mro__)
 
 
 def _unreachable(repo_id: str, where: str) -> str:

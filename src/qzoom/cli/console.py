@@ -1,6 +1,6 @@
 """What every verb says and where: answers on standard output, all else on standard error.
 
-Scripts read standard output, people read both; `--quiet` and `--json` silence the second.
+Scripts read standard output, people read both; `--quiet` silences the second, errors excepted.
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ __all__ = ["count_full_tokens", "describe_cost", "describe_gate", "describe_regi
 
 
 def count_full_tokens(sizes_px: Sequence[tuple[int, int]], cell_px: int) -> int:
-    """Visual tokens of pictures at full resolution, `cell_px` pixels per side of a token; 0 if that is unknown."""
+    """Visual tokens of pictures at native resolution; 0 if `cell_px`, the pixels per side of a token, is unknown.
+
+    Native means every pixel, unscaled and uncapped, even where the model's own processor would shrink the picture.
+    """
     if not cell_px:
         return 0
     return sum(max(1, round(width / cell_px)) * max(1, round(height / cell_px)) for width, height in sizes_px)
@@ -49,12 +52,12 @@ def describe_cost(usage: Usage, timing_ms: dict[str, float], full_tokens: int = 
     Args:
         usage: tokens paid.
         timing_ms: milliseconds per step, "total" among them.
-        full_tokens: visual tokens of the pictures at full resolution; 0 if not known.
+        full_tokens: visual tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known.
     """
     tokens = f"{usage.coarse_tokens} coarse + {usage.region_tokens} region visual tokens"
     paid = usage.coarse_tokens + usage.region_tokens
     if paid < full_tokens:
-        tokens += f" ({1 - paid / full_tokens:.0%} saved of {full_tokens} at full resolution)"
+        tokens += f" ({1 - paid / full_tokens:.0%} saved of {full_tokens} at native resolution)"
     if usage.completion_tokens:
         tokens += f", {usage.completion_tokens} generated"
     if usage.reused_tokens:

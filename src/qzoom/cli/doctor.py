@@ -123,8 +123,6 @@ def _attention() -> Finding:
     kinds = ["eager"]
     if hasattr(torch.nn.functional, "scaled_dot_product_attention"):
         kinds.insert(0, "sdpa")
-    if importlib.util.find_spec("flash_attn") is not None:
-        kinds.append("flash_attention_2")
     return Finding("attention", ", ".join(kinds))
 
 

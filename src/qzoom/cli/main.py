@@ -89,6 +89,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.strerror or error}"
         where = f" {error.filename!r}" if error.filename else ""
         return _fail(f"The system refused{where}: {what}.", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail("The memory ran out; allow fewer --coarse-tokens and --region-tokens, or use smaller pictures.", 1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the process or its GPU had no memory left; torch's CPU allocator says so in a plain RuntimeError."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return "DefaultCPUAllocator" in str(error)
 
 
 def main() -> None:

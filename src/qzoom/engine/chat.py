@@ -82,8 +82,8 @@ def _check_unicode(messages: Sequence[dict[str, Any]]) -> None:
             found = re.search("[\ud800-\udfff]", part.get("text", ""))
             if found:
                 raise QuestionError(
-                    f"Character {found.start() + 1} of the {message['role']} message (U+{ord(found.group()):04X}) is half a "
-                    "surrogate pair, not a character; give the text as valid UTF-8."
+                    f"Character {found.start() + 1} of the {message['role']} message (U+{ord(found.group()):04X}) is "
+                    "half a surrogate pair, not a character; give the text as valid UTF-8."
                 )
 
 

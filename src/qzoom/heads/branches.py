@@ -46,7 +46,7 @@ class RegionBranch(nn.Module):
 
 
 def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> GateBranch:
-    """A gate branch initialised from base layers K..K+T-1, with a zero score.
+    """A gate branch initialised from base layers K..K+T-1, with a small random score vector and no bias, so near 0.5.
 
     Args:
         backbone: the base.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from qzoom.config import ZoomConfig
 
@@ -73,7 +73,9 @@ def corner_keep(grid: tuple[int, int]) -> Tensor:
 
 
 def blur(prob: Tensor, sigma: float = 1.0) -> Tensor:
-    """3x3 Gaussian blur with reflected borders.
+    """3x3 Gaussian blur with reflected borders, as nine shifted sums.
+
+    A convolution would be shorter, but on CUDA it may run in TF32, whose rounding moves cells across the threshold.
 
     Args:
         prob: (rows, columns).
@@ -82,11 +84,16 @@ def blur(prob: Tensor, sigma: float = 1.0) -> Tensor:
     offsets = torch.arange(-1, 2, dtype=prob.dtype, device=prob.device)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     weights = weights / weights.sum()
-    kernel = torch.outer(weights, weights)[None, None]
+    kernel = torch.outer(weights, weights)
     out = prob[None, None]
     out = pad(out, (1, 1, 0, 0), mode="reflect" if prob.shape[1] > 1 else "replicate")
     out = pad(out, (0, 0, 1, 1), mode="reflect" if prob.shape[0] > 1 else "replicate")
-    return conv2d(out, kernel)[0, 0]
+    rows, columns = prob.shape
+    blurred = torch.zeros_like(prob)
+    for i in range(3):
+        for j in range(3):
+            blurred += kernel[i, j] * out[0, 0, i : i + rows, j : j + columns]
+    return blurred
 
 
 def region_map(logits: Tensor, sink_logits: Tensor | None, grid: tuple[int, int], config: ZoomConfig) -> RegionMap:

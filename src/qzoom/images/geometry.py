@@ -12,7 +12,7 @@ from qzoom.config import TokenBudget
 from qzoom.errors import ImageError
 from qzoom.types import Box
 
-__all__ = ["box_area_px", "clip_box", "contains", "fit_grid", "grow_box", "intersection_area_px", "scale_box"]
+__all__ = ["box_area_px", "clip_box", "contains", "fit_grid", "scale_box"]
 
 
 def fit_grid(width_px: int, height_px: int, cell_px: int, budget: TokenBudget) -> tuple[int, int]:
@@ -89,13 +89,6 @@ def box_area_px(box: Box) -> int:
     return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
 
 
-def intersection_area_px(first: Box, second: Box) -> int:
-    """Pixels that two boxes share."""
-    return max(0, min(first[2], second[2]) - max(first[0], second[0])) * max(
-        0, min(first[3], second[3]) - max(first[1], second[1])
-    )
-
-
 def contains(outer: Box, inner: Box) -> bool:
     """Whether every pixel of `inner` lies in `outer`; a box without pixels is contained in none."""
     return (
@@ -105,22 +98,6 @@ def contains(outer: Box, inner: Box) -> bool:
         and outer[2] >= inner[2]
         and outer[3] >= inner[3]
     )
-
-
-def grow_box(box: Box, margin_px: int, size_px: tuple[int, int]) -> Box:
-    """A box with `margin_px` more on every side, clipped to the picture; a negative margin shrinks to no less than 0.
-
-    Args:
-        box: xyxy, half-open.
-        margin_px: original pixels to add on each side.
-        size_px: (width, height) of the picture.
-    """
-    x0, y0, x1, y1 = (box[0] - margin_px, box[1] - margin_px, box[2] + margin_px, box[3] + margin_px)
-    if x1 < x0:
-        x0 = x1 = (box[0] + box[2]) // 2
-    if y1 < y0:
-        y0 = y1 = (box[1] + box[3]) // 2
-    return clip_box((x0, y0, x1, y1), size_px)
 
 
 def scale_box(box: Box, from_size_px: tuple[int, int], to_size_px: tuple[int, int]) -> Box:

@@ -37,7 +37,7 @@ def plot_answer(
         answer: with its pictures (`answer.images`).
         image: index of the picture to draw.
         coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
-        cell_px: original pixels per side of a visual token, for the cost at full resolution; None derives it from a
+        cell_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
 
     Returns:
@@ -227,7 +227,7 @@ def _crops(
 
 
 def _native_tokens(answer: Answer, cell_px: int | None) -> int | None:
-    """Visual tokens of all pictures at full resolution; None when the size of a token is not known."""
+    """Visual tokens of all pictures at native resolution, uncapped; None when the size of a token is not known."""
     sizes = answer.image_sizes_px or tuple(picture.size for picture in answer.images)
     cell_px = cell_px or answer.cell_px or None
     if cell_px is None:

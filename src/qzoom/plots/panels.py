@@ -121,7 +121,7 @@ def _note(text: str, width_px: int) -> list[PIL.Image.Image]:
 
 
 def tokens_panel(usage: Usage, native_tokens: int | None, width_px: int) -> PIL.Image.Image:
-    """Visual tokens paid, coarse and region, against what all pictures would cost at full resolution."""
+    """Visual tokens paid, coarse and region, against what all pictures would cost at native resolution, uncapped."""
     paid = usage.coarse_tokens + usage.region_tokens
     head = blank(width_px, 36)
     draw = ImageDraw.Draw(head)
@@ -136,9 +136,9 @@ def tokens_panel(usage: Usage, native_tokens: int | None, width_px: int) -> PIL.
     if native_tokens is not None and native_tokens > paid:
         share = paid / native_tokens
         words = f"{share:.0%}" if share >= 0.01 else "under 1%"
-        parts.append((f"{words} of the {native_tokens:,} at full resolution", TRACK))
+        parts.append((f"{words} of the {native_tokens:,} at native resolution", TRACK))
     elif native_tokens is not None:
-        parts.append((f"full resolution would take {native_tokens:,}", TRACK))
+        parts.append((f"native resolution would take {native_tokens:,}", TRACK))
     return stack([head, bar, _legend(parts, width_px)], 10)
 
 
