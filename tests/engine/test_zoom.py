@@ -152,6 +152,7 @@ def test_a_text_question_after_a_zoomed_one_is_a_text_question(family: str) -> N
     assert model.ask(PAGE, QUESTION, zoom="always", region_threshold=0.4, max_new_tokens=4).gate.zoomed
     for zoom in ("never", "auto", "always"):
         answer = model.ask(None, "Hello, who are you?", zoom=zoom, max_new_tokens=10)
+        assert answer.gate.note == ("There is no picture to zoom into." if zoom == "always" else "")
         assert list(answer.tokens) == expected
         assert answer.gate.zoomed is False
         assert answer.regions == ()
@@ -220,15 +221,18 @@ def test_contradicting_budgets_and_options_are_one_sentence() -> None:
         model.ask(PAGE, QUESTION, region_threshold=-0.1)
 
 
-def test_more_regions_than_tokens_is_refused() -> None:
+def test_of_more_regions_than_tokens_the_best_are_read() -> None:
     base = tiny_models.engine("qwen3_vl")
     engine = dataclasses.replace(base, config=base.config.replace(box=THREE, region_threshold=0.9))
     pages = [tiny_models.picture(100 + seed, 700, 500) for seed in range(6)]
     counts = [len(QZoom(engine).perceive(p, QUESTION, coarse_tokens=(30, 60)).regions) for p in pages]
     page = pages[counts.index(max(counts))]
     assert max(counts) > 1
-    with pytest.raises(BudgetError, match=f"1 tokens for {max(counts)} regions"):
-        QZoom(engine).ask(page, QUESTION, zoom="always", coarse_tokens=(30, 60), region_tokens=1)
+    options = {"zoom": "always", "coarse_tokens": (30, 60), "max_new_tokens": 1}
+    every = QZoom(engine).ask(page, QUESTION, **options)
+    answer = QZoom(engine).ask(page, QUESTION, region_tokens=1, **options)
+    assert [r.box for r in answer.regions] == [every.regions[0].box]
+    assert answer.usage.region_tokens == 1
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qzoom.images.geometry import fit_grid
+
 if TYPE_CHECKING:
     import PIL.Image
 
@@ -156,6 +158,17 @@ class Backbone(ABC):
     @abstractmethod
     def default_budget(self) -> TokenBudget:
         """The image processor's own limits, in visual tokens."""
+
+    def grid(self, size_px: tuple[int, int], budget: TokenBudget | None) -> tuple[int, int]:
+        """Rows and columns that `encode` gives a picture, by arithmetic alone; what cannot fit is refused by it.
+
+        Families whose grid does not follow the Qwen-VL processors' rule replace it.
+
+        Args:
+            size_px: (width, height) of the picture.
+            budget: limits on visual tokens; None uses the image processor's own.
+        """
+        return fit_grid(*size_px, self.cell_px, budget or self.default_budget())
 
     @abstractmethod
     def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone, Rotary, VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.images.geometry import fit_grid
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -84,13 +83,12 @@ class QwenVLBackbone(Backbone):
     def _pixels(self, image: PIL.Image.Image, budget: TokenBudget | None) -> tuple[Tensor, Tensor]:
         """Normalised patches (patches, values) and their (1, 3) grid.
 
-        The grid is decided by `fit_grid`, which agrees with the processor wherever the processor stays within the
+        The size is decided by `grid`, which agrees with the processor wherever the processor stays within the
         limits; the picture is brought to that size here only where the processor itself would overshoot.
         """
         from PIL import Image
 
-        budget = budget or self.default_budget()
-        rows, columns = fit_grid(image.width, image.height, self.cell_px, budget)
+        rows, columns = self.grid(image.size, budget)
         target = (columns * self.cell_px, rows * self.cell_px)
         if image.size != target:
             image = image.resize(target, Image.Resampling(int(self.image_processor.resample)))

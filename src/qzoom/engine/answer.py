@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from qzoom.engine.decode import DecodeBatch, DecodeRow
+from qzoom.engine.fit import check_length, fit_regions
 from qzoom.engine.fuse import RegionBlock, insert_regions
-from qzoom.engine.look import Look, check_length, look
-from qzoom.engine.request import Request, split_budget
+from qzoom.engine.look import Look, look
+from qzoom.engine.request import Request
 from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_shared, advance_upper, truncate
 from qzoom.engine.text import TextStream
@@ -48,13 +49,16 @@ def events(
     """
     clock = Stopwatch(engine.backbone.device)
     looks = look(engine, requests, clock)
-    for i, item in enumerate(looks):
-        yield i, StreamEvent("perception", perception=_perception(engine, item, clock))
+    for i in range(len(looks)):
+        yield i, StreamEvent("perception", perception=_perception(engine, looks[i], clock))
     looks, regions = read_regions(engine, looks, clock)
     rows = prefill(engine, looks, clock)
+    # From here on the rows own what was computed; an answer's record needs the prompts only.
+    looks = [dataclasses.replace(item, state=State.empty(engine, item.state.prompt)) for item in looks]
     batch = DecodeBatch(engine.backbone, eos_ids)
     with clock.step("decode"):
         pieces = batch.start(rows)
+    del rows
     while True:
         for row, text in pieces:
             yield from _said(engine, looks[row.key], regions[row.key], row, text, clock)
@@ -88,8 +92,7 @@ def read_regions(
         The looks with their new states, and what was read for each.
 
     Raises:
-        BudgetError: fewer tokens allowed than there are regions.
-        QuestionError: with its regions the prompt is longer than the model reads.
+        QuestionError: with one region of the fewest tokens allowed the prompt is longer than the model reads.
     """
     out, regions = list(looks), [tuple[Region, ...]() for _ in looks]
     chosen = [i for i, item in enumerate(looks) if item.gate.zoomed]
@@ -98,17 +101,15 @@ def read_regions(
     crops, budgets = [], []
     for i in chosen:
         item = looks[i]
-        own = [item.request.pictures[b.image].image.crop(b.box) for b in item.boxes]
-        options = item.request.options
-        total = options.region_tokens or engine.config.region_tokens or options.coarse_tokens
-        total = total or engine.config.coarse_tokens or engine.backbone.default_budget()
-        budgets += split_budget(total, [c.width * c.height for c in own])
-        crops += own
+        boxes, own = fit_regions(engine, item.request, len(item.state.prompt), item.boxes)
+        out[i] = dataclasses.replace(item, boxes=boxes)
+        budgets += own
+        crops += [item.request.pictures[b.image].image.crop(b.box) for b in boxes]
     with clock.step("region_vision"):
         features = iter(engine.backbone.encode(crops, budgets))
     states = []
     for i in chosen:
-        item = looks[i]
+        item = out[i]
         blocks = [RegionBlock(b.image, b.cells, next(features)) for b in item.boxes]
         prompt, reused = insert_regions(engine.backbone, item.state.prompt, blocks, engine.config)
         check_length(len(prompt), item.request, engine.backbone)
@@ -119,7 +120,7 @@ def read_regions(
         )
     with clock.step("region_layers"):
         for i, state in zip(chosen, advance_shared(engine, states), strict=True):
-            out[i] = dataclasses.replace(looks[i], state=state)
+            out[i] = dataclasses.replace(out[i], state=state)
     return out, regions
 
 

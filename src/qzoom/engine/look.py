@@ -8,17 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from qzoom.backbones.base import Backbone
+from qzoom.engine.fit import check_length, check_requests, coarse_budget
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.request import Request, check_heads
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared
 from qzoom.engine.timing import Stopwatch
-from qzoom.errors import QuestionError
 from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision
 
-__all__ = ["Look", "check_length", "look", "propose", "region_maps"]
+__all__ = ["Look", "look", "propose", "region_maps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +51,12 @@ def look(engine: Engine, requests: Sequence[Request], clock: Stopwatch, *, perce
 
     Raises:
         HeadsMissingError: zooming asked of a model without a region branch.
+        BudgetError: a token budget larger than what the model reads.
         QuestionError: a prompt longer than the model reads.
     """
     for request in requests:
         check_heads(engine, request.options.zoom)
+    check_requests(engine, requests)
     prompts = _prompts(engine, requests, clock)
     states = [
         request.prefix.on(prompt) if request.prefix is not None else State.empty(engine, prompt)
@@ -76,10 +77,9 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
     backbone = engine.backbone
     images, budgets = [], []
     for request in requests:
-        check_length(len(request.ids), request, backbone)
         if request.prefix is None:
             images += [p.image for p in request.pictures]
-            budgets += [request.options.coarse_tokens or engine.config.coarse_tokens] * len(request.pictures)
+            budgets += [coarse_budget(engine, request.options)] * len(request.pictures)
     with clock.step("vision"):
         features = iter(backbone.encode(images, budgets))
     prompts = []
@@ -92,20 +92,6 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
         check_length(len(prompt), request, backbone)
         prompts.append(prompt)
     return prompts
-
-
-def check_length(length: int, request: Request, backbone: Backbone) -> None:
-    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads.
-
-    Raises:
-        QuestionError: it does not fit.
-    """
-    new = request.options.sampling.max_new_tokens
-    if length + new > backbone.max_positions:
-        raise QuestionError(
-            f"The prompt takes {length} tokens and the answer up to {new}, but the model reads at most "
-            f"{backbone.max_positions}; shorten the question, or lower max_new_tokens, coarse_tokens or region_tokens."
-        )
 
 
 def _decide(
@@ -126,7 +112,9 @@ def _decide(
         options = request.options
         threshold = options.gate_threshold if options.gate_threshold is not None else engine.config.gate_threshold
         wanted = options.zoom == "always" or (options.zoom == "auto" and scores.get(i, 1.0) >= threshold)
-        gate = GateDecision(scores.get(i), threshold if i in scores else None, wanted and bool(request.pictures))
+        note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
+        zoomed = wanted and bool(request.pictures)
+        gate = GateDecision(scores.get(i), threshold if i in scores else None, zoomed, note)
         out.append(Look(request, states[i], gate))
     return out
 

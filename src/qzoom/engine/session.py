@@ -16,12 +16,13 @@ from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
 from qzoom.engine.answer import events, perceive
 from qzoom.engine.chat import ChatEncoder, read_conversation
+from qzoom.engine.fit import check_requests, coarse_budget
 from qzoom.engine.prompt import build_prompt, prefix_length
 from qzoom.engine.request import Options, Request
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared, advance_upper
 from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage
-from qzoom.types import Answer, Perception, StreamEvent
+from qzoom.types import Answer, Perception, SamplingParams, StreamEvent
 
 __all__ = ["Session", "open_session"]
 
@@ -91,11 +92,15 @@ def open_session(
     """Encode and prefill the pictures: shared layers, branches and upper layers up to the last picture's end.
 
     Raises:
-        QuestionError: no picture was given.
+        BudgetError: a token budget larger than what the model reads.
+        QuestionError: no picture was given, or they take more tokens than the model reads.
     """
     if not pictures:
         raise QuestionError("A session needs at least one picture.")
-    budget = options.coarse_tokens or engine.config.coarse_tokens
+    conversation = read_conversation(list(pictures), "?", system)
+    shortest = replace(options, sampling=SamplingParams(max_new_tokens=1))
+    check_requests(engine, [Request(conversation, tuple(chat.encode(conversation)), pictures, shortest)])
+    budget = coarse_budget(engine, options)
     features = engine.backbone.encode([p.image for p in pictures], [budget] * len(pictures))
     state = prefill_prefix(engine, chat, features, system)
     return Session(engine, chat, pictures, system, state, make_options, options.coarse_tokens)
