@@ -80,7 +80,13 @@ def test_budgets_that_contradict_are_one_sentence_with_code_1(here):
 @pytest.mark.skipif(not os.path.exists("/proc/self/syscall"), reason="needs Linux's /proc to see when it waits")
 def test_interrupt_gives_130_and_no_traceback(picture):
     words = [sys.executable, "-m", "qzoom", "ask", str(picture), "-", "What is the total amount?"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )
     try:
         deadline = time.monotonic() + 60
         while not _reads_standard_input(process.pid) and time.monotonic() < deadline:
