@@ -10,11 +10,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import huggingface_hub.constants
 import pytest
 
-from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
 from qzoom.checkpoints.loading import load_engine
 from qzoom.checkpoints.presets import presets_of
 from qzoom.checkpoints.source import find_source
@@ -155,6 +156,39 @@ def test_refusal_of_the_hub_is_one_sentence(words: list[str], said: list[str], h
 
 def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     assert_refused(["owner/name"], ["could not be downloaded", "check the network"], "http://127.0.0.1:9", tmp_path)
+
+
+class Drop(StreamRequestHandler):
+    """A hub that takes a request and hangs up."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+
+
+@pytest.fixture
+def dropping_hub() -> Iterator[str]:
+    with ThreadingTCPServer(("127.0.0.1", 0), Drop) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_hub_that_hangs_up(dropping_hub: str, tmp_path: Path) -> None:
+    assert_refused(["owner/name"], ["could not be downloaded", "check the network"], dropping_hub, tmp_path)
+
+
+def test_hub_that_hangs_up_on_an_upload(dropping_hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", dropping_hub)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    huggingface_hub.utils.close_session()
+    with pytest.raises(CheckpointError) as caught:
+        push_to_hub(folders.engine("qwen3_vl"), "owner/name", base_id="owner/base", token="none")
+    huggingface_hub.utils.close_session()
+    assert_sentence(caught.value, "Uploading to 'owner/name' failed", "check the network")
 
 
 def assert_refused(words: list[str], said: list[str], endpoint: str, home: Path) -> None:

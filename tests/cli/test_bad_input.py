@@ -139,6 +139,16 @@ def test_budget_too_small_for_the_picture(here, picture):
     assert result.is_one_sentence
 
 
+@pytest.mark.parametrize(
+    ("verb", "flag"), [("ask", "--coarse-tokens"), ("ask", "--region-tokens"), ("perceive", "--coarse-tokens")]
+)
+def test_absurd_budget(here, picture, verb, flag):
+    result = here(verb, picture, QUESTION, flag, "90000000:99999999")
+    assert result.code == 1
+    assert "at least 90000000 visual tokens" in result.err
+    assert result.is_one_sentence
+
+
 @pytest.mark.parametrize("model", ["no-such-owner/no-such-model", "not a model id", "./no/such/folder"])
 def test_wrong_model(here, picture, model):
     result = here("ask", picture, QUESTION, "--model", model)
