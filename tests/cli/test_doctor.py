@@ -1,8 +1,14 @@
+import ast
 import json
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 import qzoom
 from qzoom.cli import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def by_name(findings):
@@ -58,3 +64,26 @@ def test_model_cache_follows_hf_home(apart, tmp_path):
     result = apart("doctor", "--json", env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
     value = by_name(json.loads(result.out)["findings"])["model cache"]["value"]
     assert value == f"{tmp_path / 'hub'} (1 models, offline (HF_HUB_OFFLINE))"
+
+
+def test_only_attention_that_loading_accepts_is_named(apart, tmp_path):
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("")
+    result = apart("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
+    assert by_name(json.loads(result.out)["findings"])["attention"]["value"] == "sdpa, eager"
+
+
+def test_every_library_that_is_imported_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = {re.split(r"[<>=]", need)[0].replace("-", "_") for need in declared}
+    names |= {"PIL", "yaml", "qzoom"}  # of pillow and pyyaml
+    names |= {"tokenizers", "torchvision"}  # comes with transformers; looked for, never needed
+    imported = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    assert {"torch", "packaging"} <= imported
+    assert imported - set(sys.stdlib_module_names) <= names

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qzoom.config import ZoomConfig
 from qzoom.heads.region_map import blur, corner_keep, mean_head_logits, region_map
@@ -57,6 +59,29 @@ def test_blur_is_a_weighted_mean_of_the_neighbours(grid: tuple[int, int]) -> Non
 @pytest.mark.parametrize("grid", GRIDS)
 def test_blur_keeps_a_constant_map(grid: tuple[int, int]) -> None:
     torch.testing.assert_close(blur(torch.full(grid, 0.3)), torch.full(grid, 0.3), atol=1e-6, rtol=0)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts operations that a device may run in reduced precision."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(word in str(func) for word in ("conv", "mm", "matmul"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_blur_uses_nothing_that_devices_round_to_tf32() -> None:
+    with Convolutions() as seen:
+        blur(torch.rand(9, 7))
+    assert seen.count == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_blur_on_cuda_is_that_of_the_cpu() -> None:
+    prob = torch.rand(40, 60)
+    torch.testing.assert_close(blur(prob.cuda()).cpu(), blur(prob), atol=1e-6, rtol=0)
 
 
 def test_corner_rule_drops_a_quarter_of_the_first_row_and_column_of_large_maps() -> None:
