@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 IMAGE ?= examples/receipt.jpg
-QUESTION ?= What is the total amount?
+QUESTION ?= What is the date?
 ZOOM ?= auto
 SAVE ?= out/demo.png
 REFERENCE ?=

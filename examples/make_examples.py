@@ -287,7 +287,7 @@ def scan(page: Image.Image, angle_deg: float, crease: float, seed: int) -> Image
 
 def main(folder: Path) -> None:
     """Write all pictures into a folder."""
-    receipt = scan(draw_receipt(), angle_deg=0.7, crease=0.42, seed=11).convert("L")
+    receipt = scan(draw_receipt(), angle_deg=0.3, crease=0.42, seed=12).convert("L")
     receipt.save(folder / "receipt.jpg", quality=82, optimize=True)
     note = scan(stamp(draw_note(), "RECEIVED", (380, 1068), (58, 74, 168)), angle_deg=-0.5, crease=0.5, seed=12)
     note.save(folder / "delivery-note.jpg", quality=80, optimize=True)
