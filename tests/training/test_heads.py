@@ -12,8 +12,11 @@ from qzoom.config import TokenBudget
 from qzoom.engine.look import look
 from qzoom.engine.timing import Stopwatch
 from qzoom.errors import ConfigError, DataError
+from qzoom.images.load import load_image
 from qzoom.training.heads import agreement, build_heads, train_heads
+from qzoom.training.heads_data import LabelPicture, LabelQuestion
 from qzoom.training.heads_fit import fit_gate, fit_region, region_logits
+from qzoom.training.heads_label import known_box_labels
 from qzoom.training.heads_recipe import HeadsRecipe, load_heads_recipe
 from qzoom.training.heads_store import BranchExample, read_shard, write_shard
 from tests.flow import request
@@ -103,6 +106,7 @@ def test_training_is_the_same_for_the_same_seed(tmp_path):
     [
         ("base: x\nstep: 3\n", "did you mean 'steps'"),
         ("base: x\nladder: [64, 32, 128]\n", "rising"),
+        ("base: x\nknown_boxes: [receipt]\n", "may name document and scene"),
         ("- a\n", "must be a mapping"),
         ("base: [x\n", "not valid YAML"),
     ],
@@ -112,6 +116,16 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_heads_recipe(path)
+
+
+def test_known_boxes_label_what_they_touch_and_leave_the_rim_open():
+    picture = load_image(Image.new("RGB", (40, 40)))
+    asked = tuple(LabelQuestion("?", "x", boxes) for boxes in [((10, 10, 20, 20),), (), ((0, 0, 40, 40),)])
+    item = LabelPicture("scene", "scene:1", picture, asked)
+    labels = known_box_labels(item, 0, (4, 4))
+    assert labels.tolist() == [[-100, -100, -100, 0], [-100, 1, -100, 0], [-100, -100, -100, 0], [0, 0, 0, 0]]
+    assert known_box_labels(item, 1, (4, 4)) is None
+    assert known_box_labels(item, 2, (4, 4)) is None
 
 
 def test_the_shipped_recipe_loads(request):

@@ -160,16 +160,20 @@ def _region_examples(
     engine: Engine, chat: ChatEncoder, recipe: HeadsRecipe, heads: Pairs, item: LabelPicture
 ) -> list[BranchExample]:
     rng = random.Random(item.name)
-    answered = answer_picture(engine, chat, item, recipe.teacher_tokens)
     states = student_states(engine, chat, item, rng.choice(recipe.student_tokens))
+    known = item.kind in recipe.known_boxes
+    answered = None if known else answer_picture(engine, chat, item, recipe.teacher_tokens)
     out = []
     for i, question in enumerate(item.questions):
-        grid = answered.states[i].prompt.spans[0].features.grid
-        known = item.kind != "receipt" and recipe.known_boxes
-        labels = known_box_labels(item, i, grid) if known else own_labels(engine, answered, i, heads, recipe)
+        if answered is None:
+            grid = states[i].prompt.spans[0].features.grid
+            labels, text = known_box_labels(item, i, grid), ""
+        else:
+            grid, text = answered.states[i].prompt.spans[0].features.grid, answered.texts[i]
+            labels = own_labels(engine, answered, i, heads, recipe)
         if labels is None or not bool((labels >= 0).any()):
             continue
-        facts: dict[str, Any] = {"kind": item.kind, "answer": answered.texts[i], "reference": question.answer}
+        facts: dict[str, Any] = {"kind": item.kind, "answer": text, "reference": question.answer}
         if question.boxes and not known:
             inside = cells_of_boxes(question.boxes, item.picture.size_px, grid)
             facts["agrees"] = bool((inside & (labels == 1)).any())

@@ -109,11 +109,13 @@ def own_labels(
 
 
 def known_box_labels(item: LabelPicture, index: int, grid: tuple[int, int]) -> Tensor | None:
-    """Labels (rows, columns) from the known answer boxes: touched cells 1, their neighbours ignored, the rest 0."""
-    boxes = item.questions[index].boxes
-    if not boxes:
+    """Labels (rows, columns) from the known answer boxes: touched cells 1, their neighbours ignored, the rest 0.
+
+    None without boxes, or when they touch half of the map or more, as for maps from attention.
+    """
+    inside = cells_of_boxes(item.questions[index].boxes, item.picture.size_px, grid).float()
+    if not 0 < float(inside.mean()) < 0.5:
         return None
-    inside = cells_of_boxes(boxes, item.picture.size_px, grid).float()
     near = torch.nn.functional.max_pool2d(inside[None], 3, stride=1, padding=1)[0]
     labels = torch.zeros(grid, dtype=torch.long)
     labels[near > 0] = -100

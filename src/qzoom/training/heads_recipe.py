@@ -30,7 +30,7 @@ class HeadsRecipe:
         heads: (layer, head) pairs whose attention is taken; empty finds them on known boxes.
         head_count: how many heads to take when they are found.
         probe_pictures: synthetic pictures on which heads are ranked.
-        known_boxes: label by the known answer boxes of synthetic pictures instead of attention.
+        known_boxes: kinds ("document", "scene") whose label maps come from the known answer boxes instead of attention.
         foreground: tau_fg.
         background: tau_bg.
         sink_ratio: a cell is a sink when its hidden state's norm exceeds this many medians.
@@ -58,7 +58,7 @@ class HeadsRecipe:
     heads: tuple[tuple[int, int], ...] = ()
     head_count: int = 3
     probe_pictures: int = 60
-    known_boxes: bool = False
+    known_boxes: tuple[str, ...] = ()
     foreground: float = 0.25
     background: float = 0.05
     sink_ratio: float = 3.0
@@ -74,6 +74,9 @@ class HeadsRecipe:
     def __post_init__(self) -> None:
         for name in ("student_tokens", "ladder"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "known_boxes", tuple(self.known_boxes))
+        if not set(self.known_boxes) <= {"document", "scene"}:
+            raise ConfigError(f"known_boxes may name document and scene, not {', '.join(self.known_boxes)}.")
         object.__setattr__(self, "heads", tuple((int(a), int(b)) for a, b in self.heads))
         if not self.student_tokens or min(self.student_tokens) < 4:
             raise ConfigError("student_tokens needs at least one budget of 4 or more visual tokens.")

@@ -112,7 +112,7 @@ def _check_same_recipe(recipe: HeadsRecipe, output: Path, processes: int) -> Non
 def _heads(engine: Engine, recipe: HeadsRecipe, path: Path) -> Pairs:
     """The heads to take attention from, found once."""
     if not path.exists():
-        found = () if recipe.known_boxes and not recipe.receipts else probe_heads(engine, recipe)
+        found = probe_heads(engine, recipe)
         path.write_text(json.dumps([list(pair) for pair in found]) + "\n", encoding="utf-8")
     return tuple((int(a), int(b)) for a, b in json.loads(path.read_text(encoding="utf-8")))
 
