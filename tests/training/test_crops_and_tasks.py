@@ -107,7 +107,7 @@ def test_malformed_receipts_are_named(tmp_path):
     _write(tmp_path, ['{"id": "a"}'])
     with pytest.raises(DataError, match="line 1"):
         load_receipts(tmp_path, "train")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such question file"):
         load_receipts(tmp_path, "missing")
 
 

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from qzoom.config import TokenBudget
-from qzoom.engine.look import look
+from qzoom.engine.look import look, region_logits
+from qzoom.engine.state import advance_region
 from qzoom.engine.timing import Stopwatch
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
 from qzoom.training.heads import agreement, build_heads, train_heads
 from qzoom.training.heads_data import LabelPicture, LabelQuestion
-from qzoom.training.heads_fit import fit_gate, fit_region, region_logits
+from qzoom.training.heads_fit import fit_gate, fit_region
 from qzoom.training.heads_label import known_box_labels
 from qzoom.training.heads_recipe import HeadsRecipe, load_heads_recipe
 from qzoom.training.heads_store import BranchExample, read_shard, write_shard
@@ -53,7 +54,7 @@ def test_the_region_branch_learns_where_to_look_and_nothing_else_moves(engine):
     examples = examples_of(engine, quadrant)
     report = fit_region(engine, examples, steps=150, batch=4, learning_rate=3e-3, seed=0)
     assert report.losses[-1] < 0.5 * report.losses[0]
-    maps = region_logits(engine, [e.state() for e in examples])
+    maps = [region_logits(engine, s)[0] for s in advance_region(engine, [e.state() for e in examples])]
     for corner, values in enumerate(maps):
         row, column = divmod(int(values.argmax()), values.shape[1])
         assert (row * 2 // values.shape[0], column * 2 // values.shape[1]) == (corner // 2, corner % 2)

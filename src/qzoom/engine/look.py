@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from qzoom.engine.fit import check_length, check_requests, coarse_budget
 from qzoom.engine.prompt import Prompt, build_prompt
@@ -17,7 +18,7 @@ from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision
 
-__all__ = ["Look", "look", "propose", "region_maps"]
+__all__ = ["Look", "look", "propose", "region_logits", "region_maps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +144,31 @@ def propose(engine: Engine, looks: Sequence[Look]) -> list[Look]:
     return out
 
 
-def region_maps(engine: Engine, state: State) -> tuple[RegionMap, ...]:
-    """The map of every picture, from the last prompt token's query (method.md 3)."""
+def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
+    """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (method.md 3).
+
+    Args:
+        engine: with a region branch.
+        state: after `advance_region`; gradients pass.
+    """
     if engine.region is None or state.region_last is None or not state.keys:
         return ()
     backbone, last = engine.backbone, engine.region.layers[-1]
     hidden = state.region_last[None, None]
     rotary = backbone.rotary(hidden, state.prompt.positions[:, None, -1:])
     query = backbone.query(last, hidden, rotary)[0, :, 0]
-    spans = [s for s in state.prompt.spans if s.role == "coarse"]
+    spans = (s for s in state.prompt.spans if s.role == "coarse")
+    return tuple(
+        mean_head_logits(query, keys).view(span.features.grid) for span, keys in zip(spans, state.keys, strict=True)
+    )
+
+
+def region_maps(engine: Engine, state: State) -> tuple[RegionMap, ...]:
+    """The map of every picture: logits, sinks removed, blurred."""
     maps = []
-    for span, keys in zip(spans, state.keys, strict=True):
+    for logits, keys in zip(region_logits(engine, state), state.keys, strict=False):
         sinks = None
         if engine.config.sink == "first_token" and state.sink_query is not None:
             sinks = mean_head_logits(state.sink_query, keys)
-        maps.append(region_map(mean_head_logits(query, keys), sinks, span.features.grid, engine.config))
+        maps.append(region_map(logits, sinks, (logits.shape[0], logits.shape[1]), engine.config))
     return tuple(maps)

@@ -117,18 +117,16 @@ def truncate(state: State, length: int) -> State:
     )
 
 
-def advance_shared(engine: Engine, states: Sequence[State], stop: Sequence[int] | None = None) -> list[State]:
+def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
     """Run layers 0..K-1 over the tokens that they have not seen.
 
     Args:
         engine: backbone and K.
         states: samples of any lengths.
-        stop: where to stop in each prompt; None is the end.
     """
     rows = []
-    for i, state in enumerate(states):
-        start = state.shared.length
-        end = len(state.prompt) if stop is None else stop[i]
+    for state in states:
+        start, end = state.shared.length, len(state.prompt)
         hidden, deepstack = embed_prompt(engine.backbone, state.prompt, start, end)
         rows.append(Row(hidden, state.prompt.positions[:, start:end], state.shared.cache, start, deepstack))
     out = []

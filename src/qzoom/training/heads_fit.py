@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qzoom.engine.state import Engine, State, advance_gate, advance_region
-from qzoom.heads.region_map import mean_head_logits
+from qzoom.engine.look import region_logits
+from qzoom.engine.state import Engine, advance_gate, advance_region
 from qzoom.training.heads_store import BranchExample
 from qzoom.training.losses import gate_loss, region_loss
 
-__all__ = ["FitReport", "fit_gate", "fit_region", "region_logits"]
+__all__ = ["FitReport", "fit_gate", "fit_region"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +29,6 @@ class FitReport:
 
     steps: int
     losses: tuple[float, ...]
-
-
-def region_logits(engine: Engine, states: Sequence[State]) -> list[Tensor]:
-    """Raw mean-head logits (rows, columns) of the first picture of every state, with gradients."""
-    assert engine.region is not None
-    last = engine.region.layers[-1]
-    out = []
-    for state in advance_region(engine, states):
-        assert state.region_last is not None
-        hidden = state.region_last[None, None]
-        rotary = engine.backbone.rotary(hidden, state.prompt.positions[:, None, -1:])
-        query = engine.backbone.query(last, hidden, rotary)[0, :, 0]
-        out.append(mean_head_logits(query, state.keys[0]).view(state.prompt.spans[0].features.grid))
-    return out
 
 
 def fit_region(
@@ -69,7 +55,8 @@ def fit_region(
     assert engine.region is not None
 
     def loss_of(chosen: Sequence[int]) -> Tensor:
-        logits = region_logits(engine, [examples[i].state() for i in chosen])
+        states = advance_region(engine, [examples[i].state() for i in chosen])
+        logits = [region_logits(engine, state)[0] for state in states]
         return region_loss(logits, [examples[i].labels for i in chosen])
 
     return _fit(engine.region, loss_of, len(examples), steps, batch, learning_rate, seed, on_step)

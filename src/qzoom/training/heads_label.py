@@ -85,7 +85,7 @@ def _request(chat: ChatEncoder, item: LabelPicture, question: str, options: Opti
 def response_maps(
     engine: Engine, answered: AnsweredPicture, index: int, layers: Sequence[int]
 ) -> ResponseAttention | None:
-    """Attention of one answer; None when it is empty. A one-token answer is its own last fed token."""
+    """Attention of one answer; None when it is empty. All its tokens but end tokens are fed back."""
     eos = engine.backbone.eos_ids
     fed = [t for t in answered.tokens[index] if t not in eos]
     if not fed:

@@ -6,7 +6,6 @@ around every printed line that holds the answer. Nothing is known about single c
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from qzoom.errors import DataError
+from qzoom.evaluation.tasks.receipts import read_receipts
 from qzoom.synthetic.records import SyntheticQuestion
 from qzoom.training.batch import Example
 from qzoom.training.crops import crop_around, inside, region_tokens, snippet_box
@@ -50,34 +49,21 @@ def target_text(field: str, answer: str) -> str:
 
 
 def load_receipts(folder: str | Path, split: str) -> tuple[Receipt, ...]:
-    """The receipts of `folder`/`split`.jsonl; a malformed line is a `DataError` that names it."""
-    path = Path(folder) / f"{split}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(
-            f"Receipts file {path} cannot be read: {error.strerror}; give the folder that holds it."
-        ) from error
-    receipts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            questions = tuple(
-                SyntheticQuestion(
-                    str(entry["field"]),
-                    str(entry["question"]),
-                    target_text(str(entry["field"]), str(entry["answer"])),
-                    tuple((int(b[0]), int(b[1]), int(b[2]), int(b[3])) for b in entry["boxes"]),
-                    False,
-                )
-                for entry in row["questions"]
-            )
-            receipts.append(Receipt(path.parent / str(row["image"]), questions))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(
-                f"{path}, line {number}: not a receipt record ({type(error).__name__}: {error})."
-            ) from error
-    return tuple(receipts)
+    """The receipts of `folder`/`split`.jsonl, read and checked by the evaluation's own reader.
+
+    Raises:
+        DataError: the file or a picture is missing, or a line cannot be used; it says which.
+    """
+    return tuple(
+        Receipt(
+            Path(str(sample.image)),
+            tuple(
+                SyntheticQuestion(q.field, q.question, target_text(q.field, q.answer), q.boxes, False)
+                for q in sample.questions
+            ),
+        )
+        for sample in read_receipts(Path(folder), split).samples
+    )
 
 
 @lru_cache(maxsize=300)
