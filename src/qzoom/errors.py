@@ -11,11 +11,15 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeadlineError",
     "DeviceError",
     "HeadsMissingError",
     "ImageError",
+    "InternalError",
     "QZoomError",
     "QuestionError",
+    "QueueFullError",
+    "StoppingError",
 ]
 
 
@@ -53,3 +57,28 @@ class DeviceError(QZoomError):
 
 class DataError(QZoomError):
     """A data file (questions, labels, records) with a missing, malformed or contradictory entry."""
+
+
+class QueueFullError(QZoomError):
+    """More requests wait than the server keeps.
+
+    Args:
+        message: the sentence.
+        retry_after_s: when it is worth trying again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoppingError(QZoomError):
+    """The server is shutting down and takes nothing new."""
+
+
+class DeadlineError(QZoomError):
+    """A request was not answered in the time it had."""
+
+
+class InternalError(QZoomError):
+    """A defect of qzoom or the machine; the text names no internals, the log has them."""

@@ -134,7 +134,7 @@ class QZoom:
         **options: Any,
     ) -> Iterator[StreamEvent]:
         """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
-        request = self._request(image, question, options)
+        request = self.request(image, question, **options)
         stop = None if cancel is None else lambda _: cancel()
         return (event for _, event in events(self.engine, [request], cancel=stop))
 
@@ -150,7 +150,7 @@ class QZoom:
             ConfigError: a list that is not as long as the samples; otherwise as in `ask`.
         """
         requests = [
-            self._request(image, question, _options_of(options, i, len(samples)))
+            self.request(image, question, **_options_of(options, i, len(samples)))
             for i, (image, question) in enumerate(samples)
         ]
         answers: dict[int, Answer] = {}
@@ -167,7 +167,15 @@ class QZoom:
             HeadsMissingError: the checkpoint has no region branch.
         """
         check_heads(self.engine, "auto")
-        return perceive(self.engine, [self._request(image, question, options)])[0]
+        return perceive(self.engine, [self.request(image, question, **options)])[0]
+
+    def request(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Request:
+        """Decode the pictures and tokenise the question; arguments and errors as in `ask`."""
+        own = dict(options)
+        system = own.pop("system", None)
+        made = self.make_options(**own)
+        check_heads(self.engine, made.zoom)
+        return make_request(self._chat, image, question, made, system=system, limits=self.image_limits)
 
     def session(self, image: Any, *, system: str | None = None, coarse_tokens: Budget = None) -> Session:
         """Encode and prefill pictures once, for many questions.
@@ -226,13 +234,6 @@ class QZoom:
         from qzoom.checkpoints.adapter import push_to_hub
 
         return push_to_hub(self.engine, repo_id, **options)
-
-    def _request(self, image: Any, question: str | Sequence[dict[str, Any]], options: dict[str, Any]) -> Request:
-        own = dict(options)
-        system = own.pop("system", None)
-        made = self.make_options(**own)
-        check_heads(self.engine, made.zoom)
-        return make_request(self._chat, image, question, made, system=system, limits=self.image_limits)
 
 
 def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:

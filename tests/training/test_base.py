@@ -52,6 +52,32 @@ def test_export_loads_in_transformers(tmp_path):
     assert json.loads((folder / "preprocessor_config.json").read_text())["patch_size"] == 16
 
 
+def test_a_run_starts_from_exported_weights(tmp_path):
+    first = train_base(_recipe(1), tmp_path / "first")
+    # Learning rates of zero show what it started from: the exported weights, and no others.
+    again = train_base(_recipe(1, start_from=str(first), seed=5, muon_lr=0.0, adamw_lr=0.0), tmp_path / "second")
+    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
+        train_base(_recipe(1, start_from=str(tmp_path)), tmp_path / "third")
+    with pytest.raises(ConfigError, match="another architecture"):
+        train_base(_recipe(1, start_from=str(first), vocabulary_size=401), tmp_path / "fourth")
+
+
+def test_guides_spare_the_tower_at_first(tmp_path):
+    tower = _tower(train_base(_recipe(1), tmp_path / "first"))
+    learned = {"stages": (Stage("read", 1, {"glyphs": 1.0}),), "start_from": str(tmp_path / "first" / "model")}
+    spared = _tower(train_base(_recipe(1, **learned, guide_steps=1, weight_decay=0.0), tmp_path / "spared"))
+    taught = _tower(train_base(_recipe(1, **learned, guide_steps=0, weight_decay=0.0), tmp_path / "taught"))
+    assert torch.equal(tower, spared)
+    assert not torch.equal(tower, taught)
+
+
+def _tower(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")["model.visual.patch_embed.proj.weight"]
+
+
 def test_the_curve_has_held_out_figures(tmp_path):
     train_base(_recipe(2), tmp_path)
     entries = [json.loads(line) for line in (tmp_path / "training_curve.jsonl").read_text().splitlines()]
@@ -60,8 +86,9 @@ def test_the_curve_has_held_out_figures(tmp_path):
     assert 0.0 <= held_out[0]["tags"] <= 1.0
 
 
-def test_the_shipped_recipe_loads():
-    recipe = load_recipe("recipes/tiny/base.yaml")
+@pytest.mark.parametrize("name", ["base", "receipts", "continue"])
+def test_a_shipped_recipe_loads(name):
+    recipe = load_recipe(f"recipes/tiny/{name}.yaml")
     assert recipe.steps > 1000
     assert recipe.at(0)[0].name == recipe.stages[0].name
     assert recipe.at(recipe.steps)[0].name == recipe.stages[-1].name

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from qzoom.training.attention import use_plain_attention
 from qzoom.training.batch import Batch, collate
-from qzoom.training.export import export_model
+from qzoom.training.export import export_model, load_weights
 from qzoom.training.guidance import GuidedModel
 from qzoom.training.optim import Optimisers, build_optimisers
 from qzoom.training.receipts import ReceiptSet, load_receipts
@@ -89,6 +89,8 @@ class _Run:
         self.tokenizer = build_tokenizer(vocabulary_sentences(), recipe.vocabulary_size)
         torch.manual_seed(recipe.seed)
         model = build_tiny(recipe.architecture, self.tokenizer, recipe.seed)
+        if recipe.start_from is not None:
+            load_weights(model, Path(recipe.start_from))
         use_plain_attention(model)
         self.guided = GuidedModel(
             model,
@@ -143,6 +145,7 @@ class _Run:
         recipe = self.recipe
         stage, factor = recipe.at(self.step)
         factor *= min(1.0, (self.step + 1) / 50)
+        self.guided.shield_tower = recipe.start_from is not None and self.step < recipe.guide_steps
         names = sorted(stage.mix)
         shares = np.array([stage.mix[name] for name in names])
         for micro in range(recipe.micro_batches):

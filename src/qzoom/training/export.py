@@ -12,7 +12,7 @@ from qzoom.training.tiny import PATCH_PX, TOKEN_PX
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "load_weights"]
 
 
 def export_model(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -47,6 +47,25 @@ def export_model(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTo
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def load_weights(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
+    """Give `model` the weights that `export_model` wrote to `folder`; other sizes or names are a `ConfigError`."""
+    import torch
+    from safetensors.torch import load_file
+
+    from qzoom.errors import ConfigError
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"start_from: {folder} holds no model.safetensors; give the folder of an exported model.")
+    weights = {name: weight.to(torch.float32) for name, weight in load_file(path).items()}
+    own = {name: weight.shape for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    if {name: weight.shape for name, weight in weights.items()} != own:
+        raise ConfigError(
+            f"start_from: the weights in {folder} belong to another architecture or vocabulary than the recipe's."
+        )
+    model.load_state_dict(weights, strict=False)
 
 
 _PREPROCESSOR = {

@@ -39,7 +39,8 @@ class PassResult:
 
 
 class GuidedModel(nn.Module):
-    """The stock model with the two training-time guides around it."""
+    """The stock model with the two training-time guides around it; while `shield_tower` is set, the glyph guide learns
+    from the vision tower without teaching it."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class GuidedModel(nn.Module):
         self.pointing_weight = pointing_weight
         self.pointing_layer = pointing_layer
         self.pointing_heads = pointing_heads
+        self.shield_tower = False
 
     def forward(self, batch: Batch) -> PassResult:
         """Losses and exact matches of a batch; without questions only the vision tower runs."""
@@ -105,7 +107,8 @@ class GuidedModel(nn.Module):
         known = (target != IGNORE).any(-1)
         if not bool(known.any()):
             return visual.sum() * 0.0
-        logits = self.glyph_head(visual[known]).float().view(-1, len(GLYPHS) + 1)
+        seen = visual[known].detach() if self.shield_tower else visual[known]
+        logits = self.glyph_head(seen).float().view(-1, len(GLYPHS) + 1)
         target = target[known].view(-1)
         each = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
         weight = (target > 0).float() + 0.1 * (target == 0).float()

@@ -34,7 +34,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class BaseRecipe:
-    """A base model from scratch. One step is `micro_batches` small batches on each of `processes` processes."""
+    """A base model from scratch, or from the exported weights in `start_from` (their guide heads are learned anew, with
+    the towers shielded from them for the first `guide_steps`). One step is `micro_batches` small batches on each of
+    `processes` processes."""
 
     stages: tuple[Stage, ...]
     seed: int = 0
@@ -56,6 +58,8 @@ class BaseRecipe:
     export_minutes: float = 10.0
     final_tasks: tuple[str, ...] = ()
     receipts: str | None = None
+    start_from: str | None = None
+    guide_steps: int = 60
     architecture: TinyArchitecture = field(default_factory=TinyArchitecture)
 
     @property

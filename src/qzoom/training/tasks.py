@@ -7,6 +7,7 @@ the training range, or from the held-out range for evaluation. One rendered docu
 - tags, line, strip: read one to four printed lines on a small picture;
 - snippet: a readable crop of a document, asked about what it shows; cards: a small scene, readable;
 - receipt_*: the same on real receipts;
+- places: a scene at a coarse look, asked mostly for codes too small to read there: where locating is learned;
 - pair: the coarse look plus a region crop, as the zoom gives them, asked about what the region holds;
 - page_N, scene_N: the plain look at N visual tokens, any question.
 """
@@ -145,6 +146,30 @@ def _cards(count: int) -> Task:
     return build
 
 
+def _places(budgets: tuple[int, ...], token_total: int) -> Task:
+    """Scenes at coarse looks, rendered at twice the look's size (cheaper than a full scene)."""
+
+    def build(context: TaskContext) -> list[Example]:
+        rng = context.rng
+        budget = int(context.sizes.choice(budgets))
+        width, height = fit_to_tokens(*(int(side) for side in context.sizes.integers(1024, 2049, size=2)), budget)
+        examples = []
+        for _ in range(max(1, token_total // budget)):
+            sample = render_scene(
+                context.seed(),
+                width_px=2 * width * TOKEN_PX,
+                height_px=2 * height * TOKEN_PX,
+                font_set=context.font_set,
+                reword=not context.held_out,
+            )
+            view = cut_view(sample.image, None, (width, height))
+            shown = context.some(list(sample.questions), 7)
+            examples.append(build_example(f"places_{budget}", [view], sample.lines, shown))
+        return examples
+
+    return build
+
+
 def _pairs(pictures: int, per_picture: int, of_scenes: bool) -> Task:
     """Coarse look and region crop together."""
 
@@ -233,6 +258,7 @@ def _glyphs(documents: int, crops: int, sheets: int) -> Task:
 TASKS: dict[str, Task] = {
     "glyphs": _glyphs(1, 9, 6),
     "cards": _cards(8),
+    "places": _places((64, 100, 144), 800),
     "receipt_pair": _receipts("pair", 1024),
     "receipt_snippet": _receipts("snippet", 640),
     "receipt_plain": _receipts("plain", 1024),
