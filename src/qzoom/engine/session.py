@@ -61,14 +61,15 @@ class Session:
         """The same as events; options as in `QZoom.stream`."""
         cancel = options.pop("cancel", None)
         stop = None if cancel is None else lambda _: cancel()
-        request = self._request(question, options)
+        request = self.request(question, **options)
         return (event for _, event in events(self.engine, [request], cancel=stop))
 
     def perceive(self, question: str, **options: Any) -> Perception:
         """Gate and regions only."""
-        return perceive(self.engine, [self._request(question, options)])[0]
+        return perceive(self.engine, [self.request(question, **options)])[0]
 
-    def _request(self, question: str, options: dict[str, Any]) -> Request:
+    def request(self, question: str, **options: Any) -> Request:
+        """The question as the engine takes it, on top of what is computed; options as in `ask`."""
         if options.get("coarse_tokens") is not None:
             raise QuestionError("A session's coarse look is fixed; open another one for another coarse_tokens.")
         if not isinstance(question, str):
