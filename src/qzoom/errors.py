@@ -13,6 +13,9 @@ __all__ = [
     "DataError",
     "DeadlineError",
     "DeviceError",
+    "FetchFailedError",
+    "FetchRefusedError",
+    "FetchTimeoutError",
     "HeadsMissingError",
     "ImageError",
     "InternalError",
@@ -29,6 +32,18 @@ class QZoomError(Exception):
 
 class ImageError(QZoomError):
     """A picture that cannot be used: missing, damaged, too large, too small, of an unknown format."""
+
+
+class FetchRefusedError(ImageError):
+    """A picture address that will not be fetched, now or later: not allowed, not found, too large (HTTP 422)."""
+
+
+class FetchFailedError(ImageError):
+    """A picture address that could not be fetched this time; trying again may help (HTTP 503)."""
+
+
+class FetchTimeoutError(FetchFailedError):
+    """A picture address that did not deliver in the time allowed (HTTP 504)."""
 
 
 class QuestionError(QZoomError):

@@ -24,9 +24,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from qzoom.images.convert import image_to_rgb
 from qzoom.images.frames import frame_note
-from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_size, refuse
+from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_bytes, check_size, refuse
+from qzoom.images.scans import MAX_SCANS, count_scans
 
-__all__ = ["decode_bytes", "finish_image"]
+__all__ = ["decode_bytes", "finish_image", "picture_size"]
 
 _DECODERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
@@ -74,16 +75,8 @@ def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image
     Raises:
         ImageError: not a picture, of another format, damaged, or outside the limits.
     """
-    decoder = _decoder_of(data, name)
-    try:
-        image = decoder(io.BytesIO(data))
-        size_px = image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, limits) from error
-    except Exception as error:  # a decoder given hostile bytes may raise anything
-        raise _damaged(name, data) from error
-    format_name = "WebP" if image.format == "WEBP" else str(image.format)
-    check_size(size_px, name, limits)
+    image, format_name = _open(data, name, limits)
+    size_px = image.size
     try:
         with _no_bomb_warning(size_px):
             image.load()
@@ -94,6 +87,36 @@ def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image
     rgb, notes = finish_image(image, name)
     pages = frame_note(data, format_name, int(getattr(image, "n_frames", 1)) if format_name in ("PNG", "WebP") else 1)
     return rgb, format_name, ((pages,) if pages else ()) + notes
+
+
+def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]:
+    """(width, height) in px from the header of an encoded file, before EXIF rotation; no pixel is decoded.
+
+    Args:
+        data: the file's bytes.
+        name: the source, for errors.
+        limits: what the size, the byte count and the number of scans are checked against.
+
+    Raises:
+        ImageError: as `decode_bytes`, for all that the header tells.
+    """
+    check_bytes(len(data), name, limits)
+    return _open(data, name, limits)[0].size
+
+
+def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
+    """The lazily opened picture, within the limits, and its format's name."""
+    decoder = _decoder_of(data, name)
+    if decoder is JpegImageFile and count_scans(data) > MAX_SCANS:
+        raise refuse(name, f"it has more than {MAX_SCANS} scans", "save it again as an ordinary JPEG")
+    try:
+        image = decoder(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, limits) from error
+    except Exception as error:  # a decoder given hostile bytes may raise anything
+        raise _damaged(name, data) from error
+    check_size(image.size, name, limits)
+    return image, "WebP" if image.format == "WEBP" else str(image.format)
 
 
 def finish_image(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, tuple[str, ...]]:
