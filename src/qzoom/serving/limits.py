@@ -1,7 +1,7 @@
 """What one request may cost: `ServerLimits`, and the checks that run before anything is decoded.
 
-The order for a request: the limits of connections and bodies (`connections`, `guard`), `check_body`, parsing,
-`check_messages`, `check_tokens`, base64 decoding or fetching, `check_pictures` (headers only), and at last the picture
+The order for a request: the limits of connections and bodies (`connections`, `guard`), `read_payload`,
+`check_tokens`, base64 decoding or fetching, `check_pictures` (headers only), and at last the picture
 decoder with `ServerLimits.image_limits`.
 """
 
@@ -16,7 +16,15 @@ from qzoom.errors import ConfigError
 from qzoom.images.limits import ImageLimits
 from qzoom.serving.errors import ApiError
 
-__all__ = ["ServerLimits", "body_too_large", "check_body", "check_messages", "check_pictures", "check_tokens"]
+__all__ = [
+    "ServerLimits",
+    "body_too_large",
+    "check_body",
+    "check_messages",
+    "check_pictures",
+    "check_tokens",
+    "read_payload",
+]
 
 _MIB = 2**20
 
@@ -80,6 +88,33 @@ class ServerLimits:
     def image_limits(self) -> ImageLimits:
         """What the picture decoder is given."""
         return ImageLimits(max_pixels=self.picture_pixels, max_bytes=self.picture_bytes)
+
+
+def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
+    """Parse a request body and check all that can be counted without decoding or fetching a picture.
+
+    Args:
+        body: the whole body.
+        limits: the server's limits.
+
+    Returns:
+        The JSON object: bounded depth, no NaN, no halves of surrogate pairs. Types of fields are not checked.
+
+    Raises:
+        ApiError: status 400 for what is not such an object and for counts, 413 for too many bytes.
+    """
+    from pydantic_core import from_json
+
+    check_body(body, limits)
+    try:
+        payload = from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError as error:
+        text = f"The body is not valid JSON: {str(error)[:200]}."
+        raise ApiError(400, text, code="invalid_json") from error
+    if not isinstance(payload, dict):
+        raise ApiError(400, "The body is not a JSON object; send {...}.", code="invalid_json")
+    check_messages(payload, limits)
+    return payload
 
 
 def check_body(body: bytes, limits: ServerLimits) -> None:
