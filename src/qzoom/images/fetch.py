@@ -1,0 +1,349 @@
+"""Pictures from the web for a server: off unless hosts are listed, and then only from those, in bounded time and size.
+
+A name is looked up once; every address that it has is checked, and a checked one is dialled, so that a name server that
+changes its answer gains nothing. Redirects start over with all checks. Environment proxies are not used. The bytes are
+not looked at here: `load_image` recognises and checks them like those of any other picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import io
+import ipaddress
+import queue
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin
+
+from qzoom.errors import ConfigError, FetchFailedError, FetchTimeoutError
+from qzoom.images.addresses import (
+    NAME,
+    IpAddress,
+    Resolve,
+    Target,
+    is_allowed,
+    is_public,
+    numeric_addresses,
+    parse_host,
+    parse_url,
+    refused,
+)
+from qzoom.images.limits import refuse
+
+__all__ = ["FetchPolicy", "fetch_image"]
+
+_CHUNK_BYTES = 1 << 16
+_MAX_TRIES = 3
+_REDIRECTS = (301, 302, 303, 307, 308)
+_RETRY = (408, 425, 429, 500, 502, 503, 504)
+_LOOKUPS = threading.BoundedSemaphore(32)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """What may be fetched.
+
+    Args:
+        allowed_hosts: "host" (the scheme's own port) or "host:port"; empty means that nothing is fetched. No wildcards:
+            a host that is not listed literally is refused.
+        allow_http: also without TLS.
+        max_redirects: hops that are followed, each with all checks.
+        timeout_s: for the whole fetch, redirects included.
+        read_timeout_s: for each single wait: connecting, the TLS handshake, the next bytes.
+        max_bytes: of the picture.
+        allow_private: also dial addresses that are not public; for tests only, no command line or variable sets it.
+
+    Raises:
+        ConfigError: a malformed host or a limit out of range.
+    """
+
+    allowed_hosts: tuple[str, ...] = ()
+    allow_http: bool = False
+    max_redirects: int = 3
+    timeout_s: float = 15.0
+    read_timeout_s: float = 5.0
+    max_bytes: int = 16 * 2**20
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.allowed_hosts, tuple):
+            raise ConfigError("FetchPolicy.allowed_hosts must be a tuple of hosts, as ('images.example.com',).")
+        for text in self.allowed_hosts:
+            if not isinstance(text, str) or parse_host(text) is None:
+                raise ConfigError(f"Allowed host {text!r} is not a host or host:port, as images.example.com.")
+        for name, low, high in (
+            ("max_redirects", 0, 10),
+            ("timeout_s", 0.001, 600),
+            ("read_timeout_s", 0.001, 600),
+            ("max_bytes", 1, 2**32),
+        ):
+            value = getattr(self, name)
+            kind: Any = int | float if name.endswith("_s") else int
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                raise ConfigError(f"FetchPolicy.{name} must be a number from {low} to {high}, not {value!r}.")
+
+
+def fetch_image(
+    url: str,
+    policy: FetchPolicy,
+    *,
+    resolve: Resolve = numeric_addresses,
+    tls: ssl.SSLContext | None = None,
+) -> bytes:
+    """The bytes behind a web address. Blocks; call it in a bounded pool.
+
+    Args:
+        url: http(s).
+        policy: what may be fetched.
+        resolve: (host, port) to numeric addresses; raises OSError.
+        tls: None for the system's certificates.
+
+    Returns:
+        The body, at most `max_bytes`.
+
+    Raises:
+        FetchRefusedError: permanent: not allowed, not found, too large.
+        FetchFailedError: transient: no answer, broken off, the host is busy.
+        FetchTimeoutError: transient: not in time.
+    """
+    if not policy.allowed_hosts:
+        raise refused("this server fetches no pictures from the web", "send the picture as a data URL")
+    deadline = _Deadline(policy)
+    target = _check(parse_url(url), policy)
+    for _ in range(policy.max_redirects + 1):
+        addresses = _look_up(target, policy, resolve, deadline)
+        got = _get(target, addresses, policy, tls, deadline)
+        if isinstance(got, bytes):
+            return got
+        target = got
+    raise refused("it redirects too often", "give the picture's final address")
+
+
+def _check(target: Target, policy: FetchPolicy) -> Target:
+    if target.scheme == "http" and not policy.allow_http:
+        raise refused("it is not https", "give an https address or a data URL")
+    if not is_allowed(target, policy.allowed_hosts):
+        raise refused(X)
+    return target
+
+
+class _Deadline:
+    """The time left, for the whole fetch and for one wait."""
+
+    def __init__(self, policy: FetchPolicy) -> None:
+        self._end = time.monotonic() + policy.timeout_s
+        self._each = policy.read_timeout_s
+
+    def wait_s(self) -> float:
+        """How long the next wait may be.
+
+        Raises:
+            TimeoutError: no time is left.
+        """
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return min(left, self._each)
+
+
+def _look_up(target: Target, policy: FetchPolicy, resolve: Resolve, deadline: _Deadline) -> list[IpAddress]:
+    """The host's addresses, all of them checked."""
+    addresses = []
+    for text in _resolve_in_time(target, resolve, deadline):
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError as error:
+            raise _failed("its host cannot be found") from error
+        if not policy.allow_private and not is_public(address):
+            raise refused("its host has an address that is not public", "send the picture as a data URL")
+        addresses.append(address)
+    if not addresses:
+        raise _failed("its host cannot be found")
+    return addresses
+
+
+def _resolve_in_time(target: Target, resolve: Resolve, deadline: _Deadline) -> list[str]:
+    """The resolver's answer; the system's own cannot be given a time limit, so it runs beside."""
+    answer: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(list(resolve(target.host, target.port)))
+        except Exception as error:  # a resolver that fails in any way must not leave the caller waiting
+            answer.put(error)
+        finally:
+            _LOOKUPS.release()
+
+    try:
+        if not _LOOKUPS.acquire(timeout=deadline.wait_s()):
+            raise _too_slow()
+        threading.Thread(target=ask, name="qzoom-lookup", daemon=True).start()
+        got = answer.get(timeout=deadline.wait_s())
+    except (TimeoutError, queue.Empty) as error:
+        raise _too_slow() from error
+    if isinstance(got, Exception):
+        raise _failed("its host cannot be found") from got
+    return got
+
+
+def _get(
+    target: Target, addresses: list[IpAddress], policy: FetchPolicy, tls: ssl.SSLContext | None, deadline: _Deadline
+) -> bytes | Target:
+    """One request: the picture, or where it redirects to."""
+    connection = http.client.HTTPConnection(target.host, target.port)
+    headers = {"Host": target.netloc, "User-Agent": "qzoom", "Accept": "image/*", "Accept-Encoding": "identity"}
+    raw: socket.socket | None = None
+    try:
+        raw = _dial(target, addresses, tls, deadline)
+        most = 2 * policy.max_bytes + 2**20  # headers and chunk sizes included
+        connection.sock = _TimedSocket(raw, deadline, most)
+        connection.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in {**headers, "Connection": "close"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        response = connection.getresponse()
+        if response.status in _REDIRECTS:
+            return _check(_redirect(target, response), policy)
+        _check_response(response, policy)
+        return _read(response, policy)
+    except TimeoutError as error:
+        raise _too_slow() from error
+    except ssl.SSLCertVerificationError as error:
+        raise refused("its host's certificate cannot be verified", "give another address or a data URL") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _failed("the connection to its host failed or was broken off") from error
+    finally:
+        if raw is not None:
+            raw.close()
+
+
+def _dial(target: Target, addresses: list[IpAddress], tls: ssl.SSLContext | None, deadline: _Deadline) -> socket.socket:
+    """A connection to the first of the checked addresses that takes it, with TLS for the name where asked.
+
+    Raises:
+        OSError: none does.
+    """
+    raw = _connect(addresses, target.port, deadline)
+    if target.scheme == "http":
+        return raw
+    try:
+        context = tls or _system_tls()
+        raw.settimeout(deadline.wait_s())
+        return context.wrap_socket(raw, server_hostname=target.host)
+    except BaseException:
+        raw.close()
+        raise
+
+
+@functools.cache
+def _system_tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _connect(addresses: list[IpAddress], port: int, deadline: _Deadline) -> socket.socket:
+    failure: OSError = OSError("no address")
+    for address in addresses[:_MAX_TRIES]:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        raw = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            raw.settimeout(deadline.wait_s())
+            raw.connect((str(address), port))
+        except OSError as error:
+            raw.close()
+            failure = error
+        else:
+            return raw
+    raise failure
+
+
+class _TimedSocket:
+    """What `http.client` needs of a socket, with the deadline and a ceiling on all received bytes at every read."""
+
+    def __init__(self, raw: socket.socket, deadline: _Deadline, most_bytes: int) -> None:
+        self._raw = raw
+        self._deadline = deadline
+        self._reader = _TimedReader(raw, deadline, most_bytes)
+
+    def sendall(self, data: bytes) -> None:
+        self._raw.settimeout(self._deadline.wait_s())
+        self._raw.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._reader, _CHUNK_BYTES)
+
+    def close(self) -> None:
+        """Nothing: `http.client` closes sockets whose answer it still reads; `_get` closes this one in the end."""
+
+
+class _TimedReader(io.RawIOBase):
+    """A socket's bytes, each wait within the deadline."""
+
+    def __init__(self, raw: socket.socket, deadline: _Deadline, most_bytes: int) -> None:
+        self._raw = raw
+        self._deadline = deadline
+        self._left = most_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._raw.settimeout(self._deadline.wait_s())
+        count = self._raw.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise OSError("more bytes than any allowed answer has")
+        return count
+
+
+def _redirect(target: Target, response: http.client.HTTPResponse) -> Target:
+    location = response.getheader("Location")
+    if not location:
+        raise refused("it redirects to nowhere", "give the picture's final address")
+    if not location.isascii() or not location.isprintable() or "\\" in location or " " in location:
+        raise refused("it redirects to a malformed address", "give the picture's final address")
+    try:
+        return parse_url(urljoin(target.url, location))
+    except ValueError as error:
+        raise refused("it redirects to a malformed address", "give the picture's final address") from error
+
+
+def _check_response(response: http.client.HTTPResponse, policy: FetchPolicy) -> None:
+    if response.status in _RETRY:
+        raise _failed("its host is busy or failing")
+    if response.status != 200:
+        raise refused("its host does not give the picture", "check the address, or send the picture as a data URL")
+    if response.getheader("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise refused("its host sends it compressed a second time", "send the picture as a data URL")
+    if response.length is not None and response.length > policy.max_bytes:
+        raise _too_large(policy)
+
+
+def _read(response: http.client.HTTPResponse, policy: FetchPolicy) -> bytes:
+    body = bytearray()
+    while True:
+        part = response.read(_CHUNK_BYTES)
+        body += part
+        if len(body) > policy.max_bytes:
+            raise _too_large(policy)
+        if not part:
+            break
+    if response.length:
+        raise _failed("the connection to its host was broken off")
+    return bytes(body)
+
+
+def _too_large(policy: FetchPolicy) -> Exception:
+    return refused(f"it is larger than the limit of {policy.max_bytes / 2**20:.4g} MiB", "shrink or compress it")
+
+
+def _too_slow() -> FetchTimeoutError:
+    return FetchTimeoutError(str(refuse(NAME, "its host did not deliver it in time", "try again or send a data URL")))
+
+
+def _failed(what: str) -> FetchFailedError:
+    return FetchFailedError(str(refuse(NAME, what, "try again or send the picture as a data URL")))
