@@ -1,0 +1,198 @@
+"""A checked request to what the model takes: pictures decoded, `detail` and `qzoom` turned into options.
+
+All of it blocks (base64, network, decoding), so it runs in a pool of threads, never on the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from qzoom.config import TokenBudget
+from qzoom.engine.request import Request
+from qzoom.errors import BudgetError, ImageError
+from qzoom.evaluation.budgets import share_tokens
+from qzoom.images.fetch import FetchPolicy, fetch_image
+from qzoom.images.load import LoadedImage, load_image
+from qzoom.images.source import read_data_url
+from qzoom.model import QZoom
+from qzoom.serving.errors import ApiError, from_exception
+from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens
+from qzoom.serving.protocol import ChatRequest, ImagePart, Message, PerceiveRequest, ZoomControls
+from qzoom.types import ZoomMode
+
+__all__ = ["Converter", "image_parts", "most_demanding"]
+
+Asked = ChatRequest | PerceiveRequest
+_DETAILS = ("low", "auto", "high", "original")
+_MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """Makes the engine's requests for one model.
+
+    Args:
+        model: whose limits and tokenizer count.
+        limits: ceilings of the server.
+        fetch: which hosts pictures may come from.
+        on_rejected: called with a short reason for every picture that is refused.
+    """
+
+    model: QZoom
+    limits: ServerLimits
+    fetch: FetchPolicy
+    on_rejected: Callable[[str], None]
+
+    def request(self, asked: Asked) -> Request:
+        """Read the pictures and tokenise.
+
+        Raises:
+            QZoomError: a picture, a text or an option that cannot be used.
+        """
+        options = self._options(asked)
+        parts = [part for _, part in image_parts(asked.messages)]
+        try:
+            pictures = self._pictures(asked.messages)
+        except (ApiError, ImageError) as error:
+            self.on_rejected(from_exception(error).code)
+            raise
+        given = dict(zip(map(id, parts), pictures, strict=True))
+        return self.model.request(None, [_message(message, given) for message in asked.messages], **options)
+
+    def must_fetch(self, asked: Asked) -> bool:
+        """Whether pictures come over the network, so that reading them may take long."""
+        return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(asked.messages))
+
+    def _pictures(self, messages: Sequence[Message]) -> list[LoadedImage]:
+        found = list(image_parts(messages))
+        own = self.limits.image_limits()
+        files = []
+        for where, part in found:
+            with _blaming(where):
+                files.append(self._read(part.image_url.url))
+        check_pictures(files, self.limits)
+        pictures = []
+        for (where, _), data in zip(found, files, strict=True):
+            with _blaming(where):
+                pictures.append(load_image(data, own))
+        return pictures
+
+    def _read(self, url: str) -> bytes:
+        scheme = url[:8].lower()
+        if scheme.startswith("data:"):
+            return read_data_url(url, self.limits.image_limits())
+        if scheme.startswith(("http:", "https:")):
+            return fetch_image(url, self.fetch)
+        raise ImageError(
+            "Cannot read the picture: it is neither a data URL nor http(s); write data:image/png;base64,<data>."
+        )
+
+    def _options(self, asked: Asked) -> dict[str, Any]:
+        controls = asked.qzoom or ZoomControls()
+        answer_tokens = _answer_tokens(asked) if isinstance(asked, ChatRequest) else None
+        check_tokens(answer_tokens, controls.max_visual_tokens, self.limits)
+        detail = most_demanding(part.image_url.detail for _, part in image_parts(asked.messages))
+        zoom = controls.zoom or _MODES[detail]
+        if zoom == "auto" and not self.model.has_region:
+            zoom = "never"
+        largest = detail == "original" and controls.zoom is None and controls.max_visual_tokens is None
+        count = sum(1 for _ in image_parts(asked.messages))
+        coarse, region = self._budgets(zoom, count, controls.max_visual_tokens, largest)
+        options: dict[str, Any] = {
+            "zoom": zoom,
+            "gate_threshold": controls.gate_threshold,
+            "region_threshold": controls.region_threshold,
+            "coarse_tokens": coarse,
+            "region_tokens": region,
+        }
+        if isinstance(asked, ChatRequest):
+            options |= _sampling(asked, answer_tokens, self.limits)
+        return options
+
+    def _budgets(
+        self, zoom: ZoomMode, pictures: int, total: int | None, largest: bool
+    ) -> tuple[TokenBudget | None, TokenBudget | None]:
+        """Limits of the coarse look at each picture and of all regions together; None keeps the checkpoint's own.
+
+        Where even those could exceed the server's ceiling, the ceiling is shared like a total of the client's.
+        """
+        if pictures == 0:
+            return None, None
+        config, default = self.model.config, self.model.engine.backbone.default_budget()
+        coarse = config.coarse_tokens or default
+        region = config.region_tokens or coarse
+        spare = self.limits.visual_tokens - pictures * coarse.max_tokens
+        if largest:
+            most = min(default.max_tokens, max(spare, 1))
+            region = TokenBudget(region.min_tokens, max(region.max_tokens, most))
+        if total is None and spare >= (0 if zoom == "never" else region.max_tokens):
+            return None, region if largest else None
+        first, second = share_tokens(zoom, config, default, total=total or self.limits.visual_tokens)
+        most = (first or coarse).max_tokens // pictures
+        if total is None:
+            most = min(most, coarse.max_tokens)
+            second = second and _cut(second, region.max_tokens)
+        if most < 1:
+            raise BudgetError(f"max_visual_tokens is too little for {pictures} pictures; allow {2 * pictures} or more.")
+        return _cut(coarse, most), second
+
+
+def _cut(budget: TokenBudget, most: int) -> TokenBudget:
+    return TokenBudget(min(budget.min_tokens, most), most)
+
+
+def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
+    """The pictures of a conversation in order, each with its place for error texts."""
+    for i, message in enumerate(messages):
+        if isinstance(message.content, list):
+            for j, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    yield f"messages[{i}].content[{j}].image_url", part
+
+
+def most_demanding(details: Iterator[str | None]) -> str:
+    """The highest of low, auto, high, original; "auto" stands for none, and for no picture at all."""
+    ranks = [_DETAILS.index(detail or "auto") for detail in details]
+    return _DETAILS[max(ranks)] if ranks else "auto"
+
+
+def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    parts: list[dict[str, Any]] = [
+        {"type": "image", "image": pictures[id(part)]}
+        if isinstance(part, ImagePart)
+        else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+    return {"role": role, "content": parts}
+
+
+def _answer_tokens(asked: ChatRequest) -> int | None:
+    return asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+
+
+def _sampling(asked: ChatRequest, tokens: int | None, limits: ServerLimits) -> dict[str, Any]:
+    """Decoding options; what is not said keeps the library's own default."""
+    given: dict[str, Any] = {
+        "max_new_tokens": min(128, limits.max_new_tokens) if tokens is None else tokens,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "top_k": asked.top_k,
+        "stop": asked.stop,
+        "seed": asked.seed,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """Adds the place of a picture to errors about it."""
+    try:
+        yield
+    except ImageError as error:
+        raise from_exception(error, where) from error
