@@ -1,0 +1,36 @@
+// The server's JSON as the page uses it.
+
+/**
+ * Gate, regions and map of the first chunk (or of /v1/perceive).
+ *
+ * Returns gate, regions of the picture, its size as the server saw it, `rows` (the map), `grid` (columns, rows of the
+ * coarse look, null if unknown) and `cell`, the pixels of a cell's side.
+ */
+export function readSeen(qzoom, sent, cell) {
+  const rows = qzoom.heatmap?.[0] ?? [];
+  return {
+    gate: qzoom.gate ?? { score: null, threshold: null, zoomed: false },
+    regions: (qzoom.regions ?? []).filter((region) => region.image === 0),
+    size: qzoom.image_sizes?.[0] ?? sent,
+    rows,
+    grid: rows.length ? [rows[0].length, rows.length] : null,
+    cell,
+  };
+}
+
+/** Tokens of an answer's usage. */
+export function readUsage(usage) {
+  const details = usage?.prompt_tokens_details ?? {};
+  return {
+    prompt: usage?.prompt_tokens ?? 0,
+    cached: details.cached_tokens ?? 0,
+    coarse: details.coarse_tokens ?? 0,
+    region: details.region_tokens ?? 0,
+  };
+}
+
+/** The coarse look's (columns, rows), from its tokens and the picture's shape, where no map tells them. */
+export function guessGrid(tokens, [width, height]) {
+  const columns = Math.max(1, Math.round(Math.sqrt((tokens * width) / height)));
+  return [columns, Math.max(1, Math.round(tokens / columns))];
+}
