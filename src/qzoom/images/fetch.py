@@ -128,7 +128,8 @@ def _check(target: Target, policy: FetchPolicy) -> Target:
     if target.scheme == "http" and not policy.allow_http:
         raise refused("it is not https", "give an https address or a data URL")
     if not is_allowed(target, policy.allowed_hosts):
-        raise refused(X)
+        what = "its host or port, or one that it redirects to, is not on this server's list"
+        raise refused(what, "send the picture as a data URL")
     return target
 
 
