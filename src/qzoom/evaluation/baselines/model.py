@@ -1,4 +1,4 @@
-"""The model's own ways: what its gate decides ("qzoom"), the coarse look alone ("plain"), the region always ("always")."""
+"""The model's own ways to look: what its gate decides, the coarse look alone, the region always."""
 
 from __future__ import annotations
 
