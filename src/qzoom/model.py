@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import TokenBudget, ZoomConfig
-from qzoom.engine.answer import events, perceive
+from qzoom.engine.answer import perceive
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.request import Options, Request, budget, check_heads, make_request
+from qzoom.engine.running import events
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from qzoom.config import BoxRule
-from qzoom.engine.answer import events, prefill, read_regions
+from qzoom.engine.answer import prefill, read_regions
 from qzoom.engine.decode import DecodeBatch
 from qzoom.engine.look import look
+from qzoom.engine.running import events
 from qzoom.engine.timing import Stopwatch
 from qzoom.model import QZoom
 from qzoom.types import SamplingParams

@@ -1,14 +1,14 @@
-"""The whole flow as events: look, read the regions, finish the prefill, decode (method.md 1)."""
+"""The steps between the look and the decoding, and the records of what came out (method.md 1)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from qzoom.engine.decode import DecodeBatch, DecodeRow
+from qzoom.engine.decode import DecodeRow
 from qzoom.engine.fit import check_length, fit_regions
 from qzoom.engine.fuse import RegionBlock, insert_regions
 from qzoom.engine.look import Look, look
@@ -17,69 +17,16 @@ from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_shared, advance_upper, truncate
 from qzoom.engine.text import TextStream
 from qzoom.engine.timing import Stopwatch
-from qzoom.types import Answer, HeatMap, Perception, Region, StreamEvent, Usage
+from qzoom.types import Answer, HeatMap, Perception, Region, Usage
 
-__all__ = ["events", "perceive", "prefill", "read_regions"]
+__all__ = ["make_answer", "make_perception", "perceive", "prefill", "read_regions"]
 
 
 def perceive(engine: Engine, requests: Sequence[Request]) -> list[Perception]:
     """Gate and regions of every request, without an answer."""
     clock = Stopwatch(engine.backbone.device)
     looks = look(engine, requests, clock, perceive=True)
-    return [_perception(engine, item, clock) for item in looks]
-
-
-def events(
-    engine: Engine,
-    requests: Sequence[Request],
-    *,
-    cancel: Callable[[int], bool] | None = None,
-    eos_ids: Sequence[int] | None = None,
-) -> Iterator[tuple[int, StreamEvent]]:
-    """Answer every request; events come as they happen, named by the request's index.
-
-    Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more.
-        cancel: asked between steps with a request's index; True ends that answer.
-        eos_ids: tokens that end an answer; None uses the model's own.
-
-    Yields:
-        For each request one "perception", then "text" pieces, then one "answer".
-    """
-    clock = Stopwatch(engine.backbone.device)
-    looks = look(engine, requests, clock)
-    for i in range(len(looks)):
-        yield i, StreamEvent("perception", perception=_perception(engine, looks[i], clock))
-    looks, regions = read_regions(engine, looks, clock)
-    rows = prefill(engine, looks, clock)
-    # From here on the rows own what was computed; an answer's record needs the prompts only.
-    looks = [dataclasses.replace(item, state=State.empty(engine, item.state.prompt)) for item in looks]
-    batch = DecodeBatch(engine.backbone, eos_ids)
-    with clock.step("decode"):
-        pieces = batch.start(rows)
-    del rows
-    while True:
-        for row, text in pieces:
-            yield from _said(engine, looks[row.key], regions[row.key], row, text, clock)
-        for row in batch.rows:
-            if cancel is not None and cancel(row.key):
-                held = batch.cancel(row.key)
-                yield from _said(engine, looks[row.key], regions[row.key], row, held, clock)
-        if not batch.rows:
-            return
-        with clock.step("decode"):
-            pieces = batch.step()
-
-
-def _said(
-    engine: Engine, item: Look, regions: tuple[Region, ...], row: DecodeRow, text: str, clock: Stopwatch
-) -> Iterator[tuple[int, StreamEvent]]:
-    """A row's new text, and its answer when it has ended."""
-    if text:
-        yield row.key, StreamEvent("text", text=text)
-    if row.finish:
-        yield row.key, StreamEvent("answer", answer=_answer(engine, item, regions, row, clock))
+    return [make_perception(engine, item, clock) for item in looks]
 
 
 @torch.inference_mode()
@@ -180,7 +127,8 @@ def _heat_maps(item: Look) -> tuple[HeatMap, ...]:
     return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
 
 
-def _perception(engine: Engine, item: Look, clock: Stopwatch) -> Perception:
+def make_perception(engine: Engine, item: Look, clock: Stopwatch) -> Perception:
+    """The record of a look."""
     return Perception(
         gate=item.gate,
         regions=tuple(Region(b.box, b.score, b.image) for b in item.boxes),
@@ -191,7 +139,8 @@ def _perception(engine: Engine, item: Look, clock: Stopwatch) -> Perception:
     )
 
 
-def _answer(engine: Engine, item: Look, regions: tuple[Region, ...], row: DecodeRow, clock: Stopwatch) -> Answer:
+def make_answer(engine: Engine, item: Look, regions: tuple[Region, ...], row: DecodeRow, clock: Stopwatch) -> Answer:
+    """The record of a decoded row."""
     return Answer(
         text=row.stream.text,
         tokens=tuple(row.tokens),

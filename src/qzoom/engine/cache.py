@@ -74,6 +74,19 @@ class KVCache:
         out._layers |= other.fork()._layers
         return out
 
+    def copied(self, layers: Iterable[int] | None = None) -> KVCache:
+        """An own copy, of some layers or of all, that shares no memory with this one."""
+        out = KVCache()
+        for i in self._layers if layers is None else layers:
+            keys, values = self.layer(i)
+            out._layers[i] = (keys.clone(), values.clone(), keys.shape[2])
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the buffers, room to grow included."""
+        return sum(t.numel() * t.element_size() for keys, values, _ in self._layers.values() for t in (keys, values))
+
     def reserve(self, extra: int) -> KVCache:
         """An own copy with room for `extra` more positions, appended in place."""
         out = KVCache()

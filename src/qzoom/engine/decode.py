@@ -91,6 +91,25 @@ class DecodeBatch:
         self._join([row for row in rows if not row.finish])
         return pieces
 
+    def park(self, key: int) -> DecodeRow:
+        """Take a row out with all that it needs to go on later (see `resume`); its place is free at once.
+
+        Raises:
+            KeyError: no row of that name is running.
+        """
+        place = next((i for i, row in enumerate(self._rows) if row.key == key), None)
+        if place is None:
+            raise KeyError(key)
+        row = self._rows[place]
+        row.cache = self._cache.row(place, [slice(self._total - row.length, self._total)]).copied()
+        self._keep([i for i in range(len(self._rows)) if i != place])
+        return row
+
+    @torch.inference_mode()
+    def resume(self, rows: Sequence[DecodeRow]) -> None:
+        """Let parked rows join again; they go on with the next step."""
+        self._join(rows)
+
     def cancel(self, key: int) -> str:
         """End a row; it leaves before the next step.
 
@@ -151,8 +170,10 @@ class DecodeBatch:
 
     def _leave(self) -> None:
         keep = [i for i, row in enumerate(self._rows) if not row.finish]
-        if len(keep) == len(self._rows):
-            return
+        if len(keep) < len(self._rows):
+            self._keep(keep)
+
+    def _keep(self, keep: Sequence[int]) -> None:
         self._rows = [self._rows[i] for i in keep]
         if not keep:
             self._cache, self._total = KVCache(), 0

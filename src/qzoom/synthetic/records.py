@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["HELD_OUT_SEEDS", "TRAIN_SEEDS", "SyntheticQuestion", "SyntheticSample", "TextLine", "TextSpan"]
+__all__ = [
+    "HELD_OUT_SEEDS",
+    "TRAIN_SEEDS",
+    "SceneObject",
+    "SyntheticQuestion",
+    "SyntheticSample",
+    "TextLine",
+    "TextSpan",
+]
 
 TRAIN_SEEDS = range(0, 2**31)
 """Seeds that training may draw from."""
@@ -66,12 +74,23 @@ class SyntheticQuestion:
     spans: tuple[TextSpan, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """A drawn object: names of its colour and shape, and its box (xyxy, pixels), its tag included."""
+
+    colour: str
+    shape: str
+    box: tuple[int, int, int, int]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SyntheticSample:
-    """A rendered picture (RGB) with its printed lines and its questions; `kind` names the renderer's variety."""
+    """A rendered picture (RGB) with its printed lines and its questions; `kind` names the renderer's variety. `objects`
+    are a scene's objects."""
 
     image: Image.Image
     questions: tuple[SyntheticQuestion, ...]
     kind: str
     seed: int
     lines: tuple[TextLine, ...] = ()
+    objects: tuple[SceneObject, ...] = ()

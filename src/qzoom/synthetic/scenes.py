@@ -15,7 +15,7 @@ from PIL import ImageDraw
 from qzoom.synthetic import texts
 from qzoom.synthetic.fonts import FontSet, font_paths, load_font
 from qzoom.synthetic.page import Page, ScanStyle, age, span_box
-from qzoom.synthetic.records import SyntheticQuestion, SyntheticSample, TextSpan
+from qzoom.synthetic.records import SceneObject, SyntheticQuestion, SyntheticSample, TextSpan
 from qzoom.synthetic.wording import COLOURS, SHAPES, ask
 
 __all__ = ["render_scene"]
@@ -41,10 +41,12 @@ def render_scene(
     width_px: int | None = None,
     height_px: int | None = None,
     grid: tuple[int, int] | None = None,
+    fill: tuple[float, float] = (0.28, 0.55),
     font_set: FontSet = "core",
     reword: bool = True,
 ) -> SyntheticSample:
-    """The scene of a seed; size and grid (columns, rows of places) are drawn unless given."""
+    """The scene of a seed; size and grid (columns, rows of places) are drawn unless given, objects take between the two
+    shares `fill` of their place's shorter side."""
     rng = np.random.default_rng([seed, 37])
     sides = rng.integers(1024, 2049, size=2)
     width, height = width_px or int(sides[0]), height_px or int(sides[1])
@@ -52,18 +54,22 @@ def render_scene(
     columns, rows = grid or (int(places[0]), int(places[1]))
     ground = str(rng.choice(list(_GROUNDS)))
     page = Page(width, height, _GROUNDS[ground])
-    things = _things(page, rng, columns, rows, font_set)
+    things = _things(page, rng, (columns, rows), fill, font_set)
     style = ScanStyle(blur_px=float(rng.choice([0.0, 0.0, 0.8])), noise=float(rng.uniform(0, 8)))
     image = age(page.image, style, rng)
     wording = rng if reword else None
     questions = _questions(page, things, rng, wording)
     whole = ((0, 0, width, height),)
     questions.append(SyntheticQuestion("background", ask("background", wording), ground, whole, True))
-    return SyntheticSample(image, tuple(questions), "scene", seed, tuple(page.lines))
+    objects = tuple(SceneObject(thing.colour, thing.shape, thing.box) for thing in things)
+    return SyntheticSample(image, tuple(questions), "scene", seed, tuple(page.lines), objects)
 
 
-def _things(page: Page, rng: np.random.Generator, columns: int, rows: int, font_set: FontSet) -> list[_Thing]:
+def _things(
+    page: Page, rng: np.random.Generator, grid: tuple[int, int], fill: tuple[float, float], font_set: FontSet
+) -> list[_Thing]:
     """Objects on a jittered grid; no colour and shape pair appears twice."""
+    columns, rows = grid
     width, height = page.image.size
     cell_w, cell_h = width / columns, height / rows
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -75,7 +81,7 @@ def _things(page: Page, rng: np.random.Generator, columns: int, rows: int, font_
     for index in range(min(count, len(pairs))):
         colour, shape = pairs[int(order[index])]
         row, column = divmod(int(places[index]), columns)
-        side = rng.uniform(0.28, 0.55) * min(cell_w, cell_h)
+        side = rng.uniform(*fill) * min(cell_w, cell_h)
         x = (column + rng.uniform(0.1, 0.9)) * cell_w
         y = (row + rng.uniform(0.1, 0.9)) * cell_h
         x = float(np.clip(x, column * cell_w + 0.6 * side, (column + 1) * cell_w - 0.6 * side))

@@ -95,6 +95,7 @@ class _Run:
         self.guided = GuidedModel(
             model,
             glyph_weight=recipe.glyph_weight,
+            object_weight=recipe.object_weight,
             pointing_weight=recipe.pointing_weight,
             pointing_layer=recipe.pointing_layer,
             pointing_heads=recipe.pointing_heads,
@@ -159,6 +160,8 @@ class _Run:
             self.samples += len(batch.tasks) * self.world
             self.window["loss"].append(result.answer_loss)
             self.window["glyph"].append(result.glyph_loss)
+            if result.object_loss:
+                self.window["object"].append(result.object_loss)
             self.window["point"].append(result.pointing_loss)
             if result.exact.numel():
                 self.window[f"exact/{task}"].append((result.exact == 1).sum().item() / (result.exact >= 0).sum().item())

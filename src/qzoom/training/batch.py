@@ -20,7 +20,7 @@ from qzoom.training.tiny import TOKEN_PX
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Batch", "Example", "Glyphs", "Query", "collate", "glyph_classes"]
+__all__ = ["Batch", "Example", "Glyphs", "Objects", "Query", "collate", "glyph_classes"]
 
 GLYPHS = "".join(chr(code) for code in range(33, 127))
 SLOTS = 8
@@ -37,6 +37,14 @@ class Glyphs:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """Objects of one view: boxes (n, 4), xyxy in the view's pixels, and colour and shape numbers (n, 2) from 1 on."""
+
+    boxes_px: np.ndarray
+    kinds: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """A question of an example. `points` has one row per answer character and one pair per view, (chars, views, 2):
     where that character is printed in that view, pixels, NaN where it is not."""
@@ -48,12 +56,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """Views (uint8 RGB, sides multiples of 32) with their printed characters, and the questions about them."""
+    """Views (uint8 RGB, sides multiples of 32) with their printed characters, and the questions about them; `objects`
+    of every view where the picture's objects are known."""
 
     task: str
     views: tuple[np.ndarray, ...]
     glyphs: tuple[Glyphs | None, ...]
     queries: tuple[Query, ...]
+    objects: tuple[Objects, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +71,8 @@ class Batch:
     """Tensors of B sequences of S positions. `labels` (B, S): the next token where it belongs to an answer, else -100.
     `branch` (B, S): question number at labelled positions. `read_target`, `locate_target` (B, S): the sequence position
     of the visual token that holds the next answer character in the finest and in the first view, else -100.
-    `glyph_target` (visual tokens, 8): character classes, 0 for empty, -100 unknown."""
+    `glyph_target` (visual tokens, 8): character classes, 0 for empty, -100 unknown. `object_target` (visual tokens, 2):
+    colour and shape of the object there, 0 for none, -100 unknown."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -73,6 +84,7 @@ class Batch:
     pixels: torch.Tensor
     grid_thw: torch.Tensor
     glyph_target: torch.Tensor
+    object_target: torch.Tensor
     tasks: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
@@ -139,6 +151,7 @@ def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batc
         pixels=torch.from_numpy(np.concatenate([patchify(view) for view in views])),
         grid_thw=torch.tensor(grid),
         glyph_target=torch.from_numpy(np.concatenate(glyphs)),
+        object_target=torch.from_numpy(np.concatenate([_object_cells(example) for example in examples])),
         tasks=tuple(example.task for example in examples),
     )
 
@@ -218,6 +231,34 @@ class _Row:
 
 
 _SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")
+
+
+def _object_cells(example: Example) -> np.ndarray:
+    """Colour and shape (visual tokens, 2) of the object whose box covers most of each token's square, 0 where none
+    covers a quarter of it (nor lies inside it), -100 where the objects are not known."""
+    parts = []
+    for number, view in enumerate(example.views):
+        high, wide = view.shape[0] // TOKEN_PX, view.shape[1] // TOKEN_PX
+        if example.objects is None:
+            parts.append(np.full((high * wide, 2), IGNORE, dtype=np.int64))
+            continue
+        objects = example.objects[number]
+        across = _overlap(objects.boxes_px[:, 0], objects.boxes_px[:, 2], wide)
+        down = _overlap(objects.boxes_px[:, 1], objects.boxes_px[:, 3], high)
+        covered = down[:, :, None] * across[:, None, :]
+        area = np.prod(objects.boxes_px[:, 2:] - objects.boxes_px[:, :2], axis=1)
+        least = np.minimum(0.25 * TOKEN_PX**2, 0.5 * area)[:, None, None]
+        covered = np.concatenate([np.full((1, high, wide), 1e-6), np.where(covered >= least, covered, 0.0)])
+        kinds = np.concatenate([np.zeros((1, 2), dtype=np.int64), objects.kinds])
+        parts.append(kinds[covered.argmax(axis=0)].reshape(-1, 2))
+    return np.concatenate(parts)
+
+
+def _overlap(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
+    """Length (n, count) that each interval shares with each token along one axis, in pixels."""
+    edges = np.arange(count + 1) * TOKEN_PX
+    shared = np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1])
+    return np.clip(shared, 0, None)
 
 
 def _glyph_slots(view: np.ndarray, glyphs: Glyphs | None, min_height_px: float = 6.0) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""One training pass: the stock model's answer loss plus two guides that a renderer's knowledge makes possible.
+"""One training pass: the stock model's answer loss plus three guides that a renderer's knowledge makes possible.
 
 Glyph guide: from every visual token that the vision tower hands to the decoder, a throw-away linear layer names the
 characters printed there; it teaches the tower to read at once instead of through the answers alone.
+Object guide: another one names colour and shape of the object that the token shows, so that a tag's token knows what
+it belongs to.
 Pointing guide: two attention heads of one decoder layer are asked to look at the visual token that holds the next
-answer character (one in the first view, one in the finest view that has it). Both guides exist in training only: the
+answer character (one in the first view, one in the finest view that has it). The guides exist in training only: the
 exported weights are those of the plain model.
 """
 
@@ -16,12 +18,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qzoom.synthetic.wording import COLOURS, SHAPES
 from qzoom.training.batch import GLYPHS, IGNORE, SLOTS, Batch
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLForConditionalGeneration
 
 __all__ = ["GuidedModel", "PassResult"]
+
+OBJECT_KINDS = (len(COLOURS) + 1, len(SHAPES) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +38,22 @@ class PassResult:
     loss: torch.Tensor
     answer_loss: float
     glyph_loss: float
+    object_loss: float
     pointing_loss: float
     exact: torch.Tensor
     predictions: list[torch.Tensor]
 
 
 class GuidedModel(nn.Module):
-    """The stock model with the two training-time guides around it; while `shield_tower` is set, the glyph guide learns
-    from the vision tower without teaching it."""
+    """The stock model with the training-time guides around it; while `shield_tower` is set, the glyph and object guides
+    learn from the vision tower without teaching it."""
 
     def __init__(
         self,
         model: Qwen3VLForConditionalGeneration,
         *,
         glyph_weight: float = 0.5,
+        object_weight: float = 0.5,
         pointing_weight: float = 0.3,
         pointing_layer: int = 4,
         pointing_heads: tuple[int, int] = (0, 2),
@@ -57,7 +64,11 @@ class GuidedModel(nn.Module):
         self.glyph_head = nn.Linear(width, SLOTS * (len(GLYPHS) + 1))
         nn.init.normal_(self.glyph_head.weight, std=width**-0.5)
         nn.init.zeros_(self.glyph_head.bias)
+        self.object_head = nn.Linear(width, sum(OBJECT_KINDS))
+        nn.init.normal_(self.object_head.weight, std=width**-0.5)
+        nn.init.zeros_(self.object_head.bias)
         self.glyph_weight = glyph_weight
+        self.object_weight = object_weight
         self.pointing_weight = pointing_weight
         self.pointing_layer = pointing_layer
         self.pointing_heads = pointing_heads
@@ -70,8 +81,9 @@ class GuidedModel(nn.Module):
             visual = torch.cat(
                 list(core.get_image_features(batch.pixels, batch.grid_thw, return_dict=True).pooler_output)
             )
-            glyph = self._glyph_loss(visual, batch.glyph_target)
-            return PassResult(self.glyph_weight * glyph, 0.0, glyph.item(), 0.0, torch.empty(0, 0), [])
+            glyph, seen_objects = self._vision_losses(visual, batch)
+            loss = self.glyph_weight * glyph + self.object_weight * seen_objects
+            return PassResult(loss, 0.0, glyph.item(), seen_objects.item(), 0.0, torch.empty(0, 0), [])
         seen: dict[str, Any] = {}
 
         def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -96,19 +108,34 @@ class GuidedModel(nn.Module):
         logits = self.model.lm_head(hidden[asked]).float()
         labels = batch.labels[asked]
         answer = F.cross_entropy(logits, labels)
-        glyph = self._glyph_loss(visual, batch.glyph_target)
+        glyph, objects = self._vision_losses(visual, batch)
         pointing = self._pointing_loss(layer, seen["hidden"], seen["rotary"], batch, asked)
-        loss = answer + self.glyph_weight * glyph + self.pointing_weight * pointing
+        loss = answer + self.glyph_weight * glyph + self.object_weight * objects + self.pointing_weight * pointing
         exact, predictions = _exact(logits.argmax(-1), batch, asked)
-        return PassResult(loss, answer.item(), glyph.item(), pointing.item(), exact, predictions)
+        return PassResult(loss, answer.item(), glyph.item(), objects.item(), pointing.item(), exact, predictions)
+
+    def _vision_losses(self, visual: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        visual = visual.detach() if self.shield_tower else visual
+        return self._glyph_loss(visual, batch.glyph_target), self._object_loss(visual, batch.object_target)
+
+    def _object_loss(self, visual: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of colour and of shape, tokens without an object weighted a tenth."""
+        known = target[:, 0] != IGNORE
+        if not bool(known.any()):
+            return visual.sum() * 0.0
+        target = target[known]
+        weight = torch.where(target[:, 0] > 0, 1.0, 0.1)
+        total = visual.new_zeros(())
+        for kind, logits in enumerate(self.object_head(visual[known]).float().split(OBJECT_KINDS, dim=-1)):
+            total = total + (F.cross_entropy(logits, target[:, kind], reduction="none") * weight).sum()
+        return total / weight.sum()
 
     def _glyph_loss(self, visual: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over printed slots plus a tenth of that over empty ones."""
         known = (target != IGNORE).any(-1)
         if not bool(known.any()):
             return visual.sum() * 0.0
-        seen = visual[known].detach() if self.shield_tower else visual[known]
-        logits = self.glyph_head(seen).float().view(-1, len(GLYPHS) + 1)
+        logits = self.glyph_head(visual[known]).float().view(-1, len(GLYPHS) + 1)
         target = target[known].view(-1)
         each = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
         weight = (target > 0).float() + 0.1 * (target == 0).float()

@@ -38,11 +38,11 @@ class Optimisers:
 
 
 def build_optimisers(model: nn.Module, *, muon_lr: float, adamw_lr: float, weight_decay: float) -> Optimisers:
-    """Optimisers over all weights of `model`, tied ones once; tables, norms, biases and the glyph head get AdamW."""
+    """Optimisers over all weights of `model`, tied ones once; tables, norms, biases and the guides get AdamW."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
-        table = "embed" in name or "glyph_head" in name or "lm_head" in name
+        table = "embed" in name or "glyph_head" in name or "object_head" in name or "lm_head" in name
         (matrices if weight.ndim == 2 and not table else others).append(weight)
     muon = torch.optim.Muon(
         matrices, lr=muon_lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"

@@ -47,6 +47,7 @@ class BaseRecipe:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     glyph_weight: float = 0.5
+    object_weight: float = 0.5
     pointing_weight: float = 0.3
     pointing_layer: int = 4
     pointing_heads: tuple[int, int] = (0, 2)

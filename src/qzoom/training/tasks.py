@@ -21,7 +21,7 @@ import numpy as np
 from qzoom.errors import ConfigError
 from qzoom.synthetic.documents import render_document
 from qzoom.synthetic.fonts import FontSet
-from qzoom.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS, SyntheticQuestion, SyntheticSample
+from qzoom.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneObject, SyntheticQuestion, SyntheticSample
 from qzoom.synthetic.scenes import render_scene
 from qzoom.synthetic.strips import render_strip
 from qzoom.training.batch import Example
@@ -127,20 +127,22 @@ def _cards(count: int) -> Task:
 
     def build(context: TaskContext) -> list[Example]:
         rng = context.rng
-        width, height = [(6, 6), (8, 5), (8, 8), (10, 6)][int(context.sizes.integers(4))]
+        width, height = [(5, 4), (6, 6), (8, 5), (8, 8), (10, 6)][int(context.sizes.integers(5))]
         examples = []
         for _ in range(count):
-            grid = (int(rng.integers(1, 4)), int(rng.integers(1, 3)))
+            grid = (int(rng.integers(1, width // 3 + 1)), int(rng.integers(1, height // 3 + 1)))
             sample = render_scene(
                 context.seed(),
                 width_px=width * TOKEN_PX,
                 height_px=height * TOKEN_PX,
                 grid=grid,
+                fill=(0.4, 0.6),
                 font_set=context.font_set,
                 reword=not context.held_out,
             )
             view = cut_view(sample.image, None, (width, height))
-            examples.append(build_example("cards", [view], sample.lines, context.some(list(sample.questions), 5)))
+            shown = context.some(list(sample.questions), 6)
+            examples.append(build_example("cards", [view], sample.lines, shown, objects=sample.objects))
         return examples
 
     return build
@@ -150,9 +152,9 @@ def _places(budgets: tuple[int, ...], token_total: int) -> Task:
     """Scenes at coarse looks, rendered at twice the look's size (cheaper than a full scene)."""
 
     def build(context: TaskContext) -> list[Example]:
-        rng = context.rng
         budget = int(context.sizes.choice(budgets))
-        width, height = fit_to_tokens(*(int(side) for side in context.sizes.integers(1024, 2049, size=2)), budget)
+        sides = context.sizes.integers(1024, 2049, size=2)
+        width, height = fit_to_tokens(int(sides[0]), int(sides[1]), budget)
         examples = []
         for _ in range(max(1, token_total // budget)):
             sample = render_scene(
@@ -164,7 +166,7 @@ def _places(budgets: tuple[int, ...], token_total: int) -> Task:
             )
             view = cut_view(sample.image, None, (width, height))
             shown = context.some(list(sample.questions), 7)
-            examples.append(build_example(f"places_{budget}", [view], sample.lines, shown))
+            examples.append(build_example(f"places_{budget}", [view], sample.lines, shown, objects=sample.objects))
         return examples
 
     return build
@@ -189,7 +191,8 @@ def _pairs(pictures: int, per_picture: int, of_scenes: bool) -> Task:
                 shown = [q for q in asked if q is not question and inside(q, box)]
                 shown = [question, *context.some(shown, 3)]
                 second = cut_view(sample.image, box, region_tokens(box, rng))
-                examples.append(build_example("pair", [first, second], sample.lines, shown))
+                views = [first, second]
+                examples.append(build_example("pair", views, sample.lines, shown, objects=_objects(sample)))
         return examples
 
     return build
@@ -205,10 +208,15 @@ def _plain(budgets: tuple[int, ...], token_total: int, of_scenes: bool) -> Task:
             sample = context.scene() if of_scenes else context.document()
             view = cut_view(sample.image, None, fit_to_tokens(*sample.image.size, budget))
             shown = context.some(list(sample.questions), 6)
-            examples.append(build_example(f"plain_{budget}", [view], sample.lines, shown))
+            examples.append(build_example(f"plain_{budget}", [view], sample.lines, shown, objects=_objects(sample)))
         return examples
 
     return build
+
+
+def _objects(sample: SyntheticSample) -> tuple[SceneObject, ...] | None:
+    """The objects of a scene; None for a document, which teaches nothing about them."""
+    return sample.objects if sample.kind == "scene" else None
 
 
 def _receipts(kind: str, token_total: int) -> Task:

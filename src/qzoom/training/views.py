@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from qzoom.synthetic.records import SyntheticQuestion, TextLine
-from qzoom.training.batch import Example, Glyphs, Query, glyph_classes
+from qzoom.synthetic.records import SceneObject, SyntheticQuestion, TextLine
+from qzoom.synthetic.wording import COLOURS, SHAPES
+from qzoom.training.batch import Example, Glyphs, Objects, Query, glyph_classes
 from qzoom.training.tiny import TOKEN_PX
 
 __all__ = ["View", "build_example", "cut_view"]
@@ -49,6 +50,15 @@ class View:
         inside = ~np.isnan(centers[:, 0])
         return Glyphs(centers[inside], heights[inside], classes[inside])
 
+    def objects(self, objects: tuple[SceneObject, ...]) -> Objects:
+        """The objects' boxes in view pixels, cut at its edges, with their colour and shape numbers."""
+        colours = list(COLOURS)
+        boxes = np.array([thing.box for thing in objects], dtype=np.float32).reshape(-1, 2, 2)
+        moved = np.clip((boxes - self._offset) * self._scale, 0, self._size).reshape(-1, 4)
+        kinds = [(colours.index(thing.colour) + 1, SHAPES.index(thing.shape) + 1) for thing in objects]
+        seen = ((moved[:, 2:] - moved[:, :2]) > 0).all(axis=1)
+        return Objects(moved[seen], np.array(kinds, dtype=np.int64).reshape(-1, 2)[seen])
+
 
 def cut_view(image: Image.Image, box: tuple[float, float, float, float] | None, tokens_wh: tuple[int, int]) -> View:
     """The view of a box, or of the whole picture without one."""
@@ -62,6 +72,7 @@ def build_example(
     questions: list[SyntheticQuestion],
     *,
     with_glyphs: bool = True,
+    objects: tuple[SceneObject, ...] | None = None,
 ) -> Example:
     """The training example of these views and questions."""
     return Example(
@@ -69,6 +80,7 @@ def build_example(
         views=tuple(view.pixels for view in views),
         glyphs=tuple(view.glyphs(lines) if with_glyphs else None for view in views),
         queries=tuple(Query(q.question, q.answer, _points(q, views, lines)) for q in questions),
+        objects=None if objects is None else tuple(view.objects(objects) for view in views),
     )
 
 

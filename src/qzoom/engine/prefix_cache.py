@@ -1,0 +1,150 @@
+"""Prefixes kept across questions: whoever asks again about the same pictures pays for the question only.
+
+An entry is the frozen state of everything up to the end of a conversation's last picture. It is taken from what an
+answer computed anyway, so the first question about a picture costs nothing extra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+
+from qzoom.backbones.base import VisualFeatures
+from qzoom.engine.cache import KVCache
+from qzoom.engine.fit import coarse_budget
+from qzoom.engine.look import Look
+from qzoom.engine.prompt import Prompt, prefix_length
+from qzoom.engine.request import Request
+from qzoom.engine.state import Engine, Stack, State, truncate
+
+__all__ = ["PrefixCache", "prefix_key", "prefix_state"]
+
+
+class PrefixCache:
+    """The most recently used prefix states within a bound of memory. Safe to use from several threads.
+
+    Args:
+        max_bytes: memory of all entries together; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.hits = 0
+        self.misses = 0
+        self._bytes = 0
+        self._states: OrderedDict[bytes, State] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all entries."""
+        return self._bytes
+
+    @property
+    def entries(self) -> int:
+        """Number of prefixes held."""
+        return len(self._states)
+
+    def get(self, key: bytes) -> State | None:
+        """The state of a prefix, which becomes the most recently used one."""
+        with self._lock:
+            state = self._states.get(key)
+            if state is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._states.move_to_end(key)
+            return state
+
+    def wants(self, key: bytes, item: Look) -> bool:
+        """Whether a look went further than what is held: it is new, or more of its stacks were run."""
+        with self._lock:
+            held = self._states.get(key)
+        if held is None:
+            return self.max_bytes > 0
+        pairs = ((held.gate, item.state.gate), (held.region, item.state.region))
+        return any(new.length and not old.length for old, new in pairs)
+
+    def put(self, key: bytes, state: State) -> None:
+        """Hold a state (see `prefix_state`); the least recently used ones make room, and one that is larger than the
+        bound is not held."""
+        size = _size(state)
+        with self._lock:
+            if size > self.max_bytes:
+                return
+            old = self._states.pop(key, None)
+            self._bytes += size - (_size(old) if old is not None else 0)
+            self._states[key] = state
+            while self._bytes > self.max_bytes:
+                _, dropped = self._states.popitem(last=False)
+                self._bytes -= _size(dropped)
+
+
+def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
+    """What decides a prefix: the tenant, the tokens up to the end of the last picture, the coarse budget, and every
+    picture's mode, size and pixels; b"" for a request without pictures."""
+    if not request.pictures:
+        return b""
+    image = engine.backbone.image_token_id
+    last = len(request.ids) - 1 - request.ids[::-1].index(image)
+    end = last + 1 + len(engine.backbone.block_ids[1])
+    budget = coarse_budget(engine, request.options)
+    facts = [tenant, request.ids[:end], budget.min_tokens, budget.max_tokens]
+    facts += [(picture.image.mode, picture.size_px) for picture in request.pictures]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for picture in request.pictures:
+        digest.update(hashlib.sha256(picture.image.tobytes()).digest())
+    return digest.digest()
+
+
+def prefix_state(engine: Engine, item: Look, cache: KVCache | None = None) -> State:
+    """An own copy of what a look computed up to the end of its last picture.
+
+    Args:
+        engine: backbone and K.
+        item: right after the look, before regions were read.
+        cache: the finished prefill's keys and values of all layers; None leaves the upper layers to be run again.
+    """
+    end = prefix_length(engine.backbone, item.state.prompt)
+    state = truncate(item.state, end)
+    spans = tuple(dataclasses.replace(span, features=_own(span.features)) for span in state.prompt.spans)
+    prompt = Prompt(state.prompt.ids[:end].clone(), state.prompt.positions[:, :end].clone(), spans)
+    upper = Stack()
+    if cache is not None:
+        layers = range(engine.config.shared_layers, len(engine.backbone.layers))
+        zoomed = [box.image for box in item.boxes] if item.gate.zoomed else []
+        kept = min([end, *(spans[image].stop + len(engine.backbone.block_ids[1]) for image in zoomed)])
+        upper = Stack(cache.truncated(kept).copied(layers), kept)
+    return State(
+        prompt,
+        state.hidden.clone(),
+        _copied(state.shared),
+        _copied(state.gate),
+        _copied(state.region),
+        upper,
+        None,
+        None if state.sink_query is None else state.sink_query.clone(),
+        tuple(keys.clone() for keys in state.keys),
+    )
+
+
+def _copied(stack: Stack) -> Stack:
+    return Stack(stack.cache.copied(), stack.length)
+
+
+def _own(features: VisualFeatures) -> VisualFeatures:
+    """Features that do not keep the rest of their batch in memory."""
+    return dataclasses.replace(
+        features, tokens=features.tokens.clone(), deepstack=tuple(level.clone() for level in features.deepstack)
+    )
+
+
+def _size(state: State) -> int:
+    tensors = [state.hidden, state.prompt.ids, state.prompt.positions, *state.keys]
+    for span in state.prompt.spans:
+        tensors += [span.features.tokens, *span.features.deepstack]
+    stacks = (state.shared, state.gate, state.region, state.upper)
+    return sum(t.numel() * t.element_size() for t in tensors) + sum(stack.cache.nbytes for stack in stacks)

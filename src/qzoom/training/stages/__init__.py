@@ -1,0 +1,1 @@
+"""The training stages: what trains, on what, with which loss, and the one loop that they share."""

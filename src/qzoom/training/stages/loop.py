@@ -1,0 +1,202 @@
+"""The loop that all stages share: accelerate for processes and number formats, the rest in plain sight.
+
+Why accelerate and not transformers' Trainer: a step here is a picture with a changing number of sequences and targets,
+and its loss is a sum over the targets of the whole batch, divided by their number over all processes and parts. The
+Trainer averages the means of its parts, saves whole models, and wants samples as dictionaries of equal tensors.
+
+    batch (the same on every process) -> this process's samples -> parts -> summed loss * processes / targets of the batch
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoom.engine.state import Engine
+from qzoom.errors import ConfigError, DataError
+from qzoom.training.stages.kept import Checkpoint, load_checkpoint, save_checkpoint
+from qzoom.training.stages.metrics import Metrics, StepFacts
+from qzoom.training.stages.recipe import StageRecipe
+from qzoom.training.stages.tasks import Draw, StageTask
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["StageModule", "batch_of", "learning_rate_at", "make_accelerator", "run_loop", "steps_of"]
+
+
+class StageModule(nn.Module):
+    """What is handed to accelerate: the weights that train, and a forward pass that is the stage's loss.
+
+    The frozen rest is reached through the engine and is no part of it, so it is neither copied nor synchronised.
+
+    Args:
+        engine: everything.
+        task: data and loss.
+        weights: those that train, by name.
+    """
+
+    def __init__(self, engine: Engine, task: StageTask, weights: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights.values())
+        self._engine = [engine]
+        self._task = task
+
+    def forward(self, draws: Sequence[Draw]) -> Tensor:
+        """Summed loss of some samples."""
+        return self._task.loss(self._engine[0], draws)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopReport:
+    """What a run came to.
+
+    Args:
+        steps: optimiser steps.
+        started_at: the step that this process started from.
+        losses: of this process's steps.
+    """
+
+    steps: int
+    started_at: int
+    losses: tuple[float, ...]
+
+
+def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
+    """The processes and number format of a run; torchrun or `accelerate launch` decide how many there are.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share equally.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    precision = "bf16" if recipe.precision == "bfloat16" else "no"
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[shared])
+    if recipe.batch % accelerator.num_processes:
+        raise ConfigError(
+            f"A batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes; choose a multiple."
+        )
+    return accelerator
+
+
+def steps_of(recipe: StageRecipe, samples: int) -> int:
+    """Optimiser steps of a run."""
+    return recipe.steps or max(1, round(recipe.epochs * samples / recipe.batch))
+
+
+def batch_of(step: int, recipe: StageRecipe, samples: int) -> list[Draw]:
+    """The samples of a step (from 0): every sample once per pass, in an order that only the seed decides."""
+    first = step * recipe.batch
+    out = []
+    order: list[int] = []
+    visit = -1
+    for position in range(first, first + recipe.batch):
+        if position // samples != visit:
+            visit = position // samples
+            order = random.Random(f"{recipe.seed}/order/{visit}").sample(range(samples), samples)
+        out.append(Draw(order[position % samples], visit))
+    return out
+
+
+def learning_rate_at(step: int, steps: int, recipe: StageRecipe) -> float:
+    """Learning rate of a step (from 0): linear warm-up, then a cosine to zero."""
+    warm = math.ceil(recipe.warmup * steps)
+    if step < warm:
+        return recipe.learning_rate * (step + 1) / warm
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def run_loop(
+    engine: Engine,
+    task: StageTask,
+    weights: dict[str, nn.Parameter],
+    recipe: StageRecipe,
+    folder: Path,
+    run: dict[str, Any],
+    accelerator: Accelerator,
+    *,
+    on_step: Callable[[StepFacts], None] = lambda _: None,
+) -> LoopReport:
+    """Train; goes on from the folder's checkpoint.
+
+    Args:
+        engine: its selected weights are trained in place.
+        task: data and loss.
+        weights: those that train, by name.
+        recipe: how.
+        folder: of checkpoint and metrics.
+        run: what decides the run, kept in the checkpoint.
+        accelerator: processes and number format.
+        on_step: called on the main process with each step's facts.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        DataError: the loss is not finite, or the disk refuses.
+    """
+    samples, steps = len(task.weights), steps_of(recipe, len(task.weights))
+    optimiser = torch.optim.AdamW(
+        weights.values(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    start = load_checkpoint(folder, weights, optimiser, run)
+    module = accelerator.prepare(StageModule(engine, task, weights))
+    metrics = None
+    if accelerator.is_main_process:
+        metrics = Metrics(
+            folder,
+            start=start,
+            steps=steps,
+            batch=recipe.batch,
+            tensorboard=recipe.tensorboard,
+            on_step=on_step,
+        )
+    losses = []
+    for step in range(start, steps):
+        rate = learning_rate_at(step, steps, recipe)
+        draws = batch_of(step, recipe, samples)
+        loss = _backward(module, task, draws, recipe, accelerator)
+        if not math.isfinite(loss):
+            raise DataError(f"The loss of step {step + 1} is not finite; lower the learning rate or use float32.")
+        norm = float(nn.utils.clip_grad_norm_(list(weights.values()), recipe.clip or math.inf))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(loss)
+        if metrics is not None:
+            if (step + 1) % recipe.save_steps == 0 or step + 1 == steps:
+                save_checkpoint(folder, Checkpoint(step + 1, run), weights, optimiser)
+            metrics.add(step + 1, loss, rate, norm)
+    if metrics is not None:
+        metrics.close()
+    accelerator.wait_for_everyone()
+    return LoopReport(steps, start, tuple(losses))
+
+
+def _backward(
+    module: nn.Module, task: StageTask, draws: Sequence[Draw], recipe: StageRecipe, accelerator: Accelerator
+) -> float:
+    """Gradients of the batch's mean loss, in parts; returns that loss."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    targets = sum(task.weights[draw.index] for draw in draws)
+    own = draws[rank::world]
+    parts = [own[i : i + recipe.micro_batch] for i in range(0, len(own), recipe.micro_batch)]
+    total = torch.zeros((), device=accelerator.device)
+    for number, part in enumerate(parts):
+        waiting = accelerator.no_sync(module) if number + 1 < len(parts) else contextlib.nullcontext()
+        with waiting:
+            with accelerator.autocast():
+                loss = module(part)
+            # processes average their gradients, so each carries its share times their number
+            accelerator.backward(loss * (world / targets))
+        total += loss.detach().float() / targets
+    return float(accelerator.reduce(total, reduction="sum"))

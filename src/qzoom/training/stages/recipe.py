@@ -1,0 +1,204 @@
+"""A stage's recipe: one YAML file, checked when it is read. The defaults are the published ones (method.md 5 to 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qzoom.config import ZoomConfig, from_mapping
+from qzoom.errors import ConfigError
+
+__all__ = ["FREE", "StageRecipe", "load_stage_recipe", "trained_stage"]
+
+FREE = ("micro_batch", "save_steps", "gradient_checkpointing", "images", "tensorboard", "output")
+"""Settings that a resumed run may change: they decide neither the data nor the arithmetic, rounding aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecipe:
+    """One run of one stage.
+
+    Args:
+        stage: "regions", "answers" or "gate".
+        base: hub id, folder or "tiny": the model that trains.
+        labels: folders of records.
+        output: where to write when the command line does not say.
+        images: folder of the pictures when they have moved.
+        shared_layers: K of new branches; a model that has branches keeps its own.
+        branch_layers: T, likewise.
+        zoom: further `ZoomConfig` fields of the adapter that is written.
+        tokens: visual tokens of the coarse look, drawn from this list; empty takes those of the labels.
+        multi_turn: train all turns of a picture in one sequence.
+        foreign_labels: accept labels of another model.
+        strategy: gate: "consistency", or the ablation "prediction_vs_gt".
+        mixture: answers: how many of each kind for one hard case; kinds are hard, improvements, kept.
+        random_box: answers: how often the predicted box is replaced by a random one.
+        random_side: answers: smallest and largest side of a random box, as a share of the grid.
+        region_tokens: answers: most visual tokens of the region.
+        lora_rank: answers: 0 trains all weights of the decoder; else LoRA of this rank, merged at the end.
+        learning_rate: peak.
+        batch: samples per optimiser step, all processes together.
+        micro_batch: samples per forward and process.
+        epochs: passes over the samples; `steps` above 0 overrules it.
+        steps: optimiser steps.
+        warmup: share of the steps with a rising learning rate; a cosine to zero follows.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        clip: largest gradient norm.
+        precision: "bfloat16" computes in it with float32 weights; "float32".
+        gradient_checkpointing: recompute layers in the backward pass.
+        seed: of new weights, order and noise.
+        save_steps: optimiser steps between checkpoints.
+        tensorboard: also write event files, where tensorboard is installed.
+    """
+
+    stage: Literal["regions", "answers", "gate"]
+    base: str
+    labels: tuple[str, ...]
+    output: str = ""
+    images: str = ""
+    shared_layers: int = 0
+    branch_layers: int = 3
+    zoom: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
+    multi_turn: bool = True
+    foreign_labels: bool = False
+    strategy: Literal["consistency", "prediction_vs_gt"] = "consistency"
+    mixture: dict[str, float] = field(default_factory=lambda: {"hard": 1.0})
+    random_box: float = 0.0
+    random_side: tuple[float, float] = (0.1, 0.6)
+    region_tokens: int = 576
+    lora_rank: int = 0
+    learning_rate: float = 1e-4
+    batch: int = 128
+    micro_batch: int = 4
+    epochs: float = 1.0
+    steps: int = 0
+    warmup: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = True
+    seed: int = 0
+    save_steps: int = 100
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "tokens", "betas", "random_side"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{name} must be a list, not {value!r}.")
+            object.__setattr__(self, name, tuple(value))
+        self._check_choices()
+        for name in ("branch_layers", "batch", "micro_batch", "save_steps", "region_tokens"):
+            _whole(self, name, 1)
+        for name in ("shared_layers", "steps", "lora_rank", "seed"):
+            _whole(self, name, 0)
+        for name, low, high in (
+            ("learning_rate", 0.0, 1.0),
+            ("warmup", 0.0, 1.0),
+            ("random_box", 0.0, 1.0),
+            ("weight_decay", 0.0, 10.0),
+            ("epochs", 0.0, 1000.0),
+            ("clip", 0.0, 1e6),
+        ):
+            _number(name, getattr(self, name), low, high)
+        for name in ("betas", "random_side"):
+            if len(getattr(self, name)) != 2:
+                raise ConfigError(f"{name} must hold two numbers.")
+            for value in getattr(self, name):
+                _number(name, value, 0.0, 1.0)
+        if self.random_side[0] > self.random_side[1]:
+            raise ConfigError("random_side must be a smallest and a largest share.")
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in self.tokens):
+            raise ConfigError(f"tokens must be a list of whole numbers from 1, not {list(self.tokens)}.")
+        unknown = set(self.mixture) - {"hard", "improvements", "kept"}
+        if unknown:
+            raise ConfigError(f"mixture may name hard, improvements and kept, not {', '.join(sorted(unknown))}.")
+        for value in self.mixture.values():
+            _number("mixture", value, 0.0, 1000.0)
+
+    def _check_choices(self) -> None:
+        for name, choices in (
+            ("stage", ("regions", "answers", "gate")),
+            ("strategy", ("consistency", "prediction_vs_gt")),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        for name in ("multi_turn", "foreign_labels", "gradient_checkpointing", "tensorboard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+        for name in ("zoom", "mixture"):
+            if not isinstance(getattr(self, name), dict):
+                raise ConfigError(f"{name} must be a mapping, not {getattr(self, name)!r}.")
+        if not isinstance(self.base, str) or not self.base:
+            raise ConfigError("base must name the model to train.")
+        if not self.labels or not all(isinstance(label, str) and label for label in self.labels):
+            raise ConfigError("labels must be a list of at least one folder of records.")
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that a resumed run must share, as JSON values."""
+        import json
+
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+        return dict(json.loads(json.dumps(values)))
+
+
+def trained_stage(recipe: StageRecipe, refit: bool) -> str:
+    """The row of the stage table that a recipe runs.
+
+    Raises:
+        ConfigError: a refit of anything but regions.
+    """
+    if refit and recipe.stage != "regions":
+        raise ConfigError(f"--refit belongs to the stage regions; the recipe is of stage {recipe.stage}.")
+    return "refit" if refit else recipe.stage
+
+
+def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None = None) -> StageRecipe:
+    """Read a YAML recipe.
+
+    Args:
+        path: of the file.
+        stage: the stage that the command runs; the file must be of it.
+        changes: settings that the command line gives instead.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, an unknown key (with the closest known one), or a bad value.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"The recipe {path} cannot be read ({error.strerror}); give the path of a YAML file."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if isinstance(values, dict):
+        values = values | dict(changes or {})
+    try:
+        recipe: StageRecipe = from_mapping(StageRecipe, values, str(path))
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if recipe.stage != stage:
+        raise ConfigError(f"{path} is a recipe of stage {recipe.stage}; run it with: qzoom train {recipe.stage}.")
+    ZoomConfig.from_dict(dict(recipe.zoom), source=f"{path}: zoom")
+    return recipe
+
+
+def _whole(recipe: StageRecipe, name: str, least: int) -> None:
+    value = getattr(recipe, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number from {least}, not {value!r}.")
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}.")
