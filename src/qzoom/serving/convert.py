@@ -5,9 +5,10 @@ All of it blocks (base64, network, decoding), so it runs in a pool of threads, n
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
@@ -26,6 +27,7 @@ from qzoom.types import ZoomMode
 __all__ = ["Converter", "image_parts", "most_demanding"]
 
 Asked = ChatRequest | PerceiveRequest
+_DECODERS = 4
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
 
@@ -39,12 +41,14 @@ class Converter:
         limits: ceilings of the server.
         fetch: which hosts pictures may come from.
         on_rejected: called with a short reason for every picture that is refused.
+        decoders: places for pictures that are unpacked at the same time, since each may take hundreds of megabytes.
     """
 
     model: QZoom
     limits: ServerLimits
     fetch: FetchPolicy
     on_rejected: Callable[[str], None]
+    decoders: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_DECODERS))
 
     def request(self, asked: Asked) -> Request:
         """Read the pictures and tokenise.
@@ -68,24 +72,25 @@ class Converter:
 
     def _pictures(self, messages: Sequence[Message]) -> list[LoadedImage]:
         found = list(image_parts(messages))
-        own = self.limits.image_limits()
-        files = []
+        files: list[bytes] = []
         for where, part in found:
             with _blaming(where):
-                files.append(self._read(part.image_url.url))
+                files.append(self._read(part.image_url.url, self.limits.total_picture_bytes - sum(map(len, files))))
         check_pictures(files, self.limits)
+        own = self.limits.image_limits()
         pictures = []
         for (where, _), data in zip(found, files, strict=True):
-            with _blaming(where):
+            with _blaming(where), self.decoders:
                 pictures.append(load_image(data, own))
         return pictures
 
-    def _read(self, url: str) -> bytes:
+    def _read(self, url: str, left_bytes: int) -> bytes:
         scheme = url[:8].lower()
         if scheme.startswith("data:"):
             return read_data_url(url, self.limits.image_limits())
         if scheme.startswith(("http:", "https:")):
-            return fetch_image(url, self.fetch)
+            most = max(1, min(self.fetch.max_bytes, self.limits.picture_bytes, left_bytes))
+            return fetch_image(url, replace(self.fetch, max_bytes=most))
         raise ImageError(
             "Cannot read the picture: it is neither a data URL nor http(s); write data:image/png;base64,<data>."
         )
@@ -134,7 +139,7 @@ class Converter:
         most = (first or coarse).max_tokens // pictures
         if total is None:
             most = min(most, coarse.max_tokens)
-            second = second and _cut(second, region.max_tokens)
+            second = second and _cut(second, min(second.max_tokens, region.max_tokens))
         if most < 1:
             raise BudgetError(f"max_visual_tokens is too little for {pictures} pictures; allow {2 * pictures} or more.")
         return _cut(coarse, most), second
