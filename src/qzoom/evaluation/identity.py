@@ -31,15 +31,17 @@ def describe_model(model: QZoom) -> dict[str, Any]:
     }
 
 
-def describe_software(model: QZoom) -> dict[str, str]:
-    """What ran, for the reader: the model's name and the versions of the libraries."""
+def describe_software(model: QZoom) -> dict[str, Any]:
+    """What ran, for the reader: the model's name and sizes and the versions of the libraries."""
     import torch
     import transformers
 
     import qzoom
+    from qzoom.evaluation.flops import shape_of
 
     return {
         "model": model.name,
+        "shape": shape_of(model.engine).to_dict(),
         "qzoom": qzoom.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,

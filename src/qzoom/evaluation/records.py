@@ -30,6 +30,9 @@ class EvalQuestion:
         answer: the right answer.
         boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
         easy: whether the coarse look should be enough; None when nobody knows.
+        answers: all accepted answers, or one per person asked; empty for `answer` alone.
+        choices: texts of the options of a multiple-choice question, A first.
+        metric: name in `qzoom.evaluation.metrics.METRICS`.
     """
 
     field: str
@@ -37,16 +40,23 @@ class EvalQuestion:
     answer: str
     boxes: tuple[Box, ...] = ()
     easy: bool | None = None
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    metric: str = "exact_match"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvalSample:
-    """A picture and its questions; `size_px` is (width, height)."""
+    """A picture and its questions; `size_px` is (width, height).
+
+    With `error`, a reason, the picture cannot be asked about and its questions count as wrong.
+    """
 
     id: str
-    image: Path | PIL.Image.Image
+    image: Path | PIL.Image.Image | None
     size_px: tuple[int, int]
     questions: tuple[EvalQuestion, ...]
+    error: str | None = None
 
 
 class Task(Protocol):
@@ -94,6 +104,12 @@ class AnswerRow:
         usage: tokens paid.
         timing_ms: milliseconds per step.
         error: why there is no answer; None when there is one.
+        answers: see `EvalQuestion`.
+        choices: see `EvalQuestion`.
+        metric: see `EvalQuestion`.
+        prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
+        coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
+        extra: what a method paid on top, see `qzoom.evaluation.baselines.MethodAnswer`.
     """
 
     picture: str
@@ -113,6 +129,12 @@ class AnswerRow:
     usage: Usage = dataclasses.field(default_factory=Usage)
     timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    metric: str = "exact_match"
+    prompt: str = ""
+    coarse_size_px: tuple[int, int] | None = None
+    extra: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def zoomed(self) -> bool:
@@ -129,6 +151,9 @@ class AnswerRow:
         out["regions"] = [region.to_dict() for region in self.regions]
         out["usage"] = self.usage.to_dict()
         out["timing_ms"] = dict(self.timing_ms)
+        out["answers"], out["choices"] = list(self.answers), list(self.choices)
+        out["coarse_size_px"] = list(self.coarse_size_px) if self.coarse_size_px else None
+        out["extra"] = dict(self.extra)
         return out
 
     @classmethod
@@ -145,6 +170,9 @@ class AnswerRow:
             given["gate"] = GateDecision(**given["gate"]) if given["gate"] else None
             given["regions"] = tuple(_region(region) for region in given["regions"])
             given["usage"] = Usage(**given["usage"])
+            for name in ("answers", "choices", "coarse_size_px"):
+                if given.get(name) is not None:
+                    given[name] = tuple(given[name])
             return cls(**given)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not an answer that this version of qzoom wrote ({error})") from error

@@ -1,0 +1,134 @@
+"""`qzoom calibrate`: thresholds for a wanted operating point, from the user's own questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qzoom.cli import options
+from qzoom.cli.console import Console
+
+if TYPE_CHECKING:
+    from qzoom.calibration.run import Calibration
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL file, one question a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapter with the chosen thresholds.")],
+    share_zoomed: Annotated[
+        float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: this share of questions zooms.")
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(min=0, show_default=False, help="Wish: at most this long per question, on average.")
+    ] = None,
+    max_accuracy_loss: Annotated[
+        float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: lose no more than this share.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="Of the loss's bound and of the intervals.")] = 0.95,
+    region_thresholds: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", show_default=False, help="Compare these too (questions with answers)."),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(show_default=False, help="Folder for the answers; another wish then asks nothing.")
+    ] = None,
+    date: Annotated[str | None, typer.Option(show_default=False, help="Noted in the adapter's provenance.")] = None,
+    model: options.Model = "tiny",
+    coarse_tokens: options.CoarseTokens = None,
+    region_tokens: options.RegionTokens = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Choose the gate's and the region map's threshold for one wish, and write the model with them to --output.
+
+    Every question is asked twice: from the coarse look, and zoomed. With answers in the file, accuracy is measured
+    against them; without, the zoomed answer is the reference. A loss is bounded exactly, with the stated confidence,
+    as if the questions were drawn independently, and refused where they are too few for it.
+
+    Example: qzoom calibrate questions.jsonl --share-zoomed 0.3 -o calibrated
+    """
+    from qzoom.calibration.points import Wish
+    from qzoom.calibration.questions import read_questions
+    from qzoom.calibration.run import Looks
+    from qzoom.calibration.run import calibrate as run
+    from qzoom.checkpoints.adapter import save_pretrained
+    from qzoom.checkpoints.writing import check_target
+    from qzoom.cli.loading import load_model
+    from qzoom.evaluation.budgets import share_tokens
+
+    wish = Wish(share_zoomed, latency_ms, max_accuracy_loss, confidence)
+    coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
+    region = options.parse_tokens(region_tokens, "--region-tokens")
+    thresholds = _numbers(region_thresholds)
+    asked = read_questions(questions)
+    check_target(output, "adapter")
+    console = Console(quiet=quiet)
+    console.hush_libraries()
+    reader = load_model(model, revision, device, dtype)
+    standard = reader.engine.backbone.default_budget()
+    limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
+    with console.waiting("asking ..."):
+        found = run(reader, asked, wish, Looks(*limits, max_new_tokens, thresholds), keep=keep, date=date)
+    import dataclasses
+
+    save_pretrained(dataclasses.replace(reader.engine, config=found.applied(reader.config)), output)
+    if json:
+        console.record(_record(found) | {"output": str(output)})
+        return
+    for line in _lines(found, wish.max_accuracy_loss is not None):
+        console.result(line)
+    console.note(f"saved   {output}")
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    """Comma-separated thresholds.
+
+    Raises:
+        typer.BadParameter: not numbers from 0 to 1.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= number <= 1 for number in found):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers from 0 to 1, such as 0.4,0.6.")
+    return found
+
+
+def _record(found: Calibration) -> dict[str, object]:
+    return {
+        "gate_threshold": found.gate_threshold,
+        "region_threshold": found.region_threshold,
+        "asked": found.asked,
+        "failed": found.failed,
+        "always_accuracy": found.always,
+        **found.provenance,
+    }
+
+
+def _lines(found: Calibration, bounded: bool) -> list[str]:
+    point = found.point
+    low, high = point.interval
+    what = "share zoomed" if "share_zoomed" in found.provenance["wish"] else "latency, ms"
+    left_out = f", {found.failed} left out" if found.failed else ""
+    lines = [
+        f"questions         {found.asked}{left_out}",
+        f"gate threshold    {found.gate_threshold:.6g}",
+        f"region threshold  {found.region_threshold:.6g}",
+        f"zoomed            {point.share_zoomed:.1%}",
+        f"latency           {point.latency_ms:.1f} ms per question",
+        f"loss              {point.loss:.1%} {'of the answers' if found.always is not None else 'other answers'}",
+    ]
+    if bounded:
+        lines.append(f"bound             at most {high:.2%} lost")
+    else:
+        lines.append(f"interval          {low:.4g} to {high:.4g} ({what})")
+    return lines

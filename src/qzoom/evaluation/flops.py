@@ -1,0 +1,169 @@
+"""Floating-point operations of an answer, from the model's sizes alone; a multiply and an add count as two. Pure.
+
+Counted are matrix products (projections, attention, feed-forward, mergers, logits), which is all that grows with a model;
+norms, rotary positions and resizing are left out. An answer is costed as if it were asked alone: the whole text stands
+after the picture, and nothing is shared with other questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qzoom.engine.state import Engine
+
+__all__ = ["ModelShape", "answer_flops", "decoder_flops", "shape_of", "vision_flops"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes that decide the cost.
+
+    Args:
+        layers: N, decoder layers.
+        hidden: width of the decoder.
+        query: width of all queries together.
+        key: width of all keys together (values are as wide).
+        feed: width of the decoder's gated feed-forward layers.
+        vocabulary: tokens.
+        shared_layers: K.
+        branch_layers: T.
+        vision_layers: of the encoder.
+        vision_hidden: its width.
+        vision_feed: width of its feed-forward layers.
+        vision_gated: whether these have a gate, so three matrices instead of two.
+        vision_full_layers: encoder layers that see the whole picture; the others see a window.
+        window_patches: patches in a window; 0 without windows.
+        patch_values: numbers in a patch as it enters.
+        merge: patches on a side of a visual token.
+        mergers: how often patches are merged to tokens (once, and once per DeepStack level).
+    """
+
+    layers: int
+    hidden: int
+    query: int
+    key: int
+    feed: int
+    vocabulary: int
+    shared_layers: int
+    branch_layers: int
+    vision_layers: int
+    vision_hidden: int
+    vision_feed: int
+    vision_gated: bool
+    vision_full_layers: int
+    window_patches: int
+    patch_values: int
+    merge: int
+    mergers: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def shape_of(engine: Engine) -> ModelShape:
+    """The sizes of a loaded model of the Qwen-VL families, from its config."""
+    text, vision = engine.backbone.text_config, engine.backbone.model.config.vision_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    full = getattr(vision, "fullatt_block_indexes", None)
+    window_px = getattr(vision, "window_size", 0) if full else 0
+    deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
+    return ModelShape(
+        layers=engine.backbone.num_layers,
+        hidden=text.hidden_size,
+        query=text.num_attention_heads * head,
+        key=text.num_key_value_heads * head,
+        feed=text.intermediate_size,
+        vocabulary=text.vocab_size,
+        shared_layers=engine.config.shared_layers,
+        branch_layers=engine.config.branch_layers,
+        vision_layers=vision.depth,
+        vision_hidden=vision.hidden_size,
+        vision_feed=vision.intermediate_size,
+        vision_gated=engine.backbone.family == "qwen2_5_vl",
+        vision_full_layers=len(full) if full else vision.depth,
+        window_patches=(window_px // vision.patch_size) ** 2,
+        patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
+        merge=vision.spatial_merge_size,
+        mergers=1 + len(deepstack),
+    )
+
+
+def vision_flops(shape: ModelShape, tokens: int) -> int:
+    """Encoding a picture or crop to so many visual tokens."""
+    width, patches = shape.vision_hidden, tokens * shape.merge**2
+    linear = 2 * patches * (4 * width**2 + (3 if shape.vision_gated else 2) * width * shape.vision_feed)
+    near = min(patches, shape.window_patches) if shape.window_patches else patches
+    windowed = shape.vision_layers - shape.vision_full_layers
+    attention = 4 * patches * width * (shape.vision_full_layers * patches + windowed * near)
+    merged = width * shape.merge**2
+    mergers = 2 * tokens * (merged**2 + merged * shape.hidden) * shape.mergers
+    return 2 * patches * shape.patch_values * width + shape.vision_layers * linear + attention + mergers
+
+
+def decoder_flops(shape: ModelShape, layers: int, new: int, past: int = 0) -> int:
+    """Running decoder layers over new tokens, each of which sees what came before it.
+
+    Args:
+        shape: the model's.
+        layers: how many.
+        new: tokens to run.
+        past: tokens before them, already run.
+    """
+    linear = 2 * new * shape.hidden * (2 * shape.query + 2 * shape.key + 3 * shape.feed)
+    return layers * (linear + 4 * shape.query * (new * past + new * (new + 1) // 2))
+
+
+def answer_flops(
+    shape: ModelShape,
+    *,
+    coarse_tokens: int,
+    region_tokens: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+    gate: bool,
+    region_branch: bool,
+    extra_prompt_tokens: int = 0,
+    extra_completion_tokens: int = 0,
+) -> int:
+    """One answer.
+
+    Args:
+        shape: the model's.
+        coarse_tokens: visual tokens of the coarse look.
+        region_tokens: of the regions; 0 when it did not zoom.
+        prompt_tokens: the answered prompt's length, both looks included.
+        completion_tokens: generated tokens.
+        gate: whether the gate ran.
+        region_branch: whether the region branch ran.
+        extra_prompt_tokens: of further rounds of the same kind, run through all layers; their pictures are not
+            encoded again.
+        extra_completion_tokens: that these generated.
+    """
+    text = prompt_tokens - coarse_tokens - region_tokens
+    first = coarse_tokens + text
+    total = vision_flops(shape, coarse_tokens) + decoder_flops(shape, shape.shared_layers, first)
+    if gate:
+        total += decoder_flops(shape, shape.branch_layers, first) + 2 * shape.hidden
+    if region_branch:
+        pointing = 2 * shape.hidden * (coarse_tokens * shape.key + shape.query) + 2 * shape.query * coarse_tokens
+        total += decoder_flops(shape, shape.branch_layers - 1, first) + pointing
+    if region_tokens:
+        total += vision_flops(shape, region_tokens)
+        total += decoder_flops(shape, shape.shared_layers, region_tokens + text, coarse_tokens)
+    total += decoder_flops(shape, shape.layers - shape.shared_layers, prompt_tokens)
+    total += _decoding(shape, prompt_tokens, completion_tokens)
+    if extra_prompt_tokens:
+        total += decoder_flops(shape, shape.layers, extra_prompt_tokens)
+        total += _decoding(shape, extra_prompt_tokens, max(1, extra_completion_tokens))
+    return total
+
+
+def _decoding(shape: ModelShape, prompt: int, completion: int) -> int:
+    """Generating: logits for every token, all layers for every token that is fed back."""
+    back = max(0, completion - 1)
+    return completion * 2 * shape.hidden * shape.vocabulary + (
+        decoder_flops(shape, shape.layers, back, prompt) if back else 0
+    )
