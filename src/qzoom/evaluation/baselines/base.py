@@ -88,6 +88,7 @@ class MethodAnswer:
             "regions": self.regions,
             "usage": self.usage,
             "timing_ms": {name: round(ms, 2) for name, ms in self.timing_ms.items()},
+            "extra": dict(self.extra),
         }
 
 
