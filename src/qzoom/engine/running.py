@@ -129,6 +129,12 @@ class RunningBatch:
         row = next((row for row in self._batch.rows if row.key == key), None)
         return [] if row is None else list(self._said(row, self._batch.cancel(key)))
 
+    def forget(self, key: int) -> None:
+        """Drop a request without a word, whatever became of it."""
+        self._answering.pop(key, None)
+        if self._parked.pop(key, None) is None:
+            self._batch.cancel(key)
+
     def park(self, key: int) -> None:
         """Take a request out of the batch until `resume`; its place is free."""
         self._parked[key] = self._batch.park(key)
