@@ -189,7 +189,7 @@ function conclude({ text, qzoom, usage, finish, seenMs }) {
     text: text.trim(),
     look: seen,
     ...tokens,
-    native: Math.ceil(seen.size[0] / state.cell) * Math.ceil(seen.size[1] / state.cell),
+    native: Math.round(seen.size[0] / state.cell) * Math.round(seen.size[1] / state.cell),
     timing,
     ms: timing.total ?? seenMs,
     seen: seenMs,

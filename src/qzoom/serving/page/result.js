@@ -28,6 +28,7 @@ export function begin() {
   busy(true);
   $("result").hidden = false;
   flag($("result"), "streaming", true);
+  flag($("result"), "answered", false);
   flag($("result"), "zoomed", false);
   for (const name of ["coarse", "gate", "zoom", "answer"]) step(name, "idle");
   step("coarse", "active", "looking");
@@ -118,6 +119,7 @@ export function showText(text) {
 /** The end of an answer: its tokens and times. */
 export function finish(answer) {
   flag($("result"), "streaming", false);
+  flag($("result"), "answered", true);
   showText(answer.text || "(an empty answer)");
   step("coarse", "done", `${count(answer.coarse)} tokens`);
   if (answer.region) step("zoom", "done", `${count(answer.region)} tokens`);

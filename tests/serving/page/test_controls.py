@@ -1,0 +1,182 @@
+"""The page's settings, its command to copy, refusals, keys, and pictures that are too large."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, ask, body_of, call, done, numbers, server, truth, upload
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A server that asks for a key and takes small pictures only."""
+    with server("--api-key", "open-sesame", "--limit", "picture_bytes=60000") as address:
+        yield address
+
+
+def test_a_threshold_is_tried_out_and_then_asked_with(open_page, url):
+    page = open_page()
+    upload(page)
+    ask(page, DATE)
+    assert page.locator(".box").count() == 1
+    page.locator("#settings summary").click()
+    assert page.locator("[data-name=gate_threshold] output").inner_text() == "the model's own (0.30)"
+    with page.expect_response("**/v1/perceive") as reply:
+        page.locator("#gate_threshold").fill("1")
+    seen = reply.value.json()
+    assert seen["gate"]["score"] < 1
+    page.get_by_text("it would not zoom").wait_for()
+    assert page.locator(".box").count() == 0
+    assert page.locator("#dial svg").get_attribute("data-threshold") == "1"
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, DATE)
+    assert sent.value.post_data_json["qzoom"] == {"zoom": "auto", "heatmap": True, "gate_threshold": 1}
+    message, _ = truth(url, RECEIPT, DATE, gate_threshold=1)
+    assert not message["qzoom"]["regions"]
+    assert page.locator("#answer").inner_text() == message["content"].strip()
+    assert page.locator("#answer-title").inner_text() == "Answer from the coarse look"
+
+
+def test_region_threshold_moves_the_box_and_reset_brings_it_back(open_page, url):
+    page = open_page()
+    upload(page)
+    ask(page, DATE)
+    own = page.locator(".box").get_attribute("data-box")
+    page.locator("#settings summary").click()
+    with page.expect_response("**/v1/perceive") as reply:
+        page.locator("#region_threshold").fill("0.9")
+    moved = ",".join(map(str, reply.value.json()["regions"][0]["box"]))
+    page.locator(f'.box[data-box="{moved}"]').wait_for()
+    assert moved != own
+    page.locator("[data-name=region_threshold] .reset").click()
+    page.locator(f'.box[data-box="{own}"]').wait_for()
+
+
+def test_budget_and_mode_go_into_the_request(open_page, url):
+    page = open_page()
+    upload(page)
+    page.locator("#settings summary").click()
+    page.locator("#max_visual_tokens").fill("128")
+    page.locator("input[name=zoom][value=always]").check()
+    ask(page, DATE)
+    message, usage = truth(url, RECEIPT, DATE, zoom="always", max_visual_tokens=128)
+    assert page.locator("#answer").inner_text() == message["content"].strip()
+    assert numbers(page.locator("#tokens").inner_text()) == [usage["prompt_tokens_details"]["image_tokens"]]
+    assert usage["prompt_tokens_details"]["image_tokens"] <= 128
+    assert page.locator("#verdict").inner_text() == "Not asked: it always zooms."
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_copied_command_gives_the_same_answer(open_page, tmp_path):
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    picture = tmp_path / "it's $(mine) `x`.jpg"
+    picture.write_bytes(RECEIPT.read_bytes())
+    upload(page, picture)
+    ask(page, 'What is the "date", $HOME \\ `x` @?')
+    page.locator("#copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert command == page.locator("#curl").inner_text()
+    run = ["bash", "-c", command.replace("curl ", "curl -s --noproxy '*' ", 1)]
+    got = json.loads(subprocess.run(run, cwd=tmp_path, capture_output=True, timeout=300, check=True).stdout)
+    assert got["choices"][0]["message"]["content"].strip() == page.locator("#answer").inner_text()
+
+
+def test_a_refusal_is_shown_as_the_server_says_it(open_page, url, tmp_path):
+    page = open_page(expect=["400"])
+    picture = tmp_path / "line.jpg"
+    Image.new("RGB", (1, 60), "white").save(picture)
+    upload(page, picture)
+    page.locator("#question").fill(DATE)
+    page.locator("#question").press("Enter")
+    page.locator("#alert:visible").wait_for()
+    status, refusal = call(url, "/v1/chat/completions", body_of(picture, DATE))
+    assert status == 400
+    assert page.locator("#alert").inner_text() == refusal["error"]["message"]
+    assert page.locator("#result").is_hidden()
+    upload_again = EXAMPLES / "card.jpg"
+    upload(page, upload_again)
+    assert page.locator("#alert").is_hidden()
+    page.locator("#question").press("Enter")
+    assert page.locator("#alert").inner_text() == "Write a question first."
+
+
+def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(open_page, tmp_path):
+    page = open_page()
+    (tmp_path / "notes.jpg").write_text("these are notes")
+    page.locator("#file").set_input_files(tmp_path / "notes.jpg")
+    page.locator("#alert:visible").wait_for()
+    assert page.locator("#alert").inner_text().startswith("This browser cannot show notes.jpg.")
+    assert page.locator("#welcome").is_visible()
+
+
+def test_escape_stops_a_question_and_a_lost_server_is_named(open_page):
+    page = open_page(expect=["ERR_FAILED"])
+    upload(page)
+    held = []
+    page.route("**/v1/chat/completions", held.append)
+    page.locator("#question").fill(DATE)
+    with page.expect_request("**/v1/chat/completions"):
+        page.locator("#question").press("Enter")
+    assert page.locator("#go").inner_text() == "Stop"
+    with page.expect_event("requestfailed"):
+        page.keyboard.press("Escape")
+    assert page.locator("#go").inner_text() == "Ask"
+    assert page.locator("#result").is_hidden()
+    page.unroute("**/v1/chat/completions")
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.locator("#question").press("Enter")
+    page.locator("#alert:visible").wait_for()
+    assert page.locator("#alert").inner_text() == "The server does not answer. Is it still running?"
+
+
+def test_the_story_is_told_slowly_the_first_time(open_page):
+    page = open_page(reduced_motion="no-preference")
+    upload(page)
+    page.locator("#question").fill(DATE)
+    page.locator("#question").press("Enter")
+    page.locator("#photo[data-coarse]").wait_for()
+    assert page.locator(".box").count() == 0
+    page.locator(".box").wait_for()
+    page.locator("#photo[data-heat]:not([data-coarse])").wait_for()
+    done(page)
+    page.locator("#link[data-shown]").wait_for()
+
+
+def test_key_and_byte_limit(open_page, guarded):
+    page = open_page(guarded, expect=["401"], http_credentials={"username": "any", "password": "open-sesame"})
+    upload(page)
+    assert page.locator("#sent-note").inner_text().startswith("Sent smaller, as a JPEG of")
+    page.locator("#settings summary").click()
+    page.locator("#key").fill("wrong")
+    page.locator("#question").fill(DATE)
+    page.locator("#question").press("Enter")
+    page.locator("#alert:visible").wait_for()
+    _, refusal = call(guarded, "/v1/chat/completions", {}, key="wrong")
+    assert page.locator("#alert").inner_text() == refusal["error"]["message"]
+    assert page.evaluate("document.activeElement.id") == "key"
+    page.locator("#key").fill("open-sesame")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, DATE)
+    assert sent.value.headers["authorization"] == "Bearer open-sesame"
+    address = sent.value.post_data_json["messages"][0]["content"][0]["image_url"]["url"]
+    data = base64.b64decode(address.removeprefix("data:image/jpeg;base64,"))
+    assert len(data) <= 60_000
+    width, height = Image.open(io.BytesIO(data)).size
+    assert (900 * height) / (1900 * width) == pytest.approx(1, abs=0.01)
+    [box] = page.locator(".box").all()
+    photo, shown = page.locator("#photo").bounding_box(), box.bounding_box()
+    right = float(box.get_attribute("data-box").split(",")[2])
+    assert shown["x"] + shown["width"] - photo["x"] == pytest.approx(right * photo["width"] / width, abs=1)
+    command = page.locator("#curl").inner_text()
+    assert '-H "Authorization: Bearer $QZOOM_API_KEY"' in command
+    assert "open-sesame" not in command
+    assert page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length") == 0
+    assert page.context.cookies() == []
