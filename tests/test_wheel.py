@@ -46,6 +46,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         size = sum(info.file_size for info in archive.infolist() if "/assets/tiny/" in info.filename)
     assert {name.split("/")[0] for name in names} == {"qzoom", "qzoom-0.1.0.dist-info"}
     assert any(name.startswith("qzoom/assets/tiny/") and name.endswith(".safetensors") for name in names)
+    assert {
+        "qzoom/serving/page/index.html",
+        "qzoom/serving/page/app.js",
+        "qzoom/serving/page/examples/receipt.jpg",
+    } <= set(names)
     assert "qzoom-0.1.0.dist-info/licenses/LICENSE" in names
     assert size <= 24_000_000
 

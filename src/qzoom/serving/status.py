@@ -72,6 +72,7 @@ def _card(service: Service) -> dict[str, Any]:
             "coarse_tokens": [coarse.min_tokens, coarse.max_tokens],
             "region_tokens": [region.min_tokens, region.max_tokens],
             "cell_px": engine.backbone.cell_px,
+            "embedded": service.model.name == "tiny",
             "limits": {
                 "body_bytes": limits.body_bytes,
                 "pictures": limits.pictures,
