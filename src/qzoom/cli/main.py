@@ -21,6 +21,7 @@ from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
 from qzoom.cli.perceive import perceive
+from qzoom.cli.serve import serve
 from qzoom.cli.train_heads import heads
 from qzoom.errors import QZoomError
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(perceive)
+app.command()(serve)
 app.command()(convert)
 app.command()(doctor)
 app.command("eval")(evaluate)
