@@ -53,7 +53,7 @@ async def chat_completions(request: Request) -> Response:
 async def _begin(service: Service, request: Request, body: bytes, arrived_s: float) -> tuple[Job, Running, StreamEvent]:
     """Up to the first event, so that whatever is wrong before it still has a status of its own."""
     job = await service.read(ChatRequest, body, request.scope, arrived_s)
-    running = service.submit(job, request.scope[TENANT])
+    running = await service.submit(job, request.scope[TENANT])
     try:
         return job, running, await running.next()
     except BaseException:

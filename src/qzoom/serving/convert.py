@@ -76,6 +76,7 @@ class Converter:
         for where, part in found:
             with _blaming(where):
                 files.append(self._read(part.image_url.url, self.limits.total_picture_bytes - sum(map(len, files))))
+                check_pictures(files[-1:], self.limits)
         check_pictures(files, self.limits)
         own = self.limits.image_limits()
         pictures = []
@@ -190,6 +191,7 @@ def _sampling(asked: ChatRequest, tokens: int | None, limits: ServerLimits) -> d
         "top_k": asked.top_k,
         "stop": asked.stop,
         "seed": asked.seed,
+        "ignore_eos": asked.ignore_eos,
     }
     return {name: value for name, value in given.items() if value is not None}
 

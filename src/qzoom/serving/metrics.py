@@ -107,7 +107,7 @@ class _Live:
         yield GaugeMetricFamily("qzoom:num_requests_running", "Answers being decoded.", value=now.running)
         yield GaugeMetricFamily("qzoom:num_requests_waiting", "Requests that wait for a slot.", value=now.waiting)
         yield GaugeMetricFamily("qzoom:worker_beat_age_seconds", "Since the worker's last step.", value=now.beat_age_s)
-        yield GaugeMetricFamily("qzoom:prefix_cache_bytes", "Memory of the prefix cache.", value=cache.bytes)
+        yield GaugeMetricFamily("qzoom:prefix_cache_bytes", "Memory of the prefix cache.", value=cache.nbytes)
         yield GaugeMetricFamily("qzoom:prefix_cache_entries", "Prefixes kept.", value=cache.entries)
         yield CounterMetricFamily("qzoom:prefix_cache_hits", "Prompts that began with a kept prefix.", value=cache.hits)
         yield CounterMetricFamily("qzoom:prefix_cache_misses", "Prompts that did not.", value=cache.misses)

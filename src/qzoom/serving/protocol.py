@@ -210,6 +210,7 @@ class ChatRequest(_Strict):
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     stop: Stop | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
+    ignore_eos: bool | None = None
     # Taken when they ask for what this server does anyway.
     n: One | None = None
     logprobs: Off | None = None

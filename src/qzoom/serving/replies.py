@@ -243,6 +243,5 @@ def _gate(gate: GateDecision) -> dict[str, Any]:
 
 
 def _rows(heat_map: HeatMap) -> list[list[float]]:
-    """Rows of the map, top to bottom."""
-    rows: list[list[float]] = heat_map.values.tolist()
-    return rows
+    """Rows of the map, top to bottom, in millionths."""
+    return [[round(value, 6) for value in row] for row in heat_map.values.tolist()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,16 @@ class Running:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[StreamEvent | QZoomError] = asyncio.Queue()
         self._deadline_s = deadline_s
-        self.ticket: Ticket | None = None
+        self._ticket: Ticket | None = None
+        self._left = False
+        self._lock = threading.Lock()
+
+    def hold(self, ticket: Ticket) -> None:
+        """Keep the ticket, or give it back at once when nobody waits any more; from any thread."""
+        with self._lock:
+            self._ticket, left = ticket, self._left
+        if left:
+            ticket.cancel()
 
     def listen(self, event: StreamEvent | QZoomError) -> None:
         """Take an event; called on the worker's thread."""
@@ -86,9 +96,11 @@ class Running:
         return event
 
     def cancel(self) -> None:
-        """Free the slot; harmless once the answer has ended."""
-        if self.ticket is not None:
-            self.ticket.cancel()
+        """Free the slot, now or as soon as there is one; harmless once the answer has ended."""
+        with self._lock:
+            self._left, ticket = True, self._ticket
+        if ticket is not None:
+            ticket.cancel()
 
 
 class Service:
@@ -179,25 +191,34 @@ class Service:
             decoded(scope)
         return Job(request, asked, arrived_s)
 
-    def submit(self, job: Job, tenant: str, *, perceive: bool = False) -> Running:
-        """Hand a job to the worker.
+    async def submit(self, job: Job, tenant: str, *, perceive: bool = False) -> Running:
+        """Hand a job to the worker; on a reader's thread, since that hashes the pictures.
 
         Raises:
             QueueFullError, StoppingError: it cannot be taken now.
+            QuestionError, BudgetError: it cannot fit into what the model reads.
         """
         deadline = job.arrived_s + self.settings.deadline_s
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineError("Reading the request took all the time that a request has.")
         running = Running(deadline)
-        running.ticket = self.scheduler.submit(
-            job.request, running.listen, tenant=tenant, deadline_s=left, perceive=perceive
-        )
+
+        def hand_over() -> None:
+            running.hold(
+                self.scheduler.submit(job.request, running.listen, tenant=tenant, deadline_s=left, perceive=perceive)
+            )
+
+        try:
+            await _run(self._readers, hand_over)
+        except BaseException:
+            running.cancel()
+            raise
         return running
 
     async def perception(self, job: Job, tenant: str) -> Perception:
         """Gate and regions only."""
-        running = self.submit(job, tenant, perceive=True)
+        running = await self.submit(job, tenant, perceive=True)
         try:
             seen = (await running.next()).perception
         finally:
