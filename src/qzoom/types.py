@@ -130,6 +130,7 @@ class SamplingParams:
         top_k: most likely tokens kept; 0 keeps all.
         stop: texts that end the answer; they are not part of it.
         seed: seed of this sample's own generator, from -2**63 to below 2**64; None draws one.
+        ignore_eos: go on after the end token, so that every answer has `max_new_tokens` tokens (for load tests).
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -141,6 +142,7 @@ class SamplingParams:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         from qzoom.errors import ConfigError
@@ -159,6 +161,8 @@ class SamplingParams:
             raise ConfigError(f"stop must be texts, not {_shown(self.stop)}.")
         if any(not text for text in self.stop):
             raise ConfigError("A stop text must not be empty.")
+        if not isinstance(self.ignore_eos, bool):
+            raise ConfigError(f"ignore_eos must be true or false, not {_shown(self.ignore_eos)}.")
 
 
 def _is_number(value: Any) -> bool:

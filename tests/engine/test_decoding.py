@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from qzoom.engine.running import events
 from qzoom.engine.sampling import Sampler
 from qzoom.errors import ConfigError
 from qzoom.model import QZoom
-from qzoom.types import SamplingParams
+from qzoom.types import Answer, SamplingParams
 from tests import tiny_models
 
 PAGE = tiny_models.picture(91, 220, 160)
@@ -114,6 +115,24 @@ def test_max_new_tokens_is_exact() -> None:
         answer = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=n)
         assert answer.tokens == whole.tokens[:n]
         assert answer.finish_reason == "length"
+
+
+def test_ignore_eos_goes_on_to_the_last_token() -> None:
+    model = QZoom(tiny_models.engine("qwen3_vl"))
+    plain = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=9)
+    end = plain.tokens[4]
+
+    def last(ignore_eos: bool) -> Answer:
+        asked = model.request(PAGE, QUESTION, zoom="never", max_new_tokens=9, ignore_eos=ignore_eos)
+        *_, (_, event) = events(model.engine, [asked], eos_ids=[end])
+        assert event.answer is not None
+        return event.answer
+
+    assert last(False).tokens == plain.tokens[: plain.tokens.index(end) + 1]
+    assert last(False).finish_reason == "stop"
+    assert last(True).tokens == plain.tokens
+    assert last(True).text == plain.text
+    assert last(True).finish_reason == "length"
 
 
 @pytest.mark.parametrize("zoom", ["never", "always"])

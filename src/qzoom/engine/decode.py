@@ -52,8 +52,9 @@ class DecodeRow:
         """Draw a token from the logits; returns the new text and sets `finish` when the row has ended."""
         token = self.sampler.draw(self.logits)
         self.tokens.append(token)
-        piece = "" if token in eos_ids else self.stream.push(token)
-        if token in eos_ids or self.stream.stopped:
+        ended = token in eos_ids and not self.params.ignore_eos
+        piece = "" if ended else self.stream.push(token)
+        if ended or self.stream.stopped:
             self.finish = "stop"
         elif len(self.tokens) >= self.params.max_new_tokens:
             self.finish = "length"
