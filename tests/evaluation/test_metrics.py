@@ -2,7 +2,22 @@
 
 import pytest
 
-from qzoom.evaluation.metrics import anls, edit_distance, exact_match, hit, normalise, union_share, wilson_interval
+from qzoom.evaluation.metrics import (
+    METRICS,
+    anls,
+    anls_harness,
+    contains_answer,
+    contains_answer_harness,
+    edit_distance,
+    exact_match,
+    hit,
+    normalise,
+    relaxed_match,
+    relaxed_match_harness,
+    union_share,
+    vqa_accuracy,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +140,106 @@ def test_wilson_interval():
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
     assert wilson_interval(10, 10)[1] == 1.0
     assert wilson_interval(10, 10)[0] == pytest.approx(0.7225, abs=1e-4)
+
+
+def test_anls_of_the_harnesses_divides_by_raw_lengths():
+    assert anls_harness("33.96", ["33.90"]) == pytest.approx(0.8)
+    # one edit of four normalised characters, but the raw prediction is ten long
+    assert anls_harness("  ab    cx", ["ab cd"]) == pytest.approx(1 - 1 / 10)
+    assert anls("  ab    cx", ["ab cd"]) == pytest.approx(1 - 1 / 5)
+    assert anls_harness("ab", ["ba"]) == 0.0
+    assert anls_harness("", [""]) == 1.0
+
+
+PEOPLE = ["nike"] * 2 + ["Nike."] + ["adidas"] * 6 + ["the puma"]
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("NIKE", (3 * 2 / 3 + 7 * 1) / 10),  # three agree: without one of them two are left
+        ("adidas", 1.0),
+        ("puma", (0 + 9 * 1 / 3) / 10),
+        ("reebok", 0.0),
+    ],
+)
+def test_vqa_accuracy(said, score):
+    assert vqa_accuracy(said, PEOPLE) == pytest.approx(score)
+    assert vqa_accuracy(said, PEOPLE, harness=True) == pytest.approx(score)
+    assert PEOPLE[2] == "Nike."
+
+
+def test_vqa_accuracy_with_one_answer():
+    assert vqa_accuracy("Two", ["2"]) == 1.0
+    assert vqa_accuracy("Two", ["2"], harness=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "strict", "harness"),
+    [
+        ("104.9", "100", True, True),
+        ("105.1", "100", False, False),
+        ("95", "100", True, True),
+        ("50%", "0.5", True, True),
+        ("50%", "50", False, False),
+        ("Red", "red", True, True),
+        (" red", "red", True, False),
+        ("1,000", "1000", True, False),
+        ("0", "0", True, True),
+        ("0.0", "0", True, False),
+        ("0.01", "0", False, False),
+        ("nan", "5", False, False),
+        ("", "5", False, False),
+        ("1,00", "100", False, False),
+    ],
+)
+def test_relaxed_match(said, answer, strict, harness):
+    assert relaxed_match(said, answer) is strict
+    assert relaxed_match_harness(said, answer) is harness
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "strict", "harness"),
+    [
+        ("The word is CENTRE.", "centre", True, True),
+        ("2019", "1", False, True),
+        ("No. 1!", "1", True, True),
+        ("ＡＢＣ", "abc", True, True),
+        ("new\nyork", "New York", True, True),
+        ("new  york", "new york", True, False),
+        ("中文字", "文", True, True),
+        ("anything", "", False, True),
+        ("x", "y", False, False),
+    ],
+)
+def test_contained_answers(said, answer, strict, harness):
+    assert contains_answer(said, [answer]) is strict
+    assert contains_answer_harness(said, [answer]) is harness
+    assert contains_answer(said, ["not there", answer]) is strict
+
+
+@pytest.mark.parametrize(("said", "found"), [("x ^ 2+ 1", True), ("X^2+1", False), ("ax^2+1b", True)])
+def test_formulas_are_compared_without_spaces(said, found):
+    assert contains_answer(said, ["x^2 + 1"], formula=True) is found
+    assert contains_answer_harness(said, ["x^2 + 1"], formula=True) is found
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "answers", "choices", "strict", "harness"),
+    [
+        ("exact_match", "RM 5.00", ("4.00", "5.00"), (), 1.0, 1.0),
+        ("anls", "33.96", ("33.90", "x"), (), 0.8, 0.8),
+        ("relaxed_accuracy", "1,000", ("1000",), (), 1.0, 0.0),
+        ("contains", "2019", ("1",), (), 0.0, 1.0),
+        ("contains_formula", "a + b", ("a+b",), (), 1.0, 1.0),
+        ("vqa_accuracy", "two", ("2",) * 10, (), 1.0, 1.0),
+        ("choice_vstar", "Blue", ("B",), ("red", "blue"), 1.0, 1.0),
+        ("choice_vstar", "Brown", ("B",), ("red", "blue"), 0.0, 1.0),
+        ("choice_mme", "", ("A",), ("red", "blue"), 0.0, 1.0),
+        ("choice_hrbench", "the blue one", ("B",), ("red", "blue"), 0.0, 1.0),
+    ],
+)
+def test_metrics_by_name(name, said, answers, choices, strict, harness):
+    metric = METRICS[name]
+    assert metric.strict(said, answers, choices) == pytest.approx(strict)
+    assert metric.harness(said, answers, choices) == pytest.approx(harness)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +13,7 @@ from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
-    from qzoom.evaluation.runner import EvalOptions
+    from qzoom.evaluation.asking import EvalOptions
     from qzoom.evaluation.score import Scores
     from qzoom.model import QZoom
     from qzoom.types import ZoomMode
@@ -24,12 +21,35 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-Task = Annotated[str, typer.Argument(metavar="TASK", show_default=False, help="receipts, documents or scenes.")]
-Data = Annotated[Path | None, typer.Option(show_default=False, help="receipts: the folder that holds NAME.jsonl.")]
-Split = Annotated[str | None, typer.Option(metavar="NAME", show_default="dev", help="receipts: which file.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TASK...",
+        show_default=False,
+        help="receipts, documents, scenes, textvqa, infovqa, chartqa, ocrbench, docvqa, vstar, mme_realworld_lite, "
+        "hrbench4k, hrbench8k.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(show_default=False, help="receipts: the folder of NAME.jsonl; benchmarks: files instead of the hub."),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", show_default=False, help="receipts: which file (dev); benchmarks: which split."),
+]
+DataRevision = Annotated[
+    str | None, typer.Option(show_default=False, help="benchmarks: revision of the data on the hub.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, show_default="0", help="documents, scenes: number of first picture.")]
 Count = Annotated[int | None, typer.Option(min=1, show_default="100", help="documents, scenes: how many pictures.")]
 Limit = Annotated[int | None, typer.Option(min=1, show_default=False, help="The first so many pictures only.")]
+Method = Annotated[str, typer.Option(help="How to look: qzoom does as --zoom says, the others are baselines.")]
+Seeds = Annotated[
+    int, typer.Option(min=1, help="Ask all so many times, with seeds from 0 on, where answers are drawn.")
+]
+Temperature = Annotated[float, typer.Option(min=0, max=100, help="0 is greedy; above, answers are drawn.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered together; 1 shares a picture's look instead.")]
 MaxVisualTokens = Annotated[
     int | None,
     typer.Option(
@@ -40,10 +60,22 @@ MaxVisualTokens = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option(show_default=False, help="Keep every answer here (JSON lines); a rerun continues it.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        show_default=False,
+        help="Keep every answer in this folder, or for one task in this file.jsonl; a rerun continues it.",
+    ),
+]
+Rescore = Annotated[
+    list[Path] | None,
+    typer.Option(show_default=False, help="Score kept answers again, no model needed: files, or folders of them."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start --output anew.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, show_default="the benchmark's, else 128", help="Most tokens of an answer.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +83,42 @@ class _Asked:
     """What one call asks for, options read and checked."""
 
     zoom: ZoomMode
+    method: str
     limits: tuple[TokenBudget | int | None, TokenBudget | int | None, int | None]  # coarse, region, both together
     thresholds: tuple[str | None, float | None, float | None]
-    max_new_tokens: int
+    max_new_tokens: int | None
+    temperature: float
+    seeds: int
+    batch_size: int
     limit: int | None
     output: Path | None
     fresh: bool
+    json: bool
 
 
 def evaluate(
-    task: Task,
+    tasks: Tasks = None,
     data: Data = None,
     split: Split = None,
+    data_revision: DataRevision = None,
     seed: Seed = None,
     count: Count = None,
     limit: Limit = None,
     model: options.Model = "tiny",
+    method: Method = "qzoom",
     zoom: options.Zoom = "auto",
     max_visual_tokens: MaxVisualTokens = None,
     coarse_tokens: options.CoarseTokens = None,
     region_tokens: options.RegionTokens = None,
+    seeds: Seeds = 1,
+    temperature: Temperature = 0.0,
+    batch_size: BatchSize = 1,
     output: Output = None,
     fresh: Fresh = False,
+    rescore: Rescore = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    max_new_tokens: MaxNewTokens = 128,
+    max_new_tokens: MaxNewTokens = None,
     gate_threshold: options.GateThreshold = None,
     region_threshold: options.RegionThreshold = None,
     preset: options.Preset = None,
@@ -90,108 +133,172 @@ def evaluate(
 
     Example: qzoom eval receipts --data receipts --split dev --max-visual-tokens 288 --json
     """
+    console = Console(quiet=quiet)
+    if rescore:
+        if tasks:
+            raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")
+        _rescore(rescore, console, json)
+        return
+    names = list(dict.fromkeys(tasks or []))
+    if not names:
+        raise typer.BadParameter("name at least one TASK, for example: receipts")
+    for_files = {"--data": data, "--split": split, "--data-revision": data_revision}
+    _check_usage(names, for_files, {"--seed": seed, "--count": count}, output, fresh)
+    coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
+    region = options.parse_tokens(region_tokens, "--region-tokens")
+    asked = _Asked(
+        zoom,
+        method,
+        (coarse, region, max_visual_tokens),
+        (preset, gate_threshold, region_threshold),
+        max_new_tokens,
+        temperature,
+        seeds,
+        batch_size,
+        limit,
+        output,
+        fresh,
+        json,
+    )
+    _check_method(asked)
+    opened = _open(names, {"data": data, "split": split, "revision": data_revision}, seed, count)
+    console.hush_libraries()
     from qzoom.cli.loading import load_model
+
+    reader = load_model(model, revision, device, dtype)
+    for task in opened:
+        _measure(reader, task, asked, console, len(opened) > 1)
+
+
+def _open(names: list[str], where: dict[str, Any], seed: int | None, count: int | None) -> list[Any]:
+    """All tasks, checked before the model is loaded."""
     from qzoom.errors import ConfigError
     from qzoom.evaluation.tasks.registry import open_task
 
-    _check_usage(task, {"--data": data, "--split": split}, {"--seed": seed, "--count": count}, output, fresh)
-    coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
-    region = options.parse_tokens(region_tokens, "--region-tokens")
     try:
-        chosen = open_task(task, data=data, split=split or "dev", seed=seed or 0, count=count or 100)
+        return [open_task(name, seed=seed or 0, count=count or 100, **where) for name in names]
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    console = Console(quiet=quiet)
-    console.hush_libraries()
-    limits = (coarse, region, max_visual_tokens)
-    wanted = (preset, gate_threshold, region_threshold)
-    asked = _Asked(zoom, limits, wanted, max_new_tokens, limit, output, fresh)
-    _measure(load_model(model, revision, device, dtype), chosen, task, asked, console, json)
-
-
-def _measure(reader: QZoom, task: Any, name: str, asked: _Asked, console: Console, json: bool) -> None:
-    """Ask every question and print the figures."""
-    from qzoom.cli.loading import thresholds
-    from qzoom.evaluation.budgets import share_tokens
-    from qzoom.evaluation.runner import EvalOptions, run
-    from qzoom.evaluation.score import score
-
-    coarse, region, total = asked.limits
-    standard = reader.engine.backbone.default_budget()
-    limits = share_tokens(asked.zoom, reader.config, standard, coarse=coarse, region=region, total=total)
-    asking = EvalOptions(asked.zoom, *limits, *thresholds(reader, *asked.thresholds), asked.max_new_tokens)
-    with _progress(console, name) as on_picture:
-        rows = run(
-            reader, task, asking, limit=asked.limit, output=asked.output, fresh=asked.fresh, on_picture=on_picture
-        )
-    scores = score(rows, task.fields)
-    if scores.errors:
-        first = next(row.error for row in rows if row.error)
-        console.note(f"{scores.errors} of {scores.n} questions failed and count as wrong; the first: {first}")
-    if json:
-        console.record(task.identity | {"model": reader.name} | _asked(asking) | scores.to_dict())
-        return
-    for line in _lines(scores):
-        console.result(line)
 
 
 def _check_usage(
-    task: str, for_files: dict[str, Any], for_seeds: dict[str, Any], output: Path | None, fresh: bool
+    names: list[str], for_files: dict[str, Any], for_seeds: dict[str, Any], output: Path | None, fresh: bool
 ) -> None:
-    """Options that do not belong to the task are mistakes.
+    """Options that belong to none of the tasks are mistakes.
 
     Raises:
         typer.BadParameter: one was given.
     """
-    for flag, value in (for_seeds if task == "receipts" else for_files).items():
-        if value is not None and task in ("receipts", "documents", "scenes"):
-            raise typer.BadParameter(f"{flag} has no meaning for the task {task}; leave it out.")
+    from qzoom.evaluation.tasks.registry import TASK_NAMES
+    from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS
+
+    drawn = {name in SYNTHETIC_TASKS for name in names}
+    useless = ({} if False in drawn else for_files) | ({} if True in drawn else for_seeds)
+    for flag, value in useless.items():
+        if value is not None and set(names) <= set(TASK_NAMES):
+            raise typer.BadParameter(f"{flag} has no meaning for the task {', '.join(names)}; leave it out.")
     if fresh and output is None:
         raise typer.BadParameter("--fresh needs --output.")
 
 
-@contextmanager
-def _progress(console: Console, task: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error when a person watches it."""
-    if console.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    import rich.console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+def _check_method(asked: _Asked) -> None:
+    """A known method, and seeds only where something is drawn.
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
-        line = bar.add_task(f"{task}, pictures", total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
+    Raises:
+        typer.BadParameter: otherwise.
+    """
+    from qzoom.errors import ConfigError
+    from qzoom.evaluation.asking import EvalOptions
 
-
-def _asked(asking: EvalOptions) -> dict[str, Any]:
-    """The settings beside the figures; a limit is [minimum, maximum] or null for the model's own."""
-    limits = {"coarse_tokens": asking.coarse_tokens, "region_tokens": asking.region_tokens}
-    shown = {name: [b.min_tokens, b.max_tokens] if b else None for name, b in limits.items()}
-    return {"zoom": asking.zoom, **shown}
+    try:
+        asking = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    if asked.seeds > 1 and not asking.draws:
+        raise typer.BadParameter("--seeds changes nothing when nothing is drawn: give a --temperature above 0.")
 
 
-def _lines(scores: Scores) -> list[str]:
-    """The figures for people."""
+def _measure(reader: QZoom, task: Any, asked: _Asked, console: Console, several: bool) -> None:
+    """Ask every question of one task, once per seed, and print the figures."""
+    from qzoom.cli.eval_output import asked_how, figures, over_seeds, progress
+    from qzoom.evaluation.runner import run
+    from qzoom.evaluation.score import score
 
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
+    found: list[Scores] = []
+    for number in range(asked.seeds):
+        asking = _asking(reader, task, asked, number)
+        output = _file(asked, task.name, number, several)
+        with progress(console, task.name) as on_picture:
+            rows = run(
+                reader,
+                task,
+                asking,
+                limit=asked.limit,
+                output=output,
+                fresh=asked.fresh,
+                on_picture=on_picture,
+                batch_size=asked.batch_size,
+            )
+        scores = score(rows, task.fields)
+        if scores.errors:
+            first = next(row.error for row in rows if row.error)
+            console.note(f"{scores.errors} of {scores.n} questions failed and count as wrong; the first: {first}")
+        about = task.identity | {"model": reader.name} | asked_how(asking)
+        title = f"{task.name}, seed {number}" if asked.seeds > 1 else task.name if several else ""
+        figures(console, scores, about, json=asked.json, title=title)
+        found.append(scores)
+    if asked.seeds > 1:
+        over_seeds(console, task.name, found, json=asked.json)
 
-    exact = ", ".join(f"{name} {share(value)}" for name, value in scores.exact_match.items())
-    lines = [
-        f"questions      {scores.n}" + (f" ({scores.errors} failed)" if scores.errors else ""),
-        f"exact match    {exact}",
-        f"ANLS           {share(scores.anls)}",
-        f"zoomed         {share(scores.zoomed)}",
-    ]
-    for name, group in scores.difficulty.items():
-        lines.append(
-            f"{name:<15}{group['n']} questions, exact match {share(group['exact_match'])}, "
-            f"zoomed {share(group['zoomed'])}"
-        )
-    if scores.zoomed:
-        lines.append(f"regions        hit {share(scores.hit_rate)}, area {share(scores.box_area)} of the picture")
-    if scores.visual_tokens is not None and scores.seconds is not None:
-        lines.append(f"cost           {scores.visual_tokens:.1f} visual tokens, {scores.seconds:.3f} s per question")
-    return lines
+
+def _asking(reader: QZoom, task: Any, asked: _Asked, seed: int) -> EvalOptions:
+    """How the model is asked, its own limits and thresholds filled in."""
+    import dataclasses
+
+    from qzoom.cli.loading import thresholds
+    from qzoom.evaluation.asking import EvalOptions
+    from qzoom.evaluation.budgets import share_tokens
+
+    coarse, region, total = asked.limits
+    plain = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature, seed=seed)
+    standard = reader.engine.backbone.default_budget()
+    limits = share_tokens(plain.look, reader.config, standard, coarse=coarse, region=region, total=total)
+    gate, cell = thresholds(reader, *asked.thresholds)
+    return dataclasses.replace(
+        plain,
+        coarse_tokens=limits[0],
+        region_tokens=limits[1],
+        gate_threshold=gate,
+        region_threshold=cell,
+        max_new_tokens=asked.max_new_tokens or getattr(task, "max_new_tokens", 128),
+    )
+
+
+def _file(asked: _Asked, task: str, seed: int, several: bool) -> Path | None:
+    """Where one run's answers go: the file that was named, or one of its own in the folder."""
+    if asked.output is None:
+        return None
+    if asked.output.suffix == ".jsonl" and not asked.output.is_dir():
+        if several or asked.seeds > 1:
+            raise typer.BadParameter(f"{asked.output} is one file, but several runs are asked for; name a folder.")
+        return asked.output
+    return asked.output / (f"{task}-seed{seed}.jsonl" if asked.seeds > 1 else f"{task}.jsonl")
+
+
+def _rescore(paths: list[Path], console: Console, json: bool) -> None:
+    """Figures of kept answers."""
+    from qzoom.cli.eval_output import figures
+    from qzoom.errors import DataError
+    from qzoom.evaluation.score import score
+    from qzoom.evaluation.store import read_answers
+    from qzoom.evaluation.tasks.registry import fields_of
+
+    for path in paths:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path}: no kept answers in it; name a folder that `qzoom eval -o` wrote.")
+        for file in files:
+            header, rows = read_answers(file)
+            questions = header["settings"].get("questions", {})
+            scores = score(rows, fields_of(questions.get("task", "")))
+            figures(console, scores, questions | {"file": str(file)}, json=json, title=str(file))

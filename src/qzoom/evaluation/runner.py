@@ -6,55 +6,21 @@ look. A question that fails is a wrong answer with its reason, never a missing o
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qzoom.config import TokenBudget
-from qzoom.errors import HeadsMissingError, QZoomError
+from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
+from qzoom.evaluation.asking import EvalOptions, ask_many, ask_sample
 from qzoom.evaluation.identity import describe_model, describe_software
-from qzoom.evaluation.records import AnswerRow, EvalSample, Task
+from qzoom.evaluation.records import AnswerRow, EvalQuestion, EvalSample, Task
 from qzoom.evaluation.store import AnswerFile
-from qzoom.types import ZoomMode
 
 if TYPE_CHECKING:
-    from qzoom.engine.session import Session
     from qzoom.model import QZoom
 
 __all__ = ["EvalOptions", "run"]
-
-
-@dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """How every question is asked.
-
-    Args:
-        zoom: "auto", "never" or "always".
-        coarse_tokens: limits of the coarse look; None for the model's own.
-        region_tokens: limits of all regions together; None for the model's own.
-        gate_threshold: None for the checkpoint's.
-        region_threshold: None for the checkpoint's.
-        max_new_tokens: most tokens of an answer.
-    """
-
-    zoom: ZoomMode = "auto"
-    coarse_tokens: TokenBudget | None = None
-    region_tokens: TokenBudget | None = None
-    gate_threshold: float | None = None
-    region_threshold: float | None = None
-    max_new_tokens: int = 128
-
-    def of_question(self) -> dict[str, Any]:
-        """Keyword arguments of `Session.ask`."""
-        return {
-            "zoom": self.zoom,
-            "region_tokens": self.region_tokens,
-            "gate_threshold": self.gate_threshold,
-            "region_threshold": self.region_threshold,
-            "max_new_tokens": self.max_new_tokens,
-        }
 
 
 def run(
@@ -66,6 +32,7 @@ def run(
     output: Path | None = None,
     fresh: bool = False,
     on_picture: Callable[[int, int], None] | None = None,
+    batch_size: int = 1,
 ) -> list[AnswerRow]:
     """Ask everything, or what is left of it.
 
@@ -77,6 +44,7 @@ def run(
         output: file of the raw answers; a rerun with the same settings continues it.
         fresh: start `output` anew.
         on_picture: told (pictures done, pictures in all) after each.
+        batch_size: questions answered together; 1 asks picture by picture, each in a session of its own.
 
     Returns:
         One row per question, in the task's order.
@@ -86,12 +54,7 @@ def run(
         ConfigError, DataError: `output` holds something else.
         QZoomError: not one question could be asked.
     """
-    if options.zoom != "never" and not model.has_region:
-        raise HeadsMissingError(
-            "This model has no region branch, so it cannot zoom: measure it with zoom 'never', or load a model that "
-            "has one."
-        )
-    model.make_options(coarse_tokens=options.coarse_tokens, **options.of_question())
+    _check(model, options, batch_size)
     ids = task.ids if limit is None else task.ids[:limit]
     store = None
     rows: dict[str, list[AnswerRow]] = {}
@@ -100,66 +63,55 @@ def run(
         store = AnswerFile(output, settings, about=describe_software(model), fresh=fresh)
         for row in store.rows:
             rows.setdefault(row.picture, []).append(row)
-    for done, name in enumerate(ids, start=1):
-        if name not in rows:
-            rows[name] = answer_sample(model, task.sample(done - 1), options)
-            if store is not None:
-                store.append(rows[name])
-        if on_picture is not None:
-            on_picture(done, len(ids))
+    done = sum(name in rows for name in ids)
+    missing = [index for index, name in enumerate(ids) if name not in rows]
+    if on_picture is not None and done:
+        on_picture(done, len(ids))
+    for samples in _groups(task, missing, batch_size):
+        many = ask_many(model, samples, options) if batch_size > 1 else [ask_sample(model, samples[0], options)]
+        if store is not None:
+            store.append([row for answered in many for row in answered])
+        for sample, answered in zip(samples, many, strict=True):
+            rows[sample.id] = answered
+            done += 1
+            if on_picture is not None:
+                on_picture(done, len(ids))
     chosen = [row for name in ids for row in rows[name]]
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")
     return chosen
 
 
-def answer_sample(model: QZoom, sample: EvalSample, options: EvalOptions) -> list[AnswerRow]:
-    """All questions about one picture; errors become rows too."""
-    session: Session | None = None
-    error = None
-    start = time.perf_counter()
+def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
+    """Find what is wrong with the settings before the first question."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
+    needs = options.way.needs_region and options.look != "never"
+    if needs and not model.has_region:
+        raise HeadsMissingError(
+            "This model has no region branch, so it cannot zoom: measure it with zoom 'never', or load a model that "
+            "has one."
+        )
+    model.make_options(coarse_tokens=options.coarse_tokens, **options.of_question())
+
+
+def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[EvalSample]]:
+    """Pictures with at least `batch_size` questions together, the last ones with what is left."""
+    group: list[EvalSample] = []
+    for index in indices:
+        group.append(_sample(task, index))
+        if sum(len(sample.questions) for sample in group) >= batch_size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _sample(task: Task, index: int) -> EvalSample:
+    """A picture and its questions; one that cannot be made is a wrong answer with its reason."""
     try:
-        session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
+        return task.sample(index)
     except Exception as problem:  # whatever it is, it must be counted
-        error = _reason(problem)
-    share = (time.perf_counter() - start) / len(sample.questions)
-    return [_answer(session, error, sample, index, options, share) for index in range(len(sample.questions))]
-
-
-def _answer(
-    session: Session | None, error: str | None, sample: EvalSample, index: int, options: EvalOptions, share_s: float
-) -> AnswerRow:
-    asked = sample.questions[index]
-    known: dict[str, Any] = {
-        "picture": sample.id,
-        "index": index,
-        "count": len(sample.questions),
-        "field": asked.field,
-        "question": asked.question,
-        "answer": asked.answer,
-        "boxes": asked.boxes,
-        "easy": asked.easy,
-        "size_px": sample.size_px,
-    }
-    if session is None:
-        return AnswerRow(**known, seconds=round(share_s, 6), error=error)
-    start = time.perf_counter()
-    try:
-        said = session.ask(asked.question, **options.of_question())
-    except Exception as problem:  # whatever it is, it must be counted
-        return AnswerRow(**known, seconds=round(share_s + time.perf_counter() - start, 6), error=_reason(problem))
-    return AnswerRow(
-        **known,
-        seconds=round(share_s + time.perf_counter() - start, 6),
-        prediction=said.text,
-        finish_reason=said.finish_reason,
-        gate=said.gate,
-        regions=said.regions,
-        usage=said.usage,
-        timing_ms={name: round(ms, 2) for name, ms in said.timing_ms.items()},
-    )
-
-
-def _reason(problem: Exception) -> str:
-    text = " ".join(str(problem).split())
-    return text if isinstance(problem, QZoomError) else f"{type(problem).__name__}: {text}"
+        reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        nothing = EvalQuestion("unusable", "", "")
+        return EvalSample(task.ids[index], None, (0, 0), (nothing,), reason)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import field as dataclass_field
+from typing import Any, Literal
 
 from qzoom.errors import DataError
-from qzoom.evaluation.metrics import anls, exact_match, hit, union_share
+from qzoom.evaluation.metrics import METRICS, anls, exact_match, hit, union_share
 from qzoom.evaluation.records import AnswerRow
 
-__all__ = ["Paired", "Scores", "compare", "is_right", "score"]
+__all__ = ["Paired", "Scores", "compare", "is_right", "row_score", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class Scores:
         seconds_total: of all questions.
         errors: questions without an answer, counted as wrong.
         difficulty: for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed.
+        metric: name of the task's own metric; names joined by "+" where questions differ in it.
+        strict: mean of the task's metric per field and for "all"; see `qzoom.evaluation.metrics.METRICS`.
+        harness: the same as lmms-eval computes it.
     """
 
     n: int
@@ -42,6 +46,9 @@ class Scores:
     seconds_total: float
     errors: int
     difficulty: dict[str, dict[str, float | None]]
+    metric: str = ""
+    strict: dict[str, float | None] = dataclass_field(default_factory=dict)
+    harness: dict[str, float | None] = dataclass_field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `difficulty` only where it is known."""
@@ -63,8 +70,25 @@ class Paired:
 
 
 def is_right(row: AnswerRow) -> bool:
-    """Whether the answer is an exact match; an error is wrong."""
-    return row.error is None and exact_match(row.prediction, row.answer)
+    """Whether the answer gets all that the question's strict metric gives, which mostly is an exact match."""
+    return row_score(row) == 1.0
+
+
+def row_score(row: AnswerRow, variant: Literal["strict", "harness"] = "strict") -> float:
+    """What one answer gets by its question's metric, from 0 to 1; an error gets 0.
+
+    Raises:
+        DataError: a metric that this version does not know.
+    """
+    if row.metric not in METRICS:
+        raise DataError(f"Question {row.picture!r} was kept with the unknown metric {row.metric!r}; ask it again.")
+    if row.error is not None:
+        return 0.0
+    return getattr(METRICS[row.metric], variant)(row.prediction, row.answers or (row.answer,), row.choices)
+
+
+def _matches(row: AnswerRow) -> bool:
+    return row.error is None and any(exact_match(row.prediction, answer) for answer in row.answers or (row.answer,))
 
 
 def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
@@ -75,14 +99,13 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
         fields: fields to list even when nothing was asked about them; the others follow in alphabetical order.
     """
     names = dict.fromkeys([*fields, *sorted({row.field for row in rows})])
-    exact = {name: _mean(is_right(row) for row in rows if row.field == name) for name in names}
-    exact["all"] = _mean(is_right(row) for row in rows)
+    exact = _per_field(rows, names, _matches)
     zooms = [row for row in rows if row.zoomed]
     seconds = sum(row.seconds for row in rows)
     return Scores(
         n=len(rows),
         exact_match=exact,
-        anls=_mean(0.0 if row.error else anls(row.prediction, [row.answer]) for row in rows),
+        anls=_mean(0.0 if row.error else anls(row.prediction, row.answers or [row.answer]) for row in rows),
         zoomed=_mean(row.zoomed for row in rows),
         hit_rate=_mean(hit([r.box for r in row.regions], row.boxes) for row in zooms if row.boxes),
         box_area=_mean(union_share([r.box for r in row.regions], row.size_px) for row in zooms),
@@ -91,7 +114,19 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
         seconds_total=round(seconds, 4),
         errors=sum(row.error is not None for row in rows),
         difficulty=_difficulty(rows),
+        metric="+".join(sorted({row.metric for row in rows})),
+        strict=_per_field(rows, names, row_score),
+        harness=_per_field(rows, names, lambda row: row_score(row, "harness")),
     )
+
+
+def _per_field(
+    rows: Sequence[AnswerRow], names: Iterable[str], value: Callable[[AnswerRow], float]
+) -> dict[str, float | None]:
+    """Means per field, and of all rows as "all"."""
+    values = [(row.field, value(row)) for row in rows]
+    means = {name: _mean(v for field, v in values if field == name) for name in names}
+    return means | {"all": _mean(v for _, v in values)}
 
 
 def compare(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> Paired:
@@ -120,7 +155,7 @@ def _difficulty(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]
         if group:
             out[name] = {
                 "n": len(group),
-                "exact_match": _mean(is_right(row) for row in group),
+                "exact_match": _mean(_matches(row) for row in group),
                 "zoomed": _mean(row.zoomed for row in group),
             }
     return out

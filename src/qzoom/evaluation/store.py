@@ -15,7 +15,7 @@ from typing import Any
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.records import AnswerRow
 
-__all__ = ["AnswerFile"]
+__all__ = ["AnswerFile", "read_answers"]
 
 SCHEMA = 1
 
@@ -51,7 +51,7 @@ class AnswerFile:
         return {row.picture for row in self.rows}
 
     def append(self, rows: Sequence[AnswerRow]) -> None:
-        """Add all rows of one picture."""
+        """Add all rows of one or more pictures, picture by picture."""
         text = "".join(_line(row.to_dict()) for row in rows)
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -87,12 +87,8 @@ class AnswerFile:
         return rows[:whole]
 
     def _check_header(self, line: bytes) -> None:
-        try:
-            header = json.loads(line)
-            known = isinstance(header, dict) and header["schema"] == SCHEMA and isinstance(header["settings"], dict)
-        except (ValueError, KeyError):
-            known = False
-        if not known:
+        header = _read_header(line)
+        if header is None:
             raise DataError(
                 f"{self.path} does not start like answers of this version of qzoom; name another file or use --fresh "
                 "to replace it."
@@ -118,6 +114,44 @@ class AnswerFile:
         if any(r.picture == row.picture for r in rows[:whole]):
             raise DataError(f"{where}: the picture {row.picture!r} was answered twice; {hint}")
         return row
+
+
+def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
+    """Header ("settings", "about") and rows of a file that a run wrote, to score it again; it is not changed.
+
+    A broken last picture, as a killed run leaves it, is left out.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); name a file that `qzoom eval -o` wrote."
+        ) from error
+    header = _read_header(lines[0])
+    if header is None:
+        raise DataError(f"{path} does not start like answers of this version of qzoom; name a file of its own.")
+    rows: list[AnswerRow] = []
+    whole = 0
+    for number, line in enumerate(lines[1:-1], start=2):
+        try:
+            rows.append(AnswerRow.from_dict(json.loads(line)))
+        except (ValueError, DataError) as error:
+            raise DataError(f"{path}, line {number}: {error}; remove the file or ask again with --fresh.") from error
+        whole = len(rows) if rows[-1].index + 1 == rows[-1].count else whole
+    return header, rows[:whole]
+
+
+def _read_header(line: bytes) -> dict[str, Any] | None:
+    """The first line of an answer file; None if it is another's."""
+    try:
+        header = json.loads(line)
+        known = isinstance(header, dict) and header["schema"] == SCHEMA and isinstance(header["settings"], dict)
+    except (ValueError, KeyError):
+        known = False
+    return header if known else None
 
 
 def _line(values: dict[str, Any]) -> str:

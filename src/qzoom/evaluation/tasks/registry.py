@@ -7,23 +7,55 @@ from pathlib import Path
 
 from qzoom.errors import ConfigError
 from qzoom.evaluation.records import Task
-from qzoom.evaluation.tasks.receipts import read_receipts
+from qzoom.evaluation.tasks.chartqa import CHARTQA
+from qzoom.evaluation.tasks.docvqa import DOCVQA
+from qzoom.evaluation.tasks.hrbench import HRBENCH_4K, HRBENCH_8K
+from qzoom.evaluation.tasks.infovqa import INFOVQA
+from qzoom.evaluation.tasks.mme_realworld_lite import MME_REALWORLD_LITE
+from qzoom.evaluation.tasks.ocrbench import OCRBENCH
+from qzoom.evaluation.tasks.opening import open_table
+from qzoom.evaluation.tasks.receipts import RECEIPT_FIELDS, read_receipts
 from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS, open_synthetic
+from qzoom.evaluation.tasks.textvqa import TEXTVQA
+from qzoom.evaluation.tasks.vstar import VSTAR
 
-__all__ = ["TASK_NAMES", "open_task"]
+__all__ = ["BENCHMARKS", "TASK_NAMES", "fields_of", "open_task"]
 
-TASK_NAMES = ("receipts", *SYNTHETIC_TASKS)
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        TEXTVQA,
+        INFOVQA,
+        CHARTQA,
+        OCRBENCH,
+        DOCVQA,
+        VSTAR,
+        MME_REALWORLD_LITE,
+        HRBENCH_4K,
+        HRBENCH_8K,
+    )
+}
+TASK_NAMES = ("receipts", *SYNTHETIC_TASKS, *BENCHMARKS)
 
 
-def open_task(name: str, *, data: Path | None = None, split: str = "dev", seed: int = 0, count: int = 100) -> Task:
+def open_task(
+    name: str,
+    *,
+    data: Path | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    count: int = 100,
+    revision: str | None = None,
+) -> Task:
     """The task of a name, checked and ready to be asked.
 
     Args:
         name: one of `TASK_NAMES`.
-        data: folder of the question file ("receipts").
-        split: the question file's name without its ending ("receipts").
+        data: folder of the question file ("receipts") or of a benchmark's table, which else comes from the hub.
+        split: the question file's name without its ending ("receipts", else "dev"), or a benchmark's split.
         seed: number of the first held-out picture ("documents" and "scenes").
         count: how many pictures ("documents" and "scenes").
+        revision: branch, tag or commit of a benchmark's dataset on the hub.
 
     Raises:
         ConfigError: an unknown name, or no folder.
@@ -31,10 +63,20 @@ def open_task(name: str, *, data: Path | None = None, split: str = "dev", seed: 
     """
     if name in SYNTHETIC_TASKS:
         return open_synthetic(name, seed, count)
+    if name in BENCHMARKS:
+        return open_table(BENCHMARKS[name], data=data, split=split, revision=revision)
     if name != "receipts":
         close = difflib.get_close_matches(name, TASK_NAMES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known tasks: {', '.join(TASK_NAMES)}."
         raise ConfigError(f"No task {name!r}; {hint}")
     if data is None:
         raise ConfigError("The task receipts reads a question file: name its folder with --data.")
-    return read_receipts(data, split)
+    own = data / name
+    return read_receipts(own if own.is_dir() else data, split or "dev")
+
+
+def fields_of(name: str) -> tuple[str, ...]:
+    """Fields that always appear among a task's figures; none for a name that is no task's."""
+    if name == "receipts":
+        return RECEIPT_FIELDS
+    return BENCHMARKS[name].fields if name in BENCHMARKS else ()

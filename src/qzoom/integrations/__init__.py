@@ -1,0 +1,1 @@
+"""qzoom inside other people's programs; nothing here is imported unless they ask for it."""
