@@ -80,7 +80,7 @@ class MethodAnswer:
         return self.usage.coarse_tokens + self.usage.region_tokens
 
     def row_fields(self) -> dict[str, Any]:
-        """The same as fields of `qzoom.evaluation.records.AnswerRow`, the time aside."""
+        """The same as fields of `qzoom.evaluation.records.AnswerRow`, time and `extra` aside."""
         return {
             "prediction": self.text,
             "finish_reason": self.finish_reason,
@@ -88,7 +88,6 @@ class MethodAnswer:
             "regions": self.regions,
             "usage": self.usage,
             "timing_ms": {name: round(ms, 2) for name, ms in self.timing_ms.items()},
-            "extra": dict(self.extra),
         }
 
 
