@@ -1,0 +1,84 @@
+"""`qzoom serve` as a process of its own: one line when ready, curl, a signal, an exit code."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.serving.running import chat
+
+
+@pytest.fixture
+def served():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qzoom", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"QZOOM_API_KEY": "the-key"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_it_says_its_address_answers_curl_and_ends_well(served):
+    found = re.fullmatch(r"qzoom serves (http://127\.0\.0\.1:\d+)\n", served.stdout.readline())
+    assert found
+    words = ["curl", "-s", "-S", f"{found[1]}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", "@-"]
+    body = json.dumps(chat())
+    done = subprocess.run(words, input=body, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["error"]["code"] == "invalid_api_key"
+    words += ["-H", "Authorization: Bearer the-key"]
+    done = subprocess.run(words, input=body, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["qzoom"]["image_sizes"] == [[320, 400]]
+    served.send_signal(signal.SIGTERM)
+    out, err = served.communicate(timeout=120)
+    assert served.returncode == 0
+    assert out == ""
+    assert "the-key" not in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--limit", "pictures"], "NAME=NUMBER"),
+        (["--port", "70000"], "--port"),
+        (["--dtype", "float16"], "--dtype"),
+    ],
+)
+def test_wrong_usage_has_code_2(here, words, part):
+    result = here("serve", *words)
+    assert result.code == 2
+    assert part in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--limit", "picture=3"], "did you mean 'pictures'?"),
+        (["--api-key", ""], "API key 1 is empty"),
+        (["--allowed-media-domains", "http://x/"], "is not a host"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_sentence(here, words, part):
+    result = here("serve", "--port", "0", *words)
+    assert result.code == 1
+    assert part in result.err
+    assert result.is_one_sentence
+
+
+def test_an_empty_key_variable_does_not_open_the_server(here, monkeypatch):
+    monkeypatch.setenv("QZOOM_API_KEY", "")
+    result = here("serve", "--port", "0")
+    assert result.code == 2
+    assert "QZOOM_API_KEY is set but empty" in result.err
