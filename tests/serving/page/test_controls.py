@@ -121,7 +121,7 @@ def test_escape_stops_a_question_and_a_lost_server_is_named(open_page):
     page = open_page(expect=["ERR_FAILED"])
     upload(page)
     held = []
-    page.route("**/v1/chat/completions", held.append)
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
     page.locator("#question").fill(DATE)
     with page.expect_request("**/v1/chat/completions"):
         page.locator("#question").press("Enter")
@@ -175,7 +175,7 @@ def test_key_and_byte_limit(open_page, guarded):
     photo, shown = page.locator("#photo").bounding_box(), box.bounding_box()
     right = float(box.get_attribute("data-box").split(",")[2])
     assert shown["x"] + shown["width"] - photo["x"] == pytest.approx(right * photo["width"] / width, abs=1)
-    command = page.locator("#curl").inner_text()
+    command = page.locator("#curl").text_content()
     assert '-H "Authorization: Bearer $QZOOM_API_KEY"' in command
     assert "open-sesame" not in command
     assert page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length") == 0
