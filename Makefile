@@ -7,6 +7,8 @@ QUESTION ?= What is the date?
 ZOOM ?= auto
 SAVE ?= out/demo.png
 REFERENCE ?=
+RUNS ?= runs/eval
+DATA ?=
 WORKERS ?= 2
 ARGS ?=
 
@@ -22,8 +24,10 @@ export QZOOM_MAKE_IMAGE := $(value IMAGE)
 export QZOOM_MAKE_QUESTION := $(value QUESTION)
 export QZOOM_MAKE_SAVE := $(value SAVE)
 export QZOOM_MAKE_REFERENCE := $(value REFERENCE)
+export QZOOM_MAKE_RUNS := $(value RUNS)
+export QZOOM_MAKE_DATA := $(value DATA)
 
-.PHONY: help setup demo test lint format parity bench
+.PHONY: help setup demo test lint format parity bench results
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -55,3 +59,6 @@ parity: setup ## Compare with the authors' recorded arithmetic: make parity REFE
 
 bench: setup ## Time the engine beside transformers' own generate
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+results: setup ## Make docs/results.md from kept answers: make results RUNS=runs/eval DATA=receipts
+	@$(BIN)/qzoom report -o docs/results/report --page docs/results.md $${QZOOM_MAKE_DATA:+--data "$$QZOOM_MAKE_DATA"} -- "$$QZOOM_MAKE_RUNS"

@@ -16,11 +16,13 @@ from typer.exceptions import TyperException
 from qzoom import __version__
 from qzoom.cli import train
 from qzoom.cli.ask import ask
+from qzoom.cli.calibrate import calibrate
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
 from qzoom.cli.perceive import perceive
+from qzoom.cli.report import report
 from qzoom.cli.serve import serve
 from qzoom.cli.train_heads import heads
 from qzoom.errors import QZoomError
@@ -44,6 +46,8 @@ app.command()(serve)
 app.command()(convert)
 app.command()(doctor)
 app.command("eval")(evaluate)
+app.command()(calibrate)
+app.command()(report)
 train.app.command()(heads)
 app.add_typer(train.app, name="train")
 
