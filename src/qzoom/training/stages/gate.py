@@ -86,10 +86,10 @@ class GateTask:
                 for store in self.stores
                 for _, ladder in store.of_kind(Ladder)
             ]
-            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("hard", "easy", "dropped"))  # type: ignore[arg-type]
+            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("hard", "easy", "dropped"))
             raise DataError(
-                f"No question of {', '.join(recipe.labels)} is wrong on coarse looks and right on finer ones ({counts}); "
-                "label more questions, or a ladder that reaches lower."
+                f"No question of {', '.join(recipe.labels)} is wrong on coarse looks and right on finer ones "
+                f"({counts}); label more questions, or a ladder that reaches lower."
             )
 
     @cached_property

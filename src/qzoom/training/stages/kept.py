@@ -118,6 +118,6 @@ def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Pa
             changed.append(f"{key} was {there.get(key)!r:.60}, is {here.get(key)!r:.60}")
     if changed:
         raise ConfigError(
-            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}); use --fresh to replace it, or another "
-            "output."
+            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}); use --fresh to replace it, or "
+            "another output."
         )

@@ -1,10 +1,10 @@
-"""The loop that all stages share: accelerate for processes and number formats, the rest in plain sight.
+"""The loop that all stages share: accelerate for processes, the rest in plain sight.
 
 Why accelerate and not transformers' Trainer: a step here is a picture with a changing number of sequences and targets,
 and its loss is a sum over the targets of the whole batch, divided by their number over all processes and parts. The
 Trainer averages the means of its parts, saves whole models, and wants samples as dictionaries of equal tensors.
 
-    batch (the same on every process) -> this process's samples -> parts -> summed loss * processes / targets of the batch
+    batch (the same on every process) -> this process's samples -> parts -> summed loss * processes / targets
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LoopReport:
 
 
 def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
-    """The processes and number format of a run; torchrun or `accelerate launch` decide how many there are.
+    """The processes of a run; torchrun or `accelerate launch` decide how many there are.
 
     Raises:
         ConfigError: a batch that the processes cannot share equally.
@@ -79,9 +79,8 @@ def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    shared = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    precision = "bf16" if recipe.precision == "bfloat16" else "no"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[shared])
+    shared = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[shared])
     if recipe.batch % accelerator.num_processes:
         raise ConfigError(
             f"A batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes; choose a multiple."
@@ -136,7 +135,7 @@ def run_loop(
         recipe: how.
         folder: of checkpoint and metrics.
         run: what decides the run, kept in the checkpoint.
-        accelerator: processes and number format.
+        accelerator: processes.
         on_step: called on the main process with each step's facts.
 
     Raises:
@@ -194,7 +193,7 @@ def _backward(
     for number, part in enumerate(parts):
         waiting = accelerator.no_sync(module) if number + 1 < len(parts) else contextlib.nullcontext()
         with waiting:
-            with accelerator.autocast():
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 loss = module(part)
             # processes average their gradients, so each carries its share times their number
             accelerator.backward(loss * (world / targets))

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from qzoom.config import ZoomConfig, from_mapping
 from qzoom.errors import ConfigError
 
-__all__ = ["FREE", "StageRecipe", "load_stage_recipe", "trained_stage"]
+__all__ = ["FREE", "StageRecipe", "frozen_in_bfloat16", "load_stage_recipe", "trained_stage"]
 
-FREE = ("micro_batch", "save_steps", "gradient_checkpointing", "images", "tensorboard", "output")
+FREE = ("micro_batch", "save_steps", "gradient_checkpointing", "images", "tensorboard", "output", "original")
 """Settings that a resumed run may change: they decide neither the data nor the arithmetic, rounding aside."""
 
 
@@ -26,6 +26,7 @@ class StageRecipe:
         base: hub id, folder or "tiny": the model that trains.
         labels: folders of records.
         output: where to write when the command line does not say.
+        original: the model that the stages began with, for a plan made before `base` is there.
         images: folder of the pictures when they have moved.
         shared_layers: K of new branches; a model that has branches keeps its own.
         branch_layers: T, likewise.
@@ -59,6 +60,7 @@ class StageRecipe:
     base: str
     labels: tuple[str, ...]
     output: str = ""
+    original: str = ""
     images: str = ""
     shared_layers: int = 0
     branch_layers: int = 3
@@ -158,6 +160,11 @@ def trained_stage(recipe: StageRecipe, refit: bool) -> str:
     if refit and recipe.stage != "regions":
         raise ConfigError(f"--refit belongs to the stage regions; the recipe is of stage {recipe.stage}.")
     return "refit" if refit else recipe.stage
+
+
+def frozen_in_bfloat16(recipe: StageRecipe, stage: str) -> bool:
+    """Whether what does not train is held in bfloat16; what trains is always held in float32."""
+    return recipe.precision == "bfloat16" and (stage != "answers" or recipe.lora_rank > 0)
 
 
 def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None = None) -> StageRecipe:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from qzoom.checkpoints.adapter_config import CONFIG_FILE
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
@@ -20,9 +19,10 @@ from qzoom.heads.branches import new_gate, new_region
 from qzoom.labels.region_job import base_digest
 from qzoom.training.stages.kept import NAME as CHECKPOINT
 from qzoom.training.stages.loop import make_accelerator, run_loop
+from qzoom.training.stages.lora import add_lora, merge_lora
 from qzoom.training.stages.metrics import NAME as METRICS
 from qzoom.training.stages.metrics import StepFacts
-from qzoom.training.stages.recipe import StageRecipe, trained_stage
+from qzoom.training.stages.recipe import StageRecipe, frozen_in_bfloat16, trained_stage
 from qzoom.training.stages.table import STAGES, select
 from qzoom.training.stages.tasks import StageTask, check_labels
 
@@ -136,13 +136,19 @@ def train_stage(
             (output / name).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
-    frozen = "bfloat16" if recipe.precision == "bfloat16" and stage != "answers" else "float32"
-    loaded = base or load_engine(recipe.base, dtype=frozen, device_map=str(accelerator.device))
+    narrow = frozen_in_bfloat16(recipe, stage)
+    dtype = "bfloat16" if narrow else "float32"
+    loaded = base or load_engine(recipe.base, dtype=dtype, device_map=str(accelerator.device))
     digest = base_digest(loaded)
     engine = prepare_engine(loaded, recipe, stage)
     task = make_task(recipe, engine)
     check_labels(task.stores, digest, recipe.foreign_labels)  # type: ignore[attr-defined]
-    weights = select(engine, stage)
+    wrapped = None
+    if recipe.lora_rank and stage == "answers":
+        wrapped, weights = add_lora(engine, recipe.lora_rank)
+    else:
+        weights = select(engine, stage)
+    trained = sum(weight.numel() for weight in weights.values())
     for weight in weights.values():
         weight.data = weight.data.float()
     run = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
@@ -154,11 +160,13 @@ def train_stage(
         model=str(output / "model"),
         samples=len(task.weights),
         steps=made.steps,
-        trained=sum(weight.numel() for weight in weights.values()),
+        trained=trained,
         first_loss=_mean(made.losses[:tenth]),
         last_loss=_mean(made.losses[-tenth:]),
         seconds=time.monotonic() - began,
     )
+    if wrapped is not None:
+        merge_lora(wrapped)
     if accelerator.is_main_process:
         _save(engine, recipe, stage, report, output, digest)
     accelerator.wait_for_everyone()
@@ -169,7 +177,8 @@ def _save(engine: Engine, recipe: StageRecipe, stage: str, report: StageReport, 
     """The artefact: an adapter that refers to its base, or after training answers the whole model."""
     from qzoom.checkpoints.adapter import save_pretrained
 
-    facts: dict[str, Any] = {"recipe": recipe.decisive(), "report": asdict(report), "base_weights": digest}
+    figures = {name: value for name, value in asdict(report).items() if name != "model"}
+    facts: dict[str, Any] = {"recipe": recipe.decisive(), "report": figures, "base_weights": digest}
     provenance = engine.config.provenance | {stage: json.loads(json.dumps(facts))}
     for branch in (engine.gate, engine.region):
         if branch is not None:
@@ -177,14 +186,13 @@ def _save(engine: Engine, recipe: StageRecipe, stage: str, report: StageReport, 
     out = dataclasses.replace(engine, config=engine.config.replace(provenance=provenance))
     target = output / "model"
     if STAGES[stage].saves == "model":
-        engine.backbone.model.to(torch.bfloat16)
-        for branch in (engine.gate, engine.region):
-            if branch is not None:
-                branch.to(torch.bfloat16)
+        stored = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+        for part in (engine.backbone.model, engine.gate, engine.region):
+            if part is not None:
+                part.to(stored)
         save_pretrained(out, target, include_base=True)
     else:
         save_pretrained(out, target, base_id=_base_of(engine), base_revision=_revision_of(engine))
-    assert (target / CONFIG_FILE).is_file()
     (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
 
 

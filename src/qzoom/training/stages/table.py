@@ -96,8 +96,8 @@ def select(engine: Engine, stage: str) -> dict[str, nn.Parameter]:
         ConfigError: a branch is missing.
     """
     spec = STAGES[stage]
-    for part in {*spec.needs, *spec.trains} & {"region", "gate"}:
-        if getattr(engine, part) is None:
+    for part in ("region", "gate"):
+        if part in (*spec.needs, *spec.trains) and getattr(engine, part) is None:
             raise ConfigError(f"The stage {stage!r} needs a model with a {part} branch; run the earlier stages first.")
     trained: dict[str, nn.Parameter] = {}
     last = f"region.layers.{len(engine.region.layers) - 1}." if engine.region is not None else "-"
