@@ -14,17 +14,19 @@ import typer
 from typer.exceptions import TyperException
 
 from qzoom import __version__
-from qzoom.cli import train
+from qzoom.cli import label, train
 from qzoom.cli.ask import ask
 from qzoom.cli.calibrate import calibrate
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
+from qzoom.cli.mine import mine
 from qzoom.cli.perceive import perceive
 from qzoom.cli.report import report
 from qzoom.cli.serve import serve
 from qzoom.cli.train_heads import heads
+from qzoom.cli.train_stages import add_stages
 from qzoom.errors import QZoomError
 
 __all__ = ["app", "main", "run"]
@@ -49,7 +51,10 @@ app.command("eval")(evaluate)
 app.command()(calibrate)
 app.command()(report)
 train.app.command()(heads)
+add_stages(train.app)
 app.add_typer(train.app, name="train")
+app.add_typer(label.app, name="label")
+app.command()(mine)
 
 
 def _version(wanted: bool) -> None:

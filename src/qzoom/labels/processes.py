@@ -13,7 +13,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from qzoom.errors import DataError
+from qzoom.errors import DataError, QZoomError
 from qzoom.records.schema import Question
 
 if TYPE_CHECKING:
@@ -81,13 +81,14 @@ def run_shares(
         on_question: called with the number of questions done since the last call.
 
     Raises:
-        DataError: a process died.
+        DataError: a process died, or ended with an error.
     """
     if processes == 1:
         job(engine or choice.load(), questions, folder, 0, lambda: on_question(1))
         return
     context = multiprocessing.get_context("spawn")
-    done: Queue[int] = context.Queue()
+    done: Queue[int | str] = context.Queue()
+    said: list[str] = []
     workers = [
         context.Process(target=_work, args=(job, choice, list(questions[i::processes]), folder, i, done), daemon=True)
         for i in range(processes)
@@ -97,8 +98,10 @@ def run_shares(
     while any(worker.is_alive() for worker in workers):
         for worker in workers:
             worker.join(timeout=0.2)
-        _drain(done, on_question)
-    _drain(done, on_question)
+        _drain(done, on_question, said)
+    _drain(done, on_question, said)
+    if said:
+        raise DataError(said[0])
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed:
         raise DataError(
@@ -106,19 +109,27 @@ def run_shares(
         )
 
 
-def _drain(done: Queue[int], on_question: Callable[[int], None]) -> None:
+def _drain(done: Queue[int | str], on_question: Callable[[int], None], said: list[str]) -> None:
+    """Take what the processes sent: questions done, and the sentences they ended with."""
     count = 0
     while not done.empty():
-        count += done.get()
+        sent = done.get()
+        if isinstance(sent, str):
+            said.append(sent)
+        else:
+            count += sent
     if count:
         on_question(count)
 
 
 def _work(
-    job: Job, choice: ModelChoice, questions: list[Question], folder: Path, number: int, done: Queue[int]
+    job: Job, choice: ModelChoice, questions: list[Question], folder: Path, number: int, done: Queue[int | str]
 ) -> None:
     import torch
 
     if choice.device == "cpu":
         torch.set_num_threads(1)
-    job(choice.load(number), questions, folder, number, lambda: done.put(1))
+    try:
+        job(choice.load(number), questions, folder, number, lambda: done.put(1))
+    except QZoomError as error:
+        done.put(str(error))

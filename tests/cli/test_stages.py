@@ -1,0 +1,148 @@
+"""`qzoom label`, `train` and `mine`: from a question file to a model that zooms, and what is answered to mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.records.store import RecordStore
+from tests.tiny_models import build_engine
+
+SMALL = ("--device", "cpu", "--quiet", "--json")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model without branches, six pictures and a question file."""
+    folder = tmp_path_factory.mktemp("stages")
+    save_pretrained(build_engine("qwen3_vl", heads=False), folder / "base", include_base=True)
+    lines = []
+    for number in range(6):
+        page = Image.new("RGB", (160, 120), "white")
+        ImageDraw.Draw(page).text((20 + 15 * number, 15 * number), f"NO {number}", fill="black", font_size=20)
+        page.save(folder / f"{number}.png")
+        lines.append({"id": f"q{number}", "image": f"{number}.png", "question": "Which number?", "answer": str(number)})
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def recipe(path, **values):
+    base = {"batch": 2, "micro_batch": 2, "steps": 2, "precision": "float32", "tensorboard": False, "tokens": [12]}
+    path.write_text(yaml.safe_dump(base | values))
+    return path
+
+
+def label(here, place, *more):
+    words = ("label", "regions", "--questions", place / "q.jsonl", "-m", place / "base", "--tokens", "20")
+    return here(*words, "--max-new-tokens", "4", "--heads", "2:1 4:3", "--min-peak", "0", *SMALL, *more)
+
+
+@pytest.mark.timeout(1200)
+def test_from_questions_to_an_adapter(here, place, tmp_path):
+    made = label(here, place, "-o", tmp_path / "labels", "--foreground", "0.95")
+    assert made.code == 0, made.err
+    report = json.loads(made.out)
+    assert (report["questions"], report["maps"], report["skipped"]) == (6, 6, 0)
+    assert report["usable"] > 0
+    again = json.loads(label(here, place, "-o", tmp_path / "labels", "--foreground", "0.95").out)
+    assert again == report
+
+    stage = {"stage": "regions", "base": str(place / "base"), "labels": [str(tmp_path / "labels")], "shared_layers": 3}
+    path = recipe(tmp_path / "regions.yaml", **stage, zoom={"sink": "none", "region_threshold": 0.0})
+    plan = json.loads(here("train", "regions", "--recipe", path, "--dry-run", "--json").out)
+    assert (plan["samples"], plan["steps"]) == (report["usable"], 2)
+    trained = here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL)
+    assert trained.code == 0, trained.err
+    assert json.loads(trained.out)["steps"] == 2
+    zoomed = here(
+        "ask", place / "1.png", "Which number?", "-m", tmp_path / "run" / "model", "--zoom", "always", "--json", "-q"
+    )
+    assert zoomed.code == 0, zoomed.err
+    assert json.loads(zoomed.out)["regions"]
+
+    words = ("--questions", place / "q.jsonl", "-m", tmp_path / "run" / "model", "--max-new-tokens", "3", *SMALL)
+    climbed = here("label", "gate", *words, "--ladder", "4,8,16", "-o", tmp_path / "gate")
+    assert climbed.code == 0, climbed.err
+    counts = json.loads(climbed.out)
+    assert counts["ladders"] == 6
+    mined = here("mine", *words, "--coarse-tokens", "12", "--region-tokens", "12", "-o", tmp_path / "mined")
+    assert mined.code == 0, mined.err
+    figures = json.loads(mined.out)
+    assert figures["turns"] == 6
+    assert sum(figures[kind] for kind in ("hard", "improvements", "kept", "both_wrong", "open")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_label_what_one_does(here, place, tmp_path):
+    one = json.loads(label(here, place, "-o", tmp_path / "one").out)
+    two = label(here, place, "-o", tmp_path / "two", "--processes", "2")
+    assert two.code == 0, two.err
+    assert json.loads(two.out) == one
+    stores = [RecordStore(tmp_path / name) for name in ("one", "two")]
+    assert stores[0].samples == {key: stores[1].samples[key] for key in stores[0].samples}
+    assert sorted(path.name for path in (tmp_path / "two").glob("records-*")) == [
+        "records-00.jsonl",
+        "records-01.jsonl",
+    ]
+
+
+def test_changed_settings_are_one_sentence(here, place, tmp_path):
+    assert label(here, place, "-o", tmp_path / "labels").code == 0
+    refused = label(here, place, "-o", tmp_path / "labels", "--background", "0.01")
+    assert refused.code == 1
+    assert refused.is_one_sentence
+    assert "tristate.background was 0.05, is 0.01" in refused.err
+    assert label(here, place, "-o", tmp_path / "labels", "--background", "0.01", "--fresh").code == 0
+
+
+def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
+    bad = place / "bad.jsonl"
+    bad.write_text((place / "q.jsonl").read_text() + '{"id": "x"}\n')
+    words = ("label", "regions", "--questions", bad, "-m", place / "base", "--heads", "2:1", "--tokens", "20")
+    words = (*words, "--max-new-tokens", "3", "-o", tmp_path / "labels")
+    refused = here(*words, *SMALL)
+    assert refused.code == 1
+    assert refused.is_one_sentence
+    assert "bad.jsonl, line 7" in refused.err
+    assert not (tmp_path / "labels").exists()
+    counted = here(*words, "--skip-bad", *SMALL)
+    assert counted.code == 0, counted.err
+    assert json.loads(counted.out)["skipped_lines"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("label", "regions", "--questions", "none.jsonl", "-o", "x"), 1, "cannot be read"),
+        (
+            ("label", "gate", "--questions", "documents:0:1", "-o", "x", "--ladder", "64;128"),
+            2,
+            "no list of visual tokens",
+        ),
+        (("label", "gate", "--questions", "documents:0:1", "-o", "x", "--ladder", "64,32,128"), 1, "three rising"),
+        (("train", "regions", "--recipe", "none.yaml", "-o", "x"), 1, "cannot be read"),
+        (("mine", "--questions", "documents:0:1", "-o", "x", "--judge-url", "http://127.0.0.1:1"), 2, "--judge-model"),
+        (("convert", "labels", "none.pkl"), 2, "--output"),
+        (("convert", "labels", "none.pkl", "-o", "x"), 1, "no such file"),
+        (("convert", "a", "b", "-o", "x"), 2, "labels PICKLE"),
+    ],
+)
+def test_mistakes_are_one_sentence(here, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    result = here(*words)
+    assert result.code == code
+    assert result.is_one_sentence
+    assert message in result.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_mining_needs_a_region_branch(here, place, tmp_path):
+    result = here("mine", "--questions", place / "q.jsonl", "-m", place / "base", "-o", tmp_path / "m", *SMALL)
+    assert result.code == 1
+    assert result.is_one_sentence
+    assert "has no region branch" in result.err
