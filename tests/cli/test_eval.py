@@ -12,7 +12,7 @@ import pytest
 
 from qzoom.checkpoints.adapter import save_pretrained
 from tests.evaluation.samples import receipt, write_split
-from tests.tiny_models import engine
+from tests.tiny_models import engine, picture
 
 KEYS = {
     "n",
@@ -129,6 +129,75 @@ def test_output_continues(evaluate, data, tmp_path):
     assert figures(evaluate(*words, "--zoom", "never", "--fresh"))["zoomed"] == 0.0
 
 
+def test_several_tasks_and_scoring_again(evaluate, here, data, tmp_path):
+    output = tmp_path / "runs"
+    words = ("receipts", "scenes", "--data", data, "--count", 1, "--limit", 1, "--max-visual-tokens", 24)
+    result = evaluate(*words, "-o", output, "--batch-size", 4, "--json")
+    assert result.code == 0, result.err
+    asked = [json.loads(line) for line in result.out.splitlines()]
+    assert [values["task"] for values in asked] == ["receipts", "scenes"]
+    assert sorted(path.name for path in output.iterdir()) == ["receipts.jsonl", "scenes.jsonl"]
+    again = here("eval", "--rescore", output, "--json")
+    assert again.code == 0, again.err
+    for first, second in zip(asked, map(json.loads, again.out.splitlines()), strict=True):
+        for key in ("n", "exact_match", "strict", "harness", "metric", "anls", "hit_rate", "seconds", "task"):
+            assert second[key] == first[key]
+    lines = (output / "receipts.jsonl").read_text(encoding="utf-8").splitlines()
+    about = json.loads(lines[0])["settings"]["model"]
+    assert (about["dtype"], about["attention"]) == ("float32", "sdpa")
+    row = json.loads(lines[1])
+    assert row["coarse_size_px"][0] % 32 == 0
+    assert row["question"] in row["prompt"]
+
+
+def test_other_answers_are_scored_anew(evaluate, here, data, tmp_path):
+    output = tmp_path / "run.jsonl"
+    words = ("receipts", "--data", data, "--limit", 1, "--zoom", "never", "--max-visual-tokens", 24)
+    assert figures(evaluate(*words, "--output", output, "--json"))["exact_match"]["total"] == 0.0
+    lines = output.read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[1]) | {"prediction": "RM 33.90"}
+    output.write_text("\n".join([lines[0], json.dumps(row), *lines[2:]]) + "\n", encoding="utf-8")
+    again = json.loads(here("eval", "--rescore", output, "--json").out)
+    assert again["exact_match"] == {"total": 1.0, "date": 0.0, "company": 0.0, "all": pytest.approx(1 / 3)}
+    for name, text, said in (("none.jsonl", None, "cannot be read"), ("notes.jsonl", "hello\n", "does not start")):
+        if text:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        refused = here("eval", "--rescore", tmp_path / name)
+        assert (refused.code, refused.is_one_sentence) == (1, True)
+        assert said in refused.err
+
+
+def test_seeds_have_a_spread(evaluate, data, tmp_path):
+    words = ("receipts", "--data", data, "--limit", 1, "--max-visual-tokens", 24, "--temperature", 2, "--seeds", 2)
+    result = evaluate(*words, "-o", tmp_path / "runs", "--json")
+    assert result.code == 0, result.err
+    first, second, both = map(json.loads, result.out.splitlines())
+    assert (first["draw"], second["draw"]) == (0, 1)
+    assert both["seeds"] == 2
+    assert both["strict_mean"] == pytest.approx((first["strict"]["all"] + second["strict"]["all"]) / 2)
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["receipts-seed0.jsonl", "receipts-seed1.jsonl"]
+
+
+def test_a_baseline(evaluate, data):
+    found = figures(
+        evaluate("receipts", "--data", data, "--limit", 1, "--method", "centre", "--max-visual-tokens", 24, "--json")
+    )
+    assert (found["method"], found["zoomed"], found["coarse_tokens"]) == ("centre", 1.0, [4, 12])
+
+
+def test_a_benchmark_from_a_folder(evaluate, tmp_path):
+    picture(0, 120, 80).save(tmp_path / "one.png")
+    row = {"image": "one.png", "question": "Which year?", "answer": "1999", "type": "human_test"}
+    lines = [json.dumps(row), json.dumps(row | {"image": "gone.png"})]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result = evaluate("chartqa", "--data", tmp_path, "--json")
+    found = figures(result)
+    assert (found["n"], found["errors"], found["metric"]) == (2, 1, "relaxed_accuracy")
+    assert list(found["strict"]) == ["human", "augmented", "all"]
+    assert "gone.png" in result.err
+
+
 def test_failed_questions_are_counted_and_told(evaluate, tmp_path):
     write_split(tmp_path, [receipt("a"), receipt("b")])
     (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG no more")
@@ -163,6 +232,13 @@ def test_killed_and_run_again(checkpoint, data, tmp_path, evaluate):
 
 WRONG_CALLS = {
     "no task": ((), "TASK"),
+    "one unknown of two": (("scenes", "documnts"), "did you mean 'documents'"),
+    "unknown method": (("scenes", "--method", "guess"), "known methods: qzoom"),
+    "revision for seeds": (("scenes", "--data-revision", "main"), "--data-revision has no meaning"),
+    "seeds without draws": (("scenes", "--seeds", "2"), "--temperature"),
+    "drawn by a baseline": (("scenes", "--method", "centre", "--temperature", "1"), "greedily"),
+    "one file for two": (("scenes", "documents", "--output", "both.jsonl"), "name a folder"),
+    "tasks to rescore": (("scenes", "--rescore", "runs"), "leave the tasks out"),
     "unknown task": (("recipts", "--data", "."), "did you mean 'receipts'"),
     "no folder": (("receipts",), "--data"),
     "folder for seeds": (("scenes", "--data", "."), "--data has no meaning"),
@@ -193,7 +269,6 @@ def test_bad_data(evaluate, data, tmp_path):
         (("receipts", "--data", tmp_path), "dev.jsonl, line 2: not JSON"),
         (("receipts", "--data", data, "--split", "test"), "splits there: dev"),
         (("receipts", "--data", data / "nowhere"), "no such question file"),
-        (("receipts", "--data", data, "--output", tmp_path), "is a folder"),
         (("receipts", "--data", data, "--output", tmp_path / "dev.jsonl"), "--fresh"),
         (("receipts", "--data", data, "--max-visual-tokens", 10, "--coarse-tokens", 10), "contradict"),
         (("receipts", "--data", data, "--preset", "document"), "No preset"),

@@ -181,10 +181,10 @@ def _known(model: QZoom, sample: EvalSample, index: int, options: EvalOptions) -
 
 def _prompt(model: QZoom, question: str) -> str:
     """The conversation as the model reads it, one placeholder per picture; empty for a question it cannot take."""
-    from qzoom.engine.chat import ChatEncoder, read_conversation
+    from qzoom.engine.chat import read_conversation
 
     try:
-        ids = ChatEncoder(model.engine.backbone).encode(read_conversation([None], question))
+        ids = model._chat.encode(read_conversation([None], question))
     except QZoomError:
         return ""
     return str(model.engine.backbone.tokenizer.decode(ids, skip_special_tokens=False))
@@ -206,7 +206,7 @@ def _row(known: dict[str, Any], said: MethodAnswer | str, seconds: float) -> Ans
     seconds = round(seconds, 6)
     if isinstance(said, str):
         return AnswerRow(**known, seconds=seconds, error=said or "The question was not asked.")
-    return AnswerRow(**known, seconds=seconds, extra=said.extra, **said.row_fields())
+    return AnswerRow(**known, seconds=seconds, **said.row_fields())
 
 
 def _reason(problem: Exception) -> str:
