@@ -154,16 +154,13 @@ def bootstrap(scores: np.ndarray, pictures: Sequence[str], seed: int, draws: int
 
 def front(lines: Sequence[RunFigures], cost: str) -> tuple[str, ...]:
     """Labels of the runs that no other run matches or beats in accuracy and cost and beats in one, cheapest first."""
-    known = [(line.cost(cost), line.accuracy, line.label) for line in lines if line.cost(cost) is not None]
+    known = [(price, line.accuracy, line.label) for line in lines if (price := line.cost(cost)) is not None]
     kept = []
     for price, accuracy, label in known:
-        beaten = any(
-            p <= price and a >= accuracy and (p < price or a > accuracy)  # type: ignore[operator]
-            for p, a, _ in known
-        )
+        beaten = any(p <= price and a >= accuracy and (p < price or a > accuracy) for p, a, _ in known)
         if not beaten:
             kept.append((price, accuracy, label))
-    return tuple(label for _, _, label in sorted(kept))  # type: ignore[type-var]
+    return tuple(label for _, _, label in sorted(kept))
 
 
 def _line(

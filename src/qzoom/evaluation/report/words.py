@@ -13,7 +13,7 @@ NOTE = (
     "Shares are per cent. Intervals hold in 95 % of cases and come from drawing pictures with replacement; differences "
     "are those of pairs, against the most accurate plain run. `hit`: of the zooms on questions with known places, "
     "those whose region holds one. `tokens`, `GFLOPs`, `seconds`: means per question; FLOPs are computed from the "
-    "model's sizes as if every question were asked alone, seconds are those of the run. Failed questions count as wrong."
+    "model's sizes as if every question were asked alone, seconds are those of the run. Failures count as wrong."
 )
 """How to read the figures."""
 
