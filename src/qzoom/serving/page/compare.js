@@ -26,7 +26,7 @@ export async function compare(question, askOnce, alive) {
     try {
       answer = await askOnce(mode);
     } catch (error) {
-      if (alive()) for (const column of columns.slice(i)) fail(column, error.message);
+      for (const column of columns.slice(i)) fail(column, alive() ? error.message : "Stopped.");
       return;
     }
     if (!alive()) return;

@@ -8,6 +8,7 @@ let shown = null; // the picture
 let hot = false;
 
 export function showPicture(picture) {
+  if (shown) URL.revokeObjectURL(shown.image.src);
   shown = picture;
   $("image").src = picture.image.src;
   $("image").alt = `The picture: ${picture.name}`;
