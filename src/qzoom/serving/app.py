@@ -51,7 +51,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     _add_routes(app)
-    describe(app, with_keys=bool(service.settings.api_keys))
+    describe(app, model_name=service.settings.model_name, with_keys=bool(service.settings.api_keys))
     app.add_exception_handler(HTTPException, _no_such_address)
     app.add_exception_handler(ClientGoneError, _gone)
     app.add_exception_handler(QZoomError, _refused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 __all__ = [
     "AssistantMessage",
@@ -56,9 +56,15 @@ def _choice(choose: Callable[[Any], str | None], message: str) -> Discriminator:
     return Discriminator(choose, custom_error_type="no_such_kind", custom_error_message=message)
 
 
+def _whole(value: Any) -> Any:
+    """5.0 is the same JSON number as 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
 Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": False})]
-One = Annotated[int, Field(ge=1, le=1)]
-Naught = Annotated[int, Field(ge=0, le=0)]
+One = Annotated[int, Field(ge=1, le=1), Whole]
+Naught = Annotated[int, Field(ge=0, le=0), Whole]
 
 
 Stop = Annotated[
@@ -181,7 +187,7 @@ class ZoomControls(_Strict):
     zoom: Literal["auto", "never", "always"] | None = None
     gate_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     region_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_visual_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    max_visual_tokens: Annotated[int, Field(ge=1, le=2**31 - 1), Whole] | None = None
     heatmap: bool | None = None
 
 
@@ -203,13 +209,13 @@ class ChatRequest(_Strict):
     qzoom: ZoomControls | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10**6), Whole] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=10**6), Whole] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
     stop: Stop | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), Whole] | None = None
     ignore_eos: bool | None = None
     # Taken when they ask for what this server does anyway.
     n: One | None = None

@@ -1,0 +1,34 @@
+"""Loaded by schemathesis: what a document cannot say is put right in requests that fit it.
+
+They get readable pictures, a question at the end, and token numbers that this server allows.
+"""
+
+import base64
+import io
+
+import schemathesis
+from PIL import Image
+from schemathesis import GenerationMode
+
+_FILE = io.BytesIO()
+Image.new("RGB", (32, 32), "white").save(_FILE, "PNG")
+PICTURE = "data:image/png;base64," + base64.b64encode(_FILE.getvalue()).decode()
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE or not isinstance(case.body, dict):
+        return
+    body = case.body
+    for message in body["messages"]:
+        if isinstance(message["content"], list):
+            for part in message["content"]:
+                if part["type"] == "image_url":
+                    part["image_url"]["url"] = PICTURE
+    body["messages"].append({"role": "user", "content": "What is the date?"})
+    for name in ("max_tokens", "max_completion_tokens"):
+        if body.get(name):
+            body[name] = min(body[name], 4)
+    controls = body.get("qzoom") or {}
+    if controls.get("max_visual_tokens"):
+        controls["max_visual_tokens"] = min(max(controls["max_visual_tokens"], 200), 1000)
