@@ -135,48 +135,42 @@ def evaluate(
     """
     console = Console(quiet=quiet)
     if rescore:
-        if tasks:
-            raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")
-        _rescore(rescore, console, json)
+        _rescore(rescore, tasks, console, json)
         return
-    names = list(dict.fromkeys(tasks or []))
-    if not names:
-        raise typer.BadParameter("name at least one TASK, for example: receipts")
-    for_files = {"--data": data, "--split": split, "--data-revision": data_revision}
-    _check_usage(names, for_files, {"--seed": seed, "--count": count}, output, fresh)
-    coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
-    region = options.parse_tokens(region_tokens, "--region-tokens")
-    asked = _Asked(
-        zoom,
-        method,
-        (coarse, region, max_visual_tokens),
-        (preset, gate_threshold, region_threshold),
-        max_new_tokens,
-        temperature,
-        seeds,
-        batch_size,
-        limit,
-        output,
-        fresh,
-        json,
+    limits = (
+        options.parse_tokens(coarse_tokens, "--coarse-tokens"),
+        options.parse_tokens(region_tokens, "--region-tokens"),
+        max_visual_tokens,
     )
-    _check_method(asked)
-    opened = _open(names, {"data": data, "split": split, "revision": data_revision}, seed, count)
+    wanted = (preset, gate_threshold, region_threshold)
+    asked = _Asked(
+        zoom, method, limits, wanted, max_new_tokens, temperature, seeds, batch_size, limit, output, fresh, json
+    )
+    where = {"data": data, "split": split, "revision": data_revision}
+    opened = _open(list(dict.fromkeys(tasks or [])), where, {"seed": seed, "count": count}, asked)
     console.hush_libraries()
-    from qzoom.cli.loading import load_model
-
-    reader = load_model(model, revision, device, dtype)
-    for task in opened:
-        _measure(reader, task, asked, console, len(opened) > 1)
+    _measure_all(opened, (model, revision, device, dtype), asked, console)
 
 
-def _open(names: list[str], where: dict[str, Any], seed: int | None, count: int | None) -> list[Any]:
-    """All tasks, checked before the model is loaded."""
+def _open(names: list[str], where: dict[str, Any], drawn: dict[str, int | None], asked: _Asked) -> list[Any]:
+    """All tasks; everything is checked before the model is loaded.
+
+    Raises:
+        typer.BadParameter: a wrong call.
+    """
     from qzoom.errors import ConfigError
     from qzoom.evaluation.tasks.registry import open_task
 
+    if not names:
+        raise typer.BadParameter("name at least one TASK, for example: receipts")
+    flags = {"revision": "--data-revision"}
+    for_files = {flags.get(name, f"--{name}"): value for name, value in where.items()}
+    for_seeds = {f"--{name}": value for name, value in drawn.items()}
+    _check_usage(names, for_files, for_seeds, asked.output, asked.fresh)
+    _check_method(asked)
+    seed, count = drawn["seed"] or 0, drawn["count"] or 100
     try:
-        return [open_task(name, seed=seed or 0, count=count or 100, **where) for name in names]
+        return [open_task(name, seed=seed, count=count, **where) for name in names]
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -216,6 +210,18 @@ def _check_method(asked: _Asked) -> None:
         raise typer.BadParameter(str(error)) from error
     if asked.seeds > 1 and not asking.draws:
         raise typer.BadParameter("--seeds changes nothing when nothing is drawn: give a --temperature above 0.")
+
+
+def _measure_all(tasks: list[Any], model: tuple[str, str | None, str, str], asked: _Asked, console: Console) -> None:
+    """Load the model (name, revision, device, dtype) once and put every task to it."""
+    from qzoom.cli.loading import load_model
+
+    for task in tasks:
+        for seed in range(asked.seeds):
+            _file(asked, task.name, seed, len(tasks) > 1)
+    reader = load_model(*model)
+    for task in tasks:
+        _measure(reader, task, asked, console, len(tasks) > 1)
 
 
 def _measure(reader: QZoom, task: Any, asked: _Asked, console: Console, several: bool) -> None:
@@ -285,14 +291,21 @@ def _file(asked: _Asked, task: str, seed: int, several: bool) -> Path | None:
     return asked.output / (f"{task}-seed{seed}.jsonl" if asked.seeds > 1 else f"{task}.jsonl")
 
 
-def _rescore(paths: list[Path], console: Console, json: bool) -> None:
-    """Figures of kept answers."""
+def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, json: bool) -> None:
+    """Figures of kept answers.
+
+    Raises:
+        typer.BadParameter: tasks were named too.
+        DataError: a file that holds something else.
+    """
     from qzoom.cli.eval_output import figures
     from qzoom.errors import DataError
     from qzoom.evaluation.score import score
     from qzoom.evaluation.store import read_answers
     from qzoom.evaluation.tasks.registry import fields_of
 
+    if tasks:
+        raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")
     for path in paths:
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not files:
