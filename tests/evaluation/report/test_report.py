@@ -13,9 +13,11 @@ from PIL import Image
 from qzoom.cli.main import run as command
 from qzoom.config import TokenBudget
 from qzoom.errors import DataError
+from qzoom.evaluation.report.charts import _ticks
 from qzoom.evaluation.report.figures import bootstrap, measure
 from qzoom.evaluation.report.gallery import failure_kind, failures
 from qzoom.evaluation.report.runs import group_runs, read_run, read_runs
+from qzoom.evaluation.report.words import findings
 from qzoom.evaluation.report.write import write_report
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.store import AnswerFile
@@ -109,6 +111,25 @@ def test_a_zooming_run_that_is_worse_is_not_on_the_front(tmp_path):
     assert task.equal_accuracy is None
     write_report([tmp_path], tmp_path / "out")
     assert "no zooming run reaches the best plain run" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.7, 1.6, [0.7, 1.0, 1.5]),
+        (60, 1100, [100.0, 300.0, 1000.0]),
+        (0.01, 100, [0.01, 0.1, 1.0, 10.0, 100.0]),
+        (130, 280, [150.0, 200.0]),
+    ],
+)
+def test_axes_carry_round_numbers(low, high, ticks):
+    found = _ticks(low, high)
+    assert set(ticks) <= set(found)
+    assert 3 <= len(found) <= 7
+
+
+def test_few_pictures_are_told(runs, tmp_path):
+    assert "Only 5 pictures" in findings(measure(group_runs(read_runs([runs]))[0]))[-1]
 
 
 def test_draws_are_of_pictures_and_paired():

@@ -23,7 +23,7 @@ COLOURS = {
 """Colour of a method on light and on dark paper."""
 _OTHERS = (("#804ec4", "#b592f0"), ("#b27d08", "#e8b84a"), ("#b8336a", "#f07fae"), ("#2f7fb8", "#71bdf0"))
 _WIDTH, _HEIGHT = 460, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 52
 
 
 def colour_of(method: str, methods: Sequence[str]) -> tuple[str, str]:
@@ -119,17 +119,21 @@ class _Axes:
             )
         for value in _ticks(math.exp(self.low), math.exp(self.high)):
             out.append(
-                f'<text class="tick" x="{self.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
+                f'<text class="tick" x="{self.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 20}" text-anchor="middle">'
                 f"{value:g}</text>"
             )
         return out
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers 1, 2, 5 times a power of ten between two bounds; every third when there are many."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    found = [round(m * 10.0**e, 12) for e in range(first, last + 1) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    return found if len(found) <= 7 else [value for value in found if f"{value:e}"[0] == "1"]
+    """Three to seven round numbers between two bounds where the usual steps give them, at least one otherwise."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), [1 + i / 4 for i in range(36)]):
+        found = [v for e in powers for step in steps if low <= (v := float(f"{step * 10.0**e:.12g}")) <= high]
+        if len(found) >= 3:
+            break
+    return found if len(found) <= 7 else found[:: -(-len(found) // 7)]
 
 
 def _series(lines: Sequence[RunFigures], cost: str) -> dict[tuple[str, str], list[RunFigures]]:
@@ -149,7 +153,7 @@ def write_png(task: TaskFigures, methods: Sequence[str], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
     costs = [cost for cost in COSTS if any((line.cost(cost) or 0) > 0 for line in task.runs)]
     figure = Figure(figsize=(4.8 * len(costs), 4.2), dpi=150, layout="constrained", facecolor="white")
@@ -166,8 +170,10 @@ def write_png(task: TaskFigures, methods: Sequence[str], path: Path) -> None:
             ringed = [i for i, line in enumerate(members) if line.label in task.fronts[cost]]
             axes.plot([x[i] for i in ringed], [y[i] for i in ringed], "o", ms=12, mfc="none", mec=colour)
         axes.set(xscale="log", xlabel=COSTS[cost], ylim=(0, None))
+        held = _Axes(shown, cost)
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(math.exp(held.low), math.exp(held.high))))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(color="#dddee2", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

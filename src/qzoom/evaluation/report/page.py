@@ -23,8 +23,9 @@ h1{font-size:2.1rem;line-height:1.2;margin:0 0 .4em}h2{margin:2.4em 0 .3em;font-
 p,li{max-width:76ch}.muted{color:var(--muted);font-size:.9rem}
 .card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px}
 .grid{display:grid;gap:20px;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));margin:20px 0}
+.gallery{grid-template-columns:repeat(auto-fill,minmax(270px,1fr))}
 .big{font-size:2rem;font-weight:650;line-height:1.1}.chart{width:100%;height:auto;display:block}
-.chart text{fill:var(--muted);font-size:12px}.chart .axis{fill:var(--ink)}.rule{stroke:var(--line)}
+.chart text{fill:var(--muted);font-size:15px}.chart .axis{fill:var(--ink)}.rule{stroke:var(--line)}
 .line{fill:none;stroke-width:2}.whisker{stroke-width:1.2;opacity:.65}.ring{fill:none;stroke-width:1.6}
 .dot{stroke:var(--card);stroke-width:1}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;padding:0;margin:8px 0;list-style:none;font-size:.9rem}
@@ -110,7 +111,7 @@ def _gallery(run: str, cards: Sequence[Card]) -> str:
     for kind, words in KINDS.items():
         own = [card for card in cards if card.kind == kind]
         if own:
-            parts.append(f'<p><b>{words}</b></p><div class="grid">{"".join(map(_card, own))}</div>')
+            parts.append(f'<p><b>{words}</b></p><div class="grid gallery">{"".join(map(_card, own))}</div>')
     return "".join(parts)
 
 

@@ -17,6 +17,9 @@ NOTE = (
 )
 """How to read the figures."""
 
+FEW_PICTURES = 30
+"""Drawing from fewer pictures than this understates how much another set of pictures would differ."""
+
 COLUMNS = (
     "Run",
     "accuracy",
@@ -82,6 +85,8 @@ def findings(task: TaskFigures) -> list[str]:
     for cost, name in (("seconds", "seconds"), ("visual_tokens", "visual tokens"), ("gflops", "FLOPs")):
         if task.fronts[cost]:
             out.append(f"On the front of accuracy against {name}: {', '.join(f'“{r}”' for r in task.fronts[cost])}.")
+    if task.pictures < FEW_PICTURES:
+        out.append(f"Only {task.pictures} pictures: the intervals are too narrow to be relied on.")
     if task.dropped:
         out.append(f"{task.dropped} pictures that not every run answered are left out.")
     return out
