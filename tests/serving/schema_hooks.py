@@ -14,6 +14,8 @@ _FILE = io.BytesIO()
 Image.new("RGB", (32, 32), "white").save(_FILE, "PNG")
 PICTURE = "data:image/png;base64," + base64.b64encode(_FILE.getvalue()).decode()
 
+QUESTION = {"role": "user", "content": "What is the date?"}
+
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
@@ -25,7 +27,8 @@ def before_call(context, case, kwargs):
             for part in message["content"]:
                 if part["type"] == "image_url":
                     part["image_url"]["url"] = PICTURE
-    body["messages"].append({"role": "user", "content": "What is the date?"})
+    if body["messages"][-1] != QUESTION:  # generated lists are shared between requests
+        body["messages"].append(dict(QUESTION))
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name):
             body[name] = min(body[name], 4)

@@ -20,7 +20,14 @@ def test_requests_made_up_from_the_document(model, tmp_path):
     with running(model, limits=ServerLimits(max_new_tokens=4, text_chars=2000)) as site:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{site.url}/openapi.json"]
         command += ["--phases", "coverage,fuzzing", "--max-examples", "12"]
-        command += ["--generation-deterministic", "--no-color", "--output-sanitize", "false", "--request-timeout", "120"]
+        command += [
+            "--generation-deterministic",
+            "--no-color",
+            "--output-sanitize",
+            "false",
+            "--request-timeout",
+            "120",
+        ]
         environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.serving.schema_hooks", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         counted = site.service.metrics.text().decode()
@@ -31,4 +38,3 @@ def test_requests_made_up_from_the_document(model, tmp_path):
     answered = re.search(r'qzoom:requests_total\{status="200"\} (\d+)', counted)
     assert answered, counted
     assert int(answered[1]) > 50
-    print(answered)
