@@ -41,7 +41,7 @@ def serve(script: Script) -> Iterator[str]:
                 done.wait(30)
                 return
             if what == "drop":
-                self.connection.close()
+                self.close_connection = True  # without a word
                 return
             if isinstance(what, tuple):
                 self._send(what[0], b'{"error": "no"}', what[1] if len(what) > 1 else {})

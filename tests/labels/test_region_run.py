@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qzoom.engine.chat import ChatEncoder
@@ -13,7 +14,7 @@ from qzoom.errors import ConfigError
 from qzoom.images.load import load_image
 from qzoom.labels.head_search import HeadSearch, find_heads
 from qzoom.labels.presets import HeadSet
-from qzoom.labels.region_job import choose_heads
+from qzoom.labels.region_job import base_digest, choose_heads
 from qzoom.labels.region_run import RegionRun, label_questions, report_of, sample_of
 from qzoom.labels.regions import RegionLabelSettings, region_labels
 from qzoom.labels.respond import attention_of, respond, show
@@ -156,6 +157,17 @@ def test_heads_are_chosen_as_asked():
         choose_heads(engine, "9:0", ["text"], HeadSearch())
     with pytest.raises(ConfigError, match="no table of heads"):
         choose_heads(engine, "preset", ["text"], HeadSearch())
+
+
+def test_the_digest_of_a_base_sees_its_weights_not_its_number_format():
+    engine = build_engine("qwen3_vl", heads=False)
+    first = base_digest(engine)
+    engine.backbone.model.to(torch.bfloat16)
+    assert base_digest(engine) == first
+    assert base_digest(build_engine("qwen3_vl")) == first
+    assert base_digest(build_engine("qwen3_vl", heads=False, seed=1)) != first
+    engine.backbone.layers[3].mlp.up_proj.weight.mul_(1.1)
+    assert base_digest(engine) != first
 
 
 def test_cells_of_a_square_stand_in_the_middle():

@@ -15,6 +15,7 @@ from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
     from qzoom.labels.processes import ModelChoice
+    from qzoom.labels.region_run import RegionRun
     from qzoom.records.questions import QuestionSet
 
 __all__ = ["app", "make_choice", "progress", "read_question_sets"]
@@ -37,6 +38,24 @@ PerPicture = Annotated[int, typer.Option(min=1, help="Most questions about a dra
 Images = Annotated[str, typer.Option(help="Folder of the pictures, when they have moved.", show_default=False)]
 
 
+Heads = Annotated[
+    str, typer.Option(help="auto (found on drawn pictures), preset (the authors' tables), or '22:1,4 23:6,11'.")
+]
+SinkHeads = Annotated[str, typer.Option(help="Heads that show sinks, written likewise.", show_default=False)]
+Sinks = Annotated[
+    Literal["norm", "heads", "none"], typer.Option(help="What finds sinks: hidden-state norms, heads, or nothing.")
+]
+View = Annotated[Literal["dynamic", "square"], typer.Option(help="The picture as it is, or padded to a square.")]
+Tokens = Annotated[int, typer.Option(min=4, help="Visual tokens of the look.")]
+Longest = Annotated[int, typer.Option(min=2, help="Longest answer.")]
+Foreground = Annotated[float, typer.Option(min=0, max=1, help="Share of the peak that is foreground.")]
+Background = Annotated[float, typer.Option(min=0, max=1, help="Share of the peak below which is background.")]
+MinPeak = Annotated[float, typer.Option(min=0, max=1, help="Maps whose peak is lower are left out.")]
+BoxPrompt = Annotated[bool, typer.Option(help="Ask for the box too in natural pictures.")]
+ProbePictures = Annotated[int, typer.Option(min=1, help="Drawn pictures that heads are found on.")]
+HeadCount = Annotated[int, typer.Option(min=1, help="How many heads are taken of those found.")]
+
+
 @app.callback()
 def _group() -> None:
     """Make training labels from the model's own answers."""
@@ -47,26 +66,18 @@ def regions(
     questions: Questions,
     output: Output,
     model: options.Model = "tiny",
-    heads: Annotated[
-        str, typer.Option(help="auto (found on drawn pictures), preset (the authors' tables), or '22:1,4 23:6,11'.")
-    ] = "auto",
-    sink_heads: Annotated[str, typer.Option(help="Heads that show sinks, written likewise.", show_default=False)] = "",
-    sinks: Annotated[
-        Literal["norm", "heads", "none"], typer.Option(help="What finds sinks: hidden-state norms, heads, or nothing.")
-    ] = "norm",
-    view: Annotated[
-        Literal["dynamic", "square"], typer.Option(help="The picture as it is, or padded to a square.")
-    ] = "dynamic",
-    tokens: Annotated[int, typer.Option(min=4, help="Visual tokens of the look.")] = 576,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 128,
-    foreground: Annotated[float, typer.Option(min=0, max=1, help="Share of the peak that is foreground.")] = 0.25,
-    background: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the peak below which is background.")
-    ] = 0.05,
-    min_peak: Annotated[float, typer.Option(min=0, max=1, help="Maps whose peak is lower are left out.")] = 5e-3,
-    box_prompt: Annotated[bool, typer.Option(help="Ask for the box too in natural pictures.")] = True,
-    probe_pictures: Annotated[int, typer.Option(min=1, help="Drawn pictures that heads are found on.")] = 40,
-    head_count: Annotated[int, typer.Option(min=1, help="How many heads are taken of those found.")] = 3,
+    heads: Heads = "auto",
+    sink_heads: SinkHeads = "",
+    sinks: Sinks = "norm",
+    view: View = "dynamic",
+    tokens: Tokens = 576,
+    max_new_tokens: Longest = 128,
+    foreground: Foreground = 0.25,
+    background: Background = 0.05,
+    min_peak: MinPeak = 5e-3,
+    box_prompt: BoxPrompt = True,
+    probe_pictures: ProbePictures = 40,
+    head_count: HeadCount = 3,
     per_picture: PerPicture = 4,
     images: Images = "",
     skip_bad: SkipBad = False,
@@ -83,41 +94,37 @@ def regions(
 
     Example: qzoom label regions --model tiny --questions my.jsonl -o labels/regions
     """
-    from dataclasses import asdict
-
     from qzoom.labels.head_search import HeadSearch
-    from qzoom.labels.region_job import label_regions
     from qzoom.labels.region_run import RegionRun
     from qzoom.labels.regions import RegionLabelSettings
 
     console = Console(quiet=quiet)
     found = read_question_sets(questions, skip_bad, per_picture, seed, console)
-    run = RegionRun(
-        heads={},
-        view=view,
-        tokens=tokens,
-        max_new_tokens=max_new_tokens,
-        sink_by="heads" if sink_heads else sinks,
-        box_prompt=box_prompt,
-        tristate=RegionLabelSettings(foreground=foreground, background=background, min_peak=min_peak),
-        images=images,
-    )
+    tristate = RegionLabelSettings(foreground=foreground, background=background, min_peak=min_peak)
+    by: Sinks = "heads" if sink_heads else sinks
+    run = RegionRun({}, view, tokens, max_new_tokens, by, box_prompt=box_prompt, tristate=tristate, images=images)
     search = HeadSearch(probe_pictures, 4, head_count, tokens, min(32, max_new_tokens), view)
+    how = {"heads": heads, "sinks": sink_heads, "search": search, "seed": seed, "processes": processes, "fresh": fresh}
+    _regions(make_choice(model, revision, device, dtype), found, output, run, how, console, json)
+
+
+def _regions(
+    choice: ModelChoice,
+    found: QuestionSet,
+    output: Path,
+    run: RegionRun,
+    how: dict[str, Any],
+    console: Console,
+    json: bool,
+) -> None:
+    """Label and say what came of it."""
+    from dataclasses import asdict
+
+    from qzoom.labels.region_job import label_regions
+
     console.hush_libraries()
     with progress(console, "labels", len(found.questions)) as advance:
-        report = label_regions(
-            make_choice(model, revision, device, dtype),
-            found.questions,
-            output,
-            run,
-            heads=heads,
-            sinks=sink_heads,
-            search=search,
-            seed=seed,
-            processes=processes,
-            fresh=fresh,
-            on_question=advance,
-        )
+        report = label_regions(choice, found.questions, output, run, on_question=advance, **how)
     if json:
         console.record(asdict(report) | {"skipped_lines": len(found.skipped)})
         return

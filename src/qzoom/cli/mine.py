@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,25 +11,40 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 from qzoom.cli.label import Fresh, Images, Output, PerPicture, Processes, Questions, Seed, SkipBad
 
+if TYPE_CHECKING:
+    from qzoom.labels.judge import Judge
+    from qzoom.labels.mine import MineReport
+
 __all__ = ["mine"]
+
+CoarseTokens = Annotated[int, typer.Option(min=4, help="Most visual tokens of the coarse look.")]
+RegionTokens = Annotated[int, typer.Option(min=1, help="Most visual tokens of the regions.")]
+Longest = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Aligned = Annotated[bool, typer.Option(help="Give regions aligned positions, as stage 2 trains them.")]
+JudgeUrl = Annotated[
+    str | None, typer.Option(help="OpenAI-compatible API for what exact rules leave open.", show_default=False)
+]
+JudgeModel = Annotated[str, typer.Option(help="The judge's name there.", show_default=False)]
+JudgeBudget = Annotated[int, typer.Option(min=0, help="Most requests of this run.")]
+JudgeParallel = Annotated[int, typer.Option(min=1, help="Requests at once.")]
+JudgeTimeout = Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")]
+JudgeRetries = Annotated[int, typer.Option(min=0, help="Further tries after failures that may pass.")]
 
 
 def mine(
     questions: Questions,
     output: Output,
     model: options.Model = "tiny",
-    coarse_tokens: Annotated[int, typer.Option(min=4, help="Most visual tokens of the coarse look.")] = 576,
-    region_tokens: Annotated[int, typer.Option(min=1, help="Most visual tokens of the regions.")] = 576,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    aligned: Annotated[bool, typer.Option(help="Give regions aligned positions, as stage 2 trains them.")] = True,
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible API for what exact rules leave open.", show_default=False)
-    ] = None,
-    judge_model: Annotated[str, typer.Option(help="The judge's name there.", show_default=False)] = "",
-    judge_budget: Annotated[int, typer.Option(min=0, help="Most requests of this run.")] = 100_000,
-    judge_parallel: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
-    judge_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 60.0,
-    judge_retries: Annotated[int, typer.Option(min=0, help="Further tries after failures that may pass.")] = 5,
+    coarse_tokens: CoarseTokens = 576,
+    region_tokens: RegionTokens = 576,
+    max_new_tokens: Longest = 128,
+    aligned: Aligned = True,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = "",
+    judge_budget: JudgeBudget = 100_000,
+    judge_parallel: JudgeParallel = 4,
+    judge_timeout: JudgeTimeout = 60.0,
+    judge_retries: JudgeRetries = 5,
     per_picture: PerPicture = 4,
     images: Images = "",
     skip_bad: SkipBad = False,
@@ -48,10 +64,7 @@ def mine(
 
     Example: qzoom mine --model runs/regions/model --questions my.jsonl -o labels/mined
     """
-    from dataclasses import asdict
-
     from qzoom.cli.label import make_choice, progress, read_question_sets
-    from qzoom.labels.judge import Judge, JudgeSettings
     from qzoom.labels.mine import MineRun
     from qzoom.labels.mine import mine as run
 
@@ -60,19 +73,16 @@ def mine(
     console = Console(quiet=quiet)
     judge = None
     if judge_url is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        settings = JudgeSettings(
-            judge_url, judge_model, timeout_s=judge_timeout, retries=judge_retries, budget=judge_budget
-        )
-        judge = Judge(settings, output / "judge.jsonl")
+        limits = {"timeout_s": judge_timeout, "retries": judge_retries, "budget": judge_budget}
+        judge = _judge(output, judge_url, judge_model, limits)
     found = read_question_sets(questions, skip_bad, per_picture, seed, console)
     console.hush_libraries()
-    with progress(console, "mining", len(found.questions)) as advance:
+    choice = make_choice(model, revision, device, dtype)
+    how = MineRun(coarse_tokens, region_tokens, max_new_tokens, aligned, images)
+    asked = found.questions
+    with progress(console, "mining", len(asked)) as advance:
         report = run(
-            make_choice(model, revision, device, dtype),
-            found.questions,
-            output,
-            MineRun(coarse_tokens, region_tokens, max_new_tokens, aligned, images),
+            *(choice, asked, output, how),
             judge=judge,
             parallel=judge_parallel,
             seed=seed,
@@ -80,8 +90,23 @@ def mine(
             fresh=fresh,
             on_question=advance,
         )
+    _say(report, len(found.skipped), output, console, json)
+
+
+def _judge(output: Path, url: str, model: str, limits: dict[str, Any]) -> Judge:
+    """The judge, whose replies are kept beside the records."""
+    from qzoom.labels.judge import Judge, JudgeSettings
+
+    settings = JudgeSettings(url, model, **limits)
+    output.mkdir(parents=True, exist_ok=True)
+    return Judge(settings, output / "judge.jsonl")
+
+
+def _say(report: MineReport, skipped_lines: int, output: Path, console: Console, json: bool) -> None:
+    from dataclasses import asdict
+
     if json:
-        console.record(asdict(report) | {"skipped_lines": len(found.skipped)})
+        console.record(asdict(report) | {"skipped_lines": skipped_lines})
         return
     console.result(
         f"{report.turns} questions: {report.hard} hard, {report.improvements} improved, {report.kept} right both ways, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import ConfigError
-from qzoom.evaluation.identity import weights_digest
 from qzoom.labels.head_search import HeadSearch, find_heads
 from qzoom.labels.presets import HeadSet, Mode, parse_heads, published_heads
 from qzoom.labels.processes import ModelChoice, run_shares
@@ -39,8 +39,15 @@ class LabelRegions:
 
 
 def base_digest(engine: Engine) -> str:
-    """Digest of the base model's weights alone: what labels belong to."""
-    return weights_digest(dataclasses.replace(engine, gate=None, region=None))
+    """Digest of the base model's weights alone, whatever number format they were loaded in: what labels belong to."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(engine.backbone.model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // 512)].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def choose_heads(
@@ -120,21 +127,9 @@ def label_regions(
     engine = choice.load()
     modes: list[Mode] = sorted({question.mode for question in questions})
     looked = search or HeadSearch(tokens=run.tokens, view=run.view, max_new_tokens=min(32, run.max_new_tokens))
-    asked = {"heads": heads, "sinks": sinks, "modes": list(modes), "search": asdict(looked)}
-    # Finding heads takes minutes: what an earlier call found with the same model and wish is taken.
     weights = base_digest(engine)
-    identity = {"asked": asked, "weights": weights}
-    path = folder / "heads.json"
-    found = None if fresh else _found_before(path, identity)
-    if found is None:
-        chosen, facts = choose_heads(engine, heads, modes, looked, sinks)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(
-            {"identity": identity, "heads": {m: asdict(h) for m, h in chosen.items()}, "found": facts}, indent=2
-        )
-        write_synced(path, (text + "\n").encode())
-    else:
-        chosen = found
+    asked = {"heads": heads, "sinks": sinks, "modes": list(modes), "search": asdict(looked)}
+    chosen = _kept_heads(engine, folder, {"asked": asked, "weights": weights}, modes, looked, fresh)
     run = dataclasses.replace(run, heads=chosen)
     config = engine.backbone.model.config
     provenance = Provenance(
@@ -149,6 +144,27 @@ def label_regions(
     share = engine if processes == 1 else None
     run_shares(LabelRegions(run), choice, share, questions, folder, processes=processes, on_question=on_question)
     return report_of(folder)
+
+
+def _kept_heads(
+    engine: Engine,
+    folder: Path,
+    identity: dict[str, Any],
+    modes: Sequence[Mode],
+    search: HeadSearch,
+    fresh: bool,
+) -> dict[Mode, HeadSet]:
+    """The heads that an earlier call found with the same model and wish, since finding them takes minutes; else new."""
+    path = folder / "heads.json"
+    kept = None if fresh else _found_before(path, identity)
+    if kept is not None:
+        return kept
+    asked = identity["asked"]
+    chosen, facts = choose_heads(engine, asked["heads"], modes, search, asked["sinks"])
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"identity": identity, "heads": {mode: asdict(heads) for mode, heads in chosen.items()}, "found": facts}
+    write_synced(path, (json.dumps(found, indent=2) + "\n").encode())
+    return chosen
 
 
 def _check_heads(engine: Engine, heads: HeadSet) -> None:

@@ -304,11 +304,9 @@ def _header(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read; {_HINT}.") from error
-    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
-        raise DataError(f"{path} is not the header of a record store.")
-    if header["schema"] != SCHEMA:
+    if isinstance(header, dict) and isinstance(header.get("schema"), int) and header["schema"] != SCHEMA:
         raise DataError(f"{path} has schema {header['schema']}, but this qzoom reads {SCHEMA}; use a matching version.")
-    if not isinstance(header.get("settings"), dict) or "provenance" not in header or "purpose" not in header:
+    if not isinstance(header, dict) or not {"schema", "purpose", "settings", "provenance"} <= set(header):
         raise DataError(f"{path} is not the header of a record store.")
     return header
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,22 +91,30 @@ def test_parts_of_a_batch_do_not_change_the_result(world, tmp_path):
         "twos": {},
         "whole": {"micro_batch": 4},
         "recomputed": {"gradient_checkpointing": True},
+        "kept": {"cache_gb": 0.1},
     }.items():
         run(recipe_of(world, **changes), tmp_path / name)
     losses = {}
-    for name in ("ones", "twos", "whole", "recomputed"):
+    for name in ("ones", "twos", "whole", "recomputed", "kept"):
         losses[name] = [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
-    for name in ("ones", "whole", "recomputed"):
+    for name in ("ones", "whole", "recomputed", "kept"):
         assert losses[name] == pytest.approx(losses["twos"], abs=1e-5)
         same(weights_in(tmp_path / name), weights_in(tmp_path / "twos"), ROUNDING)
+
+
+def written(recipe, path):
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
+    path.write_text(yaml.safe_dump(values))
+    return path
 
 
 class Killed(Exception):
     pass
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(world, tmp_path):
-    recipe = recipe_of(world, save_steps=2, steps=5)
+@pytest.mark.parametrize("cache_gb", [0.0, 0.1])
+def test_a_killed_run_ends_as_if_it_had_not_been(world, tmp_path, cache_gb):
+    recipe = recipe_of(world, save_steps=2, steps=5, cache_gb=cache_gb, tokens=(8, 12))
     run(recipe, tmp_path / "straight")
 
     def die(facts):
@@ -122,6 +131,25 @@ def test_a_killed_run_ends_as_if_it_had_not_been(world, tmp_path):
     lines = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("straight", "killed")]
     assert [x["step"] for x in lines[1]] == [1, 2, 3, 4, 5]
     assert [x["loss"] for x in lines[0]] == [x["loss"] for x in lines[1]]
+
+
+@pytest.mark.timeout(1200)
+def test_kill_9_loses_no_more_than_the_steps_since_the_checkpoint(world, tmp_path):
+    recipe = recipe_of(world, steps=6)
+    run(recipe, tmp_path / "straight")
+    path = written(recipe, tmp_path / "recipe.yaml")
+    words = [sys.executable, "-m", "tests.training.stages.train_process", str(path), str(tmp_path / "killed")]
+    root = Path(__file__).parents[3]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert [process.stdout.readline().strip() for _ in range(2)] == ["1", "2"]
+    process.kill()
+    said = 2 + len(process.stdout.read().split())
+    process.wait()
+    steps = []
+    run(recipe, tmp_path / "killed", on_step=lambda facts: steps.append(facts.step))
+    assert steps == list(range(steps[0], 7)) if steps else said == 6
+    assert not steps or said < steps[0] <= said + 2  # a step may have been kept before it was said
+    same(weights_in(tmp_path / "straight"), weights_in(tmp_path / "killed"))
 
 
 def test_a_finished_run_does_nothing_more(world, tmp_path):
@@ -208,9 +236,7 @@ def test_tensorboard_files_are_written(world, tmp_path):
 
 
 def launch(world, folder, processes, recipe):
-    path = folder.with_suffix(".yaml")
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
-    path.write_text(yaml.safe_dump(values))
+    path = written(recipe, folder.with_suffix(".yaml"))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words += ["-m", "qzoom", "train", "regions", "--recipe", str(path), "-o", str(folder), "--device", "cpu", "--json"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

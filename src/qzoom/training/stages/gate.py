@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from qzoom.engine.chat import ChatEncoder
+from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.labels.gate import Strategy, Trajectory, categorise, draw_label, select_items
 from qzoom.records.schema import Ladder, Question
 from qzoom.records.store import RecordStore
 from qzoom.training.losses import gate_loss
-from qzoom.training.stages.forward import hidden_states, run_stack
+from qzoom.training.stages.forward import run_stack
 from qzoom.training.stages.recipe import StageRecipe
+from qzoom.training.stages.shared import SharedStates
 from qzoom.training.stages.tasks import Draw, conversation_ids, open_stores, prompt_of
 
 __all__ = ["GateSample", "GateTask", "gate_samples"]
@@ -78,6 +80,7 @@ class GateTask:
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         self._recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
+        self._shared = SharedStates(recipe.cache_gb)
         self.stores = open_stores(recipe.labels, "gate")
         self.samples = gate_samples(self.stores, recipe.strategy, recipe.seed)
         if not self.samples:
@@ -109,16 +112,15 @@ class GateTask:
         assert gate is not None
         backbone = engine.backbone
         chosen = [self.samples[draw.index] for draw in draws]
-        prompts = []
-        for sample in chosen:
+
+        def make(place: int) -> Prompt:
+            sample = chosen[place]
             found = conversation_ids(self._chat, [(sample.question.turns[sample.turn].question, "")])
             assert found is not None
             images = self._recipe.images
-            prompts.append(
-                prompt_of(engine, sample.question, found[0], view="dynamic", tokens=sample.tokens, images=images)
-            )
-        with torch.no_grad():
-            shared = hidden_states(backbone, prompts, engine.config.shared_layers)
+            return prompt_of(engine, sample.question, found[0], view="dynamic", tokens=sample.tokens, images=images)
+
+        prompts, shared = self._shared.of(engine, [draw.index for draw in draws], make)
         positions = [prompt.positions for prompt in prompts]
         recompute = self._recipe.gradient_checkpointing
         hidden = run_stack(backbone, list(gate.layers), shared, positions, recompute=recompute)

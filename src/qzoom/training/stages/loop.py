@@ -148,16 +148,8 @@ def run_loop(
     )
     start = load_checkpoint(folder, weights, optimiser, run)
     module = accelerator.prepare(StageModule(engine, task, weights))
-    metrics = None
-    if accelerator.is_main_process:
-        metrics = Metrics(
-            folder,
-            start=start,
-            steps=steps,
-            batch=recipe.batch,
-            tensorboard=recipe.tensorboard,
-            on_step=on_step,
-        )
+    told = {"start": start, "steps": steps, "batch": recipe.batch, "tensorboard": recipe.tensorboard}
+    metrics = Metrics(folder, **told, on_step=on_step) if accelerator.is_main_process else None  # type: ignore[arg-type]
     losses = []
     for step in range(start, steps):
         rate = learning_rate_at(step, steps, recipe)

@@ -13,7 +13,16 @@ from qzoom.errors import ConfigError
 
 __all__ = ["FREE", "StageRecipe", "frozen_in_bfloat16", "load_stage_recipe", "trained_stage"]
 
-FREE = ("micro_batch", "save_steps", "gradient_checkpointing", "images", "tensorboard", "output", "original")
+FREE = (
+    "micro_batch",
+    "save_steps",
+    "gradient_checkpointing",
+    "cache_gb",
+    "images",
+    "tensorboard",
+    "output",
+    "original",
+)
 """Settings that a resumed run may change: they decide neither the data nor the arithmetic, rounding aside."""
 
 
@@ -51,6 +60,8 @@ class StageRecipe:
         clip: largest gradient norm.
         precision: "bfloat16" computes in it with float32 weights; "float32".
         gradient_checkpointing: recompute layers in the backward pass.
+        cache_gb: regions and gate: keep what the frozen layers made of each sample in memory, up to so many GB (10^9
+            bytes) a process; for small bases.
         seed: of new weights, order and noise.
         save_steps: optimiser steps between checkpoints.
         tensorboard: also write event files, where tensorboard is installed.
@@ -85,6 +96,7 @@ class StageRecipe:
     clip: float = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = True
+    cache_gb: float = 0.0
     seed: int = 0
     save_steps: int = 100
     tensorboard: bool = True
@@ -107,6 +119,7 @@ class StageRecipe:
             ("weight_decay", 0.0, 10.0),
             ("epochs", 0.0, 1000.0),
             ("clip", 0.0, 1e6),
+            ("cache_gb", 0.0, 1e5),
         ):
             _number(name, getattr(self, name), low, high)
         for name in ("betas", "random_side"):

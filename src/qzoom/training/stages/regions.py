@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from qzoom.engine.chat import ChatEncoder
+from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.labels.respond import View
 from qzoom.records.schema import Question, RegionLabel
 from qzoom.records.store import RecordStore, Stored
 from qzoom.training.losses import region_loss
-from qzoom.training.stages.forward import hidden_states, region_logits_at, run_stack
+from qzoom.training.stages.forward import region_logits_at, run_stack
 from qzoom.training.stages.recipe import StageRecipe
+from qzoom.training.stages.shared import SharedStates
 from qzoom.training.stages.tasks import Draw, conversation_ids, open_stores, prompt_of
 
 __all__ = ["RegionTask"]
@@ -54,6 +56,7 @@ class RegionTask:
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         self._recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
+        self._shared = SharedStates(recipe.cache_gb)
         self.stores = open_stores(recipe.labels, "regions")
         self._samples = [s for store in self.stores for s in self._of_store(store) if s.weight > 0]
         if not self._samples:
@@ -75,17 +78,22 @@ class RegionTask:
         assert engine.region is not None
         backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
         chosen = [self._samples[draw.index] for draw in draws]
-        prompts, asking = [], []
-        for draw, sample in zip(draws, chosen, strict=True):
-            found = conversation_ids(self._chat, [(turn.prompt, turn.text) for turn in sample.turns])
-            assert found is not None
-            ids, queries = found
-            prompt = self._prompt(engine, sample, draw, ids)
-            shift = len(prompt) - len(ids)  # one placeholder became many visual tokens
-            prompts.append(prompt)
-            asking.append([query + shift for query in queries])
-        with torch.no_grad():
-            shared = hidden_states(backbone, prompts, engine.config.shared_layers)
+        sequences = [self._sequence(sample) for sample in chosen]
+        tokens = [self._tokens(sample, draw) for sample, draw in zip(chosen, draws, strict=True)]
+
+        def make(place: int) -> Prompt:
+            sample, ids = chosen[place], sequences[place][0]
+            view: View = sample.turns[0].view
+            images = self._recipe.images
+            return prompt_of(engine, sample.question, ids, view=view, tokens=tokens[place], images=images)
+
+        keys = [(draw.index, count) for draw, count in zip(draws, tokens, strict=True)]
+        prompts, shared = self._shared.of(engine, keys, make)
+        # one placeholder became many visual tokens
+        asking = [
+            [query + len(prompt) - len(ids) for query in queries]
+            for prompt, (ids, queries) in zip(prompts, sequences, strict=True)
+        ]
         layers = list(engine.region.layers)
         positions = [prompt.positions for prompt in prompts]
         hidden = run_stack(backbone, layers[:-1], shared, positions, recompute=recompute)
@@ -99,15 +107,16 @@ class RegionTask:
                 targets.append(torch.as_tensor(labels, device=states.device).long())
         return region_loss(logits, targets) * sum(sample.weight for sample in chosen)
 
-    def _prompt(self, engine: Engine, sample: _Sample, draw: Draw, ids: Sequence[int]):  # noqa: ANN202
-        view: View = sample.turns[0].view
-        choices = self._recipe.tokens or (self._tokens(sample),)
-        tokens = random.Random(f"{self._recipe.seed}/{draw.index}/{draw.visit}").choice(choices)
-        return prompt_of(engine, sample.question, ids, view=view, tokens=tokens, images=self._recipe.images)
+    def _sequence(self, sample: _Sample) -> tuple[list[int], list[int]]:
+        """Token ids of a sample, and the indices of its asking tokens."""
+        found = conversation_ids(self._chat, [(turn.prompt, turn.text) for turn in sample.turns])
+        assert found is not None  # samples whose turns cannot share a sequence were taken apart
+        return found
 
-    @staticmethod
-    def _tokens(sample: _Sample) -> int:
-        """Visual tokens of the look that was labelled."""
+    def _tokens(self, sample: _Sample, draw: Draw) -> int:
+        """Visual tokens of the look: drawn from the recipe's, else those of the look that was labelled."""
+        if self._recipe.tokens:
+            return random.Random(f"{self._recipe.seed}/{draw.index}/{draw.visit}").choice(self._recipe.tokens)
         wanted = sample.store.settings.get("tokens")
         if isinstance(wanted, int):
             return wanted

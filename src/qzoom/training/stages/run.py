@@ -131,46 +131,40 @@ def train_stage(
 
     stage = trained_stage(recipe, refit)
     accelerator = make_accelerator(recipe, device)
-    if fresh and accelerator.is_main_process:
-        for name in (CHECKPOINT, METRICS, "report.json"):
-            (output / name).unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        _make_folder(output, fresh)
     accelerator.wait_for_everyone()
-    narrow = frozen_in_bfloat16(recipe, stage)
-    dtype = "bfloat16" if narrow else "float32"
+    dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
     loaded = base or load_engine(recipe.base, dtype=dtype, device_map=str(accelerator.device))
     digest = base_digest(loaded)
     engine = prepare_engine(loaded, recipe, stage)
     task = make_task(recipe, engine)
     check_labels(task.stores, digest, recipe.foreign_labels)  # type: ignore[attr-defined]
-    wrapped = None
-    if recipe.lora_rank and stage == "answers":
-        wrapped, weights = add_lora(engine, recipe.lora_rank)
-    else:
-        weights = select(engine, stage)
+    lora = recipe.lora_rank > 0 and stage == "answers"
+    wrapped, weights = add_lora(engine, recipe.lora_rank) if lora else (None, select(engine, stage))
     trained = sum(weight.numel() for weight in weights.values())
     for weight in weights.values():
         weight.data = weight.data.float()
     run = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
     began = time.monotonic()
     made = run_loop(engine, task, weights, recipe, output, run, accelerator, on_step=on_step)
-    tenth = max(1, len(made.losses) // 10)
-    report = StageReport(
-        stage=stage,
-        model=str(output / "model"),
-        samples=len(task.weights),
-        steps=made.steps,
-        trained=trained,
-        first_loss=_mean(made.losses[:tenth]),
-        last_loss=_mean(made.losses[-tenth:]),
-        seconds=time.monotonic() - began,
-    )
+    first, last = _ends(made.losses)
+    folder, seconds = str(output / "model"), time.monotonic() - began
+    report = StageReport(stage, folder, len(task.weights), made.steps, trained, first, last, seconds)
     if wrapped is not None:
         merge_lora(wrapped)
     if accelerator.is_main_process:
         _save(engine, recipe, stage, report, output, digest)
     accelerator.wait_for_everyone()
     return report
+
+
+def _make_folder(output: Path, fresh: bool) -> None:
+    """The run's folder; what an earlier run left in it goes when asked for."""
+    output.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        for name in (CHECKPOINT, METRICS, "report.json"):
+            (output / name).unlink(missing_ok=True)
 
 
 def _save(engine: Engine, recipe: StageRecipe, stage: str, report: StageReport, output: Path, digest: str) -> None:
@@ -209,5 +203,7 @@ def _revision_of(engine: Engine) -> str | None:
     return None if revision is None else str(revision)
 
 
-def _mean(values: tuple[float, ...]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _ends(losses: tuple[float, ...]) -> tuple[float | None, float | None]:
+    """Means of the first and of the last tenth; None without steps."""
+    tenth = max(1, len(losses) // 10)
+    return (sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth) if losses else (None, None)
