@@ -277,9 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--requests", type=int, default=48, help="questions per phase")
-    parser.add_argument(
-        "--soak", type=float, default=0.0, help="seconds at twice the sustainable load; 0: none"
-    )
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the sustainable load; 0: none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of the server")
     parser.add_argument("--results", type=Path, help="folder for serving.md and serving.json")
     given = parser.parse_args()

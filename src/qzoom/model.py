@@ -112,8 +112,8 @@ class QZoom:
             on_text: called with each new piece of the answer.
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
-                ignore_eos, gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max) tuple or a
-                `TokenBudget`), and system (a system turn to put first).
+                ignore_eos, gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max)
+                tuple or a `TokenBudget`), and system (a system turn to put first).
 
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.

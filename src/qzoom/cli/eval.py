@@ -270,13 +270,14 @@ def _asking(reader: QZoom, task: Any, asked: _Asked, seed: int) -> EvalOptions:
     standard = reader.engine.backbone.default_budget()
     limits = share_tokens(plain.look, reader.config, standard, coarse=coarse, region=region, total=total)
     gate, cell = thresholds(reader, *asked.thresholds)
+    own_length: int = getattr(task, "max_new_tokens", 128)
     return dataclasses.replace(
         plain,
         coarse_tokens=limits[0],
         region_tokens=limits[1],
         gate_threshold=gate,
         region_threshold=cell,
-        max_new_tokens=asked.max_new_tokens or getattr(task, "max_new_tokens", 128),
+        max_new_tokens=asked.max_new_tokens or own_length,
     )
 
 

@@ -48,6 +48,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         lifespan=_lifespan,
         swagger_ui_oauth2_redirect_url=None,
+        telemetry={"auto_configure": False},  # whatever the environment names, nothing is reported anywhere
     )
     app.state.service = service
     _add_routes(app)
