@@ -143,6 +143,7 @@ def test_examples_bring_their_question(open_page, url):
 
 def test_everything_by_keyboard(open_page):
     page = open_page()
+    page.locator("#examples button").nth(3).wait_for()
     keys = page.keyboard
     for _ in range(4):
         keys.press("Tab")
