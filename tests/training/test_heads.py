@@ -14,12 +14,13 @@ from qzoom.engine.state import advance_region
 from qzoom.engine.timing import Stopwatch
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
-from qzoom.training.heads import agreement, build_heads, train_heads
+from qzoom.training.heads import agreement, build_heads, train_gate, train_region
 from qzoom.training.heads_data import LabelPicture, LabelQuestion
 from qzoom.training.heads_fit import fit_gate, fit_region
 from qzoom.training.heads_label import known_box_labels
 from qzoom.training.heads_recipe import HeadsRecipe, load_heads_recipe
 from qzoom.training.heads_store import BranchExample, read_shard, write_shard
+from qzoom.training.heads_zoom import balanced, label_zoom_share, zoom_label
 from tests.flow import request
 from tests.tiny_models import build_engine
 
@@ -89,7 +90,7 @@ def test_agreement_counts_known_boxes_only():
 
 def test_training_without_labels_is_refused(engine, tmp_path):
     with pytest.raises(DataError, match="No region labels"):
-        train_heads(engine, RECIPE, (), tmp_path, lambda *_: None)
+        train_region(engine, RECIPE, tmp_path, lambda *_: None)
 
 
 def test_training_is_the_same_for_the_same_seed(tmp_path):
@@ -97,15 +98,52 @@ def test_training_is_the_same_for_the_same_seed(tmp_path):
     for _ in range(2):
         fresh = build_heads(build_engine("qwen3_vl", heads=False), RECIPE)
         write_shard(tmp_path / "region-1-0-0.safetensors", examples_of(fresh, quadrant))
-        report = train_heads(fresh, dataclasses.replace(RECIPE, steps=10), (), tmp_path, lambda *_: None)
-        losses.append(report.region_losses)
+        losses.append(train_region(fresh, dataclasses.replace(RECIPE, steps=10), tmp_path, lambda *_: None)[1])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("coarse", "zoomed", "label"),
+    [("12.50", "12.50", 0), ("12.50", "1", 0), ("1", "12.50", 1), ("1", "2", None), ("", "", None), ("", "12.50", 1)],
+)
+def test_zooming_labels_the_gate_by_which_answer_is_right(coarse, zoomed, label):
+    assert zoom_label(coarse, zoomed, "12.50") == label
+
+
+def test_the_gate_learns_from_as_many_of_either_kind(engine, tmp_path):
+    def gate_labels(values):
+        made = examples_of(engine, lambda corner: torch.tensor(values[corner]))
+        return [dataclasses.replace(example, facts={"label": values[i]}) for i, example in enumerate(made)]
+
+    examples = gate_labels([0, 0, 0, 1]) + gate_labels([0, 1, 0, 0])
+    chosen = balanced(examples, seed=3)
+    assert [e.facts["label"] for e in chosen] == [0, 0, 1, 1]
+    assert [id(e) for e in chosen] == [id(e) for e in balanced(examples, seed=3)]
+    write_shard(tmp_path / "zoomgate-1-0-0.safetensors", examples)
+    recipe = dataclasses.replace(RECIPE, gate_labels="zoom", gate_steps=5)
+    counts, losses = train_gate(engine, recipe, tmp_path, lambda *_: None)
+    assert counts == {"0": 2, "1": 2}
+    assert len(losses) == 5
+
+
+def test_zoom_labels_come_from_drawn_pictures_asked_both_ways(tmp_path):
+    engine = build_heads(build_engine("qwen3_vl", heads=False), RECIPE)
+    recipe = dataclasses.replace(RECIPE, zoom_pictures=3, questions=2, seed=1)
+    seen = []
+    label_zoom_share(engine, recipe, tmp_path, 0, 1, lambda: seen.append(1))
+    assert len(seen) == 3
+    made = [e for path in tmp_path.glob("zoomgate-*.safetensors") for e in read_shard(path)]
+    for example in made:
+        facts = example.facts
+        assert int(example.labels) == zoom_label(facts["coarse"], facts["zoomed"], facts["reference"])
+        assert facts["kind"] in ("document", "scene")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("base: x\nstep: 3\n", "did you mean 'steps'"),
+        ("base: x\ngate_labels: both\n", "must be ladder or zoom"),
         ("base: x\nladder: [64, 32, 128]\n", "rising"),
         ("base: x\nknown_boxes: [receipt]\n", "may name document and scene"),
         ("- a\n", "must be a mapping"),

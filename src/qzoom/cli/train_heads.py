@@ -45,7 +45,8 @@ def heads(
     )
     with Progress(*columns, console=RichConsole(stderr=True)) as progress:
         real = settings.receipt_pictures if settings.receipts else 0
-        pictures = settings.documents + settings.scenes + real + settings.gate_pictures
+        pictures = settings.documents + settings.scenes + real
+        pictures += settings.zoom_pictures if settings.gate_labels == "zoom" else settings.gate_pictures
         labelling = progress.add_task("labels", total=pictures)
         fits = {
             "region": progress.add_task("region", total=settings.steps),

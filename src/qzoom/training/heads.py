@@ -6,10 +6,8 @@ on where it stopped.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from qzoom.training.heads_data import LabelPicture, label_pictures
 from qzoom.training.heads_fit import fit_gate, fit_region
 from qzoom.training.heads_label import answer_picture, known_box_labels, own_labels, response_maps, student_states
 from qzoom.training.heads_recipe import HeadsRecipe
-from qzoom.training.heads_store import BranchExample, read_shard, write_shard
+from qzoom.training.heads_store import BranchExample, in_shards, read_shard
+from qzoom.training.heads_zoom import ZOOM_SHARDS, balanced
 
-__all__ = ["HeadsReport", "agreement", "build_heads", "label_share", "probe_heads", "train_heads"]
+__all__ = ["HeadsReport", "agreement", "build_heads", "label_share", "probe_heads", "train_gate", "train_region"]
 
-SHARD_PICTURES = 25
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -120,40 +118,21 @@ def label_share(
     region = label_pictures(
         recipe, recipe.documents, recipe.scenes, recipe.receipt_pictures, salt=2, rank=rank, world=world
     )
-    _in_shards(
+    in_shards(
         region,
         output,
         f"region-{world}-{rank}",
         lambda item: _region_examples(engine, chat, recipe, heads, item),
         on_picture,
     )
+    if recipe.gate_labels == "zoom":
+        return
     third = recipe.gate_pictures // 3
     real = min(third, recipe.receipt_pictures) if recipe.receipts else 0
     ladder = label_pictures(recipe, recipe.gate_pictures - third - real, third, real, salt=3, rank=rank, world=world)
-    _in_shards(
+    in_shards(
         ladder, output, f"gate-{world}-{rank}", lambda item: _gate_examples(engine, chat, recipe, item), on_picture
     )
-
-
-def _in_shards(
-    pictures: Iterable[LabelPicture],
-    output: Path,
-    stem: str,
-    label: Callable[[LabelPicture], list[BranchExample]],
-    on_picture: Callable[[], None],
-) -> None:
-    held: list[BranchExample] = []
-    path = output / f"{stem}-0.safetensors"
-    for number, item in enumerate(pictures):
-        path = output / f"{stem}-{number // SHARD_PICTURES}.safetensors"
-        if not path.exists():
-            held += label(item)
-        on_picture()
-        if number % SHARD_PICTURES == SHARD_PICTURES - 1 and held:
-            write_shard(path, held)
-            held = []
-    if held:
-        write_shard(path, held)
 
 
 def _region_examples(
@@ -201,17 +180,19 @@ def agreement(examples: Sequence[BranchExample]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def train_heads(
-    engine: Engine, recipe: HeadsRecipe, heads: Pairs, output: Path, on_step: Callable[[str, int, float], None]
-) -> HeadsReport:
-    """Fit both branches on the labelled shards of a folder.
+def train_region(
+    engine: Engine, recipe: HeadsRecipe, output: Path, on_step: Callable[[str, int, float], None]
+) -> tuple[list[BranchExample], tuple[float, ...]]:
+    """Fit the region branch on the labelled shards of a folder.
 
     Args:
         engine: base with fresh branches (`build_heads`); trained in place.
         recipe: steps and rates.
-        heads: recorded in the report.
-        output: folder of the shards; gets `report.json`.
+        output: folder of the shards.
         on_step: called with the branch, the step and its loss.
+
+    Returns:
+        What was trained on, and the mean loss of each tenth of the run.
 
     Raises:
         DataError: no usable labels.
@@ -230,11 +211,26 @@ def train_heads(
         seed=recipe.seed,
         on_step=lambda step, loss: on_step("region", step, loss),
     )
-    climbed = [e for path in sorted(output.glob("gate-*.safetensors")) for e in read_shard(path)]
-    chosen = _gate_selection(climbed, recipe)
-    gate_losses: tuple[float, ...] = ()
+    return region, fit.losses
+
+
+def train_gate(
+    engine: Engine, recipe: HeadsRecipe, output: Path, on_step: Callable[[str, int, float], None]
+) -> tuple[dict[str, int], tuple[float, ...]]:
+    """Fit the gate on the shards of a folder; arguments as in `train_region`.
+
+    Returns:
+        Examples by target, and the mean loss of each tenth of the run; none without examples.
+    """
+    if recipe.gate_labels == "zoom":
+        compared = [e for path in sorted(output.glob(f"{ZOOM_SHARDS}-*.safetensors")) for e in read_shard(path)]
+        chosen = balanced(compared, recipe.seed)
+    else:
+        climbed = [e for path in sorted(output.glob("gate-*.safetensors")) for e in read_shard(path)]
+        chosen = _gate_selection(climbed, recipe)
+    losses: tuple[float, ...] = ()
     if chosen:
-        gate_losses = fit_gate(
+        losses = fit_gate(
             engine,
             chosen,
             steps=recipe.gate_steps,
@@ -243,10 +239,7 @@ def train_heads(
             seed=recipe.seed,
             on_step=lambda step, loss: on_step("gate", step, loss),
         ).losses
-    counts = {str(t): sum(int(e.labels) == t for e in chosen) for t in (0, 1)}
-    report = HeadsReport(heads, agreement(region), len(region), counts, fit.losses, gate_losses)
-    (output / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
-    return report
+    return {str(t): sum(int(e.labels) == t for e in chosen) for t in (0, 1)}, losses
 
 
 def _gate_selection(climbed: Sequence[BranchExample], recipe: HeadsRecipe) -> list[BranchExample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qzoom.config import from_mapping
 from qzoom.errors import ConfigError
@@ -35,7 +36,9 @@ class HeadsRecipe:
         background: tau_bg.
         sink_ratio: a cell is a sink when its hidden state's norm exceeds this many medians.
         ladder: visual tokens of the resolution ladder for gate labels, rising.
+        gate_labels: "ladder" (method.md 8), or "zoom": the coarse answer against the zoomed one (`heads_zoom`).
         gate_pictures: pictures climbed for gate labels.
+        zoom_pictures: drawn pictures asked both ways for gate labels.
         steps: optimiser steps of the region branch.
         gate_steps: optimiser steps of the gate.
         batch: questions per step.
@@ -63,7 +66,9 @@ class HeadsRecipe:
     background: float = 0.05
     sink_ratio: float = 3.0
     ladder: tuple[int, ...] = (64, 144, 288, 512, 1024)
+    gate_labels: Literal["ladder", "zoom"] = "ladder"
     gate_pictures: int = 600
+    zoom_pictures: int = 0
     steps: int = 1500
     gate_steps: int = 600
     batch: int = 32
@@ -78,6 +83,8 @@ class HeadsRecipe:
         if not set(self.known_boxes) <= {"document", "scene"}:
             raise ConfigError(f"known_boxes may name document and scene, not {', '.join(self.known_boxes)}.")
         object.__setattr__(self, "heads", tuple((int(a), int(b)) for a, b in self.heads))
+        if self.gate_labels not in ("ladder", "zoom"):
+            raise ConfigError(f"gate_labels must be ladder or zoom, not {self.gate_labels!r}.")
         if not self.student_tokens or min(self.student_tokens) < 4:
             raise ConfigError("student_tokens needs at least one budget of 4 or more visual tokens.")
         if len(self.ladder) < 3 or list(self.ladder) != sorted(set(self.ladder)):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import Prompt, VisualSpan
 from qzoom.engine.state import State
 
-__all__ = ["BranchExample", "read_shard", "write_shard"]
+__all__ = ["BranchExample", "in_shards", "read_shard", "write_shard"]
+
+SHARD_PICTURES = 25
+Picture = TypeVar("Picture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +91,33 @@ def read_shard(path: Path) -> Iterator[BranchExample]:
                 shard.get_tensor(f"{i}.labels").long(),
                 fact["facts"],
             )
+
+
+def in_shards(
+    pictures: Iterable[Picture],
+    output: Path,
+    stem: str,
+    label: Callable[[Picture], list[BranchExample]],
+    on_picture: Callable[[], None],
+) -> None:
+    """Label pictures and write their examples, one shard for every 25 pictures; shards that exist are skipped.
+
+    Args:
+        pictures: the same ones in the same order on every run.
+        output: folder of the shards.
+        stem: their names begin with it.
+        label: makes the examples of a picture.
+        on_picture: called after each picture.
+    """
+    held: list[BranchExample] = []
+    path = output / f"{stem}-0.safetensors"
+    for number, item in enumerate(pictures):
+        path = output / f"{stem}-{number // SHARD_PICTURES}.safetensors"
+        if not path.exists():
+            held += label(item)
+        on_picture()
+        if number % SHARD_PICTURES == SHARD_PICTURES - 1 and held:
+            write_shard(path, held)
+            held = []
+    if held:
+        write_shard(path, held)
