@@ -51,7 +51,7 @@ def test_region_threshold_moves_the_box_and_reset_brings_it_back(open_page, url)
     own = page.locator(".box").get_attribute("data-box")
     page.locator("#settings summary").click()
     with page.expect_response("**/v1/perceive") as reply:
-        page.locator("#region_threshold").fill("0.9")
+        page.locator("#region_threshold").fill("0.1")
     moved = ",".join(map(str, reply.value.json()["regions"][0]["box"]))
     page.locator(f'.box[data-box="{moved}"]').wait_for()
     assert moved != own

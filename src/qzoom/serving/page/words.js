@@ -4,7 +4,7 @@ import { $, make } from "./dom.js";
 
 export const EXAMPLES = [
   { file: "receipt.jpg", about: "A till receipt", question: "What is the date?" },
-  { file: "card.jpg", about: "A filled-in form", question: "What is the deposit?" },
+  { file: "card.jpg", about: "A filled-in form", question: "What is the customer name?" },
   { file: "shapes.jpg", about: "Shapes with printed codes", question: "What is the code on the green star?" },
   { file: "delivery-note.jpg", about: "A delivery note, fine print", question: "Who is the customer?" },
 ];
