@@ -76,6 +76,10 @@ def measure(model: QZoom, task: Task, setting: Setting, given: argparse.Namespac
     return rows
 
 
+def p_value(p: float) -> str:
+    return "p < 1e-6" if p < 1e-6 else f"p = {p:.2g}"
+
+
 def sign_test(first: int, second: int) -> float:
     """Two-sided exact probability of so uneven a split when both sides are equally likely."""
     n, few = first + second, min(first, second)
@@ -129,7 +133,7 @@ def table(name: str, result: dict[str, Any]) -> str:
         lines.append(
             f"\n{pair['first'].replace('<=', '≤')} against {pair['second'].replace('<=', '≤')}, question by question: "
             f"right alone {pair['only_first']} against {pair['only_second']} of {pair['n']} "
-            f"(sign test p = {pair['sign_test_p']:.2g})."
+            f"(sign test {p_value(pair['sign_test_p'])})."
         )
     failed = sum(line["errors"] for line in result["lines"])
     remark = f" {failed} questions failed and count as wrong." if failed else ""
