@@ -15,24 +15,29 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate"]
 
+ShareZoomed = Annotated[
+    float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: this share of questions zooms.")
+]
+LatencyMs = Annotated[
+    float | None, typer.Option(min=0, show_default=False, help="Wish: at most this long per question, on average.")
+]
+MaxLoss = Annotated[
+    float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: lose no more than this share.")
+]
+RegionThresholds = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", show_default=False, help="Compare these too (questions with answers)."),
+]
+
 
 def calibrate(
     questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL file, one question a line.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapter with the chosen thresholds.")],
-    share_zoomed: Annotated[
-        float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: this share of questions zooms.")
-    ] = None,
-    latency_ms: Annotated[
-        float | None, typer.Option(min=0, show_default=False, help="Wish: at most this long per question, on average.")
-    ] = None,
-    max_accuracy_loss: Annotated[
-        float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: lose no more than this share.")
-    ] = None,
+    share_zoomed: ShareZoomed = None,
+    latency_ms: LatencyMs = None,
+    max_accuracy_loss: MaxLoss = None,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Of the loss's bound and of the intervals.")] = 0.95,
-    region_thresholds: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", show_default=False, help="Compare these too (questions with answers)."),
-    ] = None,
+    region_thresholds: RegionThresholds = None,
     keep: Annotated[
         Path | None, typer.Option(show_default=False, help="Folder for the answers; another wish then asks nothing.")
     ] = None,
@@ -55,6 +60,8 @@ def calibrate(
 
     Example: qzoom calibrate questions.jsonl --share-zoomed 0.3 -o calibrated
     """
+    import dataclasses
+
     from qzoom.calibration.points import Wish
     from qzoom.calibration.questions import read_questions
     from qzoom.calibration.run import Looks
@@ -77,13 +84,15 @@ def calibrate(
     limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
     with console.waiting("asking ..."):
         found = run(reader, asked, wish, Looks(*limits, max_new_tokens, thresholds), keep=keep, date=date)
-    import dataclasses
-
     save_pretrained(dataclasses.replace(reader.engine, config=found.applied(reader.config)), output)
+    _tell(console, found, output, bounded=wish.max_accuracy_loss is not None, json=json)
+
+
+def _tell(console: Console, found: Calibration, output: Path, *, bounded: bool, json: bool) -> None:
     if json:
         console.record(_record(found) | {"output": str(output)})
         return
-    for line in _lines(found, wish.max_accuracy_loss is not None):
+    for line in _lines(found, bounded):
         console.result(line)
     console.note(f"saved   {output}")
 

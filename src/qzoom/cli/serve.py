@@ -33,7 +33,7 @@ def serve(
     device: options.Device = "auto",
     revision: options.Revision = None,
     slots: own.Slots = 16,
-    queue: own.Queue = 128,
+    queue: own.Queue = 64,
     cache_mb: own.CacheMb = 256,
     deadline_seconds: own.Deadline = 120,
     drain_seconds: own.Drain = 30,
@@ -74,9 +74,11 @@ def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, s
     import torch
 
     from qzoom.cli.loading import load_model
+    from qzoom.serving.memory import limit_arenas
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
 
+    limit_arenas()
     console = Console()
     model, revision, device, dtype = source
     if device == "auto":

@@ -20,6 +20,7 @@ from qzoom.engine.request import Request
 from qzoom.engine.running import Named, RunningBatch
 from qzoom.errors import ConfigError, DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
+from qzoom.serving.memory import trim_memory
 from qzoom.types import StreamEvent
 
 __all__ = ["Listener", "Scheduler", "SchedulerLimits", "Ticket"]
@@ -28,6 +29,7 @@ Listener = Callable[[StreamEvent | QZoomError], None]
 """Called on the worker thread; must not block."""
 
 _PARKED = 2  # answers that may be parked, in multiples of the slots; each holds its keys and values
+_TRIM_S = 5.0  # how often freed memory is given back
 _IDLE_S = 0.5  # how often an idle worker shows that it lives
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class SchedulerLimits:
 
     Args:
         slots: answers decoded together.
-        queue: requests that may wait.
+        queue: requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels.
         prefill_tokens: visual tokens of the looks that start together; a single larger one runs alone.
         quantum: tokens that an answer may take before a waiting request gets its place.
         cache_bytes: memory of the prefix cache; 0 turns it off.
@@ -48,7 +50,7 @@ class SchedulerLimits:
     """
 
     slots: int = 16
-    queue: int = 128
+    queue: int = 64
     prefill_tokens: int = 4096
     quantum: int = 64
     cache_bytes: int = 256 * 2**20
@@ -208,6 +210,7 @@ class Scheduler:
             self._thread.join()
 
     def _work(self) -> None:
+        trimmed = time.monotonic()
         while True:
             with self._wake:
                 if not self._stop and not self._ready and not self._active:
@@ -215,6 +218,9 @@ class Scheduler:
                     self._wake.wait(_IDLE_S)
                 stop = self._stop
             self._beat = time.monotonic()
+            if self._beat - trimmed > _TRIM_S:
+                trim_memory()
+                trimmed = self._beat
             if stop:
                 self._end_all()
                 return
