@@ -74,7 +74,7 @@ def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, s
     import torch
 
     from qzoom.cli.loading import load_model
-    from qzoom.serving.memory import limit_arenas
+    from qzoom.serving.memory import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
 
@@ -88,6 +88,7 @@ def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, s
     with console.waiting(f"loading {model} ..."):
         console.hush_libraries()
         reader = load_model(model, revision, device, dtype)
+        settle()
     url = _url(listener)
     if not settings.api_keys and not _is_local(listener):
         console.note(f"note    {url} is open to everyone who can reach it; give --api-key to change that")
