@@ -9,7 +9,6 @@ import zlib
 
 import pytest
 
-from qzoom.serving.limits import ServerLimits
 from tests.serving.refusals import (
     CHAT,
     GOOD,
@@ -23,28 +22,7 @@ from tests.serving.refusals import (
     png_of,
     send,
 )
-from tests.serving.running import data_url, image_part, running, user
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with running(model, limits=ServerLimits(body_bytes=4 * 2**20, body_timeout_s=20.0)) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
-def good_text(server):
-    status, raw = send(server, GOOD)
-    assert status == 200
-    return json.loads(raw)["choices"][0]["message"]["content"]
-
-
-@pytest.fixture(autouse=True)
-def _next_good_request_is_answered(server, good_text):
-    yield
-    status, raw = send(server, GOOD)
-    assert status == 200
-    assert json.loads(raw)["choices"][0]["message"]["content"] == good_text
+from tests.serving.running import data_url, image_part, user
 
 
 def test_bodies_that_are_not_json_objects(server):

@@ -3,37 +3,13 @@ and the next good request is answered as before.
 """
 
 import io
-import json
 import struct
 import zlib
 
-import pytest
 from PIL import Image
 
-from qzoom.serving.limits import ServerLimits
-from tests.serving.refusals import GOOD, ask, chunk, expect, picture_url, png_of, send
-from tests.serving.running import data_url, running
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with running(model, limits=ServerLimits(body_bytes=4 * 2**20, body_timeout_s=20.0)) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
-def good_text(server):
-    status, raw = send(server, GOOD)
-    assert status == 200
-    return json.loads(raw)["choices"][0]["message"]["content"]
-
-
-@pytest.fixture(autouse=True)
-def _next_good_request_is_answered(server, good_text):
-    yield
-    status, raw = send(server, GOOD)
-    assert status == 200
-    assert json.loads(raw)["choices"][0]["message"]["content"] == good_text
+from tests.serving.refusals import ask, chunk, expect, picture_url, png_of
+from tests.serving.running import data_url
 
 
 def test_broken_base64(server):
