@@ -1,0 +1,1 @@
+"""Region-to-Image distillation: answers that teachers give about crops become questions about whole pictures."""
