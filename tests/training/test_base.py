@@ -86,7 +86,7 @@ def test_the_curve_has_held_out_figures(tmp_path):
     assert 0.0 <= held_out[0]["tags"] <= 1.0
 
 
-@pytest.mark.parametrize("name", ["base", "receipts", "continue"])
+@pytest.mark.parametrize("name", ["base", "receipts", "continue", "read", "read-twin"])
 def test_a_shipped_recipe_loads(name):
     recipe = load_recipe(f"recipes/tiny/{name}.yaml")
     assert recipe.steps > 1000

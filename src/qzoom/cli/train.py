@@ -35,3 +35,15 @@ def base(
         raise DeviceError(f"--device {device} is not supported; use cpu or cuda.")
     model = train_base(load_recipe(recipe), output, device=device, fresh=fresh)
     typer.echo(f"The model is in {model}.")
+
+
+@app.command("average")
+def average(
+    models: Annotated[list[Path], typer.Argument(help="Folders of models trained from the same start.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for their mean.")],
+) -> None:
+    """Write the mean of two or more models that went different ways from the same start."""
+    from qzoom.training.average import average_models
+
+    average_models(models, output)
+    typer.echo(f"The mean of {len(models)} models is in {output}.")
