@@ -7,13 +7,12 @@ an error.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from qzoom.distill.records import Item
-from qzoom.errors import ConfigError, QZoomError
+from qzoom.errors import CheckpointError, ConfigError, DeviceError, QZoomError
 from qzoom.records.schema import Box4
 
 if TYPE_CHECKING:
@@ -88,8 +87,8 @@ class Known:
 class Step(Protocol):
     """One step of the pipeline.
 
-    A call may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun) or any other `QZoomError`
-    (the item is refused and the sentence is its reason).
+    A call may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings, models
+    and devices (the run ends) or any other `QZoomError` (the item is refused and the sentence is its reason).
     """
 
     name: str
@@ -138,12 +137,14 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
         StopRunError: the run cannot go on.
         LaterError: the item has to wait.
         ConfigError: the settings are wrong, which concerns all items.
+        CheckpointError: a model cannot be loaded, likewise.
+        DeviceError: likewise.
     """
     if not item.kept:
         return (item,)
     try:
         made = tuple(step(item))
-    except (StopRunError, LaterError, ConfigError):
+    except (StopRunError, LaterError, ConfigError, CheckpointError, DeviceError):
         raise
     except QZoomError as error:
         return (item.decide(step.name, False, str(error)),)
@@ -153,5 +154,5 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
         if one.kept and one.id in seen:
             one = one.decide(step.name, False, "the same as another item of this picture")
         seen.add(one.id)
-        out.append(dataclasses.replace(one, seed=item.seed))
+        out.append(one)
     return tuple(out)

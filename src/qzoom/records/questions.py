@@ -25,7 +25,7 @@ from qzoom.records.schema import Box4, Question, Turn
 if TYPE_CHECKING:
     from qzoom.images.load import LoadedImage
 
-__all__ = ["QuestionSet", "load_picture", "open_questions", "read_questions"]
+__all__ = ["DRAWN", "QuestionSet", "drawn_numbers", "load_picture", "open_questions", "read_questions"]
 
 _FIELDS = ("id", "image", "question", "answer", "boxes", "turns", "mode", "source")
 _TURN_FIELDS = ("question", "answer", "boxes")
@@ -221,7 +221,16 @@ def _render(kind: str) -> Callable[[int], Any]:
     return render_document if kind == "documents" else render_scene
 
 
-def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
+def drawn_numbers(kind: str, rest: str) -> range:
+    """The seeds that a name of drawn pictures means.
+
+    Args:
+        kind: "documents" or "scenes".
+        rest: "FIRST:COUNT".
+
+    Raises:
+        ConfigError: it means nothing, or reaches into the seeds kept for evaluation.
+    """
     from qzoom.synthetic.records import HELD_OUT_SEEDS
 
     parts = rest.split(":")
@@ -232,10 +241,14 @@ def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
         raise ConfigError(
             f"{kind}:{rest} reaches into the numbers kept for evaluation; stay below {HELD_OUT_SEEDS.start}."
         )
+    return range(first, first + count)
+
+
+def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
     mode: Literal["text", "natural"] = "text" if kind == "documents" else "natural"
     render = _render(kind)
     out = []
-    for number in range(first, first + count):
+    for number in drawn_numbers(kind, rest):
         asked = render(number).questions
         chosen = random.Random(f"{seed}/{kind}/{number}").sample(asked, min(per_picture, len(asked)))
         turns = tuple(Turn(q.question, (q.answer,), q.boxes) for q in chosen)

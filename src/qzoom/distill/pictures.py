@@ -1,0 +1,185 @@
+"""Where pictures come from: folders, question files, receipts and drawn sets, listed in a fixed order.
+
+A source is named before it is opened. `scan` decodes it once and gives the picture's record; what comes with it
+(questions with boxes, a scene's objects) is `Known`, for roles by rule and for boxes that are given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qzoom.distill.records import Picture
+from qzoom.distill.steps import Known, KnownObject, KnownQuestion, KnownText
+from qzoom.errors import ConfigError, ImageError
+from qzoom.records.questions import DRAWN, drawn_numbers, open_questions
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from qzoom.records.schema import Question
+
+__all__ = ["Loaded", "Source", "list_sources", "load_source", "picture_digest", "scan"]
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture that has not been opened.
+
+    Args:
+        source: path below `root`, or "documents:SEED", "scenes:SEED".
+        root: folder that a path starts from; "" for drawn pictures.
+        dataset: where it comes from.
+        questions: those that come with it in a question file.
+    """
+
+    source: str
+    root: str
+    dataset: str
+    questions: tuple[KnownQuestion, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Twenty hex digits that change when the file is another one or was changed (name, size, time of change)."""
+        content = [self.root, self.source]
+        if self.root:
+            try:
+                facts = os.stat(os.path.join(self.root, self.source))
+                content += [str(facts.st_size), str(facts.st_mtime_ns)]
+            except OSError:
+                content += ["missing"]
+        return hashlib.sha256("\0".join(content).encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """An open picture: RGB pixels and what is known about it."""
+
+    image: PIL.Image.Image
+    known: Known
+
+
+def list_sources(names: Sequence[str], base: Path | None = None) -> list[Source]:
+    """All pictures of a recipe in its order, folders sorted by path.
+
+    Args:
+        names: folders, JSONL question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
+        base: folder that relative paths start from; None for the working folder.
+
+    Raises:
+        ConfigError: a name that means nothing, or a folder without pictures.
+        DataError: a question file with a malformed line.
+    """
+    out: list[Source] = []
+    for name in names:
+        kind, _, rest = name.partition(":")
+        if kind in DRAWN and rest:
+            out += [Source(f"{kind}:{number}", "", kind) for number in drawn_numbers(kind, rest)]
+        elif kind == "receipts" and rest:
+            folder, _, split = rest.rpartition(":")
+            out += _with_questions(f"receipts:{_below(base, folder)}:{split}" if folder else name)
+        elif (path := _below(base, name)).is_dir():
+            out += _folder(path)
+        elif path.is_file():
+            out += _with_questions(str(path))
+        else:
+            raise ConfigError(
+                f"pictures: {name!r} is neither a folder nor a question file; name one, or documents:FIRST:COUNT, "
+                "scenes:FIRST:COUNT, receipts:FOLDER:SPLIT."
+            )
+    if not out:
+        raise ConfigError("pictures: none are named; list at least one folder, question file or drawn set.")
+    return out
+
+
+def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ()) -> Loaded:
+    """Decode or draw a picture.
+
+    Raises:
+        ImageError: missing, damaged, of an unknown format or outside the limits.
+    """
+    from qzoom.images.load import load_image
+
+    kind, _, number = source.partition(":")
+    if not root and kind in DRAWN and number.isdigit():
+        return _draw(kind, int(number))
+    path = Path(root) / source
+    if not path.is_file():
+        raise ImageError(f"The picture {path} is missing; restore it or take it out of the recipe.")
+    return Loaded(load_image(path).image, Known(tuple(questions)))
+
+
+def scan(source: Source) -> tuple[Picture, Loaded]:
+    """Open a source and give its record.
+
+    Raises:
+        ImageError: as `load_source`.
+    """
+    loaded = load_source(source.source, source.root, source.questions)
+    width, height = loaded.image.size
+    digest = picture_digest(loaded.image)
+    return Picture(digest, source.source, width, height, source.root, source.dataset), loaded
+
+
+def picture_digest(image: PIL.Image.Image) -> str:
+    """Twenty hex digits of a hash over the size and the pixels of an RGB picture."""
+    import numpy as np
+
+    head = f"{image.width}x{image.height}".encode()
+    return hashlib.sha256(head + np.asarray(image.convert("RGB")).tobytes()).hexdigest()[:20]
+
+
+def _below(base: Path | None, name: str) -> Path:
+    path = Path(name)
+    return path if base is None or path.is_absolute() else base / path
+
+
+def _folder(folder: Path) -> Iterator[Source]:
+    root = folder.resolve()
+    found = False
+    for parent, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(EXTENSIONS):
+                found = True
+                yield Source(str((Path(parent) / name).relative_to(root)), str(root), root.name)
+    if not found:
+        raise ConfigError(f"pictures: the folder {folder} holds no {', '.join(EXTENSIONS)} file; name another.")
+
+
+def _with_questions(name: str) -> list[Source]:
+    """Pictures of a question file, each once, with all questions about it."""
+    together: dict[tuple[str, str], list[Question]] = {}
+    for question in open_questions([name]).questions:
+        together.setdefault((question.root, question.image), []).append(question)
+    return [
+        Source(image, root, questions[0].source, tuple(_known(questions)))
+        for (root, image), questions in together.items()
+    ]
+
+
+def _known(questions: Sequence[Question]) -> Iterator[KnownQuestion]:
+    for question in questions:
+        for turn in question.turns:
+            yield KnownQuestion(turn.question, turn.answers[0] if turn.answers else "", turn.boxes)
+
+
+def _draw(kind: str, number: int) -> Loaded:
+    from qzoom.synthetic.documents import render_document
+    from qzoom.synthetic.scenes import render_scene
+
+    sample = (render_document if kind == "documents" else render_scene)(number)
+    questions = tuple(KnownQuestion(q.question, q.answer, q.boxes, q.field) for q in sample.questions)
+    objects = tuple(KnownObject(thing.colour, thing.shape, thing.box) for thing in sample.objects)
+    texts = []
+    for line in sample.lines:
+        if line.text.strip():
+            low, high = line.char_boxes_px.min(axis=0), line.char_boxes_px.max(axis=0)
+            texts.append(KnownText(line.text, (int(low[0]), int(low[1]), int(high[2]) + 1, int(high[3]) + 1)))
+    return Loaded(sample.image.convert("RGB"), Known(questions, objects, tuple(texts)))

@@ -1,0 +1,1 @@
+"""Where to look: proposers name boxes, `select` keeps those worth asking about."""
