@@ -1,0 +1,295 @@
+"""What the evidence runs share: ways to look, pictures, a clock, and answers kept so that the next call goes on.
+
+Everything lies under RUNS/WEIGHTS, where WEIGHTS is a digest of the model's weights: other weights start anew beside
+the old ones. `ladder`, `baselines` and `ablations` ask; `results` reads what they kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qzoom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qzoom.evaluation.records import AnswerRow, Task
+    from qzoom.evaluation.report.runs import Run
+    from qzoom.model import QZoom
+
+CAPS = (64, 100, 144, 196, 288, 400, 576, 768, 1024)
+KINDS = ("scenes", "documents", "receipts")
+PER_PICTURE = {"scenes": 10, "documents": 20}
+"""Questions about a drawn picture, rounded down: how many pictures a number of questions takes."""
+CALIBRATION_SEED = 500_000
+"""Drawn pictures from here on choose settings; those from 0 on are reported."""
+
+
+class OutOfTimeError(Exception):
+    """The minutes of this call are spent; what was done is kept."""
+
+
+class Clock:
+    """Ends a call in good time.
+
+    Args:
+        minutes: from now; None never ends.
+    """
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def check(self) -> None:
+        """Between two pieces of work, both of which are kept.
+
+        Raises:
+            OutOfTimeError: the time is over.
+        """
+        if self._end is not None and time.monotonic() >= self._end:
+            raise OutOfTimeError
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One way to look.
+
+    Args:
+        coarse: most visual tokens of the coarse look.
+        region: most visual tokens of the regions; 0 is the plain model.
+        gate: zoom at this score; None takes the checkpoint's own.
+        method: see `qzoom.evaluation.baselines`.
+    """
+
+    coarse: int
+    region: int = 0
+    gate: float | None = None
+    method: str = "qzoom"
+
+    @property
+    def cap(self) -> int:
+        """Most visual tokens of a question."""
+        return self.coarse + self.region
+
+    @property
+    def name(self) -> str:
+        """As a part of a file's name."""
+        if not self.region:
+            return f"plain-{self.coarse}"
+        gate = "" if self.gate is None else f"-gate-{self.gate:g}"
+        return f"{self.method}-{self.coarse}+{self.region}{gate}"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"≤ {self.coarse}" + (f" + {self.region}" if self.region else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One set of questions to be asked in one way.
+
+    Args:
+        task: the questions.
+        look: the way.
+        path: file of the answers.
+        part: for the plan.
+    """
+
+    task: Task
+    look: Look
+    path: Path
+    part: str
+
+    def left(self) -> int:
+        """Pictures that are not answered yet."""
+        return len(self.task.ids) - len({row.picture for row in kept_rows(self.path)} & set(self.task.ids))
+
+
+def kept_rows(path: Path) -> tuple[AnswerRow, ...]:
+    """Answers that were kept; none without a file."""
+    from qzoom.evaluation.store import read_answers
+
+    return tuple(read_answers(path)[1]) if path.is_file() else ()
+
+
+def kept_run(path: Path, task: Task | None = None) -> Run | None:
+    """A run as reports take it; None while it, or the part about the task's pictures, is not finished."""
+    from qzoom.evaluation.report.runs import Run, read_run
+
+    if not kept_rows(path):
+        return None
+    run = read_run(path)
+    if task is None:
+        return run
+    rows = tuple(row for row in run.rows if row.picture in set(task.ids))
+    return Run(path, run.about, run.settings, rows) if len({r.picture for r in rows}) == len(task.ids) else None
+
+
+def tasks_of(kinds: Sequence[str], questions: int, data: Path | None, seed: int, limit: int | None) -> list[Task]:
+    """The tasks of kinds of pictures; receipts only where their folder is named.
+
+    Args:
+        kinds: of `KINDS`.
+        questions: at least so many about drawn pictures of each kind.
+        data: folder of the receipts.
+        seed: number of the first drawn picture.
+        limit: most pictures of each kind.
+    """
+    from qzoom.evaluation.tasks.registry import open_task
+
+    out: list[Task] = []
+    for kind in kinds:
+        if kind == "receipts":
+            if data is not None:
+                receipts = open_task(kind, data=data, split="dev")
+                out.append(receipts if limit is None else First(receipts, limit))
+            continue
+        count = -(-questions // PER_PICTURE[kind])
+        out.append(open_task(kind, seed=seed, count=count if limit is None else min(count, limit)))
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first pictures of a task; see `qzoom.evaluation.records.Task`."""
+
+    task: Task
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The task's."""
+        return self.task.fields
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The first ones."""
+        return self.task.ids[: self.count]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The task's: more pictures may be added."""
+        return self.task.identity
+
+    def sample(self, index: int) -> Any:
+        """The task's."""
+        return self.task.sample(index)
+
+
+def options_of(model: QZoom, look: Look, max_new_tokens: int = 128) -> Any:
+    """The evaluation's options for a way to look."""
+    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.evaluation.runner import EvalOptions
+
+    zoom: Any = "auto" if look.region else "never"
+    default = model.engine.backbone.default_budget()
+    limits = share_tokens(zoom, model.config, default, coarse=look.coarse, region=look.region or None)
+    return EvalOptions(zoom, *limits, gate_threshold=look.gate, max_new_tokens=max_new_tokens, method=look.method)
+
+
+def ask(model: QZoom, work: Work, clock: Clock, say: Callable[[str], None] = lambda _: None) -> list[AnswerRow]:
+    """Answer what is left of a set of questions.
+
+    Raises:
+        OutOfTimeError: after a picture, when the time is over and pictures are left.
+    """
+    from qzoom.evaluation.runner import run
+
+    def check(done: int, total: int) -> None:
+        say(f"{work.part}, {work.task.name}, {work.look.words} ({work.look.method}): {done} of {total} pictures")
+        if done < total:
+            clock.check()
+
+    return run(model, work.task, options_of(model, work.look), output=work.path, on_picture=check)
+
+
+def progress(text: str) -> None:
+    """One line that is written over, where a person watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def load(name: str, device: str = "auto") -> tuple[QZoom, str]:
+    """A model and the first eight digits of its weights' digest."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from qzoom.cli.loading import load_model
+    from qzoom.evaluation.identity import weights_digest
+
+    model = load_model(name, None, device, "auto")
+    return model, weights_digest(model.engine)[:8]
+
+
+def about(model: QZoom) -> dict[str, Any]:
+    """What ran, for the reader."""
+    import torch
+
+    from qzoom.evaluation.identity import describe_model, describe_software
+
+    found = describe_software(model) | describe_model(model) | {"threads": torch.get_num_threads()}
+    return {key: value for key, value in found.items() if key not in ("config", "shape")}
+
+
+def write(folder: Path, name: str, figures: dict[str, Any], text: str) -> None:
+    """Figures as JSON and as Markdown, each replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, content in ((".json", json.dumps(figures, indent=1, ensure_ascii=False) + "\n"), (".md", text)):
+        partial = folder / f"{name}{suffix}.partial"
+        partial.write_text(content, encoding="utf-8", newline="\n")
+        os.replace(partial, folder / f"{name}{suffix}")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in ruled) + "\n"
+
+
+def share(value: float | None, sign: bool = False) -> str:
+    """In per cent; a dash for a share of nothing."""
+    return "–" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
+
+
+def between(interval: Sequence[float] | None, sign: bool = True) -> str:
+    """An interval in per cent."""
+    return "–" if interval is None else " to ".join(share(side, sign) for side in interval)
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that all evidence programs have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="tiny", help="embedded model, folder or hub id")
+    made.add_argument("--data", type=Path, help="folder of the scanned receipts; left out without it")
+    made.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of pictures")
+    made.add_argument("--limit", type=int, help="most pictures of each kind, to try it out")
+    made.add_argument("--minutes", type=float, help="stop in good time; the same command goes on")
+    made.add_argument("--dry-run", action="store_true", help="print what would be done and about how long it takes")
+    made.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="where answers are kept")
+    made.add_argument("--results", type=Path, default=Path("docs/results"), help="where the tables go")
+    made.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    return made
+
+
+def checked(given: argparse.Namespace) -> argparse.Namespace:
+    """The parsed options, refused where they contradict each other.
+
+    Raises:
+        ConfigError: no kind of pictures is left, or a number below one.
+    """
+    if given.kinds == ["receipts"] and given.data is None:
+        raise ConfigError("The receipts need --data FOLDER.")
+    for name in ("limit", "minutes"):
+        value = getattr(given, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name} must be above 0, not {value}.")
+    return given
