@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from qzoom.config import TokenBudget
 from qzoom.errors import ConfigError
@@ -10,7 +11,9 @@ from qzoom.evaluation.asking import EvalOptions, ask_many, ask_sample
 from qzoom.evaluation.records import AnswerRow, EvalQuestion, EvalSample
 from qzoom.evaluation.runner import run
 from qzoom.evaluation.tasks.receipts import read_receipts
+from qzoom.model import QZoom
 from tests.evaluation.samples import model, receipt, write_split
+from tests.tiny_models import build_engine
 
 SHORT = EvalOptions("auto", TokenBudget(4, 12), TokenBudget(4, 9), max_new_tokens=4)
 
@@ -78,6 +81,18 @@ def test_methods_set_how_it_looks(task):
     assert EvalOptions(method="plain").look == "never"
     assert EvalOptions(method="always", zoom="never").look == "always"
     assert EvalOptions(method="centre").look == "always"
+
+
+def test_a_shared_look_uses_the_needed_branches_only(task):
+    """A gate and a region branch that cannot run would fail a look that uses them; the plain look never meets them."""
+    broken = QZoom(build_engine("qwen3_vl"), "random")
+    for branch in (broken.engine.gate, broken.engine.region):
+        branch.layers = torch.nn.ModuleList([torch.nn.Identity()] * len(branch.layers))
+    plain = dataclasses.replace(SHORT, method="plain")
+    rows = ask_sample(broken, task.sample(0), plain)
+    assert [row.error for row in rows] == [None] * 3
+    assert [row.prediction for row in rows] == [row.prediction for row in ask_sample(model(), task.sample(0), plain)]
+    assert all(row.error for row in ask_sample(broken, task.sample(0), plain, all_branches=True))
 
 
 def test_seeds_draw_other_answers_and_repeat_their_own(task):

@@ -171,7 +171,9 @@ def _ask(
         way = f"zoom-{region_threshold:g}"
         options = EvalOptions("auto", looks.coarse, looks.region, 0.0, region_threshold, looks.max_new_tokens)
     told = None if on_picture is None else lambda done, total: on_picture(way, done, total)
-    return run(model, questions, options, output=keep and keep / f"{way}.jsonl", on_picture=told)
+    kept = keep and keep / f"{way}.jsonl"
+    # a question that the gate leaves alone has paid for the branches' part of its session too
+    return run(model, questions, options, output=kept, on_picture=told, all_branches=True)
 
 
 def _is_right(row: AnswerRow, questions: UserQuestions) -> bool:

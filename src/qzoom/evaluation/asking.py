@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.config import TokenBudget
 from qzoom.errors import ConfigError, QZoomError
 from qzoom.evaluation.baselines import METHODS, Budget, Method, MethodAnswer
-from qzoom.evaluation.baselines.base import answer_of
+from qzoom.evaluation.baselines.base import answer_of, with_needed_branches
 from qzoom.evaluation.baselines.model import OwnWay
 from qzoom.evaluation.records import AnswerRow, EvalQuestion, EvalSample
 from qzoom.types import ZoomMode
@@ -92,8 +92,19 @@ class EvalOptions:
         }
 
 
-def ask_sample(model: QZoom, sample: EvalSample, options: EvalOptions) -> list[AnswerRow]:
-    """All questions about one picture, which is looked at once; they share the time of that look."""
+def ask_sample(
+    model: QZoom, sample: EvalSample, options: EvalOptions, *, all_branches: bool = False
+) -> list[AnswerRow]:
+    """All questions about one picture, which is looked at once; they share the time of that look.
+
+    Args:
+        model: the model under test.
+        sample: the picture and its questions.
+        options: how to ask.
+        all_branches: let the look pay for gate and region branch even if the method never asks them.
+    """
+    if not all_branches:
+        model = with_needed_branches(model, options.way, options.look)
     session = None
     error = sample.error
     start = time.perf_counter()

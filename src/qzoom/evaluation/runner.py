@@ -33,6 +33,7 @@ def run(
     fresh: bool = False,
     on_picture: Callable[[int, int], None] | None = None,
     batch_size: int = 1,
+    all_branches: bool = False,
 ) -> list[AnswerRow]:
     """Ask everything, or what is left of it.
 
@@ -45,6 +46,7 @@ def run(
         fresh: start `output` anew.
         on_picture: told (pictures done, pictures in all) after each.
         batch_size: questions answered together; 1 asks picture by picture, each in a session of its own.
+        all_branches: see `ask_sample`.
 
     Returns:
         One row per question, in the task's order.
@@ -68,7 +70,10 @@ def run(
     if on_picture is not None and done:
         on_picture(done, len(ids))
     for samples in _groups(task, missing, batch_size):
-        many = ask_many(model, samples, options) if batch_size > 1 else [ask_sample(model, samples[0], options)]
+        if batch_size > 1:
+            many = ask_many(model, samples, options)
+        else:
+            many = [ask_sample(model, samples[0], options, all_branches=all_branches)]
         if store is not None:
             store.append([row for answered in many for row in answered])
         for sample, answered in zip(samples, many, strict=True):

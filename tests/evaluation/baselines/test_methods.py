@@ -12,6 +12,7 @@ from qzoom.errors import HeadsMissingError
 from qzoom.evaluation.baselines import METHODS, Budget
 from qzoom.evaluation.baselines.agentic import AgenticZoom, read_box
 from qzoom.evaluation.baselines.attention import best_window
+from qzoom.evaluation.baselines.base import with_needed_branches
 from qzoom.evaluation.baselines.confidence import entropy_doubt, margin_doubt
 from qzoom.evaluation.baselines.fixed import centre_box, random_box
 from qzoom.evaluation.records import AnswerRow, EvalQuestion
@@ -59,6 +60,43 @@ def test_methods_that_share_the_budget_are_marked():
     assert {name for name, method in METHODS.items() if not method.zooms} == {"plain"}
     assert {name for name, method in METHODS.items() if method.needs_region} == {"qzoom", "always", "margin", "entropy"}
     assert all(method.name == name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "zoom", "branches"),
+    [
+        ("plain", "never", ()),
+        ("qzoom", "never", ()),
+        ("centre", "always", ()),
+        ("random", "always", ()),
+        ("oracle", "always", ()),
+        ("attention", "always", ()),
+        ("agentic", "always", ()),
+        ("always", "always", ("region",)),
+        ("margin", "always", ("region",)),
+        ("entropy", "always", ("region",)),
+        ("qzoom", "always", ("region",)),
+        ("qzoom", "auto", ("gate", "region")),
+    ],
+)
+def test_a_session_runs_the_branches_that_a_method_uses_and_no_others(name, zoom, branches):
+    """A shared look of the plain model costs what its user pays, and says what it says with branches beside it."""
+    asked = model()
+    lean = with_needed_branches(asked, METHODS[name], zoom)
+    session = lean.session(PICTURE, coarse_tokens=COARSE)
+    read = session.prefix.shared.length
+    assert read > 0
+    assert session.prefix.upper.length == read
+    for branch in ("gate", "region"):
+        assert getattr(session.prefix, branch).length == (read if branch in branches else 0)
+    assert bool(session.prefix.keys) == ("region" in branches)
+    budget = dataclasses.replace(BUDGET, zoom=zoom)
+    whole = METHODS[name].answer(asked, asked.session(PICTURE, coarse_tokens=COARSE), ASKED, budget)
+    said = METHODS[name].answer(lean, session, ASKED, budget)
+    assert (said.text, said.gate, said.usage) == (whole.text, whole.gate, whole.usage)
+    assert [region.box for region in said.regions] == [region.box for region in whole.regions]
+    assert asked.has_gate
+    assert asked.has_region
 
 
 def test_without_branches_the_training_free_methods_still_look():

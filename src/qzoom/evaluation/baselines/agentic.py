@@ -57,6 +57,11 @@ class AgenticZoom:
         """No: the model says where in words."""
         return False
 
+    @property
+    def asks_gate(self) -> bool:
+        """No."""
+        return False
+
     def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
         """See `Method.answer`."""
         reading = start(model, images, question, budget)

@@ -55,6 +55,11 @@ class AttentionCrop:
         """No: the model's own attention says where."""
         return False
 
+    @property
+    def asks_gate(self) -> bool:
+        """No."""
+        return False
+
     def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
         """See `Method.answer`."""
         reading = start(model, images, question, budget)

@@ -5,6 +5,7 @@ All methods get the same pictures, the same question text and the same limits; o
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from qzoom.evaluation.records import EvalQuestion
     from qzoom.model import QZoom
 
-__all__ = ["Budget", "Method", "MethodAnswer", "answer_of"]
+__all__ = ["Budget", "Method", "MethodAnswer", "answer_of", "with_needed_branches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,10 @@ class Method(Protocol):
     def needs_region(self) -> bool:
         """Whether the model must have a region branch."""
 
+    @property
+    def asks_gate(self) -> bool:
+        """Whether the model's gate decides, where the zoom is "auto"."""
+
     def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
         """Answer one question.
 
@@ -119,6 +124,24 @@ class Method(Protocol):
         Raises:
             QZoomError: the question cannot be asked.
         """
+
+
+def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
+    """The model with those branches alone that a method uses, so that a session over a picture pays for no others.
+
+    Args:
+        model: the model under test; it is not changed.
+        method: which way of looking.
+        zoom: what "qzoom" does; "never" uses no branch at all, whatever the method.
+    """
+    from qzoom.model import QZoom
+
+    own = model.engine
+    gate = own.gate if method.asks_gate and zoom == "auto" else None
+    region = own.region if method.needs_region and zoom != "never" else None
+    if gate is own.gate and region is own.region:
+        return model
+    return QZoom(dataclasses.replace(own, gate=gate, region=region), model.name, model.image_limits)
 
 
 def answer_of(said: Answer, seconds: float, extra: dict[str, float] | None = None) -> MethodAnswer:

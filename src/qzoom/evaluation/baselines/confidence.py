@@ -70,6 +70,11 @@ class ConfidenceGate:
         """Yes: only the gate is replaced."""
         return True
 
+    @property
+    def asks_gate(self) -> bool:
+        """No."""
+        return False
+
     def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
         """See `Method.answer`."""
         check_heads(model.engine, "auto")

@@ -51,6 +51,11 @@ class FixedBox:
         """No: the box comes from elsewhere."""
         return False
 
+    @property
+    def asks_gate(self) -> bool:
+        """No."""
+        return False
+
     def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
         """See `Method.answer`; without a known place the oracle answers from the coarse look and says so."""
         reading = start(model, images, question, budget)

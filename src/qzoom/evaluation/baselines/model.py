@@ -39,6 +39,11 @@ class OwnWay:
         """All but the plain model."""
         return self.zooms
 
+    @property
+    def asks_gate(self) -> bool:
+        """Only where the budget leaves the choice."""
+        return self.zoom is None
+
     def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
         """See `Method.answer`."""
         options = budget.of_question(self.zoom or budget.zoom)
