@@ -1,0 +1,166 @@
+"""Step answer: several samples of every teacher, and how an answer is read out of a reply.
+
+The last `<answer>` tag counts, else the one value in LaTeX boxes, else a reply short enough to be an answer itself.
+Markdown goes. What is not clearly an answer is a failure, and failures are never votes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from qzoom.distill.compare import normal
+from qzoom.distill.records import Item, Vote
+from qzoom.distill.roles.base import CallRefusedError, Teacher, asked_of, with_model
+from qzoom.distill.steps import Views
+from qzoom.errors import ConfigError
+
+__all__ = ["AnswerStep", "Extracted", "extract_answer"]
+
+_SHORT = 200
+_LONG = 1000
+_ABSTENTIONS = (
+    "cannot tell|can not tell|can't tell|cannot be determined|can't be determined|cannot determine|unanswerable|"
+    "not answerable|unknown|not visible|illegible|unreadable|not readable|not sure|unsure|unclear|i don't know|"
+    "i do not know|impossible to tell|not enough information|insufficient information"
+)
+_ABSTAINED = {normal(phrase) for phrase in _ABSTENTIONS.split("|")}
+_OPENING = re.compile(r"(?:#{1,6} |> |[-*] )")
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
+_WRAPPED = re.compile(r"(?<![\w*_`$])(\*\*\*|\*\*|\*|___|__|_|```|`|\$\$|\$)(?=\S)([^\n]*?)(?<=\S)\1(?![\w*_`$])")
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_STATED = re.compile(r"(?:the )?(?:final )?answer(?: is)?\s*:\s*", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a reply says.
+
+    Args:
+        text: the answer; "" unless answered.
+        status: as in `Vote`.
+        reason: why it failed.
+    """
+
+    text: str
+    status: Literal["answered", "abstained", "failed"] = "answered"
+    reason: str = ""
+
+    def vote(self, teacher: str, sample: int) -> Vote:
+        """As a teacher's sample."""
+        return Vote(teacher, sample, self.text, self.status, self.reason)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AnswerStep:
+    """Asks every teacher several times about the crop.
+
+    Args:
+        teachers: who answer; their names differ.
+        views: what they may look at.
+        samples: of each.
+
+    Raises:
+        ConfigError: no teacher, two of one name, or no sample.
+    """
+
+    teachers: Sequence[Teacher]
+    views: Views
+    samples: int = 4
+    name: str = "answer"
+
+    def __post_init__(self) -> None:
+        names = [teacher.name for teacher in self.teachers]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"Teachers need names of their own, at least one; got: {', '.join(names) or 'none'}.")
+        if self.samples < 1:
+            raise ConfigError(f"samples must be a whole number from 1, not {self.samples!r}.")
+
+    def __call__(self, item: Item) -> Sequence[Item]:
+        """The item with all votes; the vote decides about it."""
+        asked_of(item)
+        votes = []
+        for teacher in self.teachers:
+            item = with_model(item, "teacher", teacher.model)
+            for sample in range(self.samples):
+                try:
+                    votes.append(teacher.answer(item, self.views, sample))
+                except CallRefusedError as error:
+                    votes.append(Vote(teacher.name, sample, "", "failed", str(error)))
+        return (dataclasses.replace(item, votes=tuple(votes)),)
+
+
+def extract_answer(reply: str, *, cut_off: bool = False) -> Extracted:
+    """The answer in a reply.
+
+    Args:
+        reply: what the model wrote.
+        cut_off: it ran into its token limit, so that only a closed tag can be trusted.
+    """
+    text = _after_thought(reply)
+    if text is None:
+        return Extracted("", "failed", "the reply ends inside its thoughts")
+    tagged = _last_tag(text)
+    if tagged is None and cut_off:
+        return Extracted("", "failed", "cut off at the token limit")
+    boxed = _boxed_values(text if tagged is None else tagged)
+    if len({normal(value) for value in boxed}) > 1:
+        return Extracted("", "failed", "several boxed values")
+    found = boxed[-1] if boxed else text if tagged is None else tagged
+    marked = tagged is not None or bool(boxed)
+    if not marked and ("<answer>" in text or "\\boxed{" in text):
+        return Extracted("", "failed", "an answer that is not closed")
+    if len(found) > _LONG:
+        return Extracted("", "failed", "a long reply in place of an answer")
+    found = plain_text(found)
+    if not normal(found):
+        return Extracted("", "failed", "an empty answer")
+    if not marked and (len(found) > _SHORT or "\n" in found):
+        return Extracted("", "failed", "a long reply in place of an answer")
+    if normal(found) in _ABSTAINED:
+        return Extracted("", "abstained")
+    return Extracted(found)
+
+
+def plain_text(text: str) -> str:
+    """The text without Markdown and LaTeX wrapping and without "Answer:" in front."""
+    text = _OPENING.sub("", text.strip(), count=1)
+    text = _LATEX_TEXT.sub(r"\1", _LINK.sub(r"\1", text))
+    for _ in range(3):
+        text = _WRAPPED.sub(r"\2", text).strip()
+    return _STATED.sub("", text, count=1).strip() if _STATED.match(text) else text
+
+
+def _after_thought(reply: str) -> str | None:
+    """What follows the last thought; None where a thought is not ended."""
+    before, ended, after = reply.rpartition("</think>")
+    rest = after if ended else before + after
+    return None if "<think>" in rest else rest.strip()
+
+
+def _last_tag(text: str) -> str | None:
+    """What the last closed answer tag holds."""
+    stop = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, stop) if stop >= 0 else -1
+    if start < 0 or "<answer>" in text[stop:]:
+        return None
+    return text[start + len("<answer>") : stop].strip()
+
+
+def _boxed_values(text: str) -> list[str]:
+    """The contents of all closed LaTeX boxes, braces inside them balanced."""
+    out = []
+    start = text.find("\\boxed{")
+    while start >= 0:
+        first = start + len("\\boxed{")
+        depth, stop = 1, first
+        while stop < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[stop], 0)
+            stop += 1
+        if depth:
+            break
+        out.append(text[first : stop - 1].strip())
+        start = text.find("\\boxed{", stop)
+    return out

@@ -1,0 +1,1 @@
+"""OpenAI-compatible endpoints: calls that are paid once, kept by content, and counted."""

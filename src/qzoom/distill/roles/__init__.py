@@ -1,0 +1,1 @@
+"""Who asks, checks, answers, judges and is taught: by rule or behind an endpoint."""

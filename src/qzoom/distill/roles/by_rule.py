@@ -1,0 +1,139 @@
+"""Roles that need no model: pictures that know their questions ask, check and answer for themselves.
+
+Drawn pictures and question files with boxes say which questions a place answers. The teacher by rule is for tests and
+for measuring throughput only: it is told the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qzoom.distill.compare import mentions, normal
+from qzoom.distill.records import Asked, Item, QuestionKind, Vote
+from qzoom.distill.roles.base import asked_of, region_of
+from qzoom.distill.roles.lookalikes import lookalikes
+from qzoom.images.geometry import contains
+from qzoom.records.schema import Box4
+
+if TYPE_CHECKING:
+    from qzoom.distill.steps import KnownQuestion, Views
+
+__all__ = ["RuleAsker", "RuleTeacher", "RuleValidator", "kind_of", "leak", "lies_in"]
+
+_KINDS: dict[str, QuestionKind] = {
+    "count": "counting",
+    "colour_of": "colour",
+    "stamp_colour": "colour",
+    "background": "colour",
+    "exists": "identification",
+    "stamp": "identification",
+    "kind": "identification",
+    "side": "spatial",
+}
+_ALL_BOXES = ("count", "side")
+_POINTERS = ("crop", "cropped", "red box", "bounding box", "marked region", "highlighted", "outlined", "zoomed")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleAsker:
+    """Asks what the picture's own questions ask about the place."""
+
+    name: str = "rule"
+    model: str = "rule"
+
+    def ask(self, item: Item, views: Views) -> Sequence[Asked]:
+        """The picture's questions that are answered inside the crop, most of it inside the tight box."""
+        region = region_of(item)
+        out: dict[str, Asked] = {}
+        for question in views.known(item).questions:
+            if question.answer and lies_in(question, region.crop_box) and _is_about(question, region.box):
+                kind = kind_of(question)
+                out.setdefault(question.text, Asked(question.text, kind, self.name, known=question.answer))
+        return tuple(out.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RuleValidator:
+    """Checks a question against all that is known about the picture."""
+
+    name: str = "rule"
+    model: str = "rule"
+
+    def check(self, item: Item, views: Views) -> str:
+        """Why the question cannot be used; "" when it can."""
+        asked, region = asked_of(item), region_of(item)
+        like = [q for q in views.known(item).questions if q.text == asked.text]
+        if not like:
+            return "a question that the picture does not know"
+        if not any(lies_in(question, region.crop_box) for question in like):
+            return "not answerable from the crop"
+        if len({normal(question.answer) for question in like}) > 1:
+            return "not unique in the whole picture"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleTeacher:
+    """Knows the answer, and errs as often as it is told: for tests and throughput, never for results.
+
+    Args:
+        name: of the teacher.
+        error_rate: share of wrong answers, drawn from the item.
+        model: what the items note.
+    """
+
+    name: str = "knows-the-answer"
+    error_rate: float = 0.0
+    model: str = "rule that knows the answer"
+
+    def answer(self, item: Item, views: Views, sample: int) -> Vote:
+        """The known answer, or now and then one that looks like it."""
+        known = asked_of(item).known
+        if not known:
+            return Vote(self.name, sample, "", "abstained")
+        rng = random.Random(f"{item.seed}/{item.id}/{self.name}/{sample}")
+        if rng.random() >= self.error_rate:
+            return Vote(self.name, sample, known)
+        wrong = lookalikes(known, 1, rng)
+        return Vote(self.name, sample, wrong[0]) if wrong else Vote(self.name, sample, "", "failed", "no wrong answer")
+
+
+def lies_in(question: KnownQuestion, box: Box4) -> bool:
+    """Whether a box holds all that a question needs: one place of a printed answer, every object of a count."""
+    held = [contains(box, place) for place in question.boxes]
+    return bool(held) and (all(held) if question.field in _ALL_BOXES else any(held))
+
+
+def kind_of(question: KnownQuestion) -> QuestionKind:
+    """What a known question tests; from its words where it has no field."""
+    if question.field:
+        return _KINDS.get(question.field, "ocr")
+    words = question.text.casefold()
+    if words.startswith(("how many", "count ")):
+        return "counting"
+    if "colour" in words or "color" in words:
+        return "colour"
+    if normal(question.answer) in ("yes", "no"):
+        return "identification"
+    return "ocr"
+
+
+def leak(question: str, answer: str = "") -> str:
+    """Why a question gives too much away: it points at the crop or box, or holds the answer; "" when it does not.
+
+    A question that offers alternatives ("left or right of") may name the answer.
+    """
+    if any(mentions(question, pointer) for pointer in _POINTERS):
+        return "the question points at the crop or a box"
+    if answer and normal(answer) not in ("yes", "no") and not mentions(question, "or") and mentions(question, answer):
+        return "the question holds the answer"
+    return ""
+
+
+def _is_about(question: KnownQuestion, box: Box4) -> bool:
+    """Whether the middle of one of its places lies in the tight box."""
+    x0, y0, x1, y1 = box
+    return any(x0 <= (b[0] + b[2]) / 2 < x1 and y0 <= (b[1] + b[3]) / 2 < y1 for b in question.boxes)

@@ -1,0 +1,184 @@
+"""Step vote: the answer that the teachers agree on. Pure, and the same for the same votes in any order.
+
+Equal answers are put together by rule; a judge is asked only about answers that rules leave open, and only where its
+word could bring a quorum about. Failures and abstentions are never votes for anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from qzoom.distill.compare import normal, same
+from qzoom.distill.records import Agreement, Item, Vote
+from qzoom.distill.roles.base import CallRefusedError, Judge, asked_of, with_model
+from qzoom.distill.roles.by_rule import leak
+from qzoom.errors import ConfigError
+
+__all__ = ["VoteSettings", "VoteStep", "agree"]
+
+Same = Callable[[str, str], bool | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VoteSettings:
+    """How many must agree.
+
+    Args:
+        quorum: votes for the answer in all.
+        per_teacher: votes that a teacher must give for it to count as agreeing.
+        teachers: how many must agree in that sense.
+
+    Raises:
+        ConfigError: numbers that are none, or a quorum that is reached before the teachers agree.
+    """
+
+    quorum: int = 6
+    per_teacher: int = 3
+    teachers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("quorum", "per_teacher", "teachers"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"vote: {name} must be a whole number from 1, not {value!r}.")
+        if self.quorum < self.per_teacher * self.teachers:
+            raise ConfigError(
+                f"vote: a quorum of {self.quorum} is less than {self.per_teacher} votes from each of {self.teachers} "
+                f"teachers; set quorum to at least {self.per_teacher * self.teachers}."
+            )
+
+    def check_counts(self, teachers: int, samples: int) -> None:
+        """Refuse a quorum that cannot be reached.
+
+        Args:
+            teachers: how many answer.
+            samples: of each.
+
+        Raises:
+            ConfigError: it asks for more than there is.
+        """
+        if self.teachers > teachers or self.per_teacher > samples or self.quorum > teachers * samples:
+            raise ConfigError(
+                f"vote: {teachers} teachers with {samples} samples each can never give {self.quorum} votes with "
+                f"{self.per_teacher} from each of {self.teachers}; lower these numbers or add teachers or samples."
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VoteStep:
+    """Decides on the answer.
+
+    Args:
+        settings: how many must agree.
+        judge: compares what rules leave open; None leaves such answers apart.
+    """
+
+    settings: VoteSettings
+    judge: Judge | None = None
+    name: str = "vote"
+
+    def __call__(self, item: Item) -> Sequence[Item]:
+        """The item with its agreement, kept when the quorum is reached."""
+        question = asked_of(item).text
+        joined: list[bool] = []
+
+        def ask(first: str, second: str) -> bool | None:
+            if self.judge is None:
+                return None
+            try:
+                verdict = self.judge.same(question, first, second)
+            except CallRefusedError:
+                return None
+            joined.append(verdict is True)
+            return verdict
+
+        agreement, reason = agree(item.votes, self.settings, ask if self.judge is not None else None)
+        if agreement is not None:
+            reason = reason or leak(question, agreement.text)
+            if any(joined) and self.judge is not None:
+                agreement = dataclasses.replace(agreement, by=self.judge.name)
+        if joined and self.judge is not None:
+            item = with_model(item, "judge", self.judge.model)
+        return (dataclasses.replace(item, answer=agreement).decide(self.name, not reason, reason),)
+
+
+def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None) -> tuple[Agreement | None, str]:
+    """The most common answer, and why it does not hold.
+
+    Args:
+        votes: of all teachers, in any order.
+        settings: how many must agree.
+        ask: says whether two answers mean the same where rules cannot; None for an unusable reply.
+
+    Returns:
+        The largest group of answers (None without any answer) and the reason of a refusal ("" when it holds).
+    """
+    answered = [vote for vote in votes if vote.status == "answered"]
+    abstained = sum(vote.status == "abstained" for vote in votes)
+    groups = _groups(answered)
+    if ask is not None and groups and _open(groups, settings):
+        groups = _joined(groups, ask)
+    if not groups:
+        return None, "the teachers cannot tell" if abstained else "no usable answer"
+    best = _agreement(groups[0], len(answered))
+    if _holds(best, settings):
+        return best, ""
+    if abstained >= settings.quorum:
+        return best, "the teachers cannot tell"
+    if len(answered) < settings.quorum:
+        failed = sum(vote.status == "failed" for vote in votes)
+        return best, "too many failed answers" if failed >= abstained else "too many abstentions"
+    if best.count >= settings.quorum:
+        return best, "too few teachers agree"
+    return best, "no agreement"
+
+
+def _groups(votes: Sequence[Vote]) -> list[list[Vote]]:
+    """Votes of the same normal form, the largest group first, ties by that form."""
+    by_form: dict[str, list[Vote]] = {}
+    for vote in sorted(votes, key=lambda v: (v.teacher, v.sample, v.text)):
+        by_form.setdefault(normal(vote.text), []).append(vote)
+    return [by_form[form] for form in sorted(by_form, key=lambda f: (-len(by_form[f]), f))]
+
+
+def _open(groups: list[list[Vote]], settings: VoteSettings) -> bool:
+    """Whether joining groups could bring about an agreement that is not there yet."""
+    votes = [vote for group in groups for vote in group]
+    now, most = _agreement(groups[0], len(votes)), _agreement(votes, len(votes))
+    return not _holds(now, settings) and _holds(most, settings)
+
+
+def _joined(groups: list[list[Vote]], ask: Same) -> list[list[Vote]]:
+    """Every group put to the first larger one that it means the same as, by rule or by the judge."""
+    out: list[list[Vote]] = []
+    for group in groups:
+        text = _wording(group)
+        home = next((other for other in out if _alike(_wording(other), text, ask)), None)
+        if home is None:
+            out.append(list(group))
+        else:
+            home += group
+    return sorted(out, key=lambda group: (-len(group), normal(_wording(group))))
+
+
+def _alike(first: str, second: str, ask: Same) -> bool:
+    decided = same(first, second)
+    return bool(ask(first, second) if decided is None else decided)
+
+
+def _agreement(group: Sequence[Vote], votes: int) -> Agreement:
+    by_teacher = Counter(vote.teacher for vote in group)
+    return Agreement(_wording(group), len(group), votes, tuple(sorted(by_teacher.items())))
+
+
+def _wording(group: Sequence[Vote]) -> str:
+    """The most common wording; of equals the shortest, then the first in the alphabet."""
+    counts = Counter(vote.text for vote in group)
+    return min(counts, key=lambda text: (-counts[text], len(text), text))
+
+
+def _holds(agreement: Agreement, settings: VoteSettings) -> bool:
+    agreeing = sum(count >= settings.per_teacher for _, count in agreement.by_teacher)
+    return agreement.count >= settings.quorum and agreeing >= settings.teachers

@@ -1,0 +1,113 @@
+"""What counts as an answer in a reply, and how a step collects votes."""
+
+from __future__ import annotations
+
+import pytest
+
+from qzoom.distill.answer import AnswerStep, extract_answer
+from qzoom.distill.records import Vote
+from qzoom.distill.roles.base import CallRefusedError
+from qzoom.distill.roles.by_rule import RuleTeacher
+from qzoom.errors import ConfigError, DataError
+from tests.distill.views import ITEM, StillViews
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("<answer>A4</answer>", "A4"),
+        ("It says B7.\n<answer>B7</answer> or rather\n<answer>\n**B8**\n</answer>", "B8"),
+        ("<think>is it <answer>no</answer>?</think> <answer>yes</answer>", "yes"),
+        ("so the total is \\boxed{12.50}", "12.50"),
+        ("\\boxed{12.50} so \\boxed{12.5}", "12.5"),
+        ("<answer>\\boxed{\\text{red bus}}</answer>", "red bus"),
+        ("\\boxed{a {nested} value}", "a {nested} value"),
+        ("**12/03/2024**", "12/03/2024"),
+        ("`X_1_2`", "X_1_2"),
+        ("Answer: **red**", "red"),
+        ("The answer is: red", "red"),
+        ("# A4", "A4"),
+        ("- A4", "A4"),
+        ("$12$", "12"),
+        ("5*3*2", "5*3*2"),
+        ("[A4](http://x.example/)", "A4"),
+    ],
+)
+def test_the_answer_is_read(reply: str, text: str) -> None:
+    found = extract_answer(reply)
+    assert (found.text, found.status, found.reason) == (text, "answered", "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("", "empty"),
+        ("<answer> </answer>", "empty"),
+        ("** **", "empty"),
+        ("\\boxed{}", "empty"),
+        ("\\boxed{3} or \\boxed{4}", "several boxed values"),
+        ("<answer>\\boxed{3}, \\boxed{4}</answer>", "several boxed values"),
+        ("<answer>4", "not closed"),
+        ("<answer>4</answer> no, <answer>5", "not closed"),
+        ("\\boxed{4", "not closed"),
+        ("<think>well, 4", "inside its thoughts"),
+        ("first line\nsecond line", "a long reply"),
+        ("word " * 60, "a long reply"),
+        ("<answer>" + "word " * 300 + "</answer>", "a long reply"),
+    ],
+)
+def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
+    found = extract_answer(reply)
+    assert (found.text, found.status) == ("", "failed")
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(
+    "reply", ["I don't know.", "<answer>Cannot tell</answer>", "\\boxed{unanswerable}", "Illegible"]
+)
+def test_a_teacher_may_say_that_it_cannot_tell(reply: str) -> None:
+    assert extract_answer(reply).status == "abstained"
+
+
+def test_a_reply_that_was_cut_off_needs_a_closed_tag() -> None:
+    assert extract_answer("12.", cut_off=True).reason == "cut off at the token limit"
+    assert extract_answer("<answer>12</answer> beca", cut_off=True).text == "12"
+
+
+def test_long_replies_take_no_long_time() -> None:
+    assert extract_answer("<answer>" * 50_000 + "x" + "</answer>" * 50_000).status == "failed"
+    assert extract_answer("\\boxed{" * 50_000).status == "failed"
+    assert extract_answer("*_" * 100_000).status == "failed"
+
+
+class Refusing(RuleTeacher):
+    def answer(self, item, views, sample):
+        if sample == 1:
+            raise CallRefusedError("HTTP 413")
+        return Vote(self.name, sample, "A4")
+
+
+def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> None:
+    step = AnswerStep((RuleTeacher("one", model="m1"), Refusing("two", model="m2")), StillViews(), samples=2)
+    (item,) = step(ITEM)
+    assert item.votes == (
+        Vote("one", 0, "A4"),
+        Vote("one", 1, "A4"),
+        Vote("two", 0, "A4"),
+        Vote("two", 1, "", "failed", "HTTP 413"),
+    )
+    assert item.models == (("teacher", "m1"), ("teacher", "m2"))
+
+
+def test_teachers_need_names_of_their_own() -> None:
+    with pytest.raises(ConfigError, match="names of their own"):
+        AnswerStep((RuleTeacher("one"), RuleTeacher("one")), StillViews())
+    with pytest.raises(ConfigError, match="samples must be"):
+        AnswerStep((RuleTeacher("one"),), StillViews(), samples=0)
+
+
+def test_an_item_without_a_question_says_what_to_run() -> None:
+    import dataclasses
+
+    with pytest.raises(DataError, match="run the step ask first"):
+        AnswerStep((RuleTeacher(),), StillViews())(dataclasses.replace(ITEM, asked=None))

@@ -1,0 +1,141 @@
+"""What the teachers agree on, and when they do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+
+from qzoom.distill.records import Vote
+from qzoom.distill.roles.base import CallRefusedError
+from qzoom.distill.vote import VoteSettings, VoteStep, agree
+from qzoom.errors import ConfigError
+from tests.distill.views import ITEM
+
+EIGHT = VoteSettings()
+
+
+def votes(**by_teacher: list[str | None]) -> list[Vote]:
+    """Texts; None is an abstention, "!" a failure."""
+    out = []
+    for teacher, texts in by_teacher.items():
+        for sample, text in enumerate(texts):
+            status = "abstained" if text is None else "failed" if text == "!" else "answered"
+            out.append(Vote(teacher, sample, text if text and status == "answered" else "", status))
+    return out
+
+
+def test_six_of_eight_with_three_from_each() -> None:
+    found, reason = agree(votes(a=["1,234.50", "1234.5", "1234.5", "9"], b=["1234.50", "1234.5", "1234.5", "!"]), EIGHT)
+    assert reason == ""
+    assert found is not None
+    assert (found.text, found.count, found.votes, found.by) == ("1234.5", 6, 7, "rule")
+    assert found.by_teacher == (("a", 3), ("b", 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"a": ["x"] * 4, "b": ["x", "x", "y", "y"]}, "too few teachers agree"),
+        ({"a": ["x", "x", "y", "y"], "b": ["x", "y", "x", "z"]}, "no agreement"),
+        ({"a": ["x", "x", "x", "!"], "b": ["x", "x", "!", "!"]}, "too many failed answers"),
+        ({"a": ["x", "x", "x", None], "b": ["x", "x", None, None]}, "too many abstentions"),
+        ({"a": ["x", None, None, None], "b": ["x", None, None, None]}, "the teachers cannot tell"),
+        ({"a": [None] * 4, "b": [None] * 4}, "the teachers cannot tell"),
+        ({"a": ["!"] * 4, "b": ["!"] * 4}, "no usable answer"),
+        ({}, "no usable answer"),
+    ],
+)
+def test_every_refusal_has_its_reason(given: dict[str, list[str | None]], reason: str) -> None:
+    assert agree(votes(**given), EIGHT)[1] == reason
+
+
+def test_failures_never_vote_even_when_they_are_the_most() -> None:
+    failed = [Vote(teacher, i, "", "failed", "HTTP 500") for teacher in "ab" for i in range(3)]
+    found, reason = agree([*failed, Vote("a", 3, "x"), Vote("b", 3, "x")], EIGHT)
+    assert reason == "too many failed answers"
+    assert found is not None
+    assert (found.text, found.count, found.votes) == ("x", 2, 2)
+
+
+def test_the_order_of_votes_changes_nothing() -> None:
+    given = votes(a=["Red bus", "a red bus", "red bus", "bus"], b=["bus", "red bus", "BUS", "Red bus"])
+    settings = VoteSettings(quorum=5, per_teacher=2)
+    first = agree(given, settings)
+    for seed in range(20):
+        mixed = random.Random(seed).sample(given, len(given))
+        assert agree(mixed, settings) == first
+    assert first[0] is not None
+    assert first[0].text == "Red bus"
+
+
+class Judge:
+    """Says what it is told, and keeps what it was asked."""
+
+    name = "judge"
+    model = "judge@1"
+
+    def __init__(self, *pairs: tuple[str, str], refuses: bool = False) -> None:
+        self.pairs = {frozenset(pair) for pair in pairs}
+        self.refuses = refuses
+        self.asked: list[tuple[str, str]] = []
+
+    def same(self, question: str, first: str, second: str) -> bool | None:
+        self.asked.append((first, second))
+        if self.refuses:
+            raise CallRefusedError("HTTP 413")
+        return frozenset((first, second)) in self.pairs
+
+
+SPLIT = votes(a=["dark red", "dark red", "maroon", "green"], b=["maroon", "maroon", "dark red", "4"])
+ASKED = dataclasses.replace(ITEM, votes=tuple(SPLIT))
+
+
+def test_a_judge_joins_what_rules_leave_open() -> None:
+    judge = Judge(("dark red", "maroon"))
+    (item,) = VoteStep(EIGHT, judge)(ASKED)
+    assert item.kept
+    assert item.answer is not None
+    assert (item.answer.text, item.answer.count, item.answer.by) == ("maroon", 6, "judge")
+    assert item.models == (("judge", "judge@1"),)
+
+
+def test_a_judge_that_fails_leaves_them_apart() -> None:
+    (item,) = VoteStep(EIGHT, Judge(refuses=True))(ASKED)
+    assert item.decisions[-1].reason == "no agreement"
+    assert item.answer is not None
+    assert item.answer.by == "rule"
+
+
+def test_the_judge_is_asked_only_where_its_word_counts() -> None:
+    settled, hopeless = Judge(), Judge()
+    clear = votes(a=["x"] * 4, b=["x", "x", "x", "y"])
+    VoteStep(EIGHT, settled)(dataclasses.replace(ITEM, votes=tuple(clear)))
+    few = votes(a=["x", "y", "!", "!"], b=["x", "z", "w", "!"])
+    VoteStep(EIGHT, hopeless)(dataclasses.replace(ITEM, votes=tuple(few)))
+    assert settled.asked == hopeless.asked == []
+    numbers = Judge()
+    VoteStep(EIGHT, numbers)(
+        dataclasses.replace(ITEM, votes=tuple(votes(a=["1", "2", "3", "4"], b=["5", "6", "7", "8"])))
+    )
+    assert numbers.asked == []
+
+
+def test_a_question_that_holds_its_answer_is_refused_afterwards() -> None:
+    told = dataclasses.replace(ITEM, votes=tuple(votes(a=["star"] * 4, b=["Star"] * 4)))
+    (item,) = VoteStep(EIGHT)(told)
+    assert item.decisions[-1].reason == "the question holds the answer"
+
+
+def test_quorums_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set quorum to at least 8"):
+        VoteSettings(quorum=6, per_teacher=4)
+    with pytest.raises(ConfigError, match="whole number from 1"):
+        VoteSettings(quorum=True)
+    with pytest.raises(ConfigError, match="can never give 6 votes"):
+        EIGHT.check_counts(1, 8)
+    EIGHT.check_counts(2, 4)
+    for teachers, samples in itertools.product((1, 3), (2, 5)):
+        VoteSettings(teachers * samples, samples, teachers).check_counts(teachers, samples)

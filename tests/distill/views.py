@@ -1,0 +1,43 @@
+"""One item and views of a fixed picture, for tests of steps."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from qzoom.distill.records import Asked, Item, Picture, Region
+from qzoom.distill.steps import Known, KnownObject, KnownQuestion, KnownText
+
+ITEM = Item(
+    Picture("a" * 20, "x.png", 400, 200),
+    Region((100, 50, 160, 90), (95, 45, 165, 95), "given", 2.0),
+    Asked("What is the code on the red star?", "ocr", "rule", known="A4"),
+    seed=7,
+)
+KNOWN = Known(
+    (
+        KnownQuestion("What is the code on the red star?", "A4", ((110, 60, 130, 70),), "code"),
+        KnownQuestion("What is the code on the blue cross?", "C7", ((300, 60, 320, 70),), "code"),
+        KnownQuestion("How many stars are there?", "2", ((100, 50, 160, 90), (10, 10, 40, 40)), "count"),
+        KnownQuestion("How many crosses are there?", "1", ((102, 52, 120, 80),), "count"),
+        KnownQuestion("Is there a green cross?", "no", (), "exists"),
+        KnownQuestion("What is nearby?", "B9", ((95, 45, 101, 51),), "code"),
+    ),
+    (KnownObject("red", "star", (100, 50, 160, 90)), KnownObject("blue", "cross", (290, 40, 330, 80))),
+    (KnownText("A4", (110, 60, 130, 70)), KnownText("C7", (300, 60, 320, 70))),
+)
+
+
+class StillViews:
+    """A grey picture with everything known about it."""
+
+    def __init__(self, known: Known = KNOWN) -> None:
+        self._known = known
+
+    def whole(self, item: Item) -> Image.Image:
+        return Image.new("RGB", (item.picture.width, item.picture.height), "grey")
+
+    def crop(self, item: Item) -> Image.Image:
+        return Image.new("RGB", (140, 100), "grey")
+
+    def known(self, item: Item) -> Known:
+        return self._known
