@@ -87,8 +87,8 @@ class Known:
 class Step(Protocol):
     """One step of the pipeline.
 
-    A call may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings, models
-    and devices (the run ends) or any other `QZoomError` (the item is refused and the sentence is its reason).
+    A call may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings,
+    models and devices (the run ends) or any other `QZoomError` (the item is refused and the sentence is its reason).
     """
 
     name: str
@@ -153,6 +153,7 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
     for one in made:
         if one.kept and one.id in seen:
             one = one.decide(step.name, False, "the same as another item of this picture")
-        seen.add(one.id)
+        if one.kept:
+            seen.add(one.id)
         out.append(one)
     return tuple(out)

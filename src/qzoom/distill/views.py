@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qzoom.distill.crop import cut
@@ -24,15 +25,12 @@ class PictureViews:
     """`qzoom.distill.steps.Views` over files and drawn pictures; threads may share it.
 
     Args:
-        questions: (root, source) of a picture to the questions that come with it.
         capacity: decoded pictures kept at once.
     """
 
-    def __init__(
-        self, questions: Mapping[tuple[str, str], tuple[KnownQuestion, ...]] | None = None, capacity: int = 4
-    ) -> None:
-        self._questions = questions or {}
+    def __init__(self, capacity: int = 4) -> None:
         self._capacity = capacity
+        self._questions: dict[str, tuple[KnownQuestion, ...]] = {}
         self._kept: OrderedDict[str, Loaded] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -50,21 +48,37 @@ class PictureViews:
         """See `Views.known`; nothing is decoded for it unless the picture is a drawn one."""
         picture = item.picture
         if picture.root:
-            return Known(self._questions.get((picture.root, picture.source), ()))
+            return Known(self._questions.get(picture.digest, ()))
         return self._loaded(picture).known
 
-    def keep(self, picture: Picture, loaded: Loaded) -> None:
-        """Remember a picture that was just opened."""
+    @contextmanager
+    def working_on(
+        self, picture: Picture, questions: Sequence[KnownQuestion], loaded: Loaded | None = None
+    ) -> Iterator[None]:
+        """Keep a picture at hand for as long as its items are worked on.
+
+        Args:
+            picture: which.
+            questions: those that come with it.
+            loaded: its pixels, when it was just opened.
+        """
+        with self._lock:
+            self._questions[picture.digest] = tuple(questions)
+        if loaded is not None:
+            self._keep(picture, loaded)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._questions.pop(picture.digest, None)
+                self._kept.pop(picture.digest, None)
+
+    def _keep(self, picture: Picture, loaded: Loaded) -> None:
         with self._lock:
             self._kept[picture.digest] = loaded
             self._kept.move_to_end(picture.digest)
             while len(self._kept) > self._capacity:
                 self._kept.popitem(last=False)
-
-    def release(self, picture: Picture) -> None:
-        """Let go of a picture whose items are done."""
-        with self._lock:
-            self._kept.pop(picture.digest, None)
 
     def _loaded(self, picture: Picture) -> Loaded:
         with self._lock:
@@ -72,9 +86,8 @@ class PictureViews:
             if loaded is not None:
                 self._kept.move_to_end(picture.digest)
         if loaded is None:
-            known = self._questions.get((picture.root, picture.source), ())
-            loaded = load_source(picture.source, picture.root, known)
-            self.keep(picture, loaded)
+            loaded = load_source(picture.source, picture.root)
+            self._keep(picture, loaded)
         if loaded.image.size != (picture.width, picture.height):
             raise DataError(
                 f"The picture {picture.source} was changed while the run went on; start it again, so that it is read "

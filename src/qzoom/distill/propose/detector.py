@@ -62,8 +62,8 @@ class DetectorProposer:
             except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise CheckpointError(
-                    f"The detector {settings.model} cannot be loaded for {task} ({reason}); name one of that kind, with "
-                    "phrases only where it takes words."
+                    f"The detector {settings.model} cannot be loaded for {task} ({reason}); name one of that kind, "
+                    "with phrases only where it takes words."
                 ) from error
         return self._detect
 

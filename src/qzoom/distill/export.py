@@ -1,0 +1,284 @@
+"""The finished data as Parquet that trl trains on as it is, with EasyR1's and verl's columns beside.
+
+    dataset/train.parquet, validation.parquet     one row a question, sorted by picture and id
+    dataset/images/                               only when pictures are kept as files
+    dataset/README.md                             the card
+
+The picture in a row is the original one, upright and without a box: boxes are drawn when training needs them. The same
+items give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qzoom.config import _check_choice, _check_count, _check_range
+from qzoom.distill.encoded import Encoded, encode_picture
+from qzoom.distill.records import Item, Picture
+from qzoom.errors import DataError
+from qzoom.records.shards import write_synced
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["COLUMNS", "LETTER_INSTRUCTION", "ExportSettings", "split_of", "to_row", "write_dataset"]
+
+LETTER_INSTRUCTION = "Answer with the option's letter."
+SPLITS = ("train", "validation")
+COLUMNS = [
+    "id",
+    "images",
+    "prompt",
+    "completion",
+    "answer",
+    "problem",
+    "data_source",
+    "ability",
+    "extra_info",
+    "bbox",
+    "bbox_norm",
+    "choices",
+    "letter",
+    "style",
+    "provenance",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """How rows are written.
+
+    Args:
+        form: "open" questions, "choice" (items without choices are left out), or "auto": choices where there are some.
+        embed: pictures inside the Parquet files; else as files in `images`, named by path.
+        encoding: of pictures whose own file cannot be taken over (turned, palette, drawn, ...).
+        quality: of JPEG.
+        validation: share of the pictures that is kept apart for validation.
+        style: how training marks the box unless its recipe says otherwise.
+        row_group: rows that are written, and read, together.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    form: Literal["auto", "open", "choice"] = "auto"
+    embed: bool = True
+    encoding: Literal["png", "jpeg"] = "png"
+    quality: int = 95
+    validation: float = 0.05
+    style: str = "rectangle"
+    row_group: int = 32
+
+    def __post_init__(self) -> None:
+        from qzoom.distill.overlay import STYLES
+
+        _check_choice(self, "form", ("auto", "open", "choice"))
+        _check_choice(self, "encoding", ("png", "jpeg"))
+        _check_choice(self, "style", STYLES)
+        _check_count(self, "quality", 1, 100)
+        _check_range(self, "validation", 0, 0.9)
+        _check_count(self, "row_group", 1, 10_000)
+
+
+def split_of(picture: Picture, settings: ExportSettings) -> str:
+    """The split of a picture, from its digest alone: all its questions are on one side, whatever else there is."""
+    return SPLITS[int(picture.digest[:8], 16) / 2**32 < settings.validation]
+
+
+def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, Any] | None:
+    """An item as a row; None for one without choices where only those are wanted.
+
+    Args:
+        item: with region, question and answer.
+        picture: the encoded picture.
+        settings: of the export.
+
+    Raises:
+        DataError: a part is missing.
+    """
+    if item.region is None or item.asked is None or item.answer is None:
+        raise DataError(f"The item {item.id} has no region, question or answer; run the steps before export first.")
+    choices = item.choices if settings.form != "open" else None
+    if choices is None and settings.form == "choice":
+        return None
+    answer = item.answer.text if choices is None else choices.letter
+    asked = item.asked.text if choices is None else choice_text(item.asked.text, choices.options)
+    passed = item.difficulty
+    return {
+        "id": item.id,
+        "images": [{"bytes": picture.data, "path": picture.path}],
+        "prompt": [{"role": "user", "content": asked}],
+        "completion": [{"role": "assistant", "content": answer}],
+        "answer": answer,
+        "problem": f"<image>{asked}",
+        "data_source": item.picture.dataset or "distill",
+        "ability": item.asked.kind,
+        "extra_info": {
+            "question": item.asked.text,
+            "kind": item.asked.kind,
+            "negative": item.asked.negative,
+            "pair": item.asked.pair,
+            "text": item.answer.text,
+            "split": split_of(item.picture, settings),
+            "area": item.region.area_share(item.picture),
+            "area_bin": item.region.area_bin,
+            "passes": None if passed is None else passed.passes,
+            "samples": None if passed is None else passed.samples,
+        },
+        "bbox": list(item.region.box),
+        "bbox_norm": list(item.region.normalised(item.picture)),
+        "choices": None if choices is None else list(choices.options),
+        "letter": "" if choices is None else choices.letter,
+        "style": settings.style,
+        "provenance": _provenance(item),
+    }
+
+
+def choice_text(question: str, options: Iterable[str]) -> str:
+    """A question with its options, A first, and how to answer."""
+    lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(options)]
+    return "\n".join([question, *lines, LETTER_INSTRUCTION])
+
+
+def schema() -> pyarrow.Schema:
+    """The columns, with what `datasets` needs to decode the pictures."""
+    from datasets import Features, Image, List, Value
+
+    text, whole = Value("string"), Value("int32")
+    message = {"role": text, "content": text}
+    extra = {
+        "question": text,
+        "kind": text,
+        "negative": Value("bool"),
+        "pair": text,
+        "text": text,
+        "split": text,
+        "area": Value("float64"),
+        "area_bin": whole,
+        "passes": whole,
+        "samples": whole,
+    }
+    kinds: dict[str, Any] = dict.fromkeys(COLUMNS, text)
+    kinds |= {
+        "images": List(Image()),
+        "prompt": List(message),
+        "completion": List(message),
+        "extra_info": extra,
+        "bbox": List(whole),
+        "bbox_norm": List(Value("float64")),
+        "choices": List(text),
+    }
+    return Features(kinds).arrow_schema
+
+
+def write_dataset(
+    items: Iterator[Item],
+    folder: Path,
+    settings: ExportSettings,
+    make_card: Callable[[dict[str, int]], str],
+    drop: Callable[[Picture], bool] | None = None,
+) -> dict[str, int]:
+    """Write the Parquet files and the card; the folder appears complete or stays as it was.
+
+    Args:
+        items: kept ones, those of a picture one after the other, in the order of the rows.
+        folder: of the data set; replaced.
+        settings: of the export.
+        make_card: the card's text from the rows of each split.
+        drop: pictures that must not be there.
+
+    Returns:
+        Rows of each split.
+
+    Raises:
+        DataError: an item lacks a part, or the folder cannot be written.
+        ImageError: a picture is gone.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        counts = _write_rows(items, partial, folder, settings, drop)
+        write_synced(partial / "README.md", make_card(counts).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}); check space and rights, then run again."
+        ) from error
+    return counts
+
+
+def _write_rows(
+    items: Iterator[Item],
+    partial: Path,
+    folder: Path,
+    settings: ExportSettings,
+    drop: Callable[[Picture], bool] | None,
+) -> dict[str, int]:
+    """All rows, `row_group` in memory at a time."""
+    from pyarrow.parquet import ParquetWriter
+
+    columns = schema()
+    counts = dict.fromkeys(SPLITS, 0)
+    waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    images = None if settings.embed else (partial / "images", folder.resolve() / "images")
+    picture, encoded, dropped = "", None, False
+    writers = {split: ParquetWriter(partial / f"{split}.parquet", columns, compression="snappy") for split in SPLITS}
+    try:
+        for item in items:
+            if item.picture.digest != picture:
+                picture = item.picture.digest
+                dropped = drop is not None and drop(item.picture)
+                encoded = None if dropped else encode_picture(item.picture, settings.encoding, settings.quality, images)
+            row = None if encoded is None else to_row(item, encoded, settings)
+            if row is None:
+                continue
+            split = row["extra_info"]["split"]
+            counts[split] += 1
+            waiting[split].append(row)
+            if len(waiting[split]) == settings.row_group:
+                _flush(writers[split], waiting[split], columns)
+        for split in SPLITS:
+            _flush(writers[split], waiting[split], columns)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return counts
+
+
+def _flush(writer: Any, rows: list[dict[str, Any]], columns: pyarrow.Schema) -> None:
+    import pyarrow as pa
+
+    if rows:
+        writer.write_table(pa.Table.from_pylist(rows, schema=columns), row_group_size=len(rows))
+        rows.clear()
+
+
+def _provenance(item: Item) -> str:
+    """Where everything in a row comes from, as JSON."""
+    region, asked, answer = item.region, item.asked, item.answer
+    facts: dict[str, Any] = {
+        "picture": {
+            "digest": item.picture.digest,
+            "source": item.picture.source,
+            "dataset": item.picture.dataset,
+            "size_px": [item.picture.width, item.picture.height],
+        },
+        "proposer": region.proposer if region else "",
+        "phrase": region.phrase if region else "",
+        "crop_box": list(region.crop_box) if region else [],
+        "crop_scale": region.scale if region else 1.0,
+        "asker": asked.asker if asked else "",
+        "agreement": {"count": answer.count, "votes": answer.votes, "by": answer.by} if answer else {},
+        "votes": [[vote.teacher, vote.sample, vote.status, vote.text] for vote in item.votes],
+        "models": [list(pair) for pair in item.models],
+        "seed": item.seed,
+    }
+    return json.dumps(facts, sort_keys=True, ensure_ascii=False)

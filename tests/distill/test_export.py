@@ -1,0 +1,114 @@
+"""The exported Parquet: what readers find in it, that it is the original upright picture, that it is deterministic."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from qzoom.distill.export import COLUMNS, ExportSettings, choice_text, split_of, write_dataset
+from qzoom.distill.pictures import Source, list_sources, scan
+from qzoom.distill.records import Choices, Picture
+from qzoom.errors import ConfigError, DataError
+from tests.distill.items import finished_item
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    turned = Image.new("RGB", (60, 40), "white")
+    turned.paste((200, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(pictures / "turned.jpg", exif=exif)
+    turned.convert("P").save(pictures / "palette.png")
+    Image.linear_gradient("L").convert("RGB").save(pictures / "plain.png")
+    return pictures
+
+
+def written(folder, out, card="card", **options):
+    settings = ExportSettings(**options)
+    records = sorted((scan(source)[0] for source in list_sources([str(folder)])), key=lambda one: one.digest)
+    items = [finished_item(record, text=f"Which code {n}?") for record in records for n in range(2)]
+    return write_dataset(iter(items), out, settings, lambda counts: f"{card} {sorted(counts.items())}")
+
+
+def test_datasets_reads_it_and_decodes_upright_pictures(folder, tmp_path):
+    counts = written(folder, tmp_path / "out", validation=0.0)
+    assert counts == {"train": 6, "validation": 0}
+    data = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out/train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert tuple(data.column_names) == tuple(COLUMNS)
+    by_source = {json.loads(row["provenance"])["picture"]["source"]: row for row in data}
+    turned = by_source["turned.jpg"]["images"][0]
+    assert turned.size == (40, 60)
+    assert turned.getpixel((35, 5))[0] > 150 > turned.getpixel((35, 5))[1]
+    assert by_source["palette.png"]["images"][0].mode == "RGB"
+    row = by_source["plain.png"]
+    assert row["prompt"] == [{"role": "user", "content": row["extra_info"]["question"]}]
+    assert row["completion"] == [{"role": "assistant", "content": "K7"}]
+    assert row["problem"] == "<image>" + row["extra_info"]["question"]
+    assert row["bbox"] == [10, 10, 40, 30]
+    assert row["bbox_norm"] == [10 / 256, 10 / 256, 40 / 256, 30 / 256]
+    assert row["choices"] is None
+
+
+def test_own_file_is_taken_over_unless_it_is_turned(folder, tmp_path):
+    import pyarrow.parquet as parquet
+
+    written(folder, tmp_path / "out", validation=0.0)
+    rows = parquet.read_table(tmp_path / "out/train.parquet").to_pylist()
+    found = {json.loads(row["provenance"])["picture"]["source"]: row["images"][0]["bytes"] for row in rows}
+    assert found["plain.png"] == (folder / "plain.png").read_bytes()
+    assert found["turned.jpg"].startswith(b"\x89PNG")
+
+
+def test_same_items_give_the_same_bytes(folder, tmp_path):
+    for name in ("one", "two"):
+        written(folder, tmp_path / name, validation=0.5)
+    for file in ("train.parquet", "validation.parquet", "README.md"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_pictures_as_files_can_be_read_by_path(folder, tmp_path):
+    written(folder, tmp_path / "out", validation=0.0, embed=False)
+    data = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out/train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert {image[0].size for image in data["images"]} == {(40, 60), (60, 40), (256, 256)}
+    assert len(list((tmp_path / "out/images").iterdir())) == 3
+
+
+def test_choices_become_the_question(tmp_path):
+    picture, _ = scan(Source("scenes:3", "", "scenes"))
+    item = finished_item(picture, choices=Choices(("K7", "Z2", "P1", "none of these"), "A", "rule"))
+    open_item = finished_item(picture, text="Another?")
+    counts = write_dataset(
+        iter([item, open_item]), tmp_path / "out", ExportSettings(form="choice", validation=0.0), lambda _: ""
+    )
+    assert counts["train"] == 1
+    row = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out/train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )[0]
+    assert (row["answer"], row["letter"], row["extra_info"]["text"]) == ("A", "A", "K7")
+    assert row["prompt"][0]["content"] == choice_text("What is the code?", ["K7", "Z2", "P1", "none of these"])
+    assert row["choices"] == ["K7", "Z2", "P1", "none of these"]
+
+
+def test_split_goes_by_picture_and_share():
+    settings = ExportSettings(validation=0.25)
+    splits = [split_of(Picture(f"{n:08x}" + "0" * 12, "a", 9, 9), settings) for n in range(0, 2**32, 2**26)]
+    assert splits.count("validation") == 16
+
+
+def test_unfinished_items_and_unknown_styles_are_refused(tmp_path):
+    picture = Picture("0" * 20, "scenes:1", 9, 9)
+    item = finished_item(picture)
+    bare = type(item)(picture, item.region, item.asked)
+    with pytest.raises(DataError, match="no region, question or answer"):
+        write_dataset(iter([bare]), tmp_path / "out", ExportSettings(), lambda _: "")
+    with pytest.raises(ConfigError, match="style"):
+        ExportSettings(style="star")
