@@ -9,6 +9,7 @@ from qzoom.serving.convert import Converter, most_demanding
 from qzoom.serving.errors import ApiError
 from qzoom.serving.limits import ServerLimits
 from qzoom.serving.parse import validate
+from qzoom.serving.pictures import PictureCache
 from qzoom.serving.protocol import ChatRequest
 from tests.serving.running import chat, data_url, image_part, page, user
 
@@ -18,7 +19,7 @@ def convert(model):
     rejected = []
 
     def call(*messages, limits=None, **more):
-        converter = Converter(model, limits or ServerLimits(), FetchPolicy(), rejected.append)
+        converter = Converter(model, limits or ServerLimits(), FetchPolicy(), rejected.append, PictureCache(0))
         return converter.request(validate(ChatRequest, chat(*messages, **more)))
 
     call.rejected = rejected

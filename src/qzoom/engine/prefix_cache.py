@@ -9,21 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
-from collections import OrderedDict
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.cache import KVCache
 from qzoom.engine.fit import coarse_budget
 from qzoom.engine.look import Look
 from qzoom.engine.prompt import Prompt, prefix_length
+from qzoom.engine.recent import Recent
 from qzoom.engine.request import Request
 from qzoom.engine.state import Engine, Stack, State, truncate
+from qzoom.images.load import pixel_digest
 
 __all__ = ["PrefixCache", "prefix_key", "prefix_state"]
 
 
-class PrefixCache:
+class PrefixCache(Recent[State]):
     """The most recently used prefix states within a bound of memory. Safe to use from several threads.
 
     Args:
@@ -31,56 +31,15 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.hits = 0
-        self.misses = 0
-        self._bytes = 0
-        self._states: OrderedDict[bytes, State] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all entries."""
-        return self._bytes
-
-    @property
-    def entries(self) -> int:
-        """Number of prefixes held."""
-        return len(self._states)
-
-    def get(self, key: bytes) -> State | None:
-        """The state of a prefix, which becomes the most recently used one."""
-        with self._lock:
-            state = self._states.get(key)
-            if state is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._states.move_to_end(key)
-            return state
+        super().__init__(max_bytes, _size)
 
     def wants(self, key: bytes, item: Look) -> bool:
         """Whether a look went further than what is held: it is new, or more of its stacks were run."""
-        with self._lock:
-            held = self._states.get(key)
+        held = self.peek(key)
         if held is None:
             return self.max_bytes > 0
         pairs = ((held.gate, item.state.gate), (held.region, item.state.region))
         return any(new.length and not old.length for old, new in pairs)
-
-    def put(self, key: bytes, state: State) -> None:
-        """Hold a state (see `prefix_state`); the least recently used ones make room, and one that is larger than the
-        bound is not held."""
-        size = _size(state)
-        with self._lock:
-            if size > self.max_bytes:
-                return
-            old = self._states.pop(key, None)
-            self._bytes += size - (_size(old) if old is not None else 0)
-            self._states[key] = state
-            while self._bytes > self.max_bytes:
-                _, dropped = self._states.popitem(last=False)
-                self._bytes -= _size(dropped)
 
 
 def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
@@ -96,7 +55,7 @@ def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
     facts += [(picture.image.mode, picture.size_px) for picture in request.pictures]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for picture in request.pictures:
-        digest.update(hashlib.sha256(picture.image.tobytes()).digest())
+        digest.update(picture.digest or pixel_digest(picture.image))
     return digest.digest()
 
 

@@ -6,9 +6,10 @@ Pillow's global settings are neither changed nor relied on; calls from several t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from qzoom.images.decode import decode_bytes, finish_image
 from qzoom.images.limits import ImageLimits, check_bytes, check_size, refuse
 from qzoom.images.source import read_data_url, read_file_object, read_path, shown
 
-__all__ = ["ImageLimits", "LoadedImage", "load_image"]
+__all__ = ["ImageLimits", "LoadedImage", "load_image", "pixel_digest"]
 
 _PIL_LOCK = threading.Lock()  # a lazily opened picture must not be decoded by two threads at once
 
@@ -35,12 +36,14 @@ class LoadedImage:
         size_px: (width, height); "original pixels" are those of `image`.
         format: the file's format ("JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP"); None for arrays and new PIL images.
         notes: what the reader should know, e.g. "first of 3 pages".
+        digest: `pixel_digest` of the picture where it is known, so that nobody computes it again; else b"".
     """
 
     image: PIL.Image.Image
     size_px: tuple[int, int]
     format: str | None = None
     notes: tuple[str, ...] = ()
+    digest: bytes = field(default=b"", repr=False, compare=False)
 
 
 def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
@@ -65,6 +68,11 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
         return _load(source, limits)
     except MemoryError as error:
         raise ImageError("Cannot read the picture: there is not enough memory for it; shrink it.") from error
+
+
+def pixel_digest(image: PIL.Image.Image) -> bytes:
+    """SHA-256 of the pixels alone: pictures of other sizes or modes may share it."""
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def _load(source: Any, limits: ImageLimits) -> LoadedImage:

@@ -5,10 +5,9 @@ All of it blocks (base64, network, decoding), so it runs in a pool of threads, n
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
@@ -16,18 +15,18 @@ from qzoom.engine.request import Request
 from qzoom.errors import BudgetError, ImageError
 from qzoom.evaluation.budgets import share_tokens
 from qzoom.images.fetch import FetchPolicy, fetch_image
-from qzoom.images.load import LoadedImage, load_image
+from qzoom.images.load import LoadedImage
 from qzoom.images.source import read_data_url
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception
 from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens
+from qzoom.serving.pictures import PictureCache
 from qzoom.serving.protocol import ChatRequest, ImagePart, Message, PerceiveRequest, ZoomControls
 from qzoom.types import ZoomMode
 
 __all__ = ["Converter", "image_parts", "most_demanding"]
 
 Asked = ChatRequest | PerceiveRequest
-_DECODERS = 4
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
 
@@ -41,17 +40,21 @@ class Converter:
         limits: ceilings of the server.
         fetch: which hosts pictures may come from.
         on_rejected: called with a short reason for every picture that is refused.
-        decoders: places for pictures that are unpacked at the same time, since each may take hundreds of megabytes.
+        cache: decodes pictures and keeps them.
     """
 
     model: QZoom
     limits: ServerLimits
     fetch: FetchPolicy
     on_rejected: Callable[[str], None]
-    decoders: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_DECODERS))
+    cache: PictureCache
 
-    def request(self, asked: Asked) -> Request:
+    def request(self, asked: Asked, tenant: str = "") -> Request:
         """Read the pictures and tokenise.
+
+        Args:
+            asked: what the client sent.
+            tenant: decoded pictures are shared within a tenant only.
 
         Raises:
             QZoomError: a picture, a text or an option that cannot be used.
@@ -59,7 +62,7 @@ class Converter:
         options = self._options(asked)
         parts = [part for _, part in image_parts(asked.messages)]
         try:
-            pictures = self._pictures(asked.messages)
+            pictures = self._pictures(asked.messages, tenant)
         except (ApiError, ImageError) as error:
             self.on_rejected(from_exception(error).code)
             raise
@@ -70,7 +73,7 @@ class Converter:
         """Whether pictures come over the network, so that reading them may take long."""
         return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(asked.messages))
 
-    def _pictures(self, messages: Sequence[Message]) -> list[LoadedImage]:
+    def _pictures(self, messages: Sequence[Message], tenant: str) -> list[LoadedImage]:
         found = list(image_parts(messages))
         files: list[bytes] = []
         for where, part in found:
@@ -81,8 +84,8 @@ class Converter:
         own = self.limits.image_limits()
         pictures = []
         for (where, _), data in zip(found, files, strict=True):
-            with _blaming(where), self.decoders:
-                pictures.append(load_image(data, own))
+            with _blaming(where):
+                pictures.append(self.cache.load(data, own, tenant))
         return pictures
 
     def _read(self, url: str, left_bytes: int) -> bytes:

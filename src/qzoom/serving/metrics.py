@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from qzoom.serving.pictures import PictureCache
 from qzoom.serving.scheduler import Scheduler
 from qzoom.types import Answer, Perception
 
@@ -26,11 +27,12 @@ class Metrics:
 
     Args:
         scheduler: its gauges and prefix cache are read when somebody looks.
+        pictures: the same for the decoded pictures.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, pictures: PictureCache) -> None:
         self._registry = registry = CollectorRegistry()
-        registry.register(_Live(scheduler))
+        registry.register(_Live(scheduler, pictures))
         self.first_token_s = Histogram(
             "qzoom:time_to_first_token_seconds",
             "From the request's arrival to the first piece of its answer.",
@@ -98,12 +100,13 @@ class Metrics:
 class _Live:
     """What the scheduler knows at the moment of the question."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, pictures: PictureCache) -> None:
         self._scheduler = scheduler
+        self._pictures = pictures
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges and the prefix cache's counters."""
-        now, cache = self._scheduler, self._scheduler.cache
+        """The gauges and the caches' counters."""
+        now, cache, pictures = self._scheduler, self._scheduler.cache, self._pictures
         yield GaugeMetricFamily("qzoom:num_requests_running", "Answers being decoded.", value=now.running)
         yield GaugeMetricFamily("qzoom:num_requests_waiting", "Requests that wait for a slot.", value=now.waiting)
         yield GaugeMetricFamily("qzoom:worker_beat_age_seconds", "Since the worker's last step.", value=now.beat_age_s)
@@ -111,3 +114,7 @@ class _Live:
         yield GaugeMetricFamily("qzoom:prefix_cache_entries", "Prefixes kept.", value=cache.entries)
         yield CounterMetricFamily("qzoom:prefix_cache_hits", "Prompts that began with a kept prefix.", value=cache.hits)
         yield CounterMetricFamily("qzoom:prefix_cache_misses", "Prompts that did not.", value=cache.misses)
+        yield GaugeMetricFamily("qzoom:picture_cache_bytes", "Memory of the decoded pictures.", value=pictures.nbytes)
+        yield GaugeMetricFamily("qzoom:picture_cache_entries", "Decoded pictures kept.", value=pictures.entries)
+        yield CounterMetricFamily("qzoom:picture_cache_hits", "Pictures that were kept decoded.", value=pictures.hits)
+        yield CounterMetricFamily("qzoom:picture_cache_misses", "Pictures that were not.", value=pictures.misses)

@@ -43,7 +43,7 @@ class SchedulerLimits:
         queue: requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels.
         prefill_tokens: visual tokens of the looks that start together; a single larger one runs alone.
         quantum: tokens that an answer may take before a waiting request gets its place.
-        cache_bytes: memory of the prefix cache; 0 turns it off.
+        cache_bytes: memory of the prefix cache; 0 turns it off. A server keeps decoded pictures in a quarter of it.
 
     Raises:
         ConfigError: a value out of range.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from starlette.types import Scope
@@ -16,12 +16,14 @@ from starlette.types import Scope
 from qzoom.engine.request import Request
 from qzoom.errors import DeadlineError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
+from qzoom.serving.auth import TENANT
 from qzoom.serving.convert import Converter
 from qzoom.serving.errors import ApiError
 from qzoom.serving.guard import decoded
 from qzoom.serving.limits import read_payload
 from qzoom.serving.metrics import Metrics
 from qzoom.serving.parse import validate
+from qzoom.serving.pictures import PictureCache
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest
 from qzoom.serving.scheduler import Scheduler, Ticket
 from qzoom.serving.settings import ServerSettings
@@ -32,6 +34,7 @@ __all__ = ["Job", "Running", "Service"]
 Asked = TypeVar("Asked", ChatRequest, PerceiveRequest)
 Result = TypeVar("Result")
 _GRACE_S = 5.0
+_PICTURE_SHARE = 0.25  # of the memory for caches; the rest is for prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +118,17 @@ class Service:
     def __init__(self, model: QZoom, settings: ServerSettings, scheduler: Scheduler | None = None) -> None:
         self.model = model
         self.settings = settings
-        self.scheduler = scheduler or Scheduler(model, settings.scheduler)
-        self.metrics = Metrics(self.scheduler)
+        memory = settings.scheduler.cache_bytes
+        self.pictures = PictureCache(int(memory * _PICTURE_SHARE))
+        limits = replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes)
+        self.scheduler = scheduler or Scheduler(model, limits)
+        self.metrics = Metrics(self.scheduler, self.pictures)
         self.started = int(time.time())
         self.draining = False
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._converter = Converter(model, settings.limits, settings.fetch, self.metrics.rejected)
+        self._converter = Converter(model, settings.limits, settings.fetch, self.metrics.rejected, self.pictures)
         workers = min(4, os.cpu_count() or 1)
         self._readers = ThreadPoolExecutor(max(2, workers), thread_name_prefix="qzoom-read")
         self._fetchers = ThreadPoolExecutor(settings.limits.reading, thread_name_prefix="qzoom-fetch")
@@ -186,7 +192,7 @@ class Service:
             if asked.model != self.settings.model_name:
                 raise self.no_model(asked.model)
             pool = self._fetchers if self._converter.must_fetch(asked) else self._readers
-            request = await _run(pool, lambda: self._converter.request(asked))
+            request = await _run(pool, lambda: self._converter.request(asked, scope[TENANT]))
         finally:
             decoded(scope)
         return Job(request, asked, arrived_s)
