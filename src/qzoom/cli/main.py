@@ -14,19 +14,21 @@ import typer
 from typer.exceptions import TyperException
 
 from qzoom import __version__
-from qzoom.cli import label, train
+from qzoom.cli import distill, label, train
 from qzoom.cli.ask import ask
 from qzoom.cli.calibrate import calibrate
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
+from qzoom.cli.eval_zoomgap import zoomgap
 from qzoom.cli.mine import mine
 from qzoom.cli.perceive import perceive
 from qzoom.cli.report import report
 from qzoom.cli.serve import serve
 from qzoom.cli.train_heads import heads
 from qzoom.cli.train_stages import add_stages
+from qzoom.cli.two_words import TwoWords
 from qzoom.errors import QZoomError
 
 __all__ = ["app", "main", "run"]
@@ -35,6 +37,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="qzoom",
+    cls=TwoWords,
     help="Look coarsely, decide, zoom, answer: questions about pictures with fine print.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,12 +51,14 @@ app.command()(serve)
 app.command()(convert)
 app.command()(doctor)
 app.command("eval")(evaluate)
+app.command("eval zoomgap")(zoomgap)
 app.command()(calibrate)
 app.command()(report)
 train.app.command()(heads)
 add_stages(train.app)
 app.add_typer(train.app, name="train")
 app.add_typer(label.app, name="label")
+app.add_typer(distill.app, name="distill")
 app.command()(mine)
 
 

@@ -38,6 +38,7 @@ class Done:
         items: all items in their last state, in order.
         rows: (step, key of the input, results) that the store does not hold yet.
         waiting: items that a rerun has to try again, with the reasons.
+        counts: (step, items that went in, items that it kept).
     """
 
     source: Source
@@ -46,6 +47,7 @@ class Done:
     items: list[Item] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
+    counts: list[tuple[str, int, int]] = field(default_factory=list)
 
 
 def follow(
@@ -74,7 +76,9 @@ def follow(
             made: list[Item] = []
             for item in items:
                 made += _step(step, item, done, stored, compute)
+            entered = sum(item.kept for item in items)
             items = _once(made) if step.name == "validate" else made
+            done.counts.append((step.name, entered, sum(item.kept for item in items)))
         done.items = items
     return done
 

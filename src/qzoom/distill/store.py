@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ class StoreLock:
 
 
 class StepStore:
-    """The file of one step. One process writes; close it at the end.
+    """The file of one step. One process writes, its threads may read; close it at the end.
 
     Args:
         path: of the file; its folder is made.
@@ -86,6 +87,7 @@ class StepStore:
         except OSError as error:
             raise _unwritable(path, error) from error
         self._synced = time.monotonic()
+        self._lock = threading.Lock()
         try:
             self._check_header()
             self._read_index()
@@ -142,11 +144,12 @@ class StepStore:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             raise _unwritable(self.path, error) from error
-        self._new.append((_short(key), self._end))
+        with self._lock:
+            self._new.append((_short(key), self._end))
+            self._fresh[key] = self._end
+            if len(self._new) >= 4096:
+                self._settle()
         self._end += len(data)
-        self._fresh[key] = self._new[-1][1]
-        if len(self._new) >= 4096:
-            self._settle()
 
     def close(self) -> None:
         """Bring everything to the disk."""
@@ -209,12 +212,14 @@ class StepStore:
         self._new, self._fresh = [], {}
 
     def _find(self, key: str) -> int | None:
-        if key in self._fresh:
-            return self._fresh[key]
+        with self._lock:
+            if key in self._fresh:
+                return self._fresh[key]
+            keys, places = self._keys, self._places
         wanted = np.uint64(_short(key))
-        at = int(np.searchsorted(self._keys, wanted))
-        while at < len(self._keys) and self._keys[at] == wanted:
-            place = int(self._places[at])
+        at = int(np.searchsorted(keys, wanted))
+        while at < len(keys) and keys[at] == wanted:
+            place = int(places[at])
             if self._line_start(place) == key:
                 return place
             at += 1

@@ -1,0 +1,188 @@
+"""`qzoom distill`: questions about small regions, answered by teachers on crops, for whole pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from qzoom.cli import options
+from qzoom.cli.console import Console
+
+if TYPE_CHECKING:
+    from qzoom.distill.recipe import DistillRecipe
+    from qzoom.distill.run import RunReport
+
+__all__ = ["app"]
+
+
+class _RunUnlessNamed(TyperGroup):
+    """A group whose first command is meant when none is named, so that `qzoom distill RECIPE` works."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name in front where it is missing."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunUnlessNamed,
+    help="Make training data: teachers look at small crops, the questions are about whole pictures. "
+    "`qzoom distill RECIPE` is short for `qzoom distill run RECIPE`.",
+    no_args_is_help=True,
+)
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ and the recipe's name.")
+]
+StepName = Annotated[
+    str | None, typer.Option("--step", help="Run this step alone on what the earlier ones stored.", show_default=False)
+]
+Engine = Annotated[
+    Literal["inprocess", "ray"] | None, typer.Option(help="Instead of the recipe's.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first pictures.", show_default=False)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; with --step, from that step on.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Against = Annotated[list[str], typer.Option("--against", help="Benchmark: folder or Parquet file. May be repeated.")]
+Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of either hash (of 64).")]
+
+
+@app.callback()
+def _group() -> None:
+    """Make training data from what teachers see in crops."""
+
+
+@app.command("run")
+def run(
+    recipe: Recipe,
+    output: Output = None,
+    step: StepName = None,
+    engine: Engine = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run a recipe, or go on with it: what is stored is taken, what is missing is computed.
+
+    Example: qzoom distill recipes/distill/tiny-rules.yaml -o runs/distill/tiny-rules
+    """
+    from qzoom.distill.recipe import load_recipe
+    from qzoom.distill.run import RunOptions, run_recipe
+
+    console = Console(quiet=quiet)
+    made = load_recipe(recipe)
+    if engine is not None:
+        made = dataclasses.replace(made, engine=engine)
+    folder = output or Path("runs/distill") / recipe.stem
+    if dry_run:
+        _plan(made, folder, limit, console, json)
+        return
+    with _progress(console) as advance:
+        report = run_recipe(made, folder, RunOptions(step, limit, fresh), advance)
+    if json:
+        console.record(report.to_dict())
+    else:
+        _say(report, folder, console)
+    for reason, count in report.totals.waiting.most_common(3):
+        console.note(f"{count} items wait for a rerun: {reason}")
+
+
+@app.command("audit")
+def audit(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of pictures.")],
+    against: Against,
+    bits: Bits = 8,
+    flips: Annotated[bool, typer.Option(help="Also compare mirrored pictures.")] = True,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Look for pictures of benchmarks among the training pictures, by perceptual hashes.
+
+    Example: qzoom distill audit runs/distill/tiny-rules/dataset --against data/vstar
+    """
+    from qzoom.distill.audit import AuditSettings, audit_dataset
+
+    console = Console(quiet=quiet)
+    report = audit_dataset(folder, AuditSettings(tuple(against), bits, bits, flips))
+    if json:
+        console.record(report.to_dict())
+        return
+    for match in report.matches:
+        mirrored = ", mirrored" if match.mirrored else ""
+        console.result(f"{match.picture}  {match.benchmark}  pHash {match.phash}, dHash {match.dhash}{mirrored}")
+    console.result(
+        f"{len(report.matches)} of {report.pictures} pictures look like one of {report.benchmark_pictures} benchmark "
+        "pictures."
+    )
+    if report.unreadable:
+        console.note(f"{report.unreadable} pictures could not be read.")
+
+
+def _plan(recipe: DistillRecipe, folder: Path, limit: int | None, console: Console, json: bool) -> None:
+    """What would be done."""
+    from qzoom.distill.pictures import list_sources
+
+    pictures = len(list_sources(recipe.pictures)[:limit])
+    roles = [[role, member.label, member.by] for role, member in recipe.roles.members()]
+    if json:
+        values = {"pictures": pictures, "steps": [*recipe.steps, "export"], "roles": roles}
+        console.record({**values, "engine": recipe.engine, "folder": str(folder)})
+        return
+    console.result(
+        f"{pictures} pictures through {', '.join((*recipe.steps, 'export'))}, {recipe.engine}, into {folder}"
+    )
+    for role, label, by in roles:
+        console.result(f"{role}: {label} (by {by})")
+
+
+def _say(report: RunReport, folder: Path, console: Console) -> None:
+    """What came of it, step by step."""
+    totals = report.totals
+    refused = sum(totals.refused_pictures.values())
+    console.result(f"pictures: {totals.pictures} used, {refused} refused, {totals.duplicates} twice")
+    for step in totals.entered:
+        reasons = totals.refused.get(step)
+        most = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+        console.result(f"{step}: {totals.entered[step]} in, {totals.kept[step]} kept{most}")
+    for cost in report.cost:
+        console.result(
+            f"{cost['role']} {cost['name']} at {cost['url']}: {cost['requests']} requests, {cost['failures']} failed, "
+            f"{cost['prompt_tokens']} + {cost['completion_tokens']} tokens, {cost['money']:.4g} spent"
+        )
+    if report.folder:
+        rows = ", ".join(f"{count} {split}" for split, count in report.rows.items())
+        console.result(f"{rows} rows in {report.folder}; {len(report.dropped)} pictures look like a benchmark's")
+    else:
+        console.result(f"results in {folder / 'steps'}")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with rate and time left, where a person watches."""
+    if console.quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    import rich.console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("pictures", total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(line, completed=done, total=total, rate="" if speed is None else f"{speed:.2f}/s")
+
+        yield advance

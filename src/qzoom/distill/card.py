@@ -1,0 +1,130 @@
+"""The data set's card: what is in it, what every filter left out, and who asked, answered and judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from qzoom.distill.audit import Match
+from qzoom.distill.counting import Totals
+from qzoom.distill.recipe import DistillRecipe, step_settings
+
+__all__ = ["make_card"]
+
+_TITLES = {
+    "propose": "Regions proposed",
+    "crop": "Crops",
+    "ask": "Questions",
+    "validate": "Valid questions",
+    "answer": "Answered by the teachers",
+    "vote": "Agreed answers",
+    "choices": "Options",
+    "difficulty": "Difficulty",
+}
+
+
+def make_card(
+    recipe: DistillRecipe, totals: Totals, rows: Mapping[str, int], matches: Sequence[Match], prompts: str = ""
+) -> str:
+    """The card as Markdown with the front matter that the hub reads; the same for the same data.
+
+    Args:
+        recipe: that made it.
+        totals: counts of pictures and items.
+        rows: of each split.
+        matches: pictures that look like a benchmark's.
+        prompts: how roles were asked, as text.
+    """
+    parts = [
+        _front(rows),
+        "# Region-to-image questions\n",
+        "Each row is a question about a small region of a picture, with the answer that teachers agreed on when they "
+        "saw the region enlarged. The picture in a row is the whole one, upright, without a box; `bbox` is the region "
+        "in its pixels (xyxy, half-open), `bbox_norm` in shares of its sides.\n",
+        _table(("Split", "Rows"), [(split, rows[split]) for split in sorted(rows)]),
+        "## Filters\n",
+        _filters(recipe, totals),
+        "## Reasons\n",
+        _reasons(totals),
+        "## What is in it\n",
+        _contents(totals),
+        "## Models and rules\n",
+        _table(("Role", "Model", "Rows"), [(role, model, n) for (role, model), n in sorted(totals.models.items())]),
+        _audit(recipe, matches),
+        "## Settings\n",
+        f"Pictures: {', '.join(f'`{name}`' for name in recipe.pictures)}. Seed: {recipe.seed}.\n",
+        "```json\n" + json.dumps(_settings(recipe), indent=2, sort_keys=True, ensure_ascii=False) + "\n```\n",
+        f"## Prompts\n\n{prompts}\n" if prompts else "",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front(rows: Mapping[str, int]) -> str:
+    files = "".join(f"      - split: {split}\n        path: {split}.parquet\n" for split in sorted(rows) if rows[split])
+    return (
+        "---\ntask_categories:\n  - visual-question-answering\nconfigs:\n  - config_name: default\n"
+        f"    data_files:\n{files}---\n"
+    )
+
+
+def _filters(recipe: DistillRecipe, totals: Totals) -> str:
+    refused = sum(totals.refused_pictures.values())
+    lines: list[tuple[Any, ...]] = [
+        ("Pictures", totals.pictures + refused + totals.duplicates, totals.pictures, refused + totals.duplicates)
+    ]
+    for step in recipe.steps:
+        left_out = sum(totals.refused.get(step, {}).values())
+        lines.append((_TITLES[step], totals.entered[step], totals.kept[step], left_out))
+    return _table(("Step", "In", "Kept", "Left out"), lines)
+
+
+def _reasons(totals: Totals) -> str:
+    lines = [("Pictures", reason, n) for reason, n in sorted(totals.refused_pictures.items())]
+    if totals.duplicates:
+        lines.append(("Pictures", "the same as another picture", totals.duplicates))
+    for step in totals.entered:
+        found = sorted(totals.refused.get(step, {}).items(), key=lambda pair: (-pair[1], pair[0]))
+        lines += [(_TITLES[step], reason, n) for reason, n in found]
+    lines += [("Waiting for a rerun", reason, n) for reason, n in sorted(totals.waiting.items())]
+    return _table(("Step", "Reason", "Left out"), lines)
+
+
+def _contents(totals: Totals) -> str:
+    lines: list[tuple[Any, ...]] = [("Kind", kind, n) for kind, n in sorted(totals.kinds.items())]
+    lines += [("Source", name, n) for name, n in sorted(totals.datasets.items())]
+    lines += [("Area bin, 0 the smallest", place, n) for place, n in sorted(totals.bins.items())]
+    lines.append(("Negatives", "the target is absent or no option holds", totals.negatives))
+    return _table(("What", "Which", "Rows before the audit"), lines)
+
+
+def _audit(recipe: DistillRecipe, matches: Sequence[Match]) -> str:
+    if not recipe.audit.against:
+        return (
+            "## Leakage audit\n\nNot made. `qzoom distill audit FOLDER --against BENCHMARK` compares the pictures with "
+            "those of a benchmark.\n"
+        )
+    what = "left out" if recipe.audit.drop else "kept"
+    head = f"## Leakage audit\n\nCompared with {', '.join(f'`{place}`' for place in recipe.audit.against)}: "
+    head += f"{len(matches)} pictures look like one of them and were {what}.\n"
+    lines = [(m.picture, m.benchmark, m.phash, m.dhash, "yes" if m.mirrored else "") for m in matches]
+    return head + ("\n" + _table(("Picture", "Benchmark", "pHash", "dHash", "Mirrored"), lines) if lines else "")
+
+
+def _settings(recipe: DistillRecipe) -> dict[str, Any]:
+    return {step: step_settings(recipe, step) for step in recipe.steps} | {
+        "export": asdict(recipe.export),
+        "audit": asdict(recipe.audit),
+    }
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    if not lines:
+        return "None.\n"
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
