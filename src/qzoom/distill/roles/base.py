@@ -92,8 +92,8 @@ class Maker(Role, Protocol):
 class Reader(Role, Protocol):
     """The student, or whoever guesses without a picture."""
 
-    def read(self, image: Image | None, text: str, sample: int) -> Vote:
-        """Sample number `sample` of its answer to a text, with or without a picture."""
+    def read(self, item: Item, image: Image | None, text: str, sample: int) -> Vote:
+        """Sample number `sample` of its answer to a text, with or without a picture; the item is for rules only."""
         ...
 
 

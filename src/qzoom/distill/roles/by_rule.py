@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from qzoom.distill.compare import mentions, normal
@@ -19,9 +20,11 @@ from qzoom.images.geometry import contains
 from qzoom.records.schema import Box4
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from qzoom.distill.steps import KnownQuestion, Views
 
-__all__ = ["RuleAsker", "RuleTeacher", "RuleValidator", "kind_of", "leak", "lies_in"]
+__all__ = ["RuleAsker", "RuleMaker", "RuleReader", "RuleTeacher", "RuleValidator", "kind_of", "leak", "lies_in"]
 
 _KINDS: dict[str, QuestionKind] = {
     "count": "counting",
@@ -99,6 +102,53 @@ class RuleTeacher:
             return Vote(self.name, sample, known)
         wrong = lookalikes(known, 1, rng)
         return Vote(self.name, sample, wrong[0]) if wrong else Vote(self.name, sample, "", "failed", "no wrong answer")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleMaker:
+    """Wrong options of the answer's format: values from elsewhere in the picture, then changed ones."""
+
+    name: str = "rule"
+    model: str = "rule"
+
+    def distractors(self, item: Item, views: Views, count: int) -> Sequence[str]:
+        """None of them stands in the crop."""
+        if item.answer is None:
+            return ()
+        known, crop = views.known(item), region_of(item).crop_box
+        shown = {normal(text.text) for text in known.texts if overlap(text.box, crop)}
+        shown |= {normal(q.answer) for q in known.questions if any(overlap(box, crop) for box in q.boxes)}
+        values = chain((q.answer for q in known.questions), (text.text for text in known.texts))
+        rng = random.Random(f"{item.seed}/{item.id}/distractors")
+        made = lookalikes(item.answer.text, count + len(shown), rng, [v for v in values if normal(v) not in shown])
+        return [value for value in made if normal(value) not in shown][:count]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleReader:
+    """A student that knows the answer and errs as often as it is told: for tests and throughput, never for results.
+
+    Args:
+        name: of the student.
+        error_rate: share of wrong answers, drawn from the item.
+        model: what the items note.
+    """
+
+    name: str = "knows-the-answer"
+    error_rate: float = 0.0
+    model: str = "rule that knows the answer"
+
+    def read(self, item: Item, image: Image | None, text: str, sample: int) -> Vote:
+        """The right letter or answer, or none."""
+        right = "" if item.answer is None else item.answer.text
+        right = right if item.choices is None else item.choices.letter
+        wrong = random.Random(f"{item.seed}/{item.id}/{self.name}/{sample}").random() < self.error_rate
+        return Vote(self.name, sample, "", "abstained") if wrong or not right else Vote(self.name, sample, right)
+
+
+def overlap(first: Box4, second: Box4) -> bool:
+    """Whether two boxes share a pixel."""
+    return max(first[0], second[0]) < min(first[2], second[2]) and max(first[1], second[1]) < min(first[3], second[3])
 
 
 def lies_in(question: KnownQuestion, box: Box4) -> bool:

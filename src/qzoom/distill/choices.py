@@ -1,0 +1,214 @@
+"""Step choices: options for a question, checked and shuffled, and the negatives that belong to it.
+
+Options differ, none of them says the same as the right one, and where a guesser is named the right one must not be
+found without the picture. "none of these" is the right option of a negative and, now and then, a wrong one of a
+positive, so that its presence gives nothing away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from qzoom.config import _check_count, _check_range
+from qzoom.distill.compare import mentions, normal, same
+from qzoom.distill.export import choice_text
+from qzoom.distill.negatives import absent
+from qzoom.distill.records import Agreement, Asked, Choices, Item
+from qzoom.distill.roles.base import CallRefusedError, Judge, Maker, Reader, asked_of, with_model
+from qzoom.distill.steps import Views
+from qzoom.errors import ConfigError, DataError
+from qzoom.evaluation.letters import LETTERS, chosen_letter
+
+__all__ = ["NONE_OPTION", "ChoicesSettings", "ChoicesStep", "distinct_options"]
+
+NONE_OPTION = "none of these"
+_PAIRS = (("yes", "no"), ("left", "right"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChoicesSettings:
+    """What is made of an answered question.
+
+    Args:
+        options: of each question, the right one among them; answers like yes or left have two.
+        required: refuse a question without enough options, rather than leave it open.
+        none_share: share of positives that list "none of these" as a wrong option.
+        negatives: share of positives that get a paired negative.
+        negative_kinds: "absent" asks about something that is not there, where that is known; "missing" takes the right
+            option out, and has no open form.
+        guesses: answers of the guesser without the picture, each with the options shuffled anew; 0 asks for none.
+        chance: a question is dropped when so many right guesses had at most this chance to come about blindly.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    options: int = 4
+    required: bool = False
+    none_share: float = 0.25
+    negatives: float = 0.25
+    negative_kinds: tuple[str, ...] = ("absent", "missing")
+    guesses: int = 0
+    chance: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_count(self, "options", 2, 10)
+        _check_count(self, "guesses", 0, 1000)
+        for name in ("none_share", "negatives", "chance"):
+            _check_range(self, name, 0.0, 1.0)
+        if not isinstance(self.negative_kinds, tuple) or set(self.negative_kinds) - {"absent", "missing"}:
+            raise ConfigError(f"choices: negative_kinds may list absent and missing, not {self.negative_kinds!r}.")
+        if not isinstance(self.required, bool):
+            raise ConfigError(f"choices: required must be true or false, not {self.required!r}.")
+        if self.guesses and self.options**-self.guesses > self.chance:
+            raise ConfigError(
+                f"choices: {self.guesses} guesses among {self.options} options can never be told from chance at "
+                f"{self.chance:g}; ask for more guesses or raise chance."
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChoicesStep:
+    """Gives questions their options and their negatives.
+
+    Args:
+        maker: writes wrong options; None leaves all questions open.
+        views: what it may look at.
+        settings: of the step.
+        guesser: answers without the picture.
+        judge: says whether an option means the same as the right answer where rules cannot.
+    """
+
+    maker: Maker | None
+    views: Views
+    settings: ChoicesSettings = dataclasses.field(default_factory=ChoicesSettings)
+    guesser: Reader | None = None
+    judge: Judge | None = None
+    name: str = "choices"
+
+    def __call__(self, item: Item) -> Sequence[Item]:
+        """The item, and after it its negative if it gets one."""
+        if item.answer is None:
+            raise DataError("This item has no answer; run the step vote first.")
+        made, reason = self._with_choices(item, " ".join(item.answer.text.split()))
+        if reason and self.settings.required:
+            return (made.decide(self.name, False, reason),)
+        if made.choices is not None and self._guessed(made):
+            return (made.decide(self.name, False, "solved without the picture"),)
+        negative = self._negative(made)
+        out = [made.decide(self.name, True, reason)]
+        if negative is not None:
+            out.append(with_model(negative, "negatives", "rule").decide(self.name, True))
+        return out
+
+    def _with_choices(self, item: Item, right: str) -> tuple[Item, str]:
+        """The item with its options, or why it has none."""
+        if self.maker is None:
+            return item, ""
+        item = with_model(item, "maker", self.maker.model)
+        closed = next((pair for pair in _PAIRS if normal(right) in pair), ())
+        wanted = 1 if closed else self.settings.options - 1
+        with_none = not closed and wanted > 1 and self._drawn(item, "none") < self.settings.none_share
+        try:
+            offered = self.maker.distractors(item, self.views, wanted + 2)
+        except CallRefusedError:
+            return item, "the maker of options refused the picture"
+        wrong = distinct_options(right, offered, lambda one, other: self._alike(item, one, other))
+        wrong = wrong[: wanted - with_none] + [NONE_OPTION] * with_none
+        if len(wrong) < wanted:
+            return item, "too few distinct options"
+        return _shuffled(item, right, wrong, self.maker.name), ""
+
+    def _alike(self, item: Item, first: str, second: str) -> bool:
+        """Whether two options may mean the same: by rule, by the judge, else when one holds the other."""
+        decided = same(first, second)
+        if decided is None and self.judge is not None:
+            try:
+                decided = self.judge.same(asked_of(item).text, first, second)
+            except CallRefusedError:
+                decided = None
+        return (mentions(first, second) or mentions(second, first)) if decided is None else decided
+
+    def _guessed(self, item: Item) -> bool:
+        """Whether the guesser is right more often than chance allows. Failures do not count at all."""
+        if self.guesser is None or item.choices is None or not self.settings.guesses:
+            return False
+        right = item.choices.options[LETTERS.index(item.choices.letter)]
+        hits = count = 0
+        for sample in range(self.settings.guesses):
+            options = list(item.choices.options)
+            random.Random(f"{item.seed}/{item.id}/guess/{sample}").shuffle(options)
+            vote = self.guesser.read(item, None, choice_text(asked_of(item).text, options), sample)
+            if vote.status == "failed":
+                continue
+            letter = chosen_letter(vote.text, options)
+            count += 1
+            hits += letter is not None and options[LETTERS.index(letter)] == right
+        return hits > 0 and _tail(hits, count, 1 / len(item.choices.options)) <= self.settings.chance
+
+    def _negative(self, item: Item) -> Item | None:
+        """The paired negative: an absent thing or a missing option, as drawn and as far as possible."""
+        if self._drawn(item, "negative") >= self.settings.negatives:
+            return None
+        kinds = self.settings.negative_kinds
+        other = absent(item, self.views.known(item)) if "absent" in kinds else None
+        missing = self._without_right(item) if "missing" in kinds else None
+        if other is not None:
+            other = self._options_of_absent(other, item)
+        both = [one for one in (other, missing) if one is not None]
+        return both[int(self._drawn(item, "kind") * len(both))] if both else None
+
+    def _without_right(self, item: Item) -> Item | None:
+        """The same question with its right option taken out."""
+        if item.choices is None or len(item.choices.options) < 3:
+            return None
+        right = item.choices.options[LETTERS.index(item.choices.letter)]
+        wrong = [option for option in item.choices.options if option not in (right, NONE_OPTION)]
+        asked = asked_of(item)
+        negative = dataclasses.replace(
+            item,
+            asked=Asked(asked.text, asked.kind, asked.asker, True, item.id, NONE_OPTION),
+            votes=(),
+            answer=Agreement(NONE_OPTION, 0, 0, (), "rule"),
+        )
+        return _shuffled(negative, NONE_OPTION, wrong, item.choices.maker)
+
+    def _options_of_absent(self, negative: Item, positive: Item) -> Item:
+        """Options of the positive for the absent thing, "none of these" the right one; yes, no and 0 stay open."""
+        if positive.choices is None or len(positive.choices.options) < 3 or asked_of(negative).known in ("no", "0"):
+            return negative
+        wrong = [option for option in positive.choices.options if option != NONE_OPTION][: self.settings.options - 1]
+        return _shuffled(negative, NONE_OPTION, wrong, positive.choices.maker)
+
+    def _drawn(self, item: Item, what: str) -> float:
+        return random.Random(f"{item.seed}/{item.id}/{what}").random()
+
+
+def distinct_options(right: str, offered: Sequence[str], alike: Callable[[str, str], bool]) -> list[str]:
+    """The offered texts without those that may mean the same as the right answer or as an earlier one.
+
+    Args:
+        right: the right answer.
+        offered: best first.
+        alike: (one, other) -> whether both may mean the same.
+    """
+    out: list[str] = []
+    for text in offered:
+        text = " ".join(text.split())
+        if normal(text) and not any(alike(text, other) for other in (right, *out)):
+            out.append(text)
+    return out
+
+
+def _shuffled(item: Item, right: str, wrong: Sequence[str], maker: str) -> Item:
+    options = [right, *wrong]
+    random.Random(f"{item.seed}/{item.id}/order").shuffle(options)
+    return dataclasses.replace(item, choices=Choices(tuple(options), LETTERS[options.index(right)], maker))
+
+
+def _tail(hits: int, count: int, chance: float) -> float:
+    """Chance of at least so many hits in blind guessing."""
+    return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(hits, count + 1))
