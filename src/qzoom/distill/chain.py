@@ -25,6 +25,7 @@ SCAN = "pictures"
 """The name under which opened pictures are stored."""
 Stored = Callable[[str, str], list[Any] | None]
 Row = tuple[str, str, list[Any]]
+_MADE_QUESTIONS = ("validate", "choices")
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ def follow(
             for item in items:
                 made += _step(step, item, done, stored, compute)
             entered = sum(item.kept for item in items)
-            items = _once(made) if step.name == "validate" else made
+            items = _once(made, step.name) if step.name in _MADE_QUESTIONS else made
             done.counts.append((step.name, entered, sum(item.kept for item in items)))
         done.items = items
     return done
@@ -127,7 +128,7 @@ def _step(step: Step, item: Item, done: Done, stored: Stored, compute: frozenset
     return made
 
 
-def _once(items: Sequence[Item]) -> list[Item]:
+def _once(items: Sequence[Item], step: str) -> list[Item]:
     """Of kept items that ask the same about one picture, the first stays."""
     seen: set[tuple[str, bool]] = set()
     out = []
@@ -135,7 +136,7 @@ def _once(items: Sequence[Item]) -> list[Item]:
         if item.kept and item.asked is not None:
             asked = (item.asked.text, item.asked.negative)
             if asked in seen:
-                item = item.decide("validate", False, "asked already about another place of this picture")
+                item = item.decide(step, False, "asked already about another place of this picture")
             seen.add(asked)
         out.append(item)
     return out

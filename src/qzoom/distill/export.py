@@ -92,7 +92,7 @@ def split_of(picture: Picture, settings: ExportSettings) -> str:
 
 
 def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, Any] | None:
-    """An item as a row; None for one without choices where only those are wanted.
+    """An item as a row; None for one that has no row in the form that is wanted.
 
     Args:
         item: with region, question and answer.
@@ -105,7 +105,7 @@ def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, 
     if item.region is None or item.asked is None or item.answer is None:
         raise DataError(f"The item {item.id} has no region, question or answer; run the steps before export first.")
     choices = item.choices if settings.form != "open" else None
-    if choices is None and settings.form == "choice":
+    if choices is None and (settings.form == "choice" or _needs_options(item)):
         return None
     answer = item.answer.text if choices is None else choices.letter
     asked = item.asked.text if choices is None else choice_text(item.asked.text, choices.options)
@@ -138,6 +138,15 @@ def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, 
         "style": settings.style,
         "provenance": _provenance(item),
     }
+
+
+def _needs_options(item: Item) -> bool:
+    """Whether the answer speaks of options, as that of a negative whose right option was taken out does."""
+    from qzoom.distill.choices import NONE_OPTION
+
+    return (
+        item.asked is not None and item.asked.negative and item.answer is not None and item.answer.text == NONE_OPTION
+    )
 
 
 def choice_text(question: str, options: Iterable[str]) -> str:

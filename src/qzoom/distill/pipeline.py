@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.distill.answer import AnswerStep
 from qzoom.distill.ask import AskStep
+from qzoom.distill.choices import ChoicesStep
 from qzoom.distill.crop import CropStep
+from qzoom.distill.difficulty import DifficultyStep
 from qzoom.distill.propose.step import make_propose_step
 from qzoom.distill.recipe import DistillRecipe
 from qzoom.distill.records import Item
@@ -123,10 +125,8 @@ def _step(name: str, recipe: DistillRecipe, views: PictureViews, roles: Roles | 
         return AnswerStep(roles.teachers, views, recipe.answer.samples)
     if name == "vote":
         return VoteStep(recipe.vote, roles.judge)
-    if name == "choices":
-        from qzoom.distill.choices import ChoicesStep
-
-        return ChoicesStep(roles.maker, views, recipe.choices, roles.guesser)
-    from qzoom.distill.difficulty import DifficultyStep
-
-    return DifficultyStep(roles.student, views, recipe.difficulty)
+    if name == "choices" and recipe.choices is not None:
+        return ChoicesStep(roles.maker, views, recipe.choices, roles.guesser, roles.judge)
+    if recipe.difficulty is None or roles.student is None:
+        raise InternalError(f"The step {name} has no settings or nobody to ask.")
+    return DifficultyStep(roles.student, views, recipe.difficulty, roles.judge)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,14 +65,15 @@ def compute_with_ray(
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), 4 * recipe.ray.actors))
-        about = {"recipe": dataclasses.asdict(recipe), "folder": str(folder.resolve())}
+        about: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "folder": str(folder.resolve())}
         about["compute"] = None if compute is None else sorted(compute)
         done = data.map_batches(
             _Worker,
             fn_constructor_args=(json.dumps(about),),
             batch_size=recipe.ray.threads,
-            concurrency=recipe.ray.actors,
+            compute=ray.data.ActorPoolStrategy(size=recipe.ray.actors),
             num_cpus=1,
         )
         for number, row in enumerate(done.iter_rows(), start=whole + 1):

@@ -171,11 +171,13 @@ def step_settings(recipe: DistillRecipe, step: str) -> dict[str, Any]:
             "choices": dataclasses.asdict(recipe.choices),
             "maker": _decides(roles.maker),
             "guesser": _decides(roles.guesser),
+            "judge": _decides(roles.judge),
         }
     if recipe.difficulty is not None:
         parts["difficulty"] = {
             "difficulty": dataclasses.asdict(recipe.difficulty),
             "student": _decides(roles.student),
+            "judge": _decides(roles.judge),
         }
     return parts[step]
 

@@ -91,7 +91,10 @@ class Step(Protocol):
     models and devices (the run ends) or any other `QZoomError` (the item is refused and the sentence is its reason).
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+        ...
 
     def __call__(self, item: Item) -> Sequence[Item]:
         """The item with this step's part filled in, or several of it; refused ones with their decision."""

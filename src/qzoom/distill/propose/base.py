@@ -53,7 +53,10 @@ class Proposal:
 class Proposer(Protocol):
     """Names boxes on a picture. Threads may share it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+        ...
 
     def __call__(self, item: Item, views: Views) -> Sequence[Proposal]:
         """Boxes of the picture of an item that has no region yet, in an order that does not change."""

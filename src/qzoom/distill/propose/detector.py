@@ -48,7 +48,7 @@ class DetectorProposer:
     def _loaded(self) -> Any:
         if self._detect is None:
             import torch
-            from transformers import pipeline
+            import transformers
 
             settings = self.settings
             device = settings.device
@@ -56,7 +56,8 @@ class DetectorProposer:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
             task = "zero-shot-object-detection" if settings.phrases else "object-detection"
             try:
-                self._detect = pipeline(
+                make: Any = transformers.pipeline
+                self._detect = make(
                     task, model=settings.model, revision=settings.revision, device=device, trust_remote_code=False
                 )
             except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
