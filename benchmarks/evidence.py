@@ -99,12 +99,14 @@ class Work:
         look: the way.
         path: file of the answers.
         part: for the plan.
+        longest: most tokens of an answer.
     """
 
     task: Task
     look: Look
     path: Path
     part: str
+    longest: int = 128
 
     def left(self) -> int:
         """Pictures that are not answered yet."""
@@ -211,7 +213,7 @@ def ask(model: QZoom, work: Work, clock: Clock, say: Callable[[str], None] = lam
         if done < total:
             clock.check()
 
-    return run(model, work.task, options_of(model, work.look), output=work.path, on_picture=check)
+    return run(model, work.task, options_of(model, work.look, work.longest), output=work.path, on_picture=check)
 
 
 def progress(text: str) -> None:
@@ -271,6 +273,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--model", default="tiny", help="embedded model, folder or hub id")
     made.add_argument("--data", type=Path, help="folder of the scanned receipts; left out without it")
     made.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of pictures")
+    made.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
     made.add_argument("--limit", type=int, help="most pictures of each kind, to try it out")
     made.add_argument("--minutes", type=float, help="stop in good time; the same command goes on")
     made.add_argument("--dry-run", action="store_true", help="print what would be done and about how long it takes")

@@ -1,0 +1,304 @@
+"""The figures and words of the ladder: equal accuracy, equal budget, peaks, and what arithmetic allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.choices import Point, lowest_match, paired, plain_peak
+from benchmarks.evidence import Look, between, share, table, write
+from benchmarks.ladder_time import HEADLINE, read_times
+
+if TYPE_CHECKING:
+    from qzoom.evaluation.records import AnswerRow, Task
+    from qzoom.evaluation.report.runs import Run
+
+GOALS = {"scenes": (4.39, 0.73), "documents": (2.52, 0.53), "receipts": (2.52, 0.53)}
+"""Throughput and share of visual tokens saved at equal accuracy, as the paper reports them (9x and 5x are the aims)."""
+PEAK_GOALS = {"scenes": 0.081, "documents": 0.011}
+"""How far above the plain model's peak the zooming one's should be."""
+NOTE = (
+    "Accuracy is the share of exact matches (case, spaces and currency forgiven), in per cent. Intervals hold in 95 % "
+    "of cases and come from drawing pictures with replacement; differences are those of pairs. `tokens` are mean "
+    "visual tokens per question, both looks; GFLOPs are computed from the model's sizes as if each question were asked "
+    "alone. Splits and gate thresholds were chosen on other pictures than those reported. The peaks are the best of "
+    "all caps on the reported pictures, for both models alike."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A model at one cap.
+
+    Args:
+        rows: the answers.
+        run: one whose sizes and method give their operations.
+        looks: how each picture was looked at.
+    """
+
+    rows: tuple[AnswerRow, ...]
+    run: Run
+    looks: Mapping[str, Look]
+
+    @property
+    def words(self) -> str:
+        """The limits, each once."""
+        return ", ".join(dict.fromkeys(look.words for look in self.looks.values()))
+
+    @property
+    def gates(self) -> str:
+        """The gate thresholds, each once."""
+        gates = dict.fromkeys(look.gate for look in self.looks.values())
+        return ", ".join("always" if not gate else f"{gate:g}" for gate in gates)
+
+
+def point_of(look: Look, rows: Sequence[AnswerRow], run: Run) -> Point:
+    """A way to look and what it came to."""
+    from qzoom.evaluation.score import row_score
+
+    costs = [cost for row in rows if (cost := run.gflops(row)) is not None]
+    tokens = [row.usage.coarse_tokens + row.usage.region_tokens for row in rows if row.error is None]
+    return Point(
+        look.coarse,
+        look.region,
+        look.gate,
+        _mean(row_score(row) for row in rows),
+        _mean(tokens),
+        _mean(costs),
+    )
+
+
+def task_figures(
+    task: Task, plain: Mapping[int, Line], zoom: Mapping[int, Line], times: Path, caps: Sequence[int]
+) -> dict[str, Any]:
+    """All figures of one kind of pictures, as JSON values.
+
+    Args:
+        task: the reported questions.
+        plain: the plain model by cap, those that are finished.
+        zoom: the zooming one.
+        times: folder of what was timed.
+        caps: the whole ladder.
+    """
+    points = {cap: point_of(Look(cap), line.rows, line.run) for cap, line in plain.items()}
+    zooms = {cap: point_of(Look(0, cap), line.rows, line.run) for cap, line in zoom.items()}
+    peak = plain_peak(points.values())
+    found: dict[str, Any] = {
+        "questions": len(plain[peak.cap].rows),
+        "pictures": len(task.ids),
+        "finished": set(plain) == set(zoom) == set(caps),
+        "plain": [_line(points[cap], plain[cap]) for cap in points],
+        "zoom": [_line(zooms[cap], zoom[cap]) | _against(zoom[cap], plain.get(cap), points.get(cap)) for cap in zooms],
+        "plain_peak": peak.cap,
+        "full_size": _full_size(plain[max(plain)].rows),
+        "bound": _bound(plain[peak.cap]),
+        "times": read_times(times, task.name),
+    }
+    if zoom:
+        best = max(zooms.values(), key=lambda p: (p.accuracy, -p.cap))
+        found["peaks"] = {"plain": peak.cap, "zoom": best.cap} | paired(zoom[best.cap].rows, plain[peak.cap].rows)
+        match = lowest_match(zooms.values(), peak.accuracy)
+        found["match"] = None if match is None else _match(match, zoom[match.cap], peak, plain[peak.cap])
+    return found
+
+
+def _line(point: Point, line: Line) -> dict[str, Any]:
+    from qzoom.evaluation.metrics import hit, wilson_interval
+    from qzoom.evaluation.score import is_right
+
+    rows = line.rows
+    low, high = wilson_interval(sum(map(is_right, rows)), len(rows))
+    placed = [row for row in rows if row.zoomed and row.boxes]
+    return {
+        "cap": point.cap,
+        "looks": line.words,
+        "gate": line.gates,
+        "accuracy": point.accuracy,
+        "interval": [low, high],
+        "tokens": point.tokens,
+        "gflops": point.gflops,
+        "zoomed": _mean(row.zoomed for row in rows),
+        "hit": _mean(hit([r.box for r in row.regions], row.boxes) for row in placed) if placed else None,
+        "errors": sum(row.error is not None for row in rows),
+    }
+
+
+def _against(line: Line, plain: Line | None, point: Point | None) -> dict[str, Any]:
+    """The zooming model beside the plain one of the same cap."""
+    if plain is None or point is None:
+        return {}
+    return {"against_plain": paired(line.rows, plain.rows)}
+
+
+def _match(match: Point, line: Line, peak: Point, plain: Line) -> dict[str, Any]:
+    return {
+        "cap": match.cap,
+        "looks": line.words,
+        "gate": line.gates,
+        "tokens_saved": 1 - match.tokens / peak.tokens if peak.tokens else None,
+        "gflops_ratio": peak.gflops / match.gflops if match.gflops else None,
+    } | paired(line.rows, plain.rows)
+
+
+def _full_size(rows: Sequence[AnswerRow]) -> float:
+    """Share of questions whose plain look has at least as many pixels as the picture."""
+    shown = [(row.coarse_size_px or (0, 0), row.size_px) for row in rows]
+    return _mean(look[0] * look[1] >= 0.98 * size[0] * size[1] for look, size in shown)
+
+
+def _bound(line: Line) -> float | None:
+    """How many times fewer operations than the plain peak a look without any visual token would take."""
+    from qzoom.evaluation.flops import ModelShape, answer_flops
+
+    sizes = line.run.about.get("shape")
+    rows = [row for row in line.rows if row.error is None]
+    if not isinstance(sizes, dict) or not rows:
+        return None
+    shape, spent, least = ModelShape(**sizes), 0.0, 0.0
+    for row in rows:
+        text = row.usage.prompt_tokens - row.usage.coarse_tokens
+        spent += line.run.gflops(row) or 0.0
+        least += 1e-9 * answer_flops(
+            shape,
+            coarse_tokens=0,
+            region_tokens=0,
+            prompt_tokens=text,
+            completion_tokens=row.usage.completion_tokens,
+            gate=False,
+            region_branch=False,
+        )
+    return spent / least if least else None
+
+
+def write_ladder(
+    folder: Path, found: Mapping[str, dict[str, Any]], ran: Mapping[str, Any], limit: int | None
+) -> dict[str, Any]:
+    """Write ladder.json and ladder.md; returns what the first holds."""
+    figures = {"about": dict(ran), "limit": limit, "kinds": dict(found)}
+    parts = ["## The ladder: plain and zooming at every cap\n", f"{NOTE}\n"]
+    parts.append(
+        f"Model `{ran['model']}` (weights `{ran['weights']}`, {ran['dtype']}, {ran['device']}, "
+        f"{ran['threads']} threads, torch {ran['torch']}). Made by `python -m benchmarks.ladder`.\n"
+    )
+    if limit is not None:
+        parts.append(f"**A trial with at most {limit} pictures of each kind: no evidence.**\n")
+    for kind, one in found.items():
+        parts += [f"### {kind.capitalize()}\n", *words(kind, one), ""]
+    write(folder, "ladder", figures, "\n".join(parts).rstrip() + "\n")
+    return figures
+
+
+def words(kind: str, found: dict[str, Any]) -> list[str]:
+    """One kind of pictures as Markdown."""
+    out = [f"{found['questions']} questions about {found['pictures']} pictures."]
+    if not found["finished"]:
+        out[0] += " **Not finished: caps are missing.**"
+    out += ["", _table(found)]
+    out += [
+        f"- {sentence}" for sentence in [*_equal_accuracy(kind, found), *_equal_budget(found), *_peaks(kind, found)]
+    ]
+    return [*out, *(f"- {sentence}" for sentence in _arithmetic(found))]
+
+
+def _table(found: dict[str, Any]) -> str:
+    head = ["Cap", "plain", "tokens", "GFLOPs", "split", "gate", "zooming", "tokens", "GFLOPs", "zoomed", "hit"]
+    rows = [[*head, "difference", "95 %"]]
+    zooms = {line["cap"]: line for line in found["zoom"]}
+    plains = {line["cap"]: line for line in found["plain"]}
+    for cap in sorted({*plains, *zooms}):
+        left, right = plains.get(cap), zooms.get(cap)
+        cells = [str(cap), *(_cells(left) if left else ["–"] * 3)]
+        cells += [right["looks"], right["gate"], *_cells(right)] if right else ["–"] * 5
+        cells += [share(right["zoomed"]), share(right["hit"])] if right else ["–"] * 2
+        pair = right.get("against_plain") if right else None
+        cells += [share(pair["difference"], True), between(pair["interval"])] if pair else ["–"] * 2
+        rows.append(cells)
+    return table(rows)
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    return [share(line["accuracy"]), f"{line['tokens']:.0f}", f"{line['gflops']:.3g}"]
+
+
+def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
+    peak, match = found["plain_peak"], found.get("match")
+    if match is None:
+        yield f"Equal accuracy: no cap at which zooming matches the plain peak (at {peak} tokens)."
+        return
+    goal, saved = GOALS[kind]
+    timed = found["times"].get(HEADLINE)
+    speed = (
+        f"{timed['ratio']:.2f} times its throughput ({timed['interval'][0]:.2f} to {timed['interval'][1]:.2f}, "
+        f"{timed['questions']} questions in turn)"
+        if timed
+        else "a throughput not timed yet (`--time`)"
+    )
+    yield (
+        f"Equal accuracy: at a cap of {match['cap']} ({match['looks']}, gate {match['gate']}) zooming is "
+        f"{share(match['difference'], True)} points ({between(match['interval'])}) from the plain peak at {peak} "
+        f"tokens, at {speed}, with {share(match['tokens_saved'])} % fewer visual tokens and "
+        f"{match['gflops_ratio'] or 0:.2f} times fewer operations. The goal was {goal} times and {share(saved)} %."
+    )
+    if timed and timed["bound"]:
+        yield (
+            f"Timed, {timed['plain_s']:.3f} s a question of the plain peak, of which "
+            f"{timed['plain_decode_s']:.3f} s write the answer: a look that cost nothing would be "
+            f"{timed['bound']:.2f} times as fast."
+        )
+
+
+def _equal_budget(found: dict[str, Any]) -> Iterable[str]:
+    pairs = {line["cap"]: line["against_plain"] for line in found["zoom"] if "against_plain" in line}
+    sure = [cap for cap, pair in pairs.items() if pair["interval"][0] > 0]
+    worse = [cap for cap, pair in pairs.items() if pair["interval"][1] < 0]
+    rest = [cap for cap in pairs if cap not in sure and cap not in worse]
+    text = [f"better at {_list(sure)}"] if sure else []
+    text += [f"worse at {_list(worse)}"] if worse else []
+    text += [f"not told apart at {_list(rest)}"] if rest else []
+    if text:
+        yield f"Equal budget: zooming is {'; '.join(text)} tokens."
+    timed = {int(name): one for name, one in found["times"].items() if name != HEADLINE}
+    if timed:
+        each = ", ".join(f"{cap}: {one['ratio']:.2f}" for cap, one in sorted(timed.items()))
+        slower = [cap for cap, one in sorted(timed.items()) if one["ratio"] < 1]
+        said = f"slower at {_list(slower)}" if slower else "no slower at any"
+        yield f"Throughput of zooming by that of the plain model of the same cap: {each}; so {said}."
+
+
+def _peaks(kind: str, found: dict[str, Any]) -> Iterable[str]:
+    peaks = found.get("peaks")
+    if peaks is None:
+        return
+    goal = f" The goal was {share(PEAK_GOALS[kind], True)}." if kind in PEAK_GOALS else ""
+    yield (
+        f"Peaks: zooming (cap {peaks['zoom']}) {share(peaks['difference'], True)} points "
+        f"({between(peaks['interval'])}) against plain (cap {peaks['plain']}), right alone {peaks['only_first']} "
+        f"against {peaks['only_second']} of {peaks['questions']} questions.{goal}"
+    )
+
+
+def _arithmetic(found: dict[str, Any]) -> Iterable[str]:
+    top = found["plain"][-1]
+    if found["full_size"] >= 0.5:
+        yield (
+            f"At {top['cap']} tokens the plain look shows {share(found['full_size'])} % of the pictures at full size: "
+            "there a zoom can add no detail, only save tokens."
+        )
+    if top["interval"][1] >= 0.995:
+        yield f"At {top['cap']} tokens the plain model reads everything: no zoom can be more accurate there."
+    if found["bound"] is not None:
+        yield (
+            f"Text and answer alone take 1/{found['bound']:.1f} of the plain peak's operations: no way of looking can "
+            "save more than that."
+        )
+
+
+def _list(caps: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(caps)))
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = [float(value) for value in values]
+    return sum(kept) / len(kept) if kept else 0.0

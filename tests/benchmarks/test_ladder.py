@@ -1,0 +1,170 @@
+"""The ladder on a random model with a few pictures: all parts, resuming, and the tables."""
+
+import json
+
+import pytest
+
+from benchmarks.evidence import Clock, OutOfTimeError
+from benchmarks.ladder import main
+from benchmarks.ladder_figures import words
+from benchmarks.ladder_time import questions_of, summary
+from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.errors import ConfigError, HeadsMissingError
+from tests.evaluation.samples import receipt, row, write_split
+from tests.tiny_models import engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("model") / "model", include_base=True)
+
+
+@pytest.fixture
+def words_of(model, tmp_path):
+    data = write_split(tmp_path / "data", [receipt("a"), receipt("b", 90, 260), receipt("c"), receipt("d")])
+    given = ["--model", model, "--data", data, "--kinds", "receipts", "--device", "cpu", "--max-new-tokens", 2]
+    given += ["--caps", 12, 24, "--coarse", 6, 9, "--region", 6, 12]
+    given += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    return [str(word) for word in given]
+
+
+def kept(tmp_path):
+    return {path.name: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")}
+
+
+@pytest.mark.slow
+def test_receipts_from_the_first_question_to_the_times(words_of, tmp_path):
+    assert main([*words_of, "--minutes", "0.0000001"]) == 3
+    first = kept(tmp_path)
+    assert len(first) == 1
+    assert next(iter(first.values())).count(b"\n") == 4  # the header and the questions about one picture
+    assert main(words_of) == 0
+    done = kept(tmp_path)
+    assert {name: data[: len(first[name])] for name, data in done.items() if name in first} == first
+    # plain at 6 and 9 for the gate and at 12 and 24, and four splits
+    assert len(done) == 8
+    figures = json.loads((tmp_path / "results" / "ladder.json").read_text(encoding="utf-8"))
+    found = figures["kinds"]["receipts"]
+    assert found["finished"]
+    assert (found["questions"], found["pictures"]) == (12, 4)
+    assert [line["cap"] for line in found["plain"]] == [12, 24]
+    assert [line["cap"] for line in found["zoom"]] == [12, 24]
+    assert all(line["tokens"] <= line["cap"] for line in [*found["plain"], *found["zoom"]])
+    assert found["peaks"]["questions"] == 12
+    assert "Not finished" not in (tmp_path / "results" / "ladder.md").read_text(encoding="utf-8")
+    assert main([*words_of, "--time", "--time-questions", "3"]) == 0
+    timed = json.loads((tmp_path / "results" / "ladder.json").read_text(encoding="utf-8"))["kinds"]["receipts"]["times"]
+    assert {name: one["questions"] for name, one in timed.items() if name != "equal-accuracy"} == {"12": 1, "24": 1}
+    after = kept(tmp_path)
+    assert main([*words_of, "--time", "--time-questions", "3"]) == 0
+    assert kept(tmp_path) == after
+
+
+@pytest.mark.slow
+def test_drawn_pictures_choose_on_other_pictures(model, tmp_path, capsys):
+    given = [
+        "--model",
+        model,
+        "--kinds",
+        "scenes",
+        "--max-new-tokens",
+        1,
+        "--device",
+        "cpu",
+        "--limit",
+        1,
+        "--caps",
+        12,
+        "--coarse",
+        6,
+    ]
+    given += ["--region", 6, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    given = [str(word) for word in given]
+    assert main([*given, "--dry-run"]) == 0
+    assert "1 calibration | scenes" in capsys.readouterr().out
+    assert kept(tmp_path) == {}
+    assert main(given) == 0
+    names = {path.parent.name + "/" + path.name for path in (tmp_path / "runs").rglob("*.jsonl")}
+    assert {"calibration/scenes-plain-6.jsonl", "calibration/scenes-qzoom-6+6-gate-0.jsonl"} <= names
+    assert "report/scenes-plain-12.jsonl" in names
+    pictures = [
+        {json.loads(line)["picture"] for line in path.read_text(encoding="utf-8").splitlines()[1:]}
+        for path in (tmp_path / "runs").rglob("scenes-*.jsonl")
+    ]
+    assert {"scenes-500000"} in pictures
+    assert {"scenes-0"} in pictures
+    assert "no evidence" in (tmp_path / "results" / "ladder.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_run(tmp_path):
+    with pytest.raises(ConfigError, match="--data"):
+        main(["--kinds", "receipts"])
+    with pytest.raises(ConfigError, match="--limit must be above 0"):
+        main(["--limit", "0"])
+    plain = save_pretrained(engine("qwen3_vl", heads=False), tmp_path / "plain", include_base=True)
+    with pytest.raises(HeadsMissingError, match="no region branch"):
+        main(["--model", str(plain), "--kinds", "scenes", "--device", "cpu", "--runs", str(tmp_path / "runs")])
+
+
+def test_a_clock_without_minutes_never_ends():
+    Clock().check()
+    with pytest.raises(OutOfTimeError):
+        Clock(0).check()
+
+
+def test_the_questions_that_are_timed():
+    rows = [row(picture=name, index=i) for name in "ba" for i in range(2)]
+    assert questions_of(rows, 3) == (("b", 0), ("b", 1), ("a", 0))
+    assert questions_of(rows, 1) == (("b", 0),)
+
+
+def test_times():
+    lines = [
+        {"picture": name, "index": 0, "load": 0.5, "plain": {"s": 1.0, "decode_s": 0.25}, "zoom": {"s": 0.5}}
+        for name in "ab"
+    ]
+    found = summary(lines)
+    assert (found["ratio"], found["interval"], found["bound"], found["questions"]) == (2.0, [2.0, 2.0], 4.0, 2)
+
+
+def line(cap, accuracy, **values):
+    shared = {"tokens": float(cap), "gflops": cap / 10, "interval": [accuracy - 0.01, accuracy + 0.01]}
+    return shared | {"cap": cap, "looks": f"≤ {cap // 2} + {cap // 2}", "gate": "0.3", "accuracy": accuracy} | values
+
+
+def test_the_words():
+    zoom = [
+        line(64, 0.4, zoomed=0.5, hit=None, against_plain={"difference": 0.2, "interval": [0.1, 0.3]}),
+        line(128, 0.6, zoomed=1.0, hit=0.7, against_plain={"difference": -0.3, "interval": [-0.4, -0.2]}),
+    ]
+    match = {"cap": 64, "looks": "≤ 32 + 32", "gate": "0.3", "difference": 0.01, "interval": [-0.01, 0.02]}
+    timed = {"ratio": 0.8, "interval": [0.7, 0.9], "questions": 9, "bound": 3.0, "plain_s": 0.3, "plain_decode_s": 0.1}
+    found = {
+        "questions": 20,
+        "pictures": 2,
+        "finished": False,
+        "plain": [line(64, 0.2), line(128, 0.995)],
+        "zoom": zoom,
+        "plain_peak": 128,
+        "full_size": 0.9,
+        "bound": 12.0,
+        "times": {"64": timed},
+        "match": match | {"tokens_saved": 0.5, "gflops_ratio": 2.5},
+    }
+    text = "\n".join(words("scenes", found))
+    for part in (
+        "Not finished",
+        "| 64 | 20.0 | 64 | 6.4 | ≤ 32 + 32 | 0.3 | 40.0 | 64 | 6.4 | 50.0 | – | +20.0 | +10.0 to +30.0 |",
+        "a throughput not timed yet",
+        "50.0 % fewer visual tokens and 2.50 times fewer operations. The goal was 4.39 times and 73.0 %.",
+        "better at 64; worse at 128 tokens",
+        "64: 0.80; so slower at 64.",
+        "shows 90.0 % of the pictures at full size",
+        "reads everything",
+        "1/12.0",
+    ):
+        assert part in text
+    assert "No cap" not in text
+    without = "\n".join(words("scenes", found | {"match": None, "full_size": 0.1, "plain": [line(64, 0.2)]}))
+    assert "no cap at which zooming matches" in without
+    assert "full size" not in without
