@@ -93,7 +93,8 @@ def test_a_known_digest_decides_the_same_prefix(model: QZoom) -> None:
 def test_a_second_question_finds_its_picture_and_answers_as_the_library_does(model: QZoom) -> None:
     with running(model, scheduler=SchedulerLimits(cache_bytes=2**24)) as site:
         service = site.service
-        assert service.pictures.max_bytes + service.scheduler.cache.max_bytes == 2**24
+        prefixes = service.scheduler.cache
+        assert service.pictures.max_bytes + prefixes.max_bytes + prefixes.regions.max_bytes == 2**24
         for question in ("What is the date?", "What is the total amount?"):
             body = chat(user(image_part(), question), qzoom={"zoom": "always"})
             reply = httpx.post(f"{site.url}/v1/chat/completions", json=body, timeout=120)

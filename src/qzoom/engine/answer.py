@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qzoom.backbones.base import VisualFeatures
+from qzoom.engine.crops import Crop, encode_crops
 from qzoom.engine.decode import DecodeRow
 from qzoom.engine.fit import check_length, fit_regions
 from qzoom.engine.fuse import RegionBlock, insert_regions
 from qzoom.engine.look import Look, look
+from qzoom.engine.recent import Recent
 from qzoom.engine.request import Request
 from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_shared, advance_upper, truncate
@@ -31,9 +34,20 @@ def perceive(engine: Engine, requests: Sequence[Request]) -> list[Perception]:
 
 @torch.inference_mode()
 def read_regions(
-    engine: Engine, looks: Sequence[Look], clock: Stopwatch
+    engine: Engine,
+    looks: Sequence[Look],
+    clock: Stopwatch,
+    prefixes: Sequence[bytes] = (),
+    kept: Recent[VisualFeatures] | None = None,
 ) -> tuple[list[Look], list[tuple[Region, ...]]]:
     """Crop, encode and insert the regions of the looks that zoom; the shared layers run over what is new.
+
+    Args:
+        engine: backbone and arithmetic.
+        looks: one or more.
+        clock: gets "region_vision" and "region_layers".
+        prefixes: `prefix_key` of every look, where regions may be kept.
+        kept: features of regions that were read before (see `encode_crops`).
 
     Returns:
         The looks with their new states, and what was read for each.
@@ -45,15 +59,18 @@ def read_regions(
     chosen = [i for i, item in enumerate(looks) if item.gate.zoomed]
     if not chosen:
         return out, regions
-    crops, budgets = [], []
+    crops: list[Crop] = []
     for i in chosen:
         item = looks[i]
-        boxes, own = fit_regions(engine, item.request, len(item.state.prompt), item.boxes)
+        boxes, budgets = fit_regions(engine, item.request, len(item.state.prompt), item.boxes)
         out[i] = dataclasses.replace(item, boxes=boxes)
-        budgets += own
-        crops += [item.request.pictures[b.image].image.crop(b.box) for b in boxes]
+        prefix = prefixes[i] if prefixes else b""
+        pictures = item.request.pictures
+        crops += [
+            Crop(pictures[b.image].image, b.image, b.box, own, prefix) for b, own in zip(boxes, budgets, strict=True)
+        ]
     with clock.step("region_vision"):
-        features = iter(engine.backbone.encode(crops, budgets))
+        features = iter(encode_crops(engine.backbone, crops, kept))
     states = []
     for i in chosen:
         item = out[i]

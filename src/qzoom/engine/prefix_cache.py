@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 import json
 
-from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.cache import KVCache
+from qzoom.engine.crops import features_bytes, own_features
 from qzoom.engine.fit import coarse_budget
 from qzoom.engine.look import Look
 from qzoom.engine.prompt import Prompt, prefix_length
@@ -22,16 +22,21 @@ from qzoom.images.load import pixel_digest
 
 __all__ = ["PrefixCache", "prefix_key", "prefix_state"]
 
+_REGION_PART = 8
+
 
 class PrefixCache(Recent[State]):
     """The most recently used prefix states within a bound of memory. Safe to use from several threads.
 
     Args:
-        max_bytes: memory of all entries together; 0 keeps nothing.
+        max_bytes: memory of all entries together, with an eighth of it for `regions`; 0 keeps nothing.
+
+    `regions` has the features of regions that were read on these prefixes (see `encode_crops`).
     """
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(max_bytes, _size)
+        self.regions = Recent(max_bytes // _REGION_PART, features_bytes)
+        super().__init__(max_bytes - self.regions.max_bytes, _size)
 
     def wants(self, key: bytes, item: Look) -> bool:
         """Whether a look went further than what is held: it is new, or more of its stacks were run."""
@@ -69,7 +74,7 @@ def prefix_state(engine: Engine, item: Look, cache: KVCache | None = None) -> St
     """
     end = prefix_length(engine.backbone, item.state.prompt)
     state = truncate(item.state, end)
-    spans = tuple(dataclasses.replace(span, features=_own(span.features)) for span in state.prompt.spans)
+    spans = tuple(dataclasses.replace(span, features=own_features(span.features)) for span in state.prompt.spans)
     prompt = Prompt(state.prompt.ids[:end].clone(), state.prompt.positions[:, :end].clone(), spans)
     upper = Stack()
     if cache is not None:
@@ -94,16 +99,8 @@ def _copied(stack: Stack) -> Stack:
     return Stack(stack.cache.copied(), stack.length)
 
 
-def _own(features: VisualFeatures) -> VisualFeatures:
-    """Features that do not keep the rest of their batch in memory."""
-    return dataclasses.replace(
-        features, tokens=features.tokens.clone(), deepstack=tuple(level.clone() for level in features.deepstack)
-    )
-
-
 def _size(state: State) -> int:
     tensors = [state.hidden, state.prompt.ids, state.prompt.positions, *state.keys]
-    for span in state.prompt.spans:
-        tensors += [span.features.tokens, *span.features.deepstack]
+    features = sum(features_bytes(span.features) for span in state.prompt.spans)
     stacks = (state.shared, state.gate, state.region, state.upper)
-    return sum(t.numel() * t.element_size() for t in tensors) + sum(stack.cache.nbytes for stack in stacks)
+    return features + sum(t.numel() * t.element_size() for t in tensors) + sum(s.cache.nbytes for s in stacks)

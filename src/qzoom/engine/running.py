@@ -85,7 +85,8 @@ class RunningBatch:
         seen = look(engine, [self._known(requests[key], prefixes.get(key)) for key in keys], clock)
         for key, item in zip(keys, seen, strict=True):
             yield key, StreamEvent("perception", perception=make_perception(engine, item, clock))
-        looks, regions = read_regions(engine, seen, clock)
+        kept = None if self._cache is None else self._cache.regions
+        looks, regions = read_regions(engine, seen, clock, [prefixes.get(key) or b"" for key in keys], kept)
         rows = prefill(engine, looks, clock)
         for key, item, row in zip(keys, seen, rows, strict=True):
             self._keep(prefixes.get(key), item, row)

@@ -107,10 +107,11 @@ class _Live:
     def collect(self) -> Iterator[Metric]:
         """The gauges and the caches' counters."""
         now, cache, pictures = self._scheduler, self._scheduler.cache, self._pictures
+        held = cache.nbytes + cache.regions.nbytes
         yield GaugeMetricFamily("qzoom:num_requests_running", "Answers being decoded.", value=now.running)
         yield GaugeMetricFamily("qzoom:num_requests_waiting", "Requests that wait for a slot.", value=now.waiting)
         yield GaugeMetricFamily("qzoom:worker_beat_age_seconds", "Since the worker's last step.", value=now.beat_age_s)
-        yield GaugeMetricFamily("qzoom:prefix_cache_bytes", "Memory of the prefix cache.", value=cache.nbytes)
+        yield GaugeMetricFamily("qzoom:prefix_cache_bytes", "Memory of the prefix cache.", value=held)
         yield GaugeMetricFamily("qzoom:prefix_cache_entries", "Prefixes kept.", value=cache.entries)
         yield CounterMetricFamily("qzoom:prefix_cache_hits", "Prompts that began with a kept prefix.", value=cache.hits)
         yield CounterMetricFamily("qzoom:prefix_cache_misses", "Prompts that did not.", value=cache.misses)
@@ -118,3 +119,5 @@ class _Live:
         yield GaugeMetricFamily("qzoom:picture_cache_entries", "Decoded pictures kept.", value=pictures.entries)
         yield CounterMetricFamily("qzoom:picture_cache_hits", "Pictures that were kept decoded.", value=pictures.hits)
         yield CounterMetricFamily("qzoom:picture_cache_misses", "Pictures that were not.", value=pictures.misses)
+        yield CounterMetricFamily("qzoom:region_cache_hits", "Regions kept encoded.", value=cache.regions.hits)
+        yield CounterMetricFamily("qzoom:region_cache_misses", "Regions that were not.", value=cache.regions.misses)
