@@ -27,7 +27,7 @@ Tasks = Annotated[
         metavar="TASK...",
         show_default=False,
         help="receipts, documents, scenes, textvqa, infovqa, chartqa, ocrbench, docvqa, vstar, mme_realworld_lite, "
-        "hrbench4k, hrbench8k.",
+        "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
     ),
 ]
 Data = Annotated[

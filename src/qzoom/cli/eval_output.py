@@ -87,6 +87,12 @@ def _lines(scores: Scores) -> list[str]:
             f"{name:<15}{group['n']} questions, exact match {share(group['exact_match'])}, "
             f"zoomed {share(group['zoomed'])}"
         )
+    areas = scores.areas if scores.metric != "exact_match" else {}
+    for name, group in areas.items():
+        lines.append(
+            f"area {name:<10}{group['n']} questions, {scores.metric.replace('_', ' ')} {share(group['strict'])}, "
+            f"zoomed {share(group['zoomed'])}"
+        )
     if scores.zoomed:
         lines.append(f"regions        hit {share(scores.hit_rate)}, area {share(scores.box_area)} of the picture")
     if scores.visual_tokens is not None and scores.seconds is not None:

@@ -21,6 +21,7 @@ from qzoom.evaluation.letters import (
     chosen_letter_mme,
     chosen_letter_vstar,
 )
+from qzoom.evaluation.release_text import release_letter, same_answer, same_answer_release
 from qzoom.evaluation.vqa_text import plain_answer
 from qzoom.images.geometry import clip_box, contains
 from qzoom.types import Box
@@ -227,7 +228,7 @@ class Metric:
 
     Args:
         strict: prediction, accepted answers and options' texts to a score from 0 to 1; see the module.
-        harness: the same as lmms-eval gives it.
+        harness: the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does.
     """
 
     strict: Callable[[str, Sequence[str], Sequence[str]], float]
@@ -265,6 +266,11 @@ METRICS: dict[str, Metric] = {
     "choice_mme": Metric(_letter, lambda said, answers, _: float(chosen_letter_mme(said) in answers)),
     "choice_hrbench": Metric(
         _letter, lambda said, answers, choices: float(chosen_letter_hrbench(said, choices) in answers)
+    ),
+    "choice_zoombench": Metric(_letter, lambda said, answers, _: float(release_letter(said) in answers)),
+    "blank_zoombench": Metric(
+        lambda said, answers, _: float(any(same_answer(said, answer) for answer in answers)),
+        lambda said, answers, _: float(any(same_answer_release(said, answer) for answer in answers)),
     ),
 }
 

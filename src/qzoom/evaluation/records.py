@@ -33,6 +33,7 @@ class EvalQuestion:
         answers: all accepted answers, or one per person asked; empty for `answer` alone.
         choices: texts of the options of a multiple-choice question, A first.
         metric: name in `qzoom.evaluation.metrics.METRICS`.
+        negative: what is asked about is not in the picture, so that a model that sees it everywhere is wrong.
     """
 
     field: str
@@ -43,6 +44,7 @@ class EvalQuestion:
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     metric: str = "exact_match"
+    negative: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +112,7 @@ class AnswerRow:
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
         coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
         extra: what a method paid on top, see `qzoom.evaluation.baselines.MethodAnswer`.
+        negative: see `EvalQuestion`.
     """
 
     picture: str
@@ -135,6 +138,7 @@ class AnswerRow:
     prompt: str = ""
     coarse_size_px: tuple[int, int] | None = None
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
+    negative: bool = False
 
     @property
     def zoomed(self) -> bool:

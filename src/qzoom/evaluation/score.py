@@ -8,6 +8,7 @@ from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
 from qzoom.errors import DataError
+from qzoom.evaluation.areas import AREA_BINS, area_bin, area_share
 from qzoom.evaluation.metrics import METRICS, anls, exact_match, hit, union_share
 from qzoom.evaluation.records import AnswerRow
 
@@ -33,6 +34,7 @@ class Scores:
         metric: name of the task's own metric; names joined by "+" where questions differ in it.
         strict: mean of the task's metric per field and for "all"; see `qzoom.evaluation.metrics.METRICS`.
         harness: the same as lmms-eval computes it.
+        areas: per bin of the area of the answer's places, for questions that have one: n, strict and zoomed.
     """
 
     n: int
@@ -49,12 +51,14 @@ class Scores:
     metric: str = ""
     strict: dict[str, float | None] = dataclass_field(default_factory=dict)
     harness: dict[str, float | None] = dataclass_field(default_factory=dict)
+    areas: dict[str, dict[str, float | None]] = dataclass_field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `difficulty` only where it is known."""
+        """Plain JSON types; `difficulty` and `areas` only where they are known."""
         out = asdict(self)
-        if not self.difficulty:
-            del out["difficulty"]
+        for name in ("difficulty", "areas"):
+            if not out[name]:
+                del out[name]
         return out
 
 
@@ -117,6 +121,7 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
         metric="+".join(sorted({row.metric for row in rows})),
         strict=_per_field(rows, names, row_score),
         harness=_per_field(rows, names, lambda row: row_score(row, "harness")),
+        areas=_areas(rows),
     )
 
 
@@ -156,6 +161,20 @@ def _difficulty(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]
             out[name] = {
                 "n": len(group),
                 "exact_match": _mean(_matches(row) for row in group),
+                "zoomed": _mean(row.zoomed for row in group),
+            }
+    return out
+
+
+def _areas(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]:
+    placed = [(area_bin(area_share(row.boxes, row.size_px)), row) for row in rows if row.boxes and all(row.size_px)]
+    out: dict[str, dict[str, float | None]] = {}
+    for name in AREA_BINS:
+        group = [row for own, row in placed if own == name]
+        if group:
+            out[name] = {
+                "n": len(group),
+                "strict": _mean(map(row_score, group)),
                 "zoomed": _mean(row.zoomed for row in group),
             }
     return out

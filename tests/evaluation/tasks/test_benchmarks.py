@@ -51,6 +51,12 @@ ROWS = {
     },
     "hrbench4k": {"question": "What is it?", "A": "a cup", "B": "7", "C": None, "answer": "b", "category": "single"},
     "hrbench8k": {"question": "What is it?", "A": "a cup", "B": "a hat", "answer": "A", "category": "cross"},
+    "zoombench": {
+        "query": "What colour is the lid?\nA. red\nB. blue\nAnswer with the letter.",
+        "response": "B",
+        "question_type": "mcq",
+        "bbox": [3, 4, 50.2, 60],
+    },
 }
 ASKED = {
     "textvqa": ("What brand is it?" + WORD, "Nike", "textvqa", "vqa_accuracy"),
@@ -79,6 +85,12 @@ ASKED = {
         "A",
         "cross",
         "choice_hrbench",
+    ),
+    "zoombench": (
+        "What colour is the lid?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly.",
+        "B",
+        "mcq",
+        "choice_zoombench",
     ),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qzoom.evaluation.intervals import bootstrap, interval_of
 from qzoom.evaluation.metrics import hit
 from qzoom.evaluation.records import AnswerRow
 from qzoom.evaluation.report.runs import Run, TaskRuns
@@ -19,7 +20,6 @@ from qzoom.evaluation.score import row_score
 
 __all__ = ["COSTS", "RunFigures", "TaskFigures", "bootstrap", "front", "measure"]
 
-DRAWS = 2000
 COSTS = {
     "seconds": "seconds per question",
     "visual_tokens": "visual tokens per question",
@@ -116,8 +116,8 @@ def measure(group: TaskRuns, seed: int = 0) -> TaskFigures:
     lines = []
     for i, (run, label) in enumerate(zip(group.runs, labels, strict=True)):
         difference = None if best is None else float(means[i] - means[best])
-        interval = None if best is None else _interval(drawn[i] - drawn[best])
-        lines.append(_line(run, label, float(means[i]), _interval(drawn[i]), difference, interval))
+        interval = None if best is None else interval_of(drawn[i] - drawn[best])
+        lines.append(_line(run, label, float(means[i]), interval_of(drawn[i]), difference, interval))
     return TaskFigures(
         name=group.name,
         questions=len(names),
@@ -129,27 +129,6 @@ def measure(group: TaskRuns, seed: int = 0) -> TaskFigures:
         equal_accuracy=None if best is None else _equal_accuracy(lines, lines[best]),
         equal_budget=tuple(_equal_budget(group, lines, means, drawn)),
     )
-
-
-def bootstrap(scores: np.ndarray, pictures: Sequence[str], seed: int, draws: int = DRAWS) -> np.ndarray:
-    """Means over pictures drawn with replacement, the same draws for every run.
-
-    Args:
-        scores: (runs, questions).
-        pictures: the picture of each question.
-        seed: of the draws.
-        draws: how many.
-
-    Returns:
-        (runs, draws).
-    """
-    order = {name: i for i, name in enumerate(dict.fromkeys(pictures))}
-    index = np.array([order[name] for name in pictures])
-    count = len(order)
-    sums = np.stack([np.bincount(index, weights=row, minlength=count) for row in scores])
-    sizes = np.bincount(index, minlength=count)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return (sums @ weights.T) / (sizes @ weights.T)
 
 
 def front(lines: Sequence[RunFigures], cost: str) -> tuple[str, ...]:
@@ -231,13 +210,8 @@ def _equal_budget(
                 "run": lines[i].label,
                 "plain": lines[other].label,
                 "difference": float(means[i] - means[other]),
-                "interval": _interval(drawn[i] - drawn[other]),
+                "interval": interval_of(drawn[i] - drawn[other]),
                 "throughput": lines[other].seconds / lines[i].seconds if lines[i].seconds else None,
             }
         )
     return sorted(out, key=lambda item: (item["cap"], item["run"]))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)

@@ -1,8 +1,10 @@
-"""Scanned receipts with annotated totals, dates and company names: `DIR/NAME.jsonl` beside its pictures.
+"""Question files beside their pictures, `DIR/NAME.jsonl`: scanned receipts with totals, dates and company names, and
+any other pictures whose answers' places are known.
 
 One JSON object a line: `id`, `image` (path from DIR), `width`, `height` (pixels), and `questions`, a list of `field`,
-`question`, `answer` and `boxes` (xyxy in pixels, possibly none). The whole file is checked before the first question
-is asked; every complaint names the file and the line.
+`question`, `answer` and `boxes` (xyxy in pixels, possibly none). Files that are not receipts may have any `field`, and
+`negative` where what is asked for is not in the picture. The whole file is checked before the first question is asked;
+every complaint names the file and the line.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from qzoom.errors import DataError
 from qzoom.evaluation.records import EvalQuestion, EvalSample
 from qzoom.types import Box
 
-__all__ = ["RECEIPT_FIELDS", "ReceiptsTask", "read_receipts"]
+__all__ = ["RECEIPT_FIELDS", "ReceiptsTask", "read_questions", "read_receipts"]
 
 RECEIPT_FIELDS = ("total", "date", "company")
 _RECORD: dict[str, type] = {"id": str, "image": str, "width": int, "height": int, "questions": list}
 _QUESTION: dict[str, type] = {"field": str, "question": str, "answer": str, "boxes": list}
-_KINDS = {str: "a text", int: "a whole number", list: "a list"}
+_OPTIONAL: dict[str, type] = {"negative": bool}
+_KINDS = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,16 +36,8 @@ class ReceiptsTask:
     samples: tuple[EvalSample, ...]
     split: str
     sha256: str
-
-    @property
-    def name(self) -> str:
-        """The task's name on the command line."""
-        return "receipts"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Fields that always appear among the figures."""
-        return RECEIPT_FIELDS
+    name: str = "receipts"
+    fields: tuple[str, ...] = RECEIPT_FIELDS
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -65,6 +60,22 @@ def read_receipts(folder: Path, split: str) -> ReceiptsTask:
     Raises:
         DataError: the file or a picture is missing, or a line cannot be used; it says which.
     """
+    samples, sha256 = _read(folder, split, RECEIPT_FIELDS)
+    return ReceiptsTask(samples, split, sha256)
+
+
+def read_questions(folder: Path, split: str) -> ReceiptsTask:
+    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question.
+
+    Raises:
+        DataError: as in `read_receipts`.
+    """
+    samples, sha256 = _read(folder, split, None)
+    return ReceiptsTask(samples, split, sha256, "questions", ())
+
+
+def _read(folder: Path, split: str, fields: tuple[str, ...] | None) -> tuple[tuple[EvalSample, ...], str]:
+    """The checked pictures and the file's digest; `fields` are those allowed, None allows all."""
     path = folder / f"{split}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) if folder.is_dir() else ""
@@ -77,14 +88,14 @@ def read_receipts(folder: Path, split: str) -> ReceiptsTask:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        sample = _sample(_parse(line, where), folder, where)
+        sample = _sample(_parse(line, where), folder, where, fields)
         if sample.id in seen:
             raise DataError(f"{where}: the id {sample.id!r} is already on line {seen[sample.id]}; ids must differ.")
         seen[sample.id] = number
         samples.append(sample)
     if not samples:
         raise DataError(f"{path}: no questions in it; expected one JSON object a line.")
-    return ReceiptsTask(tuple(samples), split, hashlib.sha256(data).hexdigest())
+    return tuple(samples), hashlib.sha256(data).hexdigest()
 
 
 def _parse(line: bytes, where: str) -> Any:
@@ -98,26 +109,29 @@ def _parse(line: bytes, where: str) -> Any:
         raise DataError(f"{where}: nested too deeply; expected one flat record.") from error
 
 
-def _checked(value: Any, kinds: dict[str, type], where: str) -> dict[str, Any]:
-    """The mapping, with exactly the keys of `kinds`, each of its type."""
+def _checked(value: Any, kinds: dict[str, type], where: str, optional: dict[str, type] | None = None) -> dict[str, Any]:
+    """The mapping, with all keys of `kinds` and perhaps some of `optional`, each of its type."""
+    known = kinds | (optional or {})
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object with {', '.join(kinds)}, not {type(value).__name__}.")
     for key in value:
-        if key not in kinds:
-            close = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(kinds)}."
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
             raise DataError(f"{where}: unknown field {key!r}; {hint}")
-    for key, kind in kinds.items():
+    for key, kind in known.items():
         if key not in value:
-            raise DataError(f"{where}: {key!r} is missing.")
-        if not isinstance(value[key], kind) or isinstance(value[key], bool):
+            if key in kinds:
+                raise DataError(f"{where}: {key!r} is missing.")
+            continue
+        if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is not bool):
             raise DataError(f"{where}: {key!r} must be {_KINDS[kind]}, not {value[key]!r:.60}.")
         if kind is str and not value[key].strip():
             raise DataError(f"{where}: {key!r} is empty.")
     return value
 
 
-def _sample(value: Any, folder: Path, where: str) -> EvalSample:
+def _sample(value: Any, folder: Path, where: str, fields: tuple[str, ...] | None) -> EvalSample:
     record = _checked(value, _RECORD, where)
     size_px = (record["width"], record["height"])
     if min(size_px) < 1:
@@ -125,19 +139,22 @@ def _sample(value: Any, folder: Path, where: str) -> EvalSample:
     if not record["questions"]:
         raise DataError(f"{where}: no questions; give at least one or remove the line.")
     questions = tuple(
-        _question(item, size_px, f"{where}, question {i}") for i, item in enumerate(record["questions"], start=1)
+        _question(item, size_px, f"{where}, question {i}", fields)
+        for i, item in enumerate(record["questions"], start=1)
     )
     picture = _picture(folder, record["image"], where)
     _check_size(picture, size_px, where)
     return EvalSample(record["id"], picture, size_px, questions)
 
 
-def _question(value: Any, size_px: tuple[int, int], where: str) -> EvalQuestion:
-    item = _checked(value, _QUESTION, where)
-    if item["field"] not in RECEIPT_FIELDS:
-        raise DataError(f"{where}: unknown field {item['field']!r}; known: {', '.join(RECEIPT_FIELDS)}.")
+def _question(value: Any, size_px: tuple[int, int], where: str, fields: tuple[str, ...] | None) -> EvalQuestion:
+    item = _checked(value, _QUESTION, where, None if fields else _OPTIONAL)
+    if fields and item["field"] not in fields:
+        raise DataError(f"{where}: unknown field {item['field']!r}; known: {', '.join(fields)}.")
     boxes = tuple(_box(box, size_px, where) for box in item["boxes"])
-    return EvalQuestion(item["field"], item["question"], item["answer"], boxes)
+    return EvalQuestion(
+        item["field"], item["question"], item["answer"], boxes, negative=bool(item.get("negative", False))
+    )
 
 
 def _box(value: Any, size_px: tuple[int, int], where: str) -> Box:

@@ -18,6 +18,7 @@ from qzoom.evaluation.tasks.receipts import RECEIPT_FIELDS, read_receipts
 from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS, open_synthetic
 from qzoom.evaluation.tasks.textvqa import TEXTVQA
 from qzoom.evaluation.tasks.vstar import VSTAR
+from qzoom.evaluation.tasks.zoombench import ZOOMBENCH
 
 __all__ = ["BENCHMARKS", "TASK_NAMES", "fields_of", "open_task"]
 
@@ -33,6 +34,7 @@ BENCHMARKS = {
         MME_REALWORLD_LITE,
         HRBENCH_4K,
         HRBENCH_8K,
+        ZOOMBENCH,
     )
 }
 TASK_NAMES = ("receipts", *SYNTHETIC_TASKS, *BENCHMARKS)

@@ -51,7 +51,14 @@ class SyntheticTask:
         drawn = _renderer(self.name)(HELD_OUT_SEEDS[self.first + index])
         whole = (0, 0, *drawn.image.size)
         questions = tuple(
-            EvalQuestion(q.field, q.question, q.answer, tuple(box for box in q.boxes if box != whole), q.easy)
+            EvalQuestion(
+                q.field,
+                q.question,
+                q.answer,
+                tuple(box for box in q.boxes if box != whole),
+                q.easy,
+                negative=q.answer == "no" and not q.boxes,
+            )
             for q in drawn.questions
         )
         return EvalSample(self.ids[index], drawn.image, drawn.image.size, questions)

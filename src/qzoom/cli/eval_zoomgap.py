@@ -1,0 +1,252 @@
+"""`qzoom eval zoomgap`: what a model reads in the region but not in the whole picture, and what zooming makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qzoom.cli import options
+from qzoom.cli.console import Console
+from qzoom.cli.eval import Count, DataRevision, Fresh, Limit, Seed, Split
+
+if TYPE_CHECKING:
+    from qzoom.evaluation.records import Task
+    from qzoom.evaluation.zoomgap.measure import KeptViews
+    from qzoom.evaluation.zoomgap.settings import GapSettings, View
+    from qzoom.model import QZoom
+
+__all__ = ["zoomgap"]
+
+QUESTIONS = "questions"
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="[TASK]",
+        help="questions (any question file with boxes, also receipts), documents, scenes, or zoombench.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(show_default=False, help="questions: the folder of NAME.jsonl; zoombench: files instead of the hub."),
+]
+MaxVisualTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        show_default="what the checkpoint's two looks may spend together",
+        help="Most visual tokens of a question, the same in every view; zooming shares them between its two looks.",
+    ),
+]
+Views = Annotated[str, typer.Option(metavar="LIST", help="Which views to ask, separated by commas; full is a must.")]
+CropScale = Annotated[
+    str,
+    typer.Option(
+        metavar="S|fit|shipped",
+        help="Enlarge the crop's sides by S; fit: until it fills --max-visual-tokens; shipped: the data's own crop.",
+    ),
+]
+CropMargin = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=10,
+        show_default="0.5; zoombench: 0",
+        help="Added on every side of the region, as a share of its own side.",
+    ),
+]
+PlacesOf = Annotated[
+    str,
+    typer.Option(
+        "--places",
+        help="What the region holds of an answer's places: one, all, or auto: all for counts and sides, else one.",
+    ),
+]
+BoxStyle = Annotated[str, typer.Option(help="How the boxed view marks the region: rectangle, ellipse or dim.")]
+ZoomOf = Annotated[str, typer.Option("--zoom", help="The zoom view: auto asks the gate, always reads the region.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", show_default=False, help="Keep every answer in this folder; a rerun continues it."),
+]
+Rescore = Annotated[
+    Path | None, typer.Option(show_default=False, help="Figures of a folder of kept answers again, no model needed.")
+]
+Compare = Annotated[
+    Path | None,
+    typer.Option(show_default=False, help="Folder of another run: differences to it, by pairs, with intervals."),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+
+
+def zoomgap(
+    task: Source = QUESTIONS,
+    data: Data = None,
+    split: Split = None,
+    data_revision: DataRevision = None,
+    seed: Seed = None,
+    count: Count = None,
+    limit: Limit = None,
+    model: options.Model = "tiny",
+    views: Views = "full,region,boxed,zoom",
+    max_visual_tokens: MaxVisualTokens = None,
+    crop_scale: CropScale = "2",
+    crop_margin: CropMargin = None,
+    places: PlacesOf = "auto",
+    box_style: BoxStyle = "rectangle",
+    zoom: ZoomOf = "auto",
+    output: Output = None,
+    fresh: Fresh = False,
+    rescore: Rescore = None,
+    compare: Compare = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    max_new_tokens: MaxNewTokens = 128,
+    revision: options.Revision = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Measure the zooming gap: the same questions about the whole picture, its region, the marked picture, and zooming.
+
+    The gap is the accuracy on the region less that on the whole picture, with a 95 % interval by pairs. Every view has
+    the same words and the same visual tokens. A question that fails in a view is wrong there.
+
+    Example: qzoom eval zoomgap --data receipts --split dev --json
+    """
+    from qzoom.evaluation.zoomgap.measure import read_views
+
+    console = Console(quiet=quiet)
+    if rescore is not None:
+        _show(read_views(rescore), compare, console, json)
+        return
+    if fresh and output is None:
+        raise typer.BadParameter("--fresh needs --output.")
+    margin = crop_margin if crop_margin is not None else 0.0 if task == "zoombench" else 0.5
+    asked = _settings(views, max_visual_tokens, crop_scale, margin, places, box_style, zoom, max_new_tokens)
+    opened = _open(task, data, split, data_revision, seed, count)
+    if compare is not None:
+        read_views(compare)
+    console.hush_libraries()
+    from qzoom.cli.loading import load_model
+
+    reader = load_model(model, revision, device, dtype)
+    settings = _for_model(reader, asked, max_visual_tokens, views, console)
+    _show(_ask(reader, opened, settings, limit, output, fresh, console), compare, console, json)
+
+
+def _settings(
+    views: str,
+    total: int | None,
+    scale: str,
+    margin: float,
+    places: Any,
+    style: str,
+    zoom: Any,
+    max_new_tokens: int,
+) -> GapSettings:
+    """The options, checked before anything is loaded.
+
+    Raises:
+        typer.BadParameter: a wrong call.
+    """
+    from qzoom.errors import ConfigError
+    from qzoom.evaluation.zoomgap.settings import GapSettings
+
+    named: Any = tuple(word.strip() for word in views.split(","))
+    try:
+        factor: Any = scale if scale in ("fit", "shipped") else float(scale)
+    except ValueError:
+        factor = scale
+    try:
+        return GapSettings(named, total or 1024, factor, margin, places, style, zoom, max_new_tokens)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _open(
+    name: str, data: Path | None, split: str | None, revision: str | None, seed: int | None, count: int | None
+) -> Task:
+    """The questions.
+
+    Raises:
+        typer.BadParameter: a wrong call.
+        DataError: data that cannot be used.
+    """
+    from qzoom.errors import ConfigError
+    from qzoom.evaluation.tasks.receipts import read_questions
+    from qzoom.evaluation.tasks.registry import open_task
+    from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS
+
+    if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):
+        raise typer.BadParameter(
+            f"No task with boxes is called {name!r}; known: questions, documents, scenes, zoombench."
+        )
+    drawn = name in SYNTHETIC_TASKS
+    useless = {"--data": data, "--split": split} if drawn else {"--seed": seed, "--count": count}
+    useless |= {} if name == "zoombench" else {"--data-revision": revision}
+    for flag, value in useless.items():
+        if value is not None:
+            raise typer.BadParameter(f"{flag} has no meaning for the task {name}; leave it out.")
+    if name in (QUESTIONS, "receipts"):
+        if data is None:
+            raise typer.BadParameter("name the folder that holds the question file with --data.")
+        return read_questions(data, split or "dev")
+    try:
+        return open_task(name, data=data, split=split, revision=revision, seed=seed or 0, count=count or 100)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _for_model(reader: QZoom, asked: GapSettings, total: int | None, views: str, console: Console) -> GapSettings:
+    """The settings with the model's own limit where none was given, without zooming where it cannot zoom."""
+    import dataclasses
+
+    from qzoom.evaluation.zoomgap.measure import default_limit
+    from qzoom.evaluation.zoomgap.settings import VIEWS
+
+    kept = asked.views
+    if not reader.has_region and views == ",".join(VIEWS):
+        console.note("This model has no region branch, so the zoom view is left out.")
+        kept = tuple(view for view in kept if view != "zoom")
+    return dataclasses.replace(asked, views=kept, max_visual_tokens=total or default_limit(reader))
+
+
+def _ask(
+    reader: QZoom,
+    opened: Task,
+    settings: GapSettings,
+    limit: int | None,
+    output: Path | None,
+    fresh: bool,
+    console: Console,
+) -> KeptViews:
+    from contextlib import ExitStack
+
+    from qzoom.cli.eval_output import progress
+    from qzoom.evaluation.zoomgap.measure import ask_views
+
+    with ExitStack() as bars:
+
+        def bar(view: View) -> Any:
+            bars.pop_all().close()
+            return bars.enter_context(progress(console, f"{opened.name}, {view} view"))
+
+        return ask_views(reader, opened, settings, limit=limit, output=output, fresh=fresh, progress=bar)
+
+
+def _show(kept: KeptViews, compare: Path | None, console: Console, json: bool) -> None:
+    from qzoom.cli.zoomgap_output import comparison_lines, lines
+    from qzoom.evaluation.zoomgap.compare import compare_gaps
+    from qzoom.evaluation.zoomgap.figures import measure_gap
+    from qzoom.evaluation.zoomgap.measure import read_views
+
+    found = measure_gap(kept.rows, places=kept.about.get("places", "auto"))
+    difference = None if compare is None else compare_gaps(kept.rows, read_views(compare).rows)
+    if json:
+        console.record(kept.about | found.to_dict() | ({} if difference is None else {"compare": difference}))
+        return
+    for line in lines(found):
+        console.result(line)
+    for line in comparison_lines(difference) if difference is not None else ():
+        console.result(line)

@@ -1,0 +1,36 @@
+"""Regions and crops, worked out by hand."""
+
+import pytest
+from PIL import Image
+
+from qzoom.errors import DataError
+from qzoom.evaluation.zoomgap.crops import crop, enlargement, region_of
+from qzoom.evaluation.zoomgap.settings import GapSettings
+
+
+def test_margin_is_a_share_of_the_regions_own_sides():
+    assert region_of([(100, 100, 120, 110)], (400, 300), 0.0) == (100, 100, 120, 110)
+    assert region_of([(100, 100, 120, 110)], (400, 300), 0.5) == (90, 95, 130, 115)
+    assert region_of([(0, 0, 20, 10), (380, 290, 400, 300)], (400, 300), 0.5) == (0, 0, 400, 300)
+
+
+@pytest.mark.parametrize("boxes", [(), [(10, 10, 10, 20)], [(500, 10, 520, 20)]])
+def test_no_region(boxes):
+    with pytest.raises(DataError):
+        region_of(boxes, (400, 300), 0.1)
+
+
+def test_scales():
+    assert enlargement((50, 20), GapSettings(crop_scale=3), 32) == 3.0
+    fit = GapSettings(crop_scale="fit", max_visual_tokens=100)
+    assert enlargement((64, 16), fit, 32) == pytest.approx(10.0)  # 640 x 160 px are 100 cells of 32 x 32
+    assert enlargement((1000, 1000), fit, 32) == 1.0
+
+
+def test_crop_is_the_region_enlarged():
+    image = Image.new("RGB", (100, 80), "white")
+    image.paste("black", (20, 30, 40, 40))
+    cut = crop(image, (20, 30, 40, 40), GapSettings(crop_scale=2), 32)
+    assert cut.size == (40, 20)
+    assert cut.getextrema() == ((0, 0),) * 3
+    assert crop(image, (0, 0, 100, 80), GapSettings(crop_scale=0.1), 32).size == (10, 8)
