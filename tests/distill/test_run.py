@@ -1,0 +1,190 @@
+"""Whole runs with rules: what comes out, what a rerun computes, and pictures that make trouble."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from qzoom.distill.recipe import recipe_from_values
+from qzoom.distill.run import RunOptions, run_recipe
+from qzoom.errors import ConfigError
+from tests.distill.data import code_of, make_pictures, recipe_values
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def recipe_of(*pictures, **changes):
+    return recipe_from_values(recipe_values(*pictures, **changes), "test")
+
+
+def rows_of(folder):
+    return pq.read_table(folder / "dataset" / "train.parquet").to_pylist()
+
+
+def test_answers_and_boxes_arrive(tmp_path):
+    questions = make_pictures(tmp_path / "in", 3)
+    report = run_recipe(recipe_of(questions), tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    assert report.rows == {"train": 6, "validation": 0}
+    assert {row["answer"] for row in rows} == {code_of(p, n) for p in range(3) for n in range(2)}
+    row = next(row for row in rows if row["answer"] == code_of(1, 1))
+    assert row["bbox"] == [160, 90, 220, 130]
+    assert row["extra_info"]["question"] == "Which code stands at place 1 of sheet 1?"
+    assert row["images"][0]["bytes"] == (tmp_path / "in/1.png").read_bytes()
+    assert [report.totals.kept[step] for step in ("propose", "validate", "answer", "vote")] == [6, 6, 6, 6]
+    card = (tmp_path / "out/dataset/README.md").read_text()
+    assert "| Agreed answers | 6 | 6 | 0 |" in card
+
+
+def test_rerun_computes_nothing_and_writes_the_same(tmp_path):
+    recipe = recipe_of(make_pictures(tmp_path / "in", 3))
+    first = run_recipe(recipe, tmp_path / "out")
+    before = (tmp_path / "out/dataset/train.parquet").read_bytes()
+    again = run_recipe(recipe, tmp_path / "out")
+    assert sum(first.computed.values()) == 3 + 3 + 5 * 6
+    assert sum(again.computed.values()) == 0
+    assert (tmp_path / "out/dataset/train.parquet").read_bytes() == before
+    assert again.totals.to_dict() == first.totals.to_dict()
+
+
+def test_new_pictures_in_front_leave_old_results_alone(tmp_path):
+    old = make_pictures(tmp_path / "in", 3)
+    run_recipe(recipe_of(old), tmp_path / "out")
+    new = make_pictures(tmp_path / "more", 2, first=7)
+    report = run_recipe(recipe_of(new, old), tmp_path / "out")
+    assert report.computed == {
+        **dict.fromkeys(("pictures", "propose"), 2),
+        **dict.fromkeys(("crop", "ask", "validate", "answer", "vote"), 4),
+    }
+    assert report.rows["train"] == 10
+
+
+def test_steps_one_by_one_equal_a_whole_run(tmp_path):
+    recipe = recipe_of(make_pictures(tmp_path / "in", 2))
+    run_recipe(recipe, tmp_path / "whole")
+    for step in (*recipe.steps, "export"):
+        report = run_recipe(recipe, tmp_path / "steps", RunOptions(step=step))
+        assert not report.totals.waiting
+    assert (tmp_path / "steps/dataset/train.parquet").read_bytes() == (
+        tmp_path / "whole/dataset/train.parquet"
+    ).read_bytes()
+
+
+def test_a_step_before_its_turn_computes_nothing_and_says_why(tmp_path):
+    recipe = recipe_of(make_pictures(tmp_path / "in", 2))
+    run_recipe(recipe, tmp_path / "out", RunOptions(step="propose"))
+    report = run_recipe(recipe, tmp_path / "out", RunOptions(step="vote"))
+    assert report.computed["vote"] == 0
+    assert report.totals.waiting == {"the step crop has not been run": 4}
+
+
+def test_changed_settings_are_named_and_replaced_from_their_step_on(tmp_path):
+    questions = make_pictures(tmp_path / "in", 2)
+    run_recipe(recipe_of(questions), tmp_path / "out")
+    changed = recipe_of(questions, answer={"samples": 5})
+    with pytest.raises(ConfigError, match=r"samples was 4, is 5.*--fresh"):
+        run_recipe(changed, tmp_path / "out")
+    run_recipe(changed, tmp_path / "out", RunOptions(step="answer", fresh=True))
+    report = run_recipe(changed, tmp_path / "out")
+    assert report.computed == dict.fromkeys(report.computed, 0) | {"vote": 4}
+    assert len(json.loads(rows_of(tmp_path / "out")[0]["provenance"])["votes"]) == 10
+
+
+def test_limit_takes_the_first_pictures(tmp_path):
+    report = run_recipe(recipe_of(make_pictures(tmp_path / "in", 4)), tmp_path / "out", RunOptions(limit=1))
+    assert (report.totals.pictures, report.rows["train"]) == (1, 2)
+
+
+def test_unknown_step_is_refused(tmp_path):
+    recipe = recipe_of(make_pictures(tmp_path / "in", 1))
+    with pytest.raises(ConfigError, match="No step 'difficulty' in this recipe; its steps: propose, crop"):
+        run_recipe(recipe, tmp_path / "out", RunOptions(step="difficulty"))
+
+
+def test_pictures_that_make_trouble_cost_only_themselves(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    Image.effect_noise((640, 480), 80).convert("RGB").save(folder / "good.png")
+    Image.effect_noise((600, 400), 60).convert("P").save(folder / "palette.png")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.effect_noise((500, 300), 60).convert("RGB").save(folder / "turned.jpg", exif=exif)
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    Image.new("RGB", (40, 30)).save(folder / "small.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and nothing more")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no picture")
+    Image.effect_noise((640, 480), 30).convert("RGB").save(folder / "deep" / "good.png")
+    shutil.copy(folder / "good.png", folder / "deep" / "twin.png")
+    recipe = recipe_of(folder, propose={"by": ["grid"], "select": {"per_picture": 2}})
+    report = run_recipe(recipe, tmp_path / "out")
+    totals = report.totals
+    assert (totals.pictures, totals.duplicates, sum(totals.refused_pictures.values())) == (5, 1, 4)
+    assert totals.entered["propose"] == 5
+    assert totals.kept["propose"] == 8
+    assert totals.refused["propose"]["too few visual tokens"] + totals.refused["propose"]["too few pixels"] == 16
+    assert all("in/" not in reason and ".png" not in reason for reason in totals.refused_pictures)
+    stored = [json.loads(line) for line in (tmp_path / "out/steps/pictures.jsonl").read_text().splitlines()[1:]]
+    sizes = {row["out"][0]["source"]: row["out"][0]["width"] for row in stored if "source" in row["out"][0]}
+    assert sizes["turned.jpg"] == 300
+    assert {"good.png", "deep/good.png"} <= set(sizes)
+
+
+def test_boxes_outside_are_counted_and_never_exported(tmp_path):
+    path = make_pictures(tmp_path / "in", 1)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["boxes"] = [[900, 900, 990, 950]]
+    lines[1]["boxes"] = [[380, 280, 460, 340]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = run_recipe(recipe_of(path), tmp_path / "out", RunOptions(step="propose"))
+    assert report.totals.refused["propose"] == {"outside the picture": 1, "too few visual tokens": 1}
+
+
+def test_equal_pictures_of_different_folders_are_used_once(tmp_path):
+    one, two = make_pictures(tmp_path / "one", 2), make_pictures(tmp_path / "two", 2)
+    report = run_recipe(recipe_of(one, two), tmp_path / "out")
+    assert (report.totals.pictures, report.totals.duplicates, report.rows["train"]) == (2, 2, 4)
+
+
+def test_equal_names_in_different_folders_are_different_pictures(tmp_path):
+    one, two = make_pictures(tmp_path / "one", 1), make_pictures(tmp_path / "two", 1, first=9)
+    shutil.move(tmp_path / "two/9.png", tmp_path / "two/0.png")
+    two.write_text(two.read_text().replace('"9.png"', '"0.png"'))
+    report = run_recipe(recipe_of(one, two), tmp_path / "out")
+    assert (report.totals.pictures, report.rows["train"]) == (2, 4)
+    assert {row["answer"] for row in rows_of(tmp_path / "out")} == {"K00Z", "K01Z", "K90Z", "K91Z"}
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = make_pictures(tmp_path / "in", 2)
+    run_recipe(recipe_of(path), tmp_path / "out")
+    Image.new("RGB", (400, 300), "blue").save(tmp_path / "in/0.png")
+    report = run_recipe(recipe_of(path), tmp_path / "out")
+    assert (report.computed["pictures"], report.computed["propose"], report.totals.pictures) == (1, 1, 2)
+    assert (tmp_path / "in/0.png").read_bytes() in {row["images"][0]["bytes"] for row in rows_of(tmp_path / "out")}
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    from qzoom.distill.store import StoreLock
+
+    recipe = recipe_of(make_pictures(tmp_path / "in", 1))
+    with StoreLock(tmp_path / "out"), pytest.raises(ConfigError, match="Another run is writing"):
+        run_recipe(recipe, tmp_path / "out")
+
+
+def test_pictures_of_a_benchmark_are_left_out(tmp_path):
+    path = make_pictures(tmp_path / "in", 3)
+    noise = Image.effect_noise((400, 300), 90).convert("RGB")
+    noise.save(tmp_path / "in/1.png")
+    (tmp_path / "bench").mkdir()
+    noise.resize((300, 225)).save(tmp_path / "bench/leak.jpg", quality=80)
+    recipe = recipe_of(path, audit={"against": [str(tmp_path / "bench")]})
+    report = run_recipe(recipe, tmp_path / "out")
+    assert report.rows["train"] == 4
+    assert [match.benchmark for match in report.dropped] == ["leak.jpg"]
+    kept = run_recipe(
+        dataclasses.replace(recipe, audit=dataclasses.replace(recipe.audit, drop=False)), tmp_path / "out"
+    )
+    assert (kept.rows["train"], len(kept.dropped)) == (6, 1)
