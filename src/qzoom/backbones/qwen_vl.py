@@ -65,7 +65,7 @@ class QwenVLBackbone(Backbone):
         """See `Backbone.encode`."""
         if not images:
             return []
-        pixels, grids = zip(*(self._pixels(i, b) for i, b in zip(images, budgets, strict=True)), strict=True)
+        pixels, grids = zip(*(self.pixels(i, b) for i, b in zip(images, budgets, strict=True)), strict=True)
         grid_thw = torch.cat(grids).to(self.device)
         out = self.model.model.get_image_features(
             torch.cat(pixels).to(self.device, self.dtype), image_grid_thw=grid_thw, return_dict=True
@@ -80,7 +80,7 @@ class QwenVLBackbone(Backbone):
             features.append(VisualFeatures(out.pooler_output[i].to(self.dtype), deep, grid, size))
         return features
 
-    def _pixels(self, image: PIL.Image.Image, budget: TokenBudget | None) -> tuple[Tensor, Tensor]:
+    def pixels(self, image: PIL.Image.Image, budget: TokenBudget | None) -> tuple[Tensor, Tensor]:
         """Normalised patches (patches, values) and their (1, 3) grid.
 
         The size is decided by `grid`, which agrees with the processor wherever the processor stays within the

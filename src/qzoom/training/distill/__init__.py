@@ -1,0 +1,1 @@
+"""Training on distilled data: answers that were found on crops are learned from the whole picture."""

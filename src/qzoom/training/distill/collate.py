@@ -1,0 +1,160 @@
+"""Rows to tensors for the stock model: one sequence holds a picture and the questions about it.
+
+Questions of one sequence are branches: each sees the picture and itself, and its positions start where the picture
+ends, so it is trained as if it were alone while the picture is paid for once. A question whose region is marked gets a
+sequence of its own, since its picture is another one.
+
+              picture   question 1   question 2          x: may attend
+    picture      x
+    question 1   x          x
+    question 2   x                       x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qzoom.training.distill.data import Question
+from qzoom.training.distill.order import Row
+from qzoom.training.distill.prompts import Asked, Prompter, View
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["Collator", "Drawn", "Sequence4", "build_sequence", "pad_sequences"]
+
+IGNORE = -100
+
+Drawn = Callable[[int], "tuple[PIL.Image.Image, list[tuple[str, str]]]"]
+"""From a seed to a picture and its (question, answer) pairs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequence4:
+    """A picture with its questions.
+
+    Args:
+        ids: (length,) tokens.
+        positions: (axes, length).
+        branch: (length,) 0 for the picture and what stands before it, 1 and up for the questions.
+        labels: (length,) the token itself where it belongs to a reply, else -100.
+        view: the picture.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    branch: Tensor
+    labels: Tensor
+    view: View
+
+
+class Collator:
+    """Turns the rows of a dataset (numbers into the run's order) into one batch of tensors.
+
+    Args:
+        prompter: makes views and prompts.
+        questions: that the rows point to.
+        rows: the run's order.
+        drawn: makes replayed pictures.
+    """
+
+    def __init__(
+        self, prompter: Prompter, questions: Sequence[Question], rows: Sequence[Row], drawn: Drawn | None = None
+    ) -> None:
+        self._prompter = prompter
+        self._questions = questions
+        self._rows = rows
+        self._drawn = drawn
+
+    def __call__(self, entries: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        """The batch of these entries, each {"row": number}."""
+        sequences = [sequence for entry in entries for sequence in self.sequences(self._rows[entry["row"]])]
+        return pad_sequences(sequences, int(self._prompter.engine.backbone.tokenizer.pad_token_id))
+
+    def sequences(self, row: Row) -> list[Sequence4]:
+        """A row's sequences: one for all unmarked questions, one for every marked one."""
+        prompter = self._prompter
+        if row.drawn >= 0:
+            if self._drawn is None:
+                raise ValueError("A drawn row needs something that draws.")
+            picture, pairs = self._drawn(row.drawn)
+            return [build_sequence(prompter, prompter.view(picture, row.tokens), [prompter.asked(*p) for p in pairs])]
+        alone: list[tuple[Question, str]] = []
+        shared: list[tuple[Question, str]] = []
+        for index in row.questions:
+            question = self._questions[index]
+            style = prompter.style_of(question, row.visit, row.progress)
+            (shared if style in ("none", "text") else alone).append((question, style))
+        out = []
+        for group in ([shared] if shared else []) + [[entry] for entry in alone]:
+            first, style = group[0]
+            view = prompter.view(prompter.picture(first, style, row.tokens), row.tokens)
+            asked = [prompter.asked(prompter.wording(q, s), q.answer) for q, s in group]
+            out.append(build_sequence(prompter, view, asked))
+        return out
+
+
+def build_sequence(prompter: Prompter, view: View, asked: Sequence[Asked]) -> Sequence4:
+    """One sequence of a picture and its questions, which share their prompt up to the picture's end."""
+    backbone = prompter.engine.backbone
+    first = prompter.expand(asked[0].ids, view.cells)
+    fork = _end_of_picture(first, backbone.image_token_id) + len(backbone.block_ids[1])
+    prefix = first[:fork]
+    stem = prompter.positions(prefix, view.cells)
+    ids, labels, branch, places = list(prefix), [IGNORE] * fork, [0] * fork, [stem]
+    begin = int(stem.max()) + 1
+    for number, one in enumerate(asked, start=1):
+        prompt = prompter.expand(one.ids, view.cells)
+        if prompt[:fork] != prefix:
+            raise ValueError("Questions of one sequence must share what stands before the picture's end.")
+        tail = [*prompt[fork:], *one.reply]
+        ids += tail
+        labels += [IGNORE] * (len(prompt) - fork) + list(one.reply)
+        branch += [number] * len(tail)
+        places.append(torch.arange(begin, begin + len(tail)).expand(stem.shape[0], -1))
+    return Sequence4(torch.tensor(ids), torch.cat(places, dim=1), torch.tensor(branch), torch.tensor(labels), view)
+
+
+def pad_sequences(sequences: Sequence[Sequence4], pad: int) -> dict[str, Any]:
+    """A batch (B, S) padded on the right, with a 4-D mask (B, 1, S, S), true = may attend.
+
+    A batch of single questions needs no branches and gets the usual 2-D mask.
+    """
+    length = max(len(s.ids) for s in sequences)
+    count = len(sequences)
+    ids = torch.full((count, length), pad)
+    labels = torch.full((count, length), IGNORE)
+    branch = torch.full((count, length), -1)
+    positions = torch.zeros(sequences[0].positions.shape[0], count, length, dtype=torch.long)
+    for index, sequence in enumerate(sequences):
+        size = len(sequence.ids)
+        ids[index, :size] = sequence.ids
+        labels[index, :size] = sequence.labels
+        branch[index, :size] = sequence.branch
+        positions[:, index, :size] = sequence.positions
+    single = int(branch.max()) <= 1
+    return {
+        "input_ids": ids,
+        "attention_mask": (branch >= 0).long() if single else _branch_mask(branch),
+        "position_ids": positions,
+        "labels": labels,
+        "pixel_values": torch.cat([s.view.pixels for s in sequences]),
+        "image_grid_thw": torch.cat([s.view.grid_thw for s in sequences]),
+    }
+
+
+def _branch_mask(branch: Tensor) -> Tensor:
+    """Causal, and only the picture or the own question; padding sees itself, so that no row is empty."""
+    length = branch.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = branch[:, :, None] == branch[:, None, :]
+    return ((same | (branch == 0)[:, None, :]) & causal)[:, None]
+
+
+def _end_of_picture(ids: Sequence[int], mark: int) -> int:
+    return len(ids) - list(reversed(ids)).index(mark)
