@@ -1,0 +1,211 @@
+"""Zooming beside every other way to look: the same pictures, questions and limits, and who is on the Pareto front.
+
+    python -m benchmarks.baselines --data RECEIPTS --dry-run
+    python -m benchmarks.baselines --data RECEIPTS
+
+Asks every method of `qzoom eval --method` at one or two totals of visual tokens, half of them for the coarse look, and
+writes docs/results/baselines.md. The plain model's answers are those of the ladder, so run `benchmarks.ladder` first to
+have it at all caps. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.evidence import (
+    CAPS,
+    Clock,
+    Look,
+    OutOfTimeError,
+    Work,
+    about,
+    ask,
+    between,
+    checked,
+    kept_run,
+    load,
+    parser,
+    progress,
+    share,
+    table,
+    tasks_of,
+    write,
+)
+from benchmarks.ladder import place
+from benchmarks.plan import print_plan
+from qzoom.errors import HeadsMissingError, QZoomError
+
+if TYPE_CHECKING:
+    from qzoom.evaluation.records import Task
+    from qzoom.evaluation.report.figures import RunFigures, TaskFigures
+    from qzoom.model import QZoom
+
+NOTE = (
+    "Every method sees the same pictures and questions under the same limits. `of plain`: operations as a share of "
+    "those of the plain model with the same total. Seconds are means of runs in which the questions about a picture "
+    "share its first look. A run is on a front when no other one is at least as accurate at no more cost; the oracle, "
+    "which is told where the answer is, does not count."
+)
+OURS = ("qzoom", "always")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--budgets", type=int, nargs="+", default=[144, 288], help="totals of visual tokens")
+    made.add_argument("--questions", type=int, default=600, help="about drawn pictures of each kind")
+    made.add_argument("--methods", nargs="+", help="a few methods only")
+    return checked(made.parse_args(arguments))
+
+
+def works(given: argparse.Namespace, root: Path) -> Iterator[Work]:
+    """Everything that is asked."""
+    from qzoom.evaluation.baselines import METHODS
+
+    for task in tasks(given):
+        for total in given.budgets:
+            for method in given.methods or METHODS:
+                path, look = _file(root, task, method, total)
+                yield Work(task, look, path, f"{method} at {total}", given.max_new_tokens)
+
+
+def _file(root: Path, task: Task, method: str, total: int) -> tuple[Path, Look]:
+    if method == "plain":
+        look = Look(total)
+        return place(root, "report", task, look), look
+    look = Look(total - total // 2, total // 2, None, method)
+    return root / "baselines" / f"{task.name}-{look.name}.jsonl", look
+
+
+def tasks(given: argparse.Namespace) -> list[Task]:
+    """The first of the pictures that the ladder reports."""
+    return tasks_of(given.kinds, given.questions, given.data, 0, given.limit)
+
+
+def figures_of(given: argparse.Namespace, root: Path, task: Task) -> TaskFigures | None:
+    """The figures of one kind of pictures over all finished runs, the plain ladder's among them; None without any."""
+    from qzoom.evaluation.report.figures import measure
+    from qzoom.evaluation.report.runs import group_runs
+
+    paths = [work.path for work in works(given, root) if work.task.name == task.name]
+    paths += [place(root, "report", task, Look(cap)) for cap in CAPS]
+    runs = [run for path in dict.fromkeys(paths) if (run := kept_run(path, task)) is not None]
+    return measure(group_runs(runs)[0]) if runs else None
+
+
+def fronts(task: TaskFigures) -> dict[str, dict[str, Any]]:
+    """For each cost: who is on the front without the oracle, and what beats our runs that are not."""
+    from qzoom.evaluation.report.figures import COSTS, front
+
+    lines = [line for line in task.runs if line.method != "oracle"]
+    out = {}
+    for cost in COSTS:
+        best = front(lines, cost)
+        beaten = {
+            line.label: [o.label for o in lines if o.label in best and _beats(o, line, cost)]
+            for line in lines
+            if line.method in OURS and line.label not in best
+        }
+        out[cost] = {"front": best, "beaten": beaten}
+    return out
+
+
+def _beats(other: RunFigures, line: RunFigures, cost: str) -> bool:
+    theirs, ours = other.cost(cost), line.cost(cost)
+    return theirs is not None and ours is not None and theirs <= ours and other.accuracy >= line.accuracy
+
+
+def report(given: argparse.Namespace, root: Path, ran: dict[str, Any]) -> dict[str, Any]:
+    """Write what there is so far; returns the figures."""
+    kinds, parts = {}, ["## Against every other way to look\n", f"{NOTE}\n"]
+    parts.append(
+        f"Model `{ran['model']}` (weights `{ran['weights']}`, {ran['dtype']}, {ran['device']}). Made by "
+        "`python -m benchmarks.baselines`.\n"
+    )
+    if given.limit is not None:
+        parts.append(f"**A trial with at most {given.limit} pictures of each kind: no evidence.**\n")
+    left = {work.task.name for work in works(given, root) if kept_run(work.path, work.task) is None}
+    for task in tasks(given):
+        found = figures_of(given, root, task)
+        if found is not None:
+            kinds[task.name] = found.to_dict() | {"without_oracle": fronts(found), "finished": task.name not in left}
+            parts += words(found, finished=task.name not in left)
+    figures = {"about": ran, "limit": given.limit, "kinds": kinds}
+    write(given.results, "baselines", figures, "\n".join(parts).rstrip() + "\n")
+    return figures
+
+
+def words(task: TaskFigures, *, finished: bool) -> list[str]:
+    """One kind of pictures as Markdown."""
+    plain = {line.caps[0]: line for line in task.runs if line.method == "plain"}
+    rows = [["Run", "accuracy", "95 %", "zoomed", "hit", "tokens", "GFLOPs", "of plain", "seconds", "failed"]]
+    for line in task.runs:
+        same = plain.get(sum(cap or 0 for cap in line.caps))
+        part = line.gflops / same.gflops if same is not None and line.gflops and same.gflops else None
+        rows.append(
+            [
+                line.label,
+                share(line.accuracy),
+                between(line.interval, sign=False),
+                share(line.zoomed),
+                share(line.hit_rate),
+                f"{line.visual_tokens:.0f}",
+                "–" if line.gflops is None else f"{line.gflops:.3g}",
+                share(part),
+                f"{line.seconds:.3f}",
+                str(line.errors),
+            ]
+        )
+    state = "" if finished else " **Not finished: runs are missing.**"
+    out = [f"### {task.name.capitalize()}\n", f"{task.questions} questions about {task.pictures} pictures.{state}\n"]
+    out.append(table(rows))
+    names = {"seconds": "seconds", "visual_tokens": "visual tokens", "gflops": "operations"}
+    for cost, found in fronts(task).items():
+        if not found["front"]:
+            continue
+        out.append(f"- Accuracy against {names[cost]}, on the front: {_quoted(found['front'])}.")
+        for label, others in found["beaten"].items():
+            out.append(f"- Not on it: “{label}”, which {_quoted(others)} beats.")
+    return [*out, ""]
+
+
+def _quoted(labels: Sequence[str]) -> str:
+    return ", ".join(f"“{label}”" for label in labels)
+
+
+def every(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -> None:
+    """Ask all that is not kept yet."""
+    for work in works(given, root):
+        ask(model, work, clock, progress)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; 0 when all is done, 3 when the time was over first."""
+    given = parse(arguments)
+    model, digest = load(given.model, given.device)
+    if not model.has_region:
+        raise HeadsMissingError(f"{given.model} has no region branch, so there is no zooming to measure.")
+    root, clock = given.runs / digest, Clock(given.minutes)
+    if given.dry_run:
+        print_plan(model, works(given, root))
+        return 0
+    try:
+        every(given, root, model, clock)
+        done = True
+    except OutOfTimeError:
+        done = False
+    report(given, root, about(model))
+    state = "is complete." if done else "is not complete; run the same command again."
+    print(f"\n{given.results / 'baselines.md'} {state}")
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QZoomError as error:
+        sys.exit(str(error))
