@@ -23,10 +23,14 @@ _SHORT = 200
 _LONG = 1000
 _ABSTENTIONS = (
     "cannot tell|can not tell|can't tell|cannot be determined|can't be determined|cannot determine|unanswerable|"
-    "not answerable|unknown|not visible|illegible|unreadable|not readable|not sure|unsure|unclear|i don't know|"
-    "i do not know|impossible to tell|not enough information|insufficient information"
+    "not answerable|unknown|not visible|illegible|unreadable|not readable|not sure|unsure|unclear|don't know|"
+    "do not know|impossible to tell|not enough information|insufficient information"
 )
-_ABSTAINED = {normal(phrase) for phrase in _ABSTENTIONS.split("|")}
+_ABSTAINED = {
+    normal(subject + phrase)
+    for phrase in _ABSTENTIONS.split("|")
+    for subject in ("", "i ", "we ", "it ", "this ", "it is ", "it's ", "i am ", "i'm ")
+}
 _OPENING = re.compile(r"(?:#{1,6} |> |[-*] )")
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
 _WRAPPED = re.compile(r"(?<![\w*_`$])(\*\*\*|\*\*|\*|___|__|_|```|`|\$\$|\$)(?=\S)([^\n]*?)(?<=\S)\1(?![\w*_`$])")
