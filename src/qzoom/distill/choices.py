@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from qzoom.config import _check_count, _check_range
 from qzoom.distill.compare import mentions, normal, same
 from qzoom.distill.export import choice_text
-from qzoom.distill.negatives import absent
+from qzoom.distill.negatives import NONE_ANSWER, absent
 from qzoom.distill.records import Agreement, Asked, Choices, Item
 from qzoom.distill.roles.base import CallRefusedError, Judge, Maker, Reader, asked_of, with_model
 from qzoom.distill.steps import Views
@@ -93,34 +93,34 @@ class ChoicesStep:
         """The item, and after it its negative if it gets one."""
         if item.answer is None:
             raise DataError("This item has no answer; run the step vote first.")
-        made, reason = self._with_choices(item, " ".join(item.answer.text.split()))
+        right = " ".join(item.answer.text.split())
+        wanted = 1 if any(normal(right) in pair for pair in _PAIRS) else self.settings.options - 1
+        item, wrong, reason = self._wrong_options(item, right, wanted)
+        if self.maker is not None and not reason:
+            with_none = wanted > 1 and self._drawn(item, "none") < self.settings.none_share
+            shown = [*wrong[: wanted - with_none], *[NONE_OPTION] * with_none]
+            item = _shuffled(item, right, shown, self.maker.name)
         if reason and self.settings.required:
-            return (made.decide(self.name, False, reason),)
-        if made.choices is not None and self._guessed(made):
-            return (made.decide(self.name, False, "solved without the picture"),)
-        negative = self._negative(made)
-        out = [made.decide(self.name, True, reason)]
+            return (item.decide(self.name, False, reason),)
+        if item.choices is not None and self._guessed(item):
+            return (item.decide(self.name, False, "solved without the picture"),)
+        negative = self._negative(item, wrong[:wanted])
+        out = [item.decide(self.name, True, reason)]
         if negative is not None:
             out.append(with_model(negative, "negatives", "rule").decide(self.name, True))
         return out
 
-    def _with_choices(self, item: Item, right: str) -> tuple[Item, str]:
-        """The item with its options, or why it has none."""
+    def _wrong_options(self, item: Item, right: str, wanted: int) -> tuple[Item, list[str], str]:
+        """The item with its maker noted, at least `wanted` wrong options, or none and why."""
         if self.maker is None:
-            return item, ""
+            return item, [], ""
         item = with_model(item, "maker", self.maker.model)
-        closed = next((pair for pair in _PAIRS if normal(right) in pair), ())
-        wanted = 1 if closed else self.settings.options - 1
-        with_none = not closed and wanted > 1 and self._drawn(item, "none") < self.settings.none_share
         try:
             offered = self.maker.distractors(item, self.views, wanted + 2)
         except CallRefusedError:
-            return item, "the maker of options refused the picture"
+            return item, [], "the maker of options refused the picture"
         wrong = distinct_options(right, offered, lambda one, other: self._alike(item, one, other))
-        wrong = wrong[: wanted - with_none] + [NONE_OPTION] * with_none
-        if len(wrong) < wanted:
-            return item, "too few distinct options"
-        return _shuffled(item, right, wrong, self.maker.name), ""
+        return (item, [], "too few distinct options") if len(wrong) < wanted else (item, wrong, "")
 
     def _alike(self, item: Item, first: str, second: str) -> bool:
         """Whether two options may mean the same: by rule, by the judge, else when one holds the other."""
@@ -149,24 +149,23 @@ class ChoicesStep:
             hits += letter is not None and options[LETTERS.index(letter)] == right
         return hits > 0 and _tail(hits, count, 1 / len(item.choices.options)) <= self.settings.chance
 
-    def _negative(self, item: Item) -> Item | None:
-        """The paired negative: an absent thing or a missing option, as drawn and as far as possible."""
+    def _negative(self, item: Item, wrong: Sequence[str]) -> Item | None:
+        """The paired negative: an absent thing or a missing option, as drawn and as far as possible. It lists as many
+        options as its positive."""
         if self._drawn(item, "negative") >= self.settings.negatives:
             return None
         kinds = self.settings.negative_kinds
         other = absent(item, self.views.known(item)) if "absent" in kinds else None
-        missing = self._without_right(item) if "missing" in kinds else None
-        if other is not None:
-            other = self._options_of_absent(other, item)
+        if other is not None and asked_of(other).known == NONE_ANSWER and len(wrong) > 1 and item.choices is not None:
+            other = _shuffled(other, NONE_OPTION, wrong, item.choices.maker)
+        missing = self._without_right(item, wrong) if "missing" in kinds else None
         both = [one for one in (other, missing) if one is not None]
         return both[int(self._drawn(item, "kind") * len(both))] if both else None
 
-    def _without_right(self, item: Item) -> Item | None:
-        """The same question with its right option taken out."""
-        if item.choices is None or len(item.choices.options) < 3:
+    def _without_right(self, item: Item, wrong: Sequence[str]) -> Item | None:
+        """The same question without its right option."""
+        if item.choices is None or len(wrong) < 2:
             return None
-        right = item.choices.options[LETTERS.index(item.choices.letter)]
-        wrong = [option for option in item.choices.options if option not in (right, NONE_OPTION)]
         asked = asked_of(item)
         negative = dataclasses.replace(
             item,
@@ -175,13 +174,6 @@ class ChoicesStep:
             answer=Agreement(NONE_OPTION, 0, 0, (), "rule"),
         )
         return _shuffled(negative, NONE_OPTION, wrong, item.choices.maker)
-
-    def _options_of_absent(self, negative: Item, positive: Item) -> Item:
-        """Options of the positive for the absent thing, "none of these" the right one; yes, no and 0 stay open."""
-        if positive.choices is None or len(positive.choices.options) < 3 or asked_of(negative).known in ("no", "0"):
-            return negative
-        wrong = [option for option in positive.choices.options if option != NONE_OPTION][: self.settings.options - 1]
-        return _shuffled(negative, NONE_OPTION, wrong, positive.choices.maker)
 
     def _drawn(self, item: Item, what: str) -> float:
         return random.Random(f"{item.seed}/{item.id}/{what}").random()

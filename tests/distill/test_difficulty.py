@@ -1,0 +1,135 @@
+"""The student's pass rate, and the band that is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qzoom.distill import overlay
+from qzoom.distill.difficulty import DifficultySettings, DifficultyStep
+from qzoom.distill.records import Agreement, Asked, Choices, Item, Vote
+from qzoom.distill.roles.by_rule import RuleReader
+from qzoom.errors import ConfigError, DataError
+from tests.distill.views import ITEM, StillViews
+
+VIEWS = StillViews()
+ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
+CHOSEN = dataclasses.replace(ANSWERED, choices=Choices(("B7", "A4", "C9"), "B", "rule"))
+
+
+class Student:
+    """Answers in order; "!" fails, None abstains."""
+
+    name = "student"
+    model = "student@1"
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = answers
+        self.seen: list[tuple[Any, str]] = []
+
+    def read(self, item: Item, image: Any, text: str, sample: int) -> Vote:
+        self.seen.append((image, text))
+        answer = self.answers[sample]
+        status = "failed" if answer == "!" else "answered" if answer else "abstained"
+        return Vote(self.name, sample, answer if answer and status == "answered" else "", status)
+
+
+@pytest.mark.parametrize(
+    ("answers", "passes", "samples", "reason"),
+    [
+        (("A4", "a4.", "B7", None), 2, 4, ""),
+        (("A4", "no", "no", "no"), 1, 4, ""),
+        (("no", "no", None, "no"), 0, 4, "too hard for the student"),
+        (("A4", "A4", "A4", "A4"), 4, 4, "too easy for the student"),
+        (("A4", "no", "!", "!"), 1, 2, "too few answers of the student"),
+        (("!", "!", "!", "!"), 0, 0, "too few answers of the student"),
+    ],
+)
+def test_only_the_band_is_kept(answers: tuple[str | None, ...], passes: int, samples: int, reason: str) -> None:
+    (item,) = DifficultyStep(Student(*answers), VIEWS)(ANSWERED)
+    assert (item.difficulty.passes, item.difficulty.samples) == (passes, samples)
+    assert item.decisions[-1].reason == reason
+    assert item.kept is (reason == "")
+    assert ("student", "student@1") in item.models
+
+
+def test_fewer_answers_may_do() -> None:
+    settings = DifficultySettings(least=2)
+    assert DifficultyStep(Student("A4", "no", "!", "!"), VIEWS, settings)(ANSWERED)[0].kept
+
+
+@pytest.mark.parametrize("style", overlay.STYLES)
+def test_the_student_sees_the_training_view(style: overlay.Style) -> None:
+    student = Student("A4", "no")
+    settings = DifficultySettings(samples=2, view=style)
+    (item,) = DifficultyStep(student, VIEWS, settings)(ANSWERED)
+    whole, box = VIEWS.whole(ANSWERED), ANSWERED.region.box
+    image, text = student.seen[0]
+    assert image.tobytes() == overlay.draw(whole, box, style).tobytes()
+    assert text == "\n".join(part for part in (ANSWERED.asked.text, overlay.clause(style, box, whole.size)) if part)
+    assert item.difficulty.view == style
+
+
+def test_choices_are_asked_as_in_training_and_read_by_letter() -> None:
+    student = Student("B", "(B) A4", "A", "C9")
+    (item,) = DifficultyStep(student, VIEWS, DifficultySettings(clause=False))(CHOSEN)
+    assert item.difficulty.passes == 2
+    assert student.seen[0][1].split("\n")[:4] == [ANSWERED.asked.text, "A. B7", "B. A4", "C. C9"]
+
+
+class Judge:
+    name = "judge"
+    model = "judge@1"
+
+    def same(self, question: str, first: str, second: str) -> bool | None:
+        return {first, second} == {"maroon", "dark red"}
+
+
+def test_a_judge_reads_free_answers() -> None:
+    item = dataclasses.replace(ANSWERED, answer=Agreement("dark red", 6, 8, ()))
+    answers = ("maroon", "blue", "Dark red", "green")
+    assert DifficultyStep(Student(*answers), VIEWS)(item)[0].difficulty.passes == 1
+    assert DifficultyStep(Student(*answers), VIEWS, judge=Judge())(item)[0].difficulty.passes == 2
+
+
+def test_negatives_are_measured_and_stay_unless_told() -> None:
+    negative = dataclasses.replace(ANSWERED, asked=Asked("Q?", "ocr", "rule", True, "p", "none"))
+    wrong = Student("a", "b", "c", "d")
+    assert DifficultyStep(wrong, VIEWS)(negative)[0].kept
+    assert DifficultyStep(wrong, VIEWS, DifficultySettings(negatives=True))(negative)[0].kept is False
+
+
+def test_a_student_by_rule_errs_as_told() -> None:
+    passes = 0
+    for seed in range(50):
+        item = dataclasses.replace(ANSWERED, seed=seed)
+        passes += DifficultyStep(RuleReader(error_rate=0.5), VIEWS)(item)[0].difficulty.passes
+    assert 70 <= passes <= 130
+
+
+def test_pictures_are_not_drawn_upon() -> None:
+    kept = Image.new("RGB", (400, 200), "grey")
+
+    class Shared(StillViews):
+        def whole(self, item: Item) -> Image.Image:
+            return kept
+
+    DifficultyStep(Student(*["A4"] * 4), Shared())(ANSWERED)
+    assert kept.tobytes() == Image.new("RGB", (400, 200), "grey").tobytes()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"low": 0.8}, {"low": -1}, {"samples": 0}, {"least": 5}, {"view": "circle"}, {"clause": 1}, {"negatives": 0}],
+)
+def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        DifficultySettings(**bad)
+
+
+def test_without_an_answer_it_says_what_to_run() -> None:
+    with pytest.raises(DataError, match="run the step vote first"):
+        DifficultyStep(Student(), VIEWS)(ITEM)
