@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.evidence import Look, Work, options_of, table
 
 if TYPE_CHECKING:
+    from benchmarks.ablation_variants import Variant
     from qzoom.evaluation.records import Task
     from qzoom.model import QZoom
 
@@ -66,3 +69,75 @@ def print_plan(model: QZoom, works: Iterable[Work], times: int = 0) -> None:
     print(f"Together about {total:.0f} minutes on this machine as busy as it is now, in one process.")
     if times:
         print(f"Then about {times} pairs of questions are timed (--time), a few minutes on a quiet machine.")
+
+
+def print_ablation_plan(model: QZoom, given: Namespace, tasks: Sequence[Task], variants: Sequence[Variant]) -> None:
+    """Print the minutes of labels, trainings and answers, from one picture and one step each."""
+    from benchmarks.ablations import GATES, THRESHOLDS
+
+    zoom = {task.name: seconds_of(model, task, given.max_new_tokens)[True] for task in tasks}
+    label = _label_seconds(model, given)
+    encode, step = _training_seconds(model, given)
+    caps = [sum(look) for look in given.looks]
+    each = {task.name: zoom[task.name][0] + zoom[task.name][1] * sum(caps) / len(caps) for task in tasks}
+    share = given.calibration_questions / given.questions
+    answers = sum(each[task.name] * len(task.ids) for task in tasks) * (len(caps) + len(THRESHOLDS) * share)
+    kept = min(given.pictures * 4 * len(caps), given.steps * given.batch)
+    trained = sum(variant.trains for variant in variants)
+    rows = [["part", "times", "minutes each", "minutes"]]
+
+    def add(name: str, count: int, seconds: float) -> float:
+        rows.append([name, str(count), f"{seconds / 60:.1f}", f"{count * seconds / 60:.0f}"])
+        return count * seconds / 60
+
+    total = add("labels: own and known answers", 2, given.pictures * label)
+    total += add("region trainings", trained, kept * encode + given.steps * step)
+    total += add("answers of a variant, thresholds included", len(variants), answers)
+    if any(variant.answers for variant in variants):
+        mined = given.mine_pictures * sum(each.values()) / len(each) / 2
+        total += add("stage 2", 1, mined + given.answer_steps * given.batch * encode * 8)
+    if given.only is None or GATES in given.only:
+        total += add("the ladder of gate labels", 1, given.gate_pictures * label * len(given.ladder) / 2)
+        total += add("gate trainings and answers", 2, given.gate_steps * step + answers / 2)
+    print(table(rows))
+    print(f"Together about {total:.0f} minutes on this machine as busy as it is now, in one process.")
+
+
+def _label_seconds(model: QZoom, given: Namespace) -> float:
+    """Of the answers to four questions about one picture at the teacher's resolution."""
+    from qzoom.engine.chat import ChatEncoder
+    from qzoom.labels.respond import respond, show
+    from qzoom.records.questions import load_picture, open_questions
+
+    (question,) = open_questions(["documents:1:1"]).questions
+    texts = [turn.question for turn in question.turns]
+    start = time.perf_counter()
+    shown = show(load_picture(question), "dynamic", given.teacher_tokens)
+    respond(model.engine, ChatEncoder(model.engine.backbone), shown, texts, max_new_tokens=given.label_tokens)
+    return 1.3 * (time.perf_counter() - start)  # attention runs the answer once more
+
+
+def _training_seconds(model: QZoom, given: Namespace) -> tuple[float, float]:
+    """Of one sample through vision and shared layers, and of one optimiser step of the branch."""
+    import torch
+
+    from qzoom.config import TokenBudget
+    from qzoom.records.questions import load_picture, open_questions
+    from qzoom.training.stages.forward import run_stack
+
+    backbone, config = model.engine.backbone, model.engine.config
+    (question,) = open_questions(["documents:1:1"]).questions
+    picture, tokens = load_picture(question), max(coarse for coarse, _ in given.looks)
+    start = time.perf_counter()
+    with torch.no_grad():
+        backbone.encode([picture.image], [TokenBudget(1, tokens)])
+    encode = 2 * (time.perf_counter() - start)  # picture file and shared layers on top
+    count = min(16, given.batch)
+    hidden = [torch.randn(tokens + 40, backbone.hidden_size, dtype=backbone.dtype) for _ in range(count)]
+    hidden = [row.to(backbone.device).requires_grad_() for row in hidden]
+    places = torch.arange(tokens + 40, device=backbone.device).expand(backbone.position_axes, -1)
+    start = time.perf_counter()
+    layers = list(backbone.layers[: config.branch_layers])
+    outputs = run_stack(backbone, layers, hidden, [places] * count)
+    torch.stack(outputs).float().square().mean().backward()
+    return encode, 2 * (time.perf_counter() - start) * given.batch / count  # float32 takes longer

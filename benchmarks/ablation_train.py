@@ -1,0 +1,215 @@
+"""One variant of the ablations: its labels, its small training, and its answers. Every step is kept on the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ablation_labels import (
+    changed_labels,
+    draw_questions,
+    from_boxes,
+    known_answers,
+    label_facts,
+    relabelled,
+    some_labels,
+)
+from benchmarks.ablation_variants import REFERENCE, Variant
+from benchmarks.evidence import Clock
+from qzoom.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from qzoom.labels.region_run import RegionRun
+    from qzoom.records.schema import Question
+
+LABEL_SEED = 1_700_000_000
+SPACE = 10_000_000
+"""Drawn pictures of the region labels begin at the first number, the gate's and stage 2's one and two spaces later."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bench:
+    """Where the ablations of one base lie, and how large they are.
+
+    Args:
+        root: folder of everything.
+        base: folder of the plain base.
+        given: the command line.
+        clock: of this call.
+        say: shows progress.
+    """
+
+    root: Path
+    base: Path
+    given: Namespace
+    clock: Clock
+    say: Callable[[str], None]
+
+    def step(self, text: str) -> Callable[..., None]:
+        """A callback that says what is done and ends the call in good time."""
+        done = [0]
+
+        def tell(*_: Any) -> None:
+            done[0] += 1
+            self.say(f"{text}: {done[0]}")
+            self.clock.check()
+
+        return tell
+
+
+def plain_base(model: str, folder: Path) -> Path:
+    """A copy of a model's base without its branches, to train new ones on.
+
+    Raises:
+        CheckpointError: the folder holds no base.
+    """
+    from qzoom.checkpoints.source import find_source
+
+    source = Path(find_source(model, None).folder)
+    if not (source / "config.json").is_file():
+        raise CheckpointError(f"{model} does not hold its base; name a folder that does, or the base itself.")
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("qzoom*", "*.jsonl", "README*"))
+        os.replace(partial, folder)
+    return folder
+
+
+def questions_of(bench: Bench, name: str, pictures: int, offset: int) -> tuple[Question, ...]:
+    """Drawn questions, as many documents as scenes."""
+    from qzoom.records.questions import read_questions
+
+    counts = {"documents": -(-pictures // 2), "scenes": pictures // 2}
+    tell = bench.step(f"drawing pictures for {name}")
+    path = draw_questions(bench.root / "pictures" / name, counts, 4, LABEL_SEED + offset * SPACE, tell)
+    return read_questions(path).questions
+
+
+def region_run(bench: Bench) -> RegionRun:
+    """How the own answers are labelled, as for the packaged heads."""
+    from qzoom.labels.region_run import RegionRun
+
+    return RegionRun({}, tokens=bench.given.teacher_tokens, max_new_tokens=bench.given.label_tokens)
+
+
+def own_labels(bench: Bench) -> Path:
+    """Labels from the attention of the base's own answers; made once."""
+    from qzoom.labels.head_search import HeadSearch
+    from qzoom.labels.processes import ModelChoice
+    from qzoom.labels.region_job import label_regions
+
+    run, folder = region_run(bench), bench.root / "labels" / "own"
+    search = HeadSearch(
+        pictures=bench.given.probe_pictures, tokens=run.tokens, view=run.view, max_new_tokens=run.max_new_tokens
+    )
+    questions = questions_of(bench, "labels", bench.given.pictures, 0)
+    tell = bench.step("labelling pictures")
+    label_regions(
+        ModelChoice(str(bench.base)), questions, folder, run, heads=bench.given.heads, search=search, on_question=tell
+    )
+    return folder
+
+
+def labels_of(bench: Bench, name: str) -> Path:
+    """Labels of a variant, made from the own ones at no cost where that is possible."""
+    from qzoom.labels.regions import RegionLabelSettings
+
+    own, folder = own_labels(bench), bench.root / "labels" / name
+    settings = region_run(bench).tristate
+    if name == "own":
+        return own
+    if name.startswith("two-state"):
+        threshold = {"two-state-010": 0.10, "two-state-025": 0.25}[name]
+        one = dataclasses.replace(settings, foreground=threshold, background=threshold)
+        return changed_labels(own, folder, name, relabelled(one, two_state=True))
+    if name == "sinks-kept":
+        return changed_labels(own, folder, name, relabelled(RegionLabelSettings(), sinks=False))
+    if name == "known-boxes":
+        return changed_labels(own, folder, name, from_boxes)
+    if name in ("few", "some"):
+        maps = max(1, label_facts(own)["usable"] // {"few": 16, "some": 4}[name])
+        return some_labels(own, folder, maps)
+    return _known_answers(bench, own, folder)
+
+
+def _known_answers(bench: Bench, own: Path, folder: Path) -> Path:
+    from qzoom.labels.presets import HeadSet
+    from qzoom.labels.processes import ModelChoice
+
+    kept = json.loads((own / "heads.json").read_text(encoding="utf-8"))["heads"]
+    heads: Any = {mode: HeadSet(tuple((a, b) for a, b in value["pointing"])) for mode, value in kept.items()}
+    run = dataclasses.replace(region_run(bench), heads=heads)
+    questions = questions_of(bench, "labels", bench.given.pictures, 0)
+    engine = ModelChoice(str(bench.base)).load()
+    return known_answers(engine, run, questions, own, folder, bench.step("reading known answers"))
+
+
+def train_regions(bench: Bench, variant: Variant) -> Path:
+    """The variant's region branch; returns the adapter's folder. The reference's for variants that train none."""
+    if not variant.trains:
+        return bench.root / "variants" / REFERENCE / "train" / "model"
+    changes = {"base": str(bench.base), "labels": [str(labels_of(bench, variant.labels))]} | _size(bench)
+    return _train(bench, "regions", bench.root / "variants" / variant.name / "train", changes | (variant.recipe or {}))
+
+
+def train_gate(bench: Bench, strategy: str) -> Path:
+    """A gate beside the reference's region branch, from the ladder's labels by one of the two strategies."""
+    from qzoom.labels.gate_run import GateRun, label_gate
+    from qzoom.labels.processes import ModelChoice
+
+    folder = bench.root / "labels" / "ladder"
+    questions = questions_of(bench, "ladder", bench.given.gate_pictures, 1)
+    tell = bench.step("climbing the ladder")
+    run = GateRun(tuple(bench.given.ladder), max_new_tokens=bench.given.label_tokens)
+    label_gate(ModelChoice(str(bench.base)), questions, folder, run, on_question=tell)
+    base = bench.root / "variants" / REFERENCE / "train" / "model"
+    changes = {"base": str(base), "original": str(bench.base), "labels": [str(folder)], "strategy": strategy}
+    steps = {"steps": bench.given.gate_steps, "batch": bench.given.batch, "micro_batch": min(16, bench.given.batch)}
+    return _train(bench, "gate", bench.root / "variants" / f"gate-{strategy}" / "train", changes | steps)
+
+
+def train_answers(bench: Bench) -> Path:
+    """Stage 2 on the reference: mine with aligned positions, train the decoder; returns the merged model's folder."""
+    from qzoom.labels.mine import MineRun, mine
+    from qzoom.labels.processes import ModelChoice
+
+    base = bench.root / "variants" / REFERENCE / "train" / "model"
+    folder = bench.root / "labels" / "mined"
+    coarse, region = bench.given.looks[-1]
+    run = MineRun(coarse, region, bench.given.label_tokens)
+    questions = questions_of(bench, "mine", bench.given.mine_pictures, 2)
+    mine(ModelChoice(str(base)), questions, folder, run, on_question=bench.step("mining"))
+    changes = {"base": str(base), "original": str(bench.base), "labels": [str(folder)], "region_tokens": region}
+    steps = {"steps": bench.given.answer_steps, "batch": bench.given.batch, "micro_batch": min(8, bench.given.batch)}
+    return _train(bench, "answers", bench.root / "variants" / "stage-2" / "train", changes | steps)
+
+
+def _size(bench: Bench) -> dict[str, Any]:
+    given = bench.given
+    tokens = sorted({coarse for coarse, _ in given.looks})
+    return {"steps": given.steps, "batch": given.batch, "micro_batch": min(16, given.batch), "tokens": tokens}
+
+
+def _train(bench: Bench, stage: str, folder: Path, changes: dict[str, Any]) -> Path:
+    """Run a stage with the shipped recipe and these changes; one that has a report is finished."""
+    from qzoom.training.stages.recipe import load_stage_recipe
+    from qzoom.training.stages.run import train_stage
+
+    recipe = load_stage_recipe(
+        bench.given.recipes / f"{stage}.yaml", stage, changes | {"save_steps": 50, "tensorboard": False}
+    )
+    note, wanted = folder / "settings.json", recipe.decisive()
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != wanted:
+        raise ConfigError(f"{folder} holds a training with other settings; name another --runs, or remove the folder.")
+    if not (folder / "report.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(wanted), encoding="utf-8")
+        tell = bench.step(f"training {folder.parent.name}, step")
+        train_stage(recipe, folder, device=bench.given.train_device, on_step=tell)
+    return folder / "model"
