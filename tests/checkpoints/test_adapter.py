@@ -137,7 +137,7 @@ def test_adapter_without_gate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda v: v.update(format_version=2), ["format version 2", "upgrade qzoom"]),
+        (lambda v: v.update(format_version=3), ["format version 3", "upgrade qzoom"]),
         (lambda v: v.pop("format_version"), ["format_version"]),
         (lambda v: v.update(gates=True), ["unknown key 'gates'", "did you mean 'gate'?"]),
         (lambda v: v["zoom"].update(gate_treshold=0.1), ["unknown key 'gate_treshold'", "'gate_threshold'"]),

@@ -20,6 +20,7 @@ from qzoom.images.geometry import fit_grid
 if TYPE_CHECKING:
     import PIL.Image
 
+    from qzoom.checkpoints.lora import LoraWeights
     from qzoom.config import TokenBudget
 
 __all__ = ["Backbone", "Rotary", "VisualFeatures"]
@@ -62,6 +63,8 @@ class Backbone(ABC):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template or tokenizer.chat_template
+        self.lora: LoraWeights | None = None
+        """What was added to the base's own weights, for adapters that are saved later."""
 
     # -- facts -------------------------------------------------------------------------------------------------------
 

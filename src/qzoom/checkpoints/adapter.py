@@ -1,7 +1,8 @@
 """Our format: `qzoom_config.json` and `qzoom.safetensors`, beside a base model or referring to one.
 
 Tensor names are those of the branches with `gate.` or `region.` before them. What the region branch's last layer never
-uses is left out, unless the branches came from a merged checkpoint, where nothing may be lost.
+uses is left out, unless the branches came from a merged checkpoint, where nothing may be lost. LoRA weights that the
+base was loaded or trained with lie in `lora/`; where the base is written too, they are part of it already.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, BaseReference
 from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.heads import is_used_in_last
+from qzoom.checkpoints.lora import write_lora
 from qzoom.checkpoints.released import PROVENANCE_KEY, released_fields
 from qzoom.checkpoints.source import is_transport_error
 from qzoom.checkpoints.writing import fresh_folder
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qzoom.backbones.base import Backbone
+    from qzoom.checkpoints.lora import LoraWeights
     from qzoom.engine.state import Engine
 
 __all__ = ["MAX_SHARD_SIZE", "branch_tensors", "push_to_hub", "save_pretrained"]
@@ -74,15 +77,18 @@ def save_pretrained(
             reference = str(Path(reference).expanduser().resolve())
     if not reference:
         raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
-    config = _describe(engine, reference, revision)
+    lora = None if include_base else engine.backbone.lora
+    config = _describe(engine, reference, revision, lora)
     tensors = branch_tensors(engine, compact)
     if here and not (folder / CONFIG_FILE).is_file():
-        _add_to_base(config, tensors, folder, max_shard_size)
+        _add_to_base(config, tensors, folder, max_shard_size, lora)
         return folder
     with fresh_folder(folder, "adapter") as part:
         if include_base:
             _write_base(engine.backbone, part, max_shard_size)
         _write_branches(tensors, part, max_shard_size)
+        if lora is not None:
+            write_lora(lora, part)
         config.save(part)
     return folder
 
@@ -167,7 +173,7 @@ def branch_tensors(engine: Engine, compact: bool | None = None) -> dict[str, Ten
     return out
 
 
-def _describe(engine: Engine, base_id: str, base_revision: str | None) -> AdapterConfig:
+def _describe(engine: Engine, base_id: str, base_revision: str | None, lora: LoraWeights | None) -> AdapterConfig:
     from qzoom import __version__
 
     backbone = engine.backbone
@@ -177,6 +183,7 @@ def _describe(engine: Engine, base_id: str, base_revision: str | None) -> Adapte
         zoom=engine.config,
         gate=engine.gate is not None,
         region=engine.region is not None,
+        lora_base_weights="" if lora is None else lora.base_weights,
         qzoom_version=__version__,
     )
 
@@ -190,13 +197,21 @@ def _write_branches(tensors: dict[str, Tensor], folder: Path, max_shard_size: in
         )
 
 
-def _add_to_base(config: AdapterConfig, tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+def _add_to_base(
+    config: AdapterConfig,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    max_shard_size: int | str,
+    lora: LoraWeights | None,
+) -> None:
     """Put an adapter beside the base model in its folder; its config, which makes it one, comes last."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no base model to add an adapter to; use include_base=True.")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
             _write_branches(tensors, Path(scratch), max_shard_size)
+            if lora is not None:
+                write_lora(lora, Path(scratch))
             config.save(Path(scratch))
             for file in sorted(Path(scratch).iterdir(), key=lambda p: (p.name == CONFIG_FILE, p.name)):
                 os.replace(file, folder / file.name)

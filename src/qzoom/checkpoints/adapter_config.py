@@ -15,7 +15,8 @@ from qzoom.errors import CheckpointError, ConfigError
 __all__ = ["CONFIG_FILE", "FORMAT_VERSION", "HERE", "AdapterConfig", "BaseReference", "read_adapter_config"]
 
 CONFIG_FILE = "qzoom_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 is written where nothing needs more, so that older versions of qzoom read it; 2 has LoRA weights."""
 HERE = "."
 
 
@@ -55,6 +56,8 @@ class AdapterConfig:
         zoom: the arithmetic.
         gate: whether there is a gate to use.
         region: whether there is a region branch to use.
+        lora_base_weights: digest of the base's linear maps that the LoRA weights in `lora/` belong to (see
+            `checkpoints.lora.maps_digest`); empty without LoRA weights.
         format_version: of the file; newer ones than this library's are refused.
         qzoom_version: what wrote it.
     """
@@ -63,12 +66,17 @@ class AdapterConfig:
     zoom: ZoomConfig
     gate: bool
     region: bool
-    format_version: int = FORMAT_VERSION
+    lora_base_weights: str = ""
+    format_version: int = 1
     qzoom_version: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
-        return dataclasses.asdict(self)
+        out = dataclasses.asdict(self)
+        if self.lora_base_weights:
+            return out | {"format_version": FORMAT_VERSION}
+        del out["lora_base_weights"]
+        return out
 
     def save(self, folder: Path) -> None:
         """Write it into a folder."""
@@ -102,6 +110,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(_sentence(str(error))) from error
     if not isinstance(config.gate, bool) or not isinstance(config.region, bool):
         raise CheckpointError(f"{path}: gate and region must be true or false.")
+    if not isinstance(config.lora_base_weights, str):
+        raise CheckpointError(f"{path}: lora_base_weights must be a text.")
     return config
 
 

@@ -5,17 +5,19 @@ Merged to ours and back gives the same bits in the same files. Most memory used 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.adapter_config import HERE, AdapterConfig, BaseReference, read_adapter_config
-from qzoom.checkpoints.copying import MAX_FILE_BYTES, Copy, copy_weights, merge_weights
+from qzoom.checkpoints.copying import MAX_FILE_BYTES, Change, Copy, copy_weights, merge_weights
 from qzoom.checkpoints.kinds import Kind, default_sink, family_of, kind_of, text_settings
 from qzoom.checkpoints.layout import check_branch, decoder_prefix, fill_last_layer
 from qzoom.checkpoints.loading import find_base
+from qzoom.checkpoints.lora import LoraWeights, maps_digest, read_lora
 from qzoom.checkpoints.presets import presets_of
 from qzoom.checkpoints.released import (
     PROVENANCE_KEY,
@@ -28,9 +30,12 @@ from qzoom.checkpoints.released import (
     upstream_fields,
 )
 from qzoom.checkpoints.source import Source, find_source
-from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.checkpoints.weights import WeightIndex, read_index, read_json, read_tensors
 from qzoom.checkpoints.writing import check_target, copy_side_files, fresh_folder
 from qzoom.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -63,6 +68,8 @@ def convert(
 ) -> ConvertReport:
     """Convert a merged checkpoint to ours, ours to a merged one, or either to a plain model that answers only.
 
+    LoRA weights of ours become part of the model that is written.
+
     Args:
         src: folder or hub id.
         dst: a new or empty folder, or a checkpoint of the kind to be written, which is replaced.
@@ -87,21 +94,23 @@ def convert(
     else:
         adapter = read_adapter_config(source.folder)
         base = find_base(adapter, source)
-        work = _strip(base, target) if answer_only else _to_released(source, adapter, base, target)
+        lora = read_lora(source.folder, adapter.lora_base_weights) if adapter.lora_base_weights else None
+        work = _strip(base, target, lora) if answer_only else _to_released(source, adapter, base, target, lora)
     return ConvertReport(source.name, target, read, written, *work)
 
 
 Work = tuple[int, int, tuple[str, ...]]
 
 
-def _strip(base: Source, target: Path) -> Work:
+def _strip(base: Source, target: Path, lora: LoraWeights | None = None) -> Work:
     """A plain model: base tensors, the config without our or the authors' fields, processor files."""
     index = read_index(base.folder)
+    changes = _merged_maps(index, lora)
     with fresh_folder(target, "plain") as part:
-        done = merge_weights(index, _base_names(index), {}, {}, part)
+        done = merge_weights(index, _base_names(index), {}, {}, part, changes)
         _write_settings(base.folder, part)
         copy_side_files(base.folder, part)
-    return (*done.counts, ())
+    return (*done.counts, _lora_note(lora))
 
 
 def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
@@ -136,7 +145,7 @@ def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
     return (*done.counts, ())
 
 
-def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: Path) -> Work:
+def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: Path, lora: LoraWeights | None) -> Work:
     """Ours to merged: the branches go under the language model, in the files where they once were."""
     if not adapter.region:
         raise CheckpointError(f"{source.name} has no region branch, without which a merged checkpoint cannot work.")
@@ -150,7 +159,8 @@ def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: P
     check_branch(own, region, index, zoom, "region branch", where, may_lack_unused=True)
     if adapter.gate:
         check_branch(own, gate, index, zoom, "gate", where)
-    notes = []
+    changes = _merged_maps(index, lora)
+    notes = list(_lora_note(lora))
     filled = fill_last_layer(region, index, prefix, zoom)
     if filled:
         notes.append(f"{len(filled)} tensors that are never used were filled in from base layer {_last(zoom)}.")
@@ -160,7 +170,7 @@ def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: P
     stored = {f"{prefix}twig_{ours}": name for ours, name in region.items()}
     stored |= {f"{prefix}high_res_{ours}": name for ours, name in gate.items()}
     with fresh_folder(target, "released") as part:
-        done = _merge_weights(index, own, stored, filled, zoom.provenance, part)
+        done = _merge_weights(index, own, stored, filled, zoom.provenance, part, changes)
         _write_settings(base.folder, part, fields)
         copy_side_files(base.folder, part)
         if source.folder != base.folder:
@@ -175,11 +185,39 @@ def _merge_weights(
     filled: dict[str, str],
     provenance: dict[str, Any],
     part: Path,
+    changes: dict[str, Change],
 ) -> Copy:
     kept = provenance.get(PROVENANCE_KEY)
     shards = kept.get("shards", {}) if isinstance(kept, dict) else {}
     added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
-    return merge_weights(index, _base_names(index), added, shards, part)
+    return merge_weights(index, _base_names(index), added, shards, part, changes)
+
+
+def _merged_maps(index: WeightIndex, lora: LoraWeights | None) -> dict[str, Change]:
+    """The base's tensors that LoRA weights are added to, by name, and how.
+
+    Raises:
+        CheckpointError: it is another base.
+    """
+    if lora is None:
+        return {}
+    prefix, where = decoder_prefix(index), str(index.folder)
+    names = {target: f"{prefix}{target}.weight" for target in lora.targets}
+    lacking = [name for name in names.values() if name not in index.tensors]
+    if lacking:
+        raise CheckpointError(
+            f"{where} has no {lacking[0]}, to which LoRA weights are to be added; it is another base."
+        )
+
+    def weight_of(target: str) -> Tensor:
+        return read_tensors(index, [names[target]])[names[target]]
+
+    lora.check(maps_digest(lora.targets, weight_of), where)
+    return {name: functools.partial(lora.added, target) for target, name in names.items()}
+
+
+def _lora_note(lora: LoraWeights | None) -> tuple[str, ...]:
+    return () if lora is None else (f"LoRA weights were added to {len(lora.targets)} of the base's tensors.",)
 
 
 def _write_settings(source: Path, target: Path, fields: dict[str, Any] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_FILE_BYTES", "Copy", "copy_weights", "merge_weights"]
 
 Place = tuple[WeightIndex, str]
+Change = Callable[["Tensor"], "Tensor"]
 MAX_FILE_BYTES = 5_000_000_000
 
 
@@ -82,6 +83,7 @@ def merge_weights(
     added: Mapping[str, Place],
     files: Mapping[str, str],
     target: Path,
+    changes: Mapping[str, Change] | None = None,
 ) -> Copy:
     """Copy a base model's tensors, each into the file it was in, and add others.
 
@@ -91,7 +93,9 @@ def merge_weights(
         added: new tensors by their names in the target, with where to take them from.
         files: the file of each new tensor, for sharded bases; those not named go into a file of their own.
         target: folder to write to.
+        changes: what to make of some of the base's tensors instead of copying them.
     """
+    changes = changes or {}
     by_file: dict[str, dict[str, Place]] = {}
     for name in names:
         by_file.setdefault(base.tensors[name].file, {})[name] = (base, name)
@@ -103,17 +107,22 @@ def merge_weights(
     for file, places in sorted(by_file.items()):
         metadata = base.metadata.get(file, {"format": "pt"})
         whole = sorted(places) == base.names_in(file) and all(place == (base, n) for n, place in places.items())
-        if whole:
+        if whole and not changes.keys() & places.keys():
             shutil.copyfile(base.folder / file, target / file)
             done += _size(places)
         else:
-            done += _write_file(places, target / file, metadata)
+            done += _write_file(places, target / file, metadata, changes)
     if base.sharded:
         _write_listing(base, by_file, done, target)
     return done
 
 
-def _write_file(places: Mapping[str, Place], path: Path, metadata: dict[str, str] | None) -> Copy:
+def _write_file(
+    places: Mapping[str, Place],
+    path: Path,
+    metadata: dict[str, str] | None,
+    changes: Mapping[str, Change] | None = None,
+) -> Copy:
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -122,6 +131,9 @@ def _write_file(places: Mapping[str, Place], path: Path, metadata: dict[str, str
         read = read_tensors(index, set(mine.values()))
         for new, old in mine.items():
             tensors[new] = read.pop(old) if old in read else tensors[_taken(mine, old)].clone()
+    for name, change in (changes or {}).items():
+        if name in tensors:
+            tensors[name] = change(tensors[name])
     save_file(tensors, path, metadata=metadata)
     return _size(places)
 

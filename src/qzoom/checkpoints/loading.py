@@ -14,6 +14,7 @@ from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, r
 from qzoom.checkpoints.base import load_backbone
 from qzoom.checkpoints.heads import build_gate, build_region
 from qzoom.checkpoints.kinds import kind_of
+from qzoom.checkpoints.lora import add_to_backbone, read_lora
 from qzoom.checkpoints.presets import presets_of
 from qzoom.checkpoints.released import branch_keys, read_zoom_config
 from qzoom.checkpoints.source import Source, find_source
@@ -104,6 +105,8 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
     backbone = load_backbone(base.folder, **options)
     _remember(backbone, base)
     _check_base(adapter, backbone, source.name)
+    if adapter.lora_base_weights:
+        add_to_backbone(backbone, read_lora(source.folder, adapter.lora_base_weights), source.name)
     zoom = _checked(config, adapter.zoom)
     gate = region = None
     if adapter.gate or adapter.region:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from qzoom.checkpoints.weights import read_json
 from qzoom.errors import CheckpointError
 
 __all__ = ["EMBEDDED", "Source", "find_source", "is_transport_error"]
@@ -20,6 +21,7 @@ EMBEDDED = "tiny"
 _ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
 _TRANSPORT = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")  # first part of a module's name
+_LORA = ["lora/*.safetensors", "lora/*.json"]
 _SKIPPED = ["*/*", "*.bin.index.json", "optimizer*", "trainer_state.json"]
 
 
@@ -88,11 +90,15 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
     where = f"model {repo_id!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        return Path(
+        folder = Path(
             huggingface_hub.snapshot_download(
                 repo_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_SKIPPED
             )
         )
+        config = folder / "qzoom_config.json"
+        if config.is_file() and read_json(config).get("lora_base_weights"):
+            huggingface_hub.snapshot_download(repo_id, revision=folder.name, allow_patterns=_LORA)
+        return folder
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"Access to {where} is restricted; accept its terms on the hub and set HF_TOKEN to a token for it."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qzoom.checkpoints.adapter_config import CONFIG_FILE
 from qzoom.checkpoints.kinds import Kind, kind_of
+from qzoom.checkpoints.lora import LORA_FOLDER
 from qzoom.checkpoints.processor import is_processor_file
 from qzoom.errors import CheckpointError
 
@@ -84,7 +85,12 @@ def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = 
 
 
 def _is_model_file(name: str) -> bool:
-    return name.endswith(_WEIGHTS) or name.endswith(".bin.index.json") or name in ("config.json", CONFIG_FILE)
+    return (
+        name == LORA_FOLDER
+        or name.endswith(_WEIGHTS)
+        or name.endswith(".bin.index.json")
+        or name in ("config.json", CONFIG_FILE)
+    )
 
 
 def _swap(part: Path, folder: Path) -> None:

@@ -39,11 +39,18 @@ class LabelRegions:
 
 
 def base_digest(engine: Engine) -> str:
-    """Digest of the base model's weights alone, whatever number format they were loaded in: what labels belong to."""
+    """Digest of the base model's weights alone, whatever number format they were loaded in: what labels belong to.
+
+    LoRA weights count as such, since their sum with the base's depends on the format that it is rounded to.
+    """
     import torch
 
-    digest = hashlib.sha256()
+    lora = engine.backbone.lora
+    merged = () if lora is None else tuple(f".{target}.weight" for target in lora.targets)
+    digest = hashlib.sha256(b"" if lora is None else lora.digest.encode())
     for name, tensor in sorted(engine.backbone.model.state_dict().items()):
+        if name.endswith(merged) and "visual" not in name:
+            continue
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // 512)].to(torch.bfloat16).float().cpu()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())

@@ -124,18 +124,11 @@ def test_it_learns_and_the_merged_model_answers(world, tmp_path):
     assert made.config.positions == "aligned"
 
 
-def test_lora_moves_only_small_matrices_and_is_merged(world, tmp_path):
+def test_lora_moves_only_small_matrices(world, tmp_path):
     pytest.importorskip("peft")
     recipe = recipe_of(world, batch=2, micro_batch=2, steps=12, learning_rate=1e-2, save_steps=6, lora_rank=2)
-    engine = load_engine(recipe.base, dtype="float32")
-    before = {name: weight.clone() for name, weight in engine.backbone.model.state_dict().items()}
-    report = train_stage(recipe, tmp_path, base=engine)
+    report = train_stage(recipe, tmp_path, base=load_engine(recipe.base, dtype="float32"))
     assert report.trained < 60_000
     assert report.last_loss < report.first_loss
-    after = load_engine(tmp_path / "model").backbone.model.state_dict()
-    assert set(after) == set(before)
-    moved = {name for name in after if not after[name].equal(before[name])}
-    assert moved
-    assert all(".layers." in name and name.endswith("_proj.weight") for name in moved)
     with pytest.raises(ConfigError, match="lora_rank was 2, is 4"):
         train_stage(dataclasses.replace(recipe, lora_rank=4), tmp_path, base=load_engine(recipe.base, dtype="float32"))

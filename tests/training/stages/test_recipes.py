@@ -51,6 +51,8 @@ def test_every_backbone_has_all_its_stages():
 )
 def test_zwz_differs_in_the_base_only(zwz, base):
     for path in sorted((ROOT / base).glob("*.yaml")):
+        if path.stem not in NAMES:
+            continue
         ours = load_stage_recipe(ROOT / zwz / path.name, stage_of(path))
         theirs = load_stage_recipe(path, stage_of(path))
         changed = {f.name for f in dataclasses.fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)}

@@ -38,9 +38,15 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, weights: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    folder: Path, checkpoint: Checkpoint, weights: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write it; an interrupted write leaves the one before.
+
+    Args:
+        folder: of the run.
+        checkpoint: where the run is.
+        weights: those that train, by name.
+        states: the optimiser's state of each.
 
     Raises:
         DataError: the disk refuses.
@@ -50,7 +56,7 @@ def save_checkpoint(
     tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
-        for key, value in optimiser.state.get(weight, {}).items():
+        for key, value in states[name].items():
             tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
     metadata = {"step": str(checkpoint.step), "run": json.dumps(checkpoint.run)}
     partial = folder / f"{NAME}.partial"

@@ -25,6 +25,7 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.training.stages.kept import Checkpoint, load_checkpoint, save_checkpoint
 from qzoom.training.stages.metrics import Metrics, StepFacts
 from qzoom.training.stages.recipe import StageRecipe
+from qzoom.training.stages.sharded import check_sharding, gather, restore_optimiser, uses_deepspeed, uses_fsdp
 from qzoom.training.stages.tasks import Draw, StageTask
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ __all__ = ["StageModule", "batch_of", "learning_rate_at", "make_accelerator", "r
 
 
 class StageModule(nn.Module):
-    """What is handed to accelerate: the weights that train, and a forward pass that is the stage's loss.
+    """What is handed to accelerate: the parts in which something trains, and a forward pass that is the stage's loss.
 
-    The frozen rest is reached through the engine and is no part of it, so it is neither copied nor synchronised.
+    They are the engine's own modules, so that whatever wraps this one (DDP, FSDP) acts on what the engine runs. Parts
+    in which nothing trains are reached through the engine and are neither copied nor synchronised.
 
     Args:
         engine: everything.
@@ -46,7 +48,10 @@ class StageModule(nn.Module):
 
     def __init__(self, engine: Engine, task: StageTask, weights: dict[str, nn.Parameter]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(weights.values())
+        ids = {id(weight) for weight in weights.values()}
+        for name, part in (("region", engine.region), ("gate", engine.gate), ("model", engine.backbone.model)):
+            if part is not None and any(id(weight) in ids for weight in part.parameters()):
+                self.add_module(name, part)
         self._engine = [engine]
         self._task = task
 
@@ -63,11 +68,13 @@ class LoopReport:
         steps: optimiser steps.
         started_at: the step that this process started from.
         losses: of this process's steps.
+        gathered: the whole state of `StageModule` where the engine's own weights are left in pieces, else None.
     """
 
     steps: int
     started_at: int
     losses: tuple[float, ...]
+    gathered: dict[str, Tensor] | None = None
 
 
 def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
@@ -85,6 +92,7 @@ def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
         raise ConfigError(
             f"A batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes; choose a multiple."
         )
+    check_sharding(accelerator, recipe)
     return accelerator
 
 
@@ -147,30 +155,78 @@ def run_loop(
         weights.values(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
     )
     start = load_checkpoint(folder, weights, optimiser, run)
-    module = accelerator.prepare(StageModule(engine, task, weights))
+    held = _Held(StageModule(engine, task, weights), weights, optimiser, accelerator)
     told = {"start": start, "steps": steps, "batch": recipe.batch, "tensorboard": recipe.tensorboard}
     metrics = Metrics(folder, **told, on_step=on_step) if accelerator.is_main_process else None  # type: ignore[arg-type]
     losses = []
     for step in range(start, steps):
         rate = learning_rate_at(step, steps, recipe)
-        draws = batch_of(step, recipe, samples)
-        loss = _backward(module, task, draws, recipe, accelerator)
+        for group in held.optimiser.param_groups:
+            group["lr"] = rate
+        loss = _backward(held.module, task, batch_of(step, recipe, samples), recipe, accelerator)
         if not math.isfinite(loss):
             raise DataError(f"The loss of step {step + 1} is not finite; lower the learning rate or use float32.")
-        norm = float(nn.utils.clip_grad_norm_(list(weights.values()), recipe.clip or math.inf))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        norm = accelerator.clip_grad_norm_(held.module.parameters(), recipe.clip or math.inf)
+        held.optimiser.step()
+        held.optimiser.zero_grad(set_to_none=True)
         losses.append(loss)
+        if (step + 1) % recipe.save_steps == 0 or step + 1 == steps:
+            held.save(folder, Checkpoint(step + 1, run))
         if metrics is not None:
-            if (step + 1) % recipe.save_steps == 0 or step + 1 == steps:
-                save_checkpoint(folder, Checkpoint(step + 1, run), weights, optimiser)
-            metrics.add(step + 1, loss, rate, norm)
+            metrics.add(step + 1, loss, rate, 0.0 if norm is None else float(norm))
     if metrics is not None:
         metrics.close()
     accelerator.wait_for_everyone()
-    return LoopReport(steps, start, tuple(losses))
+    return LoopReport(steps, start, tuple(losses), held.gathered())
+
+
+class _Held:
+    """Module and optimiser as accelerate wraps them, and how to get whole tensors back out of them.
+
+    Args:
+        module: what trains.
+        weights: its trained weights by their names in checkpoints.
+        optimiser: over these, with the state of an earlier checkpoint.
+        accelerator: processes.
+    """
+
+    def __init__(
+        self,
+        module: StageModule,
+        weights: dict[str, nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        accelerator: Accelerator,
+    ) -> None:
+        names = {id(weight): name for name, weight in module.named_parameters()}
+        self._names = {name: names[id(weight)] for name, weight in weights.items()}
+        self._weights, self._raw, self._accelerator = weights, optimiser, accelerator
+        kept = {self._names[name]: dict(optimiser.state.get(weight, {})) for name, weight in weights.items()}
+        if uses_fsdp(accelerator):
+            optimiser.state.clear()
+        self.module, self.optimiser = accelerator.prepare(module, optimiser)
+        if uses_fsdp(accelerator) and any(kept.values()):
+            restore_optimiser(self.module, optimiser, kept)
+
+    def save(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint from the main process; DeepSpeed gets none."""
+        if uses_deepspeed(self._accelerator):
+            return
+        tensors: dict[str, Tensor] = dict(self._weights)
+        states = {name: self.optimiser.state.get(weight, {}) for name, weight in self._weights.items()}
+        if uses_fsdp(self._accelerator):
+            whole, found = gather(self.module, self._raw)
+            tensors = {name: whole[own] for name, own in self._names.items()}
+            states = {name: found.get(own, {}) for name, own in self._names.items()}
+        if self._accelerator.is_main_process:
+            save_checkpoint(folder, checkpoint, tensors, states)
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        """See `LoopReport.gathered`; every process must call it."""
+        if uses_fsdp(self._accelerator):
+            return gather(self.module, self._raw)[0]
+        if uses_deepspeed(self._accelerator):
+            return dict(self._accelerator.get_state_dict(self.module) or {})
+        return None
 
 
 def _backward(

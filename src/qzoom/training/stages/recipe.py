@@ -48,7 +48,7 @@ class StageRecipe:
         random_box: answers: how often the predicted box is replaced by a random one.
         random_side: answers: smallest and largest side of a random box, as a share of the grid.
         region_tokens: answers: most visual tokens of the region.
-        lora_rank: answers: 0 trains all weights of the decoder; else LoRA of this rank, merged at the end.
+        lora_rank: answers: 0 trains all weights of the decoder; else LoRA of this rank, kept in the adapter.
         learning_rate: peak.
         batch: samples per optimiser step, all processes together.
         micro_batch: samples per forward and process.

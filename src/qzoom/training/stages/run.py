@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
@@ -18,8 +19,8 @@ from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
 from qzoom.labels.region_job import base_digest
 from qzoom.training.stages.kept import NAME as CHECKPOINT
-from qzoom.training.stages.loop import make_accelerator, run_loop
-from qzoom.training.stages.lora import add_lora, merge_lora
+from qzoom.training.stages.loop import StageModule, make_accelerator, run_loop
+from qzoom.training.stages.lora import add_lora, finish_lora
 from qzoom.training.stages.metrics import NAME as METRICS
 from qzoom.training.stages.metrics import StepFacts
 from qzoom.training.stages.recipe import StageRecipe, frozen_in_bfloat16, trained_stage
@@ -80,7 +81,7 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
         region = new_region(base.backbone, config.shared_layers, config.branch_layers)
     if stage == "gate":
         gate = new_gate(base.backbone, config.shared_layers, config.branch_layers)
-    engine = Engine(base.backbone, gate, region, config)
+    engine = dataclasses.replace(base, gate=gate, region=region, config=config)
     for branch in (gate, region):
         if branch is not None:
             branch.to(base.backbone.device)
@@ -140,23 +141,33 @@ def train_stage(
     engine = prepare_engine(loaded, recipe, stage)
     task = make_task(recipe, engine)
     check_labels(task.stores, digest, recipe.foreign_labels)  # type: ignore[attr-defined]
-    lora = recipe.lora_rank > 0 and stage == "answers"
-    wrapped, weights = add_lora(engine, recipe.lora_rank) if lora else (None, select(engine, stage))
+    wrapped, weights = _trained(engine, recipe, stage)
     trained = sum(weight.numel() for weight in weights.values())
-    for weight in weights.values():
-        weight.data = weight.data.float()
     run = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
     began = time.monotonic()
     made = run_loop(engine, task, weights, recipe, output, run, accelerator, on_step=on_step)
     first, last = _ends(made.losses)
     folder, seconds = str(output / "model"), time.monotonic() - began
     report = StageReport(stage, folder, len(task.weights), made.steps, trained, first, last, seconds)
-    if wrapped is not None:
-        merge_lora(wrapped)
     if accelerator.is_main_process:
+        if made.gathered is not None:
+            engine = prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage)
+            wrapped, weights = _trained(engine, recipe, stage)
+            StageModule(engine, task, weights).load_state_dict(made.gathered)
+        if wrapped is not None:
+            finish_lora(engine, wrapped, _base_of(engine))
         _save(engine, recipe, stage, report, output, digest)
     accelerator.wait_for_everyone()
     return report
+
+
+def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict[str, nn.Parameter]]:
+    """peft's wrapper, or None, and the weights that train, in float32."""
+    lora = recipe.lora_rank > 0 and stage == "answers"
+    wrapped, weights = add_lora(engine, recipe.lora_rank) if lora else (None, select(engine, stage))
+    for weight in weights.values():
+        weight.data = weight.data.float()
+    return wrapped, weights
 
 
 def _make_folder(output: Path, fresh: bool) -> None:
@@ -168,7 +179,7 @@ def _make_folder(output: Path, fresh: bool) -> None:
 
 
 def _save(engine: Engine, recipe: StageRecipe, stage: str, report: StageReport, output: Path, digest: str) -> None:
-    """The artefact: an adapter that refers to its base, or after training answers the whole model."""
+    """The artefact: an adapter that refers to its base, or after training all of the decoder the whole model."""
     from qzoom.checkpoints.adapter import save_pretrained
 
     figures = {name: value for name, value in asdict(report).items() if name != "model"}
@@ -179,7 +190,7 @@ def _save(engine: Engine, recipe: StageRecipe, stage: str, report: StageReport, 
             branch.to(engine.backbone.dtype).requires_grad_(False)
     out = dataclasses.replace(engine, config=engine.config.replace(provenance=provenance))
     target = output / "model"
-    if STAGES[stage].saves == "model":
+    if STAGES[stage].saves == "model" and not recipe.lora_rank:
         stored = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
         for part in (engine.backbone.model, engine.gate, engine.region):
             if part is not None:

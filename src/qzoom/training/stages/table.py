@@ -3,7 +3,7 @@
     part       regions  answers  refit  gate        saved as
     vision        .        .       .      .         the base, never written by stages that leave it alone
     embedding     .        .*      .      .
-    layers        .        x       .      .         answers: the merged model
+    layers        .        x       .      .         answers: the merged model, or LoRA matrices in the adapter
     norm          .        x       .      .
     lm_head       .        x       .      .
     region        x        .       x      .         the adapter
@@ -40,7 +40,8 @@ class StageSpec:
 
     Args:
         trains: parts whose weights move.
-        saves: "adapter" (branches beside a reference to the base) or "model" (everything, merged).
+        saves: "adapter" (branches beside a reference to the base) or "model" (everything; with LoRA an adapter that has
+            the matrices too).
         needs: branches that must be there before; a missing one that trains is made from the base's layers.
     """
 
