@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qzoom.cli import options
+from qzoom.cli.boxed_data import QUESTIONS, Data, Source, open_boxed
 from qzoom.cli.console import Console
 from qzoom.cli.eval import Count, DataRevision, Fresh, Limit, Seed, Split
 
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["zoomgap"]
 
-QUESTIONS = "questions"
-
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="[TASK]",
-        help="questions (any question file with boxes, also receipts), documents, scenes, or zoombench.",
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(show_default=False, help="questions: the folder of NAME.jsonl; zoombench: files instead of the hub."),
-]
 MaxVisualTokens = Annotated[
     int | None,
     typer.Option(
@@ -124,7 +112,7 @@ def zoomgap(
         raise typer.BadParameter("--fresh needs --output.")
     margin = crop_margin if crop_margin is not None else 0.0 if task == "zoombench" else 0.5
     asked = _settings(views, max_visual_tokens, crop_scale, margin, places, box_style, zoom, max_new_tokens)
-    opened = _open(task, data, split, data_revision, seed, count)
+    opened = open_boxed(task, data, split, data_revision, seed, count)
     if compare is not None:
         read_views(compare)
     console.hush_libraries()
@@ -160,40 +148,6 @@ def _settings(
         factor = scale
     try:
         return GapSettings(named, total or 1024, factor, margin, places, style, zoom, max_new_tokens)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _open(
-    name: str, data: Path | None, split: str | None, revision: str | None, seed: int | None, count: int | None
-) -> Task:
-    """The questions.
-
-    Raises:
-        typer.BadParameter: a wrong call.
-        DataError: data that cannot be used.
-    """
-    from qzoom.errors import ConfigError
-    from qzoom.evaluation.tasks.receipts import read_questions
-    from qzoom.evaluation.tasks.registry import open_task
-    from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS
-
-    if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):
-        raise typer.BadParameter(
-            f"No task with boxes is called {name!r}; known: questions, documents, scenes, zoombench."
-        )
-    drawn = name in SYNTHETIC_TASKS
-    useless = {"--data": data, "--split": split} if drawn else {"--seed": seed, "--count": count}
-    useless |= {} if name == "zoombench" else {"--data-revision": revision}
-    for flag, value in useless.items():
-        if value is not None:
-            raise typer.BadParameter(f"{flag} has no meaning for the task {name}; leave it out.")
-    if name in (QUESTIONS, "receipts"):
-        if data is None:
-            raise typer.BadParameter("name the folder that holds the question file with --data.")
-        return read_questions(data, split or "dev")
-    try:
-        return open_task(name, data=data, split=split, revision=revision, seed=seed or 0, count=count or 100)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 

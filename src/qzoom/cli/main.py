@@ -21,6 +21,7 @@ from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
+from qzoom.cli.eval_coverage import coverage
 from qzoom.cli.eval_zoomgap import zoomgap
 from qzoom.cli.mine import mine
 from qzoom.cli.perceive import perceive
@@ -53,6 +54,7 @@ app.command()(convert)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command("eval zoomgap")(zoomgap)
+app.command("eval coverage")(coverage)
 app.command()(calibrate)
 app.command()(report)
 train.app.command()(heads)

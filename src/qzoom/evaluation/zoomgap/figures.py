@@ -15,7 +15,7 @@ import numpy as np
 from qzoom.evaluation.areas import AREA_BINS, area_bin, area_share
 from qzoom.evaluation.intervals import bootstrap, interval_of
 from qzoom.evaluation.metrics import normalise
-from qzoom.evaluation.records import AnswerRow
+from qzoom.evaluation.records import AnswerRow, EvalQuestion
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.zoomgap.places import Places, places_shown
 from qzoom.evaluation.zoomgap.settings import VIEWS, View
@@ -114,7 +114,7 @@ class GapFigures:
         }
 
 
-def is_negative(row: AnswerRow) -> bool:
+def is_negative(row: AnswerRow | EvalQuestion) -> bool:
     """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
     if row.negative:
         return True

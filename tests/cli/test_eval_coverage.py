@@ -1,0 +1,44 @@
+"""`qzoom eval coverage` with a random model: figures, files, comparison, complaints."""
+
+import json
+
+import pytest
+
+from qzoom.checkpoints.adapter import save_pretrained
+from tests.evaluation.samples import receipt, write_split
+from tests.tiny_models import engine
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
+
+
+def test_figures_files_and_comparison(here, checkpoint, tmp_path):
+    data = write_split(tmp_path / "data", [receipt("a"), receipt("b", 90, 260), receipt("c", 120, 120)])
+    words = ("--data", data, "--model", checkpoint, "--device", "cpu", "--max-visual-tokens", 24)
+    result = here("eval", "coverage", *words, "--json", "-o", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert result.out.count("\n") == 1
+    found = json.loads(result.out)
+    assert (found["n"], found["pictures"], found["errors"]) == (6, 3, 0)
+    assert "rows" not in found
+    assert found["measures"]["relative"]["layer"]["lift"] > 0
+    assert 0 <= found["measures"]["raw"]["head"]["hit"] <= 1
+    assert len(found["depths"]) == len(found["measures"]["raw"]["lift"])
+    kept = json.loads((tmp_path / "run" / "coverage.json").read_text(encoding="utf-8"))
+    assert len(kept["rows"]) == 6
+    assert (tmp_path / "run" / "coverage.png").read_bytes().startswith(b"\x89PNG")
+    table = here("eval", "coverage", *words, "--compare", tmp_path / "run")
+    assert table.code == 0, table.err
+    assert table.out.splitlines()[0].startswith("6 questions with a place, 3 pictures")
+    assert "difference +0.000 (+0.000 to +0.000)" in table.out
+
+
+def test_complaints(here, checkpoint, tmp_path):
+    result = here("eval", "coverage")
+    assert (result.code, result.is_one_sentence) == (2, True)
+    assert "--data" in result.err
+    result = here("eval", "coverage", "scenes", "--count", 1, "--compare", tmp_path)
+    assert (result.code, result.is_one_sentence) == (1, True)
+    assert "qzoom eval coverage -o" in result.err

@@ -1,0 +1,142 @@
+"""Coverage of maps made by hand and of a random model's attention."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from qzoom.config import TokenBudget
+from qzoom.errors import DataError
+from qzoom.evaluation.coverage.comparing import compare_coverage, read_coverage
+from qzoom.evaluation.coverage.maps import QuestionMaps, question_maps
+from qzoom.evaluation.coverage.measure import measure_coverage
+from qzoom.evaluation.coverage.plot import plot_coverage
+from qzoom.evaluation.tasks.receipts import read_questions
+from qzoom.model import QZoom
+from tests.evaluation.samples import receipt, write_split
+from tests.tiny_models import engine
+
+
+def maps(picture, index=0, *, looks_at=(0, 0), kind="code", box=(0, 0, 20, 20)):
+    """Three layers of two heads on 2 x 2 cells of 20 px: layer 1 puts three quarters of its attention on one cell."""
+    even = np.full((3, 2, 2, 2), 0.1)
+    asked = even.copy()
+    asked[1] = 0.1 / 3
+    asked[(1, slice(None), *looks_at)] = 0.3
+    return QuestionMaps(picture, index, kind, (box,), (40, 40), asked, even)
+
+
+def test_figures_by_hand():
+    found = measure_coverage([maps("a"), maps("b"), maps("b", 1, kind="date"), maps("c")], epsilon=0.0)
+    assert (found.n, found.pictures, found.errors, found.area, found.chance_hit) == (4, 3, 0, 0.25, 0.25)
+    for measure in ("relative", "raw"):
+        chosen = found.measures[measure]["layer"]
+        assert (chosen["layer"], chosen["depth"], chosen["hit"]) == (1, 2 / 3, 1.0)
+        assert chosen["lift"] == pytest.approx(0.75 / 0.25)
+        assert found.measures[measure]["lift"] == pytest.approx([1.0, 3.0, 1.0])
+    # the release looks at two thirds of the depth, which is layer 1, and counts all four cells of this small grid
+    assert (found.release["layer"], found.release["ratio"], found.release["chance"]) == (1, pytest.approx(1.0), 1.0)
+    assert sum(kind["n"] for kind in found.per_kind.values()) == found.reported
+    assert len(found.rows) == 4
+    assert found.rows[0]["layer_lift"] == pytest.approx(3.0)
+
+
+def test_questions_without_maps_are_counted():
+    lost = dataclasses.replace(maps("d"), error="It is broken.", asked=np.zeros(0), generic=np.zeros(0))
+    outside = maps("e", box=(50, 50, 60, 60))
+    found = measure_coverage([maps("a"), lost, maps("b"), outside])
+    assert (found.n, found.errors) == (2, 2)
+    with pytest.raises(DataError, match=r"It is broken\."):
+        measure_coverage([lost])
+    with pytest.raises(DataError, match="data with boxes"):
+        measure_coverage([])
+
+
+def test_before_and_after(tmp_path):
+    names = [f"p{i}" for i in range(6)]
+    before = measure_coverage([maps(name, looks_at=(1, 1)) for name in names], epsilon=0.0)
+    after = measure_coverage([maps(name) for name in names], epsilon=0.0)
+    (tmp_path / "coverage.json").write_text(json.dumps(before.to_dict()), encoding="utf-8")
+    found = compare_coverage(after.to_dict(), read_coverage(tmp_path))
+    assert found["n"] == before.reported == 3
+    assert found["layer_lift"]["this"] == pytest.approx(3.0)
+    assert found["layer_lift"]["other"] == pytest.approx(1.0)  # the even layers were the best that it had
+    assert found["layer_lift"]["interval"] == pytest.approx([2.0, 2.0])
+    with pytest.raises(DataError, match="no question in common"):
+        compare_coverage(after.to_dict(), measure_coverage([maps("x"), maps("y")]).to_dict())
+    (tmp_path / "coverage.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="no figures"):
+        read_coverage(tmp_path)
+    with pytest.raises(DataError, match="no figures"):
+        read_coverage(tmp_path / "nothing")
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    from PIL import Image
+
+    path = plot_coverage(measure_coverage([maps("a"), maps("b")]), tmp_path / "out" / "coverage.png")
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.size == (1440, 630)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_attention_equals_weights_computed_in_full(tmp_path, family):
+    """All layers and heads against the whole prompt run without a cache, its softmax written out."""
+    from qzoom.engine.look import look
+    from qzoom.engine.prompt import embed_prompt
+    from qzoom.engine.timing import Stopwatch
+
+    model = QZoom(engine(family, heads=False), "random")
+    record = receipt("a", 128, 160)
+    record["questions"] = record["questions"][:1]
+    task = read_questions(write_split(tmp_path, [record]), "dev")
+    (found,) = list(question_maps(model, task, TokenBudget(4, 12)))
+    assert (found.error, found.picture, found.index, found.kind) == (None, "a", 0, "total")
+    request = model.request(task.samples[0].image, "What is the total?", zoom="never", coarse_tokens=(4, 12))
+    prompt = look(model.engine, [request], Stopwatch(torch.device("cpu")))[0].state.prompt
+    span = prompt.spans[0]
+    expected = _full_attention(model, prompt, embed_prompt(model.engine.backbone, prompt))
+    assert found.asked.shape == (*expected.shape[:2], *span.features.grid)
+    shown = expected[..., span.start : span.stop].reshape(found.asked.shape)
+    assert np.abs(found.asked - shown).max() < 1e-5
+    assert not np.allclose(found.asked, found.generic)
+
+
+def _full_attention(model, prompt, embedded):
+    """(layers, heads, keys) attention of the last token, layer by layer with weights computed in full."""
+    backbone = model.engine.backbone
+    hidden, deepstack = embedded[0][None], embedded[1]
+    rotary = backbone.rotary(hidden, prompt.positions[:, None])
+    length = hidden.shape[1]
+    mask = torch.full((length, length), torch.finfo(hidden.dtype).min).triu(1)[None, None]
+    out = []
+    with torch.inference_mode():
+        for i, layer in enumerate(backbone.layers):
+            query, key = backbone.query(layer, hidden, rotary), backbone.key(layer, hidden, rotary)
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            weights = (query[:, :, -1:] @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1)
+            out.append(weights[0, :, 0].numpy())
+            hidden = backbone.run_layer(layer, hidden, rotary, mask, None)
+            if deepstack is not None and i < len(deepstack):
+                hidden = hidden + deepstack[i][None]
+    return np.stack(out)
+
+
+def test_a_broken_picture_and_a_negative(tmp_path):
+    negative = receipt("b", 90, 120)
+    negative["questions"][0]["negative"] = True
+    task = read_questions(write_split(tmp_path, [receipt("a", 96, 160), negative, receipt("c")]), "dev")
+    task.samples[2].image.write_bytes(b"\x89PNG no more")
+    found = list(question_maps(QZoom(engine("qwen3_vl"), "random"), task, TokenBudget(4, 12)))
+    assert [(item.picture, item.kind) for item in found] == [
+        ("a", "total"),
+        ("a", "date"),
+        ("b", "date"),
+        ("c", "total"),
+        ("c", "date"),
+    ]
+    assert [item.error is None for item in found] == [True, True, True, False, False]
+    assert measure_coverage(found).errors == 2
