@@ -1,0 +1,83 @@
+"""Recipes: those that ship load, and mistakes are named."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from qzoom.distill.recipe import load_recipe, recipe_from_values, step_settings
+from qzoom.errors import ConfigError
+from tests.distill.data import recipe_values
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes/distill").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_their_first_line_runs_them(path):
+    recipe = load_recipe(path)
+    assert recipe.pictures
+    assert path.read_text().startswith(f"# qzoom distill recipes/distill/{path.name} ")
+
+
+def test_a_recipe_survives_json():
+    recipe = recipe_from_values(recipe_values("scenes:0:2", choices={}, roles=RULES), "test")
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert recipe_from_values(values, "again") == recipe
+
+
+RULES = {"teachers": [{"by": "rule", "name": "a"}, {"by": "rule", "name": "b"}], "maker": {"by": "rule"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"propse": {}}, r"unknown key 'propse'; did you mean 'propose'"),
+        ({"propose": {"select": {"max_shar": 0.1}}}, r"propose: select: unknown key 'max_shar'; did you mean"),
+        ({"crop": {"scale": "two"}}, r"crop: scale must be of type float, not 'two'"),
+        ({"crop": {"margin": True}}, r"crop: margin must be of type float, not True"),
+        ({"crop": []}, r"crop must be a mapping"),
+        ({"pictures": "scenes:0:2"}, r"pictures must be a list"),
+        ({"pictures": []}, r"pictures: none are named"),
+        ({"pictures": [3]}, r"pictures, number 1 must be of type str"),
+        ({"vote": {"quorum": 20}}, r"can never give 20 votes"),
+        ({"choices": {}}, r"choices needs roles\.maker"),
+        ({"difficulty": {}}, r"difficulty needs roles\.student"),
+        ({"export": {"form": "choice"}}, r"export\.form is choice, but the recipe has no choices"),
+        ({"engine": "spark"}, r"engine must be one of inprocess, ray"),
+        ({"workers": 0}, r"workers must be a whole number"),
+        ({"roles": {}}, r"name at least one teacher"),
+    ],
+)
+def test_mistakes_are_named(changes, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        recipe_from_values(recipe_values("scenes:0:2") | changes, "test")
+
+
+def test_what_is_missing_is_named():
+    values = recipe_values("scenes:0:2")
+    del values["roles"]
+    with pytest.raises(ConfigError, match="'roles' is missing"):
+        recipe_from_values(values, "test")
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("pictures: [")
+    (tmp_path / "b.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_recipe(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_recipe(tmp_path / "b.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path / "c.yaml")
+
+
+def test_addresses_and_speeds_decide_nothing():
+    def settings(**endpoint):
+        member = {"by": "endpoint", "name": "t", "endpoints": [{"url": "http://one/v1", "model": "m", **endpoint}]}
+        vote = {"quorum": 3, "per_teacher": 3, "teachers": 1}
+        values = recipe_values("scenes:0:2", roles={"teachers": [member]}, vote=vote)
+        return step_settings(recipe_from_values(values, "test"), "answer")
+
+    assert settings() == settings(url="http://two/v1", concurrency=2, timeout_s=3.0, key_env="KEY")
+    assert settings() != settings(extra_body={"qzoom": {"zoom": "never"}})
