@@ -122,7 +122,7 @@ def choose_style(item_id: str, epoch: int, styles: Mapping[str, float]) -> Style
         place -= weight
         if place < 0:
             return style  # type: ignore[return-value]
-    return max(styles, key=lambda style: styles[style])  # type: ignore[arg-type,return-value]
+    return max(styles, key=lambda style: styles[style])  # type: ignore[arg-type]
 
 
 def with_margin(box: Any, size_px: tuple[int, int], margin: float = MARGIN) -> Box:

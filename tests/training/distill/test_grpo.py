@@ -15,6 +15,7 @@ from qzoom.training.distill.order import make_order
 from qzoom.training.distill.prompts import Prompter
 from qzoom.training.distill.recipe import GrpoPart
 from qzoom.training.distill.run import prepare_student, train_distill
+from qzoom.training.distill.settings import Place
 from tests.tiny_models import engine
 from tests.training.distill.conftest import recipe_of
 
@@ -40,7 +41,7 @@ def reader(student, data, tmp_path):
 def trainer_of(reader, tmp_path, reward=None):
     recipe, rows = reader
     model, weights = prepare_student(rows.prompter.engine, recipe)
-    trainer = make_grpo_trainer(model, rows, 4, 2, recipe, tmp_path / "run", device="cpu")
+    trainer = make_grpo_trainer(model, rows, 4, 2, recipe, Place(tmp_path / "run"))
     if reward is not None:
         trainer.reward_funcs = [reward]
     return trainer, weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def _keep(images: Any, where: str, folder: Path, pictures: Path) -> str:
     if data:
         target = pictures / hashlib.sha256(data).hexdigest()[:32]
         if not target.exists():
-            part = target.with_name(target.name + ".part")
+            part = target.with_name(f"{target.name}.{os.getpid()}.part")
             part.write_bytes(data)
             part.replace(target)
         return str(target)

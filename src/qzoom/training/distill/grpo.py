@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import BatchFeature, ProcessorMixin
+from datasets import Dataset
+from transformers import BatchFeature, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 
 from qzoom.training.distill.collate import Drawn
 from qzoom.training.distill.data import Question
@@ -21,12 +22,9 @@ from qzoom.training.distill.order import Row
 from qzoom.training.distill.prompts import Prompter, View
 from qzoom.training.distill.recipe import DistillRecipe
 from qzoom.training.distill.rewards import JudgeCall, Target, accuracy, combine
+from qzoom.training.distill.settings import Place, common_arguments, silence
 
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
-    from trl import GRPOTrainer
-
-__all__ = ["RowReader", "Shown", "ViewProcessor", "make_grpo_trainer", "make_reward"]
+__all__ = ["GroupTrainer", "RowReader", "Shown", "ViewProcessor", "make_grpo_trainer", "make_reward"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +115,7 @@ class ViewProcessor(ProcessorMixin):
             kinds[index, length - len(one.ids) :] = (torch.tensor(one.ids) == one.mark).long()
         return BatchFeature({**_pictures(shown), "mm_token_type_ids": kinds})
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """The tokenizer alone; the picture's settings are the base's."""
         self.tokenizer.save_pretrained(save_directory)
 
@@ -151,19 +149,62 @@ def make_reward(
     return reward
 
 
+class GroupTrainer(GRPOTrainer):
+    """Asks the engine's prompts; see the module.
+
+    Args:
+        reader: of the run's rows.
+        at_once: answers that are generated together.
+        **settings: of trl's trainer.
+    """
+
+    def __init__(self, reader: RowReader, at_once: int, **settings: Any) -> None:
+        self._reader, self._at_once = reader, at_once
+        self._shown: list[Shown] = []
+        super().__init__(**settings)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        ready: dict[int, Shown] = {}
+        for entry in inputs:
+            if entry["row"] not in ready:
+                ready[entry["row"]] = self._reader.shown(entry["row"])
+        self._shown = [ready[entry["row"]] for entry in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: Any) -> Any:
+        return [list(one.ids) for one in self._shown], [[one] for one in self._shown], {}
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: Any,
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: Any,
+        has_tool_images: Any = False,
+    ) -> Any:
+        out: list[list[int]] = []
+        for begin in range(0, len(prompt_ids), self._at_once):
+            some = slice(begin, begin + self._at_once)
+            shown = [group[0] for group in images[some]]
+            kinds = [[int(token == one.mark) for token in one.ids] for one in shown]
+            fields = {**_pictures(shown), "mm_token_type_ids": kinds}
+            out += super()._generate_single_turn(prompt_ids[some], images[some], fields, num_generations)[0]
+        return out, None
+
+
 def make_grpo_trainer(
     model: Any,
     reader: RowReader,
     rows: int,
     steps: int,
     recipe: DistillRecipe,
-    folder: Path,
-    *,
-    device: str,
-    processes: int = 1,
+    place: Place,
     judge: JudgeCall | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GRPOTrainer:
+) -> GroupTrainer:
     """The trainer, ready to run.
 
     Args:
@@ -172,56 +213,36 @@ def make_grpo_trainer(
         rows: of the whole run, `recipe.grpo.batch` to a step.
         steps: optimiser steps.
         recipe: how.
-        folder: of checkpoints.
-        device: "cpu" or "cuda".
-        processes: that share a batch.
+        place: where.
         judge: for free answers.
         callbacks: called around steps.
     """
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    backbone = reader.prompter.engine.backbone
+    prompts = [[{"role": "user", "content": "."}]] * rows
+    trainer = GroupTrainer(
+        reader,
+        recipe.grpo.micro_batch,
+        model=model,
+        reward_funcs=make_reward(reader, recipe, judge),
+        args=_arguments(recipe, place, steps),
+        train_dataset=Dataset.from_dict({"row": list(range(rows)), "prompt": prompts}),
+        processing_class=ViewProcessor(backbone.image_processor, backbone.tokenizer, backbone.chat_template),
+        callbacks=list(callbacks),
+    )
+    silence(trainer)
+    return trainer
 
-    from qzoom.training.distill.settings import common_arguments, silence
 
-    part, backbone = recipe.grpo, reader.prompter.engine.backbone
-
-    class Trainer(GRPOTrainer):
-        """Asks the engine's prompts; see the module."""
-
-        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-        def _generate_and_score_completions(self, inputs: Any) -> Any:
-            ready: dict[int, Shown] = {}
-            for entry in inputs:
-                if entry["row"] not in ready:
-                    ready[entry["row"]] = reader.shown(entry["row"])
-            self._shown = [ready[entry["row"]] for entry in inputs]
-            return super()._generate_and_score_completions(inputs)
-
-        def _tokenize_prompts(self, prompts: Any) -> Any:
-            return [list(one.ids) for one in self._shown], [[one] for one in self._shown], {}
-
-        def _generate_single_turn(
-            self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
-        ) -> Any:
-            out: list[list[int]] = []
-            for begin in range(0, len(prompt_ids), part.micro_batch):
-                some = slice(begin, begin + part.micro_batch)
-                shown = [group[0] for group in images[some]]
-                kinds = [[int(token == one.mark) for token in one.ids] for one in shown]
-                fields = {**_pictures(shown), "mm_token_type_ids": kinds}
-                out += super()._generate_single_turn(prompt_ids[some], images[some], fields, num_generations)[0]
-            return out, None
-
-    arguments = GRPOConfig(
-        **common_arguments(recipe, folder, device),
+def _arguments(recipe: DistillRecipe, place: Place, steps: int) -> GRPOConfig:
+    part = recipe.grpo
+    return GRPOConfig(
+        **common_arguments(recipe, place),
         max_steps=steps,
         learning_rate=part.learning_rate,
         lr_scheduler_type="constant",
         warmup_steps=0,
         per_device_train_batch_size=part.micro_batch,
-        gradient_accumulation_steps=part.batch * part.group // (part.micro_batch * processes),
+        gradient_accumulation_steps=place.forwards(part.batch * part.group // part.micro_batch),
         num_generations=part.group,
         max_completion_length=part.max_new_tokens,
         shuffle_dataset=False,
@@ -239,17 +260,6 @@ def make_grpo_trainer(
         log_completions=False,
         log_multimodal=False,
     )
-    prompts = [[{"role": "user", "content": "."}]] * rows
-    trainer = Trainer(
-        model=model,
-        reward_funcs=make_reward(reader, recipe, judge),
-        args=arguments,
-        train_dataset=Dataset.from_dict({"row": list(range(rows)), "prompt": prompts}),
-        processing_class=ViewProcessor(backbone.image_processor, backbone.tokenizer, backbone.chat_template),
-        callbacks=list(callbacks),
-    )
-    silence(trainer)
-    return trainer
 
 
 def _pictures(shown: Sequence[Shown]) -> Mapping[str, Any]:

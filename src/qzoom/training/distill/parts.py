@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.state import Engine
-from qzoom.errors import ConfigError
 from qzoom.training.distill.data import Split
 from qzoom.training.distill.follow import Follower, FollowSettings, last_checkpoint
 from qzoom.training.distill.order import Row, make_order
@@ -17,6 +17,7 @@ from qzoom.training.distill.prompts import Prompter
 from qzoom.training.distill.recipe import DistillRecipe, JudgePart
 from qzoom.training.distill.replay import draw_replay
 from qzoom.training.distill.rewards import JudgeCall
+from qzoom.training.distill.settings import Place
 from qzoom.training.distill.validate import Best, Validation, Validator
 from qzoom.training.stages.metrics import StepFacts
 
@@ -79,11 +80,13 @@ def run_part(
     prompter = Prompter(engine, recipe)
     with _judge(recipe.grpo.judge, folder.parent / "judge.jsonl") as judge, _stock_forward(engine):
         make = _sft if part == "sft" else partial(_grpo, judge=judge)
-        trainer = make(model, prompter, split, rows, steps, recipe, folder, device, follower)
+        place = Place(folder, device, int(os.environ.get("WORLD_SIZE", "1")))
+        trainer = make(model, prompter, split, rows, steps, recipe, place, follower)
         last = last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     kept = best.restore()
-    _save_final(folder / FINAL, weights, kept)
+    if not int(os.environ.get("RANK", "0")):
+        _save_final(folder / FINAL, weights, kept)
     return follower.losses, follower.validations, kept
 
 
@@ -94,28 +97,15 @@ def _sft(
     rows: list[Row],
     steps: int,
     recipe: DistillRecipe,
-    folder: Path,
-    device: str,
+    place: Place,
     follower: Follower,
 ) -> Any:
     from qzoom.training.distill.collate import Collator
     from qzoom.training.distill.sft import make_sft_trainer
 
-    most = max(2, recipe.sft.questions)
-    collator = Collator(prompter, split.train, rows, partial(draw_replay, most=most))
+    collator = Collator(prompter, split.train, rows, partial(draw_replay, most=max(2, recipe.sft.questions)))
     tokenizer = prompter.engine.backbone.tokenizer
-    return make_sft_trainer(
-        model,
-        tokenizer,
-        collator,
-        len(rows),
-        steps,
-        recipe,
-        folder,
-        device=device,
-        processes=_processes(recipe.sft.batch // recipe.sft.micro_batch),
-        callbacks=[follower],
-    )
+    return make_sft_trainer(model, tokenizer, collator, len(rows), steps, recipe, place, [follower])
 
 
 def _grpo(
@@ -125,8 +115,7 @@ def _grpo(
     rows: list[Row],
     steps: int,
     recipe: DistillRecipe,
-    folder: Path,
-    device: str,
+    place: Place,
     follower: Follower,
     judge: JudgeCall | None = None,
 ) -> Any:
@@ -134,34 +123,7 @@ def _grpo(
 
     drawn = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_replay, most=1))
     reader = RowReader(prompter, split.train, rows, drawn)
-    return make_grpo_trainer(
-        model,
-        reader,
-        len(rows),
-        steps,
-        recipe,
-        folder,
-        device=device,
-        processes=_processes(recipe.grpo.batch * recipe.grpo.group // recipe.grpo.micro_batch),
-        judge=judge,
-        callbacks=[follower],
-    )
-
-
-def _processes(forwards: int) -> int:
-    """How many processes share a batch, as torchrun says.
-
-    Raises:
-        ConfigError: they cannot share it equally.
-    """
-    import os
-
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if forwards % count:
-        raise ConfigError(
-            f"A step of {forwards} forwards cannot be shared by {count} processes; change batch or micro_batch."
-        )
-    return count
+    return make_grpo_trainer(model, reader, len(rows), steps, recipe, place, judge, [follower])
 
 
 @contextmanager

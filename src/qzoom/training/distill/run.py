@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -29,7 +30,15 @@ from qzoom.training.stages.metrics import StepFacts
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["DistillReport", "PartReport", "parts_of", "prepare_student", "steps_of_part", "train_distill"]
+__all__ = [
+    "DistillReport",
+    "PartReport",
+    "load_student",
+    "parts_of",
+    "prepare_student",
+    "steps_of_part",
+    "train_distill",
+]
 
 RUN = "run.json"
 HEADS_NOTE = (
@@ -151,21 +160,23 @@ def train_distill(
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.checkpoints.loading import load_engine
     from qzoom.labels.region_job import base_digest
     from qzoom.training.distill.parts import run_part
 
     _need_trl()
-    _make_folder(output, fresh)
+    first = not int(os.environ.get("RANK", "0"))
+    if first:
+        _make_folder(output, fresh)
     if not recipe.data:
         raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
     split = read_split(Path(recipe.data).expanduser(), output / "pictures", recipe.validation, recipe.seed)
-    lora = recipe.lora_rank > 0 and recipe.precision == "bfloat16"
-    engine = base or load_engine(recipe.base, dtype="bfloat16" if lora else "float32", device_map=device)
+    engine = base or load_student(recipe, device)
     digest = base_digest(engine)
-    _check_run(output, recipe, digest, split)
+    if first:
+        _check_run(output, recipe, digest, split)
     model, weights = prepare_student(engine, recipe)
-    reports, validations = [], []
+    reports: list[PartReport] = []
+    validations: list[Validation] = []
     for part in parts_of(recipe):
         steps = steps_of_part(recipe, part, split)
         on_part(part, steps)
@@ -175,16 +186,38 @@ def train_distill(
         )
         validations += found
         reports.append(PartReport(part, steps, *_ends(losses), best, time.monotonic() - began))
+    report = _report(output, split, weights, reports, validations)
+    if first:
+        if recipe.lora_rank:
+            model.merge_and_unload()
+        _save(engine, recipe, report, output, digest)
+    return report
+
+
+def _report(
+    output: Path,
+    split: Split,
+    weights: dict[str, nn.Parameter],
+    parts: list[PartReport],
+    validations: list[Validation],
+) -> DistillReport:
     negatives = sum(q.negative for q in split.train)
     trained = sum(weight.numel() for weight in weights.values())
-    target = str(output / "model")
-    report = DistillReport(
-        target, len(split.train), negatives, len(split.validation), trained, tuple(reports), tuple(validations)
-    )
-    if recipe.lora_rank:
-        model.merge_and_unload()
-    _save(engine, recipe, report, output, digest)
-    return report
+    model, held_out = str(output / "model"), len(split.validation)
+    return DistillReport(model, len(split.train), negatives, held_out, trained, tuple(parts), tuple(validations))
+
+
+def load_student(recipe: DistillRecipe, device: str) -> Engine:
+    """The recipe's base on a device; what does not train with LoRA is held in the recipe's precision.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    from qzoom.checkpoints.loading import load_engine
+
+    dtype = "bfloat16" if recipe.lora_rank and recipe.precision == "bfloat16" else "float32"
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    return load_engine(recipe.base, dtype=dtype, device_map=place)
 
 
 def _with_lora(model: Any, recipe: DistillRecipe) -> Any:

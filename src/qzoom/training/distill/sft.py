@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from qzoom.training.distill.attention import packed_attention
 from qzoom.training.distill.collate import Collator
 from qzoom.training.distill.recipe import DistillRecipe
+from qzoom.training.distill.settings import Place, common_arguments, silence
 
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
+__all__ = ["AnswerTrainer", "make_sft_trainer"]
 
-__all__ = ["make_sft_trainer"]
+
+class AnswerTrainer(SFTTrainer):
+    """Without a model card for every checkpoint, and with attention that suits small models on a CPU."""
+
+    plain_attention = False
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loss."""
+        with packed_attention(model, inputs, self.plain_attention):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def make_sft_trainer(
@@ -28,12 +43,9 @@ def make_sft_trainer(
     rows: int,
     steps: int,
     recipe: DistillRecipe,
-    folder: Path,
-    *,
-    device: str,
-    processes: int = 1,
+    place: Place,
     callbacks: Sequence[TrainerCallback] = (),
-) -> SFTTrainer:
+) -> AnswerTrainer:
     """The trainer, ready to run.
 
     Args:
@@ -43,36 +55,32 @@ def make_sft_trainer(
         rows: of the whole run, `recipe.sft.batch` to a step.
         steps: optimiser steps.
         recipe: how.
-        folder: of checkpoints.
-        device: "cpu" or "cuda".
-        processes: that share a batch.
+        place: where.
         callbacks: called around steps.
     """
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    trainer = AnswerTrainer(
+        model=model,
+        args=_arguments(recipe, place, steps),
+        data_collator=collator,
+        train_dataset=Dataset.from_dict({"row": list(range(rows))}),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.plain_attention = place.device == "cpu" and not recipe.gradient_checkpointing
+    silence(trainer)
+    return trainer
 
-    from qzoom.training.distill.attention import packed_attention
-    from qzoom.training.distill.settings import common_arguments, silence
 
-    class Trainer(SFTTrainer):
-        """Without a model card for every checkpoint, and with attention that suits small models on a CPU."""
-
-        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            with packed_attention(model, inputs, plain):
-                return super().compute_loss(model, inputs, *args, **kwargs)
-
-    part, plain = recipe.sft, device == "cpu" and not recipe.gradient_checkpointing
-    arguments = SFTConfig(
-        **common_arguments(recipe, folder, device),
+def _arguments(recipe: DistillRecipe, place: Place, steps: int) -> SFTConfig:
+    part = recipe.sft
+    return SFTConfig(
+        **common_arguments(recipe, place),
         max_steps=steps,
         learning_rate=part.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(part.schedule, part.schedule),
         warmup_steps=math.ceil(part.warmup * steps),
         per_device_train_batch_size=part.micro_batch,
-        gradient_accumulation_steps=part.batch // (part.micro_batch * processes),
+        gradient_accumulation_steps=place.forwards(part.batch // part.micro_batch),
         weight_decay=part.weight_decay,
         adam_beta1=part.betas[0],
         adam_beta2=part.betas[1],
@@ -81,13 +89,3 @@ def make_sft_trainer(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=Dataset.from_dict({"row": list(range(rows))}),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
-    silence(trainer)
-    return trainer
