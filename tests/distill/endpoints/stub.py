@@ -71,6 +71,7 @@ def serve(stub: Stub) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             self._send(stub.models_status, b'{"object": "list", "data": []}', {})

@@ -113,7 +113,7 @@ def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str
 
 def test_a_leak_is_found_before_anyone_is_paid(tmp_path: Path) -> None:
     with behind(tmp_path, always("{}")) as (client, stub):
-        leaky = dataclasses.replace(ITEM, asked=dataclasses.replace(ITEM.asked, text="What is in the red box?"))
+        leaky = dataclasses.replace(ITEM, asked=dataclasses.replace(ITEM.asked, text="What is in the bounding box?"))
         (item,) = ValidateStep(EndpointValidator(client), VIEWS)(leaky)
     assert item.decisions[-1].reason == "the question points at the crop or a box"
     assert stub.bodies == []

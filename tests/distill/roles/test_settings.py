@@ -72,6 +72,7 @@ def test_what_makes_no_sense_is_refused_with_its_place(values: dict[str, Any], s
     ("change", "sentence"),
     [
         ({"url": "localhost:80"}, "must start with http"),
+        ({"url": "http://me:secret@127.0.0.1/v1"}, "must hold no name or key"),
         ({"model": ""}, "needs the name of a model"),
         ({"key_env": "sk-123456"}, "must name an environment variable, not hold a key"),
         ({"timeout_s": 0}, "timeout_s"),

@@ -155,7 +155,7 @@ class Client:
         turn = next(self._turns)
         tries = [0 for _ in self.endpoints]
         free_at = [0.0 for _ in self.endpoints]
-        reason = ""
+        reason = "it asks for a longer pause than longest_s"
         for _ in range(self.exchange.calls.retries + 1):
             number = self._choose(turn, free_at, tries)
             if number is None:
@@ -165,9 +165,9 @@ class Client:
             cost = Cost(self.role, self.name, endpoint.url)
             if isinstance(outcome, Passing):
                 self.exchange.cache.count(replace(cost, failures=1))
-                reason = f"{endpoint.url}: {outcome.reason}"
                 free_at[number] = self._pause(number, tries[number], outcome)
                 tries[number] += 1
+                reason = f"tries: {sum(tries)}, last at {endpoint.url}: {outcome.reason}"
                 continue
             if isinstance(outcome, Fatal):
                 self.exchange.cache.count(replace(cost, failures=1))
@@ -175,7 +175,7 @@ class Client:
             self.exchange.cache.store(key, outcome, _price(cost, endpoint, outcome))
             self._note(endpoint, outcome)
             return outcome
-        raise self._lost_call(reason or "all its endpoints ask for a longer pause")
+        raise self._lost_call(reason)
 
     def _asked(self, endpoint: EndpointSettings, messages: Sequence[Message], sample: int) -> Outcome:
         body = {
@@ -211,11 +211,12 @@ class Client:
         """When this call may come back to an endpoint. What the endpoint itself asks for holds for all calls."""
         calls = self.exchange.calls
         now = time.monotonic()
-        if failure.wait_s is not None:
-            with self._lock:
-                self._rests[number] = max(self._rests[number], now + failure.wait_s)
-            return now + failure.wait_s
-        return now + random.uniform(0, min(calls.longest_s, calls.backoff_s * 2 ** min(tried, 60)))
+        pause = random.uniform(0, min(calls.longest_s, calls.backoff_s * 2 ** min(tried, 60)))
+        if failure.wait_s is None:
+            return now + pause
+        with self._lock:
+            self._rests[number] = max(self._rests[number], now + failure.wait_s)
+        return now + max(failure.wait_s, pause)
 
     def _note(self, endpoint: EndpointSettings, outcome: Reply | Refused) -> None:
         """Remember how it went; an endpoint that only ever refuses is no use."""
@@ -233,7 +234,7 @@ class Client:
         with self._lock:
             self._lost += 1
             lost = self._lost
-        said = f"The {self.role} {self.name!r} gave no answer after {self.exchange.calls.retries + 1} tries ({reason})"
+        said = f"The {self.role} {self.name!r} gave no answer ({reason})"
         if lost >= _GIVE_UP:
             return EndpointError(f"{said}, {lost} calls in a row; what was answered is kept: run again when it is up.")
         return LaterError(f"{said}; run again later.")

@@ -44,6 +44,8 @@ class EndpointSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not re.match(r"https?://[^\s/]+", self.url):
             raise ConfigError(f"An endpoint's url must start with http:// or https://, not {self.url!r}.")
+        if "@" in self.url.split("/")[2]:
+            raise ConfigError("An endpoint's url must hold no name or key; name the key's variable in key_env.")
         if not isinstance(self.model, str) or not self.model:
             raise ConfigError(f"The endpoint {self.url} needs the name of a model.")
         if not isinstance(self.key_env, str) or (self.key_env and not _KEY_NAME.fullmatch(self.key_env)):

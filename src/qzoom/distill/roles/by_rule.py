@@ -37,7 +37,10 @@ _KINDS: dict[str, QuestionKind] = {
     "side": "spatial",
 }
 _ALL_BOXES = ("count", "side")
-_POINTERS = ("crop", "cropped", "red box", "bounding box", "marked region", "highlighted", "outlined", "zoomed")
+_POINTERS = (
+    "this crop|the crop|cropped image|cropped picture|cropped region|bounding box|marked region|marked area|"
+    "highlighted region|highlighted area|zoomed-in|zoomed in|enlarged part"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ def leak(question: str, answer: str = "") -> str:
 
     A question that offers alternatives ("left or right of") may name the answer.
     """
-    if any(mentions(question, pointer) for pointer in _POINTERS):
+    if any(mentions(question, pointer) for pointer in _POINTERS.split("|")):
         return "the question points at the crop or a box"
     if answer and normal(answer) not in ("yes", "no") and not mentions(question, "or") and mentions(question, answer):
         return "the question holds the answer"
