@@ -26,7 +26,7 @@ def test_a_run_reports_every_step_and_where_the_data_is(here, recipe, tmp_path):
 
 
 def test_json_holds_all_counts_and_a_step_can_be_run_alone(here, recipe, tmp_path):
-    said = here("distill", "run", recipe, "-o", tmp_path / "out", "--step", "propose", "--json")
+    said = here("distill", recipe, "-o", tmp_path / "out", "--step", "propose", "--json")
     values = json.loads(said.out)
     assert values["steps"]["propose"] == {"entered": 2, "kept": 4, "refused": {}}
     assert values["computed"]["propose"] == 2

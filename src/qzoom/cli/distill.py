@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from qzoom.cli import options
 from qzoom.cli.console import Console
@@ -19,25 +18,8 @@ if TYPE_CHECKING:
     from qzoom.distill.recipe import DistillRecipe
     from qzoom.distill.run import RunReport
 
-__all__ = ["app"]
+__all__ = ["audit", "distill"]
 
-
-class _RunUnlessNamed(TyperGroup):
-    """A group whose first command is meant when none is named, so that `qzoom distill RECIPE` works."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command's name in front where it is missing."""
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    cls=_RunUnlessNamed,
-    help="Make training data: teachers look at small crops, the questions are about whole pictures. "
-    "`qzoom distill RECIPE` is short for `qzoom distill run RECIPE`.",
-    no_args_is_help=True,
-)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
 Output = Annotated[
@@ -56,13 +38,7 @@ Against = Annotated[list[str], typer.Option("--against", help="Benchmark: folder
 Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of either hash (of 64).")]
 
 
-@app.callback()
-def _group() -> None:
-    """Make training data from what teachers see in crops."""
-
-
-@app.command("run")
-def run(
+def distill(
     recipe: Recipe,
     output: Output = None,
     step: StepName = None,
@@ -73,7 +49,9 @@ def run(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run a recipe, or go on with it: what is stored is taken, what is missing is computed.
+    """Make training data: teachers look at small crops, the questions are about whole pictures.
+
+    A rerun takes what is stored and computes what is missing.
 
     Example: qzoom distill recipes/distill/tiny-rules.yaml -o runs/distill/tiny-rules
     """
@@ -98,7 +76,6 @@ def run(
         console.note(f"{count} items wait for a rerun: {reason}")
 
 
-@app.command("audit")
 def audit(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of pictures.")],
     against: Against,

@@ -14,11 +14,12 @@ import typer
 from typer.exceptions import TyperException
 
 from qzoom import __version__
-from qzoom.cli import distill, label, train
+from qzoom.cli import label, train
 from qzoom.cli.ask import ask
 from qzoom.cli.calibrate import calibrate
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
+from qzoom.cli.distill import audit, distill
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
 from qzoom.cli.eval_coverage import coverage
@@ -62,8 +63,9 @@ add_stages(train.app)
 train.app.command("distill")(train_distill)
 app.add_typer(train.app, name="train")
 app.add_typer(label.app, name="label")
-app.add_typer(distill.app, name="distill")
 app.command()(mine)
+app.command()(distill)
+app.command("distill audit")(audit)
 
 
 def _version(wanted: bool) -> None:

@@ -131,8 +131,10 @@ def picture_digest(image: PIL.Image.Image) -> str:
     """Twenty hex digits of a hash over the size and the pixels of an RGB picture."""
     import numpy as np
 
-    head = f"{image.width}x{image.height}".encode()
-    return hashlib.sha256(head + np.asarray(image.convert("RGB")).tobytes()).hexdigest()[:20]
+    pixels = np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()[:20]
 
 
 def _below(base: Path | None, name: str) -> Path:
