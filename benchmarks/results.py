@@ -1,0 +1,108 @@
+"""Make docs/results.md: what the evidence programs wrote, one after the other, and the charts of the kept answers.
+
+    python -m benchmarks.results --runs runs/evidence --data RECEIPTS      # the same as `make results`
+
+Takes ladder.md, baselines.md and ablations.md from the results folder, says which of them are missing and how to make
+them, and draws the report (`qzoom report`) of the newest weights' answers. RUNS may also hold answers of `qzoom eval`.
+Nothing is asked, no model is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qzoom.errors import DataError, QZoomError
+
+PARTS = {
+    "ladder": "the ladder of caps (equal accuracy, equal budget, peaks)",
+    "baselines": "every other way to look",
+    "ablations": "the ablations",
+}
+OTHERS = {
+    "accuracy.md": "the same limits with and without zooming, all fields",
+    "engine.md": "the engine beside transformers' own generate",
+    "serving.md": "the server under load",
+}
+INTRO = (
+    "# Results\n\n"
+    "Does zooming pay? All figures are of the embedded model, which is small and knows only receipts, drawn documents "
+    "and drawn scenes: they show what the method does, not what a large model can do. The authors' figures stand "
+    "beside them where there are any. This page is made by `make results`; nothing in it is written by hand.\n"
+)
+
+
+def answer_files(runs: Path) -> list[Path]:
+    """Answer files for the report: those of the newest weights under RUNS, else RUNS itself; none if there are none.
+
+    Of drawn pictures those that the ladder reports, of receipts the plain ones and those of the other methods.
+    """
+    weights = [folder for folder in runs.glob("*") if (folder / "ladder").is_dir()]
+    if not weights:
+        return [runs] if runs.is_file() or any(runs.rglob("*.jsonl")) else []
+    newest = max(weights, key=lambda folder: max(path.stat().st_mtime for path in (folder / "ladder").rglob("*")))
+    patterns = ("ladder/report/*.jsonl", "ladder/receipts/receipts-plain-*.jsonl", "baselines/receipts-*.jsonl")
+    found = [path for pattern in patterns for path in sorted(newest.glob(pattern))]
+    return [path for path in found if path.read_bytes().count(b"\n") > 1]  # a file of one line has no answers yet
+
+
+def charts(runs: Path, results: Path, data: Path | None, page: Path) -> list[str]:
+    """Draw the report beside the results; returns what the page says about it."""
+    from qzoom.evaluation.report.write import write_report
+
+    files = answer_files(runs)
+    if not files:
+        return [f"No answers under `{runs.name}` yet, so there are no charts."]
+    made = write_report(files, results / "report", data=data)
+    place = Path(os.path.relpath(made.folder, page.parent)).as_posix()
+    pictures = [name for name in made.files if name.endswith(".png")]
+    said = [f"![Accuracy against seconds, visual tokens and FLOPs]({place}/{name})\n" for name in pictures]
+    return [*said, f"All runs with intervals, fronts and a gallery of failures: [report]({place}/report.md)."]
+
+
+def compose(results: Path, page: Path, drawn: Sequence[str]) -> str:
+    """The page as Markdown."""
+    place = Path(os.path.relpath(results, page.parent)).as_posix()
+    parts, missing = [INTRO], []
+    for name, what in PARTS.items():
+        path = results / f"{name}.md"
+        if path.is_file():
+            parts.append(path.read_text(encoding="utf-8").rstrip() + "\n")
+        else:
+            missing.append(f"- {what}: `python -m benchmarks.{name}`")
+    if missing:
+        parts.append("## Not measured yet\n\n" + "\n".join(missing) + "\n")
+    parts.append("## Charts\n\n" + "\n".join(drawn) + "\n")
+    others = [f"- [{what}]({place}/{name})" for name, what in OTHERS.items() if (results / name).is_file()]
+    if others:
+        parts.append("## Other measurements\n\n" + "\n".join(others) + "\n")
+    return "\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="where answers are kept")
+    parser.add_argument("--data", type=Path, help="folder of the scanned receipts, for the gallery of failures")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where the tables are")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="what to write")
+    given = parser.parse_args(arguments)
+    text = compose(given.results, given.page, charts(given.runs, given.results, given.data, given.page))
+    partial = given.page.with_name(f"{given.page.name}.partial")
+    try:
+        given.page.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, given.page)
+    except OSError as error:
+        raise DataError(f"{given.page} cannot be written ({error.strerror}); check space and rights.") from error
+    print(f"{given.page} is written.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except QZoomError as error:
+        sys.exit(str(error))

@@ -1,0 +1,65 @@
+"""The results page from what lies on the disk."""
+
+from benchmarks.results import answer_files, main
+from qzoom.evaluation.store import AnswerFile
+from tests.evaluation.samples import row
+
+
+def answers(path, zoom, task="receipts", rows=1):
+    options = {"zoom": zoom, "coarse_tokens": {"min_tokens": 1, "max_tokens": 144}}
+    file = AnswerFile(path, {"questions": {"task": task}, "options": options}, about={"model": "tiny"})
+    for number in range(rows):
+        file.append([row(picture=f"p{number}")])
+
+
+def written(tmp_path, *more):
+    given = [
+        "--runs",
+        tmp_path / "runs",
+        "--results",
+        tmp_path / "docs" / "results",
+        "--page",
+        tmp_path / "docs/results.md",
+    ]
+    main([str(word) for word in [*given, *more]])
+    return (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_skeleton_says_what_is_missing(tmp_path):
+    text = written(tmp_path)
+    for part in ("python -m benchmarks.ladder", "python -m benchmarks.baselines", "python -m benchmarks.ablations"):
+        assert part in text
+    assert "No answers" in text
+
+
+def test_parts_and_charts(tmp_path):
+    results = tmp_path / "docs" / "results"
+    results.mkdir(parents=True)
+    (results / "ladder.md").write_text("## The ladder\n\ntable\n", encoding="utf-8")
+    (results / "engine.md").write_text("# Engine\n", encoding="utf-8")
+    root = tmp_path / "runs" / "0123abcd"
+    answers(root / "ladder" / "receipts" / "receipts-plain-64.jsonl", "never")
+    answers(root / "ladder" / "receipts" / "receipts-plain-100.jsonl", "never", rows=0)
+    answers(root / "ladder" / "receipts" / "receipts-qzoom-64+64-gate-0.jsonl", "auto")
+    answers(root / "ladder" / "calibration" / "scenes-plain-64.jsonl", "never", "scenes")
+    answers(root / "ladder" / "report" / "scenes-plain-64.jsonl", "never", "scenes")
+    answers(root / "baselines" / "receipts-always-64+64.jsonl", "always")
+    (root / "ladder" / "times").mkdir()
+    (root / "ladder" / "times" / "scenes-64.jsonl").write_text('{"plain": 64}\n', encoding="utf-8")
+    names = [path.name for path in answer_files(tmp_path / "runs")]
+    assert names == ["scenes-plain-64.jsonl", "receipts-plain-64.jsonl", "receipts-always-64+64.jsonl"]
+    text = written(tmp_path)
+    assert "## The ladder\n\ntable" in text
+    assert "benchmarks.ladder`" not in text
+    assert "benchmarks.ablations`" in text
+    assert "(results/report/report.md)" in text
+    assert "(results/report/1-receipts.png)" in text
+    assert "(results/engine.md)" in text
+    assert (results / "report" / "2-scenes.png").is_file()
+    assert written(tmp_path) == text
+
+
+def test_answers_of_an_evaluation(tmp_path):
+    answers(tmp_path / "runs" / "one.jsonl", "never")
+    assert answer_files(tmp_path / "runs") == [tmp_path / "runs"]
+    assert "(results/report/1-receipts.png)" in written(tmp_path)
