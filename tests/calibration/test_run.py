@@ -1,17 +1,22 @@
 """Calibrating a random model for real: its answers are nonsense, what is chosen from them is arithmetic."""
 
+import dataclasses
 import json
 
 import pytest
 
+from qzoom.calibration.confidence import threshold_for
 from qzoom.calibration.points import Wish
 from qzoom.calibration.questions import read_questions
 from qzoom.calibration.run import Looks, calibrate, samples_of
 from qzoom.checkpoints.adapter_config import read_adapter_config
 from qzoom.cli.main import run as command
-from qzoom.config import TokenBudget
+from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
+from qzoom.evaluation.baselines.confidence import calibrated_threshold
+from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.model import QZoom
+from qzoom.types import GateDecision
 from tests.evaluation.samples import model
 from tests.tiny_models import engine, picture
 
@@ -60,6 +65,52 @@ def test_a_share_is_reached_and_noted(tmp_path):
     assert again.point.share_zoomed == 0
     assert "date" not in again.provenance
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+
+
+def test_confidence_gates_zoom_as_often_as_the_gate(tmp_path):
+    """Calibrated on a file, each gate reads as many of its questions as was noted, and the nearest to the gate's."""
+    asked = model(region_threshold=0.4)
+    questions = read_questions(write(tmp_path))
+    wish = Wish(share_zoomed=0.5)
+    found = calibrate(asked, questions, wish, LOOKS, keep=tmp_path / "kept", confidence_gates=True)
+    config = found.applied(asked.config)
+    calibrated = QZoom(dataclasses.replace(asked.engine, config=config))
+    noted = config.provenance["calibration"]["confidence_gates"]
+    assert set(noted) == {"margin", "entropy"}
+    for name, gate in noted.items():
+        options = EvalOptions("auto", LOOKS.coarse, LOOKS.region, max_new_tokens=3, method=name)
+        rows = run(calibrated, questions, options)
+        assert {row.gate.threshold for row in rows} == {gate["threshold"]}
+        assert sum(row.zoomed for row in rows) == round(gate["share_zoomed"] * 12) == 6
+        assert (tmp_path / "kept" / f"{name}.jsonl").exists()
+        own = run(asked, questions, options)
+        assert {row.gate.threshold for row in own} == {0.5}
+        asked_for = run(calibrated, questions, dataclasses.replace(options, gate_threshold=0.9))
+        assert {row.gate.threshold for row in asked_for} == {0.9}
+    assert "confidence_gates" not in calibrate(asked, questions, wish, LOOKS, keep=tmp_path / "kept").provenance
+
+
+def test_a_share_that_ties_forbid_is_met_as_nearly_as_they_allow():
+    from tests.evaluation.samples import row
+
+    def scored(score):
+        return dataclasses.replace(row(), gate=GateDecision(score, 1.0, False))
+
+    zoomed = [row(zoom=((0, 0, 9, 9),))] * 3 + [row()]
+    rows = [scored(0.2), scored(0.8), scored(0.8), scored(0.9)]
+    assert threshold_for(rows, zoomed, 0.2) == {"threshold": pytest.approx(0.85), "share_zoomed": 0.0}
+    assert threshold_for(rows, zoomed, 0.4) == {"threshold": 0.5, "share_zoomed": 0.5}
+    with pytest.raises(DataError, match="not one question"):
+        threshold_for([row(error="no")], [row()], 0.5)
+
+
+@pytest.mark.parametrize("value", [True, "0.5", 1.5, None])
+def test_a_threshold_that_is_none_is_refused(value):
+    provenance = {"calibration": {"confidence_gates": {"margin": {"threshold": value}}}}
+    with pytest.raises(ConfigError, match="no number from 0 to 1"):
+        calibrated_threshold(ZoomConfig(provenance=provenance), "margin")
+    assert calibrated_threshold(ZoomConfig(provenance=provenance), "entropy") is None
+    assert calibrated_threshold(ZoomConfig(provenance={"calibration": "none"}), "margin") is None
 
 
 def test_labels_decide_what_is_harmed(tmp_path):
@@ -140,8 +191,9 @@ def test_the_command_writes_a_model_that_zooms_as_wished(tmp_path, capsys):
     assert shown["reached"]["share_zoomed"] == 0.25
     loaded = QZoom.from_pretrained(tmp_path / "out")
     assert loaded.config.gate_threshold == zoom.gate_threshold
-    assert command([*words, *more, "--device", "cpu"]) == 0  # people read this one
+    assert command([*words, *more, "--confidence-gates", "--device", "cpu"]) == 0  # people read this one
     out = capsys.readouterr().out
+    assert out.count(" zooms ") == 2
     assert "zoomed            25.0%" in out
     assert "interval" in out
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qzoom.calibration.confidence import confidence_thresholds
 from qzoom.calibration.points import Point, Sample, Wish, choose
 from qzoom.calibration.questions import UserQuestions
 from qzoom.config import TokenBudget, ZoomConfig
@@ -80,6 +81,7 @@ def calibrate(
     *,
     keep: Path | None = None,
     date: str | None = None,
+    confidence_gates: bool = False,
     on_picture: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
     """Choose thresholds for a wish.
@@ -91,6 +93,7 @@ def calibrate(
         looks: how to ask.
         keep: folder of the answers; a rerun, also with another wish, asks only what is missing.
         date: noted in the provenance as it is; None notes none.
+        confidence_gates: also choose thresholds for the methods "margin" and "entropy", so that they zoom as often.
         on_picture: told (way, pictures done, pictures in all).
 
     Raises:
@@ -116,6 +119,10 @@ def calibrate(
     point = choose(samples, wish, len(thresholds))
     share = _right(always[best], questions) / len(always[best]) if questions.labelled else None
     facts = _facts(model, questions, wish, looks, thresholds, point, failed, date)
+    if confidence_gates:
+        facts["confidence_gates"] = confidence_thresholds(
+            model, questions, always[best], point.share_zoomed, coarse=looks.coarse, keep=keep, on_picture=on_picture
+        )
     return Calibration(point.threshold, best, point, len(samples), failed, share, facts)
 
 

@@ -38,6 +38,10 @@ def calibrate(
     max_accuracy_loss: MaxLoss = None,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Of the loss's bound and of the intervals.")] = 0.95,
     region_thresholds: RegionThresholds = None,
+    confidence_gates: Annotated[
+        bool,
+        typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
+    ] = False,
     keep: Annotated[
         Path | None, typer.Option(show_default=False, help="Folder for the answers; another wish then asks nothing.")
     ] = None,
@@ -83,7 +87,8 @@ def calibrate(
     standard = reader.engine.backbone.default_budget()
     limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
     with console.waiting("asking ..."):
-        found = run(reader, asked, wish, Looks(*limits, max_new_tokens, thresholds), keep=keep, date=date)
+        looks = Looks(*limits, max_new_tokens, thresholds)
+        found = run(reader, asked, wish, looks, keep=keep, date=date, confidence_gates=confidence_gates)
     save_pretrained(dataclasses.replace(reader.engine, config=found.applied(reader.config)), output)
     _tell(console, found, output, bounded=wish.max_accuracy_loss is not None, json=json)
 
@@ -136,6 +141,8 @@ def _lines(found: Calibration, bounded: bool) -> list[str]:
         f"latency           {point.latency_ms:.1f} ms per question",
         f"loss              {point.loss:.1%} {'of the answers' if found.always is not None else 'other answers'}",
     ]
+    for name, gate in found.provenance.get("confidence_gates", {}).items():
+        lines.append(f"{name:<17} {gate['threshold']:.6g} zooms {gate['share_zoomed']:.1%}")
     if bounded:
         lines.append(f"bound             at most {high:.2%} lost")
     else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.engine.answer import prefill
 from qzoom.engine.look import propose
 from qzoom.engine.request import check_heads
+from qzoom.errors import ConfigError
 from qzoom.evaluation.baselines.base import Budget, MethodAnswer
 from qzoom.evaluation.baselines.steps import start
 from qzoom.types import GateDecision
@@ -20,10 +21,11 @@ from qzoom.types import GateDecision
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qzoom.config import ZoomConfig
     from qzoom.evaluation.records import EvalQuestion
     from qzoom.model import QZoom
 
-__all__ = ["ENTROPY", "MARGIN", "ConfidenceGate", "entropy_doubt", "margin_doubt"]
+__all__ = ["ENTROPY", "MARGIN", "ConfidenceGate", "calibrated_threshold", "entropy_doubt", "margin_doubt"]
 
 
 def margin_doubt(logits: Tensor) -> float:
@@ -46,6 +48,25 @@ def entropy_doubt(logits: Tensor) -> float:
     return float(1 - (logs.exp() * logs).nan_to_num(0.0).sum().exp())
 
 
+def calibrated_threshold(config: ZoomConfig, name: str) -> float | None:
+    """What `qzoom calibrate --confidence-gates` chose for a gate; None for a model that was not calibrated so.
+
+    Raises:
+        ConfigError: the config holds something else in its place.
+    """
+    found: Any = config.provenance
+    for key in ("calibration", "confidence_gates", name, "threshold"):
+        if not isinstance(found, dict) or key not in found:
+            return None
+        found = found[key]
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
+        raise ConfigError(
+            f"The model's provenance gives {name} the threshold {found!r}, which is no number from 0 to 1; calibrate "
+            "the model again."
+        )
+    return float(found)
+
+
 @dataclass(frozen=True, slots=True)
 class ConfidenceGate:
     """The region branch behind a gate by the answer's confidence; see `Method`.
@@ -53,7 +74,7 @@ class ConfidenceGate:
     Args:
         name: of the method.
         doubt: from the first token's logits to a score in [0, 1], higher for less sure.
-        threshold: zoom at this score, unless the budget has a gate threshold.
+        threshold: zoom at this score, unless the budget has a gate threshold or the model was calibrated for this gate.
     """
 
     name: str
@@ -79,7 +100,11 @@ class ConfidenceGate:
         """See `Method.answer`."""
         check_heads(model.engine, "auto")
         reading = start(model, images, question, budget)
-        threshold = self.threshold if budget.gate_threshold is None else budget.gate_threshold
+        threshold = budget.gate_threshold
+        if threshold is None:
+            threshold = calibrated_threshold(model.config, self.name)
+        if threshold is None:
+            threshold = self.threshold
         row = prefill(model.engine, [reading.look], reading.clock)[0]
         score = min(1.0, max(0.0, self.doubt(row.logits)))
         gate = GateDecision(score, threshold, score >= threshold)

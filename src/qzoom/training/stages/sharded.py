@@ -68,7 +68,7 @@ def gather(module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict[st
     )
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(module, options=options)
+    weights: Any = get_model_state_dict(module, options=options)
     found: Any = get_optimizer_state_dict(module, optimiser, options=options)
     # step counters are the optimiser's own, not copies
     states = {
