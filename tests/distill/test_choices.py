@@ -109,6 +109,14 @@ def test_options_by_rule_do_not_stand_in_the_crop() -> None:
         assert "c7" in forms  # printed elsewhere
 
 
+def test_names_are_not_mixed_with_whatever_is_printed() -> None:
+    company = dataclasses.replace(ANSWERED, asked=dataclasses.replace(ITEM.asked, text="Which company is it?"))
+    company = dataclasses.replace(company, answer=Agreement("LIM MOTOR SDN BHD", 6, 8, ()))
+    (item,) = ChoicesStep(RuleMaker(), VIEWS, PLAIN)(company)
+    assert len(item.choices.options) == 4
+    assert not {"A4", "C7", "THANK YOU"} & set(item.choices.options)
+
+
 class Guesser:
     """Picks an option by its text, or fails."""
 

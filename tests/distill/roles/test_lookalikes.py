@@ -22,6 +22,7 @@ from qzoom.distill.roles.lookalikes import format_of, lookalikes
         ("7 MAR 2018", r"\d{1,2} MAR 2018"),
         ("09:15 PM", r"(0[1-9]|1[0-2]):[0-5]\d PM"),
         ("Red", r"[A-Z][a-z]+"),
+        ("VEQ", r"[A-Z]{3}"),
         ("7", r"\d{1,2}"),
         ("LIM HARDWARE SDN BHD", r"[A-Z0-9&().,/ -]+"),
     ],

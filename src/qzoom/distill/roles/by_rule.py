@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from qzoom.distill.compare import mentions, normal
@@ -22,7 +21,7 @@ from qzoom.records.schema import Box4
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qzoom.distill.steps import KnownQuestion, Views
+    from qzoom.distill.steps import Known, KnownQuestion, Views
 
 __all__ = ["RuleAsker", "RuleMaker", "RuleReader", "RuleTeacher", "RuleValidator", "kind_of", "leak", "lies_in"]
 
@@ -121,9 +120,11 @@ class RuleMaker:
         known, crop = views.known(item), region_of(item).crop_box
         shown = {normal(text.text) for text in known.texts if overlap(text.box, crop)}
         shown |= {normal(q.answer) for q in known.questions if any(overlap(box, crop) for box in q.boxes)}
-        values = chain((q.answer for q in known.questions), (text.text for text in known.texts))
         rng = random.Random(f"{item.seed}/{item.id}/distractors")
-        made = lookalikes(item.answer.text, count + len(shown), rng, [v for v in values if normal(v) not in shown])
+        pool = [
+            value for value in _values_like(item.answer.text, asked_of(item).text, known) if normal(value) not in shown
+        ]
+        made = lookalikes(item.answer.text, count + len(shown), rng, pool)
         return [value for value in made if normal(value) not in shown][:count]
 
 
@@ -184,6 +185,15 @@ def leak(question: str, answer: str = "") -> str:
     if answer and normal(answer) not in ("yes", "no") and not mentions(question, "or") and mentions(question, answer):
         return "the question holds the answer"
     return ""
+
+
+def _values_like(answer: str, question: str, known: Known) -> list[str]:
+    """The picture's values that could be an answer: of a name only other answers to the same field, else all that is
+    printed."""
+    if any(character.isdigit() for character in answer):
+        return [*(q.answer for q in known.questions), *(text.text for text in known.texts)]
+    fields = {q.field for q in known.questions if q.text == question and q.field}
+    return [q.answer for q in known.questions if q.field in fields]
 
 
 def _is_about(question: KnownQuestion, box: Box4) -> bool:

@@ -19,6 +19,7 @@ _WIDE: tuple[tuple[str, ...], ...] = (
 _DATE = re.compile(r"\d{1,4}[-/. ](?:\d{1,2}|[A-Za-z]{3,9})[-/. ]\d{2,4}")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?( ?[AaPp][Mm])?")
 _WHOLE = re.compile(r"\d{1,2}")
+_LETTER_CODE = re.compile(r"[A-Z]{1,4}")
 _LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
 _TRIES = 60
 
@@ -136,5 +137,6 @@ _CHANGES: tuple[tuple[Callable[[str], object], Callable[[str, random.Random], st
     (_TIME.fullmatch, _time),
     (_WHOLE.fullmatch, _near),
     (lambda text: any(c.isdigit() and c.isascii() for c in text), _other_signs),
+    (_LETTER_CODE.fullmatch, _other_signs),
     (bool, _name),
 )
