@@ -7,7 +7,7 @@ QUESTION ?= What is the date?
 ZOOM ?= auto
 SAVE ?= out/demo.png
 REFERENCE ?=
-RUNS ?= runs/eval
+RUNS ?= runs/evidence
 DATA ?=
 WORKERS ?= 2
 ARGS ?=
@@ -60,5 +60,5 @@ parity: setup ## Compare with the authors' recorded arithmetic: make parity REFE
 bench: setup ## Time the engine beside transformers' own generate
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 
-results: setup ## Make docs/results.md from kept answers: make results RUNS=runs/eval DATA=receipts
-	@$(BIN)/qzoom report -o docs/results/report --page docs/results.md $${QZOOM_MAKE_DATA:+--data "$$QZOOM_MAKE_DATA"} -- "$$QZOOM_MAKE_RUNS"
+results: setup ## Make docs/results.md from what the benchmarks kept: make results RUNS=runs/evidence DATA=receipts
+	@$(BIN)/python -m benchmarks.results --runs "$$QZOOM_MAKE_RUNS" $${QZOOM_MAKE_DATA:+--data "$$QZOOM_MAKE_DATA"}

@@ -198,18 +198,22 @@ def _size(bench: Bench) -> dict[str, Any]:
 
 def _train(bench: Bench, stage: str, folder: Path, changes: dict[str, Any]) -> Path:
     """Run a stage with the shipped recipe and these changes; one that has a report is finished."""
+    from qzoom.records.store import RecordStore
     from qzoom.training.stages.recipe import load_stage_recipe
     from qzoom.training.stages.run import train_stage
 
     recipe = load_stage_recipe(
         bench.given.recipes / f"{stage}.yaml", stage, changes | {"save_steps": 50, "tensorboard": False}
     )
-    note, wanted = folder / "settings.json", recipe.decisive()
+    samples = [len(RecordStore(Path(store)).samples) for store in recipe.labels]
+    note, wanted = folder / "settings.json", recipe.decisive() | {"samples": samples}
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != wanted:
-        raise ConfigError(f"{folder} holds a training with other settings; name another --runs, or remove the folder.")
-    if not (folder / "report.json").is_file():
+        raise ConfigError(
+            f"{folder} holds a training with other settings or other labels; name another --runs, or remove the folder."
+        )
+    if not (note.is_file() and (folder / "report.json").is_file()):
         folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(wanted), encoding="utf-8")
         tell = bench.step(f"training {folder.parent.name}, step")
         train_stage(recipe, folder, device=bench.given.train_device, on_step=tell)
+        note.write_text(json.dumps(wanted), encoding="utf-8")
     return folder / "model"

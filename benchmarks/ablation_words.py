@@ -137,10 +137,12 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
         if not members:
             continue
         parts += [f"### {group.title}\n", f"Paper: {group.paper}.\n", _table(variants[REFERENCE], members, caps)]
+        if key == "sinks" and facts.get("sinks") == 0:
+            parts.append("No cell of any label map is a sink, so there was nothing to remove from the labels.\n")
         for one in members.values():
             said = verdict(group.better, [c["against"]["interval"] for c in one["caps"].values() if "against" in c])
             verdicts.append([f"{group.title}: {one['title']}", group.paper, said])
-    parts += [f"- Left out: {note}" for note in figures["notes"]]
+    parts += [f"Left out: {note}\n" for note in figures["notes"]]
     if figures["gates"]:
         parts += ["### Consistency-aware against naive gate labels\n", f"Paper: {GATE_PAPER}.\n"]
         parts += _gates(figures["gates"], caps)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 THRESHOLDS = (0.3, 0.45, 0.6, 0.75)
 STRATEGIES = ("consistency", "prediction_vs_gt")
 GATES = "gates"
+LADDER = (16, 36, 64, 100, 144, 288, 400)
+"""The lowest rungs are there because a small model changes its answers between them, if anywhere."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -148,11 +151,13 @@ def trained(bench: Bench, name: str, train: Callable[[], Path]) -> Path | None:
     """The trained model; None where there is nothing to learn from, with a note that says why."""
     note = bench.root / "variants" / name / "note.txt"
     try:
-        return train()
+        folder = train()
     except DataError as error:
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(str(error), encoding="utf-8")
+        note.write_text(str(error).replace(f"{bench.root}{os.sep}", ""), encoding="utf-8")
         return None
+    note.unlink(missing_ok=True)
+    return folder
 
 
 def run_variant(bench: Bench, variant: Variant) -> None:

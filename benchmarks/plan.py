@@ -57,6 +57,7 @@ def print_plan(model: QZoom, works: Iterable[Work], times: int = 0) -> None:
         works: what would be asked.
         times: pairs of questions that would be timed.
     """
+    began = time.perf_counter(), time.process_time()
     every = list({work.path: work for work in works}.values())
     cost = {
         task.name: seconds_of(model, task, every[0].longest) for task in {w.task.name: w.task for w in every}.values()
@@ -65,8 +66,7 @@ def print_plan(model: QZoom, works: Iterable[Work], times: int = 0) -> None:
     rows = [["part", "pictures of", "runs", "pictures left", "minutes"]]
     rows += [[part, kind, str(runs), str(left), f"{took:.0f}"] for (part, kind), (runs, left, took) in found.items()]
     print(table(rows))
-    total = sum(took for _, _, took in found.values())
-    print(f"Together about {total:.0f} minutes on this machine as busy as it is now, in one process.")
+    _say_total(sum(took for _, _, took in found.values()), began)
     if times:
         print(f"Then about {times} pairs of questions are timed (--time), a few minutes on a quiet machine.")
 
@@ -75,6 +75,7 @@ def print_ablation_plan(model: QZoom, given: Namespace, tasks: Sequence[Task], v
     """Print the minutes of labels, trainings and answers, from one picture and one step each."""
     from benchmarks.ablations import GATES, THRESHOLDS
 
+    began = time.perf_counter(), time.process_time()
     zoom = {task.name: seconds_of(model, task, given.max_new_tokens)[True] for task in tasks}
     label = _label_seconds(model, given)
     encode, step = _training_seconds(model, given)
@@ -100,7 +101,15 @@ def print_ablation_plan(model: QZoom, given: Namespace, tasks: Sequence[Task], v
         total += add("the ladder of gate labels", 1, given.gate_pictures * label * len(given.ladder) / 2)
         total += add("gate trainings and answers", 2, given.gate_steps * step + answers / 2)
     print(table(rows))
-    print(f"Together about {total:.0f} minutes on this machine as busy as it is now, in one process.")
+    _say_total(total, began)
+
+
+def _say_total(minutes: float, began: tuple[float, float]) -> None:
+    """The sum, and what it would be if this process got a core for itself; wall and processor time of its start."""
+    wall, own = time.perf_counter() - began[0], time.process_time() - began[1]
+    print(f"Together about {minutes:.0f} minutes in one process on this machine as busy as it is now.")
+    if own < 0.8 * wall:
+        print(f"Others are at work: with a core of its own it would be about {minutes * own / wall:.0f} minutes.")
 
 
 def _label_seconds(model: QZoom, given: Namespace) -> float:
