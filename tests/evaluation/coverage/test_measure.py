@@ -83,13 +83,12 @@ def test_the_plot_is_a_picture(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_attention_equals_weights_computed_in_full(tmp_path, family):
-    """All layers and heads against the whole prompt run without a cache, its softmax written out."""
+def test_attention_is_that_of_the_stock_model(tmp_path, family):
+    """All layers and heads against transformers' own eager attention over the same prompt."""
     from qzoom.engine.look import look
-    from qzoom.engine.prompt import embed_prompt
     from qzoom.engine.timing import Stopwatch
 
-    model = QZoom(engine(family, heads=False), "random")
+    model = QZoom(engine(family, heads=False, attn="eager"), "random")
     record = receipt("a", 128, 160)
     record["questions"] = record["questions"][:1]
     task = read_questions(write_split(tmp_path, [record]), "dev")
@@ -97,32 +96,27 @@ def test_attention_equals_weights_computed_in_full(tmp_path, family):
     assert (found.error, found.picture, found.index, found.kind) == (None, "a", 0, "total")
     request = model.request(task.samples[0].image, "What is the total?", zoom="never", coarse_tokens=(4, 12))
     prompt = look(model.engine, [request], Stopwatch(torch.device("cpu")))[0].state.prompt
-    span = prompt.spans[0]
-    expected = _full_attention(model, prompt, embed_prompt(model.engine.backbone, prompt))
-    assert found.asked.shape == (*expected.shape[:2], *span.features.grid)
-    shown = expected[..., span.start : span.stop].reshape(found.asked.shape)
-    assert np.abs(found.asked - shown).max() < 1e-5
-    assert not np.allclose(found.asked, found.generic)
-
-
-def _full_attention(model, prompt, embedded):
-    """(layers, heads, keys) attention of the last token, layer by layer with weights computed in full."""
-    backbone = model.engine.backbone
-    hidden, deepstack = embedded[0][None], embedded[1]
-    rotary = backbone.rotary(hidden, prompt.positions[:, None])
-    length = hidden.shape[1]
-    mask = torch.full((length, length), torch.finfo(hidden.dtype).min).triu(1)[None, None]
-    out = []
+    stock, span = model.engine.backbone, prompt.spans[0]
+    hidden = stock.embed(prompt.ids).clone()
+    hidden[span.start : span.stop] = span.features.tokens
+    deep = {}
+    if span.features.deepstack:
+        deep = {
+            "visual_pos_masks": (prompt.ids == stock.image_token_id)[None],
+            "deepstack_visual_embeds": list(span.features.deepstack),
+        }
     with torch.inference_mode():
-        for i, layer in enumerate(backbone.layers):
-            query, key = backbone.query(layer, hidden, rotary), backbone.key(layer, hidden, rotary)
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            weights = (query[:, :, -1:] @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1)
-            out.append(weights[0, :, 0].numpy())
-            hidden = backbone.run_layer(layer, hidden, rotary, mask, None)
-            if deepstack is not None and i < len(deepstack):
-                hidden = hidden + deepstack[i][None]
-    return np.stack(out)
+        out = stock.decoder(
+            inputs_embeds=hidden[None],
+            position_ids=prompt.positions[:, None],
+            output_attentions=True,
+            use_cache=False,
+            **deep,
+        )
+    wanted = torch.stack([layer[0, :, -1, span.start : span.stop] for layer in out.attentions])
+    shape = (*wanted.shape[:2], *span.features.grid)
+    np.testing.assert_allclose(found.asked, wanted.view(shape).double().numpy(), rtol=1e-4, atol=1e-7)
+    assert not np.allclose(found.asked, found.generic)
 
 
 def test_a_broken_picture_and_a_negative(tmp_path):

@@ -52,5 +52,5 @@ def plot_coverage(found: Coverage, path: Path, *, title: str = "") -> Path:
     return path
 
 
-def _rgb(colour: Colour) -> tuple[float, ...]:
-    return tuple(value / 255 for value in colour)
+def _rgb(colour: Colour) -> tuple[float, float, float]:
+    return colour[0] / 255, colour[1] / 255, colour[2] / 255

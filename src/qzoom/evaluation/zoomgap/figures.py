@@ -239,7 +239,7 @@ def _groups(
     names: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Figures per group, groups without a question left out."""
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for wanted in names:
         group = [item for item in items if name(item) == wanted]
         if not group:
@@ -254,7 +254,7 @@ def _groups(
 
 def _yes_no(rows: Mapping[View, Sequence[AnswerRow]]) -> dict[str, Any]:
     """How often yes is the truth, and how often it is said."""
-    views: list[View] = [view for view in ("full", "zoom") if view in rows]  # type: ignore[misc]
+    views: list[View] = [view for view in ("full", "zoom") if view in rows]
     asked = {view: [row for row in rows[view] if normalise(row.answer) in ("yes", "no")] for view in views}
     truth = asked["full"]
     said = {view: _mean(normalise(row.prediction).startswith("yes") for row in found) for view, found in asked.items()}
