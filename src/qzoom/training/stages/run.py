@@ -165,6 +165,8 @@ def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict
     """peft's wrapper, or None, and the weights that train, in float32."""
     lora = recipe.lora_rank > 0 and stage == "answers"
     wrapped, weights = add_lora(engine, recipe.lora_rank) if lora else (None, select(engine, stage))
+    if stage == "answers" and not lora:
+        engine.backbone.lora = None  # the weights that they were added to are about to move
     for weight in weights.values():
         weight.data = weight.data.float()
     return wrapped, weights
