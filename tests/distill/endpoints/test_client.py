@@ -272,7 +272,14 @@ def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
 
 
 def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
-    stub = Stub(lambda body, before: time.sleep(0.03) or "A4")
+    pair = threading.Barrier(2)
+
+    def answer(body: dict[str, Any], before: int) -> str:
+        if len(stub.bodies) <= 2:
+            pair.wait(60)  # the first two must be there together
+        return "A4"
+
+    stub = Stub(answer)
     with (
         serve(stub) as url,
         client_at(tmp_path, url, concurrency=2) as one,
@@ -287,6 +294,34 @@ def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
             thread.join()
     assert len(stub.bodies) == 16
     assert stub.most == 2
+
+
+def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
+    stub = Stub(always("hang"))
+    said: list[str] = []
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+
+        def wait() -> None:
+            try:
+                client.call(chat())
+            except StopRunError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while not stub.bodies:
+            thread.join(0.01)
+        client.exchange.transport.close()
+        thread.join(30)
+    assert said == ["The run was ended while calls were under way; run it again to go on."]
+
+
+def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
+    stub = Stub(always("A4"))
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        client.sampling = Sampling(temperature=None, top_p=None, max_tokens=None, send_seed=False)
+        client.call(chat())
+    assert stub.bodies == [{"model": "m", "messages": [{"role": "user", "content": "Q?"}]}]
 
 
 def test_the_rate_holds(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_asker_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> N
         {"question": 3},
         {"question": "How many?", "kind": "guessing"},
     ]
-    reply = "Here they are:\n```json\n" + json.dumps(rows) + "\n```"
+    reply = "Here [all I see] they are:\n```json\n" + json.dumps(rows) + "\n```"
     with behind(tmp_path, always(reply), "asker") as (client, stub):
         items = AskStep(EndpointAsker(client, count=4), VIEWS)(EMPTY)
     assert [(item.asked.text, item.asked.kind, item.asked.asker) for item in items] == [

@@ -181,10 +181,7 @@ class Client:
         body = {
             "model": endpoint.model,
             "messages": wire(messages),
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "max_tokens": self.sampling.max_tokens,
-            **({"seed": sample} if self.sampling.send_seed else {}),
+            **self.sampling.fields(sample),
             **endpoint.extra_body,
         }
         content = json.dumps(body, ensure_ascii=True).encode()

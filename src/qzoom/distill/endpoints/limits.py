@@ -25,14 +25,15 @@ class Limits:
 
     def __init__(self, cache: CallCache) -> None:
         self._cache = cache
-        self._gates: dict[str, threading.BoundedSemaphore] = {}
+        self._gates: dict[tuple[str, int], threading.BoundedSemaphore] = {}
         self._lock = threading.Lock()
 
     @contextmanager
     def place(self, endpoint: EndpointSettings) -> Iterator[None]:
         """Wait for one of the endpoint's places, then for its next turn, and hold the place."""
         with self._lock:
-            gate = self._gates.setdefault(endpoint.url, threading.BoundedSemaphore(endpoint.concurrency))
+            key = (endpoint.url, endpoint.concurrency)
+            gate = self._gates.setdefault(key, threading.BoundedSemaphore(endpoint.concurrency))
         with gate, self._file_place(endpoint):
             if endpoint.requests_per_minute:
                 time.sleep(self._cache.turn(endpoint.url, 60.0 / endpoint.requests_per_minute))

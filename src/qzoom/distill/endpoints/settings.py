@@ -103,7 +103,7 @@ class CallSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn; part of what a kept call is found by.
+    """How replies are drawn; part of what a kept call is found by. What is None is not sent.
 
     Args:
         temperature: 0 is greedy.
@@ -112,14 +112,27 @@ class Sampling:
         send_seed: send the sample's number as seed, so that an endpoint that honours it repeats itself.
     """
 
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_tokens: int = 1024
+    temperature: float | None = 0.7
+    top_p: float | None = 0.9
+    max_tokens: int | None = 1024
     send_seed: bool = True
 
     def __post_init__(self) -> None:
-        _check_range(self, "temperature", 0.0, 100.0)
-        _check_range(self, "top_p", 1e-6, 1.0)
-        _check_count(self, "max_tokens", 1, 10**6)
+        if self.temperature is not None:
+            _check_range(self, "temperature", 0.0, 100.0)
+        if self.top_p is not None:
+            _check_range(self, "top_p", 1e-6, 1.0)
+        if self.max_tokens is not None:
+            _check_count(self, "max_tokens", 1, 10**6)
         if not isinstance(self.send_seed, bool):
             raise ConfigError(f"send_seed must be true or false, not {self.send_seed!r}.")
+
+    def fields(self, sample: int) -> dict[str, Any]:
+        """As a request holds them.
+
+        Args:
+            sample: number of the sample, its seed.
+        """
+        seed = sample if self.send_seed else None
+        values = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, "seed": seed}
+        return {name: value for name, value in values.items() if value is not None}

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qzoom.distill.endpoints.replies import Outcome, Passing, read_reply
+from qzoom.distill.steps import StopRunError
 
 __all__ = ["Transport"]
 
@@ -36,6 +37,9 @@ class Transport:
             body: JSON.
             headers: beside those of JSON.
             timeout_s: for all of it.
+
+        Raises:
+            StopRunError: `close` was called meanwhile.
         """
         sent = {"content-type": "application/json", **headers}
         status, retry_after, data = self._run("POST", url, body, sent, timeout_s)
@@ -56,12 +60,12 @@ class Transport:
         return status, data.decode() if status == 0 else ""
 
     def close(self) -> None:
-        """Let go of connections and thread; a later request starts anew."""
+        """Let go of connections and thread, and break off what is under way; a later request starts anew."""
         with self._lock:
             loop, thread, client = self._loop, self._thread, self._client
             self._loop = self._thread = self._client = None
         if loop is not None and thread is not None:
-            asyncio.run_coroutine_threadsafe(client.aclose(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(_finish(client), loop).result(10)
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
             loop.close()
@@ -94,6 +98,8 @@ class Transport:
             return 0, None, f"no full reply within {timeout_s:g} s".encode()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return 0, None, f"no connection ({_why(error)})".encode()
+        except concurrent.futures.CancelledError as error:
+            raise StopRunError("The run was ended while calls were under way; run it again to go on.") from error
         except BaseException:
             future.cancel()
             raise
@@ -109,6 +115,15 @@ class Transport:
                 self._thread = threading.Thread(target=self._loop.run_forever, name="qzoom-endpoints", daemon=True)
                 self._thread.start()
             return self._loop, self._client
+
+
+async def _finish(client: Any) -> None:
+    """Cancel all requests, so that nobody waits for them, and close the connections."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.aclose()
 
 
 def _why(error: BaseException) -> str:

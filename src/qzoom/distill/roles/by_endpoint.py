@@ -30,6 +30,7 @@ __all__ = [
 
 _TRIES = 3
 """Samples of a reply that must be JSON before it is given up."""
+_BEGINNINGS = 20
 _KINDS: dict[str, QuestionKind] = {kind: kind for kind in get_args(QuestionKind)} | {"color": "colour"}
 _CHECKS = (
     ("answerable", "not answerable from the crop"),
@@ -161,17 +162,23 @@ class EndpointMaker(_Behind):
 
 def _json_reply(client: Client, chat: Sequence[Message], kind: type) -> Any:
     """The first list or object in a reply, of up to three samples; None when none has one."""
-    opening = "[" if kind is list else "{"
-    decoder = json.JSONDecoder()
     for sample in range(_TRIES):
-        text = client.call(chat, sample).text.rpartition("</think>")[2]
-        start = text.find(opening)
+        value = _first_json(client.call(chat, sample).text.rpartition("</think>")[2], kind)
+        if value is not None:
+            return value
+    return None
+
+
+def _first_json(text: str, kind: type) -> Any:
+    """The first list or object that a text holds, of its first few beginnings of one."""
+    decoder = json.JSONDecoder()
+    start = -1
+    for _ in range(_BEGINNINGS):
+        start = text.find("[" if kind is list else "{", start + 1)
         if start < 0:
-            continue
+            break
         try:
-            value, _ = decoder.raw_decode(text, start)
+            return decoder.raw_decode(text, start)[0]
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, kind):
-            return value
     return None
