@@ -65,6 +65,18 @@ class Coverage:
         return out | ({"rows": list(self.rows)} if rows else {})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """One question's figures: `values` as `statistics.scores` gives them, then shares of area and of attention."""
+
+    name: tuple[str, int, str]
+    values: np.ndarray
+    area: float
+    touched: float
+    release_ratio: float
+    release_chance: float
+
+
 def measure_coverage(found: Iterable[QuestionMaps], *, epsilon: float = EPSILON, seed: int = 0) -> Coverage:
     """The figures.
 
@@ -76,54 +88,75 @@ def measure_coverage(found: Iterable[QuestionMaps], *, epsilon: float = EPSILON,
     Raises:
         DataError: fewer than two pictures with places that could be asked about.
     """
-    values, areas, touched, ratios, chances = [], [], [], [], []
-    names: list[tuple[str, int, str]] = []
-    errors, at, first_error = 0, 0, ""
+    kept: list[_Question] = []
+    failed: list[str] = []
     for item in found:
-        if item.error is not None:
-            errors, first_error = errors + 1, first_error or item.error
-            continue
-        grid = (int(item.asked.shape[2]), int(item.asked.shape[3]))
-        covered = covered_cells(item.boxes, item.size_px, grid)
-        if not covered.any():
-            errors, first_error = errors + 1, first_error or f"a box about {item.picture!r} lies outside the picture."
-            continue
-        values.append(scores(item.asked, item.generic, covered, epsilon))
-        areas.append(float(covered.mean()))
-        touched.append(float((covered > 0).mean()))
-        at = round(RELEASE_DEPTH * item.asked.shape[0]) - 1
-        cells = inclusive_cells(item.boxes[0], item.size_px, grid)
-        ratios.append(release_ratio(item.asked[at].mean(0), cells))
-        chances.append(float(cells.mean()))
-        names.append((item.picture, item.index, item.kind))
-    if not values:
-        reason = f" The first failed so: {first_error}" if errors else " Use data with boxes."
+        one = _question(item, epsilon)
+        if isinstance(one, str):
+            failed.append(one)
+        else:
+            kept.append(one)
+    if not kept:
+        reason = f" The first failed so: {failed[0]}" if failed else " Use data with boxes."
         raise DataError(f"No question with a place could be asked.{reason}")
-    array = np.stack(values)
-    pictures = [name for name, _, _ in names]
+    array, names = np.stack([one.values for one in kept]), [one.name for one in kept]
+    pictures, layers = [picture for picture, _, _ in names], array.shape[3]
     measures = {name: _figures(array[:, i], pictures, seed) for i, name in enumerate(MEASURES)}
-    layer = measures["relative"]["layer"]["layer"]
-    release_drawn = bootstrap(np.array([ratios]), pictures, seed)[0]
     return Coverage(
-        n=len(values),
+        n=len(kept),
         pictures=len(set(pictures)),
-        errors=errors,
+        errors=len(failed),
         reported=int((~choosing_half(pictures)).sum()),
         epsilon=epsilon,
-        area=float(np.mean(areas)),
-        chance_hit=float(np.mean(touched)),
+        area=_mean(one.area for one in kept),
+        chance_hit=_mean(one.touched for one in kept),
         measures=measures,
-        release={
-            "layer": at,
-            "depth": depth(at, array.shape[3]),
-            "ratio": float(np.mean(ratios)),
-            "ratio_interval": list(interval_of(release_drawn)),
-            "chance": float(np.mean(chances)),
-        },
-        per_kind=_per_kind(array[:, 0, :, layer, -1], names),
+        release=_release(kept, pictures, layers, seed),
+        per_kind=_per_kind(array[:, 0, :, measures["relative"]["layer"]["layer"], -1], names),
         rows=_rows(array, names, measures),
-        depths=tuple(depth(i, array.shape[3]) for i in range(array.shape[3])),
+        depths=tuple(depth(i, layers) for i in range(layers)),
     )
+
+
+def _question(item: QuestionMaps, epsilon: float) -> _Question | str:
+    """One question's figures, or why there are none."""
+    if item.error is not None:
+        return item.error
+    grid = (int(item.asked.shape[2]), int(item.asked.shape[3]))
+    covered = covered_cells(item.boxes, item.size_px, grid)
+    if not covered.any():
+        return f"a box about {item.picture!r} lies outside the picture."
+    cells = inclusive_cells(item.boxes[0], item.size_px, grid)
+    own_layer = item.asked[_release_layer(item.asked.shape[0])].mean(0)
+    return _Question(
+        (item.picture, item.index, item.kind),
+        scores(item.asked, item.generic, covered, epsilon),
+        float(covered.mean()),
+        float((covered > 0).mean()),
+        release_ratio(own_layer, cells),
+        float(cells.mean()),
+    )
+
+
+def _release_layer(layers: int) -> int:
+    return round(RELEASE_DEPTH * layers) - 1
+
+
+def _release(kept: Sequence[_Question], pictures: Sequence[str], layers: int, seed: int) -> dict[str, Any]:
+    """The authors' own measure over all questions."""
+    ratios = np.array([[one.release_ratio for one in kept]])
+    at = _release_layer(layers)
+    return {
+        "layer": at,
+        "depth": depth(at, layers),
+        "ratio": float(ratios.mean()),
+        "ratio_interval": list(interval_of(bootstrap(ratios, pictures, seed)[0])),
+        "chance": _mean(one.release_chance for one in kept),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _figures(values: np.ndarray, pictures: Sequence[str], seed: int) -> dict[str, Any]:
