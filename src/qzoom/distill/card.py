@@ -10,6 +10,7 @@ from typing import Any
 from qzoom.distill.audit import Match
 from qzoom.distill.counting import Totals
 from qzoom.distill.recipe import DistillRecipe, step_settings
+from qzoom.distill.roles import prompts
 
 __all__ = ["make_card"]
 
@@ -25,9 +26,7 @@ _TITLES = {
 }
 
 
-def make_card(
-    recipe: DistillRecipe, totals: Totals, rows: Mapping[str, int], matches: Sequence[Match], prompts: str = ""
-) -> str:
+def make_card(recipe: DistillRecipe, totals: Totals, rows: Mapping[str, int], matches: Sequence[Match]) -> str:
     """The card as Markdown with the front matter that the hub reads; the same for the same data.
 
     Args:
@@ -35,7 +34,6 @@ def make_card(
         totals: counts of pictures and items.
         rows: of each split.
         matches: pictures that look like a benchmark's.
-        prompts: how roles were asked, as text.
     """
     parts = [
         _front(rows),
@@ -56,17 +54,15 @@ def make_card(
         "## Settings\n",
         f"Pictures: {', '.join(f'`{name}`' for name in recipe.pictures)}. Seed: {recipe.seed}.\n",
         "```json\n" + json.dumps(_settings(recipe), indent=2, sort_keys=True, ensure_ascii=False) + "\n```\n",
-        f"## Prompts\n\n{prompts}\n" if prompts else "",
+        _prompts(recipe),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def _front(rows: Mapping[str, int]) -> str:
     files = "".join(f"      - split: {split}\n        path: {split}.parquet\n" for split in sorted(rows) if rows[split])
-    return (
-        "---\ntask_categories:\n  - visual-question-answering\nconfigs:\n  - config_name: default\n"
-        f"    data_files:\n{files}---\n"
-    )
+    configs = f"configs:\n  - config_name: default\n    data_files:\n{files}" if files else ""
+    return f"---\ntask_categories:\n  - visual-question-answering\n{configs}---\n"
 
 
 def _filters(recipe: DistillRecipe, totals: Totals) -> str:
@@ -117,6 +113,28 @@ def _settings(recipe: DistillRecipe) -> dict[str, Any]:
         "export": asdict(recipe.export),
         "audit": asdict(recipe.audit),
     }
+
+
+def _prompts(recipe: DistillRecipe) -> str:
+    """What roles behind endpoints were told, with placeholders for what changes."""
+    question, answer = "{question}", "{answer}"
+    texts = {
+        "asker": prompts.ask_text(recipe.roles.asker.count),
+        "validator": prompts.check_text(question),
+        "teacher": prompts.teacher_text(question),
+        "judge": "\n\n".join(prompts.judge_texts(question, "{first}", "{second}")),
+        "maker": prompts.make_text(question, answer, 3),
+        "student": prompts.reader_text(question),
+        "guesser": prompts.reader_text(question),
+    }
+    parts = {}
+    for role, member in recipe.roles.members():
+        if member.by == "endpoint":
+            plain = member.plain and role in ("teacher", "student", "guesser")
+            parts[f"{role} {member.label}"] = question if plain else texts[role]
+    if not parts:
+        return ""
+    return "## Prompts\n\n" + "\n".join(f"{name}:\n\n```text\n{text}\n```\n" for name, text in parts.items())
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
