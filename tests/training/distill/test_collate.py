@@ -8,6 +8,7 @@ import torch
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Options, make_request
+from qzoom.training.distill.attention import packed_attention
 from qzoom.training.distill.collate import Collator, build_sequence, pad_sequences
 from qzoom.training.distill.data import read_split
 from qzoom.training.distill.order import Row
@@ -69,6 +70,25 @@ def test_packed_questions_are_as_if_alone(made):
         alone = torch.cat([_scores(student, pad_sequences([build_sequence(prompter, view, [a])], 0)) for a in asked])
     assert together.shape == alone.shape
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_attention_gives_the_same_loss_and_leaves_the_model_as_it_was(data, tmp_path):
+    split = read_split(data, tmp_path, 0.0, 0)
+    student = engine("qwen3_vl")
+    prompter = Prompter(student, recipe_of(tmp_path, data))
+    view = prompter.view(prompter.picture(split.train[0], "none", 12), 12)
+    asked = [prompter.asked(q.text, q.answer) for q in split.train[:3]]
+    for some in (asked, asked[:1]):
+        batch = pad_sequences([build_sequence(prompter, view, some)], 0, masked=True)
+        assert batch["attention_mask"].ndim == 4
+        with torch.no_grad():
+            stock = _scores(student, batch)
+            with packed_attention(student.backbone.model, batch, True):
+                assert student.backbone.text_config._attn_implementation != "sdpa"
+                plain = _scores(student, batch)
+        torch.testing.assert_close(plain, stock, rtol=1e-4, atol=1e-4)
+    config = student.backbone.model.config
+    assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == ("sdpa", "sdpa")
 
 
 def _scores(student, batch):

@@ -14,15 +14,15 @@ __all__ = ["packed_attention"]
 
 @contextlib.contextmanager
 def packed_attention(model: Any, inputs: Mapping[str, Any], wanted: bool) -> Iterator[None]:
-    """Use `training.attention` inside the block where it fits: Qwen3-VL and a 4-D mask.
+    """Use `training.attention` inside the block, for inputs with a 4-D mask.
 
     Args:
-        model: the transformers model, or a wrapper around it.
+        model: a Qwen3-VL model, or a wrapper around it.
         inputs: of the forward pass.
-        wanted: whether to use it at all; not on a GPU, and not where layers are recomputed in the backward pass.
+        wanted: whether to use it at all.
     """
     config = model.config
-    if not wanted or config.model_type != "qwen3_vl" or inputs["attention_mask"].ndim != 4:
+    if not wanted or inputs["attention_mask"].ndim != 4:
         yield
         return
     from qzoom.training.attention import use_plain_attention

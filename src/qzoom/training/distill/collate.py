@@ -61,20 +61,29 @@ class Collator:
         questions: that the rows point to.
         rows: the run's order.
         drawn: makes replayed pictures.
+        masked: give every batch a 4-D mask, for attention that wants one.
     """
 
     def __init__(
-        self, prompter: Prompter, questions: Sequence[Question], rows: Sequence[Row], drawn: Drawn | None = None
+        self,
+        prompter: Prompter,
+        questions: Sequence[Question],
+        rows: Sequence[Row],
+        drawn: Drawn | None = None,
+        *,
+        masked: bool = False,
     ) -> None:
         self._prompter = prompter
         self._questions = questions
         self._rows = rows
         self._drawn = drawn
+        self._masked = masked
 
     def __call__(self, entries: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         """The batch of these entries, each {"row": number}."""
         sequences = [sequence for entry in entries for sequence in self.sequences(self._rows[entry["row"]])]
-        return pad_sequences(sequences, int(self._prompter.engine.backbone.tokenizer.pad_token_id))
+        pad = int(self._prompter.engine.backbone.tokenizer.pad_token_id)
+        return pad_sequences(sequences, pad, masked=self._masked)
 
     def sequences(self, row: Row) -> list[Sequence4]:
         """A row's sequences: one for all unmarked questions, one for every marked one."""
@@ -120,10 +129,10 @@ def build_sequence(prompter: Prompter, view: View, asked: Sequence[Asked]) -> Se
     return Sequence4(torch.tensor(ids), torch.cat(places, dim=1), torch.tensor(branch), torch.tensor(labels), view)
 
 
-def pad_sequences(sequences: Sequence[Sequence4], pad: int) -> dict[str, Any]:
+def pad_sequences(sequences: Sequence[Sequence4], pad: int, *, masked: bool = False) -> dict[str, Any]:
     """A batch (B, S) padded on the right, with a 4-D mask (B, 1, S, S), true = may attend.
 
-    A batch of single questions needs no branches and gets the usual 2-D mask.
+    A batch of single questions needs no branches and gets the usual 2-D mask, unless it is to be masked all the same.
     """
     length = max(len(s.ids) for s in sequences)
     count = len(sequences)
@@ -137,7 +146,7 @@ def pad_sequences(sequences: Sequence[Sequence4], pad: int) -> dict[str, Any]:
         labels[index, :size] = sequence.labels
         branch[index, :size] = sequence.branch
         positions[:, index, :size] = sequence.positions
-    single = int(branch.max()) <= 1
+    single = int(branch.max()) <= 1 and not masked
     return {
         "input_ids": ids,
         "attention_mask": (branch >= 0).long() if single else _branch_mask(branch),

@@ -101,9 +101,10 @@ def _sft(
     follower: Follower,
 ) -> Any:
     from qzoom.training.distill.collate import Collator
-    from qzoom.training.distill.sft import make_sft_trainer
+    from qzoom.training.distill.sft import fits_plain, make_sft_trainer
 
-    collator = Collator(prompter, split.train, rows, partial(draw_replay, most=max(2, recipe.sft.questions)))
+    drawn = partial(draw_replay, most=max(2, recipe.sft.questions))
+    collator = Collator(prompter, split.train, rows, drawn, masked=fits_plain(model, recipe, place))
     tokenizer = prompter.engine.backbone.tokenizer
     return make_sft_trainer(model, tokenizer, collator, len(rows), steps, recipe, place, [follower])
 

@@ -19,7 +19,7 @@ from qzoom.training.distill.collate import Collator
 from qzoom.training.distill.recipe import DistillRecipe
 from qzoom.training.distill.settings import Place, common_arguments, silence
 
-__all__ = ["AnswerTrainer", "make_sft_trainer"]
+__all__ = ["AnswerTrainer", "fits_plain", "make_sft_trainer"]
 
 
 class AnswerTrainer(SFTTrainer):
@@ -66,9 +66,14 @@ def make_sft_trainer(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    trainer.plain_attention = place.device == "cpu" and not recipe.gradient_checkpointing
+    trainer.plain_attention = fits_plain(model, recipe, place)
     silence(trainer)
     return trainer
+
+
+def fits_plain(model: Any, recipe: DistillRecipe, place: Place) -> bool:
+    """Whether plain attention computes the loss: Qwen3-VL on a CPU, no layers recomputed in the backward pass."""
+    return place.device == "cpu" and not recipe.gradient_checkpointing and model.config.model_type == "qwen3_vl"
 
 
 def _arguments(recipe: DistillRecipe, place: Place, steps: int) -> SFTConfig:
