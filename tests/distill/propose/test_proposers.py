@@ -2,7 +2,20 @@
 
 import pytest
 from PIL import Image
-from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTokenizer,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+    OwlViTProcessor,
+    OwlViTTextConfig,
+    OwlViTVisionConfig,
+    ResNetConfig,
+)
 
 from qzoom.distill.pictures import Source, scan
 from qzoom.distill.propose.base import (
@@ -126,3 +139,46 @@ def test_settings_are_checked():
         ProposeSettings(by=("sam",))
     with pytest.raises(ConfigError, match=r"detector\.model is missing"):
         ProposeSettings(by=("detector",))
+
+
+@pytest.fixture(scope="module")
+def owlvit(tmp_path_factory):
+    """A random OWL-ViT with a byte tokenizer in a folder."""
+    folder = tmp_path_factory.mktemp("owlvit")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [
+        "!",
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *(letter for letter in letters if letter != "!"),
+        *(f"{letter}</w>" for letter in letters),
+    ]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=16)
+    text = OwlViTTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        pad_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    vision = OwlViTVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    config = OwlViTConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    OwlViTForObjectDetection(config).save_pretrained(folder)
+    OwlViTProcessor(OwlViTImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
+    item, views, _ = scene
+    detector = DetectorSettings(str(owlvit), phrases=("red star", "tag"), threshold=0.0, device="cpu")
+    found = make_proposer("detector", ProposeSettings(by=("detector",), detector=detector))(item, views)
+    assert found
+    assert {one.phrase for one in found} <= {"red star", "tag"}
+    assert all(0 <= one.score <= 1 for one in found)
