@@ -219,7 +219,7 @@ def planned(given: argparse.Namespace, root: Path) -> Iterable[Work]:
                 yield Work(
                     task,
                     look,
-                    root / "ladder" / "none" / f"{cap}.jsonl",
+                    root / "ladder" / "none" / f"{task.name}-{cap}.jsonl",
                     "3 zoom at every cap (at most)",
                     given.max_new_tokens,
                 )
