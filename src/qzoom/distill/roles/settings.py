@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -161,8 +160,3 @@ def _listed(value: Any, source: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{source} must be a list, not {value!r:.60}.")
     return list(value)
-
-
-def plain_values(settings: RolesSettings) -> dict[str, Any]:
-    """The settings as JSON values, without keys' values, for plans and cards."""
-    return dataclasses.asdict(settings)
