@@ -57,7 +57,7 @@ def start(recipe, folder):
 
 def finish(recipe, folder):
     process = start(recipe, folder)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said.decode()
 
 
@@ -75,6 +75,7 @@ def stored_contents(teachers, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
     questions = make_pictures(tmp_path / "in", 12, places=3)
     endpoint = {"url": teachers.url, "model": "m"}
