@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.evidence import (
     CAPS,
+    KINDS,
     Clock,
     Look,
     OutOfTimeError,
@@ -62,11 +63,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return checked(made.parse_args(arguments))
 
 
-def works(given: argparse.Namespace, root: Path) -> Iterator[Work]:
-    """Everything that is asked."""
+def works(given: argparse.Namespace, root: Path, kinds: Sequence[str] = ()) -> Iterator[Work]:
+    """Everything that is asked, of the wanted kinds unless others are named."""
     from qzoom.evaluation.baselines import METHODS
 
-    for task in tasks(given):
+    for task in tasks(given, kinds):
         for total in given.budgets:
             for method in given.methods or METHODS:
                 path, look = _file(root, task, method, total)
@@ -81,9 +82,9 @@ def _file(root: Path, task: Task, method: str, total: int) -> tuple[Path, Look]:
     return root / "baselines" / f"{task.name}-{look.name}.jsonl", look
 
 
-def tasks(given: argparse.Namespace) -> list[Task]:
+def tasks(given: argparse.Namespace, kinds: Sequence[str] = ()) -> list[Task]:
     """The first of the pictures that the ladder reports."""
-    return tasks_of(given.kinds, given.questions, given.data, 0, given.limit)
+    return tasks_of(kinds or given.kinds, given.questions, given.data, 0, given.limit)
 
 
 def figures_of(given: argparse.Namespace, root: Path, task: Task) -> TaskFigures | None:
@@ -91,7 +92,7 @@ def figures_of(given: argparse.Namespace, root: Path, task: Task) -> TaskFigures
     from qzoom.evaluation.report.figures import measure
     from qzoom.evaluation.report.runs import group_runs
 
-    paths = [work.path for work in works(given, root) if work.task.name == task.name]
+    paths = [work.path for work in works(given, root, [task.name])]
     paths += [place(root, "report", task, Look(cap)) for cap in CAPS]
     runs = [run for path in dict.fromkeys(paths) if (run := kept_run(path, task)) is not None]
     return measure(group_runs(runs)[0]) if runs else None
@@ -120,7 +121,7 @@ def _beats(other: RunFigures, line: RunFigures, cost: str) -> bool:
 
 
 def report(given: argparse.Namespace, root: Path, ran: dict[str, Any]) -> dict[str, Any]:
-    """Write what there is so far; returns the figures."""
+    """Write what there is so far, of all kinds; returns the figures."""
     kinds, parts = {}, ["## Against every other way to look\n", f"{NOTE}\n"]
     parts.append(
         f"Model `{ran['model']}` (weights `{ran['weights']}`, {ran['dtype']}, {ran['device']}). Made by "
@@ -128,8 +129,8 @@ def report(given: argparse.Namespace, root: Path, ran: dict[str, Any]) -> dict[s
     )
     if given.limit is not None:
         parts.append(f"**A trial with at most {given.limit} pictures of each kind: no evidence.**\n")
-    left = {work.task.name for work in works(given, root) if kept_run(work.path, work.task) is None}
-    for task in tasks(given):
+    left = {work.task.name for work in works(given, root, KINDS) if kept_run(work.path, work.task) is None}
+    for task in tasks(given, KINDS):
         found = figures_of(given, root, task)
         if found is not None:
             kinds[task.name] = found.to_dict() | {"without_oracle": fronts(found), "finished": task.name not in left}

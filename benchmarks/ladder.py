@@ -26,6 +26,7 @@ from benchmarks.choices import GATES, best_split, gated, splits_of
 from benchmarks.evidence import (
     CALIBRATION_SEED,
     CAPS,
+    KINDS,
     Clock,
     Look,
     OutOfTimeError,
@@ -67,11 +68,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return checked(made.parse_args(arguments))
 
 
-def tasks(given: argparse.Namespace, part: str) -> list[Task]:
-    """The questions of "calibration" or "report"; all receipts are in both."""
+def tasks(given: argparse.Namespace, part: str, kinds: Sequence[str] = ()) -> list[Task]:
+    """The questions of "calibration" or "report", of the wanted kinds unless some are named; receipts are in both."""
+    wanted = kinds or given.kinds
     if part == "report":
-        return tasks_of(given.kinds, given.questions, given.data, 0, given.limit)
-    return tasks_of(given.kinds, given.calibration_questions, given.data, CALIBRATION_SEED, given.limit)
+        return tasks_of(wanted, given.questions, given.data, 0, given.limit)
+    return tasks_of(wanted, given.calibration_questions, given.data, CALIBRATION_SEED, given.limit)
 
 
 def place(root: Path, part: str, task: Task, look: Look) -> Path:
@@ -114,7 +116,7 @@ def choices(
         kind: of pictures.
         pictures: those that choose; None for all.
     """
-    (task,) = [t for t in tasks(given, "calibration") if t.name == kind]
+    (task,) = tasks(given, "calibration", [kind])
     points = []
     for c, r in splits_of(given.caps, given.coarse, given.region):
         plain = kept_run(place(root, "calibration", task, Look(c)), task)
@@ -181,9 +183,9 @@ def _gated_run(root: Path, task: Task, look: Look) -> tuple[list, Run] | None:
 
 
 def report(given: argparse.Namespace, root: Path, ran: dict) -> dict:
-    """Write what there is so far; returns the figures."""
+    """Write what there is so far, of all kinds; returns the figures."""
     found = {}
-    for task in tasks(given, "report"):
+    for task in tasks(given, "report", KINDS):
         plain, zoom = plain_lines(given, root, task), zoom_lines(given, root, task)
         if plain:
             found[task.name] = task_figures(task, plain, zoom, root / "ladder" / "times", given.caps)
