@@ -54,6 +54,20 @@ def test_datasets_reads_it_and_decodes_upright_pictures(folder, tmp_path):
     assert row["bbox"] == [10, 10, 40, 30]
     assert row["bbox_norm"] == [10 / 256, 10 / 256, 40 / 256, 30 / 256]
     assert row["choices"] is None
+    assert row["verl_prompt"] == [{"role": "user", "content": row["problem"]}]
+    assert row["reward_model"] == {"style": "rule", "ground_truth": "K7"}
+
+
+def test_trl_takes_rows_as_they_are(folder, tmp_path):
+    data_utils = pytest.importorskip("trl.data_utils")
+    written(folder, tmp_path / "out", validation=0.0)
+    row = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out/train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )[0]
+    assert data_utils.is_conversational(row)
+    (message,) = data_utils.prepare_multimodal_messages(row["prompt"], images=row["images"])
+    assert [part["type"] for part in message["content"]] == ["image", "text"]
+    assert message["content"][0]["image"] is row["images"][0]
 
 
 def test_own_file_is_taken_over_unless_it_is_turned(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -130,6 +131,16 @@ def test_pictures_that_make_trouble_cost_only_themselves(tmp_path):
     sizes = {row["out"][0]["source"]: row["out"][0]["width"] for row in stored if "source" in row["out"][0]}
     assert sizes["turned.jpg"] == 300
     assert {"good.png", "deep/good.png"} <= set(sizes)
+
+
+def test_names_that_are_no_utf8_are_taken(tmp_path):
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.effect_noise((640, 480), 80).convert("RGB").save(tmp_path / "in" / name)
+    recipe = recipe_of(tmp_path / "in", propose={"by": ["grid"], "select": {"per_picture": 2}})
+    for _ in range(2):
+        report = run_recipe(recipe, tmp_path / "out")
+        assert (report.totals.pictures, report.totals.kept["propose"]) == (1, 2)
 
 
 def test_boxes_outside_are_counted_and_never_exported(tmp_path):

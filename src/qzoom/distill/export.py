@@ -47,6 +47,8 @@ COLUMNS = [
     "letter",
     "style",
     "provenance",
+    "verl_prompt",
+    "reward_model",
 ]
 
 
@@ -117,7 +119,7 @@ def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, 
         "completion": [{"role": "assistant", "content": answer}],
         "answer": answer,
         "problem": f"<image>{asked}",
-        "data_source": item.picture.dataset or "distill",
+        "data_source": _utf8(item.picture.dataset) or "distill",
         "ability": item.asked.kind,
         "extra_info": {
             "question": item.asked.text,
@@ -136,7 +138,9 @@ def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, 
         "choices": None if choices is None else list(choices.options),
         "letter": "" if choices is None else choices.letter,
         "style": settings.style,
-        "provenance": _provenance(item),
+        "provenance": _utf8(_provenance(item)),
+        "verl_prompt": [{"role": "user", "content": f"<image>{asked}"}],
+        "reward_model": {"style": "rule", "ground_truth": answer},
     }
 
 
@@ -182,6 +186,8 @@ def schema() -> pyarrow.Schema:
         "bbox": List(whole),
         "bbox_norm": List(Value("float64")),
         "choices": List(text),
+        "verl_prompt": List(message),
+        "reward_model": {"style": text, "ground_truth": text},
     }
     return Features(kinds).arrow_schema
 
@@ -214,7 +220,7 @@ def write_dataset(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         counts = _write_rows(items, partial, folder, settings, drop)
-        write_synced(partial / "README.md", make_card(counts).encode())
+        write_synced(partial / "README.md", make_card(counts).encode("utf-8", "replace"))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:
@@ -268,6 +274,11 @@ def _flush(writer: Any, rows: list[dict[str, Any]], columns: pyarrow.Schema) -> 
     if rows:
         writer.write_table(pa.Table.from_pylist(rows, schema=columns), row_group_size=len(rows))
         rows.clear()
+
+
+def _utf8(text: str) -> str:
+    """The text without what a file name that is no UTF-8 brings along."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _provenance(item: Item) -> str:
