@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
+from qzoom.distill.export import ExportSettings, write_dataset
+from qzoom.distill.pictures import list_sources, scan
+from qzoom.distill.records import Choices
 from qzoom.errors import DataError
+from qzoom.images.load import load_image
 from qzoom.training.distill.data import digest_of, read_split
 from qzoom.training.distill.order import make_order, visit_rows
+from tests.distill.items import finished_item
 from tests.training.distill.conftest import SCHEMA, picture, row, write
 
 
@@ -42,6 +49,29 @@ def test_a_validation_picture_is_never_trained_on(tmp_path):
     folder = write(tmp_path / "data", [row(0), row(1), row(0, "counting")])
     write(folder, [row(0, "absent")], "validation")
     assert {q.id for q in read_split(folder, tmp_path / "p", 0.0, 0).train} == {"0001colour"}
+
+
+@pytest.mark.parametrize("embed", [True, False])
+def test_reads_what_distillation_exports(tmp_path, embed):
+    """The pipeline's own export, a turned photo and a multiple-choice question among it."""
+    (tmp_path / "in").mkdir()
+    turned = Image.new("RGB", (60, 40), "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "in" / "turned.jpg", exif=exif)
+    (source,) = list_sources([str(tmp_path / "in")])
+    record, _ = scan(source)
+    free = finished_item(record, text="Which code?")
+    chosen = dataclasses.replace(free, choices=Choices(("K7", "K1", "none of these"), "A", "rule"))
+    settings = ExportSettings(validation=0.0, embed=embed)
+    write_dataset(iter([free, chosen]), tmp_path / "out", settings, lambda counts: "card")
+    one, two = read_split(tmp_path / "out", tmp_path / "p", 0.0, 0).train
+    assert (one.text, one.answer, one.choices) == ("Which code?", "K7", ())
+    assert one.box == free.region.box
+    assert (two.answer, two.letter, two.choices) == ("A", "A", ("K7", "K1", "none of these"))
+    assert two.text.startswith("Which code?\nA. K7\nB. K1\nC. none of these\n")
+    assert one.picture == two.picture
+    assert load_image(one.picture).size_px == (40, 60)
 
 
 def test_choices_and_older_prompts(tmp_path):

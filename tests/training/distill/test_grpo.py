@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import torch
 
 from qzoom.checkpoints.loading import load_engine
+from qzoom.labels.judge import Judge, JudgeSettings
 from qzoom.model import QZoom
 from qzoom.training.distill.data import read_split
-from qzoom.training.distill.grpo import RowReader, ViewProcessor, make_grpo_trainer
+from qzoom.training.distill.grpo import RowReader, ViewProcessor, make_grpo_trainer, make_reward
 from qzoom.training.distill.order import make_order
 from qzoom.training.distill.prompts import Prompter
 from qzoom.training.distill.recipe import GrpoPart
@@ -132,6 +134,27 @@ def test_logits_of_the_trainer_equal_the_engines(reader, tmp_path):
             ).logits[0, -1]
         first = made["completion_ids"][4 * group, 0]
         torch.testing.assert_close(scores[4 * group, 0], torch.log_softmax(logits, -1)[first], rtol=1e-3, atol=1e-3)
+
+
+def test_a_judge_that_is_down_leaves_replies_unrewarded(reader):
+    recipe, rows = reader
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    judge = Judge(JudgeSettings(url, "none", retries=0))
+    free_rows = [i for i in range(4) if not rows.target(i).answer.isdigit()]
+    right = rows.target(free_rows[0]).answer
+    noted = {}
+    reward = make_reward(rows, recipe, judge.right)
+    made = reward([_reply(right), _reply("a long guess")], row=free_rows[:1] * 2, log_metric=noted.__setitem__)
+    judge.close()
+    assert made == [1.0, None]
+    assert (noted["accuracy"], noted["by_failed"], noted["well_formed"]) == (1.0, 0.5, 1.0)
+    assert judge.counts.failures == 1
+
+
+def _reply(text):
+    return [{"role": "assistant", "content": text}]
 
 
 def test_processor_pads_on_the_left(reader):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -78,7 +79,7 @@ def run_part(
     told = FollowSettings(steps, settings.batch, recipe.validation_steps, recipe.tensorboard)
     follower = Follower(folder, told, Validator(engine, split.validation, recipe), best, on_step, on_validation)
     prompter = Prompter(engine, recipe)
-    with _judge(recipe.grpo.judge, folder.parent / "judge.jsonl") as judge, _stock_forward(engine):
+    with _judge(recipe.grpo.judge, folder.parent / "judge.jsonl") as judge, _stock_forward(engine), _no_advice():
         make = _sft if part == "sft" else partial(_grpo, judge=judge)
         place = Place(folder, device, int(os.environ.get("WORLD_SIZE", "1")))
         trainer = make(model, prompter, split, rows, steps, recipe, place, follower)
@@ -141,6 +142,14 @@ def _judge(part: JudgePart, cache: Path) -> Iterator[JudgeCall | None]:
         yield judge.right
     finally:
         judge.close()
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without the libraries' announcements of names that they will change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @contextmanager
