@@ -61,7 +61,7 @@ def test_the_same_scores_as_our_runner(tmp_path, monkeypatch, view):
     assert len(samples) == 3
     if view == "region":
         targets = tuple((name, number, 0) for number, name in enumerate(task.ids[:2]))
-        region = PlaceTask(task, "region", targets, GapSettings(crop_margin=0.0), 1)
+        region = PlaceTask(task, "region", targets, GapSettings(crop_margin=0.0, crop_min_px=1), 1)
         asked = run(model, region, options)
         assert [sample["filtered_resps"][0] for sample in samples[:2]] == [row.prediction for row in asked]
         return

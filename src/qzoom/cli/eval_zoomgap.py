@@ -41,8 +41,16 @@ CropMargin = Annotated[
     typer.Option(
         min=0,
         max=10,
-        show_default="0.5; zoombench: 0",
+        show_default="0.1; zoombench: 0",
         help="Added on every side of the region, as a share of its own side.",
+    ),
+]
+CropMinPx = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default="56; zoombench: 1",
+        help="Least width and height of the region in original pixels; smaller ones grow about their centre.",
     ),
 ]
 PlacesOf = Annotated[
@@ -81,6 +89,7 @@ def zoomgap(
     max_visual_tokens: MaxVisualTokens = None,
     crop_scale: CropScale = "2",
     crop_margin: CropMargin = None,
+    crop_min_px: CropMinPx = None,
     places: PlacesOf = "auto",
     box_style: BoxStyle = "rectangle",
     zoom: ZoomOf = "auto",
@@ -110,8 +119,10 @@ def zoomgap(
         return
     if fresh and output is None:
         raise typer.BadParameter("--fresh needs --output.")
-    margin = crop_margin if crop_margin is not None else 0.0 if task == "zoombench" else 0.5
-    asked = _settings(views, max_visual_tokens, crop_scale, margin, places, box_style, zoom, max_new_tokens)
+    tight = task == "zoombench"
+    margin = crop_margin if crop_margin is not None else 0.0 if tight else 0.1
+    least = crop_min_px or (1 if tight else 56)
+    asked = _settings(views, max_visual_tokens, crop_scale, (margin, least), places, box_style, zoom, max_new_tokens)
     opened = open_boxed(task, data, split, data_revision, seed, count)
     if compare is not None:
         read_views(compare)
@@ -127,7 +138,7 @@ def _settings(
     views: str,
     total: int | None,
     scale: str,
-    margin: float,
+    around: tuple[float, int],
     places: Any,
     style: str,
     zoom: Any,
@@ -147,7 +158,7 @@ def _settings(
     except ValueError:
         factor = scale
     try:
-        return GapSettings(named, total or 1024, factor, margin, places, style, zoom, max_new_tokens)
+        return GapSettings(named, total or 1024, factor, *around, places, style, zoom, max_new_tokens)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -101,8 +101,10 @@ def test_a_local_parquet(tmp_path):
     assert list(found.strict) == ["mcq", "blank", "all"]
     assert {name: group["n"] for name, group in found.areas.items()} == {"1-3%": 1, ">=10%": 1}
     assert found.to_dict()["areas"].keys() == {"1-3%", ">=10%"}
-    settings = GapSettings(("full", "region"), 24, "shipped", 0.0, max_new_tokens=2)
+    settings = GapSettings(("full", "region"), 24, "shipped", 0.0, 1, max_new_tokens=2)
     kept = ask_views(reader, task, settings)
     assert [row.size_px for row in kept.rows["region"]] == [(38, 20), (38, 20)]
-    own = PlaceTask(task, "region", (("zoombench-0", 0, 0),), GapSettings(crop_scale=2.0, crop_margin=0.0), 32)
+    own = PlaceTask(
+        task, "region", (("zoombench-0", 0, 0),), GapSettings(crop_scale=2.0, crop_margin=0.0, crop_min_px=1), 32
+    )
     assert own.sample(0).size_px == (40, 20)

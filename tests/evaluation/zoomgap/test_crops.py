@@ -9,15 +9,25 @@ from qzoom.evaluation.zoomgap.settings import GapSettings
 
 
 def test_margin_is_a_share_of_the_regions_own_sides():
-    assert region_of([(100, 100, 120, 110)], (400, 300), 0.0) == (100, 100, 120, 110)
-    assert region_of([(100, 100, 120, 110)], (400, 300), 0.5) == (90, 95, 130, 115)
-    assert region_of([(0, 0, 20, 10), (380, 290, 400, 300)], (400, 300), 0.5) == (0, 0, 400, 300)
+    half = GapSettings(crop_margin=0.5, crop_min_px=1)
+    assert region_of([(100, 100, 120, 110)], (400, 300), GapSettings(crop_margin=0.0, crop_min_px=1)) == (
+        *(100, 100, 120, 110),
+    )
+    assert region_of([(100, 100, 120, 110)], (400, 300), half) == (90, 95, 130, 115)
+    assert region_of([(0, 0, 20, 10), (380, 290, 400, 300)], (400, 300), half) == (0, 0, 400, 300)
+
+
+def test_small_regions_grow_about_their_centre():
+    grown = GapSettings(crop_margin=0.0, crop_min_px=40)
+    assert region_of([(100, 100, 120, 110)], (400, 300), grown) == (90, 85, 130, 125)
+    assert region_of([(0, 100, 20, 110)], (400, 300), grown) == (0, 85, 40, 125)
+    assert region_of([(0, 0, 10, 10)], (30, 20), grown) == (0, 0, 30, 20)
 
 
 @pytest.mark.parametrize("boxes", [(), [(10, 10, 10, 20)], [(500, 10, 520, 20)]])
 def test_no_region(boxes):
     with pytest.raises(DataError):
-        region_of(boxes, (400, 300), 0.1)
+        region_of(boxes, (400, 300), GapSettings())
 
 
 def test_scales():

@@ -14,7 +14,7 @@ from qzoom.evaluation.zoomgap.settings import GapSettings
 from qzoom.evaluation.zoomgap.views import PlaceTask, key_of
 from tests.evaluation.samples import model, receipt, row, write_split
 
-SETTINGS = GapSettings(max_visual_tokens=24, max_new_tokens=2)
+SETTINGS = GapSettings(max_visual_tokens=24, crop_margin=0.5, crop_min_px=1, max_new_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def test_one_line_of_figures(reader, task, tmp_path):
         "max_visual_tokens",
         "crop_scale",
         "crop_margin",
+        "crop_min_px",
         "box_style",
         "places",
         "zoom_mode",

@@ -14,6 +14,7 @@ WRONG = {
     "no scale": ({"crop_scale": 0}, "crop_scale"),
     "endless": ({"crop_scale": float("inf")}, "crop_scale"),
     "negative margin": ({"crop_margin": -0.1}, "crop_margin"),
+    "no pixel": ({"crop_min_px": 0}, "crop_min_px"),
     "text style": ({"box_style": "text"}, "rectangle, ellipse, dim"),
     "places": ({"places": "some"}, "places"),
     "never": ({"zoom": "never"}, "'auto' or 'always'"),

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qzoom.distill.overlay import with_margin
+from qzoom.distill.crop import CropSettings, crop_box, cut
+from qzoom.distill.records import Picture
 from qzoom.errors import DataError
 from qzoom.evaluation.areas import around
 from qzoom.evaluation.zoomgap.settings import GapSettings
+from qzoom.images.geometry import box_area_px
 from qzoom.types import Box
 
 if TYPE_CHECKING:
@@ -18,20 +20,25 @@ if TYPE_CHECKING:
 __all__ = ["crop", "enlargement", "region_of"]
 
 
-def region_of(boxes: Sequence[Box], size_px: tuple[int, int], margin: float) -> Box:
-    """The region that holds all places of an answer, with its margin, inside the picture.
+def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSettings) -> Box:
+    """The region that holds all places of an answer, cut as the teachers of `qzoom distill` see it.
 
     Args:
         boxes: at least one, in original pixels.
-        size_px: (width, height).
-        margin: share of the region's own sides, added on every side.
+        size_px: (width, height) of the picture.
+        settings: margin and least size.
 
     Raises:
         DataError: no box, or a region that is empty or outside the picture.
     """
     if not boxes:
         raise DataError("The question has no box, so there is no region to cut out.")
-    return with_margin(around(boxes), size_px, margin)
+    least = settings.crop_min_px
+    rule = CropSettings(settings.crop_margin, min_width_px=least, min_height_px=least)
+    region = crop_box(around(boxes), Picture("", "", *size_px), rule)
+    if box_area_px(region) == 0:
+        raise DataError(f"The box {around(boxes)!r} has no pixels on the picture of {size_px[0]} x {size_px[1]} px.")
+    return region
 
 
 def enlargement(size_px: tuple[int, int], settings: GapSettings, cell_px: int) -> float:
@@ -60,9 +67,4 @@ def crop(image: PIL.Image.Image, region: Box, settings: GapSettings, cell_px: in
         settings: scale and limit.
         cell_px: see `enlargement`.
     """
-    from PIL import Image
-
-    cut = image.crop(region)
-    factor = enlargement(cut.size, settings, cell_px)
-    size = (max(1, round(cut.width * factor)), max(1, round(cut.height * factor)))
-    return cut if size == cut.size else cut.resize(size, Image.Resampling.LANCZOS)
+    return cut(image, region, enlargement((region[2] - region[0], region[3] - region[1]), settings, cell_px))

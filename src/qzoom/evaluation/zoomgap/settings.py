@@ -31,6 +31,7 @@ class GapSettings:
         crop_scale: by how much the crop's sides are enlarged; "fit" enlarges it until it fills the limit; "shipped"
             takes the crop that came with the data instead of one made here.
         crop_margin: added on every side of the region, as a share of its own side.
+        crop_min_px: least width and height of the region in original pixels; smaller ones grow about their centre.
         places: see `qzoom.evaluation.zoomgap.places`.
         box_style: how the boxed view marks the region.
         zoom: how the zoom view looks, "auto" or "always".
@@ -43,7 +44,8 @@ class GapSettings:
     views: tuple[View, ...] = VIEWS
     max_visual_tokens: int = 1024
     crop_scale: float | Literal["fit", "shipped"] = 2.0
-    crop_margin: float = 0.5
+    crop_margin: float = 0.1
+    crop_min_px: int = 56
     places: Places = "auto"
     box_style: str = "rectangle"
     zoom: ZoomMode = "auto"
@@ -64,6 +66,8 @@ class GapSettings:
             )
         if not _number(self.crop_margin, 0, 10):
             raise ConfigError(f"crop_margin must be a number from 0 to 10, not {self.crop_margin!r}.")
+        if isinstance(self.crop_min_px, bool) or not 1 <= self.crop_min_px <= 100_000:
+            raise ConfigError(f"crop_min_px must be a whole number from 1 to 100000, not {self.crop_min_px!r}.")
         if self.places not in ("auto", "one", "all"):
             raise ConfigError(f"places must be auto, one or all, not {self.places!r}.")
         if self.box_style not in BOX_STYLES:

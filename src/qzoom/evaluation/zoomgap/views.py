@@ -59,7 +59,8 @@ class PlaceTask:
         """The task's, the view, and what decides how its pictures look."""
         own: dict[str, Any] = {"view": self.view, "places": self.settings.places}
         if self.view == "region":
-            own |= {"crop_scale": self.settings.crop_scale, "crop_margin": self.settings.crop_margin}
+            names = ("crop_scale", "crop_margin", "crop_min_px")
+            own |= {name: getattr(self.settings, name) for name in names}
         else:
             own["box_style"] = self.settings.box_style
         return self.base.identity | own
@@ -102,7 +103,7 @@ class PlaceTask:
         if self.view == "region" and self.settings.crop_scale == "shipped":
             return load_image(_shipped(self.base, number)).image
         image: Any = whole.image
-        region = region_of(boxes, image.size, self.settings.crop_margin)
+        region = region_of(boxes, image.size, self.settings)
         if self.view == "region":
             return crop(image, region, self.settings, self.cell_px)
         from qzoom.distill.overlay import draw

@@ -26,6 +26,9 @@ from qzoom.evaluation.zoomgap.views import PlaceTask
 __all__ = ["ZoomBenchTask", "doc_to_text", "doc_to_visual", "mean_of_all", "mean_of_kind", "process_results"]
 
 
+_TIGHT = GapSettings(crop_margin=0.0, crop_min_px=1)
+
+
 class ZoomBenchTask(ConfigurableMessagesTask):
     """A task whose rows are numbers of rows in the table, which stays where it is until a row is asked."""
 
@@ -50,7 +53,7 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     number = int(doc["number"])
     sample = _table().sample(number)
     if _view() == "region" and sample.error is None and sample.questions[0].boxes:
-        sample = PlaceTask(_table(), "region", ((sample.id, number, 0),), GapSettings(crop_margin=0.0), 1).sample(0)
+        sample = PlaceTask(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
     return [sample.image if isinstance(sample.image, Image.Image) else Image.new("RGB", (64, 64), "white")]
 
 
