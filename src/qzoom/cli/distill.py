@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,7 @@ import typer
 
 from qzoom.cli import options
 from qzoom.cli.console import Console
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.distill.recipe import DistillRecipe
@@ -66,6 +68,7 @@ def distill(
     if dry_run:
         _plan(made, folder, limit, console, json)
         return
+    _need("datasets", *(["imagehash"] if made.audit.against else []))
     with _progress(console) as advance:
         report = run_recipe(made, folder, RunOptions(step, limit, fresh), advance)
     if json:
@@ -91,6 +94,7 @@ def audit(
     from qzoom.distill.audit import AuditSettings, audit_dataset
 
     console = Console(quiet=quiet)
+    _need("imagehash", "pyarrow")
     report = audit_dataset(folder, AuditSettings(tuple(against), bits, bits, flips))
     if json:
         console.record(report.to_dict())
@@ -104,6 +108,13 @@ def audit(
     )
     if report.unreadable:
         console.note(f"{report.unreadable} pictures could not be read.")
+
+
+def _need(*packages: str) -> None:
+    """Stop before any work when a package is missing."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"Distilling needs {', '.join(missing)}; install with: pip install 'qzoom[distill]'.")
 
 
 def _plan(recipe: DistillRecipe, folder: Path, limit: int | None, console: Console, json: bool) -> None:

@@ -157,7 +157,9 @@ def _ray(recipe: DistillRecipe) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise ConfigError("The engine ray needs Ray Data; install qzoom[ray], or use --engine inprocess.") from error
+        raise ConfigError(
+            "The engine ray needs Ray Data: pip install 'qzoom[ray]', or use --engine inprocess."
+        ) from error
     own = not ray.is_initialized()
     if own:
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
