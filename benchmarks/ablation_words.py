@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_labels import label_facts
@@ -46,13 +47,18 @@ def _figures(bench: Bench, found: Mapping[str, Any], reference: Mapping[str, Any
     if variant.trains and (labels / "store.json").is_file():
         out["labels"] = label_facts(labels)
     if report.is_file():
-        out["training"] = json.loads(report.read_text(encoding="utf-8"))
+        out["training"] = _training(report)
     for look, rows in found["rows"].items():
         one = summary(rows)
         if reference is not None and variant.name != REFERENCE:
             one["against"] = paired(rows, reference["rows"][look])
         out["caps"][str(sum(look))] = one
     return out
+
+
+def _training(report: Path) -> dict[str, Any]:
+    """What a training came to, without the place of its model."""
+    return {name: value for name, value in json.loads(report.read_text(encoding="utf-8")).items() if name != "model"}
 
 
 def summary(rows: Sequence[AnswerRow]) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _gate_figures(bench: Bench, strategy: str, found: Mapping[str, Any]) -> dict
     out: dict[str, Any] = {"caps": {}}
     report = bench.root / "variants" / f"gate-{strategy}" / "train" / "report.json"
     if report.is_file():
-        out["training"] = json.loads(report.read_text(encoding="utf-8"))
+        out["training"] = _training(report)
     for look, (plain, zoomed) in found["rows"].items():
         out["caps"][str(sum(look))] = skips(plain, zoomed)
     return out
@@ -102,10 +108,10 @@ def skips(plain: Sequence[AnswerRow], zoomed: Sequence[AnswerRow]) -> dict[str, 
 
 
 def verdict(better: str, intervals: Sequence[Sequence[float]]) -> str:
-    """What the differences of a variant (less the reference) say about the paper's claim that the reference is better.
+    """What the differences of a variant (variant less reference) say about the paper's claim.
 
     Args:
-        better: "higher" when the paper has the reference above the variant, "" when it makes no such claim.
+        better: "higher" or "lower", how the reference stands to the variant in the paper; "" when it does not say.
         intervals: one per cap.
     """
     if not better:
@@ -113,6 +119,8 @@ def verdict(better: str, intervals: Sequence[Sequence[float]]) -> str:
     up, down = (sum(side) for side in zip(*((low > 0, high < 0) for low, high in intervals), strict=True))
     if up and down:
         return "mixed"
+    if better == "lower":
+        up, down = down, up
     return "reproduced" if down else "the opposite" if up else "not told apart"
 
 

@@ -123,6 +123,8 @@ def test_the_variants():
 )
 def test_verdicts(intervals, word):
     assert verdict("higher", intervals) == word
+    other = {"reproduced": "the opposite", "the opposite": "reproduced"}
+    assert verdict("lower", intervals) == other.get(word, word)
     assert verdict("", intervals) == "no claim to check"
 
 
