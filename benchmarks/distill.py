@@ -33,12 +33,13 @@ SAMPLE_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One measured run; memory in MiB, time in seconds."""
+    """One measured run; memory in MiB, time in seconds, `cpu_seconds` of all processes together."""
 
     engine: str
     pictures: int
     seconds: float
     pictures_per_second: float
+    cpu_seconds: float
     rows: int
     peak_mib: float
     peak_main_mib: float
@@ -89,14 +90,19 @@ def recipe_text(questions: Path, engine: str) -> str:
     return json.dumps(values)
 
 
-class Memory(threading.Thread):
-    """Samples the memory of a process and its children until they end."""
+class Watch(threading.Thread):
+    """Samples the memory and the CPU time of a process and its children until they end."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._main = psutil.Process(pid)
         self._ended = threading.Event()
+        self._cpu: dict[int, float] = {}
         self.peak = self.peak_main = 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self._cpu.values())
 
     def run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
@@ -108,9 +114,11 @@ class Memory(threading.Thread):
             for process in family:
                 try:
                     share = process.memory_full_info().pss / 2**20
+                    times = process.cpu_times()
                 except psutil.Error:
                     continue
                 total += share
+                self._cpu[process.pid] = times.user + times.system
                 if process.pid == self._main.pid:
                     self.peak_main = max(self.peak_main, share)
             self.peak = max(self.peak, total)
@@ -129,17 +137,17 @@ def measure(engine: str, count: int, pictures: Path, work: Path) -> Case:
     words = [sys.executable, "-m", "qzoom", "distill", str(recipe), "-o", str(out), "--json", "--quiet"]
     began = time.monotonic()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    memory = Memory(process.pid)
-    memory.start()
+    watch = Watch(process.pid)
+    watch.start()
     said, _ = process.communicate()
     seconds = time.monotonic() - began
-    memory.stop()
+    watch.stop()
     if process.returncode:
         raise SystemExit(f"The run with {engine} failed.")
     rows = sum(json.loads(said.splitlines()[-1])["rows"].values())
     stored = sum(path.stat().st_size for path in (out / "steps").iterdir()) / 2**20
     shutil.rmtree(out)
-    return Case(engine, count, seconds, count / seconds, rows, memory.peak, memory.peak_main, stored)
+    return Case(engine, count, seconds, count / seconds, watch.cpu_seconds, rows, watch.peak, watch.peak_main, stored)
 
 
 def report(cases: list[Case]) -> str:
@@ -150,18 +158,18 @@ def report(cases: list[Case]) -> str:
         f"Pictures of {WIDTH} x {HEIGHT} px (8 megapixels, JPEG) with {PLACES} questions each, through propose to",
         "export with rules in every role, so without the time that real teachers take. Time is that of the whole",
         "command, start of Python and of Ray included. Memory is the peak of the proportional shares (PSS) of the",
-        "command and all its processes.",
+        "command and all its processes; CPU seconds are those of all of them.",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; made by",
         "`python benchmarks/distill.py --results docs/results`.",
         "",
-        "| Engine | Pictures | Seconds | Pictures per second | Rows | Peak memory, MiB | of it the main process, MiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| Engine | Pictures | Seconds | Pictures per second | CPU seconds | Rows | Peak MiB | main process, MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in cases:
         lines.append(
-            f"| {case.engine} | {case.pictures} | {case.seconds:.1f} | {case.pictures_per_second:.2f} | {case.rows} | "
-            f"{case.peak_mib:.0f} | {case.peak_main_mib:.0f} |"
+            f"| {case.engine} | {case.pictures} | {case.seconds:.1f} | {case.pictures_per_second:.2f} | "
+            f"{case.cpu_seconds:.0f} | {case.rows} | {case.peak_mib:.0f} | {case.peak_main_mib:.0f} |"
         )
     for engine in dict.fromkeys(case.engine for case in cases):
         own = sorted((case for case in cases if case.engine == engine), key=lambda case: case.pictures)
