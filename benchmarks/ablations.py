@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--looks", nargs="+", default=["64+64", "144+144"], help="coarse and region tokens of each cap")
     made.add_argument("--questions", type=int, default=300, help="that are answered, of each kind")
     made.add_argument("--calibration-questions", type=int, default=80, help="that choose thresholds, likewise")
-    made.add_argument("--pictures", type=int, default=400, help="drawn pictures that are labelled, four questions each")
+    made.add_argument("--pictures", type=int, default=240, help="drawn pictures that are labelled, four questions each")
     made.add_argument("--gate-pictures", type=int, default=400, help="that climb the ladder of the gate's labels")
     made.add_argument("--mine-pictures", type=int, default=150, help="that are mined for stage 2")
     made.add_argument("--probe-pictures", type=int, default=20, help="on which heads are found")
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--ladder", type=int, nargs="+", default=[64, 100, 144, 288, 400], help="rungs of the gate's labels"
     )
     made.add_argument("--label-tokens", type=int, default=32, help="longest answer while labelling")
-    made.add_argument("--steps", type=int, default=400, help="of each region training")
+    made.add_argument("--steps", type=int, default=300, help="of each region training")
     made.add_argument("--gate-steps", type=int, default=200)
     made.add_argument("--answer-steps", type=int, default=60)
     made.add_argument("--batch", type=int, default=32)
