@@ -90,6 +90,7 @@ def _plan(recipe: DistillRecipe, console: Console, json: bool) -> None:
 
 
 def _run(recipe: DistillRecipe, folder: Path, fresh: bool, device: str, console: Console, json: bool) -> None:
+    import os
     from dataclasses import asdict
 
     import torch
@@ -99,6 +100,8 @@ def _run(recipe: DistillRecipe, folder: Path, fresh: bool, device: str, console:
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    first = not int(os.environ.get("RANK", "0"))
+    console = console if first else Console(quiet=True)
 
     def on_part(part: str, steps: int) -> None:
         console.note(f"{part}: {steps} steps")
@@ -116,6 +119,8 @@ def _run(recipe: DistillRecipe, folder: Path, fresh: bool, device: str, console:
             on_step=on_step,
             on_validation=on_validation,
         )
+    if not first:
+        return
     if json:
         record: dict[str, Any] = asdict(report)
         console.record(record)

@@ -167,6 +167,7 @@ def train_distill(
     first = not int(os.environ.get("RANK", "0"))
     if first:
         _make_folder(output, fresh)
+    _meet(device)
     if not recipe.data:
         raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
     split = read_split(Path(recipe.data).expanduser(), output / "pictures", recipe.validation, recipe.seed)
@@ -257,6 +258,14 @@ def _make_folder(output: Path, fresh: bool) -> None:
             shutil.rmtree(output / name, ignore_errors=True)
         for name in (RUN, "report.json", "judge.jsonl"):
             (output / name).unlink(missing_ok=True)
+
+
+def _meet(device: str) -> None:
+    """Wait until all processes of a run have come here."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu").wait_for_everyone()
 
 
 def _check_run(output: Path, recipe: DistillRecipe, weights: str, split: Split) -> None:

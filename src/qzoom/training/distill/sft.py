@@ -32,7 +32,7 @@ class AnswerTrainer(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loss."""
-        with packed_attention(model, inputs, self.plain_attention):
+        with packed_attention(self.model, inputs, self.plain_attention):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -91,6 +91,7 @@ def _arguments(recipe: DistillRecipe, place: Place, steps: int) -> SFTConfig:
         adam_beta2=part.betas[1],
         max_grad_norm=part.clip,
         train_sampling_strategy="sequential",
+        ddp_find_unused_parameters=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
