@@ -245,7 +245,8 @@ def _write_rows(
     waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     images = None if settings.embed else (partial / "images", folder.resolve() / "images")
     picture, encoded, dropped = "", None, False
-    writers = {split: ParquetWriter(partial / f"{split}.parquet", columns, compression="snappy") for split in SPLITS}
+    options: dict[str, Any] = {"compression": "snappy", "write_statistics": False}
+    writers = {split: ParquetWriter(partial / f"{split}.parquet", columns, **options) for split in SPLITS}
     try:
         for item in items:
             if item.picture.digest != picture:
