@@ -30,6 +30,7 @@ __all__ = ["StepStore", "StoreLock"]
 SCHEMA = 1
 _HINT = "restore it from a copy, or start over with --fresh"
 _SYNC_SECONDS = 2.0
+_SETTLE = 512
 _START = b'{"in": "'
 
 
@@ -147,7 +148,7 @@ class StepStore:
         with self._lock:
             self._new.append((_short(key), self._end))
             self._fresh[key] = self._end
-            if len(self._new) >= 4096:
+            if len(self._new) >= _SETTLE:
                 self._settle()
         self._end += len(data)
 
