@@ -54,9 +54,12 @@ def open_boxed(
             f"No task with boxes is called {name!r}; known: questions, documents, scenes, zoombench."
         )
     drawn = name in SYNTHETIC_TASKS
-    useless = {"--data": data, "--split": split} if drawn else {"--seed": seed, "--count": count}
-    useless |= {} if name == "zoombench" else {"--data-revision": revision}
-    for flag, value in useless.items():
+    useless: list[tuple[str, object]] = (
+        [("--data", data), ("--split", split)] if drawn else [("--seed", seed), ("--count", count)]
+    )
+    if name != "zoombench":
+        useless.append(("--data-revision", revision))
+    for flag, value in useless:
         if value is not None:
             raise typer.BadParameter(f"{flag} has no meaning for the task {name}; leave it out.")
     if name in (QUESTIONS, "receipts"):
