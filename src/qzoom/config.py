@@ -9,11 +9,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from qzoom.errors import BudgetError, ConfigError
 
-__all__ = ["BoxRule", "Preset", "TokenBudget", "ZoomConfig", "from_mapping"]
+__all__ = [
+    "BoxRule",
+    "Preset",
+    "TokenBudget",
+    "ZoomConfig",
+    "check_choice",
+    "check_count",
+    "check_range",
+    "from_mapping",
+    "read_yaml",
+    "refuse_unknown",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +77,13 @@ class BoxRule:
     min_peak: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice(self, "scaling", ("float32", "exact"))
-        _check_choice(self, "threshold", ("absolute", "peak"))
-        _check_choice(self, "components", ("union", "peak", "all"))
-        _check_count(self, "max_regions", 1, 64)
-        _check_range(self, "margin_cells", 0, 64)
-        _check_count(self, "min_side_px", 1, 4096)
-        _check_range(self, "min_peak", 0, 1)
+        check_choice(self, "scaling", ("float32", "exact"))
+        check_choice(self, "threshold", ("absolute", "peak"))
+        check_choice(self, "components", ("union", "peak", "all"))
+        check_count(self, "max_regions", 1, 64)
+        check_range(self, "margin_cells", 0, 64)
+        check_count(self, "min_side_px", 1, 4096)
+        check_range(self, "min_peak", 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +94,8 @@ class Preset:
     region_threshold: float
 
     def __post_init__(self) -> None:
-        _check_range(self, "gate_threshold", 0, 1)
-        _check_range(self, "region_threshold", 0, 1)
+        check_range(self, "gate_threshold", 0, 1)
+        check_range(self, "region_threshold", 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +138,14 @@ class ZoomConfig:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_count(self, "shared_layers", 1, 1000)
-        _check_count(self, "branch_layers", 1, 1000)
-        _check_range(self, "gate_threshold", 0, 1)
-        _check_range(self, "region_threshold", 0, 1)
-        _check_range(self, "sink_threshold", 0, 1)
-        _check_choice(self, "sink", ("first_token", "corner", "none"))
-        _check_choice(self, "positions", ("second_image", "aligned"))
-        _check_choice(self, "temporal_shift", ("max", "min"))
+        check_count(self, "shared_layers", 1, 1000)
+        check_count(self, "branch_layers", 1, 1000)
+        check_range(self, "gate_threshold", 0, 1)
+        check_range(self, "region_threshold", 0, 1)
+        check_range(self, "sink_threshold", 0, 1)
+        check_choice(self, "sink", ("first_token", "corner", "none"))
+        check_choice(self, "positions", ("second_image", "aligned"))
+        check_choice(self, "temporal_shift", ("max", "min"))
         for name, kind in _NESTED.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and (value is not None or name == "box"):
@@ -159,7 +171,7 @@ class ZoomConfig:
 
     def replace(self, **changes: Any) -> ZoomConfig:
         """A copy with some fields changed; unknown names are refused with a hint."""
-        _refuse_unknown(type(self), changes, "zoom config")
+        refuse_unknown(type(self), changes, "zoom config")
         return dataclasses.replace(self, **changes)
 
     def with_preset(self, name: str) -> ZoomConfig:
@@ -178,6 +190,25 @@ class ZoomConfig:
 _NESTED: dict[str, type] = {"box": BoxRule, "coarse_tokens": TokenBudget, "region_tokens": TokenBudget}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML recipe.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"Recipe {path} must be a mapping of settings, not {type(values).__name__}.")
+    return values
+
+
 def from_mapping(cls: type, values: Any, source: str) -> Any:
     """Build a config dataclass from a mapping, nested ones included.
 
@@ -191,7 +222,7 @@ def from_mapping(cls: type, values: Any, source: str) -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
-    _refuse_unknown(cls, values, source)
+    refuse_unknown(cls, values, source)
     out = dict(values)
     if cls is ZoomConfig:
         for name, kind in _NESTED.items():
@@ -207,7 +238,8 @@ def from_mapping(cls: type, values: Any, source: str) -> Any:
         raise ConfigError(f"{source}: {error}.") from error
 
 
-def _refuse_unknown(cls: type, values: dict[str, Any], source: str) -> None:
+def refuse_unknown(cls: type, values: dict[str, Any], source: str) -> None:
+    """Raise `ConfigError` for a key that `cls` has no field for, with the closest name it has."""
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
@@ -216,19 +248,22 @@ def _refuse_unknown(cls: type, values: dict[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: unknown key {key!r}; {hint}")
 
 
-def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` when a field holds none of the choices."""
     value = getattr(config, name)
     if value not in choices:
         raise ConfigError(f"{type(config).__name__}.{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def _check_range(config: Any, name: str, low: float, high: float) -> None:
+def check_range(config: Any, name: str, low: float, high: float) -> None:
+    """Raise `ConfigError` when a field is no number from `low` to `high`."""
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(f"{type(config).__name__}.{name} must be a number from {low} to {high}, not {value!r}.")
 
 
-def _check_count(config: Any, name: str, low: int, high: int) -> None:
+def check_count(config: Any, name: str, low: int, high: int) -> None:
+    """Raise `ConfigError` when a field is no whole number from `low` to `high`."""
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{type(config).__name__}.{name} must be a whole number from {low} to {high}, not {value!r}.")

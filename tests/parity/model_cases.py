@@ -233,7 +233,7 @@ def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: 
 
 
 def _pixels(engine: Engine, image: Any) -> np.ndarray:
-    return engine.backbone._pixels(image, None)[0].double().numpy()  # type: ignore[attr-defined]
+    return engine.backbone.pixels(image, None)[0].double().numpy()  # type: ignore[attr-defined]
 
 
 def _kept_pixels(path: Path) -> np.ndarray:

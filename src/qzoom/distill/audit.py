@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qzoom.config import _check_count
+from qzoom.config import check_count
 from qzoom.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class AuditSettings:
     drop: bool = True
 
     def __post_init__(self) -> None:
-        _check_count(self, "phash", 0, 64)
-        _check_count(self, "dhash", 0, 64)
+        check_count(self, "phash", 0, 64)
+        check_count(self, "dhash", 0, 64)
 
 
 @dataclass(frozen=True, slots=True)

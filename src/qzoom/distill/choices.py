@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from qzoom.config import _check_count, _check_range
+from qzoom.config import check_count, check_range
 from qzoom.distill.compare import mentions, normal, same
 from qzoom.distill.export import choice_text
 from qzoom.distill.negatives import NONE_ANSWER, absent
@@ -55,10 +55,10 @@ class ChoicesSettings:
     chance: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_count(self, "options", 2, 10)
-        _check_count(self, "guesses", 0, 1000)
+        check_count(self, "options", 2, 10)
+        check_count(self, "guesses", 0, 1000)
         for name in ("none_share", "negatives", "chance"):
-            _check_range(self, name, 0.0, 1.0)
+            check_range(self, name, 0.0, 1.0)
         if not isinstance(self.negative_kinds, tuple) or set(self.negative_kinds) - {"absent", "missing"}:
             raise ConfigError(f"choices: negative_kinds may list absent and missing, not {self.negative_kinds!r}.")
         if not isinstance(self.required, bool):

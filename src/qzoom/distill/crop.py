@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qzoom.config import _check_count, _check_range
+from qzoom.config import check_count, check_range
 from qzoom.distill.records import Item, Picture
 from qzoom.errors import DataError
 from qzoom.images.geometry import box_area_px, clip_box
@@ -48,13 +48,13 @@ class CropSettings:
     token_px: int = 28
 
     def __post_init__(self) -> None:
-        _check_range(self, "margin", 0, 10)
-        _check_range(self, "scale", 0.1, 16)
-        _check_count(self, "min_width_px", 1, 100_000)
-        _check_count(self, "min_height_px", 1, 100_000)
-        _check_count(self, "max_pixels", 1, 100_000_000)
-        _check_count(self, "max_tokens", 1, 1_000_000)
-        _check_count(self, "token_px", 1, 1024)
+        check_range(self, "margin", 0, 10)
+        check_range(self, "scale", 0.1, 16)
+        check_count(self, "min_width_px", 1, 100_000)
+        check_count(self, "min_height_px", 1, 100_000)
+        check_count(self, "max_pixels", 1, 100_000_000)
+        check_count(self, "max_tokens", 1, 1_000_000)
+        check_count(self, "token_px", 1, 1024)
 
 
 @dataclass(frozen=True, slots=True)

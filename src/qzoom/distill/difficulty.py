@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from qzoom.config import _check_choice, _check_count, _check_range
+from qzoom.config import check_choice, check_count, check_range
 from qzoom.distill import overlay
 from qzoom.distill.compare import same
 from qzoom.distill.export import choice_text
@@ -50,12 +50,12 @@ class DifficultySettings:
     negatives: bool = False
 
     def __post_init__(self) -> None:
-        _check_count(self, "samples", 1, 1000)
-        _check_count(self, "least", 0, self.samples)
-        _check_range(self, "low", 0.0, 1.0)
-        _check_range(self, "high", self.low, 1.0)
-        _check_choice(self, "view", overlay.STYLES)
-        _check_count(self, "tokens", 0, 10**6)
+        check_count(self, "samples", 1, 1000)
+        check_count(self, "least", 0, self.samples)
+        check_range(self, "low", 0.0, 1.0)
+        check_range(self, "high", self.low, 1.0)
+        check_choice(self, "view", overlay.STYLES)
+        check_count(self, "tokens", 0, 10**6)
         for name in ("clause", "negatives"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"difficulty: {name} must be true or false, not {getattr(self, name)!r}.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qzoom.config import _check_choice, _check_count, _check_range
+from qzoom.config import check_choice, check_count, check_range
 from qzoom.distill.encoded import Encoded, encode_picture
 from qzoom.distill.records import Item, Picture
 from qzoom.errors import DataError
@@ -80,12 +80,12 @@ class ExportSettings:
     def __post_init__(self) -> None:
         from qzoom.distill.overlay import STYLES
 
-        _check_choice(self, "form", ("auto", "open", "choice"))
-        _check_choice(self, "encoding", ("png", "jpeg"))
-        _check_choice(self, "style", STYLES)
-        _check_count(self, "quality", 1, 100)
-        _check_range(self, "validation", 0, 0.9)
-        _check_count(self, "row_group", 1, 10_000)
+        check_choice(self, "form", ("auto", "open", "choice"))
+        check_choice(self, "encoding", ("png", "jpeg"))
+        check_choice(self, "style", STYLES)
+        check_count(self, "quality", 1, 100)
+        check_range(self, "validation", 0, 0.9)
+        check_count(self, "row_group", 1, 10_000)
 
 
 def split_of(picture: Picture, settings: ExportSettings) -> str:

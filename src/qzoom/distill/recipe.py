@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qzoom.config import _check_choice, _check_count, _refuse_unknown
+from qzoom.config import check_choice, check_count, read_yaml, refuse_unknown
 from qzoom.distill.audit import AuditSettings
 from qzoom.distill.choices import ChoicesSettings
 from qzoom.distill.crop import CropSettings
@@ -43,7 +43,7 @@ class AnswerSettings:
     samples: int = 4
 
     def __post_init__(self) -> None:
-        _check_count(self, "samples", 1, 1000)
+        check_count(self, "samples", 1, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class RaySettings:
     threads: int = 4
 
     def __post_init__(self) -> None:
-        _check_count(self, "actors", 1, 100_000)
-        _check_count(self, "threads", 1, 1000)
+        check_count(self, "actors", 1, 100_000)
+        check_count(self, "threads", 1, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,9 @@ class DistillRecipe:
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
-        _check_count(self, "seed", 0, 2**31 - 1)
-        _check_count(self, "workers", 1, 1024)
-        _check_choice(self, "engine", ("inprocess", "ray"))
+        check_count(self, "seed", 0, 2**31 - 1)
+        check_count(self, "workers", 1, 1024)
+        check_choice(self, "engine", ("inprocess", "ray"))
         if not self.pictures:
             raise ConfigError("pictures: none are named; list at least one folder, question file or drawn set.")
         self.vote.check_counts(len(self.roles.teachers), self.answer.samples)
@@ -127,14 +127,7 @@ def load_recipe(path: Path) -> DistillRecipe:
     Raises:
         ConfigError: it cannot be read, or a key or value is wrong; it says which.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     return recipe_from_values(values, str(path))
 
 
@@ -199,7 +192,7 @@ def _build(cls: type, values: Any, where: str) -> Any:
         return roles_from_mapping(values, f"{where}: roles" if not where.endswith("roles") else where)
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a mapping of settings, not {type(values).__name__}.")
-    _refuse_unknown(cls, values, where)
+    refuse_unknown(cls, values, where)
     hints = typing.get_type_hints(cls)
     out = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     missing = [

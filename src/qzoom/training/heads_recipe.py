@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qzoom.config import from_mapping
+from qzoom.config import from_mapping, read_yaml
 from qzoom.errors import ConfigError
 
 __all__ = ["HeadsRecipe", "load_heads_recipe"]
@@ -100,14 +100,5 @@ def load_heads_recipe(path: Path) -> HeadsRecipe:
     Raises:
         ConfigError: the file is missing, is not YAML, or has an unknown key or a bad value.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The recipe {path} cannot be read ({error.strerror}); give the path of a YAML file."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    values = read_yaml(path)
     return from_mapping(HeadsRecipe, values, str(path))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qzoom.config import read_yaml
 from qzoom.errors import ConfigError
 from qzoom.training.tiny import TinyArchitecture
 
@@ -81,18 +82,8 @@ class BaseRecipe:
 
 def load_recipe(path: str | Path) -> BaseRecipe:
     """Read and check a recipe; every mistake is a `ConfigError` that names the key."""
-    import yaml
-
     source = Path(path)
-    try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Recipe {source} cannot be read: {error.strerror}; give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Recipe {source} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"Recipe {source} must be a mapping of settings at its top level.")
-    values = dict(raw)
+    values = read_yaml(source)
     stages = values.pop("stages", None)
     if not isinstance(stages, list) or not stages:
         raise ConfigError(f"Recipe {source} needs a non-empty list `stages`.")

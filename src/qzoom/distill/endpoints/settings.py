@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from qzoom.config import _check_count, _check_range
+from qzoom.config import check_count, check_range
 from qzoom.errors import ConfigError
 
 __all__ = ["CallSettings", "EndpointSettings", "Sampling"]
@@ -50,10 +50,10 @@ class EndpointSettings:
             raise ConfigError(f"The endpoint {self.url} needs the name of a model.")
         if not isinstance(self.key_env, str) or (self.key_env and not _KEY_NAME.fullmatch(self.key_env)):
             raise ConfigError(f"key_env of {self.url} must name an environment variable, not hold a key.")
-        _check_range(self, "timeout_s", 0.001, 86_400.0)
-        _check_count(self, "concurrency", 1, 4096)
+        check_range(self, "timeout_s", 0.001, 86_400.0)
+        check_count(self, "concurrency", 1, 4096)
         for name in ("requests_per_minute", "prompt_price", "completion_price"):
-            _check_range(self, name, 0.0, 1e9)
+            check_range(self, name, 0.0, 1e9)
         if not isinstance(self.extra_body, dict):
             raise ConfigError(f"extra_body of {self.url} must be a mapping, not {self.extra_body!r}.")
         taken = {"model", "messages", "n", "stream"} & set(self.extra_body)
@@ -93,12 +93,12 @@ class CallSettings:
     budget_money: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_count(self, "retries", 0, 1000)
-        _check_count(self, "budget_requests", 0, 10**12)
+        check_count(self, "retries", 0, 1000)
+        check_count(self, "budget_requests", 0, 10**12)
         for name in ("backoff_s", "longest_s"):
-            _check_range(self, name, 0.0, 86_400.0)
-        _check_range(self, "connect_s", 0.01, 3600.0)
-        _check_range(self, "budget_money", 0.0, 1e12)
+            check_range(self, name, 0.0, 86_400.0)
+        check_range(self, "connect_s", 0.01, 3600.0)
+        check_range(self, "budget_money", 0.0, 1e12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature is not None:
-            _check_range(self, "temperature", 0.0, 100.0)
+            check_range(self, "temperature", 0.0, 100.0)
         if self.top_p is not None:
-            _check_range(self, "top_p", 1e-6, 1.0)
+            check_range(self, "top_p", 1e-6, 1.0)
         if self.max_tokens is not None:
-            _check_count(self, "max_tokens", 1, 10**6)
+            check_count(self, "max_tokens", 1, 10**6)
         if not isinstance(self.send_seed, bool):
             raise ConfigError(f"send_seed must be true or false, not {self.send_seed!r}.")
 

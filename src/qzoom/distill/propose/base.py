@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from qzoom.config import _check_count, _check_range
+from qzoom.config import check_count, check_range
 from qzoom.distill.propose.select import SelectSettings
 from qzoom.distill.records import Item
 from qzoom.distill.steps import Views
@@ -91,9 +91,9 @@ class GridSettings:
     overlap: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_count(self, "columns", 1, 100)
-        _check_count(self, "rows", 1, 100)
-        _check_range(self, "overlap", 0, 0.9)
+        check_count(self, "columns", 1, 100)
+        check_count(self, "rows", 1, 100)
+        check_range(self, "overlap", 0, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class DetectorSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_range(self, "threshold", 0, 1)
+        check_range(self, "threshold", 0, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qzoom.config import _check_count, _check_range
+from qzoom.config import check_count, check_range
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import box_area_px, clip_box
 from qzoom.records.schema import Box4
@@ -50,13 +50,13 @@ class SelectSettings:
     max_aspect: float = 20.0
 
     def __post_init__(self) -> None:
-        _check_range(self, "min_share", 1e-9, 1)
-        _check_range(self, "max_share", 1e-9, 1)
+        check_range(self, "min_share", 1e-9, 1)
+        check_range(self, "max_share", 1e-9, 1)
         for name in ("bins", "per_bin", "per_picture", "min_side_px", "token_px"):
-            _check_count(self, name, 1, 10_000)
-        _check_range(self, "min_tokens", 0, 1e6)
-        _check_range(self, "max_overlap", 0, 1)
-        _check_range(self, "max_aspect", 1, 1e4)
+            check_count(self, name, 1, 10_000)
+        check_range(self, "min_tokens", 0, 1e6)
+        check_range(self, "max_overlap", 0, 1)
+        check_range(self, "max_aspect", 1, 1e4)
         if self.min_share >= self.max_share:
             raise ConfigError(
                 f"propose.select: min_share {self.min_share} leaves no room below max_share {self.max_share}."

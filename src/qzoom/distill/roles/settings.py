@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qzoom.config import _check_choice, _check_count, _check_range, from_mapping
+from qzoom.config import check_choice, check_count, check_range, from_mapping
 from qzoom.distill.endpoints.settings import CallSettings, EndpointSettings, Sampling
 from qzoom.errors import ConfigError
 
@@ -42,10 +42,10 @@ class RoleSettings:
     error_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice(self, "by", ("rule", "endpoint"))
-        _check_count(self, "count", 1, 100)
-        _check_count(self, "max_pixels", 1024, 10**9)
-        _check_range(self, "error_rate", 0.0, 1.0)
+        check_choice(self, "by", ("rule", "endpoint"))
+        check_count(self, "count", 1, 100)
+        check_count(self, "max_pixels", 1024, 10**9)
+        check_range(self, "error_rate", 0.0, 1.0)
         if not isinstance(self.plain, bool):
             raise ConfigError(f"plain must be true or false, not {self.plain!r}.")
         if not isinstance(self.name, str) or (self.name and not _NAME.fullmatch(self.name)):

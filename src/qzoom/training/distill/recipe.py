@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qzoom.config import from_mapping
+from qzoom.config import from_mapping, read_yaml
 from qzoom.distill.overlay import STYLES, Fade
 from qzoom.errors import ConfigError
 
@@ -285,19 +285,7 @@ def load_distill_recipe(path: Path, changes: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: the file is missing or no YAML, an unknown key (with the closest known one), or a bad value.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The recipe {path} cannot be read ({error.strerror}); give the path of a YAML file."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must be a mapping of settings, not {type(values).__name__}.")
-    values = values | dict(changes or {})
+    values = read_yaml(path) | dict(changes or {})
     where = str(path)
     try:
         for name, kind in _PARTS.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qzoom.config import ZoomConfig, from_mapping
+from qzoom.config import ZoomConfig, from_mapping, read_yaml
 from qzoom.errors import ConfigError
 
 __all__ = ["FREE", "StageRecipe", "frozen_in_bfloat16", "load_stage_recipe", "trained_stage"]
@@ -191,18 +191,7 @@ def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None 
     Raises:
         ConfigError: the file is missing or no YAML, an unknown key (with the closest known one), or a bad value.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The recipe {path} cannot be read ({error.strerror}); give the path of a YAML file."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if isinstance(values, dict):
-        values = values | dict(changes or {})
+    values = read_yaml(path) | dict(changes or {})
     try:
         recipe: StageRecipe = from_mapping(StageRecipe, values, str(path))
     except ConfigError as error:
