@@ -169,7 +169,7 @@ async def throughput(url: str, count: int) -> dict[str, Any]:
     def mean(clients: int) -> float:
         return statistics.mean(row["per_second"] for row in rows if row["clients"] == clients)
 
-    return {"rows": rows, "sixteen_over_one": mean(16) / mean(1), "sustainable_per_second": mean(16)}
+    return {"rows": rows, "sixteen_over_one": mean(16) / mean(1)}
 
 
 async def second_question(url: str, count: int) -> dict[str, Any]:
@@ -188,11 +188,16 @@ async def second_question(url: str, count: int) -> dict[str, Any]:
     return out
 
 
-async def soak(url: str, process: psutil.Process, seconds: float, rate: float) -> dict[str, Any]:
-    """Questions at `rate` per second, whatever comes back; greedy answers must stay what they were at the start."""
+async def soak(url: str, process: psutil.Process, seconds: float) -> dict[str, Any]:
+    """Twice as many questions as the server can answer, whatever comes back; greedy answers must stay what they were.
+
+    What it can answer is measured on the same questions, with 16 clients, once its caches hold them.
+    """
     urls = pictures(24, 200_000)
     bodies = [body(picture, i) for i, picture in enumerate(urls)]
     calm = await crowd(url, bodies, 1)
+    sustainable = (await crowd(url, bodies * 6, 16)).per_second
+    rate = 2 * sustainable
     wanted = {json.dumps(b["messages"]): reply.text for b, reply in zip(bodies, calm.replies, strict=True)}
     statuses: Counter[str] = Counter()
     changed, memory, running = 0, [], set()
@@ -219,6 +224,7 @@ async def soak(url: str, process: psutil.Process, seconds: float, rate: float) -
     after = [m for i, m in enumerate(memory) if i >= 6] or memory
     return {
         "seconds": spent,
+        "sustainable_per_second": sustainable,
         "rate": rate,
         "statuses": dict(statuses),
         "changed_answers": changed,
@@ -229,11 +235,12 @@ async def soak(url: str, process: psutil.Process, seconds: float, rate: float) -
 
 async def measure(url: str, server: subprocess.Popen[str], given: argparse.Namespace) -> dict[str, Any]:
     await crowd(url, [body(picture, i) for i, picture in enumerate(pictures(4, 900_000))], 4)  # warm
-    found: dict[str, Any] = {"throughput": await throughput(url, given.requests)}
-    found["second_question"] = await second_question(url, max(4, given.requests // 4))
+    found: dict[str, Any] = {}
+    if given.requests:
+        found["throughput"] = await throughput(url, given.requests)
+        found["second_question"] = await second_question(url, max(4, given.requests // 4))
     if given.soak:
-        rate = 2 * found["throughput"]["sustainable_per_second"]
-        found["soak"] = await soak(url, psutil.Process(server.pid), given.soak, rate)
+        found["soak"] = await soak(url, psutil.Process(server.pid), given.soak)
         print(json.dumps(found["soak"]), flush=True)
     return found
 
@@ -247,6 +254,16 @@ def table(found: dict[str, Any]) -> str:
         "only. Every phase asks about pictures of its own; half of the questions zoom, every answer has "
         f"{ANSWER_TOKENS} tokens; server and clients share the cores.",
         "",
+    ]
+    if "throughput" in found:
+        lines += _throughput_lines(found)
+    if "soak" in found:
+        lines += _soak_lines(found["soak"])
+    return "\n".join(lines) + "\n"
+
+
+def _throughput_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
         "| clients | requests | lost | answers/s | first text p50, s | p95, s |",
         "|---|---|---|---|---|---|",
     ]
@@ -261,22 +278,24 @@ def table(found: dict[str, Any]) -> str:
             f"- second question about a picture, zoom {zoom}: first text after **{row['ratio']:.2f}x** of the first's "
             f"time, {row['cached_tokens']:.0f} prompt tokens from the cache"
         )
-    if "soak" in found:
-        run = found["soak"]
-        told = ", ".join(f"{status}: {count}" for status, count in sorted(run["statuses"].items()))
-        lines += [
-            "",
-            f"{run['seconds']:.0f} s at {run['rate']:.1f} questions a second (twice the sustainable load): {told}; "
-            f"{run['changed_answers']} answers changed; memory after the first minute {run['memory_mib'][6]:.0f} MiB, "
-            f"at the end {run['memory_mib'][-1]:.0f} MiB.",
-        ]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _soak_lines(run: dict[str, Any]) -> list[str]:
+    told = ", ".join(f"{status}: {count}" for status, count in sorted(run["statuses"].items()))
+    return [
+        "",
+        f"{run['seconds']:.0f} s at {run['rate']:.1f} questions a second, twice the "
+        f"{run['sustainable_per_second']:.1f} that 16 clients got answered of the same questions just before: {told}; "
+        f"{run['changed_answers']} answers changed; memory after the first minute {run['memory_mib'][6]:.0f} MiB, "
+        f"at the end {run['memory_mib'][-1]:.0f} MiB.",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--requests", type=int, default=48, help="questions per phase")
+    parser.add_argument("--requests", type=int, default=48, help="questions per phase; 0: the soak alone")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the sustainable load; 0: none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of the server")
     parser.add_argument("--results", type=Path, help="folder for serving.md and serving.json")

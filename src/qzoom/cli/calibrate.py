@@ -78,7 +78,6 @@ def calibrate(
     wish = Wish(share_zoomed, latency_ms, max_accuracy_loss, confidence)
     coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
     region = options.parse_tokens(region_tokens, "--region-tokens")
-    thresholds = _numbers(region_thresholds)
     asked = read_questions(questions)
     check_target(output, "adapter")
     console = Console(quiet=quiet)
@@ -87,7 +86,7 @@ def calibrate(
     standard = reader.engine.backbone.default_budget()
     limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
     with console.waiting("asking ..."):
-        looks = Looks(*limits, max_new_tokens, thresholds)
+        looks = Looks(*limits, max_new_tokens, _numbers(region_thresholds))
         found = run(reader, asked, wish, looks, keep=keep, date=date, confidence_gates=confidence_gates)
     save_pretrained(dataclasses.replace(reader.engine, config=found.applied(reader.config)), output)
     _tell(console, found, output, bounded=wish.max_accuracy_loss is not None, json=json)

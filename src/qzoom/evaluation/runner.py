@@ -70,10 +70,7 @@ def run(
     if on_picture is not None and done:
         on_picture(done, len(ids))
     for samples in _groups(task, missing, batch_size):
-        if batch_size > 1:
-            many = ask_many(model, samples, options)
-        else:
-            many = [ask_sample(model, samples[0], options, all_branches=all_branches)]
+        many = _ask(model, samples, options, batch_size, all_branches)
         if store is not None:
             store.append([row for answered in many for row in answered])
         for sample, answered in zip(samples, many, strict=True):
@@ -85,6 +82,15 @@ def run(
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")
     return chosen
+
+
+def _ask(
+    model: QZoom, samples: Sequence[EvalSample], options: EvalOptions, batch_size: int, all_branches: bool
+) -> list[list[AnswerRow]]:
+    """The answers about each picture: of one in a session of its own, of several together."""
+    if batch_size > 1:
+        return ask_many(model, samples, options)
+    return [ask_sample(model, samples[0], options, all_branches=all_branches)]
 
 
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:

@@ -23,6 +23,7 @@ __all__ = ["DrainingServer", "bind"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0
+_IDLE_S = 30  # longer than the five seconds after which common clients drop a connection: both at once lose a request
 
 
 class DrainingServer(uvicorn.Server):
@@ -48,6 +49,7 @@ class DrainingServer(uvicorn.Server):
                 proxy_headers=False,
                 headers=[("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")],
                 timeout_graceful_shutdown=int(_LAST_WORDS_S),
+                timeout_keep_alive=_IDLE_S,
             )
         )
         self.service = service
