@@ -23,7 +23,7 @@ __all__ = ["DrainingServer", "bind"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0
-_IDLE_S = 30  # longer than the five seconds after which common clients drop a connection: both at once may lose a request
+_IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the same time may lose a request
 
 
 class DrainingServer(uvicorn.Server):
