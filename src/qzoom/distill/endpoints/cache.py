@@ -67,7 +67,7 @@ class Cost:
 
 
 class CallCache:
-    """The file; opened when it is first used, and again after pickling.
+    """The file; opened when it is first used.
 
     Args:
         path: of the SQLite file; its folder is made. Locks lie in a folder beside it.
@@ -81,9 +81,6 @@ class CallCache:
         self.path = Path(path)
         self._lock = threading.RLock()
         self._open: sqlite3.Connection | None = None
-
-    def __reduce__(self) -> tuple[type[CallCache], tuple[Path]]:
-        return CallCache, (self.path,)
 
     def close(self) -> None:
         """Let go of the file."""

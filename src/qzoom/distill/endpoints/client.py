@@ -48,9 +48,6 @@ class Exchange:
         self.transport = Transport()
         self.limits = Limits(cache)
 
-    def __reduce__(self) -> tuple[type[Exchange], tuple[CallCache, CallSettings]]:
-        return Exchange, (self.cache, self.calls)
-
     def close(self) -> None:
         """Let go of connections and file."""
         self.transport.close()
@@ -58,7 +55,7 @@ class Exchange:
 
 
 class Client:
-    """One member of a role; threads may share it, and it may be pickled.
+    """One member of a role; threads may share it.
 
     Args:
         role: "teacher" and so on.
@@ -86,9 +83,6 @@ class Client:
         self._lock = threading.Lock()
         self._lost = self._refused = 0
         self._answered = False
-
-    def __reduce__(self) -> tuple[type[Client], tuple[object, ...]]:
-        return Client, (self.role, self.name, self.endpoints, self.sampling, self.exchange)
 
     @property
     def model(self) -> str:
