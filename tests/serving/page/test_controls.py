@@ -103,7 +103,7 @@ def test_a_refusal_is_shown_as_the_server_says_it(open_page, url, tmp_path):
     assert page.locator("#result").is_hidden()
     upload_again = EXAMPLES / "card.jpg"
     upload(page, upload_again)
-    assert page.locator("#alert").is_hidden()
+    page.locator("#alert").wait_for(state="hidden")
     page.locator("#question").press("Enter")
     assert page.locator("#alert").inner_text() == "Write a question first."
 
