@@ -21,6 +21,7 @@ PARTS = {
     "ladder": "the ladder of caps (equal accuracy, equal budget, peaks)",
     "baselines": "every other way to look",
     "ablations": "the ablations",
+    "r2i": "Region-to-Image distillation (base, R2I, zoom, both)",
 }
 OTHERS = {
     "accuracy.md": "the same limits with and without zooming, all fields",

@@ -1,0 +1,175 @@
+"""Did the student learn to see it in one glance? Base and student on the same held-out pictures, in every view.
+
+    python -m benchmarks.r2i --student runs/tiny-distilled/model --data RECEIPTS
+
+Asks both models about the whole picture, the cut-out region, the marked picture and with zooming at the main cap
+(`qzoom eval zoomgap`), about the whole picture and with zooming at the other caps, and measures where the attention
+goes (`qzoom eval coverage`). Writes docs/results/r2i.md. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.evidence import Clock, OutOfTimeError, about, checked, load, parser, tasks_of
+from benchmarks.r2i_words import write_r2i
+from qzoom.errors import ConfigError, QZoomError
+from qzoom.evaluation.zoomgap.settings import VIEWS, GapSettings, View
+
+if TYPE_CHECKING:
+    from qzoom.evaluation.records import Task
+    from qzoom.evaluation.zoomgap.measure import KeptViews
+    from qzoom.model import QZoom
+
+SIDES = ("base", "student")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One set of pictures at one cap.
+
+    Args:
+        task: pictures and questions.
+        settings: the views.
+        folder: of the kept answers.
+    """
+
+    task: Task
+    settings: GapSettings
+    folder: Path
+
+    def kept(self) -> KeptViews | None:
+        """The answers; None while some are missing."""
+        from qzoom.evaluation.zoomgap.figures import enters_gap
+        from qzoom.evaluation.zoomgap.measure import read_views
+
+        if not (self.folder / "full.jsonl").is_file():
+            return None
+        found = read_views(self.folder)
+        full = found.rows["full"]
+        placed = sum(enters_gap(row) for row in full)
+        wanted = {view: placed if view in ("region", "boxed") else len(full) for view in self.settings.views}
+        complete = {row.picture for row in full} == set(self.task.ids)
+        complete &= all(len(found.rows.get(view, ())) == count for view, count in wanted.items())
+        return found if complete else None
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--student", required=True, help="folder of the trained model")
+    made.add_argument("--cap", type=int, default=288, help="visual tokens of all four views and of the attention")
+    made.add_argument("--caps", type=int, nargs="*", default=[144, 576], help="others, full and zooming only")
+    made.add_argument("--questions", type=int, default=1000, help="about drawn pictures of each kind")
+    made.add_argument("--coverage", type=int, default=40, help="pictures of each kind whose attention is measured")
+    made.add_argument("--zoom", choices=("auto", "always"), default="auto", help="how the zoom view looks")
+    made.add_argument("--crop-scale", type=float, default=1.0, help="by how much crops are enlarged")
+    made.add_argument("--crop-min-px", type=int, default=224, help="least side of a region")
+    given = checked(made.parse_args(arguments))
+    if given.cap in given.caps:
+        raise ConfigError(f"--caps must not name {given.cap} again.")
+    return given
+
+
+def parts(given: argparse.Namespace, root: Path) -> Iterator[Part]:
+    """All sets, the main cap first."""
+    for cap in (given.cap, *given.caps):
+        views: tuple[View, ...] = VIEWS if cap == given.cap else ("full", "zoom")
+        settings = GapSettings(
+            views, cap, given.crop_scale, 0.1, given.crop_min_px, zoom=given.zoom, max_new_tokens=given.max_new_tokens
+        )
+        for task in tasks_of(given.kinds, given.questions, given.data, 0, given.limit):
+            yield Part(task, settings, root / "gap" / f"{task.name}-{cap}-{given.zoom}")
+
+
+def coverage_file(given: argparse.Namespace, root: Path, task: Task) -> Path:
+    """Where a kind's attention figures are kept."""
+    return root / "coverage" / f"{task.name}-{given.cap}" / "coverage.json"
+
+
+def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -> None:
+    """Ask what is not kept yet.
+
+    Raises:
+        OutOfTimeError: the time is over and something is left.
+    """
+    from qzoom.evaluation.zoomgap.measure import ask_views
+
+    def check(done: int, total: int) -> None:
+        if done < total:
+            clock.check()
+
+    for part in parts(given, root):
+        ask_views(model, part.task, part.settings, output=part.folder, progress=lambda _: check)
+    for task in tasks_of(given.kinds, 10**9, given.data, 0, given.coverage):
+        path = coverage_file(given, root, task)
+        if not path.is_file():
+            clock.check()
+            _measure_coverage(given, model, task, path)
+
+
+def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path: Path) -> None:
+    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.evaluation.coverage.maps import question_maps
+    from qzoom.evaluation.coverage.measure import measure_coverage
+
+    looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)
+    found = measure_coverage(question_maps(model, task, looks))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(found.to_dict()), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, Any]:
+    """What is finished for both sides: per kind the gap at every cap, and the attention."""
+    from qzoom.evaluation.coverage.comparing import compare_coverage, read_coverage
+    from qzoom.evaluation.zoomgap.compare import compare_gaps
+    from qzoom.evaluation.zoomgap.figures import measure_gap
+
+    out: dict[str, Any] = {}
+    for base, student in zip(*(parts(given, roots[side]) for side in SIDES), strict=True):
+        sides = [part.kept() for part in (base, student)]
+        if sides[0] is None or sides[1] is None:
+            continue
+        found = {side: measure_gap(kept.rows).to_dict() for side, kept in zip(SIDES, sides, strict=True) if kept}
+        found["difference"] = compare_gaps(sides[1].rows, sides[0].rows)
+        out.setdefault(base.task.name, {"caps": {}})["caps"][base.settings.max_visual_tokens] = found
+    for task in tasks_of(given.kinds, given.questions, given.data, 0, given.coverage):
+        paths = [coverage_file(given, roots[side], task) for side in SIDES]
+        if all(path.is_file() for path in paths):
+            before, after = (read_coverage(path) for path in paths)
+            out.setdefault(task.name, {"caps": {}})["attention"] = compare_coverage(after, before)
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; 0 when all is done, 3 when the time was over first."""
+    given = parse(arguments)
+    clock, roots, ran = Clock(given.minutes), {}, {}
+    done = True
+    for side, name in zip(SIDES, (given.model, given.student), strict=True):
+        model, digest = load(name, given.device)
+        roots[side], ran[side] = given.runs / digest / "r2i", about(model)
+        try:
+            ask_all(given, roots[side], model, clock)
+        except OutOfTimeError:
+            done = False
+    write_r2i(given, ran, figures_of(given, roots))
+    state = "is complete." if done else "is not complete; run the same command again."
+    print(f"{given.results / 'r2i.md'} {state}")
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QZoomError as error:
+        sys.exit(str(error))

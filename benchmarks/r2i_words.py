@@ -1,0 +1,110 @@
+"""The words of `benchmarks.r2i`: what training from crops changed, as one Markdown page."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.evidence import between, share, table, write
+
+NOTE = (
+    "Base and student answer the same held-out questions under the same limits of visual tokens. Region: the crop "
+    "alone, as teachers saw it. Boxed: the whole picture with the region marked. Accuracy is the share of exact "
+    "matches, in per cent; intervals hold in 95 % of cases, by pairs, pictures drawn with replacement. Negatives ask "
+    "for what is not there. Lift is the share of the question's attention inside the answer's place over the place's "
+    "share of the picture (chance is 1), at the layer or head that each model's other pictures chose."
+)
+VIEWS = {"full": "whole picture", "region": "region", "boxed": "boxed", "zoom": "zooming"}
+
+
+def gap_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """The four views, the gap and the negatives at the main cap; the first row is the head."""
+    difference = found["difference"]
+    rows = [["", "questions", "base", "student", "difference", "95 %"]]
+    for name, title in [*VIEWS.items(), ("gap", "gap (region less whole)"), ("negatives", "negatives, whole picture")]:
+        pair = difference.get(name)
+        if pair is not None:
+            rows.append([title, str(pair["n"]), share(pair["other"]), share(pair["this"]), *_change(pair)])
+    return rows
+
+
+def budget_rows(caps: Mapping[int, Any]) -> list[list[str]]:
+    """Base, R2I, zoom, and both at equal token budgets."""
+    rows = [["most visual tokens", "base", "R2I", "zoom", "R2I + zoom", "R2I less base, 95 %", "R2I + zoom less zoom"]]
+    for cap, found in sorted(caps.items()):
+        full, zoom = found["difference"]["full"], found["difference"]["zoom"]
+        figures = [share(pair[side]) for pair in (full, zoom) for side in ("other", "this")]
+        rows.append([str(cap), *figures, between(full["interval"]), between(zoom["interval"])])
+    return rows
+
+
+def attention_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Lift and pointing before and after."""
+    rows = [["attention", "base", "student", "difference", "95 %"]]
+    for which in ("layer", "head"):
+        lift, hit = found[f"{which}_lift"], found[f"{which}_hit"]
+        low, high = lift["interval"]
+        figures = [f"{lift['other']:.2f}", f"{lift['this']:.2f}", f"{lift['difference']:+.2f}"]
+        rows.append([f"lift, {which}", *figures, f"{low:+.2f} to {high:+.2f}"])
+        rows.append([f"pointing, {which}", share(hit["other"]), share(hit["this"]), *_change(hit)])
+    return rows
+
+
+def kind_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Per field: whole picture and region, before and after."""
+    rows = [["field", "questions", "whole: base", "student", "region: base", "student"]]
+    base, student = found["base"]["per_kind"], found["student"]["per_kind"]
+    for name, before in base.items():
+        after = student.get(name)
+        if after is not None:
+            pairs = [share(side[view]) for view in ("full", "region") for side in (before, after)]
+            rows.append([name, str(before["n"]), *pairs])
+    return rows
+
+
+def _change(pair: Mapping[str, Any]) -> list[str]:
+    return [share(pair["difference"], sign=True), between(pair["interval"])]
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """One sentence on the gap."""
+    gap = found["difference"].get("gap")
+    if gap is None or gap["closed"] is None:
+        return ""
+    low, high = gap["interval"]
+    sure = "excludes" if high < 0 or low > 0 else "does not exclude"
+    return (
+        f"The gap went from {share(gap['other'])} to {share(gap['this'])} points: {share(gap['closed'])} % of it is "
+        f"closed (a third was the goal); the interval of the change {sure} zero.\n"
+    )
+
+
+def page(given: Namespace, ran: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
+    """The whole page."""
+    out = ["## Region-to-Image distillation\n", f"{NOTE}\n"]
+    out.append(
+        f"Base `{ran['base']['model']}` (weights `{ran['base']['weights']}`), student weights "
+        f"`{ran['student']['weights']}`, {ran['base']['dtype']}, {ran['base']['device']}; zooming: {given.zoom}. "
+        "Made by `python -m benchmarks.r2i`.\n"
+    )
+    if given.limit is not None:
+        out.append(f"**A trial with at most {given.limit} pictures of each kind: no evidence.**\n")
+    for name, found in kinds.items():
+        out.append(f"### {name.capitalize()}: before and after\n")
+        main = found["caps"].get(given.cap)
+        if main is not None:
+            out += [f"At most {given.cap} visual tokens in every view.\n", table(gap_rows(main)), verdict(main)]
+        if found["caps"]:
+            out.append(table(budget_rows(found["caps"])))
+        if "attention" in found:
+            out.append(table(attention_rows(found["attention"])))
+        if main is not None:
+            out.append(table(kind_rows(main)))
+    return "\n".join(out).rstrip() + "\n"
+
+
+def write_r2i(given: Namespace, ran: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Write docs/results/r2i.md and .json."""
+    figures = {"about": ran, "zoom": given.zoom, "limit": given.limit, "kinds": kinds}
+    write(given.results, "r2i", figures, page(given, ran, kinds))
