@@ -39,6 +39,7 @@ def test_a_step_makes_an_item_of_each_question() -> None:
         (Asked("What is the code on the red star?", "ocr", "x"), ""),
         (Asked("What is the code on the blue cross?", "ocr", "x"), "not answerable from the crop"),
         (Asked("How many stars are there?", "counting", "x"), "not answerable from the crop"),
+        (Asked("How many crosses are there?", "counting", "x"), "a count of the whole picture, which no crop shows"),
         (Asked("Who made it?", "ocr", "x"), "a question that the picture does not know"),
         (Asked("What is written in this crop?", "ocr", "x"), "the question points at the crop or a box"),
         (Asked("Which tag says A4?", "ocr", "x", known="a4"), "the question holds the answer"),

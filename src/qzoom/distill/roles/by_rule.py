@@ -36,6 +36,7 @@ _KINDS: dict[str, QuestionKind] = {
     "side": "spatial",
 }
 _ALL_BOXES = ("count", "side")
+_WHOLE = "count"
 _POINTERS = (
     "this crop|the crop|cropped image|cropped picture|cropped region|bounding box|marked region|marked area|"
     "highlighted region|highlighted area|zoomed-in|zoomed in|enlarged part"
@@ -75,6 +76,8 @@ class RuleValidator:
             return "a question that the picture does not know"
         if not any(lies_in(question, region.crop_box) for question in like):
             return "not answerable from the crop"
+        if any(question.field == _WHOLE for question in like):
+            return "a count of the whole picture, which no crop shows"
         if len({normal(question.answer) for question in like}) > 1:
             return "not unique in the whole picture"
         return ""
