@@ -37,6 +37,7 @@ def test_answers_and_boxes_arrive(tmp_path):
     assert [report.totals.kept[step] for step in ("propose", "validate", "answer", "vote")] == [6, 6, 6, 6]
     card = (tmp_path / "out/dataset/README.md").read_text()
     assert "| Agreed answers | 6 | 6 | 0 |" in card
+    assert "| ocr | 6 | 6 | 100.0% |" in card
 
 
 def test_rerun_computes_nothing_and_writes_the_same(tmp_path):

@@ -48,6 +48,7 @@ def make_card(recipe: DistillRecipe, totals: Totals, rows: Mapping[str, int], ma
         _reasons(totals),
         "## What is in it\n",
         _contents(totals),
+        _known(totals),
         "## Models and rules\n",
         _table(("Role", "Model", "Rows"), [(role, model, n) for (role, model), n in sorted(totals.models.items())]),
         _audit(recipe, matches),
@@ -93,6 +94,17 @@ def _contents(totals: Totals) -> str:
     lines += [("Area bin, 0 the smallest", place, n) for place, n in sorted(totals.bins.items())]
     lines.append(("Negatives", "the target is absent or no option holds", totals.negatives))
     return _table(("What", "Which", "Rows before the audit"), lines)
+
+
+def _known(totals: Totals) -> str:
+    """How often what was agreed on is true, where that is known."""
+    if not totals.known:
+        return ""
+    lines = [(kind, n, totals.right[kind], f"{totals.right[kind] / n:.1%}") for kind, n in sorted(totals.known.items())]
+    return (
+        "## Agreed answers beside known ones\n\nDrawn pictures and question files know the right answer.\n\n"
+        + _table(("Kind", "Agreed on", "Right", "Share"), lines)
+    )
 
 
 def _audit(recipe: DistillRecipe, matches: Sequence[Match]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qzoom.distill.chain import Done
+from qzoom.distill.compare import same
 from qzoom.distill.records import Item
 
 __all__ = ["Totals"]
@@ -33,6 +34,8 @@ class Totals:
         datasets: where kept items come from.
         bins: size bin to kept items.
         negatives: kept items about what is not there.
+        known: kind of question to kept items whose right answer the picture knows, negatives apart.
+        right: how many of those agree with it.
         models: (role, model) to kept items.
     """
 
@@ -47,6 +50,8 @@ class Totals:
     datasets: Counter[str] = field(default_factory=Counter)
     bins: Counter[int] = field(default_factory=Counter)
     negatives: int = 0
+    known: Counter[str] = field(default_factory=Counter)
+    right: Counter[str] = field(default_factory=Counter)
     models: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, done: Done) -> None:
@@ -71,6 +76,9 @@ class Totals:
         if item.asked is not None:
             self.kinds[item.asked.kind] += 1
             self.negatives += item.asked.negative
+            if item.asked.known and item.answer is not None and not item.asked.negative:
+                self.known[item.asked.kind] += 1
+                self.right[item.asked.kind] += same(item.asked.known, item.answer.text) is True
         self.datasets[item.picture.dataset or "distill"] += 1
         if item.region is not None:
             self.bins[item.region.area_bin] += 1
@@ -95,6 +103,7 @@ class Totals:
             "datasets": _sorted(self.datasets),
             "area_bins": {str(key): self.bins[key] for key in sorted(self.bins)},
             "negatives": self.negatives,
+            "known": {kind: {"agreed": n, "right": self.right[kind]} for kind, n in sorted(self.known.items())},
             "models": [[role, model, self.models[role, model]] for role, model in sorted(self.models)],
         }
 
