@@ -1,6 +1,6 @@
 """Did the student learn to see it in one glance? Base and student on the same held-out pictures, in every view.
 
-    python -m benchmarks.r2i --student runs/tiny-distilled/model --data RECEIPTS
+    python -m benchmarks.r2i --student runs/tiny-distilled/model --distilled runs/distill/tiny-teachers --data RECEIPTS
 
 Asks both models about the whole picture, the cut-out region, the marked picture and with zooming at the main cap
 (`qzoom eval zoomgap`), about the whole picture and with zooming at the other caps, and measures where the attention
@@ -65,6 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--student", required=True, help="folder of the trained model")
+    made.add_argument("--distilled", type=Path, help="run of `qzoom distill` behind the student, for its counts")
     made.add_argument("--cap", type=int, default=288, help="visual tokens of all four views and of the attention")
     made.add_argument("--caps", type=int, nargs="*", default=[144, 576], help="others, full and zooming only")
     made.add_argument("--questions", type=int, default=1000, help="about drawn pictures of each kind")
@@ -150,10 +151,26 @@ def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, A
     return out
 
 
+def data_of(folder: Path | None) -> dict[str, Any]:
+    """What `qzoom distill` reported; nothing without its folder.
+
+    Raises:
+        ConfigError: the folder has no report.
+    """
+    if folder is None:
+        return {}
+    path = folder / "report.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--distilled: {path} cannot be read ({error}); name a run of `qzoom distill`.") from error
+    return values
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when all is done, 3 when the time was over first."""
     given = parse(arguments)
-    clock, roots, ran = Clock(given.minutes), {}, {}
+    data, clock, roots, ran = data_of(given.distilled), Clock(given.minutes), {}, {}
     done = True
     for side, name in zip(SIDES, (given.model, given.student), strict=True):
         model, digest = load(name, given.device)
@@ -162,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ask_all(given, roots[side], model, clock)
         except OutOfTimeError:
             done = False
-    write_r2i(given, ran, figures_of(given, roots))
+    write_r2i(given, ran, data, figures_of(given, roots))
     state = "is complete." if done else "is not complete; run the same command again."
     print(f"{given.results / 'r2i.md'} {state}")
     return 0 if done else 3

@@ -80,7 +80,24 @@ def verdict(found: Mapping[str, Any]) -> str:
     )
 
 
-def page(given: Namespace, ran: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
+def data_words(data: Mapping[str, Any]) -> list[str]:
+    """What the student learned from; nothing without a report."""
+    if not data:
+        return []
+    steps, rows = data["steps"], data["rows"]
+    out = [
+        f"The student learned from {data['pictures']:,} pictures: {steps['answer']['entered']:,} questions about crops "
+        f"were answered, {steps['vote']['kept']:,} answers agreed on, {sum(rows.values()):,} rows exported, "
+        f"{data['negatives']:,} of them about absent things.\n"
+    ]
+    if data.get("known"):
+        lines = [["agreed answers", "compared with known ones", "right"]]
+        lines += [[kind, str(n["agreed"]), share(n["right"] / n["agreed"])] for kind, n in data["known"].items()]
+        out.append(table(lines))
+    return out
+
+
+def page(given: Namespace, ran: Mapping[str, Any], data: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
     """The whole page."""
     out = ["## Region-to-Image distillation\n", f"{NOTE}\n"]
     out.append(
@@ -88,6 +105,7 @@ def page(given: Namespace, ran: Mapping[str, Any], kinds: Mapping[str, Any]) -> 
         f"`{ran['student']['weights']}`, {ran['base']['dtype']}, {ran['base']['device']}; zooming: {given.zoom}. "
         "Made by `python -m benchmarks.r2i`.\n"
     )
+    out += data_words(data)
     if given.limit is not None:
         out.append(f"**A trial with at most {given.limit} pictures of each kind: no evidence.**\n")
     for name, found in kinds.items():
@@ -104,7 +122,7 @@ def page(given: Namespace, ran: Mapping[str, Any], kinds: Mapping[str, Any]) -> 
     return "\n".join(out).rstrip() + "\n"
 
 
-def write_r2i(given: Namespace, ran: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def write_r2i(given: Namespace, ran: Mapping[str, Any], data: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     """Write docs/results/r2i.md and .json."""
-    figures = {"about": ran, "zoom": given.zoom, "limit": given.limit, "kinds": kinds}
-    write(given.results, "r2i", figures, page(given, ran, kinds))
+    figures = {"about": ran, "zoom": given.zoom, "limit": given.limit, "data": data, "kinds": kinds}
+    write(given.results, "r2i", figures, page(given, ran, data, kinds))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.r2i import main
-from benchmarks.r2i_words import budget_rows, gap_rows, verdict
+from benchmarks.r2i_words import budget_rows, data_words, gap_rows, verdict
 from qzoom.checkpoints.adapter import save_pretrained
 from tests.evaluation.samples import receipt, write_split
 from tests.tiny_models import engine
@@ -24,6 +24,14 @@ def test_the_words():
         "The gap went from 40.0 to 20.0 points: 50.0 % of it is closed (a third was the goal); the interval of the "
         "change excludes zero.\n"
     )
+    data = {"pictures": 1000, "negatives": 7, "rows": {"train": 20, "validation": 1}, "known": {}}
+    data["steps"] = {"answer": {"entered": 50}, "vote": {"kept": 14}}
+    assert data_words({}) == []
+    assert data_words(data) == [
+        "The student learned from 1,000 pictures: 50 questions about crops were answered, 14 answers agreed on, 21 "
+        "rows exported, 7 of them about absent things.\n"
+    ]
+    assert "| ocr | 4 | 75.0 |" in data_words(data | {"known": {"ocr": {"agreed": 4, "right": 3}}})[1]
     assert budget_rows({288: found})[1] == ["288", "25.0", "50.0", "50.0", "60.0", "+20.0 to +30.0", "+0.0 to +20.0"]
 
 
