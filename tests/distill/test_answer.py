@@ -8,6 +8,7 @@ from qzoom.distill.answer import AnswerStep, extract_answer
 from qzoom.distill.records import Vote
 from qzoom.distill.roles.base import CallRefusedError
 from qzoom.distill.roles.by_rule import RuleTeacher
+from qzoom.distill.vote import VoteSettings
 from qzoom.errors import ConfigError, DataError
 from tests.distill.views import ITEM, StillViews
 
@@ -97,6 +98,23 @@ def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> 
         Vote("two", 1, "", "failed", "HTTP 413"),
     )
     assert item.models == (("teacher", "m1"), ("teacher", "m2"))
+
+
+class Saying(RuleTeacher):
+    def answer(self, item, views, sample):
+        return Vote(self.name, sample, self.model[sample])
+
+
+def test_hopeless_questions_are_given_up_and_no_others() -> None:
+    def statuses(first: str, second: str, judged: bool = False) -> str:
+        teachers = (Saying("one", model=first), Saying("two", model=second))
+        (item,) = AnswerStep(teachers, StillViews(), 4, VoteSettings(), judged)(ITEM)
+        return "".join(vote.status[0] for vote in item.votes)
+
+    assert statuses("aaaa", "aaab") == "aaaaaaaa"
+    assert statuses("abab", "aaaa") == "aaaassss"
+    assert statuses("aaab", "cdaa") == "aaaaaass"
+    assert statuses("abab", "aaaa", judged=True) == "aaaaaaaa"
 
 
 def test_teachers_need_names_of_their_own() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qzoom.distill.records import Vote
 from qzoom.distill.roles.base import CallRefusedError
-from qzoom.distill.vote import VoteSettings, VoteStep, agree
+from qzoom.distill.vote import VoteSettings, VoteStep, agree, reachable
 from qzoom.errors import ConfigError
 from tests.distill.views import ITEM
 
@@ -58,6 +58,29 @@ def test_failures_never_vote_even_when_they_are_the_most() -> None:
     assert reason == "too many failed answers"
     assert found is not None
     assert (found.text, found.count, found.votes) == ("x", 2, 2)
+
+
+def test_giving_up_never_loses_an_agreement() -> None:
+    rng = random.Random(0)
+    lost = 0
+    for _ in range(400):
+        every = votes(a=rng.choices("xxxxy", k=4), b=rng.choices(["x", "x", "x", "y", None], k=4))
+        agreed = agree(every, EIGHT)[1] == ""
+        for done in range(len(every) + 1):
+            left = {name: sum(vote.teacher == name for vote in every[done:]) for name in "ab"}
+            worth = reachable(every[:done], left, EIGHT, judged=False)
+            assert worth or not agreed
+            lost += not worth
+        assert worth is agreed
+    assert lost > 400
+
+
+def test_what_was_given_up_says_so() -> None:
+    skipped = [Vote("b", sample, "", "skipped") for sample in range(4)]
+    found, reason = agree([*votes(a=["x", "y", "x", "y"]), *skipped], EIGHT)
+    assert reason == "no agreement was possible any more"
+    assert found is not None
+    assert found.votes == 4
 
 
 def test_the_order_of_votes_changes_nothing() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from qzoom.distill.compare import normal
 from qzoom.distill.records import Item, Vote
 from qzoom.distill.roles.base import CallRefusedError, Teacher, asked_of, with_model
 from qzoom.distill.steps import Views
+from qzoom.distill.vote import VoteSettings, reachable
 from qzoom.errors import ConfigError
 
 __all__ = ["AnswerStep", "Extracted", "extract_answer"]
@@ -65,6 +66,8 @@ class AnswerStep:
         teachers: who answer; their names differ.
         views: what they may look at.
         samples: of each.
+        wanted: agreement that makes it worth to go on; None asks for every sample.
+        judged: a judge may join answers, so that only too few of them end an item.
 
     Raises:
         ConfigError: no teacher, two of one name, or no sample.
@@ -73,6 +76,8 @@ class AnswerStep:
     teachers: Sequence[Teacher]
     views: Views
     samples: int = 4
+    wanted: VoteSettings | None = None
+    judged: bool = False
     name: str = "answer"
 
     def __post_init__(self) -> None:
@@ -85,15 +90,25 @@ class AnswerStep:
     def __call__(self, item: Item) -> Sequence[Item]:
         """The item with all votes; the vote decides about it."""
         asked_of(item)
-        votes = []
+        votes: list[Vote] = []
+        worth = True
+        left = {teacher.name: self.samples for teacher in self.teachers}
         for teacher in self.teachers:
             item = with_model(item, "teacher", teacher.model)
             for sample in range(self.samples):
-                try:
-                    votes.append(teacher.answer(item, self.views, sample))
-                except CallRefusedError as error:
-                    votes.append(Vote(teacher.name, sample, "", "failed", str(error)))
+                left[teacher.name] -= 1
+                votes.append(self._vote(teacher, item, sample) if worth else Vote(teacher.name, sample, "", "skipped"))
+                worth = worth and self._worth(votes, left)
         return (dataclasses.replace(item, votes=tuple(votes)),)
+
+    def _vote(self, teacher: Teacher, item: Item, sample: int) -> Vote:
+        try:
+            return teacher.answer(item, self.views, sample)
+        except CallRefusedError as error:
+            return Vote(teacher.name, sample, "", "failed", str(error))
+
+    def _worth(self, votes: Sequence[Vote], left: Mapping[str, int]) -> bool:
+        return self.wanted is None or reachable(votes, left, self.wanted, judged=self.judged)
 
 
 def extract_answer(reply: str, *, cut_off: bool = False) -> Extracted:

@@ -122,7 +122,8 @@ def _step(name: str, recipe: DistillRecipe, views: PictureViews, roles: Roles | 
     if name == "validate":
         return ValidateStep(roles.validator, views)
     if name == "answer":
-        return AnswerStep(roles.teachers, views, recipe.answer.samples)
+        wanted = recipe.vote if recipe.answer.give_up else None
+        return AnswerStep(roles.teachers, views, recipe.answer.samples, wanted, roles.judge is not None)
     if name == "vote":
         return VoteStep(recipe.vote, roles.judge)
     if name == "choices" and recipe.choices is not None:

@@ -38,9 +38,15 @@ __all__ = ["AnswerSettings", "DistillRecipe", "RaySettings", "load_recipe", "rec
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How often each teacher is asked."""
+    """How often each teacher is asked.
+
+    Args:
+        samples: of each teacher.
+        give_up: ask no more about a question once its teachers cannot agree any more; what is agreed on is the same.
+    """
 
     samples: int = 4
+    give_up: bool = False
 
     def __post_init__(self) -> None:
         check_count(self, "samples", 1, 1000)
@@ -156,7 +162,8 @@ def step_settings(recipe: DistillRecipe, step: str) -> dict[str, Any]:
         "crop": dataclasses.asdict(recipe.crop),
         "ask": {"asker": _decides(roles.asker)},
         "validate": {"validator": _decides(roles.validator)},
-        "answer": {"samples": recipe.answer.samples, "teachers": [_decides(one) for one in roles.teachers]},
+        "answer": {"samples": recipe.answer.samples, "teachers": [_decides(one) for one in roles.teachers]}
+        | ({"give_up": dataclasses.asdict(recipe.vote)} if recipe.answer.give_up else {}),
         "vote": {"vote": dataclasses.asdict(recipe.vote), "judge": _decides(roles.judge)},
     }
     if recipe.choices is not None:

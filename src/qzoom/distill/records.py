@@ -124,14 +124,15 @@ class Vote:
         teacher: its name.
         sample: index among the teacher's samples.
         text: the answer extracted from its reply; "" when it abstained or failed.
-        status: "answered", "abstained" (it said that it cannot tell), or "failed" (no usable reply; never a vote).
+        status: "answered", "abstained" (it said that it cannot tell), "failed" (no usable reply; never a vote), or
+            "skipped" (not asked, since no agreement was possible any more).
         reason: why it failed.
     """
 
     teacher: str
     sample: int
     text: str
-    status: Literal["answered", "abstained", "failed"] = "answered"
+    status: Literal["answered", "abstained", "failed", "skipped"] = "answered"
     reason: str = ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qzoom.distill.compare import normal, same
 from qzoom.distill.records import Agreement, Item, Vote
@@ -16,7 +16,7 @@ from qzoom.distill.roles.base import CallRefusedError, Judge, asked_of, with_mod
 from qzoom.distill.roles.by_rule import leak
 from qzoom.errors import ConfigError
 
-__all__ = ["VoteSettings", "VoteStep", "agree"]
+__all__ = ["VoteSettings", "VoteStep", "agree", "reachable"]
 
 Same = Callable[[str, str], bool | None]
 
@@ -127,12 +127,34 @@ def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None
         return best, ""
     if abstained >= settings.quorum:
         return best, "the teachers cannot tell"
+    if any(vote.status == "skipped" for vote in votes):
+        return best, "no agreement was possible any more"
     if len(answered) < settings.quorum:
         failed = sum(vote.status == "failed" for vote in votes)
         return best, "too many failed answers" if failed >= abstained else "too many abstentions"
     if best.count >= settings.quorum:
         return best, "too few teachers agree"
     return best, "no agreement"
+
+
+def reachable(votes: Sequence[Vote], left: Mapping[str, int], settings: VoteSettings, *, judged: bool) -> bool:
+    """Whether answers still to come could bring an agreement about, at the very best.
+
+    Args:
+        votes: so far.
+        left: samples that each teacher still has to give.
+        settings: how many must agree.
+        judged: a judge may find any two answers equal.
+    """
+    answered = [vote for vote in votes if vote.status == "answered"]
+    groups = [answered] if judged else [*_groups(answered), []]
+    for group in groups:
+        most = Counter(left)
+        most.update(vote.teacher for vote in group)
+        agreeing = sum(count >= settings.per_teacher for count in most.values())
+        if most.total() >= settings.quorum and agreeing >= settings.teachers:
+            return True
+    return False
 
 
 def _groups(votes: Sequence[Vote]) -> list[list[Vote]]:
