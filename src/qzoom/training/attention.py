@@ -2,7 +2,8 @@
 
 At a few dozen tokens a sequence the fused kernels' backward pass costs more than the arithmetic. These two functions
 are registered with transformers under names of our own and chosen for the model that trains; the weights and the
-result are the same (a test compares them with the stock kernels).
+result are the same (a test compares them with the stock kernels). `attention_logits` gives what chosen heads look at,
+for guides that teach them where to look.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["TEXT_ATTENTION", "VISION_ATTENTION", "use_plain_attention"]
+__all__ = ["TEXT_ATTENTION", "VISION_ATTENTION", "attention_logits", "use_plain_attention"]
 
 TEXT_ATTENTION = "qzoom_plain"
 VISION_ATTENTION = "flash_attention_qzoom_packed"
@@ -84,3 +85,32 @@ def use_plain_attention(model: Any) -> None:
     AttentionMaskInterface.register(TEXT_ATTENTION, sdpa_mask)
     model.config.text_config._attn_implementation = TEXT_ATTENTION
     model.config.vision_config._attn_implementation = VISION_ATTENTION
+
+
+def attention_logits(
+    layer: Any,
+    hidden: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    rows: torch.Tensor,
+    places: torch.Tensor,
+    heads: tuple[int, ...],
+) -> torch.Tensor:
+    """Scaled query-key products of chosen heads, (n, heads, S) float32, for the n queries at (rows, places)."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
+
+    attention = layer.self_attn
+    groups = attention.num_key_value_groups
+    normed = layer.input_layernorm(hidden)
+    batch, length, _ = normed.shape
+    keys = attention.k_norm(attention.k_proj(normed).view(batch, length, -1, attention.head_dim))
+    queries = attention.q_norm(attention.q_proj(normed[rows, places]).view(len(rows), 1, -1, attention.head_dim))
+    cos, sin = rotary
+    keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin, unsqueeze_dim=2)
+    queries, _ = apply_rotary_pos_emb(
+        queries, queries, cos[rows, places][:, None], sin[rows, places][:, None], unsqueeze_dim=2
+    )
+    picked = [
+        torch.einsum("nd,nsd->ns", queries[:, 0, head].float(), keys[:, :, head // groups].float()[rows])
+        for head in heads
+    ]
+    return torch.stack(picked, dim=1) * attention.scaling

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qzoom.synthetic.wording import COLOURS, SHAPES
+from qzoom.training.attention import attention_logits
 from qzoom.training.batch import GLYPHS, IGNORE, SLOTS, Batch
 
 if TYPE_CHECKING:
@@ -157,35 +158,6 @@ class GuidedModel(nn.Module):
         logits = attention_logits(layer, hidden, rotary, rows, places, self.pointing_heads)
         logits = logits.masked_fill(~batch.mask[rows, 0, places][:, None], float("-inf"))
         return F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-
-
-def attention_logits(
-    layer: Any,
-    hidden: torch.Tensor,
-    rotary: tuple[torch.Tensor, torch.Tensor],
-    rows: torch.Tensor,
-    places: torch.Tensor,
-    heads: tuple[int, ...],
-) -> torch.Tensor:
-    """Scaled query-key products of chosen heads, (n, heads, S) float32, for the n queries at (rows, places)."""
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
-
-    attention = layer.self_attn
-    groups = attention.num_key_value_groups
-    normed = layer.input_layernorm(hidden)
-    batch, length, _ = normed.shape
-    keys = attention.k_norm(attention.k_proj(normed).view(batch, length, -1, attention.head_dim))
-    queries = attention.q_norm(attention.q_proj(normed[rows, places]).view(len(rows), 1, -1, attention.head_dim))
-    cos, sin = rotary
-    keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin, unsqueeze_dim=2)
-    queries, _ = apply_rotary_pos_emb(
-        queries, queries, cos[rows, places][:, None], sin[rows, places][:, None], unsqueeze_dim=2
-    )
-    picked = [
-        torch.einsum("nd,nsd->ns", queries[:, 0, head].float(), keys[:, :, head // groups].float()[rows])
-        for head in heads
-    ]
-    return torch.stack(picked, dim=1) * attention.scaling
 
 
 def _exact(predicted: torch.Tensor, batch: Batch, asked: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -12,6 +12,7 @@ sequence of its own, since its picture is another one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qzoom.evaluation.coverage.cells import covered_cells
 from qzoom.training.distill.data import Question
 from qzoom.training.distill.order import Row
 from qzoom.training.distill.prompts import Asked, Prompter, View
@@ -44,6 +46,7 @@ class Sequence4:
         branch: (length,) 0 for the picture and what stands before it, 1 and up for the questions.
         labels: (length,) the token itself where it belongs to a reply, else -100.
         view: the picture.
+        regions: (questions, length) true at the visual tokens that the question's region touches; None unless wanted.
     """
 
     ids: Tensor
@@ -51,6 +54,7 @@ class Sequence4:
     branch: Tensor
     labels: Tensor
     view: View
+    regions: Tensor | None = None
 
 
 class Collator:
@@ -62,6 +66,7 @@ class Collator:
         rows: the run's order.
         drawn: makes replayed pictures.
         masked: give every batch a 4-D mask, for attention that wants one.
+        regions: give every batch its questions' regions, see `Sequence4`.
     """
 
     def __init__(
@@ -72,12 +77,14 @@ class Collator:
         drawn: Drawn | None = None,
         *,
         masked: bool = False,
+        regions: bool = False,
     ) -> None:
         self._prompter = prompter
         self._questions = questions
         self._rows = rows
         self._drawn = drawn
         self._masked = masked
+        self._regions = regions
 
     def __call__(self, entries: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         """The batch of these entries, each {"row": number}."""
@@ -104,8 +111,20 @@ class Collator:
             first, style = group[0]
             view = prompter.view(prompter.picture(first, style, row.tokens), row.tokens)
             asked = [prompter.asked(prompter.wording(q, s), q.answer) for q, s in group]
-            out.append(build_sequence(prompter, view, asked))
+            made = build_sequence(prompter, view, asked)
+            out.append(self._with_regions(made, [q for q, _ in group]) if self._regions else made)
         return out
+
+    def _with_regions(self, made: Sequence4, asked: Sequence[Question]) -> Sequence4:
+        """The sequence with the visual tokens of its questions' regions; none where a question has no box."""
+        size_px = self._prompter.size_px(asked[0].picture)
+        visual = (made.ids == self._prompter.engine.backbone.image_token_id).nonzero().squeeze(1)
+        regions = torch.zeros(len(asked), len(made.ids), dtype=torch.bool)
+        for index, question in enumerate(asked):
+            if question.box is not None:
+                touched = covered_cells([question.box], size_px, made.view.cells) > 0
+                regions[index, visual] = torch.from_numpy(touched.ravel())
+        return dataclasses.replace(made, regions=regions)
 
 
 def build_sequence(prompter: Prompter, view: View, asked: Sequence[Asked]) -> Sequence4:
@@ -147,7 +166,7 @@ def pad_sequences(sequences: Sequence[Sequence4], pad: int, *, masked: bool = Fa
         branch[index, :size] = sequence.branch
         positions[:, index, :size] = sequence.positions
     single = int(branch.max()) <= 1 and not masked
-    return {
+    return _padded_regions(sequences, length) | {
         "input_ids": ids,
         "attention_mask": (branch >= 0).long() if single else _branch_mask(branch),
         "position_ids": positions,
@@ -155,6 +174,21 @@ def pad_sequences(sequences: Sequence[Sequence4], pad: int, *, masked: bool = Fa
         "pixel_values": torch.cat([s.view.pixels for s in sequences]),
         "image_grid_thw": torch.cat([s.view.grid_thw for s in sequences]),
     }
+
+
+def _padded_regions(sequences: Sequence[Sequence4], length: int) -> dict[str, Tensor]:
+    """Regions (B, most questions, S) and branches (B, S) where any sequence has regions; drawn pictures have none."""
+    if all(s.regions is None for s in sequences):
+        return {}
+    most = max(int(s.branch.max()) for s in sequences)
+    regions = torch.zeros(len(sequences), most, length, dtype=torch.bool)
+    branch = torch.full((len(sequences), length), -1)
+    for index, sequence in enumerate(sequences):
+        branch[index, : len(sequence.branch)] = sequence.branch
+        if sequence.regions is not None:
+            count, size = sequence.regions.shape
+            regions[index, :count, :size] = sequence.regions
+    return {"regions": regions, "branch": branch}
 
 
 def _branch_mask(branch: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ def _sft(
     from qzoom.training.distill.sft import fits_plain, make_sft_trainer
 
     drawn = partial(draw_replay, most=max(2, recipe.sft.questions))
-    collator = Collator(prompter, split.train, rows, drawn, masked=fits_plain(model, recipe, place))
+    masked, regions = fits_plain(model, recipe, place), recipe.pointing.weight > 0
+    collator = Collator(prompter, split.train, rows, drawn, masked=masked, regions=regions)
     tokenizer = prompter.engine.backbone.tokenizer
     return make_sft_trainer(model, tokenizer, collator, len(rows), steps, recipe, place, [follower])
 

@@ -76,6 +76,7 @@ class Prompter:
         self._room = int(recipe.cache_gb * 1e9)
         self._kept: OrderedDict[tuple[str, int], PIL.Image.Image] = OrderedDict()
         self._used = 0
+        self._sizes: dict[str, tuple[int, int]] = {}
 
     def budget_of(self, tokens: int) -> TokenBudget:
         """Limits on the visual tokens of the full view; 0 takes what the engine takes by itself."""
@@ -100,6 +101,12 @@ class Prompter:
             return self._plain(question.picture, tokens)
         whole = load_image(question.picture).image
         return draw(whole, question.box, style, tokens=self.budget_of(tokens).max_tokens)  # type: ignore[arg-type]
+
+    def size_px(self, path: str) -> tuple[int, int]:
+        """(width, height) of a picture, upright."""
+        if path not in self._sizes:
+            self._sizes[path] = load_image(path).size_px
+        return self._sizes[path]
 
     def wording(self, question: Question, style: str) -> str:
         """The question's text with the clause of its style and the recipe's instruction."""

@@ -17,7 +17,7 @@ from qzoom.config import from_mapping, read_yaml
 from qzoom.distill.overlay import STYLES, Fade
 from qzoom.errors import ConfigError
 
-__all__ = ["METHODS", "DistillRecipe", "GrpoPart", "JudgePart", "SftPart", "load_distill_recipe"]
+__all__ = ["METHODS", "DistillRecipe", "GrpoPart", "JudgePart", "PointingPart", "SftPart", "load_distill_recipe"]
 
 METHODS = ("sft", "grpo", "sft+grpo")
 FREE = ("micro_batch", "gradient_checkpointing", "cache_gb", "tensorboard", "output", "save_steps")
@@ -163,6 +163,30 @@ class GrpoPart:
 
 
 @dataclass(frozen=True, slots=True)
+class PointingPart:
+    """Privileged regions shown to the attention: heads learn to look at the region while the answer is written.
+
+    Args:
+        weight: of this loss beside the answers'; 0 leaves it out.
+        layer: of the decoder.
+        heads: of that layer.
+    """
+
+    weight: float = 0.0
+    layer: int = 0
+    heads: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        _number("weight", self.weight, 0.0, 100.0)
+        _whole("layer", self.layer, 0)
+        if not isinstance(self.heads, list | tuple) or not self.heads:
+            raise ConfigError(f"heads must be a list of whole numbers, not {self.heads!r}.")
+        object.__setattr__(self, "heads", tuple(self.heads))
+        for head in self.heads:
+            _whole("heads", head, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class DistillRecipe:
     """One run.
 
@@ -176,6 +200,7 @@ class DistillRecipe:
         styles: how the region is marked, by weight: rectangle, ellipse, dim, text, none.
         fade: share of samples with a marked region as training goes on; `share` of first, last, shape, until.
         clause: add the sentence that points to the marked region.
+        pointing: attention heads that learn to look at the region, marked or not; supervised training only.
         instruction: added to every question, in training and validation alike.
         answer_form: "plain" (the answer alone) or "tags" (in answer tags).
         longest_plain: characters up to which a reply without tags counts as the answer.
@@ -206,6 +231,7 @@ class DistillRecipe:
     styles: dict[str, float] = field(default_factory=lambda: {"rectangle": 1.0})
     fade: Fade = field(default_factory=lambda: Fade(1.0, 1.0, "constant"))
     clause: bool = True
+    pointing: PointingPart = field(default_factory=PointingPart)
     instruction: str = ""
     answer_form: Literal["plain", "tags"] = "plain"
     longest_plain: int = 300
@@ -272,7 +298,7 @@ class DistillRecipe:
         return values
 
 
-_PARTS: dict[str, type] = {"fade": Fade, "sft": SftPart, "grpo": GrpoPart}
+_PARTS: dict[str, type] = {"fade": Fade, "pointing": PointingPart, "sft": SftPart, "grpo": GrpoPart}
 
 
 def load_distill_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> DistillRecipe:

@@ -10,13 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from qzoom.training.distill.attention import packed_attention
-from qzoom.training.distill.collate import Collator
-from qzoom.training.distill.recipe import DistillRecipe
+from qzoom.training.distill.collate import IGNORE, Collator
+from qzoom.training.distill.pointing import check_pointing, pointing_loss, watched_layer
+from qzoom.training.distill.recipe import DistillRecipe, PointingPart
 from qzoom.training.distill.settings import Place, common_arguments, silence
 
 __all__ = ["AnswerTrainer", "fits_plain", "make_sft_trainer"]
@@ -26,14 +29,33 @@ class AnswerTrainer(SFTTrainer):
     """Without a model card for every checkpoint, and with attention that suits small models on a CPU."""
 
     plain_attention = False
+    pointing = PointingPart()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none."""
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own loss."""
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The trainer's own loss, and the pointing heads' beside it where the batch has regions."""
+        given = {name: inputs.pop(name) for name in ("regions", "branch") if name in inputs}
         with packed_attention(self.model, inputs, self.plain_attention):
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            if not given:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            base: Any = self.model
+            layer = getattr(base, "get_base_model", lambda: base)().model.language_model.layers[self.pointing.layer]
+            with watched_layer(layer) as seen:
+                found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, *rest = found if return_outputs else (found,)
+        loss = loss + self.pointing.weight * self._pointing(layer, seen, inputs["labels"], given, num_items_in_batch)
+        return (loss, *rest) if return_outputs else loss
+
+    def _pointing(self, layer: Any, seen: Any, labels: Tensor, given: dict[str, Tensor], items: Any) -> Tensor:
+        """Per answer token of the whole batch, as trl counts it: over all forwards and processes of a step."""
+        total = pointing_loss(layer, seen, labels, given, self.pointing.heads)
+        if items is None:
+            return total / (labels[:, 1:] != IGNORE).sum().clamp(min=1)
+        return total / torch.as_tensor(items).clamp(min=1) * self.accelerator.num_processes
 
 
 def make_sft_trainer(
@@ -58,6 +80,7 @@ def make_sft_trainer(
         place: where.
         callbacks: called around steps.
     """
+    check_pointing(model, recipe.pointing)
     trainer = AnswerTrainer(
         model=model,
         args=_arguments(recipe, place, steps),
@@ -67,6 +90,7 @@ def make_sft_trainer(
         callbacks=list(callbacks),
     )
     trainer.plain_attention = fits_plain(model, recipe, place)
+    trainer.pointing = recipe.pointing
     silence(trainer)
     return trainer
 
