@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +32,16 @@ from benchmarks.evidence import (
     about,
     ask,
     checked,
+    finished,
     kept_run,
     load,
     parser,
     progress,
+    run_main,
     tasks_of,
 )
 from benchmarks.plan import print_ablation_plan
-from qzoom.errors import ConfigError, DataError, QZoomError
+from qzoom.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from qzoom.evaluation.records import AnswerRow, Task
@@ -262,13 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTimeError:
         done = False
     write_ablations(bench, found_variants(bench), found_gates(bench), about(model))
-    state = "is complete." if done else "is not complete; run the same command again."
-    print(f"\n{given.results / 'ablations.md'} {state}")
-    return 0 if done else 3
+    return finished(given, "ablations", done)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except QZoomError as error:
-        sys.exit(str(error))
+    run_main(main)

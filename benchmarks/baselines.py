@@ -11,7 +11,6 @@ have it at all caps. The same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +26,12 @@ from benchmarks.evidence import (
     ask,
     between,
     checked,
+    finished,
     kept_run,
     load,
     parser,
     progress,
+    run_main,
     share,
     table,
     tasks_of,
@@ -38,7 +39,7 @@ from benchmarks.evidence import (
 )
 from benchmarks.ladder import place
 from benchmarks.plan import print_plan
-from qzoom.errors import HeadsMissingError, QZoomError
+from qzoom.errors import HeadsMissingError
 
 if TYPE_CHECKING:
     from qzoom.evaluation.records import Task
@@ -200,13 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTimeError:
         done = False
     report(given, root, about(model))
-    state = "is complete." if done else "is not complete; run the same command again."
-    print(f"\n{given.results / 'baselines.md'} {state}")
-    return 0 if done else 3
+    return finished(given, "baselines", done)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except QZoomError as error:
-        sys.exit(str(error))
+    run_main(main)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.errors import ConfigError
+from qzoom.errors import ConfigError, QZoomError
 
 if TYPE_CHECKING:
     from qzoom.evaluation.records import AnswerRow, Task
@@ -296,3 +296,18 @@ def checked(given: argparse.Namespace) -> argparse.Namespace:
         if value is not None and value <= 0:
             raise ConfigError(f"--{name} must be above 0, not {value}.")
     return given
+
+
+def finished(given: argparse.Namespace, name: str, done: bool) -> int:
+    """Say whether a page is complete; the program's exit status, 3 when the same command has to be run again."""
+    state = "is complete." if done else "is not complete; run the same command again."
+    print(f"\n{given.results / name}.md {state}")
+    return 0 if done else 3
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Run a program; what goes wrong is one sentence."""
+    try:
+        sys.exit(main())
+    except QZoomError as error:
+        sys.exit(str(error))

@@ -17,7 +17,6 @@ All answers are kept; the same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +33,12 @@ from benchmarks.evidence import (
     about,
     ask,
     checked,
+    finished,
     kept_run,
     load,
     parser,
     progress,
+    run_main,
     tasks_of,
 )
 from benchmarks.ladder_figures import Line, point_of, task_figures, write_ladder
@@ -249,15 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTimeError:
         done = False
     report(given, root, about(model))
-    print(
-        f"\n{given.results / 'ladder.md'} "
-        + ("is complete." if done else "is not complete; run the same command again.")
-    )
-    return 0 if done else 3
+    return finished(given, "ladder", done)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except QZoomError as error:
-        sys.exit(str(error))
+    run_main(main)

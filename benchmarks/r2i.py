@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.evidence import Clock, OutOfTimeError, about, checked, load, parser, tasks_of
+from benchmarks.evidence import Clock, OutOfTimeError, about, checked, finished, load, parser, run_main, tasks_of
 from benchmarks.r2i_words import write_r2i
-from qzoom.errors import ConfigError, QZoomError
+from qzoom.errors import ConfigError
 from qzoom.evaluation.zoomgap.settings import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
@@ -180,13 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OutOfTimeError:
             done = False
     write_r2i(given, ran, data, figures_of(given, roots))
-    state = "is complete." if done else "is not complete; run the same command again."
-    print(f"{given.results / 'r2i.md'} {state}")
-    return 0 if done else 3
+    return finished(given, "r2i", done)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except QZoomError as error:
-        sys.exit(str(error))
+    run_main(main)
