@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +88,12 @@ def parts(given: argparse.Namespace, root: Path) -> Iterator[Part]:
             yield Part(task, settings, root / "gap" / f"{task.name}-{cap}-{given.zoom}")
 
 
+def covered_tasks(given: argparse.Namespace) -> list[Task]:
+    """The pictures whose attention is measured."""
+    most = given.coverage if given.limit is None else min(given.coverage, given.limit)
+    return tasks_of(given.kinds, given.questions, given.data, 0, most)
+
+
 def coverage_file(given: argparse.Namespace, root: Path, task: Task) -> Path:
     """Where a kind's attention figures are kept."""
     return root / "coverage" / f"{task.name}-{given.cap}" / "coverage.json"
@@ -108,7 +113,7 @@ def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -
 
     for part in parts(given, root):
         ask_views(model, part.task, part.settings, output=part.folder, progress=lambda _: check)
-    for task in tasks_of(given.kinds, 10**9, given.data, 0, given.coverage):
+    for task in covered_tasks(given):
         path = coverage_file(given, root, task)
         if not path.is_file():
             clock.check()
@@ -119,13 +124,12 @@ def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path:
     from qzoom.evaluation.budgets import share_tokens
     from qzoom.evaluation.coverage.maps import question_maps
     from qzoom.evaluation.coverage.measure import measure_coverage
+    from qzoom.records.shards import write_synced
 
     looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)
     found = measure_coverage(question_maps(model, task, looks))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(found.to_dict()), encoding="utf-8")
-    os.replace(partial, path)
+    write_synced(path, json.dumps(found.to_dict()).encode())
 
 
 def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, A
         found = {side: measure_gap(kept.rows).to_dict() for side, kept in zip(SIDES, sides, strict=True) if kept}
         found["difference"] = compare_gaps(sides[1].rows, sides[0].rows)
         out.setdefault(base.task.name, {"caps": {}})["caps"][base.settings.max_visual_tokens] = found
-    for task in tasks_of(given.kinds, given.questions, given.data, 0, given.coverage):
+    for task in covered_tasks(given):
         paths = [coverage_file(given, roots[side], task) for side in SIDES]
         if all(path.is_file() for path in paths):
             before, after = (read_coverage(path) for path in paths)
