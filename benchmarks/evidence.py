@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 CAPS = (64, 100, 144, 196, 288, 400, 576, 768, 1024)
 KINDS = ("scenes", "documents", "receipts")
-PER_PICTURE = {"scenes": 10, "documents": 20}
+PER_PICTURE = {"scenes": 10, "documents": 19.5}
 """Questions about a drawn picture, rounded down: how many pictures a number of questions takes."""
 CALIBRATION_SEED = 500_000
 """Drawn pictures from here on choose settings; those from 0 on are reported."""
@@ -152,7 +153,7 @@ def tasks_of(kinds: Sequence[str], questions: int, data: Path | None, seed: int,
                 receipts = open_task(kind, data=data, split="dev")
                 out.append(receipts if limit is None else First(receipts, limit))
             continue
-        count = -(-questions // PER_PICTURE[kind])
+        count = math.ceil(questions / PER_PICTURE[kind])
         out.append(open_task(kind, seed=seed, count=count if limit is None else min(count, limit)))
     return out
 
