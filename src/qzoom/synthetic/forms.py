@@ -98,8 +98,8 @@ def print_table(writer: Writer, rng: np.random.Generator) -> list[Answer]:
         bold=True,
     )
     grid = rng.random() < 0.6
-    names = {texts.item_name(rng) for _ in range(int(rng.integers(8, 21)))}
-    for name in sorted(names, key=lambda text: rng.random()):
+    names = list(dict.fromkeys(texts.item_name(rng) for _ in range(int(rng.integers(8, 21)))))
+    for name in sorted(names, key=lambda _: rng.random()):
         if grid:
             writer.page.draw.line([(writer.margin, writer.y), (writer.right, writer.y)], fill=writer.ink, width=1)
         writer.skip(0.2)
