@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Optimisers", "build_optimisers"]
+__all__ = ["Optimisers", "build_optimisers", "split_matrices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,19 @@ class Optimisers:
         self.adamw.load_state_dict(state["adamw"])
 
 
-def build_optimisers(model: nn.Module, *, muon_lr: float, adamw_lr: float, weight_decay: float) -> Optimisers:
-    """Optimisers over all weights of `model`, tied ones once; tables, norms, biases and the guides get AdamW."""
+def split_matrices(weights: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices inside the towers, and all else: tables, norms, biases, convolutions and the guides."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, weight in model.named_parameters():
+    for name, weight in weights:
         table = "embed" in name or "glyph_head" in name or "object_head" in name or "lm_head" in name
         (matrices if weight.ndim == 2 and not table else others).append(weight)
+    return matrices, others
+
+
+def build_optimisers(model: nn.Module, *, muon_lr: float, adamw_lr: float, weight_decay: float) -> Optimisers:
+    """Optimisers over all weights of `model`, tied ones once."""
+    matrices, others = split_matrices(model.named_parameters())
     muon = torch.optim.Muon(
         matrices, lr=muon_lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )

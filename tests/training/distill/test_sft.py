@@ -87,6 +87,22 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(trained, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_muon_learns_and_goes_on_exactly(student, data, tmp_path):
+    recipe = recipe_of(student, data, sft=part(optimizer="muon", steps=4), save_steps=2)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_distill(recipe, whole)
+    assert losses(whole)[-1] < 0.9 * losses(whole)[0]
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "sft" / "checkpoint-4")
+    shutil.rmtree(stopped / "model")
+    for path in stopped.glob("sft/*.safetensors"):
+        path.unlink()
+    train_distill(recipe, stopped)
+    assert losses(stopped) == losses(whole)
+    old, new = weights(whole), weights(stopped)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
 def test_a_finished_run_is_left_alone_and_another_refused(trained, tmp_path):
     recipe, folder, _ = trained
     before = weights(folder)

@@ -29,6 +29,7 @@ class SftPart:
     """Supervised training.
 
     Args:
+        optimizer: "adamw", or "muon": Muon for the matrices, AdamW for the rest, at one rate.
         learning_rate: peak.
         schedule: "constant", "linear" or "cosine" after the warm-up.
         warmup: share of the steps with a rising learning rate.
@@ -37,11 +38,12 @@ class SftPart:
         questions: most questions of one picture in one sequence; each sees the picture and itself alone.
         epochs: passes over the data; `steps` above 0 overrules it.
         steps: optimiser steps.
-        weight_decay: of AdamW.
+        weight_decay: of the matrices.
         betas: of AdamW.
         clip: largest gradient norm.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-5
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = 0.03
@@ -61,6 +63,7 @@ class SftPart:
             raise ConfigError(f"betas must hold two numbers, not {self.betas!r}.")
         for beta in self.betas:
             _number("betas", beta, 0.0, 1.0)
+        _one_of("optimizer", self.optimizer, ("adamw", "muon"))
         _one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
         _whole("batch", self.batch, 1)
         _whole("micro_batch", self.micro_batch, 1)

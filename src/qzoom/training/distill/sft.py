@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qzoom.training.distill.attention import packed_attention
 from qzoom.training.distill.collate import IGNORE, Collator
+from qzoom.training.distill.optimizer import make_optimizer
 from qzoom.training.distill.pointing import check_pointing, pointing_loss, watched_layer
 from qzoom.training.distill.recipe import DistillRecipe, PointingPart
 from qzoom.training.distill.settings import Place, common_arguments, silence
@@ -88,6 +89,7 @@ def make_sft_trainer(
         train_dataset=Dataset.from_dict({"row": list(range(rows))}),
         processing_class=tokenizer,
         callbacks=list(callbacks),
+        optimizers=(make_optimizer(model, recipe.sft), None),
     )
     trainer.plain_attention = fits_plain(model, recipe, place)
     trainer.pointing = recipe.pointing

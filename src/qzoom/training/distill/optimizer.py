@@ -1,0 +1,75 @@
+"""The optimiser of supervised training: AdamW, or Muon for the matrices with AdamW for the rest, in one.
+
+Muon's update has the size of AdamW's (`match_rms_adamw`), so both share one learning rate, schedule and checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from qzoom.training.distill.recipe import SftPart
+from qzoom.training.optim import split_matrices
+
+__all__ = ["MuonWithAdamW", "make_optimizer"]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimisers that step together and keep their state in one place.
+
+    Args:
+        matrices: updated by Muon.
+        others: updated by AdamW, without decay.
+        lr: of both.
+        weight_decay: of the matrices.
+        betas: of AdamW.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        self._parts: tuple[torch.optim.Optimizer, ...] = ()
+        if matrices:
+            self._parts += (
+                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            )
+        if others:
+            self._parts += (torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=betas),)
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this optimiser's groups and state."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all weights."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+def make_optimizer(model: nn.Module, part: SftPart) -> torch.optim.Optimizer | None:
+    """The optimiser of a recipe over all weights that train; None leaves the trainer its own AdamW."""
+    if part.optimizer == "adamw":
+        return None
+    matrices, others = split_matrices((n, w) for n, w in model.named_parameters() if w.requires_grad)
+    return MuonWithAdamW(matrices, others, lr=part.learning_rate, weight_decay=part.weight_decay, betas=part.betas)
