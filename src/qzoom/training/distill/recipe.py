@@ -29,7 +29,6 @@ class SftPart:
     """Supervised training.
 
     Args:
-        optimizer: "adamw", or "muon": Muon for the matrices, AdamW for the rest, at one rate.
         learning_rate: peak.
         schedule: "constant", "linear" or "cosine" after the warm-up.
         warmup: share of the steps with a rising learning rate.
@@ -41,9 +40,9 @@ class SftPart:
         weight_decay: of the matrices.
         betas: of AdamW.
         clip: largest gradient norm.
+        optimizer: "adamw", or "muon": Muon for the matrices, AdamW for the rest, at one rate.
     """
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-5
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = 0.03
@@ -55,6 +54,7 @@ class SftPart:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         if isinstance(self.betas, list):
