@@ -37,7 +37,7 @@ class SftPart:
         questions: most questions of one picture in one sequence; each sees the picture and itself alone.
         epochs: passes over the data; `steps` above 0 overrules it.
         steps: optimiser steps.
-        weight_decay: of the matrices.
+        weight_decay: of all but biases and norms; with Muon, of its matrices alone.
         betas: of AdamW.
         clip: largest gradient norm.
         optimizer: "adamw", or "muon": Muon for the matrices, AdamW for the rest, at one rate.
