@@ -42,7 +42,7 @@ from benchmarks.evidence import (
     tasks_of,
 )
 from benchmarks.ladder_figures import Line, point_of, task_figures, write_ladder
-from benchmarks.ladder_time import HEADLINE, time_works
+from benchmarks.ladder_time import BATCHED, HEADLINE, time_works
 from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError, QZoomError
 
@@ -66,6 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--calibration-questions", type=int, default=400, help="that choose, likewise")
     made.add_argument("--time", action="store_true", help="measure times instead; needs the rest to be done")
     made.add_argument("--time-questions", type=int, default=150, help="of the equal-accuracy pair; a third at each cap")
+    made.add_argument("--time-batch", type=int, default=8, help="questions at once where batches are timed")
     return checked(made.parse_args(arguments))
 
 
@@ -194,7 +195,7 @@ def report(given: argparse.Namespace, root: Path, ran: dict) -> dict:
 
 
 def times(given: argparse.Namespace, root: Path) -> list:
-    """The pairs to time: the one of equal accuracy, and the chosen split at every cap."""
+    """The pairs to time: the one of equal accuracy, alone and in batches, and the chosen split at every cap."""
     out = []
     for task in tasks(given, "report"):
         lines = plain_lines(given, root, task), zoom_lines(given, root, task)
@@ -202,7 +203,7 @@ def times(given: argparse.Namespace, root: Path) -> list:
             raise QZoomError(f"The answers about {task.name} are not finished; run this without --time first.")
         figures = task_figures(task, *lines, root / "ladder" / "times", given.caps)
         out += time_works(task, *lines, figures, root / "ladder" / "times", given)
-    return sorted(out, key=lambda work: work.name != HEADLINE)
+    return sorted(out, key=lambda work: work.name not in (HEADLINE, BATCHED))
 
 
 def every(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -> None:
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root, clock = given.runs / digest, Clock(given.minutes)
     if given.dry_run:
         print_plan(
-            model, planned(given, root), times=len(given.kinds) * given.time_questions * (3 + len(given.caps)) // 3
+            model, planned(given, root), times=len(given.kinds) * given.time_questions * (6 + len(given.caps)) // 3
         )
         return 0
     try:

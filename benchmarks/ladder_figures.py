@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.choices import Point, lowest_match, paired, plain_peak
 from benchmarks.evidence import Look, between, share, table, write
-from benchmarks.ladder_time import HEADLINE, read_times
+from benchmarks.ladder_time import BATCHED, HEADLINE, read_times
 
 if TYPE_CHECKING:
     from qzoom.evaluation.records import AnswerRow, Task
@@ -241,6 +241,13 @@ def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
         f"tokens, at {speed}, with {share(match['tokens_saved'])} % fewer visual tokens and "
         f"{match['gflops_ratio'] or 0:.2f} times fewer operations. The goal was {goal} times and {share(saved)} %."
     )
+    at_once = found["times"].get(BATCHED)
+    if at_once:
+        yield (
+            f"In batches of {at_once['batch']} the same pair is at {at_once['ratio']:.2f} times the throughput "
+            f"({at_once['interval'][0]:.2f} to {at_once['interval'][1]:.2f}, {at_once['questions']} questions, batches "
+            "in turn)."
+        )
     if timed and timed["bound"]:
         yield (
             f"Timed, {timed['plain_s']:.3f} s a question of the plain peak, of which "
@@ -259,11 +266,11 @@ def _equal_budget(found: dict[str, Any]) -> Iterable[str]:
     text += [f"not told apart at {_list(rest)}"] if rest else []
     if text:
         yield f"Equal budget: zooming is {'; '.join(text)} tokens."
-    timed = {int(name): one for name, one in found["times"].items() if name != HEADLINE}
+    timed = {int(name): one for name, one in found["times"].items() if name not in (HEADLINE, BATCHED)}
     if timed:
         each = ", ".join(f"{cap}: {one['ratio']:.2f}" for cap, one in sorted(timed.items()))
         slower = [cap for cap, one in sorted(timed.items()) if one["ratio"] < 1]
-        said = f"slower at {_list(slower)}" if slower else "no slower at any"
+        said = f"slower at {_list(slower)}" if slower else "no slower at any of these"
         yield f"Throughput of zooming by that of the plain model of the same cap: {each}; so {said}."
 
 

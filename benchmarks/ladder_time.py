@@ -1,4 +1,4 @@
-"""Seconds of two ways to look, side by side: each question is asked both ways, in turn, each time alone."""
+"""Seconds of two ways to look, side by side: questions are asked both ways, in turn, each alone or some at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qzoom.model import QZoom
 
 HEADLINE = "equal-accuracy"
+BATCHED = "equal-accuracy-batched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,14 @@ class TimeWork:
     """One pair of ways to look.
 
     Args:
-        name: `HEADLINE`, or the cap that both share.
+        name: `HEADLINE`, `BATCHED`, or the cap that both share.
         task: the questions.
         plain: how the plain model looks.
         zoom: how the zooming one looks at each picture.
         asked: picture and number of each question, those about a picture together.
         path: file of the times.
         longest: most tokens of an answer.
+        batch: questions asked at once.
     """
 
     name: str
@@ -42,6 +44,16 @@ class TimeWork:
     asked: tuple[tuple[str, int], ...]
     path: Path
     longest: int = 128
+    batch: int = 1
+
+    def groups(self) -> list[tuple[tuple[str, int], ...]]:
+        """What is asked at once: questions about pictures that are looked at in one way."""
+        by_look: dict[Look, list[tuple[str, int]]] = {}
+        for pair in self.asked:
+            by_look.setdefault(self.zoom[pair[0]], []).append(pair)
+        return [
+            tuple(pairs[i : i + self.batch]) for pairs in by_look.values() for i in range(0, len(pairs), self.batch)
+        ]
 
     def header(self, model: QZoom) -> dict[str, Any]:
         """What decides the times."""
@@ -53,7 +65,7 @@ class TimeWork:
             "longest": self.longest,
             "zoom": zoom,
             "weights": weights_digest(model.engine),
-        }
+        } | ({"batch": self.batch} if self.batch > 1 else {})
 
     def run(self, model: QZoom, clock: Clock, say: Callable[[str], None] = lambda _: None) -> None:
         """Time what is left; times of another choice are thrown away.
@@ -68,31 +80,36 @@ class TimeWork:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         done = {(line["picture"], line["index"]) for line in lines[1:]}
-        wanted = [pair for pair in self.asked if pair not in done]
-        sample = None
-        for number, (picture, index) in enumerate(wanted):
+        wanted = [group for group in self.groups() if group[0] not in done]
+        samples: dict[str, Any] = {}
+        for number, group in enumerate(wanted):
             clock.check()
-            say(f"times, {self.task.name}, {self.name}: {len(done) + number} of {len(done) + len(wanted)} questions")
-            if sample is None or sample.id != picture:
-                sample = self.task.sample(self.task.ids.index(picture))
-                if number == 0:
-                    self._pair(model, sample, index, swapped=False)  # warm
-            took = self._pair(model, sample, index, swapped=(len(done) + number) % 2 == 1)
-            line = {"picture": picture, "index": index, "load": os.getloadavg()[0], **took}
+            say(f"times, {self.task.name}, {self.name}: {len(done) + number} of {len(done) + len(wanted)}")
+            names = dict.fromkeys(name for name, _ in group)
+            samples = {name: samples.get(name) or self.task.sample(self.task.ids.index(name)) for name in names}
+            if number == 0:
+                self._pair(model, samples, group, swapped=False)  # warm
+            took = self._pair(model, samples, group, swapped=(len(done) + number) % 2 == 1)
+            picture, index = group[0]
+            line = {"picture": picture, "index": index, "load": os.getloadavg()[0], "questions": len(group), **took}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _pair(self, model: QZoom, sample: Any, index: int, *, swapped: bool) -> dict[str, Any]:
-        looks = {"plain": self.plain, "zoom": self.zoom[sample.id]}
+    def _pair(
+        self, model: QZoom, samples: Mapping[str, Any], group: Sequence[tuple[str, int]], *, swapped: bool
+    ) -> dict[str, Any]:
+        looks = {"plain": self.plain, "zoom": self.zoom[group[0][0]]}
+        asked = [(samples[name].image, samples[name].questions[index].question) for name, index in group]
         out = {}
         for name in reversed(looks) if swapped else looks:
             options = options_of(model, looks[name], self.longest)
             given = options.of_question() | {"coarse_tokens": options.coarse_tokens}
             start = time.perf_counter()
-            answer = model.ask(sample.image, sample.questions[index].question, **given)
+            answers = [model.ask(*asked[0], **given)] if len(asked) == 1 else model.ask_batch(asked, **given)
             took = time.perf_counter() - start
-            decode = answer.timing_ms.get("decode", 0.0) / 1000
-            out[name] = {"s": round(took, 5), "decode_s": round(decode, 5), "tokens": answer.usage.completion_tokens}
+            decode = answers[0].timing_ms.get("decode", 0.0) / 1000 if len(asked) == 1 else 0.0
+            tokens = sum(answer.usage.completion_tokens for answer in answers)
+            out[name] = {"s": round(took, 5), "decode_s": round(decode, 5), "tokens": tokens}
         return out
 
 
@@ -104,17 +121,19 @@ def time_works(
     folder: Path,
     given: Namespace,
 ) -> list[TimeWork]:
-    """The pair of equal accuracy, where there is one, and the pair of every cap."""
+    """The pair of equal accuracy, where there is one, alone and in batches, and the pair of every cap."""
     out = []
 
-    def add(name: str, cap: int, looks: Mapping[str, Look], count: int) -> None:
+    def add(name: str, cap: int, looks: Mapping[str, Look], count: int, batch: int = 1) -> None:
         asked = questions_of(plain[cap].rows, count)
         path = folder / f"{task.name}-{name}.jsonl"
-        out.append(TimeWork(name, task, Look(cap), dict(looks), asked, path, given.max_new_tokens))
+        out.append(TimeWork(name, task, Look(cap), dict(looks), asked, path, given.max_new_tokens, batch))
 
     match = figures.get("match")
     if match is not None:
-        add(HEADLINE, figures["plain_peak"], zoom[match["cap"]].looks, given.time_questions)
+        matched = figures["plain_peak"], zoom[match["cap"]].looks, given.time_questions
+        add(HEADLINE, *matched)
+        add(BATCHED, *matched, batch=given.time_batch)
     for cap, line in zoom.items():
         if cap in plain:
             add(str(cap), cap, line.looks, -(-given.time_questions // 3))
@@ -150,13 +169,15 @@ def summary(lines: list[dict[str, Any]], draws: int = 2000) -> dict[str, Any]:
     drawn = (weights @ seconds[0]) / (weights @ seconds[1])
     total = seconds.sum(1)
     decode = sum(line["plain"]["decode_s"] for line in lines)
+    questions = sum(line.get("questions", 1) for line in lines)
     return {
-        "questions": len(lines),
+        "questions": questions,
+        "batch": max(line.get("questions", 1) for line in lines),
         "ratio": float(total[0] / total[1]),
         "interval": [float(side) for side in np.quantile(drawn, [0.025, 0.975])],
-        "plain_s": float(total[0] / len(lines)),
-        "zoom_s": float(total[1] / len(lines)),
-        "plain_decode_s": decode / len(lines),
+        "plain_s": float(total[0] / questions),
+        "zoom_s": float(total[1] / questions),
+        "plain_decode_s": decode / questions,
         "bound": float(total[0] / decode) if decode else None,
         "load": max(line["load"] for line in lines),
     }
