@@ -40,6 +40,19 @@ def test_answers_and_boxes_arrive(tmp_path):
     assert "| ocr | 6 | 6 | 100.0% |" in card
 
 
+def test_progress_is_told_of_pictures_and_of_the_export(tmp_path):
+    pictures, exported = [], []
+    recipe = recipe_of(make_pictures(tmp_path / "in", 2))
+    run_recipe(
+        recipe,
+        tmp_path / "out",
+        on_picture=lambda done, total: pictures.append((done, total)),
+        on_export=lambda done, total: exported.append((done, total)),
+    )
+    assert pictures == [(1, 2), (2, 2)]
+    assert exported == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
 def test_rerun_computes_nothing_and_writes_the_same(tmp_path):
     recipe = recipe_of(make_pictures(tmp_path / "in", 3))
     first = run_recipe(recipe, tmp_path / "out")

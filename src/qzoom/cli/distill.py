@@ -37,6 +37,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first pictures.
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; with --step, from that step on.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Against = Annotated[list[str], typer.Option("--against", help="Benchmark: folder or Parquet file. May be repeated.")]
+_Advance = Callable[[int, int], None]
 Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of either hash (of 64).")]
 
 
@@ -69,8 +70,8 @@ def distill(
         _plan(made, folder, limit, console, json)
         return
     _need("datasets", *(["imagehash"] if made.audit.against else []))
-    with _progress(console) as advance:
-        report = run_recipe(made, folder, RunOptions(step, limit, fresh), advance)
+    with _progress(console) as (pictures, exported):
+        report = run_recipe(made, folder, RunOptions(step, limit, fresh), pictures, exported)
     if json:
         console.record(report.to_dict())
     else:
@@ -156,10 +157,10 @@ def _say(report: RunReport, folder: Path, console: Console) -> None:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with rate and time left, where a person watches."""
+def _progress(console: Console) -> Iterator[tuple[_Advance | None, _Advance | None]]:
+    """Bars with rate and time left, of the pictures and of the export, where a person watches."""
     if console.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield None
+        yield None, None
         return
     import rich.console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -167,10 +168,14 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
     rate = TextColumn("{task.fields[rate]}")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("pictures", total=None, rate="")
 
-        def advance(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(line, completed=done, total=total, rate="" if speed is None else f"{speed:.2f}/s")
+        def line(words: str) -> _Advance:
+            task = bar.add_task(words, total=None, rate="", visible=False)
 
-        yield advance
+            def advance(done: int, total: int) -> None:
+                speed = bar.tasks[task].speed
+                bar.update(task, completed=done, total=total, visible=True, rate=f"{speed:.2f}/s" if speed else "")
+
+            return advance
+
+        yield line("pictures"), line("export")

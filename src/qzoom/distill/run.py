@@ -86,6 +86,7 @@ def run_recipe(
     folder: Path,
     options: RunOptions | None = None,
     on_picture: Callable[[int, int], None] | None = None,
+    on_export: Callable[[int, int], None] | None = None,
 ) -> RunReport:
     """Run a recipe, or go on with it.
 
@@ -94,6 +95,7 @@ def run_recipe(
         folder: for the stored steps and the data set.
         options: how it is run this time.
         on_picture: told (pictures done, pictures in all).
+        on_export: told (items exported, items in all).
 
     Raises:
         ConfigError: the stored steps were made with other settings, or another run is at work there.
@@ -122,7 +124,7 @@ def run_recipe(
             _walk(pipeline, sources, stores, compute, report, kept, on_picture)
             report.cost = pipeline.cost()
             if options.step in (None, EXPORT):
-                _export(recipe, folder, kept, report)
+                _export(recipe, folder, kept, report, on_export)
     write_synced(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return report
 
@@ -203,7 +205,13 @@ def _in_order(sources: Iterable[Source], work: Callable[[Source], Done], workers
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _export(recipe: DistillRecipe, folder: Path, kept: KeptItems, report: RunReport) -> None:
+def _export(
+    recipe: DistillRecipe,
+    folder: Path,
+    kept: KeptItems,
+    report: RunReport,
+    on_export: Callable[[int, int], None] | None,
+) -> None:
     """Write the data set from the kept items."""
     benchmark = Benchmark(recipe.audit) if recipe.audit.against else None
 
@@ -216,7 +224,9 @@ def _export(recipe: DistillRecipe, folder: Path, kept: KeptItems, report: RunRep
         return found is not None and recipe.audit.drop
 
     def items() -> Iterator[Any]:
-        for item in kept.in_order():
+        for number, item in enumerate(kept.in_order()):
+            if on_export is not None:
+                on_export(number, len(kept))
             report.totals.add_kept(item)
             yield item
 
