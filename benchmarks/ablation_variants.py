@@ -20,6 +20,7 @@ class Variant:
         recipe: changed settings of the training; None trains nothing and looks with the reference's branches.
         zoom: changed `ZoomConfig` fields when answering.
         answers: also train the decoder (stage 2) on what the reference's zooming gets wrong.
+        checks: whether the paper's claim of its group is about this change.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     recipe: dict[str, Any] | None = field(default_factory=dict)
     zoom: dict[str, Any] = field(default_factory=dict)
     answers: bool = False
+    checks: bool = True
 
     @property
     def trains(self) -> bool:
@@ -107,6 +109,7 @@ VARIANTS = (
         "sinks",
         recipe=None,
         zoom={"sink": "first_token"},
+        checks=False,
     ),
     Variant("known-answers", "attention of the known answers", "responses", "known-answers"),
     Variant("known-boxes", "known boxes instead of attention", "responses", "known-boxes"),

@@ -42,6 +42,7 @@ def write_ablations(bench: Bench, variants: Mapping[str, Any], gates: Mapping[st
 def _figures(bench: Bench, found: Mapping[str, Any], reference: Mapping[str, Any] | None) -> dict[str, Any]:
     variant = found["variant"]
     out: dict[str, Any] = {"title": variant.title, "group": variant.group, "threshold": found["threshold"], "caps": {}}
+    out["checks"] = variant.checks
     labels = bench.root / "labels" / variant.labels
     report = bench.root / "variants" / variant.name / "train" / "report.json"
     if variant.trains and (labels / "store.json").is_file():
@@ -133,6 +134,8 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
         parts.append(f"**A trial with at most {figures['limit']} pictures of each kind: no evidence.**\n")
     if REFERENCE not in variants:
         return "\n".join([*parts, "Nothing is finished yet."]) + "\n"
+    asked = {found["n"] for found in variants[REFERENCE]["caps"].values()}
+    parts.append(f"{' and '.join(map(str, sorted(asked)))} questions at each cap.\n")
     facts = variants[REFERENCE].get("labels", {})
     if facts:
         parts.append(
@@ -145,10 +148,16 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
         if not members:
             continue
         parts += [f"### {group.title}\n", f"Paper: {group.paper}.\n", _table(variants[REFERENCE], members, caps)]
+        parts += [
+            f"Stage 2 trained {one['training']['steps']} steps on {one['training']['samples']} mined pictures.\n"
+            for one in members.values()
+            if one.get("training", {}).get("stage") == "answers"
+        ]
         if key == "sinks" and facts.get("sinks") == 0:
             parts.append("No cell of any label map is a sink, so there was nothing to remove from the labels.\n")
         for one in members.values():
-            said = verdict(group.better, [c["against"]["interval"] for c in one["caps"].values() if "against" in c])
+            pairs = [c["against"]["interval"] for c in one["caps"].values() if "against" in c]
+            said = verdict(group.better if one.get("checks", True) else "", pairs)
             verdicts.append([f"{group.title}: {one['title']}", group.paper, said])
     parts += [f"Left out: {note}\n" for note in figures["notes"]]
     if figures["gates"]:

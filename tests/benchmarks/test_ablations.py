@@ -165,8 +165,16 @@ def test_the_words():
     text = markdown(figures | {"variants": {REFERENCE: one("", 0.5), "x": one("labels", 0.4, **pair)}}, [128])
     assert "| a labels | – | 0.6 | 40.0 | -10.0 | -20.0 to -5.0 | 50.0 | 10.0 | 120 |" in text
     assert "81.8 without" in text
+    assert "\n9 questions at each cap.\n" in text
     assert "| reproduced |" in text
     assert "Left out: stage-2: nothing mined" in text
+    other = one("labels", 0.4, **pair) | {"checks": False}
+    trained = one("answers", 0.4, **pair) | {"training": {"stage": "answers", "samples": 7, "steps": 60}}
+    text = markdown(figures | {"variants": {REFERENCE: one("", 0.5), "x": other, "y": trained}}, [128])
+    assert "| no claim to check |" in text
+    assert "Stage 2 trained 60 steps on 7 mined pictures." in text
+    assert "| the opposite |" in text
+    assert "| reproduced |" not in text
     assert "Nothing is finished yet" in markdown(figures | {"variants": {}}, [128])
 
 
