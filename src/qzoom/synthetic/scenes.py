@@ -26,13 +26,14 @@ _Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Thing:
-    """One object: its name, its code, its own box and its code's span."""
+    """One object: its name, its code, its own box within the picture, its code's span and its middle from the left."""
 
     colour: str
     shape: str
     code: str
     box: _Box
     span: TextSpan
+    middle_px: float
 
 
 def render_scene(
@@ -106,8 +107,10 @@ def _thing(
     tag = (int(x - wide / 2 - 0.3 * size), int(top), int(x + wide / 2 + 0.3 * size), int(top + 1.35 * size))
     page.draw.rectangle(tag, fill=(255, 255, 255), outline=(60, 60, 60), width=max(1, size // 14))
     line = page.print(x, top + 0.08 * size, text, path, size, fill=(20, 20, 20), align="center")
-    box = (int(min(x - half, tag[0])), int(y - half), math.ceil(max(x + half, tag[2])), tag[3])
-    return _Thing(colour, shape, text, box, TextSpan(line, 0, len(text)))
+    left, right = int(min(x - half, tag[0])), math.ceil(max(x + half, tag[2]))
+    width, height = page.image.size
+    box = (max(0, left), max(0, int(y - half)), min(width, right), min(height, tag[3]))
+    return _Thing(colour, shape, text, box, TextSpan(line, 0, len(text)), (left + right) / 2)
 
 
 def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, half: float, fill: tuple[int, int, int]) -> None:
@@ -165,8 +168,8 @@ def _questions(
     questions.append(_exists(things, rng, wording))
     if len(things) > 1:
         first, second = (things[int(i)] for i in rng.choice(len(things), size=2, replace=False))
-        gap = (first.box[0] + first.box[2]) - (second.box[0] + second.box[2])
-        if abs(gap) > 0.1 * page.image.size[0]:
+        gap = first.middle_px - second.middle_px
+        if abs(gap) > 0.05 * page.image.size[0]:
             asked = ask(
                 "side", wording, colour=first.colour, shape=first.shape, colour2=second.colour, shape2=second.shape
             )
