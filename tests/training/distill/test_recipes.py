@@ -13,7 +13,7 @@ from qzoom.errors import ConfigError
 from qzoom.training.distill.plan import make_plan
 from qzoom.training.distill.recipe import load_distill_recipe
 from qzoom.training.distill.run import prepare_student
-from qzoom.training.stages.plan import sizes_of
+from qzoom.training.stages.plan import find_sizes, sizes_of
 from tests.training.distill.conftest import recipe_of
 
 ROOT = Path(__file__).parents[3] / "recipes"
@@ -30,7 +30,7 @@ def test_loads_begins_with_its_command_and_is_planned(path, capsys):
     name = f"recipes/{path.parent.name}/{path.name}"
     assert path.read_text().splitlines()[0].startswith(f"# qzoom train distill {name} --data DIR --output ")
     plan = make_plan(recipe)
-    assert plan.trained_weights == plan.base_weights
+    assert plan.trained_weights == plan.base_weights - (0 if recipe.vision else find_sizes(recipe.base).vision)
     assert command(["train", "distill", str(path), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["base_weights"] == plan.base_weights
 
@@ -80,6 +80,7 @@ def test_planned_weights_are_those_that_train(student, data):
         ("base: x\ntokens: 288\n", "tokens must be a list"),
         ("base: x\ntokens: [0]\n", "tokens must be a whole number from 1"),
         ("base: x\nreplay: 1.0\n", "replay must be a number from 0 to 0.95"),
+        ("base: x\nkeep: first\n", "keep must be one of best, last"),
         ("base: x\nvision: 1\n", "vision must be true or false"),
         ("base: x\nanswer_form: json\n", "answer_form must be one of"),
         ("- x\n", "must be a mapping of settings"),

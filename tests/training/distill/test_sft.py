@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -125,6 +126,9 @@ def test_best_weights_are_kept(student, tmp_path):
     assert report.parts[0].best_step == 0
     old = load_engine(student).backbone.model.state_dict()
     assert all(torch.equal(old[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+    last = train_distill(dataclasses.replace(recipe, keep="last"), tmp_path / "last")
+    assert last.parts[0].best_step == last.parts[0].steps == report.validations[-1].step
+    assert not all(torch.equal(old[name], tensor) for name, tensor in weights(tmp_path / "last").items())
 
 
 def answers_of(student, numbers):

@@ -62,7 +62,7 @@ def run_part(
         Losses and validations of this process, and the step of the weights that were kept (None without validation).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    best = Best(folder, weights, part)
+    best = Best(folder, weights, part, last=recipe.keep == "last")
     if (folder / FINAL).is_file():
         return [], [], _load_final(folder / FINAL, weights)
     settings: Any = getattr(recipe, part)

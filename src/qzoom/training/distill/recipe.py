@@ -224,6 +224,8 @@ class DistillRecipe:
         tensorboard: also write event files, where tensorboard is installed.
         sft: supervised training.
         grpo: reinforcement.
+        keep: weights of the "best" validation, or of the "last": a small validation is a noisy judge of a schedule
+            that brings the learning rate down at its end.
     """
 
     base: str
@@ -255,6 +257,7 @@ class DistillRecipe:
     tensorboard: bool = True
     sft: SftPart = field(default_factory=SftPart)
     grpo: GrpoPart = field(default_factory=GrpoPart)
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, str) or not self.base:
@@ -263,6 +266,7 @@ class DistillRecipe:
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a text, not {getattr(self, name)!r}.")
         _one_of("method", self.method, METHODS)
+        _one_of("keep", self.keep, ("best", "last"))
         _one_of("answer_form", self.answer_form, ("plain", "tags"))
         _one_of("precision", self.precision, ("float32", "bfloat16"))
         for name in ("clause", "vision", "gradient_checkpointing", "tensorboard"):

@@ -110,10 +110,11 @@ class Best:
         folder: of the run.
         weights: those that train, by name.
         part: "sft" or "grpo", for the lines and the file.
+        last: keep those of the last validation, however it went.
     """
 
-    def __init__(self, folder: Path, weights: dict[str, nn.Parameter], part: str) -> None:
-        self._folder, self._weights, self._part = folder, weights, part
+    def __init__(self, folder: Path, weights: dict[str, nn.Parameter], part: str, *, last: bool = False) -> None:
+        self._folder, self._weights, self._part, self._last = folder, weights, part, last
         self._kept: tuple[float, int] | None = self._read()
 
     @property
@@ -122,9 +123,9 @@ class Best:
         return self._folder / f"best-{self._part}.safetensors"
 
     def note(self, found: Validation, write: Callable[[dict[str, Any]], None]) -> bool:
-        """Write a validation down; keeps the weights and says True unless an earlier one was better."""
+        """Write a validation down; keeps the weights and says True unless an earlier one was better and counts."""
         write({"part": self._part, "validation": asdict(found)})
-        if self._kept is not None and found.exact < self._kept[0]:
+        if not self._last and self._kept is not None and found.exact < self._kept[0]:
             return False
         self._save(found)
         self._kept = (found.exact, found.step)
