@@ -44,7 +44,7 @@ from benchmarks.evidence import (
 from benchmarks.ladder_figures import Line, point_of, task_figures, write_ladder
 from benchmarks.ladder_time import BATCHED, HEADLINE, time_works
 from benchmarks.plan import print_plan
-from qzoom.errors import HeadsMissingError, QZoomError
+from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 
 if TYPE_CHECKING:
     from qzoom.evaluation.records import Task
@@ -67,7 +67,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--time", action="store_true", help="measure times instead; needs the rest to be done")
     made.add_argument("--time-questions", type=int, default=150, help="of the equal-accuracy pair; a third at each cap")
     made.add_argument("--time-batch", type=int, default=8, help="questions at once where batches are timed")
-    return checked(made.parse_args(arguments))
+    given = checked(made.parse_args(arguments))
+    if given.time_batch < 1:
+        raise ConfigError(f"--time-batch must be above 0, not {given.time_batch}.")
+    return given
 
 
 def tasks(given: argparse.Namespace, part: str, kinds: Sequence[str] = ()) -> list[Task]:

@@ -107,6 +107,8 @@ def test_what_cannot_be_run(tmp_path):
         main(["--kinds", "receipts"])
     with pytest.raises(ConfigError, match="--limit must be above 0"):
         main(["--limit", "0"])
+    with pytest.raises(ConfigError, match="--time-batch must be above 0"):
+        main(["--kinds", "scenes", "--time-batch", "0"])
     plain = save_pretrained(engine("qwen3_vl", heads=False), tmp_path / "plain", include_base=True)
     with pytest.raises(HeadsMissingError, match="no region branch"):
         main(["--model", str(plain), "--kinds", "scenes", "--device", "cpu", "--runs", str(tmp_path / "runs")])
