@@ -292,10 +292,10 @@ def checked(given: argparse.Namespace) -> argparse.Namespace:
     """
     if given.kinds == ["receipts"] and given.data is None:
         raise ConfigError("The receipts need --data FOLDER.")
-    for name in ("limit", "minutes"):
-        value = getattr(given, name)
+    for name in ("limit", "minutes", "time_batch"):
+        value = getattr(given, name, None)
         if value is not None and value <= 0:
-            raise ConfigError(f"--{name} must be above 0, not {value}.")
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {value}.")
     return given
 
 
