@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from qzoom.errors import ConfigError
+from qzoom.synthetic.wording import vocabulary_sentences
 from qzoom.training.base import train_base
+from qzoom.training.draws import Draws
 from qzoom.training.recipe import BaseRecipe, Stage, load_recipe
+from qzoom.training.tokenizer import build_tokenizer
 from tests.training.test_batch import SMALL
 
 
@@ -38,6 +41,24 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_pictures_drawn_ahead_are_the_same_ones(tmp_path):
+    stage = Stage("read", 3, {"tags": 1.0, "glyphs": 0.5})
+    here = train_base(_recipe(3, stages=(stage,), gather=2), tmp_path / "here")
+    ahead = train_base(_recipe(3, stages=(stage,), gather=2, loaders=2), tmp_path / "ahead")
+    assert (here / "model.safetensors").read_bytes() == (ahead / "model.safetensors").read_bytes()
+
+
+def test_a_gathered_batch_holds_what_several_processes_draw():
+    recipe = _recipe(2, stages=(Stage("read", 2, {"line": 1.0, "tags": 1.0}),))
+    tokenizer = build_tokenizer(vocabulary_sentences(), recipe.vocabulary_size)
+    task, both = Draws(dataclasses.replace(recipe, gather=2), tokenizer, None, 0)[1]
+    apart = [Draws(recipe, tokenizer, None, rank)[1] for rank in (0, 1)]
+    assert [name for name, _ in apart] == [task, task]
+    assert both.tasks == apart[0][1].tasks + apart[1][1].tasks
+    assert torch.equal(both.pixels, torch.cat([batch.pixels for _, batch in apart]))
+    assert not torch.equal(apart[0][1].pixels, apart[1][1].pixels)
 
 
 def test_export_loads_in_transformers(tmp_path):

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from qzoom.training.attention import use_plain_attention
 from qzoom.training.batch import Batch, collate
+from qzoom.training.draws import Draws
 from qzoom.training.export import export_model, load_weights
 from qzoom.training.guidance import GuidedModel
 from qzoom.training.optim import Optimisers, build_optimisers
@@ -115,8 +116,9 @@ class _Run:
         """All remaining steps, with checkpoints, figures and exports along the way."""
         recipe = self.recipe
         saved = exported = mark = time.monotonic()
+        batches = Draws(recipe, self.tokenizer, self.receipts, self.rank).following(self.step)
         while self.step < recipe.steps:
-            self._train_step()
+            self._train_step(batches)
             self.step += 1
             now = time.monotonic()
             self.minutes += (now - mark) / 60
@@ -138,22 +140,13 @@ class _Run:
         if self.world > 1:
             dist.barrier()
 
-    def _batch(self, task: str, rng: np.random.Generator, sizes: np.random.Generator, *, held_out: bool) -> Batch:
-        examples = make_examples(task, rng, sizes, held_out=held_out, receipts=self.receipts)
-        return collate(examples, self.tokenizer).to(self.device)
-
-    def _train_step(self) -> None:
+    def _train_step(self, batches: Iterator[tuple[str, Batch]]) -> None:
         recipe = self.recipe
-        stage, factor = recipe.at(self.step)
-        factor *= min(1.0, (self.step + 1) / 50)
+        factor = recipe.at(self.step)[1] * min(1.0, (self.step + 1) / 50)
         self.guided.shield_tower = recipe.start_from is not None and self.step < recipe.guide_steps
-        names = sorted(stage.mix)
-        shares = np.array([stage.mix[name] for name in names])
-        for micro in range(recipe.micro_batches):
-            shared = np.random.default_rng([recipe.seed, self.step, micro])
-            task = names[int(shared.choice(len(names), p=shares / shares.sum()))]
-            rng = np.random.default_rng([recipe.seed, self.step, micro, self.rank])
-            batch = self._batch(task, rng, shared, held_out=False)
+        for _ in range(recipe.micro_batches):
+            task, batch = next(batches)
+            batch = batch.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
                 result = self.guided(batch)
             (result.loss / (recipe.micro_batches * self.world)).backward()
@@ -190,7 +183,8 @@ class _Run:
             score = torch.zeros(2)
             for index in range(self.rank, self.recipe.evaluate_batches, self.world):
                 rng = np.random.default_rng([7, number, index])
-                batch = self._batch(task, rng, rng, held_out=True)
+                examples = make_examples(task, rng, rng, held_out=True, receipts=self.receipts)
+                batch = collate(examples, self.tokenizer).to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                     exact = self.guided(batch).exact
                 score += torch.tensor([(exact == 1).sum().item(), (exact >= 0).sum().item()])

@@ -37,7 +37,8 @@ class Stage:
 class BaseRecipe:
     """A base model from scratch, or from the exported weights in `start_from` (their guide heads are learned anew, with
     the towers shielded from them for the first `guide_steps`). One step is `micro_batches` small batches on each of
-    `processes` processes."""
+    `processes` processes; on a GPU there is one process, which gets its batches from `loaders` others and wants them
+    larger: `gather` draws in one."""
 
     stages: tuple[Stage, ...]
     seed: int = 0
@@ -63,6 +64,8 @@ class BaseRecipe:
     start_from: str | None = None
     guide_steps: int = 60
     architecture: TinyArchitecture = field(default_factory=TinyArchitecture)
+    gather: int = 1
+    loaders: int = 0
 
     @property
     def steps(self) -> int:
@@ -127,6 +130,6 @@ def _check(recipe: BaseRecipe, source: Path) -> None:
                 raise ConfigError(f"{source}: stage `{stage.name}` mixes the unknown exercise `{task}`; {hint}")
             if weight < 0:
                 raise ConfigError(f"{source}: stage `{stage.name}` gives `{task}` a negative weight.")
-    for name in ("processes", "micro_batches", "evaluate_every"):
-        if getattr(recipe, name) < 1:
-            raise ConfigError(f"{source}: `{name}` must be at least 1.")
+    for name, least in (("processes", 1), ("micro_batches", 1), ("evaluate_every", 1), ("gather", 1), ("loaders", 0)):
+        if getattr(recipe, name) < least:
+            raise ConfigError(f"{source}: `{name}` must be at least {least}.")
