@@ -24,6 +24,8 @@ from qzoom.evaluation.coverage.cells import covered_cells
 from qzoom.training.distill.data import Question
 from qzoom.training.distill.order import Row
 from qzoom.training.distill.prompts import Asked, Prompter, View
+from qzoom.training.distill.windows import questions_inside, shifted
+from qzoom.types import Box
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -100,6 +102,8 @@ class Collator:
                 raise ValueError("A drawn row needs something that draws.")
             picture, pairs = self._drawn(row.drawn)
             return [build_sequence(prompter, prompter.view(picture, row.tokens), [prompter.asked(*p) for p in pairs])]
+        if row.window:
+            return [self._windowed(row)]
         alone: list[tuple[Question, str]] = []
         shared: list[tuple[Question, str]] = []
         for index in row.questions:
@@ -112,17 +116,30 @@ class Collator:
             view = prompter.view(prompter.picture(first, style, row.tokens), row.tokens)
             asked = [prompter.asked(prompter.wording(q, s), q.answer) for q, s in group]
             made = build_sequence(prompter, view, asked)
-            out.append(self._with_regions(made, [q for q, _ in group]) if self._regions else made)
+            size_px = self._prompter.size_px(first.picture)
+            out.append(self._with_regions(made, [q.box for q, _ in group], size_px))
         return out
 
-    def _with_regions(self, made: Sequence4, asked: Sequence[Question]) -> Sequence4:
-        """The sequence with the visual tokens of its questions' regions; none where a question has no box."""
-        size_px = self._prompter.size_px(asked[0].picture)
+    def _windowed(self, row: Row) -> Sequence4:
+        """A part of the row's picture with the questions that it can be asked, unmarked."""
+        prompter = self._prompter
+        group = [self._questions[index] for index in row.questions]
+        window = prompter.window(group, row)
+        shown = questions_inside(group, window) or group
+        picture = prompter.part(group[0].picture, window)
+        asked = [prompter.asked(prompter.wording(q, "none"), q.answer) for q in shown]
+        made = build_sequence(prompter, prompter.view(picture, row.window), asked)
+        return self._with_regions(made, [shifted(q.box, window) for q in shown], picture.size)
+
+    def _with_regions(self, made: Sequence4, boxes: Sequence[Box | None], size_px: tuple[int, int]) -> Sequence4:
+        """The sequence with the visual tokens of its questions' regions, if wanted; none where there is no box."""
+        if not self._regions:
+            return made
         visual = (made.ids == self._prompter.engine.backbone.image_token_id).nonzero().squeeze(1)
-        regions = torch.zeros(len(asked), len(made.ids), dtype=torch.bool)
-        for index, question in enumerate(asked):
-            if question.box is not None:
-                touched = covered_cells([question.box], size_px, made.view.cells) > 0
+        regions = torch.zeros(len(boxes), len(made.ids), dtype=torch.bool)
+        for index, box in enumerate(boxes):
+            if box is not None:
+                touched = covered_cells([box], size_px, made.view.cells) > 0
                 regions[index, visual] = torch.from_numpy(touched.ravel())
         return dataclasses.replace(made, regions=regions)
 

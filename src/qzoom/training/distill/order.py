@@ -1,7 +1,7 @@
 """What is trained on when: the whole run as a list of rows, fixed by the seed before it starts.
 
-A row is a picture with one or more of its questions, or a freshly drawn picture. Since the list says everything, a run
-that is resumed at a step sees what an undisturbed one would have seen, boxes included.
+A row is a picture or a part of it with one or more of its questions, or a freshly drawn picture. Since the list says
+everything, a run that is resumed at a step sees what an undisturbed one would have seen, boxes included.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qzoom.training.distill.data import Question
+from qzoom.training.distill.windows import Windows
 
 __all__ = ["Row", "count_rows", "make_order", "visit_rows"]
 
@@ -26,6 +27,8 @@ class Row:
         progress: share of the training that is done before it.
         tokens: largest number of visual tokens; 0 takes the model's own.
         drawn: seed of a drawn picture; -1 for the data's own.
+        window: most visual tokens of a part of the picture; 0 shows the whole.
+        place: decides which part.
     """
 
     questions: tuple[int, ...]
@@ -33,6 +36,8 @@ class Row:
     progress: float
     tokens: int
     drawn: int = -1
+    window: int = 0
+    place: int = 0
 
 
 def visit_rows(
@@ -69,6 +74,7 @@ def make_order(
     negatives: float | None,
     replay: float,
     seed: int,
+    windows: Windows | None = None,
 ) -> list[Row]:
     """All rows of a run, `batch` to a step.
 
@@ -81,6 +87,7 @@ def make_order(
         negatives: see `visit_rows`.
         replay: share of drawn pictures, spread evenly.
         seed: of everything.
+        windows: parts of pictures that some steps show instead; None for none.
     """
     total = steps * batch
     rows: list[Row] = []
@@ -97,7 +104,9 @@ def make_order(
         if not waiting:
             visit += 1
             waiting = visit_rows(questions, most, negatives, visit, seed)[::-1]
-        rows.append(Row(waiting.pop(), visit, progress, budget))
+        window = windows.draw(step / steps, f"{seed}/window/{step}") if windows is not None else 0
+        place = random.Random(f"{seed}/place/{position}").randrange(2**31) if window else 0
+        rows.append(Row(waiting.pop(), visit, progress, budget, window=window, place=place))
     return rows
 
 

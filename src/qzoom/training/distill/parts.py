@@ -75,6 +75,7 @@ def run_part(
         negatives=recipe.negatives,
         replay=recipe.replay,
         seed=recipe.seed if part == "sft" else recipe.seed + 1,
+        windows=recipe.windows if part == "sft" else None,
     )
     told = FollowSettings(steps, settings.batch, recipe.validation_steps, recipe.tensorboard)
     follower = Follower(folder, told, Validator(engine, split.validation, recipe), best, on_step, on_validation)

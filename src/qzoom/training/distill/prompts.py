@@ -6,6 +6,8 @@ the prompt that it will get.
 
 from __future__ import annotations
 
+import math
+import random
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +26,14 @@ from qzoom.images.load import load_image
 from qzoom.training.distill.data import Question
 from qzoom.training.distill.parse import wrap
 from qzoom.training.distill.recipe import DistillRecipe
+from qzoom.training.distill.windows import window_around
+from qzoom.types import Box
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from qzoom.config import TokenBudget
+    from qzoom.training.distill.order import Row
 
 __all__ = ["Asked", "Prompter", "View"]
 
@@ -101,6 +106,26 @@ class Prompter:
             return self._plain(question.picture, tokens)
         whole = load_image(question.picture).image
         return draw(whole, question.box, style, tokens=self.budget_of(tokens).max_tokens)  # type: ignore[arg-type]
+
+    def window(self, questions: Sequence[Question], row: Row) -> Box:
+        """The part of a picture that a row shows: one that holds the region of one of the questions.
+
+        Args:
+            questions: about one picture; the whole of it where none has a region.
+            row: sharpness, size and place.
+        """
+        rng = random.Random(row.place)
+        size_px = self.size_px(questions[0].picture)
+        boxes = [q.box for q in questions if q.box is not None and not q.negative]
+        if not boxes:
+            return 0, 0, *size_px
+        cell = self.engine.backbone.cell_px**2
+        whole = math.sqrt(self.budget_of(row.tokens).max_tokens * cell / (size_px[0] * size_px[1]))
+        return window_around(rng.choice(boxes), size_px, row.window * cell, min(1.0, whole), self.recipe.windows, rng)
+
+    def part(self, path: str, window: Box) -> PIL.Image.Image:
+        """What a window shows of a picture."""
+        return load_image(path).image.crop(window)
 
     def size_px(self, path: str) -> tuple[int, int]:
         """(width, height) of a picture, upright."""

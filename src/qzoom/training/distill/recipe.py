@@ -16,6 +16,7 @@ from typing import Any, Literal
 from qzoom.config import from_mapping, read_yaml
 from qzoom.distill.overlay import STYLES, Fade
 from qzoom.errors import ConfigError
+from qzoom.training.distill.windows import Windows
 
 __all__ = ["METHODS", "DistillRecipe", "GrpoPart", "JudgePart", "PointingPart", "SftPart", "load_distill_recipe"]
 
@@ -226,6 +227,7 @@ class DistillRecipe:
         grpo: reinforcement.
         keep: weights of the "best" validation, or of the "last": a small validation is a noisy judge of a schedule
             that brings the learning rate down at its end.
+        windows: parts of pictures that some steps of supervised training show instead.
     """
 
     base: str
@@ -258,6 +260,7 @@ class DistillRecipe:
     sft: SftPart = field(default_factory=SftPart)
     grpo: GrpoPart = field(default_factory=GrpoPart)
     keep: Literal["best", "last"] = "best"
+    windows: Windows = field(default_factory=Windows)
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, str) or not self.base:
@@ -305,7 +308,13 @@ class DistillRecipe:
         return values
 
 
-_PARTS: dict[str, type] = {"fade": Fade, "pointing": PointingPart, "sft": SftPart, "grpo": GrpoPart}
+_PARTS: dict[str, type] = {
+    "fade": Fade,
+    "pointing": PointingPart,
+    "sft": SftPart,
+    "grpo": GrpoPart,
+    "windows": Windows,
+}
 
 
 def load_distill_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> DistillRecipe:
