@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,31 @@ def test_prompt_and_positions_are_those_of_transformers(family: str, count: int)
     assert torch.equal(prompt.positions, expected[:, 0])
 
 
+def _joined(level):
+    return level if isinstance(level, torch.Tensor) else torch.cat(list(level))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_deepstack_features_are_each_pictures_own_in_every_release(split: bool, monkeypatch) -> None:
+    """Up to transformers 5.17 a level is one tensor over all pictures, later a tensor for each."""
+    backbone = tiny_models.engine("qwen3_vl").backbone
+    core = backbone.model.model
+    stock = core.get_image_features
+
+    def other(*args, **kwargs):
+        out = stock(*args, **kwargs)
+        counts = [len(tokens) for tokens in out.pooler_output]
+        levels = [_joined(level) for level in out.deepstack_features]
+        out.deepstack_features = [level.split(counts) if split else level for level in levels]
+        return out
+
+    expected = backbone.encode(PICTURES, [None] * 3)
+    monkeypatch.setattr(core, "get_image_features", other)
+    for one, wanted in zip(backbone.encode(PICTURES, [None] * 3), expected, strict=True):
+        assert [level.shape for level in one.deepstack] == [one.tokens.shape] * 3
+        assert all(torch.equal(a, b) for a, b in zip(one.deepstack, wanted.deepstack, strict=True))
+
+
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_encode_is_the_models_own_vision_path(family: str) -> None:
     backbone = tiny_models.engine(family).backbone
@@ -47,13 +73,14 @@ def test_encode_is_the_models_own_vision_path(family: str) -> None:
         )
         found = backbone.encode(PICTURES, [None] * 3)
         alone = [backbone.encode([p], [None])[0] for p in PICTURES]
-    levels = getattr(own, "deepstack_features", None) or []
+    levels = [_joined(level) for level in getattr(own, "deepstack_features", None) or []]
+    edges = [0, *itertools.accumulate(len(one.tokens) for one in found)]
     assert backbone.deepstack_levels == len(levels) == (3 if family == "qwen3_vl" else 0)
     for i, (one, single) in enumerate(zip(found, alone, strict=True)):
         assert torch.equal(one.tokens, own.pooler_output[i])
-        assert [torch.equal(mine, level[i]) for mine, level in zip(one.deepstack, levels, strict=True)] == [True] * len(
-            levels
-        )
+        rows = slice(edges[i], edges[i + 1])
+        assert len(one.deepstack) == len(levels)
+        assert all(torch.equal(mine, level[rows]) for mine, level in zip(one.deepstack, levels, strict=True))
         assert one.grid[0] * one.grid[1] == one.tokens.shape[0]
         assert one.size_px == (one.grid[1] * backbone.cell_px, one.grid[0] * backbone.cell_px)
         torch.testing.assert_close(one.tokens, single.tokens, atol=1e-5, rtol=0)

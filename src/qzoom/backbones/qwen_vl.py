@@ -70,11 +70,11 @@ class QwenVLBackbone(Backbone):
         out = self.model.model.get_image_features(
             torch.cat(pixels).to(self.device, self.dtype), image_grid_thw=grid_thw, return_dict=True
         )
-        levels = getattr(out, "deepstack_features", None) or []
         merge = int(self.model.config.vision_config.spatial_merge_size)
+        shapes = [(rows // merge, columns // merge) for _, rows, columns in grid_thw.tolist()]
+        levels = _by_picture(getattr(out, "deepstack_features", None) or [], shapes)
         features = []
-        for i, (_, rows, columns) in enumerate(grid_thw.tolist()):
-            grid = (rows // merge, columns // merge)
+        for i, grid in enumerate(shapes):
             size = (grid[1] * self.cell_px, grid[0] * self.cell_px)
             deep = tuple(level[i].to(self.dtype) for level in levels)
             features.append(VisualFeatures(out.pooler_output[i].to(self.dtype), deep, grid, size))
@@ -132,3 +132,9 @@ class QwenVLBackbone(Backbone):
         if norm and hasattr(attention, norm):
             split = getattr(attention, norm)(split)
         return split.transpose(1, 2)
+
+
+def _by_picture(levels: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> list[Sequence[Tensor]]:
+    """DeepStack features of every level by picture; older releases of transformers give those of all in one tensor."""
+    counts = [rows * columns for rows, columns in shapes]
+    return [level.split(counts) if isinstance(level, Tensor) else level for level in levels]

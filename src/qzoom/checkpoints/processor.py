@@ -41,7 +41,10 @@ def load_processor(folder: Path) -> tuple[Any, Any, str]:
     Raises:
         CheckpointError: a part is missing or cannot be read.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     present = {path.name for path in folder.iterdir()}
     if not present & {"tokenizer.json", "vocab.json", "tokenizer.model"}:
