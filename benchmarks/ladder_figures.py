@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.choices import Point, lowest_match, paired, plain_peak
-from benchmarks.evidence import Look, between, share, table, write
+from benchmarks.evidence import KINDS, Look, between, share, table, write
 from benchmarks.ladder_time import BATCHED, HEADLINE, read_times
 
 if TYPE_CHECKING:
@@ -175,8 +176,13 @@ def _bound(line: Line) -> float | None:
 def write_ladder(
     folder: Path, found: Mapping[str, dict[str, Any]], ran: Mapping[str, Any], limit: int | None
 ) -> dict[str, Any]:
-    """Write ladder.json and ladder.md; returns what the first holds."""
-    figures = {"about": dict(ran), "limit": limit, "kinds": dict(found)}
+    """Write ladder.json and ladder.md; returns what the first holds.
+
+    Kinds of pictures whose answers are elsewhere keep the figures that the files have of the same weights.
+    """
+    kept = {} if limit is not None else _kept(folder / "ladder.json", ran)
+    found = {kind: found.get(kind) or kept[kind] for kind in KINDS if kind in found or kind in kept}
+    figures = {"about": dict(ran), "limit": limit, "kinds": found}
     parts = ["## The ladder: plain and zooming at every cap\n", f"{NOTE}\n"]
     parts.append(
         f"Model `{ran['model']}` (weights `{ran['weights']}`, {ran['dtype']}, {ran['device']}, "
@@ -188,6 +194,16 @@ def write_ladder(
         parts += [f"### {kind.capitalize()}\n", *words(kind, one), ""]
     write(folder, "ladder", figures, "\n".join(parts).rstrip() + "\n")
     return figures
+
+
+def _kept(path: Path, ran: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an earlier page; none of other weights, of a trial, or of a file that cannot be read."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        same = earlier["about"]["weights"] == ran["weights"] and earlier["limit"] is None
+        return dict(earlier["kinds"]) if same else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def words(kind: str, found: dict[str, Any]) -> list[str]:

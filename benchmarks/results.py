@@ -3,7 +3,8 @@
     python -m benchmarks.results --runs runs/evidence --data RECEIPTS      # the same as `make results`
 
 Takes ladder.md, baselines.md and ablations.md from the results folder, says which of them are missing and how to make
-them, and draws the report (`qzoom report`) of the newest weights' answers. RUNS may also hold answers of `qzoom eval`.
+them, and draws the report (`qzoom report`) of the newest weights' answers. RUNS may also hold answers of `qzoom eval`;
+without any the report that is there stays.
 Nothing is asked, no model is loaded.
 """
 
@@ -51,15 +52,16 @@ def answer_files(runs: Path) -> list[Path]:
 
 
 def charts(runs: Path, results: Path, data: Path | None, page: Path) -> list[str]:
-    """Draw the report beside the results; returns what the page says about it."""
+    """Draw the report beside the results, or keep the one that is there; returns what the page says about it."""
     from qzoom.evaluation.report.write import write_report
 
-    files = answer_files(runs)
-    if not files:
+    files, folder = answer_files(runs), results / "report"
+    if files:
+        write_report(files, folder, data=data)
+    elif not (folder / "report.md").is_file():
         return [f"No answers under `{runs.name}` yet, so there are no charts."]
-    made = write_report(files, results / "report", data=data)
-    place = Path(os.path.relpath(made.folder, page.parent)).as_posix()
-    pictures = [name for name in made.files if name.endswith(".png")]
+    place = Path(os.path.relpath(folder, page.parent)).as_posix()
+    pictures = sorted(path.name for path in folder.glob("*.png"))
     said = [f"![Accuracy against seconds, visual tokens and FLOPs]({place}/{name})\n" for name in pictures]
     return [*said, f"All runs with intervals, fronts and a gallery of failures: [report]({place}/report.md)."]
 

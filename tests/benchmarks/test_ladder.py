@@ -1,17 +1,20 @@
 """The ladder on a random model with a few pictures: all parts, resuming, and the tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks.evidence import Clock, Look, OutOfTimeError
 from benchmarks.ladder import main
-from benchmarks.ladder_figures import words
+from benchmarks.ladder_figures import words, write_ladder
 from benchmarks.ladder_time import BATCHED, TimeWork, questions_of, summary
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.errors import ConfigError, HeadsMissingError
 from tests.evaluation.samples import receipt, row, write_split
 from tests.tiny_models import engine
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,18 @@ def test_drawn_pictures_choose_on_other_pictures(model, tmp_path, capsys):
     assert {"scenes-500000"} in pictures
     assert {"scenes-0"} in pictures
     assert "no evidence" in (tmp_path / "results" / "ladder.md").read_text(encoding="utf-8")
+
+
+def test_kinds_whose_answers_are_elsewhere_keep_their_figures_of_the_same_weights(tmp_path):
+    page = ROOT / "docs" / "results" / "ladder.json"
+    known = json.loads(page.read_text(encoding="utf-8"))
+    scenes = {"scenes": known["kinds"]["scenes"]}
+    (tmp_path / "ladder.json").write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    assert list(write_ladder(tmp_path, scenes, known["about"], None)["kinds"]) == ["scenes", "documents", "receipts"]
+    assert (tmp_path / "ladder.md").read_text(encoding="utf-8").count("### ") == 3
+    assert list(write_ladder(tmp_path, scenes, known["about"] | {"weights": "others"}, None)["kinds"]) == ["scenes"]
+    (tmp_path / "ladder.json").write_text("{", encoding="utf-8")
+    assert list(write_ladder(tmp_path, scenes, known["about"], None)["kinds"]) == ["scenes"]
 
 
 def test_what_cannot_be_run(tmp_path):

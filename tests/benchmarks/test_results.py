@@ -63,3 +63,12 @@ def test_answers_of_an_evaluation(tmp_path):
     answers(tmp_path / "runs" / "one.jsonl", "never")
     assert answer_files(tmp_path / "runs") == [tmp_path / "runs"]
     assert "(results/report/1-receipts.png)" in written(tmp_path)
+
+
+def test_charts_stay_where_their_answers_are_elsewhere(tmp_path):
+    file = tmp_path / "runs" / "0123abcd" / "ladder" / "report" / "scenes-plain-64.jsonl"
+    answers(file, "never", "scenes")
+    text = written(tmp_path)
+    file.unlink()
+    assert "(results/report/report.md)" in text
+    assert written(tmp_path) == text
