@@ -107,10 +107,10 @@ def test_the_curve_has_held_out_figures(tmp_path):
     assert 0.0 <= held_out[0]["tags"] <= 1.0
 
 
-@pytest.mark.parametrize("name", ["base", "receipts", "continue", "read", "read-twin"])
+@pytest.mark.parametrize("name", ["base", "receipts", "continue", "read", "read-twin", "teacher", "teacher-twin"])
 def test_a_shipped_recipe_loads(name):
     recipe = load_recipe(f"recipes/tiny/{name}.yaml")
-    assert recipe.steps > 1000
+    assert recipe.steps >= 350
     assert recipe.at(0)[0].name == recipe.stages[0].name
     assert recipe.at(recipe.steps)[0].name == recipe.stages[-1].name
 
