@@ -6,7 +6,7 @@
 
 1. Calibration, on drawn pictures of their own: every split of the tokens between coarse look and region, gate asked
    and always zoomed; gate thresholds are tried on the kept scores. Per cap the cheapest split within half a point of
-   the best one is taken.
+   the best one is taken; at the largest cap, where the peak is looked for, the best one.
 2. Report, on other pictures: the plain model at every cap, and the zooming one with the split chosen for that cap.
    Receipts are few, so both halves of them are used: each is reported with what the other one chose.
 3. Times: the chosen pairs, question by question in turn, each asked alone.
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from qzoom.evaluation.report.runs import Run
     from qzoom.model import QZoom
 
-COARSE = (32, 64, 100, 144, 196)
-REGION = (32, 64, 100, 144, 196, 288)
+COARSE = (32, 48, 64, 100, 144, 196, 256)
+REGION = (32, 64, 96, 144, 196, 288, 400)
 TOLERANCE = 0.005
 
 
@@ -129,7 +129,8 @@ def choices(
         scored = any(row.gate is not None and row.gate.score is not None for row in some[1])
         for threshold in GATES if scored else (0.0,):
             points.append(point_of(Look(c, r, threshold), gated(some[0], some[1], threshold), zoomed))
-    found = {cap: best_split(points, cap, TOLERANCE) for cap in given.caps}
+    largest = max(given.caps)
+    found = {cap: best_split(points, cap, TOLERANCE if cap < largest else 0.0) for cap in given.caps}
     return {cap: None if p is None else Look(p.coarse, p.region, p.gate) for cap, p in found.items()}
 
 
