@@ -16,6 +16,7 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.model import QZoom
 from qzoom.training.distill.recipe import SftPart
 from qzoom.training.distill.run import prepare_student, train_distill
+from qzoom.training.distill.windows import Windows
 from tests.training.distill.conftest import picture, recipe_of, row, write
 
 
@@ -65,6 +66,16 @@ def test_result_loads_with_its_heads_unchanged(trained, student):
     assert facts["recipe"]["sft"]["steps"] == 6
     old, new = load_engine(student).backbone.model.state_dict(), made.engine.backbone.model.state_dict()
     assert not torch.equal(old["model.visual.patch_embed.proj.weight"], new["model.visual.patch_embed.proj.weight"])
+
+
+def test_batches_prepared_ahead_are_the_same_ones(student, data, tmp_path):
+    windows = Windows(Fade(0.5, 0.5, "constant"), (4, 9), 1.0)
+    recipe = recipe_of(student, data, sft=part(steps=3), windows=windows)
+    train_distill(recipe, tmp_path / "here")
+    train_distill(dataclasses.replace(recipe, loaders=2), tmp_path / "ahead")
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "here")
+    here, ahead = weights(tmp_path / "here"), weights(tmp_path / "ahead")
+    assert all(torch.equal(here[name], ahead[name]) for name in here)
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(trained, tmp_path):

@@ -21,7 +21,7 @@ from qzoom.training.distill.windows import Windows
 __all__ = ["METHODS", "DistillRecipe", "GrpoPart", "JudgePart", "PointingPart", "SftPart", "load_distill_recipe"]
 
 METHODS = ("sft", "grpo", "sft+grpo")
-FREE = ("micro_batch", "gradient_checkpointing", "cache_gb", "tensorboard", "output", "save_steps")
+FREE = ("micro_batch", "gradient_checkpointing", "cache_gb", "tensorboard", "output", "save_steps", "loaders")
 """Settings that a resumed run may change."""
 
 
@@ -228,6 +228,7 @@ class DistillRecipe:
         keep: weights of the "best" validation, or of the "last": a small validation is a noisy judge of a schedule
             that brings the learning rate down at its end.
         windows: parts of pictures that some steps of supervised training show instead.
+        loaders: processes that prepare batches of supervised training ahead, for a GPU that would wait; 0 for none.
     """
 
     base: str
@@ -261,6 +262,7 @@ class DistillRecipe:
     grpo: GrpoPart = field(default_factory=GrpoPart)
     keep: Literal["best", "last"] = "best"
     windows: Windows = field(default_factory=Windows)
+    loaders: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, str) or not self.base:
@@ -277,7 +279,7 @@ class DistillRecipe:
         self._check_lists()
         for name in ("longest_plain", "validation_items", "validation_steps", "max_new_tokens", "save_steps"):
             _whole(name, getattr(self, name), 1)
-        for name in ("lora_rank", "validation_tokens", "seed"):
+        for name in ("lora_rank", "validation_tokens", "seed", "loaders"):
             _whole(name, getattr(self, name), 0)
         _number("replay", self.replay, 0.0, 0.95)
         _number("validation", self.validation, 0.0, 0.9)

@@ -25,6 +25,8 @@ from qzoom.training.distill.settings import Place, common_arguments, silence
 
 __all__ = ["AnswerTrainer", "fits_plain", "make_sft_trainer"]
 
+_AHEAD = 4
+
 
 class AnswerTrainer(SFTTrainer):
     """Without a model card for every checkpoint, and with attention that suits small models on a CPU."""
@@ -120,4 +122,6 @@ def _arguments(recipe: DistillRecipe, place: Place, steps: int) -> SFTConfig:
         ddp_find_unused_parameters=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_num_workers=recipe.loaders,
+        dataloader_prefetch_factor=_AHEAD if recipe.loaders else None,
     )
