@@ -1,9 +1,9 @@
 """Parts of a picture instead of the whole, at any sharpness between the whole view's and the crop's.
 
 A crop shows little and shows it sharply, the whole view shows everything small. A student that is only shown the whole
-has to learn to search and to read small print at once, and forgets the crop. A window holds a question's region and
-some of what surrounds it, so there is less to search; it costs a fraction of the whole view, and no picture looks the
-same twice. An option of ours; the authors (arXiv 2602.11858) train on whole pictures only.
+has to learn to search and to read small print at once. A window holds a question's region and some of what surrounds
+it, so there is less to search; it costs a fraction of the whole view, and no picture looks the same
+twice. An option of ours; the authors (arXiv 2602.11858) train on whole pictures only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from qzoom.config import from_mapping
 from qzoom.distill.overlay import Fade
 from qzoom.errors import ConfigError
+from qzoom.images.geometry import contains
 from qzoom.training.distill.data import Question
 from qzoom.types import Box
 
@@ -99,15 +100,11 @@ def window_around(
 
 def questions_inside(questions: Sequence[Question], window: Box) -> list[Question]:
     """Those that the window can be asked: their region lies in it, or what they ask for is nowhere in the picture."""
-    return [q for q in questions if q.negative or (q.box is not None and _holds(window, q.box))]
+    return [q for q in questions if q.negative or (q.box is not None and contains(window, q.box))]
 
 
 def shifted(box: Box | None, window: Box) -> Box | None:
     """A box of the picture in pixels of the window; None where it is not wholly inside."""
-    if box is None or not _holds(window, box):
+    if box is None or not contains(window, box):
         return None
     return box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1]
-
-
-def _holds(window: Box, box: Box) -> bool:
-    return window[0] <= box[0] and window[1] <= box[1] and box[2] <= window[2] and box[3] <= window[3]
