@@ -64,5 +64,5 @@ class Draws(Dataset[tuple[str, Batch]]):
         """The batches from a step on, in order."""
         rest = range(step * self._recipe.micro_batches, len(self))
         loaders = self._recipe.loaders
-        ahead = {"prefetch_factor": _AHEAD} if loaders else {}
+        ahead = {"prefetch_factor": _AHEAD, "multiprocessing_context": "fork"} if loaders else {}
         return iter(DataLoader(self, batch_size=None, sampler=rest, num_workers=loaders, **ahead))  # type: ignore[arg-type]

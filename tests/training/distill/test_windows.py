@@ -51,7 +51,11 @@ def test_only_what_lies_inside_is_asked():
     absent = replace(out, negative=True)
     nowhere = replace(box, box=None)
     window = (5, 5, 70, 50)
-    assert questions_inside([box, out, absent, nowhere], window) == [box, absent]
+    assert questions_inside([box, absent, nowhere], window, 0) == [box, absent]
+    kept = [questions_inside([box, out, absent, nowhere], window, seed) for seed in range(400)]
+    assert all(found in ([box], [box, absent]) for found in kept)
+    assert sum(found == [box, absent] for found in kept) == pytest.approx(200, abs=50)
+    assert questions_inside([out, absent], window, 0) == []
     assert shifted(box.box, window) == (5, 5, 15, 15)
     assert shifted(out.box, window) is None
     assert shifted(None, window) is None
@@ -81,7 +85,8 @@ def test_a_windowed_row_shows_a_part_with_its_regions(data, tmp_path):
     for place in range(12):
         row = Row(group, 0, 0.0, 12, window=4, place=place)
         (sequence,) = Collator(prompter, split.train, [row], regions=True).sequences(row)
-        window = prompter.window([split.train[i] for i in group], row)
+        part, window = prompter.part([split.train[i] for i in group], row)
+        assert part.size == (window[2] - window[0], window[3] - window[1])
         seen.add(window)
         assert max(window[:2]) <= 16
         assert min(window[2:]) >= 48
@@ -98,12 +103,37 @@ def test_a_windowed_row_shows_a_part_with_its_regions(data, tmp_path):
     assert torch.equal(batch["regions"][0], sequence.regions)
 
 
+def test_without_a_region_the_whole_is_shown_as_in_other_steps(data, tmp_path):
+    split = read_split(data, tmp_path, 0.0, 0)
+    absent = [replace(q, negative=True) for q in split.train[:2]]
+    anywhere = [*absent, replace(absent[0], negative=False, box=None)]
+    collator = Collator(
+        Prompter(engine("qwen3_vl"), recipe_of(tmp_path, data, windows=ALWAYS, styles={"none": 1.0})), anywhere, []
+    )
+    numbers = tuple(range(len(anywhere)))
+    (windowed,) = collator.sequences(Row(numbers, 0, 0.0, 12, window=4))
+    (whole,) = collator.sequences(Row(numbers, 0, 0.0, 12))
+    assert windowed.view.cells == whole.view.cells
+    assert torch.equal(windowed.ids, whole.ids)
+
+
+def test_pixels_come_in_the_precision_that_is_computed_in(data, tmp_path):
+    split = read_split(data, tmp_path, 0.0, 0)
+    rows, student, made = [Row((0,), 0, 0.0, 12)], engine("qwen3_vl"), {}
+    for precision in ("float32", "bfloat16"):
+        prompter = Prompter(student, recipe_of(tmp_path, data, precision=precision))
+        made[precision] = Collator(prompter, split.train, rows)([{"row": 0}])["pixel_values"]
+    assert made["bfloat16"].dtype == torch.bfloat16
+    assert torch.equal(made["bfloat16"], made["float32"].bfloat16())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("windows: {tokens: []}", "list of whole numbers"),
         ("windows: {tokens: 9}", "list of whole numbers"),
         ("windows: {scale: 0}", "above 0"),
+        ("windows: {scale: 1.5}", "up to 1"),
         ("windows: {share: {frist: 1}}", "did you mean `first`|did you mean 'first'"),
         ("windows: {share: 0.5}", "mapping"),
         ("windows: {size: 3}", "unknown key"),
@@ -118,7 +148,7 @@ def test_bad_settings_are_refused(tmp_path, text, words):
 
 def test_settings_come_from_yaml(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("base: tiny\nwindows: {share: {first: 0.8, last: 0.2}, tokens: [100, 144], scale: 1.5}\n")
+    path.write_text("base: tiny\nwindows: {share: {first: 0.8, last: 0.2}, tokens: [100, 144], scale: 0.5}\n")
     recipe = load_distill_recipe(path)
-    assert recipe.windows == Windows(Fade(0.8, 0.2), (100, 144), 1.5)
+    assert recipe.windows == Windows(Fade(0.8, 0.2), (100, 144), 0.5)
     assert recipe.decisive()["windows"]["share"]["first"] == 0.8

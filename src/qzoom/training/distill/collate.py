@@ -24,7 +24,7 @@ from qzoom.evaluation.coverage.cells import covered_cells
 from qzoom.training.distill.data import Question
 from qzoom.training.distill.order import Row
 from qzoom.training.distill.prompts import Asked, Prompter, View
-from qzoom.training.distill.windows import questions_inside, shifted
+from qzoom.training.distill.windows import questions_inside, regions_of, shifted
 from qzoom.types import Box
 
 if TYPE_CHECKING:
@@ -102,12 +102,11 @@ class Collator:
                 raise ValueError("A drawn row needs something that draws.")
             picture, pairs = self._drawn(row.drawn)
             return [build_sequence(prompter, prompter.view(picture, row.tokens), [prompter.asked(*p) for p in pairs])]
-        if row.window:
+        if row.window and regions_of(self._of(row)):
             return [self._windowed(row)]
         alone: list[tuple[Question, str]] = []
         shared: list[tuple[Question, str]] = []
-        for index in row.questions:
-            question = self._questions[index]
+        for question in self._of(row):
             style = prompter.style_of(question, row.visit, row.progress)
             (shared if style in ("none", "text") else alone).append((question, style))
         out = []
@@ -122,14 +121,15 @@ class Collator:
 
     def _windowed(self, row: Row) -> Sequence4:
         """A part of the row's picture with the questions that it can be asked, unmarked."""
-        prompter = self._prompter
-        group = [self._questions[index] for index in row.questions]
-        window = prompter.window(group, row)
-        shown = questions_inside(group, window) or group
-        picture = prompter.part(group[0].picture, window)
+        prompter, group = self._prompter, self._of(row)
+        picture, window = prompter.part(group, row)
+        shown = questions_inside(group, window, row.place)
         asked = [prompter.asked(prompter.wording(q, "none"), q.answer) for q in shown]
         made = build_sequence(prompter, prompter.view(picture, row.window), asked)
         return self._with_regions(made, [shifted(q.box, window) for q in shown], picture.size)
+
+    def _of(self, row: Row) -> list[Question]:
+        return [self._questions[index] for index in row.questions]
 
     def _with_regions(self, made: Sequence4, boxes: Sequence[Box | None], size_px: tuple[int, int]) -> Sequence4:
         """The sequence with the visual tokens of its questions' regions, if wanted; none where there is no box."""

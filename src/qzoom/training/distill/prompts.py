@@ -26,7 +26,7 @@ from qzoom.images.load import load_image
 from qzoom.training.distill.data import Question
 from qzoom.training.distill.parse import wrap
 from qzoom.training.distill.recipe import DistillRecipe
-from qzoom.training.distill.windows import window_around
+from qzoom.training.distill.windows import regions_of, window_around
 from qzoom.types import Box
 
 if TYPE_CHECKING:
@@ -95,49 +95,57 @@ class Prompter:
         return choose_style(question.id, visit, self.recipe.styles)
 
     def view(self, picture: PIL.Image.Image, tokens: int) -> View:
-        """The tensors of a picture."""
+        """The tensors of a picture; pixels in the precision that the recipe computes in, as autocast makes them."""
         backbone: Any = self.engine.backbone
         pixels, grid_thw = backbone.pixels(picture, self.budget_of(tokens))
+        pixels = pixels.to(getattr(torch, self.recipe.precision))
         return View(pixels, grid_thw, backbone.grid(picture.size, self.budget_of(tokens)))
 
     def picture(self, question: Question, style: str, tokens: int) -> PIL.Image.Image:
         """The picture with its region marked, or, unmarked, as it is; unmarked ones may come resized from memory."""
         if style in ("none", "text"):
             return self._plain(question.picture, tokens)
-        whole = load_image(question.picture).image
+        whole = self._open(question.picture)
         return draw(whole, question.box, style, tokens=self.budget_of(tokens).max_tokens)  # type: ignore[arg-type]
 
-    def window(self, questions: Sequence[Question], row: Row) -> Box:
-        """The part of a picture that a row shows: one that holds the region of one of the questions.
+    def part(self, questions: Sequence[Question], row: Row) -> tuple[PIL.Image.Image, Box]:
+        """What a row's window shows of a picture, and where it lies: around the region of one of the questions.
 
         Args:
-            questions: about one picture; the whole of it where none has a region.
+            questions: about one picture; at least one of them with a region.
             row: sharpness, size and place.
         """
         rng = random.Random(row.place)
-        size_px = self.size_px(questions[0].picture)
-        boxes = [q.box for q in questions if q.box is not None and not q.negative]
-        if not boxes:
-            return 0, 0, *size_px
-        cell = self.engine.backbone.cell_px**2
-        whole = math.sqrt(self.budget_of(row.tokens).max_tokens * cell / (size_px[0] * size_px[1]))
-        return window_around(rng.choice(boxes), size_px, row.window * cell, min(1.0, whole), self.recipe.windows, rng)
-
-    def part(self, path: str, window: Box) -> PIL.Image.Image:
-        """What a window shows of a picture."""
-        return load_image(path).image.crop(window)
+        whole = self._open(questions[0].picture)
+        cell_area = self.engine.backbone.cell_px**2
+        whole_scale = math.sqrt(self.budget_of(row.tokens).max_tokens * cell_area / (whole.width * whole.height))
+        window = window_around(
+            rng.choice(regions_of(questions)),
+            whole.size,
+            row.window * cell_area,
+            min(1.0, whole_scale),
+            self.recipe.windows,
+            rng,
+        )
+        return whole.crop(window), window
 
     def size_px(self, path: str) -> tuple[int, int]:
         """(width, height) of a picture, upright."""
         if path not in self._sizes:
-            self._sizes[path] = load_image(path).size_px
+            self._open(path)
         return self._sizes[path]
+
+    def _open(self, path: str) -> PIL.Image.Image:
+        """A picture, whose size is remembered."""
+        whole = load_image(path).image
+        self._sizes[path] = whole.size
+        return whole
 
     def wording(self, question: Question, style: str) -> str:
         """The question's text with the clause of its style and the recipe's instruction."""
         parts = [question.text]
         if self.recipe.clause and style != "none":
-            size = load_image(question.picture).size_px if style == "text" else (2**31, 2**31)
+            size = self.size_px(question.picture) if style == "text" else (2**31, 2**31)
             parts.append(clause(style, question.box, size))  # type: ignore[arg-type]
         if self.recipe.instruction:
             parts.append(self.recipe.instruction)
@@ -171,7 +179,7 @@ class Prompter:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        whole = load_image(path).image
+        whole = self._open(path)
         if not self._room:
             return whole
         small = self._resized(whole, tokens)

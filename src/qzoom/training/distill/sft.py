@@ -25,7 +25,7 @@ from qzoom.training.distill.settings import Place, common_arguments, silence
 
 __all__ = ["AnswerTrainer", "fits_plain", "make_sft_trainer"]
 
-_AHEAD = 4
+_AHEAD = 2
 
 
 class AnswerTrainer(SFTTrainer):
@@ -124,4 +124,5 @@ def _arguments(recipe: DistillRecipe, place: Place, steps: int) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_num_workers=recipe.loaders,
         dataloader_prefetch_factor=_AHEAD if recipe.loaders else None,
+        dataloader_multiprocessing_context="fork" if recipe.loaders else None,
     )

@@ -20,7 +20,7 @@ from qzoom.images.geometry import contains
 from qzoom.training.distill.data import Question
 from qzoom.types import Box
 
-__all__ = ["Windows", "questions_inside", "shifted", "window_around"]
+__all__ = ["Windows", "questions_inside", "regions_of", "shifted", "window_around"]
 
 _ASPECTS = (0.6, 1.7)
 _ROOM = 1.1
@@ -33,7 +33,8 @@ class Windows:
     Args:
         share: of the steps whose pictures are windows, as training goes on.
         tokens: most visual tokens of a window, one drawn per step.
-        scale: sharpest view, in pixels of the view per pixel of the picture; the least sharp is the whole view's.
+        scale: sharpest view, in pixels of the view per pixel of the picture, at most 1; the least sharp is the whole
+            view's.
 
     Raises:
         ConfigError: a value out of range.
@@ -52,8 +53,8 @@ class Windows:
         if not whole or not self.tokens:
             raise ConfigError(f"windows: tokens must be a list of whole numbers above 0, not {self.tokens!r}.")
         object.__setattr__(self, "tokens", tuple(self.tokens))
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale <= 16:
-            raise ConfigError(f"windows: scale must be a number above 0 and up to 16, not {self.scale!r}.")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale <= 1:
+            raise ConfigError(f"windows: scale must be a number above 0 and up to 1, not {self.scale!r}.")
 
     def draw(self, progress: float, seed: str) -> int:
         """Visual tokens of a step's windows; 0 where it shows whole pictures.
@@ -67,14 +68,14 @@ class Windows:
 
 
 def window_around(
-    target: Box, size_px: tuple[int, int], cells: int, whole_scale: float, windows: Windows, rng: random.Random
+    target: Box, size_px: tuple[int, int], area_px: int, whole_scale: float, windows: Windows, rng: random.Random
 ) -> Box:
     """A part of the picture that holds a box.
 
     Args:
         target: to be held, original pixels.
         size_px: (width, height) of the picture.
-        cells: area of the window's view, in pixels of the view.
+        area_px: of the window's view, in its own pixels.
         whole_scale: pixels of the whole view per pixel of the picture.
         windows: how sharp at most.
         rng: draws sharpness, shape and place.
@@ -84,7 +85,7 @@ def window_around(
     """
     least = min(whole_scale, windows.scale)
     scale = math.exp(rng.uniform(math.log(least), math.log(windows.scale)))
-    area = cells / scale**2
+    area = area_px / scale**2
     aspect = math.exp(rng.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
     sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
     out = []
@@ -98,9 +99,26 @@ def window_around(
     return x0, y0, x1, y1
 
 
-def questions_inside(questions: Sequence[Question], window: Box) -> list[Question]:
-    """Those that the window can be asked: their region lies in it, or what they ask for is nowhere in the picture."""
-    return [q for q in questions if q.negative or (q.box is not None and contains(window, q.box))]
+def regions_of(questions: Sequence[Question]) -> list[Box]:
+    """Regions that a window can be put around: of questions about what is there."""
+    return [q.box for q in questions if q.box is not None and not q.negative]
+
+
+def questions_inside(questions: Sequence[Question], window: Box, seed: int) -> list[Question]:
+    """Those that the window can be asked: their region lies in it, or what they ask for is nowhere in the picture.
+
+    Of the latter the same share is kept as of the former, so that windows ask no more often for what is not there.
+
+    Args:
+        questions: about one picture, at least one of them with a region.
+        window: original pixels.
+        seed: decides which are kept.
+    """
+    regions, rng = regions_of(questions), random.Random(seed)
+    share = sum(contains(window, box) for box in regions) / len(regions)
+    return [
+        q for q in questions if (rng.random() < share if q.negative else q.box is not None and contains(window, q.box))
+    ]
 
 
 def shifted(box: Box | None, window: Box) -> Box | None:
