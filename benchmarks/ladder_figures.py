@@ -178,10 +178,11 @@ def write_ladder(
 ) -> dict[str, Any]:
     """Write ladder.json and ladder.md; returns what the first holds.
 
-    Kinds of pictures whose answers are elsewhere keep the figures that the files have of the same weights.
+    Kinds of pictures whose answers are elsewhere keep the figures that the files have of the same weights, and the page
+    says so.
     """
     kept = {} if limit is not None else _kept(folder / "ladder.json", ran)
-    found = {kind: found.get(kind) or kept[kind] for kind in KINDS if kind in found or kind in kept}
+    found = {kind: found.get(kind) or kept[kind] | {"kept": True} for kind in KINDS if kind in found or kind in kept}
     figures = {"about": dict(ran), "limit": limit, "kinds": found}
     parts = ["## The ladder: plain and zooming at every cap\n", f"{NOTE}\n"]
     parts.append(
@@ -211,6 +212,8 @@ def words(kind: str, found: dict[str, Any]) -> list[str]:
     out = [f"{found['questions']} questions about {found['pictures']} pictures."]
     if not found["finished"]:
         out[0] += " **Not finished: caps are missing.**"
+    if found.get("kept"):
+        out[0] += " Figures of an earlier run of the same weights, with the splits that were offered then."
     out += ["", _table(found)]
     out += [
         f"- {sentence}" for sentence in [*_equal_accuracy(kind, found), *_equal_budget(found), *_peaks(kind, found)]

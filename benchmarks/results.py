@@ -55,14 +55,17 @@ def charts(runs: Path, results: Path, data: Path | None, page: Path) -> list[str
     """Draw the report beside the results, or keep the one that is there; returns what the page says about it."""
     from qzoom.evaluation.report.write import write_report
 
-    files, folder = answer_files(runs), results / "report"
+    files, folder, said = answer_files(runs), results / "report", []
     if files:
         write_report(files, folder, data=data)
-    elif not (folder / "report.md").is_file():
+    elif (folder / "report.md").is_file():
+        said.append("Drawn of the answers of an earlier run; the tables above may be of a later one.\n")
+    else:
         return [f"No answers under `{runs.name}` yet, so there are no charts."]
     place = Path(os.path.relpath(folder, page.parent)).as_posix()
-    pictures = sorted(path.name for path in folder.glob("*.png"))
-    said = [f"![Accuracy against seconds, visual tokens and FLOPs]({place}/{name})\n" for name in pictures]
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    pictures = sorted(path.name for path in folder.glob("*.png") if f"({path.name})" in report)
+    said += [f"![Accuracy against seconds, visual tokens and FLOPs]({place}/{name})\n" for name in pictures]
     return [*said, f"All runs with intervals, fronts and a gallery of failures: [report]({place}/report.md)."]
 
 
