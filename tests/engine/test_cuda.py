@@ -13,6 +13,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SAMPLES = [(tiny_models.picture(i, 180 + 40 * i, 150), f"Question {i}: what is the total?") for i in range(5)]
 
 
+@pytest.fixture(autouse=True)
+def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's convolutions round float32 to TF32 unless told otherwise; the patch embedding is one."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def on_cuda(family: str, dtype: torch.dtype, attn: str = "sdpa") -> QZoom:
     made = tiny_models.build_engine(family, attn=attn)
     assert made.gate is not None

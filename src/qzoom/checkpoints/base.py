@@ -128,9 +128,14 @@ def _stored_dtype(index: WeightIndex) -> torch.dtype:
 
 
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
+    import torch
     from transformers import AutoModelForImageTextToText
 
     placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    if device.type == "cuda":
+        # On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it meets, and pictures come
+        # in every size. vLLM turns it off likewise; flash and memory-efficient attention remain.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
