@@ -1,6 +1,6 @@
 """Did the student learn to see it in one glance? Base and student on the same held-out pictures, in every view.
 
-    python -m benchmarks.r2i --student runs/tiny-distilled/model --distilled runs/distill/tiny-teachers --data RECEIPTS
+    python -m benchmarks.r2i --student weights/tiny-r2i --distilled runs/distill/tiny-teachers --data RECEIPTS
 
 Asks both models about the whole picture, the cut-out region, the marked picture and with zooming at the main cap
 (`qzoom eval zoomgap`), about the whole picture and with zooming at the other caps, and measures where the attention

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qzoom.checkpoints.loading import load_engine
 from qzoom.engine.state import Engine
 from qzoom.model import QZoom
 from tests import tiny_models
@@ -55,3 +56,8 @@ def test_bfloat16_sessions_answer(family: str) -> None:
     assert len(answer.tokens) == 6
     assert answer.usage.reused_tokens > 0
     assert all(ms > 0 for ms in answer.timing_ms.values())
+
+
+def test_a_loaded_model_leaves_cudnns_attention_alone() -> None:
+    assert load_engine("tiny", device_map="cuda").backbone.model.device.type == "cuda"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -20,9 +20,9 @@ def _group() -> None:
 @app.command("base")
 def base(
     recipe: Annotated[Path, typer.Option(help="YAML file that says what to train.")],
-    output: Annotated[Path, typer.Option(help="Folder for checkpoints, the training curve and the model.")] = Path(
-        "runs/tiny"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for checkpoints, the training curve and the model.")
+    ] = Path("runs/tiny"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run in the output folder.")] = False,
 ) -> None:

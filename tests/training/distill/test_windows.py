@@ -103,14 +103,14 @@ def test_a_windowed_row_shows_a_part_with_its_regions(data, tmp_path):
     assert torch.equal(batch["regions"][0], sequence.regions)
 
 
-def test_without_a_region_the_whole_is_shown_as_in_other_steps(data, tmp_path):
+@pytest.mark.parametrize("box", [None, (0, 0, 9000, 9000)], ids=["no region", "a region beyond the picture"])
+def test_where_no_window_shows_a_region_the_whole_is_shown_as_in_other_steps(data, tmp_path, box):
     split = read_split(data, tmp_path, 0.0, 0)
     absent = [replace(q, negative=True) for q in split.train[:2]]
-    anywhere = [*absent, replace(absent[0], negative=False, box=None)]
-    collator = Collator(
-        Prompter(engine("qwen3_vl"), recipe_of(tmp_path, data, windows=ALWAYS, styles={"none": 1.0})), anywhere, []
-    )
-    numbers = tuple(range(len(anywhere)))
+    group = [*absent, replace(absent[0], negative=False, box=box)]
+    recipe = recipe_of(tmp_path, data, windows=ALWAYS, styles={"none": 1.0})
+    collator = Collator(Prompter(engine("qwen3_vl"), recipe), group, [])
+    numbers = tuple(range(len(group)))
     (windowed,) = collator.sequences(Row(numbers, 0, 0.0, 12, window=4))
     (whole,) = collator.sequences(Row(numbers, 0, 0.0, 12))
     assert windowed.view.cells == whole.view.cells

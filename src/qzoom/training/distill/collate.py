@@ -102,8 +102,9 @@ class Collator:
                 raise ValueError("A drawn row needs something that draws.")
             picture, pairs = self._drawn(row.drawn)
             return [build_sequence(prompter, prompter.view(picture, row.tokens), [prompter.asked(*p) for p in pairs])]
-        if row.window and regions_of(self._of(row)):
-            return [self._windowed(row)]
+        windowed = self._windowed(row) if row.window else None
+        if windowed is not None:
+            return [windowed]
         alone: list[tuple[Question, str]] = []
         shared: list[tuple[Question, str]] = []
         for question in self._of(row):
@@ -119,11 +120,15 @@ class Collator:
             out.append(self._with_regions(made, [q.box for q, _ in group], size_px))
         return out
 
-    def _windowed(self, row: Row) -> Sequence4:
-        """A part of the row's picture with the questions that it can be asked, unmarked."""
+    def _windowed(self, row: Row) -> Sequence4 | None:
+        """A part of the row's picture with the questions that it can be asked, unmarked; None where there are none."""
         prompter, group = self._prompter, self._of(row)
+        if not regions_of(group):
+            return None
         picture, window = prompter.part(group, row)
         shown = questions_inside(group, window, row.place)
+        if not shown:
+            return None
         asked = [prompter.asked(prompter.wording(q, "none"), q.answer) for q in shown]
         made = build_sequence(prompter, prompter.view(picture, row.window), asked)
         return self._with_regions(made, [shifted(q.box, window) for q in shown], picture.size)
