@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--questions", type=int, default=1000, help="about drawn pictures of each kind")
     made.add_argument("--coverage", type=int, default=40, help="pictures of each kind whose attention is measured")
     made.add_argument("--zoom", choices=("auto", "always"), default="auto", help="how the zoom view looks")
-    made.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS), help="at the main cap")
+    made.add_argument("--no-boxed", action="store_true", help="leave out the marked picture, the slowest view")
     made.add_argument("--crop-scale", type=float, default=1.0, help="by how much crops are enlarged")
     made.add_argument("--crop-min-px", type=int, default=224, help="least side of a region")
     given = checked(made.parse_args(arguments))
@@ -81,7 +81,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def parts(given: argparse.Namespace, root: Path) -> Iterator[Part]:
     """All sets, the main cap first."""
     for cap in (given.cap, *given.caps):
-        views: tuple[View, ...] = tuple(given.views) if cap == given.cap else ("full", "zoom")
+        views: tuple[View, ...] = ("full", "zoom")
+        if cap == given.cap:
+            views = tuple(view for view in VIEWS if view != "boxed" or not given.no_boxed)
         settings = GapSettings(
             views, cap, given.crop_scale, 0.1, given.crop_min_px, zoom=given.zoom, max_new_tokens=given.max_new_tokens
         )

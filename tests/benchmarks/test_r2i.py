@@ -50,6 +50,11 @@ def test_both_models_on_receipts(tmp_path):
     assert found["caps"]["12"]["difference"]["full"]["interval"] == [0.0, 0.0]
     assert set(found["caps"]["8"]["difference"]) == {"n", "dropped", "full", "zoom", "negatives"}
     assert found["attention"]["head_lift"]["difference"] == 0.0
+    assert "boxed" in found["caps"]["12"]["difference"]
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
     assert main(given) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")} == before
+    next((tmp_path / "runs").rglob("boxed.jsonl")).unlink()
+    assert main([*given, "--no-boxed"]) == 0
+    found = json.loads((tmp_path / "results" / "r2i.json").read_text(encoding="utf-8"))["kinds"]["receipts"]
+    assert set(found["caps"]["12"]["difference"]) == {"n", "dropped", "full", "region", "zoom", "gap", "negatives"}

@@ -214,7 +214,7 @@ class DistillRecipe:
         vision: train the vision tower too.
         precision: "bfloat16" computes in it; "float32".
         gradient_checkpointing: recompute layers in the backward pass.
-        cache_gb: keep resized pictures in memory, up to so many GB (10^9 bytes).
+        cache_gb: keep resized pictures in memory, up to so many GB (10^9 bytes) in each process that loads.
         validation: share of the pictures held out, where the data have no split of their own.
         validation_items: most questions of a validation.
         validation_tokens: visual tokens of the validated view; 0 takes what `qzoom ask --zoom never` takes.

@@ -2,8 +2,8 @@
 
 A crop shows little and shows it sharply, the whole view shows everything small. A student that is only shown the whole
 has to learn to search and to read small print at once. A window holds a question's region and some of what surrounds
-it, so there is less to search; it costs a fraction of the whole view, and no picture looks the same
-twice. An option of ours; the authors (arXiv 2602.11858) train on whole pictures only.
+it, so there is less to search; it costs a fraction of the whole view, and no picture looks the same twice. An option of
+ours; the authors (arXiv 2602.11858) train on whole pictures only.
 """
 
 from __future__ import annotations
