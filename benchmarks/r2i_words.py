@@ -10,11 +10,11 @@ from benchmarks.evidence import between, share, table, write
 
 NOTE = (
     "Base and student answer the same held-out questions under the same limits of visual tokens. Region: the crop "
-    "alone, as teachers saw it. Boxed, where asked: the whole picture with the region marked. Accuracy is the share of "
-    "exact matches, in per cent; intervals hold in 95 % of cases, by pairs, pictures drawn with replacement. Negatives "
-    "ask for what is not there. Lift is the share of the question's attention inside the answer's place over the "
-    "place's share of the picture (chance is 1), at the layer or head that each model's other pictures chose. A student zooms "
-    "with the base's gate and region branch unless they were fitted to it again."
+    "alone, as teachers saw it. Boxed, where asked: the whole picture with the region marked. Accuracy is the share "
+    "of exact matches, in per cent; intervals hold in 95 % of cases, by pairs, pictures drawn with replacement. "
+    "Negatives ask for what is not there. Lift is the share of the question's attention inside the answer's place "
+    "over the place's share of the picture (chance is 1), at the layer or head that each model's other pictures "
+    "chose. A student zooms with the base's gate and region branch unless they were fitted to it again."
 )
 VIEWS = {"full": "whole picture", "region": "region", "boxed": "boxed", "zoom": "zooming"}
 
