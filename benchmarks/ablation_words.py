@@ -14,7 +14,7 @@ from benchmarks.evidence import between, share, table, write
 
 if TYPE_CHECKING:
     from benchmarks.ablation_train import Bench
-    from qzoom.evaluation.records import AnswerRow
+    from qzoom.data.samples import AnswerRow
 
 NOTE = (
     "The embedded model's base with new branches, trained for each variant on labels of drawn pictures, far fewer than "

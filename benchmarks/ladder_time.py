@@ -15,7 +15,7 @@ from benchmarks.evidence import Clock, Look, options_of
 
 if TYPE_CHECKING:
     from benchmarks.ladder_figures import Line
-    from qzoom.evaluation.records import AnswerRow, Task
+    from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
 
 HEADLINE = "equal-accuracy"
@@ -57,7 +57,7 @@ class TimeWork:
 
     def header(self, model: QZoom) -> dict[str, Any]:
         """What decides the times."""
-        from qzoom.evaluation.identity import weights_digest
+        from qzoom.evaluation.runner import weights_digest
 
         zoom = {picture: [look.coarse, look.region, look.gate] for picture, look in self.zoom.items()}
         return {

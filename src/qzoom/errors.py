@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "BudgetError",
+    "CallRefusedError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -19,9 +20,11 @@ __all__ = [
     "HeadsMissingError",
     "ImageError",
     "InternalError",
+    "LaterError",
     "QZoomError",
     "QuestionError",
     "QueueFullError",
+    "StopRunError",
     "StoppingError",
 ]
 
@@ -97,3 +100,16 @@ class DeadlineError(QZoomError):
 
 class InternalError(QZoomError):
     """A defect of qzoom or the machine; the text names no internals, the log has them."""
+
+
+class StopRunError(QZoomError):
+    """The whole run cannot go on: the budget is spent, a key is refused, an endpoint was down from the start."""
+
+
+class LaterError(QZoomError):
+    """This item could not be worked on now (an endpoint failed for too long). Nothing is stored, so that a rerun tries
+    it again; the run goes on with the other items."""
+
+
+class CallRefusedError(QZoomError):
+    """An endpoint refuses this one call for good (too long, not allowed); trying again would not help."""

@@ -11,7 +11,7 @@ import torch
 from qzoom.backbones.registry import build_backbone
 from qzoom.config import TokenBudget
 from qzoom.engine.cache import KVCache
-from qzoom.engine.rows import Row, run_layers
+from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.state import State, advance_shared
 from qzoom.errors import CheckpointError
 from tests import tiny_models
@@ -155,7 +155,7 @@ def test_layer_by_layer_is_the_whole_forward_pass(family: str, attn: str) -> Non
         expected = backbone.model(**inputs, output_hidden_states=True, use_cache=False)
         one = run(engine, [request(engine, PICTURES[:2], "What is the date?", zoom="never")])[0]
         state = one.after.state
-        row = Row(state.hidden, state.prompt.positions, KVCache(), 0)
+        row = SequenceSlice(state.hidden, state.prompt.positions, KVCache(), 0)
         whole = run_layers(backbone, engine.upper, [row])[0]
     torch.testing.assert_close(backbone.finish(whole.hidden), expected.logits[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(one.logits, expected.logits[0, -1], atol=1e-4, rtol=0)

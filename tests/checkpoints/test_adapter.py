@@ -12,13 +12,13 @@ import torch
 
 import qzoom.model
 from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
-from qzoom.checkpoints.loading import load_engine
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.writing import fresh_folder
 from qzoom.config import BoxRule, Preset, TokenBudget
 from qzoom.errors import CheckpointError
 from tests import tiny_models
 from tests.checkpoints import folders
-from tests.checkpoints.test_loading import assert_sentence
+from tests.checkpoints.test_load import assert_sentence
 
 PICTURE = tiny_models.picture(8, 260, 180)
 DTYPES = (torch.float32, torch.bfloat16)

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from qzoom.config import BoxRule
-from qzoom.engine.answer import prefill, read_regions
-from qzoom.engine.decode import DecodeBatch
-from qzoom.engine.look import look
-from qzoom.engine.running import events
-from qzoom.engine.timing import Stopwatch
+from qzoom.engine.batch import events, prefill, read_regions
+from qzoom.engine.generate import DecodeBatch, Stopwatch
+from qzoom.engine.perceive import look
 from qzoom.model import QZoom
 from qzoom.types import SamplingParams
 from tests import tiny_models

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qzoom.backbones.base import VisualFeatures
-from qzoom.engine.fuse import RegionBlock, insert_regions
 from qzoom.engine.prompt import Prompt, build_prompt, prefix_length
+from qzoom.engine.zoom import RegionBlock, insert_regions
 from tests import tiny_models
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from qzoom.config import TokenBudget
+from qzoom.data.questions import read_receipts
+from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample
 from qzoom.errors import ConfigError
-from qzoom.evaluation.asking import EvalOptions, ask_many, ask_sample
-from qzoom.evaluation.records import AnswerRow, EvalQuestion, EvalSample
-from qzoom.evaluation.runner import run
-from qzoom.evaluation.tasks.receipts import read_receipts
+from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run
 from qzoom.model import QZoom
 from tests.evaluation.samples import model, receipt, write_split
 from tests.tiny_models import build_engine

@@ -6,14 +6,13 @@ import pytest
 import yaml
 
 from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.data.benchmarks.registry import open_task
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import score
-from qzoom.evaluation.tasks.registry import open_task
-from qzoom.evaluation.zoomgap.settings import GapSettings
-from qzoom.evaluation.zoomgap.views import PlaceTask
+from qzoom.evaluation.zoom_views import GapSettings, PlaceTask
 from qzoom.integrations.lmms_eval import tasks_folder
 from qzoom.model import QZoom
-from tests.evaluation.tasks.test_zoombench import ROW, parquet
+from tests.data.benchmarks.test_zoombench import ROW, parquet
 from tests.tiny_models import engine
 
 needs_harness = pytest.mark.skipif(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qzoom.labels.attention import ResponseAttention
-from qzoom.labels.heads import cells_of_boxes, rank_heads
+from qzoom.labels.attention import ResponseAttention, cells_of_boxes, rank_heads
 
 
 def test_cells_of_boxes_are_all_that_are_touched():

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
+from qzoom.data.synthetic.wording import vocabulary_sentences
 from qzoom.errors import ConfigError
-from qzoom.synthetic.wording import vocabulary_sentences
 from qzoom.training.base import train_base
 from qzoom.training.draws import Draws
 from qzoom.training.recipe import BaseRecipe, Stage, load_recipe

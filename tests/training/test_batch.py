@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qzoom.synthetic.wording import vocabulary_sentences
+from qzoom.data.synthetic.wording import vocabulary_sentences
 from qzoom.training.attention import use_plain_attention
 from qzoom.training.batch import IGNORE, Example, Glyphs, Query, collate, glyph_classes
 from qzoom.training.guidance import GuidedModel

@@ -11,7 +11,7 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.calibration.run import Calibration
+    from qzoom.evaluation.calibrate import Calibration
 
 __all__ = ["calibrate"]
 
@@ -66,19 +66,18 @@ def calibrate(
     """
     import dataclasses
 
-    from qzoom.calibration.points import Wish
-    from qzoom.calibration.questions import read_questions
-    from qzoom.calibration.run import Looks
-    from qzoom.calibration.run import calibrate as run
     from qzoom.checkpoints.adapter import save_pretrained
     from qzoom.checkpoints.writing import check_target
     from qzoom.cli.loading import load_model
+    from qzoom.data.questions import read_calibration_questions
     from qzoom.evaluation.budgets import share_tokens
+    from qzoom.evaluation.calibrate import Looks, Wish
+    from qzoom.evaluation.calibrate import calibrate as run
 
     wish = Wish(share_zoomed, latency_ms, max_accuracy_loss, confidence)
     coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
     region = options.parse_tokens(region_tokens, "--region-tokens")
-    asked = read_questions(questions)
+    asked = read_calibration_questions(questions)
     check_target(output, "adapter")
     console = Console(quiet=quiet)
     console.hush_libraries()

@@ -13,7 +13,7 @@ from qzoom.cli.console import Console
 from qzoom.cli.eval import Count, DataRevision, Limit, Seed, Split
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.coverage.measure import Coverage
+    from qzoom.evaluation.coverage import Coverage
     from qzoom.model import QZoom
 
 __all__ = ["coverage"]
@@ -64,7 +64,7 @@ def coverage(
 
     Example: qzoom eval coverage scenes --count 20 -o out/coverage
     """
-    from qzoom.evaluation.coverage.comparing import compare_coverage, read_coverage
+    from qzoom.evaluation.coverage import compare_coverage, read_coverage
 
     console = Console(quiet=quiet)
     opened = open_boxed(task, data, split, data_revision, seed, count)
@@ -91,8 +91,8 @@ def _measure(
 ) -> Coverage:
     from qzoom.cli.eval_output import progress
     from qzoom.evaluation.budgets import share_tokens
-    from qzoom.evaluation.coverage.maps import question_maps
-    from qzoom.evaluation.coverage.measure import measure_coverage
+    from qzoom.evaluation.coverage import measure_coverage
+    from qzoom.evaluation.coverage_maps import question_maps
 
     coarse, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=most)
     with progress(console, f"{opened.name}, attention") as bar:
@@ -105,7 +105,7 @@ def _measure(
 def _write(found: Coverage, about: dict[str, Any], folder: Path, console: Console) -> None:
     import json
 
-    from qzoom.evaluation.coverage.plot import plot_coverage
+    from qzoom.evaluation.coverage_plot import plot_coverage
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(about | found.to_dict(), ensure_ascii=False, allow_nan=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.asking import EvalOptions
+    from qzoom.evaluation.runner import EvalOptions
     from qzoom.evaluation.score import Scores
 
 __all__ = ["asked_how", "figures", "over_seeds", "progress"]

@@ -12,8 +12,8 @@ from qzoom.cli.console import Console
 from qzoom.cli.label import Fresh, Images, Output, PerPicture, Processes, Questions, Seed, SkipBad
 
 if TYPE_CHECKING:
-    from qzoom.labels.judge import Judge
-    from qzoom.labels.mine import MineReport
+    from qzoom.labels.hard_cases import MineReport
+    from qzoom.scoring.judge import Judge
 
 __all__ = ["mine"]
 
@@ -65,8 +65,8 @@ def mine(
     Example: qzoom mine --model runs/regions/model --questions my.jsonl -o labels/mined
     """
     from qzoom.cli.label import make_choice, progress, read_question_sets
-    from qzoom.labels.mine import MineRun
-    from qzoom.labels.mine import mine as run
+    from qzoom.labels.hard_cases import MineRun
+    from qzoom.labels.hard_cases import mine as run
 
     if judge_url is not None and not judge_model:
         raise typer.BadParameter("name the judge's model with --judge-model.")
@@ -95,7 +95,7 @@ def mine(
 
 def _judge(output: Path, url: str, model: str, limits: dict[str, Any]) -> Judge:
     """The judge, whose replies are kept beside the records."""
-    from qzoom.labels.judge import Judge, JudgeSettings
+    from qzoom.scoring.judge import Judge, JudgeSettings
 
     settings = JudgeSettings(url, model, **limits)
     output.mkdir(parents=True, exist_ok=True)

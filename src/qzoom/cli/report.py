@@ -32,8 +32,7 @@ def report(
 
     Example: qzoom report runs/final -o out/report
     """
-    from qzoom.evaluation.report.words import findings
-    from qzoom.evaluation.report.write import write_report
+    from qzoom.evaluation.report import findings, write_report
 
     console = Console(quiet=quiet)
     made = write_report(runs, output, title=title, data=data, failures_each=failures, seed=seed, page=page)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.zoomgap.figures import GapFigures
+    from qzoom.evaluation.zoomgap import GapFigures
 
 __all__ = ["comparison_lines", "lines"]
 

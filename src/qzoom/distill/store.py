@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.records.shards import write_synced
+from qzoom.store.tensors import write_synced
 
 __all__ = ["StepStore", "StoreLock"]
 

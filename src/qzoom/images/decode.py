@@ -1,4 +1,11 @@
-"""Encoded bytes to RGB: recognise, check the header against the limits, decode the first picture, rotate, convert.
+"""How often a JPEG has its decoder pass over the picture.
+
+A progressive JPEG refines all its pixels scan by scan. A scan may take a few bytes, so a small file can keep a decoder
+busy for hours; ordinary ones have a dozen.
+
+How many pages or frames a file holds, counted on its bytes without decoding, in bounded time.
+
+Encoded bytes to RGB: recognise, check the header against the limits, decode the first picture, rotate, convert.
 
 The format is told from the first bytes and handed to that one decoder, so nothing outside the list below is ever tried.
 Decoder errors become one sentence of ours; their own texts are not passed on.
@@ -7,6 +14,8 @@ Decoder errors become one sentence of ours; their own texts are not passed on.
 from __future__ import annotations
 
 import io
+import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,11 +32,113 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from qzoom.images.convert import image_to_rgb
-from qzoom.images.frames import frame_note
 from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_bytes, check_size, refuse
-from qzoom.images.scans import MAX_SCANS, count_scans
 
-__all__ = ["decode_bytes", "finish_image", "picture_size"]
+__all__ = ["MAX_SCANS", "count_scans", "decode_bytes", "finish_image", "frame_note", "picture_size"]
+
+
+MAX_SCANS = 64
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte, a restart nor padding
+_SCAN, _END, _BARE = 0xDA, 0xD9, 0x01  # _BARE has no length field
+
+
+def count_scans(data: bytes, most: int = MAX_SCANS) -> int:
+    """Scans of the first picture in a JPEG file; thumbnails and what follows its end are not counted.
+
+    Args:
+        data: the file's bytes.
+        most: counting stops one above this.
+
+    Returns:
+        The number of scan headers up to the end marker or the end of the data.
+    """
+    scans, at = 0, 2
+    while scans <= most:
+        found = _MARKER.search(data, at)
+        if found is None:
+            break
+        marker, start = data[found.end() - 1], found.end()
+        if marker == _END:
+            break
+        scans += marker == _SCAN
+        at = start if marker == _BARE else start + max(2, int.from_bytes(data[start : start + 2], "big"))
+    return scans
+
+
+_MAX_STEPS = 1_000_000  # blocks walked in a GIF, about 0.3 s at worst
+_MAX_PAGES = 10_000
+
+
+def frame_note(data: bytes, format_name: str, decoder_frames: int) -> str:
+    """A note such as "first of 3 pages", or an empty text for a file that holds one picture.
+
+    Args:
+        data: the encoded file.
+        format_name: its format, e.g. "TIFF".
+        decoder_frames: frames that the decoder knows of without seeking (PNG, WebP); 1 otherwise.
+    """
+    count, complete = decoder_frames, True
+    try:
+        if format_name == "GIF":
+            count, complete = _gif_frames(data)
+        elif format_name == "TIFF":
+            count, complete = _tiff_pages(data)
+    except (IndexError, struct.error):
+        pass  # cut off behind the first picture: what was counted before does not matter
+    if count <= 1:
+        return ""
+    kind = "pages" if format_name == "TIFF" else "frames"
+    return f"first of {'' if complete else 'more than '}{count} {kind}"
+
+
+def _gif_frames(data: bytes) -> tuple[int, bool]:
+    """Image descriptors in a GIF's chain of blocks."""
+    at = 13 + _colour_table(data[10])
+    frames = 0
+    for _ in range(_MAX_STEPS):
+        if at >= len(data):
+            return frames, True
+        kind = data[at]
+        if kind == 0x3B:  # trailer
+            return frames, True
+        if kind == 0x2C:  # image descriptor, local colours, code size
+            frames += 1
+            at += 10 + _colour_table(data[at + 9]) + 1
+        elif kind == 0x21:  # extension and its label
+            at += 2
+        else:
+            at += 1  # junk between blocks
+            continue
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+        if frames >= _MAX_PAGES:
+            return frames, False
+    return frames, False
+
+
+def _colour_table(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _tiff_pages(data: bytes) -> tuple[int, bool]:
+    """Directories in a TIFF's or BigTIFF's chain."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    offset_code, count_code, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    (at,) = struct.unpack_from(order + offset_code, data, 8 if big else 4)
+    seen: set[int] = set()
+    while at and at not in seen and at < len(data):
+        if len(seen) >= _MAX_PAGES:
+            return len(seen), False
+        (entries,) = struct.unpack_from(order + count_code, data, at)
+        seen.add(at)
+        at += struct.calcsize("<" + count_code) + entries * entry
+        if at + struct.calcsize("<" + offset_code) > len(data):
+            break
+        (at,) = struct.unpack_from(order + offset_code, data, at)
+    return len(seen), True
+
 
 _DECODERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),

@@ -15,8 +15,7 @@ from qzoom.engine.request import Request
 from qzoom.errors import BudgetError, ImageError
 from qzoom.evaluation.budgets import share_tokens
 from qzoom.images.fetch import FetchPolicy, fetch_image
-from qzoom.images.load import LoadedImage
-from qzoom.images.source import read_data_url
+from qzoom.images.load import LoadedImage, read_data_url
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception
 from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import threading
 
-from qzoom.engine.recent import Recent
+from qzoom.engine.lru import LRUCache
 from qzoom.images.limits import ImageLimits
 from qzoom.images.load import LoadedImage, load_image, pixel_digest
 
@@ -19,7 +19,7 @@ _DECODERS = 4
 _PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
 
 
-class PictureCache(Recent[LoadedImage]):
+class PictureCache(LRUCache[LoadedImage]):
     """The most recently used pictures, by API key and SHA-256 of the encoded bytes. Safe to use from several threads.
 
     Args:

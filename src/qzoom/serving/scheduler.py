@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from qzoom.engine.fit import check_requests, coarse_budget
+from qzoom.engine.batch import ContinuousBatch, KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
-from qzoom.engine.request import Request
-from qzoom.engine.running import Named, RunningBatch
+from qzoom.engine.request import Request, check_requests, coarse_budget
 from qzoom.errors import ConfigError, DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
 from qzoom.serving.memory import trim_memory
@@ -107,7 +106,7 @@ class Scheduler:
         self.limits = limits or SchedulerLimits()
         self.cache = PrefixCache(self.limits.cache_bytes)
         self._model = model
-        self._batch = RunningBatch(model.engine, cache=self.cache)
+        self._batch = ContinuousBatch(model.engine, cache=self.cache)
         self._keys = itertools.count()
         self._wake = threading.Condition()
         self._ready: deque[_Job] = deque()  # waiting for a place: new ones and parked ones, in turn
@@ -282,7 +281,9 @@ class Scheduler:
         if asked := [job for job in new if not job.perceive]:
             self._start(asked, self._batch.add)
 
-    def _start(self, jobs: list[_Job], run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[Named]]) -> None:
+    def _start(
+        self, jobs: list[_Job], run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[KeyedEvent]]
+    ) -> None:
         """Start a group; when one of them cannot run, each is started alone and only that one fails."""
         requests = {job.key: job.request for job in jobs}
         prefixes = {job.key: job.prefix for job in jobs}
@@ -299,7 +300,7 @@ class Scheduler:
                 if not job.ended and job.key not in running:
                     self._start([job], run)
 
-    def _guarded(self, jobs: list[_Job], run: Callable[[], Iterable[Named]]) -> None:
+    def _guarded(self, jobs: list[_Job], run: Callable[[], Iterable[KeyedEvent]]) -> None:
         """Deliver what a step gives; an unforeseen error ends its requests with a fixed text and goes to the log."""
         try:
             self._deliver(run())
@@ -315,7 +316,7 @@ class Scheduler:
         self._end(job, error)
         self._batch.forget(job.key)
 
-    def _deliver(self, named: Iterable[Named]) -> None:
+    def _deliver(self, named: Iterable[KeyedEvent]) -> None:
         for key, event in named:
             job = self._active.get(key) or next((job for job in self._ready if job.key == key), None)
             if job is None or (event.kind == "perception" and job.perceived):

@@ -19,8 +19,8 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.heads.branches import new_gate, new_region
+from qzoom.labels.attention import cells_of_boxes, rank_heads
 from qzoom.labels.gate import Trajectory, draw_label, select_items
-from qzoom.labels.heads import cells_of_boxes, rank_heads
 from qzoom.training.heads_data import LabelPicture, label_pictures
 from qzoom.training.heads_fit import fit_gate, fit_region
 from qzoom.training.heads_label import answer_picture, known_box_labels, own_labels, response_maps, student_states

@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qzoom.data.synthetic.documents import render_document
+from qzoom.data.synthetic.fonts import FontSet
+from qzoom.data.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneObject, SyntheticQuestion, SyntheticSample
+from qzoom.data.synthetic.scenes import render_scene
+from qzoom.data.synthetic.strips import render_strip
 from qzoom.errors import ConfigError
-from qzoom.synthetic.documents import render_document
-from qzoom.synthetic.fonts import FontSet
-from qzoom.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneObject, SyntheticQuestion, SyntheticSample
-from qzoom.synthetic.scenes import render_scene
-from qzoom.synthetic.strips import render_strip
 from qzoom.training.batch import Example
 from qzoom.training.crops import crop_around, inside, region_tokens, snippet_box
 from qzoom.training.patches import fit_to_tokens

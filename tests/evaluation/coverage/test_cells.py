@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qzoom.evaluation.coverage.cells import covered_cells, inclusive_cells
+from qzoom.data.cells import covered_cells, inclusive_cells
 
 
 def test_fractions_of_cells():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qzoom.errors import DataError
-from qzoom.evaluation.coverage.choosing import choose, choosing_half, depth
+from qzoom.evaluation.coverage import choose, choosing_half, depth
 
 PICTURES = ["a", "a", "b", "c", "d"]
 

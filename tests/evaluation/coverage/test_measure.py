@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from qzoom.config import TokenBudget
+from qzoom.data.questions import read_receipt_questions
 from qzoom.errors import DataError
-from qzoom.evaluation.coverage.comparing import compare_coverage, read_coverage
-from qzoom.evaluation.coverage.maps import QuestionMaps, question_maps
-from qzoom.evaluation.coverage.measure import measure_coverage
-from qzoom.evaluation.coverage.plot import plot_coverage
-from qzoom.evaluation.tasks.receipts import read_questions
+from qzoom.evaluation.coverage import compare_coverage, measure_coverage, read_coverage
+from qzoom.evaluation.coverage_maps import QuestionMaps, question_maps
+from qzoom.evaluation.coverage_plot import plot_coverage
 from qzoom.model import QZoom
 from tests.evaluation.samples import receipt, write_split
 from tests.tiny_models import engine
@@ -85,13 +84,13 @@ def test_the_plot_is_a_picture(tmp_path):
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_attention_is_that_of_the_stock_model(tmp_path, family):
     """All layers and heads against transformers' own eager attention over the same prompt."""
-    from qzoom.engine.look import look
-    from qzoom.engine.timing import Stopwatch
+    from qzoom.engine.generate import Stopwatch
+    from qzoom.engine.perceive import look
 
     model = QZoom(engine(family, heads=False, attn="eager"), "random")
     record = receipt("a", 128, 160)
     record["questions"] = record["questions"][:1]
-    task = read_questions(write_split(tmp_path, [record]), "dev")
+    task = read_receipt_questions(write_split(tmp_path, [record]), "dev")
     (found,) = list(question_maps(model, task, TokenBudget(4, 12)))
     assert (found.error, found.picture, found.index, found.kind) == (None, "a", 0, "total")
     request = model.request(task.samples[0].image, "What is the total?", zoom="never", coarse_tokens=(4, 12))
@@ -122,7 +121,7 @@ def test_attention_is_that_of_the_stock_model(tmp_path, family):
 def test_a_broken_picture_and_a_negative(tmp_path):
     negative = receipt("b", 90, 120)
     negative["questions"][0]["negative"] = True
-    task = read_questions(write_split(tmp_path, [receipt("a", 96, 160), negative, receipt("c")]), "dev")
+    task = read_receipt_questions(write_split(tmp_path, [receipt("a", 96, 160), negative, receipt("c")]), "dev")
     task.samples[2].image.write_bytes(b"\x89PNG no more")
     found = list(question_maps(QZoom(engine("qwen3_vl"), "random"), task, TokenBudget(4, 12)))
     assert [(item.picture, item.kind) for item in found] == [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qzoom.evaluation.coverage.statistics import lift, pointing, relative, release_ratio, scores
+from qzoom.evaluation.coverage import lift, pointing, relative, release_ratio, scores
 
 
 def test_relative_takes_out_what_is_always_there():

@@ -12,16 +12,12 @@ from PIL import Image
 
 from qzoom.cli.main import run as command
 from qzoom.config import TokenBudget
+from qzoom.data.benchmarks.registry import open_task
 from qzoom.errors import DataError
-from qzoom.evaluation.report.charts import _ticks
-from qzoom.evaluation.report.figures import bootstrap, measure
-from qzoom.evaluation.report.gallery import failure_kind, failures
-from qzoom.evaluation.report.runs import group_runs, read_run, read_runs
-from qzoom.evaluation.report.words import findings
-from qzoom.evaluation.report.write import write_report
+from qzoom.evaluation.report import _ticks, failure_kind, failures, findings, write_report
+from qzoom.evaluation.report_figures import bootstrap, group_runs, measure, read_run, read_runs
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.store import AnswerFile
-from qzoom.evaluation.tasks.registry import open_task
 from qzoom.types import GateDecision, Region, Usage
 from tests.evaluation.samples import model, row
 

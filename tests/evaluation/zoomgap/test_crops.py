@@ -4,8 +4,7 @@ import pytest
 from PIL import Image
 
 from qzoom.errors import DataError
-from qzoom.evaluation.zoomgap.crops import crop, enlargement, region_of
-from qzoom.evaluation.zoomgap.settings import GapSettings
+from qzoom.evaluation.zoom_views import GapSettings, crop, enlargement, region_of
 
 
 def test_margin_is_a_share_of_the_regions_own_sides():

@@ -3,8 +3,7 @@
 import pytest
 
 from qzoom.errors import DataError
-from qzoom.evaluation.zoomgap.compare import compare_gaps
-from qzoom.evaluation.zoomgap.figures import enters_gap, is_negative, measure_gap
+from qzoom.evaluation.zoomgap import compare_gaps, enters_gap, is_negative, measure_gap
 from tests.evaluation.samples import row
 
 BOX = ((10, 10, 20, 20),)  # 100 px of 100 x 200: 0.5 %

@@ -6,12 +6,10 @@ import json
 import pytest
 from PIL import Image
 
+from qzoom.data.questions import read_receipt_questions
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
-from qzoom.evaluation.tasks.receipts import read_questions
-from qzoom.evaluation.zoomgap.figures import measure_gap
-from qzoom.evaluation.zoomgap.measure import ask_views, default_limit, read_views
-from qzoom.evaluation.zoomgap.settings import GapSettings
-from qzoom.evaluation.zoomgap.views import PlaceTask, key_of
+from qzoom.evaluation.zoom_views import GapSettings, PlaceTask, key_of
+from qzoom.evaluation.zoomgap import ask_views, default_limit, measure_gap, read_views
 from tests.evaluation.samples import model, receipt, row, write_split
 
 SETTINGS = GapSettings(max_visual_tokens=24, crop_margin=0.5, crop_min_px=1, max_new_tokens=2)
@@ -29,7 +27,7 @@ def task(tmp_path):
         {"field": "cup", "question": "Is there a cup?", "answer": "no", "boxes": [], "negative": True},
         {"field": "code", "question": "Which code?", "answer": "A7", "boxes": [[5, 5, 30, 20], [40, 40, 80, 90]]},
     ]
-    return read_questions(write_split(tmp_path, [receipt("a"), negative]), "dev")
+    return read_receipt_questions(write_split(tmp_path, [receipt("a"), negative]), "dev")
 
 
 def test_one_line_of_figures(reader, task, tmp_path):
@@ -108,14 +106,14 @@ def test_rotated_and_palette_pictures(tmp_path):
     palette.putpalette([0, 0, 0, 200, 10, 20])
     palette.save(folder / record["image"])
     settings = dataclasses.replace(SETTINGS, crop_margin=0.0)
-    cut = PlaceTask(read_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
+    cut = PlaceTask(read_receipt_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
     assert (cut.image.mode, cut.image.getpixel((3, 3)), cut.size_px) == ("RGB", (200, 10, 20), (20, 20))
     turned = Image.new("RGB", (40, 60), "white")
     turned.paste("red", (0, 50, 10, 60))  # lower left before, upper left after a quarter turn to the right
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(folder / record["image"], exif=exif)
-    cut = PlaceTask(read_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
+    cut = PlaceTask(read_receipt_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
     assert cut.image.getcolors() == [(400, (255, 0, 0))]
 
 
@@ -129,7 +127,7 @@ def test_nothing_to_measure(reader, tmp_path):
     record = receipt("a")
     record["questions"] = [record["questions"][2]]
     with pytest.raises(DataError, match="no gap can be measured"):
-        ask_views(reader, read_questions(write_split(tmp_path, [record]), "dev"), SETTINGS)
+        ask_views(reader, read_receipt_questions(write_split(tmp_path, [record]), "dev"), SETTINGS)
     with pytest.raises(DataError, match="no answers of the full view"):
         read_views(tmp_path)
 

@@ -1,6 +1,6 @@
 """Which places the region shows."""
 
-from qzoom.evaluation.zoomgap.places import places_shown
+from qzoom.evaluation.zoom_views import places_shown
 
 SMALL, LARGE = (0, 0, 10, 10), (50, 50, 90, 60)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from qzoom.errors import ConfigError
-from qzoom.evaluation.zoomgap.settings import GapSettings
+from qzoom.evaluation.zoom_views import GapSettings
 
 WRONG = {
     "a view": ({"views": ("full", "crop")}, "views must be among"),

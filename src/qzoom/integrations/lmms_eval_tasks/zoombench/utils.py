@@ -15,13 +15,11 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
+from qzoom.data.benchmarks.table import TableTask, open_table
+from qzoom.data.benchmarks.zoombench import ZOOMBENCH
 from qzoom.errors import ConfigError
-from qzoom.evaluation.metrics import METRICS
-from qzoom.evaluation.tasks.opening import open_table
-from qzoom.evaluation.tasks.table import TableTask
-from qzoom.evaluation.tasks.zoombench import ZOOMBENCH
-from qzoom.evaluation.zoomgap.settings import GapSettings
-from qzoom.evaluation.zoomgap.views import PlaceTask
+from qzoom.evaluation.zoom_views import GapSettings, PlaceTask
+from qzoom.scoring.metrics import METRICS
 
 __all__ = ["ZoomBenchTask", "doc_to_text", "doc_to_visual", "mean_of_all", "mean_of_kind", "process_results"]
 
