@@ -1,6 +1,6 @@
 """The chart of the README: accuracy against visual tokens, plain and zooming, one panel for each kind of question.
 
-    python -m benchmarks.chart docs/results/ladder.json docs/images/accuracy-tokens.png
+python -m benchmarks.chart docs/results/ladder.json docs/images/accuracy-tokens.png
 """
 
 from __future__ import annotations
