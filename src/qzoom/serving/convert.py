@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
-from qzoom.engine.request import Request
+from qzoom.engine.request import Request, share_tokens
 from qzoom.errors import BudgetError, ImageError
-from qzoom.evaluation.budgets import share_tokens
 from qzoom.images.fetch import FetchPolicy, fetch_image
 from qzoom.images.load import LoadedImage, read_data_url
 from qzoom.model import QZoom
