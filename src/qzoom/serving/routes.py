@@ -241,7 +241,7 @@ def _card(service: Service) -> dict[str, Any]:
             "region_threshold": config.region_threshold,
             "coarse_tokens": [coarse.min_tokens, coarse.max_tokens],
             "region_tokens": [region.min_tokens, region.max_tokens],
-            "cell_px": engine.backbone.cell_px,
+            "cell_px": engine.backbone.token_px,
             "embedded": service.model.name == "tiny",
             "limits": {
                 "body_bytes": limits.body_bytes,
