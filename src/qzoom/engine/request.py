@@ -319,7 +319,7 @@ def fit_regions(
         QuestionError: one region of the budget's minimum is more than the model reads.
     """
     total = region_budget(engine, request.options)
-    frame = sum(len(ids) for ids in engine.backbone.block_ids)
+    frame = sum(len(ids) for ids in engine.backbone.image_delimiters)
     room = engine.backbone.max_positions - length - request.options.sampling.max_new_tokens
     count = min(len(boxes), total.max_tokens)
     while count > 1 and count * frame + max(count, total.min_tokens) > room:

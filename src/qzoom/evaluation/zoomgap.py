@@ -417,7 +417,7 @@ def ask_views(
     for view in settings.views:
         asked: Task = task
         if view in ("region", "boxed"):
-            asked = _placed(task, rows["full"], view, settings, model.engine.backbone.cell_px)
+            asked = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
         rows[view] = run(
             model,
             asked,
