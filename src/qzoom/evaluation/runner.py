@@ -276,7 +276,7 @@ def _coarse_size(model: QZoom, sample: EvalSample, options: EvalOptions) -> tupl
         rows, columns = backbone.grid(sample.size_px, limits)
     except (QZoomError, ValueError, ZeroDivisionError):
         return None
-    return columns * backbone.cell_px, rows * backbone.cell_px
+    return columns * backbone.token_px, rows * backbone.token_px
 
 
 def _row(known: dict[str, Any], said: MethodAnswer | str, seconds: float) -> AnswerRow:
