@@ -70,7 +70,7 @@ def calibrate(
     from qzoom.checkpoints.writing import check_target
     from qzoom.cli.loading import load_model
     from qzoom.data.questions import read_calibration_questions
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.calibrate import Looks, Wish
     from qzoom.evaluation.calibrate import calibrate as run
 

@@ -262,7 +262,7 @@ def _asking(reader: QZoom, task: Any, asked: _Asked, seed: int) -> EvalOptions:
     import dataclasses
 
     from qzoom.cli.loading import thresholds
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.runner import EvalOptions
 
     coarse, region, total = asked.limits

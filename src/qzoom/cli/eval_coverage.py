@@ -90,7 +90,7 @@ def _measure(
     reader: QZoom, opened: Any, most: int | None, limit: int | None, epsilon: float, console: Console
 ) -> Coverage:
     from qzoom.cli.eval_output import progress
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.coverage import measure_coverage
     from qzoom.evaluation.coverage_maps import question_maps
 

@@ -119,8 +119,8 @@ def _attention(reading: Reading) -> np.ndarray:
     """(layers, heads, rows, columns) float64 of the last prompt token to the first picture's cells."""
     import torch
 
+    from qzoom.engine.attention import response_attention
     from qzoom.engine.batch import prefill
-    from qzoom.labels.attention import response_attention
 
     engine, prompt = reading.model.engine, reading.look.state.prompt
     with torch.inference_mode():

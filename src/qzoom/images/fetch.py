@@ -1,4 +1,4 @@
-"""Pictures from the web for a server: off unless hosts are listed, and then only from those, in bounded time and size.
+"""Pictures from the web, in bounded time and size. A server fetches only from hosts that are listed, by default none.
 
 A name is looked up once; every address that it has is checked, and a checked one is dialled, so that a name server that
 changes its answer gains nothing. Redirects start over with all checks. Environment proxies are not used. The bytes are
@@ -67,6 +67,9 @@ class FetchPolicy:
     """Most bytes of the picture."""
     allow_private: bool = False
     """Also dial addresses that are not public; for tests only, no command line or variable sets it."""
+    any_host: bool = False
+    """Fetch from every public host, whatever `allowed_hosts` says. For a person who names an address at a command line
+    or in Python; a server never sets it."""
 
     def __post_init__(self) -> None:
         for text in self.allowed_hosts:
@@ -97,7 +100,7 @@ def fetch_image(
         FetchFailedError: transient: no answer, broken off, the host is busy.
         FetchTimeoutError: transient: not in time.
     """
-    if not policy.allowed_hosts:
+    if not policy.allowed_hosts and not policy.any_host:
         raise refused("this server fetches no pictures from the web", "send the picture as a data URL")
     deadline = _Deadline(policy)
     target = _check(parse_url(url), policy)
@@ -113,7 +116,7 @@ def fetch_image(
 def _check(target: Target, policy: FetchPolicy) -> Target:
     if target.scheme == "http" and not policy.allow_http:
         raise refused("it is not https", "give an https address or a data URL")
-    if not is_allowed(target, policy.allowed_hosts):
+    if not policy.any_host and not is_allowed(target, policy.allowed_hosts):
         what = "its host or port, or one that it redirects to, is not on this server's list"
         raise refused(what, "send the picture as a data URL")
     return target

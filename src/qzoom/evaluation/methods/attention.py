@@ -106,7 +106,7 @@ def best_window(values: np.ndarray, shares: tuple[float, ...] = SHARES) -> tuple
 
 def _attention(reading: Reading, item: CoarseResult, layer: int) -> np.ndarray:
     """Attention (rows, columns) of the last prompt token to the first picture's cells, mean over a layer's heads."""
-    from qzoom.labels.attention import response_attention
+    from qzoom.engine.attention import response_attention
 
     engine = reading.model.engine
     row = prefill(engine, [item], reading.clock)[0]
