@@ -18,6 +18,7 @@ from qzoom.distill.items import Item
 from qzoom.distill.pipeline import Done
 from qzoom.distill.recipe import DistillRecipe, step_settings
 from qzoom.scoring.agree import same
+from qzoom.scoring.judge import same_texts
 
 __all__ = ["Totals", "make_card"]
 
@@ -250,7 +251,7 @@ def _prompts(recipe: DistillRecipe) -> str:
         "asker": prompts.ask_text(recipe.roles.asker.count),
         "validator": prompts.check_text(question),
         "teacher": prompts.teacher_text(question),
-        "judge": "\n\n".join(prompts.judge_texts(question, "{first}", "{second}")),
+        "judge": "{}\n\n{}".format(*same_texts(question, "{first}", "{second}")),
         "maker": prompts.make_text(question, answer, 3),
         "student": prompts.reader_text(question),
         "guesser": prompts.reader_text(question),
