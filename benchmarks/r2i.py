@@ -23,7 +23,7 @@ from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
     from qzoom.data.samples import Task
-    from qzoom.evaluation.zoomgap import KeptViews
+    from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
 SIDES = ("base", "student")
@@ -43,7 +43,7 @@ class Part:
     settings: GapSettings
     folder: Path
 
-    def kept(self) -> KeptViews | None:
+    def kept(self) -> ViewAnswers | None:
         """The answers; None while some are missing."""
         from qzoom.evaluation.zoomgap import enters_gap, read_views
 
