@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from qzoom.config import TokenBudget
-from qzoom.engine.generate import Stopwatch
-from qzoom.engine.perceive import look, region_logits
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.perceive import Stopwatch, region_logits
 from qzoom.engine.state import advance_region
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
@@ -39,7 +39,7 @@ def examples_of(engine, labels_of):
         picture = Image.new("RGB", (128, 96), "white")
         picture.paste("black", (corner % 2 * 64, corner // 2 * 48, corner % 2 * 64 + 64, corner // 2 * 48 + 48))
         asked = request(engine, picture, "where?", zoom="never", coarse_tokens=TokenBudget(12, 12))
-        state = look(engine, [asked], Stopwatch(engine.backbone.device))[0].state
+        state = coarse_pass(engine, [asked], Stopwatch(engine.backbone.device))[0].state
         out.append(BranchExample.of(state, labels_of(corner), {"corner": corner}))
     return out
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from qzoom.config import TokenBudget
 from qzoom.engine.attention import ResponseAttention, response_attention
-from qzoom.engine.batch import prefill
 from qzoom.engine.cache import KVCache
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.generate import DecodeBatch, Stopwatch
-from qzoom.engine.perceive import look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, prefill
+from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.session import prefill_prefix
 from qzoom.engine.state import Engine, State
@@ -61,7 +61,7 @@ def answer_picture(engine: Engine, chat: ChatEncoder, item: LabelPicture, tokens
     plain = dataclasses.replace(engine, gate=None, region=None)
     prefix = prefill_prefix(plain, chat, features, None)
     requests = [_request(chat, item, q.question, options, prefix) for q in item.questions]
-    looks = look(plain, requests, Stopwatch(engine.backbone.device))
+    looks = coarse_pass(plain, requests, Stopwatch(engine.backbone.device))
     rows = prefill(plain, looks, Stopwatch(engine.backbone.device))
     caches = tuple(row.cache for row in rows)
     batch = DecodeBatch(engine.backbone)
@@ -130,4 +130,4 @@ def student_states(engine: Engine, chat: ChatEncoder, item: LabelPicture, tokens
     plain = dataclasses.replace(engine, gate=None, region=None)
     prefix = prefill_prefix(plain, chat, features, None)
     requests = [_request(chat, item, q.question, options, prefix) for q in item.questions]
-    return [found.state for found in look(plain, requests, Stopwatch(engine.backbone.device))]
+    return [found.state for found in coarse_pass(plain, requests, Stopwatch(engine.backbone.device))]
