@@ -127,4 +127,4 @@ def test_an_item_without_a_question_says_what_to_run() -> None:
     import dataclasses
 
     with pytest.raises(DataError, match="run the step ask first"):
-        AnswerStep((RuleTeacher(),), StillViews())(dataclasses.replace(ITEM, asked=None))
+        AnswerStep((RuleTeacher(),), StillViews())(dataclasses.replace(ITEM, draft=None))

@@ -31,7 +31,7 @@ from qzoom.scoring.judge import Judge
 from tests.distill.views import ITEM, StillViews
 from tests.llm.stub import Stub, always, serve, text_of
 
-EMPTY = dataclasses.replace(ITEM, asked=None)
+EMPTY = dataclasses.replace(ITEM, draft=None)
 VIEWS = StillViews()
 
 
@@ -68,15 +68,15 @@ def test_the_asker_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> N
         {"question": "How many?", "kind": "guessing"},
     ]
     reply = "Here [all I see] they are:\n```json\n" + json.dumps(rows) + "\n```"
-    with behind(tmp_path, always(reply), "asker") as (client, stub):
+    with behind(tmp_path, always(reply), "question_writer") as (client, stub):
         items = AskStep(EndpointAsker(client, count=4), VIEWS)(EMPTY)
-    assert [(item.asked.text, item.asked.kind, item.asked.asker) for item in items] == [
+    assert [(item.draft.text, item.draft.kind, item.draft.writer) for item in items] == [
         ("What does the tag say?", "ocr", "big"),
         ("What color is it?", "colour", "big"),
         ("What is it made of?", "other", "big"),
         ("How many?", "other", "big"),
     ]
-    assert items[0].models == (("asker", "big: m-1"),)
+    assert items[0].models == (("question_writer", "big: m-1"),)
     assert sizes(stub.bodies[0]) == [(140, 100)]
     assert "up to 4 short questions" in text_of(stub.bodies[0])
 
@@ -106,13 +106,13 @@ def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str
         (item,) = ValidateStep(EndpointValidator(client), VIEWS)(ITEM)
     assert item.decisions[-1].reason == reason
     assert sizes(stub.bodies[0]) == [(400, 200), (140, 100)]
-    assert json.dumps(ITEM.asked.text) in text_of(stub.bodies[0])
+    assert json.dumps(ITEM.draft.text) in text_of(stub.bodies[0])
     assert "A4" not in json.dumps(stub.bodies[0]["messages"][0]["content"][2])
 
 
 def test_a_leak_is_found_before_anyone_is_paid(tmp_path: Path) -> None:
     with behind(tmp_path, always("{}")) as (client, stub):
-        leaky = dataclasses.replace(ITEM, asked=dataclasses.replace(ITEM.asked, text="What is in the bounding box?"))
+        leaky = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What is in the bounding box?"))
         (item,) = ValidateStep(EndpointValidator(client), VIEWS)(leaky)
     assert item.decisions[-1].reason == "the question points at the crop or a box"
     assert stub.bodies == []
@@ -120,9 +120,9 @@ def test_a_leak_is_found_before_anyone_is_paid(tmp_path: Path) -> None:
 
 def test_a_refusing_endpoint_refuses_the_item_only(tmp_path: Path) -> None:
     with behind(tmp_path, always((413, {}))) as (client, _):
-        (asked,) = AskStep(EndpointAsker(client), VIEWS)(EMPTY)
+        (draft,) = AskStep(EndpointAsker(client), VIEWS)(EMPTY)
         (checked,) = ValidateStep(EndpointValidator(client), VIEWS)(ITEM)
-    assert asked.decisions[-1].reason == "the asker refused the picture"
+    assert draft.decisions[-1].reason == "the question writer refused the picture"
     assert checked.decisions[-1].reason == "the validator refused the picture"
 
 
@@ -146,7 +146,7 @@ def test_a_plain_teacher_gets_the_bare_question(tmp_path: Path) -> None:
     with behind(tmp_path, always("A4")) as (client, stub):
         vote = EndpointTeacher(client, plain=True).answer(ITEM, VIEWS, 0)
     assert vote == Vote("big", 0, "A4")
-    assert text_of(stub.bodies[0]) == ITEM.asked.text
+    assert text_of(stub.bodies[0]) == ITEM.draft.text
 
 
 def test_a_reply_that_is_cut_off_is_no_answer(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
 
 def test_the_maker_writes_texts(tmp_path: Path) -> None:
     answered = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
-    with behind(tmp_path, always('Sure: ["B1", 3, " C 2 ", ""]'), "maker") as (client, stub):
+    with behind(tmp_path, always('Sure: ["B1", 3, " C 2 ", ""]'), "distractor_writer") as (client, stub):
         assert EndpointMaker(client).distractors(answered, VIEWS, 5) == ["B1", "C 2"]
         assert EndpointMaker(client).distractors(ITEM, VIEWS, 5) == ()
     assert "5 wrong answers" in text_of(stub.bodies[0])

@@ -21,11 +21,11 @@ ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, (("a", 3), ("b
 PLAIN = ChoicesSettings(none_share=0.0, negatives=0.0)
 
 
-class Maker:
+class DistractorWriter:
     """Offers what it is told."""
 
-    name = "maker"
-    model = "maker@1"
+    name = "distractor_writer"
+    model = "distractor_writer@1"
 
     def __init__(self, *texts: str, refuses: bool = False) -> None:
         self.texts = texts
@@ -56,16 +56,16 @@ def right_option(item: Item) -> str:
 
 def test_options_are_distinct_and_the_letter_is_the_right_one() -> None:
     offered = ("a4", "A4.", " B7 ", "b7", "", "C 9", "D1", "E5")
-    (item,) = ChoicesStep(Maker(*offered), VIEWS, PLAIN)(ANSWERED)
+    (item,) = ChoicesStep(DistractorWriter(*offered), VIEWS, PLAIN)(ANSWERED)
     assert item.choices is not None
     assert sorted(item.choices.options) == ["A4", "B7", "C 9", "D1"]
     assert right_option(item) == "A4"
-    assert item.choices.maker == "maker"
-    assert ("maker", "maker@1") in item.models
+    assert item.choices.writer == "distractor_writer"
+    assert ("distractor_writer", "distractor_writer@1") in item.models
 
 
 def test_the_order_comes_from_the_item_and_every_letter_comes_up() -> None:
-    step = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, PLAIN)
+    step = ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, PLAIN)
     assert step(ANSWERED) == step(ANSWERED)
     letters = {step(dataclasses.replace(ANSWERED, seed=seed))[0].choices.letter for seed in range(40)}
     assert letters == set("ABCD")
@@ -73,23 +73,23 @@ def test_the_order_comes_from_the_item_and_every_letter_comes_up() -> None:
 
 def test_options_that_may_mean_the_same_are_left_out() -> None:
     offered = ("maroon", "red", "blue", "green", "grey")
-    (alone,) = ChoicesStep(Maker(*offered), VIEWS, PLAIN)(answered("dark red"))
+    (alone,) = ChoicesStep(DistractorWriter(*offered), VIEWS, PLAIN)(answered("dark red"))
     assert set(alone.choices.options) == {"dark red", "maroon", "blue", "green"}  # "dark red" holds "red"
-    (judged,) = ChoicesStep(Maker(*offered), VIEWS, PLAIN, judge=Judge())(answered("dark red"))
+    (judged,) = ChoicesStep(DistractorWriter(*offered), VIEWS, PLAIN, judge=Judge())(answered("dark red"))
     assert set(judged.choices.options) == {"dark red", "red", "blue", "green"}
 
 
 @pytest.mark.parametrize(
-    ("maker", "reason"),
+    ("distractor_writer", "reason"),
     [
-        (Maker("A4", "a4", "B7"), "too few distinct options"),
-        (Maker(refuses=True), "the maker of options refused the picture"),
+        (DistractorWriter("A4", "a4", "B7"), "too few distinct options"),
+        (DistractorWriter(refuses=True), "the distractor writer refused the picture"),
     ],
 )
-def test_without_enough_options_a_question_stays_open_or_goes(maker: Maker, reason: str) -> None:
-    (kept,) = ChoicesStep(maker, VIEWS, PLAIN)(ANSWERED)
+def test_without_enough_options_a_question_stays_open_or_goes(distractor_writer: DistractorWriter, reason: str) -> None:
+    (kept,) = ChoicesStep(distractor_writer, VIEWS, PLAIN)(ANSWERED)
     assert (kept.choices, kept.kept, kept.decisions[-1].reason) == (None, True, reason)
-    (gone,) = ChoicesStep(maker, VIEWS, dataclasses.replace(PLAIN, required=True))(ANSWERED)
+    (gone,) = ChoicesStep(distractor_writer, VIEWS, dataclasses.replace(PLAIN, required=True))(ANSWERED)
     assert (gone.kept, gone.decisions[-1].reason) == (False, reason)
 
 
@@ -109,7 +109,7 @@ def test_options_by_rule_do_not_stand_in_the_crop() -> None:
 
 
 def test_names_are_not_mixed_with_whatever_is_printed() -> None:
-    company = dataclasses.replace(ANSWERED, asked=dataclasses.replace(ITEM.asked, text="Which company is it?"))
+    company = dataclasses.replace(ANSWERED, draft=dataclasses.replace(ITEM.draft, text="Which company is it?"))
     company = dataclasses.replace(company, answer=Agreement("LIM MOTOR SDN BHD", 6, 8, ()))
     (item,) = ChoicesStep(RuleMaker(), VIEWS, PLAIN)(company)
     assert len(item.choices.options) == 4
@@ -139,7 +139,7 @@ class Guesser:
 def guessed(*picks: str, guesses: int = 6) -> tuple[Item, Guesser]:
     guesser = Guesser(*picks)
     settings = dataclasses.replace(PLAIN, guesses=guesses)
-    (item,) = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings, guesser)(ANSWERED)
+    (item,) = ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, settings, guesser)(ANSWERED)
     return item, guesser
 
 
@@ -147,7 +147,7 @@ def test_what_is_solved_without_the_picture_goes() -> None:
     item, guesser = guessed("A4")
     assert item.decisions[-1].reason == "solved without the picture"
     assert len(set(guesser.texts)) > 1  # the options are shuffled anew
-    assert guesser.texts[0].startswith(ANSWERED.asked.text + "\nA. ")
+    assert guesser.texts[0].startswith(ANSWERED.draft.text + "\nA. ")
 
 
 @pytest.mark.parametrize("picks", [("A4", "B7", "C9"), ("B7",), ("!",), ("A4", "!", "!", "!", "!", "!")])
@@ -158,7 +158,7 @@ def test_what_chance_or_failures_explain_stays(picks: tuple[str, ...]) -> None:
 def test_positives_list_none_of_these_now_and_then_and_never_as_right() -> None:
     settings = dataclasses.replace(PLAIN, none_share=0.5)
     items = [
-        ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)(dataclasses.replace(ANSWERED, seed=seed))[0]
+        ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, settings)(dataclasses.replace(ANSWERED, seed=seed))[0]
         for seed in range(100)
     ]
     listed = [item for item in items if NONE_OPTION in item.choices.options]
@@ -168,26 +168,26 @@ def test_positives_list_none_of_these_now_and_then_and_never_as_right() -> None:
 
 def test_a_missing_option_is_a_paired_negative() -> None:
     settings = ChoicesSettings(none_share=0.0, negatives=1.0, negative_kinds=("missing",))
-    positive, negative = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
-    assert (positive.asked.negative, positive.asked.pair) == (False, "")
-    assert (negative.asked.negative, negative.asked.pair) == (True, positive.id)
-    assert negative.asked.text == positive.asked.text
+    positive, negative = ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
+    assert (positive.draft.negative, positive.draft.pair) == (False, "")
+    assert (negative.draft.negative, negative.draft.pair) == (True, positive.id)
+    assert negative.draft.text == positive.draft.text
     assert negative.id != positive.id
     assert set(negative.choices.options) == {"B7", "C9", "D1", NONE_OPTION}
     assert right_option(negative) == NONE_OPTION
     assert (negative.answer.text, negative.answer.by, negative.votes) == (NONE_OPTION, "rule", ())
     assert negative.kept
-    assert negative.region == positive.region
+    assert negative.target == positive.target
 
 
 def test_an_absent_thing_is_a_paired_negative() -> None:
     settings = ChoicesSettings(none_share=0.0, negatives=1.0, negative_kinds=("absent",))
-    positive, negative = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
-    assert negative.asked.pair == positive.id
-    assert negative.asked.negative
-    assert negative.asked.text.startswith("What is the code on the ")
-    assert "red star" not in negative.asked.text
-    assert "blue cross" not in negative.asked.text
+    positive, negative = ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
+    assert negative.draft.pair == positive.id
+    assert negative.draft.negative
+    assert negative.draft.text.startswith("What is the code on the ")
+    assert "red star" not in negative.draft.text
+    assert "blue cross" not in negative.draft.text
     assert negative.answer.text == "none"
     assert len(negative.choices.options) == 4
     assert right_option(negative) == NONE_OPTION
@@ -198,7 +198,7 @@ def test_an_absent_thing_is_a_paired_negative() -> None:
 
 def test_the_share_of_negatives_holds() -> None:
     settings = ChoicesSettings(negatives=0.3)
-    step = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)
+    step = ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, settings)
     made = [step(dataclasses.replace(ANSWERED, seed=seed)) for seed in range(200)]
     negatives = [items[1] for items in made if len(items) == 2]
     assert 40 <= len(negatives) <= 80
@@ -221,6 +221,6 @@ def test_settings_that_cannot_work_are_refused() -> None:
 
 
 def test_a_student_by_rule_names_the_letter() -> None:
-    (item,) = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
+    (item,) = ChoicesStep(DistractorWriter("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
     assert RuleReader().read(item, None, "", 0).text == item.choices.letter
     assert RuleReader().read(ANSWERED, None, "", 0).text == "A4"

@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.crop import CropSettings, CropStep, crop_box, crop_scale, cut
-from qzoom.distill.items import Item, Picture, Region, apply
+from qzoom.distill.items import Item, ImageRef, TargetRegion, apply
 from qzoom.errors import ConfigError
 
-PICTURE = Picture("0" * 20, "x", 1000, 600)
+PICTURE = ImageRef("0" * 20, "x", 1000, 600)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_margin_and_least_size_stay_on_the_picture(box, expected):
 
 
 def test_a_picture_smaller_than_the_least_size_is_shown_whole():
-    picture = Picture("0" * 20, "x", 40, 30)
+    picture = ImageRef("0" * 20, "x", 40, 30)
     assert crop_box((10, 10, 20, 20), picture, CropSettings()) == (0, 0, 40, 30)
 
 
@@ -53,8 +53,8 @@ def test_pixels_are_those_of_the_box():
 
 
 def test_a_box_outside_is_refused_not_shown():
-    region = Region((2000, 10, 2100, 50), (0, 0, 1, 1), "given")
-    (item,) = apply(CropStep(CropSettings()), Item(PICTURE, region))
+    target = TargetRegion((2000, 10, 2100, 50), (0, 0, 1, 1), "given")
+    (item,) = apply(CropStep(CropSettings()), Item(PICTURE, target))
     assert (item.kept, item.decisions[-1].reason) == (False, "the box lies outside the picture")
 
 

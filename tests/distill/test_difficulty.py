@@ -11,7 +11,7 @@ from PIL import Image
 from qzoom.data import overlay
 from qzoom.distill.by_rule import RuleReader
 from qzoom.distill.difficulty import DifficultySettings, DifficultyStep
-from qzoom.distill.items import Agreement, Asked, Choices, Item, Vote
+from qzoom.distill.items import Agreement, QuestionDraft, Choices, Item, Vote
 from qzoom.errors import ConfigError, DataError
 from tests.distill.views import ITEM, StillViews
 
@@ -66,10 +66,10 @@ def test_the_student_sees_the_training_view(style: overlay.Style) -> None:
     student = Student("A4", "no")
     settings = DifficultySettings(samples=2, view=style)
     (item,) = DifficultyStep(student, VIEWS, settings)(ANSWERED)
-    whole, box = VIEWS.whole(ANSWERED), ANSWERED.region.box
+    whole, box = VIEWS.whole(ANSWERED), ANSWERED.target.box
     image, text = student.seen[0]
     assert image.tobytes() == overlay.draw(whole, box, style).tobytes()
-    assert text == "\n".join(part for part in (ANSWERED.asked.text, overlay.clause(style, box, whole.size)) if part)
+    assert text == "\n".join(part for part in (ANSWERED.draft.text, overlay.clause(style, box, whole.size)) if part)
     assert item.difficulty.view == style
 
 
@@ -77,7 +77,7 @@ def test_choices_are_asked_as_in_training_and_read_by_letter() -> None:
     student = Student("B", "(B) A4", "A", "C9")
     (item,) = DifficultyStep(student, VIEWS, DifficultySettings(clause=False))(CHOSEN)
     assert item.difficulty.passes == 2
-    assert student.seen[0][1].split("\n")[:4] == [ANSWERED.asked.text, "A. B7", "B. A4", "C. C9"]
+    assert student.seen[0][1].split("\n")[:4] == [ANSWERED.draft.text, "A. B7", "B. A4", "C. C9"]
 
 
 class Judge:
@@ -96,7 +96,7 @@ def test_a_judge_reads_free_answers() -> None:
 
 
 def test_negatives_are_measured_and_stay_unless_told() -> None:
-    negative = dataclasses.replace(ANSWERED, asked=Asked("Q?", "ocr", "rule", True, "p", "none"))
+    negative = dataclasses.replace(ANSWERED, draft=QuestionDraft("Q?", "ocr", "rule", True, "p", "none"))
     wrong = Student("a", "b", "c", "d")
     assert DifficultyStep(wrong, VIEWS)(negative)[0].kept
     assert DifficultyStep(wrong, VIEWS, DifficultySettings(negatives=True))(negative)[0].kept is False

@@ -17,8 +17,8 @@ from transformers import (
     ResNetConfig,
 )
 
-from qzoom.distill.items import Item, Picture, apply
-from qzoom.distill.pictures import Source, scan
+from qzoom.distill.items import Item, ImageRef, apply
+from qzoom.distill.pictures import ImageSource, scan
 from qzoom.distill.proposers import (
     DetectorSettings,
     GivenSettings,
@@ -34,7 +34,7 @@ from qzoom.errors import CheckpointError, ConfigError
 
 @pytest.fixture(scope="module")
 def scene():
-    picture, loaded = scan(Source("scenes:5", "", "scenes"))
+    picture, loaded = scan(ImageSource("scenes:5", "", "scenes"))
     views = PictureViews()
     with views.working_on(picture, (), loaded):
         yield Item(picture), views, loaded.known
@@ -52,7 +52,7 @@ def test_given_boxes_are_those_of_questions_and_objects(scene):
 
 
 def test_tiles_cover_the_picture_once_without_overlap():
-    item = Item(Picture("0" * 20, "x", 101, 59))
+    item = Item(ImageRef("0" * 20, "x", 101, 59))
     tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(3, 2)))(item, PictureViews())
     assert len(tiles) == 6
     assert sum((b[2] - b[0]) * (b[3] - b[1]) for b in (tile.box for tile in tiles)) == 101 * 59
@@ -60,7 +60,7 @@ def test_tiles_cover_the_picture_once_without_overlap():
 
 
 def test_overlapping_tiles_share_what_they_should():
-    item = Item(Picture("0" * 20, "x", 300, 100))
+    item = Item(ImageRef("0" * 20, "x", 300, 100))
     tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(2, 1, overlap=0.5)))(item, PictureViews())
     assert [tile.box for tile in tiles] == [(0, 0, 200, 100), (100, 0, 300, 100)]
 
@@ -128,7 +128,7 @@ def test_step_makes_items_with_seeds_of_their_own_and_refuses_empty_pictures(sce
     other = apply(make_propose_step(ProposeSettings(), views, 4), item)
     assert {one.seed for one in other}.isdisjoint({one.seed for one in made})
     Image.new("RGB", (300, 200)).save(tmp_path / "x.png")
-    alone, _ = scan(Source("x.png", str(tmp_path), "x"))
+    alone, _ = scan(ImageSource("x.png", str(tmp_path), "x"))
     (refused,) = apply(make_propose_step(ProposeSettings(), views, 3), Item(alone))
     assert refused.decisions[-1].reason == "nothing proposed"
 

@@ -35,7 +35,7 @@ def test_ray_equals_in_process_resumes_and_shares_the_kept_calls(tmp_path):
         assert set(stub.asked.values()) == {1}
         assert sum(stub.asked.values()) == 6 * 2 * 2 * 4
     assert report.computed["answer"] == 8
-    assert report.totals.to_dict() == calm.totals.to_dict()
+    assert report.stats.to_dict() == calm.stats.to_dict()
     for name in FILES:
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
     assert sum(cost["requests"] for cost in report.cost) == 4 * 2 * 2 * 4

@@ -26,7 +26,7 @@ def test_a_recipe_survives_json():
     assert recipe_from_values(values, "again") == recipe
 
 
-RULES = {"teachers": [{"by": "rule", "name": "a"}, {"by": "rule", "name": "b"}], "maker": {"by": "rule"}}
+RULES = {"teachers": [{"by": "rule", "name": "a"}, {"by": "rule", "name": "b"}], "distractor_writer": {"by": "rule"}}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ RULES = {"teachers": [{"by": "rule", "name": "a"}, {"by": "rule", "name": "b"}],
         ({"pictures": []}, r"pictures: none are named"),
         ({"pictures": [3]}, r"pictures, number 1 must be of type str"),
         ({"vote": {"quorum": 20}}, r"can never give 20 votes"),
-        ({"choices": {}}, r"choices needs roles\.maker"),
+        ({"choices": {}}, r"choices needs roles\.distractor_writer"),
         ({"difficulty": {}}, r"difficulty needs roles\.student"),
         ({"export": {"form": "choice"}}, r"export\.form is choice, but the recipe has no choices"),
         ({"engine": "spark"}, r"engine must be one of inprocess, ray"),

@@ -6,15 +6,15 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.items import Agreement, Asked, Choices, Item, Picture, Region, Vote, item_from_json
+from qzoom.distill.items import Agreement, QuestionDraft, Choices, Item, ImageRef, TargetRegion, Vote, item_from_json
 from qzoom.errors import DataError
 
-PICTURE = Picture("a" * 20, "dogs/1.png", 400, 200, "/data", "own")
-REGION = Region((40, 20, 80, 40), (36, 18, 84, 42), "given", 2.0, 0.5, "tag", 1)
+PICTURE = ImageRef("a" * 20, "dogs/1.png", 400, 200, "/data", "own")
+REGION = TargetRegion((40, 20, 80, 40), (36, 18, 84, 42), "given", 2.0, 0.5, "tag", 1)
 ITEM = Item(
     PICTURE,
     REGION,
-    Asked("What does the tag say?", "ocr", "rule"),
+    QuestionDraft("What does the tag say?", "ocr", "rule"),
     (Vote("one", 0, "A4"), Vote("two", 0, "", "failed", "HTTP 500")),
     Agreement("A4", 1, 1, (("one", 1),)),
     Choices(("A4", "B7"), "A", "rule"),
@@ -28,7 +28,7 @@ def test_an_item_survives_its_line() -> None:
 
 def test_its_name_is_what_it_is_about() -> None:
     moved = dataclasses.replace(ITEM, picture=dataclasses.replace(PICTURE, source="other/1.png"), votes=())
-    other = dataclasses.replace(ITEM, asked=dataclasses.replace(ITEM.asked, text="What colour is the tag?"))
+    other = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What colour is the tag?"))
     assert moved.id == ITEM.id
     assert len({ITEM.id, other.id, Item(PICTURE).id, Item(PICTURE, REGION).id}) == 4
 

@@ -34,7 +34,7 @@ def test_answers_and_boxes_arrive(tmp_path):
     assert row["bbox"] == [160, 90, 220, 130]
     assert row["extra_info"]["question"] == "Which code stands at place 1 of sheet 1?"
     assert row["images"][0]["bytes"] == (tmp_path / "in/1.png").read_bytes()
-    assert [report.totals.kept[step] for step in ("propose", "validate", "answer", "vote")] == [6, 6, 6, 6]
+    assert [report.stats.kept[step] for step in ("propose", "validate", "answer", "vote")] == [6, 6, 6, 6]
     card = (tmp_path / "out/dataset/README.md").read_text()
     assert "| Agreed answers | 6 | 6 | 0 |" in card
     assert "| ocr | 6 | 6 | 100.0% |" in card
@@ -61,7 +61,7 @@ def test_rerun_computes_nothing_and_writes_the_same(tmp_path):
     assert sum(first.computed.values()) == 3 + 3 + 5 * 6
     assert sum(again.computed.values()) == 0
     assert (tmp_path / "out/dataset/train.parquet").read_bytes() == before
-    assert again.totals.to_dict() == first.totals.to_dict()
+    assert again.stats.to_dict() == first.stats.to_dict()
 
 
 def test_new_pictures_in_front_leave_old_results_alone(tmp_path):
@@ -81,7 +81,7 @@ def test_steps_one_by_one_equal_a_whole_run(tmp_path):
     run_recipe(recipe, tmp_path / "whole")
     for step in (*recipe.steps, "export"):
         report = run_recipe(recipe, tmp_path / "steps", RunOptions(step=step))
-        assert not report.totals.waiting
+        assert not report.stats.waiting
     assert (tmp_path / "steps/dataset/train.parquet").read_bytes() == (
         tmp_path / "whole/dataset/train.parquet"
     ).read_bytes()
@@ -92,7 +92,7 @@ def test_a_step_before_its_turn_computes_nothing_and_says_why(tmp_path):
     run_recipe(recipe, tmp_path / "out", RunOptions(step="propose"))
     report = run_recipe(recipe, tmp_path / "out", RunOptions(step="vote"))
     assert report.computed["vote"] == 0
-    assert report.totals.waiting == {"the step crop has not been run": 4}
+    assert report.stats.waiting == {"the step crop has not been run": 4}
 
 
 def test_changed_settings_are_named_and_replaced_from_their_step_on(tmp_path):
@@ -109,7 +109,7 @@ def test_changed_settings_are_named_and_replaced_from_their_step_on(tmp_path):
 
 def test_limit_takes_the_first_pictures(tmp_path):
     report = run_recipe(recipe_of(make_pictures(tmp_path / "in", 4)), tmp_path / "out", RunOptions(limit=1))
-    assert (report.totals.pictures, report.rows["train"]) == (1, 2)
+    assert (report.stats.pictures, report.rows["train"]) == (1, 2)
 
 
 def test_unknown_step_is_refused(tmp_path):
@@ -135,12 +135,12 @@ def test_pictures_that_make_trouble_cost_only_themselves(tmp_path):
     shutil.copy(folder / "good.png", folder / "deep" / "twin.png")
     recipe = recipe_of(folder, propose={"by": ["grid"], "select": {"per_picture": 2}})
     report = run_recipe(recipe, tmp_path / "out")
-    totals = report.totals
-    assert (totals.pictures, totals.duplicates, sum(totals.refused_pictures.values())) == (5, 1, 4)
-    assert totals.entered["propose"] == 5
-    assert totals.kept["propose"] == 8
-    assert totals.refused["propose"]["too few visual tokens"] + totals.refused["propose"]["too few pixels"] == 16
-    assert all("in/" not in reason and ".png" not in reason for reason in totals.refused_pictures)
+    stats = report.stats
+    assert (stats.pictures, stats.duplicates, sum(stats.refused_pictures.values())) == (5, 1, 4)
+    assert stats.entered["propose"] == 5
+    assert stats.kept["propose"] == 8
+    assert stats.refused["propose"]["too few visual tokens"] + stats.refused["propose"]["too few pixels"] == 16
+    assert all("in/" not in reason and ".png" not in reason for reason in stats.refused_pictures)
     stored = [json.loads(line) for line in (tmp_path / "out/steps/pictures.jsonl").read_text().splitlines()[1:]]
     sizes = {row["out"][0]["source"]: row["out"][0]["width"] for row in stored if "source" in row["out"][0]}
     assert sizes["turned.jpg"] == 300
@@ -154,7 +154,7 @@ def test_names_that_are_no_utf8_are_taken(tmp_path):
     recipe = recipe_of(tmp_path / "in", propose={"by": ["grid"], "select": {"per_picture": 2}})
     for _ in range(2):
         report = run_recipe(recipe, tmp_path / "out")
-        assert (report.totals.pictures, report.totals.kept["propose"]) == (1, 2)
+        assert (report.stats.pictures, report.stats.kept["propose"]) == (1, 2)
 
 
 def test_boxes_outside_are_counted_and_never_exported(tmp_path):
@@ -164,13 +164,13 @@ def test_boxes_outside_are_counted_and_never_exported(tmp_path):
     lines[1]["boxes"] = [[380, 280, 460, 340]]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = run_recipe(recipe_of(path), tmp_path / "out", RunOptions(step="propose"))
-    assert report.totals.refused["propose"] == {"outside the picture": 1, "too few visual tokens": 1}
+    assert report.stats.refused["propose"] == {"outside the picture": 1, "too few visual tokens": 1}
 
 
 def test_equal_pictures_of_different_folders_are_used_once(tmp_path):
     one, two = make_pictures(tmp_path / "one", 2), make_pictures(tmp_path / "two", 2)
     report = run_recipe(recipe_of(one, two), tmp_path / "out")
-    assert (report.totals.pictures, report.totals.duplicates, report.rows["train"]) == (2, 2, 4)
+    assert (report.stats.pictures, report.stats.duplicates, report.rows["train"]) == (2, 2, 4)
 
 
 def test_equal_names_in_different_folders_are_different_pictures(tmp_path):
@@ -178,7 +178,7 @@ def test_equal_names_in_different_folders_are_different_pictures(tmp_path):
     shutil.move(tmp_path / "two/9.png", tmp_path / "two/0.png")
     two.write_text(two.read_text().replace('"9.png"', '"0.png"'))
     report = run_recipe(recipe_of(one, two), tmp_path / "out")
-    assert (report.totals.pictures, report.rows["train"]) == (2, 4)
+    assert (report.stats.pictures, report.rows["train"]) == (2, 4)
     assert {row["answer"] for row in rows_of(tmp_path / "out")} == {"K00Z", "K01Z", "K90Z", "K91Z"}
 
 
@@ -187,7 +187,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
     run_recipe(recipe_of(path), tmp_path / "out")
     Image.new("RGB", (400, 300), "blue").save(tmp_path / "in/0.png")
     report = run_recipe(recipe_of(path), tmp_path / "out")
-    assert (report.computed["pictures"], report.computed["propose"], report.totals.pictures) == (1, 1, 2)
+    assert (report.computed["pictures"], report.computed["propose"], report.stats.pictures) == (1, 1, 2)
     assert (tmp_path / "in/0.png").read_bytes() in {row["images"][0]["bytes"] for row in rows_of(tmp_path / "out")}
 
 
@@ -205,11 +205,11 @@ def test_pictures_of_a_benchmark_are_left_out(tmp_path):
     noise.save(tmp_path / "in/1.png")
     (tmp_path / "bench").mkdir()
     noise.resize((300, 225)).save(tmp_path / "bench/leak.jpg", quality=80)
-    recipe = recipe_of(path, audit={"against": [str(tmp_path / "bench")]})
+    recipe = recipe_of(path, decontaminate={"against": [str(tmp_path / "bench")]})
     report = run_recipe(recipe, tmp_path / "out")
     assert report.rows["train"] == 4
     assert [match.benchmark for match in report.dropped] == ["leak.jpg"]
     kept = run_recipe(
-        dataclasses.replace(recipe, audit=dataclasses.replace(recipe.audit, drop=False)), tmp_path / "out"
+        dataclasses.replace(recipe, decontaminate=dataclasses.replace(recipe.decontaminate, drop=False)), tmp_path / "out"
     )
     assert (kept.rows["train"], len(kept.dropped)) == (6, 1)

@@ -9,7 +9,7 @@ from qzoom import QZoom
 from qzoom.distill.answer import AnswerStep, extract_answer
 from qzoom.distill.build import build_roles
 from qzoom.distill.crop import cut
-from qzoom.distill.items import Asked, Item, Picture, Region
+from qzoom.distill.items import QuestionDraft, Item, ImageRef, TargetRegion
 from qzoom.distill.pictures import load_source
 from qzoom.distill.roles import roles_from_mapping
 from qzoom.distill.vote import VoteSettings, VoteStep
@@ -26,7 +26,7 @@ class SceneViews(StillViews):
         self.image = loaded.image
 
     def crop(self, item: Item):
-        return cut(self.image, item.region.crop_box, item.region.scale)
+        return cut(self.image, item.target.crop_box, item.target.scale)
 
 
 def items(views: SceneViews) -> list[Item]:
@@ -35,17 +35,17 @@ def items(views: SceneViews) -> list[Item]:
     for question in views.known(None).questions:
         thing = next((one for one in views.known(None).objects if f"{one.colour} {one.shape}" in question.text), None)
         if question.field == "code" and thing is not None:
-            picture = Picture("c" * 20, "scenes:5", *views.image.size)
-            region = Region(thing.box, thing.box, "given", 1.0)
-            out.append(Item(picture, region, Asked(question.text, "ocr", "rule", known=question.answer)))
+            picture = ImageRef("c" * 20, "scenes:5", *views.image.size)
+            target = TargetRegion(thing.box, thing.box, "given", 1.0)
+            out.append(Item(picture, target, QuestionDraft(question.text, "ocr", "rule", known=question.answer)))
     return out[:2]
 
 
 def test_a_served_model_answers_about_crops_as_it_does_at_home(tmp_path: Path) -> None:
     model = QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
     views = SceneViews()
-    asked = items(views)
-    assert len(asked) == 2
+    draft = items(views)
+    assert len(draft) == 2
     with running(model) as site:
         end = {"url": f"{site.url}/v1", "model": "tiny", "extra_body": {"qzoom": {"zoom": "never"}}}
         sampling = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 32}
@@ -54,12 +54,12 @@ def test_a_served_model_answers_about_crops_as_it_does_at_home(tmp_path: Path) -
         roles = build_roles(roles_from_mapping({"teachers": teachers}, "test"), tmp_path / "calls.sqlite")
         roles.check()
         step = AnswerStep(roles.teachers, views, 1)
-        made = [step(item)[0] for item in asked]
-        assert [step(item)[0] for item in asked] == made
+        made = [step(item)[0] for item in draft]
+        assert [step(item)[0] for item in draft] == made
         costs = roles.costs()
         roles.close()
     for item in made:
-        home = extract_answer(model.ask(views.crop(item), item.asked.text, zoom="never", max_new_tokens=32).text)
+        home = extract_answer(model.ask(views.crop(item), item.draft.text, zoom="never", max_new_tokens=32).text)
         assert [(vote.teacher, vote.text, vote.status) for vote in item.votes] == [
             (name, home.text, home.status) for name in ("one", "two")
         ]

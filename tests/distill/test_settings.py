@@ -26,17 +26,17 @@ def read(**values: Any) -> RolesSettings:
 
 def test_a_recipe_is_read() -> None:
     settings = read(
-        asker={"by": "endpoint", "count": 2, "endpoints": [END | {"concurrency": 3}]},
+        question_writer={"by": "endpoint", "count": 2, "endpoints": [END | {"concurrency": 3}]},
         teachers=[{"name": "a", "error_rate": 0.1}, {"by": "endpoint", "plain": True, "endpoints": [END]}],
-        maker={"by": "rule"},
+        distractor_writer={"by": "rule"},
         calls={"retries": 2},
         judge=None,
     )
-    assert settings.asker.endpoints[0].concurrency == 3
-    assert settings.asker.label == "m"
+    assert settings.question_writer.endpoints[0].concurrency == 3
+    assert settings.question_writer.label == "m"
     assert [(one.label, one.plain) for one in settings.teachers] == [("a", False), ("m", True)]
     assert settings.calls.retries == 2
-    assert [role for role, _ in settings.members()] == ["asker", "validator", "maker", "teacher", "teacher"]
+    assert [role for role, _ in settings.members()] == ["question_writer", "validator", "distractor_writer", "teacher", "teacher"]
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_a_recipe_is_read() -> None:
         ({"teachers": [{"error_rate": 2}]}, "from 0.0 to 1.0"),
         ({"teachers": [{"name": "a\nb"}]}, "without line breaks"),
         ({"teachers": [{"plain": 1}]}, "plain must be true or false"),
-        ({"asker": 3}, "r.yaml: roles: asker must be a mapping"),
+        ({"question_writer": 3}, "r.yaml: roles: question_writer must be a mapping"),
         ({"judge": {"by": "rule"}}, "judge must be by: endpoint"),
         ({"calls": {"retry": 1}}, "r.yaml: roles: calls: unknown key 'retry'; did you mean 'retries'"),
         ({"calls": {"retries": -1}}, "r.yaml: roles: calls: .*retries"),
-        ({"asker": {"sampling": {"temperature": -1}}}, "asker: sampling: .*temperature"),
-        ({"asker": {"sampling": {"send_seed": 1}}}, "send_seed must be true or false"),
+        ({"question_writer": {"sampling": {"temperature": -1}}}, "question_writer: sampling: .*temperature"),
+        ({"question_writer": {"sampling": {"send_seed": 1}}}, "send_seed must be true or false"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_place(values: dict[str, Any], sentence: str) -> None:
@@ -84,20 +84,20 @@ def test_what_makes_no_sense_is_refused_with_its_place(values: dict[str, Any], s
 )
 def test_endpoints_are_checked(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence) as failure:
-        read(asker={"by": "endpoint", "endpoints": [END | change]})
-    assert "r.yaml: roles: asker: endpoints, number 1" in str(failure.value)
+        read(question_writer={"by": "endpoint", "endpoints": [END | change]})
+    assert "r.yaml: roles: question_writer: endpoints, number 1" in str(failure.value)
 
 
 def test_endpoints_of_a_role_serve_one_model() -> None:
     with pytest.raises(ConfigError, match="several models are several teachers"):
-        read(asker={"by": "endpoint", "endpoints": [END, END | {"model": "n"}]})
-    read(asker={"by": "endpoint", "endpoints": [END, END | {"url": "http://127.0.0.1:10/v1"}]})
+        read(question_writer={"by": "endpoint", "endpoints": [END, END | {"model": "n"}]})
+    read(question_writer={"by": "endpoint", "endpoints": [END, END | {"url": "http://127.0.0.1:10/v1"}]})
 
 
 def test_rules_need_no_file(tmp_path: Path) -> None:
-    roles = build_roles(read(maker={"by": "rule"}, student={"error_rate": 0.5}), tmp_path / "calls.sqlite")
+    roles = build_roles(read(distractor_writer={"by": "rule"}, student={"error_rate": 0.5}), tmp_path / "calls.sqlite")
     roles.check()
-    assert (type(roles.asker), type(roles.maker)) == (RuleAsker, RuleMaker)
+    assert (type(roles.question_writer), type(roles.distractor_writer)) == (RuleAsker, RuleMaker)
     assert roles.teachers == (RuleTeacher(),)
     assert roles.costs() == ()
     roles.close()
@@ -131,8 +131,8 @@ def test_a_role_whose_endpoint_is_down_stops_the_run_before_it_starts(tmp_path: 
     with serve(Stub(always("x"))) as url:
         pass
     roles = build_roles(
-        read(asker={"by": "endpoint", "endpoints": [{"url": url, "model": "m"}]}), tmp_path / "calls.sqlite"
+        read(question_writer={"by": "endpoint", "endpoints": [{"url": url, "model": "m"}]}), tmp_path / "calls.sqlite"
     )
-    with pytest.raises(StopRunError, match=rf"The asker 'm' at {url} is down"):
+    with pytest.raises(StopRunError, match=rf"The question writer 'm' at {url} is down"):
         roles.check()
     roles.close()

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.items import Asked, Item, Picture, Region, Step, apply
+from qzoom.distill.items import QuestionDraft, Item, ImageRef, TargetRegion, Step, apply
 from qzoom.errors import CheckpointError, ConfigError, DataError, ImageError, LaterError, StopRunError
 
-ITEM = Item(Picture("0" * 20, "x", 100, 100), Region((1, 1, 9, 9), (0, 0, 10, 10), "given"))
+ITEM = Item(ImageRef("0" * 20, "x", 100, 100), TargetRegion((1, 1, 9, 9), (0, 0, 10, 10), "given"))
 
 
 class Scripted:
@@ -47,7 +47,7 @@ def test_what_concerns_the_run_gets_out(error):
 
 
 def test_of_equal_items_only_the_first_stays():
-    asked = [dataclasses.replace(ITEM, asked=Asked(text, "ocr", "r")) for text in ("a", "b", "a")]
-    made = apply(Scripted((asked[0].decide("ask", False, "no"), *asked)), ITEM)
+    draft = [dataclasses.replace(ITEM, draft=QuestionDraft(text, "ocr", "r")) for text in ("a", "b", "a")]
+    made = apply(Scripted((draft[0].decide("ask", False, "no"), *draft)), ITEM)
     assert [item.kept for item in made] == [False, True, True, False]
     assert made[3].decisions[-1].reason == "the same as another item of this picture"

@@ -102,10 +102,10 @@ class Judge:
     def __init__(self, *pairs: tuple[str, str], refuses: bool = False) -> None:
         self.pairs = {frozenset(pair) for pair in pairs}
         self.refuses = refuses
-        self.asked: list[tuple[str, str]] = []
+        self.draft: list[tuple[str, str]] = []
 
     def same(self, question: str, first: str, second: str) -> bool | None:
-        self.asked.append((first, second))
+        self.draft.append((first, second))
         if self.refuses:
             raise CallRefusedError("HTTP 413")
         return frozenset((first, second)) in self.pairs
@@ -137,12 +137,12 @@ def test_the_judge_is_asked_only_where_its_word_counts() -> None:
     VoteStep(EIGHT, settled)(dataclasses.replace(ITEM, votes=tuple(clear)))
     few = votes(a=["x", "y", "!", "!"], b=["x", "z", "w", "!"])
     VoteStep(EIGHT, hopeless)(dataclasses.replace(ITEM, votes=tuple(few)))
-    assert settled.asked == hopeless.asked == []
+    assert settled.draft == hopeless.draft == []
     numbers = Judge()
     VoteStep(EIGHT, numbers)(
         dataclasses.replace(ITEM, votes=tuple(votes(a=["1", "2", "3", "4"], b=["5", "6", "7", "8"])))
     )
-    assert numbers.asked == []
+    assert numbers.draft == []
 
 
 def test_a_question_that_holds_its_answer_is_refused_afterwards() -> None:

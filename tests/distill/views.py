@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from PIL import Image
 
-from qzoom.distill.items import Asked, Item, Known, KnownObject, KnownQuestion, KnownText, Picture, Region
+from qzoom.distill.items import QuestionDraft, Item, Known, KnownObject, KnownQuestion, KnownText, ImageRef, TargetRegion
 
 ITEM = Item(
-    Picture("a" * 20, "x.png", 400, 200),
-    Region((100, 50, 160, 90), (95, 45, 165, 95), "given", 2.0),
-    Asked("What is the code on the red star?", "ocr", "rule", known="A4"),
+    ImageRef("a" * 20, "x.png", 400, 200),
+    TargetRegion((100, 50, 160, 90), (95, 45, 165, 95), "given", 2.0),
+    QuestionDraft("What is the code on the red star?", "ocr", "rule", known="A4"),
     seed=7,
 )
 KNOWN = Known(

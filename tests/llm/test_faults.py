@@ -17,7 +17,7 @@ from qzoom.distill.ask import AskStep, ValidateStep
 from qzoom.distill.build import build_roles
 from qzoom.distill.choices import ChoicesSettings, ChoicesStep
 from qzoom.distill.difficulty import DifficultySettings, DifficultyStep
-from qzoom.distill.items import Item, Picture, Region, apply
+from qzoom.distill.items import Item, ImageRef, TargetRegion, apply
 from qzoom.distill.roles import roles_from_mapping
 from qzoom.distill.vote import VoteSettings, VoteStep
 from tests.distill.views import StillViews
@@ -30,8 +30,8 @@ class Crops(StillViews):
     """Every region has a colour of its own, so that its crop is a call of its own."""
 
     def crop(self, item: Item) -> Image.Image:
-        assert item.region is not None
-        return Image.new("RGB", (20, 10), (item.region.box[0], 0, 0))
+        assert item.target is not None
+        return Image.new("RGB", (20, 10), (item.target.box[0], 0, 0))
 
 
 def drawn(*parts: object) -> int:
@@ -75,7 +75,7 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
         by = {"by": "endpoint", "endpoints": [end]}
         roles = build_roles(
             roles_from_mapping(
-                {"asker": by, "validator": by, "judge": by, "maker": by, "student": by | {"plain": True}}
+                {"question_writer": by, "validator": by, "judge": by, "distractor_writer": by, "student": by | {"plain": True}}
                 | {"teachers": [by | {"name": name} for name in ("a", "b")]}
                 | {"calls": {"retries": 40, "backoff_s": 0.002, "longest_s": 0.05}},
                 "test",
@@ -85,11 +85,11 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
         roles.check()
         views = Crops()
         steps = [
-            AskStep(roles.asker, views),
+            AskStep(roles.question_writer, views),
             ValidateStep(roles.validator, views),
             AnswerStep(roles.teachers, views, 4),
             VoteStep(VoteSettings(), roles.judge),
-            ChoicesStep(roles.maker, views, ChoicesSettings(none_share=0.2, negatives=0.5)),
+            ChoicesStep(roles.distractor_writer, views, ChoicesSettings(none_share=0.2, negatives=0.5)),
             DifficultyStep(roles.student, views, DifficultySettings(samples=2, low=0.0)),
         ]
 
@@ -101,7 +101,7 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
 
         starts = [
             Item(
-                Picture("b" * 20, "x.png", 400, 200), Region((i, 50, i + 60, 90), (i, 45, i + 70, 95), "given"), seed=i
+                ImageRef("b" * 20, "x.png", 400, 200), TargetRegion((i, 50, i + 60, 90), (i, 45, i + 70, 95), "given"), seed=i
             )
             for i in range(16)
         ]
