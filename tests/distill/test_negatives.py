@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from qzoom.distill.choices import absent
-from qzoom.distill.items import Agreement, QuestionDraft, Item, Known, KnownObject, KnownQuestion, KnownText
+from qzoom.distill.items import Agreement, Item, Known, KnownObject, KnownQuestion, KnownText, QuestionDraft
 from qzoom.distill.pictures import load_source
 from tests.distill.views import ITEM, KNOWN
 

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.items import Item
-from qzoom.distill.pictures import ImageSource, list_sources, picture_digest, scan
-from qzoom.distill.views import PictureViews
+from qzoom.distill.pictures import ImageSource, Views, list_sources, picture_digest, scan
 from qzoom.errors import ConfigError, ImageError
 from tests.distill.data import make_pictures
 
@@ -72,7 +71,7 @@ def test_views_decode_a_picture_once_while_it_is_worked_on(tmp_path):
     make_pictures(tmp_path, 1)
     source = ImageSource("0.png", str(tmp_path), "x")
     picture, _ = scan(source)
-    views = PictureViews()
+    views = Views()
     item = Item(picture)
     with views.working_on(picture, source.questions):
         first = views.whole(item)

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 
 import pytest
 from PIL import Image
 
+from qzoom.distill.items import ImageRef
 from qzoom.distill.recipe import recipe_from_values
-from qzoom.distill.run import RunOptions, run_recipe
+from qzoom.distill.run import SpillFile, run_recipe
 from qzoom.errors import ConfigError
 from tests.distill.data import code_of, make_pictures, recipe_values
+from tests.distill.views import finished_item
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -76,46 +79,26 @@ def test_new_pictures_in_front_leave_old_results_alone(tmp_path):
     assert report.rows["train"] == 10
 
 
-def test_steps_one_by_one_equal_a_whole_run(tmp_path):
-    recipe = recipe_of(make_pictures(tmp_path / "in", 2))
-    run_recipe(recipe, tmp_path / "whole")
-    for step in (*recipe.steps, "export"):
-        report = run_recipe(recipe, tmp_path / "steps", RunOptions(step=step))
-        assert not report.stats.waiting
-    assert (tmp_path / "steps/dataset/train.parquet").read_bytes() == (
-        tmp_path / "whole/dataset/train.parquet"
-    ).read_bytes()
-
-
-def test_a_step_before_its_turn_computes_nothing_and_says_why(tmp_path):
-    recipe = recipe_of(make_pictures(tmp_path / "in", 2))
-    run_recipe(recipe, tmp_path / "out", RunOptions(step="propose"))
-    report = run_recipe(recipe, tmp_path / "out", RunOptions(step="vote"))
-    assert report.computed["vote"] == 0
-    assert report.stats.waiting == {"the step crop has not been run": 4}
-
-
 def test_changed_settings_are_named_and_replaced_from_their_step_on(tmp_path):
     questions = make_pictures(tmp_path / "in", 2)
     run_recipe(recipe_of(questions), tmp_path / "out")
     changed = recipe_of(questions, answer={"samples": 5})
     with pytest.raises(ConfigError, match=r"samples was 4, is 5.*--fresh"):
         run_recipe(changed, tmp_path / "out")
-    run_recipe(changed, tmp_path / "out", RunOptions(step="answer", fresh=True))
-    report = run_recipe(changed, tmp_path / "out")
-    assert report.computed == dict.fromkeys(report.computed, 0) | {"vote": 4}
+    report = run_recipe(changed, tmp_path / "out", fresh_from="answer")
+    assert report.computed == dict.fromkeys(report.computed, 0) | {"answer": 4, "vote": 4}
     assert len(json.loads(rows_of(tmp_path / "out")[0]["provenance"])["votes"]) == 10
 
 
 def test_limit_takes_the_first_pictures(tmp_path):
-    report = run_recipe(recipe_of(make_pictures(tmp_path / "in", 4)), tmp_path / "out", RunOptions(limit=1))
+    report = run_recipe(recipe_of(make_pictures(tmp_path / "in", 4)), tmp_path / "out", limit=1)
     assert (report.stats.pictures, report.rows["train"]) == (1, 2)
 
 
 def test_unknown_step_is_refused(tmp_path):
     recipe = recipe_of(make_pictures(tmp_path / "in", 1))
     with pytest.raises(ConfigError, match="No step 'difficulty' in this recipe; its steps: propose, crop"):
-        run_recipe(recipe, tmp_path / "out", RunOptions(step="difficulty"))
+        run_recipe(recipe, tmp_path / "out", fresh_from="difficulty")
 
 
 def test_pictures_that_make_trouble_cost_only_themselves(tmp_path):
@@ -163,7 +146,7 @@ def test_boxes_outside_are_counted_and_never_exported(tmp_path):
     lines[0]["boxes"] = [[900, 900, 990, 950]]
     lines[1]["boxes"] = [[380, 280, 460, 340]]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report = run_recipe(recipe_of(path), tmp_path / "out", RunOptions(step="propose"))
+    report = run_recipe(recipe_of(path), tmp_path / "out")
     assert report.stats.refused["propose"] == {"outside the picture": 1, "too few visual tokens": 1}
 
 
@@ -208,8 +191,27 @@ def test_pictures_of_a_benchmark_are_left_out(tmp_path):
     recipe = recipe_of(path, decontaminate={"against": [str(tmp_path / "bench")]})
     report = run_recipe(recipe, tmp_path / "out")
     assert report.rows["train"] == 4
-    assert [match.benchmark for match in report.dropped] == ["leak.jpg"]
+    assert [match.benchmark for match in report.matches] == ["leak.jpg"]
     kept = run_recipe(
-        dataclasses.replace(recipe, decontaminate=dataclasses.replace(recipe.decontaminate, drop=False)), tmp_path / "out"
+        dataclasses.replace(recipe, decontaminate=dataclasses.replace(recipe.decontaminate, drop=False)),
+        tmp_path / "out",
     )
-    assert (kept.rows["train"], len(kept.dropped)) == (6, 1)
+    assert (kept.rows["train"], len(kept.matches)) == (6, 1)
+
+
+def test_order_is_by_picture_and_id_and_equal_items_come_once(tmp_path):
+    items = [
+        finished_item(ImageRef(f"{picture:020x}", f"{picture}.png", 50, 50), text=f"Wie heißt {n}?")
+        for picture in (3, 1, 2)
+        for n in range(4)
+    ]
+    found = []
+    for seed in range(3):
+        random.Random(seed).shuffle(items)
+        with SpillFile(tmp_path / "kept.tmp") as spill:
+            for item in (*items, items[0]):
+                spill.add(item)
+            found.append(list(spill.in_order()))
+    assert found[0] == found[1] == found[2]
+    assert found[0] == sorted(items, key=lambda one: (one.picture.digest, one.id))
+    assert not (tmp_path / "kept.tmp").exists()

@@ -229,7 +229,7 @@ def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
             name = member.name or ("knows-the-answer" if knows else "rule")
             model = "rule that knows the answer" if knows else "rule"
             return Role(name, model, partial(rule, name=name, error_rate=member.error_rate) if knows else rule)
-        client = Client(kind, member.label, member.endpoints, member.sampling, shared)
+        client = Client(kind.replace("_", " "), member.label, member.endpoints, member.sampling, shared)
         clients.append(client)
         return Role(client.name, client.model, partial(ask, client=client, member=member))
 

@@ -16,7 +16,7 @@ from qzoom.errors import DataError
 from qzoom.images.load import load_image
 from qzoom.training.student.data import digest_of, read_split
 from qzoom.training.student.schedule import make_order, visit_rows
-from tests.distill.items import finished_item
+from tests.distill.views import finished_item
 from tests.training.student.conftest import SCHEMA, picture, row, write
 
 

@@ -1,4 +1,4 @@
-"""The pipeline's record: there and back, its name, its decisions."""
+"""The pipeline's record and its steps: there and back, decisions, and what ends a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.items import Agreement, QuestionDraft, Choices, Item, ImageRef, TargetRegion, Vote, item_from_json
-from qzoom.errors import DataError
+from qzoom.distill.items import (
+    Agreement,
+    Choices,
+    ImageRef,
+    Item,
+    QuestionDraft,
+    Step,
+    TargetRegion,
+    Vote,
+    apply,
+    item_from_json,
+)
+from qzoom.errors import CheckpointError, ConfigError, DataError, ImageError, LaterError, StopRunError
 
 PICTURE = ImageRef("a" * 20, "dogs/1.png", 400, 200, "/data", "own")
 REGION = TargetRegion((40, 20, 80, 40), (36, 18, 84, 42), "given", 2.0, 0.5, "tag", 1)
@@ -59,3 +70,52 @@ def test_a_broken_line_says_what_and_where(line: str, sentence: str) -> None:
     with pytest.raises(DataError, match=None) as failure:
         item_from_json(line, "items.jsonl:3")
     assert sentence in str(failure.value)
+
+
+PLAIN = Item(ImageRef("0" * 20, "x", 100, 100), TargetRegion((1, 1, 9, 9), (0, 0, 10, 10), "given"))
+
+
+class Scripted:
+    """Gives the items, or raises the error, and counts the calls."""
+
+    def __init__(self, what):
+        self.what = what
+        self.calls = 0
+
+    @property
+    def step(self):
+        return Step("ask", self)
+
+    def __call__(self, item):
+        self.calls += 1
+        if isinstance(self.what, Exception):
+            raise self.what
+        return self.what
+
+
+def test_refused_items_go_through_untouched_and_unseen():
+    step = Scripted(())
+    refused = PLAIN.decide("crop", False, "too small")
+    assert apply(step.step, refused) == (refused,)
+    assert step.calls == 0
+
+
+@pytest.mark.parametrize("error", [DataError("no region"), ImageError("cannot be decoded")])
+def test_an_item_that_cannot_be_used_is_refused_with_the_sentence(error):
+    (item,) = apply(Scripted(error).step, PLAIN)
+    assert (item.kept, item.decisions[-1].step, item.decisions[-1].reason) == (False, "ask", str(error))
+
+
+@pytest.mark.parametrize(
+    "error", [StopRunError("spent"), LaterError("not now"), ConfigError("wrong"), CheckpointError("none")]
+)
+def test_what_concerns_the_run_gets_out(error):
+    with pytest.raises(type(error), match=str(error)):
+        apply(Scripted(error).step, PLAIN)
+
+
+def test_of_equal_items_only_the_first_stays():
+    draft = [dataclasses.replace(PLAIN, draft=QuestionDraft(text, "ocr", "r")) for text in ("a", "b", "a")]
+    made = apply(Scripted((draft[0].decide("ask", False, "no"), *draft)).step, PLAIN)
+    assert [item.kept for item in made] == [False, True, True, False]
+    assert made[3].decisions[-1].reason == "the same as another item of this picture"

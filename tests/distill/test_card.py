@@ -1,10 +1,10 @@
-"""Agreed answers beside the ones that pictures know."""
+"""Statistics of a run."""
 
 import dataclasses
 
 from qzoom.distill.card import Stats
 from qzoom.distill.items import ImageRef
-from tests.distill.items import finished_item
+from tests.distill.views import finished_item
 
 PICTURE = ImageRef("0" * 20, "scenes:1", 100, 80, "", "scenes")
 

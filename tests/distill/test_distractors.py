@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qzoom.distill.distractors import format_of, draw_distractors
+from qzoom.distill.distractors import draw_distractors, format_of
 from qzoom.scoring.agree import normal
 
 
