@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.items import ImageRef
-from qzoom.distill.recipe import recipe_from_values
+from qzoom.distill.recipe import recipe_from_values, step_settings
 from qzoom.distill.run import SpillFile, run_recipe
 from qzoom.errors import ConfigError
+from qzoom.store.log import LogWriter
 from tests.distill.data import code_of, make_pictures, recipe_values
 from tests.distill.views import finished_item
 
@@ -125,7 +126,7 @@ def test_pictures_that_make_trouble_cost_only_themselves(tmp_path):
     assert stats.refused["propose"]["too few visual tokens"] + stats.refused["propose"]["too few pixels"] == 16
     assert all("in/" not in reason and ".png" not in reason for reason in stats.refused_pictures)
     stored = [json.loads(line) for line in (tmp_path / "out/steps/pictures.jsonl").read_text().splitlines()[1:]]
-    sizes = {row["out"][0]["source"]: row["out"][0]["width"] for row in stored if "source" in row["out"][0]}
+    sizes = {row["items"][0]["source"]: row["items"][0]["width"] for row in stored if "source" in row["items"][0]}
     assert sizes["turned.jpg"] == 300
     assert {"good.png", "deep/good.png"} <= set(sizes)
 
@@ -175,10 +176,10 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    from qzoom.distill.store import StoreLock
-
     recipe = recipe_of(make_pictures(tmp_path / "in", 1))
-    with StoreLock(tmp_path / "out"), pytest.raises(ConfigError, match="Another run is writing"):
+    run_recipe(recipe, tmp_path / "out")
+    writing = LogWriter(tmp_path / "out/steps/vote.jsonl", "vote", step_settings(recipe, "vote"))
+    with writing, pytest.raises(ConfigError, match="Another process is writing"):
         run_recipe(recipe, tmp_path / "out")
 
 

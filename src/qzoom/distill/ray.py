@@ -21,9 +21,9 @@ from qzoom.distill.items import Item, KnownQuestion, Step
 from qzoom.distill.pictures import ImageSource, Views
 from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, open_pipeline, process_picture
 from qzoom.distill.recipe import DatasetRecipe, recipe_from_values
-from qzoom.distill.store import StepStore
 from qzoom.errors import ConfigError, LaterError, QZoomError, StopRunError
 from qzoom.settings import to_dict
+from qzoom.store.log import Log
 
 __all__ = ["compute_with_ray"]
 
@@ -32,7 +32,7 @@ def compute_with_ray(
     recipe: DatasetRecipe,
     folder: Path,
     sources: Sequence[ImageSource],
-    stores: Mapping[str, StepStore],
+    stores: Mapping[str, Log],
     on_picture: Advance | None = None,
 ) -> Iterator[list[Row]]:
     """Compute what is missing, image by image.
@@ -116,9 +116,7 @@ class _Worker:
         return json.dumps({"rows": result.rows})
 
 
-def _missing(
-    recipe: DatasetRecipe, sources: Sequence[ImageSource], stores: Mapping[str, StepStore]
-) -> list[dict[str, str]]:
+def _missing(recipe: DatasetRecipe, sources: Sequence[ImageSource], stores: Mapping[str, Log]) -> list[dict[str, str]]:
     """Images whose results are not complete, each with its stored results."""
 
     def not_yet(item: Item) -> Sequence[Item]:
@@ -136,7 +134,7 @@ def _missing(
     return rows
 
 
-def _recording(stores: Mapping[str, StepStore], rows: list[Row]) -> Stored:
+def _recording(stores: Mapping[str, Log], rows: list[Row]) -> Stored:
     """Looks results up and records those that exist."""
 
     def look_up(step: str, key: str) -> list[Any] | None:

@@ -25,11 +25,12 @@ from qzoom.distill.items import ImageRef, Item, item_from_json
 from qzoom.distill.pictures import ImageSource, list_sources, load_source
 from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, open_pipeline, process_picture
 from qzoom.distill.recipe import DatasetRecipe, step_settings
-from qzoom.distill.store import StepStore, StoreLock
 from qzoom.errors import ConfigError
-from qzoom.store.tensors import write_synced
+from qzoom.store.log import LogWriter, write_atomic
 
 __all__ = ["RunReport", "SpillFile", "run_recipe"]
+
+_SYNC_S = 2.0
 
 
 @dataclass(slots=True)
@@ -95,7 +96,6 @@ def run_recipe(
         raise ConfigError(f"No step {fresh_from!r} in this recipe; its steps: {', '.join(recipe.steps)}.")
     sources = list_sources(recipe.pictures)[:limit]
     with ExitStack() as stack:
-        stack.enter_context(StoreLock(folder))
         stores = _open_stores(recipe, folder, fresh_from, stack)
         report = RunReport(computed=dict.fromkeys(stores, 0))
         pipeline = stack.enter_context(open_pipeline(recipe, folder))
@@ -121,19 +121,20 @@ def run_recipe(
                     on_picture(number, len(sources))
             report.cost = pipeline.cost()
             _export(recipe, folder / "dataset", spill, report, on_export)
-    write_synced(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 
-def _open_stores(recipe: DatasetRecipe, folder: Path, fresh_from: str | None, stack: ExitStack) -> dict[str, StepStore]:
-    """The stores of all steps."""
+def _open_stores(recipe: DatasetRecipe, folder: Path, fresh_from: str | None, stack: ExitStack) -> dict[str, LogWriter]:
+    """The logs of all steps."""
     stores = {}
     fresh = False
     for step in (SCAN, *recipe.steps):
         fresh = fresh or step == fresh_from
         path = folder / "steps" / f"{step}.jsonl"
-        stores[step] = StepStore(path, step, step_settings(recipe, step), fresh=fresh)
-        stack.callback(stores[step].close)
+        advice = f"use --fresh --step {step} to replace it and the later steps, --fresh for all, or another folder"
+        log = LogWriter(path, step, step_settings(recipe, step), fresh=fresh, sync_s=_SYNC_S, advice=advice)
+        stores[step] = stack.enter_context(log)
     return stores
 
 
@@ -153,11 +154,11 @@ def _without_duplicates(results: Iterable[PictureResult], report: RunReport) -> 
             yield result
 
 
-def store_rows(rows: Iterable[Row], stores: Mapping[str, StepStore], computed: dict[str, int]) -> None:
+def store_rows(rows: Iterable[Row], stores: Mapping[str, LogWriter], computed: dict[str, int]) -> None:
     """Write new results; two images of equal content give the same ones, of which the first are kept."""
     for step, key, out in rows:
         if key not in stores[step]:
-            stores[step].add(key, out)
+            stores[step].append(key, out)
             computed[step] += 1
 
 

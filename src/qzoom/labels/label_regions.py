@@ -27,7 +27,8 @@ from qzoom.labels.find_heads import HeadSearch, HeadSet, Mode, find_heads, parse
 from qzoom.labels.maps import RegionLabelSettings, label_record
 from qzoom.labels.respond import Responses, Shown, View, attention_of, respond, show
 from qzoom.labels.workers import ModelChoice, run_shares
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.log import write_atomic
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import (
     Attention,
     Provenance,
@@ -40,7 +41,6 @@ from qzoom.store.schema import (
     content_id,
     tensor_digest,
 )
-from qzoom.store.tensors import write_synced
 
 if TYPE_CHECKING:
     from qzoom.engine.state import Engine
@@ -204,7 +204,7 @@ def _kept_heads(
     chosen, facts = choose_heads(engine, asked["heads"], modes, search, asked["sinks"])
     folder.mkdir(parents=True, exist_ok=True)
     found = {"identity": identity, "heads": {mode: asdict(heads) for mode, heads in chosen.items()}, "found": facts}
-    write_synced(path, (json.dumps(found, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(found, indent=2) + "\n").encode())
     return chosen
 
 

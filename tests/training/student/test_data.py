@@ -67,7 +67,7 @@ def test_reads_what_distillation_exports(tmp_path, embed):
     write_dataset(iter([free, chosen]), tmp_path / "out", settings, lambda counts: "card")
     one, two = read_split(tmp_path / "out", tmp_path / "p", 0.0, 0).train
     assert (one.text, one.answer, one.choices) == ("Which code?", "K7", ())
-    assert one.box == free.region.box
+    assert one.box == free.target.box
     assert (two.answer, two.letter, two.choices) == ("A", "A", ("K7", "K1", "none of these"))
     assert two.text.startswith("Which code?\nA. K7\nB. K1\nC. none of these\n")
     assert one.picture == two.picture
