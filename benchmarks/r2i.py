@@ -126,12 +126,12 @@ def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path:
     from qzoom.engine.request import share_tokens
     from qzoom.evaluation.coverage import measure_coverage
     from qzoom.evaluation.coverage_maps import question_maps
-    from qzoom.store.tensors import write_synced
+    from qzoom.store.log import write_atomic
 
     looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)
     found = measure_coverage(question_maps(model, task, looks))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(path, json.dumps(found.to_dict()).encode())
+    write_atomic(path, json.dumps(found.to_dict()).encode())
 
 
 def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, Any]:
