@@ -10,7 +10,7 @@ from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.questions import read_receipts
 from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QZoomError
+from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run, weights_digest
 from qzoom.evaluation.score import score
 from qzoom.model import QZoom
@@ -146,7 +146,7 @@ def test_zooming_needs_a_region_branch(task):
 def test_wrong_settings_are_found_before_the_first_question(task):
     with pytest.raises(ConfigError):
         run(model(), task, dataclasses.replace(SHORT, gate_threshold=1.5))
-    with pytest.raises(BudgetError):
+    with pytest.raises(ConfigError, match="region_tokens must be"):
         run(model(), task, dataclasses.replace(SHORT, region_tokens="many"))
 
 
