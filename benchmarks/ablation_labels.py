@@ -195,6 +195,7 @@ def known_answers(
     questions: Sequence[Question],
     source: Path,
     folder: Path,
+    *,
     check: Callable[[], None],
 ) -> Path:
     """Labels from the attention of the known answers, read to the model as if it had given them.

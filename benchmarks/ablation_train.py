@@ -147,7 +147,7 @@ def _known_answers(bench: Bench, own: Path, folder: Path) -> Path:
     run = dataclasses.replace(region_run(bench), heads=heads)
     questions = questions_of(bench, "labels", bench.given.pictures, 0)
     engine = ModelChoice(str(bench.base)).load()
-    return known_answers(engine, run, questions, own, folder, bench.step("reading known answers"))
+    return known_answers(engine, run, questions, own, folder, check=bench.step("reading known answers"))
 
 
 def train_regions(bench: Bench, variant: Variant) -> Path:

@@ -80,10 +80,11 @@ def base_digest(engine: Engine) -> str:
     import torch
 
     lora = engine.backbone.lora
-    merged = () if lora is None else tuple(f".{target}.weight" for target in lora.targets)
+    decoder = engine.backbone.decoder_name
+    merged = () if lora is None else {f"{decoder}.{target}.weight" for target in lora.targets}
     digest = hashlib.sha256(b"" if lora is None else lora.digest.encode())
     for name, tensor in sorted(engine.backbone.model.state_dict().items()):
-        if name.endswith(merged) and "visual" not in name:
+        if name in merged:
             continue
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // 512)].to(torch.bfloat16).float().cpu()
@@ -119,7 +120,7 @@ def choose_heads(
             chosen[mode] = dataclasses.replace(found.heads, sinks=own)
             facts[mode] = {"samples": found.samples, "scores": [asdict(score) for score in found.scores]}
         elif how == "preset":
-            preset = published_heads(backbone.family, backbone.hidden_size, backbone.num_layers, mode)
+            preset = published_heads(backbone, backbone.hidden_size, backbone.num_layers, mode)
             if preset is None:
                 raise ConfigError(
                     f"There is no table of heads for a {backbone.family} of {backbone.num_layers} layers and width "
