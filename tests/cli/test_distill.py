@@ -56,8 +56,8 @@ def test_audit_names_pairs(here, tmp_path):
     picture = Image.effect_noise((320, 240), 90).convert("RGB")
     picture.save(tmp_path / "bench/b.png")
     picture.resize((200, 150)).save(tmp_path / "mine/a.jpg")
-    said = here("distill", "audit", tmp_path / "mine", "--against", tmp_path / "bench")
+    said = here("distill", "decontaminate", tmp_path / "mine", "--against", tmp_path / "bench")
     assert said.code == 0
     assert said.out.splitlines()[0].startswith("a.jpg  b.png  pHash ")
     assert said.out.splitlines()[1] == "1 of 1 pictures look like one of 1 benchmark pictures."
-    assert here("distill", "audit", tmp_path / "mine", "--against", tmp_path / "none").is_one_sentence
+    assert here("distill", "decontaminate", tmp_path / "mine", "--against", tmp_path / "none").is_one_sentence

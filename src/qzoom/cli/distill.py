@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qzoom.distill.recipe import DistillRecipe
     from qzoom.distill.run import RunReport
 
-__all__ = ["audit", "distill"]
+__all__ = ["decontaminate", "distill"]
 
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
@@ -80,7 +80,7 @@ def distill(
         console.note(f"{count} items wait for a rerun: {reason}")
 
 
-def audit(
+def decontaminate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of pictures.")],
     against: Against,
     bits: Bits = 8,
@@ -90,7 +90,7 @@ def audit(
 ) -> None:
     """Look for pictures of benchmarks among the training pictures, by perceptual hashes.
 
-    Example: qzoom distill audit runs/distill/tiny-rules/dataset --against data/vstar
+    Example: qzoom distill decontaminate runs/distill/tiny-rules/dataset --against data/vstar
     """
     from qzoom.distill.decontaminate import AuditSettings, audit_dataset
 

@@ -226,7 +226,7 @@ def _known(totals: Totals) -> str:
 def _audit(recipe: DistillRecipe, matches: Sequence[Match]) -> str:
     if not recipe.audit.against:
         return (
-            "## Leakage audit\n\nNot made. `qzoom distill audit FOLDER --against BENCHMARK` compares the pictures with "
+            "## Leakage audit\n\nNot made. `qzoom distill decontaminate FOLDER --against BENCHMARK` compares the pictures with "
             "those of a benchmark.\n"
         )
     what = "left out" if recipe.audit.drop else "kept"

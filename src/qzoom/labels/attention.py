@@ -1,6 +1,4 @@
-"""Find the attention heads that point: every head is scored on pictures whose answer boxes are known.
-
-Where a model's own answer looks: attention of the response tokens to the visual cells (method.md 5.1).
+"""Where a model's own answer looks: attention of the response tokens to the visual cells (method.md 5.1).
 
 Nothing runs with eager attention: the response is run once more over the kept keys, and only the chosen layers' queries
 are multiplied with them. Sinks show as visual tokens with an outsized hidden state (method.md 5.2).
@@ -17,75 +15,8 @@ from torch import Tensor
 from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
 from qzoom.engine.prompt import Prompt, VisualSpan
-from qzoom.types import Box
 
-__all__ = ["HeadScore", "ResponseAttention", "cells_of_boxes", "rank_heads", "response_attention", "sink_cells"]
-
-
-@dataclass(frozen=True, slots=True)
-class HeadScore:
-    """How well one head points.
-
-    Args:
-        layer: index of the decoder layer.
-        head: index of the query head.
-        hit: share of questions whose highest cell touches an answer box.
-        lift: share of the head's visual attention inside the boxes, divided by the boxes' share of the cells.
-    """
-
-    layer: int
-    head: int
-    hit: float
-    lift: float
-
-
-def cells_of_boxes(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Cells that any of the boxes touches.
-
-    Args:
-        boxes: xyxy in original pixels, half-open.
-        size_px: (width, height) of the picture.
-        grid: (rows, columns).
-
-    Returns:
-        (rows, columns) bool.
-    """
-    rows, columns = grid
-    width, height = size_px
-    mask = torch.zeros(rows, columns, dtype=torch.bool)
-    for x0, y0, x1, y1 in boxes:
-        left, right = x0 * columns // width, -(-x1 * columns // width)
-        top, bottom = y0 * rows // height, -(-y1 * rows // height)
-        mask[top:bottom, left:right] = True
-    return mask
-
-
-def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[HeadScore]:
-    """Score every head, best first (by hit rate, then lift).
-
-    Args:
-        samples: the attention of a response and the (rows, columns) bool cells of its answer.
-
-    Raises:
-        ValueError: no samples.
-    """
-    if not samples:
-        raise ValueError("Heads cannot be ranked without samples.")
-    layers, heads = samples[0][0].layers, samples[0][0].values.shape[1]
-    hits = torch.zeros(len(layers), heads)
-    lifts = torch.zeros(len(layers), heads)
-    for attention, cells in samples:
-        flat = attention.values.flatten(2)
-        inside = cells.flatten()
-        hits += inside[flat.argmax(-1)].float()
-        share = (flat * inside).sum(-1) / flat.sum(-1).clamp_min(1e-12)
-        lifts += share / inside.float().mean().clamp_min(1e-12)
-    scores = [
-        HeadScore(layer, head, float(hits[i, head]) / len(samples), float(lifts[i, head]) / len(samples))
-        for i, layer in enumerate(layers)
-        for head in range(heads)
-    ]
-    return sorted(scores, key=lambda s: (-s.hit, -s.lift, s.layer, s.head))
+__all__ = ["ResponseAttention", "response_attention", "sink_cells"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +68,17 @@ def response_attention(
     mask = torch.zeros(hidden_keys.shape, dtype=hidden.dtype, device=backbone.device)
     mask = mask.masked_fill(hidden_keys, torch.finfo(hidden.dtype).min)[None, None]
     spans = [s for s in prompt.spans if s.role == "coarse"]
-    found: list[list[Tensor]] = [[] for _ in spans]
+    maps: list[list[Tensor]] = [[] for _ in spans]
     for i in range(max(layers) + 1):
         layer = backbone.layers[i]
         query = backbone.query(layer, hidden, rotary) if i in layers else None
         hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
         if query is not None:
             shares = _softmax(query[0], cache.layer(i)[0][0], hidden_keys)
-            for pieces, span in zip(found, spans, strict=True):
+            for pieces, span in zip(maps, spans, strict=True):
                 pieces.append(shares[..., span.start : span.stop].mean(1).view(-1, *span.features.grid))
     chosen = tuple(sorted(layers))
-    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in found)
+    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in maps)
 
 
 def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
