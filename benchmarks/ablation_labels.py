@@ -226,9 +226,8 @@ def _known(
     engine: Engine, chat: Any, recipe: RegionRecipe, heads: HeadSet, question: Question
 ) -> list[tuple[Any, dict[str, np.ndarray]]]:
     from qzoom.data.questions import load_picture
-    from qzoom.labels.attention import sink_cells
     from qzoom.labels.maps import label_record, region_labels
-    from qzoom.labels.respond import attention_of, generate, prepare_image
+    from qzoom.labels.respond import attention_of, generate, prepare_image, sink_cells
 
     image = prepare_image(load_picture(question), recipe.view, recipe.tokens)
     responses = generate(engine, chat, image, [turn.question for turn in question.turns], max_new_tokens=1)

@@ -46,7 +46,7 @@ def settings(coarse: int, region: int) -> tuple[Setting, ...]:
 
 def measure(model: QZoom, task: Task, setting: Setting, given: argparse.Namespace) -> list[AnswerRow]:
     """Ask every question of a task in one setting."""
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.runner import EvalOptions, run
 
     limits = share_tokens(

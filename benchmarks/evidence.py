@@ -192,7 +192,7 @@ class First:
 
 def options_of(model: QZoom, look: Look, max_new_tokens: int = 128) -> Any:
     """The evaluation's options for a way to look."""
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.runner import EvalOptions
 
     zoom: Any = "auto" if look.region else "never"

@@ -123,7 +123,7 @@ def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -
 
 
 def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path: Path) -> None:
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.coverage import measure_coverage
     from qzoom.evaluation.coverage_maps import question_maps
     from qzoom.store.tensors import write_synced

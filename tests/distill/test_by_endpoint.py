@@ -18,7 +18,6 @@ from qzoom.distill.answer import AnswerStep
 from qzoom.distill.ask import AskStep, ValidateStep
 from qzoom.distill.by_endpoint import (
     EndpointAsker,
-    EndpointJudge,
     EndpointMaker,
     EndpointReader,
     EndpointTeacher,
@@ -26,8 +25,9 @@ from qzoom.distill.by_endpoint import (
 )
 from qzoom.distill.items import Agreement, Vote
 from qzoom.llm.cache import CallCache
-from qzoom.llm.client import Client, Exchange
+from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
+from qzoom.scoring.judge import Judge
 from tests.distill.views import ITEM, StillViews
 from tests.llm.stub import Stub, always, serve, text_of
 
@@ -41,11 +41,11 @@ def behind(
 ) -> Iterator[tuple[Client, Stub]]:
     stub = Stub(answer)
     with serve(stub) as url:
-        exchange = Exchange(CallCache(folder / "calls.sqlite"), CallSettings(retries=2, backoff_s=0.001))
+        shared = SharedClient(CallCache(folder / "calls.sqlite"), CallSettings(retries=2, backoff_s=0.001))
         try:
-            yield Client(role, "big", [EndpointSettings(url, "m-1")], Sampling(), exchange), stub
+            yield Client(role, "big", [EndpointSettings(url, "m-1")], Sampling(), shared), stub
         finally:
-            exchange.close()
+            shared.close()
 
 
 def sizes(body: dict[str, Any]) -> list[tuple[int, int]]:
@@ -163,7 +163,7 @@ def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
         return {"maroon": "**Yes.**", "blue": "no", "odd": "perhaps"}[facts["second_answer"]]
 
     with behind(tmp_path, answer, "judge") as (client, stub):
-        judge = EndpointJudge(client)
+        judge = Judge(client)
         assert judge.same("Q?", "dark red", "maroon") is True
         assert judge.same("Q?", "maroon", "dark red") is True
         assert judge.same("Q?", "azure", "blue") is False

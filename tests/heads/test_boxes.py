@@ -32,7 +32,7 @@ def random_case(draw: random.Random) -> tuple[Tensor, tuple[int, int]]:
 
 
 def boxes(maps: list[Tensor], sizes: list[tuple[int, int]], level: float, **rule: object) -> tuple[MapBox, ...]:
-    return boxes_from_maps(maps, sizes, threshold=level, rule=BoxRule(**rule), cell_px=32)  # type: ignore[arg-type]
+    return boxes_from_maps(maps, sizes, threshold=level, rule=BoxRule(**rule), token_px=32)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scaling", ["exact", "float32"])
@@ -168,7 +168,7 @@ def test_float32_scaling_stays_within_a_pixel_of_exact() -> None:
         size = (draw.randint(100, 4000), draw.randint(100, 4000))
         x0, y0 = draw.randrange(columns), draw.randrange(rows)
         cells = (x0, y0, draw.randint(x0 + 1, columns), draw.randint(y0 + 1, rows))
-        loose = cells_to_pixels(cells, (rows, columns), size, scaling="float32", cell_px=32)
+        loose = cells_to_pixels(cells, (rows, columns), size, scaling="float32", token_px=32)
         exact = cells_to_pixels(cells, (rows, columns), size, scaling="exact")
         assert max(abs(a - b) for a, b in zip(loose, exact, strict=True)) <= 1
         lost += loose != exact

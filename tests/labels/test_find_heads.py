@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qzoom.engine.attention import ResponseAttention
 from qzoom.errors import ConfigError
-from qzoom.labels.attention import ResponseAttention
 from qzoom.labels.find_heads import HeadSet, choose_heads, find_heads, parse_heads, published_heads, rank_heads
 from qzoom.labels.settings import HeadSearch, RegionRecipe
 from tests.tiny_models import build_engine

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from qzoom.config import TokenBudget
-from qzoom.errors import ConfigError
+from qzoom.errors import BudgetSpentError, ConfigError, EndpointError
 from qzoom.labels.hard_cases import current_verdicts, hard_case_labeller, hard_case_report, judge_undecided, zoom_effect
 from qzoom.labels.settings import HardCaseRecipe
 from qzoom.labels.workers import label_share
+from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
-from qzoom.scoring.judge import BudgetSpentError, Judge, JudgeSettings
+from qzoom.scoring.judge import open_judge
 from qzoom.settings import to_dict
 from qzoom.store.log import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
@@ -70,7 +71,7 @@ def folder(tmp_path):
 
 
 def judge_at(url, **settings):
-    return Judge(JudgeSettings(url, "m", **settings), sleep=lambda _: None, seed=1)
+    return open_judge(EndpointSettings(url, "m"), CallSettings(backoff_s=0.0, **settings))
 
 
 def test_kinds_are_kept_apart(folder):
@@ -112,14 +113,14 @@ def test_failures_stay_open_are_counted_and_tried_again(folder):
 def test_a_spent_budget_keeps_what_was_judged(folder):
     with serve(Script(says)) as url:
         with pytest.raises(BudgetSpentError):
-            judge_undecided(folder, judge_at(url, budget=2), parallel=1)
+            judge_undecided(folder, judge_at(url, budget_requests=2), parallel=1)
         assert hard_case_report(folder).undecided == 1
         judge_undecided(folder, judge_at(url), parallel=1)
     assert hard_case_report(folder).undecided == 0
 
 
 def test_a_refused_key_stops_the_run(folder):
-    with serve(Script((401,))) as url, pytest.raises(ConfigError, match="refuses the key"):
+    with serve(Script((401,))) as url, pytest.raises(EndpointError, match="refuses the key"):
         judge_undecided(folder, judge_at(url))
     assert hard_case_report(folder).undecided == 2
 

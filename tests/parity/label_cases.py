@@ -90,7 +90,7 @@ def _boxes(folder: Path, report: Report) -> None:
                 tuple(row["image_size_wh"]),
                 min_side_px=row.get("min_side", 28),
                 scaling="float32",
-                cell_px=row["merged_patch"],
+                token_px=row["merged_patch"],
             )
             case.equal("box in pixels", list(ours), row["box_pixel_xyxy"])
 

@@ -286,7 +286,7 @@ def _with_box(
         [p.size_px for p in item.request.pictures],
         threshold=entry["roi_conf_thresh"],
         rule=engine.config.box,
-        cell_px=engine.backbone.cell_px,
+        token_px=engine.backbone.token_px,
     )
     case.equal("roi_box_grid", tuple(drawn[0].cells), cells)
     case.equal("roi_box_pixel", tuple(drawn[0].box), pixels)
@@ -325,7 +325,7 @@ def _region(case: Case, engine: Engine, saved: Tensors, item: CoarseResult, suff
     name = "updated_position_ids" if exact else "updated_position_ids (fractional)"
     case.close(name, prompt.positions, positions, EXACT if exact else POSITION)
     inserted = torch.zeros(len(prompt), dtype=torch.uint8)
-    opening, closing = engine.backbone.block_ids
+    opening, closing = engine.backbone.image_delimiters
     inserted[spans[0].start - len(opening) : spans[0].stop + len(closing)] = 1
     case.equal("inserted_mask", inserted, saved["inserted_mask"][row][valid])
 

@@ -141,7 +141,7 @@ def _stage2(case: Case, engine: Engine, saved: Tensors, entry: dict[str, Any], p
         [picture.size],
         threshold=entry["roi_conf_thresh"],
         rule=engine.config.box,
-        cell_px=engine.backbone.cell_px,
+        token_px=engine.backbone.token_px,
     )
     labels = saved["labels"][0]
     case.equal("box found", bool(boxes), "roi_box_grid" in saved)
@@ -169,7 +169,7 @@ def _logits(engine: Engine, prompt: Prompt) -> Tensor:
     backbone = engine.backbone
     hidden, deepstack = embed_prompt(backbone, prompt)
     row = SequenceSlice(hidden, prompt.positions, KVCache(), 0, deepstack)
-    return backbone.finish(run_layers(backbone, list(backbone.layers), [row], first_layer=0)[0].hidden)
+    return backbone.lm_logits(run_layers(backbone, list(backbone.layers), [row], first_layer=0)[0].hidden)
 
 
 def _compare(case: Case, saved: Tensors, entry: dict[str, Any], loss: Tensor, trained: dict[str, nn.Parameter]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from starlette.routing import Route
 
 from qzoom.errors import ConfigError
-from qzoom.serving.auth import OPEN_PATHS, TENANT, KeyGate
-from qzoom.serving.settings import ServerSettings
+from qzoom.serving.middleware import OPEN_PATHS, TENANT, KeyGate
+from qzoom.serving.service import ServerSettings
 from tests.serving.running import running
 
 KEYS = ("first-key", "second-key")

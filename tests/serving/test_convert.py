@@ -5,12 +5,10 @@ import pytest
 from qzoom.config import TokenBudget
 from qzoom.errors import BudgetError
 from qzoom.images.fetch import FetchPolicy
-from qzoom.serving.convert import Converter, most_demanding
+from qzoom.serving.convert import Converter, PictureCache, most_demanding
 from qzoom.serving.errors import ApiError
 from qzoom.serving.limits import ServerLimits
-from qzoom.serving.parse import validate
-from qzoom.serving.pictures import PictureCache
-from qzoom.serving.protocol import ChatRequest
+from qzoom.serving.protocol import ChatRequest, validate
 from tests.serving.running import chat, data_url, image_part, page, user
 
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 import uvicorn
 
-from qzoom.serving.connections import guarded_protocol
-from qzoom.serving.guard import BodyGuard, decoded
 from qzoom.serving.limits import ServerLimits
+from qzoom.serving.middleware import BodyGuard, decoded
+from qzoom.serving.server import guarded_protocol
 
 
 class Echo:

@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_engines_forward_pass(worlds, family):
             hidden, deepstack = embed_prompt(engine.backbone, prompt)
             row = SequenceSlice(hidden, prompt.positions, KVCache(), 0, deepstack)
             out = run_layers(engine.backbone, list(engine.backbone.layers), [row], first_layer=0)[0].hidden
-            shares = engine.backbone.finish(out).log_softmax(-1)
+            shares = engine.backbone.lm_logits(out).log_softmax(-1)
         start = len(prompt) - len(sample.answer)
         expected -= sum(float(shares[start + i - 1, token]) for i, token in enumerate(sample.answer))
     with torch.no_grad():

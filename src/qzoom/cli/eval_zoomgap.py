@@ -201,7 +201,7 @@ def _ask(
 
 
 def _show(kept: KeptViews, compare: Path | None, console: Console, json: bool) -> None:
-    from qzoom.cli.zoomgap_output import comparison_lines, lines
+    from qzoom.evaluation.tables import gap_comparison_lines, gap_lines
     from qzoom.evaluation.zoomgap import compare_gaps, measure_gap, read_views
 
     found = measure_gap(kept.rows, places=kept.about.get("places", "auto"))
@@ -209,7 +209,7 @@ def _show(kept: KeptViews, compare: Path | None, console: Console, json: bool) -
     if json:
         console.record(kept.about | found.to_dict() | ({} if difference is None else {"compare": difference}))
         return
-    for line in lines(found):
+    for line in gap_lines(found):
         console.result(line)
-    for line in comparison_lines(difference) if difference is not None else ():
+    for line in gap_comparison_lines(difference) if difference is not None else ():
         console.result(line)

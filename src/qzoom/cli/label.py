@@ -166,13 +166,15 @@ class JudgeOptions:
         str | None, typer.Option(help="OpenAI-compatible API for what exact rules leave undecided.", show_default=False)
     ] = None
     judge_model: Annotated[str, typer.Option(help="The judge's name there.", show_default=False)] = ""
-    judge_budget: Annotated[int, typer.Option(min=0, help="Most requests of this run.")] = 100_000
+    judge_budget: Annotated[
+        int, typer.Option(min=0, help="Most requests of all runs with this output; 0 for no limit.")
+    ] = 100_000
     judge_parallel: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4
     judge_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 60.0
     judge_retries: Annotated[int, typer.Option(min=0, help="Further tries after failures that may pass.")] = 5
 
     def open(self, folder: Path) -> Judge | None:
-        """The judge, whose replies are stored beside the records; None without a URL.
+        """The judge, whose replies are cached beside the records; None without a URL.
 
         Raises:
             typer.BadParameter: a URL without a model.
@@ -181,16 +183,12 @@ class JudgeOptions:
             return None
         if not self.judge_model:
             raise typer.BadParameter("name the judge's model with --judge-model.")
-        from qzoom.scoring.judge import Judge, JudgeSettings
+        from qzoom.llm.settings import CallSettings, EndpointSettings
+        from qzoom.scoring.judge import CACHE, open_judge
 
-        limits: dict[str, Any] = {
-            "timeout_s": self.judge_timeout,
-            "retries": self.judge_retries,
-            "budget": self.judge_budget,
-        }
-        settings = JudgeSettings(self.judge_url, self.judge_model, **limits)
-        folder.mkdir(parents=True, exist_ok=True)
-        return Judge(settings, folder / "judge.jsonl")
+        calls = CallSettings(retries=self.judge_retries, budget_requests=self.judge_budget)
+        endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+        return open_judge(endpoint, calls, folder / CACHE)
 
 
 @flatten

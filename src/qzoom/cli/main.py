@@ -24,7 +24,7 @@ __all__ = ["app", "main", "run"]
 
 INTERRUPTED = 130
 
-_COMMANDS = {
+_COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about a picture."),
     "perceive": ("perceive:perceive", "Print where the model would look, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a page."),
@@ -84,8 +84,7 @@ class _Group(typer.core.TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        path = _COMMANDS if self.name in (None, "", "qzoom") else _COMMANDS[str(self.name)]
-        table: dict[str, Any] = dict(path)  # type: ignore[call-overload]
+        table: dict[str, Any] = _COMMANDS if self.name in (None, "", "qzoom") else _COMMANDS[self.name]
         self.commands = _Commands(table | dict(self.commands))
         self._listing = False
 

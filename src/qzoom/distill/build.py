@@ -7,16 +7,16 @@ from pathlib import Path
 
 from qzoom.distill.by_endpoint import (
     EndpointAsker,
-    EndpointJudge,
     EndpointMaker,
     EndpointReader,
     EndpointTeacher,
     EndpointValidator,
 )
 from qzoom.distill.by_rule import RuleAsker, RuleMaker, RuleReader, RuleTeacher, RuleValidator
-from qzoom.distill.roles import Asker, Judge, Maker, Reader, RoleSettings, RolesSettings, Teacher, Validator
+from qzoom.distill.roles import Asker, Maker, Reader, RoleSettings, RolesSettings, Teacher, Validator
 from qzoom.llm.cache import CallCache, Cost
-from qzoom.llm.client import Client, Exchange
+from qzoom.llm.client import Client, SharedClient
+from qzoom.scoring.judge import Judge
 
 __all__ = ["Roles", "build_roles"]
 
@@ -33,7 +33,7 @@ class Roles:
         maker: writes wrong options.
         student: answers the training view.
         guesser: answers without a picture.
-        exchange: what the endpoints share; None when all roles are rules.
+        shared: what the endpoints share; None when all roles are rules.
         clients: of all endpoints.
         before: costs when the run began.
     """
@@ -45,7 +45,7 @@ class Roles:
     maker: Maker | None = None
     student: Reader | None = None
     guesser: Reader | None = None
-    exchange: Exchange | None = None
+    shared: SharedClient | None = None
     clients: tuple[Client, ...] = ()
     before: tuple[Cost, ...] = field(default=())
 
@@ -60,18 +60,18 @@ class Roles:
 
     def costs(self, *, all_time: bool = False) -> tuple[Cost, ...]:
         """What was asked and paid, by role, name and endpoint; of this run, or of all runs with this cache."""
-        if self.exchange is None:
+        if self.shared is None:
             return ()
-        now = self.exchange.cache.costs()
+        now = self.shared.cache.costs()
         if all_time:
             return now
         began = {(cost.role, cost.name, cost.url): cost for cost in self.before}
-        return tuple(_less(cost, began.get((cost.role, cost.name, cost.url))) for cost in now)
+        return tuple(cost.since(began.get((cost.role, cost.name, cost.url))) for cost in now)
 
     def close(self) -> None:
         """Let go of connections and the cache."""
-        if self.exchange is not None:
-            self.exchange.close()
+        if self.shared is not None:
+            self.shared.close()
 
 
 def build_roles(settings: RolesSettings, cache: Path) -> Roles:
@@ -85,14 +85,14 @@ def build_roles(settings: RolesSettings, cache: Path) -> Roles:
         ConfigError: the file is no call cache, or one of another schema.
     """
     behind = any(member.by == "endpoint" for _, member in settings.members())
-    exchange = Exchange(CallCache(cache), settings.calls) if behind else None
+    shared = SharedClient(CallCache(cache), settings.calls) if behind else None
     clients: list[Client] = []
 
     def client(role: str, member: RoleSettings) -> Client | None:
         """Of a member behind an endpoint; None for a rule."""
-        if exchange is None or member.by == "rule":
+        if shared is None or member.by == "rule":
             return None
-        clients.append(Client(role, member.label, member.endpoints, member.sampling, exchange))
+        clients.append(Client(role, member.label, member.endpoints, member.sampling, shared))
         return clients[-1]
 
     asked, checked = settings.asker, settings.validator
@@ -105,9 +105,9 @@ def build_roles(settings: RolesSettings, cache: Path) -> Roles:
         None if settings.maker is None else _maker(settings.maker, client("maker", settings.maker)),
         None if settings.student is None else _reader(settings.student, client("student", settings.student)),
         None if settings.guesser is None else _reader(settings.guesser, client("guesser", settings.guesser)),
-        exchange,
+        shared,
         tuple(clients),
-        exchange.cache.costs() if exchange is not None else (),
+        shared.cache.costs() if shared is not None else (),
     )
 
 
@@ -118,7 +118,7 @@ def _teacher(member: RoleSettings, client: Client | None) -> Teacher:
 
 
 def _judge(client: Client | None) -> Judge | None:
-    return None if client is None else EndpointJudge(client)
+    return None if client is None else Judge(client)
 
 
 def _maker(member: RoleSettings, client: Client | None) -> Maker:
@@ -129,19 +129,3 @@ def _reader(member: RoleSettings, client: Client | None) -> Reader:
     if client is None:
         return RuleReader(member.name or "knows-the-answer", member.error_rate)
     return EndpointReader(client, member.max_pixels, member.plain)
-
-
-def _less(now: Cost, began: Cost | None) -> Cost:
-    if began is None:
-        return now
-    return Cost(
-        now.role,
-        now.name,
-        now.url,
-        now.requests - began.requests,
-        now.failures - began.failures,
-        now.kept - began.kept,
-        now.prompt_tokens - began.prompt_tokens,
-        now.completion_tokens - began.completion_tokens,
-        now.money - began.money,
-    )

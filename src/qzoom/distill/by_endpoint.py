@@ -12,14 +12,14 @@ from qzoom.distill.answer import extract_answer
 from qzoom.distill.items import Asked, Item, QuestionKind, Vote
 from qzoom.distill.roles import asked_of
 from qzoom.errors import CallRefusedError
-from qzoom.llm.client import Client, Message, Shown
+from qzoom.llm.client import Client, ImagePart, Message
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from qzoom.distill.items import Views
 
-__all__ = ["EndpointAsker", "EndpointJudge", "EndpointMaker", "EndpointReader", "EndpointTeacher", "EndpointValidator"]
+__all__ = ["EndpointAsker", "EndpointMaker", "EndpointReader", "EndpointTeacher", "EndpointValidator"]
 
 
 _TRIES = 3
@@ -59,8 +59,8 @@ class _Behind:
         """What answers."""
         return self.client.model
 
-    def _shown(self, image: Image) -> Shown:
-        return Shown(image, self.max_pixels)
+    def _shown(self, image: Image) -> ImagePart:
+        return ImagePart(image, self.max_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +127,6 @@ class EndpointReader(_Behind):
         except CallRefusedError as error:
             return Vote(self.name, sample, "", "failed", str(error))
         return extract_answer(reply.text, cut_off=reply.cut_off).vote(self.name, sample)
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointJudge(_Behind):
-    """Compares two answers, without a picture."""
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        """Yes or no; None for any other reply."""
-        system, user = prompts.judge_texts(question, first, second)
-        reply = self.client.call([Message("system", (system,)), Message("user", (user,))])
-        word = "".join(c for c in extract_answer(reply.text).text.casefold() if c.isalpha())
-        return {"yes": True, "no": False}.get(word)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from qzoom.distill.items import Item
 from qzoom.distill.pipeline import Done
 from qzoom.distill.recipe import DistillRecipe, step_settings
 from qzoom.scoring.agree import same
+from qzoom.scoring.judge import same_texts
 
 __all__ = ["Totals", "make_card"]
 
@@ -226,8 +227,8 @@ def _known(totals: Totals) -> str:
 def _audit(recipe: DistillRecipe, matches: Sequence[Match]) -> str:
     if not recipe.audit.against:
         return (
-            "## Leakage audit\n\nNot made. `qzoom distill decontaminate FOLDER --against BENCHMARK` compares the pictures with "
-            "those of a benchmark.\n"
+            "## Leakage audit\n\nNot made. `qzoom distill decontaminate FOLDER --against BENCHMARK` compares "
+            "the pictures with those of a benchmark.\n"
         )
     what = "left out" if recipe.audit.drop else "kept"
     head = f"## Leakage audit\n\nCompared with {', '.join(f'`{place}`' for place in recipe.audit.against)}: "
@@ -250,7 +251,7 @@ def _prompts(recipe: DistillRecipe) -> str:
         "asker": prompts.ask_text(recipe.roles.asker.count),
         "validator": prompts.check_text(question),
         "teacher": prompts.teacher_text(question),
-        "judge": "\n\n".join(prompts.judge_texts(question, "{first}", "{second}")),
+        "judge": "{}\n\n{}".format(*same_texts(question, "{first}", "{second}")),
         "maker": prompts.make_text(question, answer, 3),
         "student": prompts.reader_text(question),
         "guesser": prompts.reader_text(question),

@@ -20,9 +20,10 @@ from collections.abc import Callable, Sequence
 
 from qzoom.config import check_count, check_range
 from qzoom.distill.items import NONE_OPTION, Agreement, Asked, Choices, Item, Known, KnownQuestion, Views, choice_text
-from qzoom.distill.roles import Judge, Maker, Reader, asked_of, with_model
+from qzoom.distill.roles import Maker, Reader, asked_of, with_model
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import mentions, normal, same
+from qzoom.scoring.judge import Judge
 from qzoom.scoring.letters import LETTERS, chosen_letter
 
 __all__ = ["NONE_ANSWER", "ChoicesSettings", "ChoicesStep", "absent", "distinct_options"]

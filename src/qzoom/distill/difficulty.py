@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from qzoom.config import check_choice, check_count, check_range
 from qzoom.data import overlay
 from qzoom.distill.items import Difficulty, Item, Views, Vote, choice_text
-from qzoom.distill.roles import Judge, Reader, asked_of, region_of, with_model
+from qzoom.distill.roles import Reader, asked_of, region_of, with_model
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import same
+from qzoom.scoring.judge import Judge
 from qzoom.scoring.letters import chosen_letter
 
 __all__ = ["DifficultySettings", "DifficultyStep"]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Asker",
-    "Judge",
     "Maker",
     "Reader",
     "Role",
@@ -74,14 +73,6 @@ class Teacher(Role, Protocol):
 
     def answer(self, item: Item, views: Views, sample: int) -> Vote:
         """Sample number `sample` of it."""
-        ...
-
-
-class Judge(Role, Protocol):
-    """Compares answers that rules cannot."""
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        """Whether both mean the same; None when it gives no usable reply."""
         ...
 
 

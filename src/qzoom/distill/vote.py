@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from qzoom.distill.by_rule import leak
 from qzoom.distill.items import Agreement, Item, Vote
-from qzoom.distill.roles import Judge, asked_of, with_model
+from qzoom.distill.roles import asked_of, with_model
 from qzoom.errors import CallRefusedError, ConfigError
 from qzoom.scoring.agree import normal, same
+from qzoom.scoring.judge import Judge
 
 __all__ = ["VoteSettings", "VoteStep", "agree", "reachable"]
 

@@ -135,7 +135,7 @@ def prefill(engine: Engine, looks: Sequence[CoarseResult], clock: Stopwatch) -> 
 
 def _usage(engine: Engine, item: CoarseResult, regions: Sequence[Region], completion: int) -> Usage:
     spans = item.state.prompt.spans
-    opening = len(engine.backbone.block_ids[0])
+    opening = len(engine.backbone.image_delimiters[0])
     prefix = item.request.prefix
     return Usage(
         coarse_tokens=sum(s.stop - s.start for s in spans if s.role == "coarse"),
@@ -184,7 +184,7 @@ def make_answer(
         notes=tuple(note for p in item.request.pictures for note in p.notes),
         finish_reason=row.finish or "stop",
         question=item.request.conversation.question,
-        cell_px=engine.backbone.cell_px,
+        cell_px=engine.backbone.token_px,
         images=tuple(p.image for p in item.request.pictures),
     )
 

@@ -270,7 +270,7 @@ class DecodeBatch:
         mask = decode_mask(backbone, [self._total - row.length for row in rows], self._total + 1, hidden.dtype)
         for layer in backbone.layers:
             hidden = backbone.run_layer(layer, hidden, rotary, mask, self._cache)
-        logits = backbone.finish(hidden[:, -1])
+        logits = backbone.lm_logits(hidden[:, -1])
         self._total += 1
         out = []
         for row, own in zip(rows, logits, strict=True):

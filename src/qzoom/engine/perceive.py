@@ -134,7 +134,7 @@ def propose(engine: Engine, looks: Sequence[CoarseResult]) -> list[CoarseResult]
             [p.size_px for p in item.request.pictures],
             threshold=threshold,
             rule=engine.config.box,
-            cell_px=engine.backbone.cell_px,
+            token_px=engine.backbone.token_px,
         )
         gate = item.gate
         if gate.zoomed and not boxes:

@@ -53,7 +53,7 @@ def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
         return b""
     image = engine.backbone.image_token_id
     last = len(request.ids) - 1 - request.ids[::-1].index(image)
-    end = last + 1 + len(engine.backbone.block_ids[1])
+    end = last + 1 + len(engine.backbone.image_delimiters[1])
     budget = coarse_budget(engine, request.options)
     facts = [tenant, request.ids[:end], budget.min_tokens, budget.max_tokens]
     facts += [(picture.image.mode, picture.size_px) for picture in request.pictures]
@@ -79,7 +79,7 @@ def prefix_state(engine: Engine, item: CoarseResult, cache: KVCache | None = Non
     if cache is not None:
         layers = range(engine.config.shared_layers, len(engine.backbone.layers))
         zoomed = [box.image for box in item.boxes] if item.gate.zoomed else []
-        kept = min([end, *(spans[image].stop + len(engine.backbone.block_ids[1]) for image in zoomed)])
+        kept = min([end, *(spans[image].stop + len(engine.backbone.image_delimiters[1]) for image in zoomed)])
         upper = LayerCache(cache.truncated(kept).copied(layers), kept)
     return State(
         prompt,

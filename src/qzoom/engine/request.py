@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from qzoom.backbones.base import Backbone
-from qzoom.config import TokenBudget
+from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
 from qzoom.engine.state import Engine, State
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
@@ -34,10 +34,12 @@ __all__ = [
     "fit_regions",
     "make_request",
     "region_budget",
+    "share_tokens",
     "split_budget",
 ]
 
 
+_Limit = TokenBudget | int | None
 ZOOM_MODES = ("auto", "never", "always")
 
 
@@ -129,6 +131,83 @@ def budget(value: TokenBudget | int | tuple[int, int] | None, standard: TokenBud
     if isinstance(value, int) and not isinstance(value, bool):
         return TokenBudget(max(1, min(standard.min_tokens, value)), value)
     raise BudgetError(f"A visual-token budget is a maximum or a (minimum, maximum) pair, not {value!r}.")
+
+
+def share_tokens(
+    zoom: ZoomMode,
+    config: ZoomConfig,
+    default: TokenBudget,
+    *,
+    coarse: TokenBudget | int | None = None,
+    region: TokenBudget | int | None = None,
+    total: int | None = None,
+) -> tuple[TokenBudget | None, TokenBudget | None]:
+    """Limits of the coarse look and of all regions together: from one total, or from a limit for each.
+
+    A total goes to the coarse look alone when nothing may zoom, else half to each; a stated limit wins and the other
+    look gets the rest. A maximum on its own keeps the checkpoint's minimum.
+
+    Args:
+        zoom: "never" leaves the regions out.
+        config: the checkpoint's arithmetic.
+        default: the limits of the model's own image processor.
+        coarse: limit of the coarse look.
+        region: limit of the regions.
+        total: most visual tokens of both together.
+
+    Returns:
+        Coarse and region limits; None where the model's own apply.
+
+    Raises:
+        BudgetError: limits that contradict each other.
+    """
+    if zoom == "never":
+        region = None
+    if total is not None:
+        if total < 1:
+            raise BudgetError(f"max_visual_tokens must be at least 1, not {total}.")
+        coarse, region = _split_total(zoom, coarse, region, total)
+    own_coarse = config.coarse_tokens or default
+    own_region = config.region_tokens or own_coarse
+    first = budget(coarse, own_coarse)
+    if zoom == "never":
+        return first, None
+    if region is None and config.region_tokens is None:
+        return first, first
+    return first, budget(region, own_region)
+
+
+def _split_total(zoom: ZoomMode, coarse: _Limit, region: _Limit, total: int) -> tuple[_Limit, _Limit]:
+    """Fill in what is not stated; both together stay within the total."""
+    if zoom == "never":
+        _check_total(_maximum(coarse), total)
+        return (total if coarse is None else coarse), None
+    if coarse is None and region is None:
+        if total < 2:
+            raise BudgetError("max_visual_tokens must be at least 2 to share between a coarse look and a region.")
+        return total - total // 2, total // 2
+    if coarse is None:
+        _check_total(_maximum(region) + 1, total)
+        return total - _maximum(region), region
+    if region is None:
+        _check_total(_maximum(coarse) + 1, total)
+        return coarse, total - _maximum(coarse)
+    _check_total(_maximum(coarse) + _maximum(region), total)
+    return coarse, region
+
+
+def _check_total(wanted: int, total: int) -> None:
+    if wanted > total:
+        raise BudgetError(
+            f"Visual-token limits contradict: the looks may take {wanted} tokens, but max_visual_tokens is {total}; "
+            "raise the total or lower coarse_tokens and region_tokens."
+        )
+
+
+def _maximum(limit: _Limit) -> int:
+    if limit is None:
+        return 0
+    return limit if isinstance(limit, int) else limit.max_tokens
 
 
 def split_budget(total: TokenBudget, areas_px: Sequence[int]) -> list[TokenBudget]:
@@ -240,7 +319,7 @@ def fit_regions(
         QuestionError: one region of the budget's minimum is more than the model reads.
     """
     total = region_budget(engine, request.options)
-    frame = sum(len(ids) for ids in engine.backbone.block_ids)
+    frame = sum(len(ids) for ids in engine.backbone.image_delimiters)
     room = engine.backbone.max_positions - length - request.options.sampling.max_new_tokens
     count = min(len(boxes), total.max_tokens)
     while count > 1 and count * frame + max(count, total.min_tokens) > room:

@@ -203,7 +203,7 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
         dataclasses.replace(state, upper=LayerCache(result.cache, state.hidden.shape[0]))
         for state, result in zip(states, results, strict=True)
     ]
-    return out, [engine.backbone.finish(result.hidden[-1]) for result in results]
+    return out, [engine.backbone.lm_logits(result.hidden[-1]) for result in results]
 
 
 def _hidden_row(state: State, stack: LayerCache) -> SequenceSlice:

@@ -118,7 +118,7 @@ def insert_regions(
     Returns:
         The new prompt, and how many of its first tokens are unchanged.
     """
-    opening, closing = backbone.block_ids
+    opening, closing = backbone.image_delimiters
     aligned = config.positions == "aligned" and prompt.positions.shape[0] == 3
     ids: list[Tensor] = []
     positions: list[Tensor] = []

@@ -22,8 +22,8 @@ import numpy as np
 from qzoom.config import TokenBudget
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
 from qzoom.data.samples import AnswerRow, EvalQuestion, Task
+from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
-from qzoom.evaluation.budgets import share_tokens
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.store import read_answers
@@ -417,7 +417,7 @@ def ask_views(
     for view in settings.views:
         asked: Task = task
         if view in ("region", "boxed"):
-            asked = _placed(task, rows["full"], view, settings, model.engine.backbone.cell_px)
+            asked = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
         rows[view] = run(
             model,
             asked,

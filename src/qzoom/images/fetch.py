@@ -1,4 +1,4 @@
-"""Pictures from the web for a server: off unless hosts are listed, and then only from those, in bounded time and size.
+"""Pictures from the web, in bounded time and size. A server fetches only from hosts that are listed, by default none.
 
 A name is looked up once; every address that it has is checked, and a checked one is dialled, so that a name server that
 changes its answer gains nothing. Redirects start over with all checks. Environment proxies are not used. The bytes are
@@ -57,6 +57,8 @@ class FetchPolicy:
         read_timeout_s: for each single wait: connecting, the TLS handshake, the next bytes.
         max_bytes: of the picture.
         allow_private: also dial addresses that are not public; for tests only, no command line or variable sets it.
+        any_host: fetch from every public host, whatever `allowed_hosts` says. For a person who names an address at a
+            command line or in Python; a server never sets it.
 
     Raises:
         ConfigError: a malformed host or a limit out of range.
@@ -69,6 +71,7 @@ class FetchPolicy:
     read_timeout_s: float = 5.0
     max_bytes: int = 16 * 2**20
     allow_private: bool = False
+    any_host: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.allowed_hosts, tuple):
@@ -111,7 +114,7 @@ def fetch_image(
         FetchFailedError: transient: no answer, broken off, the host is busy.
         FetchTimeoutError: transient: not in time.
     """
-    if not policy.allowed_hosts:
+    if not policy.allowed_hosts and not policy.any_host:
         raise refused("this server fetches no pictures from the web", "send the picture as a data URL")
     deadline = _Deadline(policy)
     target = _check(parse_url(url), policy)
@@ -127,7 +130,7 @@ def fetch_image(
 def _check(target: Target, policy: FetchPolicy) -> Target:
     if target.scheme == "http" and not policy.allow_http:
         raise refused("it is not https", "give an https address or a data URL")
-    if not is_allowed(target, policy.allowed_hosts):
+    if not policy.any_host and not is_allowed(target, policy.allowed_hosts):
         what = "its host or port, or one that it redirects to, is not on this server's list"
         raise refused(what, "send the picture as a data URL")
     return target

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from qzoom.data.questions import load_picture, open_questions
+from qzoom.engine.attention import ResponseAttention
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.attention import ResponseAttention
 from qzoom.labels.maps import cells_touched
 from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import RegionRecipe

@@ -174,7 +174,7 @@ def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
     """Ask the judge about every undecided verdict of a store; failures stay undecided, for another run.
 
     Raises:
-        BudgetSpentError, ConfigError: as `Judge.right`; what was judged before is stored.
+        BudgetSpentError, EndpointError: as `Judge.right`; what was judged before is stored.
     """
     store = RecordStore(folder)
     waiting = [verdict for verdict in current_verdicts(store) if zoom_effect(verdict) == "undecided"]
@@ -206,7 +206,7 @@ def hard_case_report(folder: Path, judge: Judge | None = None) -> HardCaseReport
     store = RecordStore(folder)
     effects = [zoom_effect(verdict) for verdict in current_verdicts(store)]
     skips = [skip.reason for _, skip in store.of_kind(Skip)]
-    failures = judge.counts.reasons if judge is not None else []
+    failures = judge.reasons if judge is not None else []
     return HardCaseReport(
         turns=len(effects),
         hard=effects.count("hard"),

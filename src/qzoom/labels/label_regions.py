@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,10 +21,9 @@ from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import QZoomError
-from qzoom.labels.attention import sink_cells
 from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
-from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image
+from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
 from qzoom.labels.settings import RegionRecipe
 from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, base_digest, fill_store
 from qzoom.settings import to_dict
@@ -208,7 +207,7 @@ def _from_answer(engine: Engine, recipe: RegionRecipe, heads: HeadSet, turn: _Tu
         sink = sink_cells(state.hidden, span, recipe.sink_ratio).cpu().numpy().astype(np.float32)
     else:
         sink = np.zeros_like(grounding)
-    sink_by = "heads" if by_heads else "norm" if recipe.sink_by == "norm" else "none"
+    sink_by: Literal["norm", "heads", "none"] = "heads" if by_heads else "norm" if recipe.sink_by == "norm" else "none"
     maps = {"grounding": grounding, "sink": sink}
     source = Attention(content_id(response), heads.pointing, sink_by, heads.sinks if by_heads else ())
     size_px, boxes = turn.image.size_px, turn.question.turns[turn.index].boxes

@@ -1,6 +1,6 @@
 """Ternary label maps from attention maps or known boxes: foreground, background, ignored (method.md 5.2, 5.3).
 
-Pure arithmetic in float64. The maps come from `labels.attention`; the labels go to `training.losses.region_loss`.
+Pure arithmetic in float64. Attention maps come from `engine.attention`; the labels go to `training.losses.region_loss`.
 
     grounding map, sinks removed      labels (1 foreground, 0 background, . ignored)
       .0 .0 .0 .0 .0                    0 0 0 0 0

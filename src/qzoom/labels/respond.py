@@ -10,23 +10,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from qzoom.config import TokenBudget
+from qzoom.engine.attention import ResponseAttention, response_attention
 from qzoom.engine.batch import prefill
 from qzoom.engine.cache import KVCache
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.generate import DecodeBatch, Stopwatch
 from qzoom.engine.perceive import look
+from qzoom.engine.prompt import VisualSpan
 from qzoom.engine.request import Options, make_request
 from qzoom.engine.session import prefill_prefix
 from qzoom.engine.state import Engine, State
 from qzoom.images.load import LoadedImage
-from qzoom.labels.attention import ResponseAttention, response_attention
 from qzoom.labels.settings import View
 from qzoom.model import QZoom
 from qzoom.types import Answer, SamplingParams
 
-__all__ = ["PADDING", "PreparedImage", "Responses", "answer_both_ways", "attention_of", "generate", "prepare_image"]
+__all__ = [
+    "PADDING",
+    "PreparedImage",
+    "Responses",
+    "answer_both_ways",
+    "attention_of",
+    "generate",
+    "prepare_image",
+    "sink_cells",
+]
 
 PADDING = (127, 127, 127)
 
@@ -136,6 +147,21 @@ def attention_of(engine: Engine, responses: Responses, index: int, layers: Seque
     if not fed:
         return None
     return response_attention(engine.backbone, responses.states[index].prompt, responses.caches[index], fed, layers)[0]
+
+
+def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
+    """Cells whose hidden state is outsized: norm above `ratio` times the median of the picture's cells.
+
+    Args:
+        hidden: (length, hidden) states of the prompt, e.g. H_K.
+        span: the picture.
+        ratio: how much larger.
+
+    Returns:
+        (rows, columns) float32, 1 at sinks.
+    """
+    norms = hidden[span.start : span.stop].float().norm(dim=-1)
+    return (norms > ratio * norms.median()).float().view(span.features.grid)
 
 
 def answer_both_ways(

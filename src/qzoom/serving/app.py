@@ -1,12 +1,17 @@
 """The application: addresses, what stands before them, and the shape of refusals.
 
 A request passes the key (`auth`), the admission (`admit`), the body's limits (`guard`), and then its route.
+
+The page at `/`: the files of the folder `page`, read once when the server starts.
+
+Every file is a route of its own, so no path from a request ever reaches the file system.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,20 +21,15 @@ from starlette.responses import JSONResponse, Response
 
 from qzoom import __version__
 from qzoom.errors import QZoomError
-from qzoom.serving import replies, status
-from qzoom.serving.admit import Admission
-from qzoom.serving.auth import KeyGate
-from qzoom.serving.chat import chat_completions
-from qzoom.serving.document import describe
-from qzoom.serving.errors import ApiError, from_exception, from_status
-from qzoom.serving.files import page_files, serve_file
-from qzoom.serving.guard import BodyGuard
-from qzoom.serving.leaving import ClientGoneError
-from qzoom.serving.log import log_failure
-from qzoom.serving.perceive import perceive
+from qzoom.serving import replies, routes
+from qzoom.serving.errors import ApiError, from_exception, from_status, log_failure
+from qzoom.serving.middleware import Admission, BodyGuard, KeyGate
+from qzoom.serving.protocol import describe
+from qzoom.serving.routes import ClientGoneError, chat_completions, perceive
 from qzoom.serving.service import Service
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "page_files", "serve_file"]
+
 
 _REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
@@ -87,12 +87,12 @@ def _add_routes(app: FastAPI) -> None:
     ready = {503: {"model": replies.StatusReply}}
     add("/v1/chat/completions", chat_completions, None, *_REFUSALS, method="POST", responses=stream)
     add("/v1/perceive", perceive, replies.PerceptionReply, *_REFUSALS, method="POST")
-    add("/v1/models", status.models, replies.ModelList)
-    add("/v1/models/{name:path}", status.model, replies.ModelCard, 404)
-    add("/health", status.health, replies.StatusReply)
-    add("/ready", status.ready, replies.StatusReply, responses=ready)
-    add("/version", status.version, replies.VersionReply)
-    add("/metrics", status.metrics, None, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    add("/v1/models", routes.models, replies.ModelList)
+    add("/v1/models/{name:path}", routes.model, replies.ModelCard, 404)
+    add("/health", routes.health, replies.StatusReply)
+    add("/ready", routes.ready, replies.StatusReply, responses=ready)
+    add("/version", routes.version, replies.VersionReply)
+    add("/metrics", routes.metrics, None, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     for path, file in page_files():
         app.add_api_route(path, serve_file(file), response_model=None, include_in_schema=False)
 
@@ -118,3 +118,51 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 def _reply(refusal: ApiError, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse(refusal.body(), status_code=refusal.status, headers=(headers or {}) | refusal.headers)
+
+
+PAGE = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+    ".ico": "image/x-icon",
+    ".woff2": "font/woff2",
+    ".webmanifest": "application/manifest+json",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def page_files(folder: Path = PAGE) -> Iterator[tuple[str, Path]]:
+    """Addresses and files of the page; the start page's address is `/`.
+
+    Args:
+        folder: files of unknown endings in it are left out.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in _TYPES:
+            name = path.relative_to(folder).as_posix()
+            yield ("/" if name == "index.html" else f"/{name}"), path
+
+
+def serve_file(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that sends one file.
+
+    Args:
+        path: read now, not at each request.
+    """
+    data, kind = path.read_bytes(), _TYPES[path.suffix]
+    headers = {"Content-Security-Policy": _POLICY, "Content-Type": kind, "Cache-Control": "no-cache"}
+
+    async def send(request: Request) -> Response:
+        return Response(data, headers=headers)
+
+    return send

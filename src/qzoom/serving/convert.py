@@ -1,29 +1,37 @@
 """A checked request to what the model takes: pictures decoded, `detail` and `qzoom` turned into options.
 
 All of it blocks (base64, network, decoding), so it runs in a pool of threads, never on the event loop.
+
+Decoded pictures of earlier requests: a file that comes again is neither unpacked nor hashed pixel by pixel again.
+
+Whoever asks has sent the bytes and had them checked against the limits, as if there were no cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
-from qzoom.engine.request import Request
+from qzoom.engine.lru import LRUCache
+from qzoom.engine.request import Request, share_tokens
 from qzoom.errors import BudgetError, ImageError
-from qzoom.evaluation.budgets import share_tokens
 from qzoom.images.fetch import FetchPolicy, fetch_image
-from qzoom.images.load import LoadedImage, read_data_url
+from qzoom.images.limits import ImageLimits
+from qzoom.images.load import LoadedImage, load_image, pixel_digest, read_data_url
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception
 from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens
-from qzoom.serving.pictures import PictureCache
 from qzoom.serving.protocol import ChatRequest, ImagePart, Message, PerceiveRequest, ZoomControls
 from qzoom.types import ZoomMode
 
-__all__ = ["Converter", "image_parts", "most_demanding"]
+__all__ = ["Converter", "PictureCache", "image_parts", "most_demanding"]
+
 
 Asked = ChatRequest | PerceiveRequest
 _DETAILS = ("low", "auto", "high", "original")
@@ -205,3 +213,47 @@ def _blaming(where: str) -> Iterator[None]:
         yield
     except ImageError as error:
         raise from_exception(error, where) from error
+
+
+_DECODERS = 4
+_PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
+
+
+class PictureCache(LRUCache[LoadedImage]):
+    """The most recently used pictures, by API key and SHA-256 of the encoded bytes. Safe to use from several threads.
+
+    Args:
+        max_bytes: memory of all pictures together; 0 keeps none.
+        decoders: pictures that are unpacked at the same time, since each may take hundreds of megabytes.
+    """
+
+    def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
+        super().__init__(max_bytes, lambda picture: picture.size_px[0] * picture.size_px[1] * _PIXEL_BYTES)
+        self._decoders = threading.BoundedSemaphore(decoders)
+
+    def load(self, data: bytes, limits: ImageLimits, tenant: str) -> LoadedImage:
+        """The picture, from memory or decoded.
+
+        Args:
+            data: the encoded bytes, already checked against the server's limits.
+            limits: for the decoder.
+            tenant: pictures are shared within a tenant only.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        if not self.max_bytes:
+            return self._decode(data, limits)
+        digest = hashlib.sha256(tenant.encode() + b"\0")
+        digest.update(data)
+        key = digest.digest()
+        found = self.get(key)
+        if found is None:
+            found = self._decode(data, limits)
+            found = dataclasses.replace(found, digest=pixel_digest(found.image))
+            self.put(key, found)
+        return found
+
+    def _decode(self, data: bytes, limits: ImageLimits) -> LoadedImage:
+        with self._decoders:
+            return load_image(data, limits)

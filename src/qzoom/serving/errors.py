@@ -1,10 +1,13 @@
 """Every refusal in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, with the right status.
 
 A text that leaves the server is either one of our own sentences or a fixed one; what broke goes to the log.
+
+The server's log: all of it on standard error, and details of failures nowhere else.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +27,8 @@ from qzoom.errors import (
     StoppingError,
 )
 
-__all__ = ["ApiError", "from_exception", "from_status", "key_error"]
+__all__ = ["ApiError", "from_exception", "from_status", "key_error", "log_config", "log_failure"]
+
 
 INTERNAL = "The server failed on this request; its log says why."
 
@@ -135,3 +139,28 @@ def from_status(status: int, method: str, path: str) -> ApiError:
 def key_error() -> ApiError:
     """No key, or a wrong one."""
     return ApiError(401, "Send one of the server's API keys: 'Authorization: Bearer KEY'.")
+
+
+_LOG = logging.getLogger("qzoom.serving")
+
+
+def log_failure(error: BaseException) -> None:
+    """Keep the details of an error whose client is told a fixed text; ordinary refusals are not logged."""
+    if from_exception(error).status == 500:
+        _LOG.error("a request failed", exc_info=error)
+
+
+def log_config(level: str) -> dict[str, Any]:
+    """Settings for `logging.config.dictConfig`.
+
+    Args:
+        level: "debug", "info", "warning" or "error"; single requests are logged from "info" down.
+    """
+    names = ("qzoom", "uvicorn", "uvicorn.access", "uvicorn.error")
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
+        "loggers": {name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False} for name in names},
+    }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from qzoom.serving.pictures import PictureCache
+from qzoom.serving.convert import PictureCache
 from qzoom.serving.scheduler import Scheduler
 from qzoom.types import Answer, Perception
 

@@ -1,4 +1,7 @@
-"""One running server: the model, its scheduler, and the way of one request between HTTP and the worker's thread."""
+"""One running server: the model, its scheduler, and the way of one request between HTTP and the worker's thread.
+
+How one server behaves: its name, keys, limits and times.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,26 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from starlette.types import Scope
 
 from qzoom.engine.request import Request
-from qzoom.errors import DeadlineError, QueueFullError, QZoomError, StoppingError
+from qzoom.errors import ConfigError, DeadlineError, QueueFullError, QZoomError, StoppingError
+from qzoom.images.fetch import FetchPolicy
 from qzoom.model import QZoom
-from qzoom.serving.auth import TENANT
-from qzoom.serving.convert import Converter
+from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.errors import ApiError
-from qzoom.serving.guard import decoded
-from qzoom.serving.limits import read_payload
+from qzoom.serving.limits import ServerLimits, read_payload
 from qzoom.serving.metrics import Metrics
-from qzoom.serving.parse import validate
-from qzoom.serving.pictures import PictureCache
-from qzoom.serving.protocol import ChatRequest, PerceiveRequest
-from qzoom.serving.scheduler import Scheduler, Ticket
-from qzoom.serving.settings import ServerSettings
+from qzoom.serving.middleware import TENANT, check_keys, decoded
+from qzoom.serving.protocol import ChatRequest, PerceiveRequest, validate
+from qzoom.serving.scheduler import Scheduler, SchedulerLimits, Ticket
 from qzoom.types import Perception, StreamEvent
 
-__all__ = ["Job", "Running", "Service"]
+__all__ = ["Job", "Running", "ServerSettings", "Service"]
+
 
 Asked = TypeVar("Asked", ChatRequest, PerceiveRequest)
 Result = TypeVar("Result")
@@ -251,3 +252,41 @@ class Service:
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
     return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Settings of one server.
+
+    Args:
+        model_name: what clients call the model.
+        api_keys: any of them opens the server; none leaves it open to all.
+        limits: what one request may cost.
+        scheduler: how many run and wait.
+        fetch: which hosts pictures may be fetched from; none by default.
+        deadline_s: seconds that one request may take from its first byte to its last.
+        drain_s: seconds that running requests get to finish when the server stops.
+        beat_s: seconds without a sign of life of the worker after which /ready says no.
+
+    Raises:
+        ConfigError: a name or key that cannot be used, or a time that is not above 0.
+    """
+
+    model_name: str
+    api_keys: tuple[str, ...] = ()
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    deadline_s: float = 120.0
+    drain_s: float = 30.0
+    beat_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.model_name.strip() or not self.model_name.isprintable():
+            raise ConfigError("The served model name must be a printable text that is not empty.")
+        check_keys(self.api_keys)
+        for name in ("deadline_s", "drain_s", "beat_s"):
+            value = getattr(self, name)
+            least_ok = value >= 0 if name == "drain_s" else value > 0
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least_ok or value > 86_400:
+                raise ConfigError(f"{name} must be seconds above 0, at most a day, not {value!r}.")

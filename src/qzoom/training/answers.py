@@ -94,7 +94,7 @@ class AnswerTask:
         total = torch.zeros((), device=backbone.device)
         for sample, states in zip(chosen, hidden, strict=True):
             count = len(sample.answer)
-            logits = backbone.finish(states[-count - 1 :])
+            logits = backbone.lm_logits(states[-count - 1 :])
             labels = torch.tensor([IGNORE, *sample.answer], device=logits.device)
             total = total + answer_loss(logits, labels) * count
         return total
@@ -126,7 +126,7 @@ class AnswerTask:
                 [size_px],
                 threshold=config.region_threshold,
                 rule=config.box,
-                cell_px=engine.backbone.cell_px,
+                token_px=engine.backbone.token_px,
             )
             if found:
                 return found[0].cells, found[0].box
@@ -138,7 +138,7 @@ class AnswerTask:
             size_px,
             min_side_px=config.box.min_side_px,
             scaling=config.box.scaling,
-            cell_px=engine.backbone.cell_px,
+            token_px=engine.backbone.token_px,
         )
         return cells, box
 

@@ -129,7 +129,7 @@ class Prompter:
         """
         rng = random.Random(row.place)
         whole = self._open(questions[0].picture)
-        cell_area = self.engine.backbone.cell_px**2
+        cell_area = self.engine.backbone.token_px**2
         whole_scale = math.sqrt(self.budget_of(row.tokens).max_tokens * cell_area / (whole.width * whole.height))
         window = window_around(
             rng.choice(regions_of(questions)),
@@ -210,7 +210,7 @@ class Prompter:
 
         backbone: Any = self.engine.backbone
         rows, columns = backbone.grid(picture.size, self.budget_of(tokens))
-        target = (columns * backbone.cell_px, rows * backbone.cell_px)
+        target = (columns * backbone.token_px, rows * backbone.token_px)
         if picture.size == target:
             return picture
         return picture.resize(target, Image.Resampling(int(backbone.image_processor.resample)))
@@ -341,7 +341,7 @@ def build_sequence(prompter: Prompter, view: View, asked: Sequence[Asked]) -> Se
     """One sequence of a picture and its questions, which share their prompt up to the picture's end."""
     backbone = prompter.engine.backbone
     first = prompter.expand(asked[0].ids, view.cells)
-    fork = _end_of_picture(first, backbone.image_token_id) + len(backbone.block_ids[1])
+    fork = _end_of_picture(first, backbone.image_token_id) + len(backbone.image_delimiters[1])
     prefix = first[:fork]
     stem = prompter.positions(prefix, view.cells)
     ids, labels, branch, places = list(prefix), [IGNORE] * fork, [0] * fork, [stem]

@@ -101,7 +101,7 @@ def run_part(
     told = FollowSettings(steps, settings.batch, recipe.validation_steps, recipe.tensorboard)
     follower = Follower(folder, told, Validator(engine, split.validation, recipe), best, on_step, on_validation)
     prompter = Prompter(engine, recipe)
-    with _judge(recipe.grpo.judge, folder.parent / "judge.jsonl") as judge, _stock_forward(engine), _no_advice():
+    with _judge(recipe.grpo.judge, folder.parent / "calls.sqlite") as judge, _stock_forward(engine), _no_advice():
         make = _sft if part == "sft" else partial(_grpo, judge=judge)
         place = Place(folder, device, int(os.environ.get("WORLD_SIZE", "1")))
         trainer = make(model, prompter, split, rows, steps, recipe, place, follower)
@@ -157,10 +157,11 @@ def _judge(part: JudgePart, cache: Path) -> Iterator[JudgeCall | None]:
     if not part.url:
         yield None
         return
-    from qzoom.scoring.judge import Judge, JudgeSettings
+    from qzoom.llm.settings import CallSettings, EndpointSettings
+    from qzoom.scoring.judge import open_judge
 
-    settings = JudgeSettings(part.url, part.model, part.key_env, part.timeout_s, budget=part.budget)
-    judge = Judge(settings, cache)
+    endpoint = EndpointSettings(part.url, part.model, part.key_env, part.timeout_s)
+    judge = open_judge(endpoint, CallSettings(retries=5, budget_requests=part.budget), cache)
     try:
         yield judge.right
     finally:
@@ -420,7 +421,7 @@ def _make_folder(output: Path, fresh: bool) -> None:
     if fresh:
         for name in ("sft", "grpo"):
             shutil.rmtree(output / name, ignore_errors=True)
-        for name in (RUN, "report.json", "judge.jsonl"):
+        for name in (RUN, "report.json"):
             (output / name).unlink(missing_ok=True)
 
 

@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from qzoom.config import TokenBudget
+from qzoom.engine.attention import response_attention
 from qzoom.engine.batch import prefill
 from qzoom.engine.generate import DecodeBatch, Stopwatch
 from qzoom.engine.perceive import look
 from qzoom.engine.prompt import VisualSpan
-from qzoom.labels.attention import response_attention, sink_cells
+from qzoom.labels.respond import sink_cells
 from qzoom.types import SamplingParams
 from tests.flow import request
 from tests.tiny_models import FAMILIES, build_engine

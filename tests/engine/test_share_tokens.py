@@ -1,8 +1,8 @@
 import pytest
 
 from qzoom.config import TokenBudget, ZoomConfig
+from qzoom.engine.request import share_tokens
 from qzoom.errors import BudgetError
-from qzoom.evaluation.budgets import share_tokens
 
 OWN = TokenBudget(4, 1000)
 PLAIN = ZoomConfig()

@@ -1,7 +1,7 @@
-"""Where a model's own answer looks: attention of the response tokens to the visual cells (method.md 5.1).
+"""Attention of a response to the visual cells of its prompt (method.md 5.1).
 
-Nothing runs with eager attention: the response is run once more over the kept keys, and only the chosen layers' queries
-are multiplied with them. Sinks show as visual tokens with an outsized hidden state (method.md 5.2).
+Nothing runs with eager attention: the response is run once more over the cached keys, and only the chosen layers'
+queries are multiplied with them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
-from qzoom.engine.prompt import Prompt, VisualSpan
+from qzoom.engine.prompt import Prompt
 
-__all__ = ["ResponseAttention", "response_attention", "sink_cells"]
+__all__ = ["ResponseAttention", "response_attention"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +68,17 @@ def response_attention(
     mask = torch.zeros(hidden_keys.shape, dtype=hidden.dtype, device=backbone.device)
     mask = mask.masked_fill(hidden_keys, torch.finfo(hidden.dtype).min)[None, None]
     spans = [s for s in prompt.spans if s.role == "coarse"]
-    maps: list[list[Tensor]] = [[] for _ in spans]
+    found: list[list[Tensor]] = [[] for _ in spans]
     for i in range(max(layers) + 1):
         layer = backbone.layers[i]
         query = backbone.query(layer, hidden, rotary) if i in layers else None
         hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
         if query is not None:
             shares = _softmax(query[0], cache.layer(i)[0][0], hidden_keys)
-            for pieces, span in zip(maps, spans, strict=True):
+            for pieces, span in zip(found, spans, strict=True):
                 pieces.append(shares[..., span.start : span.stop].mean(1).view(-1, *span.features.grid))
     chosen = tuple(sorted(layers))
-    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in maps)
-
-
-def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
-    """Cells whose hidden state is outsized: norm above `ratio` times the median of the picture's cells.
-
-    Args:
-        hidden: (length, hidden) states of the prompt, e.g. H_K.
-        span: the picture.
-        ratio: how much larger.
-
-    Returns:
-        (rows, columns) float32, 1 at sinks.
-    """
-    norms = hidden[span.start : span.stop].float().norm(dim=-1)
-    return (norms > ratio * norms.median()).float().view(span.features.grid)
+    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in found)
 
 
 def _softmax(query: Tensor, keys: Tensor, hidden_keys: Tensor) -> Tensor:
