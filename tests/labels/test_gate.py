@@ -27,7 +27,7 @@ from qzoom.labels.settings import GateRecipe
 from qzoom.labels.workers import label_share
 from qzoom.model import QZoom
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, ResolutionSweep, Skip, Turn, ZoomComparison, content_id
 from qzoom.training.gate import gate_samples
 from tests.tiny_models import build_engine, picture

@@ -13,7 +13,7 @@ from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
 from qzoom.scoring.judge import open_judge
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
 from tests.scoring.judge_server import Script, serve
 from tests.tiny_models import build_engine, picture
@@ -126,5 +126,5 @@ def test_a_refused_key_stops_the_run(folder):
 
 
 def test_settings_may_not_change(folder):
-    with pytest.raises(ConfigError, match="holds records made in another way"):
+    with pytest.raises(ConfigError, match="was made with other settings"):
         start_store(folder, "mine", to_dict(RECIPE), Provenance("m"))

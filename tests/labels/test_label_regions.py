@@ -19,7 +19,7 @@ from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
 from qzoom.labels.workers import base_digest, label_share, sample_key
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordStore, start_store
+from qzoom.store.records import RecordStore, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Skip, Turn
 from tests.tiny_models import FAMILIES, build_engine, picture
 

@@ -39,7 +39,7 @@ from qzoom.model import QZoom
 from qzoom.scoring.agree import answers_match, lowered, normalise_answer
 from qzoom.scoring.metrics import exact_match
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordStore
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, Record, ResolutionSweep, Skip, ZoomComparison, content_id
 
 __all__ = [

@@ -24,7 +24,7 @@ from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
 from qzoom.model import QZoom
 from qzoom.scoring.judge import Judge, JudgeFailure, rule
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordStore, RecordWriter
+from qzoom.store.records import RecordStore, RecordWriter
 from qzoom.store.schema import Question, Skip, Verdict, content_id
 
 __all__ = [

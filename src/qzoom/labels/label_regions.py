@@ -27,9 +27,9 @@ from qzoom.labels.respond import PreparedImage, Responses, attention_of, generat
 from qzoom.labels.settings import RegionRecipe
 from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, base_digest, fill_store
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordStore
+from qzoom.store.log import write_atomic
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Attention, Question, RegionLabel, Response, Skip, content_id, tensor_digest
-from qzoom.store.tensors import write_synced
 
 __all__ = ["RegionReport", "box_prompt", "label_regions", "region_labeller", "region_report"]
 
@@ -239,7 +239,7 @@ def _heads_of(run: LabelRun, engine: Engine, questions: Sequence[Question], reci
     chosen, facts = choose_heads(engine, modes, recipe)
     run.folder.mkdir(parents=True, exist_ok=True)
     values = {"identity": identity, "heads": {mode: asdict(heads) for mode, heads in chosen.items()}, "found": facts}
-    write_synced(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
     return chosen
 
 

@@ -22,7 +22,7 @@ from qzoom.labels import unpickling
 from qzoom.labels.maps import label_record, region_labels
 from qzoom.labels.settings import LabelMapSettings
 from qzoom.settings import to_dict
-from qzoom.store.log import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
 
 __all__ = ["PublishedReport", "convert_published", "read_pickle"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError, QZoomError
-from qzoom.store.log import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Record, content_id
 
 __all__ = [

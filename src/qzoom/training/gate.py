@@ -24,7 +24,7 @@ from qzoom.labels.gate import (
     select_items,
     zoom_label,
 )
-from qzoom.store.log import RecordStore
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, ResolutionSweep, ZoomComparison
 from qzoom.training.forward import run_stack
 from qzoom.training.losses import gate_loss

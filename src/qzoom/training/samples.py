@@ -28,7 +28,7 @@ from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.labels.respond import prepare_image
 from qzoom.labels.settings import View
-from qzoom.store.log import RecordStore
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
 
