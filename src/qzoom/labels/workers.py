@@ -98,10 +98,11 @@ def base_digest(engine: Engine) -> str:
     import torch
 
     lora = engine.backbone.lora
-    merged = () if lora is None else tuple(f".{target}.weight" for target in lora.targets)
+    decoder = engine.backbone.decoder_name
+    merged = () if lora is None else {f"{decoder}.{target}.weight" for target in lora.targets}
     digest = hashlib.sha256(b"" if lora is None else lora.digest.encode())
     for name, tensor in sorted(engine.backbone.model.state_dict().items()):
-        if name.endswith(merged) and "visual" not in name:
+        if name in merged:
             continue
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // 512)].to(torch.bfloat16).float().cpu()

@@ -23,7 +23,7 @@ from qzoom.images.load import LoadedImage, load_image, pixel_digest, read_data_u
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception
 from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens
-from qzoom.serving.protocol import ChatRequest, ImagePart, Message, PerceiveRequest, ZoomControls
+from qzoom.serving.protocol import ChatRequest, ImageUrlPart, Message, PerceiveRequest, ZoomControls
 from qzoom.types import ZoomMode
 
 __all__ = ["Converter", "PictureCache", "image_parts", "most_demanding"]
@@ -119,7 +119,7 @@ class Converter:
         """Whether pictures come over the network, so that reading them may take long."""
         return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(body.messages))
 
-    def _pictures(self, parts: Sequence[tuple[str, ImagePart]], tenant: str) -> list[LoadedImage]:
+    def _pictures(self, parts: Sequence[tuple[str, ImageUrlPart]], tenant: str) -> list[LoadedImage]:
         files: list[bytes] = []
         for where, part in parts:
             with _naming(where):
@@ -190,12 +190,12 @@ class Converter:
         return _cut(coarse, most), second
 
 
-def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
+def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImageUrlPart]]:
     """The pictures of a conversation in order, each with its place for error texts."""
     for i, message in enumerate(messages):
         if isinstance(message.content, list):
             for j, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
+                if isinstance(part, ImageUrlPart):
                     yield f"messages[{i}].content[{j}].image_url", part
 
 
@@ -215,7 +215,7 @@ def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, An
         return {"role": role, "content": message.content}
     parts: list[dict[str, Any]] = [
         {"type": "image", "image": pictures[id(part)]}
-        if isinstance(part, ImagePart)
+        if isinstance(part, ImageUrlPart)
         else {"type": "text", "text": part.text}
         for part in message.content
     ]

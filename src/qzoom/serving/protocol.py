@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from qzoom.serving.errors import ApiError
 
-__all__ = ["ChatRequest", "ImagePart", "Message", "PerceiveRequest", "ZoomControls", "validate"]
+__all__ = ["ChatRequest", "ImageUrlPart", "Message", "PerceiveRequest", "ZoomControls", "validate"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -117,7 +117,7 @@ class ImageUrl(_Strict):
     detail: Detail | None = None
 
 
-class ImagePart(_Strict):
+class ImageUrlPart(_Strict):
     """A picture in a user's turn."""
 
     type: Literal["image_url"]
@@ -126,7 +126,7 @@ class ImagePart(_Strict):
 
 _CONTENT = _choice(_text_or_list, "a text or a list of parts")
 Part = Annotated[
-    Annotated[TextPart, Tag("<text part>")] | Annotated[ImagePart, Tag("<image part>")],
+    Annotated[TextPart, Tag("<text part>")] | Annotated[ImageUrlPart, Tag("<image part>")],
     _by_key(
         "type",
         {"text": "<text part>", "image_url": "<image part>"},

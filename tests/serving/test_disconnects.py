@@ -1,17 +1,15 @@
 """Clients that dawdle or leave at any stage: nothing stays behind, and the next good request is answered as before."""
 
 import contextlib
-import http.client
 import json
 import socket
-import time
 
 import pytest
 
 from qzoom.serving.limits import ServerLimits
-from tests.serving.running import chat, image_part, running, user
+from tests.serving.refusals import GOOD, MESSAGES, send
+from tests.serving.running import idle, running, wait_until
 
-GOOD = chat(user(image_part(detail="low"), "What is the total amount?"), max_tokens=3)
 LIMITS = ServerLimits(header_timeout_s=1.0, body_timeout_s=1.0, reading=2)
 
 
@@ -22,12 +20,8 @@ def server(endless):
 
 
 def ask(site):
-    connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=120)
-    connection.request("POST", "/v1/chat/completions", json.dumps(GOOD).encode(), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    raw = response.read()
-    connection.close()
-    assert response.status == 200, raw
+    status, raw = send(site, GOOD)
+    assert status == 200, raw
     return json.loads(raw)["choices"][0]["message"]["content"]
 
 
@@ -39,11 +33,7 @@ def good_text(server):
 @pytest.fixture(autouse=True)
 def _nothing_stays_behind(server, good_text):
     yield
-    end = time.monotonic() + 60
-    scheduler = server.service.scheduler
-    while server.service.in_flight or scheduler.running or scheduler.waiting:
-        assert time.monotonic() < end, (server.service.in_flight, scheduler.running, scheduler.waiting)
-        time.sleep(0.01)
+    wait_until(lambda: idle(server))
     assert ask(server) == good_text
 
 
@@ -65,7 +55,7 @@ def leave(connection, rudely):
 
 LONG = json.dumps(GOOD | {"max_tokens": 1000, "stream": False}).encode()
 STREAM = json.dumps(GOOD | {"max_tokens": 1000, "stream": True}).encode()
-PERCEIVE = json.dumps({"model": "tiny", "messages": GOOD["messages"]}).encode()
+PERCEIVE = json.dumps({"model": "tiny", "messages": MESSAGES}).encode()
 STAGES = {
     "at once": b"",
     "in the request line": b"POST /v1/chat",
@@ -105,10 +95,7 @@ def test_leaving_a_stream(server, chunks, rudely):
 def test_leaving_while_the_model_works(server):
     connection = connect(server)
     connection.sendall(head(len(LONG)) + LONG)
-    end = time.monotonic() + 60
-    while server.service.scheduler.running == 0:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_until(lambda: server.service.scheduler.running > 0)
     leave(connection, False)
 
 
