@@ -28,9 +28,8 @@ from qzoom.cli.mine import mine
 from qzoom.cli.perceive import perceive
 from qzoom.cli.report import report
 from qzoom.cli.serve import serve
-from qzoom.cli.train_distill import distill as train_distill
 from qzoom.cli.train_heads import heads
-from qzoom.cli.train_stages import add_stages
+from qzoom.cli.train_stages import add_training
 from qzoom.cli.two_words import TwoWords
 from qzoom.errors import QZoomError
 
@@ -59,8 +58,7 @@ app.command("eval coverage")(coverage)
 app.command()(calibrate)
 app.command()(report)
 train.app.command()(heads)
-add_stages(train.app)
-train.app.command("distill")(train_distill)
+add_training(train.app)
 app.add_typer(train.app, name="train")
 app.add_typer(label.app, name="label")
 app.command()(mine)
