@@ -147,7 +147,7 @@ def _known_answers(bench: Bench, own: Path, folder: Path) -> Path:
     run = dataclasses.replace(region_run(bench), heads=heads)
     questions = questions_of(bench, "labels", bench.given.pictures, 0)
     engine = ModelChoice(str(bench.base)).load()
-    return known_answers(engine, run, questions, own, folder, bench.step("reading known answers"))
+    return known_answers(engine, run, questions, own, folder, check=bench.step("reading known answers"))
 
 
 def train_regions(bench: Bench, variant: Variant) -> Path:
@@ -198,7 +198,7 @@ def _size(bench: Bench) -> dict[str, Any]:
 
 def _train(bench: Bench, stage: str, folder: Path, changes: dict[str, Any]) -> Path:
     """Run a stage with the shipped recipe and these changes; one that has a report is finished."""
-    from qzoom.store.log import RecordStore
+    from qzoom.store.records import RecordStore
     from qzoom.training.stages import load_stage_recipe
     from qzoom.training.train_stage import train_stage
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 __all__ = [
     "BudgetError",
+    "BudgetSpentError",
     "CallRefusedError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DeadlineError",
     "DeviceError",
+    "EndpointError",
     "FetchFailedError",
     "FetchRefusedError",
     "FetchTimeoutError",
@@ -104,6 +106,14 @@ class InternalError(QZoomError):
 
 class StopRunError(QZoomError):
     """The whole run cannot go on: the budget is spent, a key is refused, an endpoint was down from the start."""
+
+
+class BudgetSpentError(StopRunError):
+    """The requests or the money that calls of language models may cost are used up."""
+
+
+class EndpointError(StopRunError):
+    """An endpoint of a language model cannot be used: it is down, or refuses the key or the model."""
 
 
 class LaterError(QZoomError):

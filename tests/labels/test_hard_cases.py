@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from qzoom.config import TokenBudget
-from qzoom.errors import ConfigError
+from qzoom.errors import BudgetSpentError, ConfigError, EndpointError
 from qzoom.labels.hard_cases import MineRun, current_verdicts, judge_open, kind_of, mine_report
+from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
-from qzoom.scoring.judge import BudgetSpentError, Judge, JudgeSettings
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.scoring.judge import open_judge
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
 from tests.scoring.judge_server import Script, serve
 from tests.tiny_models import build_engine, picture
@@ -69,7 +70,7 @@ def folder(tmp_path):
 
 
 def judge_at(url, **settings):
-    return Judge(JudgeSettings(url, "m", **settings), sleep=lambda _: None, seed=1)
+    return open_judge(EndpointSettings(url, "m"), CallSettings(backoff_s=0.0, **settings))
 
 
 def test_kinds_are_kept_apart(folder):
@@ -111,19 +112,19 @@ def test_failures_stay_open_are_counted_and_tried_again(folder):
 def test_a_spent_budget_keeps_what_was_judged(folder):
     with serve(Script(says)) as url:
         with pytest.raises(BudgetSpentError):
-            judge_open(folder, judge_at(url, budget=2), parallel=1)
+            judge_open(folder, judge_at(url, budget_requests=2), parallel=1)
         assert mine_report(folder).open == 1
         judge_open(folder, judge_at(url), parallel=1)
     assert mine_report(folder).open == 0
 
 
 def test_a_refused_key_stops_the_run(folder):
-    with serve(Script((401,))) as url, pytest.raises(ConfigError, match="refuses the key"):
+    with serve(Script((401,))) as url, pytest.raises(EndpointError, match="refuses the key"):
         judge_open(folder, judge_at(url))
     assert mine_report(folder).open == 2
 
 
 def test_images_may_move_but_settings_may_not_change(folder, tmp_path):
     assert dataclasses.replace(RUN, images="elsewhere").settings() == RUN.settings()
-    with pytest.raises(ConfigError, match="holds records made in another way"):
+    with pytest.raises(ConfigError, match="was made with other settings"):
         start_store(folder, "mine", RUN.settings(), Provenance("m"))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qzoom.errors import ConfigError
-from qzoom.llm.cache import BudgetSpentError, CallCache, Cost, Refused, Reply
+from qzoom.errors import BudgetSpentError, ConfigError
+from qzoom.llm.cache import CallCache, Cost, Failure, Reply
+from qzoom.llm.settings import CallSettings
 
 COST = Cost("teacher", "one", "http://x/v1")
 
@@ -27,9 +28,9 @@ def cache(tmp_path: Path):
 def test_what_is_stored_comes_back_also_in_another_process(cache: CallCache) -> None:
     reply = Reply("täxt\n\x00", True, "m-1", 7, 3)
     cache.store("k1", reply, COST)
-    cache.store("k2", Refused("HTTP 413"), COST)
+    cache.store("k2", Failure("refused", "HTTP 413"), COST)
     assert cache.find("k1") == reply
-    assert cache.find("k2") == Refused("HTTP 413")
+    assert cache.find("k2") == Failure("refused", "HTTP 413")
     assert cache.find("k3") is None
     code = (
         "import sys, pathlib\nfrom qzoom.llm.cache import CallCache\n"
@@ -40,7 +41,7 @@ def test_what_is_stored_comes_back_also_in_another_process(cache: CallCache) -> 
 
 
 def test_costs_add_up_and_another_user_of_the_file_reads_them(cache: CallCache) -> None:
-    cache.reserve(Cost("teacher", "one", "u", requests=1), 0, 0)
+    cache.reserve(Cost("teacher", "one", "u", requests=1), CallSettings(budget_requests=0, budget_money=0.0))
     cache.store("k", Reply("x"), Cost("teacher", "one", "u", prompt_tokens=100, completion_tokens=10, money=0.5))
     cache.count(Cost("teacher", "one", "u", failures=1))
     cache.count(Cost("asker", "two", "", kept=1))
@@ -51,14 +52,14 @@ def test_costs_add_up_and_another_user_of_the_file_reads_them(cache: CallCache) 
 
 def test_budgets_hold_for_all_time(cache: CallCache) -> None:
     one = Cost("teacher", "one", "u", requests=1)
-    cache.reserve(one, 2, 0)
-    cache.reserve(one, 2, 0)
+    cache.reserve(one, CallSettings(budget_requests=2, budget_money=0.0))
+    cache.reserve(one, CallSettings(budget_requests=2, budget_money=0.0))
     with pytest.raises(BudgetSpentError, match="budget of 2 requests is used up"):
-        cache.reserve(one, 2, 0)
-    cache.reserve(one, 3, 1.0)
+        cache.reserve(one, CallSettings(budget_requests=2, budget_money=0.0))
+    cache.reserve(one, CallSettings(budget_requests=3, budget_money=1.0))
     cache.store("k", Reply("x"), Cost("teacher", "one", "u", money=1.25))
     with pytest.raises(BudgetSpentError, match=r"budget of 1 is used up \(1.25 spent\)"):
-        cache.reserve(one, 0, 1.0)
+        cache.reserve(one, CallSettings(budget_requests=0, budget_money=1.0))
     assert cache.costs()[0].requests == 3
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from qzoom.errors import CallRefusedError, LaterError, StopRunError
-from qzoom.llm.cache import BudgetSpentError, CallCache
-from qzoom.llm.client import Client, EndpointError, Exchange, Message
+from qzoom.errors import BudgetSpentError, CallRefusedError, EndpointError, LaterError, StopRunError
+from qzoom.llm.cache import CallCache
+from qzoom.llm.client import Client, Message, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 from tests.llm.stub import Stub, always, serve, text_of
 
@@ -28,12 +28,12 @@ def chat(text: str = "Q?") -> list[Message]:
 def client_at(
     folder: Path, *urls: str, calls: CallSettings = FAST, name: str = "one", **endpoint: Any
 ) -> Iterator[Client]:
-    exchange = Exchange(CallCache(folder / "calls.sqlite"), calls)
+    shared = SharedClient(CallCache(folder / "calls.sqlite"), calls)
     endpoints = [EndpointSettings(url, "m", **endpoint) for url in urls]
     try:
-        yield Client("teacher", name, endpoints, Sampling(), exchange)
+        yield Client("teacher", name, endpoints, Sampling(), shared)
     finally:
-        exchange.close()
+        shared.close()
 
 
 def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
         with client_at(tmp_path, url) as client:
             client.call(chat(), 1)
             client.call(chat("Other?"))
-            costs = client.exchange.cache.costs()
+            costs = client.shared.cache.costs()
         with client_at(tmp_path, url, name="two") as client:
             client.call(chat())  # another member may be another model under the same name
     assert sorted(stub.asked.values()) == [1, 1, 2]
@@ -111,7 +111,7 @@ def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
     stub = Stub(lambda body, before: "A4" if before == 2 else fault)
     with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.3) as client:
         assert client.call(chat()).text == "A4"
-        costs = client.exchange.cache.costs()
+        costs = client.shared.cache.costs()
     assert [(cost.requests, cost.failures) for cost in costs] == [(3, 2)]
 
 
@@ -265,7 +265,7 @@ def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
             client.call(chat("c"))
             with pytest.raises(BudgetSpentError, match=r"budget of 3 is used up \(3 spent\)"):
                 client.call(chat("d"))
-            assert sum(cost.money for cost in client.exchange.cache.costs()) == pytest.approx(3.0)
+            assert sum(cost.money for cost in client.shared.cache.costs()) == pytest.approx(3.0)
     assert len(stub.bodies) == 3
 
 
@@ -309,7 +309,7 @@ def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
         thread.start()
         while not stub.bodies:
             thread.join(0.01)
-        client.exchange.transport.close()
+        client.shared.disconnect()
         thread.join(30)
     assert said == ["The run was ended while calls were under way; run it again to go on."]
 

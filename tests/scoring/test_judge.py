@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
-from qzoom.errors import ConfigError
-from qzoom.scoring.judge import BudgetSpentError, Judge, JudgeFailure, JudgeSettings, rule
+from qzoom.errors import BudgetSpentError, ConfigError, EndpointError
+from qzoom.llm.settings import CallSettings, EndpointSettings
+from qzoom.scoring.judge import JudgeFailure, open_judge, rule, yes_or_no
 from tests.scoring.judge_server import Script, serve
 
 
@@ -31,17 +33,33 @@ def test_rules_decide_what_they_can(prediction, answers, right):
     assert rule(prediction, answers) is right
 
 
-def judge_at(url, cache=None, **settings):
-    waits = []
-    made = Judge(JudgeSettings(url, "m", **settings), cache, sleep=waits.append, seed=1)
-    return made, waits
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("Yes.", True),
+        ("**NO**", False),
+        ("<think>no, no</think> yes", True),
+        ("Both say a dozen: <answer>yes</answer>", True),
+        ("\\boxed{no}", False),
+        ("yes and no", None),
+        ("maybe", None),
+        ("", None),
+    ],
+)
+def test_verdicts_are_read(reply, verdict):
+    assert yes_or_no(reply) is verdict
+
+
+def judge_at(url, cache=None, timeout_s=60.0, **calls):
+    endpoint = EndpointSettings(url, "m", "QZOOM_JUDGE_KEY", timeout_s)
+    return open_judge(endpoint, CallSettings(**{"backoff_s": 0.001, **calls}), cache)
 
 
 def test_asks_what_it_should_and_reads_yes_and_no(monkeypatch):
     monkeypatch.setenv("QZOOM_JUDGE_KEY", "secret")
     script = Script("Yes.", "no", "**YES**")
     with serve(script) as url:
-        judge, _ = judge_at(url)
+        judge = judge_at(url)
         assert [judge.right("Q?", ["a"], text) for text in ("x", "y", "z")] == [True, False, True]
         judge.close()
     assert script.asked[0]["path"] == "/v1/chat/completions"
@@ -49,42 +67,29 @@ def test_asks_what_it_should_and_reads_yes_and_no(monkeypatch):
     assert script.asked[0]["temperature"] == 0
     facts = json.loads(script.asked[0]["messages"][-1]["content"])
     assert facts == {"question": "Q?", "right_answers": ["a"], "given_answer": "x"}
-    assert script.headers[0]["Authorization"] == "Bearer secret"
+    assert {name.lower(): value for name, value in script.headers[0].items()}["authorization"] == "Bearer secret"
 
 
 def test_nothing_is_asked_twice_even_by_another_run(tmp_path):
     script = Script("yes")
-    cache = tmp_path / "judge.jsonl"
     with serve(script) as url:
-        judge, _ = judge_at(url, cache)
-        assert judge.right("Q?", ["a"], "x")
-        assert judge.right("Q?", ["a"], "x")
-        judge.close()
-        cache.write_bytes(cache.read_bytes() + b'{"key": "half')  # killed while writing
-        again, _ = judge_at(url, cache)
-        assert again.right("Q?", ["a"], "x")
-        assert again.right("Q?", ["a"], "new")
-        assert (again.counts.cached, again.counts.requests) == (1, 1)
-        again.close()
-        third, _ = judge_at(url, cache)
-        assert third.right("Q?", ["a"], "new")
-        assert third.counts.requests == 0
-        third.close()
+        for predictions in (("x", "x"), ("x", "new"), ("new",)):
+            judge = judge_at(url, tmp_path / "calls.sqlite")
+            assert all(judge.right("Q?", ["a"], text) for text in predictions)
+            judge.close()
     assert len(script.asked) == 2
 
 
-def test_failures_that_pass_are_retried_with_growing_random_pauses():
-    script = Script((429, {"Retry-After": "7"}), (500,), "drop", b"nonsense", "perhaps", "yes")
+def test_transient_failures_are_retried():
+    script = Script((429, {"Retry-After": "1"}), (500,), "drop", b"nonsense", "perhaps", "yes")
     with serve(script) as url:
-        judge, waits = judge_at(url, retries=5, backoff_s=1.0, longest_s=60.0)
+        judge = judge_at(url, retries=5)
+        start = time.monotonic()
         assert judge.right("Q?", ["a"], "x")
         judge.close()
-    assert waits[0] == 7.0
-    assert len(waits) == 5
-    assert all(0 <= wait <= 2**attempt for attempt, wait in enumerate(waits[1:], start=1))
-    assert len(set(waits)) == 5
-    assert judge.counts.requests == 6
-    assert judge.counts.failures == 0
+    assert 1 <= time.monotonic() - start < 30
+    assert len(script.asked) == 6
+    assert judge.reasons == []
 
 
 @pytest.mark.parametrize(
@@ -94,39 +99,40 @@ def test_failures_that_pass_are_retried_with_growing_random_pauses():
         ("yes and no", "neither yes nor no"),
         (b"<html>", "no chat completion"),
         (b'{"choices": []}', "no chat completion"),
-        ((500,), "status 500"),
-        ((429,), "status 429"),
+        ((500,), "HTTP 500"),
+        ((429,), "HTTP 429"),
         ("drop", "no connection"),
-        ("hang", "no reply within 0.2 s"),
+        ("hang", "no full reply within 0.2 s"),
     ],
 )
-def test_failures_that_stay_are_counted_and_no_votes(behaviour, reason, tmp_path):
+def test_failures_that_stay_are_counted_and_no_votes(behaviour, reason):
     with serve(Script(behaviour)) as url:
-        judge, waits = judge_at(url, tmp_path / "cache", retries=1, timeout_s=0.2 if behaviour == "hang" else 60.0)
-        with pytest.raises(JudgeFailure, match=reason):
-            judge.right("Q?", ["a"], "x")
+        judge = judge_at(url, retries=1, timeout_s=0.2 if behaviour == "hang" else 60.0)
+        for _ in range(4):  # a judge that is down never ends the run
+            with pytest.raises(JudgeFailure, match=reason):
+                judge.right("Q?", ["a"], "x")
         judge.close()
-    assert len(waits) == 1
-    assert judge.counts.failures == 1
-    assert not (tmp_path / "cache").exists()
+    assert len(judge.reasons) == 4
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "refuses the key"), (403, "refuses the key"), (404, "model name")]
+    ("status", "message"),
+    [(401, "refuses the key .*the key in QZOOM_JUDGE_KEY"), (403, "refuses the key"), (404, "does not know the model")],
 )
 def test_a_wrong_key_or_name_stops_at_once(status, message):
     script = Script((status,))
     with serve(script) as url:
-        judge, waits = judge_at(url)
-        with pytest.raises(ConfigError, match=message):
+        judge = judge_at(url)
+        with pytest.raises(EndpointError, match=message) as failure:
             judge.right("Q?", ["a"], "x")
         judge.close()
-    assert (len(script.asked), waits) == (1, [])
+    assert f"The judge 'm' at {url}" in str(failure.value)
+    assert len(script.asked) == 1
 
 
 def test_the_budget_counts_every_request():
     with serve(Script((500,), "yes")) as url:
-        judge, _ = judge_at(url, budget=2)
+        judge = judge_at(url, budget_requests=2)
         assert judge.right("Q?", ["a"], "x")
         with pytest.raises(BudgetSpentError, match="budget of 2 requests is used up"):
             judge.right("Q?", ["a"], "y")
@@ -137,7 +143,7 @@ def test_the_budget_counts_every_request():
 def test_nobody_there_is_a_failure():
     with serve(Script("yes")) as url:
         pass
-    judge, _ = judge_at(url, retries=0)
+    judge = judge_at(url, retries=0)
     with pytest.raises(JudgeFailure, match="no connection"):
         judge.right("Q?", ["a"], "x")
     judge.close()
@@ -145,4 +151,4 @@ def test_nobody_there_is_a_failure():
 
 def test_addresses_that_are_none_are_refused():
     with pytest.raises(ConfigError, match="must start with http"):
-        JudgeSettings("localhost:80", "m")
+        EndpointSettings("localhost:80", "m")

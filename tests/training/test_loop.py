@@ -189,7 +189,7 @@ def test_labels_of_another_model_are_refused(world, tmp_path):
 def test_records_of_another_stage_are_refused(world, tmp_path):
     with pytest.raises(ConfigError, match="holds records for 'gate', but this stage needs those for 'regions'"):
         run(recipe_of(world, labels=(str(world / "gate"),)), tmp_path)
-    with pytest.raises(DataError, match=r"store.json is missing"):
+    with pytest.raises(DataError, match=r"records-00.jsonl is missing"):
         run(recipe_of(world, labels=(str(tmp_path / "nothing"),)), tmp_path)
 
 
@@ -346,6 +346,6 @@ def test_what_cannot_shard_is_refused(world, tmp_path, monkeypatch):
 def test_nothing_is_written_before_the_checks(world, tmp_path):
     with pytest.raises(CheckpointError):
         train_stage(recipe_of(world, base=str(tmp_path / "none")), tmp_path / "run")
-    with pytest.raises(DataError, match=r"store.json is missing"):
+    with pytest.raises(DataError, match=r"records-00.jsonl is missing"):
         run(recipe_of(world, labels=(str(tmp_path / "nothing"),)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

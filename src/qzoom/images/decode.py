@@ -1,14 +1,8 @@
-"""How often a JPEG has its decoder pass over the picture.
-
-A progressive JPEG refines all its pixels scan by scan. A scan may take a few bytes, so a small file can keep a decoder
-busy for hours; ordinary ones have a dozen.
-
-How many pages or frames a file holds, counted on its bytes without decoding, in bounded time.
-
-Encoded bytes to RGB: recognise, check the header against the limits, decode the first picture, rotate, convert.
+"""Encoded bytes to RGB: recognise, check the header against the limits, decode the first picture, rotate, convert.
 
 The format is told from the first bytes and handed to that one decoder, so nothing outside the list below is ever tried.
-Decoder errors become one sentence of ours; their own texts are not passed on.
+Decoder errors become one sentence of ours; their own texts are not passed on. Scans of a JPEG and pages or frames of a
+file are counted on the bytes, without decoding and in bounded time.
 """
 
 from __future__ import annotations
@@ -16,10 +10,12 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import PIL.Image
 from PIL import Image
@@ -31,8 +27,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from qzoom.images.convert import image_to_rgb
+from qzoom.images.colour import apply_png_colours
+from qzoom.images.convert import deep_colours, image_to_rgb
 from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_bytes, check_size, refuse
+from qzoom.images.repair import jpeg_fillers, readable_png, same_pixels, unsupported_kind
 
 __all__ = ["MAX_SCANS", "count_scans", "decode_bytes", "finish_image", "frame_note", "picture_size"]
 
@@ -186,18 +184,92 @@ def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image
     Raises:
         ImageError: not a picture, of another format, damaged, or outside the limits.
     """
-    image, format_name = _open(data, name, limits)
-    size_px = image.size
+    opened, format_name, repaired = _decoded(data, name, limits)
+    frames = int(getattr(opened, "n_frames", 1)) if format_name in ("PNG", "WebP") else 1
+    pages = frame_note(data, format_name, frames)
+    image, deep = _all_bits(data, opened, name, limits)
+    colours = ""
+    if format_name == "PNG" and not image.mode.startswith("I"):
+        image, colours = apply_png_colours(image, data)
+    rgb, notes = finish_image(image, name, orientation=_orientation(opened))
+    return rgb, format_name, tuple(filter(None, (pages, repaired, deep, colours, *notes)))
+
+
+def _decoded(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str, str]:
+    """The decoded picture, its format's name, and a note on harmless damage that was passed over."""
     try:
-        with _no_bomb_warning(size_px):
+        return *_load_pixels(data, name, limits), ""
+    except _DecoderError as error:
+        if data.startswith(b"\x89PNG") and (repaired := readable_png(data)) is not None:
+            try:
+                return *_load_pixels(repaired, name, limits), "metadata that are damaged or too large were left out"
+            except _DecoderError:
+                pass
+        if (closed := jpeg_fillers(data)) is not None:
+            try:
+                first, second = (_load_pixels(attempt, name, limits) for attempt in closed)
+                if same_pixels(first[0], second[0]):
+                    return *first, "its end marker is missing"
+            except _DecoderError:
+                pass
+        kind = unsupported_kind(data)
+        if kind:
+            raise refuse(name, f"it is {kind}, which cannot be read here", "save it as PNG or JPEG") from error
+        raise _damaged(name, data) from error
+
+
+class _DecoderError(Exception):
+    """A decoder's own failure, of whatever kind."""
+
+
+def _load_pixels(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
+    image, format_name = _open(data, name, limits)
+    try:
+        with _no_bomb_warning(image.size):
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, limits) from error
     except Exception as error:
-        raise _damaged(name, data) from error
-    rgb, notes = finish_image(image, name)
-    pages = frame_note(data, format_name, int(getattr(image, "n_frames", 1)) if format_name in ("PNG", "WebP") else 1)
-    return rgb, format_name, ((pages,) if pages else ()) + notes
+        raise _DecoderError from error
+    return image, format_name
+
+
+def _all_bits(data: bytes, image: ImageFile, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, str]:
+    """A picture whose file has 16 bits a colour with all bits that it uses; Pillow itself keeps the high byte only."""
+    if image.mode not in ("RGB", "RGBA", "RGBX") or not data.startswith((b"\x89PNG", b"II", b"MM")):
+        return image, ""
+    if _bright(image):
+        return image, ""
+    try:
+        again, _ = _open(data, name, limits)
+        swapped = [tile._replace(args=_other_byte(tile.args)) for tile in again.tile]
+        if all(new.args == old.args for new, old in zip(swapped, again.tile, strict=True)):
+            return image, ""
+        again.tile = swapped
+        with _no_bomb_warning(again.size):
+            again.load()
+    except Exception:  # no second way to read it: the high bytes are what there is
+        return image, ""
+    return deep_colours(image, again, name)
+
+
+def _bright(image: PIL.Image.Image) -> bool:
+    """Whether more than one in a thousand values use the highest bit."""
+    counts = image.convert("RGB").histogram()
+    return sum(sum(counts[at + 128 : at + 256]) for at in (0, 256, 512)) > 0.001 * sum(counts)
+
+
+def _other_byte(args: Any) -> Any:
+    """A decoder's arguments that take the low byte of each 16-bit value where they take the high one."""
+    swap = {";16B": ";16L", ";16L": ";16B"}
+    swap[";16N"] = ";16B" if sys.byteorder == "little" else ";16L"
+
+    def other(value: Any) -> Any:
+        if isinstance(value, str) and value[-4:] in swap:
+            return value[:-4] + swap[value[-4:]]
+        return value
+
+    return tuple(other(value) for value in args) if isinstance(args, tuple) else other(args)
 
 
 def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]:
@@ -212,7 +284,10 @@ def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]
         ImageError: as `decode_bytes`, for all that the header tells.
     """
     check_bytes(len(data), name, limits)
-    return _open(data, name, limits)[0].size
+    try:
+        return _open(data, name, limits)[0].size
+    except _DecoderError:
+        return _decoded(data, name, limits)[0].size
 
 
 def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
@@ -225,23 +300,26 @@ def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, limits) from error
     except Exception as error:  # a decoder given hostile bytes may raise anything
-        raise _damaged(name, data) from error
+        raise _DecoderError from error
     check_size(image.size, name, limits)
     return image, "WebP" if image.format == "WEBP" else str(image.format)
 
 
-def finish_image(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, tuple[str, ...]]:
+def finish_image(
+    image: PIL.Image.Image, name: str, *, orientation: int | None = None
+) -> tuple[PIL.Image.Image, tuple[str, ...]]:
     """A decoded picture as a new RGB one, EXIF rotation applied, with notes.
 
     Args:
         image: decoded.
         name: the source, for errors.
+        orientation: the EXIF orientation; None reads it from the picture.
 
     Raises:
         ImageError: values that cannot be shown.
     """
     rgb, note = image_to_rgb(image, name)
-    transpose = _TRANSPOSE.get(_orientation(image))
+    transpose = _TRANSPOSE.get(_orientation(image) if orientation is None else orientation)
     if transpose is not None:
         rgb = rgb.transpose(transpose)
     return rgb, (note,) if note else ()

@@ -23,7 +23,7 @@ from qzoom.labels.label_regions import base_digest, sample_of
 from qzoom.labels.workers import ModelChoice, run_shares
 from qzoom.model import QZoom
 from qzoom.scoring.judge import Judge, JudgeFailure, rule
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Record, Skip, Verdict, content_id
 from qzoom.types import Answer
 
@@ -197,7 +197,7 @@ def judge_open(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
     """Ask the judge about every open verdict of a store; failures stay open, for another run.
 
     Raises:
-        BudgetSpentError, ConfigError: as `Judge.right`; what was judged before is kept.
+        BudgetSpentError, EndpointError: as `Judge.right`; what was judged before is kept.
     """
     store = RecordStore(folder)
     waiting = [verdict for verdict in current_verdicts(store) if kind_of(verdict) == "open"]
@@ -229,7 +229,7 @@ def mine_report(folder: Path, judge: Judge | None = None) -> MineReport:
     store = RecordStore(folder)
     kinds = [kind_of(verdict) for verdict in current_verdicts(store)]
     skips = [skip.reason for _, skip in store.of_kind(Skip)]
-    failures = judge.counts.reasons if judge is not None else []
+    failures = judge.reasons if judge is not None else []
     reasons: Iterable[str] = dict.fromkeys([*failures, *skips])
     return MineReport(
         turns=len(kinds),

@@ -1,98 +1,27 @@
-"""How many requests an endpoint gets at once and per minute, counted over all processes of the machine.
+"""Cache of paid calls: one SQLite file, keyed by content, shared by the threads and processes of a machine.
 
-What an endpoint's answer means: a reply, a failure that may pass, a refusal of this call, or the end of the run.
-
-Calls that were paid for, kept by content in one SQLite file that threads and processes of a machine share.
-
-A reply is stored before anyone sees it, together with what it cost, so that a killed run pays for no stored call
-again. Refusals for good are stored too, marked as such; failures that may pass are not. Whoever makes a call holds a
-file lock on its content, which ends with its process: two workers never pay for the same call at once.
+A reply is stored before the caller sees it, together with its cost, so that a killed run never pays for a stored call
+again. Permanent refusals are stored too and marked as such; transient failures are not. Whoever makes a call holds a
+file lock on its content, which ends with its process, so two workers never pay for the same call at once. The same
+folder of locks limits how many requests all processes send to an endpoint at once.
 """
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
-import json
-import math
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from qzoom.errors import ConfigError, StopRunError
-from qzoom.llm.settings import EndpointSettings
+from qzoom.errors import BudgetSpentError, ConfigError, StopRunError
+from qzoom.llm.settings import CallSettings, EndpointSettings
 
-__all__ = [
-    "CACHE_SCHEMA",
-    "BudgetSpentError",
-    "CallCache",
-    "Cost",
-    "Fatal",
-    "Limits",
-    "Outcome",
-    "Passing",
-    "Refused",
-    "Reply",
-    "read_reply",
-]
-
-
-_POLL_S = 0.02
-
-
-class Limits:
-    """Hands out turns at endpoints.
-
-    Args:
-        cache: beside whose file the places lie.
-    """
-
-    def __init__(self, cache: CallCache) -> None:
-        self._cache = cache
-        self._gates: dict[tuple[str, int], threading.BoundedSemaphore] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def place(self, endpoint: EndpointSettings) -> Iterator[None]:
-        """Wait for one of the endpoint's places, then for its next turn, and hold the place."""
-        with self._lock:
-            key = (endpoint.url, endpoint.concurrency)
-            gate = self._gates.setdefault(key, threading.BoundedSemaphore(endpoint.concurrency))
-        with gate, self._file_place(endpoint):
-            if endpoint.requests_per_minute:
-                time.sleep(self._cache.turn(endpoint.url, 60.0 / endpoint.requests_per_minute))
-            yield
-
-    @contextmanager
-    def _file_place(self, endpoint: EndpointSettings) -> Iterator[None]:
-        """One of as many lock files as there are places; a killed process gives its places back."""
-        from filelock import FileLock, Timeout
-
-        folder = self._cache.locks()
-        name = hashlib.sha256(endpoint.url.encode()).hexdigest()[:12]
-        while True:
-            for number in range(endpoint.concurrency):
-                lock = FileLock(folder / f"place-{name}-{number}.lock", thread_local=False)
-                try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    continue
-                try:
-                    yield
-                finally:
-                    lock.release()
-                return
-            time.sleep(_POLL_S)
-
-
-_PASSING = {408, 409, 425, 429}
-_REFUSED = {400, 413, 422, 451}
-_UNKNOWN_MODEL = ("model_not_found", "model not found", "does not exist", "unknown model")
+__all__ = ["CACHE_SCHEMA", "CallCache", "Cost", "Failure", "Reply"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +29,9 @@ class Reply:
     """A usable answer.
 
     Args:
-        text: what the model wrote; it may be empty, which is an answer of no content.
+        text: what the model wrote; "" is an answer without content.
         cut_off: it ran into its token limit.
-        model: what the endpoint says answered.
+        model: the model that answered, as the endpoint names it.
         prompt_tokens: as counted by the endpoint, 0 when it does not say.
         completion_tokens: likewise.
     """
@@ -115,109 +44,25 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
-    """A failure that another try may mend; `wait_s` is what the endpoint asks for, None when it does not."""
-
-    reason: str
-    wait_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """This call is refused for good."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fatal:
-    """All calls are refused: key, model name or address are wrong."""
-
-    reason: str
-
-
-Outcome = Reply | Passing | Refused | Fatal
-
-
-def read_reply(status: int, retry_after: str | None, body: bytes) -> Outcome:
-    """What a response means.
+class Failure:
+    """A call without a reply.
 
     Args:
-        status: HTTP status.
-        retry_after: that header.
-        body: of the response.
+        kind: "transient" (a retry may help), "refused" (this call is refused permanently) or "fatal" (every call is
+            refused: key, model name or address are wrong).
+        reason: why, for the error sentence.
+        wait_s: pause that the endpoint asks for; None when it does not.
     """
-    if 200 <= status < 300:
-        return _completion(body)
-    if status in _PASSING or status >= 500:
-        return Passing(f"HTTP {status}", _wait(retry_after))
-    said = _complaint(body)
-    if status in (401, 403):
-        return Fatal(f"it refuses the key (HTTP {status})")
-    if status in _REFUSED and not any(word in said.casefold() for word in _UNKNOWN_MODEL):
-        return Refused(f"HTTP {status}" + (f": {said}" if said else ""))
-    if status in (400, 404):
-        return Fatal(f"it does not know the model or the address (HTTP {status})" + (f": {said}" if said else ""))
-    return Fatal(f"HTTP {status}" + (f": {said}" if said else ""))
 
-
-def _completion(body: bytes) -> Outcome:
-    try:
-        value: Any = json.loads(body)
-        choice = value["choices"][0]
-        text = choice["message"]["content"]
-        if isinstance(text, list):
-            text = "".join(part["text"] for part in text if part.get("type") == "text")
-        if text is None:
-            text = choice["message"].get("refusal") or ""
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return Passing("a reply that is no chat completion")
-    if not isinstance(text, str):
-        return Passing("a reply that is no chat completion")
-    usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
-    model = value.get("model")
-    return Reply(
-        text.encode("utf-8", "replace").decode(),
-        choice.get("finish_reason") == "length",
-        model if isinstance(model, str) else "",
-        _tokens(usage.get("prompt_tokens")),
-        _tokens(usage.get("completion_tokens")),
-    )
-
-
-def _tokens(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else 0
-
-
-def _complaint(body: bytes) -> str:
-    """What an error body says, on one line, cut where it is long."""
-    try:
-        error = json.loads(body).get("error", "")
-        said = error.get("message", "") if isinstance(error, dict) else error
-        if isinstance(error, dict) and isinstance(error.get("code"), str):
-            said = f"{said} ({error['code']})"
-    except (ValueError, AttributeError, RecursionError):
-        said = body[:200].decode("utf-8", "replace")
-    return " ".join(str(said).split())[:200]
-
-
-def _wait(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number or a date."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    kind: Literal["transient", "refused", "fatal"]
+    reason: str
+    wait_s: float | None = None
 
 
 CACHE_SCHEMA = 1
 _APPLICATION = 0x715A6F6F
 _BUCKET_DIGITS = 3
+_POLL_S = 0.02
 _TABLES = """
 CREATE TABLE calls (key TEXT PRIMARY KEY, role TEXT NOT NULL, refused TEXT NOT NULL, text TEXT NOT NULL,
     cut_off INTEGER NOT NULL, model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
@@ -229,19 +74,15 @@ CREATE TABLE pace (url TEXT PRIMARY KEY, next REAL NOT NULL);
 """
 
 
-class BudgetSpentError(StopRunError):
-    """The requests or the money that a run may spend are used up."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one endpoint was asked and paid in one role.
+    """Requests and cost of one endpoint in one role.
 
     Args:
         role: "teacher" and so on.
         name: of the role's member.
-        url: of the endpoint; "" where kept replies are counted.
-        requests: sent, repeated ones included.
+        url: of the endpoint; "" where cached replies are counted.
+        requests: sent, retries included.
         failures: requests without a usable reply.
         kept: replies taken from the cache instead.
         prompt_tokens: as the endpoint counts them.
@@ -259,12 +100,19 @@ class Cost:
     completion_tokens: int = 0
     money: float = 0.0
 
+    def since(self, before: Cost | None) -> Cost:
+        """This cost without what was spent before."""
+        if before is None:
+            return self
+        spent = (now - then for now, then in zip(astuple(self)[3:], astuple(before)[3:], strict=True))
+        return Cost(self.role, self.name, self.url, *spent)
+
 
 class CallCache:
-    """The file; opened when it is first used.
+    """The cache file; opened at first use. Locks lie in a folder beside it.
 
     Args:
-        path: of the SQLite file; its folder is made. Locks lie in a folder beside it.
+        path: of the SQLite file; its folder is created.
 
     Raises:
         ConfigError: on first use, a file that is no call cache or one of another schema.
@@ -275,16 +123,17 @@ class CallCache:
         self.path = Path(path)
         self._lock = threading.RLock()
         self._open: sqlite3.Connection | None = None
+        self._slots: dict[tuple[str, int], threading.BoundedSemaphore] = {}
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             if self._open is not None:
                 self._open.close()
                 self._open = None
 
-    def find(self, key: str) -> Reply | Refused | None:
-        """What is stored for a call."""
+    def find(self, key: str) -> Reply | Failure | None:
+        """The stored reply or refusal of a call."""
         with self._using() as file:
             row = file.execute(
                 "SELECT refused, text, cut_off, model, prompt_tokens, completion_tokens FROM calls WHERE key = ?",
@@ -292,18 +141,18 @@ class CallCache:
             ).fetchone()
         if row is None:
             return None
-        return Refused(row[0]) if row[0] else Reply(row[1], bool(row[2]), *row[3:])
+        return Failure("refused", row[0]) if row[0] else Reply(row[1], bool(row[2]), *row[3:])
 
-    def store(self, key: str, outcome: Reply | Refused, cost: Cost) -> None:
-        """Keep a reply or a refusal and add up what it cost, as one.
+    def store(self, key: str, outcome: Reply | Failure, cost: Cost) -> None:
+        """Store a reply or a refusal and its cost in one transaction.
 
         Args:
             key: of the call.
             outcome: what came back.
-            cost: who paid what for it; its requests were counted before.
+            cost: of the call; its requests were counted by `reserve`.
         """
         reply = outcome if isinstance(outcome, Reply) else Reply("")
-        refused = outcome.reason if isinstance(outcome, Refused) else ""
+        refused = outcome.reason if isinstance(outcome, Failure) else ""
         row = (key, cost.role, refused, reply.text, int(reply.cut_off), reply.model)
         with self._writing() as file:
             file.execute(
@@ -317,43 +166,42 @@ class CallCache:
         with self._writing() as file:
             _add(file, cost)
 
-    def reserve(self, cost: Cost, budget_requests: int, budget_money: float) -> None:
+    def reserve(self, cost: Cost, calls: CallSettings) -> None:
         """Count a request before it is sent.
 
         Args:
             cost: with one request.
-            budget_requests: most requests of all time, 0 for any number.
-            budget_money: most money of all time, 0 for any sum. Calls under way may take it beyond.
+            calls: the budgets; calls under way may exceed the budget in money.
 
         Raises:
-            BudgetSpentError: nothing more may be spent.
+            BudgetSpentError: a budget is used up.
         """
         with self._writing() as file:
             requests, money = file.execute("SELECT TOTAL(requests), TOTAL(money) FROM costs").fetchone()
-            if budget_requests and requests >= budget_requests:
+            if calls.budget_requests and requests >= calls.budget_requests:
                 raise BudgetSpentError(
-                    f"The budget of {budget_requests} requests is used up; what was answered is kept in {self.path}: "
-                    "raise calls: budget_requests and run again to go on."
+                    f"The budget of {calls.budget_requests} requests is used up; what was answered is kept in "
+                    f"{self.path}: raise calls: budget_requests and run again to go on."
                 )
-            if budget_money and money >= budget_money:
+            if calls.budget_money and money >= calls.budget_money:
                 raise BudgetSpentError(
-                    f"The budget of {budget_money:g} is used up ({money:.4g} spent); what was answered is kept in "
-                    f"{self.path}: raise calls: budget_money and run again to go on."
+                    f"The budget of {calls.budget_money:g} is used up ({money:.4g} spent); what was answered is kept "
+                    f"in {self.path}: raise calls: budget_money and run again to go on."
                 )
             _add(file, cost)
 
     def costs(self) -> tuple[Cost, ...]:
-        """All costs of all time, by role, name and endpoint."""
+        """Costs of all runs with this cache, by role, name and endpoint."""
         with self._using() as file:
             rows = file.execute("SELECT * FROM costs ORDER BY role, name, url").fetchall()
         return tuple(Cost(*row) for row in rows)
 
     def turn(self, url: str, interval_s: float) -> float:
-        """Take the next turn of an endpoint with a rate limit.
+        """Reserve the next time slot of an endpoint with a rate limit.
 
         Args:
             url: of the endpoint.
-            interval_s: between two turns.
+            interval_s: between two requests.
 
         Returns:
             Seconds to wait for it.
@@ -366,8 +214,40 @@ class CallCache:
         return start - now
 
     @contextmanager
+    def slot(self, endpoint: EndpointSettings) -> Iterator[None]:
+        """Hold one of the endpoint's concurrent slots, after waiting for its rate limit."""
+        with self._lock:
+            key = (endpoint.url, endpoint.concurrency)
+            semaphore = self._slots.setdefault(key, threading.BoundedSemaphore(endpoint.concurrency))
+        with semaphore, self._slot_file(endpoint):
+            if endpoint.requests_per_minute:
+                time.sleep(self.turn(endpoint.url, 60.0 / endpoint.requests_per_minute))
+            yield
+
+    @contextmanager
+    def _slot_file(self, endpoint: EndpointSettings) -> Iterator[None]:
+        """One of as many lock files as there are slots; the lock of a killed process is released."""
+        from filelock import FileLock, Timeout
+
+        folder = self.locks()
+        name = hashlib.sha256(endpoint.url.encode()).hexdigest()[:12]
+        while True:
+            for number in range(endpoint.concurrency):
+                lock = FileLock(folder / f"place-{name}-{number}.lock", thread_local=False)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    continue
+                try:
+                    yield
+                finally:
+                    lock.release()
+                return
+            time.sleep(_POLL_S)
+
+    @contextmanager
     def claim(self, key: str) -> Iterator[None]:
-        """Hold the call of a key; whoever else wants it waits, in this and any other process of the machine."""
+        """Hold the call of a key; others that want it wait, in this and every other process of the machine."""
         with self._one_at_a_time(key[:_BUCKET_DIGITS]):
             yield
 
@@ -375,7 +255,7 @@ class CallCache:
     def _one_at_a_time(self, name: str) -> Iterator[None]:
         from filelock import FileLock
 
-        with FileLock(self.locks() / f"{name}.lock", thread_local=False, poll_interval=0.02):
+        with FileLock(self.locks() / f"{name}.lock", thread_local=False, poll_interval=_POLL_S):
             yield
 
     def locks(self) -> Path:
@@ -420,13 +300,12 @@ def _add(file: sqlite3.Connection, cost: Cost) -> None:
         "requests = requests + excluded.requests, failures = failures + excluded.failures, kept = kept + excluded.kept,"
         " prompt_tokens = prompt_tokens + excluded.prompt_tokens, completion_tokens = completion_tokens + "
         "excluded.completion_tokens, money = money + excluded.money",
-        (cost.role, cost.name, cost.url, cost.requests, cost.failures, cost.kept, cost.prompt_tokens,
-         cost.completion_tokens, cost.money),
-    )  # fmt: skip
+        astuple(cost),
+    )
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """The file, made or checked. Several processes may do this at once."""
+    """The file, created or checked. Several processes may do this at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = sqlite3.connect(path, timeout=120.0, isolation_level=None, check_same_thread=False)

@@ -1,63 +1,58 @@
-"""Where calls go and what they may cost: checked settings, the same for every role behind an endpoint."""
+"""Settings of language-model endpoints: addresses, retries, budgets, sampling."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from qzoom.config import check_count, check_range
 from qzoom.errors import ConfigError
+from qzoom.settings import Between, settings
 
 __all__ = ["CallSettings", "EndpointSettings", "Sampling"]
 
 
 _KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN_FIELDS = {"model", "messages", "n", "stream"}
+Seconds = Annotated[float, Between(0.0, 86_400.0)]
+Amount = Annotated[float, Between(0.0, 1e9)]
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class EndpointSettings:
-    """One OpenAI-compatible endpoint.
-
-    Args:
-        url: of the API, e.g. http://127.0.0.1:8000/v1.
-        model: its name there.
-        key_env: environment variable that holds the key; "" sends none.
-        timeout_s: of one request, from its first byte to the last of the reply.
-        concurrency: most requests at once, by all processes of this machine together.
-        requests_per_minute: at most, likewise; 0 does not limit them.
-        prompt_price: of 1,000 prompt tokens, in the currency of the budget.
-        completion_price: of 1,000 completion tokens.
-        extra_body: further fields of the request, e.g. {"qzoom": {"zoom": "never"}}.
-    """
+    """One OpenAI-compatible endpoint."""
 
     url: str
+    """Base address of the API, e.g. http://127.0.0.1:8000/v1."""
     model: str
+    """Name of the model at the endpoint."""
     key_env: str = ""
-    timeout_s: float = 120.0
-    concurrency: int = 8
-    requests_per_minute: float = 0.0
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
+    """Environment variable that holds the API key; "" sends none."""
+    timeout_s: Annotated[float, Between(0.001, 86_400.0)] = 120.0
+    """Time limit of one request, from its first byte to the last byte of the reply."""
+    concurrency: Annotated[int, Between(1, 4096)] = 8
+    """Most simultaneous requests, counted over all processes of this machine."""
+    requests_per_minute: Amount = 0.0
+    """Rate limit, counted over all processes of this machine; 0 for none."""
+    prompt_price: Amount = 0.0
+    """Price of 1,000 prompt tokens, in the currency of the budget."""
+    completion_price: Amount = 0.0
+    """Price of 1,000 completion tokens."""
     extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the request body, e.g. {"qzoom": {"zoom": "never"}}."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.url, str) or not re.match(r"https?://[^\s/]+", self.url):
+        if not _is_address(self.url):
             raise ConfigError(f"An endpoint's url must start with http:// or https://, not {self.url!r}.")
         if "@" in self.url.split("/")[2]:
             raise ConfigError("An endpoint's url must hold no name or key; name the key's variable in key_env.")
-        if not isinstance(self.model, str) or not self.model:
+        if not self.model:
             raise ConfigError(f"The endpoint {self.url} needs the name of a model.")
-        if not isinstance(self.key_env, str) or (self.key_env and not _KEY_NAME.fullmatch(self.key_env)):
+        if self.key_env and not _KEY_NAME.fullmatch(self.key_env):
             raise ConfigError(f"key_env of {self.url} must name an environment variable, not hold a key.")
-        check_range(self, "timeout_s", 0.001, 86_400.0)
-        check_count(self, "concurrency", 1, 4096)
-        for name in ("requests_per_minute", "prompt_price", "completion_price"):
-            check_range(self, name, 0.0, 1e9)
-        if not isinstance(self.extra_body, dict):
-            raise ConfigError(f"extra_body of {self.url} must be a mapping, not {self.extra_body!r}.")
-        taken = {"model", "messages", "n", "stream"} & set(self.extra_body)
+        taken = _OWN_FIELDS & set(self.extra_body)
         if taken:
             raise ConfigError(f"extra_body of {self.url} must not set {', '.join(sorted(taken))}.")
         try:
@@ -65,75 +60,55 @@ class EndpointSettings:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"extra_body of {self.url} must hold plain JSON values ({error}).") from error
 
-    @property
-    def address(self) -> str:
-        """Where chat completions are asked for."""
-        return f"{self.url.rstrip('/')}/chat/completions"
 
-
-@dataclass(frozen=True, slots=True)
+@settings
 class CallSettings:
-    """How often a call is tried, and what all calls together may cost.
+    """Retries and budgets of all calls together.
 
-    Both budgets count everything that the call cache has ever paid for, so that starting again spends no more.
-
-    Args:
-        retries: after the first try, for failures that may pass.
-        backoff_s: first pause; it doubles, and the real pause is drawn between nothing and it.
-        longest_s: longest pause, also of those that an endpoint asks for.
-        connect_s: an endpoint that does not answer within it when the run starts is down.
-        budget_requests: most requests, repeated ones included; 0 does not limit them.
-        budget_money: most money by the endpoints' prices; 0 does not limit it.
+    Both budgets count everything that the call cache has ever paid for, so that a rerun does not spend them again.
     """
 
-    retries: int = 8
-    backoff_s: float = 1.0
-    longest_s: float = 60.0
-    connect_s: float = 5.0
-    budget_requests: int = 0
-    budget_money: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count(self, "retries", 0, 1000)
-        check_count(self, "budget_requests", 0, 10**12)
-        for name in ("backoff_s", "longest_s"):
-            check_range(self, name, 0.0, 86_400.0)
-        check_range(self, "connect_s", 0.01, 3600.0)
-        check_range(self, "budget_money", 0.0, 1e12)
+    retries: Annotated[int, Between(0, 1000)] = 8
+    """Retries after the first try, for transient failures."""
+    backoff_s: Seconds = 1.0
+    """First pause; it doubles with every retry, and the real pause is drawn between 0 and it."""
+    longest_s: Seconds = 60.0
+    """Longest pause, also of those that an endpoint asks for by Retry-After."""
+    connect_s: Annotated[float, Between(0.01, 3600.0)] = 5.0
+    """An endpoint that does not answer within this time when the run starts is down."""
+    budget_requests: Annotated[int, Between(0, 10**12)] = 0
+    """Most requests, retries included; 0 for no limit."""
+    budget_money: Annotated[float, Between(0.0, 1e12)] = 0.0
+    """Most money by the endpoints' prices; 0 for no limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class Sampling:
-    """How replies are drawn; part of what a kept call is found by. What is None is not sent.
+    """Sampling parameters, part of the key of a cached call. Parameters that are null are not sent."""
 
-    Args:
-        temperature: 0 is greedy.
-        top_p: nucleus share.
-        max_tokens: of a reply.
-        send_seed: send the sample's number as seed, so that an endpoint that honours it repeats itself.
-    """
-
-    temperature: float | None = 0.7
-    top_p: float | None = 0.9
-    max_tokens: int | None = 1024
+    temperature: Annotated[float, Between(0.0, 100.0)] | None = 0.7
+    """0 is greedy."""
+    top_p: Annotated[float, Between(1e-6, 1.0)] | None = 0.9
+    """Nucleus share."""
+    max_tokens: Annotated[int, Between(1, 10**6)] | None = 1024
+    """Longest reply."""
     send_seed: bool = True
-
-    def __post_init__(self) -> None:
-        if self.temperature is not None:
-            check_range(self, "temperature", 0.0, 100.0)
-        if self.top_p is not None:
-            check_range(self, "top_p", 1e-6, 1.0)
-        if self.max_tokens is not None:
-            check_count(self, "max_tokens", 1, 10**6)
-        if not isinstance(self.send_seed, bool):
-            raise ConfigError(f"send_seed must be true or false, not {self.send_seed!r}.")
+    """Send the number of the sample as seed, for endpoints that honour it."""
 
     def fields(self, sample: int) -> dict[str, Any]:
-        """As a request holds them.
+        """The fields of a request body.
 
         Args:
-            sample: number of the sample, its seed.
+            sample: number of the sample, sent as seed.
         """
         seed = sample if self.send_seed else None
         values = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, "seed": seed}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:
+        return False

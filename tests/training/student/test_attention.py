@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.losses import IGNORE
 from qzoom.training.student.attention import check_supervision, layer_inputs, supervision_loss
@@ -79,7 +79,7 @@ def losses(folder):
 def run(student, data, folder, weight, micro_batch=2, steps=1):
     supervision = AttentionSupervision(weight, LAYER, HEADS)
     sft = SftSettings(3e-3, "constant", 0.0, 4, micro_batch, steps=steps)
-    fade = Fade(0.0, 0.0, "constant")
+    fade = ShareSchedule(0.0, 0.0, "constant")
     train_student(recipe_of(student, data, sft=sft, attention_supervision=supervision, fade=fade), folder)
     return losses(folder)
 

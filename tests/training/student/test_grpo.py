@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from qzoom.checkpoints.load import load_engine
+from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
-from qzoom.scoring.judge import Judge, JudgeSettings
+from qzoom.scoring.judge import open_judge
 from qzoom.training.run import Run
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import read_split
@@ -142,7 +143,7 @@ def test_a_judge_that_is_down_leaves_replies_unrewarded(reader):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    judge = Judge(JudgeSettings(url, "none", retries=0))
+    judge = open_judge(EndpointSettings(url, "none"), CallSettings(retries=0))
     free_rows = [i for i in range(4) if not rows.reference(i).answer.isdigit()]
     right = rows.reference(free_rows[0]).answer
     noted = {}
@@ -151,7 +152,7 @@ def test_a_judge_that_is_down_leaves_replies_unrewarded(reader):
     judge.close()
     assert made == [1.0, None]
     assert (noted["accuracy"], noted["by_failed"], noted["well_formed"]) == (1.0, 0.5, 1.0)
-    assert judge.counts.failures == 1
+    assert len(judge.reasons) == 1
 
 
 def _reply(text):
@@ -167,4 +168,4 @@ def test_processor_pads_on_the_left(reader):
     for index, one in enumerate(prompts):
         kinds = out["mm_token_type_ids"][index]
         assert int(kinds.sum()) == one.view.cells[0] * one.view.cells[1]
-        assert kinds[-len(one.ids) :].tolist() == [int(token == one.mark) for token in one.ids]
+        assert kinds[-len(one.ids) :].tolist() == [int(token == one.image_token) for token in one.ids]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import ExportedQuestion, read_split
@@ -24,7 +24,7 @@ from qzoom.training.student.schedule import (
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
-ALWAYS = RandomCrops(Fade(1.0, 1.0, "constant"), (9,), 1.0)
+ALWAYS = RandomCrops(ShareSchedule(1.0, 1.0, "constant"), (9,), 1.0)
 
 
 @pytest.mark.parametrize("target", [(0, 0, 30, 20), (700, 500, 800, 600), (300, 290, 340, 300), (10, 10, 790, 30)])
@@ -69,7 +69,7 @@ def test_only_what_lies_inside_is_asked():
 def test_the_schedule_says_which_steps_show_crops():
     questions = [ExportedQuestion(str(i), f"p{i}", "?", "x", box=(0, 0, 5, 5)) for i in range(10)]
     settings = {"steps": 60, "batch": 4, "most": 2, "tokens": (), "negatives": None, "rehearsal": 0.0, "seed": 3}
-    crops = RandomCrops(Fade(1.0, 0.0, "linear"), (9, 16), 1.0)
+    crops = RandomCrops(ShareSchedule(1.0, 0.0, "linear"), (9, 16), 1.0)
     rows = make_schedule(questions, **settings, crops=crops)
     steps = [rows[i : i + 4] for i in range(0, len(rows), 4)]
     assert all(len({row.crop_tokens for row in step}) == 1 for step in steps)
@@ -155,5 +155,5 @@ def test_settings_come_from_yaml(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("base: tiny\nrandom_crops: {share: {first: 0.8, last: 0.2}, tokens: [100, 144], scale: 0.5}\n")
     recipe = load_student_recipe(path)
-    assert recipe.random_crops == RandomCrops(Fade(0.8, 0.2), (100, 144), 0.5)
+    assert recipe.random_crops == RandomCrops(ShareSchedule(0.8, 0.2), (100, 144), 0.5)
     assert recipe.decisive()["random_crops"]["share"]["first"] == 0.8

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qzoom.data.overlay import STYLES, Fade
+from qzoom.data.overlay import STYLES, ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, Share, Text, settings
 from qzoom.training.run import Run, load_recipe, resume_values
@@ -173,7 +173,7 @@ class StudentRecipe:
     """Most visual tokens of the full view, one drawn per step; empty takes what `qzoom ask --zoom never` takes."""
     styles: dict[str, Annotated[float, Between(0, 1e6)]] = field(default_factory=lambda: {"rectangle": 1.0})
     """How the region is marked, by weight: rectangle, ellipse, dim, text, none."""
-    fade: Fade = field(default_factory=lambda: Fade(1.0, 1.0, "constant"))
+    fade: ShareSchedule = field(default_factory=lambda: ShareSchedule(1.0, 1.0, "constant"))
     """Share of samples with a marked region over the training: first, last, shape, until."""
     clause: bool = True
     """Add the sentence that points to the marked region."""

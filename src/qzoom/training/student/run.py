@@ -155,7 +155,7 @@ def train_student(
     if run.is_main:
         output.mkdir(parents=True, exist_ok=True)
         if fresh:
-            clear_run(output, ("sft", "grpo", RUN_FILE, "judge.jsonl"))
+            clear_run(output, ("sft", "grpo", RUN_FILE))
     _wait_for_everyone(run)
     split = read_split(folder, output / "pictures", recipe.validation, recipe.seed)
     digest = base_digest(engine)
@@ -266,7 +266,7 @@ def run_phase(
         best = BestWeights(run.folder, weights, phase, last=recipe.keep == "last")
         validator = StudentValidator(run.engine, split.validation, recipe)
         callback = StudentCallback(run, phase, steps, validator, best)
-        judge_cache = run.folder.parent / "judge.jsonl"
+        judge_cache = run.folder.parent / "calls.sqlite"
         with _judge(recipe.grpo.judge, judge_cache) as judge, _stock_forward(run.engine), without_deprecations():
             trainer = _trainer(run, phase, model, split, steps)(judge=judge, callbacks=[callback])
             last = last_checkpoint(run.folder)
@@ -326,12 +326,11 @@ def _judge(settings: RewardJudge, cache: Path) -> Iterator[JudgeCall | None]:
     if not settings.url:
         yield None
         return
-    from qzoom.scoring.judge import Judge, JudgeSettings
+    from qzoom.llm.settings import CallSettings, EndpointSettings
+    from qzoom.scoring.judge import open_judge
 
-    judge = Judge(
-        JudgeSettings(settings.url, settings.model, settings.key_env, settings.timeout_s, budget=settings.budget),
-        cache,
-    )
+    endpoint = EndpointSettings(settings.url, settings.model, settings.key_env, settings.timeout_s)
+    judge = open_judge(endpoint, CallSettings(retries=5, budget_requests=settings.budget), cache)
     try:
         yield judge.right
     finally:

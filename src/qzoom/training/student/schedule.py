@@ -1,7 +1,7 @@
 """What is trained on when: the whole run as a list of entries, fixed by the seed before it starts.
 
 An entry is an image, or a random crop of it, with one or more of its questions; or rehearsal data, a freshly drawn
-image with questions of its own, against forgetting. Since the list says everything, a run that is resumed at a step sees
+image with questions of its own, against forgetting. Since the list says everything, a resumed run sees
 what an undisturbed one would have seen, boxes included.
 
 A random crop holds a question's region and some of what surrounds it, at any resolution between the whole view's and
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.data.synthetic.documents import render_document
 from qzoom.data.synthetic.records import TRAIN_SEEDS
 from qzoom.data.synthetic.scenes import render_scene
@@ -178,7 +178,7 @@ _ROOM = 1.1
 class RandomCrops:
     """When and how random crops are shown."""
 
-    share: Fade = field(default_factory=lambda: Fade(0.0, 0.0, "constant"))
+    share: ShareSchedule = field(default_factory=lambda: ShareSchedule(0.0, 0.0, "constant"))
     """Share of the steps that show crops, over the training."""
     tokens: tuple[Annotated[int, Between(1)], ...] = (144,)
     """Most visual tokens of a crop, one drawn per step."""
