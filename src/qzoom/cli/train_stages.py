@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qzoom.training.student.recipe import StudentRecipe
     from qzoom.training.student.validate import Validation
 
-__all__ = ["add_training"]
+__all__ = ["answers", "gate", "regions", "student"]
 
 Recipe = Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
 Base = Annotated[str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)]
@@ -35,12 +35,6 @@ Output = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard an earlier run in the output folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 Refit = Annotated[bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch further.")]
-
-
-def add_training(app: typer.Typer) -> None:
-    """Put the commands into the group `train`."""
-    for command in (regions, answers, gate, student):
-        app.command(command.__name__)(command)
 
 
 def regions(
@@ -80,7 +74,7 @@ def answers(
     quiet: options.Quiet = False,
     device: options.Device = "auto",
 ) -> None:
-    """Train the decoder to answer from coarse view and region together, on records of `qzoom mine` (stage 2).
+    """Train the decoder to answer from the coarse pass and the region, on `qzoom label hard-cases` (stage 2).
 
     Example: qzoom train answers --recipe recipes/tiny/answers.yaml -o runs/answers
     """

@@ -57,7 +57,7 @@ RESUMABLE_CHANGES = (
     "original",
 )
 """Settings that a resumed run may change: they decide neither the data nor the arithmetic, rounding aside."""
-KINDS = ("hard", "improvements", "kept")
+KINDS = ("hard", "improvements", "both_right")
 
 Count = Annotated[int, Between(1)]
 """A whole number of at least 1."""
@@ -96,7 +96,7 @@ class StageRecipe:
     strategy: Literal["consistency", "prediction_vs_gt"] = "consistency"
     """Gate: how targets are made; "prediction_vs_gt" is the ablation."""
     mixture: dict[str, Annotated[float, Between(0, 1000)]] = field(default_factory=lambda: {"hard": 1.0})
-    """Answers: samples of each kind per hard case; the kinds are hard, improvements, kept."""
+    """Answers: samples of each kind per hard case; the kinds are hard, improvements, both_right."""
     random_box: Share = 0.0
     """Answers: how often a random box replaces the predicted one."""
     random_side: tuple[Share, Share] = (0.1, 0.6)

@@ -16,7 +16,7 @@ from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
-from qzoom.labels.label_regions import base_digest
+from qzoom.labels.workers import base_digest
 from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
 from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, Run, StepMetrics, clear_run, copy_weights, mean_losses, save_model

@@ -143,7 +143,7 @@ def train_student(
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.labels.label_regions import base_digest
+    from qzoom.labels.workers import base_digest
 
     _check_packages()
     if not recipe.data:
