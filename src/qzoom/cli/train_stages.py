@@ -164,9 +164,9 @@ def _folder(output: Path | None, of_recipe: str) -> Path:
 
 
 def _device(device: str) -> str:
-    import torch
+    from qzoom.checkpoints.base import choose_device
 
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_device(device))
 
 
 def _stage_recipe(stage: str, path: Path, base: str | None, labels: list[str] | None) -> StageRecipe:
