@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from qzoom.distill.choices import absent
-from qzoom.distill.items import Agreement, Asked, Item, Known, KnownObject, KnownQuestion, KnownText
+from qzoom.distill.items import Agreement, Item, Known, KnownObject, KnownQuestion, KnownText, QuestionDraft
 from qzoom.distill.pictures import load_source
 from tests.distill.views import ITEM, KNOWN
 
 
 def item(text: str, answer: str = "x", seed: int = 0) -> Item:
     return dataclasses.replace(
-        ITEM, asked=Asked(text, "ocr", "rule", known=answer), answer=Agreement(answer, 6, 8, ()), seed=seed
+        ITEM, draft=QuestionDraft(text, "ocr", "rule", known=answer), answer=Agreement(answer, 6, 8, ()), seed=seed
     )
 
 
@@ -28,11 +28,11 @@ def test_a_yes_becomes_a_no_and_a_count_becomes_zero() -> None:
     text = "Is there a red star?"
     no = absent(item(text, "yes"), known(text, "yes", "exists"))
     assert no is not None
-    assert (no.asked.text != text, no.answer.text) == (True, "no")
+    assert (no.draft.text != text, no.answer.text) == (True, "no")
     text = "How many crosses are there?"
     zero = absent(item(text, "1"), known(text, "1", "count"))
     assert zero is not None
-    assert zero.asked.text in {f"How many {s} are there?" for s in ("circles", "squares", "triangles", "diamonds")}
+    assert zero.draft.text in {f"How many {s} are there?" for s in ("circles", "squares", "triangles", "diamonds")}
     assert zero.answer.text == "0"
 
 
@@ -40,13 +40,13 @@ def test_items_and_labels_are_exchanged_for_some_that_are_not_printed() -> None:
     text = "What is the price of HOT TEA?"
     price = absent(item(text, "3.50"), known(text, "3.50", "price", "HOT TEA"))
     assert price is not None
-    assert price.asked.text.startswith("What is the price of ")
-    assert "HOT TEA" not in price.asked.text
+    assert price.draft.text.startswith("What is the price of ")
+    assert "HOT TEA" not in price.draft.text
     text = "What is the member id?"
     value = absent(item(text, "123"), known(text, "123", "value", "Member ID: 123"))
     assert value is not None
-    assert value.asked.text.startswith("What is the ")
-    assert "member id" not in value.asked.text
+    assert value.draft.text.startswith("What is the ")
+    assert "member id" not in value.draft.text
     assert (price.answer.text, value.answer.text) == ("none", "none")
 
 
@@ -64,12 +64,12 @@ def test_what_names_nothing_has_no_negative(text: str, facts: Known) -> None:
 
 def test_the_negative_is_the_items_own() -> None:
     made = [absent(item("What is the code on the red star?", "A4", seed), KNOWN) for seed in range(30)]
-    assert len({one.asked.text for one in made if one}) > 5
+    assert len({one.draft.text for one in made if one}) > 5
     assert absent(item("What is the code on the red star?", "A4", 3), KNOWN) == made[3]
     first = made[0]
     assert first is not None
-    assert first.asked.pair == item("What is the code on the red star?", "A4").id
-    assert (first.asked.negative, first.votes, first.answer.by) == (True, (), "rule")
+    assert first.draft.pair == item("What is the code on the red star?", "A4").id
+    assert (first.draft.negative, first.votes, first.answer.by) == (True, (), "rule")
 
 
 @pytest.mark.parametrize("source", ["scenes:5", "documents:11"])
@@ -82,11 +82,11 @@ def test_drawn_pictures_never_have_what_a_negative_asks_for(source: str) -> None
         if negative is None:
             continue
         made += 1
-        asked = negative.asked.text
-        assert asked != question.text
+        draft = negative.draft.text
+        assert draft != question.text
         for thing in facts.objects:
-            assert f"{thing.colour} {thing.shape}" not in asked
+            assert f"{thing.colour} {thing.shape}" not in draft
         if question.field in ("price", "cell"):
-            name = asked.rsplit(" of ", 1)[-1].rstrip("?").casefold()
+            name = draft.rsplit(" of ", 1)[-1].rstrip("?").casefold()
             assert not any(name in line for line in printed)
     assert made >= 2

@@ -33,11 +33,11 @@ def test_a_rerun_finishes_what_had_to_wait(tmp_path):
 
     with serve(Stub(answer)) as url:
         first = run_recipe(recipe_at(url, questions), tmp_path / "out")
-        assert (first.rows["train"], sum(first.totals.waiting.values())) == (4, 2)
-        assert first.totals.refused == {}
+        assert (first.rows["train"], sum(first.stats.waiting.values())) == (4, 2)
+        assert first.stats.refused == {}
         failing[0] = False
         again = run_recipe(recipe_at(url, questions), tmp_path / "out")
-        assert (again.rows["train"], sum(again.totals.waiting.values())) == (6, 0)
+        assert (again.rows["train"], sum(again.stats.waiting.values())) == (6, 0)
         assert again.computed["answer"] == 2
         run_recipe(recipe_at(url, questions), tmp_path / "calm")
     for name in FILES:

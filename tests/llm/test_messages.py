@@ -9,14 +9,14 @@ import io
 import pytest
 from PIL import Image
 
-from qzoom.llm.client import ImagePart, Message, call_key, wire
+from qzoom.llm.client import ChatImage, Message, call_key, wire
 from qzoom.llm.settings import EndpointSettings, Sampling
 
 RED = Image.new("RGB", (40, 30), "red")
 
 
 def chat(image: Image.Image = RED, text: str = "Q?", most: int = 10_000) -> list[Message]:
-    return [Message("user", (ImagePart(image, most), text))]
+    return [Message("user", (ChatImage(image, most), text))]
 
 
 def key(messages: list[Message], name: str = "one", sample: int = 0, sampling: Sampling | None = None, **extra) -> str:
@@ -37,7 +37,7 @@ def test_pictures_go_as_png_with_that_media_type() -> None:
 
 
 def test_large_pictures_are_scaled_down_in_shape() -> None:
-    shown = ImagePart(Image.new("RGB", (4000, 1000), "blue"), 10_000)
+    shown = ChatImage(Image.new("RGB", (4000, 1000), "blue"), 10_000)
     with Image.open(io.BytesIO(base64.b64decode(shown.url().partition(",")[2]))) as image:
         assert image.size == (200, 50)
 

@@ -19,7 +19,7 @@ from qzoom.cli.ask import ask
 from qzoom.cli.calibrate import calibrate
 from qzoom.cli.console import one_line
 from qzoom.cli.convert import convert
-from qzoom.cli.distill import audit, distill
+from qzoom.cli.distill import decontaminate, distill
 from qzoom.cli.doctor import doctor
 from qzoom.cli.eval import evaluate
 from qzoom.cli.eval_coverage import coverage
@@ -65,7 +65,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(label.app, name="label")
 app.command()(mine)
 app.command()(distill)
-app.command("distill audit")(audit)
+app.command("distill decontaminate")(decontaminate)
 
 
 def _version(wanted: bool) -> None:

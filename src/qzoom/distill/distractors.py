@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from qzoom.scoring.agree import normal
 
-__all__ = ["format_of", "lookalikes"]
+__all__ = ["draw_distractors", "format_of"]
 
 
 _CLOSED: tuple[tuple[str, ...], ...] = (("yes", "no"), ("left", "right"))
@@ -36,7 +36,7 @@ def format_of(answer: str) -> str:
     return re.sub(r"9+(?=\.9)", "9", shape)
 
 
-def lookalikes(answer: str, count: int, rng: random.Random, pool: Sequence[str] = ()) -> list[str]:
+def draw_distractors(answer: str, count: int, rng: random.Random, pool: Sequence[str] = ()) -> list[str]:
     """Up to `count` different wrong answers.
 
     Args:

@@ -1,18 +1,13 @@
-"""The one record of the pipeline: every step takes an item and gives the same item back with its own part filled in.
+"""The record that passes through the pipeline, and what a step is.
 
-    picture -> region -> question -> validation -> votes -> answer -> choices -> difficulty
-      propose   propose    ask        validate     answer     vote     choices    difficulty
+    image -> target -> question -> validation -> votes -> answer -> choices -> difficulty
+    propose  propose    ask        validate     answer    vote     choices    difficulty
 
-Propose makes several items of a picture, ask several of a region, choices may add a paired negative; every other step
-keeps one for one. A step that refuses an item says why in `decisions` and leaves it in the data, so that every filter
-can be counted; later steps pass refused items on untouched. Boxes are xyxy in original pixels, half-open, of the
-picture as a person sees it (EXIF orientation applied).
-
-What a step is and what it may look at.
-
-A step takes an item and gives one or several back. `apply` is how the pipeline calls it: refused items never reach a
-step, an item that cannot be used becomes a refusal with its reason, and only what concerns the whole run gets out as
-an error.
+Every step takes an item and returns the same item with its own part filled in. Propose makes several items of an
+image, ask several of a target, choices may add a paired negative; all other steps return one item for one. A step that
+refuses an item adds the reason to `decisions` and the item stays in the data, so that every filter can be counted;
+later steps pass refused items on unchanged. Boxes are xyxy in original pixels, half-open, of the upright image (EXIF
+orientation applied).
 """
 
 from __future__ import annotations
@@ -20,15 +15,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from qzoom.errors import CheckpointError, ConfigError, DataError, DeviceError, LaterError, QZoomError, StopRunError
 from qzoom.store.schema import Box4, from_values
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = [
     "ITEM_SCHEMA",
@@ -36,35 +28,37 @@ __all__ = [
     "NONE_OPTION",
     "STEPS",
     "Agreement",
-    "Asked",
     "Choices",
     "Decision",
     "Difficulty",
+    "ImageRef",
     "Item",
     "Known",
     "KnownObject",
     "KnownQuestion",
     "KnownText",
-    "Picture",
+    "QuestionDraft",
     "QuestionKind",
-    "Region",
     "Step",
-    "Views",
+    "TargetRegion",
     "Vote",
     "apply",
     "choice_text",
+    "draft_of",
     "item_from_json",
+    "target_of",
+    "with_model",
 ]
 
 
-ITEM_SCHEMA = 1
+ITEM_SCHEMA = 2
 STEPS = ("propose", "crop", "ask", "validate", "answer", "vote", "choices", "difficulty", "export")
 QuestionKind = Literal["counting", "ocr", "colour", "structure", "material", "identification", "spatial", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A whole picture.
+class ImageRef:
+    """A whole image.
 
     Args:
         digest: twenty hex digits of a hash over its pixels as RGB (orientation applied) and its size.
@@ -84,8 +78,8 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
-    """A proposed place in the picture.
+class TargetRegion:
+    """A proposed region of the image.
 
     Args:
         box: tight box of the target.
@@ -105,33 +99,33 @@ class Region:
     phrase: str = ""
     area_bin: int = 0
 
-    def area_share(self, picture: Picture) -> float:
+    def area_share(self, picture: ImageRef) -> float:
         """Share of the picture that the tight box covers."""
         x0, y0, x1, y1 = self.box
         return (x1 - x0) * (y1 - y0) / (picture.width * picture.height)
 
-    def normalised(self, picture: Picture) -> tuple[float, float, float, float]:
+    def normalised(self, picture: ImageRef) -> tuple[float, float, float, float]:
         """The tight box in shares of the picture's width and height."""
         x0, y0, x1, y1 = self.box
         return x0 / picture.width, y0 / picture.height, x1 / picture.width, y1 / picture.height
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question about a region.
+class QuestionDraft:
+    """A question about a target.
 
     Args:
         text: the question, which names no box.
         kind: what it tests.
-        asker: model or rule that wrote it.
+        writer: model or rule that wrote it.
         negative: the target is absent, or no listed option holds.
         pair: id of the positive item that a negative belongs to; "" otherwise.
-        known: right answer, where the asker is a rule that knows it ("" otherwise); never shown to a teacher.
+        known: right answer, where the question writer is a rule that knows it ("" otherwise); never shown to a teacher.
     """
 
     text: str
     kind: QuestionKind
-    asker: str
+    writer: str
     negative: bool = False
     pair: str = ""
     known: str = ""
@@ -183,12 +177,12 @@ class Choices:
     Args:
         options: texts in the order shown, A first.
         letter: the right one's.
-        maker: model or rule that wrote the distractors.
+        writer: model or rule that wrote the distractors.
     """
 
     options: tuple[str, ...]
     letter: str
-    maker: str
+    writer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,21 +216,21 @@ class Item:
     """One training question on its way through the pipeline; parts that no step has filled yet are None or empty.
 
     Args:
-        picture: the whole picture.
-        region: the place the question is about.
-        asked: the question.
+        picture: the whole image.
+        target: the region that the question is about.
+        draft: the question.
         votes: what teachers answered on the crop.
         answer: what they agree on.
         choices: multiple-choice form, for items that have one.
         difficulty: the student's pass rate.
-        decisions: in order, one per step that judged it.
-        models: (role, model and weights) of every model that took part.
-        seed: of everything drawn for it.
+        decisions: in order, one per step that decided about it.
+        models: (role, model and weights) of every model that was asked.
+        seed: of everything that is drawn at random for it.
     """
 
-    picture: Picture
-    region: Region | None = None
-    asked: Asked | None = None
+    picture: ImageRef
+    target: TargetRegion | None = None
+    draft: QuestionDraft | None = None
     votes: tuple[Vote, ...] = ()
     answer: Agreement | None = None
     choices: Choices | None = None
@@ -251,8 +245,8 @@ class Item:
         settings do not change it."""
         content = [
             self.picture.digest,
-            None if self.region is None else [*self.region.box],
-            None if self.asked is None else [self.asked.text, self.asked.negative],
+            None if self.target is None else [*self.target.box],
+            None if self.draft is None else [self.draft.text, self.draft.negative],
         ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
@@ -349,47 +343,23 @@ class Known:
     texts: tuple[KnownText, ...] = ()
 
 
-@runtime_checkable
-class Step(Protocol):
+@dataclass(frozen=True, slots=True)
+class Step:
     """One step of the pipeline.
 
-    A call may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings,
-    models and devices (the run ends) or any other `QZoomError` (the item is refused and the sentence is its reason).
+    Args:
+        name: as in the recipe.
+        run: returns the item with this step's part filled in, or several items; refused ones with their decision. It
+            may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings,
+            models and devices (the run ends) or any other `QZoomError` (the item is refused for that reason).
     """
 
-    @property
-    def name(self) -> str:
-        """As in the recipe."""
-        ...
+    name: str
+    run: Callable[[Item], Sequence[Item]]
 
     def __call__(self, item: Item) -> Sequence[Item]:
-        """The item with this step's part filled in, or several of it; refused ones with their decision."""
-        ...
-
-
-class Views(Protocol):
-    """What a step may look at. Pictures are shared: draw on copies."""
-
-    def whole(self, item: Item) -> Image:
-        """The whole picture, RGB, orientation applied.
-
-        Raises:
-            ImageError: it is missing or cannot be decoded.
-        """
-        ...
-
-    def crop(self, item: Item) -> Image:
-        """What teachers see: `crop_box` cut from the whole and enlarged by `scale`.
-
-        Raises:
-            ImageError: as `whole`.
-            DataError: the item has no region.
-        """
-        ...
-
-    def known(self, item: Item) -> Known:
-        """What is known about the picture."""
-        ...
+        """`run`, without the rules of `apply`."""
+        return self.run(item)
 
 
 def apply(step: Step, item: Item) -> tuple[Item, ...]:
@@ -426,3 +396,32 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
             seen.add(one.id)
         out.append(one)
     return tuple(out)
+
+
+def with_model(item: Item, role: str, model: str) -> Item:
+    """The item with a model added to `models`, once."""
+    if not model or (role, model) in item.models:
+        return item
+    return dataclasses.replace(item, models=(*item.models, (role, model)))
+
+
+def target_of(item: Item) -> TargetRegion:
+    """The item's target.
+
+    Raises:
+        DataError: it has none.
+    """
+    if item.target is None:
+        raise DataError("This item has no target; run the step propose first.")
+    return item.target
+
+
+def draft_of(item: Item) -> QuestionDraft:
+    """The item's question.
+
+    Raises:
+        DataError: it has none.
+    """
+    if item.draft is None:
+        raise DataError("This item has no question; run the step ask first.")
+    return item.draft
