@@ -1,4 +1,4 @@
-"""Stage 2: the decoder learns to answer from the coarse look and the region together (method.md 6).
+"""Stage 2: the decoder learns to answer from the coarse look and the region together (docs/method.md 6).
 
 The target is the answer that was right: for hard cases the coarse look's own. The region is the branch's, or with some
 probability a random one; where the branch proposes none, the random one is taken, as there is no sample without.
@@ -31,7 +31,7 @@ from qzoom.labels.respond import prepare_image
 from qzoom.store.schema import Question, Verdict
 from qzoom.training.forward import hidden_states
 from qzoom.training.losses import IGNORE, answer_loss
-from qzoom.training.samples import Draw, conversation_ids, open_stores
+from qzoom.training.samples import SampleUse, conversation_ids, open_stores
 from qzoom.training.stages import StageRecipe
 from qzoom.types import Box
 
@@ -85,11 +85,11 @@ class AnswerTask:
         text = repr([(s.question.values(), s.turn, s.answer) for s in self.samples])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+    def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Cross entropy, summed over the answer tokens."""
         backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
-        chosen = [self.samples[draw.index] for draw in draws]
-        prompts = [self._prompt(engine, sample, draw) for sample, draw in zip(chosen, draws, strict=True)]
+        chosen = [self.samples[use.index] for use in uses]
+        prompts = [self._prompt(engine, sample, use) for sample, use in zip(chosen, uses, strict=True)]
         hidden = hidden_states(backbone, prompts, backbone.num_layers, recompute=recompute)
         total = torch.zeros((), device=backbone.device)
         for sample, states in zip(chosen, hidden, strict=True):
@@ -100,10 +100,10 @@ class AnswerTask:
         return total
 
     @torch.no_grad()
-    def _prompt(self, engine: Engine, sample: _Sample, draw: Draw) -> Prompt:
+    def _prompt(self, engine: Engine, sample: _Sample, use: SampleUse) -> Prompt:
         """Coarse look, region, question and answer."""
         recipe, backbone = self._recipe, engine.backbone
-        rng = random.Random(f"{recipe.seed}/region/{draw.index}/{draw.visit}")
+        rng = random.Random(f"{recipe.seed}/region/{use.index}/{use.epoch}")
         tokens = rng.choice(recipe.tokens) if recipe.tokens else self._coarse_tokens()
         picture = load_picture(sample.question, Path(recipe.images) if recipe.images else None)
         image = prepare_image(picture, "dynamic", tokens)
