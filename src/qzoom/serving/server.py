@@ -20,8 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qzoom.errors import ConfigError
 from qzoom.serving.app import create_app
 from qzoom.serving.errors import ApiError
-from qzoom.serving.limits import ServerLimits
 from qzoom.serving.service import Service
+from qzoom.serving.settings import ServerLimits
 
 __all__ = ["DrainingServer", "bind", "guarded_protocol"]
 
