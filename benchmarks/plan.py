@@ -116,13 +116,13 @@ def _label_seconds(model: QZoom, given: Namespace) -> float:
     """Of the answers to four questions about one picture at the teacher's resolution."""
     from qzoom.data.questions import load_picture, open_questions
     from qzoom.engine.chat import ChatEncoder
-    from qzoom.labels.respond import respond, show
+    from qzoom.labels.respond import generate, prepare_image
 
     (question,) = open_questions(["documents:1:1"]).questions
     texts = [turn.question for turn in question.turns]
     start = time.perf_counter()
-    shown = show(load_picture(question), "dynamic", given.teacher_tokens)
-    respond(model.engine, ChatEncoder(model.engine.backbone), shown, texts, max_new_tokens=given.label_tokens)
+    image = prepare_image(load_picture(question), "dynamic", given.teacher_tokens)
+    generate(model.engine, ChatEncoder(model.engine.backbone), image, texts, max_new_tokens=given.label_tokens)
     return 1.3 * (time.perf_counter() - start)  # attention runs the answer once more
 
 

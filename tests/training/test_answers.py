@@ -46,11 +46,11 @@ def test_hard_cases_and_improvements_are_mixed_as_asked(world):
     assert [(s.kind, decode(s.answer[:-1]), s.answer[-1]) for s in hard] == [
         ("hard", "here", engine.backbone.eos_ids[0])
     ] * 2
-    mixed = AnswerTask(recipe_of(world, mixture={"hard": 1.0, "improvements": 0.5, "kept": 5.0}), engine).samples
-    assert sorted(s.kind for s in mixed) == ["hard", "hard", "improvements", "kept", "kept"]
+    mixed = AnswerTask(recipe_of(world, mixture={"hard": 1.0, "improvements": 0.5, "both_right": 5.0}), engine).samples
+    assert sorted(s.kind for s in mixed) == ["both_right", "both_right", "hard", "hard", "improvements"]
     assert {decode(s.answer[:-1]) for s in mixed if s.kind == "improvements"} == {"there"}
     with pytest.raises(ConfigError, match="must name hard cases"):
-        AnswerTask(recipe_of(world, mixture={"kept": 1.0}), engine)
+        AnswerTask(recipe_of(world, mixture={"both_right": 1.0}), engine)
 
 
 def test_nothing_mined_is_an_error(world, tmp_path):

@@ -1,4 +1,4 @@
-"""`qzoom train distill`: teach a model to see from the whole picture what teachers found on crops."""
+"""`qzoom train student`: teach a model to see from the whole picture what teachers found on crops."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def distill(
 ) -> None:
     """Train on distilled questions: supervised, reinforced, or the one after the other.
 
-    Example: qzoom train distill recipes/tiny/distill.yaml --data distilled/dataset -o runs/distilled
+    Example: qzoom train student recipes/tiny/distill.yaml --data distilled/dataset -o runs/distilled
     """
     from qzoom.training.student.recipe import load_distill_recipe
 

@@ -71,7 +71,7 @@ def answers(
     quiet: options.Quiet = False,
     device: options.Device = "auto",
 ) -> None:
-    """Train the decoder to answer from coarse look and region together, on records of `qzoom mine` (stage 2).
+    """Train the decoder to answer from the coarse pass and the region, on `qzoom label hard-cases` (stage 2).
 
     Example: qzoom train answers --recipe recipes/tiny/answers.yaml -o runs/answers
     """

@@ -1,8 +1,8 @@
 """The box that a student sees while it learns: drawn when a sample is put together, faded out as training goes on.
 
 The stored picture is never changed. A box is a hint that exists in training alone, so a student that always sees one
-learns to need it: `Fade` lowers the share of samples with a box, and `has_box` decides by item and epoch, so that a
-resumed run shows the same boxes.
+learns to need it: `ShareSchedule` lowers the share of samples with a box, and `has_box` decides by item and epoch, so
+that a resumed run shows the same boxes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARGIN",
     "STYLES",
-    "Fade",
+    "ShareSchedule",
     "Style",
     "choose_style",
     "clause",
@@ -54,7 +54,7 @@ _DIMMED = 0.35
 
 
 @dataclass(frozen=True, slots=True)
-class Fade:
+class ShareSchedule:
     """The share of samples that show a box, as training goes on.
 
     Args:

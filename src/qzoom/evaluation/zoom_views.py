@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.data.cells import around
+from qzoom.data.crop import CropSettings, crop_box, cut
 from qzoom.data.samples import AnswerRow, EvalSample, Task
-from qzoom.distill.crop import CropSettings, crop_box, cut
-from qzoom.distill.items import Picture
 from qzoom.errors import ConfigError, DataError, QZoomError
 from qzoom.images.geometry import box_area_px
 from qzoom.settings import Between, settings, to_dict
@@ -109,7 +108,7 @@ def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSetti
         raise DataError("The question has no box, so there is no region to cut out.")
     least = settings.crop_min_px
     rule = CropSettings(settings.crop_margin, min_width_px=least, min_height_px=least)
-    region = crop_box(around(boxes), Picture("", "", *size_px), rule)
+    region = crop_box(around(boxes), size_px, rule)
     if box_area_px(region) == 0:
         raise DataError(f"The box {around(boxes)!r} has no pixels on the picture of {size_px[0]} x {size_px[1]} px.")
     return region

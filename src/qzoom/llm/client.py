@@ -38,7 +38,7 @@ from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Client", "ImagePart", "Message", "SharedClient", "call_key", "read_reply", "wire"]
+__all__ = ["ChatImage", "Client", "Message", "SharedClient", "call_key", "read_reply", "wire"]
 
 
 _KEY_SCHEMA = 1
@@ -49,7 +49,7 @@ _REFUSED = {400, 413, 422, 451}
 _UNKNOWN_MODEL = ("model_not_found", "model not found", "does not exist", "unknown model")
 
 
-class ImagePart:
+class ChatImage:
     """An image of a message, sent as PNG. Its digest is that of the pixels, so equal crops are equal calls.
 
     Args:
@@ -97,7 +97,7 @@ class Message:
     """
 
     role: str
-    parts: tuple[str | ImagePart, ...]
+    parts: tuple[str | ChatImage, ...]
 
 
 def wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{"role": message.role, "content": _content(message.parts)} for message in messages]
 
 
-def _content(parts: Sequence[str | ImagePart]) -> Any:
+def _content(parts: Sequence[str | ChatImage]) -> Any:
     if len(parts) == 1 and isinstance(parts[0], str):
         return _utf8(parts[0])
     return [

@@ -41,7 +41,7 @@ def rule(prediction: str, answers: Sequence[str]) -> bool | None:
     Numbers and yes or no contradict any other number or yes or no. An empty prediction is wrong.
 
     Args:
-        prediction: what was answered.
+        prediction: the given answer.
         answers: at least one right answer.
     """
     if any(exact_match(prediction, answer) for answer in answers):
@@ -126,7 +126,7 @@ class Judge:
 def open_judge(endpoint: EndpointSettings, calls: CallSettings = JUDGE_CALLS, cache: Path | None = None) -> Judge:
     """A judge with connections of its own, which `Judge.close` closes.
 
-    An endpoint that is down gives failures and never ends the run: what is not judged stays open.
+    An endpoint that is down gives failures and never ends the run: answers that are not judged stay undecided.
 
     Args:
         endpoint: where it is.

@@ -26,8 +26,8 @@ from qzoom.engine.state import Engine, State, advance_region, advance_shared
 from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.errors import ConfigError, DataError
 from qzoom.heads.boxes import CellBox, boxes_from_maps, cells_to_pixels
-from qzoom.labels.hard_cases import Kind, current_verdicts, kind_of
-from qzoom.labels.respond import show
+from qzoom.labels.hard_cases import ZoomEffect, current_verdicts, zoom_effect
+from qzoom.labels.respond import prepare_image
 from qzoom.store.schema import Question, Verdict
 from qzoom.training.forward import hidden_states
 from qzoom.training.losses import IGNORE, answer_loss
@@ -42,7 +42,7 @@ __all__ = ["AnswerTask", "random_cells"]
 class _Sample:
     question: Question
     turn: int
-    kind: Kind
+    kind: ZoomEffect
     ids: tuple[int, ...]
     answer: tuple[int, ...]
 
@@ -63,12 +63,12 @@ class AnswerTask:
         self._recipe = recipe
         chat = ChatEncoder(engine.backbone)
         self.stores = open_stores(recipe.labels, "mine")
-        found: dict[Kind, list[tuple[Question, Verdict]]] = {}
+        found: dict[ZoomEffect, list[tuple[Question, Verdict]]] = {}
         for store in self.stores:
             for verdict in current_verdicts(store):
                 question = store.get(verdict.question).record
                 assert isinstance(question, Question)
-                found.setdefault(kind_of(verdict), []).append((question, verdict))
+                found.setdefault(zoom_effect(verdict), []).append((question, verdict))
         self.samples = [self._sample(engine, chat, *pair) for pair in _mixed(found, recipe)]
         if not self.samples:
             counts = ", ".join(f"{len(items)} {kind}" for kind, items in found.items()) or "nothing"
@@ -106,8 +106,8 @@ class AnswerTask:
         rng = random.Random(f"{recipe.seed}/region/{draw.index}/{draw.visit}")
         tokens = rng.choice(recipe.tokens) if recipe.tokens else self._coarse_tokens()
         picture = load_picture(sample.question, Path(recipe.images) if recipe.images else None)
-        shown = show(picture, "dynamic", tokens)
-        features = backbone.encode([shown.picture.image], [shown.budget])
+        image = prepare_image(picture, "dynamic", tokens)
+        features = backbone.encode([image.picture.image], [image.budget])
         asked = build_prompt(backbone, sample.ids, features)
         cells, box = self._region(engine, asked, picture.size_px, rng)
         crop = backbone.encode([picture.image.crop(box)], [TokenBudget(1, recipe.region_tokens)])[0]
@@ -147,7 +147,7 @@ class AnswerTask:
         return int(settings.get("coarse_tokens", 576))
 
     def _sample(self, engine: Engine, chat: ChatEncoder, question: Question, verdict: Verdict) -> _Sample:
-        kind = kind_of(verdict)
+        kind = zoom_effect(verdict)
         found = conversation_ids(chat, [(question.turns[verdict.turn].question, "")])
         assert found is not None
         text = verdict.zoomed if kind == "improvements" else verdict.coarse
@@ -164,7 +164,9 @@ def random_cells(grid: tuple[int, int], side: tuple[float, float], rng: random.R
     return float(x0), float(y0), float(x0 + width), float(y0 + height)
 
 
-def _mixed(found: dict[Kind, list[tuple[Question, Verdict]]], recipe: StageRecipe) -> list[tuple[Question, Verdict]]:
+def _mixed(
+    found: dict[ZoomEffect, list[tuple[Question, Verdict]]], recipe: StageRecipe
+) -> list[tuple[Question, Verdict]]:
     """All hard cases, and of the other kinds as many for each as the mixture says."""
     if not recipe.mixture.get("hard"):
         raise ConfigError("mixture must name hard cases, to which the other shares are relative.")

@@ -16,7 +16,7 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
-from qzoom.labels.respond import View
+from qzoom.labels.settings import View
 from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Question, RegionLabel
 from qzoom.training.forward import region_logits_at, run_stack

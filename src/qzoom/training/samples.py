@@ -26,7 +26,8 @@ from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
-from qzoom.labels.respond import View, show
+from qzoom.labels.respond import prepare_image
+from qzoom.labels.settings import View
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
@@ -132,7 +133,7 @@ def prompt_of(
     """
     import torch
 
-    shown = show(load_picture(question, Path(images) if images else None), view, tokens)
+    shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
     with torch.no_grad():
         features = engine.backbone.encode([shown.picture.image], [shown.budget])
     return build_prompt(engine.backbone, ids, features)

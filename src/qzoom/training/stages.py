@@ -79,7 +79,7 @@ class StageRecipe:
         multi_turn: train all turns of a picture in one sequence.
         foreign_labels: accept labels of another model.
         strategy: gate: "consistency", or the ablation "prediction_vs_gt".
-        mixture: answers: how many of each kind for one hard case; kinds are hard, improvements, kept.
+        mixture: answers: how many of each kind for one hard case; kinds are hard, improvements, both_right.
         random_box: answers: how often the predicted box is replaced by a random one.
         random_side: answers: smallest and largest side of a random box, as a share of the grid.
         region_tokens: answers: most visual tokens of the region.
@@ -166,9 +166,9 @@ class StageRecipe:
             raise ConfigError("random_side must be a smallest and a largest share.")
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in self.tokens):
             raise ConfigError(f"tokens must be a list of whole numbers from 1, not {list(self.tokens)}.")
-        unknown = set(self.mixture) - {"hard", "improvements", "kept"}
+        unknown = set(self.mixture) - {"hard", "improvements", "both_right"}
         if unknown:
-            raise ConfigError(f"mixture may name hard, improvements and kept, not {', '.join(sorted(unknown))}.")
+            raise ConfigError(f"mixture may name hard, improvements and both_right, not {', '.join(sorted(unknown))}.")
         for value in self.mixture.values():
             _number("mixture", value, 0.0, 1000.0)
 

@@ -17,7 +17,7 @@ from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
-from qzoom.labels.label_regions import base_digest
+from qzoom.labels.workers import base_digest
 from qzoom.training.loop import CHECKPOINT_NAME as CHECKPOINT
 from qzoom.training.loop import METRICS_FILE as METRICS
 from qzoom.training.loop import StageModule, StepFacts, make_accelerator, run_loop

@@ -16,7 +16,7 @@ from qzoom.errors import DataError
 from qzoom.images.load import load_image
 from qzoom.training.student.data import digest_of, read_split
 from qzoom.training.student.schedule import make_order, visit_rows
-from tests.distill.items import finished_item
+from tests.distill.views import finished_item
 from tests.training.student.conftest import SCHEMA, picture, row, write
 
 
@@ -67,7 +67,7 @@ def test_reads_what_distillation_exports(tmp_path, embed):
     write_dataset(iter([free, chosen]), tmp_path / "out", settings, lambda counts: "card")
     one, two = read_split(tmp_path / "out", tmp_path / "p", 0.0, 0).train
     assert (one.text, one.answer, one.choices) == ("Which code?", "K7", ())
-    assert one.box == free.region.box
+    assert one.box == free.target.box
     assert (two.answer, two.letter, two.choices) == ("A", "A", ("K7", "K1", "none of these"))
     assert two.text.startswith("Which code?\nA. K7\nB. K1\nC. none of these\n")
     assert one.picture == two.picture

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.student.collate import IGNORE, Collator, Prompter
 from qzoom.training.student.data import read_split
@@ -78,7 +78,7 @@ def losses(folder):
 def run(student, data, folder, weight, micro_batch=2, steps=1):
     pointing = PointingPart(weight, LAYER, HEADS)
     sft = SftPart(3e-3, "constant", 0.0, 4, micro_batch, steps=steps)
-    fade = Fade(0.0, 0.0, "constant")
+    fade = ShareSchedule(0.0, 0.0, "constant")
     train_distill(recipe_of(student, data, sft=sft, pointing=pointing, fade=fade), folder)
     return losses(folder)
 

@@ -28,10 +28,10 @@ def test_there_are_some():
 def test_loads_begins_with_its_command_and_is_planned(path, capsys):
     recipe = load_distill_recipe(path)
     name = f"recipes/{path.parent.name}/{path.name}"
-    assert path.read_text().splitlines()[0].startswith(f"# qzoom train distill {name} --data DIR --output ")
+    assert path.read_text().splitlines()[0].startswith(f"# qzoom train student {name} --data DIR --output ")
     plan = make_plan(recipe)
     assert plan.trained_weights == plan.base_weights - (0 if recipe.vision else find_sizes(recipe.base).vision)
-    assert command(["train", "distill", str(path), "--dry-run", "--json"]) == 0
+    assert command(["train", "student", str(path), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["base_weights"] == plan.base_weights
 
 
@@ -96,11 +96,11 @@ def test_mistakes_are_refused(tmp_path, text, message):
 
 
 def test_command_refuses_a_missing_recipe_and_output(tmp_path, capsys):
-    assert command(["train", "distill", str(tmp_path / "none.yaml"), "-o", str(tmp_path)]) == 1
+    assert command(["train", "student", str(tmp_path / "none.yaml"), "-o", str(tmp_path)]) == 1
     assert "cannot be read" in capsys.readouterr().err
     path = tmp_path / "r.yaml"
     path.write_text("base: tiny\n")
-    assert command(["train", "distill", str(path)]) == 2
+    assert command(["train", "student", str(path)]) == 2
     assert "--output" in capsys.readouterr().err
-    assert command(["train", "distill", str(path), "-o", str(tmp_path / "out")]) == 1
+    assert command(["train", "student", str(path), "-o", str(tmp_path / "out")]) == 1
     assert "--data" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from qzoom.checkpoints.load import load_engine
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError, DataError
 from qzoom.model import QZoom
 from qzoom.training.student.recipe import SftPart
@@ -37,7 +37,7 @@ def weights(folder):
 def trained(student, data, tmp_path_factory):
     """Six steps, saved every two, validated every three."""
     folder = tmp_path_factory.mktemp("run")
-    recipe = recipe_of(student, data, sft=part(steps=6), save_steps=2, validation_steps=3, fade=Fade(1.0, 0.0))
+    recipe = recipe_of(student, data, sft=part(steps=6), save_steps=2, validation_steps=3, fade=ShareSchedule(1.0, 0.0))
     return recipe, folder, train_distill(recipe, folder)
 
 
@@ -69,7 +69,7 @@ def test_result_loads_with_its_heads_unchanged(trained, student):
 
 
 def test_batches_prepared_ahead_are_the_same_ones(student, data, tmp_path):
-    windows = Windows(Fade(0.5, 0.5, "constant"), (4, 9), 1.0)
+    windows = Windows(ShareSchedule(0.5, 0.5, "constant"), (4, 9), 1.0)
     recipe = recipe_of(student, data, sft=part(steps=3), windows=windows)
     train_distill(recipe, tmp_path / "here")
     train_distill(dataclasses.replace(recipe, loaders=2), tmp_path / "ahead")

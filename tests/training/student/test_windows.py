@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import Question, read_split
@@ -17,7 +17,7 @@ from qzoom.training.student.schedule import Row, Windows, make_order, questions_
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
-ALWAYS = Windows(Fade(1.0, 1.0, "constant"), (9,), 1.0)
+ALWAYS = Windows(ShareSchedule(1.0, 1.0, "constant"), (9,), 1.0)
 
 
 @pytest.mark.parametrize("target", [(0, 0, 30, 20), (700, 500, 800, 600), (300, 290, 340, 300), (10, 10, 790, 30)])
@@ -62,7 +62,7 @@ def test_only_what_lies_inside_is_asked():
 def test_the_order_says_which_steps_show_windows():
     questions = [Question(str(i), f"p{i}", "?", "x", box=(0, 0, 5, 5)) for i in range(10)]
     told = {"steps": 60, "batch": 4, "most": 2, "tokens": (), "negatives": None, "replay": 0.0, "seed": 3}
-    windows = Windows(Fade(1.0, 0.0, "linear"), (9, 16), 1.0)
+    windows = Windows(ShareSchedule(1.0, 0.0, "linear"), (9, 16), 1.0)
     rows = make_order(questions, **told, windows=windows)
     steps = [rows[i : i + 4] for i in range(0, len(rows), 4)]
     assert all(len({row.window for row in step}) == 1 for step in steps)
@@ -148,5 +148,5 @@ def test_settings_come_from_yaml(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("base: tiny\nwindows: {share: {first: 0.8, last: 0.2}, tokens: [100, 144], scale: 0.5}\n")
     recipe = load_distill_recipe(path)
-    assert recipe.windows == Windows(Fade(0.8, 0.2), (100, 144), 0.5)
+    assert recipe.windows == Windows(ShareSchedule(0.8, 0.2), (100, 144), 0.5)
     assert recipe.decisive()["windows"]["share"]["first"] == 0.8

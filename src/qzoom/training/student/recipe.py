@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qzoom.config import from_mapping, read_yaml
-from qzoom.data.overlay import STYLES, Fade
+from qzoom.data.overlay import STYLES, ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.student.schedule import Windows
 
@@ -312,7 +312,7 @@ class DistillRecipe:
     method: Literal["sft", "grpo", "sft+grpo"] = "grpo"
     tokens: tuple[int, ...] = ()
     styles: dict[str, float] = field(default_factory=lambda: {"rectangle": 1.0})
-    fade: Fade = field(default_factory=lambda: Fade(1.0, 1.0, "constant"))
+    fade: ShareSchedule = field(default_factory=lambda: ShareSchedule(1.0, 1.0, "constant"))
     clause: bool = True
     pointing: PointingPart = field(default_factory=PointingPart)
     instruction: str = ""
@@ -386,7 +386,7 @@ class DistillRecipe:
 
 
 _PARTS: dict[str, type] = {
-    "fade": Fade,
+    "fade": ShareSchedule,
     "pointing": PointingPart,
     "sft": SftPart,
     "grpo": GrpoPart,

@@ -326,7 +326,7 @@ def train_distill(
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.labels.label_regions import base_digest
+    from qzoom.labels.workers import base_digest
 
     _need_trl()
     first = not int(os.environ.get("RANK", "0"))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qzoom.config import from_mapping
-from qzoom.data.overlay import Fade
+from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import contains
 from qzoom.training.student.data import Question
@@ -188,14 +188,14 @@ class Windows:
         ConfigError: a value out of range.
     """
 
-    share: Fade = field(default_factory=lambda: Fade(0.0, 0.0, "constant"))
+    share: ShareSchedule = field(default_factory=lambda: ShareSchedule(0.0, 0.0, "constant"))
     tokens: tuple[int, ...] = (144,)
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.share, dict):
-            object.__setattr__(self, "share", from_mapping(Fade, self.share, "windows: share"))
-        if not isinstance(self.share, Fade):
+            object.__setattr__(self, "share", from_mapping(ShareSchedule, self.share, "windows: share"))
+        if not isinstance(self.share, ShareSchedule):
             raise ConfigError(f"windows: share must be a mapping of settings, not {self.share!r}.")
         whole = isinstance(self.tokens, list | tuple) and all(type(value) is int and value > 0 for value in self.tokens)
         if not whole or not self.tokens:

@@ -12,7 +12,7 @@ from qzoom.engine.batch import prefill
 from qzoom.engine.generate import DecodeBatch, Stopwatch
 from qzoom.engine.perceive import look
 from qzoom.engine.prompt import VisualSpan
-from qzoom.labels.attention import sink_cells
+from qzoom.labels.respond import sink_cells
 from qzoom.types import SamplingParams
 from tests.flow import request
 from tests.tiny_models import FAMILIES, build_engine

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from qzoom.distill.recipe import recipe_from_values
-from qzoom.distill.run import RunOptions, run_recipe
+from qzoom.distill.run import run_recipe
 from tests.distill.data import make_pictures, recipe_values
 from tests.llm.stub import Stub, serve, text_of
 
@@ -30,12 +30,12 @@ def test_ray_equals_in_process_resumes_and_shares_the_kept_calls(tmp_path):
         there = recipe_from_values(values | {"engine": "ray", "ray": {"actors": 2, "threads": 2}}, "test")
         calm = run_recipe(here, tmp_path / "here")
         stub.asked = Counter()
-        run_recipe(there, tmp_path / "there", RunOptions(limit=2))
+        run_recipe(there, tmp_path / "there", limit=2)
         report = run_recipe(there, tmp_path / "there")
         assert set(stub.asked.values()) == {1}
         assert sum(stub.asked.values()) == 6 * 2 * 2 * 4
     assert report.computed["answer"] == 8
-    assert report.totals.to_dict() == calm.totals.to_dict()
+    assert report.stats.to_dict() == calm.stats.to_dict()
     for name in FILES:
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
     assert sum(cost["requests"] for cost in report.cost) == 4 * 2 * 2 * 4

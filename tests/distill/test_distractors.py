@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qzoom.distill.distractors import format_of, lookalikes
+from qzoom.distill.distractors import draw_distractors, format_of
 from qzoom.scoring.agree import normal
 
 
@@ -29,22 +29,22 @@ from qzoom.scoring.agree import normal
 )
 def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
     for seed in range(20):
-        made = lookalikes(answer, 3, random.Random(seed))
+        made = draw_distractors(answer, 3, random.Random(seed))
         assert len(made) == 3
         assert len({normal(text) for text in (answer, *made)}) == 4
         assert all(re.fullmatch(pattern, text) for text in made), made
 
 
 def test_closed_answers_have_one_other() -> None:
-    assert lookalikes("yes", 3, random.Random(0)) == ["no"]
-    assert lookalikes("Left", 3, random.Random(0)) == ["Right"]
+    assert draw_distractors("yes", 3, random.Random(0)) == ["no"]
+    assert draw_distractors("Left", 3, random.Random(0)) == ["Right"]
 
 
 def test_the_pictures_own_values_come_first() -> None:
-    made = lookalikes("A42", 3, random.Random(0), pool=["B17", "a 42", "red", "C9", "D55"])
+    made = draw_distractors("A42", 3, random.Random(0), pool=["B17", "a 42", "red", "C9", "D55"])
     assert set(made[:2]) == {"B17", "D55"}
     assert format_of(made[2]) == "A99"
 
 
 def test_a_seed_is_a_choice() -> None:
-    assert lookalikes("12.50", 3, random.Random("x")) == lookalikes("12.50", 3, random.Random("x"))
+    assert draw_distractors("12.50", 3, random.Random("x")) == draw_distractors("12.50", 3, random.Random("x"))
