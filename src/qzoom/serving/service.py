@@ -113,16 +113,14 @@ class Service:
     Args:
         model: the model.
         settings: of this server.
-        scheduler: started by `start`.
     """
 
-    def __init__(self, model: QZoom, settings: ServerSettings, scheduler: Scheduler | None = None) -> None:
+    def __init__(self, model: QZoom, settings: ServerSettings) -> None:
         self.model = model
         self.settings = settings
         memory = settings.scheduler.cache_bytes
         self.pictures = PictureCache(int(memory * _PICTURE_SHARE))
-        limits = replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes)
-        self.scheduler = scheduler or Scheduler(model, limits)
+        self.scheduler = Scheduler(model, replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes))
         self.metrics = ServerMetrics(self.scheduler, self.pictures)
         self.started = int(time.time())
         self.draining = False
