@@ -13,7 +13,7 @@ from qzoom.settings import Between, settings
 __all__ = ["SchedulerLimits", "ServerLimits", "ServerSettings"]
 
 _MIB = 2**20
-Count = Annotated[int, Between(1, 2**40)]
+Count = Annotated[int, Between(1)]
 Seconds = Annotated[float, Between(0.001, 86_400)]
 
 
