@@ -16,7 +16,7 @@ import numpy as np
 
 from qzoom.config import TokenBudget
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
-from qzoom.data.samples import AnswerRow, EvalQuestion, Task, read_answers
+from qzoom.data.samples import AnswerRow, SampleQuestion, Task, read_answers
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
@@ -191,7 +191,7 @@ class GapFigures:
         }
 
 
-def is_negative(row: AnswerRow | EvalQuestion) -> bool:
+def is_negative(row: AnswerRow | SampleQuestion) -> bool:
     """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
     if row.negative:
         return True
