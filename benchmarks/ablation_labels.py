@@ -19,7 +19,7 @@ import numpy as np
 
 from qzoom.errors import DataError
 from qzoom.labels.maps import IGNORE, RegionLabelSettings
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Attention, Question, RegionLabel, content_id
 
 if TYPE_CHECKING:

@@ -198,7 +198,7 @@ def _size(bench: Bench) -> dict[str, Any]:
 
 def _train(bench: Bench, stage: str, folder: Path, changes: dict[str, Any]) -> Path:
     """Run a stage with the shipped recipe and these changes; one that has a report is finished."""
-    from qzoom.store.log import RecordStore
+    from qzoom.store.records import RecordStore
     from qzoom.training.stages import load_stage_recipe
     from qzoom.training.train_stage import train_stage
 

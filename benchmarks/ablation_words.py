@@ -45,7 +45,7 @@ def _figures(bench: Bench, found: Mapping[str, Any], reference: Mapping[str, Any
     out["checks"] = variant.checks
     labels = bench.root / "labels" / variant.labels
     report = bench.root / "variants" / variant.name / "train" / "report.json"
-    if variant.trains and (labels / "store.json").is_file():
+    if variant.trains and (labels / "records-00.jsonl").is_file():
         out["labels"] = label_facts(labels)
     if report.is_file():
         out["training"] = _training(report)

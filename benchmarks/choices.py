@@ -112,8 +112,8 @@ def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], draws: int =
     """
     import numpy as np
 
-    from qzoom.evaluation.report_figures import bootstrap
     from qzoom.evaluation.score import compare, row_score
+    from qzoom.scoring.intervals import bootstrap
 
     counts = compare(first, second)
     scores = np.array([[row_score(row) for row in rows] for rows in (first, second)])

@@ -98,12 +98,14 @@ class TimeWork:
     def _pair(
         self, model: QZoom, samples: Mapping[str, Any], group: Sequence[tuple[str, int]], *, swapped: bool
     ) -> dict[str, Any]:
+        from qzoom.evaluation.methods.base import ask_kwargs
+
         looks = {"plain": self.plain, "zoom": self.zoom[group[0][0]]}
         asked = [(samples[name].image, samples[name].questions[index].question) for name, index in group]
         out = {}
         for name in reversed(looks) if swapped else looks:
             options = options_of(model, looks[name], self.longest)
-            given = options.of_question() | {"coarse_tokens": options.coarse_tokens}
+            given = ask_kwargs(options.to_engine()) | {"coarse_tokens": options.coarse_tokens}
             start = time.perf_counter()
             answers = [model.ask(*asked[0], **given)] if len(asked) == 1 else model.ask_batch(asked, **given)
             took = time.perf_counter() - start

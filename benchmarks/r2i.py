@@ -23,7 +23,7 @@ from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
     from qzoom.data.samples import Task
-    from qzoom.evaluation.zoomgap import KeptViews
+    from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
 SIDES = ("base", "student")
@@ -43,7 +43,7 @@ class Part:
     settings: GapSettings
     folder: Path
 
-    def kept(self) -> KeptViews | None:
+    def kept(self) -> ViewAnswers | None:
         """The answers; None while some are missing."""
         from qzoom.evaluation.zoomgap import enters_gap, read_views
 
@@ -126,12 +126,12 @@ def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path:
     from qzoom.engine.request import share_tokens
     from qzoom.evaluation.coverage import measure_coverage
     from qzoom.evaluation.coverage_maps import question_maps
-    from qzoom.store.tensors import write_synced
+    from qzoom.store.log import write_atomic
 
     looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)
     found = measure_coverage(question_maps(model, task, looks))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(path, json.dumps(found.to_dict()).encode())
+    write_atomic(path, json.dumps(found.to_dict()).encode())
 
 
 def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_a_settings_class_is_a_frozen_dataclass() -> None:
         ({"layers": True}, "Recipe.layers must be a whole number from 1 to 100, not True."),
         ({"layers": "3"}, "Recipe.layers must be a whole number from 1 to 100, not '3'."),
         ({"layer": 3}, "Recipe: unknown key 'layer'; did you mean 'layers'?"),
-        ({"box": "wide"}, "Recipe.box must be a mapping with scaling, regions, share, not 'wide'."),
+        ({"box": "wide"}, "Recipe.box must be a mapping with scaling, regions and share, not 'wide'."),
         ({"layers": 7}, "Recipe: seven layers never worked."),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_class_may_raise_its_own_error() -> None:
         ({"presets": {"doc": {"shar": 3}}}, "a.yaml: presets.doc: unknown key 'shar'; did you mean 'share'?"),
         ({"names": "a"}, "a.yaml: names must be a list, each item a text, not 'a'."),
         ({"budget": {"low": 1}}, "a.yaml: budget.high is missing; give a whole number of at least 1."),
-        ({"budget": 3}, "a.yaml: budget must be a mapping with low, high or null, not 3."),
+        ({"budget": 3}, "a.yaml: budget must be a mapping with low and high or null, not 3."),
         ({"layers": 7}, "Recipe: seven layers never worked."),
     ],
 )

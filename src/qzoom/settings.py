@@ -88,12 +88,14 @@ class SettingField:
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
-def settings(cls: type[T] | None = None, *, error: type[QZoomError] = ConfigError) -> Any:
+def settings(cls: type[T] | None = None, *, error: type[QZoomError] = ConfigError, prefix: bool = True) -> Any:
     """Make a class of annotated fields a frozen, validated record; see the top of this file.
 
     Args:
         cls: the class; positional and keyword arguments are both taken, as by a dataclass.
         error: raised by the constructor instead of `ConfigError`.
+        prefix: whether the constructor's error sentences begin with the class name; False for records that users
+            fill by keyword arguments of a function and never see themselves.
     """
 
     def decorate(kind: type[T]) -> type[T]:
@@ -105,7 +107,8 @@ def settings(cls: type[T] | None = None, *, error: type[QZoomError] = ConfigErro
             try:
                 build(self, *args, **values)
             except ValidationError as failure:
-                raise error(_sentence(failure, made, made.__name__, ".")) from None
+                source = (made.__name__, ".") if prefix else ("", "")
+                raise error(_sentence(failure, made, *source)) from None
 
         made.__init__ = __init__
         return made
@@ -240,16 +243,19 @@ def _sentence(failure: ValidationError, cls: type, source: str, joint: str) -> s
         elif items := _item_type(annotation):
             path += f"[{step}]" if isinstance(step, int) else f".{step}"
             kind = annotation = items
-    where = f"{source}{joint}{path}" if path else source
+    where = f"{source}{joint}{path}" if path else source or cls.__name__
     if error["type"] in _UNKNOWN:
         return f"{where}: unknown key {str(error['loc'][-1])!r}; {closest(str(error['loc'][-1]), _names(kind))}"
     if error["type"] == "unexpected_positional_argument":
-        return f"{source} takes at most {len(_names(cls))} values."
+        return f"{where} takes at most {len(_names(cls))} values."
     if error["type"] in ("missing", "missing_argument"):
         return f"{where} is missing; give {_expects(annotation)}."
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
-    return f"{where} must be {_expects(annotation)}, not {_shown(error['input'])}."
+    expected = _expects(annotation)
+    if error["type"] == "tuple_type" and isinstance(error["input"], list):  # YAML and JSON know lists only
+        expected = expected.replace("a list", "a tuple", 1)
+    return f"{where} must be {expected}, not {_shown(error['input'])}."
 
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
@@ -290,7 +296,7 @@ def _item_type(annotation: Any) -> Any:
 
 def _expects(annotation: Any) -> str:
     """What a value of this type has to be, in words."""
-    low = high = above = None
+    low = high = above = least = None
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         inner, *metadata = typing.get_args(annotation)
@@ -299,11 +305,12 @@ def _expects(annotation: Any) -> str:
                 low = getattr(item, "ge", low)
                 high = getattr(item, "le", high)
                 above = getattr(item, "gt", above)
+                least = getattr(item, "min_length", least)
         annotation, origin = inner, typing.get_origin(inner)
     if origin in (typing.Union, types.UnionType):
         words = [_ranged(part, low, high, above) for part in typing.get_args(annotation) if part is not type(None)]
         return " or ".join(words + ["null"] * (type(None) in typing.get_args(annotation)))
-    return _ranged(annotation, low, high, above)
+    return _ranged(annotation, low, high, above) + (" that is not empty" if least else "")
 
 
 def _ranged(annotation: Any, low: float | None, high: float | None, above: float | None) -> str:
@@ -315,7 +322,7 @@ def _ranged(annotation: Any, low: float | None, high: float | None, above: float
     if low is not None:
         return f"{word} of at least {low}"
     if above is not None:
-        return f"{word} above {above}"
+        return f"{word} above {above}" + (f" and at most {high}" if high is not None else "")
     return word if high is None else f"{word} of at most {high}"
 
 
@@ -333,7 +340,7 @@ def _word(annotation: Any) -> str:
         return f"a list, each item {_expects(items[0])}" if len(items) == 1 else f"a list of {len(items)} values"
     if origin is dict or annotation is dict:
         return "a mapping"
-    names = _names(annotation)
+    names = list(_names(annotation))
     if names:
-        return "a mapping with " + ", ".join(names)
+        return "a mapping with " + " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
     return f"of type {getattr(annotation, '__name__', annotation)}"

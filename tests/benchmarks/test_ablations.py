@@ -16,7 +16,7 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.labels.label_regions import base_digest
 from qzoom.labels.maps import RegionLabelSettings
 from qzoom.model import QZoom
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Turn, content_id, tensor_digest
 from qzoom.types import GateDecision
 from tests.evaluation.samples import row

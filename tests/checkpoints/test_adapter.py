@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def test_round_trip_keeps_every_bit(family: str, dtype: torch.dtype, shard: str, tmp_path: Path) -> None:
     made = folders.engine(family, dtype)
     config = made.config.replace(
-        box=BoxRule(scaling="exact", threshold="peak", components="all", max_regions=3, margin_cells=0.5),
+        box=BoxRule(scaling="exact", threshold="relative", components="all", max_regions=3, margin_cells=0.5),
         coarse_tokens=TokenBudget(4, 20),
         presets={"document": Preset(0.05, 0.125)},
         provenance={"labels": "own attention", "steps": 400},

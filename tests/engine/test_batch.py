@@ -94,7 +94,7 @@ def test_answers_equal_the_single_ones(family: str, positions: str) -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_several_regions_in_a_batch_equal_the_single_ones(family: str) -> None:
-    rule = BoxRule(components="all", max_regions=3, threshold="peak", scaling="exact", margin_cells=0.5)
+    rule = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact", margin_cells=0.5)
     model = QZoom(made(family, "aligned", box=rule))
     samples = [(tiny_models.picture(40 + i, 300 + 50 * i, 260), f"Question {i}?") for i in range(5)]
     options = {"zoom": "always", "region_threshold": 0.9, "coarse_tokens": 48, "region_tokens": 20, "max_new_tokens": 6}

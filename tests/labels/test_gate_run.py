@@ -9,7 +9,7 @@ from qzoom.errors import ConfigError
 from qzoom.images.load import load_image
 from qzoom.labels.gate import GateRun, LabelGate, gate_report
 from qzoom.labels.respond import respond, show
-from qzoom.store.log import RecordStore, start_store
+from qzoom.store.records import RecordStore, start_store
 from qzoom.store.schema import Ladder, Provenance, Question, Skip, Turn
 from qzoom.training.gate import gate_samples
 from tests.tiny_models import build_engine, picture
@@ -60,7 +60,7 @@ def test_ladders_that_cannot_be_climbed_are_refused(ladder):
 
 
 def fill(folder, *trajectories):
-    from qzoom.store.log import RecordWriter
+    from qzoom.store.records import RecordWriter
     from qzoom.store.schema import content_id
 
     start_store(folder, "gate", {}, Provenance("m"))

@@ -12,7 +12,7 @@ from qzoom.labels.hard_cases import MineRun, current_verdicts, judge_open, kind_
 from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
 from qzoom.scoring.judge import open_judge
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
 from tests.scoring.judge_server import Script, serve
 from tests.tiny_models import build_engine, picture
@@ -126,5 +126,5 @@ def test_a_refused_key_stops_the_run(folder):
 
 def test_images_may_move_but_settings_may_not_change(folder, tmp_path):
     assert dataclasses.replace(RUN, images="elsewhere").settings() == RUN.settings()
-    with pytest.raises(ConfigError, match="holds records made in another way"):
+    with pytest.raises(ConfigError, match="was made with other settings"):
         start_store(folder, "mine", RUN.settings(), Provenance("m"))

@@ -16,7 +16,7 @@ from qzoom.labels.find_heads import HeadSearch, HeadSet, find_heads
 from qzoom.labels.label_regions import RegionRun, base_digest, choose_heads, label_questions, report_of, sample_of
 from qzoom.labels.maps import RegionLabelSettings, cells_touched, region_labels
 from qzoom.labels.respond import attention_of, respond, show
-from qzoom.store.log import RecordStore, start_store
+from qzoom.store.records import RecordStore, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Skip, Turn
 from tests.tiny_models import FAMILIES, build_engine, picture
 

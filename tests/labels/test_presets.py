@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qzoom.backbones.registry import backbone_class
 from qzoom.errors import ConfigError
 from qzoom.labels.find_heads import HeadSet, parse_heads, published_heads
 
@@ -20,7 +21,9 @@ def test_other_texts_are_refused(text):
 
 
 def test_the_tables_follow_the_sizes():
-    assert published_heads("qwen2_5_vl", 3584, 28, "text") == HeadSet(((22, 1), (22, 4), (23, 6), (23, 11)))
-    four = published_heads("qwen3_vl", 2560, 36, "natural")
+    assert published_heads(backbone_class("qwen2_5_vl"), 3584, 28, "text") == HeadSet(
+        ((22, 1), (22, 4), (23, 6), (23, 11))
+    )
+    four = published_heads(backbone_class("qwen3_vl"), 2560, 36, "natural")
     assert four == HeadSet(((20, 15), (20, 21), (20, 23), (21, 8), (21, 10), (21, 11)), ((20, 1), (20, 24)))
-    assert published_heads("qwen3_vl", 64, 7, "text") is None
+    assert published_heads(backbone_class("qwen3_vl"), 64, 7, "text") is None

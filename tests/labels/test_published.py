@@ -14,7 +14,7 @@ from PIL import Image
 
 from qzoom.errors import DataError
 from qzoom.labels.published import convert_published, read_pickle
-from qzoom.store.log import RecordStore
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, RegionLabel, Skip
 
 

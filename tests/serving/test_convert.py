@@ -65,7 +65,7 @@ def test_turns_pictures_and_system_keep_their_order(convert, model):
     ],
 )
 def test_the_most_demanding_detail_wins(details, winner):
-    assert most_demanding(iter(details)) == winner
+    assert most_demanding(details) == winner
 
 
 @pytest.mark.parametrize(

@@ -1,285 +1,180 @@
-"""Stores: what is written is read, a killed writer loses one sample at most, and damage is named."""
+"""Logs: what a torn write leaves, what is found again, and what is refused."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.store.log import RecordStore, RecordWriter, start_store
-from qzoom.store.schema import Attention, Provenance, Question, Skip, Turn
-from qzoom.store.tensors import GATHER
-from tests.store.writer_process import records_of
+from qzoom.store.log import Log, LogWriter, atomic_path, write_atomic
 
-MADE_BY = Provenance("m", "abc", "main", "plain", 3, {"tokens": 64})
+KEYS = [f"{n:020x}" for n in range(50)]
+SETTINGS = {"zoom": "never", "model": {"weights": "abc", "config": {"shared_layers": 3}}, "limits": (4, 144)}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    start_store(tmp_path / "store", "regions", {"a": 1, "b": {"c": [1, 2]}}, MADE_BY)
-    return tmp_path / "store"
+def open_log(folder, settings=None, **options):
+    return LogWriter(folder / "new" / "ask.jsonl", "ask", settings or SETTINGS, **options)
 
 
-def fill(folder, numbers, writer=0):
-    with RecordWriter(folder, writer) as out:
-        for number in numbers:
-            out.append(f"s{number}", records_of(number))
+def filled(folder, count=3):
+    with open_log(folder, about={"model": "tiny"}) as log:
+        for key in KEYS[:count]:
+            log.append(key, [{"text": f"é {key}"}, {}])
+    return folder / "new" / "ask.jsonl"
 
 
-def check(folder, numbers):
-    """Every sample is there once, with its own tensors."""
-    store = RecordStore(folder)
-    assert sorted(store.samples) == sorted(f"s{n}" for n in numbers)
-    found = {record.response: stored for stored, record in store.of_kind(Attention)}
-    assert sorted(found) == sorted(f"r{n}" for n in numbers)
-    for number in numbers:
-        stored = found[f"r{number}"]
-        assert (store.tensor(stored, "grounding") == number).all()
-        assert (store.tensor(stored, "sink") == -number).all()
-    return store
+def test_what_was_added_is_found_in_any_order_also_later(tmp_path):
+    path = filled(tmp_path, 50)
+    with open_log(tmp_path) as log:
+        assert len(log) == 50
+        for key in reversed(KEYS):
+            assert log.get(key) == [{"text": f"é {key}"}, {}]
+        assert log.get("f" * 20) is None
+        log.append("more", [1])
+        assert [key for key, _ in log] == [*KEYS, "more"]
+    log = Log(path, "ask")
+    assert (log.purpose, log.settings, log.about) == ("ask", SETTINGS | {"limits": [4, 144]}, {"model": "tiny"})
+    assert log.get("more") == [1]
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_returns_what_was_written(folder):
-    fill(folder, range(5))
-    store = check(folder, range(5))
-    assert store.provenance == MADE_BY
-    assert store.settings == {"a": 1, "b": {"c": [1, 2]}}
-    assert store.purpose == "regions"
-    assert len(store) == 10
-    first = store.samples["s0"]
-    assert store.get(first[0]).record == Skip("q0", "none")
-    with pytest.raises(DataError, match="holds no record 'nothing'"):
-        store.get("nothing")
+@pytest.mark.parametrize("key", ['a "b", "items": [', "é\n\\", "\ud800", "", "a/b:c"])
+def test_every_text_is_a_key(tmp_path, key):
+    path = filled(tmp_path)
+    with open_log(tmp_path) as log:
+        log.append(key, ["\ud800", [1]])
+    assert Log(path).get(key) == ["\ud800", [1]]
 
 
-def test_one_record_in_two_samples_is_found_once(folder):
-    question = Question("q", "a.png", (Turn("?"),))
-    with RecordWriter(folder) as out:
-        one = out.append("a", [(question, {})])
-        two = out.append("b", [(question, {}), (Skip("q", "x"), {})])
-    assert one[0] == two[0]
-    store = RecordStore(folder)
-    assert len(store) == 2
-    assert [record for _, record in store.of_kind(Question)] == [question]
+def test_keys_with_one_hash_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("qzoom.store.log._hash", lambda key: len(key))
+    monkeypatch.setattr("qzoom.store.log._RECENT", 2)
+    path = filled(tmp_path, 5)
+    log = Log(path)
+    assert [log.get(key)[0]["text"] for key in KEYS[:5]] == [f"é {key}" for key in KEYS[:5]]
+    assert KEYS[5] not in log
 
 
-def test_parts_are_gathered_into_shards(folder):
-    fill(folder, range(GATHER + 3))
-    names = sorted(path.name for path in (folder / "tensors").iterdir())
-    assert names == ["shard-00-000001.safetensors", "shard-00-000002.safetensors"]
-    check(folder, range(GATHER + 3))
-    fill(folder, range(GATHER + 3, GATHER + 6))
-    check(folder, range(GATHER + 6))
+def test_long_lines_are_read_whole(tmp_path):
+    path = filled(tmp_path)
+    with open_log(tmp_path) as log:
+        log.append("long", ["x" * 1_000_000])
+    assert Log(path).get("long") == ["x" * 1_000_000]
 
 
-def test_a_rerun_continues_and_knows_what_is_done(folder):
-    fill(folder, range(3))
-    with RecordWriter(folder) as out:
-        assert out.done == {"s0", "s1", "s2"}
-        with pytest.raises(DataError, match="'s1' is there already"):
-            out.append("s1", records_of(1))
-        out.append("s3", records_of(3))
-    check(folder, range(4))
+def test_every_torn_end_is_cut_off(tmp_path):
+    path = filled(tmp_path)
+    complete = path.read_bytes()
+    lines = complete.splitlines(keepends=True)
+    ends = [len(b"".join(lines[:n])) for n in range(1, 5)]
+    for cut in range(ends[0], len(complete) + 1, 7):
+        path.write_bytes(complete[:cut])
+        there = sum(end <= cut for end in ends) - 1
+        assert len(Log(path)) == there
+        assert path.stat().st_size == cut  # reading repairs nothing
+        with open_log(tmp_path) as log:
+            assert len(log) == there
+            log.append("z", [])
+        assert [key for key, _ in Log(path)] == [*KEYS[:there], "z"]
 
 
-def test_a_broken_end_is_cut_off(folder):
-    fill(folder, range(3))
-    path = folder / "records-00.jsonl"
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    for cut in (1, len(lines[-1]) - 1, len(lines[-1]), len(lines[-1]) + 1):
-        path.write_bytes(whole[:-cut])
-        assert sorted(RecordStore(folder).samples) == ["s0", "s1"]
-        assert path.stat().st_size == len(whole) - cut  # reading mends nothing
-        fill(folder, [2])
-        check(folder, range(3))
+def test_damage_inside_is_named_with_its_line(tmp_path):
+    path = filled(tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], b"garbage", *lines[1:]]))
+    with pytest.raises(DataError, match=r"ask\.jsonl, line 2: not a line of this log"):
+        open_log(tmp_path)
+    path.write_bytes(b"\n".join([*lines[:3], lines[1], *lines[3:]]))
+    with pytest.raises(DataError, match=f"{KEYS[0]}' is there twice"):
+        open_log(tmp_path)
+    path.write_bytes(b"\n".join([lines[0], lines[1].replace(b'"text"', b'"text'), *lines[2:]]))
+    with open_log(tmp_path) as log, pytest.raises(DataError, match=f"the line of {KEYS[0]} is damaged"):
+        log.get(KEYS[0])
+    with pytest.raises(DataError, match="line 2 is damaged"):
+        list(Log(path))
 
 
-def test_leftovers_of_a_killed_writer_are_removed(folder):
-    fill(folder, [0])
-    tensors = folder / "tensors"
-    (tensors / "part-00-000000007.tmp").write_bytes(b"half")
-    with RecordWriter(folder) as out:
-        out._files.write({"0" * 20 + ".grounding": np.zeros((1, 1), np.float32)})  # then it is killed
-        out._files._parts = []
-    assert len(list(tensors.glob("part-*"))) == 2
-    fill(folder, [1])
-    check(folder, [0, 1])
-    assert not list(tensors.glob("*.tmp"))
-    assert [path.name for path in tensors.iterdir()] == ["shard-00-000001.safetensors"]
+def test_a_key_is_added_once(tmp_path):
+    filled(tmp_path)
+    with open_log(tmp_path) as log, pytest.raises(DataError, match="there already"):
+        log.append(KEYS[0], [])
 
 
-def test_a_gathering_that_was_cut_short_duplicates_nothing(folder):
-    with RecordWriter(folder) as out:
-        out.append("s0", records_of(0))
-        out.append("s1", records_of(1))
-        kept = {path: path.read_bytes() for path in (folder / "tensors").glob("part-*")}
-    for path, data in kept.items():  # the shard was written, the parts not yet removed
-        path.write_bytes(data)
-    check(folder, [0, 1])
-    fill(folder, [2])
-    check(folder, range(3))
-    assert len(list((folder / "tensors").glob("part-*"))) == 1
+def test_one_writer_at_a_time(tmp_path):
+    path = filled(tmp_path)
+    with open_log(tmp_path) as log:
+        for fresh in (False, True):
+            with pytest.raises(ConfigError, match=r"Another process is writing to .*ask.jsonl"):
+                open_log(tmp_path, fresh=fresh)
+        log.append("z", [])
+    assert len(Log(path)) == 4
 
 
-def test_several_writers_fill_one_store(folder):
-    fill(folder, [0, 2], writer=0)
-    fill(folder, [1, 3], writer=1)
-    check(folder, range(4))
-    fill(folder, [4], writer=2)
-    check(folder, range(5))
+def test_fresh_starts_anew(tmp_path):
+    path = filled(tmp_path)
+    open_log(tmp_path, {"a": 2}, fresh=True).close()
+    assert len(Log(path)) == 0
+    assert Log(path).settings == {"a": 2}
 
 
-def test_a_number_belongs_to_one_writer_at_a_time(folder):
-    with RecordWriter(folder), pytest.raises(ConfigError, match="Another process is writing"):
-        RecordWriter(folder)
-    RecordWriter(folder).close()
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"zoom": "auto"}, "zoom was 'never', is 'auto'"),
+        ({"model": {"weights": "abd", "config": {"shared_layers": 3}}}, "model.weights was 'abc', is 'abd'"),
+        ({"limits": None}, "limits was [4, 144], is None"),
+        ({"more": 1}, "more was None, is 1"),
+    ],
+)
+def test_other_settings_are_named(tmp_path, change, sentence):
+    path = filled(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        open_log(tmp_path, SETTINGS | change)
+    assert sentence in str(caught.value)
+    assert "--fresh" in str(caught.value)
+    assert path.read_bytes() == before
+    with open_log(tmp_path, about={"model": "another name"}) as log:
+        assert log.about == {"model": "tiny"}
 
 
-def test_changed_settings_are_named(folder):
-    with pytest.raises(ConfigError, match=r"settings.b.c was \[1, 2\], is \[1, 3\].*--fresh"):
-        start_store(folder, "regions", {"a": 1, "b": {"c": [1, 3]}}, MADE_BY)
-    with pytest.raises(ConfigError, match=r"provenance.weights was 'abc', is 'xyz'"):
-        start_store(folder, "regions", {"a": 1, "b": {"c": [1, 2]}}, Provenance("m", "xyz", "main", "plain", 3))
-    with pytest.raises(ConfigError, match="purpose was 'regions', is 'gate'"):
-        start_store(folder, "gate", {"a": 1, "b": {"c": [1, 2]}}, MADE_BY)
-    start_store(folder, "regions", {"a": 1, "b": {"c": [1, 2]}}, MADE_BY)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"my notes\n", "does not start like a file of ask"),
+        (b'{"id": 1}\n', "does not start like"),
+        (b"[1]\n", "does not start like"),
+        (b"\xff\xfe\n", "does not start like"),
+        (b"no end", "does not start like"),
+        (b'{"schema": 1, "settings": {}}\n', "has schema 1.*convert_stores"),
+        (b'{"schema": 2, "purpose": "answers", "settings": {}, "about": {}}\n', "holds answers, not ask"),
+    ],
+)
+def test_other_files_are_left_alone(tmp_path, data, message):
+    path = tmp_path / "new" / "ask.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    for read in (open_log, lambda folder: Log(path, "ask")):
+        with pytest.raises(DataError, match=message) as caught:
+            read(tmp_path)
+        assert "--fresh" in str(caught.value)
+    assert path.read_bytes() == data
 
 
-def test_fresh_starts_over_and_leaves_other_files(folder):
-    fill(folder, range(3))
-    (folder / "notes.txt").write_text("mine")
-    start_store(folder, "gate", {}, MADE_BY, fresh=True)
-    assert RecordStore(folder).samples == {}
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert not list((folder / "tensors").iterdir())
-
-
-def test_damage_in_the_middle_is_named(folder):
-    fill(folder, range(3))
-    path = folder / "records-00.jsonl"
-    whole = path.read_text()
-    for text in (whole.replace("q1", "q9"), whole.replace('"s1"', '"s9"', 1), whole.replace("{", "[", 3)):
-        path.write_text(text)
-        with pytest.raises(DataError, match=r"records-00.jsonl, line \d"):
-            RecordStore(folder)
-    path.write_text("".join(whole.splitlines(keepends=True)[1:]))
-    with pytest.raises(DataError, match="line 1: records are out of order"):
-        RecordStore(folder)
-    path.write_text(whole + whole)
-    with pytest.raises(DataError, match="'s0' is there twice"):
-        RecordStore(folder)
-
-
-def test_changed_and_lost_tensors_are_named(folder):
-    from safetensors.numpy import load_file, save_file
-
-    fill(folder, range(2))
-    (shard,) = (folder / "tensors").iterdir()
-    tensors = load_file(shard)
-    save_file({name: array + 1 for name, array in tensors.items()}, shard)
-    store = RecordStore(folder)
-    stored = next(s for s, _ in store.of_kind(Attention))
-    with pytest.raises(DataError, match="was changed"):
-        store.tensor(stored, "grounding")
-    shard.write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="no readable safetensors file"):
-        RecordStore(folder)
-    shard.unlink()
-    with pytest.raises(DataError, match="lacks the tensor"):
-        RecordStore(folder).tensor(stored, "grounding")
-
-
-def test_other_folders_are_refused(tmp_path, folder):
-    with pytest.raises(DataError, match=r"store.json is missing"):
-        RecordStore(tmp_path)
-    header = json.loads((folder / "store.json").read_text())
-    (folder / "store.json").write_text(json.dumps(header | {"schema": 99}))
-    with pytest.raises(DataError, match="has schema 99"):
-        RecordStore(folder)
-    (folder / "store.json").write_text("{")
+def test_folders_and_missing_files_are_one_sentence(tmp_path):
+    (tmp_path / "new" / "ask.jsonl").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is a folder"):
+        open_log(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
-        RecordStore(folder)
+        Log(tmp_path / "nothing.jsonl")
 
 
-def test_tensors_must_fit_the_schema(folder):
-    with RecordWriter(folder) as out:
-        maps = {"grounding": np.zeros((2, 2), np.float64), "sink": np.zeros((2, 2), np.float32)}
-        with pytest.raises(DataError, match="takes the tensors"):
-            out.append("s", [(Attention("r", ()), maps)])
-        maps["grounding"] = np.full((2, 2), np.nan, np.float32)
-        with pytest.raises(DataError, match="not finite"):
-            out.append("s", [(Attention("r", ()), maps)])
-        assert out.done == set()
-
-
-def start(folder, count, writer=0):
-    root = Path(__file__).parents[2]
-    words = [sys.executable, "-m", "tests.store.writer_process", str(folder), str(count), str(writer)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, cwd=root, text=True)
-
-
-def test_kill_9_loses_at_most_the_sample_in_flight(tmp_path):
-    folder = tmp_path / "store"
-    said = 0
-    for wait_for in (1, 3, 7, 20, 90):
-        process = start(folder, 1_000_000)  # far more than it gets to
-        lines = []
-        for _ in range(wait_for):
-            lines.append(int(process.stdout.readline()))
-        process.kill()
-        lines += [int(line) for line in process.stdout.read().split()]
-        process.wait()
-        assert lines[0] >= said  # nothing that was there is made again
-        said = lines[-1] + 1
-        there = len(RecordStore(folder).samples)
-        assert said <= there <= said + 1  # what was said is there; at most one more was
-        check(folder, range(there))
-        said = there
-    process = start(folder, said + 50)
-    assert len(process.stdout.read().split()) == 50
-    assert process.wait() == 0
-    check(folder, range(said + 50))
-
-
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from qzoom.errors import DataError
-from qzoom.store.log import RecordWriter
-from tests.store.writer_process import records_of
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-out = RecordWriter(Path(sys.argv[1]))
-try:
-    for number in range(100):
-        out.append(f"s{number}", records_of(number))
-        print(number)
-except DataError as error:
-    print(error)
-"""
-
-
-def test_a_full_disk_is_one_sentence_and_loses_nothing(folder):
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, cwd=root)
-    *numbers, sentence = done.stdout.splitlines()
-    assert "cannot be written" in sentence
-    assert "run again" in sentence
-    assert len(numbers) >= 2
-    check(folder, range(len(numbers)))
-    fill(folder, range(len(numbers), 12))
-    check(folder, range(12))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_rights_is_one_sentence(folder):
-    folder.chmod(0o500)
-    with pytest.raises(DataError, match="cannot be written"):
-        RecordWriter(folder)
+def test_an_interrupted_atomic_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    write_atomic(path, "é")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as partial:
+        partial.write_text("half" * (1 // 0))
+    assert path.read_text() == "é"
+    assert list(path.parent.iterdir()) == [path]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/report.json cannot be written \(.*\); check space"):
+        write_atomic(tmp_path / "file" / "report.json", b"")

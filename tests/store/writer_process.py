@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qzoom.store.log import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Skip
 
 

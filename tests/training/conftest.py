@@ -11,7 +11,7 @@ from PIL import Image
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.load import load_engine
 from qzoom.labels.label_regions import base_digest
-from qzoom.store.log import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Ladder, Provenance, Question, RegionLabel, Turn, Verdict, content_id
 from tests.tiny_models import build_engine
 

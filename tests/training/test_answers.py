@@ -54,7 +54,7 @@ def test_hard_cases_and_improvements_are_mixed_as_asked(world):
 
 
 def test_nothing_mined_is_an_error(world, tmp_path):
-    from qzoom.store.log import start_store
+    from qzoom.store.records import start_store
     from qzoom.store.schema import Provenance
 
     start_store(tmp_path / "none", "mine", {}, Provenance("m"))

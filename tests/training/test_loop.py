@@ -185,7 +185,7 @@ def test_labels_of_another_model_are_refused(world, tmp_path):
 def test_records_of_another_stage_are_refused(world, tmp_path):
     with pytest.raises(ConfigError, match="holds records for 'gate', but this stage needs those for 'regions'"):
         run(recipe_of(world, labels=(str(world / "gate"),)), tmp_path)
-    with pytest.raises(DataError, match=r"store.json is missing"):
+    with pytest.raises(DataError, match=r"records-00.jsonl is missing"):
         run(recipe_of(world, labels=(str(tmp_path / "nothing"),)), tmp_path)
 
 

@@ -208,7 +208,7 @@ def _check_method(asked: _Asked) -> None:
         asking = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    if asked.seeds > 1 and not asking.draws:
+    if asked.seeds > 1 and not asking.is_random:
         raise typer.BadParameter("--seeds changes nothing when nothing is drawn: give a --temperature above 0.")
 
 
@@ -268,7 +268,7 @@ def _asking(reader: QZoom, task: Any, asked: _Asked, seed: int) -> EvalOptions:
     coarse, region, total = asked.limits
     plain = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature, seed=seed)
     standard = reader.engine.backbone.default_budget()
-    limits = share_tokens(plain.look, reader.config, standard, coarse=coarse, region=region, total=total)
+    limits = share_tokens(plain.zoom_mode, reader.config, standard, coarse=coarse, region=region, total=total)
     gate, cell = thresholds(reader, *asked.thresholds)
     own_length: int = getattr(task, "max_new_tokens", 128)
     return dataclasses.replace(

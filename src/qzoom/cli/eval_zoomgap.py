@@ -15,7 +15,7 @@ from qzoom.cli.eval import Count, DataRevision, Fresh, Limit, Seed, Split
 if TYPE_CHECKING:
     from qzoom.data.samples import Task
     from qzoom.evaluation.zoom_views import GapSettings, View
-    from qzoom.evaluation.zoomgap import KeptViews
+    from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
 __all__ = ["zoomgap"]
@@ -140,7 +140,7 @@ def _settings(
     scale: str,
     around: tuple[float, int],
     places: Any,
-    style: str,
+    style: Any,
     zoom: Any,
     max_new_tokens: int,
 ) -> GapSettings:
@@ -185,7 +185,7 @@ def _ask(
     output: Path | None,
     fresh: bool,
     console: Console,
-) -> KeptViews:
+) -> ViewAnswers:
     from contextlib import ExitStack
 
     from qzoom.cli.eval_output import progress
@@ -200,8 +200,8 @@ def _ask(
         return ask_views(reader, opened, settings, limit=limit, output=output, fresh=fresh, progress=bar)
 
 
-def _show(kept: KeptViews, compare: Path | None, console: Console, json: bool) -> None:
-    from qzoom.cli.zoomgap_output import comparison_lines, lines
+def _show(kept: ViewAnswers, compare: Path | None, console: Console, json: bool) -> None:
+    from qzoom.evaluation.tables import gap_comparison_lines, gap_lines
     from qzoom.evaluation.zoomgap import compare_gaps, measure_gap, read_views
 
     found = measure_gap(kept.rows, places=kept.about.get("places", "auto"))
@@ -209,7 +209,7 @@ def _show(kept: KeptViews, compare: Path | None, console: Console, json: bool) -
     if json:
         console.record(kept.about | found.to_dict() | ({} if difference is None else {"compare": difference}))
         return
-    for line in lines(found):
+    for line in gap_lines(found):
         console.result(line)
-    for line in comparison_lines(difference) if difference is not None else ():
+    for line in gap_comparison_lines(difference) if difference is not None else ():
         console.result(line)

@@ -17,7 +17,7 @@ import numpy as np
 from qzoom.images.geometry import box_area_px, clip_box
 from qzoom.types import Box
 
-__all__ = ["AREA_BINS", "area_bin", "area_share", "around", "covered_cells", "inclusive_cells"]
+__all__ = ["AREA_BINS", "area_bin", "area_share", "around", "covered_cells"]
 
 
 def covered_cells(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -44,21 +44,6 @@ def covered_cells(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[in
     pieces = covered * np.diff(ys)[:, None] * np.diff(xs)[None]
     out = np.zeros(grid)
     np.add.at(out, (np.floor(middle_y).astype(int)[:, None], np.floor(middle_x).astype(int)[None]), pieces)
-    return out
-
-
-def inclusive_cells(box: Box, size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """The cells of one box as the authors' release counts them: from the cell of the first pixel to that of the end,
-    both included, at least two in a row unless the grid ends. Too many for small boxes; for comparison only.
-
-    Returns:
-        (rows, columns) bool.
-    """
-    rows, columns = grid
-    left, right = int(box[0] / size_px[0] * columns), int(box[2] / size_px[0] * columns)
-    top, bottom = int(box[1] / size_px[1] * rows), int(box[3] / size_px[1] * rows)
-    out = np.zeros(grid, dtype=bool)
-    out[top : max(bottom, top + 1) + 1, left : max(right, left + 1) + 1] = True
     return out
 
 

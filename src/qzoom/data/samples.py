@@ -111,7 +111,7 @@ class AnswerRow:
         metric: see `EvalQuestion`.
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
         coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
-        extra: what a method paid on top, see `qzoom.evaluation.methods.MethodAnswer`.
+        extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
         negative: see `EvalQuestion`.
     """
 

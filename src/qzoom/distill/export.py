@@ -25,7 +25,7 @@ from qzoom.config import check_choice, check_count, check_range
 from qzoom.distill.items import Item, Picture, choice_text
 from qzoom.distill.pictures import load_source
 from qzoom.errors import DataError
-from qzoom.store.tensors import write_synced
+from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
@@ -283,7 +283,7 @@ def write_dataset(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         counts = _write_rows(items, partial, folder, settings, drop)
-        write_synced(partial / "README.md", make_card(counts).encode("utf-8", "replace"))
+        write_atomic(partial / "README.md", make_card(counts).encode("utf-8", "replace"))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:

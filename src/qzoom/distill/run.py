@@ -25,7 +25,7 @@ from qzoom.distill.pipeline import SCAN, Done, Pipeline, Row, follow, open_pipel
 from qzoom.distill.recipe import DistillRecipe, step_settings
 from qzoom.distill.store import StepStore, StoreLock
 from qzoom.errors import ConfigError
-from qzoom.store.tensors import write_synced
+from qzoom.store.log import write_atomic
 
 __all__ = ["RunOptions", "RunReport", "run_recipe"]
 
@@ -123,7 +123,7 @@ def run_recipe(
             report.cost = pipeline.cost()
             if options.step in (None, EXPORT):
                 _export(recipe, folder, kept, report, on_export)
-    write_synced(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 

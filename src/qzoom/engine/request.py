@@ -17,10 +17,11 @@ from qzoom.backbones.base import Backbone
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
 from qzoom.engine.state import Engine, State
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
+from qzoom.errors import BudgetError, HeadsMissingError, QuestionError
 from qzoom.heads.boxes import MapBox
 from qzoom.images.geometry import box_area_px
 from qzoom.images.load import ImageLimits, LoadedImage, load_image
+from qzoom.settings import Share, settings
 from qzoom.types import SamplingParams, ZoomMode
 
 __all__ = [
@@ -40,37 +41,24 @@ __all__ = [
 
 
 _Limit = TokenBudget | int | None
-ZOOM_MODES = ("auto", "never", "always")
 
 
-@dataclass(frozen=True, slots=True)
+@settings(prefix=False)
 class Options:
-    """How one question is looked at and answered; None takes the checkpoint's own value.
-
-    Args:
-        zoom: "auto" asks the gate, "never" answers from the coarse look, "always" reads the region.
-        sampling: how to decode.
-        gate_threshold: zoom when the gate's score is at least this.
-        region_threshold: see `ZoomConfig.region_threshold`.
-        coarse_tokens: visual tokens of the coarse look, per picture.
-        region_tokens: visual tokens of all regions together.
-    """
+    """How one question is looked at and answered; None takes the checkpoint's own value."""
 
     zoom: ZoomMode = "auto"
+    """"auto" asks the gate, "never" answers from the coarse pass, "always" reads the region."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    gate_threshold: float | None = None
-    region_threshold: float | None = None
+    """How to decode."""
+    gate_threshold: Share | None = None
+    """Zoom when the gate's score is at least this."""
+    region_threshold: Share | None = None
+    """See `ZoomConfig.region_threshold`."""
     coarse_tokens: TokenBudget | None = None
+    """Visual tokens of the coarse pass, per picture."""
     region_tokens: TokenBudget | None = None
-
-    def __post_init__(self) -> None:
-        if self.zoom not in ZOOM_MODES:
-            raise ConfigError(f"zoom must be one of {', '.join(ZOOM_MODES)}, not {self.zoom!r}.")
-        for name in ("gate_threshold", "region_threshold"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value <= 1):
-                raise ConfigError(f"{name} must be a number between 0 and 1, not {value!r}.")
+    """Visual tokens of all regions together."""
 
 
 @dataclass(frozen=True, slots=True)

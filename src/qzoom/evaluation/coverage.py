@@ -1,15 +1,9 @@
-"""What a map of attention says about a place: relative maps, lift, pointing. Pure; the last two axes are the grid.
+"""Whether attention falls on the answer: relative maps, lift and pointing per layer and head.
 
 The relative map divides the question's map by that of a request which asks for nothing in particular, so that sinks and
-favourite places of a head fall out (after the relative attention of arXiv 2502.17422).
-
-Two runs over the same questions: did a model's attention move onto the places? By pairs, on the reported half.
-
-Choose the layer and the head that look at the place on one half of the pictures, and report on the other. Pure.
-
-The best of many heads always looks good on the questions that chose it; only the other half says how good it is.
-
-From maps to the figures of a run: chosen layer and head, curves over the depth, the release's own measure.
+fixed preferences of a head cancel (after the relative attention of arXiv 2502.17422). Layer and head are selected on
+one half of the pictures and reported on the other: the best of many heads always looks good on the questions that
+selected it. In all maps the last two axes are the grid.
 """
 
 from __future__ import annotations
@@ -23,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qzoom.data.cells import covered_cells, inclusive_cells
+from qzoom.data.cells import covered_cells
 from qzoom.errors import DataError
 from qzoom.evaluation.coverage_maps import QuestionMaps
 from qzoom.scoring.intervals import bootstrap, interval_of
@@ -31,9 +25,8 @@ from qzoom.scoring.intervals import bootstrap, interval_of
 __all__ = [
     "EPSILON",
     "MEASURES",
-    "RELEASE_DEPTH",
-    "Chosen",
     "Coverage",
+    "SelectedHead",
     "choose",
     "choosing_half",
     "compare_coverage",
@@ -43,7 +36,6 @@ __all__ = [
     "pointing",
     "read_coverage",
     "relative",
-    "release_ratio",
     "scores",
 ]
 
@@ -92,27 +84,20 @@ def pointing(values: np.ndarray, covered: np.ndarray) -> np.ndarray:
     return (covered.reshape(-1)[flat.argmax(-1)] > 0).astype(np.float64)
 
 
-def release_ratio(question: np.ndarray, cells: np.ndarray) -> float:
-    """Share of one map (rows, columns) in the cells that the release counts, see `inclusive_cells`."""
-    total = float(question.sum())
-    return float(question[cells].sum()) / total if total > 0 else 0.0
-
-
-def scores(question: np.ndarray, generic: np.ndarray, covered: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
+def scores(question: np.ndarray, generic: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """Lift and pointing of every head and of the mean over the heads, for both measures.
 
     Args:
         question: (layers, heads, rows, columns).
         generic: the same.
         covered: (rows, columns).
-        epsilon: see `EPSILON`.
 
     Returns:
         (2 measures, 2 figures, layers, heads + 1) in the order of `MEASURES`, lift before pointing; the last "head" is
         the mean.
     """
     maps = [np.concatenate([m, m.mean(1, keepdims=True)], axis=1).astype(np.float64) for m in (question, generic)]
-    both = [relative(maps[0], maps[1], epsilon), maps[0]]
+    both = [relative(maps[0], maps[1]), maps[0]]
     return np.stack([np.stack([lift(m, covered), pointing(m, covered)]) for m in both])
 
 
@@ -168,8 +153,8 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A layer, or a head of one, with its figures on the half that did not choose it.
+class SelectedHead:
+    """A layer, or a head of one, with its figures on the half that did not select it.
 
     Args:
         layer: index from 0.
@@ -209,11 +194,11 @@ def choosing_half(pictures: Sequence[str]) -> np.ndarray:
     return np.array([name in chosen for name in pictures])
 
 
-def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed: int = 0) -> Chosen:
+def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed: int = 0) -> SelectedHead:
     """The place with the highest mean lift on the choosing half.
 
     Args:
-        values: (questions, 2 figures, layers, heads + 1) of one measure, see `statistics.scores`.
+        values: (questions, 2 figures, layers, heads + 1) of one measure, see `scores`.
         pictures: of each question.
         of_heads: choose among single heads instead of means over a layer's heads.
         seed: of the draws behind the intervals.
@@ -228,7 +213,7 @@ def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed:
     kept = candidates[~choosing][:, :, layer, head]
     names = [name for name, left_out in zip(pictures, ~choosing, strict=True) if left_out]
     drawn = bootstrap(kept.T, names, seed)
-    return Chosen(
+    return SelectedHead(
         layer=layer,
         head=head if of_heads else None,
         depth=depth(layer, values.shape[2]),
@@ -245,10 +230,6 @@ def depth(layer: int, layers: int) -> float:
     return (layer + 1) / layers
 
 
-RELEASE_DEPTH = 2 / 3
-"""Depth of the one layer that the authors' release looks at: the 24th of 36."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Coverage:
     """The figures of one run.
@@ -258,12 +239,10 @@ class Coverage:
         pictures: how many pictures they are about.
         errors: questions that could not be asked; they have no maps and are in no figure.
         reported: questions of the half that did not choose.
-        epsilon: see `statistics.EPSILON`.
         area: mean share of the picture that a place covers.
         chance_hit: mean share of the cells that a place touches: what pointing at random would hit.
         measures: per name in `MEASURES`: "layer" and "head" as chosen, and the curves over all layers of the whole run:
             "lift" and "hit" of the mean over the heads, "best_lift" of each layer's best head.
-        release: the authors' own measure at its depth: mean ratio, what chance would give, the layer.
         per_kind: n and the chosen layer's relative lift and hit per field, on the reported half.
         rows: per question its picture, number and the values at the chosen places, for comparisons.
         depths: of every layer.
@@ -273,11 +252,9 @@ class Coverage:
     pictures: int
     errors: int
     reported: int
-    epsilon: float
     area: float
     chance_hit: float
     measures: dict[str, dict[str, Any]]
-    release: dict[str, Any]
     per_kind: dict[str, dict[str, Any]]
     rows: tuple[dict[str, Any], ...]
     depths: tuple[float, ...]
@@ -288,99 +265,73 @@ class Coverage:
         Args:
             rows: include every question.
         """
-        names = ("n", "pictures", "errors", "reported", "epsilon", "area", "chance_hit", "measures", "release")
-        out = {name: getattr(self, name) for name in (*names, "per_kind")} | {"depths": list(self.depths)}
+        names = ("n", "pictures", "errors", "reported", "area", "chance_hit", "measures", "per_kind")
+        out = {name: getattr(self, name) for name in names} | {"depths": list(self.depths)}
         return out | ({"rows": list(self.rows)} if rows else {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Question:
-    """One question's figures: `values` as `statistics.scores` gives them, then shares of area and of attention."""
+    """One question's figures: `values` as `scores` gives them, then the shares of the area and of the cells."""
 
     name: tuple[str, int, str]
     values: np.ndarray
     area: float
     touched: float
-    release_ratio: float
-    release_chance: float
 
 
-def measure_coverage(found: Iterable[QuestionMaps], *, epsilon: float = EPSILON, seed: int = 0) -> Coverage:
-    """The figures.
+def measure_coverage(maps: Iterable[QuestionMaps], *, seed: int = 0) -> Coverage:
+    """The figures of a run.
 
     Args:
-        found: the questions' maps; they are taken one by one.
-        epsilon: see `statistics.EPSILON`.
+        maps: the questions' maps; they are taken one by one.
         seed: of the draws behind the intervals.
 
     Raises:
         DataError: fewer than two pictures with places that could be asked about.
     """
-    kept: list[_Question] = []
-    failed: list[str] = []
-    for item in found:
-        one = _question(item, epsilon)
-        if isinstance(one, str):
-            failed.append(one)
+    questions: list[_Question] = []
+    failures: list[str] = []
+    for item in maps:
+        result = _question(item)
+        if isinstance(result, str):
+            failures.append(result)
         else:
-            kept.append(one)
-    if not kept:
-        reason = f" The first failed so: {failed[0]}" if failed else " Use data with boxes."
+            questions.append(result)
+    if not questions:
+        reason = f" The first failed so: {failures[0]}" if failures else " Use data with boxes."
         raise DataError(f"No question with a place could be asked.{reason}")
-    array, names = np.stack([one.values for one in kept]), [one.name for one in kept]
+    array, names = np.stack([question.values for question in questions]), [question.name for question in questions]
     pictures, layers = [picture for picture, _, _ in names], array.shape[3]
     measures = {name: _figures(array[:, i], pictures, seed) for i, name in enumerate(MEASURES)}
     return Coverage(
-        n=len(kept),
+        n=len(questions),
         pictures=len(set(pictures)),
-        errors=len(failed),
+        errors=len(failures),
         reported=int((~choosing_half(pictures)).sum()),
-        epsilon=epsilon,
-        area=_mean(one.area for one in kept),
-        chance_hit=_mean(one.touched for one in kept),
+        area=_mean(question.area for question in questions),
+        chance_hit=_mean(question.touched for question in questions),
         measures=measures,
-        release=_release(kept, pictures, layers, seed),
         per_kind=_per_kind(array[:, 0, :, measures["relative"]["layer"]["layer"], -1], names),
         rows=_rows(array, names, measures),
         depths=tuple(depth(i, layers) for i in range(layers)),
     )
 
 
-def _question(item: QuestionMaps, epsilon: float) -> _Question | str:
+def _question(item: QuestionMaps) -> _Question | str:
     """One question's figures, or why there are none."""
     if item.error is not None:
         return item.error
-    grid = (int(item.asked.shape[2]), int(item.asked.shape[3]))
+    grid = (int(item.question.shape[2]), int(item.question.shape[3]))
     covered = covered_cells(item.boxes, item.size_px, grid)
     if not covered.any():
         return f"a box about {item.picture!r} lies outside the picture."
-    cells = inclusive_cells(item.boxes[0], item.size_px, grid)
-    own_layer = item.asked[_release_layer(item.asked.shape[0])].mean(0)
     return _Question(
         (item.picture, item.index, item.kind),
-        scores(item.asked, item.generic, covered, epsilon),
+        scores(item.question, item.generic, covered),
         float(covered.mean()),
         float((covered > 0).mean()),
-        release_ratio(own_layer, cells),
-        float(cells.mean()),
     )
-
-
-def _release_layer(layers: int) -> int:
-    return round(RELEASE_DEPTH * layers) - 1
-
-
-def _release(kept: Sequence[_Question], pictures: Sequence[str], layers: int, seed: int) -> dict[str, Any]:
-    """The authors' own measure over all questions."""
-    ratios = np.array([[one.release_ratio for one in kept]])
-    at = _release_layer(layers)
-    return {
-        "layer": at,
-        "depth": depth(at, layers),
-        "ratio": float(ratios.mean()),
-        "ratio_interval": list(interval_of(bootstrap(ratios, pictures, seed)[0])),
-        "chance": _mean(one.release_chance for one in kept),
-    }
 
 
 def _mean(values: Iterable[float]) -> float:

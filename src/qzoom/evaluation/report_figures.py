@@ -1,15 +1,13 @@
-"""The figures of a report: means with intervals, differences of pairs, fronts. Pure and seeded.
+"""The figures of a report: runs read and grouped by their questions, means with intervals, paired differences, fronts.
 
 Questions about one picture are not independent, so intervals come from drawing pictures, not questions, with
-replacement. Every run is scored on the same draws, so that differences are those of pairs.
-
-The runs of a report: answer files read, named, and grouped by the questions that they asked.
+replacement. Every run is scored on the same draws, so that differences are paired.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,6 @@ __all__ = [
     "RunFigures",
     "TaskFigures",
     "TaskRuns",
-    "bootstrap",
     "front",
     "group_runs",
     "measure",
@@ -135,8 +132,11 @@ def measure(group: TaskRuns, seed: int = 0) -> TaskFigures:
     lines = []
     for i, (run, label) in enumerate(zip(group.runs, labels, strict=True)):
         difference = None if best is None else float(means[i] - means[best])
-        interval = None if best is None else interval_of(drawn[i] - drawn[best])
-        lines.append(_line(run, label, float(means[i]), interval_of(drawn[i]), difference, interval))
+        paired = None if best is None else interval_of(drawn[i] - drawn[best])
+        ends = interval_of(drawn[i])
+        lines.append(
+            _line(run, label, float(means[i]), interval=ends, difference=difference, difference_interval=paired)
+        )
     return TaskFigures(
         name=group.name,
         questions=len(names),
@@ -161,14 +161,8 @@ def front(lines: Sequence[RunFigures], cost: str) -> tuple[str, ...]:
     return tuple(label for _, _, label in sorted(kept))
 
 
-def _line(
-    run: Run,
-    label: str,
-    accuracy: float,
-    interval: tuple[float, float],
-    difference: float | None,
-    difference_interval: tuple[float, float] | None,
-) -> RunFigures:
+def _line(run: Run, label: str, accuracy: float, **comparison: Any) -> RunFigures:
+    """A run's line; `comparison` holds its interval, its difference to the best plain run, and that one's interval."""
     rows = run.rows
     placed = [row for row in rows if row.zoomed and row.boxes]
     hits = sum(hit([region.box for region in row.regions], row.boxes) for row in placed)
@@ -179,15 +173,13 @@ def _line(
         model=run.model,
         caps=run.caps,
         accuracy=accuracy,
-        interval=interval,
-        difference=difference,
-        difference_interval=difference_interval,
         zoomed=sum(row.zoomed for row in rows) / len(rows),
         hit_rate=hits / len(placed) if placed else None,
         seconds=float(np.mean([row.seconds for row in rows])),
         visual_tokens=_mean_tokens(run),
         gflops=float(np.mean(operations)) if operations else None,
         errors=sum(row.error is not None for row in rows),
+        **comparison,
     )
 
 
@@ -339,11 +331,8 @@ class TaskRuns:
         """A name for each run, unique in this task."""
         several = len({run.model for run in self.runs}) > 1
         names = [f"{run.model}: {run.label}" if several else run.label for run in self.runs]
-        return tuple(f"{name} ({run.path.stem})" if names.count(name) > 1 else name for name, run in self.named(names))
-
-    def named(self, names: Sequence[str]) -> Iterable[tuple[str, Run]]:
-        """Names beside their runs."""
-        return zip(names, self.runs, strict=True)
+        pairs = zip(names, self.runs, strict=True)
+        return tuple(f"{name} ({run.path.stem})" if names.count(name) > 1 else name for name, run in pairs)
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:

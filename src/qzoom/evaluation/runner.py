@@ -1,15 +1,8 @@
-"""What decides an evaluation's answers, as JSON values, so that a run is never continued by another model.
+"""Ask a model every question of a task and store the answers.
 
-Weights are told apart by a digest of values taken from every tensor, which costs little even for large models.
-
-How the questions about pictures are asked: in one session per picture, by another method, or many at once.
-
-Whatever goes wrong with a question becomes a wrong answer with its reason; only what concerns the whole run is raised.
-
-Ask a model every question of a task and keep what it says.
-
-Each picture is looked at once and all its questions are asked in one session; its questions share the time of that
-look. A question that fails is a wrong answer with its reason, never a missing one.
+Each picture is encoded once and all its questions are asked in one session; the questions share the time of that pass.
+Questions may also be asked in batches. A question that fails becomes a wrong answer with its reason; only what concerns
+the whole run is raised.
 """
 
 from __future__ import annotations
@@ -18,17 +11,17 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import TokenBudget
 from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample, Task
+from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
-from qzoom.evaluation.methods import METHODS, Budget, Method, MethodAnswer
-from qzoom.evaluation.methods.base import OwnWay, answer_of, with_needed_branches
+from qzoom.evaluation.methods import METHODS, Method
+from qzoom.evaluation.methods.base import EngineMethod, ask_kwargs, with_needed_branches
 from qzoom.evaluation.store import AnswerFile
-from qzoom.types import ZoomMode
+from qzoom.types import Answer, SamplingParams, ZoomMode
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +36,7 @@ _VALUES_PER_TENSOR = 512
 
 
 def describe_model(model: QZoom) -> dict[str, Any]:
-    """Weights digest, arithmetic, number format, kind of device and attention of a model."""
+    """Fingerprint of what decides a model's answers: weights, arithmetic, number format, kind of device, attention."""
     backbone = model.engine.backbone
     return {
         "weights": weights_digest(model.engine),
@@ -72,7 +65,10 @@ def describe_software(model: QZoom) -> dict[str, Any]:
 
 
 def weights_digest(engine: Engine) -> str:
-    """Sixteen hex digits that change with the weights of the backbone, the gate or the region branch."""
+    """Sixteen hex digits that change with the weights of the backbone, the gate or the region branch.
+
+    It takes some values of every tensor, so that it costs little even for large models.
+    """
     import torch
 
     digest = hashlib.sha256()
@@ -94,21 +90,21 @@ def weights_digest(engine: Engine) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """How every question is asked.
+    """How every question of a run is asked; stored with its answers.
 
     Args:
-        zoom: "auto", "never" or "always"; what the method "qzoom" does.
+        zoom: "auto", "never" or "always"; the mode of the method "qzoom".
         coarse_tokens: limits of the coarse look; None for the model's own.
         region_tokens: limits of all regions together; None for the model's own.
         gate_threshold: None for the checkpoint's.
         region_threshold: None for the checkpoint's.
         max_new_tokens: most tokens of an answer.
         method: name in `qzoom.evaluation.methods.METHODS`.
-        temperature: 0 is greedy; otherwise answers are drawn.
-        seed: of everything drawn: answers with a temperature, places of the method "random".
+        temperature: 0 is greedy; otherwise answers are sampled.
+        seed: of everything sampled: answers with a temperature, boxes of the method "random".
 
     Raises:
-        ConfigError: an unknown method, or a temperature for one that cannot draw.
+        ConfigError: an unknown method, or a temperature for one that cannot sample.
     """
 
     zoom: ZoomMode = "auto"
@@ -124,54 +120,69 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"No method {self.method!r}; known methods: {', '.join(METHODS)}.")
-        if self.temperature and not isinstance(METHODS[self.method], OwnWay):
+        if self.temperature and not self.is_engine:
             raise ConfigError(f"The method {self.method!r} answers greedily; leave out temperature.")
 
     @property
-    def way(self) -> Method:
-        """The method, with this seed where it draws."""
+    def is_engine(self) -> bool:
+        """Whether the engine itself answers, so that questions can be batched and sampled."""
+        return isinstance(METHODS[self.method], EngineMethod)
+
+    @property
+    def answerer(self) -> Method:
+        """The method, with this seed where it samples."""
         method: Any = METHODS[self.method]
         return dataclasses.replace(method, seed=self.seed) if hasattr(method, "seed") else method
 
     @property
-    def look(self) -> ZoomMode:
-        """What limits on tokens have to reckon with: "never" for methods that read no regions."""
-        own = METHODS[self.method]
-        if isinstance(own, OwnWay):
-            return own.zoom or self.zoom
-        return "always" if own.zooms else "never"
+    def zoom_mode(self) -> ZoomMode:
+        """Zoom mode to assume when a token budget is split; "never" if the method reads no region."""
+        method = METHODS[self.method]
+        if isinstance(method, EngineMethod):
+            return method.zoom or self.zoom
+        return "always" if method.zooms else "never"
 
     @property
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         """Whether another seed may give other answers."""
-        return self.temperature > 0 or (hasattr(METHODS[self.method], "seed") and self.method == "random")
+        return self.temperature > 0 or self.method == "random"
 
-    def of_question(self, seed: int | None = None) -> dict[str, Any]:
-        """Keyword arguments of `Session.ask`."""
-        return {
-            "zoom": self.look,
-            "region_tokens": self.region_tokens,
-            "gate_threshold": self.gate_threshold,
-            "region_threshold": self.region_threshold,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "seed": seed,
-        }
+    def to_engine(self, seed: int | None = None) -> Options:
+        """The same as the engine's options.
+
+        Args:
+            seed: of the question, see `question_seed`.
+        """
+        return Options(
+            zoom=self.zoom_mode,
+            sampling=SamplingParams(self.max_new_tokens, self.temperature, seed=seed),
+            gate_threshold=self.gate_threshold,
+            region_threshold=self.region_threshold,
+            coarse_tokens=self.coarse_tokens,
+            region_tokens=self.region_tokens,
+        )
+
+    def question_seed(self, picture: str, index: int) -> int | None:
+        """A question's own seed, whatever it is asked together with; None without a temperature."""
+        if not self.temperature:
+            return None
+        digest = hashlib.sha256(f"{self.seed}|{picture}|{index}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
 
 def ask_sample(
     model: QZoom, sample: EvalSample, options: EvalOptions, *, all_branches: bool = False
 ) -> list[AnswerRow]:
-    """All questions about one picture, which is looked at once; they share the time of that look.
+    """All questions about one picture in one session; they share the time of the coarse pass.
 
     Args:
         model: the model under test.
         sample: the picture and its questions.
         options: how to ask.
-        all_branches: let the look pay for gate and region branch even if the method never asks them.
+        all_branches: run gate and region branch in the session's prefix even if the method does not use them.
     """
     if not all_branches:
-        model = with_needed_branches(model, options.way, options.look)
+        model = with_needed_branches(model, options.answerer, options.zoom_mode)
     session = None
     error = sample.error
     start = time.perf_counter()
@@ -183,39 +194,46 @@ def ask_sample(
     share = (time.perf_counter() - start) / len(sample.questions)
     rows = []
     for index, question in enumerate(sample.questions):
-        known = _known(model, sample, index, options)
+        values = _question_values(model, sample, index, options)
         start = time.perf_counter()
-        said: MethodAnswer | str = error or ""
+        answer: tuple[Answer, dict[str, float]] | str = error or ""
         if session is not None:
             try:
-                said = _answer(model, session, sample, question, index, options)
+                engine_options = options.to_engine(options.question_seed(sample.id, index))
+                answer = options.answerer.answer(model, session, question, engine_options)
             except Exception as problem:  # whatever it is, it must be counted
-                said = _reason(problem)
-        rows.append(_row(known, said, share + time.perf_counter() - start))
+                answer = _reason(problem)
+        rows.append(_row(values, answer, share + time.perf_counter() - start))
     return rows
 
 
 def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) -> list[list[AnswerRow]]:
-    """The questions about several pictures as one batch, which they share the time of.
+    """The questions about several pictures as one batch, whose time they share.
 
-    A question that the batch stumbles over is found by asking each picture alone; so are those of other methods.
+    Where the batch fails, each picture is asked alone to find the question that failed; so are those of other methods.
     """
-    asked = [(s, i) for s in samples if s.error is None for i in range(len(s.questions))]
-    if len(asked) < 2 or not isinstance(METHODS[options.method], OwnWay):
+    questions = [(s, i) for s in samples if s.error is None for i in range(len(s.questions))]
+    if len(questions) < 2 or not options.is_engine:
         return [ask_sample(model, sample, options) for sample in samples]
-    seeds = [_seed(options, sample.id, index) for sample, index in asked]
-    given = options.of_question() | {"coarse_tokens": options.coarse_tokens, "seed": seeds}
+    values = ask_kwargs(options.to_engine()) | {
+        "coarse_tokens": options.coarse_tokens,
+        "seed": [options.question_seed(sample.id, index) for sample, index in questions],
+    }
     start = time.perf_counter()
     try:
-        said = model.ask_batch([(s.image, s.questions[i].question) for s, i in asked], **given)
+        answers = model.ask_batch([(s.image, s.questions[i].question) for s, i in questions], **values)
     except Exception:
         return [ask_sample(model, sample, options) for sample in samples]
-    share = (time.perf_counter() - start) / len(asked)
-    answers = {(s.id, i): answer_of(a, share) for (s, i), a in zip(asked, said, strict=True)}
+    share = (time.perf_counter() - start) / len(questions)
+    by_question: dict[tuple[str, int], tuple[Answer, dict[str, float]]] = {
+        (s.id, i): (answer, {}) for (s, i), answer in zip(questions, answers, strict=True)
+    }
     return [
         [
             _row(
-                _known(model, s, i, options), answers.get((s.id, i)) or s.error or "", share if s.error is None else 0.0
+                _question_values(model, s, i, options),
+                by_question.get((s.id, i)) or s.error or "",
+                share if s.error is None else 0.0,
             )
             for i in range(len(s.questions))
         ]
@@ -223,42 +241,21 @@ def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) 
     ]
 
 
-def _answer(
-    model: QZoom, session: Any, sample: EvalSample, question: EvalQuestion, index: int, options: EvalOptions
-) -> MethodAnswer:
-    if isinstance(METHODS[options.method], OwnWay):
-        return answer_of(session.ask(question.question, **options.of_question(_seed(options, sample.id, index))), 0.0)
-    budget = Budget(
-        coarse=options.coarse_tokens,
-        region=options.region_tokens,
-        max_new_tokens=options.max_new_tokens,
-        gate_threshold=options.gate_threshold,
-        region_threshold=options.region_threshold,
-        zoom=options.zoom,
-    )
-    return options.way.answer(model, session, question, budget)
-
-
-def _seed(options: EvalOptions, picture: str, index: int) -> int | None:
-    """A question's own seed, whatever it is asked together with."""
-    if not options.temperature:
-        return None
-    digest = hashlib.sha256(f"{options.seed}|{picture}|{index}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
-def _known(model: QZoom, sample: EvalSample, index: int, options: EvalOptions) -> dict[str, Any]:
-    """What a row says whatever the answer is."""
-    asked = sample.questions[index]
-    known = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
-    known |= {"picture": sample.id, "index": index, "count": len(sample.questions), "size_px": sample.size_px}
+def _question_values(model: QZoom, sample: EvalSample, index: int, options: EvalOptions) -> dict[str, Any]:
+    """The fields of a row that do not depend on the answer."""
+    question = sample.questions[index]
+    values = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
+    values |= {"picture": sample.id, "index": index, "count": len(sample.questions), "size_px": sample.size_px}
     if sample.error is None:
-        known |= {"prompt": _prompt(model, asked.question), "coarse_size_px": _coarse_size(model, sample, options)}
-    return known
+        values |= {
+            "prompt": _prompt(model, question.question),
+            "coarse_size_px": _coarse_size(model, sample, options),
+        }
+    return values
 
 
 def _prompt(model: QZoom, question: str) -> str:
-    """The conversation as the model reads it, one placeholder per picture; empty for a question it cannot take."""
+    """The rendered conversation, one placeholder per picture; empty for a question that cannot be encoded."""
     from qzoom.engine.chat import read_conversation
 
     try:
@@ -279,12 +276,23 @@ def _coarse_size(model: QZoom, sample: EvalSample, options: EvalOptions) -> tupl
     return columns * backbone.token_px, rows * backbone.token_px
 
 
-def _row(known: dict[str, Any], said: MethodAnswer | str, seconds: float) -> AnswerRow:
+def _row(values: dict[str, Any], answer: tuple[Answer, dict[str, float]] | str, seconds: float) -> AnswerRow:
     """The row of an answer, or of the reason why there is none."""
     seconds = round(seconds, 6)
-    if isinstance(said, str):
-        return AnswerRow(**known, seconds=seconds, error=said or "The question was not asked.")
-    return AnswerRow(**known, seconds=seconds, **said.row_fields())
+    if isinstance(answer, str):
+        return AnswerRow(**values, seconds=seconds, error=answer or "The question was not asked.")
+    result, extra = answer
+    return AnswerRow(
+        **values,
+        seconds=seconds,
+        prediction=result.text,
+        finish_reason=result.finish_reason,
+        gate=result.gate,
+        regions=result.regions,
+        usage=result.usage,
+        timing_ms={name: round(ms, 2) for name, ms in result.timing_ms.items()},
+        extra=extra,
+    )
 
 
 def _reason(problem: Exception) -> str:
@@ -304,16 +312,16 @@ def run(
     batch_size: int = 1,
     all_branches: bool = False,
 ) -> list[AnswerRow]:
-    """Ask everything, or what is left of it.
+    """Ask all questions, or those that are not stored yet.
 
     Args:
         model: the model under test.
         task: pictures, questions and right answers.
         options: how to ask.
         limit: the first so many pictures only.
-        output: file of the raw answers; a rerun with the same settings continues it.
+        output: file of the answers; a rerun with the same settings resumes it.
         fresh: start `output` anew.
-        on_picture: told (pictures done, pictures in all) after each.
+        on_picture: called with (pictures done, pictures in all) after each.
         batch_size: questions answered together; 1 asks picture by picture, each in a session of its own.
         all_branches: see `ask_sample`.
 
@@ -330,7 +338,11 @@ def run(
     store = None
     rows: dict[str, list[AnswerRow]] = {}
     if output is not None:
-        settings = {"questions": task.identity, "options": asdict(options), "model": describe_model(model)}
+        settings = {
+            "questions": task.identity,
+            "options": dataclasses.asdict(options),
+            "model": describe_model(model),
+        }
         store = AnswerFile(output, settings, about=describe_software(model), fresh=fresh)
         for row in store.rows:
             rows.setdefault(row.picture, []).append(row)
@@ -339,11 +351,14 @@ def run(
     if on_picture is not None and done:
         on_picture(done, len(ids))
     for samples in _groups(task, missing, batch_size):
-        many = _ask(model, samples, options, batch_size, all_branches)
+        if batch_size > 1:
+            groups = ask_many(model, samples, options)
+        else:
+            groups = [ask_sample(model, samples[0], options, all_branches=all_branches)]
         if store is not None:
-            store.append([row for answered in many for row in answered])
-        for sample, answered in zip(samples, many, strict=True):
-            rows[sample.id] = answered
+            store.append([row for group in groups for row in group])
+        for sample, group in zip(samples, groups, strict=True):
+            rows[sample.id] = group
             done += 1
             if on_picture is not None:
                 on_picture(done, len(ids))
@@ -353,26 +368,17 @@ def run(
     return chosen
 
 
-def _ask(
-    model: QZoom, samples: Sequence[EvalSample], options: EvalOptions, batch_size: int, all_branches: bool
-) -> list[list[AnswerRow]]:
-    """The answers about each picture: of one in a session of its own, of several together."""
-    if batch_size > 1:
-        return ask_many(model, samples, options)
-    return [ask_sample(model, samples[0], options, all_branches=all_branches)]
-
-
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
     """Find what is wrong with the settings before the first question."""
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-    needs = options.way.needs_region and options.look != "never"
-    if needs and not model.has_region:
+    needs_region = options.answerer.needs_region and options.zoom_mode != "never"
+    if needs_region and not model.has_region:
         raise HeadsMissingError(
             "This model has no region branch, so it cannot zoom: measure it with zoom 'never', or load a model that "
             "has one."
         )
-    model.make_options(coarse_tokens=options.coarse_tokens, **options.of_question())
+    model.make_options(coarse_tokens=options.coarse_tokens, **ask_kwargs(options.to_engine()))
 
 
 def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[EvalSample]]:

@@ -1,20 +1,15 @@
-"""How the four views are made; what is declared here is part of a run's settings and stands in its figures.
+"""The views of the zooming gap: settings, the region of a question, and the region and boxed views as tasks.
 
-Which of an answer's places the region view shows: one that holds it, or all where it takes them together. Pure.
-
-The region of a question as a picture of its own: cut out with a declared margin, enlarged by a declared factor.
-
-The region and the boxed view as tasks of their own: one picture a question, made from the question's boxes.
-
-They are derived from the answers to the full view, which know every question's places, and asked by the same runner.
+Every question of these two tasks has a picture of its own, made from the question's boxes, and is asked by the same
+runner as the full view.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.data.cells import around
 from qzoom.data.samples import AnswerRow, EvalSample, Task
@@ -22,112 +17,76 @@ from qzoom.distill.crop import CropSettings, crop_box, cut
 from qzoom.distill.items import Picture
 from qzoom.errors import ConfigError, DataError, QZoomError
 from qzoom.images.geometry import box_area_px
-from qzoom.types import Box, ZoomMode
+from qzoom.settings import Between, settings, to_dict
+from qzoom.types import Box
 
 if TYPE_CHECKING:
     import PIL.Image
 
 __all__ = [
-    "BOX_STYLES",
     "TOGETHER",
     "VIEWS",
     "GapSettings",
-    "PlaceTask",
     "Places",
+    "RegionTask",
     "View",
+    "base_question",
     "crop",
     "enlargement",
-    "key_of",
-    "places_shown",
     "region_of",
+    "target_boxes",
 ]
 
 
 View = Literal["full", "region", "boxed", "zoom"]
 VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")
 """The whole picture; the cut-out region; the whole picture with the region marked; the model's own zooming."""
-BOX_STYLES = ("rectangle", "ellipse", "dim")
-"""Marks that change the picture alone: every view gets the same words."""
-_NAMED_SCALES = ("fit", "shipped")
-_LARGEST_SCALE = 16.0
+Places = Literal["auto", "one", "all"]
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class GapSettings:
-    """The views of one run.
-
-    Args:
-        views: which to ask, in the order of `VIEWS`; "full" is always among them.
-        max_visual_tokens: what a question may spend in any view; a zooming one shares it between both looks.
-        crop_scale: by how much the crop's sides are enlarged; "fit" enlarges it until it fills the limit; "shipped"
-            takes the crop that came with the data instead of one made here.
-        crop_margin: added on every side of the region, as a share of its own side.
-        crop_min_px: least width and height of the region in original pixels; smaller ones grow about their centre.
-        places: see `qzoom.evaluation.zoom_views`.
-        box_style: how the boxed view marks the region.
-        zoom: how the zoom view looks, "auto" or "always".
-        max_new_tokens: most tokens of an answer.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
+    """Settings of the views; stored with the run and printed with its results."""
 
     views: tuple[View, ...] = VIEWS
-    max_visual_tokens: int = 1024
-    crop_scale: float | Literal["fit", "shipped"] = 2.0
-    crop_margin: float = 0.1
-    crop_min_px: int = 56
+    """Which to ask, in the order of `VIEWS`; "full" is always among them."""
+    max_visual_tokens: Annotated[int, Between(2)] = 1024
+    """Most visual tokens of a question in any view; a zooming one shares them between both looks."""
+    crop_scale: Annotated[float, Between(0.1, 16)] | Literal["fit", "shipped"] = 2.0
+    """Enlargement of the crop's sides; "fit" enlarges it until it fills the limit; "shipped" takes the crop that came
+    with the data."""
+    crop_margin: Annotated[float, Between(0, 10)] = 0.1
+    """Added on every side of the region, as a share of its own side."""
+    crop_min_px: Annotated[int, Between(1, 100_000)] = 56
+    """Least width and height of the region in original pixels; smaller ones grow about their centre."""
     places: Places = "auto"
-    box_style: str = "rectangle"
-    zoom: ZoomMode = "auto"
-    max_new_tokens: int = 128
+    """Which boxes of an answer the region holds, see `target_boxes`."""
+    box_style: Literal["rectangle", "ellipse", "dim"] = "rectangle"
+    """How the boxed view marks the region; the words are the same in every view."""
+    zoom: Literal["auto", "always"] = "auto"
+    """How the zoom view looks."""
+    max_new_tokens: Annotated[int, Between(1)] = 128
+    """Most tokens of an answer."""
 
     def __post_init__(self) -> None:
-        unknown = [view for view in self.views if view not in VIEWS]
-        if unknown:
-            raise ConfigError(f"views must be among {', '.join(VIEWS)}, not {unknown[0]!r}.")
         if "full" not in self.views or tuple(v for v in VIEWS if v in self.views) != self.views:
             raise ConfigError(f"views must start with 'full' and follow the order {', '.join(VIEWS)}, each once.")
-        if isinstance(self.max_visual_tokens, bool) or self.max_visual_tokens < 2:
-            raise ConfigError(f"max_visual_tokens must be a whole number from 2, not {self.max_visual_tokens!r}.")
-        if self.crop_scale not in _NAMED_SCALES and not _number(self.crop_scale, 0.1, _LARGEST_SCALE):
-            raise ConfigError(
-                f"crop_scale must be a number from 0.1 to {_LARGEST_SCALE:g}, 'fit' or 'shipped', not "
-                f"{self.crop_scale!r}."
-            )
-        if not _number(self.crop_margin, 0, 10):
-            raise ConfigError(f"crop_margin must be a number from 0 to 10, not {self.crop_margin!r}.")
-        if isinstance(self.crop_min_px, bool) or not 1 <= self.crop_min_px <= 100_000:
-            raise ConfigError(f"crop_min_px must be a whole number from 1 to 100000, not {self.crop_min_px!r}.")
-        if self.places not in ("auto", "one", "all"):
-            raise ConfigError(f"places must be auto, one or all, not {self.places!r}.")
-        if self.box_style not in BOX_STYLES:
-            raise ConfigError(f"box_style must be one of {', '.join(BOX_STYLES)}, not {self.box_style!r}.")
-        if self.zoom not in ("auto", "always"):
-            raise ConfigError(f"zoom must be 'auto' or 'always' in the zoom view, not {self.zoom!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `zoom` is called "zoom_mode", since figures call an accuracy so."""
-        found = asdict(self) | {"views": list(self.views)}
-        return {"zoom_mode" if name == "zoom" else name: value for name, value in found.items()}
+        return {"zoom_mode" if name == "zoom" else name: value for name, value in to_dict(self).items()}
 
 
-def _number(value: Any, low: float, high: float) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and math.isfinite(value) and low <= value <= high
-
-
-Places = Literal["auto", "one", "all"]
 TOGETHER = ("count", "counting", "side", "spatial")
-"""Kinds of questions whose answer takes all places together; the places of other kinds each hold it."""
+"""Kinds of questions whose answer takes all boxes together; of other kinds each box holds it."""
 
 
-def places_shown(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ...]:
-    """The places that the region has to hold.
+def target_boxes(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ...]:
+    """The boxes that the region has to hold.
 
     Args:
         kind: the question's field.
-        boxes: all places, in original pixels.
+        boxes: all boxes of the answer, in original pixels.
         rule: "one" takes the largest, "all" takes all, "auto" decides by `TOGETHER`.
     """
     if not boxes or rule == "all" or (rule == "auto" and kind in TOGETHER):
@@ -136,7 +95,7 @@ def places_shown(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ..
 
 
 def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSettings) -> Box:
-    """The region that holds all places of an answer, cut as the teachers of `qzoom distill` see it.
+    """The region that holds all boxes of an answer, cut as the teachers of `qzoom distill` see it.
 
     Args:
         boxes: at least one, in original pixels.
@@ -156,7 +115,7 @@ def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSetti
     return region
 
 
-def enlargement(size_px: tuple[int, int], settings: GapSettings, cell_px: int) -> float:
+def enlargement(size_px: tuple[int, int], settings: GapSettings, token_px: int) -> float:
     """By how much a crop's sides grow.
 
     With "fit" until its cells number the limit; a crop that is larger already stays as it is, since the model's own
@@ -165,31 +124,31 @@ def enlargement(size_px: tuple[int, int], settings: GapSettings, cell_px: int) -
     Args:
         size_px: (width, height) of the crop.
         settings: scale and limit.
-        cell_px: side of the square of pixels that one visual token covers.
+        token_px: side of the square of pixels that one visual token covers.
     """
     if isinstance(settings.crop_scale, str):
-        pixels = settings.max_visual_tokens * cell_px**2
+        pixels = settings.max_visual_tokens * token_px**2
         return max(1.0, math.sqrt(pixels / (size_px[0] * size_px[1])))
     return float(settings.crop_scale)
 
 
-def crop(image: PIL.Image.Image, region: Box, settings: GapSettings, cell_px: int) -> PIL.Image.Image:
+def crop(image: PIL.Image.Image, region: Box, settings: GapSettings, token_px: int) -> PIL.Image.Image:
     """Cut a region out and enlarge it.
 
     Args:
         image: RGB.
         region: inside the picture.
         settings: scale and limit.
-        cell_px: see `enlargement`.
+        token_px: see `enlargement`.
     """
-    return cut(image, region, enlargement((region[2] - region[0], region[3] - region[1]), settings, cell_px))
+    return cut(image, region, enlargement((region[2] - region[0], region[3] - region[1]), settings, token_px))
 
 
 _BETWEEN = "#"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlaceTask:
+class RegionTask:
     """One picture per question of another task; see `qzoom.data.samples.Task`.
 
     Args:
@@ -197,14 +156,14 @@ class PlaceTask:
         view: "region" or "boxed".
         targets: (picture's id, its number in `base`, question's number) of every question to ask.
         settings: how the picture is made.
-        cell_px: see `qzoom.evaluation.zoom_views.enlargement`.
+        token_px: see `qzoom.evaluation.zoom_views.enlargement`.
     """
 
     base: Task
     view: Literal["region", "boxed"]
     targets: tuple[tuple[str, int, int], ...]
     settings: GapSettings
-    cell_px: int
+    token_px: int
     _held: dict[int, EvalSample] = field(default_factory=dict, repr=False)
 
     @property
@@ -242,7 +201,7 @@ class PlaceTask:
         if whole.error is not None:
             return EvalSample(name, None, whole.size_px, (question,), whole.error)
         try:
-            image = self._made(whole, number, places_shown(question.field, question.boxes, self.settings.places))
+            image = self._made(whole, number, target_boxes(question.field, question.boxes, self.settings.places))
         except QZoomError as problem:
             return EvalSample(name, None, whole.size_px, (question,), str(problem))
         if self.view == "region":
@@ -250,7 +209,7 @@ class PlaceTask:
         return EvalSample(name, image, image.size, (question,))
 
     def _whole(self, number: int) -> EvalSample:
-        """The picture that questions in a row share, kept decoded until another one is wanted."""
+        """The picture of consecutive questions, decoded once."""
         from qzoom.images.load import load_image
 
         if number not in self._held:
@@ -273,14 +232,14 @@ class PlaceTask:
         image: Any = whole.image
         region = region_of(boxes, image.size, self.settings)
         if self.view == "region":
-            return crop(image, region, self.settings, self.cell_px)
+            return crop(image, region, self.settings, self.token_px)
         from qzoom.data.overlay import draw
 
         style: Any = self.settings.box_style
         return draw(image, around(boxes), style, tokens=self.settings.max_visual_tokens)
 
 
-def key_of(row: AnswerRow) -> tuple[str, int]:
+def base_question(row: AnswerRow) -> tuple[str, int]:
     """Picture and number of the question that an answer in the region or boxed view belongs to.
 
     Raises:

@@ -1,13 +1,8 @@
-"""Two runs over the same questions: by how much full accuracy and gap differ, by pairs. Pure and seeded.
+"""The zooming gap: ask the views of a task, and measure how much more accurate a model is on the region alone.
 
-From the answers of all views to the zooming gap: accuracies, differences by pairs, intervals. Pure and seeded.
-
-Only questions whose answer has a place enter the gap, the same ones in every view: a question that failed in a view is
-wrong there, never left out. Negatives, whose target is absent, are counted apart.
-
-Ask the views of a task one after the other, or read what a run has kept of them.
-
-The full view comes first: its answers say which questions have a place. All views may spend the same visual tokens.
+Only questions whose answer has a box enter the gap, the same ones in every view: a question that failed in a view is
+wrong there, never left out. Negatives, whose target is absent, are counted apart. The full view is asked first: its
+answers say which questions have a box. All views may spend the same number of visual tokens. Figures are seeded.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.store import read_answers
-from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, PlaceTask, View, key_of, places_shown
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
 from qzoom.scoring.intervals import bootstrap, interval_of
 from qzoom.scoring.metrics import normalise
 
@@ -36,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GapFigures",
-    "KeptViews",
-    "Scored",
+    "ScoredQuestion",
+    "ViewAnswers",
     "ask_views",
     "compare_gaps",
     "default_limit",
@@ -94,11 +89,11 @@ def compare_gaps(rows: Rows, other: Rows, seed: int = 0) -> dict[str, Any]:
     return out
 
 
-def _by_key(rows: Rows) -> dict[tuple[str, int], Scored]:
+def _by_key(rows: Rows) -> dict[tuple[str, int], ScoredQuestion]:
     return {(item.picture, item.index): item for item in scored(rows)[0]}
 
 
-def _paired(pairs: Sequence[tuple[Scored, Scored]], value: Any, seed: int) -> dict[str, Any] | None:
+def _paired(pairs: Sequence[tuple[ScoredQuestion, ScoredQuestion]], value: Any, seed: int) -> dict[str, Any] | None:
     """Both means, their difference and its interval; None without pairs."""
     if not pairs:
         return None
@@ -119,7 +114,7 @@ _NONE = ("none", "noneofthese", "noneoftheabove", "noneofthem", "notpresent", "a
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredQuestion:
     """One question with its score in every view; the unit of all figures.
 
     Args:
@@ -209,10 +204,10 @@ def is_negative(row: AnswerRow | EvalQuestion) -> bool:
     """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
     if row.negative:
         return True
-    said = [row.answer, *row.answers]
+    answers = [row.answer, *row.answers]
     if row.choices and len(row.answer) == 1 and 0 <= ord(row.answer) - ord("A") < len(row.choices):
-        said.append(row.choices[ord(row.answer) - ord("A")])
-    return any(normalise(text).rstrip(".") in _NONE for text in said)
+        answers.append(row.choices[ord(row.answer) - ord("A")])
+    return any(normalise(text).rstrip(".") in _NONE for text in answers)
 
 
 def enters_gap(row: AnswerRow) -> bool:
@@ -223,7 +218,7 @@ def enters_gap(row: AnswerRow) -> bool:
 
 def scored(
     rows: Mapping[View, Sequence[AnswerRow]], variant: Variant = "strict", places: Places = "auto"
-) -> tuple[list[Scored], int]:
+) -> tuple[list[ScoredQuestion], int]:
     """All questions of the full view with their scores in every view.
 
     Args:
@@ -234,23 +229,23 @@ def scored(
     Returns:
         The questions, in order, and how many pictures were dropped because a view has not answered them all.
     """
-    found = {view: {_key(view, row): row for row in given} for view, given in rows.items()}
+    by_key = {view: {_key(view, row): row for row in given} for view, given in rows.items()}
     missing = {
         row.picture
         for row in rows["full"]
         for view in rows
-        if _wanted(view, row) and (row.picture, row.index) not in found[view]
+        if _is_asked(view, row) and (row.picture, row.index) not in by_key[view]
     }
     out = []
     for row in rows["full"]:
         if row.picture in missing:
             continue
         key = (row.picture, row.index)
-        scores = {view: row_score(found[view][key], variant) for view in rows if _wanted(view, row)}
-        shown = places_shown(row.field, row.boxes, places)
-        place = area_bin(area_share(shown, row.size_px)) if shown else None
-        about = (row.question, row.answer)
-        out.append(Scored(*key, about, row.field, place, scores, is_negative(row)))
+        scores = {view: row_score(by_key[view][key], variant) for view in rows if _is_asked(view, row)}
+        boxes = target_boxes(row.field, row.boxes, places)
+        size = area_bin(area_share(boxes, row.size_px)) if boxes else None
+        question = (row.question, row.answer)
+        out.append(ScoredQuestion(*key, question, row.field, size, scores, is_negative(row)))
     return out, len(missing)
 
 
@@ -295,26 +290,26 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
 
 
 def _key(view: View, row: AnswerRow) -> tuple[str, int]:
-    return key_of(row) if view in ("region", "boxed") else (row.picture, row.index)
+    return base_question(row) if view in ("region", "boxed") else (row.picture, row.index)
 
 
-def _wanted(view: View, row: AnswerRow) -> bool:
+def _is_asked(view: View, row: AnswerRow) -> bool:
     return view in ("full", "zoom") or enters_gap(row)
 
 
-def _in(item: Scored, keys: set[tuple[str, int]]) -> bool:
+def _in(item: ScoredQuestion, keys: set[tuple[str, int]]) -> bool:
     return (item.picture, item.index) in keys
 
 
-def _accuracy(items: Sequence[Scored], views: Sequence[View]) -> dict[Any, float | None]:
+def _accuracy(items: Sequence[ScoredQuestion], views: Sequence[View]) -> dict[Any, float | None]:
     return {view: _mean(item.scores[view] for item in items) for view in views}
 
 
-def _difference(items: Sequence[Scored], first: View, second: View) -> float:
+def _difference(items: Sequence[ScoredQuestion], first: View, second: View) -> float:
     return float(np.mean([item.scores[first] - item.scores[second] for item in items]))
 
 
-def _drawn(items: Sequence[Scored], views: Sequence[View], seed: int) -> dict[View, np.ndarray]:
+def _drawn(items: Sequence[ScoredQuestion], views: Sequence[View], seed: int) -> dict[View, np.ndarray]:
     """Means of every view over the same draws of pictures."""
     if not items:
         return {}
@@ -323,33 +318,33 @@ def _drawn(items: Sequence[Scored], views: Sequence[View], seed: int) -> dict[Vi
 
 
 def _groups(
-    items: Sequence[Scored],
+    items: Sequence[ScoredQuestion],
     views: Sequence[View],
     seed: int,
-    name: Callable[[Scored], str | None],
+    name: Callable[[ScoredQuestion], str | None],
     names: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Figures per group, groups without a question left out."""
     out: dict[str, dict[str, Any]] = {}
-    for wanted in names:
-        group = [item for item in items if name(item) == wanted]
+    for value in names:
+        group = [item for item in items if name(item) == value]
         if not group:
             continue
-        out[wanted] = {"n": len(group), **_accuracy(group, views)}
+        out[value] = {"n": len(group), **_accuracy(group, views)}
         if "region" in views:
             drawn = _drawn(group, views, seed)
-            out[wanted]["gap"] = _difference(group, "region", "full")
-            out[wanted]["gap_interval"] = list(interval_of(drawn["region"] - drawn["full"]))
+            out[value]["gap"] = _difference(group, "region", "full")
+            out[value]["gap_interval"] = list(interval_of(drawn["region"] - drawn["full"]))
     return out
 
 
 def _yes_no(rows: Mapping[View, Sequence[AnswerRow]]) -> dict[str, Any]:
     """How often yes is the truth, and how often it is said."""
     views: list[View] = [view for view in ("full", "zoom") if view in rows]
-    asked = {view: [row for row in rows[view] if normalise(row.answer) in ("yes", "no")] for view in views}
-    truth = asked["full"]
-    said = {view: _mean(normalise(row.prediction).startswith("yes") for row in found) for view, found in asked.items()}
-    return {"n": len(truth), "truly_yes": _mean(normalise(row.answer) == "yes" for row in truth), "said_yes": said}
+    binary = {view: [row for row in rows[view] if normalise(row.answer) in ("yes", "no")] for view in views}
+    truth = binary["full"]
+    predicted = {view: _mean(normalise(r.prediction).startswith("yes") for r in own) for view, own in binary.items()}
+    return {"n": len(truth), "truly_yes": _mean(normalise(row.answer) == "yes" for row in truth), "said_yes": predicted}
 
 
 def _tokens(row: AnswerRow) -> int:
@@ -365,7 +360,7 @@ Progress = Callable[[View], Callable[[int, int], None] | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeptViews:
+class ViewAnswers:
     """The answers of a run.
 
     Args:
@@ -395,7 +390,7 @@ def ask_views(
     output: Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
-) -> KeptViews:
+) -> ViewAnswers:
     """Ask all questions in every view.
 
     Args:
@@ -415,25 +410,25 @@ def ask_views(
         raise ConfigError(f"{output} is a file; the answers of the views need a folder.")
     rows: dict[View, list[AnswerRow]] = {}
     for view in settings.views:
-        asked: Task = task
+        view_task: Task = task
         if view in ("region", "boxed"):
-            asked = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
+            view_task = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
         rows[view] = run(
             model,
-            asked,
+            view_task,
             _options(model, view, settings),
-            limit=limit if asked is task else None,
+            limit=limit if view_task is task else None,
             output=None if output is None else output / f"{view}.jsonl",
             fresh=fresh,
             on_picture=progress(view) if progress else None,
         )
         if view == "full" and not any(enters_gap(row) for row in rows["full"]):
             raise DataError("None of the questions has a box, so no gap can be measured; use data with boxes.")
-    return KeptViews(rows, task.identity | {"model": model.name} | settings.to_dict())
+    return ViewAnswers(rows, task.identity | {"model": model.name} | settings.to_dict())
 
 
-def read_views(folder: Path) -> KeptViews:
-    """The answers that a run has kept.
+def read_views(folder: Path) -> ViewAnswers:
+    """The stored answers of a run.
 
     Raises:
         DataError: not the folder of such a run.
@@ -454,7 +449,7 @@ def read_views(folder: Path) -> KeptViews:
     if "full" not in rows:
         raise DataError(f"{folder}: no answers of the full view; name a folder that `qzoom eval zoomgap -o` wrote.")
     about.pop("view", None)
-    return KeptViews(rows, about | {"views": list(rows)})
+    return ViewAnswers(rows, about | {"views": list(rows)})
 
 
 def _total(options: dict[str, Any]) -> int | None:
@@ -462,10 +457,10 @@ def _total(options: dict[str, Any]) -> int | None:
     return limits.get("max_tokens") if isinstance(limits, dict) else None
 
 
-def _placed(task: Task, full: list[AnswerRow], view: Any, settings: GapSettings, cell_px: int) -> PlaceTask:
+def _placed(task: Task, full: list[AnswerRow], view: Any, settings: GapSettings, token_px: int) -> RegionTask:
     numbers = {name: number for number, name in enumerate(task.ids)}
     targets = tuple((row.picture, numbers[row.picture], row.index) for row in full if enters_gap(row))
-    return PlaceTask(task, view, targets, settings, cell_px)
+    return RegionTask(task, view, targets, settings, token_px)
 
 
 def _options(model: QZoom, view: View, settings: GapSettings) -> EvalOptions:

@@ -47,7 +47,7 @@ def boxes_from_maps(
 ) -> tuple[MapBox, ...]:
     """Boxes over one or several pictures, best first.
 
-    With "union" and "peak" there is at most one box, on the picture that holds the highest foreground cell.
+    With "union" and "peak_component" there is at most one box, on the picture that holds the highest foreground cell.
 
     Args:
         maps: blurred probabilities (rows, columns), one per picture.
@@ -61,7 +61,7 @@ def boxes_from_maps(
     """
     grids = [m.detach().float().cpu().numpy() for m in maps]
     peak = max((float(g.max()) for g in grids), default=0.0)
-    if rule.threshold == "peak":
+    if rule.threshold == "relative":
         if peak <= rule.min_peak:
             return ()
         level = threshold * peak

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from qzoom.backbones.base import Backbone
 from qzoom.data.questions import load_picture, open_questions
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
@@ -60,37 +61,19 @@ def parse_heads(text: str) -> Pairs:
     return tuple(dict.fromkeys(pairs))
 
 
-_SIZES = {  # (family, hidden size, layers)
-    ("qwen2_5_vl", 2048, 36): "Qwen2.5-VL-3B",
-    ("qwen2_5_vl", 3584, 28): "Qwen2.5-VL-7B",
-    ("qwen3_vl", 2560, 36): "Qwen3-VL-4B",
-    ("qwen3_vl", 4096, 36): "Qwen3-VL-8B",
-}
-_TABLE: dict[tuple[str, Mode], tuple[str, str]] = {
-    ("Qwen2.5-VL-3B", "text"): ("20:1,4 22:14", ""),
-    ("Qwen2.5-VL-3B", "natural"): ("21:9,11 22:0,7", "8:1,13"),
-    ("Qwen2.5-VL-7B", "text"): ("22:1,4 23:6,11", ""),
-    ("Qwen2.5-VL-7B", "natural"): ("16:1,7,17 19:17,20", "9:4,22"),
-    ("Qwen3-VL-4B", "text"): ("19:24,27 24:21,23", "24:6,10"),
-    ("Qwen3-VL-4B", "natural"): ("20:15,21,23 21:8,10,11", "20:1,24"),
-    ("Qwen3-VL-8B", "text"): ("19:24,26,27 24:21,22,23", "24:1,2"),
-    ("Qwen3-VL-8B", "natural"): ("20:15,21,23 21:8,10,11", "21:7"),
-}
-
-
-def published_heads(family: str, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
-    """The authors' heads for a backbone of these sizes; None where they give none.
+def published_heads(backbone: type[Backbone] | Backbone, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
+    """The heads that a family declares for a base of these sizes (`Backbone.label_heads`); None where it gives none.
 
     Args:
-        family: model type.
+        backbone: the family.
         hidden_size: of the decoder.
         layers: of the decoder.
         mode: kind of question.
     """
-    name = _SIZES.get((family, hidden_size, layers))
-    if name is None:
+    tables = backbone.label_heads.get((hidden_size, layers))
+    if tables is None:
         return None
-    pointing, sinks = _TABLE[name, mode]
+    pointing, sinks = tables[mode]
     return HeadSet(parse_heads(pointing), parse_heads(sinks) if sinks else ())
 
 

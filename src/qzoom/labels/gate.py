@@ -34,7 +34,7 @@ from qzoom.labels.maps import IGNORE
 from qzoom.labels.respond import respond, show
 from qzoom.labels.workers import ModelChoice, run_shares
 from qzoom.scoring.agree import answers_match, lowered, normalise_answer
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Ladder, Provenance, Question, Record, Skip, content_id
 
 __all__ = [

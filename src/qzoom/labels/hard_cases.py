@@ -23,7 +23,7 @@ from qzoom.labels.label_regions import base_digest, sample_of
 from qzoom.labels.workers import ModelChoice, run_shares
 from qzoom.model import QZoom
 from qzoom.scoring.judge import Judge, JudgeFailure, rule
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Record, Skip, Verdict, content_id
 from qzoom.types import Answer
 

@@ -27,7 +27,8 @@ from qzoom.labels.find_heads import HeadSearch, HeadSet, Mode, find_heads, parse
 from qzoom.labels.maps import RegionLabelSettings, label_record
 from qzoom.labels.respond import Responses, Shown, View, attention_of, respond, show
 from qzoom.labels.workers import ModelChoice, run_shares
-from qzoom.store.log import RecordStore, RecordWriter, start_store
+from qzoom.store.log import write_atomic
+from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import (
     Attention,
     Provenance,
@@ -40,7 +41,6 @@ from qzoom.store.schema import (
     content_id,
     tensor_digest,
 )
-from qzoom.store.tensors import write_synced
 
 if TYPE_CHECKING:
     from qzoom.engine.state import Engine
@@ -80,10 +80,11 @@ def base_digest(engine: Engine) -> str:
     import torch
 
     lora = engine.backbone.lora
-    merged = () if lora is None else tuple(f".{target}.weight" for target in lora.targets)
+    decoder = engine.backbone.decoder_name
+    merged = () if lora is None else {f"{decoder}.{target}.weight" for target in lora.targets}
     digest = hashlib.sha256(b"" if lora is None else lora.digest.encode())
     for name, tensor in sorted(engine.backbone.model.state_dict().items()):
-        if name.endswith(merged) and "visual" not in name:
+        if name in merged:
             continue
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // 512)].to(torch.bfloat16).float().cpu()
@@ -119,7 +120,7 @@ def choose_heads(
             chosen[mode] = dataclasses.replace(found.heads, sinks=own)
             facts[mode] = {"samples": found.samples, "scores": [asdict(score) for score in found.scores]}
         elif how == "preset":
-            preset = published_heads(backbone.family, backbone.hidden_size, backbone.num_layers, mode)
+            preset = published_heads(backbone, backbone.hidden_size, backbone.num_layers, mode)
             if preset is None:
                 raise ConfigError(
                     f"There is no table of heads for a {backbone.family} of {backbone.num_layers} layers and width "
@@ -204,7 +205,7 @@ def _kept_heads(
     chosen, facts = choose_heads(engine, asked["heads"], modes, search, asked["sinks"])
     folder.mkdir(parents=True, exist_ok=True)
     found = {"identity": identity, "heads": {mode: asdict(heads) for mode, heads in chosen.items()}, "found": facts}
-    write_synced(path, (json.dumps(found, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(found, indent=2) + "\n").encode())
     return chosen
 
 

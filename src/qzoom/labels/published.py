@@ -20,7 +20,7 @@ from qzoom.data.questions import load_picture
 from qzoom.errors import DataError, ImageError
 from qzoom.labels import unpickling
 from qzoom.labels.maps import RegionLabelSettings, label_record
-from qzoom.store.log import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
 
 __all__ = ["PublishedReport", "convert_published", "read_pickle"]

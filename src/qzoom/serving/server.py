@@ -1,21 +1,17 @@
-"""A uvicorn server that drains: the first signal lets admitted requests finish and refuses new ones, a second stops.
+"""A uvicorn server that drains: the first signal refuses new requests and lets the others finish, a second one stops.
 
-While it drains it still listens, so that /ready and new requests are told 503 instead of meeting a closed door.
-
-uvicorn's HTTP/1.1 protocol with what it lacks: a time limit for headers and a ceiling on connections.
-
-Pass `guarded_protocol(limits)` as `uvicorn.Config(http=...)`. What is refused here never reaches the application, so
-the answers in OpenAI's error shape are written here.
+While it drains it still listens, so that /ready and new requests get status 503 instead of a refused connection. Its
+HTTP/1.1 protocol adds what uvicorn's lacks: a time limit for headers and a limit on connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import h11
 import uvicorn
@@ -23,12 +19,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qzoom.errors import ConfigError
 from qzoom.serving.app import create_app
-from qzoom.serving.errors import ApiError, log_config
+from qzoom.serving.errors import ApiError
 from qzoom.serving.limits import ServerLimits
 from qzoom.serving.service import Service
 
 __all__ = ["DrainingServer", "bind", "guarded_protocol"]
-
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0
@@ -41,7 +36,7 @@ class DrainingServer(uvicorn.Server):
     Args:
         service: not started yet.
         announce: called once it listens, with nothing.
-        log_level: see `log.log_config`.
+        log_level: "debug", "info", "warning" or "error"; single requests are logged from "info" down.
     """
 
     def __init__(self, service: Service, announce: Callable[[], None] | None = None, log_level: str = "info") -> None:
@@ -52,7 +47,7 @@ class DrainingServer(uvicorn.Server):
                 http=guarded_protocol(limits),
                 ws="none",
                 lifespan="on",
-                log_config=log_config(log_level),
+                log_config=_log_config(log_level),
                 log_level=log_level,
                 server_header=False,
                 proxy_headers=False,
@@ -186,16 +181,24 @@ class _GuardedProtocol(H11Protocol):
         self._close_with(408, text, "header_timeout")
 
     def _close_with(self, status: int, text: str, code: str) -> None:
+        """Answer here, since the application never sees the request, and close."""
         self._stop_watch()
         if self.transport.is_closing():
             return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(ApiError(status, text, code=code).body()).encode("ascii")
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode("ascii")),
-                (b"connection", b"close"),
-            ]
+            headers, body = ApiError(status, text, code=code).encoded()
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+def _log_config(level: str) -> dict[str, Any]:
+    """Settings for `logging.config.dictConfig`: everything goes to standard error."""
+    names = ("qzoom", "uvicorn", "uvicorn.access", "uvicorn.error")
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
+        "loggers": {name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False} for name in names},
+    }

@@ -1,391 +1,390 @@
-"""A folder of records: JSON lines for reading and for resuming, safetensors for maps.
+"""An append-only log: a file of JSON lines that is complete after every crash, and the atomic writes beside it.
 
-    store.json              schema, what the records are for, settings and provenance
-    records-00.jsonl        one record a line; all records of a sample are added by one write
-    tensors/                see `records.shards`
+    {"schema": 2, "purpose": "ask", "settings": {...}, "about": {...}}     first line: what made the file
+    {"key": "cat.png", "items": [...]}                                     one line per append
 
-Lines are only ever added. A sample is there when its last record is; a broken end is cut off when the store is opened
-for writing. Tensors are on the disk before the records that name them, so a killed writer loses the sample in flight
-and nothing else. Several writers may fill one store, each with a number (and so a file) of its own.
+Lines are only added, each by one write. When a log is opened for writing, a torn last line is cut off, so a killed
+process loses the append in progress and nothing else. A log is continued with the same settings only. Lines are looked
+up by key; the index takes sixteen bytes of memory a line. Labels (`qzoom.store.schema`), the steps of distillation and
+the answers of an evaluation are kept this way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.store.schema import SCHEMA, Provenance, Record, content_id, from_values, record_from_values, tensor_digest
-from qzoom.store.tensors import TensorFiles, write_synced
 
-__all__ = ["RecordStore", "RecordWriter", "Stored", "start_store"]
+__all__ = ["SCHEMA", "Log", "LogWriter", "atomic_path", "differences", "unwritable", "write_atomic"]
 
-
-HEADER = "store.json"
-_R = TypeVar("_R", bound=Record)
+SCHEMA = 2
 _HINT = "restore it from a copy, or start over with --fresh"
+_START, _MIDDLE, _END = b'{"key": "', b'", "items": [', b"]}\n"
+_RECENT = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A record in a store.
-
-    Args:
-        id: hash of its content.
-        sample: what it was made for; a sample's records come together.
-        record: the record.
-        digests: hashes of its tensors by name.
-    """
-
-    id: str
-    sample: str
-    record: Record
-    digests: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    kind: str
-    path: Path
-    offset: int
-    size: int
-
-
-def start_store(
-    folder: Path, purpose: str, settings: Mapping[str, Any], provenance: Provenance, *, fresh: bool = False
-) -> None:
-    """Make a store, or check that the one there was made with the same settings.
+class Log:
+    """A log for reading. Reading repairs nothing; a torn last line is not seen. Several threads may read.
 
     Args:
-        folder: of the store; made if need be.
-        purpose: "regions", "gate", "mine" or the like.
-        settings: everything that decides the records, as JSON values.
-        provenance: what makes them.
-        fresh: throw away the records that are there.
+        path: of the file.
+        purpose: what it must hold, e.g. "answers"; None accepts every purpose.
 
     Raises:
-        ConfigError: other settings or another purpose; it names what changed.
-        DataError: the folder holds something else under the store's names, or cannot be written.
-    """
-    wanted = json.loads(
-        json.dumps(
-            {"schema": SCHEMA, "purpose": purpose, "settings": dict(settings), "provenance": asdict(provenance)},
-            allow_nan=False,
-        )
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            _forget(folder)
-        if not (folder / HEADER).exists():
-            if any(folder.glob("records-*.jsonl")):
-                raise DataError(f"{folder} has records but no {HEADER}; {_HINT}.")
-            write_synced(folder / HEADER, (json.dumps(wanted, indent=2) + "\n").encode())
-            return
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    changed = _differences(_header(folder), wanted)
-    if changed:
-        raise ConfigError(
-            f"{folder} holds records made in another way ({'; '.join(changed[:3])}); use --fresh to replace them, or "
-            "another folder."
-        )
-
-
-class RecordStore:
-    """The records of a folder, for reading. Reading mends nothing; an unfinished sample at the end is not seen.
-
-    Args:
-        folder: of the store.
-
-    Raises:
-        DataError: no store, a newer schema, or a damaged line; it says which.
+        DataError: no such file, another purpose or schema, or a damaged line; it says which.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        header = _header(folder)
-        self.purpose = str(header["purpose"])
-        self.settings: dict[str, Any] = header["settings"]
-        self.provenance: Provenance = from_values(Provenance, header["provenance"], f"{folder / HEADER}: provenance")
-        self._entries: dict[str, _Entry] = {}
-        self._samples: dict[str, tuple[str, ...]] = {}
-        self._files = TensorFiles(folder / "tensors")
-        for path in sorted(folder.glob("records-*.jsonl")):
-            self._index(path)
+    def __init__(self, path: Path, purpose: str | None = None) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
+        self._open(purpose)
 
     @property
-    def samples(self) -> dict[str, tuple[str, ...]]:
-        """Ids of the records of each sample, in the order in which they were added."""
-        return self._samples
+    def purpose(self) -> str:
+        """What the log is for."""
+        return str(self._header["purpose"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what it holds."""
+        return dict(self._header["settings"])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Facts that may change between the runs that fill it."""
+        return dict(self._header["about"])
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._index.count
 
-    def __contains__(self, record_id: str) -> bool:
-        return record_id in self._entries
+    def __contains__(self, key: str) -> bool:
+        return self._find(key) is not None
 
-    def get(self, record_id: str) -> Stored:
-        """One record.
+    def __iter__(self) -> Iterator[tuple[str, list[Any]]]:
+        """Keys and items in the order in which they were added."""
+        for number, offset, line in self._lines():
+            if offset >= self._end:
+                return
+            yield self._parse(line, f"line {number}")
 
-        Raises:
-            DataError: no such record.
-        """
-        if record_id not in self._entries:
-            raise DataError(f"{self.folder} holds no record {record_id!r}.")
-        entry = self._entries[record_id]
-        with entry.path.open("rb") as file:
-            file.seek(entry.offset)
-            return _parse(file.read(entry.size), str(entry.path))[0]
-
-    def of_kind(self, kind: type[_R]) -> Iterator[tuple[Stored, _R]]:
-        """All records of one kind with what the store knows of each, in order."""
-        for record_id, entry in self._entries.items():
-            if entry.kind == kind.kind:
-                stored = self.get(record_id)
-                yield stored, cast(_R, stored.record)
-
-    def tensor(self, stored: Stored, name: str) -> np.ndarray:
-        """One tensor of a record.
+    def get(self, key: str) -> list[Any] | None:
+        """The items of a key; None if it was not added.
 
         Raises:
-            DataError: it is missing or was changed.
+            DataError: the line was changed after it was written.
         """
-        array = self._files.read(f"{stored.id}.{name}")
-        if tensor_digest(array) != stored.digests.get(name):
-            raise DataError(f"{self.folder}: the tensor {name} of record {stored.id} was changed; {_HINT}.")
-        return array
+        offset = self._find(key)
+        return None if offset is None else self._parse(self._line_at(offset), f"the line of {key}")[1]
 
-    def _index(self, path: Path) -> None:
-        for start, group in _samples_of(path):
-            offset = start
-            ids = []
-            for line, stored in group:
-                if stored.id not in self._entries:
-                    self._entries[stored.id] = _Entry(stored.record.kind, path, offset, len(line))
-                ids.append(stored.id)
-                offset += len(line)
-            sample = group[0][1].sample
-            if sample in self._samples:
-                raise DataError(f"{path}: the sample {sample!r} is there twice; {_HINT}.")
-            self._samples[sample] = tuple(ids)
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
-
-class RecordWriter:
-    """Adds samples to a store; a context manager. One process at a time may hold a number.
-
-    Args:
-        folder: a store made by `start_store`.
-        number: of this writer, from 0.
-
-    Raises:
-        ConfigError: another process holds this number.
-        DataError: as `RecordStore`.
-    """
-
-    def __init__(self, folder: Path, number: int = 0) -> None:
-        self.folder = folder
-        self._path = folder / f"records-{number:02d}.jsonl"
-        try:
-            self._file: BinaryIO = self._path.open("ab")
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ConfigError(f"Another process is writing to {self._path}; wait for it or stop it.") from error
-        self._size = _whole_length(self._path)
-        self._file.truncate(self._size)
-        there = RecordStore(folder)
-        self.done: set[str] = set(there.samples)
-        self._ids = set(there._entries)
-        self._files = TensorFiles(folder / "tensors", number)
-        self._files.tidy(self._ids)
-
-    def __enter__(self) -> RecordWriter:
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, sample: str, records: Sequence[tuple[Record, Mapping[str, np.ndarray]]]) -> list[str]:
-        """Add all records of one sample, each with its tensors.
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
 
-        Args:
-            sample: its key; a key that is there already is refused.
-            records: one or more. A record that another sample has too (the same question) keeps its first place.
+    def _open(self, purpose: str | None) -> None:
+        """Read the header and the index."""
+        try:
+            self._header = _read_header(self._file.readline(), self.path, purpose)
+            self._start = self._end = self._file.tell()
+            self._index = _Index()
+            for number, offset, line in self._lines():
+                self._index.add(_key_of(line, f"{self.path}, line {number}"), offset)
+                self._end = offset + len(line)
+            self._check_twins()
+        except BaseException:
+            self._file.close()
+            raise
 
-        Returns:
-            The ids, in order.
+    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Number, offset and bytes of every complete line after the header."""
+        offset = self._start
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for number, line in enumerate(file, start=2):
+                if not line.endswith(b"\n"):
+                    return
+                yield number, offset, line
+                offset += len(line)
+
+    def _check_twins(self) -> None:
+        for offset, other in self._index.twins():
+            key = _key_of(self._line_at(offset), str(self.path))
+            if key == _key_of(self._line_at(other), str(self.path)):
+                raise DataError(f"{self.path}: {key!r} is there twice; {_HINT}.")
+
+    def _find(self, key: str) -> int | None:
+        start = _START + _encode_key(key) + _MIDDLE
+        for offset in self._index.find(key):
+            if os.pread(self._file.fileno(), len(start), offset) == start:
+                return offset
+        return None
+
+    def _line_at(self, offset: int) -> bytes:
+        data, size = b"", 1 << 16
+        while (end := data.find(b"\n")) < 0:
+            size = 4 * size if data else size
+            longer = os.pread(self._file.fileno(), size, offset)
+            if len(longer) == len(data):
+                return data
+            data = longer
+        return data[: end + 1]
+
+    def _parse(self, line: bytes, where: str) -> tuple[str, list[Any]]:
+        try:
+            row = json.loads(line)
+            return row["key"], row["items"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: {where} is damaged; {_HINT}.") from error
+
+
+class LogWriter(Log):
+    """A log for writing, locked while it is open; one thread writes, others may read. A context manager.
+
+    Args:
+        path: of the file; its folder is made.
+        purpose: what the log is for.
+        settings: everything that decides what it holds, as JSON values.
+        about: facts that may change between runs, for its readers.
+        fresh: replace what is there.
+        sync_s: bring appends to the disk after so many seconds at the latest; 0 does it with each.
+        advice: what to do about a log of other settings.
+
+    Raises:
+        ConfigError: a log of other settings (it names what changed), or one that another process is writing.
+        DataError: the file holds something else, is damaged, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        purpose: str,
+        settings: Mapping[str, Any],
+        *,
+        about: Mapping[str, Any] | None = None,
+        fresh: bool = False,
+        sync_s: float = 0.0,
+        advice: str = "use --fresh to replace it, or name another file",
+    ) -> None:
+        self.path = path
+        self._sync_s, self._synced = sync_s, time.monotonic()
+        header = {"schema": SCHEMA, "purpose": purpose, "settings": dict(settings), "about": dict(about or {})}
+        header = json.loads(json.dumps(header, allow_nan=False))
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: Any = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+            self._lock()
+            if fresh:
+                self._file.truncate(0)
+            if path.stat().st_size == 0:
+                self._file.write(_line(header))
+                self._sync()
+                self._file.seek(0)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        self._open(purpose)
+        if changed := differences(self._header["settings"], header["settings"]):
+            self._file.close()
+            raise ConfigError(f"{path} was made with other settings ({'; '.join(changed[:3])}); {advice}.")
+        os.ftruncate(self._file.fileno(), self._end)
+
+    def append(self, key: str, items: Sequence[Any]) -> None:
+        """Add the items of a key.
 
         Raises:
-            DataError: the sample is there already, tensors do not fit the schema, or the disk refuses.
+            DataError: the key is there already, or the disk refuses; the log is as it was then.
         """
-        if sample in self.done:
-            raise DataError(f"{self.folder}: the sample {sample!r} is there already.")
-        if not records:
-            raise DataError(f"{self.folder}: the sample {sample!r} has no records.")
-        ids, rows = [], []
-        arrays: dict[str, np.ndarray] = {}
-        for record, tensors in records:
-            digests = {name: tensor_digest(array) for name, array in _checked(record, tensors).items()}
-            record_id = content_id(record, digests)
-            ids.append(record_id)
-            rows.append((record_id, record, digests))
-            arrays |= {f"{record_id}.{name}": array for name, array in tensors.items()}
-        lines = b"".join(_line(i, len(rows), sample, row) for i, row in enumerate(rows))
+        if key in self:
+            raise DataError(f"{self.path}: {key!r} is there already; {_HINT}.")
+        data = _line({"key": key, "items": list(items)})
+        descriptor = self._file.fileno()
         try:
-            self._files.write(arrays)
-            self._write(lines)
-            self._files.gather()
+            if os.pwrite(descriptor, data, self._end) != len(data):
+                raise OSError(28, "No space left on device")
+            if time.monotonic() - self._synced >= self._sync_s:
+                self._sync()
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        self.done.add(sample)
-        self._ids.update(ids)
-        return ids
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, self._end)
+            raise unwritable(self.path, error) from error
+        self._index.add(key, self._end)
+        self._end += len(data)
 
     def close(self) -> None:
-        """Gather what is left into a shard and let go of the file."""
-        if self._file.closed:
-            return
-        try:
-            self._files.gather(least=2)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        finally:
+        """Bring everything to the disk and release the lock."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self._sync()
             self._file.close()
 
-    def _write(self, data: bytes) -> None:
-        """Add bytes durably; on failure the file is as it was."""
+    def _lock(self) -> None:
         try:
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            os.truncate(self._path, self._size)
-            raise
-        self._size += len(data)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise ConfigError(f"Another process is writing to {self.path}; wait for it or stop it.") from error
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
 
-def _forget(folder: Path) -> None:
-    """Remove a store's own files, the header first, so that an interrupted removal is not taken for a store."""
-    names = [folder / HEADER, *folder.glob("records-*.jsonl")]
-    for pattern in ("part-*.safetensors", "shard-*.safetensors", "*.tmp"):
-        names += (folder / "tensors").glob(pattern)
-    for path in names:
-        path.unlink(missing_ok=True)
+class _Index:
+    """Where the line of each key starts: hashes of the keys, sorted, with offsets; what is recent in a dictionary."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sorted = np.empty(0, np.uint64), np.empty(0, np.int64)
+        self._recent: dict[int, list[int]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, key: str, offset: int) -> None:
+        with self._lock:
+            self._recent.setdefault(_hash(key), []).append(offset)
+            self.count += 1
+            if len(self._recent) >= max(_RECENT, len(self._sorted[0]) // 8):
+                self._settle()
+
+    def find(self, key: str) -> list[int]:
+        """Offsets where the line may start."""
+        short = _hash(key)
+        with self._lock:
+            (keys, offsets), recent = self._sorted, list(self._recent.get(short, ()))
+        low, high = (int(np.searchsorted(keys, np.uint64(short), side)) for side in ("left", "right"))
+        return [int(offset) for offset in offsets[low:high]] + recent
+
+    def twins(self) -> list[tuple[int, int]]:
+        """Offsets of neighbours with equal hashes."""
+        with self._lock:
+            self._settle()
+        keys, offsets = self._sorted
+        return [(int(offsets[i]), int(offsets[i + 1])) for i in np.flatnonzero(keys[1:] == keys[:-1])]
+
+    def _settle(self) -> None:
+        pairs = [(short, offset) for short, places in self._recent.items() for offset in places]
+        keys = np.concatenate([self._sorted[0], np.array([short for short, _ in pairs], np.uint64)])
+        offsets = np.concatenate([self._sorted[1], np.array([offset for _, offset in pairs], np.int64)])
+        order = np.argsort(keys, kind="stable")
+        self._sorted, self._recent = (keys[order], offsets[order]), {}
 
 
-def _header(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write a file to; it replaces `path`, durably, when the block ends well and is removed otherwise.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file that appears complete or not at all and is on the disk when this returns.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    with atomic_path(path) as partial:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def unwritable(path: Path, error: OSError) -> DataError:
+    """The error for a file or folder that cannot be written."""
+    return DataError(f"{path} cannot be written ({error.strerror or error}); check space and rights, then run again.")
+
+
+def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
+    """What differs between two JSON values, in words: "model.weights was 'abc', is 'abd'"."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            words
+            for key in dict.fromkeys([*there, *here])
+            for words in differences(there.get(key), here.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [] if there == here else [f"{prefix} was {there!r:.60}, is {here!r:.60}"]
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _read_header(line: bytes, path: Path, purpose: str | None) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+        schema = header["schema"]
+        complete = line.endswith(b"\n") and isinstance(header["settings"], dict) and isinstance(schema, int)
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if complete and schema != SCHEMA:
         raise DataError(
-            f"{folder} holds no records ({HEADER} is missing); give the folder that labelling made."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read; {_HINT}.") from error
-    if isinstance(header, dict) and isinstance(header.get("schema"), int) and header["schema"] != SCHEMA:
-        raise DataError(f"{path} has schema {header['schema']}, but this qzoom reads {SCHEMA}; use a matching version.")
-    if not isinstance(header, dict) or not {"schema", "purpose", "settings", "provenance"} <= set(header):
-        raise DataError(f"{path} is not the header of a record store.")
-    return header
+            f"{path} has schema {schema}, but this qzoom reads {SCHEMA}: use a matching version, convert it with "
+            "`python benchmarks/convert_stores.py`, or replace it with --fresh."
+        )
+    wanted = purpose or "what qzoom writes"
+    if not complete or not {"purpose", "about"} <= set(header):
+        raise DataError(
+            f"{path} does not start like a file of {wanted}; name another file, or replace it with --fresh."
+        )
+    if purpose is not None and header["purpose"] != purpose:
+        raise DataError(
+            f"{path} holds {header['purpose']}, not {purpose}; name another file, or replace it with --fresh."
+        )
+    return dict(header)
 
 
-def _checked(record: Record, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    found = {name: array.dtype.name for name, array in tensors.items()}
-    if found != record.tensors:
-        raise DataError(f"A record of kind {record.kind} takes the tensors {record.tensors}, not {found}.")
-    for name, array in tensors.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"The tensor {name} of a record of kind {record.kind} holds values that are not finite.")
-    return tensors
-
-
-def _line(part: int, count: int, sample: str, row: tuple[str, Record, dict[str, str]]) -> bytes:
-    record_id, record, digests = row
-    line = {
-        "id": record_id,
-        "kind": record.kind,
-        "sample": sample,
-        "part": [part, count],
-        "tensors": digests,
-        "values": record.values(),
-    }
-    return (json.dumps(line, ensure_ascii=True, allow_nan=False) + "\n").encode()
-
-
-def _parse(line: bytes, where: str) -> tuple[Stored, int, int]:
-    """A line as a record, its place in its sample, and the sample's size.
-
-    Raises:
-        DataError: it is not what was written.
-    """
+def _key_of(line: bytes, where: str) -> str:
+    end = line.find(_MIDDLE)
+    if not line.startswith(_START) or not line.endswith(_END) or end < 0:
+        raise DataError(f"{where}: not a line of this log; {_HINT}.")
     try:
-        row = json.loads(line)
-        part, count = row["part"]
-        sample, digests, record_id = row["sample"], row["tensors"], row["id"]
-        record = record_from_values(row["kind"], row["values"], where)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: not a record; {_HINT}.") from error
-    if content_id(record, digests) != record_id:
-        raise DataError(f"{where}: the record's content does not match its id, so it was changed; {_HINT}.")
-    return Stored(record_id, sample, record, digests), part, count
+        return str(json.loads(line[len(_START) - 1 : end + 1]))
+    except ValueError as error:
+        raise DataError(f"{where}: not a line of this log; {_HINT}.") from error
 
 
-def _samples_of(path: Path) -> Iterator[tuple[int, list[tuple[bytes, Stored]]]]:
-    """Whole samples of a file with their offsets; what is unfinished at the end is left out.
-
-    Raises:
-        DataError: a damaged line that is not at the end.
-    """
-    group: list[tuple[bytes, Stored]] = []
-    start = offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            stored, part, count = _parse(line, f"{path}, line {number}")
-            if part != len(group) or (group and group[0][1].sample != stored.sample):
-                raise DataError(f"{path}, line {number}: records are out of order; {_HINT}.")
-            group.append((line, stored))
-            offset += len(line)
-            if len(group) == count:
-                yield start, group
-                group, start = [], offset
+def _encode_key(key: str) -> bytes:
+    return json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")[1:-1]
 
 
-def _whole_length(path: Path) -> int:
-    """Bytes up to the end of the last whole sample."""
-    end = 0
-    for start, group in _samples_of(path):
-        end = start + sum(len(line) for line, _ in group)
-    return end
-
-
-def _differences(there: Any, here: Any, prefix: str = "") -> list[str]:
-    """What differs, in words."""
-    out = []
-    for key in dict.fromkeys([*there, *here]):
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            out += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            out.append(f"{prefix}{key} was {old!r:.60}, is {new!r:.60}")
-    return out
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder} cannot be written ({error.strerror or error}); check space and rights, then run again.")
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())

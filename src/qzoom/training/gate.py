@@ -16,7 +16,7 @@ from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.labels.gate import Strategy, Trajectory, categorise, draw_label, select_items
-from qzoom.store.log import RecordStore
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Ladder, Question
 from qzoom.training.forward import run_stack
 from qzoom.training.losses import gate_loss

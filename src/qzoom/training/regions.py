@@ -17,7 +17,7 @@ from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.labels.respond import View
-from qzoom.store.log import RecordStore, Stored
+from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Question, RegionLabel
 from qzoom.training.forward import region_logits_at, run_stack
 from qzoom.training.losses import region_loss

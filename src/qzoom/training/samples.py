@@ -27,7 +27,7 @@ from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.labels.respond import View, show
-from qzoom.store.log import RecordStore
+from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
 

@@ -1,4 +1,4 @@
-"""Ways to look that zooming is measured against, one file each, all with one protocol (`base.Method`).
+"""The methods that zooming is compared with, all with one interface (`base.Method`).
 
 `METHODS` holds them by name, as `qzoom eval --method` asks for them.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from qzoom.evaluation.methods.agentic import AGENTIC
 from qzoom.evaluation.methods.attention import ATTENTION
-from qzoom.evaluation.methods.base import ALWAYS, PLAIN, QZOOM, Budget, Method, MethodAnswer
+from qzoom.evaluation.methods.base import ALWAYS, PLAIN, QZOOM, Method
 from qzoom.evaluation.methods.confidence import ENTROPY, MARGIN
 from qzoom.evaluation.methods.fixed import CENTRE, ORACLE, RANDOM
 
-__all__ = ["METHODS", "Budget", "Method", "MethodAnswer"]
+__all__ = ["METHODS", "Method"]
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -1,8 +1,7 @@
-"""Agentic zoom: the model is asked in words where to look, the place is cut out, and the question is asked again.
+"""Agentic zoom: the model is asked for a bounding box in text, and the question is asked again with that region.
 
-The first round is an ordinary question about the same picture: it asks for a box in the model's own coordinates of
-0 to 1000. The second shows the crop as every other method does. A model that says no box answers from its coarse look,
-and the failure is counted.
+The first round asks for a box in the model's own coordinates of 0 to 1000 on the same picture. The second reads the
+region as every other method does. A model that gives no box answers from its coarse pass, and the failure is counted.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.batch import prefill
-from qzoom.evaluation.methods.base import Budget, MethodAnswer, box_on, decode_row, start
-from qzoom.types import Box, GateDecision
+from qzoom.engine.request import Options
+from qzoom.evaluation.methods.base import Method, box_on, decode_row, start
+from qzoom.types import Answer, Box, GateDecision
 
 if TYPE_CHECKING:
     from qzoom.data.samples import EvalQuestion
@@ -31,40 +31,25 @@ _FOUR = re.compile(r"(\d+(?:\.\d+)?)[\s,;]+" * 3 + r"(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True)
-class AgenticZoom:
+class AgenticZoom(Method):
     """Asks for a box, crops, asks again; see `Method`.
 
     Args:
-        name: of the method.
         request: the first round's text, with {question}.
         max_box_tokens: most tokens of the first round's answer.
         read: from the first round's text and the picture's size to a box, for models with another way to write one.
     """
 
-    name: str
     request: str = REQUEST
     max_box_tokens: int = 48
     read: Callable[[str, tuple[int, int]], Box | None] = lambda text, size_px: read_box(text, size_px)
 
-    @property
-    def zooms(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def needs_region(self) -> bool:
-        """No: the model says where in words."""
-        return False
-
-    @property
-    def asks_gate(self) -> bool:
-        """No."""
-        return False
-
-    def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
-        reading = start(model, images, question, budget)
-        item = reading.beside(self.request.replace("{question}", question.question), self.max_box_tokens)
+        reading = start(model, images, question, options)
+        item = reading.other_question(self.request.replace("{question}", question.question), self.max_box_tokens)
         row = prefill(model.engine, [item], reading.clock)[0]
         decode_row(model, row, reading.clock)
         reading.extra.update(prompt_tokens=len(item.state.prompt), completion_tokens=len(row.tokens), failures=0)
@@ -72,8 +57,8 @@ class AgenticZoom:
         if box is None:
             reading.extra["failures"] = 1
             note = f"Asked for a box, the model said {row.stream.text!r:.60}."
-            return reading.coarse(GateDecision(None, None, False, note))
-        return reading.zoomed([box_on(reading, box)])
+            return reading.answer_coarse(GateDecision(None, None, False, note))
+        return reading.answer_zoomed([box_on(reading, box)])
 
 
 def read_box(text: str, size_px: tuple[int, int]) -> Box | None:
@@ -87,10 +72,10 @@ def read_box(text: str, size_px: tuple[int, int]) -> Box | None:
         xyxy in original pixels, half-open; None when there are no four numbers in a row, one is above 1000, or they
         hold no area.
     """
-    found = _FOUR.search(text)
-    if found is None:
+    match = _FOUR.search(text)
+    if match is None:
         return None
-    x0, y0, x1, y1 = (float(number) for number in found.groups())
+    x0, y0, x1, y1 = (float(number) for number in match.groups())
     if max(x0, y0, x1, y1) > SCALE or x0 >= x1 or y0 >= y1:
         return None
     width, height = size_px

@@ -1,29 +1,35 @@
 """Training-free crop: where the question draws more attention than a generic request does (relative attention).
 
 After the relative attention of ViCrop ("MLLMs Know Where to Look", arXiv 2502.17422): one layer's attention of the last
-prompt token to the coarse cells, mean over heads, once for the question and once for a request to describe the picture;
-their quotient shows what the question adds. Windows of several sizes slide over it; each size has
-its best place, and the size wins whose best place stands out most from its neighbours.
+prompt token to the coarse cells, mean over heads, for the question divided by that for a request to describe the
+picture. Windows of several sizes slide over the quotient; the size whose best position exceeds its neighbours
+most is taken.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qzoom.engine.attention import response_attention
 from qzoom.engine.batch import prefill
 from qzoom.engine.perceive import CoarseResult
-from qzoom.evaluation.methods.base import Budget, MethodAnswer, Reading, box_on, start
-from qzoom.types import Box, GateDecision
+from qzoom.engine.request import Options
+from qzoom.errors import DataError
+from qzoom.evaluation.methods.base import Method, Reading, box_on, start
+from qzoom.types import Answer, Box, GateDecision
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qzoom.data.samples import EvalQuestion
     from qzoom.model import QZoom
 
-__all__ = ["ATTENTION", "AttentionCrop", "best_window"]
+__all__ = ["ATTENTION", "AttentionCrop", "best_window", "prompt_attention"]
 
 GENERIC = "Write a general description of the image."
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
@@ -31,45 +37,32 @@ SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionCrop:
+class AttentionCrop(Method):
     """Reads the window with the highest relative attention; see `Method`.
 
     Args:
-        name: of the method.
         layer: whose attention is taken; None takes the one two thirds up.
         generic: the request that the question is compared with.
     """
 
-    name: str
     layer: int | None = None
     generic: str = GENERIC
 
-    @property
-    def zooms(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def needs_region(self) -> bool:
-        """No: the model's own attention says where."""
-        return False
-
-    @property
-    def asks_gate(self) -> bool:
-        """No."""
-        return False
-
-    def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
-        reading = start(model, images, question, budget)
+        reading = start(model, images, question, options)
         layer = self.layer if self.layer is not None else 2 * model.engine.backbone.num_layers // 3
-        asked = _attention(reading, reading.look, layer)
-        compared = reading.beside(self.generic)
-        relative = asked / np.maximum(_attention(reading, compared, layer), 1e-9)
-        reading.extra["prompt_tokens"] = len(reading.look.state.prompt) + len(compared.state.prompt)
+        generic = reading.other_question(self.generic)
+        own, other = (
+            prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, generic)
+        )
+        relative = own / np.maximum(other, 1e-9)
+        reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt) + len(generic.state.prompt)
         if not np.isfinite(relative).all() or float(relative.max()) <= 0:
             reading.extra["failures"] = 1
-            return reading.coarse(GateDecision(None, None, False, "The attention shows no place."))
+            return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))
         x0, y0, x1, y1 = best_window(relative)
         (width, height), (rows, columns) = reading.size_px, reading.grid
         box: Box = (
@@ -78,7 +71,7 @@ class AttentionCrop:
             -(-x1 * width // columns),
             -(-y1 * height // rows),
         )
-        return reading.zoomed([box_on(reading, box)])
+        return reading.answer_zoomed([box_on(reading, box)])
 
 
 def best_window(values: np.ndarray, shares: tuple[float, ...] = SHARES) -> tuple[int, int, int, int]:
@@ -104,18 +97,34 @@ def best_window(values: np.ndarray, shares: tuple[float, ...] = SHARES) -> tuple
     return best
 
 
-def _attention(reading: Reading, item: CoarseResult, layer: int) -> np.ndarray:
-    """Attention (rows, columns) of the last prompt token to the first picture's cells, mean over a layer's heads."""
-    from qzoom.engine.attention import response_attention
+def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]) -> Tensor:
+    """Attention of a prompt's last token to the first picture's cells, without eager attention.
 
-    engine = reading.model.engine
-    row = prefill(engine, [item], reading.clock)[0]
-    prompt = item.state.prompt
-    before = dataclasses.replace(prompt, ids=prompt.ids[:-1], positions=prompt.positions[:, :-1])
-    with reading.clock.step("attention"):
-        cache = row.cache.truncated(len(before))
-        found = response_attention(engine.backbone, before, cache, [int(prompt.ids[-1])], [layer])[0]
-    return found.values[0].mean(0).cpu().numpy()
+    The last token is run once more over the cached keys, and only its queries are multiplied with them.
+
+    Args:
+        reading: for the model and the clock.
+        item: the prompt, its coarse pass done.
+        layers: which layers.
+
+    Returns:
+        (layers, heads, rows, columns) float32.
+
+    Raises:
+        DataError: the prompt holds no picture.
+    """
+    import torch
+
+    engine, prompt = reading.model.engine, item.state.prompt
+    with torch.inference_mode():
+        row = prefill(engine, [item], reading.clock)[0]
+        before = dataclasses.replace(prompt, ids=prompt.ids[:-1], positions=prompt.positions[:, :-1])
+        with reading.clock.step("attention"):
+            cache = row.cache.truncated(len(before))
+            maps = response_attention(engine.backbone, before, cache, [int(prompt.ids[-1])], layers)
+    if not maps:
+        raise DataError("The prompt holds no picture, so there is no attention to it.")
+    return maps[0].values
 
 
 ATTENTION = AttentionCrop("attention")

@@ -1,21 +1,21 @@
-"""Gates without training: zoom when the first token of the coarse answer is not sure.
+"""Gates without training: zoom when the first token of the coarse answer has low confidence.
 
-The coarse look is read to its end first, which the trained gate does not need: a zoom pays for both.
+They need the whole coarse prefill first, which the trained gate does not: a zoom pays for both.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.batch import prefill
 from qzoom.engine.perceive import propose
-from qzoom.engine.request import check_heads
+from qzoom.engine.request import Options, check_heads
 from qzoom.errors import ConfigError
-from qzoom.evaluation.methods.base import Budget, MethodAnswer, start
-from qzoom.types import GateDecision
+from qzoom.evaluation.methods.base import Method, start
+from qzoom.types import Answer, GateDecision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,69 +53,56 @@ def calibrated_threshold(config: ZoomConfig, name: str) -> float | None:
     Raises:
         ConfigError: the config holds something else in its place.
     """
-    found: Any = config.provenance
+    value: Any = config.provenance
     for key in ("calibration", "confidence_gates", name, "threshold"):
-        if not isinstance(found, dict) or key not in found:
+        if not isinstance(value, dict) or key not in value:
             return None
-        found = found[key]
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
+        value = value[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ConfigError(
-            f"The model's provenance gives {name} the threshold {found!r}, which is no number from 0 to 1; calibrate "
+            f"The model's provenance gives {name} the threshold {value!r}, which is no number from 0 to 1; calibrate "
             "the model again."
         )
-    return float(found)
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidenceGate:
+class ConfidenceGate(Method):
     """The region branch behind a gate by the answer's confidence; see `Method`.
 
     Args:
-        name: of the method.
         doubt: from the first token's logits to a score in [0, 1], higher for less sure.
-        threshold: zoom at this score, unless the budget has a gate threshold or the model was calibrated for this gate.
+        threshold: zoom at this score, unless the options have a gate threshold or the model was calibrated for
+            this gate.
     """
 
-    name: str
     doubt: Callable[[Tensor], float]
-    threshold: float
+    threshold: float = 0.5
+    needs_region: bool = field(default=True, kw_only=True)
 
-    @property
-    def zooms(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def needs_region(self) -> bool:
-        """Yes: only the gate is replaced."""
-        return True
-
-    @property
-    def asks_gate(self) -> bool:
-        """No."""
-        return False
-
-    def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         check_heads(model.engine, "auto")
-        reading = start(model, images, question, budget)
-        threshold = budget.gate_threshold
+        reading = start(model, images, question, options)
+        threshold = options.gate_threshold
         if threshold is None:
             threshold = calibrated_threshold(model.config, self.name)
         if threshold is None:
             threshold = self.threshold
-        row = prefill(model.engine, [reading.look], reading.clock)[0]
+        row = prefill(model.engine, [reading.coarse], reading.clock)[0]
         score = min(1.0, max(0.0, self.doubt(row.logits)))
         gate = GateDecision(score, threshold, score >= threshold)
         if not gate.zoomed:
-            return reading.coarse(gate, row)
+            return reading.answer_coarse(gate, row)
         with reading.clock.step("region"):
-            found = propose(model.engine, [dataclasses.replace(reading.look, gate=gate)])[0]
-        if not found.boxes:
-            return reading.coarse(found.gate, row)
-        reading.extra["prompt_tokens"] = len(reading.look.state.prompt)
-        return reading.zoomed(found.boxes, gate)
+            proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)])[0]
+        if not proposed.boxes:
+            return reading.answer_coarse(proposed.gate, row)
+        reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)
+        return reading.answer_zoomed(proposed.boxes, gate)
 
 
-MARGIN = ConfidenceGate("margin", margin_doubt, 0.5)
-ENTROPY = ConfidenceGate("entropy", entropy_doubt, 0.5)
+MARGIN = ConfidenceGate("margin", margin_doubt)
+ENTROPY = ConfidenceGate("entropy", entropy_doubt)

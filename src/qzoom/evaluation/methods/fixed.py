@@ -1,6 +1,6 @@
-"""Boxes that look at nothing: the centre, a random place, and the known place of the answer (the oracle).
+"""Fixed boxes: the centre, a random box, and the annotated box of the answer (the oracle).
 
-Centre and random box say what a second look is worth wherever it falls; the oracle what the best place would be worth.
+Centre and random box show what a second look gains wherever it falls; the oracle what the best box would gain.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qzoom.evaluation.methods.base import Budget, MethodAnswer, Reading, box_on, start
+from qzoom.engine.request import Options
+from qzoom.evaluation.methods.base import Method, Reading, box_on, start
 from qzoom.images.geometry import box_area_px
-from qzoom.types import Box, GateDecision
+from qzoom.types import Answer, Box, GateDecision
 
 if TYPE_CHECKING:
     from qzoom.data.samples import EvalQuestion
@@ -25,46 +26,31 @@ SIDE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class FixedBox:
+class FixedBox(Method):
     """Always reads one box; see `Method`.
 
     Args:
-        name: of the method.
         place: where the box is.
         seed: of the random places, together with the question and the picture's size.
         margin_cells: coarse cells around the oracle's box; the least that a checkpoint's own boxes have is kept.
     """
 
-    name: str
     place: Literal["centre", "random", "oracle"]
     seed: int = 0
     margin_cells: float = 0.5
 
-    @property
-    def zooms(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def needs_region(self) -> bool:
-        """No: the box comes from elsewhere."""
-        return False
-
-    @property
-    def asks_gate(self) -> bool:
-        """No."""
-        return False
-
-    def answer(self, model: QZoom, images: Any, question: EvalQuestion, budget: Budget) -> MethodAnswer:
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`; without a known place the oracle answers from the coarse look and says so."""
-        reading = start(model, images, question, budget)
+        reading = start(model, images, question, options)
         if self.place != "oracle":
-            return reading.zoomed([box_on(reading, self._box(reading, question.question))])
+            return reading.answer_zoomed([box_on(reading, self._box(reading, question.question))])
         if not question.boxes:
-            return reading.coarse(GateDecision(None, None, False, "The place of the answer is not known."))
+            return reading.answer_coarse(GateDecision(None, None, False, "The place of the answer is not known."))
         smallest = min(question.boxes, key=lambda box: (box_area_px(box), box))
         margin = max(self.margin_cells, model.config.box.margin_cells)
-        return reading.zoomed([box_on(reading, smallest, margin)])
+        return reading.answer_zoomed([box_on(reading, smallest, margin)])
 
     def _box(self, reading: Reading, text: str) -> Box:
         if self.place == "centre":

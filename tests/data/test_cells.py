@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qzoom.data.cells import covered_cells, inclusive_cells
+from qzoom.data.cells import covered_cells
 
 
 def test_fractions_of_cells():
@@ -37,9 +37,3 @@ def test_outside_the_picture():
     assert covered_cells([(50, 50, 60, 60)], (40, 40), (2, 2)).sum() == 0
     assert covered_cells([(30, 30, 90, 90)], (40, 40), (2, 2)) == pytest.approx(np.array([[0, 0], [0, 0.25]]))
     assert covered_cells([], (40, 40), (2, 2)).sum() == 0
-
-
-def test_the_releases_cells_are_too_many():
-    assert inclusive_cells((10, 10, 19, 19), (100, 100), (10, 10)).sum() == 4  # one cell counts as four
-    assert inclusive_cells((0, 0, 100, 100), (1000, 1000), (100, 100)).sum() == 121  # ten by ten as eleven by eleven
-    assert inclusive_cells((90, 90, 100, 100), (100, 100), (10, 10)).sum() == 1  # the grid ends
