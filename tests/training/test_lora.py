@@ -16,7 +16,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.lora import add_to_backbone
 from qzoom.cli.main import run as command
 from qzoom.errors import CheckpointError, ConfigError
-from qzoom.labels.label_regions import base_digest
+from qzoom.labels.workers import base_digest
 from qzoom.model import QZoom
 from qzoom.training.stages import StageRecipe
 from qzoom.training.train_stage import train_stage

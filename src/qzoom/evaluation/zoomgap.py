@@ -16,14 +16,13 @@ import numpy as np
 
 from qzoom.config import TokenBudget
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
-from qzoom.data.samples import AnswerRow, EvalQuestion, Task
+from qzoom.data.samples import AnswerRow, SampleQuestion, Task, read_answers
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.store import read_answers
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
-from qzoom.scoring.intervals import bootstrap, interval_of
+from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 from qzoom.scoring.metrics import normalise
 
 if TYPE_CHECKING:
@@ -97,16 +96,8 @@ def _paired(pairs: Sequence[tuple[ScoredQuestion, ScoredQuestion]], value: Any, 
     """Both means, their difference and its interval; None without pairs."""
     if not pairs:
         return None
-    scores = np.array([[value(item) for item in side] for side in zip(*pairs, strict=True)])
-    drawn = bootstrap(scores, [first.picture for first, _ in pairs], seed)
-    this, other = (float(mean) for mean in scores.mean(1))
-    return {
-        "n": len(pairs),
-        "this": this,
-        "other": other,
-        "difference": this - other,
-        "interval": list(interval_of(drawn[0] - drawn[1])),
-    }
+    this, other = ([value(item) for item in side] for side in zip(*pairs, strict=True))
+    return {"n": len(pairs)} | paired_difference(this, other, [first.picture for first, _ in pairs], seed)
 
 
 Variant = Literal["strict", "harness"]
@@ -200,7 +191,7 @@ class GapFigures:
         }
 
 
-def is_negative(row: AnswerRow | EvalQuestion) -> bool:
+def is_negative(row: AnswerRow | SampleQuestion) -> bool:
     """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
     if row.negative:
         return True

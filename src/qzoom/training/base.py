@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from qzoom.training.attention import use_plain_attention
 from qzoom.training.batch import Batch, collate
 from qzoom.training.draws import Draws
 from qzoom.training.export import export_model, load_weights
@@ -27,6 +26,7 @@ from qzoom.training.guidance import GuidedModel
 from qzoom.training.optim import Optimisers, build_optimisers
 from qzoom.training.receipts import ReceiptSet, load_receipts
 from qzoom.training.recipe import BaseRecipe
+from qzoom.training.student.attention import use_plain_attention
 from qzoom.training.tasks import make_examples
 from qzoom.training.tiny import build_tiny
 from qzoom.training.tokenizer import build_tokenizer
@@ -83,7 +83,7 @@ class _Run:
     """One process of a run."""
 
     def __init__(self, recipe: BaseRecipe, output: Path, target: Path, device: str, rank: int, world: int) -> None:
-        from qzoom.data.synthetic.wording import vocabulary_sentences
+        from qzoom.data.synthetic.texts import vocabulary_sentences
 
         self.recipe, self.output, self.target = recipe, output, target
         self.device, self.rank, self.world = torch.device(device), rank, world
