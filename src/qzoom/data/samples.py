@@ -7,6 +7,7 @@ again costs nothing. Boxes are xyxy in original pixels, half-open.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +19,7 @@ from qzoom.types import Box, GateDecision, Region, Usage
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["ANSWERS", "AnswerRow", "Sample", "SampleQuestion", "Task", "read_answers", "rows_of"]
+__all__ = ["ANSWERS", "AnswerRow", "Sample", "SampleQuestion", "Task", "answer_files", "read_answers", "rows_of"]
 
 ANSWERS = "answers"
 """Purpose of a log of answers: one line per picture with its rows."""
@@ -145,6 +146,11 @@ class AnswerRow:
     negative: bool = False
 
     @property
+    def visual_tokens(self) -> int:
+        """Visual tokens paid, both looks."""
+        return self.usage.coarse_tokens + self.usage.region_tokens
+
+    @property
     def zoomed(self) -> bool:
         """Whether a region was read."""
         return self.gate is not None and self.gate.zoomed
@@ -203,6 +209,26 @@ def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
         ]:
             raise DataError(f"{log.path}: the answers about {picture!r} are out of order; ask again with --fresh.")
     return rows
+
+
+def answer_files(places: Sequence[Path]) -> list[Path]:
+    """All answer files named, or lying below the folders named, each once.
+
+    Raises:
+        DataError: nothing there.
+    """
+    files: dict[Path, None] = {}
+    for place in places:
+        if place.is_dir():
+            inside = sorted(place.rglob("*.jsonl"))
+            if not inside:
+                raise DataError(f"{place}: no kept answers (*.jsonl) in it; name a folder that `qzoom eval -o` wrote.")
+            files |= dict.fromkeys(inside)
+        elif place.is_file():
+            files[place] = None
+        else:
+            raise DataError(f"{place}: no such file or folder; name answer files that `qzoom eval` kept.")
+    return list(files)
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
