@@ -26,9 +26,9 @@ INTERRUPTED = 130
 
 _COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about a picture."),
-    "perceive": ("perceive:perceive", "Print where the model would look, without an answer."),
+    "perceive": ("ask:perceive", "Print where the model would look, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a page."),
-    "convert": ("convert:convert", "Convert checkpoints, and published label files to records."),
+    "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
     "doctor": ("doctor:doctor", "Check this installation: versions, device, threads, models."),
     "eval": ("eval:evaluate", "Measure answers, regions, tokens and time on pictures with known answers."),
     "eval zoomgap": ("eval_zoomgap:zoomgap", "Measure what a model reads in the region but not in the whole picture."),
