@@ -141,7 +141,7 @@ class Work:
 
 def kept_rows(path: Path) -> tuple[AnswerRow, ...]:
     """Answers that were kept; none without a file."""
-    from qzoom.evaluation.store import read_answers
+    from qzoom.data.samples import read_answers
 
     return tuple(read_answers(path)[1]) if path.is_file() else ()
 

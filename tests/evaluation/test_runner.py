@@ -10,7 +10,7 @@ from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.questions import read_receipts
 from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample
-from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
+from qzoom.errors import ConfigError, DataError, HeadsMissingError, QZoomError
 from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run, weights_digest
 from qzoom.evaluation.score import score
 from qzoom.model import QZoom
@@ -71,7 +71,7 @@ def test_a_rerun_continues(task, tmp_path):
     rows = run(model(), task, SHORT, output=output)
     assert rows[:3] == first
     assert output.read_bytes().startswith(kept)
-    assert len(output.read_bytes().splitlines()) == 1 + 9
+    assert len(output.read_bytes().splitlines()) == 1 + 3
     assert without_times(rows) == without_times(run(model(), task, SHORT))
     whole = output.read_bytes()
     assert run(model(), task, SHORT, output=output) == rows
@@ -82,11 +82,14 @@ def test_a_rerun_after_a_kill_repeats_only_the_broken_picture(task, tmp_path):
     output = tmp_path / "run.jsonl"
     run(model(), task, SHORT, output=output)
     lines = output.read_bytes().splitlines(keepends=True)
-    output.write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    output.write_bytes(b"".join(lines[:2]) + lines[2][:20])
     run(model(), task, SHORT, output=output)
     again = output.read_bytes().splitlines(keepends=True)
-    assert again[:4] == lines[:4]
-    assert [json.loads(line)["picture"] for line in again[1:]] == [name for name in "abc" for _ in range(3)]
+    assert again[:2] == lines[:2]
+    assert [json.loads(line)["key"] for line in again[1:]] == list("abc")
+    output.write_bytes(b"".join(again).replace(b'"index": 1', b'"index": 2', 1))
+    with pytest.raises(DataError, match="answers about 'a' are out of order"):
+        run(model(), task, SHORT, output=output)
 
 
 def test_a_rerun_with_other_settings_is_refused(task, tmp_path):

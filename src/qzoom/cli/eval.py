@@ -301,9 +301,9 @@ def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, json:
     """
     from qzoom.cli.eval_output import figures
     from qzoom.data.benchmarks.registry import fields_of
+    from qzoom.data.samples import read_answers
     from qzoom.errors import DataError
     from qzoom.evaluation.score import score
-    from qzoom.evaluation.store import read_answers
 
     if tasks:
         raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")

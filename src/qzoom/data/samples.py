@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qzoom.errors import DataError
+from qzoom.store.log import Log
 from qzoom.types import Box, GateDecision, Region, Usage
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["AnswerRow", "EvalQuestion", "EvalSample", "Task"]
+__all__ = ["ANSWERS", "AnswerRow", "EvalQuestion", "EvalSample", "Task", "read_answers", "rows_of"]
+
+ANSWERS = "answers"
+"""Purpose of a log of answers: one line per picture with its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,36 @@ class AnswerRow:
             return cls(**given)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not an answer that this version of qzoom wrote ({error})") from error
+
+
+def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
+    """The rows of each picture in a log of answers, in the order in which they were added.
+
+    Raises:
+        DataError: a line that is no answer about its picture.
+    """
+    rows: dict[str, list[AnswerRow]] = {}
+    for picture, items in log:
+        try:
+            rows[picture] = [AnswerRow.from_dict(item) for item in items]
+        except DataError as error:
+            raise DataError(f"{log.path}, picture {picture!r}: {error}; ask again with --fresh.") from error
+        if [(row.picture, row.index, row.count) for row in rows[picture]] != [
+            (picture, index, len(items)) for index in range(len(items))
+        ]:
+            raise DataError(f"{log.path}: the answers about {picture!r} are out of order; ask again with --fresh.")
+    return rows
+
+
+def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
+    """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    with Log(path, ANSWERS) as log:
+        rows = [row for group in rows_of(log).values() for row in group]
+        return {"settings": log.settings, "about": log.about}, rows
 
 
 def _region(values: dict[str, Any]) -> Region:

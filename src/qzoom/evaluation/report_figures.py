@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qzoom.data.samples import AnswerRow
+from qzoom.data.samples import AnswerRow, read_answers
 from qzoom.errors import DataError
 from qzoom.evaluation.flops import ModelShape, answer_flops
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.store import read_answers
 from qzoom.scoring.intervals import bootstrap, interval_of
 from qzoom.scoring.metrics import hit
 

@@ -7,6 +7,7 @@ the whole run is raised.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import TokenBudget
-from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample, Task
+from qzoom.data.samples import ANSWERS, AnswerRow, EvalQuestion, EvalSample, Task, rows_of
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.methods import METHODS, Method
 from qzoom.evaluation.methods.base import EngineMethod, ask_kwargs, with_needed_branches
-from qzoom.evaluation.store import AnswerFile
+from qzoom.store.log import LogWriter
 from qzoom.types import Answer, SamplingParams, ZoomMode
 
 if TYPE_CHECKING:
@@ -335,33 +336,33 @@ def run(
     """
     _check(model, options, batch_size)
     ids = task.ids if limit is None else task.ids[:limit]
-    store = None
     rows: dict[str, list[AnswerRow]] = {}
-    if output is not None:
-        settings = {
-            "questions": task.identity,
-            "options": dataclasses.asdict(options),
-            "model": describe_model(model),
-        }
-        store = AnswerFile(output, settings, about=describe_software(model), fresh=fresh)
-        for row in store.rows:
-            rows.setdefault(row.picture, []).append(row)
-    done = sum(name in rows for name in ids)
-    missing = [index for index, name in enumerate(ids) if name not in rows]
-    if on_picture is not None and done:
-        on_picture(done, len(ids))
-    for samples in _groups(task, missing, batch_size):
-        if batch_size > 1:
-            groups = ask_many(model, samples, options)
-        else:
-            groups = [ask_sample(model, samples[0], options, all_branches=all_branches)]
-        if store is not None:
-            store.append([row for group in groups for row in group])
-        for sample, group in zip(samples, groups, strict=True):
-            rows[sample.id] = group
-            done += 1
-            if on_picture is not None:
-                on_picture(done, len(ids))
+    with contextlib.ExitStack() as stack:
+        log = None
+        if output is not None:
+            settings = {
+                "questions": task.identity,
+                "options": dataclasses.asdict(options),
+                "model": describe_model(model),
+            }
+            log = stack.enter_context(LogWriter(output, ANSWERS, settings, about=describe_software(model), fresh=fresh))
+            rows = rows_of(log)
+        done = sum(name in rows for name in ids)
+        missing = [index for index, name in enumerate(ids) if name not in rows]
+        if on_picture is not None and done:
+            on_picture(done, len(ids))
+        for samples in _groups(task, missing, batch_size):
+            if batch_size > 1:
+                groups = ask_many(model, samples, options)
+            else:
+                groups = [ask_sample(model, samples[0], options, all_branches=all_branches)]
+            for sample, group in zip(samples, groups, strict=True):
+                rows[sample.id] = group
+                if log is not None:
+                    log.append(sample.id, [row.to_dict() for row in group])
+                done += 1
+                if on_picture is not None:
+                    on_picture(done, len(ids))
     chosen = [row for name in ids for row in rows[name]]
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")

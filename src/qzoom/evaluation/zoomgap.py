@@ -16,12 +16,11 @@ import numpy as np
 
 from qzoom.config import TokenBudget
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
-from qzoom.data.samples import AnswerRow, EvalQuestion, Task
+from qzoom.data.samples import AnswerRow, EvalQuestion, Task, read_answers
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.store import read_answers
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
 from qzoom.scoring.intervals import bootstrap, interval_of
 from qzoom.scoring.metrics import normalise
