@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 
 from qzoom.distill import by_rule
-from qzoom.distill.choices import ChoicesSettings, ChoicesStep
-from qzoom.distill.items import NONE_OPTION, Agreement, Item, Vote
+from qzoom.distill.choices import ChoicesSettings, ChoicesStep, absent
+from qzoom.distill.items import (
+    NONE_OPTION,
+    Agreement,
+    Item,
+    Known,
+    KnownObject,
+    KnownQuestion,
+    KnownText,
+    QuestionDraft,
+    Vote,
+)
+from qzoom.distill.pictures import load_source
 from qzoom.distill.roles import DistractorWriter, Role
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import normal
 from qzoom.scoring.letters import LETTERS
-from tests.distill.views import ITEM, StillViews
+from tests.distill.views import ITEM, KNOWN, StillViews
 
 VIEWS = StillViews()
 ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, (("a", 3), ("b", 3))), votes=(Vote("a", 0, "A4"),))
@@ -222,3 +233,83 @@ def test_a_student_by_rule_names_the_letter() -> None:
     (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
     assert by_rule.read(item, None, "", 0, name="s", error_rate=0.0).text == item.choices.letter
     assert by_rule.read(ANSWERED, None, "", 0, name="s", error_rate=0.0).text == "A4"
+
+
+def asking(text: str, answer: str = "x", seed: int = 0) -> Item:
+    return dataclasses.replace(
+        ITEM, draft=QuestionDraft(text, "ocr", "rule", known=answer), answer=Agreement(answer, 6, 8, ()), seed=seed
+    )
+
+
+def facts_of(text: str, answer: str, field: str, printed: str = "") -> Known:
+    things = (KnownObject("red", "star", (0, 0, 9, 9)), KnownObject("blue", "cross", (20, 0, 29, 9)))
+    lines = (KnownText(printed, (0, 0, 9, 9)),) if printed else ()
+    return Known((KnownQuestion(text, answer, ((0, 0, 9, 9),), field),), () if printed else things, lines)
+
+
+def test_a_yes_becomes_a_no_and_a_count_becomes_zero() -> None:
+    text = "Is there a red star?"
+    no = absent(asking(text, "yes"), facts_of(text, "yes", "exists"))
+    assert no is not None
+    assert (no.draft.text != text, no.answer.text) == (True, "no")
+    text = "How many crosses are there?"
+    zero = absent(asking(text, "1"), facts_of(text, "1", "count"))
+    assert zero is not None
+    assert zero.draft.text in {f"How many {s} are there?" for s in ("circles", "squares", "triangles", "diamonds")}
+    assert zero.answer.text == "0"
+
+
+def test_items_and_labels_are_exchanged_for_some_that_are_not_printed() -> None:
+    text = "What is the price of HOT TEA?"
+    price = absent(asking(text, "3.50"), facts_of(text, "3.50", "price", "HOT TEA"))
+    assert price is not None
+    assert price.draft.text.startswith("What is the price of ")
+    assert "HOT TEA" not in price.draft.text
+    text = "What is the member id?"
+    value = absent(asking(text, "123"), facts_of(text, "123", "value", "Member ID: 123"))
+    assert value is not None
+    assert value.draft.text.startswith("What is the ")
+    assert "member id" not in value.draft.text
+    assert (price.answer.text, value.answer.text) == ("none", "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("What is the total?", facts_of("What is the total?", "3", "total", "TOTAL")),
+        ("Is the red star left of the blue cross?", facts_of("Is the red star left of the blue cross?", "yes", "side")),
+        ("What is the date?", Known()),
+    ],
+)
+def test_what_names_nothing_has_no_negative(text: str, facts: Known) -> None:
+    assert absent(asking(text), facts) is None
+
+
+def test_the_negative_is_the_items_own() -> None:
+    made = [absent(asking("What is the code on the red star?", "A4", seed), KNOWN) for seed in range(30)]
+    assert len({one.draft.text for one in made if one}) > 5
+    assert absent(asking("What is the code on the red star?", "A4", 3), KNOWN) == made[3]
+    first = made[0]
+    assert first is not None
+    assert first.draft.pair == asking("What is the code on the red star?", "A4").id
+    assert (first.draft.negative, first.votes, first.answer.by) == (True, (), "rule")
+
+
+@pytest.mark.parametrize("source", ["scenes:5", "documents:11"])
+def test_drawn_pictures_never_have_what_a_negative_asks_for(source: str) -> None:
+    facts = load_source(source, "").known
+    printed = [line.text.casefold() for line in facts.texts]
+    made = 0
+    for question in facts.questions:
+        negative = absent(asking(question.text, question.answer), facts)
+        if negative is None:
+            continue
+        made += 1
+        draft = negative.draft.text
+        assert draft != question.text
+        for thing in facts.objects:
+            assert f"{thing.colour} {thing.shape}" not in draft
+        if question.field in ("price", "cell"):
+            name = draft.rsplit(" of ", 1)[-1].rstrip("?").casefold()
+            assert not any(name in line for line in printed)
+    assert made >= 2

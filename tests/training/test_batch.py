@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from qzoom.data.synthetic.wording import vocabulary_sentences
-from qzoom.training.attention import use_plain_attention
 from qzoom.training.batch import IGNORE, Example, Glyphs, Query, collate, glyph_classes
 from qzoom.training.guidance import GuidedModel
 from qzoom.training.patches import fit_to_tokens, patchify, resize_to_tokens
+from qzoom.training.student.attention import use_plain_attention
 from qzoom.training.tiny import TinyArchitecture, build_tiny
 from qzoom.training.tokenizer import build_tokenizer
 

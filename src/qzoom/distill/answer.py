@@ -53,7 +53,7 @@ def answer_step(
 
     Args:
         teachers: who answer; their names differ.
-        views: what they may look at.
+        views: images for the teachers.
         samples: of each teacher.
         wanted: agreement that further samples must still be able to reach; None asks for every sample.
         judged: a judge may join answers, so that only too few of them end an item.

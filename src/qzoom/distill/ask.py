@@ -28,10 +28,10 @@ def ask_step(writer: QuestionWriter, views: Views) -> Step:
         try:
             drafts = writer.call(item, views)
         except CallRefusedError:
-            return (item.decide("ask", False, "the question writer refused the picture"),)
+            return (item.decide("ask", "the question writer refused the picture"),)
         if not drafts:
-            return (item.decide("ask", False, "no question about this place"),)
-        return tuple(dataclasses.replace(item, draft=draft).decide("ask", True) for draft in drafts)
+            return (item.decide("ask", "no question about this place"),)
+        return tuple(dataclasses.replace(item, draft=draft).decide("ask") for draft in drafts)
 
     return Step("ask", run)
 
@@ -48,6 +48,6 @@ def validate_step(validator: Validator, views: Views) -> Step:
                 reason = validator.call(item, views)
             except CallRefusedError:
                 reason = "the validator refused the picture"
-        return (item.decide("validate", not reason, reason),)
+        return (item.decide("validate", reason),)
 
     return Step("validate", run)

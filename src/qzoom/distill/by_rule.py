@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from qzoom.distill.distractors import draw_distractors
 from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of, target_of
+from qzoom.distill.select import iou
 from qzoom.images.geometry import contains
 from qzoom.scoring.agree import mentions, normal
 from qzoom.store.schema import Box4
@@ -94,8 +95,8 @@ def write_distractors(item: Item, views: Views, count: int) -> Sequence[str]:
     if item.answer is None:
         return ()
     known, crop = views.known(item), target_of(item).crop_box
-    visible = {normal(text.text) for text in known.texts if overlap(text.box, crop)}
-    visible |= {normal(q.answer) for q in known.questions if any(overlap(box, crop) for box in q.boxes)}
+    visible = {normal(text.text) for text in known.texts if iou(text.box, crop)}
+    visible |= {normal(q.answer) for q in known.questions if any(iou(box, crop) for box in q.boxes)}
     rng = random.Random(f"{item.seed}/{item.id}/distractors")
     values = _values_like(item.answer.text, draft_of(item).text, known)
     pool = [value for value in values if normal(value) not in visible]
@@ -111,19 +112,14 @@ def read(item: Item, image: Image | None, text: str, sample: int, *, name: str, 
     return Vote(name, sample, "", "abstained") if wrong or not right else Vote(name, sample, right)
 
 
-def overlap(first: Box4, second: Box4) -> bool:
-    """Whether two boxes share a pixel."""
-    return max(first[0], second[0]) < min(first[2], second[2]) and max(first[1], second[1]) < min(first[3], second[3])
-
-
 def lies_in(question: KnownQuestion, box: Box4) -> bool:
-    """Whether a box holds all that a question needs: one place of a printed answer, every object of a count."""
-    held = [contains(box, place) for place in question.boxes]
-    return bool(held) and (all(held) if question.field in _ALL_BOXES else any(held))
+    """Whether a box holds all that a question needs: one box of a printed answer, every object of a count."""
+    inside = [contains(box, other) for other in question.boxes]
+    return bool(inside) and (all(inside) if question.field in _ALL_BOXES else any(inside))
 
 
 def kind_of(question: KnownQuestion) -> QuestionKind:
-    """What a known question tests; from its words where it has no field."""
+    """The kind of a known question, by its field or else by its words."""
     if question.field:
         return _KINDS.get(question.field, "ocr")
     words = question.text.casefold()
@@ -158,6 +154,6 @@ def _values_like(answer: str, question: str, known: Known) -> list[str]:
 
 
 def _is_about(question: KnownQuestion, box: Box4) -> bool:
-    """Whether the middle of one of its places lies in the tight box."""
+    """Whether the centre of one of its boxes lies in the tight box."""
     x0, y0, x1, y1 = box
     return any(x0 <= (b[0] + b[2]) / 2 < x1 and y0 <= (b[1] + b[3]) / 2 < y1 for b in question.boxes)

@@ -30,8 +30,8 @@ class Stats:
     """Counts of a run; the same after a rerun.
 
     Args:
-        pictures: that could be opened, each once.
-        duplicates: pictures that were there under another name too.
+        pictures: images that could be opened, each once.
+        duplicates: images with the content of an earlier one.
         refused_pictures: reason to count.
         entered: step to items that went in.
         kept: step to items that it kept.
@@ -40,8 +40,8 @@ class Stats:
         kinds: kind of question to kept items.
         datasets: where kept items come from.
         bins: size bin to kept items.
-        negatives: kept items about what is not there.
-        known: kind of question to kept items whose right answer the picture knows, negatives apart.
+        negatives: kept items about absent things.
+        known: kind of question to kept items whose right answer is known, without negatives.
         right: how many of those agree with it.
         models: (role, model) to kept items.
     """
@@ -61,25 +61,25 @@ class Stats:
     right: Counter[str] = field(default_factory=Counter)
     models: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, done: PictureResult) -> None:
-        """Count a picture."""
-        for reason in done.waiting:
+    def add(self, result: PictureResult) -> None:
+        """Count an image."""
+        for reason in result.waiting:
             _count(self.waiting, reason)
-        if done.picture is None:
-            if done.reason:
-                _count(self.refused_pictures, _general(done.reason))
+        if result.picture is None:
+            if result.reason:
+                _count(self.refused_pictures, _general(result.reason))
             return
         self.pictures += 1
-        for step, entered, kept in done.counts:
+        for step, entered, kept in result.counts:
             self.entered[step] += entered
             self.kept[step] += kept
-        for item in done.items:
+        for item in result.items:
             if not item.kept:
                 last = next(one for one in item.decisions if not one.kept)
                 _count(self.refused.setdefault(last.step, Counter()), _general(last.reason))
 
     def add_kept(self, item: Item) -> None:
-        """Count what an exported item is."""
+        """Count an exported item."""
         if item.draft is not None:
             self.kinds[item.draft.kind] += 1
             self.negatives += item.draft.negative
@@ -120,7 +120,7 @@ def _count(counter: Counter[str], reason: str) -> None:
 
 
 def _general(reason: str) -> str:
-    """A reason without the name of the picture, so that equal ones are counted together."""
+    """A reason without the name of the image, so that equal reasons are counted together."""
     return " ".join(_NAMED.sub("", reason).split())[:300] or "no reason given"
 
 
@@ -144,7 +144,7 @@ def make_card(recipe: DatasetRecipe, stats: Stats, rows: Mapping[str, int], matc
     """The card as Markdown with the front matter that the hub reads; the same for the same data.
 
     Args:
-        recipe: that made it.
+        recipe: of the data set.
         totals: counts of pictures and items.
         rows: of each split.
         matches: pictures that look like a benchmark's.
@@ -205,13 +205,13 @@ def _reasons(stats: Stats) -> str:
 def _contents(stats: Stats) -> str:
     lines: list[tuple[Any, ...]] = [("Kind", kind, n) for kind, n in sorted(stats.kinds.items())]
     lines += [("Source", name, n) for name, n in sorted(stats.datasets.items())]
-    lines += [("Area bin, 0 the smallest", place, n) for place, n in sorted(stats.bins.items())]
+    lines += [("Area bin, 0 the smallest", number, n) for number, n in sorted(stats.bins.items())]
     lines.append(("Negatives", "the target is absent or no option holds", stats.negatives))
     return _table(("What", "Which", "Rows before decontamination"), lines)
 
 
 def _known(stats: Stats) -> str:
-    """How often what was agreed on is true, where that is known."""
+    """Share of agreed answers that are right, where the right answer is known."""
     if not stats.known:
         return ""
     lines = [(kind, n, stats.right[kind], f"{stats.right[kind] / n:.1%}") for kind, n in sorted(stats.known.items())]
@@ -242,7 +242,7 @@ def _settings(recipe: DatasetRecipe) -> dict[str, Any]:
 
 
 def _prompts(recipe: DatasetRecipe) -> str:
-    """What roles behind endpoints were told, with placeholders for what changes."""
+    """The prompts of roles behind endpoints, with placeholders."""
     question, answer = "{question}", "{answer}"
     texts = {
         "question_writer": by_endpoint.questions_prompt(recipe.roles.question_writer.count),

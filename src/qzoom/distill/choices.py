@@ -169,7 +169,7 @@ class ChoicesStep:
 
     Args:
         writer: writes wrong options; None leaves all questions open.
-        views: what it may look at.
+        views: images for the writer.
         settings: of the step.
         guesser: answers without the image.
         judge: says whether an option means the same as the right answer where rules cannot.
@@ -198,26 +198,26 @@ class ChoicesStep:
             shown = [*wrong[: wanted - with_none], *[NONE_OPTION] * with_none]
             item = _shuffled(item, right, shown, self.writer.name)
         if reason and self.settings.required:
-            return (item.decide("choices", False, reason),)
+            return (item.decide("choices", reason),)
         if item.choices is not None and self._guessed(item):
-            return (item.decide("choices", False, "solved without the picture"),)
+            return (item.decide("choices", "solved without the picture"),)
         negative = self._negative(item, wrong[:wanted])
-        out = [item.decide("choices", True, reason)]
+        out = [item.keep("choices", reason)]
         if negative is not None:
-            out.append(with_model(negative, "negatives", "rule").decide("choices", True))
+            out.append(with_model(negative, "negatives", "rule").decide("choices"))
         return out
 
-    def _wrong_options(self, item: Item, right: str, wanted: int) -> tuple[Item, list[str], str]:
-        """The item with the distractor writer noted, at least `wanted` wrong options, or none and why."""
+    def _wrong_options(self, item: Item, right: str, count: int) -> tuple[Item, list[str], str]:
+        """The item with the writer in `models`; at least `count` wrong options, or none and the reason."""
         if self.writer is None:
             return item, [], ""
         item = with_model(item, "distractor_writer", self.writer.model)
         try:
-            offered = self.writer.call(item, self.views, wanted + 2)
+            offered = self.writer.call(item, self.views, count + 2)
         except CallRefusedError:
             return item, [], "the distractor writer refused the picture"
         wrong = distinct_options(right, offered, lambda one, other: self._alike(item, one, other))
-        return (item, [], "too few distinct options") if len(wrong) < wanted else (item, wrong, "")
+        return (item, [], "too few distinct options") if len(wrong) < count else (item, wrong, "")
 
     def _alike(self, item: Item, first: str, second: str) -> bool:
         """Whether two options may mean the same: by rule, by the judge, else when one holds the other."""

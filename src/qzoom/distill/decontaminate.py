@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from qzoom.data.benchmarks.table import picture_source
+from qzoom.distill.pictures import EXTENSIONS
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.settings import Between, settings
 
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BASE64_STARTS = ("/9j/", "iVBORw0K", "UklGR", "R0lGOD", "Qk0", "SUkq", "TU0A")
 """The first characters of JPEG, PNG, WebP, GIF, BMP and TIFF in base64."""
 
@@ -98,7 +98,7 @@ class BenchmarkHashes:
     """Hashes of benchmark images: sixteen bytes and a name each.
 
     Args:
-        settings: what is compared.
+        settings: benchmarks and distances.
 
     Raises:
         ConfigError: an entry of `against` cannot be read, or holds no image.
@@ -131,12 +131,14 @@ class BenchmarkHashes:
 
         best: Match | None = None
         for mirrored in (False, True) if self.settings.flips else (False,):
-            found = self._nearest(picture_hashes(ImageOps.mirror(image) if mirrored else image), name, mirrored)
+            found = self._nearest(
+                picture_hashes(ImageOps.mirror(image) if mirrored else image), name, mirrored=mirrored
+            )
             if found is not None and (best is None or found.phash + found.dhash < best.phash + best.dhash):
                 best = found
         return best
 
-    def _nearest(self, hashes: tuple[int, int], name: str, mirrored: bool) -> Match | None:
+    def _nearest(self, hashes: tuple[int, int], name: str, *, mirrored: bool) -> Match | None:
         if not self.names:
             return None
         bits = np.bitwise_count(self._hashes ^ np.array(hashes, np.uint64)).astype(int)
@@ -170,7 +172,7 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
     files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
     for path in files:
         suffix = path.suffix.lower()
-        if suffix in _SUFFIXES:
+        if suffix in EXTENSIONS:
             yield str(path.relative_to(place)) if path != place else path.name, _decoded(path)
         elif suffix in _TABLES:
             yield from _of_table(path, _TABLES[suffix](path))
@@ -186,10 +188,10 @@ def decontaminate(folder: Path, settings: DecontaminateSettings) -> Decontaminat
 
     Args:
         folder: with the Parquet files that `qzoom distill` wrote, or any folder of pictures.
-        settings: what is compared.
+        settings: benchmarks and distances.
 
     Raises:
-        ConfigError: nothing to compare, or a place that cannot be read.
+        ConfigError: nothing to compare, or a file that cannot be read.
     """
     if not settings.against:
         raise ConfigError("decontaminate: nothing to compare with; name folders or Parquet files with --against.")
@@ -287,7 +289,7 @@ def _pictures_in(values: Iterable[Any], folder: Path) -> Iterator[tuple[str, byt
 
 def _may_be_picture(text: str) -> bool:
     """Whether a text may be the path of an image, a data URL or base64."""
-    return text.startswith("data:image/") or text.lower().endswith(_SUFFIXES) or text[:8].startswith(_BASE64_STARTS)
+    return text.startswith("data:image/") or text.lower().endswith(EXTENSIONS) or text[:8].startswith(_BASE64_STARTS)
 
 
 def _decoded(source: bytes | Path) -> PIL.Image.Image | None:

@@ -57,8 +57,8 @@ def difficulty_step(student: Reader, views: Views, settings: DifficultySettings,
     """Measures the student's pass rate and decides.
 
     Args:
-        student: who is asked.
-        views: what it may look at.
+        student: whose pass rate is measured.
+        views: images for the student.
         settings: the band.
         judge: says whether a free answer means the right one where rules cannot; without it only equal answers count.
     """
@@ -78,7 +78,7 @@ def difficulty_step(student: Reader, views: Views, settings: DifficultySettings,
         item = with_model(item, "student", student.model)
         measured = Difficulty(passes, len(received), student.name, settings.view)
         reason = "" if draft.negative and not settings.negatives else _reason(passes, len(received), settings)
-        return (dataclasses.replace(item, difficulty=measured).decide("difficulty", not reason, reason),)
+        return (dataclasses.replace(item, difficulty=measured).decide("difficulty", reason),)
 
     return Step("difficulty", run)
 

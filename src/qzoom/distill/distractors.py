@@ -1,4 +1,4 @@
-"""Wrong answers of the same format: another code, date, amount, colour or name."""
+"""Distractors: wrong answers of the same format (another code, date, amount, colour or name)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw_distractors(answer: str, count: int, rng: random.Random, pool: Sequence
 
     Args:
         answer: the right one.
-        count: how many are wanted.
+        count: most of them.
         rng: draws them.
         pool: other values of the picture; those of the answer's format come first.
     """
@@ -109,13 +109,13 @@ def _near(answer: str, rng: random.Random) -> str:
 def _other_signs(answer: str, rng: random.Random) -> str:
     """One or two digits or letters changed; no new zero in front."""
     signs = list(answer)
-    places = [i for i, sign in enumerate(signs) if sign.isascii() and sign.isalnum()]
-    digits = [i for i in places if signs[i].isdigit()]
-    for place in rng.sample(digits or places, k=min(len(digits or places), rng.choice((1, 1, 2)))):
-        if signs[place].isdigit():
-            signs[place] = rng.choice("123456789" if place == places[0] else "0123456789")
+    indices = [i for i, sign in enumerate(signs) if sign.isascii() and sign.isalnum()]
+    digits = [i for i in indices if signs[i].isdigit()]
+    for i in rng.sample(digits or indices, k=min(len(digits or indices), rng.choice((1, 1, 2)))):
+        if signs[i].isdigit():
+            signs[i] = rng.choice("123456789" if i == indices[0] else "0123456789")
         else:
-            signs[place] = _as_written(rng.choice(_LETTERS).lower(), signs[place])
+            signs[i] = _as_written(rng.choice(_LETTERS).lower(), signs[i])
     return "".join(signs)
 
 
@@ -128,8 +128,8 @@ def _name(answer: str, rng: random.Random) -> str:
     numbers = np.random.default_rng(rng.getrandbits(63))
     makers = (texts.company, texts.person, texts.item_name)
     drawn = [make(numbers) for make in makers for _ in range(3)]
-    wanted = len(answer.split())
-    name = min(drawn, key=lambda text: abs(len(text.split()) - wanted))
+    words = len(answer.split())
+    name = min(drawn, key=lambda text: abs(len(text.split()) - words))
     return name if answer.isupper() else name.title()
 
 

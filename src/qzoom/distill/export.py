@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.data.overlay import Style
 from qzoom.distill.items import NONE_OPTION, ImageRef, Item, choice_text
-from qzoom.distill.pictures import load_source
+from qzoom.distill.pictures import load_source, picture_digest
 from qzoom.errors import DataError
 from qzoom.settings import Between, settings
 from qzoom.store.log import write_atomic
@@ -67,7 +67,7 @@ def encode_picture(
 
 
 def _own_file(picture: ImageRef) -> tuple[bytes | None, str]:
-    """The file's bytes and suffix when it is a plain upright RGB picture."""
+    """The file's bytes and suffix when every reader finds the same pixels in it."""
     from PIL import Image
 
     if not picture.root:
@@ -76,12 +76,12 @@ def _own_file(picture: ImageRef) -> tuple[bytes | None, str]:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=tuple(_PLAIN)) as image:
-            upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1
-            plain = image.mode == "RGB" and getattr(image, "n_frames", 1) == 1 and "transparency" not in image.info
-            known = image.size == (picture.width, picture.height)
-            return (data, _PLAIN[str(image.format)]) if upright and plain and known else (None, "")
+            upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1 and getattr(image, "n_frames", 1) == 1
+            if upright and image.mode == "RGB" and picture_digest(image) == picture.digest:
+                return data, _PLAIN[str(image.format)]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None, ""
+        pass
+    return None, ""
 
 
 SPLITS = ("train", "validation")
@@ -130,7 +130,7 @@ def split_of(picture: ImageRef, settings: ExportSettings) -> str:
 
 
 def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
-    """An item as a row; None for one that has no row in the form that is wanted.
+    """An item as a row; None for an item that has no row in the chosen form.
 
     Args:
         item: with target, question and answer.
@@ -179,7 +179,7 @@ def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[
 
 
 def _needs_options(item: Item) -> bool:
-    """Whether the answer speaks of options, as that of a negative whose right option was taken out does."""
+    """Whether the answer refers to options, as that of a negative without its right option does."""
     return (
         item.draft is not None and item.draft.negative and item.answer is not None and item.answer.text == NONE_OPTION
     )
@@ -230,7 +230,7 @@ def write_dataset(
         folder: of the data set; replaced.
         settings: of the export.
         make_card: the card's text from the rows of each split.
-        drop: pictures that must not be there.
+        drop: whether an image is left out.
 
     Returns:
         Rows of each split.
@@ -302,12 +302,12 @@ def _flush(writer: Any, rows: list[dict[str, Any]], columns: pyarrow.Schema) -> 
 
 
 def _utf8(text: str) -> str:
-    """The text without what a file name that is no UTF-8 brings along."""
+    """The text without the surrogates of a file name that is not UTF-8."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _provenance(item: Item) -> str:
-    """Where everything in a row comes from, as JSON."""
+    """The provenance of a row, as JSON."""
     target, draft, answer = item.target, item.draft, item.answer
     facts: dict[str, Any] = {
         "picture": {

@@ -26,7 +26,6 @@ __all__ = [
     "ITEM_SCHEMA",
     "LETTER_INSTRUCTION",
     "NONE_OPTION",
-    "STEPS",
     "Agreement",
     "Choices",
     "Decision",
@@ -45,14 +44,13 @@ __all__ = [
     "apply",
     "choice_text",
     "draft_of",
-    "item_from_json",
+    "item_from_values",
     "target_of",
     "with_model",
 ]
 
 
 ITEM_SCHEMA = 2
-STEPS = ("propose", "crop", "ask", "validate", "answer", "vote", "choices", "difficulty", "export")
 QuestionKind = Literal["counting", "ocr", "colour", "structure", "material", "identification", "spatial", "other"]
 
 
@@ -87,7 +85,7 @@ class TargetRegion:
         scale: by how much the crop is enlarged for them.
         proposer: which plug-in proposed it.
         score: the proposer's own, 0 to 1.
-        phrase: what it is, in words; "" when unknown.
+        phrase: the target in words; "" when unknown.
         area_bin: index of the area bin that it was drawn for, 0 the smallest.
     """
 
@@ -116,7 +114,7 @@ class QuestionDraft:
 
     Args:
         text: the question, which names no box.
-        kind: what it tests.
+        kind: of the question.
         writer: model or rule that wrote it.
         negative: the target is absent, or no listed option holds.
         pair: id of the positive item that a negative belongs to; "" otherwise.
@@ -140,7 +138,7 @@ class Vote:
         sample: index among the teacher's samples.
         text: the answer extracted from its reply; "" when it abstained or failed.
         status: "answered", "abstained" (it said that it cannot tell), "failed" (no usable reply; never a vote), or
-            "skipped" (not asked, since no agreement was possible any more).
+            "skipped" (not asked, because no agreement was possible any more).
         reason: why it failed.
     """
 
@@ -153,7 +151,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the teachers agree on.
+    """The agreed answer.
 
     Args:
         text: the answer, as most of them wrote it.
@@ -187,7 +185,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """How often the student is right on the training view.
+    """The student's pass rate on the training view.
 
     Args:
         passes: right answers.
@@ -204,7 +202,7 @@ class Difficulty:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a step decided about an item, and why."""
+    """A step's decision about an item, with its reason."""
 
     step: str
     kept: bool
@@ -219,8 +217,8 @@ class Item:
         picture: the whole image.
         target: the region that the question is about.
         draft: the question.
-        votes: what teachers answered on the crop.
-        answer: what they agree on.
+        votes: the teachers' answers from the crop.
+        answer: agreed on by the teachers.
         choices: multiple-choice form, for items that have one.
         difficulty: the student's pass rate.
         decisions: in order, one per step that decided about it.
@@ -241,8 +239,7 @@ class Item:
 
     @property
     def id(self) -> str:
-        """Twenty hex digits of a hash over what the item is about: picture, tight box and question. Paths, votes and
-        settings do not change it."""
+        """Twenty hex digits of a hash over image, tight box and question; paths, votes and settings do not count."""
         content = [
             self.picture.digest,
             None if self.target is None else [*self.target.box],
@@ -255,9 +252,13 @@ class Item:
         """Whether no step has refused it."""
         return all(decision.kept for decision in self.decisions)
 
-    def decide(self, step: str, kept: bool, reason: str = "") -> Item:
-        """The item with one more decision."""
-        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, kept, reason)))
+    def decide(self, step: str, reason: str = "") -> Item:
+        """The item with one more decision: refused for a reason, kept without one."""
+        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, not reason, reason)))
+
+    def keep(self, step: str, note: str) -> Item:
+        """The item with one more decision, kept with a note."""
+        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, True, note)))
 
     def to_json(self) -> str:
         """One line, keys sorted, so that equal items are equal texts."""
@@ -265,26 +266,17 @@ class Item:
         return json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def item_from_json(line: str, where: str) -> Item:
-    """The item of a line.
-
-    Args:
-        line: what `Item.to_json` wrote.
-        where: file and line number, for complaints.
+def item_from_values(values: Any, where: str) -> Item:
+    """The item of what `Item.to_json` wrote.
 
     Raises:
-        DataError: broken JSON, another schema, an unknown or missing field, or a value of the wrong type.
+        DataError: another schema, an unknown or missing field, or a value of the wrong type; it begins with `where`.
     """
-    try:
-        values: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected an object, not {type(values).__name__}.")
-    schema = values.pop("schema", None)
-    if schema != ITEM_SCHEMA:
-        raise DataError(f"{where}: items of schema {schema!r}; this version reads schema {ITEM_SCHEMA}.")
-    item: Item = from_values(Item, values, where)
+    if values.get("schema") != ITEM_SCHEMA:
+        raise DataError(f"{where}: items of schema {values.get('schema')!r}; this version reads schema {ITEM_SCHEMA}.")
+    item: Item = from_values(Item, {key: value for key, value in values.items() if key != "schema"}, where)
     return item
 
 
@@ -302,13 +294,13 @@ NONE_OPTION = "none of these"
 
 @dataclass(frozen=True, slots=True)
 class KnownQuestion:
-    """A question that comes with the picture, for roles by rule.
+    """A question that comes with the image, for roles by rule.
 
     Args:
         text: the question.
         answer: the right answer; "" when unknown.
-        boxes: all places that hold it, xyxy in original pixels; empty when unknown or absent.
-        field: what it asks for in drawn pictures ("code", "total", ...); "" otherwise.
+        boxes: of the answer, xyxy in original pixels; empty when unknown or absent.
+        field: of a drawn image that it asks for ("code", "total", ...); "" otherwise.
     """
 
     text: str
@@ -328,7 +320,7 @@ class KnownObject:
 
 @dataclass(frozen=True, slots=True)
 class KnownText:
-    """A printed line of a drawn picture and its box."""
+    """A printed line of a drawn image and its box."""
 
     text: str
     box: Box4
@@ -336,7 +328,7 @@ class KnownText:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All that is known about a picture without looking; empty for pictures that come alone."""
+    """All that is known about an image without a model; empty for images that come alone."""
 
     questions: tuple[KnownQuestion, ...] = ()
     objects: tuple[KnownObject, ...] = ()
@@ -375,23 +367,22 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
     Raises:
         StopRunError: the run cannot go on.
         LaterError: the item has to wait.
-        ConfigError: the settings are wrong, which concerns all items.
-        CheckpointError: a model cannot be loaded, likewise.
-        DeviceError: likewise.
+        ConfigError: the settings are wrong.
+        CheckpointError, DeviceError: a model cannot be loaded.
     """
     if not item.kept:
         return (item,)
     try:
-        made = tuple(step(item))
+        results = tuple(step(item))
     except (StopRunError, LaterError, ConfigError, CheckpointError, DeviceError):
         raise
     except QZoomError as error:
-        return (item.decide(step.name, False, str(error)),)
+        return (item.decide(step.name, str(error) or type(error).__name__),)
     seen: set[str] = set()
     out = []
-    for one in made:
+    for one in results:
         if one.kept and one.id in seen:
-            one = one.decide(step.name, False, "the same as another item of this picture")
+            one = one.decide(step.name, "the same as another item of this picture")
         if one.kept:
             seen.add(one.id)
         out.append(one)

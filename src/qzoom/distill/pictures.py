@@ -33,7 +33,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """A picture that has not been opened.
+    """An image that has not been opened.
 
     Args:
         source: path below `root`, or "documents:SEED", "scenes:SEED".
@@ -62,14 +62,14 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """An open picture: RGB pixels and what is known about it."""
+    """An open image: RGB pixels and what is known about it."""
 
     image: PIL.Image.Image
     known: Known
 
 
 def list_sources(names: Sequence[str], base: Path | None = None) -> list[ImageSource]:
-    """All pictures of a recipe in its order, folders sorted by path.
+    """All images of a recipe in its order, folders sorted by path.
 
     Args:
         names: folders, JSONL question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
@@ -102,7 +102,7 @@ def list_sources(names: Sequence[str], base: Path | None = None) -> list[ImageSo
 
 
 def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ()) -> Loaded:
-    """Decode or draw a picture.
+    """Decode or draw an image.
 
     Raises:
         ImageError: missing, damaged, of an unknown format or outside the limits.
@@ -131,7 +131,7 @@ def scan(source: ImageSource) -> tuple[ImageRef, Loaded]:
 
 
 def picture_digest(image: PIL.Image.Image) -> str:
-    """Twenty hex digits of a hash over the size and the pixels of an RGB picture."""
+    """Twenty hex digits of a hash over the size and the pixels of an RGB image."""
     import numpy as np
 
     pixels = np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -159,7 +159,7 @@ def _folder(folder: Path) -> Iterator[ImageSource]:
 
 
 def _with_questions(name: str) -> list[ImageSource]:
-    """Pictures of a question file, each once, with all questions about it."""
+    """Images of a question file, each once, with all questions about it."""
     together: dict[tuple[str, str], list[Question]] = {}
     for question in open_questions([name]).questions:
         together.setdefault((question.root, question.image), []).append(question)

@@ -18,7 +18,7 @@ from qzoom.distill.answer import answer_step
 from qzoom.distill.ask import ask_step, validate_step
 from qzoom.distill.choices import ChoicesStep
 from qzoom.distill.difficulty import difficulty_step
-from qzoom.distill.items import ITEM_SCHEMA, ImageRef, Item, Step, apply
+from qzoom.distill.items import ImageRef, Item, Step, apply, item_from_values
 from qzoom.distill.pictures import ImageSource, Loaded, Views, scan
 from qzoom.distill.proposers import crop_step, propose_step
 from qzoom.distill.recipe import DatasetRecipe
@@ -149,7 +149,7 @@ def _without_repeats(items: Sequence[Item], step: str) -> list[Item]:
         if item.kept and item.draft is not None:
             question = (item.draft.text, item.draft.negative)
             if question in seen:
-                item = item.decide(step, False, "asked already about another place of this picture")
+                item = item.decide(step, "asked already about another place of this picture")
             seen.add(question)
         out.append(item)
     return out
@@ -162,17 +162,13 @@ def _plain(item: Item) -> dict[str, Any]:
     return values
 
 
-def _item(values: Any, picture: ImageRef, step: str) -> Item:
+def _item(values: dict[str, Any], picture: ImageRef, step: str) -> Item:
     try:
-        if not isinstance(values, dict) or values.get("schema") != ITEM_SCHEMA:
-            raise DataError("items of another schema")
-        parts = {key: value for key, value in values.items() if key != "schema"}
-        item: Item = from_values(Item, {**parts, "picture": dataclasses.asdict(picture)}, "an item")
+        return item_from_values({**values, "picture": dataclasses.asdict(picture)}, "an item")
     except DataError as error:
         raise ConfigError(
             f"The results of the step {step} cannot be read ({error}); restore them from a copy, or use --fresh."
         ) from error
-    return item
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +177,7 @@ class Pipeline:
 
     Args:
         steps: in order.
-        views: what they look at.
+        views: images for the steps.
         workers: images worked on at once.
         roles: who answers.
     """
@@ -221,13 +217,13 @@ def open_pipeline(recipe: DatasetRecipe, folder: Path, workers: int | None = Non
 
 def make_steps(recipe: DatasetRecipe, views: Views, roles: Roles) -> tuple[Step, ...]:
     """The steps of a recipe, in order, without the export."""
-    wanted = recipe.vote if recipe.answer.give_up else None
+    agreement = recipe.vote if recipe.answer.give_up else None
     steps = [
         propose_step(recipe.propose, views, recipe.seed),
         crop_step(recipe.crop),
         ask_step(roles.question_writer, views),
         validate_step(roles.validator, views),
-        answer_step(roles.teachers, views, recipe.answer.samples, wanted, judged=roles.judge is not None),
+        answer_step(roles.teachers, views, recipe.answer.samples, agreement, judged=roles.judge is not None),
         vote_step(recipe.vote, roles.judge),
     ]
     if recipe.choices is not None:

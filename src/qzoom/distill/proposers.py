@@ -46,7 +46,7 @@ class Proposal:
     Args:
         box: xyxy in original pixels; it may extend beyond the image.
         score: 0 to 1.
-        phrase: what is there, in words; "" when unknown.
+        phrase: the content in words; "" when unknown.
     """
 
     box: Box4
@@ -181,12 +181,12 @@ def _spans(side_px: int, count: int, overlap: float) -> list[tuple[int, int]]:
 
 
 class MapsProposer:
-    """Region maps of a model as proposals: where it would look for what it is asked.
+    """Region maps of a model for given questions, as proposals.
 
     The model is loaded at the first image; one image at a time.
 
     Args:
-        settings: the model, and what its maps are asked for.
+        settings: the model and its questions.
     """
 
     def __init__(self, settings: MapsSettings) -> None:
@@ -303,12 +303,12 @@ def propose_step(
         boxes, scores = [one.box for _, one in named], [one.score for _, one in named]
         selected = select(boxes, scores, (picture.width, picture.height), recipe.select)
         out = []
-        for (name, proposal), result in zip(named, selected, strict=True):
-            box = result.box if not result.reason else proposal.box
+        for (name, proposal), (clipped, area_bin, reason) in zip(named, selected, strict=True):
+            box = proposal.box if reason else clipped
             score = round(min(1.0, max(0.0, proposal.score)), 6)
-            target = TargetRegion(box, box, name, 1.0, score, proposal.phrase, result.area_bin)
+            target = TargetRegion(box, box, name, 1.0, score, proposal.phrase, area_bin)
             proposed = replace(item, target=target, seed=item_seed(seed, picture.digest, box))
-            out.append(proposed.decide("propose", not result.reason, result.reason))
+            out.append(proposed.decide("propose", reason))
         return out
 
     return Step("propose", run)
@@ -324,7 +324,7 @@ def crop_step(crop: CropSettings) -> Step:
         if box_area_px(box) == 0:
             raise DataError("the box lies outside the picture")
         target = replace(item.target, crop_box=box, scale=crop_scale(box, crop))
-        return (replace(item, target=target).decide("crop", True),)
+        return (replace(item, target=target).decide("crop"),)
 
     return Step("crop", run)
 

@@ -21,7 +21,7 @@ import numpy as np
 from qzoom.distill.card import Stats, make_card
 from qzoom.distill.decontaminate import BenchmarkHashes, Match
 from qzoom.distill.export import write_dataset
-from qzoom.distill.items import ImageRef, Item, item_from_json
+from qzoom.distill.items import ImageRef, Item, item_from_values
 from qzoom.distill.pictures import ImageSource, list_sources, load_source
 from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, open_pipeline, process_picture
 from qzoom.distill.recipe import DatasetRecipe, step_settings
@@ -224,7 +224,7 @@ class SpillFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys = bytearray()
-        self._places = array("q")
+        self._offsets = array("q")
 
     def __enter__(self) -> SpillFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,12 +236,12 @@ class SpillFile:
         self._path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def add(self, item: Item) -> None:
         """Add a kept item."""
         self._keys += (item.picture.digest + item.id).encode()
-        self._places.append(self._file.tell())
+        self._offsets.append(self._file.tell())
         self._file.write(item.to_json().encode("utf-8", "surrogatepass") + b"\n")
 
     def in_order(self) -> Iterator[Item]:
@@ -254,6 +254,6 @@ class SpillFile:
                 if keys[index] == last:
                     continue
                 last = keys[index]
-                file.seek(self._places[int(index)])
+                file.seek(self._offsets[int(index)])
                 line = file.readline().decode("utf-8", "surrogatepass")
-                yield item_from_json(line, str(self._path))
+                yield item_from_values(json.loads(line), str(self._path))

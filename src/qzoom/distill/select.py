@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 from qzoom.errors import ConfigError
@@ -16,7 +15,7 @@ from qzoom.images.geometry import box_area_px, clip_box
 from qzoom.settings import Between, Share, settings
 from qzoom.store.schema import Box4
 
-__all__ = ["SelectSettings", "Selected", "area_bin", "iou", "select"]
+__all__ = ["SelectSettings", "area_bin", "iou", "select"]
 
 
 Count = Annotated[int, Between(1, 10_000)]
@@ -53,26 +52,9 @@ class SelectSettings:
             raise ConfigError(f"min_share {self.min_share} leaves no room below max_share {self.max_share}.")
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """The decision about one proposed box.
-
-    Args:
-        index: of the box in what was proposed.
-        box: clipped to the image.
-        area_bin: its size bin, 0 the smallest; 0 also outside the band.
-        reason: why it is left out; "" for one that is kept.
-    """
-
-    index: int
-    box: Box4
-    area_bin: int
-    reason: str
-
-
 def select(
     boxes: Sequence[Box4], scores: Sequence[float], size_px: tuple[int, int], settings: SelectSettings
-) -> list[Selected]:
+) -> list[tuple[Box4, int, str]]:
     """Decide about each box.
 
     Args:
@@ -82,7 +64,8 @@ def select(
         settings: the limits.
 
     Returns:
-        One result per box, in the order of `boxes`.
+        Of each box, in order: the box clipped to the image, its size bin (0 the smallest; 0 also outside the band), and
+        why it is left out ("" for one that is kept).
     """
     clipped = [clip_box(box, size_px) for box in boxes]
     reasons = [_unfit(box, size_px, settings) for box in clipped]
@@ -101,10 +84,7 @@ def select(
             queue.append(index)
     for index in _beyond(queues, settings.per_picture):
         reasons[index] = "enough of this picture"
-    return [
-        Selected(index, box, place, reason)
-        for index, (box, place, reason) in enumerate(zip(clipped, bins, reasons, strict=True))
-    ]
+    return list(zip(clipped, bins, reasons, strict=True))
 
 
 def area_bin(box: Box4, size_px: tuple[int, int], settings: SelectSettings) -> int:
@@ -141,6 +121,6 @@ def _unfit(box: Box4, size_px: tuple[int, int], settings: SelectSettings) -> str
 
 
 def _beyond(queues: list[list[int]], most: int) -> list[int]:
-    """What is left over when `most` are taken from the queues in turn."""
-    turns = [(place, number, index) for number, queue in enumerate(queues) for place, index in enumerate(queue)]
+    """Indices left over when `most` are taken from the queues in turn."""
+    turns = [(turn, number, index) for number, queue in enumerate(queues) for turn, index in enumerate(queue)]
     return [index for _, _, index in sorted(turns)[most:]]

@@ -87,7 +87,7 @@ def vote_step(settings: VoteSettings, judge: Judge | None = None) -> Step:
                 agreement = dataclasses.replace(agreement, by=judge.name)
         if verdicts and judge is not None:
             item = with_model(item, "judge", judge.model)
-        return (dataclasses.replace(item, answer=agreement).decide("vote", not reason, reason),)
+        return (dataclasses.replace(item, answer=agreement).decide("vote", reason),)
 
     return Step("vote", run)
 

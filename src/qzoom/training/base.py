@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from qzoom.training.attention import use_plain_attention
 from qzoom.training.batch import Batch, collate
 from qzoom.training.draws import Draws
 from qzoom.training.export import export_model, load_weights
@@ -27,6 +26,7 @@ from qzoom.training.guidance import GuidedModel
 from qzoom.training.optim import Optimisers, build_optimisers
 from qzoom.training.receipts import ReceiptSet, load_receipts
 from qzoom.training.recipe import BaseRecipe
+from qzoom.training.student.attention import use_plain_attention
 from qzoom.training.tasks import make_examples
 from qzoom.training.tiny import build_tiny
 from qzoom.training.tokenizer import build_tokenizer

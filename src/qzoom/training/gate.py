@@ -1,4 +1,4 @@
-"""Stage 3: the gate learns when the coarse look is enough (method.md 2 and 8)."""
+"""Stage 3: the gate learns when the coarse look is enough (docs/method.md 2 and 8)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, ResolutionSweep, ZoomComparison
 from qzoom.training.forward import run_stack
 from qzoom.training.losses import gate_loss
-from qzoom.training.samples import Draw, SharedStates, conversation_ids, open_stores, prompt_of
+from qzoom.training.samples import HiddenStateCache, SampleUse, conversation_ids, open_stores, prompt_of
 from qzoom.training.stages import StageRecipe
 
 __all__ = ["GateSample", "GateTask", "gate_samples"]
@@ -98,7 +98,7 @@ class GateTask:
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         self._recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._shared = SharedStates(recipe.cache_gb)
+        self._hidden = HiddenStateCache(recipe.cache_gb)
         self.stores = open_stores(recipe.labels, "gate")
         self.samples = gate_samples(self.stores, recipe.strategy, recipe.seed)
         if not self.samples:
@@ -122,12 +122,12 @@ class GateTask:
         text = repr([(s.question.values(), s.turn, s.tokens, s.target) for s in self.samples])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+    def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Binary cross entropy, summed over the samples."""
         gate = engine.gate
         assert gate is not None
         backbone = engine.backbone
-        chosen = [self.samples[draw.index] for draw in draws]
+        chosen = [self.samples[use.index] for use in uses]
 
         def make(place: int) -> Prompt:
             sample = chosen[place]
@@ -136,7 +136,7 @@ class GateTask:
             images = self._recipe.images
             return prompt_of(engine, sample.question, found[0], view="dynamic", tokens=sample.tokens, images=images)
 
-        prompts, shared = self._shared.of(engine, [draw.index for draw in draws], make)
+        prompts, shared = self._hidden.get(engine, [use.index for use in uses], make)
         positions = [prompt.positions for prompt in prompts]
         recompute = self._recipe.gradient_checkpointing
         hidden = run_stack(backbone, list(gate.layers), shared, positions, recompute=recompute)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qzoom.data.synthetic.wording import COLOURS, SHAPES
-from qzoom.training.attention import attention_logits
 from qzoom.training.batch import GLYPHS, IGNORE, SLOTS, Batch
+from qzoom.training.student.attention import attention_logits
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLForConditionalGeneration
@@ -155,7 +155,7 @@ class GuidedModel(nn.Module):
         targets = torch.stack([batch.locate_target[rows, places], batch.read_target[rows, places]])
         if not bool((targets != IGNORE).any()):
             return hidden.sum() * 0.0
-        logits = attention_logits(layer, hidden, rotary, rows, places, self.pointing_heads)
+        logits = attention_logits(layer, hidden, rotary, rows, places, heads=self.pointing_heads)
         logits = logits.masked_fill(~batch.mask[rows, 0, places][:, None], float("-inf"))
         return F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
 

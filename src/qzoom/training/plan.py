@@ -6,14 +6,18 @@ Sizes come from the model's own config when it is on this machine, else from the
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.training.stages import STAGES, Part, StageRecipe, frozen_in_bfloat16
 
-__all__ = ["KNOWN_SIZES", "Plan", "Sizes", "find_sizes", "make_plan", "sizes_of"]
+if TYPE_CHECKING:
+    from qzoom.training.student.recipe import StudentRecipe
+
+__all__ = ["KNOWN_SIZES", "Plan", "PlannedPhase", "Sizes", "find_sizes", "plan_stage", "plan_student", "sizes_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,13 @@ class Sizes:
         }
         return {part: counts[part] for part in STAGES[stage].trains}
 
+    def lora_layer(self, rank: int) -> int:
+        """LoRA weights of all linear maps of one layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        maps = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
+        maps += [(self.hidden, self.intermediate)] * 2 + [(self.intermediate, self.hidden)]
+        return sum(rank * (a + b) for a, b in maps)
+
 
 KNOWN_SIZES: dict[str, Sizes] = {
     "Qwen/Qwen2.5-VL-3B-Instruct": Sizes("qwen2_5_vl", 2048, 11008, 36, 16, 2, 128, 151936, True, 668_684_288),
@@ -91,26 +102,49 @@ KNOWN_SIZES: dict[str, Sizes] = {
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedPhase:
+    """One phase in figures: a stage, or "sft" or "grpo" of a student.
+
+    Args:
+        phase: its name.
+        steps: optimiser steps; None while the data do not exist.
+        batch: units per step.
+        unit: "samples", "images" or "questions".
+        forwards: forward passes per step: of each process in a stage, of all processes together for a student.
+        learning_rate: peak.
+    """
+
+    phase: str
+    steps: int | None
+    batch: int
+    unit: str
+    forwards: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A run in figures.
 
     Args:
-        stage: row of the stage table.
         base_weights: of the base model.
         trained: weights that train, by part.
-        memory_gb: frozen and trained weights, gradients and optimiser state in GB (10^9 bytes), without activations.
-        samples: to train on; None when the labels are not there yet.
-        steps: optimiser steps; None likewise.
-        parts: forward passes of each process per step.
+        memory_gb: weights, gradients and optimiser state in GB (10^9 bytes), without activations.
+        samples: labels or questions to train on; None while the data do not exist, as the next three.
+        images: of a student's data.
+        negatives: questions of a student's data whose target is absent.
+        held_out: questions of a student's data to validate with.
+        phases: in order.
     """
 
-    stage: str
     base_weights: int
     trained: dict[str, int]
     memory_gb: float
     samples: int | None
-    steps: int | None
-    parts: int
+    images: int | None
+    negatives: int | None
+    held_out: int | None
+    phases: tuple[PlannedPhase, ...]
 
     @property
     def trained_weights(self) -> int:
@@ -118,28 +152,76 @@ class Plan:
         return sum(self.trained.values())
 
 
-def make_plan(recipe: StageRecipe, stage: str, sizes: Sizes, samples: int | None, processes: int = 1) -> Plan:
-    """The figures of a run.
+def plan_stage(recipe: StageRecipe, stage: str, sizes: Sizes, samples: int | None, *, processes: int = 1) -> Plan:
+    """The figures of a stage.
 
     Args:
-        recipe: what is to be done.
+        recipe: its settings.
         stage: row of the stage table.
         sizes: of the base.
-        samples: to train on; None when not known.
+        samples: to train on; None if not known.
         processes: that share a batch.
     """
     from qzoom.training.loop import steps_of
 
-    trained = sizes.trained(stage, recipe.branch_layers)
-    if recipe.lora_rank and stage == "answers":
-        trained = {"layers": sizes.layers * _lora(sizes, recipe.lora_rank)}
+    trained = {str(part): count for part, count in sizes.trained(stage, recipe.branch_layers).items()}
+    lora = bool(recipe.lora_rank) and stage == "answers"
+    if lora:
+        trained = {"layers": sizes.layers * sizes.lora_layer(recipe.lora_rank)}
     moving = sum(trained.values())
-    frozen_bytes = 2 if frozen_in_bfloat16(recipe, stage) else 4
-    frozen = sizes.base - (moving if stage == "answers" and not recipe.lora_rank else 0)
-    memory = frozen * frozen_bytes + moving * (4 + 4 + 8)
+    frozen = sizes.base - (moving if stage == "answers" and not lora else 0)
+    memory = _memory_gb(frozen, moving, half=frozen_in_bfloat16(recipe, stage))
     steps = steps_of(recipe, samples) if samples else recipe.steps or None
-    parts = math.ceil(recipe.batch / processes / recipe.micro_batch)
-    return Plan(stage, sizes.base, {str(k): v for k, v in trained.items()}, memory / 1e9, samples, steps, parts)
+    forwards = math.ceil(recipe.batch / processes / recipe.micro_batch)
+    phase = PlannedPhase(stage, steps, recipe.batch, "samples", forwards, recipe.learning_rate)
+    return Plan(sizes.base, trained, memory, samples, None, None, None, (phase,))
+
+
+def plan_student(recipe: StudentRecipe) -> Plan:
+    """The figures of a student's run; data that do not exist yet are no mistake.
+
+    Raises:
+        CheckpointError: a base that is neither on this machine nor in the table of known ones.
+        DataError: data that cannot be used.
+    """
+    from qzoom.training.student.data import read_split
+    from qzoom.training.student.run import steps_of_phase
+
+    sizes, lora = find_sizes(recipe.base), bool(recipe.lora_rank)
+    trained = {"model": sizes.base - (0 if recipe.vision else sizes.vision)}
+    if lora:
+        # the vision tower adds little to the decoder's maps
+        trained = {"layers": sizes.layers * sizes.lora_layer(recipe.lora_rank)}
+    moving = sum(trained.values())
+    memory = _memory_gb(sizes.base - (0 if lora else moving), moving, half=lora and recipe.precision == "bfloat16")
+    split, folder = None, Path(recipe.data).expanduser()
+    if recipe.data and folder.is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            split = read_split(folder, Path(scratch), recipe.validation, recipe.seed)
+    phases = []
+    for name in recipe.phases:
+        settings: Any = getattr(recipe, name)
+        steps = steps_of_phase(recipe, name, split) if split is not None else settings.steps or None
+        total, unit = (settings.batch, "images") if name == "sft" else (settings.batch * settings.group, "questions")
+        phases.append(
+            PlannedPhase(name, steps, settings.batch, unit, total // settings.micro_batch, settings.learning_rate)
+        )
+    train = split.train if split is not None else None
+    return Plan(
+        sizes.base,
+        trained,
+        memory,
+        None if train is None else len(train),
+        None if train is None else len({q.picture for q in train}),
+        None if train is None else sum(q.negative for q in train),
+        None if split is None else len(split.validation),
+        tuple(phases),
+    )
+
+
+def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
+    """GB of frozen weights, and of trained ones with gradient and AdamW's state in float32."""
+    return (frozen * (2 if half else 4) + trained * (4 + 4 + 8)) / 1e9
 
 
 def find_sizes(base: str) -> Sizes:
@@ -201,11 +283,3 @@ def sizes_of(folder: Path) -> Sizes:
         tied=bool(config.tie_word_embeddings),
         vision=sum(weight.numel() for weight in model.model.visual.parameters()),
     )
-
-
-def _lora(sizes: Sizes, rank: int) -> int:
-    """LoRA weights of one layer: all its linear maps."""
-    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    maps = [(sizes.hidden, queries), (sizes.hidden, keys), (sizes.hidden, keys), (queries, sizes.hidden)]
-    maps += [(sizes.hidden, sizes.intermediate)] * 2 + [(sizes.intermediate, sizes.hidden)]
-    return sum(rank * (a + b) for a, b in maps)

@@ -1,4 +1,4 @@
-"""Heads that learn to look at the region: what they are told, and that the loss is the attention itself."""
+"""Attention supervision: which tokens are the region, and that the loss is the attention itself."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 
 from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
-from qzoom.training.student.collate import IGNORE, Collator, Prompter
+from qzoom.training.losses import IGNORE
+from qzoom.training.student.attention import check_supervision, layer_inputs, supervision_loss
+from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import read_split
-from qzoom.training.student.recipe import PointingPart, SftPart
-from qzoom.training.student.run import train_distill
-from qzoom.training.student.schedule import Row
-from qzoom.training.student.sft import check_pointing, pointing_loss, watched_layer
+from qzoom.training.student.recipe import AttentionSupervision, SftSettings
+from qzoom.training.student.run import train_student
+from qzoom.training.student.schedule import ScheduleEntry
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
@@ -26,7 +27,7 @@ def made(data, tmp_path):
     split = read_split(data, tmp_path, 0.0, 0)
     student = engine("qwen3_vl")
     recipe = recipe_of(tmp_path, data, clause=False, styles={"none": 1.0})
-    rows = [Row((0, 1, 2), 0, 0.0, 12), Row((3,), 0, 0.0, 12)]
+    rows = [ScheduleEntry((0, 1, 2), 0, 0.0, 12), ScheduleEntry((3,), 0, 0.0, 12)]
     collator = Collator(Prompter(student, recipe), split.train, rows, masked=True, regions=True)
     return student.backbone.model, collator, student.backbone.image_token_id
 
@@ -35,7 +36,7 @@ def test_a_question_knows_the_visual_tokens_of_its_region(made):
     _, collator, mark = made
     batch = collator([{"row": 0}, {"row": 1}])
     assert batch["regions"].shape[:2] == (2, 3)
-    (sequence,) = collator.sequences(Row((0,), 0, 0.0, 12))
+    (sequence,) = collator.sequences(ScheduleEntry((0,), 0, 0.0, 12))
     rows, columns = sequence.view.cells
     visual = (sequence.ids == mark).nonzero().squeeze(1)
     grid = sequence.regions[0, visual].view(rows, columns)
@@ -49,22 +50,22 @@ def test_a_question_knows_the_visual_tokens_of_its_region(made):
 def test_the_loss_is_the_attention_on_the_region(made):
     model, collator, _ = made
     batch = collator([{"row": 0}, {"row": 1}])
-    given = {name: batch.pop(name) for name in ("regions", "branch")}
+    given = {name: batch.pop(name) for name in ("regions", "segment")}
     labels = batch.pop("labels")
     before = model.config.text_config._attn_implementation
     model.config.text_config._attn_implementation = "eager"
     mask = torch.where(batch["attention_mask"], 0.0, torch.finfo(torch.float32).min)
     layer = model.model.language_model.layers[LAYER]
     try:
-        with watched_layer(layer) as seen, torch.no_grad():
+        with layer_inputs(layer) as seen, torch.no_grad():
             found = model(**batch | {"attention_mask": mask}, output_attentions=True, use_cache=False)
-            loss = pointing_loss(layer, seen, labels, given, HEADS)
+            loss = supervision_loss(layer, seen, labels, given, HEADS)
     finally:
         model.config.text_config._attn_implementation = before
     wanted = 0.0
     for row, places in enumerate(labels):
         for place in (places != IGNORE).nonzero().squeeze(1).tolist():
-            target = given["regions"][row, given["branch"][row, place - 1] - 1]
+            target = given["regions"][row, given["segment"][row, place - 1] - 1]
             shares = found.attentions[LAYER][row, list(HEADS), place - 1][:, target].sum(-1)
             wanted -= float(shares.log().mean())
     assert float(loss) == pytest.approx(wanted, rel=1e-4)
@@ -76,10 +77,10 @@ def losses(folder):
 
 
 def run(student, data, folder, weight, micro_batch=2, steps=1):
-    pointing = PointingPart(weight, LAYER, HEADS)
-    sft = SftPart(3e-3, "constant", 0.0, 4, micro_batch, steps=steps)
+    supervision = AttentionSupervision(weight, LAYER, HEADS)
+    sft = SftSettings(3e-3, "constant", 0.0, 4, micro_batch, steps=steps)
     fade = ShareSchedule(0.0, 0.0, "constant")
-    train_distill(recipe_of(student, data, sft=sft, pointing=pointing, fade=fade), folder)
+    train_student(recipe_of(student, data, sft=sft, attention_supervision=supervision, fade=fade), folder)
     return losses(folder)
 
 
@@ -103,17 +104,17 @@ def test_heads_learn_to_look(student, data, tmp_path):
 @pytest.mark.parametrize(
     ("family", "part", "words"),
     [
-        ("qwen2_5_vl", PointingPart(0.1), "pointing works for Qwen3-VL students, not qwen2_5_vl"),
-        ("qwen3_vl", PointingPart(0.1, 99), "layer 99 is outside"),
-        ("qwen3_vl", PointingPart(0.1, 0, (99,)), "head 99 is outside"),
+        ("qwen2_5_vl", AttentionSupervision(0.1), "not implemented for students of type qwen2_5_vl"),
+        ("qwen3_vl", AttentionSupervision(0.1, 99), "layer 99 is outside"),
+        ("qwen3_vl", AttentionSupervision(0.1, 0, (99,)), "head 99 is outside"),
     ],
 )
-def test_what_cannot_point_is_refused(family, part, words):
+def test_what_cannot_be_supervised_is_refused(family, part, words):
     with pytest.raises(ConfigError, match=words):
-        check_pointing(engine(family).backbone.model, part)
-    check_pointing(engine(family).backbone.model, PointingPart(0.0, 99))
+        check_supervision(engine(family).backbone, part)
+    check_supervision(engine(family).backbone, AttentionSupervision(0.0, 99))
 
 
 def test_heads_must_be_numbers():
     with pytest.raises(ConfigError, match="heads must be a list"):
-        PointingPart(heads=())
+        AttentionSupervision(heads=())

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from qzoom.errors import ConfigError
-from qzoom.training.student.recipe import SftPart
-from qzoom.training.student.sft import MuonWithAdamW, make_optimizer
+from qzoom.training.optim import MuonWithAdamW
+from qzoom.training.student.recipe import SftSettings
+from qzoom.training.student.sft import make_optimizer
 
 
 class Small(nn.Module):
@@ -25,7 +26,7 @@ class Small(nn.Module):
         return self.norm(self.frozen(self.inner(self.embed(ids)))).square().mean() + self.inner(self.embed(ids)).sum()
 
 
-PART = SftPart(optimizer="muon", learning_rate=1e-2, betas=(0.9, 0.98), weight_decay=0.1)
+PART = SftSettings(optimizer="muon", learning_rate=1e-2, betas=(0.9, 0.98), weight_decay=0.1)
 
 
 def step(model, *optimizers):
@@ -36,9 +37,9 @@ def step(model, *optimizers):
 
 
 def test_adamw_is_left_to_the_trainer():
-    assert make_optimizer(Small(), SftPart()) is None
+    assert make_optimizer(Small(), SftSettings()) is None
     with pytest.raises(ConfigError, match="optimizer"):
-        SftPart(optimizer="lion")
+        SftSettings(optimizer="lion")
 
 
 def test_steps_are_those_of_muon_and_adamw_alone():
