@@ -38,10 +38,10 @@ _COMMANDS: dict[str, Any] = {
     "train": {
         "base": ("train:base", "Train the embedded base model."),
         "average": ("train:average", "Write the mean of models."),
-        "regions": ("train_stages:regions", "Train the region branch (stages 1 and 2.5)."),
-        "answers": ("train_stages:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
-        "gate": ("train_stages:gate", "Train the gate (stage 3)."),
-        "student": ("train_stages:student", "Train on distilled questions: supervised, reinforced, or both."),
+        "regions": ("train:regions", "Train the region branch (stages 1 and 2.5)."),
+        "answers": ("train:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
+        "gate": ("train:gate", "Train the gate (stage 3)."),
+        "student": ("train:student", "Train on distilled questions: supervised, reinforced, or both."),
     },
     "label": {
         "regions": ("label:regions", "Label where the model's own answers look, or from known boxes (stage 1)."),
