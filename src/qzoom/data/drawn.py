@@ -14,7 +14,7 @@ from qzoom.data.samples import EvalQuestion, EvalSample
 from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qzoom.data.synthetic.records import SyntheticSample
+    from qzoom.data.synthetic.page import SyntheticSample
 
 __all__ = ["SYNTHETIC_TASKS", "SyntheticTask", "open_synthetic"]
 
@@ -47,7 +47,7 @@ class SyntheticTask:
 
     def sample(self, index: int) -> EvalSample:
         """Draw one picture."""
-        from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+        from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
         drawn = _renderer(self.name)(HELD_OUT_SEEDS[self.first + index])
         whole = (0, 0, *drawn.image.size)
@@ -76,7 +76,7 @@ def open_synthetic(name: str, seed: int, count: int) -> SyntheticTask:
     Raises:
         ConfigError: numbers outside the held-out range.
     """
-    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     room = len(HELD_OUT_SEEDS)
     if seed < 0 or count < 1 or seed + count > room:

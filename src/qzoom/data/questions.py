@@ -262,7 +262,7 @@ def drawn_numbers(kind: str, rest: str) -> range:
     Raises:
         ConfigError: it means nothing, or reaches into the seeds kept for evaluation.
     """
-    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     parts = rest.split(":")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts) or int(parts[1]) < 1:

@@ -68,12 +68,11 @@ class Loaded:
     known: Known
 
 
-def list_sources(names: Sequence[str], base: Path | None = None) -> list[ImageSource]:
+def list_sources(names: Sequence[str]) -> list[ImageSource]:
     """All images of a recipe in its order, folders sorted by path.
 
     Args:
         names: folders, JSONL question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
-        base: folder that relative paths start from; None for the working folder.
 
     Raises:
         ConfigError: a name that means nothing, or a folder without pictures.
@@ -85,9 +84,8 @@ def list_sources(names: Sequence[str], base: Path | None = None) -> list[ImageSo
         if kind in DRAWN and rest:
             out += [ImageSource(f"{kind}:{number}", "", kind) for number in drawn_numbers(kind, rest)]
         elif kind == "receipts" and rest:
-            folder, _, split = rest.rpartition(":")
-            out += _with_questions(f"receipts:{_below(base, folder)}:{split}" if folder else name)
-        elif (path := _below(base, name)).is_dir():
+            out += _with_questions(name)
+        elif (path := Path(name)).is_dir():
             out += _folder(path)
         elif path.is_file():
             out += _with_questions(str(path))
@@ -138,11 +136,6 @@ def picture_digest(image: PIL.Image.Image) -> str:
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
     digest.update(pixels.data)
     return digest.hexdigest()[:20]
-
-
-def _below(base: Path | None, name: str) -> Path:
-    path = Path(name)
-    return path if base is None or path.is_absolute() else base / path
 
 
 def _folder(folder: Path) -> Iterator[ImageSource]:
