@@ -1,4 +1,4 @@
-"""`qzoom train`: the stages regions, answers and gate, each from records to a model, the student, the embedded model."""
+"""`qzoom train`: the stages regions, answers and gate, the student, and the embedded model, each from a recipe."""
 
 from __future__ import annotations
 
