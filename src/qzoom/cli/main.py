@@ -135,7 +135,7 @@ for _name, _help in _GROUPS.items():
     app.add_typer(typer.Typer(cls=_Group, callback=lambda: None, no_args_is_help=True, help=_help), name=_name)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: object) -> None:
     if wanted:
         print(f"qzoom {__version__}")
         raise typer.Exit
@@ -143,6 +143,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    *,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
