@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,16 +185,11 @@ class Views:
     """What a step may look at: images, decoded once while their items are worked on. Threads may share it.
 
     Images are shared: draw on copies.
-
-    Args:
-        capacity: decoded images kept at once.
     """
 
-    def __init__(self, capacity: int = 4) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._questions: dict[str, tuple[KnownQuestion, ...]] = {}
-        self._kept: OrderedDict[str, Loaded] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open: dict[str, Loaded] = {}
 
     def whole(self, item: Item) -> PIL.Image.Image:
         """The whole image, RGB, upright.
@@ -235,32 +228,19 @@ class Views:
             questions: that come with it.
             loaded: its pixels, when it was just opened.
         """
-        with self._lock:
-            self._questions[picture.digest] = tuple(questions)
+        self._questions[picture.digest] = tuple(questions)
         if loaded is not None:
-            self._keep(picture, loaded)
+            self._open[picture.digest] = loaded
         try:
             yield
         finally:
-            with self._lock:
-                self._questions.pop(picture.digest, None)
-                self._kept.pop(picture.digest, None)
-
-    def _keep(self, picture: ImageRef, loaded: Loaded) -> None:
-        with self._lock:
-            self._kept[picture.digest] = loaded
-            self._kept.move_to_end(picture.digest)
-            while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
+            self._questions.pop(picture.digest, None)
+            self._open.pop(picture.digest, None)
 
     def _loaded(self, picture: ImageRef) -> Loaded:
-        with self._lock:
-            loaded = self._kept.get(picture.digest)
-            if loaded is not None:
-                self._kept.move_to_end(picture.digest)
+        loaded = self._open.get(picture.digest)
         if loaded is None:
-            loaded = load_source(picture.source, picture.root)
-            self._keep(picture, loaded)
+            loaded = self._open[picture.digest] = load_source(picture.source, picture.root)
         if loaded.image.size != (picture.width, picture.height):
             raise DataError(
                 f"The picture {picture.source} was changed while the run went on; start it again, so that it is read "

@@ -104,7 +104,12 @@ def _stamp(page: Page, rng: np.random.Generator) -> str:
 def _question(page: Page, answer: PrintedAnswer, rng: np.random.Generator | None) -> SyntheticQuestion:
     boxes = tuple(_union(spans_boxes(page.lines, spelling)) for spelling in answer.spellings)
     return SyntheticQuestion(
-        answer.field, ask(answer.field, rng, **answer.names), answer.text, boxes, answer.easy, answer.spellings[0]
+        answer.field,
+        ask(answer.field, rng, **answer.names),
+        answer.text,
+        boxes,
+        answer.easy,
+        spans=answer.spellings[0],
     )
 
 
@@ -290,7 +295,7 @@ def _free(
         line = page.print(2 + rng.uniform(0, free), max(0.0, top), text, path, fitted, fill=ink)
         span = TextSpan(line, 0, len(text))
         asked = ask("text", rng) if count == 1 else ask("line", rng, n=str(number + 1))
-        questions.append(SyntheticQuestion("text", asked, text, (span_box(page.lines, span),), False, (span,)))
+        questions.append(SyntheticQuestion("text", asked, text, (span_box(page.lines, span),), False, spans=(span,)))
     return questions
 
 
@@ -319,5 +324,7 @@ def _rows(
         answer = texts.bare_amount(value)
         span = TextSpan(line, len(value) - len(answer), len(value))
         asked = ask("value", rng, name=name.lower())
-        questions.append(SyntheticQuestion(name.lower(), asked, answer, (span_box(page.lines, span),), False, (span,)))
+        questions.append(
+            SyntheticQuestion(name.lower(), asked, answer, (span_box(page.lines, span),), False, spans=(span,))
+        )
     return questions

@@ -23,6 +23,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from qzoom.data.samples import SampleQuestion
+
 __all__ = [
     "HELD_OUT_SEEDS",
     "TRAIN_SEEDS",
@@ -81,18 +83,13 @@ class TextSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class SyntheticQuestion:
-    """A question about a synthetic picture.
+class SyntheticQuestion(SampleQuestion):
+    """A question about a drawn picture; `boxes` are all places that hold the answer.
 
-    `boxes` are all places that hold the answer; `spans` the printed characters that spell it, in order, when the
-    answer is printed as it stands (empty otherwise). `easy`: the coarse look should be enough.
+    Args:
+        spans: the printed characters that spell the answer, in order, when it is printed as it stands; else empty.
     """
 
-    field: str
-    question: str
-    answer: str
-    boxes: tuple[tuple[int, int, int, int], ...]
-    easy: bool
     spans: tuple[TextSpan, ...] = ()
 
 

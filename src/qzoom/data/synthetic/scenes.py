@@ -172,7 +172,7 @@ def _questions(
         thing = things[int(index)]
         box = span_box(page.lines, thing.span)
         asked = ask("code", wording, colour=thing.colour, shape=thing.shape)
-        questions.append(SyntheticQuestion("code", asked, thing.code, (box,), False, (thing.span,)))
+        questions.append(SyntheticQuestion("code", asked, thing.code, (box,), False, spans=(thing.span,)))
     thing = things[int(rng.integers(len(things)))]
     asked = ask("colour_of", wording, shape=thing.shape, code=thing.code)
     questions.append(SyntheticQuestion("colour_of", asked, thing.colour, (thing.box,), False))
