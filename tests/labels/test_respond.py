@@ -8,9 +8,9 @@ from PIL import Image
 
 from qzoom.config import TokenBudget
 from qzoom.engine.attention import response_attention
-from qzoom.engine.batch import prefill
-from qzoom.engine.generate import DecodeBatch, Stopwatch
-from qzoom.engine.perceive import look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, prefill
+from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.prompt import VisualSpan
 from qzoom.labels.respond import sink_cells
 from qzoom.types import SamplingParams
@@ -29,7 +29,7 @@ def answered(engine):
         sampling=SamplingParams(max_new_tokens=5),
     )
     clock = Stopwatch(engine.backbone.device)
-    looks = look(engine, [asked], clock)
+    looks = coarse_pass(engine, [asked], clock)
     rows = prefill(engine, looks, clock)
     cache = rows[0].cache
     batch = DecodeBatch(engine.backbone, eos_ids=())

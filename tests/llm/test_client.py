@@ -64,6 +64,17 @@ def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert stub.headers[0]["authorization"] == "Bearer secret"
 
 
+def test_keys_meant_for_another_api_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "another-secret")
+    stub = Stub(always("A4"))
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        client.check()
+        client.call(chat())
+    assert "authorization" not in stub.headers[0]
+    assert "another-secret" not in str(stub.headers)
+
+
 def test_nothing_is_paid_twice(tmp_path: Path) -> None:
     stub = Stub(always("A4"))
     with serve(stub) as url:

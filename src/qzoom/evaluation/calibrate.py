@@ -22,7 +22,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import ZoomConfig
-from qzoom.data.questions import UserQuestions
+from qzoom.data.questions import QuestionTask
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run, weights_digest
@@ -261,7 +261,7 @@ class _Questions:
     """The questions and how they are asked; arguments as in `calibrate`."""
 
     model: QZoom
-    questions: UserQuestions
+    questions: QuestionTask
     options: EvalOptions
     keep: Path | None
     on_picture: Callable[[str, int, int], None] | None
@@ -294,7 +294,7 @@ class _Questions:
 
 def calibrate(
     model: QZoom,
-    questions: UserQuestions,
+    questions: QuestionTask,
     goal: CalibrationGoal,
     options: EvalOptions | None = None,
     *,
@@ -363,7 +363,7 @@ def calibrate(
 
 
 def pair_answers(
-    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: UserQuestions
+    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: QuestionTask
 ) -> tuple[list[PairedAnswers], int]:
     """Pair both answers to every question.
 
@@ -419,6 +419,6 @@ def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow
     return {"threshold": point.threshold, "share_zoomed": round(point.share_zoomed, 6)}
 
 
-def _is_right(row: AnswerRow, questions: UserQuestions) -> bool:
+def _is_right(row: AnswerRow, questions: QuestionTask) -> bool:
     answers = questions.answers[row.picture, row.index]
     return row.error is None and any(exact_match(row.prediction, answer) for answer in answers)

@@ -260,7 +260,7 @@ def _prompt(model: QZoom, question: str) -> str:
     from qzoom.engine.chat import read_conversation
 
     try:
-        ids = model._chat.encode(read_conversation([None], question))
+        ids = model.chat.encode(read_conversation([None], question))
     except QZoomError:
         return ""
     return str(model.engine.backbone.tokenizer.decode(ids, skip_special_tokens=False))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from qzoom.config import TokenBudget
 from qzoom.engine.attention import ResponseAttention, response_attention
-from qzoom.engine.batch import prefill
 from qzoom.engine.cache import KVCache
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.generate import DecodeBatch, Stopwatch
-from qzoom.engine.perceive import look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, prefill
+from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.prompt import VisualSpan
 from qzoom.engine.request import Options, make_request
 from qzoom.engine.session import prefill_prefix
@@ -122,7 +122,7 @@ def generate(
         for text in questions
     ]
     clock = Stopwatch(engine.backbone.device)
-    looks = look(plain, requests, clock)
+    looks = coarse_pass(plain, requests, clock)
     rows = prefill(plain, looks, clock)
     caches = tuple(row.cache for row in rows)
     batch = DecodeBatch(engine.backbone)

@@ -6,6 +6,7 @@ never becomes a vote. Replies are cached by `qzoom.llm`, so that nothing is aske
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -61,16 +62,17 @@ class Judge:
 
     Args:
         client: of the endpoint.
+        folder: temporary, removed by `close`.
 
     Attributes:
         reasons: why questions could not be judged, one entry each.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self.client = client
         self.reasons: list[str] = []
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = folder
 
     @property
     def name(self) -> str:
@@ -133,13 +135,13 @@ def open_judge(endpoint: EndpointSettings, calls: CallSettings = JUDGE_CALLS, ca
         calls: retries and budget.
         cache: SQLite file of paid calls; None keeps none beyond `close`.
     """
-    folder = None if cache is not None else tempfile.TemporaryDirectory(prefix="qzoom-judge-")
-    path = cache if cache is not None else Path(folder.name) / CACHE  # type: ignore[union-attr]
+    folder = None
+    if cache is None:
+        folder = tempfile.TemporaryDirectory(prefix="qzoom-judge-")
+        cache = Path(folder.name) / CACHE
     sampling = Sampling(temperature=0.0, top_p=None, max_tokens=8, send_seed=False)
-    judge = Judge(Client("judge", endpoint.model, [endpoint], sampling, SharedClient(CallCache(path), calls)))
-    judge.client.give_up = 0
-    judge._folder = folder
-    return judge
+    shared = SharedClient(CallCache(cache), dataclasses.replace(calls, give_up=0))
+    return Judge(Client("judge", endpoint.model, [endpoint], sampling, shared), folder)
 
 
 def same_texts(question: str, first: str, second: str) -> tuple[str, dict[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
-from qzoom.engine.lru import LRUCache
+from qzoom.engine.cache import LRUCache
 from qzoom.engine.request import Request, share_tokens
 from qzoom.errors import BudgetError, ImageError
 from qzoom.images.fetch import FetchPolicy, fetch_image

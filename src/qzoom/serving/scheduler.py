@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated
 
-from qzoom.engine.batch import ContinuousBatch, KeyedEvent
+from qzoom.engine.batch import ContinuousBatch
+from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.request import Request, check_requests, coarse_budget
 from qzoom.errors import DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
@@ -251,7 +252,7 @@ class Scheduler:
             most = min(short, len(self._ready), _PREEMPTED * self.limits.slots - preempted)
             for handle in spent[: max(0, most)]:
                 handle.slice_start = self._batch.tokens(handle.key)
-                self._batch.park(handle.key)
+                self._batch.preempt(handle.key)
                 del self._active[handle.key]
                 self._ready.append(handle)
 
@@ -310,7 +311,7 @@ class Scheduler:
             failure = InternalError("The server failed while it answered; its log says more.")
         for handle in handles:
             self._end(handle, failure)
-            self._batch.forget(handle.key)
+            self._batch.abort(handle.key)
 
     def _deliver(self, events: Iterable[KeyedEvent]) -> None:
         for key, event in events:

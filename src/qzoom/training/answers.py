@@ -6,6 +6,7 @@ probability a random one; where the branch proposes none, the random one is take
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import random
@@ -20,12 +21,12 @@ from torch import Tensor
 from qzoom.config import TokenBudget
 from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.perceive import region_maps
+from qzoom.engine.perceive import propose_boxes, region_maps
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine, State, advance_region, advance_shared
 from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.errors import ConfigError, DataError
-from qzoom.heads.boxes import CellBox, boxes_from_maps, cells_to_pixels
+from qzoom.heads.boxes import CellBox, map_box
 from qzoom.labels.hard_cases import ZoomEffect, current_verdicts, zoom_effect
 from qzoom.labels.respond import prepare_image
 from qzoom.store.schema import Question, Verdict
@@ -121,26 +122,13 @@ class AnswerTask:
         recipe, config = self._recipe, engine.config
         if rng.random() >= recipe.random_box:
             (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, asked)]))
-            found = boxes_from_maps(
-                [m.blurred for m in region_maps(engine, state)],
-                [size_px],
-                threshold=config.region_threshold,
-                rule=config.box,
-                token_px=engine.backbone.token_px,
-            )
+            found = propose_boxes(engine, region_maps(engine, state), [size_px])
             if found:
                 return found[0].cells, found[0].box
         grid = asked.spans[0].features.grid
         cells = random_cells(grid, recipe.random_side, rng)
-        box = cells_to_pixels(
-            cells,
-            grid,
-            size_px,
-            min_side_px=config.box.min_side_px,
-            scaling=config.box.scaling,
-            token_px=engine.backbone.token_px,
-        )
-        return cells, box
+        rule = dataclasses.replace(config.box, margin_cells=0.0)
+        return cells, map_box(cells, grid, size_px, rule=rule, token_px=engine.backbone.token_px).box
 
     def _coarse_tokens(self) -> int:
         settings = self.stores[0].settings

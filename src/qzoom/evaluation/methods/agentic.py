@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qzoom.engine.batch import prefill
+from qzoom.engine.generate import prefill
 from qzoom.engine.request import Options
 from qzoom.evaluation.methods.base import Method, box_on, decode_row, start
 from qzoom.types import Answer, Box, GateDecision

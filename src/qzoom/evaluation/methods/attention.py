@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzoom.engine.attention import response_attention
-from qzoom.engine.batch import prefill
+from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.request import Options
 from qzoom.errors import DataError

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qzoom.engine.batch import prefill
+from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import propose
 from qzoom.engine.request import Options, check_heads
 from qzoom.errors import ConfigError
@@ -96,8 +96,7 @@ class ConfidenceGate(Method):
         gate = GateDecision(score, threshold, score >= threshold)
         if not gate.zoomed:
             return reading.answer_coarse(gate, row)
-        with reading.clock.step("region"):
-            proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)])[0]
+        proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)], reading.clock)[0]
         if not proposed.boxes:
             return reading.answer_coarse(proposed.gate, row)
         reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)
