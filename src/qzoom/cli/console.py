@@ -6,6 +6,7 @@ Scripts read standard output, people read both; `--quiet` silences standard erro
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import unicodedata
@@ -43,6 +44,10 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        if quiet:  # read when the libraries are imported
+            for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+                os.environ.setdefault(name, "1")
+            os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
     @property
     def live(self) -> bool:

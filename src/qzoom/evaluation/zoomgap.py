@@ -22,7 +22,7 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
-from qzoom.scoring.intervals import bootstrap, interval_of
+from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 from qzoom.scoring.metrics import normalise
 
 if TYPE_CHECKING:
@@ -96,16 +96,8 @@ def _paired(pairs: Sequence[tuple[ScoredQuestion, ScoredQuestion]], value: Any, 
     """Both means, their difference and its interval; None without pairs."""
     if not pairs:
         return None
-    scores = np.array([[value(item) for item in side] for side in zip(*pairs, strict=True)])
-    drawn = bootstrap(scores, [first.picture for first, _ in pairs], seed)
-    this, other = (float(mean) for mean in scores.mean(1))
-    return {
-        "n": len(pairs),
-        "this": this,
-        "other": other,
-        "difference": this - other,
-        "interval": list(interval_of(drawn[0] - drawn[1])),
-    }
+    this, other = ([value(item) for item in side] for side in zip(*pairs, strict=True))
+    return {"n": len(pairs)} | paired_difference(this, other, [first.picture for first, _ in pairs], seed)
 
 
 Variant = Literal["strict", "harness"]

@@ -18,8 +18,11 @@ import binascii
 import hashlib
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +321,8 @@ def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> TableTa
 
 def _load(path: str, shown: str, **how: Any) -> Any:
     datasets = _datasets()
+    if "data_files" in how and not _writable(Path(datasets.config.HF_DATASETS_CACHE)):
+        how["cache_dir"] = _temporary_cache().name
     try:
         return _undecoded(datasets.load_dataset(path, **how))
     except Exception as error:
@@ -326,6 +331,19 @@ def _load(path: str, shown: str, **how: Any) -> Any:
             f"The table {shown!r} could not be opened ({type(error).__name__}: {reason:.200}); check its name, the "
             "split and the network, or name a local folder with --data."
         ) from error
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, or into one that it would be made in."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+@cache
+def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """A cache of this process alone, removed when it ends."""
+    return tempfile.TemporaryDirectory(prefix="qzoom-datasets-")
 
 
 def _from_disk(folder: Path) -> Any:
