@@ -1,7 +1,7 @@
 """Stage 2: the decoder learns to answer from the coarse view and the region together (docs/method.md 6).
 
-The target is the answer that was right: for hard cases that of the coarse pass. The region is the branch's, or sometimes
-a random one; if the branch proposes none, a random one is taken.
+The target is the answer that was right: for hard cases that of the coarse pass. The region is the branch's, or at times
+random; if the branch proposes none, it is random.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qzoom.store.schema import Question, Verdict
 from qzoom.training.forward import hidden_states
 from qzoom.training.losses import IGNORE, answer_loss
 from qzoom.training.samples import SampleUse, StageTask, question_of, sample_digest
-from qzoom.training.stages import StageRecipe
+from qzoom.training.stages import KINDS, StageRecipe
 from qzoom.types import Box
 
 __all__ = ["AnswerTask", "random_cells"]
@@ -147,13 +147,13 @@ def random_cells(grid: tuple[int, int], side: tuple[float, float], rng: random.R
 def _mixed(
     found: dict[ZoomEffect, list[tuple[Question, Verdict]]], recipe: StageRecipe
 ) -> list[tuple[Question, Verdict]]:
-    """All hard cases, and of the other kinds as many for each as the mixture says."""
+    """All hard cases, and of the other kinds as many per hard case as the mixture says, in the order of `KINDS`."""
     if not recipe.mixture.get("hard"):
         raise ConfigError("mixture must name hard cases, to which the other shares are relative.")
     out: list[tuple[Question, Verdict]] = []
     hard = len(found.get("hard", []))
     rng = random.Random(recipe.seed)
-    for kind, share in sorted(recipe.mixture.items()):
+    for kind, share in ((kind, recipe.mixture[kind]) for kind in KINDS if kind in recipe.mixture):
         items = found.get(kind, [])  # type: ignore[call-overload]
         count = len(items) if kind == "hard" else min(len(items), round(share * hard))
         out += items if count == len(items) else rng.sample(items, count)

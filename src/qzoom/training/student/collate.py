@@ -103,9 +103,7 @@ class Prompter:
         self.engine = engine
         self.recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._cache = LRUCache[PIL.Image.Image](
-            int(recipe.cache_gb * 1e9), lambda image: image.width * image.height * 3
-        )
+        self._cache: LRUCache[PIL.Image.Image] = LRUCache(int(recipe.cache_gb * 1e9), _bytes_of)
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def budget_of(self, tokens: int) -> TokenBudget:
@@ -215,6 +213,10 @@ class Prompter:
         if picture.size == target:
             return picture
         return picture.resize(target, Image.Resampling(int(backbone.image_processor.resample)))
+
+
+def _bytes_of(image: PIL.Image.Image) -> int:
+    return image.width * image.height * 3
 
 
 _SOURCE = object()
