@@ -34,7 +34,7 @@ def point_of(look: Look, rows: Sequence[AnswerRow], run: Run) -> Point:
     from qzoom.evaluation.score import row_score
 
     costs = [cost for row in rows if (cost := run.gflops(row)) is not None]
-    tokens = [row.usage.coarse_tokens + row.usage.region_tokens for row in rows if row.error is None]
+    tokens = [row.visual_tokens for row in rows if row.error is None]
     return Point(
         look.coarse,
         look.region,

@@ -161,7 +161,8 @@ def test_other_answers_are_scored_anew(evaluate, here, data, tmp_path):
     output.write_text("\n".join([lines[0], json.dumps(group), *lines[2:]]) + "\n", encoding="utf-8")
     again = json.loads(here("eval", "--rescore", output, "--json").out)
     assert again["exact_match"] == {"total": 1.0, "date": 0.0, "company": 0.0, "all": pytest.approx(1 / 3)}
-    for name, text, said in (("none.jsonl", None, "cannot be read"), ("notes.jsonl", "hello\n", "does not start")):
+    wrong = (("none.jsonl", None, "no such file or folder"), ("notes.jsonl", "hello\n", "does not start"))
+    for name, text, said in wrong:
         if text:
             (tmp_path / name).write_text(text, encoding="utf-8")
         refused = here("eval", "--rescore", tmp_path / name)

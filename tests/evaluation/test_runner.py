@@ -9,7 +9,7 @@ import torch
 from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.questions import read_receipts
-from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample
+from qzoom.data.samples import AnswerRow, Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, HeadsMissingError, QZoomError
 from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run, weights_digest
 from qzoom.evaluation.score import score
@@ -195,7 +195,7 @@ def test_one_damaged_picture_does_not_spoil_its_batch(task):
 
 
 def test_unusable_samples_stay_in_place():
-    broken = EvalSample("x", None, (0, 0), (EvalQuestion("f", "Q?", "A"),), "no such row")
+    broken = Sample("x", None, (0, 0), (SampleQuestion("f", "Q?", "A"),), "no such row")
     rows = ask_many(model(), [broken, broken], SHORT)
     assert [[row.error for row in one] for one in rows] == [["no such row"]] * 2
     assert rows[0][0].prompt == ""
@@ -222,6 +222,8 @@ def test_methods_set_how_it_looks(task):
     assert not any(row.zoomed for row in plain)
     centre = run(model(heads=False), task, dataclasses.replace(SHORT, method="centre"), limit=1)
     assert all(row.zoomed and row.error is None for row in centre)
+    agentic = run(model(heads=False), task, dataclasses.replace(SHORT, method="agentic"), limit=1)
+    assert all(row.extra["prompt_tokens"] > row.usage.coarse_tokens for row in agentic)  # its first round is paid too
     assert EvalOptions(method="plain").zoom_mode == "never"
     assert EvalOptions(method="always", zoom="never").zoom_mode == "always"
     assert EvalOptions(method="centre").zoom_mode == "always"

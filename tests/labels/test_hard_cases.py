@@ -15,7 +15,7 @@ from qzoom.scoring.judge import open_judge
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
-from tests.scoring.judge_server import Script, serve
+from tests.llm.stub import Stub, in_turn, serve
 from tests.tiny_models import build_engine, picture
 
 RECIPE = HardCaseRecipe(coarse_tokens=16, region_tokens=16, max_new_tokens=4)
@@ -86,32 +86,32 @@ def says(body):
 
 
 def test_the_judge_decides_what_is_open_and_only_that(folder):
-    script = Script(says)
+    script = Stub(in_turn(says))
     with serve(script) as url:
         judge_undecided(folder, judge_at(url), parallel=2)
         report = hard_case_report(folder)
         assert (report.hard, report.both_right, report.undecided) == (2, 2, 0)
-        assert len(script.asked) == 3  # two answers, and one whose other the rules had decided
+        assert len(script.bodies) == 3  # two answers, and one whose other the rules had decided
         judge_undecided(folder, judge_at(url))
-        assert len(script.asked) == 3
+        assert len(script.bodies) == 3
     judged = [v for v in current_verdicts(RecordStore(folder)) if v.by == "judge"]
     assert [(v.coarse_right, v.zoomed_right) for v in judged] == [(True, False), (True, True)]
 
 
 def test_failures_stay_open_are_counted_and_tried_again(folder):
-    with serve(Script("perhaps")) as url:
+    with serve(Stub(in_turn("perhaps"))) as url:
         judge = judge_at(url, retries=0)
         judge_undecided(folder, judge)
         report = hard_case_report(folder, judge)
     assert (report.undecided, report.judge_failures) == (2, 2)
     assert "neither yes nor no" in report.reasons[0]
-    with serve(Script(says)) as url:
+    with serve(Stub(in_turn(says))) as url:
         judge_undecided(folder, judge_at(url))
     assert hard_case_report(folder).undecided == 0
 
 
 def test_a_spent_budget_keeps_what_was_judged(folder):
-    with serve(Script(says)) as url:
+    with serve(Stub(in_turn(says))) as url:
         with pytest.raises(BudgetSpentError):
             judge_undecided(folder, judge_at(url, budget_requests=2), parallel=1)
         assert hard_case_report(folder).undecided == 1
@@ -120,7 +120,7 @@ def test_a_spent_budget_keeps_what_was_judged(folder):
 
 
 def test_a_refused_key_stops_the_run(folder):
-    with serve(Script((401,))) as url, pytest.raises(EndpointError, match="refuses the key"):
+    with serve(Stub(in_turn((401, {})))) as url, pytest.raises(EndpointError, match="refuses the key"):
         judge_undecided(folder, judge_at(url))
     assert hard_case_report(folder).undecided == 2
 

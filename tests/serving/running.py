@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from qzoom import QZoom
 from qzoom.serving.server import DrainingServer, bind
-from qzoom.serving.service import ServerSettings, Service
+from qzoom.serving.service import Service
+from qzoom.serving.settings import ServerSettings
 
 __all__ = ["Site", "chat", "data_url", "idle", "image_part", "page", "running", "user", "wait_until"]
 

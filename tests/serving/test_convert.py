@@ -19,9 +19,8 @@ from qzoom.images.fetch import FetchPolicy
 from qzoom.images.limits import ImageLimits
 from qzoom.serving.convert import Converter, PictureCache, most_demanding
 from qzoom.serving.errors import ApiError
-from qzoom.serving.limits import ServerLimits
 from qzoom.serving.protocol import ChatRequest, validate
-from qzoom.serving.scheduler import SchedulerLimits
+from qzoom.serving.settings import SchedulerLimits, ServerLimits
 from tests.serving.running import chat, data_url, image_part, page, running, user
 
 

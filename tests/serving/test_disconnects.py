@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from qzoom.serving.limits import ServerLimits
+from qzoom.serving.settings import ServerLimits
 from tests.serving.refusals import GOOD, MESSAGES, send
 from tests.serving.running import idle, running, wait_until
 

@@ -10,8 +10,10 @@ from PIL import Image
 
 from qzoom.errors import ConfigError, ImageError
 from qzoom.images.limits import ImageLimits
+from qzoom.serving.convert import check_pictures, check_tokens
 from qzoom.serving.errors import ApiError
-from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens, read_payload
+from qzoom.serving.protocol import read_payload
+from qzoom.serving.settings import ServerLimits
 from tests.serving.refusals import png_of
 
 LIMITS = ServerLimits(

@@ -13,10 +13,9 @@ import uvicorn
 from starlette.routing import Route
 
 from qzoom.errors import ConfigError
-from qzoom.serving.limits import ServerLimits
 from qzoom.serving.middleware import OPEN_PATHS, TENANT, ApiKeyMiddleware, BodyLimitMiddleware, release_body_slot
 from qzoom.serving.server import guarded_protocol
-from qzoom.serving.service import ServerSettings
+from qzoom.serving.settings import ServerLimits, ServerSettings
 from tests.serving.running import running
 
 KEYS = ("first-key", "second-key")

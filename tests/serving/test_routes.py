@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import qzoom
 from qzoom import QZoom
-from qzoom.serving.service import ServerSettings, Service
+from qzoom.serving.service import Service
+from qzoom.serving.settings import ServerSettings
 from tests.serving.running import chat, data_url, image_part, page, running, user
 
 QUESTION = "What is the total amount?"

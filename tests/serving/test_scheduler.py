@@ -23,7 +23,8 @@ from qzoom.errors import (
 )
 from qzoom.images.load import LoadedImage
 from qzoom.model import QZoom
-from qzoom.serving.scheduler import RequestHandle, Scheduler, SchedulerLimits
+from qzoom.serving.scheduler import RequestHandle, Scheduler
+from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer, Perception, StreamEvent
 from tests import tiny_models
 

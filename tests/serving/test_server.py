@@ -9,9 +9,8 @@ import httpx
 import pytest
 
 from qzoom.errors import ConfigError
-from qzoom.serving.limits import ServerLimits
-from qzoom.serving.scheduler import SchedulerLimits
 from qzoom.serving.server import bind
+from qzoom.serving.settings import SchedulerLimits, ServerLimits
 from tests.serving.running import chat, idle, page, running, wait_until
 
 LONG = {"max_tokens": 1000, "qzoom": {"zoom": "never"}}

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from qzoom.data.synthetic.wording import vocabulary_sentences
+from qzoom.data.synthetic.texts import vocabulary_sentences
 from qzoom.errors import ConfigError
 from qzoom.training.base import train_base
 from qzoom.training.draws import Draws

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qzoom.data.synthetic.wording import vocabulary_sentences
+from qzoom.data.synthetic.texts import vocabulary_sentences
 from qzoom.training.batch import IGNORE, Example, Glyphs, Query, collate, glyph_classes
 from qzoom.training.guidance import GuidedModel
 from qzoom.training.patches import fit_to_tokens, patchify, resize_to_tokens

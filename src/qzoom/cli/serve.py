@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
 
     from qzoom.serving.server import DrainingServer
-    from qzoom.serving.service import ServerSettings
+    from qzoom.serving.settings import ServerSettings
 
 __all__ = ["serve"]
 
@@ -51,9 +51,8 @@ def serve(
     """
     _need_libraries()
     from qzoom.images.fetch import FetchPolicy
-    from qzoom.serving.scheduler import SchedulerLimits
     from qzoom.serving.server import bind
-    from qzoom.serving.service import ServerSettings
+    from qzoom.serving.settings import SchedulerLimits, ServerSettings
 
     if os.environ.get("QZOOM_API_KEY") == "" and not api_key:
         raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")

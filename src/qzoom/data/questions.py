@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qzoom.data.samples import EvalQuestion, EvalSample
+from qzoom.data.samples import Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.store.schema import Box4, Question, Turn
 
@@ -88,7 +88,7 @@ class QuestionTask:
         labelled: whether every question has an answer; otherwise none has.
     """
 
-    samples: tuple[EvalSample, ...]
+    samples: tuple[Sample, ...]
     sha256: str
     name: str = "questions"
     fields: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class QuestionTask:
         split = {} if self.split is None else {"split": self.split}
         return {"task": self.name} | split | {"sha256": self.sha256}
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """One picture and its questions."""
         return self.samples[index]
 
@@ -201,7 +201,7 @@ def read_calibration_questions(path: Path) -> QuestionTask:
     Raises:
         DataError: the file, a line or a picture cannot be used, or only some questions have answers; it says which.
     """
-    grouped: dict[str, list[EvalQuestion]] = {}
+    grouped: dict[str, list[SampleQuestion]] = {}
     answers: dict[tuple[str, int], tuple[str, ...]] = {}
     labels: dict[bool, str] = {}
     for record in read_questions(path).questions:
@@ -209,14 +209,14 @@ def read_calibration_questions(path: Path) -> QuestionTask:
             questions = grouped.setdefault(record.image, [])
             answers[record.image, len(questions)] = turn.answers
             labels.setdefault(bool(turn.answers), record.name)
-            questions.append(EvalQuestion("answer", turn.question, next(iter(turn.answers), ""), turn.boxes))
+            questions.append(SampleQuestion("answer", turn.question, next(iter(turn.answers), ""), turn.boxes))
     if len(labels) == 2:
         raise DataError(
             f"{path}: the question {labels[True]!r} has an answer and {labels[False]!r} has none; label all questions "
             "or none."
         )
     samples = tuple(
-        EvalSample(image, path.parent / image, _size_px(path.parent / image) or (1, 1), tuple(questions))
+        Sample(image, path.parent / image, _size_px(path.parent / image) or (1, 1), tuple(questions))
         for image, questions in grouped.items()
     )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -262,7 +262,7 @@ def drawn_numbers(kind: str, rest: str) -> range:
     Raises:
         ConfigError: it means nothing, or reaches into the seeds kept for evaluation.
     """
-    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     parts = rest.split(":")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts) or int(parts[1]) < 1:
@@ -295,7 +295,7 @@ def _receipts(rest: str) -> list[Question]:
     return [_of_sample(sample, path, f"receipts-{split}") for sample in read_receipts(path.parent, split).samples]
 
 
-def _of_sample(sample: EvalSample, path: Path, source: str | None = None) -> Question:
+def _of_sample(sample: Sample, path: Path, source: str | None = None) -> Question:
     """A picture with its questions as one record."""
     root = path.parent.resolve()
     turns = tuple(Turn(q.question, (q.answer,), tuple(q.boxes)) for q in sample.questions)
@@ -309,7 +309,7 @@ def _read_pictures(folder: Path, split: str, name: str, fields: tuple[str, ...])
         there = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) if folder.is_dir() else ""
         hint = f"splits there: {there}." if there else "name the folder that holds NAME.jsonl with --data."
         raise DataError(f"{path}: no such question file; {hint}")
-    samples: list[EvalSample] = []
+    samples: list[Sample] = []
     seen: dict[str, int] = {}
     for number, line in _lines(path):
         where = f"{path}, line {number}"
@@ -381,7 +381,7 @@ def _turn(value: Any, where: str) -> Turn:
     return Turn(value["question"], tuple(answers), tuple(_box(box, where) for box in value.get("boxes", [])))
 
 
-def _sample(value: Any, path: Path, where: str, fields: tuple[str, ...] = ()) -> EvalSample:
+def _sample(value: Any, path: Path, where: str, fields: tuple[str, ...] = ()) -> Sample:
     """A line of the second form; `fields` are those allowed, none for all."""
     record = _check(value, _PICTURE, where)
     size_px = (record["width"], record["height"])
@@ -397,7 +397,7 @@ def _sample(value: Any, path: Path, where: str, fields: tuple[str, ...] = ()) ->
             raise DataError(f"{place}: unknown field {item['field']!r}; known: {', '.join(fields)}.")
         boxes = tuple(_box(box, place, size_px) for box in item["boxes"])
         questions.append(
-            EvalQuestion(item["field"], item["question"], item["answer"], boxes, negative=item.get("negative", False))
+            SampleQuestion(item["field"], item["question"], item["answer"], boxes, negative=item.get("negative", False))
         )
     name = Path(record["image"])
     if name.is_absolute() or ".." in name.parts:
@@ -410,7 +410,7 @@ def _sample(value: Any, path: Path, where: str, fields: tuple[str, ...] = ()) ->
             f"{where}: the picture {picture.name!r} is {real[0]} x {real[1]} px, not the stated {size_px[0]} x "
             f"{size_px[1]}, so boxes would not fit; correct width and height."
         )
-    return EvalSample(record["id"], picture, size_px, tuple(questions))
+    return Sample(record["id"], picture, size_px, tuple(questions))
 
 
 def _check(value: Any, kinds: dict[str, type], where: str, options: dict[str, type] | None = None) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""What an evaluation asks and what it keeps: samples with known answers, and one row per answered question.
+"""Samples (a picture and its questions with known answers) and answer rows (one per question that was asked).
 
-A row holds all that the figures need, so that scoring again costs nothing. Boxes are xyxy in original pixels,
-half-open.
+Question files, benchmarks and drawn pictures all give samples. A row holds all that the figures need, so that scoring
+again costs nothing. Boxes are xyxy in original pixels, half-open.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,14 +19,14 @@ from qzoom.types import Box, GateDecision, Region, Usage
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["ANSWERS", "AnswerRow", "EvalQuestion", "EvalSample", "Task", "read_answers", "rows_of"]
+__all__ = ["ANSWERS", "AnswerRow", "Sample", "SampleQuestion", "Task", "answer_files", "read_answers", "rows_of"]
 
 ANSWERS = "answers"
 """Purpose of a log of answers: one line per picture with its rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class EvalQuestion:
+class SampleQuestion:
     """A question with its right answer.
 
     Args:
@@ -33,11 +34,11 @@ class EvalQuestion:
         question: the text that the model gets.
         answer: the right answer.
         boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
-        easy: whether the coarse look should be enough; None when nobody knows.
+        easy: whether the coarse pass should be enough; None if unknown.
         answers: all accepted answers, or one per person asked; empty for `answer` alone.
         choices: texts of the options of a multiple-choice question, A first.
         metric: name in `qzoom.scoring.metrics.METRICS`.
-        negative: what is asked about is not in the picture, so that a model that sees it everywhere is wrong.
+        negative: what is asked about is not in the picture.
     """
 
     field: str
@@ -52,7 +53,7 @@ class EvalQuestion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EvalSample:
+class Sample:
     """A picture and its questions; `size_px` is (width, height).
 
     With `error`, a reason, the picture cannot be asked about and its questions count as wrong.
@@ -61,7 +62,7 @@ class EvalSample:
     id: str
     image: Path | PIL.Image.Image | None
     size_px: tuple[int, int]
-    questions: tuple[EvalQuestion, ...]
+    questions: tuple[SampleQuestion, ...]
     error: str | None = None
 
 
@@ -84,7 +85,7 @@ class Task(Protocol):
     def identity(self) -> dict[str, Any]:
         """What decides the questions (file digest, seeds), as JSON values."""
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """The sample of `ids[index]`."""
 
 
@@ -96,11 +97,11 @@ class AnswerRow:
         picture: id of the picture.
         index: number of the question among the picture's.
         count: number of questions about the picture.
-        field: see `EvalQuestion`.
-        question: see `EvalQuestion`.
+        field: see `SampleQuestion`.
+        question: see `SampleQuestion`.
         answer: the right answer.
         boxes: places that hold the answer.
-        easy: see `EvalQuestion`.
+        easy: see `SampleQuestion`.
         size_px: (width, height) of the picture.
         seconds: wall-clock time of the answer, with the question's share of the picture's first look.
         prediction: what the model said; empty after an error.
@@ -110,13 +111,13 @@ class AnswerRow:
         usage: tokens paid.
         timing_ms: milliseconds per step.
         error: why there is no answer; None when there is one.
-        answers: see `EvalQuestion`.
-        choices: see `EvalQuestion`.
-        metric: see `EvalQuestion`.
+        answers: see `SampleQuestion`.
+        choices: see `SampleQuestion`.
+        metric: see `SampleQuestion`.
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
         coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
         extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
-        negative: see `EvalQuestion`.
+        negative: see `SampleQuestion`.
     """
 
     picture: str
@@ -143,6 +144,11 @@ class AnswerRow:
     coarse_size_px: tuple[int, int] | None = None
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
     negative: bool = False
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens paid, both looks."""
+        return self.usage.coarse_tokens + self.usage.region_tokens
 
     @property
     def zoomed(self) -> bool:
@@ -203,6 +209,26 @@ def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
         ]:
             raise DataError(f"{log.path}: the answers about {picture!r} are out of order; ask again with --fresh.")
     return rows
+
+
+def answer_files(places: Sequence[Path]) -> list[Path]:
+    """All answer files named, or lying below the folders named, each once.
+
+    Raises:
+        DataError: nothing there.
+    """
+    files: dict[Path, None] = {}
+    for place in places:
+        if place.is_dir():
+            inside = sorted(place.rglob("*.jsonl"))
+            if not inside:
+                raise DataError(f"{place}: no kept answers (*.jsonl) in it; name a folder that `qzoom eval -o` wrote.")
+            files |= dict.fromkeys(inside)
+        elif place.is_file():
+            files[place] = None
+        else:
+            raise DataError(f"{place}: no such file or folder; name answer files that `qzoom eval` kept.")
+    return list(files)
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:

@@ -145,9 +145,9 @@ def make_card(recipe: DatasetRecipe, stats: Stats, rows: Mapping[str, int], matc
 
     Args:
         recipe: of the data set.
-        totals: counts of pictures and items.
+        stats: counts of images and items.
         rows: of each split.
-        matches: pictures that look like a benchmark's.
+        matches: images that look like a benchmark's.
     """
     parts = [
         _front(rows),

@@ -85,7 +85,7 @@ def _answer(field: str, question: KnownQuestion | None) -> str:
 
 def _other_object(text: str, field: str, known: Known, rng: random.Random) -> str:
     """Another colour and shape, or for counts another shape, that no object has."""
-    from qzoom.data.synthetic.wording import COLOURS, SHAPES
+    from qzoom.data.synthetic.texts import COLOURS, SHAPES
 
     if not known.objects or field == "side":
         return ""

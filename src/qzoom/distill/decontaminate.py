@@ -78,10 +78,10 @@ class DecontaminateReport:
     """Result of a comparison.
 
     Args:
-        pictures: training pictures.
-        benchmark_pictures: those they were compared with.
-        unreadable: pictures that could not be decoded.
-        matches: the nearest benchmark picture of every training picture that has one within the distances.
+        pictures: number of training images.
+        benchmark_pictures: number of images they were compared with.
+        unreadable: number of images that could not be decoded.
+        matches: the nearest benchmark image of every training image that has one within the distances.
     """
 
     pictures: int

@@ -59,7 +59,7 @@ def draw_distractors(answer: str, count: int, rng: random.Random, pool: Sequence
 
 
 def _group(answer: str) -> tuple[str, ...]:
-    from qzoom.data.synthetic.wording import COLOURS
+    from qzoom.data.synthetic.texts import COLOURS
 
     plain = normal(answer)
     return next((group for group in (*_CLOSED, tuple(COLOURS), *_WIDE) if plain in group), ())

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,12 +66,11 @@ class Loaded:
     known: Known
 
 
-def list_sources(names: Sequence[str], base: Path | None = None) -> list[ImageSource]:
+def list_sources(names: Sequence[str]) -> list[ImageSource]:
     """All images of a recipe in its order, folders sorted by path.
 
     Args:
         names: folders, JSONL question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
-        base: folder that relative paths start from; None for the working folder.
 
     Raises:
         ConfigError: a name that means nothing, or a folder without pictures.
@@ -85,9 +82,8 @@ def list_sources(names: Sequence[str], base: Path | None = None) -> list[ImageSo
         if kind in DRAWN and rest:
             out += [ImageSource(f"{kind}:{number}", "", kind) for number in drawn_numbers(kind, rest)]
         elif kind == "receipts" and rest:
-            folder, _, split = rest.rpartition(":")
-            out += _with_questions(f"receipts:{_below(base, folder)}:{split}" if folder else name)
-        elif (path := _below(base, name)).is_dir():
+            out += _with_questions(name)
+        elif (path := Path(name)).is_dir():
             out += _folder(path)
         elif path.is_file():
             out += _with_questions(str(path))
@@ -140,11 +136,6 @@ def picture_digest(image: PIL.Image.Image) -> str:
     return digest.hexdigest()[:20]
 
 
-def _below(base: Path | None, name: str) -> Path:
-    path = Path(name)
-    return path if base is None or path.is_absolute() else base / path
-
-
 def _folder(folder: Path) -> Iterator[ImageSource]:
     root = folder.resolve()
     found = False
@@ -194,16 +185,11 @@ class Views:
     """What a step may look at: images, decoded once while their items are worked on. Threads may share it.
 
     Images are shared: draw on copies.
-
-    Args:
-        capacity: decoded images kept at once.
     """
 
-    def __init__(self, capacity: int = 4) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._questions: dict[str, tuple[KnownQuestion, ...]] = {}
-        self._kept: OrderedDict[str, Loaded] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open: dict[str, Loaded] = {}
 
     def whole(self, item: Item) -> PIL.Image.Image:
         """The whole image, RGB, upright.
@@ -242,32 +228,19 @@ class Views:
             questions: that come with it.
             loaded: its pixels, when it was just opened.
         """
-        with self._lock:
-            self._questions[picture.digest] = tuple(questions)
+        self._questions[picture.digest] = tuple(questions)
         if loaded is not None:
-            self._keep(picture, loaded)
+            self._open[picture.digest] = loaded
         try:
             yield
         finally:
-            with self._lock:
-                self._questions.pop(picture.digest, None)
-                self._kept.pop(picture.digest, None)
-
-    def _keep(self, picture: ImageRef, loaded: Loaded) -> None:
-        with self._lock:
-            self._kept[picture.digest] = loaded
-            self._kept.move_to_end(picture.digest)
-            while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
+            self._questions.pop(picture.digest, None)
+            self._open.pop(picture.digest, None)
 
     def _loaded(self, picture: ImageRef) -> Loaded:
-        with self._lock:
-            loaded = self._kept.get(picture.digest)
-            if loaded is not None:
-                self._kept.move_to_end(picture.digest)
+        loaded = self._open.get(picture.digest)
         if loaded is None:
-            loaded = load_source(picture.source, picture.root)
-            self._keep(picture, loaded)
+            loaded = self._open[picture.digest] = load_source(picture.source, picture.root)
         if loaded.image.size != (picture.width, picture.height):
             raise DataError(
                 f"The picture {picture.source} was changed while the run went on; start it again, so that it is read "

@@ -206,7 +206,7 @@ def open_pipeline(recipe: DatasetRecipe, folder: Path, workers: int | None = Non
         ConfigError: the cache is a file of another kind.
     """
     workers = workers or recipe.workers
-    views = Views(capacity=workers + 1)
+    views = Views()
     roles = build_roles(recipe.roles, folder / CACHE)
     try:
         roles.check()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import TokenBudget
-from qzoom.data.samples import ANSWERS, AnswerRow, EvalQuestion, EvalSample, Task, rows_of
+from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task, rows_of
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.methods import METHODS, Method
@@ -171,9 +171,7 @@ class EvalOptions:
         return int.from_bytes(digest[:7], "big")
 
 
-def ask_sample(
-    model: QZoom, sample: EvalSample, options: EvalOptions, *, all_branches: bool = False
-) -> list[AnswerRow]:
+def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branches: bool = False) -> list[AnswerRow]:
     """All questions about one picture in one session; they share the time of the coarse pass.
 
     Args:
@@ -208,7 +206,7 @@ def ask_sample(
     return rows
 
 
-def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) -> list[list[AnswerRow]]:
+def ask_many(model: QZoom, samples: Sequence[Sample], options: EvalOptions) -> list[list[AnswerRow]]:
     """The questions about several pictures as one batch, whose time they share.
 
     Where the batch fails, each picture is asked alone to find the question that failed; so are those of other methods.
@@ -242,7 +240,7 @@ def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) 
     ]
 
 
-def _question_values(model: QZoom, sample: EvalSample, index: int, options: EvalOptions) -> dict[str, Any]:
+def _question_values(model: QZoom, sample: Sample, index: int, options: EvalOptions) -> dict[str, Any]:
     """The fields of a row that do not depend on the answer."""
     question = sample.questions[index]
     values = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
@@ -266,7 +264,7 @@ def _prompt(model: QZoom, question: str) -> str:
     return str(model.engine.backbone.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _coarse_size(model: QZoom, sample: EvalSample, options: EvalOptions) -> tuple[int, int] | None:
+def _coarse_size(model: QZoom, sample: Sample, options: EvalOptions) -> tuple[int, int] | None:
     """Width and height in pixels that the coarse look resizes to."""
     backbone = model.engine.backbone
     limits = options.coarse_tokens or model.config.coarse_tokens or backbone.default_budget()
@@ -382,9 +380,9 @@ def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
     model.make_options(coarse_tokens=options.coarse_tokens, **ask_kwargs(options.to_engine()))
 
 
-def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[EvalSample]]:
+def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
     """Pictures with at least `batch_size` questions together, the last ones with what is left."""
-    group: list[EvalSample] = []
+    group: list[Sample] = []
     for index in indices:
         group.append(_sample(task, index))
         if sum(len(sample.questions) for sample in group) >= batch_size:
@@ -394,11 +392,11 @@ def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[lis
         yield group
 
 
-def _sample(task: Task, index: int) -> EvalSample:
+def _sample(task: Task, index: int) -> Sample:
     """A picture and its questions; one that cannot be made is a wrong answer with its reason."""
     try:
         return task.sample(index)
     except Exception as problem:  # whatever it is, it must be counted
         reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-        nothing = EvalQuestion("unusable", "", "")
-        return EvalSample(task.ids[index], None, (0, 0), (nothing,), reason)
+        nothing = SampleQuestion("unusable", "", "")
+        return Sample(task.ids[index], None, (0, 0), (nothing,), reason)

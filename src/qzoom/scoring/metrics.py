@@ -181,9 +181,9 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
         answers: accepted texts.
         formula: spaces and word borders do not matter, case does.
     """
-    said = _folded(prediction, formula)
+    said = _folded(prediction, formula=formula)
     for answer in answers:
-        wanted = _folded(answer, formula)
+        wanted = _folded(answer, formula=formula)
         start = said.find(wanted) if wanted else -1
         while start >= 0:
             end = start + len(wanted)
@@ -193,7 +193,7 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
     return False
 
 
-def _folded(text: str, formula: bool) -> str:
+def _folded(text: str, *, formula: bool) -> str:
     words = unicodedata.normalize("NFKC", text).split()
     return "".join(words) if formula else " ".join(words).casefold()
 

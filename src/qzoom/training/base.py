@@ -83,7 +83,7 @@ class _Run:
     """One process of a run."""
 
     def __init__(self, recipe: BaseRecipe, output: Path, target: Path, device: str, rank: int, world: int) -> None:
-        from qzoom.data.synthetic.wording import vocabulary_sentences
+        from qzoom.data.synthetic.texts import vocabulary_sentences
 
         self.recipe, self.output, self.target = recipe, output, target
         self.device, self.rank, self.world = torch.device(device), rank, world

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from qzoom.data.synthetic.records import SyntheticQuestion
+from qzoom.data.synthetic.page import SyntheticQuestion
 from qzoom.training.patches import fit_to_tokens
 
 __all__ = ["Box", "crop_around", "inside", "region_tokens", "snippet_box"]

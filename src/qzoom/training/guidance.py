@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qzoom.data.synthetic.wording import COLOURS, SHAPES
+from qzoom.data.synthetic.texts import COLOURS, SHAPES
 from qzoom.training.batch import GLYPHS, IGNORE, SLOTS, Batch
 from qzoom.training.student.attention import attention_logits
 

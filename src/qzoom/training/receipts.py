@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from qzoom.data.questions import read_receipts
-from qzoom.data.synthetic.records import SyntheticQuestion
+from qzoom.data.synthetic.page import SyntheticQuestion
 from qzoom.training.batch import Example
 from qzoom.training.crops import crop_around, inside, region_tokens, snippet_box
 from qzoom.training.patches import fit_to_tokens

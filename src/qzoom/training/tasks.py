@@ -18,11 +18,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qzoom.data.synthetic.documents import render_document
-from qzoom.data.synthetic.fonts import FontSet
-from qzoom.data.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneObject, SyntheticQuestion, SyntheticSample
+from qzoom.data.synthetic.documents import render_document, render_strip
+from qzoom.data.synthetic.page import (
+    HELD_OUT_SEEDS,
+    TRAIN_SEEDS,
+    FontSet,
+    SceneObject,
+    SyntheticQuestion,
+    SyntheticSample,
+)
 from qzoom.data.synthetic.scenes import render_scene
-from qzoom.data.synthetic.strips import render_strip
 from qzoom.errors import ConfigError
 from qzoom.training.batch import Example
 from qzoom.training.crops import crop_around, inside, region_tokens, snippet_box

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from qzoom.data.synthetic.records import SceneObject, SyntheticQuestion, TextLine
-from qzoom.data.synthetic.wording import COLOURS, SHAPES
+from qzoom.data.synthetic.page import SceneObject, SyntheticQuestion, TextLine
+from qzoom.data.synthetic.texts import COLOURS, SHAPES
 from qzoom.training.batch import Example, Glyphs, Objects, Query, glyph_classes
 from qzoom.training.tiny import TOKEN_PX
 

@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qzoom.data.samples import EvalQuestion, EvalSample
+from qzoom.data.samples import Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, QZoomError
 
 __all__ = [
@@ -111,7 +111,7 @@ class Benchmark:
     config: str | None
     split: str
     max_new_tokens: int
-    question: Callable[[Row], EvalQuestion]
+    question: Callable[[Row], SampleQuestion]
     picture: str = "image"
     fields: tuple[str, ...] = ()
 
@@ -157,10 +157,10 @@ class TableTask:
         """Most tokens of an answer, as lmms-eval sets it."""
         return self.benchmark.max_new_tokens
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """One row's picture and question; with a reason where either cannot be used."""
         name = f"{self.name}-{index}"
-        question = EvalQuestion("unusable", "", "")
+        question = SampleQuestion("unusable", "", "")
         try:
             row = self.rows[index]
             if not isinstance(row, dict):
@@ -168,8 +168,8 @@ class TableTask:
             question = self.benchmark.question(row)
             image, size_px = _picture(row, self.benchmark.picture, self.folder)
         except QZoomError as problem:
-            return EvalSample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
-        return EvalSample(name, image, size_px, (question,))
+            return Sample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
+        return Sample(name, image, size_px, (question,))
 
 
 def _picture(row: Row, column: str, folder: Path | None) -> tuple[Any, tuple[int, int]]:

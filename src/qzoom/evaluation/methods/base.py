@@ -25,7 +25,7 @@ from qzoom.heads.boxes import MapBox, map_box
 from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
 
 if TYPE_CHECKING:
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = [
@@ -61,7 +61,7 @@ class Method(ABC):
 
     @abstractmethod
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """Answer one question.
 
@@ -92,7 +92,7 @@ class EngineMethod(Method):
     zoom: ZoomMode | None = None
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         values = ask_kwargs(dataclasses.replace(options, zoom=self.zoom or options.zoom))
@@ -232,7 +232,7 @@ class Reading:
         )
 
 
-def start(model: QZoom, images: Any, question: EvalQuestion, options: Options) -> Reading:
+def start(model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Reading:
     """Do the coarse pass over a question, without gate and region branch.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qzoom.config import ZoomConfig
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = ["ENTROPY", "MARGIN", "ConfidenceGate", "calibrated_threshold", "entropy_doubt", "margin_doubt"]
@@ -81,7 +81,7 @@ class ConfidenceGate(Method):
     needs_region: bool = field(default=True, kw_only=True)
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         check_heads(model.engine, "auto")

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from qzoom.data.overlay import ShareSchedule
 from qzoom.data.synthetic.documents import render_document
-from qzoom.data.synthetic.records import TRAIN_SEEDS
+from qzoom.data.synthetic.page import TRAIN_SEEDS
 from qzoom.data.synthetic.scenes import render_scene
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import contains
