@@ -293,7 +293,7 @@ def test_two_processes_train_lora_as_one_does(world, tmp_path):
     run(recipe, tmp_path / "one")
     launch(tmp_path / "two", 2, recipe)
     assert_same_decoder(world, tmp_path / "one", tmp_path / "two")
-    assert load_engine(tmp_path / "two" / "model").backbone.lora is not None
+    assert load_engine(tmp_path / "two" / "model").lora is not None
 
 
 def fsdp_environment():
