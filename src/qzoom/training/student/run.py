@@ -144,7 +144,7 @@ def train_student(
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.labels.workers import base_digest
+    from qzoom.checkpoints.weights import base_digest
 
     _check_packages()
     if not recipe.data:
@@ -222,7 +222,7 @@ def prepare_student(engine: Engine, recipe: StudentRecipe) -> tuple[Any, dict[st
     if recipe.lora_rank:
         model = add_lora(engine, recipe.lora_rank, vision=recipe.vision)
     elif not recipe.vision:
-        model.model.visual.requires_grad_(False)
+        engine.backbone.vision_tower.requires_grad_(False)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for weight in weights.values():
         weight.data = weight.data.float()
