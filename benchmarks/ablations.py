@@ -250,7 +250,7 @@ def every(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when all is done, 3 when the time was over first."""
-    from qzoom.labels.workers import base_digest
+    from qzoom.checkpoints.weights import base_digest
 
     given = parse(arguments)
     model, _ = load(given.model, given.device)

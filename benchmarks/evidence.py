@@ -251,8 +251,8 @@ def progress(text: str) -> None:
 def load(name: str, device: str = "auto") -> tuple[QZoom, str]:
     """A model and the first eight digits of its weights' digest."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from qzoom.checkpoints.weights import weights_digest
     from qzoom.cli.loading import load_model
-    from qzoom.evaluation.runner import weights_digest
 
     model = load_model(name, None, device, "auto")
     return model, weights_digest(model.engine)[:8]

@@ -56,7 +56,7 @@ class TimeWork:
 
     def header(self, model: QZoom) -> dict[str, Any]:
         """What decides the times."""
-        from qzoom.evaluation.runner import weights_digest
+        from qzoom.checkpoints.weights import weights_digest
 
         zoom = {picture: [look.coarse, look.region, look.gate] for picture, look in self.zoom.items()}
         return {

@@ -11,10 +11,10 @@ from benchmarks.ablation_train import plain_base
 from benchmarks.ablation_variants import GROUPS, REFERENCE, VARIANTS, chosen
 from benchmarks.ablation_words import gate_verdict, markdown, skips, verdict
 from benchmarks.ablations import main
+from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.errors import ConfigError, DataError
 from qzoom.labels.settings import LabelMapSettings
-from qzoom.labels.workers import base_digest
 from qzoom.model import QZoom
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Turn, content_id, tensor_digest

@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 
+from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.questions import read_receipts
 from qzoom.data.samples import AnswerRow, Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, HeadsMissingError, QZoomError
-from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run, weights_digest
+from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run
 from qzoom.evaluation.score import score
 from qzoom.model import QZoom
 from tests.evaluation.samples import model, receipt, write_split

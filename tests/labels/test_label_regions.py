@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.chat import ChatEncoder
 from qzoom.errors import ConfigError
 from qzoom.images.load import load_image
@@ -17,7 +18,7 @@ from qzoom.labels.label_regions import region_labeller, region_report
 from qzoom.labels.maps import box_labels, cells_touched, region_labels
 from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
-from qzoom.labels.workers import base_digest, label_share, sample_key
+from qzoom.labels.workers import label_share, sample_key
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Skip, Turn

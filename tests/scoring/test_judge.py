@@ -1,4 +1,4 @@
-"""Rules, and a judge behind a real server that hangs, refuses, talks nonsense and breaks off."""
+"""A judge behind a real server that hangs, refuses, talks nonsense and breaks off."""
 
 from __future__ import annotations
 
@@ -9,28 +9,8 @@ import pytest
 
 from qzoom.errors import BudgetSpentError, ConfigError, EndpointError
 from qzoom.llm.settings import CallSettings, EndpointSettings
-from qzoom.scoring.judge import JudgeFailure, open_judge, rule, yes_or_no
+from qzoom.scoring.judge import JudgeFailure, open_judge, yes_or_no
 from tests.llm.stub import Stub, in_turn, serve
-
-
-@pytest.mark.parametrize(
-    ("prediction", "answers", "right"),
-    [
-        ("RM 12.50", ["12.50"], True),
-        ("12.50", ["12.5", "12.50"], True),
-        ("12.40", ["12.50"], False),
-        ("Yes", ["yes"], True),
-        ("no", ["Yes"], False),
-        ("yes.", ["Yes"], True),
-        ("", ["anything"], False),
-        ("twelve", ["12"], None),
-        ("the cat", ["a cat"], None),
-        ("12", ["a dozen"], None),
-        ("7", ["eight", "8"], None),
-    ],
-)
-def test_rules_decide_what_they_can(prediction, answers, right):
-    assert rule(prediction, answers) is right
 
 
 @pytest.mark.parametrize(

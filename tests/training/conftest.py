@@ -10,7 +10,7 @@ from PIL import Image
 
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.load import load_engine
-from qzoom.labels.workers import base_digest
+from qzoom.checkpoints.weights import base_digest
 from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, RegionLabel, ResolutionSweep, Turn, Verdict, content_id
 from tests.tiny_models import build_engine

@@ -68,8 +68,8 @@ def test_the_region_branch_learns_where_to_look(world, tmp_path):
     assert report.last_loss < 0.5 * report.first_loss
     engine = load_engine(tmp_path / "model", dtype="float32")
     task = RegionTask(recipe, engine)
-    for corner, sample in enumerate(task._samples[:4]):
-        ids, _ = conversation_ids(task._chat, [("where?", "")])
+    for corner, sample in enumerate(task.samples[:4]):
+        ids, _ = conversation_ids(task.chat, [("where?", "")])
         prompt = prompt_of(engine, sample.question, ids, view="dynamic", tokens=12, images="")
         with torch.no_grad():
             (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, prompt)]))
@@ -293,7 +293,7 @@ def test_two_processes_train_lora_as_one_does(world, tmp_path):
     run(recipe, tmp_path / "one")
     launch(tmp_path / "two", 2, recipe)
     assert_same_decoder(world, tmp_path / "one", tmp_path / "two")
-    assert load_engine(tmp_path / "two" / "model").backbone.lora is not None
+    assert load_engine(tmp_path / "two" / "model").lora is not None
 
 
 def fsdp_environment():

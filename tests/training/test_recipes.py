@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from qzoom.backbones.registry import published_sizes
 from qzoom.cli.main import run as command
 from qzoom.errors import ConfigError
-from qzoom.training.plan import KNOWN_SIZES, find_sizes, plan_stage, sizes_of
+from qzoom.training.plan import find_sizes, plan_stage, sizes_of
 from qzoom.training.stages import StageRecipe, load_stage_recipe, select, trained_stage
 from qzoom.training.train_stage import train_stage
 from tests.tiny_models import build_engine
@@ -113,14 +114,14 @@ def test_dry_run_for_people(capsys):
 
 
 def test_published_sizes_add_up():
-    totals = {name: sizes.base for name, sizes in KNOWN_SIZES.items()}
+    totals = {name: sizes.base for name, sizes in published_sizes().items() if name.startswith("Qwen/")}
     assert totals == {
         "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
         "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
         "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
         "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
     }
-    assert find_sizes("inclusionAI/ZwZ-4B") == KNOWN_SIZES["Qwen/Qwen3-VL-4B-Instruct"]
+    assert find_sizes("inclusionAI/ZwZ-4B") == published_sizes()["Qwen/Qwen3-VL-4B-Instruct"]
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
@@ -140,7 +141,7 @@ def test_the_plan_counts_what_really_trains(worlds, family):
     [
         ("stage: regions\nbase: x\nlabels: [y]\nlearning_rat: 1\n", "did you mean 'learning_rate'"),
         ("stage: regions\nbase: x\nlabels: []\n", "at least one folder"),
-        ("stage: regions\nbase: x\nlabels: y\n", "labels must be a list, each item a text, not 'y'"),
+        ("stage: regions\nbase: x\nlabels: y\n", "labels must be a list, each item a text that is not empty, not 'y'"),
         ("stage: regions\nlabels: [y]\n", "base is missing"),
         ("stage: regions\nbase: x\nlabels: [y]\nbatch: 0\n", "batch must be a whole number of at least 1, not 0"),
         ("stage: regions\nbase: x\nlabels: [y]\nbatch: 4.5\n", "batch must be a whole number"),

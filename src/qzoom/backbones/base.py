@@ -22,7 +22,6 @@ from qzoom.images.geometry import fit_grid
 if TYPE_CHECKING:
     import PIL.Image
 
-    from qzoom.checkpoints.lora import LoraWeights
     from qzoom.config import TokenBudget
 
 __all__ = ["Backbone", "LabelHeads", "ModelSizes", "Rotary", "VisionShape", "VisualFeatures"]
@@ -158,8 +157,6 @@ class Backbone(ABC):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template or tokenizer.chat_template
-        self.lora: LoraWeights | None = None
-        """What was added to the base's own weights, for adapters that are saved later."""
 
     # -- facts -------------------------------------------------------------------------------------------------------
 

@@ -124,11 +124,9 @@ class OutputOptions:
 
 def find_device(name: str) -> str:
     """The device of a name; "auto" is a GPU where there is one."""
-    if name != "auto":
-        return name
-    import torch
+    from qzoom.checkpoints.base import choose_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_device(name)) if name == "auto" else name
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], str]:

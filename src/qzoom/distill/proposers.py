@@ -257,13 +257,12 @@ class DetectorProposer:
 
     def _loaded(self) -> Any:
         if self._detect is None:
-            import torch
             import transformers
 
+            from qzoom.checkpoints.base import choose_device
+
             settings = self.settings
-            device = settings.device
-            if device == "auto":
-                device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = str(choose_device("auto")) if settings.device == "auto" else settings.device
             task = "zero-shot-object-detection" if settings.phrases else "object-detection"
             try:
                 make: Any = transformers.pipeline

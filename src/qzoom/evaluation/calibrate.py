@@ -21,13 +21,15 @@ from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import ZoomConfig
 from qzoom.data.questions import QuestionTask
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
-from qzoom.evaluation.runner import EvalOptions, run, weights_digest
+from qzoom.evaluation.runner import EvalOptions, run
+from qzoom.scoring.agree import exact_match
 from qzoom.scoring.intervals import questions_needed, upper_bound
-from qzoom.scoring.metrics import exact_match, wilson_interval
+from qzoom.scoring.metrics import wilson_interval
 from qzoom.settings import Positive, Share, settings
 
 if TYPE_CHECKING:

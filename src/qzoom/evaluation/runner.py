@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
 from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task, rows_of
 from qzoom.engine.request import Options
@@ -26,15 +27,9 @@ from qzoom.store.log import LogWriter
 from qzoom.types import Answer, SamplingParams, ZoomMode
 
 if TYPE_CHECKING:
-    import torch
-
-    from qzoom.engine.state import Engine
     from qzoom.model import QZoom
 
-__all__ = ["EvalOptions", "ask_many", "ask_sample", "describe_model", "describe_software", "run", "weights_digest"]
-
-
-_VALUES_PER_TENSOR = 512
+__all__ = ["EvalOptions", "ask_many", "ask_sample", "describe_model", "describe_software", "run"]
 
 
 def describe_model(model: QZoom) -> dict[str, Any]:
@@ -64,30 +59,6 @@ def describe_software(model: QZoom) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-
-
-def weights_digest(engine: Engine) -> str:
-    """Sixteen hex digits that change with the weights of the backbone, the gate or the region branch.
-
-    It takes some values of every tensor, so that it costs little even for large models.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    parts: list[tuple[str, torch.nn.Module | None]] = [
-        ("base", engine.backbone.model),
-        ("gate", engine.gate),
-        ("region", engine.region),
-    ]
-    for part, module in parts:
-        if module is None:
-            continue
-        for name, tensor in sorted(module.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            step = max(1, flat.numel() // _VALUES_PER_TENSOR)
-            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            digest.update(flat[::step].to(torch.float64).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @settings(prefix=False)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
-from qzoom.scoring.metrics import METRICS, anls, exact_match, hit, union_share
+from qzoom.scoring.agree import exact_match
+from qzoom.scoring.metrics import METRICS, anls, hit, union_share
 
 __all__ = ["Paired", "Scores", "compare", "is_right", "mean", "row_score", "score"]
 

@@ -22,8 +22,8 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import mean, row_score
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
+from qzoom.scoring.agree import normalise
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
-from qzoom.scoring.metrics import normalise
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom

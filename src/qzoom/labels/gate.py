@@ -36,8 +36,7 @@ from qzoom.labels.respond import answer_both_ways, generate, prepare_image
 from qzoom.labels.settings import GateRecipe
 from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
 from qzoom.model import QZoom
-from qzoom.scoring.agree import answers_match, lowered, normalise_answer
-from qzoom.scoring.metrics import exact_match
+from qzoom.scoring.agree import answers_match, exact_match, lowered, normalise_answer
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, Record, ResolutionSweep, Skip, ZoomComparison, content_id

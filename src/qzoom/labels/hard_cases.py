@@ -22,7 +22,8 @@ from qzoom.labels.respond import answer_both_ways
 from qzoom.labels.settings import HardCaseRecipe
 from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
 from qzoom.model import QZoom
-from qzoom.scoring.judge import Judge, JudgeFailure, rule
+from qzoom.scoring.agree import decide_exact
+from qzoom.scoring.judge import Judge, JudgeFailure
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter
 from qzoom.store.schema import Question, Skip, Verdict, content_id
@@ -151,7 +152,7 @@ def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = 
             return [(question, {}), (Skip(question_id, str(error)), {})]
         records: LabelRecords = [(question, {})]
         for index, (coarse, zoomed) in zip(turns, answers, strict=True):
-            rights = [rule(answer.text, question.turns[index].answers) for answer in (coarse, zoomed)]
+            rights = [decide_exact(answer.text, question.turns[index].answers) for answer in (coarse, zoomed)]
             decided = None not in rights
             verdict = Verdict(
                 question_id,

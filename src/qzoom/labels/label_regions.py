@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
@@ -25,7 +26,7 @@ from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
 from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
 from qzoom.labels.settings import RegionRecipe
-from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, base_digest, fill_store
+from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
 from qzoom.settings import to_dict
 from qzoom.store.log import write_atomic
 from qzoom.store.records import RecordStore

@@ -7,7 +7,6 @@ questions stay in the store, and the same command resumes.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError, QZoomError
 from qzoom.store.records import RecordWriter, start_store
@@ -27,7 +27,6 @@ __all__ = [
     "LabelRun",
     "Labeller",
     "ModelSpec",
-    "base_digest",
     "fill_store",
     "label_share",
     "sample_key",
@@ -88,26 +87,6 @@ class LabelRun:
     processes: int = 1
     fresh: bool = False
     on_question: Callable[[int], None] = lambda _: None
-
-
-def base_digest(engine: Engine) -> str:
-    """Digest of the base model's weights alone, whatever number format they were loaded in: what labels belong to.
-
-    LoRA weights count as such, since their sum with the base's depends on the format that it is rounded to.
-    """
-    import torch
-
-    lora = engine.backbone.lora
-    decoder = engine.backbone.decoder_name
-    merged = () if lora is None else {f"{decoder}.{target}.weight" for target in lora.targets}
-    digest = hashlib.sha256(b"" if lora is None else lora.digest.encode())
-    for name, tensor in sorted(engine.backbone.model.state_dict().items()):
-        if name in merged:
-            continue
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 512)].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def sample_key(question: Question) -> str:

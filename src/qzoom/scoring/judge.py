@@ -18,9 +18,8 @@ from qzoom.errors import CallRefusedError, LaterError
 from qzoom.llm.cache import CallCache
 from qzoom.llm.client import Client, Message, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
-from qzoom.scoring.metrics import exact_match, normalise
 
-__all__ = ["CACHE", "JUDGE_CALLS", "Judge", "JudgeFailure", "open_judge", "rule"]
+__all__ = ["CACHE", "JUDGE_CALLS", "Judge", "JudgeFailure", "open_judge"]
 
 CACHE = "calls.sqlite"
 """Name of the cache of paid calls in a folder of results."""
@@ -28,33 +27,10 @@ JUDGE_CALLS = CallSettings(retries=5, budget_requests=100_000)
 """Retries and budget unless something else is said."""
 _TRIES = 3
 """Samples of a reply that must be yes or no before it is given up."""
-_NUMBER = re.compile(r"[-+]?(?:\d[\d.,]*|\.\d+)%?")
-_CLOSED = {"yes", "no", "true", "false"}
 
 
 class JudgeFailure(Exception):
     """One question could not be judged; the text says why."""
-
-
-def rule(prediction: str, answers: Sequence[str]) -> bool | None:
-    """What exact rules say: True for an exact match, False for a contradiction, None when they cannot tell.
-
-    Numbers and yes or no contradict any other number or yes or no. An empty prediction is wrong.
-
-    Args:
-        prediction: the given answer.
-        answers: at least one right answer.
-    """
-    if any(exact_match(prediction, answer) for answer in answers):
-        return True
-    if not prediction.strip():
-        return False
-    said = normalise(prediction).rstrip(".")
-    known = [normalise(answer) for answer in answers]
-    for kind in (lambda text: _NUMBER.fullmatch(text) is not None, lambda text: text in _CLOSED):
-        if kind(said) and all(kind(answer) for answer in known):
-            return any(said == answer for answer in known)
-    return None
 
 
 class Judge:

@@ -231,7 +231,7 @@ def check_pictures(pictures: Sequence[bytes], limits: ServerLimits) -> None:
 
 
 def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImageUrlPart]]:
-    """The pictures of a conversation in order, each with its place for error texts."""
+    """The pictures of a conversation in order, each with its path in the body for error texts."""
     for i, message in enumerate(messages):
         if isinstance(message.content, list):
             for j, part in enumerate(message.content):
@@ -279,7 +279,7 @@ def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Adds the place of a picture to errors about it."""
+    """Adds the path of a picture to errors about it."""
     try:
         yield
     except ImageError as error:

@@ -309,7 +309,7 @@ def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
 
 
 def _check_messages(messages: list[Any], limits: ServerLimits) -> None:
-    """Refuse messages beyond the counts and sizes; other shapes than messages with parts are left to `protocol`."""
+    """Refuse messages beyond the counts and sizes; other shapes than messages with parts are left to `validate`."""
     _check_count(len(messages), limits.messages, "messages", "too_many_messages")
     contents = [m.get("content") for m in messages if isinstance(m, dict)]
     parts = [p for content in contents if isinstance(content, list) for p in content if isinstance(p, dict)]

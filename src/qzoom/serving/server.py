@@ -80,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         """Drain; when called again, stop at once. On the event loop's thread only.
 
         Args:
-            number: the signal that asked for it.
+            number: the signal received.
         """
         if self._draining is None:
             self.signal = number

@@ -6,19 +6,18 @@ training.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
-from qzoom.checkpoints.lora import LoraWeights, add_to_backbone, maps_digest, weight_in
+from qzoom.backbones.lora import LoraWeights
+from qzoom.checkpoints.lora import add_to_backbone, weight_in
+from qzoom.checkpoints.weights import maps_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.training.run import base_of, without_deprecations
 
 __all__ = ["add_lora", "finish_lora"]
-
-
-_DECODER = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-_VISION = r".*visual\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)(?<!patch_embed\.proj)"
 
 
 def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
@@ -46,18 +45,21 @@ def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules=f"({_DECODER})|({_VISION})" if vision else _DECODER,
+        target_modules=engine.backbone.lora_targets(vision=vision),
     )
     with without_deprecations():
         return get_peft_model(engine.backbone.model, settings)
 
 
-def finish_lora(engine: Engine, wrapped: Any) -> None:
+def finish_lora(engine: Engine, wrapped: Any) -> Engine:
     """Take the matrices out of the model and add them to its weights as loading an adapter does.
 
     Args:
-        engine: its backbone is changed in place and knows its LoRA weights from then on.
+        engine: its backbone is changed in place.
         wrapped: from `add_lora`.
+
+    Returns:
+        The engine with its LoRA weights, so that an adapter has them.
     """
     from peft import get_peft_model_state_dict
 
@@ -69,7 +71,9 @@ def finish_lora(engine: Engine, wrapped: Any) -> None:
     targets = LoraWeights("", settings, tensors).targets
     backbone = engine.backbone
     digest = maps_digest(targets, lambda target: weight_in(backbone, target, base))
-    add_to_backbone(backbone, LoraWeights(digest, settings, tensors), base)
+    lora = LoraWeights(digest, settings, tensors)
+    add_to_backbone(backbone, lora, base)
+    return dataclasses.replace(engine, lora=lora)
 
 
 def _plain(value: Any) -> Any:

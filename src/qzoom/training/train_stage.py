@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
-from qzoom.labels.workers import base_digest
 from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
 from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, Run, StepMetrics, clear_run, copy_weights, mean_losses, save_model
@@ -81,7 +81,8 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
     for branch in (gate, region):
         if branch is not None:
             branch.to(base.backbone.device)
-    return dataclasses.replace(base, gate=gate, region=region, config=config)
+    moves = stage == "answers" and not recipe.lora_rank  # then LoRA weights no longer belong to the base's
+    return dataclasses.replace(base, gate=gate, region=region, config=config, lora=None if moves else base.lora)
 
 
 def make_task(recipe: StageRecipe, engine: Engine) -> StageTask:
@@ -157,7 +158,7 @@ def train_stage(
     report = StageReport(stage, str(output / "model"), samples, result.start, steps, trained, first, last, seconds)
     if accelerator.is_main_process:
         if wrapped is not None:
-            finish_lora(run.engine, wrapped)
+            run = dataclasses.replace(run, engine=finish_lora(run.engine, wrapped))
         whole = STAGES[stage].saves == "model" and not recipe.lora_rank
         save_model(run, report, {stage: {"recipe": recipe.decisive(), "base_weights": digest}}, whole=whole)
     accelerator.wait_for_everyone()
@@ -172,7 +173,7 @@ def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict
     """
     wrapped = None
     if recipe.lora_rank and stage == "answers":
-        if engine.backbone.lora is not None:
+        if engine.lora is not None:
             raise ConfigError(
                 "The base has LoRA weights already, and further ones cannot be put beside them; merge them with "
                 "`qzoom convert` and train that model, or train all weights with lora_rank: 0."
@@ -181,8 +182,6 @@ def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict
         weights = {f"lora.{name}": weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
     else:
         weights = select(engine, stage)
-        if stage == "answers":
-            engine.backbone.lora = None  # the weights that they were added to are about to move
     for weight in weights.values():
         weight.data = weight.data.float()
     return wrapped, weights

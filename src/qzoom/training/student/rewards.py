@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qzoom.scoring.judge import JudgeFailure, rule
+from qzoom.scoring.agree import decide_exact, exact_match, normalise
+from qzoom.scoring.judge import JudgeFailure
 from qzoom.scoring.letters import chosen_letter
-from qzoom.scoring.metrics import exact_match, normalise
 
 __all__ = [
     "Reference",
@@ -162,7 +162,7 @@ def free_reward(answer: str, right: str) -> float | None:
     """What exact rules say about a free answer: 1, 0, or None where they cannot tell."""
     if normalise(answer).rstrip(".") == normalise(right).rstrip("."):
         return 1.0
-    verdict = rule(answer, [right])
+    verdict = decide_exact(answer, [right])
     return None if verdict is None else float(verdict)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
+from qzoom.store.log import write_atomic
 from qzoom.training.lora import add_lora
 from qzoom.training.run import (
     Run,
@@ -143,7 +144,7 @@ def train_student(
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.labels.workers import base_digest
+    from qzoom.checkpoints.weights import base_digest
 
     _check_packages()
     if not recipe.data:
@@ -221,7 +222,7 @@ def prepare_student(engine: Engine, recipe: StudentRecipe) -> tuple[Any, dict[st
     if recipe.lora_rank:
         model = add_lora(engine, recipe.lora_rank, vision=recipe.vision)
     elif not recipe.vision:
-        model.model.visual.requires_grad_(False)
+        engine.backbone.vision_tower.requires_grad_(False)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for weight in weights.values():
         weight.data = weight.data.float()
@@ -386,6 +387,4 @@ def _check_run(run: Run[StudentRecipe], weights: str, split: Split) -> None:
             raise DataError(f"{path} is damaged; start over with --fresh.") from error
         check_same_run(there, here, run.folder)
         return
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text(json.dumps(here, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial_path.replace(path)
+    write_atomic(path, json.dumps(here, indent=2, sort_keys=True) + "\n")

@@ -1,9 +1,44 @@
-"""How ZoomBench's answers are read, strictly and as the release does."""
+"""How the VQA challenge rewrites answers, and how ZoomBench's answers are read, strictly and as the release does."""
+
+from __future__ import annotations
 
 import pytest
 
 from qzoom.scoring.metrics import METRICS
-from qzoom.scoring.text import number_in, release_letter, release_part, same_answer, same_answer_release
+from qzoom.scoring.text import number_in, plain_answer, release_letter, release_part, same_answer, same_answer_release
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Two.", "2"),
+        ("The cat", "cat"),
+        ("none", "0"),
+        ("1,000", "1000"),
+        ("3.50", "3.50"),
+        ("St. John's", "st john 's"),  # a possessive is set apart
+        ("dont", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("red/blue", "red blue"),
+        ("red / blue", "red blue"),
+        ("a-b", "b"),
+        ("  an  apple\n", "apple"),
+        ("twas", "'twas"),
+        ("", ""),
+    ],
+)
+def test_both_variants(text, plain):
+    assert plain_answer(text) == plain_answer(text, harness=True)
+    assert plain_answer(text) == plain
+
+
+def test_the_harness_keeps_its_slips():
+    assert plain_answer("somebody'd") == "somebody'd"
+    assert plain_answer("somebody'd", harness=True) == "somebodyd"
+    stops = ". " * 40
+    assert plain_answer(stops) == ""
+    assert plain_answer(stops, harness=True) == " ".join(["."] * 8)
 
 
 @pytest.mark.parametrize(
