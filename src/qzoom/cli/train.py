@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,14 +26,14 @@ __all__ = ["answers", "average", "base", "gate", "regions", "student"]
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a training run trains, and where it writes."""
+    """What is trained instead of the recipe's model, and where."""
 
-    base: Annotated[
-        str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)
-    ] = None
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", show_default=False, help="Folder of the run; the model is in its `model`."),
+    ] = None
+    base: Annotated[
+        str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)
     ] = None
     fresh: Fresh = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False
@@ -43,7 +43,7 @@ class RunOptions:
         """The folder of the run.
 
         Raises:
-            typer.BadParameter: neither the command line nor the recipe names one.
+            typer.BadParameter: none is named.
         """
         if self.output is None and not of_recipe:
             raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
@@ -52,7 +52,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class StageOptions:
-    """The recipe of a stage and its labels."""
+    """The recipe of a stage and its data."""
 
     recipe: Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
     labels: Annotated[
@@ -66,9 +66,7 @@ def regions(
     *,
     stage: StageOptions,
     run: RunOptions,
-    refit: Annotated[
-        bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch further.")
-    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch.")] = False,
     out: OutputOptions,
 ) -> None:
     """Train the region branch on labels of `qzoom label regions` (stage 1; with --refit stage 2.5).
@@ -98,8 +96,8 @@ def gate(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
 
 @flatten
 def student(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
     *,
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
     data: Annotated[
         Path | None,
         typer.Option(help="Folder that `qzoom distill` exported to, instead of the recipe's.", show_default=False),
@@ -119,10 +117,11 @@ def student(
 
     changes = {"data": data, "method": method, "base": run.base}
     settings = load_student_recipe(recipe, {name: str(value) for name, value in changes.items() if value is not None})
+    console = _console(out)
     if run.dry_run:
-        _plan_student(settings, _console(out), json=out.json)
+        _plan_student(settings, console, json=out.json)
     else:
-        _run_student(settings, run, out)
+        _run_student(settings, run, console, json=out.json)
 
 
 def base(
@@ -156,15 +155,6 @@ def average(
     typer.echo(f"The mean of {len(models)} models is in {output}.")
 
 
-def _train_stage(stage: str, given: StageOptions, run: RunOptions, out: OutputOptions, *, refit: bool = False) -> None:
-    """Plan or run a stage."""
-    settings = _stage_recipe(stage, given.recipe, run.base, given.labels)
-    if run.dry_run:
-        _plan_stage(settings, _console(out), refit=refit, json=out.json)
-    else:
-        _run_stage(settings, run, out, refit=refit)
-
-
 def _console(out: OutputOptions) -> Console:
     """The console of the main process; the others are quiet."""
     console = Console(quiet=out.quiet or not _is_main())
@@ -178,14 +168,20 @@ def _is_main() -> bool:
     return not int(os.environ.get("RANK", "0"))
 
 
-def _stage_recipe(stage: str, path: Path, base: str | None, labels: list[str] | None) -> StageRecipe:
+def _train_stage(name: str, stage: StageOptions, run: RunOptions, out: OutputOptions, *, refit: bool = False) -> None:
     from qzoom.training.stages import load_stage_recipe
 
-    changes: dict[str, Any] = {"base": base, "labels": list(labels or ()) or None}
-    return load_stage_recipe(path, stage, {name: value for name, value in changes.items() if value is not None})
+    changes: dict[str, Any] = {"base": run.base, "labels": list(stage.labels or ()) or None}
+    given = {key: value for key, value in changes.items() if value is not None}
+    recipe = load_stage_recipe(stage.recipe, name, given)
+    console = _console(out)
+    if run.dry_run:
+        _plan_stage(recipe, console, refit=refit, json=out.json)
+    else:
+        _run_stage(recipe, run, console, refit=refit, json=out.json)
 
 
-def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool = False, json: bool) -> None:
+def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool, json: bool) -> None:
     """What would be done; labels that do not exist yet are no mistake."""
     import os
 
@@ -208,7 +204,7 @@ def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool = False, j
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_stage(recipe, stage, sizes, samples, processes=processes)
     if json:
-        _record(plan, console)
+        console.record(asdict(plan))
         return
     console.result(f"stage       {stage} of {recipe.base} ({plan.base_weights:,} weights)")
     _weights(plan, console)
@@ -226,7 +222,7 @@ def _plan_student(recipe: StudentRecipe, console: Console, *, json: bool) -> Non
 
     plan = plan_student(recipe)
     if json:
-        _record(plan, console)
+        console.record(asdict(plan))
         return
     console.result(f"student     {recipe.base} ({plan.base_weights:,} weights), {recipe.method}")
     _weights(plan, console)
@@ -245,49 +241,37 @@ def _plan_student(recipe: StudentRecipe, console: Console, *, json: bool) -> Non
         )
 
 
-def _record(plan: Plan, console: Console) -> None:
-    from dataclasses import asdict
-
-    console.record(asdict(plan))
-
-
 def _weights(plan: Plan, console: Console) -> None:
     parts = ", ".join(f"{part} {count:,}" for part, count in plan.trained.items())
     console.result(f"trained     {plan.trained_weights:,} weights: {parts}")
     console.result(f"memory      {plan.memory_gb:.1f} GB a process, activations aside")
 
 
-def _run_stage(recipe: StageRecipe, run: RunOptions, out: OutputOptions, *, refit: bool) -> None:
-    from dataclasses import asdict
-
+def _run_stage(recipe: StageRecipe, run: RunOptions, console: Console, *, refit: bool, json: bool) -> None:
     from qzoom.training.train_stage import train_stage
 
-    folder, console = run.folder(recipe.output), _console(out)
-    with _steps(console) as on_step:
-        report = train_stage(
-            recipe, folder, refit=refit, device=find_device(run.device), fresh=run.fresh, on_step=on_step
-        )
+    folder, device = run.folder(recipe.output), find_device(run.device)
+    with _progress(console) as on_step:
+        report = train_stage(recipe, folder, refit=refit, device=device, fresh=run.fresh, on_step=on_step)
     if not _is_main():
         return
     _warn_few(report.samples, "samples", console)
-    if out.json:
+    if json:
         console.record(asdict(report))
         return
     losses = _losses(report.start, report.steps, report.first_loss, report.last_loss)
     console.result(f"{report.steps} steps on {report.samples} samples, {losses}; the model is in {report.model}")
 
 
-def _run_student(recipe: StudentRecipe, run: RunOptions, out: OutputOptions) -> None:
-    from dataclasses import asdict
-
+def _run_student(recipe: StudentRecipe, run: RunOptions, console: Console, *, json: bool) -> None:
     from qzoom.training.student.run import train_student
 
-    folder, console = run.folder(recipe.output), _console(out)
-    with _steps(console) as on_step:
+    folder, device = run.folder(recipe.output), find_device(run.device)
+    with _progress(console) as on_step:
         report = train_student(
             recipe,
             folder,
-            device=find_device(run.device),
+            device=device,
             fresh=run.fresh,
             on_phase=lambda phase, steps: console.note(f"{phase}: {steps} steps"),
             on_step=on_step,
@@ -296,7 +280,7 @@ def _run_student(recipe: StudentRecipe, run: RunOptions, out: OutputOptions) -> 
     if not _is_main():
         return
     _warn_few(report.questions, "questions", console)
-    if out.json:
+    if json:
         console.record(asdict(report))
         return
     for phase in report.phases:
@@ -320,22 +304,18 @@ def _warn_few(count: int, unit: str, console: Console) -> None:
         console.note(f"warning: trained on {count} {unit}; so few say nothing about the method. Label or export more.")
 
 
-def _validation(validation: Validation) -> str:
-    negative = (
-        ""
-        if validation.exact_negative is None
-        else f", {validation.exact_negative:.1%} of {validation.n_negative} negatives"
-    )
-    return f"step {validation.step}: {validation.exact:.1%} of {validation.n} held-out questions right{negative}"
+def _validation(found: Validation) -> str:
+    negative = "" if found.exact_negative is None else f", {found.exact_negative:.1%} of {found.n_negative} negatives"
+    return f"step {found.step}: {found.exact:.1%} of {found.n} held-out questions right{negative}"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[StepMetrics], None]]:
+    """Loss, samples a second and time left: a bar where a person watches, else a line now and then."""
+    with console.progress("training", note_every_s=30) as (update,):
+        yield lambda metrics: update(metrics.step, metrics.steps, _line(metrics))
 
 
 def _line(metrics: StepMetrics) -> str:
     minutes, seconds = divmod(int(metrics.left_s), 60)
     return f"loss {metrics.loss:.4f}, {metrics.samples_per_s:.1f} samples/s, {minutes}:{seconds:02d} left"
-
-
-@contextmanager
-def _steps(console: Console) -> Iterator[Callable[[StepMetrics], None]]:
-    """Loss, samples a second and time left of each step."""
-    with console.progress("step", note_every_s=30) as (update,):
-        yield lambda metrics: update(metrics.step, metrics.steps, _line(metrics))

@@ -1,7 +1,7 @@
-"""Held-out synthetic pictures: documents and scenes from seeds that no training run may use.
+"""Held-out drawn pictures: documents and scenes from seeds that no training run may use.
 
 Each picture is drawn anew from its seed with the typefaces that every installation has, so that the same command asks
-the same questions everywhere. Places that are the whole picture are no places: such questions leave the hit rate alone.
+the same questions everywhere. A box that is the whole picture is left out, so that such questions have no hit rate.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
-"""What a table holds where a picture is expected: bytes, a path, base64, or the mapping that `datasets` stores.
+"""A benchmark as a table: one row, one picture, one question; from the hub or from files on disk.
 
-A benchmark as a table: one row, one picture, one question; from the hub or from files on disk.
-
-Columns, prompts and splits are those of lmms-eval's tasks. A row that cannot be used becomes a question that counts as
-wrong and says why; only a table that cannot be opened at all is an error.
-
-Open a benchmark's table through the `datasets` library: from the hub at a revision, or from a local folder.
-
-A folder holds SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; several
-benchmarks in one folder lie in folders of their names. Pictures stay encoded until they are asked about.
+Columns, prompts and splits are those of lmms-eval's tasks. Tables are opened by the `datasets` library, from the hub at
+a revision or from a local folder with SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what
+`save_to_disk` wrote; several benchmarks in one folder lie in folders of their names. A picture may be bytes, a path,
+base64 or the mapping that `datasets` stores, and stays encoded until it is needed. A row that cannot be used becomes a
+question that counts as wrong with its reason; only a table that cannot be opened at all is an error.
 """
 
 from __future__ import annotations
