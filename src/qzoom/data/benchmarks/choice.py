@@ -1,8 +1,8 @@
-"""HR-Bench at 4K and 8K: every question asked with its options in four orders, which all count alike.
+"""Multiple-choice benchmarks: HR-Bench, V* and MME-RealWorld-Lite.
 
-V*: small things in large photographs, as multiple choice; the options stand in the question's text.
-
-MME-RealWorld-Lite: perception and reasoning on large real pictures, five options each.
+HR-Bench at 4K and 8K asks every question with its options in four orders; all four count equally. V* asks about small
+objects in large photographs; the options are part of the question's text. MME-RealWorld-Lite asks about large real
+images, with five options each.
 """
 
 from __future__ import annotations

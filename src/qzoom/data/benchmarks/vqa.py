@@ -1,12 +1,9 @@
-"""ChartQA: charts with questions by people ("human") and by machine ("augmented").
+"""Benchmarks with short answers: ChartQA, DocVQA, InfographicVQA, TextVQA and OCRBench.
 
-DocVQA: scanned pages, answered by a short text from the page.
-
-InfographicVQA: long infographics, answered by a short text or a number worked out from them.
-
-TextVQA: photographs with writing, ten people's answers each. The prompt is lmms-eval's, lower-casing included.
-
-OCRBench: five kinds of reading, from signs to formulas; the answer has to stand in what is said.
+ChartQA has questions written by people ("human") and generated ones ("augmented"). DocVQA and InfographicVQA are
+answered with a short text from the page, or with a number derived from it. TextVQA has the answers of ten annotators
+per question; its prompt is lmms-eval's, including its lower case. OCRBench has five kinds of reading tasks, from signs
+to formulas; the reply must contain the answer.
 """
 
 from __future__ import annotations
