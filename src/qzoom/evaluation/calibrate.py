@@ -73,7 +73,7 @@ class PairedAnswers:
     zoomed_s: float
 
 
-@settings
+@settings(prefix=False)
 class CalibrationGoal:
     """The operating point that is wanted: exactly one of share, latency and loss."""
 

@@ -43,7 +43,7 @@ VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")
 Places = Literal["auto", "one", "all"]
 
 
-@settings
+@settings(prefix=False)
 class GapSettings:
     """Settings of the views; stored with the run and printed with its results."""
 
