@@ -129,7 +129,7 @@ class GrpoSettings:
     temperature: Annotated[float, Between(1e-3, 10)] = 1.0
     """Of the sampled answers."""
     max_new_tokens: Count = 2048
-    """Longest answer."""
+    """Maximum number of tokens of an answer."""
     format_weight: Share = 0.0
     """Share of the reward for a well-formed answer."""
     counting: bool = False
