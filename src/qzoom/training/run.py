@@ -19,6 +19,7 @@ import torch
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
 from qzoom.settings import from_mapping, read_yaml, to_dict
+from qzoom.store.log import atomic_path, unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FEW_SAMPLES",
     "MetricsLog",
-    "Run",
     "StepMetrics",
+    "TrainingRun",
     "check_same_run",
     "clear_run",
     "copy_weights",
@@ -55,7 +56,7 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run(Generic[R]):
+class TrainingRun(Generic[R]):
     """The context of one run.
 
     Args:
@@ -158,18 +159,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     Raises:
         DataError: the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file({name: _own(tensor) for name, tensor in tensors.items()}, partial, metadata=dict(metadata))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be written ({reason}); check space and rights, then run again.") from error
+        with atomic_path(path) as partial:
+            save_file({name: _own(tensor) for name, tensor in tensors.items()}, partial, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise unwritable(path, error) from error
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -271,7 +268,7 @@ class MetricsLog:
         tensorboard: also write event files, if tensorboard is installed.
     """
 
-    def __init__(self, run: Run[Any], *, start: int, steps: int, batch: int, tensorboard: bool) -> None:
+    def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int, tensorboard: bool) -> None:
         self._path = run.folder / METRICS_FILE
         self._start, self._steps, self._batch = start, steps, batch
         self._on_step = run.on_step
@@ -317,7 +314,7 @@ def mean_losses(folder: Path) -> tuple[float | None, float | None]:
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def save_model(run: Run[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
+def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
     """Write `model` and `report.json`.
 
     Args:
