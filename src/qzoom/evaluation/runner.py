@@ -1,8 +1,8 @@
 """Ask a model every question of a task and store the answers.
 
-Each picture is encoded once and all its questions are asked in one session; the questions share the time of that pass.
-Questions may also be asked in batches. A question that fails becomes a wrong answer with its reason; only what concerns
-the whole run is raised.
+Each image is encoded once, and all its questions are asked in one session and share the time of that pass. Questions
+may also be asked in batches. A question that fails becomes a wrong answer with its reason; only errors that concern
+the whole run are raised.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The views of the zooming gap: settings, the region of a question, and the region and boxed views as tasks.
 
-Every question of these two tasks has a picture of its own, made from the question's boxes, and is asked by the same
+In these two tasks every question has an image of its own, made from the question's boxes. They are asked by the same
 runner as the full view.
 """
 

@@ -1,4 +1,4 @@
-"""What decides the labels of each stage: the fields of the recipe files, and of the options, of `qzoom label`."""
+"""Settings of the labels of each stage: the recipe keys and options of `qzoom label`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Multiple-choice benchmarks: how their rows become questions.
 
-hrbench4k, hrbench8k   every question with its options in four orders, which all count alike
-vstar                  small things in large photographs; the options stand in the question's text
-mme_realworld_lite     perception and reasoning on large real pictures, five options each
+hrbench4k, hrbench8k   every question with its options in four orders, all of which count equally
+vstar                  small objects in large photographs; the options are part of the question's text
+mme_realworld_lite     perception and reasoning on large real images, five options each
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Benchmarks with free answers: how their rows become questions.
 
-chartqa    charts, questions by people ("human") and by machine ("augmented"); numbers within 5 %
+chartqa    charts, questions written by people ("human") and generated ones ("augmented"); numbers within 5 %
 docvqa     scanned pages, a short text from the page; ANLS
-infovqa    long infographics, a short text or a number worked out from them; ANLS
-textvqa    photographs with writing, ten people's answers each; prompt as lmms-eval's, lower-casing included
-ocrbench   five kinds of reading, from signs to formulas; the answer has to stand in the prediction
+infovqa    long infographics, a short text or a number derived from them; ANLS
+textvqa    photographs with text, ten annotators' answers each; prompt as lmms-eval's, including its lower case
+ocrbench   five kinds of reading, from signs to formulas; the prediction must contain the answer
 """
 
 from __future__ import annotations
