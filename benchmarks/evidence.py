@@ -252,9 +252,9 @@ def load(name: str, device: str = "auto") -> tuple[QZoom, str]:
     """A model and the first eight digits of its weights' digest."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from qzoom.checkpoints.weights import weights_digest
-    from qzoom.cli.loading import load_model
+    from qzoom.cli.options import ModelOptions
 
-    model = load_model(name, None, device, "auto")
+    model = ModelOptions(name, None, device).load()
     return model, weights_digest(model.engine)[:8]
 
 

@@ -26,22 +26,22 @@ INTERRUPTED = 130
 
 _COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about a picture."),
-    "perceive": ("perceive:perceive", "Print where the model would look, without an answer."),
+    "perceive": ("ask:perceive", "Print where the model would look, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a page."),
-    "convert": ("convert:convert", "Convert checkpoints, and published label files to records."),
+    "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
     "doctor": ("doctor:doctor", "Check this installation: versions, device, threads, models."),
     "eval": ("eval:evaluate", "Measure answers, regions, tokens and time on pictures with known answers."),
-    "eval zoomgap": ("eval_zoomgap:zoomgap", "Measure what a model reads in the region but not in the whole picture."),
-    "eval coverage": ("eval_coverage:coverage", "Measure how much attention falls on the answer's place."),
-    "calibrate": ("calibrate:calibrate", "Choose thresholds for a wanted operating point."),
-    "report": ("report:report", "Compare evaluations on one page."),
+    "eval zoomgap": ("zoomgap:zoomgap", "Measure what a model reads in the region but not in the whole picture."),
+    "eval coverage": ("zoomgap:coverage", "Measure how much attention falls on the answer's place."),
+    "calibrate": ("eval:calibrate", "Choose thresholds for a wanted operating point."),
+    "report": ("eval:report", "Compare evaluations on one page."),
     "train": {
         "base": ("train:base", "Train the embedded base model."),
         "average": ("train:average", "Write the mean of models."),
-        "regions": ("train_stages:regions", "Train the region branch (stages 1 and 2.5)."),
-        "answers": ("train_stages:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
-        "gate": ("train_stages:gate", "Train the gate (stage 3)."),
-        "student": ("train_stages:student", "Train on distilled questions: supervised, reinforced, or both."),
+        "regions": ("train:regions", "Train the region branch (stages 1 and 2.5)."),
+        "answers": ("train:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
+        "gate": ("train:gate", "Train the gate (stage 3)."),
+        "student": ("train:student", "Train on distilled questions: supervised, reinforced, or both."),
     },
     "label": {
         "regions": ("label:regions", "Label where the model's own answers look, or from known boxes (stage 1)."),
@@ -135,7 +135,7 @@ for _name, _help in _GROUPS.items():
     app.add_typer(typer.Typer(cls=_Group, callback=lambda: None, no_args_is_help=True, help=_help), name=_name)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: object) -> None:
     if wanted:
         print(f"qzoom {__version__}")
         raise typer.Exit
@@ -143,6 +143,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    *,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,

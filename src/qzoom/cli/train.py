@@ -1,32 +1,139 @@
-"""`qzoom train`: make models from recipes. `base` trains the embedded base model from scratch."""
+"""`qzoom train`: the stages regions, answers and gate, the student, and the embedded model, each from a recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-__all__ = ["app"]
+from qzoom.cli.console import Console
+from qzoom.cli.flags import flatten
+from qzoom.cli.options import Device, Fresh, OutputOptions, find_device
 
-app = typer.Typer(help="Train models from recipes.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from qzoom.training.plan import Plan
+    from qzoom.training.run import StepMetrics
+    from qzoom.training.stages import StageRecipe
+    from qzoom.training.student.recipe import StudentRecipe
+    from qzoom.training.student.validate import Validation
+
+__all__ = ["answers", "average", "base", "gate", "regions", "student"]
 
 
-@app.callback()
-def _group() -> None:
-    """Train models from recipes."""
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What is trained instead of the recipe's model, and where."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", show_default=False, help="Folder of the run; the model is in its `model`."),
+    ] = None
+    base: Annotated[
+        str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)
+    ] = None
+    fresh: Fresh = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False
+    device: Device = "auto"
+
+    def folder(self, of_recipe: str) -> Path:
+        """The folder of the run.
+
+        Raises:
+            typer.BadParameter: none is named.
+        """
+        if self.output is None and not of_recipe:
+            raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
+        return self.output or Path(of_recipe)
 
 
-@app.command("base")
+@dataclass(frozen=True, slots=True)
+class StageOptions:
+    """The recipe of a stage and its data."""
+
+    recipe: Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of records, instead of the recipe's; may be repeated.", show_default=False),
+    ] = None
+
+
+@flatten
+def regions(
+    *,
+    stage: StageOptions,
+    run: RunOptions,
+    refit: Annotated[bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch.")] = False,
+    out: OutputOptions,
+) -> None:
+    """Train the region branch on labels of `qzoom label regions` (stage 1; with --refit stage 2.5).
+
+    Example: qzoom train regions --recipe recipes/tiny/regions.yaml -o runs/regions
+    """
+    _train_stage("regions", stage, run, out, refit=refit)
+
+
+@flatten
+def answers(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
+    """Train the decoder to answer from the coarse pass and the region, on `qzoom label hard-cases` (stage 2).
+
+    Example: qzoom train answers --recipe recipes/tiny/answers.yaml -o runs/answers
+    """
+    _train_stage("answers", stage, run, out)
+
+
+@flatten
+def gate(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
+    """Train the gate on records of `qzoom label gate` (stage 3).
+
+    Example: qzoom train gate --recipe recipes/tiny/gate.yaml -o runs/gate
+    """
+    _train_stage("gate", stage, run, out)
+
+
+@flatten
+def student(
+    *,
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `qzoom distill` exported to, instead of the recipe's.", show_default=False),
+    ] = None,
+    method: Annotated[
+        Literal["sft", "grpo", "sft+grpo"] | None,
+        typer.Option(help="What to run, instead of the recipe's.", show_default=False),
+    ] = None,
+    run: RunOptions,
+    out: OutputOptions,
+) -> None:
+    """Train a student on distilled questions: supervised, reinforced, or one after the other.
+
+    Example: qzoom train student recipes/tiny/student.yaml --data distilled/dataset -o runs/distilled
+    """
+    from qzoom.training.student.recipe import load_student_recipe
+
+    changes = {"data": data, "method": method, "base": run.base}
+    settings = load_student_recipe(recipe, {name: str(value) for name, value in changes.items() if value is not None})
+    console = _console(out)
+    if run.dry_run:
+        _plan_student(settings, console, json=out.json)
+    else:
+        _run_student(settings, run, console, json=out.json)
+
+
 def base(
     recipe: Annotated[Path, typer.Option(help="YAML file that says what to train.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for checkpoints, the training curve and the model.")
     ] = Path("runs/tiny"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run in the output folder.")] = False,
+    *,
+    fresh: Fresh = False,
 ) -> None:
-    """Train the embedded base model; a stopped run goes on where it was when the same command is given again."""
+    """Train the embedded base model; the same command resumes a stopped run."""
     from qzoom.errors import DeviceError
     from qzoom.training.base import train_base
     from qzoom.training.recipe import load_recipe
@@ -37,7 +144,6 @@ def base(
     typer.echo(f"The model is in {model}.")
 
 
-@app.command("average")
 def average(
     models: Annotated[list[Path], typer.Argument(help="Folders of models trained from the same start.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for their mean.")],
@@ -47,3 +153,169 @@ def average(
 
     average_models(models, output)
     typer.echo(f"The mean of {len(models)} models is in {output}.")
+
+
+def _console(out: OutputOptions) -> Console:
+    """The console of the main process; the others are quiet."""
+    console = Console(quiet=out.quiet or not _is_main())
+    console.hush_libraries()
+    return console
+
+
+def _is_main() -> bool:
+    import os
+
+    return not int(os.environ.get("RANK", "0"))
+
+
+def _train_stage(name: str, stage: StageOptions, run: RunOptions, out: OutputOptions, *, refit: bool = False) -> None:
+    from qzoom.training.stages import load_stage_recipe
+
+    changes: dict[str, Any] = {"base": run.base, "labels": list(stage.labels or ()) or None}
+    given = {key: value for key, value in changes.items() if value is not None}
+    recipe = load_stage_recipe(stage.recipe, name, given)
+    console = _console(out)
+    if run.dry_run:
+        _plan_stage(recipe, console, refit=refit, json=out.json)
+    else:
+        _run_stage(recipe, run, console, refit=refit, json=out.json)
+
+
+def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool, json: bool) -> None:
+    """What would be done; labels that do not exist yet are no mistake."""
+    import os
+
+    from qzoom.checkpoints.load import load_engine
+    from qzoom.errors import QZoomError
+    from qzoom.training.plan import find_sizes, plan_stage
+    from qzoom.training.stages import trained_stage
+    from qzoom.training.train_stage import make_task
+
+    samples = None
+    exists = Path(recipe.base).expanduser().is_dir() or not recipe.original
+    missing = [name for name in recipe.labels if not Path(name).expanduser().is_dir()]
+    if not missing and exists:
+        try:
+            samples = len(make_task(recipe, load_engine(recipe.base)).weights)
+        except QZoomError as error:
+            console.note(f"samples are not counted: {error}")
+    stage = trained_stage(recipe, refit=refit)
+    sizes = find_sizes(recipe.base if exists else recipe.original)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = plan_stage(recipe, stage, sizes, samples, processes=processes)
+    if json:
+        console.record(asdict(plan))
+        return
+    console.result(f"stage       {stage} of {recipe.base} ({plan.base_weights:,} weights)")
+    _weights(plan, console)
+    if missing:
+        console.result(f"labels      not there yet: {', '.join(missing)}")
+    (phase,) = plan.phases
+    count = "unknown" if plan.samples is None else f"{plan.samples:,}"
+    steps = "unknown" if phase.steps is None else f"{phase.steps:,}"
+    console.result(f"plan        {count} samples, {steps} steps of {phase.batch} ({phase.forwards} forwards a process)")
+    console.result(f"optimiser   AdamW, learning rate {recipe.learning_rate:g}, {recipe.precision}")
+
+
+def _plan_student(recipe: StudentRecipe, console: Console, *, json: bool) -> None:
+    from qzoom.training.plan import plan_student
+
+    plan = plan_student(recipe)
+    if json:
+        console.record(asdict(plan))
+        return
+    console.result(f"student     {recipe.base} ({plan.base_weights:,} weights), {recipe.method}")
+    _weights(plan, console)
+    if plan.samples is None:
+        console.result(f"data        not there yet: {recipe.data or 'name it with --data'}")
+    else:
+        console.result(
+            f"data        {plan.samples:,} questions about {plan.images:,} images ({plan.negatives:,} about absent "
+            f"things), {plan.held_out:,} held out"
+        )
+    for phase in plan.phases:
+        steps = "unknown" if phase.steps is None else f"{phase.steps:,}"
+        console.result(
+            f"{phase.phase:<11} {steps} steps of {phase.batch} {phase.unit}, {phase.forwards} forwards a step, "
+            f"learning rate {phase.learning_rate:g}"
+        )
+
+
+def _weights(plan: Plan, console: Console) -> None:
+    parts = ", ".join(f"{part} {count:,}" for part, count in plan.trained.items())
+    console.result(f"trained     {plan.trained_weights:,} weights: {parts}")
+    console.result(f"memory      {plan.memory_gb:.1f} GB a process, activations aside")
+
+
+def _run_stage(recipe: StageRecipe, run: RunOptions, console: Console, *, refit: bool, json: bool) -> None:
+    from qzoom.training.train_stage import train_stage
+
+    folder, device = run.folder(recipe.output), find_device(run.device)
+    with _progress(console) as on_step:
+        report = train_stage(recipe, folder, refit=refit, device=device, fresh=run.fresh, on_step=on_step)
+    if not _is_main():
+        return
+    _warn_few(report.samples, "samples", console)
+    if json:
+        console.record(asdict(report))
+        return
+    losses = _losses(report.start, report.steps, report.first_loss, report.last_loss)
+    console.result(f"{report.steps} steps on {report.samples} samples, {losses}; the model is in {report.model}")
+
+
+def _run_student(recipe: StudentRecipe, run: RunOptions, console: Console, *, json: bool) -> None:
+    from qzoom.training.student.run import train_student
+
+    folder, device = run.folder(recipe.output), find_device(run.device)
+    with _progress(console) as on_step:
+        report = train_student(
+            recipe,
+            folder,
+            device=device,
+            fresh=run.fresh,
+            on_phase=lambda phase, steps: console.note(f"{phase}: {steps} steps"),
+            on_step=on_step,
+            on_validation=lambda validation: console.note(_validation(validation)),
+        )
+    if not _is_main():
+        return
+    _warn_few(report.questions, "questions", console)
+    if json:
+        console.record(asdict(report))
+        return
+    for phase in report.phases:
+        losses = _losses(phase.start, phase.steps, phase.first_loss, phase.last_loss)
+        kept = "" if phase.best_step is None else f", weights of step {phase.best_step} kept"
+        console.result(f"{phase.phase}: {phase.steps} steps, {losses}{kept}")
+    console.result(
+        f"{report.questions} questions, {report.negatives} of them about absent things; model in {report.model}"
+    )
+
+
+def _losses(start: int, steps: int, first: float | None, last: float | None) -> str:
+    figures = "no loss" if first is None or last is None else f"loss {first:.4f} to {last:.4f}"
+    return figures + (" (nothing was left to do)" if start == steps else "")
+
+
+def _warn_few(count: int, unit: str, console: Console) -> None:
+    from qzoom.training.run import FEW_SAMPLES
+
+    if count < FEW_SAMPLES:
+        console.note(f"warning: trained on {count} {unit}; so few say nothing about the method. Label or export more.")
+
+
+def _validation(found: Validation) -> str:
+    negative = "" if found.exact_negative is None else f", {found.exact_negative:.1%} of {found.n_negative} negatives"
+    return f"step {found.step}: {found.exact:.1%} of {found.n} held-out questions right{negative}"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[StepMetrics], None]]:
+    """Loss, samples a second and time left: a bar where a person watches, else a line now and then."""
+    with console.progress("training", note_every_s=30) as (update,):
+        yield lambda metrics: update(metrics.step, metrics.steps, _line(metrics))
+
+
+def _line(metrics: StepMetrics) -> str:
+    minutes, seconds = divmod(int(metrics.left_s), 60)
+    return f"loss {metrics.loss:.4f}, {metrics.samples_per_s:.1f} samples/s, {minutes}:{seconds:02d} left"
