@@ -7,6 +7,7 @@ piece by piece: no half characters, nothing past a stop text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import decode_mask
 from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.state import Engine, State, advance_upper
+from qzoom.errors import CheckpointError
 from qzoom.types import SamplingParams
 
 __all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "TextStream", "prefill"]
@@ -107,9 +109,19 @@ class Sampler:
             self._warp.append(TopPLogitsWarper(params.top_p))
 
     def draw(self, logits: Tensor) -> int:
-        """The next token for logits (vocabulary,)."""
+        """The next token for logits (vocabulary,).
+
+        Raises:
+            CheckpointError: they are not numbers.
+        """
+        best = int(logits.argmax())  # a NaN or infinity, where there is one
+        if not math.isfinite(float(logits[best])):
+            raise CheckpointError(
+                "The model's output is not a number (NaN or infinity), so it has no answer; its weights are damaged, "
+                "or its dtype is too small for them."
+            )
         if self._greedy:
-            return int(logits.argmax())
+            return best
         scores = self._warp(torch.empty(1, 0, dtype=torch.long), logits[None].float().cpu())  # type: ignore[arg-type]
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 
