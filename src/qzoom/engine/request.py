@@ -169,16 +169,16 @@ def share_tokens(
     region: TokenBudget | int | None = None,
     total: int | None = None,
 ) -> tuple[TokenBudget | None, TokenBudget | None]:
-    """Limits of the coarse look and of all regions together: from one total, or from a limit for each.
+    """Limits of the coarse pass and of all regions together: from one total, or from a limit for each.
 
-    A total goes to the coarse look alone when nothing may zoom, else half to each; a stated limit wins and the other
-    look gets the rest. A maximum on its own keeps the checkpoint's minimum.
+    A total goes to the coarse pass alone when nothing may zoom, else half to each; a stated limit wins and the other
+    one gets the rest. A maximum on its own keeps the checkpoint's minimum.
 
     Args:
         zoom: "never" leaves the regions out.
         config: the checkpoint's arithmetic.
         default: the limits of the model's own image processor.
-        coarse: limit of the coarse look.
+        coarse: limit of the coarse pass.
         region: limit of the regions.
         total: most visual tokens of both together.
 
@@ -279,17 +279,17 @@ def check_heads(engine: Engine, zoom: str) -> None:
 
 
 def coarse_budget(engine: Engine, options: Options) -> TokenBudget:
-    """Limits of the coarse look: the question's own, else the checkpoint's, else the image processor's."""
+    """Limits of the coarse pass: the question's own, else the checkpoint's, else the image processor's."""
     return options.coarse_tokens or engine.config.coarse_tokens or engine.backbone.default_budget()
 
 
 def region_budget(engine: Engine, options: Options) -> TokenBudget:
-    """Limits of all regions together: the question's own, else the checkpoint's, else those of the coarse look."""
+    """Limits of all regions together: the question's own, else the checkpoint's, else those of the coarse pass."""
     return options.region_tokens or engine.config.region_tokens or coarse_budget(engine, options)
 
 
 def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
-    """Refuse requests whose coarse look cannot fit; nothing is computed but sizes.
+    """Refuse requests whose coarse pass cannot fit; nothing is computed but sizes.
 
     Raises:
         BudgetError: a token budget asks for more than the model reads in all.
