@@ -1,7 +1,7 @@
 """Pure arithmetic of visual-token grids and boxes; no pixels, no tensors.
 
-`fit_grid` decides how many visual tokens a picture or a crop takes (docs/method.md 1 and 4: coarse pass, zoom). The box
-helpers serve heads, labels, figures and evaluation. Boxes are xyxy in original pixels, half-open.
+`fit_grid` decides how many visual tokens a picture or a crop takes (method.md 1 and 4: coarse view, region look). The
+box helpers serve heads, labels, figures and evaluation. Boxes are xyxy in original pixels, half-open.
 """
 
 from __future__ import annotations

@@ -198,14 +198,14 @@ def _below_page(subject: _Subject) -> PIL.Image.Image:
 def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.Image:
     """The answer, with the coarse one beside it if given."""
     colour = ACCENTS[0] if answer.regions else COARSE
-    title = "Answer, zoomed" if answer.regions else "Answer from the coarse look"
+    title = "Answer, zoomed" if answer.regions else "Answer from the coarse view"
     if coarse_text is None:
         return answer_panel(title, answer.text, width_px, colour)
     half = (width_px - 36) // 2
     return beside(
         [
             answer_panel(title, answer.text, half, colour),
-            answer_panel("Coarse look alone", coarse_text, half, COARSE),
+            answer_panel("Coarse pass alone", coarse_text, half, COARSE),
         ],
         36,
     )
