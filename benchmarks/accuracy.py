@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py --data RECEIPTS_FOLDER
 
 Asks the questions of the scanned receipts (with --data) and of held-out synthetic documents and scenes four times: the
-coarse look alone, the gate's choice, always zooming, and the plain look at the total that zooming may spend. Writes
+coarse pass alone, the gate's choice, always zooming, and the plain look at the total that zooming may spend. Writes
 `accuracy.md` and `accuracy.json` into --results; raw answers stay in --raw, so that a rerun continues.
 """
 

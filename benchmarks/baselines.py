@@ -3,7 +3,7 @@
     python -m benchmarks.baselines --data RECEIPTS --dry-run
     python -m benchmarks.baselines --data RECEIPTS
 
-Asks every method of `qzoom eval --method` at one or two totals of visual tokens, half of them for the coarse look, and
+Asks every method of `qzoom eval --method` at one or two totals of visual tokens, half of them for the coarse view, and
 writes docs/results/baselines.md. The plain model's answers are those of the ladder, so run `benchmarks.ladder` first to
 have it at all caps. The same command goes on where it was stopped.
 """

@@ -23,7 +23,7 @@ class Point:
     """A way to look and what it came to.
 
     Args:
-        coarse: most tokens of the coarse look.
+        coarse: most tokens of the coarse view.
         region: most tokens of the regions; 0 is the plain model.
         gate: threshold; None for the plain model.
         accuracy: share of right answers.
@@ -56,7 +56,7 @@ def gated(plain: Sequence[AnswerRow], zoomed: Sequence[AnswerRow], threshold: fl
     """The answers that a gate threshold would have given.
 
     Args:
-        plain: of the coarse look alone.
+        plain: of the coarse pass alone.
         zoomed: of the same questions, gate asked and always zoomed.
         threshold: zoom from this score on; a question without a score zooms.
 

@@ -60,7 +60,7 @@ class Look:
     """One way to look.
 
     Args:
-        coarse: most visual tokens of the coarse look.
+        coarse: most visual tokens of the coarse view.
         region: most visual tokens of the regions; 0 is the plain model.
         gate: zoom at this score; None takes the checkpoint's own.
         method: see `qzoom.evaluation.methods`.

@@ -4,7 +4,7 @@
     python -m benchmarks.ladder --data RECEIPTS               # ask, then write docs/results/ladder.md
     python -m benchmarks.ladder --data RECEIPTS --time        # then, on a quiet machine, the times side by side
 
-1. Calibration, on drawn pictures of their own: every split of the tokens between coarse look and region, gate asked
+1. Calibration, on drawn pictures of their own: every split of the tokens between coarse view and region, gate asked
    and always zoomed; gate thresholds are tried on the kept scores. Per cap the cheapest split within half a point of
    the best one is taken; at the largest cap, where the peak is looked for, the best one.
 2. Report, on other pictures: the plain model at every cap, and the zooming one with the split chosen for that cap.
@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--caps", type=int, nargs="+", default=list(CAPS), help="visual-token limits that are compared")
     made.add_argument(
-        "--coarse", type=int, nargs="+", default=list(COARSE), help="token limits of the coarse look that are tried"
+        "--coarse", type=int, nargs="+", default=list(COARSE), help="token limits of the coarse view that are tried"
     )
     made.add_argument(
         "--region", type=int, nargs="+", default=list(REGION), help="token limits of the regions that are tried"

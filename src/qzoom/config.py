@@ -91,7 +91,7 @@ class Preset:
 
 @settings
 class ZoomConfig:
-    """All that turns a base model's hidden states into a decision, boxes and a second look.
+    """All that turns a base model's hidden states into a decision and boxes, and how crops are read.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.

@@ -134,7 +134,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
     placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
     if device.type == "cuda":
         # For the whole process. On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it
-        # meets, and pictures come in every size. vLLM turns it off likewise; flash and memory-efficient ones remain.
+        # meets, and pictures come in every size. vLLM turns it off too; flash and memory-efficient attention remain.
         torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with quiet_transformers():

@@ -16,7 +16,7 @@ __all__ = ["GateBranch", "RegionBranch", "new_gate", "new_region"]
 
 
 class GateBranch(nn.Module):
-    """Decides whether the coarse look is enough.
+    """Decides whether the coarse view is enough.
 
     Args:
         layers: T decoder layers.

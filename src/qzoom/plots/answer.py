@@ -37,7 +37,7 @@ def plot_answer(
     Args:
         answer: with its pictures (`answer.images`).
         image: index of the picture to draw.
-        coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
+        coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
         token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
 
@@ -69,7 +69,7 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
         answer: with its pictures.
         path: where to; missing folders are made.
         image: index of the picture to draw; None takes the one whose region was read first.
-        coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
+        coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
 
     Returns:
         The path written.
@@ -182,14 +182,14 @@ def _below_page(subject: _Subject) -> PIL.Image.Image:
 def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.Image:
     """The answer, with the coarse one beside it if given."""
     colour = ACCENTS[0] if answer.regions else COARSE
-    title = "Answer, zoomed" if answer.regions else "Answer from the coarse look"
+    title = "Answer, zoomed" if answer.regions else "Answer from the coarse view"
     if coarse_text is None:
         return answer_panel(title, answer.text, width_px, colour)
     half = (width_px - 36) // 2
     return beside(
         [
             answer_panel(title, answer.text, half, colour),
-            answer_panel("Coarse look alone", coarse_text, half, COARSE),
+            answer_panel("Coarse pass alone", coarse_text, half, COARSE),
         ],
         36,
     )
