@@ -1,4 +1,4 @@
-"""The ablations as figures and tables: differences with intervals, the paper's row beside each, and what reproduced."""
+"""The ablations as figures and tables: differences with intervals, beside the paper's rows, and what was reproduced."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How settings are chosen from measured points, and what pairs of runs say. Pure.
+"""How settings are chosen from measured points, and paired comparisons of runs. Pure.
 
-A point is one way to look with its figures on a set of questions. Gates are tried without asking again: an answer of
-the run that always zooms, or of the plain look at the same coarse tokens, is taken by the kept gate score.
+A point is one method with its figures on a set of questions. Gate thresholds are tried without asking again: each
+answer is taken from the run that always zooms or from the plain run at the same coarse tokens, by the gate score.
 """
 
 from __future__ import annotations
