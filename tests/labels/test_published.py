@@ -139,7 +139,7 @@ def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):
     path.write_bytes(pickle.dumps([entry(), *bad]))
     report = convert_published(path, tmp_path / "store", tmp_path, model="base")
     # the last one points at the padding of the wide picture, so nothing in it is foreground
-    assert (report.entries, report.usable, report.skipped) == (6, 1, 4)
+    assert (report.questions, report.usable, report.skipped) == (6, 1, 4)
     assert "entry 1: The picture" in report.reasons[0]
     store = RecordStore(tmp_path / "store")
     assert store.provenance.model == "base"

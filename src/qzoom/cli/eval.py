@@ -165,7 +165,7 @@ def evaluate(
         return
     names = list(dict.fromkeys(tasks or []))
     _check_usage(names, data, asking)
-    run = _Run(look, asking, console, several=len(names) > 1, json=out.json)
+    run = _Evaluation(look, asking, console, several=len(names) > 1, json=out.json)
     run.check()
     opened = [data.open(name) for name in names]
     console.hush_libraries()
@@ -198,7 +198,7 @@ def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Evaluation:
     """One call of `qzoom eval` over one or several tasks."""
 
     look: LookOptions
