@@ -28,16 +28,19 @@ if TYPE_CHECKING:
 __all__ = ["ask", "count_full_tokens", "describe_cost", "describe_gate", "describe_regions", "perceive"]
 
 Save = Annotated[
-    Path | None, typer.Option(help="Draw where it looked and what it answered; the ending chooses the format.")
+    Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
-TopP = Annotated[float, typer.Option(help="Sample from this share of the likeliest tokens, above 0 to 1.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0 is all.")]
-Seed = Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be given again.")
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens of the answer.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="Nucleus sampling: sample from the likeliest tokens with this total probability (above 0, up to 1)."
+    ),
 ]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 for all.")]
+Seed = Annotated[int | None, typer.Option(show_default=False, help="Seed of the sampling.")]
+Stop = Annotated[list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be repeated.")]
 
 
 @flatten
@@ -56,7 +59,7 @@ def ask(
     seed: Seed = None,
     stop: Stop = None,
 ) -> None:
-    """Ask a question about a picture.
+    """Ask a question about an image.
 
     The coarse pass comes first; if the gate finds it not enough, the region that the question asks about is read
     at high resolution. On a terminal the answer appears as it is generated; a file or pipe gets its text only.
@@ -106,11 +109,11 @@ def perceive(
     model: ModelOptions,
     look: LookOptions,
     out: OutputOptions,
-    heatmap: Annotated[bool, typer.Option("--heatmap", help="Put the map itself into the JSON line.")] = False,
+    heatmap: Annotated[bool, typer.Option("--heatmap", help="Add the region map to the JSON line.")] = False,
 ) -> None:
-    """Print where the model would look for a question, without answering.
+    """Print the gate's score and the regions for a question, without an answer.
 
-    Regions are given whatever the gate says, in pixels of the original picture.
+    Regions are printed whatever the gate decides, in pixels of the original image.
 
     Example: qzoom perceive receipt.jpg "What is the total amount?" --json
     """

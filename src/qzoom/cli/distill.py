@@ -23,27 +23,31 @@ __all__ = ["decontaminate", "distill"]
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ and the recipe's name.")
+    Path | None,
+    typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ followed by the recipe's name."),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="Folder that {data} in the recipe's pictures stands for.", show_default=False)
+    Path | None, typer.Option(help="Folder that replaces {data} in the recipe's `pictures`.", show_default=False)
 ]
 StepName = Annotated[
-    str | None, typer.Option("--step", help="With --fresh: start anew from this step on.", show_default=False)
+    str | None,
+    typer.Option(
+        "--step", help="With --fresh: discard the results of this step and the later ones.", show_default=False
+    ),
 ]
-Engine = Annotated[
-    Literal["inprocess", "ray"] | None, typer.Option(help="Instead of the recipe's.", show_default=False)
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first pictures.", show_default=False)]
+Engine = Annotated[Literal["inprocess", "ray"] | None, typer.Option(help="Overrides the recipe.", show_default=False)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.", show_default=False)]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Discard stored results; with --step, of that step and the later ones.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Against = Annotated[
     list[str], typer.Option("--against", help="Benchmark: folder or file, as qzoom eval reads it. May be repeated.")
 ]
 _NOT_COMPARED = "not compared with any benchmark"
-Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of either hash (of 64).")]
+Bits = Annotated[
+    int, typer.Option(min=0, max=64, help="Maximum number of differing bits of a hash (of 64) for a match.")
+]
 
 
 @flatten
@@ -59,9 +63,9 @@ def distill(
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make training data: teachers look at small crops, the questions are about whole pictures.
+    """Make Region-to-Image training data: teachers answer from crops, the questions are about whole images.
 
-    A rerun takes what is stored and computes what is missing.
+    Running the command again uses stored results and computes what is missing.
 
     Example: qzoom distill recipes/distill/tiny-rules.yaml -o runs/distill/tiny-rules
     """
@@ -94,14 +98,14 @@ def distill(
 
 @flatten
 def decontaminate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of pictures.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of images.")],
     *,
     out: OutputOptions,
     against: Against,
     bits: Bits = 8,
-    flips: Annotated[bool, typer.Option(help="Also compare mirrored pictures.")] = True,
+    flips: Annotated[bool, typer.Option(help="Also compare mirrored images.")] = True,
 ) -> None:
-    """Look for pictures of benchmarks among the training pictures, by perceptual hashes.
+    """Search for images of benchmarks in the training data, by perceptual hashes.
 
     Example: qzoom distill decontaminate runs/distill/tiny-rules/dataset --against data/vstar
     """

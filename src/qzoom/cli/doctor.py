@@ -41,11 +41,11 @@ class Finding:
 
 def doctor(
     *,
-    json: Annotated[bool, typer.Option("--json", help="One JSON line instead of a list.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a list.")] = False,
 ) -> None:
-    """Check this installation: versions, device, threads, models.
+    """Check the installation: versions, device, threads, models.
 
-    The exit code is 1 when something needed is missing.
+    The exit code is 1 if something required is missing.
     """
     console = Console()
     findings = examine()
@@ -176,27 +176,33 @@ def convert(
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="DST", help="The folder to write: new, empty, or a checkpoint to replace. Or a pickle."),
+        typer.Argument(
+            metavar="DST",
+            help="The folder to write: new, empty, or a checkpoint to replace. With labels: the pickle file.",
+        ),
     ],
     *,
     answer_only: Annotated[
-        bool, typer.Option("--answer-only", help="Leave gate and region branch out, so that other engines load it.")
+        bool,
+        typer.Option(
+            "--answer-only", help="Leave out gate and region branch, so that other engines can load the model."
+        ),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", show_default=False, help="labels: folder for the records.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(show_default=False, help="labels: folder that the picture paths start from.")
+        Path | None, typer.Option(show_default=False, help="labels: folder that the image paths are relative to.")
     ] = None,
-    made_with: Annotated[str, typer.Option(metavar="MODEL", help="labels: the model they were made with.")] = "unknown",
-    fresh: Annotated[bool, typer.Option("--fresh", help="labels: start --output anew.")] = False,
+    made_with: Annotated[str, typer.Option(metavar="MODEL", help="labels: the model that made them.")] = "unknown",
+    fresh: Annotated[bool, typer.Option("--fresh", help="labels: discard earlier records in --output.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn the authors' merged checkpoint into our adapter, or the other way round.
+    """Convert the authors' merged checkpoint to an adapter, or an adapter to a merged checkpoint.
 
-    With --answer-only either becomes a plain model of its family.
+    With --answer-only the result is a plain model of its family, without heads.
 
-    With the word labels, a published label file (a pickle) becomes records; nothing that it holds is run.
+    With the word labels, a published label file (a pickle) is converted to records; no code in it is executed.
 
     Example: qzoom convert path/to/merged path/to/adapter
 

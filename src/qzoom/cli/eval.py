@@ -42,7 +42,7 @@ Tasks = Annotated[
 ]
 Rescore = Annotated[
     list[Path] | None,
-    typer.Option(show_default=False, help="Score stored answers again, no model needed: files, or folders of them."),
+    typer.Option(show_default=False, help="Score stored answers again, without a model: a file or folder."),
 ]
 
 
@@ -52,24 +52,26 @@ class DataOptions:
 
     data: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Folder of NAME.jsonl; benchmarks: files instead of the hub."),
+        typer.Option(
+            show_default=False, help="Folder of NAME.jsonl; benchmarks: folder of files to read instead of the hub."
+        ),
     ] = None
     split: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default=False, help="Which file (dev); benchmarks: which split."),
+        typer.Option(
+            metavar="NAME", show_default=False, help="NAME of the file (default dev); benchmarks: name of the split."
+        ),
     ] = None
     data_revision: Annotated[
-        str | None, typer.Option(show_default=False, help="benchmarks: revision of the data on the hub.")
+        str | None, typer.Option(show_default=False, help="Benchmarks: revision of the data on the hub.")
     ] = None
     seed: Annotated[
-        int | None, typer.Option(min=0, show_default="0", help="documents, scenes: number of the first picture.")
+        int | None, typer.Option(min=0, show_default="0", help="documents, scenes: seed of the first image.")
     ] = None
     count: Annotated[
-        int | None, typer.Option(min=1, show_default="100", help="documents, scenes: number of pictures.")
+        int | None, typer.Option(min=1, show_default="100", help="documents, scenes: number of images.")
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, show_default=False, help="The first so many pictures only.")] = (
-        None
-    )
+    limit: Annotated[int | None, typer.Option(min=1, show_default=False, help="Use only the first N images.")] = None
 
     def for_files(self) -> dict[str, Any]:
         """Options that only tasks of files take, by their flags."""
@@ -106,28 +108,34 @@ class DataOptions:
 class AskingOptions:
     """How every question of a run is asked."""
 
-    method: Annotated[str, typer.Option(help="How to look: qzoom does as --zoom says, the others are baselines.")] = (
-        "qzoom"
-    )
+    method: Annotated[
+        str, typer.Option(help="How the region is chosen: qzoom follows --zoom, the others are baselines.")
+    ] = "qzoom"
     max_visual_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
             show_default=False,
-            help="Most visual tokens of a question: all for the coarse pass with --zoom never, else half for the "
-            "coarse pass and half for the regions; where one of the two is given, the other gets the rest.",
+            help="Maximum number of visual tokens per question: all for the coarse view with --zoom never, else "
+            "half for the coarse view and half for the regions; if one of the two limits is given, the other "
+            "gets the rest.",
         ),
     ] = None
     region_tokens: RegionTokens = None
     seeds: Annotated[
-        int, typer.Option(min=1, help="Ask all so many times, with seeds from 0 on, where answers are sampled.")
+        int, typer.Option(min=1, help="Repeat all questions with seeds 0 to N-1, if answers are sampled.")
     ] = 1
-    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 is greedy; above, answers are sampled.")] = 0.0
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="Sampling temperature; 0 decodes greedily.")] = 0.0
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Questions answered together; 1 shares a picture's coarse pass instead.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of questions answered as a batch; with 1, the questions about an image share its coarse pass.",
+        ),
     ] = 1
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, show_default="the benchmark's, else 128", help="Most tokens of an answer.")
+        int | None,
+        typer.Option(min=1, show_default="the benchmark's, else 128", help="Maximum number of tokens of an answer."),
     ] = None
     output: Annotated[
         Path | None,
@@ -152,9 +160,9 @@ def evaluate(
     out: OutputOptions,
     rescore: Rescore = None,
 ) -> None:
-    """Measure answers, regions, tokens and time on pictures with known answers.
+    """Evaluate answers, regions, tokens and time on images with known answers.
 
-    Exact match forgives case, spaces and currency. All questions about a picture share one coarse pass and its time. A
+    Exact match ignores case, spaces and currency. All questions about an image share one coarse pass and its time. A
     question that fails counts as wrong.
 
     Example: qzoom eval receipts --data receipts --split dev --max-visual-tokens 288 --json
@@ -355,23 +363,30 @@ def _over_seeds(console: Console, name: str, runs: Sequence[Scores], *, json: bo
 
 
 ShareZoomed = Annotated[
-    float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: this share of questions zooms.")
+    float | None, typer.Option(min=0, max=1, show_default=False, help="Goal: the share of questions that zoom.")
 ]
 LatencyMs = Annotated[
-    float | None, typer.Option(min=0, show_default=False, help="Wish: at most this long per question, on average.")
+    float | None, typer.Option(min=0, show_default=False, help="Goal: at most this mean latency per question.")
 ]
 MaxLoss = Annotated[
-    float | None, typer.Option(min=0, max=1, show_default=False, help="Wish: lose no more than this share.")
+    float | None,
+    typer.Option(
+        min=0, max=1, show_default=False, help="Goal: lose at most this share of accuracy against always zooming."
+    ),
 ]
 RegionThresholds = Annotated[
     str | None,
-    typer.Option(metavar="A,B,...", show_default=False, help="Compare these too (questions with answers)."),
+    typer.Option(
+        metavar="A,B,...",
+        show_default=False,
+        help="Region thresholds to compare as well, separated by commas; the questions need answers.",
+    ),
 ]
 
 
 @flatten
 def calibrate(
-    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL file, one question a line.")],
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL file with one question per line.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapter with the chosen thresholds.")],
     *,
     model: ModelOptions,
@@ -379,25 +394,30 @@ def calibrate(
     share_zoomed: ShareZoomed = None,
     latency_ms: LatencyMs = None,
     max_accuracy_loss: MaxLoss = None,
-    confidence: Annotated[float, typer.Option(min=0, max=1, help="Of the loss's bound and of the intervals.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
+    ] = 0.95,
     region_thresholds: RegionThresholds = None,
     confidence_gates: Annotated[
         bool,
         typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
     ] = False,
     keep: Annotated[
-        Path | None, typer.Option(show_default=False, help="Folder for the answers; another wish then asks nothing.")
+        Path | None,
+        typer.Option(show_default=False, help="Folder for the answers; another goal then needs no new answers."),
     ] = None,
-    date: Annotated[str | None, typer.Option(show_default=False, help="Noted in the adapter's provenance.")] = None,
+    date: Annotated[
+        str | None, typer.Option(show_default=False, help="Date that is recorded in the adapter's provenance.")
+    ] = None,
     coarse_tokens: CoarseTokens = None,
     region_tokens: RegionTokens = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
 ) -> None:
-    """Choose the gate's and the region map's threshold for one wish, and write the model with them to --output.
+    """Choose the thresholds of gate and region map for one goal, and write an adapter with them to --output.
 
-    Every question is asked twice: from the coarse look, and zoomed. With answers in the file, accuracy is measured
-    against them; without, the zoomed answer is the reference. A loss is bounded exactly, with the stated confidence,
-    as if the questions were drawn independently, and refused where they are too few for it.
+    Every question is answered twice: from the coarse pass, and zoomed. With answers in the file, accuracy is measured
+    against them; without, the zoomed answer is the reference. A loss is bounded exactly, with the stated confidence, as
+    if the questions were drawn independently; too few questions are refused.
 
     Example: qzoom calibrate questions.jsonl --share-zoomed 0.3 -o calibrated
     """
@@ -474,20 +494,22 @@ def _calibration_record(calibration: Calibration) -> dict[str, object]:
 @flatten
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Answer files of `qzoom eval`, or folders.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for page, charts, Markdown and figures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, charts, Markdown and figures.")],
     *,
     out: OutputOptions,
     data: Annotated[
-        Path | None, typer.Option(show_default=False, help="Folder of the receipts, to show them in the gallery.")
+        Path | None, typer.Option(show_default=False, help="Folder of the receipts, to show their images.")
     ] = None,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "What zooming buys",
-    failures: Annotated[int, typer.Option(min=0, max=50, help="Most failures of a kind in the gallery.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws behind the intervals.")] = 0,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "What zooming buys",
+    failures: Annotated[
+        int, typer.Option(min=0, max=50, help="Maximum number of failures of a kind that are shown.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     page: Annotated[Path | None, typer.Option(show_default=False, help="Also write the Markdown to this file.")] = None,
 ) -> None:
-    """Compare evaluations: accuracy against seconds, visual tokens and FLOPs, differences by pairs, failures.
+    """Compare evaluations: accuracy against seconds, visual tokens and FLOPs, paired differences, failures.
 
-    Runs over the same questions are compared with each other. report.html needs nothing else and opens anywhere.
+    Runs with the same questions are compared with each other. report.html is self-contained.
 
     Example: qzoom report runs/final -o out/report
     """

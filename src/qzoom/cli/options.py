@@ -45,7 +45,7 @@ Inputs = Annotated[
     typer.Argument(
         metavar="IMAGE... QUESTION",
         show_default=False,
-        help="One or more pictures, then the question. A picture named - is read from standard input.",
+        help="One or more images, then the question. - reads an image from standard input.",
     ),
 ]
 Model = Annotated[
@@ -53,33 +53,42 @@ Model = Annotated[
     typer.Option("--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'),
 ]
 Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
-Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda when there is one).")]
+Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda if available).")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto is the checkpoint's own."),
+    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto keeps the checkpoint's."),
 ]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
-    typer.Option("--zoom", help="auto: the gate decides; never: the coarse look only; always: whatever the gate says."),
+    typer.Option(
+        "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help="Named thresholds of the checkpoint.", show_default=False)]
+Preset = Annotated[
+    str | None, typer.Option(help="Named pair of thresholds stored in the checkpoint.", show_default=False)
+]
 GateThreshold = Annotated[
     float | None,
-    typer.Option(min=0, max=1, show_default=False, help="Zoom at this gate score; lower zooms more often."),
+    typer.Option(
+        min=0, max=1, show_default=False, help="Zoom at or above this gate score; lower values zoom more often."
+    ),
 ]
 RegionThreshold = Annotated[
-    float | None, typer.Option(min=0, max=1, show_default=False, help="Map value above which a cell is of interest.")
+    float | None,
+    typer.Option(
+        min=0, max=1, show_default=False, help="Value of the region map above which a cell belongs to a region."
+    ),
 ]
 CoarseTokens = Annotated[
     str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse look at a picture."),
+    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse view of an image."),
 ]
 RegionTokens = Annotated[
     str | None,
     typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on standard error except errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]
 
 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the output folder.")]

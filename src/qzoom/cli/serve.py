@@ -40,10 +40,13 @@ class NetworkOptions:
     """Where the server listens and what it logs, and settings that are written in another unit or form."""
 
     host: Annotated[
-        str, typer.Option(envvar="QZOOM_SERVE_HOST", help="Address to listen on; 0.0.0.0 is every network.")
+        str, typer.Option(envvar="QZOOM_SERVE_HOST", help="Address to listen on; 0.0.0.0 listens on every network.")
     ] = "127.0.0.1"
     port: Annotated[
-        int, typer.Option(envvar="QZOOM_SERVE_PORT", min=0, max=65535, help="0 takes a free port and prints it.")
+        int,
+        typer.Option(
+            envvar="QZOOM_SERVE_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free port and prints it."
+        ),
     ] = 8000
     api_key: Annotated[
         list[str] | None,
@@ -51,14 +54,17 @@ class NetworkOptions:
             envvar="QZOOM_API_KEY",
             show_default=False,
             show_envvar=True,
-            help="Key that clients must send; may be given again. Other users of the machine see the command line, so "
-            "prefer the variable.",
+            help="Key that clients must send; may be repeated. Other users of the machine can see the command "
+            "line, so prefer the environment variable.",
         ),
     ] = None
     cache_mb: Annotated[
         int,
         typer.Option(
-            envvar="QZOOM_SERVE_CACHE_MB", min=0, max=10**7, help="Memory for earlier pictures; 0 turns it off."
+            envvar="QZOOM_SERVE_CACHE_MB",
+            min=0,
+            max=10**7,
+            help="Memory in MB for earlier images; 0 turns the cache off.",
         ),
     ] = 256
     limit: Annotated[
@@ -67,13 +73,13 @@ class NetworkOptions:
             envvar="QZOOM_SERVE_LIMIT",
             metavar="NAME=NUMBER",
             show_default=False,
-            help="What a request may cost, such as pictures=4 or body_bytes=8000000; may be given again. "
-            "docs/security.md lists the names.",
+            help="Limit of a request, such as pictures=4 or body_bytes=8000000; may be repeated. docs/security.md "
+            "lists the names.",
         ),
     ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        typer.Option(envvar="QZOOM_SERVE_LOG_LEVEL", help="info has a line per request, on standard error."),
+        typer.Option(envvar="QZOOM_SERVE_LOG_LEVEL", help="Log level; info logs every request to standard error."),
     ] = "info"
 
 
@@ -86,9 +92,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: OpenAI's chat completions, and a page at / to try it.
 
-    Prints its address on standard output once it answers; everything else goes to standard error. The first SIGTERM or
-    Ctrl-C lets running requests finish, a second one stops at once. On a CPU --dtype auto is float32, so that answers
-    do not depend on who else asks.
+    The address is printed to standard output when the server is ready; everything else goes to standard error. The
+    first SIGTERM or Ctrl-C lets running requests finish, a second one stops at once. On a CPU --dtype auto is float32,
+    so that answers do not depend on other requests.
 
     Example: qzoom serve --port 8000 --api-key "$KEY"
     """

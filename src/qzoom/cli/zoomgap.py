@@ -30,12 +30,12 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="[TASK]",
-        help="questions (any question file with boxes, also receipts), documents, scenes, or zoombench.",
+        help="questions (any question file with boxes, such as the receipts), documents, scenes or zoombench.",
     ),
 ]
 Compare = Annotated[
     Path | None,
-    typer.Option(show_default=False, help="Folder of another run: differences to it, by pairs, with intervals."),
+    typer.Option(show_default=False, help="Folder of another run to compare with: paired differences with intervals."),
 ]
 
 
@@ -53,16 +53,16 @@ def zoomgap(
     fresh: Fresh = False,
     rescore: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Figures of a folder of stored answers again, no model needed."),
+        typer.Option(show_default=False, help="Compute the figures of a folder of stored answers, without a model."),
     ] = None,
     compare: Compare = None,
     out: OutputOptions,
 ) -> None:
-    """Measure the zooming gap: the same questions about the whole picture, its region, the marked picture, and zooming.
+    """Measure the zooming gap: questions about the whole image, the region, the marked image, and with zooming.
 
-    The gap is the accuracy on the region less that on the whole picture, with a 95 % interval by pairs. Every view has
-    the same words and the same visual tokens, by default what the checkpoint may spend. A question that fails in a view
-    is wrong there. For zoombench the crop has no margin and no least size unless they are given.
+    The gap is the accuracy on the region minus that on the whole image, with a paired 95 % interval. Every view has the
+    same prompt and the same number of visual tokens, by default the checkpoint's. A question that fails in a view
+    counts as wrong there. For zoombench the crop has no margin and no minimum size unless they are given.
 
     Example: qzoom eval zoomgap --data receipts --split dev --json
     """
@@ -119,22 +119,26 @@ def coverage(
     model: ModelOptions,
     max_visual_tokens: Annotated[
         int | None,
-        typer.Option(min=1, show_default="the checkpoint's coarse pass", help="Most visual tokens of the coarse pass."),
+        typer.Option(
+            min=1,
+            show_default="the checkpoint's coarse pass",
+            help="Maximum number of visual tokens of the coarse view.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", show_default=False, help="Folder for coverage.json, every question, and the plot."
+            "--output", "-o", show_default=False, help="Folder for coverage.json (with every question) and the plot."
         ),
     ] = None,
     compare: Compare = None,
     out: OutputOptions,
 ) -> None:
-    """Measure how much attention falls on the answer's place.
+    """Measure how much attention falls on the answer box.
 
-    The question's attention is divided by that of a request to describe the picture. Lift is the share of it inside the
-    place over the place's share of the picture, 1 is chance. Layer and head are chosen on half of the pictures and
-    reported on the other half.
+    The question's attention is divided by that of a request to describe the image. Lift is the share of it inside the
+    answer box, divided by the box's share of the image; 1 is chance. Layer and head are selected on half of the images
+    and reported on the other half.
 
     Example: qzoom eval coverage scenes --count 20 -o out/coverage
     """

@@ -84,7 +84,7 @@ class CalibrationGoal:
     max_accuracy_loss: float | None = None
     """Most accuracy lost against always zooming."""
     confidence: float = 0.95
-    """Of the loss's bound and of the intervals."""
+    """Confidence of the bound on the loss and of the intervals."""
 
     def __post_init__(self) -> None:
         goals = [x for x in (self.share_zoomed, self.latency_ms, self.max_accuracy_loss) if x is not None]

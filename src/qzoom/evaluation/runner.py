@@ -76,7 +76,7 @@ class EvalOptions:
     region_threshold: Share | None = None
     """See `ZoomConfig.region_threshold`; None for the checkpoint's."""
     max_new_tokens: Annotated[int, Between(1, 10**6)] = 128
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     method: str = "qzoom"
     """Name in `qzoom.evaluation.methods.METHODS`."""
     temperature: Annotated[float, Between(0, 100)] = 0.0
