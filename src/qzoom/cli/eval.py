@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import build_settings, flatten
 from qzoom.cli.options import (
     CoarseTokens,
     Fresh,
@@ -429,7 +429,8 @@ def calibrate(
     from qzoom.evaluation.calibrate import calibrate as run
     from qzoom.evaluation.runner import EvalOptions
 
-    goal = CalibrationGoal(share_zoomed, latency_ms, max_accuracy_loss, confidence)
+    wishes = {"share_zoomed": share_zoomed, "latency_ms": latency_ms, "max_accuracy_loss": max_accuracy_loss}
+    goal = build_settings(CalibrationGoal, wishes | {"confidence": confidence})
     coarse = parse_tokens(coarse_tokens, "--coarse-tokens")
     region = parse_tokens(region_tokens, "--region-tokens")
     task = read_calibration_questions(questions)
