@@ -131,7 +131,7 @@ def _open(inputs: list[str], model: ModelOptions, console: Console) -> tuple[QZo
 
 
 def _draw(answer: Answer, path: Path, coarse_text: str | None) -> Path:
-    """Write the figure of an answer, beside what the coarse look alone would have said."""
+    """Write the figure of an answer, beside what the coarse pass alone would have said."""
     from qzoom.plots.answer import save_plot
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def count_full_tokens(sizes_px: Sequence[tuple[int, int]], cell_px: int) -> int:
 
 def describe_gate(gate: GateDecision) -> str:
     """Score, threshold and decision on one line."""
-    decision = "zooms in" if gate.zoomed else "the coarse look is enough"
+    decision = "zooms in" if gate.zoomed else "the coarse view is enough"
     if gate.note:
         decision = gate.note
     if gate.score is None or gate.threshold is None:

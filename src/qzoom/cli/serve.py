@@ -1,4 +1,4 @@
-"""`qzoom serve`: the model behind OpenAI's HTTP interface, and a page to look at."""
+"""`qzoom serve`: the model behind OpenAI's HTTP interface, and a web page."""
 
 from __future__ import annotations
 

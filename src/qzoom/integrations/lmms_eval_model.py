@@ -1,6 +1,6 @@
 """A qzoom model as lmms-eval's harness drives it: chat messages in, answers and token counts out.
 
-The harness makes the prompts and scores the answers; qzoom only looks and answers, through the same engine and the same
+The harness makes the prompts and scores the answers; qzoom only answers, with the same engine and the same
 token limits as `qzoom eval`.
 """
 
@@ -38,7 +38,7 @@ class QZoomChat(lmms):
         pretrained: "tiny", a folder or a hub id.
         zoom: "auto", "never" or "always".
         max_visual_tokens: most visual tokens of a question, shared as `qzoom eval` shares them.
-        coarse_tokens: most visual tokens of the coarse look.
+        coarse_tokens: most visual tokens of the coarse view.
         region_tokens: most visual tokens of all regions.
         gate_threshold: None for the checkpoint's.
         region_threshold: None for the checkpoint's.

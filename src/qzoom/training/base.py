@@ -2,7 +2,7 @@
 
 `train_base` starts one process per core (one thread each); every process draws its own examples from
 (seed, step, rank), gradients are averaged, and all take the same update. A checkpoint every few minutes holds
-weights, optimiser state and step, so a stopped run goes on exactly where it was.
+weights, optimiser state and step, so a stopped run resumes exactly where it was.
 """
 
 from __future__ import annotations

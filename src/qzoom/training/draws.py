@@ -2,7 +2,7 @@
 
 A CPU is busy with one small batch. A GPU waits for the pictures instead, so there `loaders` processes draw ahead and
 `gather` draws of an exercise make one batch. Either way a batch depends on the recipe and its number alone, so a run
-that is stopped goes on with the same pictures.
+that is stopped resumes with the same pictures.
 """
 
 from __future__ import annotations

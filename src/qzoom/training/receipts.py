@@ -80,7 +80,7 @@ def receipt_examples(
     count: int,
     budget: int,
 ) -> list[Example]:
-    """`count` examples of one kind: "pair" (coarse look and region crop), "plain" (one look at `budget` tokens) or
+    """`count` examples of one kind: "pair" (coarse view and region crop), "plain" (one look at `budget` tokens) or
     "snippet" (a readable crop)."""
     shape = [(8, 3), (8, 4), (10, 3), (12, 4)][int(sizes.integers(4))]
     examples: list[Example] = []

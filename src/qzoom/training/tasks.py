@@ -7,8 +7,8 @@ the training range, or from the held-out range for evaluation. One rendered docu
 - tags, line, strip: read one to four printed lines on a small picture;
 - snippet: a readable crop of a document, asked about what it shows; cards: a small scene, readable;
 - receipt_*: the same on real receipts;
-- places: a scene at a coarse look, asked mostly for codes too small to read there: where locating is learned;
-- pair: the coarse look plus a region crop, as the zoom gives them, asked about what the region holds;
+- places: a scene at a coarse view, asked mostly for codes too small to read there: where locating is learned;
+- pair: the coarse view plus a region crop, as the zoom gives them, asked about what the region holds;
 - page_N, scene_N: the plain look at N visual tokens, any question.
 """
 
@@ -154,7 +154,7 @@ def _cards(count: int) -> Task:
 
 
 def _places(budgets: tuple[int, ...], token_total: int) -> Task:
-    """Scenes at coarse looks, rendered at twice the look's size (cheaper than a full scene)."""
+    """Scenes at coarse views, rendered at twice the look's size (cheaper than a full scene)."""
 
     def build(context: TaskContext) -> list[Example]:
         budget = int(context.sizes.choice(budgets))
@@ -178,7 +178,7 @@ def _places(budgets: tuple[int, ...], token_total: int) -> Task:
 
 
 def _pairs(pictures: int, per_picture: int, of_scenes: bool) -> Task:
-    """Coarse look and region crop together."""
+    """Coarse view and region crop together."""
 
     def build(context: TaskContext) -> list[Example]:
         rng = context.rng
