@@ -34,7 +34,7 @@ SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class PublishedReport:
-    """What became of a file.
+    """Result of the conversion of a label file.
 
     Args:
         entries: in the file.

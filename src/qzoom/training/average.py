@@ -1,7 +1,7 @@
-"""The mean of several models that were trained from the same start with different pictures.
+"""The mean of the weights of several models that were trained from the same weights on different images.
 
-Such models lie in one valley, so their mean is about as good as one model trained on all the pictures ("model soups",
-Wortsman et al. 2022), and the trainings need not talk to each other.
+Such models lie in the same basin of the loss, so their mean is about as good as one model trained on all the images
+("model soups", Wortsman et al. 2022), and the trainings can run independently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where to look: random crops around printed answers, as an imperfect region branch would give them."""
+"""Random crops around printed answers, as an imperfect region branch would propose them."""
 
 from __future__ import annotations
 

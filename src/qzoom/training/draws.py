@@ -1,8 +1,8 @@
-"""The small batches of a base run, each decided by its place: drawn where they are used, or ahead by other processes.
+"""The batches of a base run, each determined by its number: drawn on demand, or in advance by other processes.
 
-A CPU is busy with one small batch. A GPU waits for the pictures instead, so there `loaders` processes draw ahead and
-`gather` draws of an exercise make one batch. Either way a batch depends on the recipe and its number alone, so a run
-that is stopped resumes with the same pictures.
+A CPU is busy with one small batch. A GPU would wait for the images, so `loaders` processes draw ahead, and `gather`
+draws of a task make one batch. In both cases a batch depends on the recipe and its number alone, so a run that was
+stopped resumes with the same images.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""One training pass: the stock model's answer loss plus three guides that a renderer's knowledge makes possible.
+"""Forward pass and loss: the language-model loss plus three auxiliary losses from renderer ground truth.
 
-Glyph guide: from every visual token that the vision tower hands to the decoder, a throw-away linear layer names the
-characters printed there; it teaches the tower to read at once instead of through the answers alone.
-Object guide: another one names colour and shape of the object that the token shows, so that a tag's token knows what
-it belongs to.
-Pointing guide: two attention heads of one decoder layer are asked to look at the visual token that holds the next
-answer character (one in the first view, one in the finest view that has it). The guides exist in training only: the
-exported weights are those of the plain model.
+Glyph loss: a temporary linear layer predicts, from every visual token that the vision tower gives to the decoder, the
+characters printed there; so the tower learns to read directly, not only through the answers.
+Object loss: another one predicts colour and shape of the object that the token shows, so that the token of a label
+encodes the object that it belongs to.
+Pointing loss: two attention heads of one decoder layer are trained to attend to the visual token with the next answer
+character (one in the first view, one in the finest view that has it). The losses exist in training only: the exported
+weights are those of the plain model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Real scanned receipts as training examples: the same coarse-and-region pairs and plain looks as for drawn pages.
+"""Real scanned receipts as training examples: pairs of coarse view and crop, and single views, as for synthetic pages.
 
-A split is a JSONL file beside the pictures; each line names a picture and asks for total, date and company, with a box
-around every printed line that holds the answer. Nothing is known about single characters, so both guides stay silent.
+A split is a JSONL file beside the images; each line names an image and asks for total, date and company, with a box
+around every printed line of the answer. The positions of single characters are unknown, so there is no auxiliary loss.
 """
 
 from __future__ import annotations

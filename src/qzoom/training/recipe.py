@@ -1,7 +1,7 @@
-"""The recipe of a base model: everything that decides its weights, as one checked YAML file.
+"""The recipe of a base model: one checked YAML file with everything that determines its weights.
 
-A recipe holds the architecture, the optimiser's numbers and a list of stages; a stage says how many steps to take and
-which exercises to mix. Unknown keys are errors, so a typing mistake cannot quietly train something else.
+A recipe holds the architecture, the optimiser's settings and a list of stages; a stage sets its number of steps and the
+mix of tasks. Unknown keys are errors, so a typo cannot silently train something else.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The exercises the embedded model is trained on, and how a step's examples are drawn.
+"""The tasks that the embedded model is trained on (its curriculum), and how a step's examples are drawn.
 
-A task turns a generator into a small batch of examples of about the same size. Every task draws picture seeds from
-the training range, or from the held-out range for evaluation. One rendered document or scene serves several examples.
+A task turns a random generator into a small batch of examples of about the same size. Every task draws image seeds from
+the training range, or from the held-out range for evaluation. One rendered document or scene gives several examples.
 
 - glyphs: densely printed views without a question, for the vision tower alone;
-- tags, line, strip: read one to four printed lines on a small picture;
-- snippet: a readable crop of a document, asked about what it shows; cards: a small scene, readable;
+- tags, line, strip: read one to four printed lines on a small image;
+- snippet: questions about a readable crop of a document; cards: questions about a small, readable scene;
 - receipt_*: the same on real receipts;
-- places: a scene at a coarse view, asked mostly for codes too small to read there: where locating is learned;
-- pair: the coarse view plus a region crop, as the zoom gives them, asked about what the region holds;
-- page_N, scene_N: the plain look at N visual tokens, any question.
+- places: a scene at coarse resolution, with questions mostly about codes too small to read there: trains locating;
+- pair: coarse view and region crop, as in a zoom, with questions about the region;
+- page_N, scene_N: a single view of N visual tokens, any question.
 """
 
 from __future__ import annotations
