@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qzoom.config import read_yaml
 from qzoom.errors import ConfigError
+from qzoom.settings import read_yaml
 from qzoom.training.tiny import TinyArchitecture
 
 __all__ = ["BaseRecipe", "Stage", "load_recipe"]
