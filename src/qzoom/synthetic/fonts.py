@@ -17,7 +17,8 @@ from PIL import ImageFont
 
 __all__ = ["FontSet", "advances", "font_paths", "load_font"]
 
-FontSet = Literal["core", "train"]
+FontSet = Literal["core", "train"] | tuple[str, ...]
+"""A named set of typefaces, or the paths of the faces to use."""
 
 _CORE = (
     "DejaVuSans.ttf",
@@ -41,6 +42,8 @@ _EXTRA = {
 @lru_cache(maxsize=4)
 def font_paths(font_set: FontSet = "core") -> tuple[str, ...]:
     """Paths of the typefaces of a set, in a fixed order; the `train` set holds only what is installed."""
+    if isinstance(font_set, tuple):
+        return font_set
     import matplotlib
 
     base = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -5,16 +5,15 @@ Muon's update has the size of AdamW's (`match_rms_adamw`), so both share one lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from qzoom.training.distill.recipe import SftPart
-from qzoom.training.optim import split_matrices
 
-__all__ = ["MuonWithAdamW", "make_optimizer"]
+__all__ = ["MuonWithAdamW", "make_optimizer", "split_matrices"]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -65,6 +64,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in self._parts:
             part.step()
         return loss
+
+
+def split_matrices(weights: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices inside the towers, and all else: tables, norms, biases, convolutions and the guides."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, weight in weights:
+        table = "embed" in name or "glyph_head" in name or "object_head" in name or "lm_head" in name
+        (matrices if weight.ndim == 2 and not table else others).append(weight)
+    return matrices, others
 
 
 def make_optimizer(model: nn.Module, part: SftPart) -> torch.optim.Optimizer | None:
