@@ -172,19 +172,20 @@ def _text_question(context: Context, page: Page, rows: list[list[int]], number: 
     return PackedQuestion("text", asked, answer, tuple(page.lines[index].box for index in rows[number]), False, spans)
 
 
-def _line_view(context: Context, page: Page, box: Box, text_px: float) -> View:
-    """A crop around `box` that shows its first row about `text_px` high, with jitter in size, place and shape."""
+def _line_view(context: Context, page: Page, box: Box, row_px: float, text_px: float) -> View:
+    """A crop around `box`, whose rows are `row_px` high in the page and `text_px` in the view, with jitter in size,
+    place and shape. What is asked stays in the middle, so that neighbours cannot be meant."""
     rng = context.rng
     high, wide = box[3] - box[1], box[2] - box[0]
-    scale = min(text_px / high, _LONGEST_LINE * TOKEN_PX / (wide * 1.03))
+    scale = min(text_px / row_px, _LONGEST_LINE * TOKEN_PX / (wide * 1.03))
     stretch = 1.0 if context.held_out else float(rng.uniform(0.87, 1.15))
-    margins = (rng.uniform(0.0, 0.5, 4) if not context.held_out else np.full(4, 0.15)) * high
+    margins = (rng.uniform(0.0, 0.4, 4) if not context.held_out else np.full(4, 0.15)) * row_px
     margins[rng.random(4) < (0.0 if context.held_out else 0.06)] *= -0.15
     need = ((wide + margins[0] + margins[2]) * scale * stretch, (high + margins[1] + margins[3]) * scale)
     tokens = (max(1, int(np.ceil(need[0] / TOKEN_PX - 0.25))), max(1, int(np.ceil(need[1] / TOKEN_PX - 0.3))))
     spare_x = max(0.0, tokens[0] * TOKEN_PX - need[0]) / (scale * stretch)
     spare_y = max(0.0, tokens[1] * TOKEN_PX - need[1]) / scale
-    left, top = (0.5, 0.5) if context.held_out else rng.uniform(0, 1, 2)
+    left, top = (0.5, 0.5) if context.held_out else (rng.uniform(0, 1), rng.uniform(0.4, 0.6))
     outer = (
         box[0] - margins[0] - spare_x * left,
         box[1] - margins[1] - spare_y * top,
@@ -207,7 +208,8 @@ def _lines(source: str, count: int, *, asked: bool = True) -> Exercise:
                 page = context.page(source)
                 continue
             text_px = context.between(11, 40) if context.rng.random() < 0.85 else context.between(40, 90)
-            view = _line_view(context, page, page.lines[line].box, text_px)
+            box = page.lines[line].box
+            view = _line_view(context, page, box, box[3] - box[1], text_px)
             questions = [_text_question(context, page, [[line]], 0)] if asked else []
             examples.append(build_example(task, [view], page, questions))
         return examples
@@ -234,9 +236,9 @@ def _strips(source: str, count: int) -> Exercise:
             boxes = np.array([page.lines[index].box for row in rows for index in row])
             box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
             tallest = float(np.median(boxes[:, 3] - boxes[:, 1]))
-            if box[3] - box[1] > 3.2 * want * tallest:
+            if box[3] - box[1] > 3.0 * want * tallest:
                 continue
-            view = _line_view(context, page, box, context.between(11, 28) * (box[3] - box[1]) / tallest)
+            view = _line_view(context, page, box, tallest, context.between(11, 28))
             shown = [n for n, row in enumerate(rows) if sum(len(page.lines[i].text) for i in row) <= 44]
             numbers = [shown[int(i)] for i in context.rng.permutation(len(shown))[:3]]
             questions = [_text_question(context, page, rows, number) for number in numbers]
