@@ -80,8 +80,9 @@ Exercise = Callable[[Context], list[Example]]
 
 
 def build_example(task: str, views: list[View], page: Page, questions: Iterable[PackedQuestion]) -> Example:
-    """The training example of these views of a page and these questions."""
-    asked = list(questions)
+    """The training example of these views of a page and these questions; one that is asked twice is asked once, or the
+    model would learn to copy its own answer."""
+    asked = list({question.question: question for question in reversed(list(questions))}.values())[::-1]
     drawn = any(line.char_boxes_px is not None for line in page.lines)
     return Example(
         task=task,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from qzoom.cli.main import run
 from qzoom.errors import CheckpointError
-from qzoom.training.average import average_models
+from tiny.model import average_models
 
 
 def _model(folder, values, name="a.weight"):
