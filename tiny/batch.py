@@ -91,10 +91,10 @@ class Batch:
     """Tensors of B sequences of S positions. `labels` (B, S): the next token where it belongs to an answer, else -100.
     `branch` (B, S): question number at labelled positions. `read_target`, `locate_target` (B, S): the sequence position
     of the visual token that holds the next answer character in the last and in the first view that show it, else -100.
-    `glyph_target` (visual tokens, 16): character classes, 0 for empty, -100 unknown. `object_target` (visual tokens, 2):
-    colour and shape of the object there, 0 for none, -100 unknown. `line_frames` (lines, frames): slot numbers along
-    each read line, counted over all visual tokens, -1 past its end; `line_text` (lines, characters): classes, 0 past
-    the end; `line_capitals` (lines,)."""
+    `glyph_target` (visual tokens, 16): character classes, 0 for empty, -100 unknown. `object_target` (visual tokens,
+    2): colour and shape of the object there, 0 for none, -100 unknown. `line_frames` (lines, frames): slot numbers
+    along each read line, counted over all visual tokens, -1 past its end; `line_text` (lines, characters): classes, 0
+    past the end; `line_capitals` (lines,)."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -204,7 +204,7 @@ def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batc
 
 
 def _line_tensors(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Frames, classes and the capitals flag of all read lines; lines with too few frames for their text are left out."""
+    """Frames, classes and the capitals flag of all read lines but those with too few frames for their text."""
     frames: list[np.ndarray] = []
     texts: list[np.ndarray] = []
     capitals: list[bool] = []

@@ -35,9 +35,7 @@ class MasterWeights:
             name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in self._working.items()
         }
         matrices, others = split_matrices(self.weights.items())
-        self.optimizer = MuonWithAdamW(
-            matrices, others, lr=rates[0], weight_decay=weight_decay, betas=(0.9, 0.98)
-        )
+        self.optimizer = MuonWithAdamW(matrices, others, lr=rates[0], weight_decay=weight_decay, betas=(0.9, 0.98))
         self._rates = rates
 
     def collect(self) -> None:
@@ -54,7 +52,9 @@ class MasterWeights:
 
     def step(self, factor: float, clip_norm: float) -> float:
         """One update at this learning-rate factor; returns the gradient's norm before it was clipped."""
-        norm = nn.utils.clip_grad_norm_([weight for weight in self.weights.values() if weight.grad is not None], clip_norm)
+        norm = nn.utils.clip_grad_norm_(
+            [weight for weight in self.weights.values() if weight.grad is not None], clip_norm
+        )
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()

@@ -28,7 +28,7 @@ from qzoom.synthetic.wording import COLOURS, SHAPES, ask
 from tiny.batch import Example, Glyphs, Objects, Query, ReadLine, glyph_classes
 from tiny.draw_pages import page_of_sample
 from tiny.model import TOKEN_PX
-from tiny.pack import Box, Pack, Page, PackedLine, PackedQuestion
+from tiny.pack import Box, Pack, PackedLine, PackedQuestion, Page
 from tiny.receipt_data import rows_of
 from tiny.render_views import Look, View, crop_around, fit_to_tokens, random_look, region_tokens, snippet_box
 
@@ -162,10 +162,8 @@ def _text_question(context: Context, page: Page, rows: list[list[int]], number: 
     """Read row `number` (of the shown ones), or the only text; now and then in capitals."""
     texts = [page.lines[index].text for index in rows[number]]
     capitals = page.capitals or (not context.held_out and context.rng.random() < 0.25)
-    if len(rows) == 1:
-        asked = ask("text", context.wording())
-    else:
-        asked = ask("line", context.wording(), n=str(number + 1))
+    wording = context.wording()
+    asked = ask("text", wording) if len(rows) == 1 else ask("line", wording, n=str(number + 1))
     answer = " ".join(texts)
     if capitals and re.search("[A-Za-z]", answer):
         asked, answer = re.sub(r"([?.])$", r" in capitals\1", asked), answer.upper()
@@ -220,7 +218,7 @@ def _lines(source: str, count: int, *, asked: bool = True) -> Exercise:
 
 def _readable(line: PackedLine) -> bool:
     text = line.text.strip("-=*_. ")
-    return 0 < len(text) and len(line.text) <= 44 and line.box[3] - line.box[1] >= 6
+    return len(text) > 0 and len(line.text) <= 44 and line.box[3] - line.box[1] >= 6
 
 
 def _strips(source: str, count: int) -> Exercise:
@@ -388,7 +386,8 @@ def _drawn_scenes(count: int, *, coarse: bool) -> Exercise:
         sizes = [(5, 4), (6, 6), (8, 5), (8, 8), (10, 6)]
         width, height = sizes[int(rng.integers(5))]
         if coarse:
-            width, height = fit_to_tokens(*rng.uniform(1024, 2049, 2), int(rng.choice([64, 100, 144])))
+            sides = rng.uniform(1024, 2049, 2)
+            width, height = fit_to_tokens(float(sides[0]), float(sides[1]), int(rng.choice([64, 100, 144])))
         grid = None if coarse else (int(rng.integers(1, width // 3 + 1)), int(rng.integers(1, height // 3 + 1)))
         times = TOKEN_PX * (2 if coarse else 1)
         examples = []

@@ -7,7 +7,6 @@ scenes, drawn by `qzoom.synthetic`, teach where answers are. Real receipts come 
 
 from __future__ import annotations
 
-
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -16,7 +15,7 @@ from qzoom.synthetic.fonts import FontSet, advances, font_paths
 from qzoom.synthetic.page import Page as Sheet
 from qzoom.synthetic.records import HELD_OUT_SEEDS, SyntheticSample
 from qzoom.synthetic.scenes import render_scene
-from tiny.pack import Page, PackedLine, PackedObject, PackedQuestion, PackHeader
+from tiny.pack import PackedLine, PackedObject, PackedQuestion, PackHeader, Page
 from tiny.sheet_texts import sheet_line
 from tiny.typefaces import typeface_digest, typefaces
 
@@ -118,10 +117,8 @@ def _band(
     return np.clip(band, 0, 255).astype(np.uint8), [(line.text, line.char_boxes_px) for line in sheet.lines]
 
 
-def _print_row(
-    rng: np.random.Generator, sheet: Sheet, path: str, size: int, place: tuple[float, float]
-) -> None:
-    """One row: a single text, or a label and a value at the right, or several columns; what does not fit is left out."""
+def _print_row(rng: np.random.Generator, sheet: Sheet, path: str, size: int, place: tuple[float, float]) -> None:
+    """One row of texts from left to right, until one does not fit any more."""
     top, spread = place
     width = sheet.image.size[0]
     x = float(rng.uniform(2, 60))
@@ -153,13 +150,13 @@ def _process(rng: np.random.Generator, ink: np.ndarray, size: int) -> np.ndarray
     out = np.asarray(image, dtype=np.float32)
     if rng.random() < 0.45:  # a worn thermal head: speckles and pale rows
         speck = rng.random((ink.shape[0] // 2 + 1, ink.shape[1] // 2 + 1)) < rng.uniform(0.02, 0.3)
-        out = out * (1 - rng.uniform(0.4, 1.0) * np.repeat(np.repeat(speck, 2, 0), 2, 1)[: ink.shape[0], : ink.shape[1]])
+        out = out * (
+            1 - rng.uniform(0.4, 1.0) * np.repeat(np.repeat(speck, 2, 0), 2, 1)[: ink.shape[0], : ink.shape[1]]
+        )
     if rng.random() < 0.15:
-        rows = 1 - rng.uniform(0.2, 0.7) * (rng.random(ink.shape[0]) < 0.15)
-        out = out * rows[:, None]
+        out = out * (1 - rng.uniform(0.2, 0.7) * (rng.random((ink.shape[0], 1)) < 0.15))
     if rng.random() < 0.12:
-        columns = 1 - rng.uniform(0.5, 1.0) * (rng.random(ink.shape[1]) < 0.02)
-        out = out * columns[None]
+        out = out * (1 - rng.uniform(0.5, 1.0) * (rng.random((1, ink.shape[1])) < 0.02))
     if rng.random() < 0.3:
         radius = float(rng.uniform(0.4, max(0.5, size / 28)))
         out = np.asarray(Image.fromarray(out.astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius)), np.float32)

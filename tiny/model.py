@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ class _RootMeanSquareNorm(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Gradients of x and weight."""
         normed, weight, inverse = ctx.saved_tensors
         weight_grad = (grad * normed).flatten(0, -2).sum(0)
@@ -183,7 +183,7 @@ def use_fast_kernels(model: Qwen3VLForConditionalGeneration) -> None:
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
     def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        return _RootMeanSquareNorm.apply(hidden, self.weight, self.variance_epsilon)  # type: ignore[no-any-return]
+        return _RootMeanSquareNorm.apply(hidden, self.weight, self.variance_epsilon)
 
     def embed(self: Any, patches: torch.Tensor) -> torch.Tensor:
         weight = self.proj.weight  # (width, 3, 2 frames, 16, 16)
@@ -193,7 +193,7 @@ def use_fast_kernels(model: Qwen3VLForConditionalGeneration) -> None:
     use_plain_attention(model)
     for module in model.modules():
         if isinstance(module, Qwen3VLTextRMSNorm):
-            module.forward = types.MethodType(norm, module)
+            module.forward = types.MethodType(norm, module)  # type: ignore[method-assign]
     embedding = model.model.visual.patch_embed
     embedding.forward = types.MethodType(embed, embedding)
 
@@ -202,7 +202,7 @@ def export_model(
     model: Qwen3VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
-    weights: dict[str, torch.Tensor] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the model to `folder` (bf16 safetensors); an earlier one there is replaced in one move. `weights` stand in
     for the model's own."""

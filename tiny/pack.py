@@ -23,7 +23,7 @@ import numpy as np
 
 from qzoom.errors import DataError
 
-__all__ = ["Page", "Pack", "PackedLine", "PackedObject", "PackedQuestion", "PackHeader", "build_pack"]
+__all__ = ["Pack", "PackHeader", "PackedLine", "PackedObject", "PackedQuestion", "Page", "build_pack"]
 
 Box = tuple[int, int, int, int]
 
@@ -226,7 +226,9 @@ def _header_values(header: PackHeader) -> dict[str, Any]:
 
 def _same(path: Path, found: PackHeader, wanted: PackHeader) -> None:
     if found != wanted:
-        names = [name for name in ("kind", "renderer", "seed", "count") if getattr(found, name) != getattr(wanted, name)]
+        names = [
+            name for name in ("kind", "renderer", "seed", "count") if getattr(found, name) != getattr(wanted, name)
+        ]
         first = names[0]
         raise DataError(
             f"The pack {path} has {first} {getattr(found, first)}, not {getattr(wanted, first)}; give another folder "

@@ -1,4 +1,4 @@
-"""Real scanned receipts as pages: transcribed lines, label-and-value rows, and the questions about total, date, company.
+"""Real scanned receipts as pages: transcribed lines, label-and-value rows, questions about total, date and company.
 
 The folder holds `train.jsonl`, `train-more.jsonl` and `dev.jsonl` (questions with boxes) and `train_lines.jsonl`
 (every printed line with text and box). Transcriptions are in capitals whatever the print, so questions about them say
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from qzoom.errors import DataError
-from tiny.pack import Box, Page, PackedLine, PackedQuestion, PackHeader
+from tiny.pack import Box, PackedLine, PackedQuestion, PackHeader, Page
 
 __all__ = ["ReceiptFolder", "is_held_out", "rows_of", "target_text", "value_questions"]
 
@@ -120,7 +120,9 @@ def value_questions(lines: tuple[PackedLine, ...]) -> list[PackedQuestion]:
             if name in _ASKED_OTHERWISE:
                 continue
             answer = re.sub(r"^(RM|MYR|\$)\s*(?=\d)", "", value)
-            asked = f"What does it say for {name} in capitals?" if re.search("[A-Z]", answer) else f"What is the {name}?"
+            asked = (
+                f"What does it say for {name} in capitals?" if re.search("[A-Z]", answer) else f"What is the {name}?"
+            )
             boxes = np.array([lines[index].box for index in parts])
             box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
             found.setdefault(name, []).append(PackedQuestion("value", asked, answer, (box,)))

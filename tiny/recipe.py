@@ -26,8 +26,8 @@ class _Settings(BaseModel):
 
 
 class Stage(_Settings):
-    """`minutes` of training on the exercises in `mix`, by share of the work; the learning-rate factor goes linearly from
-    `lr_start` to `lr_end`."""
+    """`minutes` of training on the exercises in `mix`, by share of the work; the learning-rate factor goes linearly
+    from `lr_start` to `lr_end`."""
 
     name: str
     minutes: float = Field(gt=0)
@@ -39,7 +39,9 @@ class Stage(_Settings):
     def _known(self) -> Stage:
         for name, share in self.mix.items():
             if name not in EXERCISES:
-                raise ValueError(f"stage `{self.name}` mixes the unknown exercise `{name}`; known: {', '.join(EXERCISES)}")
+                raise ValueError(
+                    f"stage `{self.name}` mixes the unknown exercise `{name}`; known: {', '.join(EXERCISES)}"
+                )
             if share <= 0:
                 raise ValueError(f"stage `{self.name}` gives `{name}` no share")
         return self

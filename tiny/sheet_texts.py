@@ -23,6 +23,8 @@ _SENTENCES = (
     "OPENING HOURS 10AM TO 10PM", "SIMPLIFIED TAX INVOICE", "TAX INVOICE", "CASH RECEIPT", "GST SUMMARY",
     "DESCRIPTION", "AMOUNT(RM)", "TAX(RM)", "CODE", "ITEM", "QTY PRICE AMOUNT", "SIGNATURE", "DUPLICATE",
 )  # fmt: skip
+_UNITS = ("G", "ML", "KG", "L", "PCS", "S")
+_NUMBERED = ("TEL", "FAX", "TEL NO.", "H/P", "GST ID", "GST NO", "CO NO")
 _STREETS = ("JALAN", "JLN", "LORONG", "LEBUH", "PERSIARAN", "TAMAN", "BANDAR", "KAMPUNG", "ROAD", "STREET", "AVENUE")
 _TOWNS = (
     "KUALA LUMPUR", "SELANGOR", "JOHOR BAHRU", "SHAH ALAM", "PETALING JAYA", "KLANG", "PENANG", "IPOH", "MELAKA",
@@ -57,11 +59,12 @@ def _plain(rng: np.random.Generator) -> str:
     if kind < 0.58:
         return texts.company(rng)
     if kind < 0.66:
-        return texts.item_name(rng) + (f" {rng.integers(1, 999)}{_one(rng, ('G', 'ML', 'KG', 'L', 'PCS', 'S'))}" * (rng.random() < 0.4))
+        name, size = texts.item_name(rng), f" {rng.integers(1, 999)}{_one(rng, _UNITS)}"
+        return name + size if rng.random() < 0.4 else name
     if kind < 0.75:
         return _address(rng)
     if kind < 0.8:
-        return f"{_one(rng, ('TEL', 'FAX', 'TEL NO.', 'H/P', 'GST ID', 'GST NO', 'CO NO'))}{_one(rng, (': ', ' : ', ':', ' '))}{_digits(rng)}"
+        return f"{_one(rng, _NUMBERED)}{_one(rng, (': ', ' : ', ':', ' '))}{_digits(rng)}"
     if kind < 0.86:
         return _one(rng, _SENTENCES)
     if kind < 0.9:
@@ -75,7 +78,8 @@ def _number(rng: np.random.Generator) -> str:
     if kind < 0.55:
         amount = texts.amount(rng)
         amount = amount if rng.random() < 0.93 else "-" + amount
-        return f"{_one(rng, ('', '', '', 'RM', 'RM ', '$', 'MYR '))}{amount}{_one(rng, ('', '', '', ' ' + _one(rng, _TAILS)))}"
+        currency = _one(rng, ("", "", "", "RM", "RM ", "$", "MYR "))
+        return currency + amount + _one(rng, ("", "", "", " " + _one(rng, _TAILS)))
     if kind < 0.7:
         return f"{rng.integers(0, 30)}"
     if kind < 0.85:

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,10 +63,8 @@ def make_packs(recipe: Recipe) -> None:
         counts = recipe.pack_counts
         for kind, count in ((source, getattr(counts, source)), (f"{source}_held_out", counts.held_out)):
             name = kind if kind.endswith("_held_out") else f"{kind}_train"
-            header = pack_header(kind, counts.seed, count)
-            build_pack(
-                folder / name, header, lambda n, kind=kind: draw_page(kind, counts.seed, n), _progress(name)
-            )
+            draw = partial(draw_page, kind, counts.seed)
+            build_pack(folder / name, pack_header(kind, counts.seed, count), draw, _progress(name))
 
 
 def _receipts(recipe: Recipe, split: str) -> ReceiptFolder:

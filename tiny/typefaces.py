@@ -18,18 +18,33 @@ __all__ = ["FOLDER", "PACKAGES", "printable", "typeface_digest", "typefaces"]
 FOLDER = Path("/usr/share/fonts")
 
 PACKAGES = (
-    "fonts-3270 fonts-adf-gillius fonts-adf-switzera fonts-adf-verana fonts-agave fonts-anonymous-pro fonts-b612 "
-    "fonts-cabin fonts-cantarell fonts-clear-sans fonts-courier-prime fonts-croscore fonts-crosextra-caladea "
-    "fonts-crosextra-carlito fonts-dejavu-core fonts-dejavu-extra fonts-fantasque-sans fonts-firacode "
-    "fonts-freefont-ttf fonts-glasstty fonts-gnutypewriter fonts-go fonts-hack-ttf fonts-hermit fonts-inconsolata "
-    "fonts-inter fonts-jetbrains-mono fonts-karla fonts-lato fonts-league-mono fonts-levien-typoscript "
-    "fonts-liberation fonts-lmodern fonts-manrope fonts-monofur fonts-mononoki fonts-nanum-coding fonts-noto-mono "
-    "fonts-ocr-a fonts-ocr-b fonts-open-sans fonts-opendin fonts-oxygen fonts-paratype fonts-pc fonts-play "
-    "fonts-quattrocento fonts-roadgeek fonts-roboto-unhinted fonts-sil-andika fonts-sil-gentium-basic fonts-texgyre "
-    "fonts-tlwg-mono-ttf fonts-tlwg-typewriter-ttf fonts-tuffy fonts-urw-base35 fonts-vollkorn fonts-yanone-kaffeesatz"
-).split()
+    "fonts-3270", "fonts-adf-gillius", "fonts-adf-switzera", "fonts-adf-verana", "fonts-agave",
+    "fonts-anonymous-pro", "fonts-b612", "fonts-cabin", "fonts-cantarell", "fonts-clear-sans", "fonts-cmu",
+    "fonts-comfortaa", "fonts-comic-neue", "fonts-courier-prime", "fonts-croscore", "fonts-crosextra-caladea",
+    "fonts-crosextra-carlito", "fonts-dejavu-core", "fonts-dejavu-extra", "fonts-dustin", "fonts-fantasque-sans",
+    "fonts-firacode", "fonts-freefont-ttf", "fonts-glasstty", "fonts-gnutypewriter", "fonts-go", "fonts-hack-ttf",
+    "fonts-hermit", "fonts-inconsolata", "fonts-inter", "fonts-jetbrains-mono", "fonts-karla", "fonts-lato",
+    "fonts-league-mono", "fonts-levien-typoscript", "fonts-liberation", "fonts-lmodern", "fonts-manrope",
+    "fonts-monofur", "fonts-mononoki", "fonts-nanum-coding", "fonts-noto-mono", "fonts-ocr-a", "fonts-ocr-b",
+    "fonts-open-sans", "fonts-opendin", "fonts-oxygen", "fonts-paratype", "fonts-pc", "fonts-pc-extra",
+    "fonts-play", "fonts-quattrocento", "fonts-roadgeek", "fonts-roboto-unhinted", "fonts-sil-andika",
+    "fonts-sil-gentium-basic", "fonts-texgyre", "fonts-tlwg-mono-ttf", "fonts-tlwg-typewriter-ttf", "fonts-tuffy",
+    "fonts-ubuntu-title", "fonts-urw-base35", "fonts-vollkorn", "fonts-yanone-kaffeesatz",
+)  # fmt: skip
 
-_LEFT_OUT = ("italic", "oblique", "symbol", "dingbat", "z003", "math", "d050000l", "black", "thin", "extralight", "icon")
+_LEFT_OUT = (
+    "italic",
+    "oblique",
+    "symbol",
+    "dingbat",
+    "z003",
+    "math",
+    "d050000l",
+    "black",
+    "thin",
+    "extralight",
+    "icon",
+)
 _LIKE_TILLS = ("mono", "courier", "typewriter", "ocr", "3270", "tty", "pc", "code", "hermit", "agave", "inconsolata")
 
 
