@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzoom.errors import DataError
-from qzoom.labels.regions import IGNORE, RegionLabelSettings
-from qzoom.records.schema import Attention, Question, RegionLabel, content_id
-from qzoom.records.store import RecordStore, RecordWriter, start_store
+from qzoom.labels.maps import IGNORE, RegionLabelSettings
+from qzoom.store.records import RecordStore, RecordWriter, start_store
+from qzoom.store.schema import Attention, Question, RegionLabel, content_id
 
 if TYPE_CHECKING:
     from qzoom.engine.state import Engine
-    from qzoom.labels.region_run import RegionRun
+    from qzoom.labels.label_regions import RegionRun
 
 PURPOSE = "regions"
 Change = Callable[[Question, RegionLabel, np.ndarray, np.ndarray], tuple[RegionLabel, np.ndarray]]
@@ -45,8 +45,8 @@ def draw_questions(
         first: seed of the first picture, of those that training may use.
         check: called between pictures.
     """
-    from qzoom.synthetic.documents import render_document
-    from qzoom.synthetic.scenes import render_scene
+    from qzoom.data.synthetic.documents import render_document
+    from qzoom.data.synthetic.scenes import render_scene
 
     target = folder / "questions.jsonl"
     wanted = {"counts": dict(counts), "per_picture": per_picture, "first": first}
@@ -116,7 +116,7 @@ def relabelled(settings: RegionLabelSettings, *, sinks: bool = True, two_state: 
         sinks: take sink cells out of the map.
         two_state: what is not foreground is background; nothing is left open.
     """
-    from qzoom.labels.tristate import label_record
+    from qzoom.labels.maps import label_record
 
     def change(
         question: Question, label: RegionLabel, grounding: np.ndarray, sink: np.ndarray
@@ -147,7 +147,7 @@ def from_boxes(
 
     Without boxes, or when they take half of the map, the label cannot be used.
     """
-    from qzoom.labels.tristate import cells_touched
+    from qzoom.labels.maps import cells_touched
 
     boxes = question.turns[label.turn].boxes
     inside = cells_touched(boxes, label.size_px, grounding.shape, label.view)
@@ -208,7 +208,7 @@ def known_answers(
         check: called between questions.
     """
     from qzoom.engine.chat import ChatEncoder
-    from qzoom.labels.region_run import sample_of
+    from qzoom.labels.label_regions import sample_of
 
     store = RecordStore(source)
     start_store(folder, PURPOSE, store.settings | {"change": "known answers"}, store.provenance)
@@ -224,10 +224,10 @@ def known_answers(
 
 
 def _known(engine: Engine, chat: Any, run: RegionRun, question: Question) -> list[tuple[Any, dict[str, np.ndarray]]]:
+    from qzoom.data.questions import load_picture
     from qzoom.labels.attention import sink_cells
+    from qzoom.labels.maps import label_record
     from qzoom.labels.respond import attention_of, respond, show
-    from qzoom.labels.tristate import label_record
-    from qzoom.records.questions import load_picture
 
     shown = show(load_picture(question), run.view, run.tokens)
     said = respond(engine, chat, shown, [turn.question for turn in question.turns], max_new_tokens=1)
@@ -264,7 +264,7 @@ def _known(engine: Engine, chat: Any, run: RegionRun, question: Question) -> lis
 
 def label_facts(folder: Path) -> dict[str, Any]:
     """What a store of labels came to: usable maps, their agreement with known boxes, and the share of sink cells."""
-    from qzoom.labels.region_run import report_of
+    from qzoom.labels.label_regions import report_of
 
     store, found = RecordStore(folder), report_of(folder)
     cells = sinks = 0

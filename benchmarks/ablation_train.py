@@ -25,8 +25,8 @@ from benchmarks.evidence import Clock
 from qzoom.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from qzoom.labels.region_run import RegionRun
-    from qzoom.records.schema import Question
+    from qzoom.labels.label_regions import RegionRun
+    from qzoom.store.schema import Question
 
 LABEL_SEED = 1_700_000_000
 SPACE = 10_000_000
@@ -69,7 +69,7 @@ def plain_base(model: str, folder: Path) -> Path:
     Raises:
         CheckpointError: the folder holds no base.
     """
-    from qzoom.checkpoints.source import find_source
+    from qzoom.checkpoints.hub import find_source
 
     source = Path(find_source(model, None).folder)
     if not (source / "config.json").is_file():
@@ -83,7 +83,7 @@ def plain_base(model: str, folder: Path) -> Path:
 
 def questions_of(bench: Bench, name: str, pictures: int, offset: int) -> tuple[Question, ...]:
     """Drawn questions, as many documents as scenes."""
-    from qzoom.records.questions import read_questions
+    from qzoom.data.questions import read_questions
 
     counts = {"documents": -(-pictures // 2), "scenes": pictures // 2}
     tell = bench.step(f"drawing pictures for {name}")
@@ -93,16 +93,16 @@ def questions_of(bench: Bench, name: str, pictures: int, offset: int) -> tuple[Q
 
 def region_run(bench: Bench) -> RegionRun:
     """How the own answers are labelled, as for the packaged heads."""
-    from qzoom.labels.region_run import RegionRun
+    from qzoom.labels.label_regions import RegionRun
 
     return RegionRun({}, tokens=bench.given.teacher_tokens, max_new_tokens=bench.given.label_tokens)
 
 
 def own_labels(bench: Bench) -> Path:
     """Labels from the attention of the base's own answers; made once."""
-    from qzoom.labels.head_search import HeadSearch
-    from qzoom.labels.processes import ModelChoice
-    from qzoom.labels.region_job import label_regions
+    from qzoom.labels.find_heads import HeadSearch
+    from qzoom.labels.label_regions import label_regions
+    from qzoom.labels.workers import ModelChoice
 
     run, folder = region_run(bench), bench.root / "labels" / "own"
     search = HeadSearch(
@@ -118,7 +118,7 @@ def own_labels(bench: Bench) -> Path:
 
 def labels_of(bench: Bench, name: str) -> Path:
     """Labels of a variant, made from the own ones at no cost where that is possible."""
-    from qzoom.labels.regions import RegionLabelSettings
+    from qzoom.labels.maps import RegionLabelSettings
 
     own, folder = own_labels(bench), bench.root / "labels" / name
     settings = region_run(bench).tristate
@@ -139,8 +139,8 @@ def labels_of(bench: Bench, name: str) -> Path:
 
 
 def _known_answers(bench: Bench, own: Path, folder: Path) -> Path:
-    from qzoom.labels.presets import HeadSet
-    from qzoom.labels.processes import ModelChoice
+    from qzoom.labels.find_heads import HeadSet
+    from qzoom.labels.workers import ModelChoice
 
     kept = json.loads((own / "heads.json").read_text(encoding="utf-8"))["heads"]
     heads: Any = {mode: HeadSet(tuple((a, b) for a, b in value["pointing"])) for mode, value in kept.items()}
@@ -160,8 +160,8 @@ def train_regions(bench: Bench, variant: Variant) -> Path:
 
 def train_gate(bench: Bench, strategy: str) -> Path:
     """A gate beside the reference's region branch, from the ladder's labels by one of the two strategies."""
-    from qzoom.labels.gate_run import GateRun, label_gate
-    from qzoom.labels.processes import ModelChoice
+    from qzoom.labels.gate import GateRun, label_gate
+    from qzoom.labels.workers import ModelChoice
 
     folder = bench.root / "labels" / "ladder"
     questions = questions_of(bench, "ladder", bench.given.gate_pictures, 1)
@@ -176,8 +176,8 @@ def train_gate(bench: Bench, strategy: str) -> Path:
 
 def train_answers(bench: Bench) -> Path:
     """Stage 2 on the reference: mine with aligned positions, train the decoder; returns the merged model's folder."""
-    from qzoom.labels.mine import MineRun, mine
-    from qzoom.labels.processes import ModelChoice
+    from qzoom.labels.hard_cases import MineRun, mine
+    from qzoom.labels.workers import ModelChoice
 
     base = bench.root / "variants" / REFERENCE / "train" / "model"
     folder = bench.root / "labels" / "mined"
@@ -198,9 +198,9 @@ def _size(bench: Bench) -> dict[str, Any]:
 
 def _train(bench: Bench, stage: str, folder: Path, changes: dict[str, Any]) -> Path:
     """Run a stage with the shipped recipe and these changes; one that has a report is finished."""
-    from qzoom.records.store import RecordStore
-    from qzoom.training.stages.recipe import load_stage_recipe
-    from qzoom.training.stages.run import train_stage
+    from qzoom.store.records import RecordStore
+    from qzoom.training.stages import load_stage_recipe
+    from qzoom.training.train_stage import train_stage
 
     recipe = load_stage_recipe(
         bench.given.recipes / f"{stage}.yaml", stage, changes | {"save_steps": 50, "tensorboard": False}

@@ -14,7 +14,7 @@ from benchmarks.evidence import between, share, table, write
 
 if TYPE_CHECKING:
     from benchmarks.ablation_train import Bench
-    from qzoom.evaluation.records import AnswerRow
+    from qzoom.data.samples import AnswerRow
 
 NOTE = (
     "The embedded model's base with new branches, trained for each variant on labels of drawn pictures, far fewer than "
@@ -45,7 +45,7 @@ def _figures(bench: Bench, found: Mapping[str, Any], reference: Mapping[str, Any
     out["checks"] = variant.checks
     labels = bench.root / "labels" / variant.labels
     report = bench.root / "variants" / variant.name / "train" / "report.json"
-    if variant.trains and (labels / "store.json").is_file():
+    if variant.trains and (labels / "records-00.jsonl").is_file():
         out["labels"] = label_facts(labels)
     if report.is_file():
         out["training"] = _training(report)

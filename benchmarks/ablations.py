@@ -44,7 +44,7 @@ from benchmarks.plan import print_ablation_plan
 from qzoom.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import AnswerRow, Task
+    from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
 
 THRESHOLDS = (0.3, 0.45, 0.6, 0.75)
@@ -247,7 +247,7 @@ def every(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when all is done, 3 when the time was over first."""
-    from qzoom.labels.region_job import base_digest
+    from qzoom.labels.label_regions import base_digest
 
     given = parse(arguments)
     model, _ = load(given.model, given.device)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import AnswerRow, Task
+    from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
     from qzoom.types import ZoomMode
 
@@ -46,7 +46,7 @@ def settings(coarse: int, region: int) -> tuple[Setting, ...]:
 
 def measure(model: QZoom, task: Task, setting: Setting, given: argparse.Namespace) -> list[AnswerRow]:
     """Ask every question of a task in one setting."""
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.runner import EvalOptions, run
 
     limits = share_tokens(
@@ -88,8 +88,8 @@ def sign_test(first: int, second: int) -> float:
 
 def results_of(task: Task, measured: dict[Setting, list[AnswerRow]]) -> dict[str, Any]:
     """Figures of every setting, and each zooming one against the plain look at the same total."""
-    from qzoom.evaluation.metrics import wilson_interval
     from qzoom.evaluation.score import compare, is_right, score
+    from qzoom.scoring.metrics import wilson_interval
 
     lines = []
     for setting, rows in measured.items():
@@ -186,8 +186,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     import torch
 
     from qzoom.cli.loading import load_model
-    from qzoom.evaluation.identity import describe_model, describe_software
-    from qzoom.evaluation.tasks.registry import open_task
+    from qzoom.data.benchmarks.registry import open_task
+    from qzoom.evaluation.runner import describe_model, describe_software
 
     tasks: list[Task] = []
     if given.data is not None:

@@ -42,8 +42,8 @@ from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import Task
-    from qzoom.evaluation.report.figures import RunFigures, TaskFigures
+    from qzoom.data.samples import Task
+    from qzoom.evaluation.report_figures import RunFigures, TaskFigures
     from qzoom.model import QZoom
 
 NOTE = (
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def works(given: argparse.Namespace, root: Path, kinds: Sequence[str] = ()) -> Iterator[Work]:
     """Everything that is asked, of the wanted kinds unless others are named."""
-    from qzoom.evaluation.baselines import METHODS
+    from qzoom.evaluation.methods import METHODS
 
     for task in tasks(given, kinds):
         for total in given.budgets:
@@ -90,8 +90,7 @@ def tasks(given: argparse.Namespace, kinds: Sequence[str] = ()) -> list[Task]:
 
 def figures_of(given: argparse.Namespace, root: Path, task: Task) -> TaskFigures | None:
     """The figures of one kind of pictures over all finished runs, the plain ladder's among them; None without any."""
-    from qzoom.evaluation.report.figures import measure
-    from qzoom.evaluation.report.runs import group_runs
+    from qzoom.evaluation.report_figures import group_runs, measure
 
     paths = [work.path for work in works(given, root, [task.name])]
     paths += [place(root, "report", task, Look(cap)) for cap in CAPS]
@@ -101,7 +100,7 @@ def figures_of(given: argparse.Namespace, root: Path, task: Task) -> TaskFigures
 
 def fronts(task: TaskFigures) -> dict[str, dict[str, Any]]:
     """For each cost: who is on the front without the oracle, and what beats our runs that are not."""
-    from qzoom.evaluation.report.figures import COSTS, front
+    from qzoom.evaluation.report_figures import COSTS, front
 
     lines = [line for line in task.runs if line.method != "oracle"]
     out = {}

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
-from qzoom.evaluation.records import AnswerRow
 
 GATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Gate thresholds that are tried; 0 always zooms."""
@@ -112,8 +112,8 @@ def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], draws: int =
     """
     import numpy as np
 
-    from qzoom.evaluation.report.figures import bootstrap
     from qzoom.evaluation.score import compare, row_score
+    from qzoom.scoring.intervals import bootstrap
 
     counts = compare(first, second)
     scores = np.array([[row_score(row) for row in rows] for rows in (first, second)])

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from qzoom.errors import ConfigError, QZoomError
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import AnswerRow, Task
-    from qzoom.evaluation.report.runs import Run
+    from qzoom.data.samples import AnswerRow, Task
+    from qzoom.evaluation.report_figures import Run
     from qzoom.model import QZoom
 
 CAPS = (64, 100, 144, 196, 288, 400, 576, 768, 1024)
@@ -64,7 +64,7 @@ class Look:
         coarse: most visual tokens of the coarse look.
         region: most visual tokens of the regions; 0 is the plain model.
         gate: zoom at this score; None takes the checkpoint's own.
-        method: see `qzoom.evaluation.baselines`.
+        method: see `qzoom.evaluation.methods`.
     """
 
     coarse: int
@@ -123,7 +123,7 @@ def kept_rows(path: Path) -> tuple[AnswerRow, ...]:
 
 def kept_run(path: Path, task: Task | None = None) -> Run | None:
     """A run as reports take it; None while it, or the part about the task's pictures, is not finished."""
-    from qzoom.evaluation.report.runs import Run, read_run
+    from qzoom.evaluation.report_figures import Run, read_run
 
     if not kept_rows(path):
         return None
@@ -144,7 +144,7 @@ def tasks_of(kinds: Sequence[str], questions: int, data: Path | None, seed: int,
         seed: number of the first drawn picture.
         limit: most pictures of each kind.
     """
-    from qzoom.evaluation.tasks.registry import open_task
+    from qzoom.data.benchmarks.registry import open_task
 
     out: list[Task] = []
     for kind in kinds:
@@ -160,7 +160,7 @@ def tasks_of(kinds: Sequence[str], questions: int, data: Path | None, seed: int,
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """The first pictures of a task; see `qzoom.evaluation.records.Task`."""
+    """The first pictures of a task; see `qzoom.data.samples.Task`."""
 
     task: Task
     count: int
@@ -192,7 +192,7 @@ class First:
 
 def options_of(model: QZoom, look: Look, max_new_tokens: int = 128) -> Any:
     """The evaluation's options for a way to look."""
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
     from qzoom.evaluation.runner import EvalOptions
 
     zoom: Any = "auto" if look.region else "never"
@@ -227,7 +227,7 @@ def load(name: str, device: str = "auto") -> tuple[QZoom, str]:
     """A model and the first eight digits of its weights' digest."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from qzoom.cli.loading import load_model
-    from qzoom.evaluation.identity import weights_digest
+    from qzoom.evaluation.runner import weights_digest
 
     model = load_model(name, None, device, "auto")
     return model, weights_digest(model.engine)[:8]
@@ -237,7 +237,7 @@ def about(model: QZoom) -> dict[str, Any]:
     """What ran, for the reader."""
     import torch
 
-    from qzoom.evaluation.identity import describe_model, describe_software
+    from qzoom.evaluation.runner import describe_model, describe_software
 
     found = describe_software(model) | describe_model(model) | {"threads": torch.get_num_threads()}
     return {key: value for key, value in found.items() if key not in ("config", "shape")}

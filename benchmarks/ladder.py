@@ -47,8 +47,8 @@ from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError, QZoomError
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import Task
-    from qzoom.evaluation.report.runs import Run
+    from qzoom.data.samples import Task
+    from qzoom.evaluation.report_figures import Run
     from qzoom.model import QZoom
 
 COARSE = (32, 48, 64, 100, 144, 196, 256)

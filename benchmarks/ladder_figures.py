@@ -13,8 +13,8 @@ from benchmarks.evidence import KINDS, Look, between, share, table, write
 from benchmarks.ladder_time import BATCHED, HEADLINE, read_times
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import AnswerRow, Task
-    from qzoom.evaluation.report.runs import Run
+    from qzoom.data.samples import AnswerRow, Task
+    from qzoom.evaluation.report_figures import Run
 
 GOALS = {"scenes": (4.39, 0.73), "documents": (2.52, 0.53), "receipts": (2.52, 0.53)}
 """Throughput and share of visual tokens saved at equal accuracy, as the paper reports them (9x and 5x are the aims)."""
@@ -106,8 +106,8 @@ def task_figures(
 
 
 def _line(point: Point, line: Line) -> dict[str, Any]:
-    from qzoom.evaluation.metrics import hit, wilson_interval
     from qzoom.evaluation.score import is_right
+    from qzoom.scoring.metrics import hit, wilson_interval
 
     rows = line.rows
     low, high = wilson_interval(sum(map(is_right, rows)), len(rows))

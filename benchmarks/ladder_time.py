@@ -15,7 +15,7 @@ from benchmarks.evidence import Clock, Look, options_of
 
 if TYPE_CHECKING:
     from benchmarks.ladder_figures import Line
-    from qzoom.evaluation.records import AnswerRow, Task
+    from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
 
 HEADLINE = "equal-accuracy"
@@ -57,7 +57,7 @@ class TimeWork:
 
     def header(self, model: QZoom) -> dict[str, Any]:
         """What decides the times."""
-        from qzoom.evaluation.identity import weights_digest
+        from qzoom.evaluation.runner import weights_digest
 
         zoom = {picture: [look.coarse, look.region, look.gate] for picture, look in self.zoom.items()}
         return {
@@ -98,12 +98,14 @@ class TimeWork:
     def _pair(
         self, model: QZoom, samples: Mapping[str, Any], group: Sequence[tuple[str, int]], *, swapped: bool
     ) -> dict[str, Any]:
+        from qzoom.evaluation.methods.base import ask_kwargs
+
         looks = {"plain": self.plain, "zoom": self.zoom[group[0][0]]}
         asked = [(samples[name].image, samples[name].questions[index].question) for name, index in group]
         out = {}
         for name in reversed(looks) if swapped else looks:
             options = options_of(model, looks[name], self.longest)
-            given = options.of_question() | {"coarse_tokens": options.coarse_tokens}
+            given = ask_kwargs(options.to_engine()) | {"coarse_tokens": options.coarse_tokens}
             start = time.perf_counter()
             answers = [model.ask(*asked[0], **given)] if len(asked) == 1 else model.ask_batch(asked, **given)
             took = time.perf_counter() - start

@@ -11,7 +11,7 @@ from benchmarks.evidence import Look, Work, options_of, table
 
 if TYPE_CHECKING:
     from benchmarks.ablation_variants import Variant
-    from qzoom.evaluation.records import Task
+    from qzoom.data.samples import Task
     from qzoom.model import QZoom
 
 PROBES = (Look(64), Look(576), Look(64, 64, 0.0), Look(196, 288, 0.0))
@@ -22,7 +22,7 @@ def seconds_of(model: QZoom, task: Task, longest: int = 128) -> dict[bool, tuple
 
     All questions about the first picture are asked in four ways; two points make a line.
     """
-    from qzoom.evaluation.asking import ask_sample
+    from qzoom.evaluation.runner import ask_sample
 
     sample = task.sample(0)
     took: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
@@ -114,9 +114,9 @@ def _say_total(minutes: float, began: tuple[float, float]) -> None:
 
 def _label_seconds(model: QZoom, given: Namespace) -> float:
     """Of the answers to four questions about one picture at the teacher's resolution."""
+    from qzoom.data.questions import load_picture, open_questions
     from qzoom.engine.chat import ChatEncoder
     from qzoom.labels.respond import respond, show
-    from qzoom.records.questions import load_picture, open_questions
 
     (question,) = open_questions(["documents:1:1"]).questions
     texts = [turn.question for turn in question.turns]
@@ -131,8 +131,8 @@ def _training_seconds(model: QZoom, given: Namespace) -> tuple[float, float]:
     import torch
 
     from qzoom.config import TokenBudget
-    from qzoom.records.questions import load_picture, open_questions
-    from qzoom.training.stages.forward import run_stack
+    from qzoom.data.questions import load_picture, open_questions
+    from qzoom.training.forward import run_stack
 
     backbone, config = model.engine.backbone, model.engine.config
     (question,) = open_questions(["documents:1:1"]).questions

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.evidence import Clock, OutOfTimeError, about, checked, finished, load, parser, run_main, tasks_of
 from benchmarks.r2i_words import write_r2i
 from qzoom.errors import ConfigError
-from qzoom.evaluation.zoomgap.settings import VIEWS, GapSettings, View
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import Task
-    from qzoom.evaluation.zoomgap.measure import KeptViews
+    from qzoom.data.samples import Task
+    from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
 SIDES = ("base", "student")
@@ -43,10 +43,9 @@ class Part:
     settings: GapSettings
     folder: Path
 
-    def kept(self) -> KeptViews | None:
+    def kept(self) -> ViewAnswers | None:
         """The answers; None while some are missing."""
-        from qzoom.evaluation.zoomgap.figures import enters_gap
-        from qzoom.evaluation.zoomgap.measure import read_views
+        from qzoom.evaluation.zoomgap import enters_gap, read_views
 
         if not (self.folder / "full.jsonl").is_file():
             return None
@@ -108,7 +107,7 @@ def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -
     Raises:
         OutOfTimeError: the time is over and something is left.
     """
-    from qzoom.evaluation.zoomgap.measure import ask_views
+    from qzoom.evaluation.zoomgap import ask_views
 
     def check(done: int, total: int) -> None:
         if done < total:
@@ -124,22 +123,21 @@ def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -
 
 
 def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path: Path) -> None:
-    from qzoom.evaluation.budgets import share_tokens
-    from qzoom.evaluation.coverage.maps import question_maps
-    from qzoom.evaluation.coverage.measure import measure_coverage
-    from qzoom.records.shards import write_synced
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.coverage import measure_coverage
+    from qzoom.evaluation.coverage_maps import question_maps
+    from qzoom.store.log import write_atomic
 
     looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)
     found = measure_coverage(question_maps(model, task, looks))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(path, json.dumps(found.to_dict()).encode())
+    write_atomic(path, json.dumps(found.to_dict()).encode())
 
 
 def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, Any]:
     """What is finished for both sides: per kind the gap at every cap, and the attention."""
-    from qzoom.evaluation.coverage.comparing import compare_coverage, read_coverage
-    from qzoom.evaluation.zoomgap.compare import compare_gaps
-    from qzoom.evaluation.zoomgap.figures import measure_gap
+    from qzoom.evaluation.coverage import compare_coverage, read_coverage
+    from qzoom.evaluation.zoomgap import compare_gaps, measure_gap
 
     out: dict[str, Any] = {}
     for base, student in zip(*(parts(given, roots[side]) for side in SIDES), strict=True):

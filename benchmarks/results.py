@@ -53,7 +53,7 @@ def answer_files(runs: Path) -> list[Path]:
 
 def charts(runs: Path, results: Path, data: Path | None, page: Path) -> list[str]:
     """Draw the report beside the results, or keep the one that is there; returns what the page says about it."""
-    from qzoom.evaluation.report.write import write_report
+    from qzoom.evaluation.report import write_report
 
     files, folder, said = answer_files(runs), results / "report", []
     if files:

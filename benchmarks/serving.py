@@ -64,8 +64,8 @@ class Phase:
 
 def pictures(count: int, first: int) -> list[str]:
     """Synthetic documents as data URLs."""
-    from qzoom.synthetic.documents import render_document
-    from qzoom.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.documents import render_document
+    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
 
     urls = []
     for seed in range(HELD_OUT_SEEDS.start + first, HELD_OUT_SEEDS.start + first + count):

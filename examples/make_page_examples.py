@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from qzoom.synthetic.documents import render_document
-from qzoom.synthetic.records import HELD_OUT_SEEDS
-from qzoom.synthetic.scenes import render_scene
+from qzoom.data.synthetic.documents import render_document
+from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+from qzoom.data.synthetic.scenes import render_scene
 
 EXAMPLES = Path(__file__).resolve().parent
 SEED = HELD_OUT_SEEDS.start + 5000

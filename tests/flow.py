@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qzoom.engine.answer import prefill, read_regions
+from qzoom.engine.batch import prefill, read_regions
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.look import Look, look
+from qzoom.engine.generate import Stopwatch
+from qzoom.engine.perceive import CoarseResult, look
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.state import Engine
-from qzoom.engine.timing import Stopwatch
 from qzoom.types import Region
 
 __all__ = ["Run", "count_tokens", "request", "run"]
@@ -24,8 +24,8 @@ __all__ = ["Run", "count_tokens", "request", "run"]
 class Run:
     """One request's coarse look, the look with its regions read, and the logits of the first answer token."""
 
-    before: Look
-    after: Look
+    before: CoarseResult
+    after: CoarseResult
     regions: tuple[Region, ...]
     logits: Tensor
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import timeit
 from typing import Any
 
 import pytest
 
 from qzoom.config import BoxRule, Preset, TokenBudget, ZoomConfig
+from qzoom.engine.request import Options
 from qzoom.errors import ConfigError
+from qzoom.types import SamplingParams
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"coarse_tokens": 144}, "coarse_tokens must be a mapping with min_tokens and max_tokens, not 144"),
+    ({"coarse_tokens": 144}, "coarse_tokens must be a mapping with min_tokens and max_tokens or null, not 144"),
     ({"region_tokens": [64, 144]}, "region_tokens must be a mapping with min_tokens and max_tokens"),
     ({"box": None}, "box must be a mapping"),
     ({"box": "union"}, "box must be a mapping"),
@@ -51,3 +54,36 @@ def test_a_whole_config_survives_json() -> None:
         provenance={"seed": 1},
     )
     assert ZoomConfig.from_dict(made.to_dict()) == made
+
+
+def test_files_with_the_former_words_of_the_box_rule_still_load() -> None:
+    rule = BoxRule(threshold="relative", components="peak_component")
+    former = {"box": {"threshold": "peak", "components": "peak"}}
+    assert ZoomConfig.from_dict(former).box == rule
+    assert former == {"box": {"threshold": "peak", "components": "peak"}}
+    assert ZoomConfig.from_dict(ZoomConfig(box=rule).to_dict()).box == rule
+    with pytest.raises(ConfigError, match=r"box\.components must be one of union, peak_component, all, not 'peek'"):
+        ZoomConfig.from_dict({"box": {"components": "peek"}})
+    with pytest.raises(ConfigError, match="threshold must be one of absolute, relative, not 'peak'"):
+        BoxRule(threshold="peak")  # type: ignore[arg-type]
+
+
+def test_presets_choose_thresholds() -> None:
+    config = ZoomConfig(presets={"document": Preset(0.05, 0.125)})
+    assert config.with_preset("document").region_threshold == 0.125
+    with pytest.raises(ConfigError, match="No preset 'page' in this checkpoint; known presets: document"):
+        config.with_preset("page")
+    with pytest.raises(ConfigError, match="did you mean 'gate_threshold'"):
+        config.replace(gate_treshold=0.2)
+
+
+def test_options_cost_no_time_per_request() -> None:
+    """A server makes them for every request."""
+    count = 200
+    seconds = min(
+        timeit.timeit(
+            lambda: Options(zoom="auto", sampling=SamplingParams(max_new_tokens=64, stop=("a",))), number=count
+        )
+        for _ in range(5)
+    )
+    assert seconds / count < 200e-6

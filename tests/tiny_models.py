@@ -27,10 +27,10 @@ from qzoom.backbones.base import Backbone
 from qzoom.backbones.registry import build_backbone
 from qzoom.config import ZoomConfig
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.look import look
+from qzoom.engine.generate import Stopwatch
+from qzoom.engine.perceive import look
 from qzoom.engine.request import Options, make_request
 from qzoom.engine.state import Engine
-from qzoom.engine.timing import Stopwatch
 from qzoom.heads.branches import new_gate, new_region
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")

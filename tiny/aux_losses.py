@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qzoom.synthetic.wording import COLOURS, SHAPES
+from qzoom.data.synthetic.wording import COLOURS, SHAPES
 from qzoom.training.attention import attention_logits
 from tiny.batch import GLYPHS, IGNORE, SLOTS, Batch
 

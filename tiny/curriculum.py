@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qzoom.data.synthetic.fonts import FontSet
+from qzoom.data.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS
+from qzoom.data.synthetic.scenes import render_scene
+from qzoom.data.synthetic.wording import COLOURS, SHAPES, ask
 from qzoom.errors import ConfigError
-from qzoom.synthetic.fonts import FontSet
-from qzoom.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS
-from qzoom.synthetic.scenes import render_scene
-from qzoom.synthetic.wording import COLOURS, SHAPES, ask
 from tiny.batch import Example, Glyphs, Objects, Query, ReadLine, glyph_classes
 from tiny.draw_pages import page_of_sample
 from tiny.model import TOKEN_PX

@@ -2,7 +2,7 @@
 
 A sheet is a page full of unrelated lines in bands; every band has a typeface and a print process of its own (dot
 matrix, worn thermal head, bold, condensed, letter-spaced, reversed, photocopied). Sheets teach reading; documents and
-scenes, drawn by `qzoom.synthetic`, teach where answers are. Real receipts come with transcribed lines and boxes.
+scenes, drawn by `qzoom.data.synthetic`, teach where answers are. Real receipts come with transcribed lines and boxes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from qzoom.synthetic.documents import render_document
-from qzoom.synthetic.fonts import FontSet, advances, font_paths
-from qzoom.synthetic.page import Page as Sheet
-from qzoom.synthetic.records import HELD_OUT_SEEDS, SyntheticSample
-from qzoom.synthetic.scenes import render_scene
+from qzoom.data.synthetic.documents import render_document
+from qzoom.data.synthetic.fonts import FontSet, advances, font_paths
+from qzoom.data.synthetic.page import Page as Sheet
+from qzoom.data.synthetic.records import HELD_OUT_SEEDS, SyntheticSample
+from qzoom.data.synthetic.scenes import render_scene
 from tiny.pack import PackedLine, PackedObject, PackedQuestion, PackHeader, Page
 from tiny.sheet_texts import sheet_line
 from tiny.typefaces import typeface_digest, typefaces

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch.nn import functional as F
 
 from qzoom.checkpoints.weights import read_index, read_tensors
 from qzoom.checkpoints.writing import copy_side_files, fresh_folder
 from qzoom.errors import CheckpointError, ConfigError
+from qzoom.settings import settings
 from qzoom.training.attention import use_plain_attention
 
 if TYPE_CHECKING:
@@ -47,10 +47,9 @@ TOKEN_PX = 32
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.linear_fc2.weight")
 
 
-class TinyArchitecture(BaseModel):
+@settings
+class TinyArchitecture:
     """Sizes of the model; the vision side feeds DeepStack once, after `vision_deepstack` of its blocks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     vision_width: int = 160
     vision_depth: int = 4

@@ -7,89 +7,130 @@ a run that shares its core with others is as long as any other.
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from qzoom.config import read_yaml
 from qzoom.errors import ConfigError
+from qzoom.settings import Between, Positive, closest, read_settings, settings
 from tiny.aux_losses import GuideWeights
 from tiny.curriculum import EXERCISES
 from tiny.model import TinyArchitecture
 
 __all__ = ["PackCounts", "Recipe", "Stage", "load_recipe"]
 
+Count = Annotated[int, Between(1)]
+NotNegative = Annotated[float, Between(0)]
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Stage(_Settings):
-    """`minutes` of training on the exercises in `mix`, by share of the work; the learning-rate factor goes linearly
-    from `lr_start` to `lr_end`."""
+@settings
+class Stage:
+    """Part of a training."""
 
     name: str
-    minutes: float = Field(gt=0)
-    mix: dict[str, float] = Field(min_length=1)
-    lr_start: float = Field(default=1.0, ge=0)
-    lr_end: float = Field(default=1.0, ge=0)
+    """Name of the stage in the curve."""
+    minutes: Positive
+    """Minutes of training."""
+    mix: dict[str, float]
+    """Shares of the work by exercise."""
+    lr_start: NotNegative = 1.0
+    """Factor of the learning rates at its beginning; in between it changes linearly."""
+    lr_end: NotNegative = 1.0
+    """Factor of the learning rates at its end."""
 
-    @model_validator(mode="after")
-    def _known(self) -> Stage:
-        for name, share in self.mix.items():
+    def __post_init__(self) -> None:
+        if not self.mix or min(self.mix.values()) <= 0:
+            raise ConfigError(f"Stage `{self.name}` needs at least one exercise in `mix`, each with a share above 0.")
+        for name in self.mix:
             if name not in EXERCISES:
-                raise ValueError(
-                    f"stage `{self.name}` mixes the unknown exercise `{name}`; known: {', '.join(EXERCISES)}"
+                raise ConfigError(
+                    f"Stage `{self.name}` mixes the unknown exercise `{name}`; {closest(name, EXERCISES)}"
                 )
-            if share <= 0:
-                raise ValueError(f"stage `{self.name}` gives `{name}` no share")
-        return self
 
 
-class PackCounts(_Settings):
-    """Pages to draw into each pack; held-out packs hold `held_out` pages each. `seed` decides all of them."""
+@settings
+class PackCounts:
+    """How many pages are drawn into the packs."""
 
-    sheets: int = Field(default=2500, ge=1)
-    documents: int = Field(default=1500, ge=1)
-    scenes: int = Field(default=400, ge=1)
-    held_out: int = Field(default=60, ge=1)
-    seed: int = Field(default=1, ge=0)
+    sheets: Count = 2500
+    """Sheets of unrelated printed lines."""
+    documents: Count = 1500
+    """Receipts, forms and tables."""
+    scenes: Count = 300
+    """Scenes of tagged objects."""
+    held_out: Count = 60
+    """Pages of each kind that are only measured with."""
+    seed: Annotated[int, Between(0)] = 1
+    """Decides all pages."""
 
 
-class Recipe(_Settings):
-    """An embedded model from scratch, or from the exported weights in `start_from` (the guides are learned anew, the
-    tower shielded from them for the first `guide_steps`). A step takes examples that fill about `step_positions`
-    sequence positions, in batches of about `batch_positions`."""
+@settings
+class Recipe:
+    """An embedded model."""
 
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...]
+    """What to train, in order."""
     packs: str = "runs/packs"
-    pack_counts: PackCounts = PackCounts()
+    """Folder of the packed pages."""
+    pack_counts: PackCounts = field(default_factory=PackCounts)
+    """How many pages to draw."""
     receipts: str | None = None
+    """Folder of the scanned receipts, for exercises that begin with `real`."""
     start_from: str | None = None
-    guide_steps: int = Field(default=60, ge=0)
-    seed: int = Field(default=0, ge=0)
-    architecture: TinyArchitecture = TinyArchitecture()
-    vocabulary_size: int = Field(default=640, ge=264)
-    step_positions: int = Field(default=12_000, ge=1)
-    batch_positions: int = Field(default=2048, ge=1)
-    muon_lr: float = Field(default=8e-3, gt=0)
-    adamw_lr: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    warmup_steps: int = Field(default=50, ge=1)
-    glyph_weight: float = 0.5
-    line_weight: float = 0.5
-    object_weight: float = 0.5
-    pointing_weight: float = 0.3
-    pointing_layer: int = 4
+    """Folder of an exported model to go on from; its guides are learned anew. None starts from scratch."""
+    guide_steps: Annotated[int, Between(0)] = 60
+    """Steps during which the guides learn from such a model's tower without teaching it."""
+    seed: Annotated[int, Between(0)] = 0
+    """Decides the first weights and all examples."""
+    architecture: TinyArchitecture = field(default_factory=TinyArchitecture)
+    """Sizes of the model."""
+    vocabulary_size: Annotated[int, Between(264)] = 640
+    """Most entries of the tokenizer."""
+    step_positions: Count = 12_000
+    """Sequence positions of one optimiser step, about."""
+    batch_positions: Count = 2048
+    """Sequence positions of one forward pass, about."""
+    muon_lr: Positive = 8e-3
+    """Learning rate of the matrices inside the towers."""
+    adamw_lr: Positive = 3e-3
+    """Learning rate of everything else."""
+    weight_decay: NotNegative = 0.01
+    """Decay of the matrices."""
+    clip_norm: Positive = 1.0
+    """Largest norm of a step's gradient."""
+    warmup_steps: Count = 50
+    """Steps over which the learning rates rise."""
+    glyph_weight: NotNegative = 0.5
+    """Weight of naming the characters of drawn pages, beside the answer loss."""
+    line_weight: NotNegative = 0.5
+    """Weight of reading transcribed lines with CTC."""
+    object_weight: NotNegative = 0.5
+    """Weight of naming colour and shape of objects."""
+    pointing_weight: NotNegative = 0.3
+    """Weight of looking at the next answer character."""
+    pointing_layer: Annotated[int, Between(0)] = 4
+    """Decoder layer that learns to look."""
     pointing_heads: tuple[int, int] = (0, 2)
+    """Its heads that do: at the first view that shows the character, and at the last."""
     bf16: bool = True
-    checkpoint_minutes: float = Field(default=3.0, gt=0)
-    evaluate_minutes: float = Field(default=10.0, gt=0)
-    export_minutes: float = Field(default=10.0, gt=0)
-    evaluate_examples: int = Field(default=48, ge=1)
+    """Whether the working copy of the weights is bfloat16; the optimiser's is float32 always."""
+    checkpoint_minutes: Positive = 3.0
+    """Minutes between two saved states."""
+    evaluate_minutes: Positive = 10.0
+    """Minutes between two measurements."""
+    export_minutes: Positive = 10.0
+    """Minutes between two exports of the model."""
+    evaluate_examples: Count = 48
+    """Held-out examples an exercise is measured with."""
     evaluate: tuple[str, ...] = ()
+    """Exercises to measure."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("A recipe needs at least one stage in `stages`.")
+        for name in self.evaluate:
+            if name not in EXERCISES:
+                raise ConfigError(f"`evaluate` names the unknown exercise `{name}`; {closest(name, EXERCISES)}")
 
     @property
     def minutes(self) -> float:
@@ -124,11 +165,10 @@ class Recipe(_Settings):
         return self.stages[-1], self.stages[-1].lr_end
 
 
-def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every mistake is a `ConfigError` that names the key."""
     try:
-        return Recipe(**{**read_yaml(path), **(overrides or {})})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"Recipe {path}: {where or 'recipe'}: {first['msg']}.") from error
+        return read_settings(Recipe, path)
+    except ConfigError as error:
+        sentence = str(error)
+        raise ConfigError(sentence if str(path) in sentence else f"{path}: {sentence}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qzoom.synthetic import texts
+from qzoom.data.synthetic import texts
 
 __all__ = ["sheet_line"]
 

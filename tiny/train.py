@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import typer
 
+from qzoom.data.synthetic.wording import vocabulary_sentences
 from qzoom.errors import ConfigError, QZoomError
-from qzoom.synthetic.wording import vocabulary_sentences
 from tiny.aux_losses import GuidedModel, Targets, count_targets
 from tiny.batch import Batch, Example, collate, split_pool
 from tiny.checkpoint import MasterWeights, load_state, save_state

@@ -1,20 +1,22 @@
 """What a checkpoint's zooming arithmetic is: one frozen, validated record, JSON in and out.
 
-A checkpoint carries its own arithmetic. `ZoomConfig()` is that of the authors' release (method.md 2-4 and 9): absolute
-threshold, one union box, 28 px minimum, float32 cell-to-pixel scaling. Ours may choose otherwise, field by field.
+A checkpoint carries its own arithmetic. `ZoomConfig()` is that of the authors' release (docs/method.md 2-4 and 9):
+absolute threshold, one union box, 28 px minimum, float32 cell-to-pixel scaling. Ours may choose otherwise, field by
+field.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
+from qzoom import settings as _settings
 from qzoom.errors import BudgetError, ConfigError
+from qzoom.settings import Between, Share, read_yaml, refuse_unknown, settings
 
 __all__ = [
+    "OUR_BOX_RULE",
     "BoxRule",
     "Preset",
     "TokenBudget",
@@ -25,10 +27,11 @@ __all__ = [
     "from_mapping",
     "read_yaml",
     "refuse_unknown",
+    "with_current_words",
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@settings(error=BudgetError, prefix=False)
 class TokenBudget:
     """Limits on visual tokens (merged patches), both inclusive.
 
@@ -37,13 +40,11 @@ class TokenBudget:
     """
 
     min_tokens: int
+    """Fewest visual tokens."""
     max_tokens: int
+    """Most visual tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("min_tokens", "max_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise BudgetError(f"{name} must be a whole number of visual tokens, not {value!r}.")
         if self.min_tokens < 1 or self.max_tokens < self.min_tokens:
             raise BudgetError(
                 f"Visual-token limits contradict: min_tokens={self.min_tokens}, max_tokens={self.max_tokens}; "
@@ -51,110 +52,80 @@ class TokenBudget:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class BoxRule:
-    """How a region map becomes boxes (method.md 3). The defaults are the release's.
-
-    Args:
-        scaling: "float32" keeps the release's rounding (a box up to the edge of a 1000 px picture may end at 999);
-            "exact" uses integer arithmetic and covers every pixel of every chosen cell.
-        threshold: "absolute" compares the blurred map itself with the region threshold; "peak" compares it with the
-            threshold times the map's maximum.
-        components: "union" draws one box around all foreground cells; "peak" keeps the connected component with the
-            highest cell; "all" gives one box per connected component, best first.
-        max_regions: most boxes per question ("all" only).
-        margin_cells: cells added on every side of a box before scaling, clipped to the picture.
-        min_side_px: smallest side of a box in original pixels; smaller ones grow about their centre.
-        min_peak: with threshold "peak", maps whose maximum is not above this are empty.
-    """
+    """How a region map becomes boxes (docs/method.md 3). The defaults are the release's."""
 
     scaling: Literal["float32", "exact"] = "float32"
-    threshold: Literal["absolute", "peak"] = "absolute"
-    components: Literal["union", "peak", "all"] = "union"
-    max_regions: int = 1
-    margin_cells: float = 0.0
-    min_side_px: int = 28
-    min_peak: float = 0.0
+    """"float32" keeps the release's rounding (a box up to the edge of a 1000 px picture may end at 999); "exact" uses
+    integer arithmetic and covers every pixel of every chosen cell."""
+    threshold: Literal["absolute", "relative"] = "absolute"
+    """"absolute" compares the blurred map itself with the region threshold; "relative" compares it with the threshold
+    times the map's maximum."""
+    components: Literal["union", "peak_component", "all"] = "union"
+    """"union" draws one box around all foreground cells; "peak_component" keeps the connected component with the
+    highest cell; "all" gives one box per connected component, best first."""
+    max_regions: Annotated[int, Between(1, 64)] = 1
+    """Most boxes per question ("all" only)."""
+    margin_cells: Annotated[float, Between(0, 64)] = 0.0
+    """Cells added on every side of a box before scaling, clipped to the picture."""
+    min_side_px: Annotated[int, Between(1, 4096)] = 28
+    """Smallest side of a box in original pixels; smaller ones grow about their centre."""
+    min_peak: Share = 0.0
+    """With threshold "relative", maps whose maximum is not above this are empty."""
 
-    def __post_init__(self) -> None:
-        check_choice(self, "scaling", ("float32", "exact"))
-        check_choice(self, "threshold", ("absolute", "peak"))
-        check_choice(self, "components", ("union", "peak", "all"))
-        check_count(self, "max_regions", 1, 64)
-        check_range(self, "margin_cells", 0, 64)
-        check_count(self, "min_side_px", 1, 4096)
-        check_range(self, "min_peak", 0, 1)
+
+OUR_BOX_RULE = BoxRule(
+    scaling="exact", threshold="relative", components="peak_component", margin_cells=0.5, min_side_px=32
+)
+"""The rule of the embedded model: the component around the map's peak, every pixel of it, with a margin."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class Preset:
     """A named pair of thresholds, e.g. the release's for documents."""
 
-    gate_threshold: float
-    region_threshold: float
-
-    def __post_init__(self) -> None:
-        check_range(self, "gate_threshold", 0, 1)
-        check_range(self, "region_threshold", 0, 1)
+    gate_threshold: Share
+    region_threshold: Share
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class ZoomConfig:
     """All that turns a base model's hidden states into a decision, boxes and a second look.
-
-    Args:
-        shared_layers: K, the decoder layers that the coarse look, both branches and the answer share ("twig_K").
-        branch_layers: T, the depth of the gate and of the region branch ("twig_T").
-        gate_threshold: zoom when the gate's probability is at least this.
-        region_threshold: foreground when the blurred map is above this (see `BoxRule.threshold`).
-        sink: how sink cells are taken out of the region map: "first_token" (release, Qwen3-VL: the first prompt token's
-            head-0 query), "corner" (release, Qwen2.5-VL: corner cells of maps above 256 cells), or "none".
-        sink_threshold: cells whose first-token probability reaches this are dropped ("first_token" only).
-        positions: "second_image" gives the crop stock positions; "aligned" interpolates its positions from the
-            coarse cells that its box covers (method.md 4, "reuse_src_pos").
-        temporal_shift: with aligned positions, "max" (release) or "min" (paper) of the coarse grid's sides.
-        box: how the map becomes boxes.
-        coarse_tokens: limits of the coarse look, per picture; None leaves the image processor's own limits.
-        region_tokens: limits of all regions together; None uses the coarse limits, as the release does.
-        presets: named threshold pairs.
-        provenance: free text facts about how the heads were made.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
     """
 
-    shared_layers: int = 3
-    branch_layers: int = 3
-    gate_threshold: float = 0.1
-    region_threshold: float = 0.1
+    shared_layers: Annotated[int, Between(1, 1000)] = 3
+    """K, the decoder layers that the coarse pass, both branches and the answer share ("twig_K")."""
+    branch_layers: Annotated[int, Between(1, 1000)] = 3
+    """T, the depth of the gate and of the region branch ("twig_T")."""
+    gate_threshold: Share = 0.1
+    """Zoom when the gate's probability is at least this."""
+    region_threshold: Share = 0.1
+    """Foreground when the blurred map is above this (see `BoxRule.threshold`)."""
     sink: Literal["first_token", "corner", "none"] = "first_token"
-    sink_threshold: float = 0.75
+    """How sink cells are taken out of the region map: "first_token" (the first prompt token's head-0 query), "corner"
+    (corner cells of maps above 256 cells), or "none". The release's rule depends on the model family
+    (`Backbone.default_sink`)."""
+    sink_threshold: Share = 0.75
+    """Cells whose first-token probability reaches this are dropped ("first_token" only)."""
     positions: Literal["second_image", "aligned"] = "second_image"
+    """"second_image" gives the crop stock positions; "aligned" interpolates its positions from the coarse cells that
+    its box covers (docs/method.md 4, "reuse_src_pos")."""
     temporal_shift: Literal["max", "min"] = "max"
+    """With aligned positions, "max" (release) or "min" (paper) of the coarse grid's sides."""
     box: BoxRule = field(default_factory=BoxRule)
+    """How the map becomes boxes."""
     coarse_tokens: TokenBudget | None = None
+    """Limits of the coarse pass, per picture; None leaves the image processor's own limits."""
     region_tokens: TokenBudget | None = None
+    """Limits of all regions together; None uses the coarse limits, as the release does."""
     presets: dict[str, Preset] = field(default_factory=dict)
+    """Named threshold pairs."""
     provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_count(self, "shared_layers", 1, 1000)
-        check_count(self, "branch_layers", 1, 1000)
-        check_range(self, "gate_threshold", 0, 1)
-        check_range(self, "region_threshold", 0, 1)
-        check_range(self, "sink_threshold", 0, 1)
-        check_choice(self, "sink", ("first_token", "corner", "none"))
-        check_choice(self, "positions", ("second_image", "aligned"))
-        check_choice(self, "temporal_shift", ("max", "min"))
-        for name, kind in _NESTED.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) and (value is not None or name == "box"):
-                keys = " and ".join(f.name for f in dataclasses.fields(kind)) if kind is TokenBudget else "box rules"
-                raise ConfigError(f"ZoomConfig.{name} must be a mapping with {keys}, not {value!r}.")
-        if not isinstance(self.presets, dict) or not all(isinstance(p, Preset) for p in self.presets.values()):
-            raise ConfigError(f"ZoomConfig.presets must be a mapping of names to thresholds, not {self.presets!r}.")
-        if not isinstance(self.provenance, dict):
-            raise ConfigError(f"ZoomConfig.provenance must be a mapping of facts, not {self.provenance!r}.")
+    """Free text facts about how the heads were made."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -162,12 +133,12 @@ class ZoomConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "zoom config") -> ZoomConfig:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; files with the box rule's former words are read too.
 
         Raises:
             ConfigError: an unknown key (with the closest known one) or a bad value.
         """
-        return from_mapping(cls, values, source)
+        return _settings.from_mapping(cls, with_current_words(values), source)
 
     def replace(self, **changes: Any) -> ZoomConfig:
         """A copy with some fields changed; unknown names are refused with a hint."""
@@ -187,65 +158,36 @@ class ZoomConfig:
         return self.replace(gate_threshold=preset.gate_threshold, region_threshold=preset.region_threshold)
 
 
-_NESTED: dict[str, type] = {"box": BoxRule, "coarse_tokens": TokenBudget, "region_tokens": TokenBudget}
+_FORMER_WORDS = {("threshold", "peak"): "relative", ("components", "peak"): "peak_component"}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML recipe.
+def with_current_words(values: Any) -> Any:
+    """A zoom config as read from a file, with the former words of its box rule replaced; other values pass as they are.
 
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
+    `qzoom_config.json` files written before the words "relative" and "peak_component" have "peak" for both.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"Recipe {path} must be a mapping of settings, not {type(values).__name__}.")
-    return values
+    box = values.get("box") if isinstance(values, dict) else None
+    if not isinstance(box, dict):
+        return values
+    words = {key: _FORMER_WORDS.get((key, word), word) if isinstance(word, str) else word for key, word in box.items()}
+    return values | {"box": words}
 
 
 def from_mapping(cls: type, values: Any, source: str) -> Any:
-    """Build a config dataclass from a mapping, nested ones included.
-
-    Args:
-        cls: the dataclass to build.
-        values: what was read from JSON or YAML.
-        source: file or section name for the error text.
+    """`settings.from_mapping`, also for dataclasses that are not settings classes yet.
 
     Raises:
         ConfigError: not a mapping, an unknown key, or a bad value.
     """
+    if hasattr(cls, "__pydantic_fields__"):
+        return _settings.from_mapping(cls, values, source)
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
     refuse_unknown(cls, values, source)
-    out = dict(values)
-    if cls is ZoomConfig:
-        for name, kind in _NESTED.items():
-            if isinstance(out.get(name), dict):
-                out[name] = from_mapping(kind, out[name], f"{source}: {name}")
-        presets = out.get("presets", {})
-        if not isinstance(presets, dict):
-            raise ConfigError(f"{source}: presets must be a mapping of names to thresholds.")
-        out["presets"] = {k: from_mapping(Preset, v, f"{source}: presets.{k}") for k, v in presets.items()}
     try:
-        return cls(**out)
+        return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{source}: {error}.") from error
-
-
-def refuse_unknown(cls: type, values: dict[str, Any], source: str) -> None:
-    """Raise `ConfigError` for a key that `cls` has no field for, with the closest name it has."""
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(names)}."
-            raise ConfigError(f"{source}: unknown key {key!r}; {hint}")
 
 
 def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 __all__ = [
     "BudgetError",
+    "BudgetSpentError",
+    "CallRefusedError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DeadlineError",
     "DeviceError",
+    "EndpointError",
     "FetchFailedError",
     "FetchRefusedError",
     "FetchTimeoutError",
     "HeadsMissingError",
     "ImageError",
     "InternalError",
+    "LaterError",
     "QZoomError",
     "QuestionError",
     "QueueFullError",
+    "StopRunError",
     "StoppingError",
 ]
 
@@ -97,3 +102,24 @@ class DeadlineError(QZoomError):
 
 class InternalError(QZoomError):
     """A defect of qzoom or the machine; the text names no internals, the log has them."""
+
+
+class StopRunError(QZoomError):
+    """The whole run cannot go on: the budget is spent, a key is refused, an endpoint was down from the start."""
+
+
+class BudgetSpentError(StopRunError):
+    """The requests or the money that calls of language models may cost are used up."""
+
+
+class EndpointError(StopRunError):
+    """An endpoint of a language model cannot be used: it is down, or refuses the key or the model."""
+
+
+class LaterError(QZoomError):
+    """This item could not be worked on now (an endpoint failed for too long). Nothing is stored, so that a rerun tries
+    it again; the run goes on with the other items."""
+
+
+class CallRefusedError(QZoomError):
+    """An endpoint refuses this one call for good (too long, not allowed); trying again would not help."""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import TokenBudget, ZoomConfig
-from qzoom.engine.answer import perceive
+from qzoom.engine.batch import events, perceive
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.request import Options, Request, budget, check_heads, make_request
-from qzoom.engine.running import events
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
@@ -67,7 +66,7 @@ class QZoom:
             CheckpointError: it cannot be found, read, or matched to its base.
             DeviceError: a placement that is not supported.
         """
-        from qzoom.checkpoints.loading import load_engine
+        from qzoom.checkpoints.load import load_engine
 
         engine = load_engine(
             id_or_path,

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
+
+from qzoom.settings import Between, Text, settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,60 +123,28 @@ class Usage:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-@dataclass(frozen=True, slots=True)
+@settings(prefix=False)
 class SamplingParams:
     """How the answer is decoded.
-
-    Args:
-        max_new_tokens: most tokens to generate, 1 to 1,000,000.
-        temperature: 0 is greedy, and so is all below 0.00001; at most 100.
-        top_p: nucleus share, in (0, 1].
-        top_k: most likely tokens kept; 0 keeps all.
-        stop: texts that end the answer; they are not part of it.
-        seed: seed of this sample's own generator, from -2**63 to below 2**64; None draws one.
-        ignore_eos: go on after the end token, so that every answer has `max_new_tokens` tokens (for load tests).
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
+    max_new_tokens: Annotated[int, Between(1, 10**6)] = 128
+    """Most tokens to generate."""
+    temperature: Annotated[float, Between(0, 100)] = 0.0
+    """0 is greedy, and so is all below 0.00001."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus share."""
+    top_k: Annotated[int, Between(0, 2**31 - 1)] = 0
+    """Most likely tokens kept; 0 keeps all."""
+    stop: tuple[Text, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    seed: Annotated[int, Between(-(2**63), 2**64 - 1)] | None = None
+    """Seed of this sample's own generator; None draws one."""
     ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        from qzoom.errors import ConfigError
-
-        for name, low, high in (("max_new_tokens", 1, 10**6), ("top_k", 0, 2**31 - 1), ("seed", -(2**63), 2**64 - 1)):
-            value = getattr(self, name)
-            if name == "seed" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {_shown(value)}.")
-        if not _is_number(self.temperature) or not 0 <= self.temperature <= 100:
-            raise ConfigError(f"temperature must be a number from 0 (greedy) to 100, not {_shown(self.temperature)}.")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be a number above 0 and at most 1, not {_shown(self.top_p)}.")
-        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
-            raise ConfigError(f"stop must be texts, not {_shown(self.stop)}.")
-        if any(not text for text in self.stop):
-            raise ConfigError("A stop text must not be empty.")
-        if not isinstance(self.ignore_eos, bool):
-            raise ConfigError(f"ignore_eos must be true or false, not {_shown(self.ignore_eos)}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    """A value for an error text, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """Go on after the end token, so that every answer has `max_new_tokens` tokens (for load tests)."""
 
 
 @dataclass(frozen=True, slots=True)

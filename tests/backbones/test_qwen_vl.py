@@ -11,7 +11,7 @@ import torch
 from qzoom.backbones.registry import build_backbone
 from qzoom.config import TokenBudget
 from qzoom.engine.cache import KVCache
-from qzoom.engine.rows import Row, run_layers
+from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.state import State, advance_shared
 from qzoom.errors import CheckpointError
 from tests import tiny_models
@@ -82,7 +82,7 @@ def test_encode_is_the_models_own_vision_path(family: str) -> None:
         assert len(one.deepstack) == len(levels)
         assert all(torch.equal(mine, level[rows]) for mine, level in zip(one.deepstack, levels, strict=True))
         assert one.grid[0] * one.grid[1] == one.tokens.shape[0]
-        assert one.size_px == (one.grid[1] * backbone.cell_px, one.grid[0] * backbone.cell_px)
+        assert one.size_px == (one.grid[1] * backbone.token_px, one.grid[0] * backbone.token_px)
         torch.testing.assert_close(one.tokens, single.tokens, atol=1e-5, rtol=0)
 
 
@@ -155,9 +155,9 @@ def test_layer_by_layer_is_the_whole_forward_pass(family: str, attn: str) -> Non
         expected = backbone.model(**inputs, output_hidden_states=True, use_cache=False)
         one = run(engine, [request(engine, PICTURES[:2], "What is the date?", zoom="never")])[0]
         state = one.after.state
-        row = Row(state.hidden, state.prompt.positions, KVCache(), 0)
+        row = SequenceSlice(state.hidden, state.prompt.positions, KVCache(), 0)
         whole = run_layers(backbone, engine.upper, [row])[0]
-    torch.testing.assert_close(backbone.finish(whole.hidden), expected.logits[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(backbone.lm_logits(whole.hidden), expected.logits[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(one.logits, expected.logits[0, -1], atol=1e-4, rtol=0)
 
 

@@ -13,11 +13,11 @@ from benchmarks.ablation_words import gate_verdict, markdown, skips, verdict
 from benchmarks.ablations import main
 from qzoom.config import ZoomConfig
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.region_job import base_digest
-from qzoom.labels.regions import RegionLabelSettings
+from qzoom.labels.label_regions import base_digest
+from qzoom.labels.maps import RegionLabelSettings
 from qzoom.model import QZoom
-from qzoom.records.schema import Attention, Provenance, Question, RegionLabel, Response, Turn, content_id, tensor_digest
-from qzoom.records.store import RecordStore, RecordWriter, start_store
+from qzoom.store.records import RecordStore, RecordWriter, start_store
+from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Turn, content_id, tensor_digest
 from qzoom.types import GateDecision
 from tests.evaluation.samples import row
 

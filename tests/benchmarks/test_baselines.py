@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.baselines import fronts, main, words
 from qzoom.checkpoints.adapter import save_pretrained
-from qzoom.evaluation.report.figures import RunFigures, TaskFigures
+from qzoom.evaluation.report_figures import RunFigures, TaskFigures
 from tests.evaluation.samples import receipt, write_split
 from tests.tiny_models import engine
 

@@ -12,13 +12,13 @@ import torch
 
 import qzoom.model
 from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
-from qzoom.checkpoints.loading import load_engine
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.writing import fresh_folder
 from qzoom.config import BoxRule, Preset, TokenBudget
 from qzoom.errors import CheckpointError
 from tests import tiny_models
 from tests.checkpoints import folders
-from tests.checkpoints.test_loading import assert_sentence
+from tests.checkpoints.test_load import assert_sentence
 
 PICTURE = tiny_models.picture(8, 260, 180)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def test_round_trip_keeps_every_bit(family: str, dtype: torch.dtype, shard: str, tmp_path: Path) -> None:
     made = folders.engine(family, dtype)
     config = made.config.replace(
-        box=BoxRule(scaling="exact", threshold="peak", components="all", max_regions=3, margin_cells=0.5),
+        box=BoxRule(scaling="exact", threshold="relative", components="all", max_regions=3, margin_cells=0.5),
         coarse_tokens=TokenBudget(4, 20),
         presets={"document": Preset(0.05, 0.125)},
         provenance={"labels": "own attention", "steps": 400},

@@ -15,12 +15,12 @@ from transformers import AutoModelForImageTextToText
 
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.convert import convert
-from qzoom.checkpoints.loading import load_engine
+from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule
 from qzoom.errors import CheckpointError
 from tests import tiny_models
 from tests.checkpoints import folders
-from tests.checkpoints.test_loading import assert_sentence
+from tests.checkpoints.test_load import assert_sentence
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 

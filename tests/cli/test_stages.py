@@ -9,7 +9,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from qzoom.checkpoints.adapter import save_pretrained
-from qzoom.records.store import RecordStore
+from qzoom.store.records import RecordStore
 from tests.tiny_models import build_engine
 
 SMALL = ("--device", "cpu", "--quiet", "--json")

@@ -1,6 +1,6 @@
 """Small items for tests of the pipeline."""
 
-from qzoom.distill.records import Agreement, Asked, Item, Picture, Region
+from qzoom.distill.items import Agreement, Asked, Item, Picture, Region
 
 
 def finished_item(picture: Picture, box=(10, 10, 40, 30), text="What is the code?", answer="K7", **parts) -> Item:

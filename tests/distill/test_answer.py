@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qzoom.distill.answer import AnswerStep, extract_answer
-from qzoom.distill.records import Vote
-from qzoom.distill.roles.base import CallRefusedError
-from qzoom.distill.roles.by_rule import RuleTeacher
+from qzoom.distill.by_rule import RuleTeacher
+from qzoom.distill.items import Vote
 from qzoom.distill.vote import VoteSettings
-from qzoom.errors import ConfigError, DataError
+from qzoom.errors import CallRefusedError, ConfigError, DataError
 from tests.distill.views import ITEM, StillViews
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from qzoom.distill.choices import NONE_OPTION, ChoicesSettings, ChoicesStep
-from qzoom.distill.compare import normal
-from qzoom.distill.records import Agreement, Item, Vote
-from qzoom.distill.roles.base import CallRefusedError
-from qzoom.distill.roles.by_rule import RuleMaker, RuleReader
-from qzoom.errors import ConfigError, DataError
-from qzoom.evaluation.letters import LETTERS
+from qzoom.distill.by_rule import RuleMaker, RuleReader
+from qzoom.distill.choices import ChoicesSettings, ChoicesStep
+from qzoom.distill.items import NONE_OPTION, Agreement, Item, Vote
+from qzoom.errors import CallRefusedError, ConfigError, DataError
+from qzoom.scoring.agree import normal
+from qzoom.scoring.letters import LETTERS
 from tests.distill.views import ITEM, StillViews
 
 VIEWS = StillViews()

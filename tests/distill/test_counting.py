@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from qzoom.distill.counting import Totals
-from qzoom.distill.records import Picture
+from qzoom.distill.card import Totals
+from qzoom.distill.items import Picture
 from tests.distill.items import finished_item
 
 PICTURE = Picture("0" * 20, "scenes:1", 100, 80, "", "scenes")

@@ -4,8 +4,7 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.crop import CropSettings, CropStep, crop_box, crop_scale, cut
-from qzoom.distill.records import Item, Picture, Region
-from qzoom.distill.steps import apply
+from qzoom.distill.items import Item, Picture, Region, apply
 from qzoom.errors import ConfigError
 
 PICTURE = Picture("0" * 20, "x", 1000, 600)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qzoom.distill import overlay
+from qzoom.data import overlay
+from qzoom.distill.by_rule import RuleReader
 from qzoom.distill.difficulty import DifficultySettings, DifficultyStep
-from qzoom.distill.records import Agreement, Asked, Choices, Item, Vote
-from qzoom.distill.roles.by_rule import RuleReader
+from qzoom.distill.items import Agreement, Asked, Choices, Item, Vote
 from qzoom.errors import ConfigError, DataError
 from tests.distill.views import ITEM, StillViews
 

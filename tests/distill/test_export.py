@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from qzoom.distill.export import COLUMNS, ExportSettings, choice_text, split_of, write_dataset
+from qzoom.distill.export import COLUMNS, ExportSettings, split_of, write_dataset
+from qzoom.distill.items import Choices, Picture, choice_text
 from qzoom.distill.pictures import Source, list_sources, scan
-from qzoom.distill.records import Choices, Picture
 from qzoom.errors import ConfigError, DataError
 from tests.distill.items import finished_item
 

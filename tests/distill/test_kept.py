@@ -2,8 +2,8 @@
 
 import random
 
+from qzoom.distill.items import Picture
 from qzoom.distill.kept import KeptItems
-from qzoom.distill.records import Picture
 from tests.distill.items import finished_item
 
 

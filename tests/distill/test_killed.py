@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.distill.data import make_pictures, recipe_values
-from tests.distill.endpoints.stub import Stub, completion, serve, text_of
+from tests.llm.stub import Stub, completion, serve, text_of
 
 KILLS = 20
 LATE = 4

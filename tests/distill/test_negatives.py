@@ -6,10 +6,9 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.negatives import absent
+from qzoom.distill.choices import absent
+from qzoom.distill.items import Agreement, Asked, Item, Known, KnownObject, KnownQuestion, KnownText
 from qzoom.distill.pictures import load_source
-from qzoom.distill.records import Agreement, Asked, Item
-from qzoom.distill.steps import Known, KnownObject, KnownQuestion, KnownText
 from tests.distill.views import ITEM, KNOWN
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qzoom.distill.items import Item
 from qzoom.distill.pictures import Source, list_sources, picture_digest, scan
-from qzoom.distill.records import Item
 from qzoom.distill.views import PictureViews
 from qzoom.errors import ConfigError, ImageError
 from tests.distill.data import make_pictures

@@ -7,7 +7,7 @@ import pytest
 from qzoom.distill.recipe import recipe_from_values
 from qzoom.distill.run import RunOptions, run_recipe
 from tests.distill.data import make_pictures, recipe_values
-from tests.distill.endpoints.stub import Stub, serve, text_of
+from tests.llm.stub import Stub, serve, text_of
 
 pytest.importorskip("ray")
 FILES = ("dataset/train.parquet", "dataset/README.md")

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.records import Agreement, Asked, Choices, Item, Picture, Region, Vote, item_from_json
+from qzoom.distill.items import Agreement, Asked, Choices, Item, Picture, Region, Vote, item_from_json
 from qzoom.errors import DataError
 
 PICTURE = Picture("a" * 20, "dogs/1.png", 400, 200, "/data", "own")

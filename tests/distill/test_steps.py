@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.records import Asked, Item, Picture, Region
-from qzoom.distill.steps import LaterError, Step, StopRunError, apply
-from qzoom.errors import CheckpointError, ConfigError, DataError, ImageError
+from qzoom.distill.items import Asked, Item, Picture, Region, Step, apply
+from qzoom.errors import CheckpointError, ConfigError, DataError, ImageError, LaterError, StopRunError
 
 ITEM = Item(Picture("0" * 20, "x", 100, 100), Region((1, 1, 9, 9), (0, 0, 10, 10), "given"))
 

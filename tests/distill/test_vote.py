@@ -8,10 +8,9 @@ import random
 
 import pytest
 
-from qzoom.distill.records import Vote
-from qzoom.distill.roles.base import CallRefusedError
+from qzoom.distill.items import Vote
 from qzoom.distill.vote import VoteSettings, VoteStep, agree, reachable
-from qzoom.errors import ConfigError
+from qzoom.errors import CallRefusedError, ConfigError
 from tests.distill.views import ITEM
 
 EIGHT = VoteSettings()

@@ -4,9 +4,9 @@ import pytest
 
 from qzoom.distill.recipe import recipe_from_values
 from qzoom.distill.run import run_recipe
-from qzoom.distill.steps import StopRunError
+from qzoom.errors import StopRunError
 from tests.distill.data import make_pictures, recipe_values
-from tests.distill.endpoints.stub import Stub, serve, text_of
+from tests.llm.stub import Stub, serve, text_of
 
 FILES = ("dataset/train.parquet", "dataset/README.md")
 

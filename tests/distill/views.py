@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from qzoom.distill.records import Asked, Item, Picture, Region
-from qzoom.distill.steps import Known, KnownObject, KnownQuestion, KnownText
+from qzoom.distill.items import Asked, Item, Known, KnownObject, KnownQuestion, KnownText, Picture, Region
 
 ITEM = Item(
     Picture("a" * 20, "x.png", 400, 200),

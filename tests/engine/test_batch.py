@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from qzoom.config import BoxRule
-from qzoom.engine.answer import prefill, read_regions
-from qzoom.engine.decode import DecodeBatch
-from qzoom.engine.look import look
-from qzoom.engine.running import events
-from qzoom.engine.timing import Stopwatch
+from qzoom.engine.batch import events, prefill, read_regions
+from qzoom.engine.generate import DecodeBatch, Stopwatch
+from qzoom.engine.perceive import look
 from qzoom.model import QZoom
 from qzoom.types import SamplingParams
 from tests import tiny_models
@@ -96,7 +94,7 @@ def test_answers_equal_the_single_ones(family: str, positions: str) -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_several_regions_in_a_batch_equal_the_single_ones(family: str) -> None:
-    rule = BoxRule(components="all", max_regions=3, threshold="peak", scaling="exact", margin_cells=0.5)
+    rule = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact", margin_cells=0.5)
     model = QZoom(made(family, "aligned", box=rule))
     samples = [(tiny_models.picture(40 + i, 300 + 50 * i, 260), f"Question {i}?") for i in range(5)]
     options = {"zoom": "always", "region_threshold": 0.9, "coarse_tokens": 48, "region_tokens": 20, "max_new_tokens": 6}

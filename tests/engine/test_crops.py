@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from qzoom.config import TokenBudget
-from qzoom.engine.crops import Crop, encode_crops, features_bytes
+from qzoom.engine.batch import ContinuousBatch
+from qzoom.engine.lru import LRUCache
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
-from qzoom.engine.recent import Recent
-from qzoom.engine.running import RunningBatch
+from qzoom.engine.zoom import Crop, encode_crops, features_bytes
 from qzoom.model import QZoom
 from qzoom.types import Answer
 from tests import tiny_models
@@ -48,7 +48,7 @@ def crop(**other: Any) -> Crop:
 @torch.inference_mode()
 def test_only_new_crops_are_encoded_and_all_come_back_in_order(model: QZoom) -> None:
     backbone = model.engine.backbone
-    kept = Recent(2**24, features_bytes)
+    kept = LRUCache(2**24, features_bytes)
     crops = [crop(), crop(box=(60, 0, 320, 90)), crop(number=1)]
     wanted = [backbone.encode([c.picture.crop(c.box)], [c.budget])[0] for c in crops]
     encode_crops(backbone, crops[1:2], kept)
@@ -74,14 +74,14 @@ def test_every_fact_decides_the_key(other: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def test_without_a_prefix_nothing_is_kept(model: QZoom) -> None:
-    kept = Recent(2**24, features_bytes)
+    kept = LRUCache(2**24, features_bytes)
     for _ in range(2):
         encode_crops(model.engine.backbone, [crop(prefix=b"")], kept)
     assert (kept.hits, kept.misses, kept.entries) == (0, 0, 0)
 
 
 def ask(model: QZoom, cache: PrefixCache, tenant: str, **options: Any) -> Answer:
-    batch = RunningBatch(model.engine, cache=cache)
+    batch = ContinuousBatch(model.engine, cache=cache)
     request = model.request(PAGE, "What is the total?", max_new_tokens=6, **options)
     events = list(batch.add({0: request}, {0: prefix_key(model.engine, request, tenant)}))
     while batch.keys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qzoom.checkpoints.loading import load_engine
+from qzoom.checkpoints.load import load_engine
 from qzoom.engine.state import Engine
 from qzoom.model import QZoom
 from tests import tiny_models

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from qzoom.engine.running import events
-from qzoom.engine.sampling import Sampler
+from qzoom.engine.batch import events
+from qzoom.engine.generate import Sampler
 from qzoom.errors import ConfigError
 from qzoom.model import QZoom
 from qzoom.types import Answer, SamplingParams
@@ -248,7 +248,7 @@ def test_timings_name_their_steps() -> None:
 def test_options_of_the_wrong_type_or_range_are_one_sentence(bad: dict[str, Any]) -> None:
     model = QZoom(tiny_models.engine("qwen3_vl"))
     (name,) = bad
-    with pytest.raises(ConfigError, match=name if bad != {"stop": ("",)} else "A stop text") as caught:
+    with pytest.raises(ConfigError, match=name) as caught:
         model.make_options(**bad)
     assert "\n" not in str(caught.value)
 

@@ -108,7 +108,7 @@ def test_a_region_that_cannot_be_cut_is_refused_before_it_is_encoded(family: str
 
 def test_of_several_regions_those_that_fit_are_read() -> None:
     base = tiny_models.engine("qwen3_vl")
-    rule = BoxRule(components="all", max_regions=3, threshold="peak", scaling="exact")
+    rule = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact")
     engine = dataclasses.replace(base, config=base.config.replace(box=rule, region_threshold=0.9))
     model = QZoom(engine)
     pages = [tiny_models.picture(100 + seed, 700, 500) for seed in range(6)]

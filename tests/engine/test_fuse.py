@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qzoom.backbones.base import VisualFeatures
-from qzoom.engine.fuse import RegionBlock, insert_regions
 from qzoom.engine.prompt import Prompt, build_prompt, prefix_length
+from qzoom.engine.zoom import RegionBlock, insert_regions
 from tests import tiny_models
 
 
@@ -18,7 +18,7 @@ def features(rows: int, columns: int) -> VisualFeatures:
 def two_pictures() -> Prompt:
     """5 7 <start> 4x6 <end> 9 <start> 3x2 <end> 11 12."""
     backbone = tiny_models.engine("qwen3_vl").backbone
-    (opening,), (closing,) = backbone.block_ids
+    (opening,), (closing,) = backbone.image_delimiters
     pad = backbone.image_token_id
     ids = [5, 7, opening, pad, closing, 9, opening, pad, closing, 11, 12]
     return build_prompt(backbone, ids, [features(4, 6), features(3, 2)])
@@ -45,7 +45,7 @@ def test_regions_follow_their_picture_in_the_given_order(scheme: str) -> None:
     engine = tiny_models.engine("qwen3_vl")
     backbone, before = engine.backbone, two_pictures()
     after, reused = insert_regions(backbone, before, BLOCKS, engine.config.replace(positions=scheme))
-    (opening,), (closing,) = backbone.block_ids
+    (opening,), (closing,) = backbone.image_delimiters
     pad = backbone.image_token_id
     expected = [5, 7, opening, *([pad] * 24), closing]
     expected += [opening, *([pad] * 10), closing, opening, pad, closing]

@@ -66,7 +66,7 @@ def test_later_answers_equal_fresh_calls(family: str, positions: str, count: int
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
 def test_a_system_turn_and_several_regions_of_several_pictures(family: str, positions: str) -> None:
-    rule = BoxRule(components="all", max_regions=4, threshold="peak", scaling="exact", margin_cells=1)
+    rule = BoxRule(components="all", max_regions=4, threshold="relative", scaling="exact", margin_cells=1)
     model = made(family, positions, box=rule)
     session = model.session(PAGES, system="Answer in one word.", coarse_tokens=40)
     seen = set()

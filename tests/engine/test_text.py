@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qzoom.engine.text import TextStream
+from qzoom.engine.generate import TextStream
 from tests import tiny_models
 
 

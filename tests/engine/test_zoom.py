@@ -20,7 +20,7 @@ from tests.plain import plain_generate
 PAGE = tiny_models.picture(31, 400, 300)
 WIDE = tiny_models.picture(32, 500, 90)
 QUESTION = "What is the total amount?"
-THREE = BoxRule(components="all", max_regions=3, threshold="peak", scaling="exact")
+THREE = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact")
 
 
 def full_pass(engine: Engine, found: Run) -> torch.Tensor:
@@ -45,7 +45,7 @@ def full_pass(engine: Engine, found: Run) -> torch.Tensor:
 def test_the_kept_prefix_gives_what_a_full_pass_gives(family: str, positions: str, attn: str, rule: BoxRule) -> None:
     base = tiny_models.engine(family, attn=attn)
     engine = dataclasses.replace(base, config=base.config.replace(positions=positions, box=rule))
-    threshold = 0.9 if rule.threshold == "peak" else 0.4
+    threshold = 0.9 if rule.threshold == "relative" else 0.4
     asked = request(engine, [PAGE, WIDE], QUESTION, zoom="always", region_threshold=threshold)
     found = run(engine, [asked])[0]
     assert len(found.regions) >= 1
@@ -56,7 +56,7 @@ def test_the_kept_prefix_gives_what_a_full_pass_gives(family: str, positions: st
 @pytest.mark.parametrize("shared_layers", [1, 3])
 def test_with_stock_positions_the_crop_is_a_second_picture(family: str, shared_layers: int) -> None:
     base = tiny_models.engine(family, shared_layers=shared_layers)
-    engine = dataclasses.replace(base, config=base.config.replace(box=BoxRule(threshold="peak")))
+    engine = dataclasses.replace(base, config=base.config.replace(box=BoxRule(threshold="relative")))
     answer = QZoom(engine).ask(PAGE, QUESTION, zoom="always", region_threshold=0.9, max_new_tokens=10)
     assert answer.gate.zoomed
     crop = PAGE.crop(answer.regions[0].box)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qzoom.evaluation.records import AnswerRow
+from qzoom.data.samples import AnswerRow
 from qzoom.model import QZoom
 from qzoom.types import GateDecision, Region, Usage
 from tests.tiny_models import engine, picture

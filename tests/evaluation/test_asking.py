@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from qzoom.config import TokenBudget
+from qzoom.data.questions import read_receipts
+from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample
 from qzoom.errors import ConfigError
-from qzoom.evaluation.asking import EvalOptions, ask_many, ask_sample
-from qzoom.evaluation.records import AnswerRow, EvalQuestion, EvalSample
-from qzoom.evaluation.runner import run
-from qzoom.evaluation.tasks.receipts import read_receipts
+from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run
 from qzoom.model import QZoom
 from tests.evaluation.samples import model, receipt, write_split
 from tests.tiny_models import build_engine
@@ -78,9 +77,9 @@ def test_methods_set_how_it_looks(task):
     assert not any(row.zoomed for row in plain)
     centre = run(model(heads=False), task, dataclasses.replace(SHORT, method="centre"), limit=1)
     assert all(row.zoomed and row.error is None for row in centre)
-    assert EvalOptions(method="plain").look == "never"
-    assert EvalOptions(method="always", zoom="never").look == "always"
-    assert EvalOptions(method="centre").look == "always"
+    assert EvalOptions(method="plain").zoom_mode == "never"
+    assert EvalOptions(method="always", zoom="never").zoom_mode == "always"
+    assert EvalOptions(method="centre").zoom_mode == "always"
 
 
 def test_a_shared_look_uses_the_needed_branches_only(task):
@@ -127,7 +126,7 @@ def test_wrong_options(values, said):
 
 
 def test_what_draws():
-    assert not EvalOptions().draws
-    assert not EvalOptions(method="centre").draws
-    assert EvalOptions(method="random").draws
-    assert EvalOptions(temperature=0.5).draws
+    assert not EvalOptions().is_random
+    assert not EvalOptions(method="centre").is_random
+    assert EvalOptions(method="random").is_random
+    assert EvalOptions(temperature=0.5).is_random

@@ -6,12 +6,11 @@ import json
 import pytest
 
 from qzoom.config import TokenBudget
+from qzoom.data.benchmarks.registry import open_task
+from qzoom.data.questions import read_receipts
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QZoomError
-from qzoom.evaluation.identity import weights_digest
-from qzoom.evaluation.runner import EvalOptions, run
+from qzoom.evaluation.runner import EvalOptions, run, weights_digest
 from qzoom.evaluation.score import score
-from qzoom.evaluation.tasks.receipts import read_receipts
-from qzoom.evaluation.tasks.registry import open_task
 from tests.evaluation.samples import model, receipt, write_split
 from tests.tiny_models import build_engine, engine
 

@@ -1,7 +1,7 @@
 import pytest
 
+from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
-from qzoom.evaluation.records import AnswerRow
 from qzoom.evaluation.score import compare, score
 from tests.evaluation.samples import row
 

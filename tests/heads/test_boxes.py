@@ -32,11 +32,11 @@ def random_case(draw: random.Random) -> tuple[Tensor, tuple[int, int]]:
 
 
 def boxes(maps: list[Tensor], sizes: list[tuple[int, int]], level: float, **rule: object) -> tuple[MapBox, ...]:
-    return boxes_from_maps(maps, sizes, threshold=level, rule=BoxRule(**rule), cell_px=32)  # type: ignore[arg-type]
+    return boxes_from_maps(maps, sizes, threshold=level, rule=BoxRule(**rule), token_px=32)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scaling", ["exact", "float32"])
-@pytest.mark.parametrize("components", ["union", "peak", "all"])
+@pytest.mark.parametrize("components", ["union", "peak_component", "all"])
 def test_boxes_lie_inside_the_picture_and_keep_their_least_side(scaling: str, components: str) -> None:
     draw = random.Random(1)
     found_any = 0
@@ -104,7 +104,7 @@ def test_all_components_cover_the_foreground_with_touching_cells_together() -> N
         assert scores == sorted(scores, reverse=True)
         few = boxes([grid], [size], 0.4, scaling="exact", components="all", max_regions=2)
         assert few == found[:2]
-        best = boxes([grid], [size], 0.4, scaling="exact", components="peak")
+        best = boxes([grid], [size], 0.4, scaling="exact", components="peak_component")
         assert best == found[:1]
 
 
@@ -122,7 +122,7 @@ def test_components_by_hand() -> None:
         ((300, 100, 400, 300), 0.7),
     ]
     assert boxes([grid], [(400, 300)], 0.5)[0].box == (0, 0, 400, 300)
-    wider = boxes([grid], [(400, 300)], 0.65, scaling="exact", components="peak", margin_cells=0.5)
+    wider = boxes([grid], [(400, 300)], 0.65, scaling="exact", components="peak_component", margin_cells=0.5)
     assert wider[0].box == (0, 0, 250, 250)
     assert wider[0].cells == (0, 0, 2.5, 2.5)
 
@@ -131,10 +131,10 @@ def test_a_threshold_is_strict_and_a_peak_threshold_is_relative() -> None:
     grid = torch.tensor([[0.5, 0.25, 0.2]])
     assert boxes([grid], [(300, 100)], 0.5) == ()
     assert boxes([grid], [(300, 100)], 0.49)[0].cells == (0, 0, 1, 1)
-    assert boxes([grid], [(300, 100)], 0.45, threshold="peak")[0].cells == (0, 0, 2, 1)
-    assert boxes([grid * 1e-3], [(300, 100)], 0.45, threshold="peak")[0].cells == (0, 0, 2, 1)
-    assert boxes([grid], [(300, 100)], 0.45, threshold="peak", min_peak=0.5) == ()
-    assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0, threshold="peak") == ()
+    assert boxes([grid], [(300, 100)], 0.45, threshold="relative")[0].cells == (0, 0, 2, 1)
+    assert boxes([grid * 1e-3], [(300, 100)], 0.45, threshold="relative")[0].cells == (0, 0, 2, 1)
+    assert boxes([grid], [(300, 100)], 0.45, threshold="relative", min_peak=0.5) == ()
+    assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0, threshold="relative") == ()
     assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0) == ()
     assert boxes([], [], 0.1) == ()
 
@@ -145,7 +145,7 @@ def test_over_several_pictures_the_peaks_picture_wins() -> None:
     assert boxes([low, high], sizes, 0.5) == (MapBox(1, (0, 1, 1, 2), (0, 100, 100, 200), pytest.approx(0.7)),)
     both = boxes([low, high], sizes, 0.5, components="all", max_regions=4)
     assert [item.image for item in both] == [1, 0]
-    relative = boxes([low, high], sizes, 0.9, components="all", max_regions=4, threshold="peak")
+    relative = boxes([low, high], sizes, 0.9, components="all", max_regions=4, threshold="relative")
     assert [item.image for item in relative] == [1]
 
 
@@ -168,7 +168,7 @@ def test_float32_scaling_stays_within_a_pixel_of_exact() -> None:
         size = (draw.randint(100, 4000), draw.randint(100, 4000))
         x0, y0 = draw.randrange(columns), draw.randrange(rows)
         cells = (x0, y0, draw.randint(x0 + 1, columns), draw.randint(y0 + 1, rows))
-        loose = cells_to_pixels(cells, (rows, columns), size, scaling="float32", cell_px=32)
+        loose = cells_to_pixels(cells, (rows, columns), size, scaling="float32", token_px=32)
         exact = cells_to_pixels(cells, (rows, columns), size, scaling="exact")
         assert max(abs(a - b) for a, b in zip(loose, exact, strict=True)) <= 1
         lost += loose != exact

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +7,9 @@ from PIL import Image
 from qzoom.errors import ImageError
 from qzoom.images.convert import array_to_rgb, image_to_rgb
 from qzoom.images.limits import ImageLimits
+from qzoom.images.load import load_image
+
+from .conftest import encode, png, png_chunk
 
 
 def pixels(image, name="x"):
@@ -158,3 +163,86 @@ def test_array_refusals(array, words):
     with pytest.raises(ImageError, match="Cannot read the array") as caught:
         array_to_rgb(array, "the array", ImageLimits())
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "bits"), [(200, 8), (900, 10), (3000, 12), (7000, 13), (14720, 14), (30000, 15), (60000, 16)]
+)
+def test_depth_is_told_from_all_but_a_few_pixels(value, bits):
+    values = np.full((40, 40), value, np.uint16)
+    values[0, 0] = 65535
+    image, note = image_to_rgb(Image.fromarray(values), "x")
+    assert abs(image.getpixel((9, 9))[0] - 255 * value / (2**bits - 1)) <= 1
+    assert (f"read as {bits}-bit" in note) == (bits < 16)
+    assert ("the brightest is 65535" in note) == (bits < 16)
+
+
+@pytest.mark.parametrize("value", [3000, 14720, 60000])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF big", "TIFF little"])
+def test_sixteen_bit_colour_keeps_what_grey_keeps(value, kind):
+    if kind == "PNG":
+        data = png(40, 40, 16, 2, [struct.pack(">H", value) * 120] * 40)
+    else:
+        order = ">" if kind.endswith("big") else "<"
+        entries = [(256, 3, 40), (257, 3, 40), (258, 3, 16), (259, 3, 1), (262, 3, 2), (273, 4, 8), (277, 3, 3)]
+        entries += [(278, 4, 40), (279, 4, 9600)]
+        rows = b"".join(
+            struct.pack(order + "HHI", tag, form, 1) + struct.pack(order + ("HH" if form == 3 else "I"), *number)
+            for tag, form, value_of in entries
+            for number in [(value_of, 0) if form == 3 else (value_of,)]
+        )
+        head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(order + "I", 9608)
+        data = head + struct.pack(order + "H", value) * 4800 + struct.pack(order + "H", len(entries)) + rows + bytes(4)
+    grey = load_image(encode(Image.fromarray(np.full((40, 40), value, np.uint16)), "PNG"))
+    loaded = load_image(data)
+    assert abs(loaded.image.getpixel((9, 9))[0] - grey.image.getpixel((9, 9))[0]) <= 1  # Pillow cuts, we round
+    assert loaded.notes == grey.notes
+
+
+def test_orientation_survives_deep_colours():
+    header_and_exif = png_chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0")
+    loaded = load_image(png(40, 20, 16, 2, [struct.pack(">H", 3000) * 120] * 20, header_and_exif))
+    assert loaded.size_px == (20, 40)
+    assert loaded.image.getpixel((3, 3))[0] == 187
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 255), (65535, 0)])
+def test_white_is_zero_in_deep_tiff_files(value, expected):
+    entries = [(256, 3, 40), (257, 3, 40), (258, 3, 16), (259, 3, 1), (262, 3, 0), (273, 4, 8), (277, 3, 1)]
+    entries += [(278, 4, 40), (279, 4, 3200)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in entries)
+    loaded = load_image(b"II*\0" + struct.pack("<I", 3208) + struct.pack("<H", value) * 1600 + directory + bytes(4))
+    assert loaded.image.getpixel((9, 9))[0] == expected
+    assert "its zero is white" in loaded.notes[0]
+
+
+def white_writing(mode):
+    image = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (20, 10, 60, 30))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        encode(white_writing("RGBA"), "PNG"),
+        encode(white_writing("LA"), "PNG"),
+        encode(white_writing("RGBA"), "WEBP", lossless=True),
+        encode(white_writing("RGBA"), "GIF"),
+        png(40, 40, 8, 0, [bytes(20) + b"\xff" * 20] * 40, png_chunk(b"tRNS", b"\0\0")),
+        png(40, 40, 1, 0, [bytes([0, 0, 255, 255, 255])] * 40, png_chunk(b"tRNS", b"\0\0")),
+        np.asarray(white_writing("RGBA")),
+    ],
+)
+def test_white_writing_on_nothing_is_said(source):
+    loaded = load_image(source)
+    assert loaded.image.getextrema() == ((255, 255),) * 3
+    assert ["white and lies on white" in note for note in loaded.notes] == [True]
+
+
+def test_black_writing_on_nothing_and_opaque_white_need_no_note():
+    image = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (20, 10, 60, 30))
+    assert load_image(image).notes == ()
+    assert load_image(Image.new("RGBA", (8, 8), (255, 255, 255, 255))).notes == ()
+    assert load_image(Image.new("RGBA", (8, 8), (9, 9, 9, 0))).notes == ("it is wholly transparent, so it is blank",)

@@ -122,9 +122,14 @@ def test_strips_and_specks():
     assert "strip" in refusal(encode(Image.new("L", (2, 402)), "PNG"))
 
 
-def test_a_text_bomb_in_a_png_is_refused():
+def test_a_text_bomb_in_a_png_is_left_out_and_never_unpacked():
     text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000)))
-    assert "damaged" in refusal(png(8, 8, 8, 0, [bytes(8)] * 8, text))
+    tracemalloc.start()
+    notes = decode(png(8, 8, 8, 0, [bytes(8)] * 8, text))[2]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert notes == ("metadata that are damaged or too large were left out",)
+    assert peak < 10_000_000
 
 
 def test_pillows_own_warning_stays_inside(monkeypatch):

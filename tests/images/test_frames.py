@@ -3,7 +3,7 @@ import io
 import pytest
 from PIL import Image
 
-from qzoom.images.frames import frame_note
+from qzoom.images.decode import frame_note
 
 from .conftest import encode
 

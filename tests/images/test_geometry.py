@@ -36,8 +36,8 @@ def processor_grid(width, height, cell, budget):
     return h // cell, w // cell
 
 
-@pytest.mark.parametrize("cell_px", [28, 32])
-def test_grid_equals_the_processor_within_the_limits(cell_px):
+@pytest.mark.parametrize("token_px", [28, 32])
+def test_grid_equals_the_processor_within_the_limits(token_px):
     draw = random.Random(5)
     sizes = SIZES + [(draw.randint(2, 3000), draw.randint(2, 3000)) for _ in range(400)]
     agreed = 0
@@ -45,10 +45,10 @@ def test_grid_equals_the_processor_within_the_limits(cell_px):
         if max(width, height) > 200 * min(width, height):
             continue
         budget = TokenBudget(*limits)
-        expected = processor_grid(width, height, cell_px, budget)
+        expected = processor_grid(width, height, token_px, budget)
         if limits[0] <= expected[0] * expected[1] <= limits[1]:
             agreed += 1
-            assert fit_grid(width, height, cell_px, budget) == expected, (width, height, limits)
+            assert fit_grid(width, height, token_px, budget) == expected, (width, height, limits)
     assert agreed > 2500
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from qzoom.errors import ImageError
 from qzoom.images.load import ImageLimits, LoadedImage, load_image
+from tests.images.asset_server import assets, reply
 
 from .conftest import encode
 
@@ -85,8 +86,10 @@ def test_limits_are_used(data):
     [
         ("no-such-file.png", "Cannot read 'no-such-file.png': there is no such file; check the path."),
         (Path("no-such-file.png"), "no such file"),
-        ("https://example.org/a.png", "download the picture"),
-        ("HTTP://example.org/a.png", "web addresses are not read yet"),
+        ("file://elsewhere/a.png", "another machine"),
+        ("iVBORw0KGgo" * 40, "looks like base64"),
+        ({"type": "text"}, "no bytes, path or image_url"),
+        ({"image_url": {"detail": "low"}}, "no bytes, path or image_url"),
         ("", "path is empty"),
         (".", "is a folder"),
         (b"", "empty (0 bytes)"),
@@ -130,3 +133,36 @@ def test_loaded_image_is_frozen(data):
     with pytest.raises(AttributeError):
         loaded.format = "BMP"
     assert isinstance(loaded, LoadedImage)
+
+
+def test_sources_of_datasets_openai_and_browsers(tmp_path):
+    path = tmp_path / "a b.png"
+    data = encode(Image.new("RGB", (9, 9), (1, 2, 3)), "PNG")
+    path.write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (
+        path.as_uri(),
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(path)},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url},
+        {"type": "image", "image": str(path)},
+    ):
+        assert load_image(source).image.getpixel((4, 4)) == (1, 2, 3)
+
+
+def test_a_web_address_is_fetched_from_public_hosts_only():
+    with assets({"/p.png": reply("200 OK", b"")}) as server:
+        with pytest.raises(ImageError, match=r"address"):
+            load_image(f"http://127.0.0.1:{server.port}/p.png")
+        assert server.asked == []
+
+
+def test_blanks_in_base64_are_plus_signs_and_line_breaks_are_nothing():
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 50, 3), dtype=np.uint8))
+    text = base64.b64encode(encode(noise, "JPEG", quality=95)).decode()
+    assert "+" in text
+    expected = np.asarray(load_image("data:image/jpeg;base64," + text).image)
+    wrapped = "\r\n  ".join(text[at : at + 76] for at in range(0, len(text), 76))
+    for form in (text.replace("+", " "), wrapped, text + "\n"):
+        assert np.array_equal(np.asarray(load_image("data:image/jpeg;base64," + form).image), expected)

@@ -7,7 +7,7 @@ import pytest
 
 from qzoom.errors import ImageError
 from qzoom.images.limits import ImageLimits
-from qzoom.images.source import read_data_url, read_file_object, read_path, shown
+from qzoom.images.load import read_data_url, read_file_object, read_path, shown
 
 LIMITS = ImageLimits(max_bytes=1000)
 

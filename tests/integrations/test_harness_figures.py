@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; docs/evaluation.md says how")
 
-from qzoom.evaluation.metrics import METRICS
-from qzoom.evaluation.tasks.registry import BENCHMARKS
+from qzoom.data.benchmarks.registry import BENCHMARKS
+from qzoom.scoring.metrics import METRICS
 
 TEXT = (
     "the a An one Two none 3 3.5 1,000 50% A B (C) D. E answer is option blue red Z don't dont couldnt've somebody'd "

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qzoom.data.questions import read_receipts
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.tasks.receipts import read_receipts
 from qzoom.integrations.lmms_eval import tasks_folder
 from qzoom.model import QZoom
 

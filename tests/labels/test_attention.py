@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from qzoom.config import TokenBudget
-from qzoom.engine.answer import prefill
-from qzoom.engine.decode import DecodeBatch
-from qzoom.engine.look import look
+from qzoom.engine.attention import response_attention
+from qzoom.engine.batch import prefill
+from qzoom.engine.generate import DecodeBatch, Stopwatch
+from qzoom.engine.perceive import look
 from qzoom.engine.prompt import VisualSpan
-from qzoom.engine.timing import Stopwatch
-from qzoom.labels.attention import response_attention, sink_cells
+from qzoom.labels.attention import sink_cells
 from qzoom.types import SamplingParams
 from tests.flow import request
 from tests.tiny_models import FAMILIES, build_engine

@@ -7,11 +7,11 @@ import pytest
 from qzoom.engine.chat import ChatEncoder
 from qzoom.errors import ConfigError
 from qzoom.images.load import load_image
-from qzoom.labels.gate_run import GateRun, LabelGate, gate_report
+from qzoom.labels.gate import GateRun, LabelGate, gate_report
 from qzoom.labels.respond import respond, show
-from qzoom.records.schema import Ladder, Provenance, Question, Skip, Turn
-from qzoom.records.store import RecordStore, start_store
-from qzoom.training.stages.gate import gate_samples
+from qzoom.store.records import RecordStore, start_store
+from qzoom.store.schema import Ladder, Provenance, Question, Skip, Turn
+from qzoom.training.gate import gate_samples
 from tests.tiny_models import build_engine, picture
 
 RUN = GateRun((4, 8, 16, 24), max_new_tokens=3)
@@ -60,8 +60,8 @@ def test_ladders_that_cannot_be_climbed_are_refused(ladder):
 
 
 def fill(folder, *trajectories):
-    from qzoom.records.schema import content_id
-    from qzoom.records.store import RecordWriter
+    from qzoom.store.records import RecordWriter
+    from qzoom.store.schema import content_id
 
     start_store(folder, "gate", {}, Provenance("m"))
     with RecordWriter(folder) as out:

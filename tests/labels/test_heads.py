@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qzoom.labels.attention import ResponseAttention
-from qzoom.labels.heads import cells_of_boxes, rank_heads
+from qzoom.engine.attention import ResponseAttention
+from qzoom.labels.attention import cells_of_boxes, rank_heads
 
 
 def test_cells_of_boxes_are_all_that_are_touched():

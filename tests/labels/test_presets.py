@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qzoom.errors import ConfigError
-from qzoom.labels.presets import HeadSet, parse_heads, published_heads
+from qzoom.labels.find_heads import HeadSet, parse_heads, published_heads
 
 
 def test_head_lists_are_read():

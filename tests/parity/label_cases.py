@@ -11,9 +11,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from qzoom.heads.boxes import cells_to_pixels
-from qzoom.labels.answers import normalise_answer
 from qzoom.labels.gate import Outcome, Trajectory, categorise, draw_label, label_outcomes, select_items
-from qzoom.labels.regions import RegionLabelSettings, picture_in_square, region_labels
+from qzoom.labels.maps import RegionLabelSettings, picture_in_square, region_labels
+from qzoom.scoring.agree import normalise_answer
 from tests.parity.report import EXACT, Case, Report
 
 __all__ = ["FILES", "run_labels"]
@@ -89,7 +89,7 @@ def _boxes(folder: Path, report: Report) -> None:
                 tuple(row["image_size_wh"]),
                 min_side_px=row.get("min_side", 28),
                 scaling="float32",
-                cell_px=row["merged_patch"],
+                token_px=row["merged_patch"],
             )
             case.equal("box in pixels", list(ours), row["box_pixel_xyxy"])
 

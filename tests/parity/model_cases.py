@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from qzoom.backbones.base import VisualFeatures
-from qzoom.engine.answer import prefill, read_regions
+from qzoom.engine.batch import prefill, read_regions
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.decode import DecodeBatch
-from qzoom.engine.look import Look, look
+from qzoom.engine.generate import DecodeBatch, Stopwatch
+from qzoom.engine.perceive import CoarseResult, look
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.state import Engine, advance_gate
-from qzoom.engine.timing import Stopwatch
 from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import blur
 from qzoom.types import SamplingParams
@@ -142,7 +141,7 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
     case.require("every tensor compared", not saved.left, f"not compared: {saved.left}")
 
 
-def greedy(engine: Engine, looks: Sequence[Look]) -> list[Answered]:
+def greedy(engine: Engine, looks: Sequence[CoarseResult]) -> list[Answered]:
     """Greedy answers of looks whose regions have been read, the end token switched off."""
     rows = prefill(engine, looks, _clock(engine))
     logits: list[list[Tensor]] = [[row.logits] for row in rows]
@@ -186,7 +185,7 @@ def _direct(engine: Engine, requests: Sequence[Request]) -> list[Answered]:
 
 
 def _coarse(
-    case: Case, folder: ModelFolder, engine: Engine, entry: dict[str, Any], saved: Tensors, item: Look, row: int
+    case: Case, folder: ModelFolder, engine: Engine, entry: dict[str, Any], saved: Tensors, item: CoarseResult, row: int
 ) -> None:
     """Prompt, picture, shared layers and gate of one sample."""
     prompt = item.state.prompt
@@ -211,7 +210,7 @@ def _coarse(
     case.close("gate_score", item.gate.score, listed, MAP)
 
 
-def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: Look) -> None:
+def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: CoarseResult) -> None:
     """Vision features, and pixel values where they were kept."""
     name = Path(image).stem
     saved = Tensors(folder.tensors(f"images/{name}.safetensors"))
@@ -241,7 +240,7 @@ def _kept_pixels(path: Path) -> np.ndarray:
         return kept["pixel_values"] if "pixel_values" in kept.files else kept[kept.files[0]]
 
 
-def _maps(case: Case, saved: Tensors, item: Look, suffix: str, row: int) -> None:
+def _maps(case: Case, saved: Tensors, item: CoarseResult, suffix: str, row: int) -> None:
     """The region branch's steps of one sample that is alone."""
     found = item.maps[0]
     case.close("twig_hidden_last", item.state.region_last, saved["twig_hidden_last"][row], HIDDEN)
@@ -254,7 +253,7 @@ def _maps(case: Case, saved: Tensors, item: Look, suffix: str, row: int) -> None
     case.close("blurred_prob", found.blurred, saved["blurred_prob" + suffix], MAP)
 
 
-def _batch_maps(case: Case, saved: Tensors, item: Look, keep: Tensor, row: int, *, is_mask_row: bool) -> None:
+def _batch_maps(case: Case, saved: Tensors, item: CoarseResult, keep: Tensor, row: int, *, is_mask_row: bool) -> None:
     """The same in a batch, where the release gives every sample the mask of one of them."""
     found = item.maps[0]
     case.close("twig_hidden_last", item.state.region_last, saved["twig_hidden_last"][row], HIDDEN)
@@ -276,7 +275,9 @@ def _mask_row(engine: Engine, count: int) -> int:
     return count - 1 if engine.config.sink == "first_token" else 0
 
 
-def _with_box(engine: Engine, item: Look, saved: Tensors, entry: dict[str, Any], row: int, case: Case) -> Look:
+def _with_box(
+    engine: Engine, item: CoarseResult, saved: Tensors, entry: dict[str, Any], row: int, case: Case
+) -> CoarseResult:
     """The look with the recorded box, which our box rule must also draw on the recorded map."""
     cells = tuple(saved[f"roi_box_grid.{row}"].tolist())
     pixels = tuple(saved[f"roi_box_pixel.{row}"].tolist())
@@ -285,7 +286,7 @@ def _with_box(engine: Engine, item: Look, saved: Tensors, entry: dict[str, Any],
         [p.size_px for p in item.request.pictures],
         threshold=entry["roi_conf_thresh"],
         rule=engine.config.box,
-        cell_px=engine.backbone.cell_px,
+        token_px=engine.backbone.token_px,
     )
     case.equal("roi_box_grid", tuple(drawn[0].cells), cells)
     case.equal("roi_box_pixel", tuple(drawn[0].box), pixels)
@@ -293,19 +294,19 @@ def _with_box(engine: Engine, item: Look, saved: Tensors, entry: dict[str, Any],
     return dataclasses.replace(item, gate=gate, boxes=(MapBox(0, cells, pixels, drawn[0].score),))  # type: ignore[arg-type]
 
 
-def _boxes(case: Case, engine: Engine, entry: dict[str, Any], item: Look) -> None:
+def _boxes(case: Case, engine: Engine, entry: dict[str, Any], item: CoarseResult) -> None:
     cells = [list(box.cells) for box in item.boxes]
     pixels = [list(box.box) for box in item.boxes]
     case.equal("roi_box_grid", cells, [entry["roi_box_grid_xyxy"]] if entry.get("roi_box_grid_xyxy") else [])
     case.equal("roi_box_pixel", pixels, [entry["roi_box_pixel_xyxy"]] if entry.get("roi_box_pixel_xyxy") else [])
 
 
-def _sinks(item: Look) -> int | None:
+def _sinks(item: CoarseResult) -> int | None:
     found = item.maps[0]
     return None if found.sink_prob is None else int((found.keep == 0).sum())
 
 
-def _region(case: Case, engine: Engine, saved: Tensors, item: Look, suffix: str, row: int) -> None:
+def _region(case: Case, engine: Engine, saved: Tensors, item: CoarseResult, suffix: str, row: int) -> None:
     """What was read at high resolution, and the sequence with it."""
     prompt = item.state.prompt
     spans = [span for span in prompt.spans if span.role == "region"]
@@ -324,12 +325,12 @@ def _region(case: Case, engine: Engine, saved: Tensors, item: Look, suffix: str,
     name = "updated_position_ids" if exact else "updated_position_ids (fractional)"
     case.close(name, prompt.positions, positions, EXACT if exact else POSITION)
     inserted = torch.zeros(len(prompt), dtype=torch.uint8)
-    opening, closing = engine.backbone.block_ids
+    opening, closing = engine.backbone.image_delimiters
     inserted[spans[0].start - len(opening) : spans[0].stop + len(closing)] = 1
     case.equal("inserted_mask", inserted, saved["inserted_mask"][row][valid])
 
 
-def _crop(case: Case, folder: ModelFolder, engine: Engine, entry: dict[str, Any], item: Look) -> None:
+def _crop(case: Case, folder: ModelFolder, engine: Engine, entry: dict[str, Any], item: CoarseResult) -> None:
     """The picture that the second look sees."""
     if not entry.get("crop"):
         return

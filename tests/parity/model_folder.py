@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from safetensors.torch import load_file
 
-from qzoom.checkpoints.loading import load_engine
+from qzoom.checkpoints.load import load_engine
 from qzoom.engine.state import Engine
 from tests.parity.report import Report
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.cache import KVCache
-from qzoom.engine.fuse import RegionBlock, insert_regions
-from qzoom.engine.look import region_maps
+from qzoom.engine.layers import SequenceSlice, run_layers
+from qzoom.engine.perceive import region_maps
 from qzoom.engine.prompt import Prompt, build_prompt, embed_prompt
-from qzoom.engine.rows import Row, run_layers
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared
+from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.heads.boxes import boxes_from_maps
 from qzoom.training.losses import IGNORE, answer_loss, gate_loss, insert_ignored, region_loss
 from tests.parity.model_cases import EXACT, MAP, POSITION, Tensors, grid_thw
@@ -141,7 +141,7 @@ def _stage2(case: Case, engine: Engine, saved: Tensors, entry: dict[str, Any], p
         [picture.size],
         threshold=entry["roi_conf_thresh"],
         rule=engine.config.box,
-        cell_px=engine.backbone.cell_px,
+        token_px=engine.backbone.token_px,
     )
     labels = saved["labels"][0]
     case.equal("box found", bool(boxes), "roi_box_grid" in saved)
@@ -168,8 +168,8 @@ def _logits(engine: Engine, prompt: Prompt) -> Tensor:
     """Logits (length, vocabulary) after every token."""
     backbone = engine.backbone
     hidden, deepstack = embed_prompt(backbone, prompt)
-    row = Row(hidden, prompt.positions, KVCache(), 0, deepstack)
-    return backbone.finish(run_layers(backbone, list(backbone.layers), [row], first_layer=0)[0].hidden)
+    row = SequenceSlice(hidden, prompt.positions, KVCache(), 0, deepstack)
+    return backbone.lm_logits(run_layers(backbone, list(backbone.layers), [row], first_layer=0)[0].hidden)
 
 
 def _compare(case: Case, saved: Tensors, entry: dict[str, Any], loss: Tensor, trained: dict[str, nn.Parameter]) -> None:

@@ -89,9 +89,9 @@ def test_no_map_no_times_no_scores():
 
 def test_cost_at_full_resolution_is_drawn_when_a_token_is_known():
     unzoomed = make_answer(zoomed=False)
-    assert plot_answer(unzoomed, cell_px=32).tobytes() != plot_answer(unzoomed).tobytes()
+    assert plot_answer(unzoomed, token_px=32).tobytes() != plot_answer(unzoomed).tobytes()
     zoomed = make_answer()  # 320 x 96 px in 30 tokens: 32 px a side
-    assert plot_answer(zoomed, cell_px=32).tobytes() == plot_answer(zoomed).tobytes()
+    assert plot_answer(zoomed, token_px=32).tobytes() == plot_answer(zoomed).tobytes()
 
 
 def test_pictures_that_are_not_there(answer):

@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw
 
 from qzoom import QZoom
 from qzoom.serving.server import DrainingServer, bind
-from qzoom.serving.service import Service
-from qzoom.serving.settings import ServerSettings
+from qzoom.serving.service import ServerSettings, Service
 
 __all__ = ["Site", "chat", "data_url", "image_part", "page", "running", "user"]
 

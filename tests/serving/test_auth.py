@@ -8,8 +8,8 @@ import pytest
 from starlette.routing import Route
 
 from qzoom.errors import ConfigError
-from qzoom.serving.auth import OPEN_PATHS, TENANT, KeyGate
-from qzoom.serving.settings import ServerSettings
+from qzoom.serving.middleware import OPEN_PATHS, TENANT, ApiKeyMiddleware
+from qzoom.serving.service import ServerSettings
 from tests.serving.running import running
 
 KEYS = ("first-key", "second-key")
@@ -104,6 +104,6 @@ async def test_the_tenant_is_the_keys_digest(anyio_backend):
         return {"type": "http", "path": "/", "headers": [(b"authorization", b"Bearer " + key.encode())]}
 
     for key in KEYS:
-        await KeyGate(app, KEYS)(scope(key), None, None)
-    await KeyGate(app, ())(scope("whatever"), None, None)
+        await ApiKeyMiddleware(app, KEYS)(scope(key), None, None)
+    await ApiKeyMiddleware(app, ())(scope("whatever"), None, None)
     assert seen == [*(hashlib.sha256(key.encode()).hexdigest() for key in KEYS), ""]

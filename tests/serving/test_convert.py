@@ -5,12 +5,10 @@ import pytest
 from qzoom.config import TokenBudget
 from qzoom.errors import BudgetError
 from qzoom.images.fetch import FetchPolicy
-from qzoom.serving.convert import Converter, most_demanding
+from qzoom.serving.convert import Converter, PictureCache, most_demanding
 from qzoom.serving.errors import ApiError
 from qzoom.serving.limits import ServerLimits
-from qzoom.serving.parse import validate
-from qzoom.serving.pictures import PictureCache
-from qzoom.serving.protocol import ChatRequest
+from qzoom.serving.protocol import ChatRequest, validate
 from tests.serving.running import chat, data_url, image_part, page, user
 
 
@@ -67,7 +65,7 @@ def test_turns_pictures_and_system_keep_their_order(convert, model):
     ],
 )
 def test_the_most_demanding_detail_wins(details, winner):
-    assert most_demanding(iter(details)) == winner
+    assert most_demanding(details) == winner
 
 
 @pytest.mark.parametrize(

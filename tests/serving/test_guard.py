@@ -8,9 +8,9 @@ import threading
 import pytest
 import uvicorn
 
-from qzoom.serving.connections import guarded_protocol
-from qzoom.serving.guard import BodyGuard, decoded
 from qzoom.serving.limits import ServerLimits
+from qzoom.serving.middleware import BodyLimitMiddleware, release_body_slot
+from qzoom.serving.server import guarded_protocol
 
 
 class Echo:
@@ -30,8 +30,8 @@ class Echo:
         if message["type"] == "http.request":
             assert not message["more_body"]
         if scope["path"] == "/free":
-            decoded(scope)
-            decoded(scope)
+            release_body_slot(scope)
+            release_body_slot(scope)
         self.arrived.release()
         if scope["path"] in ("/hold", "/free"):
             await asyncio.get_running_loop().run_in_executor(None, self.go.wait, 60)
@@ -46,7 +46,10 @@ def serving(**options):
     limits = ServerLimits(**{"body_bytes": 1000, "body_timeout_s": 60.0, "header_timeout_s": 60.0, **options})
     app = Echo()
     config = uvicorn.Config(
-        BodyGuard(app, limits, app.reasons.append), http=guarded_protocol(limits), lifespan="off", log_config=None
+        BodyLimitMiddleware(app, limits, app.reasons.append),
+        http=guarded_protocol(limits),
+        lifespan="off",
+        log_config=None,
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import sys, threading
 from pathlib import Path
-from qzoom.serving.memory import limit_arenas, trim_memory
+from qzoom.serving.scheduler import limit_arenas, trim_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20

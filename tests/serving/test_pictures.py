@@ -15,8 +15,8 @@ from qzoom import QZoom
 from qzoom.engine.prefix_cache import prefix_key
 from qzoom.errors import ImageError
 from qzoom.images.limits import ImageLimits
+from qzoom.serving.convert import PictureCache
 from qzoom.serving.limits import ServerLimits
-from qzoom.serving.pictures import PictureCache
 from qzoom.serving.scheduler import SchedulerLimits
 from tests.serving.running import chat, data_url, image_part, page, running, user
 

@@ -3,8 +3,7 @@
 import pytest
 
 from qzoom.serving.errors import ApiError
-from qzoom.serving.parse import validate
-from qzoom.serving.protocol import ChatRequest, PerceiveRequest
+from qzoom.serving.protocol import ChatRequest, PerceiveRequest, validate
 
 BASE = {"model": "tiny", "messages": [{"role": "user", "content": "What?"}]}
 TEXT = {"type": "text", "text": "What?"}

@@ -20,7 +20,7 @@ from qzoom.errors import (
 )
 from qzoom.images.load import LoadedImage
 from qzoom.model import QZoom
-from qzoom.serving.scheduler import Scheduler, SchedulerLimits, Ticket
+from qzoom.serving.scheduler import RequestHandle, Scheduler, SchedulerLimits
 from qzoom.types import Answer, Perception, StreamEvent
 from tests import tiny_models
 
@@ -102,7 +102,9 @@ CASES: list[tuple[Any, Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("limits", [{}, {"slots": 2, "quantum": 3}, {"slots": 1, "prefill_tokens": 1, "quantum": 1}])
+@pytest.mark.parametrize(
+    "limits", [{}, {"slots": 2, "time_slice": 3}, {"slots": 1, "prefill_tokens": 1, "time_slice": 1}]
+)
 def test_answers_equal_those_of_ask(model: QZoom, schedulers: Any, limits: dict[str, int]) -> None:
     scheduler = schedulers(**limits)
     inboxes = []
@@ -146,8 +148,8 @@ def test_perceive_gives_one_perception(model: QZoom, schedulers: Any) -> None:
 
 
 def test_a_client_that_leaves_frees_its_place(model: QZoom, schedulers: Any) -> None:
-    scheduler = schedulers(slots=1, quantum=10_000)
-    tickets: list[Ticket] = []
+    scheduler = schedulers(slots=1, time_slice=10_000)
+    tickets: list[RequestHandle] = []
     long = Inbox(on_text=lambda: [ticket.cancel() for ticket in tickets])
     short = Inbox()
     tickets.append(scheduler.submit(model.request(PICTURES[1], "Tell me all.", max_new_tokens=400, zoom="never"), long))
@@ -172,7 +174,7 @@ def test_one_that_leaves_while_it_waits_never_begins(model: QZoom, schedulers: A
 
 def test_long_answers_take_turns_with_short_ones(model: QZoom, schedulers: Any) -> None:
     order: list[str] = []
-    scheduler = schedulers(start=False, slots=1, quantum=4)
+    scheduler = schedulers(start=False, slots=1, time_slice=4)
     inboxes = {}
     for name, tokens in (("long", 120), ("short", 3), ("other", 5)):
         request = model.request(PICTURES[2], f"{name}?", max_new_tokens=tokens, zoom="never")
@@ -205,7 +207,7 @@ def test_a_full_queue_says_when_to_come_back(model: QZoom, schedulers: Any) -> N
 
 
 def test_a_deadline_ends_waiting_and_running_requests(model: QZoom, schedulers: Any) -> None:
-    scheduler = schedulers(slots=1, quantum=10_000)
+    scheduler = schedulers(slots=1, time_slice=10_000)
     running, waiting, patient = Inbox(), Inbox(), Inbox()
     long = model.request(PICTURES[1], "Tell me all.", max_new_tokens=3000, zoom="never")
     scheduler.submit(long, running, deadline_s=1.0)
@@ -294,7 +296,7 @@ def test_closing_lets_the_taken_ones_finish(model: QZoom, schedulers: Any) -> No
 
 
 def test_closing_at_once_ends_everything(model: QZoom, schedulers: Any) -> None:
-    scheduler = schedulers(slots=1, quantum=10_000)
+    scheduler = schedulers(slots=1, time_slice=10_000)
     running, waiting = Inbox(), Inbox()
     scheduler.submit(model.request(PICTURES[2], "Tell me all.", max_new_tokens=3000, zoom="never"), running)
     scheduler.submit(model.request(PICTURES[2], "When?", max_new_tokens=3), waiting)
@@ -307,12 +309,12 @@ def test_closing_at_once_ends_everything(model: QZoom, schedulers: Any) -> None:
 def test_a_living_worker_beats(schedulers: Any) -> None:
     scheduler = schedulers()
     assert scheduler.alive
-    assert scheduler.beat_age_s < 60
+    assert scheduler.heartbeat_age_s < 60
     scheduler.close(0.0)
     assert not scheduler.alive
 
 
-@pytest.mark.parametrize(("name", "value"), [("slots", 0), ("queue", -1), ("quantum", True), ("cache_bytes", 1.5)])
+@pytest.mark.parametrize(("name", "value"), [("slots", 0), ("queue", -1), ("time_slice", True), ("cache_bytes", 1.5)])
 def test_bad_limits_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name} must be a whole number of at least"):
         SchedulerLimits(**{name: value})

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qzoom.errors import CheckpointError, ConfigError
+from qzoom.settings import from_mapping, to_dict
 from tests.tiny.test_batch import SMALL
 from tiny.recipe import Recipe, load_recipe
 from tiny.train import Run, make_packs
@@ -37,11 +38,11 @@ def _recipe(packs, minutes, **changes):
         "pointing_heads": (0, 1),
         "vocabulary_size": 400,
         "step_positions": 600,
-        "architecture": SMALL,
+        "architecture": to_dict(SMALL),
         "evaluate": ["sheet_line"],
         "evaluate_examples": 4,
     }
-    return Recipe(**{**values, **changes})
+    return from_mapping(Recipe, {**values, **changes}, "test")
 
 
 def _steps(recipe, folder, count):
@@ -107,7 +108,7 @@ def test_export_loads_in_transformers_and_starts_another_run(tmp_path, packs):
 def test_kill_9_while_training(tmp_path, packs):
     recipe = _recipe(packs, 30, checkpoint_minutes=0.0005, evaluate=())
     path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe.model_dump(mode="json")))
+    path.write_text(json.dumps(to_dict(recipe)))
     command = [sys.executable, str(ROOT / "tiny" / "train.py"), "train", "--recipe", str(path), "-o"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     process = subprocess.Popen([*command, str(tmp_path / "run")], env=environment)
@@ -149,9 +150,9 @@ def test_a_shipped_recipe_loads(name):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stages: [{name: a, minutes: 1, mix: {real_line: 1}}]\nmuonlr: 1", "muonlr"),
+        ("stages: [{name: a, minutes: 1, mix: {real_line: 1}}]\nmuonlr: 1", "did you mean 'muon_lr'"),
         ("stages: [{name: a, minutes: 1, mix: {lines: 1}}]", "unknown exercise `lines`"),
-        ("stages: [{name: a, minutes: 0, mix: {real_line: 1}}]", "stages.0.minutes"),
+        ("stages: [{name: a, minutes: 0, mix: {real_line: 1}}]", r"stages\[0\]\.minutes must be a number above 0"),
         ("stages: []", "stages"),
         ("stages: [", "not valid YAML"),
     ],

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from qzoom.config import TokenBudget
-from qzoom.engine.look import look, region_logits
+from qzoom.engine.generate import Stopwatch
+from qzoom.engine.perceive import look, region_logits
 from qzoom.engine.state import advance_region
-from qzoom.engine.timing import Stopwatch
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
 from qzoom.training.heads import agreement, build_heads, train_gate, train_region

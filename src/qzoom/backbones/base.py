@@ -100,7 +100,7 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def cell_px(self) -> int:
+    def token_px(self) -> int:
         """Side of the square of resized pixels that one visual token covers."""
 
     @property
@@ -110,7 +110,7 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def block_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def image_delimiters(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids that open and close a block of visual tokens (each may be empty)."""
 
     @property
@@ -171,7 +171,7 @@ class Backbone(ABC):
             size_px: (width, height) of the picture.
             budget: limits on visual tokens; None uses the image processor's own.
         """
-        return fit_grid(*size_px, self.cell_px, budget or self.default_budget())
+        return fit_grid(*size_px, self.token_px, budget or self.default_budget())
 
     @abstractmethod
     def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:
@@ -232,6 +232,6 @@ class Backbone(ABC):
     def key_value(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Rotated keys and values (batch, kv_heads, length, head_dim) of a layer for its inputs."""
 
-    def finish(self, hidden: Tensor) -> Tensor:
+    def lm_logits(self, hidden: Tensor) -> Tensor:
         """Output of the last layer (..., hidden) to logits (..., vocabulary) in float32."""
         return self.model.lm_head(self.decoder.norm(hidden)).float()  # type: ignore[operator]

@@ -28,7 +28,7 @@ class QwenVLBackbone(Backbone):
         return self.model.model.language_model
 
     @property
-    def cell_px(self) -> int:
+    def token_px(self) -> int:
         """Patch side times merge size."""
         vision = self.model.config.vision_config
         return int(vision.patch_size * vision.spatial_merge_size)
@@ -39,7 +39,7 @@ class QwenVLBackbone(Backbone):
         return int(self.model.config.image_token_id)
 
     @property
-    def block_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def image_delimiters(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """`<|vision_start|>` and `<|vision_end|>`."""
         config = self.model.config
         return (int(config.vision_start_token_id),), (int(config.vision_end_token_id),)
@@ -57,7 +57,7 @@ class QwenVLBackbone(Backbone):
     def default_budget(self) -> TokenBudget:
         """The processor's pixel limits divided by the pixels of a cell."""
         size = self.image_processor.size
-        cell = self.cell_px**2
+        cell = self.token_px**2
         low = max(1, int(size["shortest_edge"]) // cell)
         return TokenBudget(low, max(low, int(size["longest_edge"]) // cell))
 
@@ -75,7 +75,7 @@ class QwenVLBackbone(Backbone):
         levels = _by_picture(getattr(out, "deepstack_features", None) or [], shapes)
         features = []
         for i, grid in enumerate(shapes):
-            size = (grid[1] * self.cell_px, grid[0] * self.cell_px)
+            size = (grid[1] * self.token_px, grid[0] * self.token_px)
             deep = tuple(level[i].to(self.dtype) for level in levels)
             features.append(VisualFeatures(out.pooler_output[i].to(self.dtype), deep, grid, size))
         return features
@@ -89,7 +89,7 @@ class QwenVLBackbone(Backbone):
         from PIL import Image
 
         rows, columns = self.grid(image.size, budget)
-        target = (columns * self.cell_px, rows * self.cell_px)
+        target = (columns * self.token_px, rows * self.token_px)
         if image.size != target:
             image = image.resize(target, Image.Resampling(int(self.image_processor.resample)))
         out = self.image_processor(images=[image], do_resize=False, return_tensors="pt")

@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoom.checkpoints.adapter_config import CONFIG_FILE, HERE, AdapterConfig, BaseReference
 from qzoom.checkpoints.base import quiet_transformers
-from qzoom.checkpoints.heads import is_used_in_last
+from qzoom.checkpoints.branches import is_used_in_last
+from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseReference
+from qzoom.checkpoints.hub import is_transport_error
 from qzoom.checkpoints.lora import write_lora
-from qzoom.checkpoints.released import PROVENANCE_KEY, released_fields
-from qzoom.checkpoints.source import is_transport_error
+from qzoom.checkpoints.upstream import PROVENANCE_KEY, released_fields
 from qzoom.checkpoints.writing import fresh_folder
 from qzoom.errors import CheckpointError
 

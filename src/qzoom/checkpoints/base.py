@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.processor import load_processor
-from qzoom.checkpoints.released import is_branch_key
+from qzoom.checkpoints.upstream import is_branch_key
 from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
 from qzoom.errors import CheckpointError, ConfigError, DeviceError
 

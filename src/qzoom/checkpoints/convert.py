@@ -12,25 +12,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.checkpoints.adapter_config import HERE, AdapterConfig, BaseReference, read_adapter_config
-from qzoom.checkpoints.copying import MAX_FILE_BYTES, Change, Copy, copy_weights, merge_weights
-from qzoom.checkpoints.kinds import Kind, default_sink, family_of, kind_of, text_settings
-from qzoom.checkpoints.layout import check_branch, decoder_prefix, fill_last_layer
-from qzoom.checkpoints.loading import find_base
+from qzoom.checkpoints.branches import check_branch, decoder_prefix, fill_last_layer
+from qzoom.checkpoints.format import (
+    HERE,
+    AdapterConfig,
+    BaseReference,
+    Kind,
+    default_sink,
+    family_of,
+    kind_of,
+    read_adapter_config,
+    text_settings,
+)
+from qzoom.checkpoints.hub import Source, find_source
+from qzoom.checkpoints.load import find_base
 from qzoom.checkpoints.lora import LoraWeights, maps_digest, read_lora
-from qzoom.checkpoints.presets import presets_of
-from qzoom.checkpoints.released import (
+from qzoom.checkpoints.upstream import (
     PROVENANCE_KEY,
     ZOOM_KEY,
     branch_keys,
     is_branch_key,
     is_released,
+    presets_of,
     read_zoom_config,
     released_fields,
     upstream_fields,
 )
-from qzoom.checkpoints.source import Source, find_source
-from qzoom.checkpoints.weights import WeightIndex, read_index, read_json, read_tensors
+from qzoom.checkpoints.weights import (
+    MAX_FILE_BYTES,
+    Change,
+    Copy,
+    WeightIndex,
+    copy_weights,
+    merge_weights,
+    read_index,
+    read_json,
+    read_tensors,
+)
 from qzoom.checkpoints.writing import check_target, copy_side_files, fresh_folder
 from qzoom.errors import CheckpointError
 

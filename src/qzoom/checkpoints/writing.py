@@ -8,8 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qzoom.checkpoints.adapter_config import CONFIG_FILE
-from qzoom.checkpoints.kinds import Kind, kind_of
+from qzoom.checkpoints.format import CONFIG_FILE, Kind, kind_of
 from qzoom.checkpoints.lora import LORA_FOLDER
 from qzoom.checkpoints.processor import is_processor_file
 from qzoom.errors import CheckpointError

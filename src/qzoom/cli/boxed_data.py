@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import Task
+    from qzoom.data.samples import Task
 
 __all__ = ["QUESTIONS", "Data", "Source", "open_boxed"]
 
@@ -44,10 +44,10 @@ def open_boxed(
         typer.BadParameter: a wrong call.
         DataError: data that cannot be used.
     """
+    from qzoom.data.benchmarks.registry import open_task
+    from qzoom.data.drawn import SYNTHETIC_TASKS
+    from qzoom.data.questions import read_receipt_questions
     from qzoom.errors import ConfigError
-    from qzoom.evaluation.tasks.receipts import read_questions
-    from qzoom.evaluation.tasks.registry import open_task
-    from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS
 
     if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):
         raise typer.BadParameter(
@@ -65,7 +65,7 @@ def open_boxed(
     if name in (QUESTIONS, "receipts"):
         if data is None:
             raise typer.BadParameter("name the folder that holds the question file with --data.")
-        return read_questions(data, split or "dev")
+        return read_receipt_questions(data, split or "dev")
     try:
         return open_task(name, data=data, split=split, revision=revision, seed=seed or 0, count=count or 100)
     except ConfigError as error:

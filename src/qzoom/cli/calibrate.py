@@ -11,7 +11,7 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.calibration.run import Calibration
+    from qzoom.evaluation.calibrate import Calibration
 
 __all__ = ["calibrate"]
 
@@ -66,19 +66,18 @@ def calibrate(
     """
     import dataclasses
 
-    from qzoom.calibration.points import Wish
-    from qzoom.calibration.questions import read_questions
-    from qzoom.calibration.run import Looks
-    from qzoom.calibration.run import calibrate as run
     from qzoom.checkpoints.adapter import save_pretrained
     from qzoom.checkpoints.writing import check_target
     from qzoom.cli.loading import load_model
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.data.questions import read_calibration_questions
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.calibrate import Looks, Wish
+    from qzoom.evaluation.calibrate import calibrate as run
 
     wish = Wish(share_zoomed, latency_ms, max_accuracy_loss, confidence)
     coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
     region = options.parse_tokens(region_tokens, "--region-tokens")
-    asked = read_questions(questions)
+    asked = read_calibration_questions(questions)
     check_target(output, "adapter")
     console = Console(quiet=quiet)
     console.hush_libraries()
@@ -89,14 +88,16 @@ def calibrate(
         looks = Looks(*limits, max_new_tokens, _numbers(region_thresholds))
         found = run(reader, asked, wish, looks, keep=keep, date=date, confidence_gates=confidence_gates)
     save_pretrained(dataclasses.replace(reader.engine, config=found.applied(reader.config)), output)
-    _tell(console, found, output, bounded=wish.max_accuracy_loss is not None, json=json)
+    _tell(console, found, output, json=json)
 
 
-def _tell(console: Console, found: Calibration, output: Path, *, bounded: bool, json: bool) -> None:
+def _tell(console: Console, found: Calibration, output: Path, *, json: bool) -> None:
     if json:
         console.record(_record(found) | {"output": str(output)})
         return
-    for line in _lines(found, bounded):
+    from qzoom.evaluation.tables import calibration_lines
+
+    for line in calibration_lines(found):
         console.result(line)
     console.note(f"saved   {output}")
 
@@ -125,25 +126,3 @@ def _record(found: Calibration) -> dict[str, object]:
         "always_accuracy": found.always,
         **found.provenance,
     }
-
-
-def _lines(found: Calibration, bounded: bool) -> list[str]:
-    point = found.point
-    low, high = point.interval
-    what = "share zoomed" if "share_zoomed" in found.provenance["wish"] else "latency, ms"
-    left_out = f", {found.failed} left out" if found.failed else ""
-    lines = [
-        f"questions         {found.asked}{left_out}",
-        f"gate threshold    {found.gate_threshold:.6g}",
-        f"region threshold  {found.region_threshold:.6g}",
-        f"zoomed            {point.share_zoomed:.1%}",
-        f"latency           {point.latency_ms:.1f} ms per question",
-        f"loss              {point.loss:.1%} {'of the answers' if found.always is not None else 'other answers'}",
-    ]
-    for name, gate in found.provenance.get("confidence_gates", {}).items():
-        lines.append(f"{name:<17} {gate['threshold']:.6g} zooms {gate['share_zoomed']:.1%}")
-    if bounded:
-        lines.append(f"bound             at most {high:.2%} lost")
-    else:
-        lines.append(f"interval          {low:.4g} to {high:.4g} ({what})")
-    return lines

@@ -64,7 +64,7 @@ def convert(
 def _labels(
     pickle: Path, output: Path | None, images: Path | None, made_with: str, fresh: bool, console: Console
 ) -> None:
-    from qzoom.records.published import convert_published
+    from qzoom.labels.published import convert_published
 
     if output is None:
         raise typer.BadParameter("name the folder for the records with --output.")

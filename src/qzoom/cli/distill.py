@@ -92,7 +92,7 @@ def audit(
 
     Example: qzoom distill audit runs/distill/tiny-rules/dataset --against data/vstar
     """
-    from qzoom.distill.audit import AuditSettings, audit_dataset
+    from qzoom.distill.decontaminate import AuditSettings, audit_dataset
 
     console = Console(quiet=quiet)
     _need("imagehash", "pyarrow")

@@ -13,7 +13,7 @@ from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
-    from qzoom.evaluation.asking import EvalOptions
+    from qzoom.evaluation.runner import EvalOptions
     from qzoom.evaluation.score import Scores
     from qzoom.model import QZoom
     from qzoom.types import ZoomMode
@@ -158,8 +158,8 @@ def _open(names: list[str], where: dict[str, Any], drawn: dict[str, int | None],
     Raises:
         typer.BadParameter: a wrong call.
     """
+    from qzoom.data.benchmarks.registry import open_task
     from qzoom.errors import ConfigError
-    from qzoom.evaluation.tasks.registry import open_task
 
     if not names:
         raise typer.BadParameter("name at least one TASK, for example: receipts")
@@ -183,8 +183,8 @@ def _check_usage(
     Raises:
         typer.BadParameter: one was given.
     """
-    from qzoom.evaluation.tasks.registry import TASK_NAMES
-    from qzoom.evaluation.tasks.synthetic import SYNTHETIC_TASKS
+    from qzoom.data.benchmarks.registry import TASK_NAMES
+    from qzoom.data.drawn import SYNTHETIC_TASKS
 
     drawn = {name in SYNTHETIC_TASKS for name in names}
     useless = ({} if False in drawn else for_files) | ({} if True in drawn else for_seeds)
@@ -202,13 +202,13 @@ def _check_method(asked: _Asked) -> None:
         typer.BadParameter: otherwise.
     """
     from qzoom.errors import ConfigError
-    from qzoom.evaluation.asking import EvalOptions
+    from qzoom.evaluation.runner import EvalOptions
 
     try:
         asking = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    if asked.seeds > 1 and not asking.draws:
+    if asked.seeds > 1 and not asking.is_random:
         raise typer.BadParameter("--seeds changes nothing when nothing is drawn: give a --temperature above 0.")
 
 
@@ -262,13 +262,13 @@ def _asking(reader: QZoom, task: Any, asked: _Asked, seed: int) -> EvalOptions:
     import dataclasses
 
     from qzoom.cli.loading import thresholds
-    from qzoom.evaluation.asking import EvalOptions
-    from qzoom.evaluation.budgets import share_tokens
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.runner import EvalOptions
 
     coarse, region, total = asked.limits
     plain = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature, seed=seed)
     standard = reader.engine.backbone.default_budget()
-    limits = share_tokens(plain.look, reader.config, standard, coarse=coarse, region=region, total=total)
+    limits = share_tokens(plain.zoom_mode, reader.config, standard, coarse=coarse, region=region, total=total)
     gate, cell = thresholds(reader, *asked.thresholds)
     own_length: int = getattr(task, "max_new_tokens", 128)
     return dataclasses.replace(
@@ -300,10 +300,10 @@ def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, json:
         DataError: a file that holds something else.
     """
     from qzoom.cli.eval_output import figures
+    from qzoom.data.benchmarks.registry import fields_of
     from qzoom.errors import DataError
     from qzoom.evaluation.score import score
     from qzoom.evaluation.store import read_answers
-    from qzoom.evaluation.tasks.registry import fields_of
 
     if tasks:
         raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")

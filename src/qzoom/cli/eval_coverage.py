@@ -13,7 +13,7 @@ from qzoom.cli.console import Console
 from qzoom.cli.eval import Count, DataRevision, Limit, Seed, Split
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.coverage.measure import Coverage
+    from qzoom.evaluation.coverage import Coverage
     from qzoom.model import QZoom
 
 __all__ = ["coverage"]
@@ -23,9 +23,6 @@ MaxVisualTokens = Annotated[
     typer.Option(
         min=1, show_default="the checkpoint's coarse look", help="Most visual tokens of the look at the picture."
     ),
-]
-Epsilon = Annotated[
-    float, typer.Option(min=0, max=1, help="Added to the generic map before dividing, as a share of its mean.")
 ]
 Output = Annotated[
     Path | None,
@@ -47,7 +44,6 @@ def coverage(
     limit: Limit = None,
     model: options.Model = "tiny",
     max_visual_tokens: MaxVisualTokens = None,
-    epsilon: Epsilon = 0.001,
     output: Output = None,
     compare: Compare = None,
     json: options.Json = False,
@@ -64,7 +60,8 @@ def coverage(
 
     Example: qzoom eval coverage scenes --count 20 -o out/coverage
     """
-    from qzoom.evaluation.coverage.comparing import compare_coverage, read_coverage
+    from qzoom.evaluation.coverage import compare_coverage, read_coverage
+    from qzoom.evaluation.tables import coverage_lines
 
     console = Console(quiet=quiet)
     opened = open_boxed(task, data, split, data_revision, seed, count)
@@ -73,7 +70,7 @@ def coverage(
     from qzoom.cli.loading import load_model
 
     reader = load_model(model, revision, device, dtype)
-    found = _measure(reader, opened, max_visual_tokens, limit, epsilon, console)
+    found = _measure(reader, opened, max_visual_tokens, limit, console)
     about = opened.identity | {"model": reader.name, "max_visual_tokens": max_visual_tokens}
     difference = None if other is None else compare_coverage(found.to_dict(), other)
     if output is not None:
@@ -82,21 +79,19 @@ def coverage(
         extra = {} if difference is None else {"compare": difference}
         console.record(about | found.to_dict(rows=False) | extra)
         return
-    for line in _lines(found, difference):
+    for line in coverage_lines(found, difference):
         console.result(line)
 
 
-def _measure(
-    reader: QZoom, opened: Any, most: int | None, limit: int | None, epsilon: float, console: Console
-) -> Coverage:
+def _measure(reader: QZoom, opened: Any, most: int | None, limit: int | None, console: Console) -> Coverage:
     from qzoom.cli.eval_output import progress
-    from qzoom.evaluation.budgets import share_tokens
-    from qzoom.evaluation.coverage.maps import question_maps
-    from qzoom.evaluation.coverage.measure import measure_coverage
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.coverage import measure_coverage
+    from qzoom.evaluation.coverage_maps import question_maps
 
     coarse, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=most)
     with progress(console, f"{opened.name}, attention") as bar:
-        found = measure_coverage(question_maps(reader, opened, coarse, limit=limit, on_picture=bar), epsilon=epsilon)
+        found = measure_coverage(question_maps(reader, opened, coarse, limit=limit, on_picture=bar))
     if found.errors:
         console.note(f"{found.errors} questions could not be asked and are in no figure.")
     return found
@@ -105,42 +100,9 @@ def _measure(
 def _write(found: Coverage, about: dict[str, Any], folder: Path, console: Console) -> None:
     import json
 
-    from qzoom.evaluation.coverage.plot import plot_coverage
+    from qzoom.evaluation.tables import plot_coverage
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(about | found.to_dict(), ensure_ascii=False, allow_nan=False)
     (folder / "coverage.json").write_text(text + "\n", encoding="utf-8")
     console.note(f"saved   {plot_coverage(found, folder / 'coverage.png')}")
-
-
-def _lines(found: Coverage, difference: dict[str, Any] | None) -> list[str]:
-    """The figures for people."""
-    out = [
-        f"{found.n} questions with a place, {found.pictures} pictures; a place covers {found.area:.2%} on average",
-        f"figures of {found.reported} questions whose pictures did not choose the layer or head",
-        "",
-        f"{'':<10}{'chosen':<22}{'lift':>7}  {'95 % interval':<16}{'pointing':>9}",
-    ]
-    for name, figures in found.measures.items():
-        for which in ("layer", "head"):
-            chosen = figures[which]
-            head = "" if chosen["head"] is None else f", head {chosen['head']}"
-            low, high = chosen["lift_interval"]
-            out.append(
-                f"{name:<10}{'layer ' + str(chosen['layer']) + head:<22}{chosen['lift']:>7.2f}  "
-                f"{f'{low:.2f} to {high:.2f}':<16}{chosen['hit']:>9.1%}"
-            )
-    release = found.release
-    out.append(f"{'chance':<32}{1:>7.2f}  {'':<16}{found.chance_hit:>9.1%}")
-    out.append(
-        f"as the release counts: layer {release['layer']}, {release['ratio']:.1%} of the attention in the place, "
-        f"{release['chance']:.1%} by chance"
-    )
-    for name, pair in (difference or {}).items():
-        if isinstance(pair, dict):
-            low, high = pair["interval"]
-            out.append(
-                f"{name.replace('_', ' '):<12}{pair['this']:.3f}, other {pair['other']:.3f}, difference "
-                f"{pair['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-            )
-    return out

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.asking import EvalOptions
+    from qzoom.evaluation.runner import EvalOptions
     from qzoom.evaluation.score import Scores
 
 __all__ = ["asked_how", "figures", "over_seeds", "progress"]
@@ -21,8 +21,8 @@ def asked_how(asking: EvalOptions) -> dict[str, Any]:
     """The settings beside the figures; a limit is [minimum, maximum] or null for the model's own."""
     limits = {"coarse_tokens": asking.coarse_tokens, "region_tokens": asking.region_tokens}
     shown = {name: [b.min_tokens, b.max_tokens] if b else None for name, b in limits.items()}
-    drawn = {"temperature": asking.temperature, "draw": asking.seed} if asking.draws else {}
-    return {"zoom": asking.look, "method": asking.method, **shown, **drawn}
+    drawn = {"temperature": asking.temperature, "draw": asking.seed} if asking.is_random else {}
+    return {"zoom": asking.zoom_mode, "method": asking.method, **shown, **drawn}
 
 
 def figures(console: Console, scores: Scores, about: dict[str, Any], *, json: bool, title: str = "") -> None:
@@ -32,7 +32,9 @@ def figures(console: Console, scores: Scores, about: dict[str, Any], *, json: bo
         return
     if title:
         console.result(f"{title}:")
-    for line in _lines(scores):
+    from qzoom.evaluation.tables import score_lines
+
+    for line in score_lines(scores):
         console.result(line)
 
 
@@ -64,37 +66,3 @@ def progress(console: Console, task: str) -> Iterator[Callable[[int, int], None]
     with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
         line = bar.add_task(f"{task}, pictures", total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)
-
-
-def _lines(scores: Scores) -> list[str]:
-    """The figures for people."""
-
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
-    exact = ", ".join(f"{name} {share(value)}" for name, value in scores.exact_match.items())
-    lines = [
-        f"questions      {scores.n}" + (f" ({scores.errors} failed)" if scores.errors else ""),
-        f"exact match    {exact}",
-        f"ANLS           {share(scores.anls)}",
-        f"zoomed         {share(scores.zoomed)}",
-    ]
-    if scores.metric != "exact_match":
-        strict = ", ".join(f"{name} {share(value)}" for name, value in scores.strict.items())
-        lines[1:3] = [f"{scores.metric:<15}{strict}", f"as lmms-eval   {share(scores.harness['all'])}"]
-    for name, group in scores.difficulty.items():
-        lines.append(
-            f"{name:<15}{group['n']} questions, exact match {share(group['exact_match'])}, "
-            f"zoomed {share(group['zoomed'])}"
-        )
-    areas = scores.areas if scores.metric != "exact_match" else {}
-    for name, group in areas.items():
-        lines.append(
-            f"area {name:<10}{group['n']} questions, {scores.metric.replace('_', ' ')} {share(group['strict'])}, "
-            f"zoomed {share(group['zoomed'])}"
-        )
-    if scores.zoomed:
-        lines.append(f"regions        hit {share(scores.hit_rate)}, area {share(scores.box_area)} of the picture")
-    if scores.visual_tokens is not None and scores.seconds is not None:
-        lines.append(f"cost           {scores.visual_tokens:.1f} visual tokens, {scores.seconds:.3f} s per question")
-    return lines

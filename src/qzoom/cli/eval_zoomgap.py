@@ -13,9 +13,9 @@ from qzoom.cli.console import Console
 from qzoom.cli.eval import Count, DataRevision, Fresh, Limit, Seed, Split
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.records import Task
-    from qzoom.evaluation.zoomgap.measure import KeptViews
-    from qzoom.evaluation.zoomgap.settings import GapSettings, View
+    from qzoom.data.samples import Task
+    from qzoom.evaluation.zoom_views import GapSettings, View
+    from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
 __all__ = ["zoomgap"]
@@ -111,7 +111,7 @@ def zoomgap(
 
     Example: qzoom eval zoomgap --data receipts --split dev --json
     """
-    from qzoom.evaluation.zoomgap.measure import read_views
+    from qzoom.evaluation.zoomgap import read_views
 
     console = Console(quiet=quiet)
     if rescore is not None:
@@ -140,7 +140,7 @@ def _settings(
     scale: str,
     around: tuple[float, int],
     places: Any,
-    style: str,
+    style: Any,
     zoom: Any,
     max_new_tokens: int,
 ) -> GapSettings:
@@ -150,7 +150,7 @@ def _settings(
         typer.BadParameter: a wrong call.
     """
     from qzoom.errors import ConfigError
-    from qzoom.evaluation.zoomgap.settings import GapSettings
+    from qzoom.evaluation.zoom_views import GapSettings
 
     named: Any = tuple(word.strip() for word in views.split(","))
     try:
@@ -167,8 +167,8 @@ def _for_model(reader: QZoom, asked: GapSettings, total: int | None, views: str,
     """The settings with the model's own limit where none was given, without zooming where it cannot zoom."""
     import dataclasses
 
-    from qzoom.evaluation.zoomgap.measure import default_limit
-    from qzoom.evaluation.zoomgap.settings import VIEWS
+    from qzoom.evaluation.zoom_views import VIEWS
+    from qzoom.evaluation.zoomgap import default_limit
 
     kept = asked.views
     if not reader.has_region and views == ",".join(VIEWS):
@@ -185,11 +185,11 @@ def _ask(
     output: Path | None,
     fresh: bool,
     console: Console,
-) -> KeptViews:
+) -> ViewAnswers:
     from contextlib import ExitStack
 
     from qzoom.cli.eval_output import progress
-    from qzoom.evaluation.zoomgap.measure import ask_views
+    from qzoom.evaluation.zoomgap import ask_views
 
     with ExitStack() as bars:
 
@@ -200,18 +200,16 @@ def _ask(
         return ask_views(reader, opened, settings, limit=limit, output=output, fresh=fresh, progress=bar)
 
 
-def _show(kept: KeptViews, compare: Path | None, console: Console, json: bool) -> None:
-    from qzoom.cli.zoomgap_output import comparison_lines, lines
-    from qzoom.evaluation.zoomgap.compare import compare_gaps
-    from qzoom.evaluation.zoomgap.figures import measure_gap
-    from qzoom.evaluation.zoomgap.measure import read_views
+def _show(kept: ViewAnswers, compare: Path | None, console: Console, json: bool) -> None:
+    from qzoom.evaluation.tables import gap_comparison_lines, gap_lines
+    from qzoom.evaluation.zoomgap import compare_gaps, measure_gap, read_views
 
     found = measure_gap(kept.rows, places=kept.about.get("places", "auto"))
     difference = None if compare is None else compare_gaps(kept.rows, read_views(compare).rows)
     if json:
         console.record(kept.about | found.to_dict() | ({} if difference is None else {"compare": difference}))
         return
-    for line in lines(found):
+    for line in gap_lines(found):
         console.result(line)
-    for line in comparison_lines(difference) if difference is not None else ():
+    for line in gap_comparison_lines(difference) if difference is not None else ():
         console.result(line)

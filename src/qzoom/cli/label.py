@@ -14,9 +14,9 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.labels.processes import ModelChoice
-    from qzoom.labels.region_run import RegionRun
-    from qzoom.records.questions import QuestionSet
+    from qzoom.data.questions import QuestionSet
+    from qzoom.labels.label_regions import RegionRun
+    from qzoom.labels.workers import ModelChoice
 
 __all__ = ["app", "make_choice", "progress", "read_question_sets"]
 
@@ -94,9 +94,9 @@ def regions(
 
     Example: qzoom label regions --model tiny --questions my.jsonl -o labels/regions
     """
-    from qzoom.labels.head_search import HeadSearch
-    from qzoom.labels.region_run import RegionRun
-    from qzoom.labels.regions import RegionLabelSettings
+    from qzoom.labels.find_heads import HeadSearch
+    from qzoom.labels.label_regions import RegionRun
+    from qzoom.labels.maps import RegionLabelSettings
 
     console = Console(quiet=quiet)
     found = read_question_sets(questions, skip_bad, per_picture, seed, console)
@@ -120,7 +120,7 @@ def _regions(
     """Label and say what came of it."""
     from dataclasses import asdict
 
-    from qzoom.labels.region_job import label_regions
+    from qzoom.labels.label_regions import label_regions
 
     console.hush_libraries()
     with progress(console, "labels", len(found.questions)) as advance:
@@ -163,7 +163,7 @@ def gate(
     """
     from dataclasses import asdict
 
-    from qzoom.labels.gate_run import GateRun, label_gate
+    from qzoom.labels.gate import GateRun, label_gate
 
     parts = ladder.split(",")
     if not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
@@ -198,7 +198,7 @@ def gate(
 
 def read_question_sets(names: list[str], skip_bad: bool, per_picture: int, seed: int, console: Console) -> QuestionSet:
     """The questions of a command line; lines left out are said."""
-    from qzoom.records.questions import open_questions
+    from qzoom.data.questions import open_questions
 
     found = open_questions(names, skip_bad=skip_bad, per_picture=per_picture, seed=seed)
     for _, reason in found.skipped[:5]:
@@ -212,7 +212,7 @@ def make_choice(model: str, revision: str | None, device: str, dtype: str) -> Mo
     """The model of a command line; "auto" takes a GPU where there is one."""
     import torch
 
-    from qzoom.labels.processes import ModelChoice
+    from qzoom.labels.workers import ModelChoice
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,9 @@ from qzoom.cli.console import Console
 from qzoom.cli.label import Fresh, Images, Output, PerPicture, Processes, Questions, Seed, SkipBad
 
 if TYPE_CHECKING:
-    from qzoom.labels.judge import Judge
-    from qzoom.labels.mine import MineReport
+    from qzoom.labels.hard_cases import MineReport
+    from qzoom.llm.settings import CallSettings
+    from qzoom.scoring.judge import Judge
 
 __all__ = ["mine"]
 
@@ -25,7 +26,7 @@ JudgeUrl = Annotated[
     str | None, typer.Option(help="OpenAI-compatible API for what exact rules leave open.", show_default=False)
 ]
 JudgeModel = Annotated[str, typer.Option(help="The judge's name there.", show_default=False)]
-JudgeBudget = Annotated[int, typer.Option(min=0, help="Most requests of this run.")]
+JudgeBudget = Annotated[int, typer.Option(min=0, help="Most requests of all runs with this output; 0 for no limit.")]
 JudgeParallel = Annotated[int, typer.Option(min=1, help="Requests at once.")]
 JudgeTimeout = Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")]
 JudgeRetries = Annotated[int, typer.Option(min=0, help="Further tries after failures that may pass.")]
@@ -65,16 +66,18 @@ def mine(
     Example: qzoom mine --model runs/regions/model --questions my.jsonl -o labels/mined
     """
     from qzoom.cli.label import make_choice, progress, read_question_sets
-    from qzoom.labels.mine import MineRun
-    from qzoom.labels.mine import mine as run
+    from qzoom.labels.hard_cases import MineRun
+    from qzoom.labels.hard_cases import mine as run
 
     if judge_url is not None and not judge_model:
         raise typer.BadParameter("name the judge's model with --judge-model.")
     console = Console(quiet=quiet)
     judge = None
     if judge_url is not None:
-        limits = {"timeout_s": judge_timeout, "retries": judge_retries, "budget": judge_budget}
-        judge = _judge(output, judge_url, judge_model, limits)
+        from qzoom.llm.settings import CallSettings
+
+        calls = CallSettings(retries=judge_retries, budget_requests=judge_budget)
+        judge = _judge(output, judge_url, judge_model, judge_timeout, calls)
     found = read_question_sets(questions, skip_bad, per_picture, seed, console)
     console.hush_libraries()
     choice = make_choice(model, revision, device, dtype)
@@ -93,13 +96,12 @@ def mine(
     _say(report, len(found.skipped), output, console, json)
 
 
-def _judge(output: Path, url: str, model: str, limits: dict[str, Any]) -> Judge:
-    """The judge, whose replies are kept beside the records."""
-    from qzoom.labels.judge import Judge, JudgeSettings
+def _judge(output: Path, url: str, model: str, timeout_s: float, calls: CallSettings) -> Judge:
+    """The judge, whose replies are cached beside the records."""
+    from qzoom.llm.settings import EndpointSettings
+    from qzoom.scoring.judge import CACHE, open_judge
 
-    settings = JudgeSettings(url, model, **limits)
-    output.mkdir(parents=True, exist_ok=True)
-    return Judge(settings, output / "judge.jsonl")
+    return open_judge(EndpointSettings(url, model, "QZOOM_JUDGE_KEY", timeout_s), calls, output / CACHE)
 
 
 def _say(report: MineReport, skipped_lines: int, output: Path, console: Console, json: bool) -> None:

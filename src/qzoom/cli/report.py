@@ -32,16 +32,15 @@ def report(
 
     Example: qzoom report runs/final -o out/report
     """
-    from qzoom.evaluation.report.words import findings
-    from qzoom.evaluation.report.write import write_report
+    from qzoom.evaluation.report import findings, write_report
 
     console = Console(quiet=quiet)
-    made = write_report(runs, output, title=title, data=data, failures_each=failures, seed=seed, page=page)
+    tasks = write_report(runs, output, title=title, data=data, failures_each=failures, seed=seed, page=page)
     if json:
-        console.record({"tasks": [task.to_dict() for task in made.tasks]})
+        console.record({"tasks": [task.to_dict() for task in tasks]})
     else:
-        for task in made.tasks:
+        for task in tasks:
             console.result(f"{task.name}: {len(task.runs)} runs, {task.questions} questions")
             for sentence in findings(task):
                 console.result(f"  {sentence}")
-    console.note(f"saved   {made.folder / 'report.html'}")
+    console.note(f"saved   {output / 'report.html'}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
 
     from qzoom.serving.server import DrainingServer
-    from qzoom.serving.settings import ServerSettings
+    from qzoom.serving.service import ServerSettings
 
 __all__ = ["serve"]
 
@@ -53,7 +53,7 @@ def serve(
     from qzoom.images.fetch import FetchPolicy
     from qzoom.serving.scheduler import SchedulerLimits
     from qzoom.serving.server import bind
-    from qzoom.serving.settings import ServerSettings
+    from qzoom.serving.service import ServerSettings
 
     if os.environ.get("QZOOM_API_KEY") == "" and not api_key:
         raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")
@@ -74,7 +74,7 @@ def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, s
     import torch
 
     from qzoom.cli.loading import load_model
-    from qzoom.serving.memory import limit_arenas, settle
+    from qzoom.serving.scheduler import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
 

@@ -12,8 +12,8 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.training.distill.recipe import DistillRecipe
-    from qzoom.training.distill.validate import Validation
+    from qzoom.training.student.recipe import DistillRecipe
+    from qzoom.training.student.validate import Validation
 
 __all__ = ["distill"]
 
@@ -46,7 +46,7 @@ def distill(
 
     Example: qzoom train distill recipes/tiny/distill.yaml --data distilled/dataset -o runs/distilled
     """
-    from qzoom.training.distill.recipe import load_distill_recipe
+    from qzoom.training.student.recipe import load_distill_recipe
 
     given = {"data": data, "method": method, "base": base}
     changes = {name: str(value) for name, value in given.items() if value is not None}
@@ -65,7 +65,7 @@ def distill(
 def _plan(recipe: DistillRecipe, console: Console, json: bool) -> None:
     from dataclasses import asdict
 
-    from qzoom.training.distill.plan import make_plan
+    from qzoom.training.student.plan import make_plan
 
     plan = make_plan(recipe)
     if json:
@@ -96,7 +96,7 @@ def _run(recipe: DistillRecipe, folder: Path, fresh: bool, device: str, console:
     import torch
 
     from qzoom.cli.train_stages import _bar
-    from qzoom.training.distill.run import train_distill
+    from qzoom.training.student.run import train_distill
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

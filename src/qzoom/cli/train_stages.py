@@ -14,8 +14,8 @@ from qzoom.cli import options
 from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
-    from qzoom.training.stages.metrics import StepFacts
-    from qzoom.training.stages.recipe import StageRecipe
+    from qzoom.training.loop import StepFacts
+    from qzoom.training.stages import StageRecipe
 
 __all__ = ["add_stages"]
 
@@ -111,7 +111,7 @@ def _train(
 ) -> None:
     import torch
 
-    from qzoom.training.stages.recipe import load_stage_recipe
+    from qzoom.training.stages import load_stage_recipe
 
     changes: dict[str, Any] = {}
     if base is not None:
@@ -137,11 +137,11 @@ def _plan(recipe: StageRecipe, refit: bool, console: Console, json: bool) -> Non
     import os
     from dataclasses import asdict
 
-    from qzoom.checkpoints.loading import load_engine
+    from qzoom.checkpoints.load import load_engine
     from qzoom.errors import QZoomError
-    from qzoom.training.stages.plan import find_sizes, make_plan
-    from qzoom.training.stages.recipe import trained_stage
-    from qzoom.training.stages.run import make_task
+    from qzoom.training.plan import find_sizes, make_plan
+    from qzoom.training.stages import trained_stage
+    from qzoom.training.train_stage import make_task
 
     samples = None
     there = Path(recipe.base).expanduser().is_dir() or not recipe.original
@@ -179,7 +179,7 @@ def _run(
     import os
     from dataclasses import asdict
 
-    from qzoom.training.stages.run import train_stage
+    from qzoom.training.train_stage import train_stage
 
     with _bar(console) as on_step:
         report = train_stage(recipe, folder, refit=refit, device=device, fresh=fresh, on_step=on_step)

@@ -11,12 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from qzoom.distill.compare import normal
-from qzoom.distill.records import Item, Vote
-from qzoom.distill.roles.base import CallRefusedError, Teacher, asked_of, with_model
-from qzoom.distill.steps import Views
+from qzoom.distill.items import Item, Views, Vote
+from qzoom.distill.roles import Teacher, asked_of, with_model
 from qzoom.distill.vote import VoteSettings, reachable
-from qzoom.errors import ConfigError
+from qzoom.errors import CallRefusedError, ConfigError
+from qzoom.scoring.agree import normal
 
 __all__ = ["AnswerStep", "Extracted", "extract_answer"]
 

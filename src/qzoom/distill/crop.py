@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qzoom.config import check_count, check_range
-from qzoom.distill.records import Item, Picture
+from qzoom.distill.items import Item, Picture
 from qzoom.errors import DataError
 from qzoom.images.geometry import box_area_px, clip_box
-from qzoom.records.schema import Box4
+from qzoom.store.schema import Box4
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ class CropSettings:
 
 @dataclass(frozen=True, slots=True)
 class CropStep:
-    """Fills in a region's `crop_box` and `scale`; see `qzoom.distill.steps.Step`."""
+    """Fills in a region's `crop_box` and `scale`; see `qzoom.distill.items.Step`."""
 
     settings: CropSettings
     name: str = "crop"

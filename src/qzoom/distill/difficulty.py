@@ -10,14 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from qzoom.config import check_choice, check_count, check_range
-from qzoom.distill import overlay
-from qzoom.distill.compare import same
-from qzoom.distill.export import choice_text
-from qzoom.distill.records import Difficulty, Item, Vote
-from qzoom.distill.roles.base import CallRefusedError, Judge, Reader, asked_of, region_of, with_model
-from qzoom.distill.steps import Views
-from qzoom.errors import ConfigError, DataError
-from qzoom.evaluation.letters import chosen_letter
+from qzoom.data import overlay
+from qzoom.distill.items import Difficulty, Item, Views, Vote, choice_text
+from qzoom.distill.roles import Reader, asked_of, region_of, with_model
+from qzoom.errors import CallRefusedError, ConfigError, DataError
+from qzoom.scoring.agree import same
+from qzoom.scoring.judge import Judge
+from qzoom.scoring.letters import chosen_letter
 
 __all__ = ["DifficultySettings", "DifficultyStep"]
 

@@ -1,4 +1,6 @@
-"""The finished data as Parquet that trl trains on as it is, with EasyR1's and verl's columns beside.
+"""A picture's bytes for the exported data: its own file where any reader sees what a person sees, else encoded anew.
+
+The finished data as Parquet that trl trains on as it is, with EasyR1's and verl's columns beside.
 
     dataset/train.parquet, validation.parquet     one row a question, sorted by picture and id
     dataset/images/                               only when pictures are kept as files
@@ -10,26 +12,93 @@ items give the same bytes.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qzoom.config import check_choice, check_count, check_range
-from qzoom.distill.encoded import Encoded, encode_picture
-from qzoom.distill.records import Item, Picture
+from qzoom.distill.items import Item, Picture, choice_text
+from qzoom.distill.pictures import load_source
 from qzoom.errors import DataError
-from qzoom.records.shards import write_synced
+from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["COLUMNS", "LETTER_INSTRUCTION", "ExportSettings", "split_of", "to_row", "write_dataset"]
+__all__ = ["COLUMNS", "Encoded", "ExportSettings", "encode_picture", "split_of", "to_row", "write_dataset"]
 
-LETTER_INSTRUCTION = "Answer with the option's letter."
+
+_ORIENTATION_TAG = 0x0112
+_PLAIN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An encoded picture.
+
+    Args:
+        data: its bytes; None when it lies in a file.
+        path: the file, or a name by its digest.
+    """
+
+    data: bytes | None
+    path: str
+
+
+def encode_picture(
+    picture: Picture, encoding: str = "png", quality: int = 95, images: tuple[Path, Path] | None = None
+) -> Encoded:
+    """The upright RGB picture as bytes.
+
+    Args:
+        picture: which.
+        encoding: "png" or "jpeg", for pictures whose own file cannot be taken over.
+        quality: of JPEG.
+        images: write it to the first folder and name it as in the second; None gives the bytes.
+
+    Raises:
+        ImageError: the picture is missing or cannot be decoded.
+    """
+    data, suffix = _own_file(picture)
+    if data is None:
+        image = load_source(picture.source, picture.root).image
+        buffer = io.BytesIO()
+        if encoding == "jpeg":
+            image.save(buffer, "JPEG", quality=quality)
+        else:
+            image.save(buffer, "PNG")
+        data, suffix = buffer.getvalue(), "jpg" if encoding == "jpeg" else "png"
+    name = f"{picture.digest}.{suffix}"
+    if images is None:
+        return Encoded(data, name)
+    images[0].mkdir(exist_ok=True)
+    (images[0] / name).write_bytes(data)
+    return Encoded(None, str(images[1] / name))
+
+
+def _own_file(picture: Picture) -> tuple[bytes | None, str]:
+    """The file's bytes and suffix when it is a plain upright RGB picture."""
+    from PIL import Image
+
+    if not picture.root:
+        return None, ""
+    path = Path(picture.root) / picture.source
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=tuple(_PLAIN)) as image:
+            upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1
+            plain = image.mode == "RGB" and getattr(image, "n_frames", 1) == 1 and "transparency" not in image.info
+            known = image.size == (picture.width, picture.height)
+            return (data, _PLAIN[str(image.format)]) if upright and plain and known else (None, "")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None, ""
+
+
 SPLITS = ("train", "validation")
 COLUMNS = [
     "id",
@@ -78,7 +147,7 @@ class ExportSettings:
     row_group: int = 32
 
     def __post_init__(self) -> None:
-        from qzoom.distill.overlay import STYLES
+        from qzoom.data.overlay import STYLES
 
         check_choice(self, "form", ("auto", "open", "choice"))
         check_choice(self, "encoding", ("png", "jpeg"))
@@ -146,17 +215,11 @@ def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, 
 
 def _needs_options(item: Item) -> bool:
     """Whether the answer speaks of options, as that of a negative whose right option was taken out does."""
-    from qzoom.distill.choices import NONE_OPTION
+    from qzoom.distill.items import NONE_OPTION
 
     return (
         item.asked is not None and item.asked.negative and item.answer is not None and item.answer.text == NONE_OPTION
     )
-
-
-def choice_text(question: str, options: Iterable[str]) -> str:
-    """A question with its options, A first, and how to answer."""
-    lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(options)]
-    return "\n".join([question, *lines, LETTER_INSTRUCTION])
 
 
 def schema() -> pyarrow.Schema:
@@ -220,7 +283,7 @@ def write_dataset(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         counts = _write_rows(items, partial, folder, settings, drop)
-        write_synced(partial / "README.md", make_card(counts).encode("utf-8", "replace"))
+        write_atomic(partial / "README.md", make_card(counts).encode("utf-8", "replace"))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:

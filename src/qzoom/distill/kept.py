@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qzoom.distill.records import Item, item_from_json
+from qzoom.distill.items import Item, item_from_json
 
 __all__ = ["KeptItems"]
 

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoom.distill.records import Picture
-from qzoom.distill.steps import Known, KnownObject, KnownQuestion, KnownText
+from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
+from qzoom.distill.items import Known, KnownObject, KnownQuestion, KnownText, Picture
 from qzoom.errors import ConfigError, ImageError
-from qzoom.records.questions import DRAWN, drawn_numbers, open_questions
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from qzoom.records.schema import Question
+    from qzoom.store.schema import Question
 
 __all__ = ["Loaded", "Source", "list_sources", "load_source", "picture_digest", "scan"]
 
@@ -173,8 +172,8 @@ def _known(questions: Sequence[Question]) -> Iterator[KnownQuestion]:
 
 
 def _draw(kind: str, number: int) -> Loaded:
-    from qzoom.synthetic.documents import render_document
-    from qzoom.synthetic.scenes import render_scene
+    from qzoom.data.synthetic.documents import render_document
+    from qzoom.data.synthetic.scenes import render_scene
 
     sample = (render_document if kind == "documents" else render_scene)(number)
     questions = tuple(KnownQuestion(q.question, q.answer, q.boxes, q.field) for q in sample.questions)

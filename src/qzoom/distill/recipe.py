@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qzoom.config import check_choice, check_count, read_yaml, refuse_unknown
-from qzoom.distill.audit import AuditSettings
 from qzoom.distill.choices import ChoicesSettings
 from qzoom.distill.crop import CropSettings
+from qzoom.distill.decontaminate import AuditSettings
 from qzoom.distill.difficulty import DifficultySettings
 from qzoom.distill.export import ExportSettings
-from qzoom.distill.propose.base import ProposeSettings
-from qzoom.distill.roles.settings import RoleSettings, RolesSettings, roles_from_mapping
+from qzoom.distill.proposers import ProposeSettings
+from qzoom.distill.roles import RoleSettings, RolesSettings, roles_from_mapping
 from qzoom.distill.vote import VoteSettings
 from qzoom.errors import ConfigError
 

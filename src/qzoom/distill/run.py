@@ -15,19 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qzoom.distill.audit import Benchmark, Match
-from qzoom.distill.card import make_card
-from qzoom.distill.chain import SCAN, Done, Row, follow
-from qzoom.distill.counting import Totals
+from qzoom.distill.card import Totals, make_card
+from qzoom.distill.decontaminate import Benchmark, Match
 from qzoom.distill.export import write_dataset
+from qzoom.distill.items import Picture
 from qzoom.distill.kept import KeptItems
 from qzoom.distill.pictures import Source, list_sources, load_source
-from qzoom.distill.pipeline import Pipeline, open_pipeline
+from qzoom.distill.pipeline import SCAN, Done, Pipeline, Row, follow, open_pipeline
 from qzoom.distill.recipe import DistillRecipe, step_settings
-from qzoom.distill.records import Picture
 from qzoom.distill.store import StepStore, StoreLock
 from qzoom.errors import ConfigError
-from qzoom.records.shards import write_synced
+from qzoom.store.log import write_atomic
 
 __all__ = ["RunOptions", "RunReport", "run_recipe"]
 
@@ -113,7 +111,7 @@ def run_recipe(
         compute = _may_compute(recipe, options)
         pipeline = stack.enter_context(open_pipeline(recipe, folder, compute))
         if recipe.engine == "ray" and compute != frozenset():
-            from qzoom.distill.ray_run import compute_with_ray
+            from qzoom.distill.ray import compute_with_ray
 
             def keep(rows: Sequence[Row]) -> None:
                 store_rows(rows, stores, report.computed)
@@ -125,7 +123,7 @@ def run_recipe(
             report.cost = pipeline.cost()
             if options.step in (None, EXPORT):
                 _export(recipe, folder, kept, report, on_export)
-    write_synced(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 

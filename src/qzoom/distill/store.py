@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.records.shards import write_synced
+from qzoom.store.log import write_atomic
 
 __all__ = ["StepStore", "StoreLock"]
 
@@ -83,7 +83,7 @@ class StepStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh or not path.exists() or path.stat().st_size == 0:
-                write_synced(path, (json.dumps(self._header) + "\n").encode())
+                write_atomic(path, (json.dumps(self._header) + "\n").encode())
             self._file = path.open("r+b", buffering=0)
         except OSError as error:
             raise _unwritable(path, error) from error

@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qzoom.distill.crop import cut
+from qzoom.distill.items import Known, KnownQuestion
 from qzoom.distill.pictures import Loaded, load_source
-from qzoom.distill.steps import Known, KnownQuestion
 from qzoom.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qzoom.distill.records import Item, Picture
+    from qzoom.distill.items import Item, Picture
 
 __all__ = ["PictureViews"]
 
 
 class PictureViews:
-    """`qzoom.distill.steps.Views` over files and drawn pictures; threads may share it.
+    """`qzoom.distill.items.Views` over files and drawn pictures; threads may share it.
 
     Args:
         capacity: decoded pictures kept at once.

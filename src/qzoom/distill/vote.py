@@ -10,11 +10,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from qzoom.distill.compare import normal, same
-from qzoom.distill.records import Agreement, Item, Vote
-from qzoom.distill.roles.base import CallRefusedError, Judge, asked_of, with_model
-from qzoom.distill.roles.by_rule import leak
-from qzoom.errors import ConfigError
+from qzoom.distill.by_rule import leak
+from qzoom.distill.items import Agreement, Item, Vote
+from qzoom.distill.roles import asked_of, with_model
+from qzoom.errors import CallRefusedError, ConfigError
+from qzoom.scoring.agree import normal, same
+from qzoom.scoring.judge import Judge
 
 __all__ = ["VoteSettings", "VoteStep", "agree", "reachable"]
 

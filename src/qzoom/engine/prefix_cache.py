@@ -11,13 +11,12 @@ import hashlib
 import json
 
 from qzoom.engine.cache import KVCache
-from qzoom.engine.crops import features_bytes, own_features
-from qzoom.engine.fit import coarse_budget
-from qzoom.engine.look import Look
+from qzoom.engine.lru import LRUCache
+from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.prompt import Prompt, prefix_length
-from qzoom.engine.recent import Recent
-from qzoom.engine.request import Request
-from qzoom.engine.state import Engine, Stack, State, truncate
+from qzoom.engine.request import Request, coarse_budget
+from qzoom.engine.state import Engine, LayerCache, State, truncate
+from qzoom.engine.zoom import features_bytes, own_features
 from qzoom.images.load import pixel_digest
 
 __all__ = ["PrefixCache", "prefix_key", "prefix_state"]
@@ -25,7 +24,7 @@ __all__ = ["PrefixCache", "prefix_key", "prefix_state"]
 _REGION_PART = 8
 
 
-class PrefixCache(Recent[State]):
+class PrefixCache(LRUCache[State]):
     """The most recently used prefix states within a bound of memory. Safe to use from several threads.
 
     Args:
@@ -35,10 +34,10 @@ class PrefixCache(Recent[State]):
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.regions = Recent(max_bytes // _REGION_PART, features_bytes)
+        self.regions = LRUCache(max_bytes // _REGION_PART, features_bytes)
         super().__init__(max_bytes - self.regions.max_bytes, _size)
 
-    def wants(self, key: bytes, item: Look) -> bool:
+    def wants(self, key: bytes, item: CoarseResult) -> bool:
         """Whether a look went further than what is held: it is new, or more of its stacks were run."""
         held = self.peek(key)
         if held is None:
@@ -54,7 +53,7 @@ def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
         return b""
     image = engine.backbone.image_token_id
     last = len(request.ids) - 1 - request.ids[::-1].index(image)
-    end = last + 1 + len(engine.backbone.block_ids[1])
+    end = last + 1 + len(engine.backbone.image_delimiters[1])
     budget = coarse_budget(engine, request.options)
     facts = [tenant, request.ids[:end], budget.min_tokens, budget.max_tokens]
     facts += [(picture.image.mode, picture.size_px) for picture in request.pictures]
@@ -64,7 +63,7 @@ def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
     return digest.digest()
 
 
-def prefix_state(engine: Engine, item: Look, cache: KVCache | None = None) -> State:
+def prefix_state(engine: Engine, item: CoarseResult, cache: KVCache | None = None) -> State:
     """An own copy of what a look computed up to the end of its last picture.
 
     Args:
@@ -76,12 +75,12 @@ def prefix_state(engine: Engine, item: Look, cache: KVCache | None = None) -> St
     state = truncate(item.state, end)
     spans = tuple(dataclasses.replace(span, features=own_features(span.features)) for span in state.prompt.spans)
     prompt = Prompt(state.prompt.ids[:end].clone(), state.prompt.positions[:, :end].clone(), spans)
-    upper = Stack()
+    upper = LayerCache()
     if cache is not None:
         layers = range(engine.config.shared_layers, len(engine.backbone.layers))
         zoomed = [box.image for box in item.boxes] if item.gate.zoomed else []
-        kept = min([end, *(spans[image].stop + len(engine.backbone.block_ids[1]) for image in zoomed)])
-        upper = Stack(cache.truncated(kept).copied(layers), kept)
+        kept = min([end, *(spans[image].stop + len(engine.backbone.image_delimiters[1]) for image in zoomed)])
+        upper = LayerCache(cache.truncated(kept).copied(layers), kept)
     return State(
         prompt,
         state.hidden.clone(),
@@ -95,8 +94,8 @@ def prefix_state(engine: Engine, item: Look, cache: KVCache | None = None) -> St
     )
 
 
-def _copied(stack: Stack) -> Stack:
-    return Stack(stack.cache.copied(), stack.length)
+def _copied(stack: LayerCache) -> LayerCache:
+    return LayerCache(stack.cache.copied(), stack.length)
 
 
 def _size(state: State) -> int:

@@ -92,7 +92,7 @@ def prefix_length(backbone: Backbone, prompt: Prompt) -> int:
     """Tokens up to the end of the last picture's block: what does not depend on the question."""
     if not prompt.spans:
         return 0
-    return prompt.spans[-1].stop + len(backbone.block_ids[1])
+    return prompt.spans[-1].stop + len(backbone.image_delimiters[1])
 
 
 def embed_prompt(

@@ -1,4 +1,10 @@
-"""One question as the engine takes it: a conversation, its pictures, and how to look and answer."""
+"""One question as the engine takes it: a conversation, its pictures, and how to look and answer.
+
+Whether a question fits into what the model reads, by arithmetic alone: before any picture is resized or encoded.
+
+The coarse look is checked before it is taken. A region is cut to fit: the maximum of its token budget is lowered to the
+room that the prompt and the longest answer leave, and only where not even the minimum fits is the question refused.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +13,52 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from qzoom.config import TokenBudget
+from qzoom.backbones.base import Backbone
+from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
 from qzoom.engine.state import Engine, State
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError
+from qzoom.errors import BudgetError, HeadsMissingError, QuestionError
+from qzoom.heads.boxes import MapBox
+from qzoom.images.geometry import box_area_px
 from qzoom.images.load import ImageLimits, LoadedImage, load_image
+from qzoom.settings import Share, settings
 from qzoom.types import SamplingParams, ZoomMode
 
-__all__ = ["Options", "Request", "budget", "check_heads", "make_request", "split_budget"]
+__all__ = [
+    "Options",
+    "Request",
+    "budget",
+    "check_heads",
+    "check_length",
+    "check_requests",
+    "coarse_budget",
+    "fit_regions",
+    "make_request",
+    "region_budget",
+    "share_tokens",
+    "split_budget",
+]
 
-ZOOM_MODES = ("auto", "never", "always")
+
+_Limit = TokenBudget | int | None
 
 
-@dataclass(frozen=True, slots=True)
+@settings(prefix=False)
 class Options:
-    """How one question is looked at and answered; None takes the checkpoint's own value.
-
-    Args:
-        zoom: "auto" asks the gate, "never" answers from the coarse look, "always" reads the region.
-        sampling: how to decode.
-        gate_threshold: zoom when the gate's score is at least this.
-        region_threshold: see `ZoomConfig.region_threshold`.
-        coarse_tokens: visual tokens of the coarse look, per picture.
-        region_tokens: visual tokens of all regions together.
-    """
+    """How one question is looked at and answered; None takes the checkpoint's own value."""
 
     zoom: ZoomMode = "auto"
+    """"auto" asks the gate, "never" answers from the coarse pass, "always" reads the region."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    gate_threshold: float | None = None
-    region_threshold: float | None = None
+    """How to decode."""
+    gate_threshold: Share | None = None
+    """Zoom when the gate's score is at least this."""
+    region_threshold: Share | None = None
+    """See `ZoomConfig.region_threshold`."""
     coarse_tokens: TokenBudget | None = None
+    """Visual tokens of the coarse pass, per picture."""
     region_tokens: TokenBudget | None = None
-
-    def __post_init__(self) -> None:
-        if self.zoom not in ZOOM_MODES:
-            raise ConfigError(f"zoom must be one of {', '.join(ZOOM_MODES)}, not {self.zoom!r}.")
-        for name in ("gate_threshold", "region_threshold"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value <= 1):
-                raise ConfigError(f"{name} must be a number between 0 and 1, not {value!r}.")
+    """Visual tokens of all regions together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,83 @@ def budget(value: TokenBudget | int | tuple[int, int] | None, standard: TokenBud
     raise BudgetError(f"A visual-token budget is a maximum or a (minimum, maximum) pair, not {value!r}.")
 
 
+def share_tokens(
+    zoom: ZoomMode,
+    config: ZoomConfig,
+    default: TokenBudget,
+    *,
+    coarse: TokenBudget | int | None = None,
+    region: TokenBudget | int | None = None,
+    total: int | None = None,
+) -> tuple[TokenBudget | None, TokenBudget | None]:
+    """Limits of the coarse look and of all regions together: from one total, or from a limit for each.
+
+    A total goes to the coarse look alone when nothing may zoom, else half to each; a stated limit wins and the other
+    look gets the rest. A maximum on its own keeps the checkpoint's minimum.
+
+    Args:
+        zoom: "never" leaves the regions out.
+        config: the checkpoint's arithmetic.
+        default: the limits of the model's own image processor.
+        coarse: limit of the coarse look.
+        region: limit of the regions.
+        total: most visual tokens of both together.
+
+    Returns:
+        Coarse and region limits; None where the model's own apply.
+
+    Raises:
+        BudgetError: limits that contradict each other.
+    """
+    if zoom == "never":
+        region = None
+    if total is not None:
+        if total < 1:
+            raise BudgetError(f"max_visual_tokens must be at least 1, not {total}.")
+        coarse, region = _split_total(zoom, coarse, region, total)
+    own_coarse = config.coarse_tokens or default
+    own_region = config.region_tokens or own_coarse
+    first = budget(coarse, own_coarse)
+    if zoom == "never":
+        return first, None
+    if region is None and config.region_tokens is None:
+        return first, first
+    return first, budget(region, own_region)
+
+
+def _split_total(zoom: ZoomMode, coarse: _Limit, region: _Limit, total: int) -> tuple[_Limit, _Limit]:
+    """Fill in what is not stated; both together stay within the total."""
+    if zoom == "never":
+        _check_total(_maximum(coarse), total)
+        return (total if coarse is None else coarse), None
+    if coarse is None and region is None:
+        if total < 2:
+            raise BudgetError("max_visual_tokens must be at least 2 to share between a coarse look and a region.")
+        return total - total // 2, total // 2
+    if coarse is None:
+        _check_total(_maximum(region) + 1, total)
+        return total - _maximum(region), region
+    if region is None:
+        _check_total(_maximum(coarse) + 1, total)
+        return coarse, total - _maximum(coarse)
+    _check_total(_maximum(coarse) + _maximum(region), total)
+    return coarse, region
+
+
+def _check_total(wanted: int, total: int) -> None:
+    if wanted > total:
+        raise BudgetError(
+            f"Visual-token limits contradict: the looks may take {wanted} tokens, but max_visual_tokens is {total}; "
+            "raise the total or lower coarse_tokens and region_tokens."
+        )
+
+
+def _maximum(limit: _Limit) -> int:
+    if limit is None:
+        return 0
+    return limit if isinstance(limit, int) else limit.max_tokens
+
+
 def split_budget(total: TokenBudget, areas_px: Sequence[int]) -> list[TokenBudget]:
     """Share one budget among regions by their area; the parts keep the whole's limits together.
 
@@ -148,3 +237,81 @@ def check_heads(engine: Engine, zoom: str) -> None:
             "This model has no region branch, so it cannot zoom: load a qzoom adapter or a released Q-Zoom checkpoint "
             "made for it, train one with `qzoom train`, or ask with zoom='never'."
         )
+
+
+def coarse_budget(engine: Engine, options: Options) -> TokenBudget:
+    """Limits of the coarse look: the question's own, else the checkpoint's, else the image processor's."""
+    return options.coarse_tokens or engine.config.coarse_tokens or engine.backbone.default_budget()
+
+
+def region_budget(engine: Engine, options: Options) -> TokenBudget:
+    """Limits of all regions together: the question's own, else the checkpoint's, else those of the coarse look."""
+    return options.region_tokens or engine.config.region_tokens or coarse_budget(engine, options)
+
+
+def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
+    """Refuse requests whose coarse look cannot fit; nothing is computed but sizes.
+
+    Raises:
+        BudgetError: a token budget asks for more than the model reads in all.
+        QuestionError: prompt and answer together are longer than the model reads.
+    """
+    most = engine.backbone.max_positions
+    for request in requests:
+        coarse, region = coarse_budget(engine, request.options), region_budget(engine, request.options)
+        for name, budget in (("coarse_tokens", coarse), ("region_tokens", region)):
+            if budget.min_tokens > most:
+                raise BudgetError(
+                    f"{name} asks for at least {budget.min_tokens} visual tokens, but the model reads at most {most} "
+                    "tokens in all; lower its minimum."
+                )
+        if request.prefix is not None:
+            visual = [span.stop - span.start for span in request.prefix.prompt.spans]
+        else:
+            grids = [engine.backbone.grid(picture.size_px, coarse) for picture in request.pictures]
+            visual = [rows * columns for rows, columns in grids]
+        check_length(len(request.ids) - len(visual) + sum(visual), request, engine.backbone)
+
+
+def check_length(length: int, request: Request, backbone: Backbone) -> None:
+    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads.
+
+    Raises:
+        QuestionError: it does not fit.
+    """
+    new = request.options.sampling.max_new_tokens
+    if length + new > backbone.max_positions:
+        raise QuestionError(
+            f"The prompt takes {length} tokens and the answer up to {new}, but the model reads at most "
+            f"{backbone.max_positions}; shorten the question, or lower max_new_tokens, coarse_tokens or region_tokens."
+        )
+
+
+def fit_regions(
+    engine: Engine, request: Request, length: int, boxes: Sequence[MapBox]
+) -> tuple[tuple[MapBox, ...], list[TokenBudget]]:
+    """The regions to read, and how many visual tokens each may take.
+
+    Where the budget or the room left holds fewer tokens than there are regions, the best are kept.
+
+    Args:
+        engine: backbone and arithmetic.
+        request: whose answer comes after the prompt.
+        length: tokens of the prompt without regions.
+        boxes: one or more, best first.
+
+    Returns:
+        The first of the boxes, and a budget for each; together they keep the region budget and the model's length.
+
+    Raises:
+        QuestionError: one region of the budget's minimum is more than the model reads.
+    """
+    total = region_budget(engine, request.options)
+    frame = sum(len(ids) for ids in engine.backbone.image_delimiters)
+    room = engine.backbone.max_positions - length - request.options.sampling.max_new_tokens
+    count = min(len(boxes), total.max_tokens)
+    while count > 1 and count * frame + max(count, total.min_tokens) > room:
+        count -= 1
+    check_length(length + count * frame + total.min_tokens, request, engine.backbone)
+    cut = TokenBudget(total.min_tokens, min(total.max_tokens, room - count * frame))
+    return tuple(boxes[:count]), split_budget(cut, [box_area_px(item.box) for item in boxes[:count]])

@@ -14,12 +14,10 @@ import torch
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.engine.answer import perceive
+from qzoom.engine.batch import events, perceive
 from qzoom.engine.chat import ChatEncoder, read_conversation
-from qzoom.engine.fit import check_requests, coarse_budget
 from qzoom.engine.prompt import build_prompt, prefix_length
-from qzoom.engine.request import Options, Request
-from qzoom.engine.running import events
+from qzoom.engine.request import Options, Request, check_requests, coarse_budget
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared, advance_upper
 from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage

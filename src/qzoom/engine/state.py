@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from qzoom.backbones.base import Backbone
 from qzoom.config import ZoomConfig
 from qzoom.engine.cache import KVCache
+from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.prompt import Prompt, embed_prompt
-from qzoom.engine.rows import Row, run_layers
 from qzoom.heads.branches import GateBranch, RegionBranch
 
 __all__ = ["Engine", "State", "advance_gate", "advance_region", "advance_shared", "advance_upper", "truncate"]
@@ -52,7 +52,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class LayerCache:
     """One stack's cache of a sample and the length it covers."""
 
     cache: KVCache = field(default_factory=KVCache)
@@ -78,10 +78,10 @@ class State:
 
     prompt: Prompt
     hidden: Tensor
-    shared: Stack = field(default_factory=Stack)
-    gate: Stack = field(default_factory=Stack)
-    region: Stack = field(default_factory=Stack)
-    upper: Stack = field(default_factory=Stack)
+    shared: LayerCache = field(default_factory=LayerCache)
+    gate: LayerCache = field(default_factory=LayerCache)
+    region: LayerCache = field(default_factory=LayerCache)
+    upper: LayerCache = field(default_factory=LayerCache)
     region_last: Tensor | None = None
     sink_query: Tensor | None = None
     keys: tuple[Tensor, ...] = ()
@@ -100,8 +100,8 @@ class State:
 def truncate(state: State, length: int) -> State:
     """The state after the first `length` tokens only; `length` must not cut a visual span."""
 
-    def cut(stack: Stack) -> Stack:
-        return Stack(stack.cache.truncated(length), min(length, stack.length))
+    def cut(stack: LayerCache) -> LayerCache:
+        return LayerCache(stack.cache.truncated(length), min(length, stack.length))
 
     pictures = sum(1 for s in state.prompt.spans if s.role == "coarse" and s.stop <= length)
     return State(
@@ -128,14 +128,14 @@ def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
     for state in states:
         start, end = state.shared.length, len(state.prompt)
         hidden, deepstack = embed_prompt(engine.backbone, state.prompt, start, end)
-        rows.append(Row(hidden, state.prompt.positions[:, start:end], state.shared.cache, start, deepstack))
+        rows.append(SequenceSlice(hidden, state.prompt.positions[:, start:end], state.shared.cache, start, deepstack))
     out = []
     for state, row, result in zip(
         states, rows, run_layers(engine.backbone, engine.shared, rows, first_layer=0), strict=True
     ):
         length = row.past + row.hidden.shape[0]
         hidden = torch.cat([state.hidden[: row.past], result.hidden])
-        out.append(dataclasses.replace(state, hidden=hidden, shared=Stack(result.cache, length)))
+        out.append(dataclasses.replace(state, hidden=hidden, shared=LayerCache(result.cache, length)))
     return out
 
 
@@ -149,7 +149,7 @@ def advance_gate(engine: Engine, states: Sequence[State]) -> tuple[list[State], 
     rows = [_hidden_row(state, state.gate) for state in states]
     results = run_layers(engine.backbone, list(engine.gate.layers), rows, last_token_only=True)
     out = [
-        dataclasses.replace(state, gate=Stack(result.cache, state.hidden.shape[0]))
+        dataclasses.replace(state, gate=LayerCache(result.cache, state.hidden.shape[0]))
         for state, result in zip(states, results, strict=True)
     ]
     return out, [result.hidden[-1] for result in results]
@@ -174,7 +174,7 @@ def advance_region(engine: Engine, states: Sequence[State]) -> list[State]:
                 piece = slice(span.start - row.past, span.stop - row.past)
                 cells = (rotary[0][:, piece], rotary[1][:, piece])
                 keys.append(backbone.key(last, result.hidden[None, piece], cells)[0])
-        stack = Stack(result.cache, state.hidden.shape[0])
+        stack = LayerCache(result.cache, state.hidden.shape[0])
         out.append(
             dataclasses.replace(
                 state, region=stack, region_last=result.hidden[-1], sink_query=sink_query, keys=tuple(keys)
@@ -200,13 +200,13 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
         engine.backbone, engine.upper, rows, first_layer=engine.config.shared_layers, last_token_only=True
     )
     out = [
-        dataclasses.replace(state, upper=Stack(result.cache, state.hidden.shape[0]))
+        dataclasses.replace(state, upper=LayerCache(result.cache, state.hidden.shape[0]))
         for state, result in zip(states, results, strict=True)
     ]
-    return out, [engine.backbone.finish(result.hidden[-1]) for result in results]
+    return out, [engine.backbone.lm_logits(result.hidden[-1]) for result in results]
 
 
-def _hidden_row(state: State, stack: Stack) -> Row:
+def _hidden_row(state: State, stack: LayerCache) -> SequenceSlice:
     """H_K from where a stack stopped, as its next input."""
     start, end = stack.length, state.hidden.shape[0]
-    return Row(state.hidden[start:end], state.prompt.positions[:, start:end], stack.cache, start)
+    return SequenceSlice(state.hidden[start:end], state.prompt.positions[:, start:end], stack.cache, start)

@@ -1,26 +1,303 @@
-"""Ask a model every question of a task and keep what it says.
+"""Ask a model every question of a task and store the answers.
 
-Each picture is looked at once and all its questions are asked in one session; its questions share the time of that
-look. A question that fails is a wrong answer with its reason, never a missing one.
+Each picture is encoded once and all its questions are asked in one session; the questions share the time of that pass.
+Questions may also be asked in batches. A question that fails becomes a wrong answer with its reason; only what concerns
+the whole run is raised.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qzoom.config import TokenBudget
+from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample, Task
+from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
-from qzoom.evaluation.asking import EvalOptions, ask_many, ask_sample
-from qzoom.evaluation.identity import describe_model, describe_software
-from qzoom.evaluation.records import AnswerRow, EvalQuestion, EvalSample, Task
+from qzoom.evaluation.methods import METHODS, Method
+from qzoom.evaluation.methods.base import EngineMethod, ask_kwargs, with_needed_branches
 from qzoom.evaluation.store import AnswerFile
+from qzoom.types import Answer, SamplingParams, ZoomMode
 
 if TYPE_CHECKING:
+    import torch
+
+    from qzoom.engine.state import Engine
     from qzoom.model import QZoom
 
-__all__ = ["EvalOptions", "run"]
+__all__ = ["EvalOptions", "ask_many", "ask_sample", "describe_model", "describe_software", "run", "weights_digest"]
+
+
+_VALUES_PER_TENSOR = 512
+
+
+def describe_model(model: QZoom) -> dict[str, Any]:
+    """Fingerprint of what decides a model's answers: weights, arithmetic, number format, kind of device, attention."""
+    backbone = model.engine.backbone
+    return {
+        "weights": weights_digest(model.engine),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": backbone.device.type,
+        "attention": str(backbone.model.config._attn_implementation),
+        "config": model.config.to_dict(),
+    }
+
+
+def describe_software(model: QZoom) -> dict[str, Any]:
+    """What ran, for the reader: the model's name and sizes and the versions of the libraries."""
+    import torch
+    import transformers
+
+    import qzoom
+    from qzoom.evaluation.flops import shape_of
+
+    return {
+        "model": model.name,
+        "shape": shape_of(model.engine).to_dict(),
+        "qzoom": qzoom.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def weights_digest(engine: Engine) -> str:
+    """Sixteen hex digits that change with the weights of the backbone, the gate or the region branch.
+
+    It takes some values of every tensor, so that it costs little even for large models.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    parts: list[tuple[str, torch.nn.Module | None]] = [
+        ("base", engine.backbone.model),
+        ("gate", engine.gate),
+        ("region", engine.region),
+    ]
+    for part, module in parts:
+        if module is None:
+            continue
+        for name, tensor in sorted(module.state_dict().items()):
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _VALUES_PER_TENSOR)
+            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            digest.update(flat[::step].to(torch.float64).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """How every question of a run is asked; stored with its answers.
+
+    Args:
+        zoom: "auto", "never" or "always"; the mode of the method "qzoom".
+        coarse_tokens: limits of the coarse look; None for the model's own.
+        region_tokens: limits of all regions together; None for the model's own.
+        gate_threshold: None for the checkpoint's.
+        region_threshold: None for the checkpoint's.
+        max_new_tokens: most tokens of an answer.
+        method: name in `qzoom.evaluation.methods.METHODS`.
+        temperature: 0 is greedy; otherwise answers are sampled.
+        seed: of everything sampled: answers with a temperature, boxes of the method "random".
+
+    Raises:
+        ConfigError: an unknown method, or a temperature for one that cannot sample.
+    """
+
+    zoom: ZoomMode = "auto"
+    coarse_tokens: TokenBudget | None = None
+    region_tokens: TokenBudget | None = None
+    gate_threshold: float | None = None
+    region_threshold: float | None = None
+    max_new_tokens: int = 128
+    method: str = "qzoom"
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"No method {self.method!r}; known methods: {', '.join(METHODS)}.")
+        if self.temperature and not self.is_engine:
+            raise ConfigError(f"The method {self.method!r} answers greedily; leave out temperature.")
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether the engine itself answers, so that questions can be batched and sampled."""
+        return isinstance(METHODS[self.method], EngineMethod)
+
+    @property
+    def answerer(self) -> Method:
+        """The method, with this seed where it samples."""
+        method: Any = METHODS[self.method]
+        return dataclasses.replace(method, seed=self.seed) if hasattr(method, "seed") else method
+
+    @property
+    def zoom_mode(self) -> ZoomMode:
+        """Zoom mode to assume when a token budget is split; "never" if the method reads no region."""
+        method = METHODS[self.method]
+        if isinstance(method, EngineMethod):
+            return method.zoom or self.zoom
+        return "always" if method.zooms else "never"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another seed may give other answers."""
+        return self.temperature > 0 or self.method == "random"
+
+    def to_engine(self, seed: int | None = None) -> Options:
+        """The same as the engine's options.
+
+        Args:
+            seed: of the question, see `question_seed`.
+        """
+        return Options(
+            zoom=self.zoom_mode,
+            sampling=SamplingParams(self.max_new_tokens, self.temperature, seed=seed),
+            gate_threshold=self.gate_threshold,
+            region_threshold=self.region_threshold,
+            coarse_tokens=self.coarse_tokens,
+            region_tokens=self.region_tokens,
+        )
+
+    def question_seed(self, picture: str, index: int) -> int | None:
+        """A question's own seed, whatever it is asked together with; None without a temperature."""
+        if not self.temperature:
+            return None
+        digest = hashlib.sha256(f"{self.seed}|{picture}|{index}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
+
+
+def ask_sample(
+    model: QZoom, sample: EvalSample, options: EvalOptions, *, all_branches: bool = False
+) -> list[AnswerRow]:
+    """All questions about one picture in one session; they share the time of the coarse pass.
+
+    Args:
+        model: the model under test.
+        sample: the picture and its questions.
+        options: how to ask.
+        all_branches: run gate and region branch in the session's prefix even if the method does not use them.
+    """
+    if not all_branches:
+        model = with_needed_branches(model, options.answerer, options.zoom_mode)
+    session = None
+    error = sample.error
+    start = time.perf_counter()
+    if error is None:
+        try:
+            session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
+        except Exception as problem:  # whatever it is, it must be counted
+            error = _reason(problem)
+    share = (time.perf_counter() - start) / len(sample.questions)
+    rows = []
+    for index, question in enumerate(sample.questions):
+        values = _question_values(model, sample, index, options)
+        start = time.perf_counter()
+        answer: tuple[Answer, dict[str, float]] | str = error or ""
+        if session is not None:
+            try:
+                engine_options = options.to_engine(options.question_seed(sample.id, index))
+                answer = options.answerer.answer(model, session, question, engine_options)
+            except Exception as problem:  # whatever it is, it must be counted
+                answer = _reason(problem)
+        rows.append(_row(values, answer, share + time.perf_counter() - start))
+    return rows
+
+
+def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) -> list[list[AnswerRow]]:
+    """The questions about several pictures as one batch, whose time they share.
+
+    Where the batch fails, each picture is asked alone to find the question that failed; so are those of other methods.
+    """
+    questions = [(s, i) for s in samples if s.error is None for i in range(len(s.questions))]
+    if len(questions) < 2 or not options.is_engine:
+        return [ask_sample(model, sample, options) for sample in samples]
+    values = ask_kwargs(options.to_engine()) | {
+        "coarse_tokens": options.coarse_tokens,
+        "seed": [options.question_seed(sample.id, index) for sample, index in questions],
+    }
+    start = time.perf_counter()
+    try:
+        answers = model.ask_batch([(s.image, s.questions[i].question) for s, i in questions], **values)
+    except Exception:
+        return [ask_sample(model, sample, options) for sample in samples]
+    share = (time.perf_counter() - start) / len(questions)
+    by_question: dict[tuple[str, int], tuple[Answer, dict[str, float]]] = {
+        (s.id, i): (answer, {}) for (s, i), answer in zip(questions, answers, strict=True)
+    }
+    return [
+        [
+            _row(
+                _question_values(model, s, i, options),
+                by_question.get((s.id, i)) or s.error or "",
+                share if s.error is None else 0.0,
+            )
+            for i in range(len(s.questions))
+        ]
+        for s in samples
+    ]
+
+
+def _question_values(model: QZoom, sample: EvalSample, index: int, options: EvalOptions) -> dict[str, Any]:
+    """The fields of a row that do not depend on the answer."""
+    question = sample.questions[index]
+    values = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
+    values |= {"picture": sample.id, "index": index, "count": len(sample.questions), "size_px": sample.size_px}
+    if sample.error is None:
+        values |= {
+            "prompt": _prompt(model, question.question),
+            "coarse_size_px": _coarse_size(model, sample, options),
+        }
+    return values
+
+
+def _prompt(model: QZoom, question: str) -> str:
+    """The rendered conversation, one placeholder per picture; empty for a question that cannot be encoded."""
+    from qzoom.engine.chat import read_conversation
+
+    try:
+        ids = model._chat.encode(read_conversation([None], question))
+    except QZoomError:
+        return ""
+    return str(model.engine.backbone.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _coarse_size(model: QZoom, sample: EvalSample, options: EvalOptions) -> tuple[int, int] | None:
+    """Width and height in pixels that the coarse look resizes to."""
+    backbone = model.engine.backbone
+    limits = options.coarse_tokens or model.config.coarse_tokens or backbone.default_budget()
+    try:
+        rows, columns = backbone.grid(sample.size_px, limits)
+    except (QZoomError, ValueError, ZeroDivisionError):
+        return None
+    return columns * backbone.token_px, rows * backbone.token_px
+
+
+def _row(values: dict[str, Any], answer: tuple[Answer, dict[str, float]] | str, seconds: float) -> AnswerRow:
+    """The row of an answer, or of the reason why there is none."""
+    seconds = round(seconds, 6)
+    if isinstance(answer, str):
+        return AnswerRow(**values, seconds=seconds, error=answer or "The question was not asked.")
+    result, extra = answer
+    return AnswerRow(
+        **values,
+        seconds=seconds,
+        prediction=result.text,
+        finish_reason=result.finish_reason,
+        gate=result.gate,
+        regions=result.regions,
+        usage=result.usage,
+        timing_ms={name: round(ms, 2) for name, ms in result.timing_ms.items()},
+        extra=extra,
+    )
+
+
+def _reason(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return text if isinstance(problem, QZoomError) else f"{type(problem).__name__}: {text}"
 
 
 def run(
@@ -35,16 +312,16 @@ def run(
     batch_size: int = 1,
     all_branches: bool = False,
 ) -> list[AnswerRow]:
-    """Ask everything, or what is left of it.
+    """Ask all questions, or those that are not stored yet.
 
     Args:
         model: the model under test.
         task: pictures, questions and right answers.
         options: how to ask.
         limit: the first so many pictures only.
-        output: file of the raw answers; a rerun with the same settings continues it.
+        output: file of the answers; a rerun with the same settings resumes it.
         fresh: start `output` anew.
-        on_picture: told (pictures done, pictures in all) after each.
+        on_picture: called with (pictures done, pictures in all) after each.
         batch_size: questions answered together; 1 asks picture by picture, each in a session of its own.
         all_branches: see `ask_sample`.
 
@@ -61,7 +338,11 @@ def run(
     store = None
     rows: dict[str, list[AnswerRow]] = {}
     if output is not None:
-        settings = {"questions": task.identity, "options": asdict(options), "model": describe_model(model)}
+        settings = {
+            "questions": task.identity,
+            "options": dataclasses.asdict(options),
+            "model": describe_model(model),
+        }
         store = AnswerFile(output, settings, about=describe_software(model), fresh=fresh)
         for row in store.rows:
             rows.setdefault(row.picture, []).append(row)
@@ -70,11 +351,14 @@ def run(
     if on_picture is not None and done:
         on_picture(done, len(ids))
     for samples in _groups(task, missing, batch_size):
-        many = _ask(model, samples, options, batch_size, all_branches)
+        if batch_size > 1:
+            groups = ask_many(model, samples, options)
+        else:
+            groups = [ask_sample(model, samples[0], options, all_branches=all_branches)]
         if store is not None:
-            store.append([row for answered in many for row in answered])
-        for sample, answered in zip(samples, many, strict=True):
-            rows[sample.id] = answered
+            store.append([row for group in groups for row in group])
+        for sample, group in zip(samples, groups, strict=True):
+            rows[sample.id] = group
             done += 1
             if on_picture is not None:
                 on_picture(done, len(ids))
@@ -84,26 +368,17 @@ def run(
     return chosen
 
 
-def _ask(
-    model: QZoom, samples: Sequence[EvalSample], options: EvalOptions, batch_size: int, all_branches: bool
-) -> list[list[AnswerRow]]:
-    """The answers about each picture: of one in a session of its own, of several together."""
-    if batch_size > 1:
-        return ask_many(model, samples, options)
-    return [ask_sample(model, samples[0], options, all_branches=all_branches)]
-
-
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
     """Find what is wrong with the settings before the first question."""
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-    needs = options.way.needs_region and options.look != "never"
-    if needs and not model.has_region:
+    needs_region = options.answerer.needs_region and options.zoom_mode != "never"
+    if needs_region and not model.has_region:
         raise HeadsMissingError(
             "This model has no region branch, so it cannot zoom: measure it with zoom 'never', or load a model that "
             "has one."
         )
-    model.make_options(coarse_tokens=options.coarse_tokens, **options.of_question())
+    model.make_options(coarse_tokens=options.coarse_tokens, **ask_kwargs(options.to_engine()))
 
 
 def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[EvalSample]]:

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, Literal
 
+from qzoom.data.cells import AREA_BINS, area_bin, area_share
+from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
-from qzoom.evaluation.areas import AREA_BINS, area_bin, area_share
-from qzoom.evaluation.metrics import METRICS, anls, exact_match, hit, union_share
-from qzoom.evaluation.records import AnswerRow
+from qzoom.scoring.metrics import METRICS, anls, exact_match, hit, union_share
 
 __all__ = ["Paired", "Scores", "compare", "is_right", "row_score", "score"]
 
@@ -32,7 +32,7 @@ class Scores:
         errors: questions without an answer, counted as wrong.
         difficulty: for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed.
         metric: name of the task's own metric; names joined by "+" where questions differ in it.
-        strict: mean of the task's metric per field and for "all"; see `qzoom.evaluation.metrics.METRICS`.
+        strict: mean of the task's metric per field and for "all"; see `qzoom.scoring.metrics.METRICS`.
         harness: the same as lmms-eval computes it.
         areas: per bin of the area of the answer's places, for questions that have one: n, strict and zoomed.
     """

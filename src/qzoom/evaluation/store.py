@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qzoom.data.samples import AnswerRow
 from qzoom.errors import ConfigError, DataError
-from qzoom.evaluation.records import AnswerRow
 
 __all__ = ["AnswerFile", "read_answers"]
 

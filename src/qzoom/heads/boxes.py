@@ -43,25 +43,25 @@ def boxes_from_maps(
     *,
     threshold: float,
     rule: BoxRule,
-    cell_px: int,
+    token_px: int,
 ) -> tuple[MapBox, ...]:
     """Boxes over one or several pictures, best first.
 
-    With "union" and "peak" there is at most one box, on the picture that holds the highest foreground cell.
+    With "union" and "peak_component" there is at most one box, on the picture that holds the highest foreground cell.
 
     Args:
         maps: blurred probabilities (rows, columns), one per picture.
         sizes_px: (width, height) of each picture.
         threshold: foreground is strictly above it (times the highest value of all maps with a peak-relative rule).
         rule: how cells become boxes.
-        cell_px: side of a visual token in resized pixels; it only matters to float32 rounding.
+        token_px: side of a visual token in resized pixels; it only matters to float32 rounding.
 
     Returns:
         An empty tuple when nothing is above the threshold.
     """
     grids = [m.detach().float().cpu().numpy() for m in maps]
     peak = max((float(g.max()) for g in grids), default=0.0)
-    if rule.threshold == "peak":
+    if rule.threshold == "relative":
         if peak <= rule.min_peak:
             return ()
         level = threshold * peak
@@ -85,7 +85,7 @@ def boxes_from_maps(
             sizes_px[image],
             min_side_px=rule.min_side_px,
             scaling=rule.scaling,
-            cell_px=cell_px,
+            token_px=token_px,
         )
         out.append(MapBox(image, wider, box, score))
     return tuple(out)
@@ -98,7 +98,7 @@ def cells_to_pixels(
     *,
     min_side_px: int = 28,
     scaling: str = "float32",
-    cell_px: int = 28,
+    token_px: int = 28,
 ) -> Box:
     """A box in cells to a box in original pixels.
 
@@ -108,21 +108,21 @@ def cells_to_pixels(
         size_px: (width, height) of the picture.
         min_side_px: smaller sides grow about the centre and slide back inside.
         scaling: "float32" (the release: cut to integers, may lose a pixel) or "exact" (covers every touched pixel).
-        cell_px: side of a visual token in resized pixels ("float32" only).
+        token_px: side of a visual token in resized pixels ("float32" only).
     """
     rows, columns = grid
     width, height = size_px
     axis = _axis_float32 if scaling == "float32" else _axis_exact
-    x0, x1 = axis(cells[0], cells[2], columns, width, min_side_px, cell_px)
-    y0, y1 = axis(cells[1], cells[3], rows, height, min_side_px, cell_px)
+    x0, x1 = axis(cells[0], cells[2], columns, width, min_side_px, token_px)
+    y0, y1 = axis(cells[1], cells[3], rows, height, min_side_px, token_px)
     return (x0, y0, x1, y1)
 
 
-def _axis_float32(low: float, high: float, cells: int, side: int, least: int, cell_px: int) -> tuple[int, int]:
+def _axis_float32(low: float, high: float, cells: int, side: int, least: int, token_px: int) -> tuple[int, int]:
     """The release's order of operations: cells -> resized pixels -> source pixels, each rounded to float32."""
     f = np.float32
-    ratio = f(side / (cells * cell_px))
-    start, end = f(f(low * cell_px) * ratio), f(f(high * cell_px) * ratio)
+    ratio = f(side / (cells * token_px))
+    start, end = f(f(low * token_px) * ratio), f(f(high * token_px) * ratio)
     length = f(end - start)
     if length < least:
         pad = f(f(f(least) - length) / f(2))
@@ -134,7 +134,7 @@ def _axis_float32(low: float, high: float, cells: int, side: int, least: int, ce
     return int(max(f(0), min(f(side), start))), int(max(f(0), min(f(side), end)))
 
 
-def _axis_exact(low: float, high: float, cells: int, side: int, least: int, cell_px: int) -> tuple[int, int]:
+def _axis_exact(low: float, high: float, cells: int, side: int, least: int, token_px: int) -> tuple[int, int]:
     """Every original pixel that a chosen cell touches, in whole numbers."""
     start, end = floor(low * side / cells), ceil(high * side / cells)
     missing = min(least, side) - (end - start)

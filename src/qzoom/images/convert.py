@@ -1,7 +1,8 @@
-"""Any mode or array to 8-bit RGB: high bit depths keep their contrast, transparency lies on white.
+"""Any mode or array to 8-bit sRGB: high bit depths keep their contrast, transparency lies on white.
 
-Values of more than 8 bits carry no record of how many they use. Whole numbers are read as 8, 12 or 16 bits, whichever
-the highest value needs; numbers outside that range and odd floats are stretched from their lowest to their highest.
+Values of more than 8 bits carry no record of how many they use. Whole numbers are read with as many bits, 8 to 16, as
+all but one in a thousand of them need, so that a single hot pixel decides nothing. Numbers outside that range and odd
+floats are stretched from their lowest to their highest. A note says what was done.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import numpy as np
 import PIL.Image
 from PIL import Image
 
+from qzoom.images.colour import apply_profile
 from qzoom.images.limits import ImageLimits, check_size, refuse
 
-__all__ = ["array_to_rgb", "image_to_rgb"]
+__all__ = ["array_to_rgb", "deep_colours", "image_to_rgb"]
 
 _WHITE = (255, 255, 255)
+_HIDDEN_RANGE = 24
+"""Pictures with transparency whose values lie closer together than this once they are on white show nothing."""
+_QUANTILE = 0.999
+_PHOTOMETRIC_TAG = 262
 
 
 def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, str]:
@@ -32,23 +38,71 @@ def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, st
     Raises:
         ImageError: values that are not finite, or a mode that has no colours.
     """
-    note = ""
+    notes = []
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         values, clear = np.asarray(image), image.info.get("transparency")
         grey, note = _depth_to_uint8(values, name)
+        if _white_is_zero(image):
+            grey, note = 255 - grey, f"{note}; its zero is white" if note else "its zero is white"
         if isinstance(clear, int):
             grey[values == clear] = 255
-        out = Image.fromarray(grey).convert("RGB")
+        notes.append(note)
+        image = Image.fromarray(grey)
     elif image.mode == "LAB":
-        out = _lab_to_rgb(image, name)
-    elif image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else _with_8bit_key(image)
-        rgba = straight.convert("RGBA")
-        out = Image.new("RGB", image.size, _WHITE)
-        out.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
+        image = _lab_to_rgb(image, name)
+        profile = None
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
     else:
-        out = image.convert("RGB")
+        image = _with_8bit_key(image)
+    image, note = apply_profile(image, profile)
+    out, hidden = _on_white(image)
     out.info.clear()
+    return out, "; ".join(filter(None, [*notes, note, hidden]))
+
+
+def _white_is_zero(image: PIL.Image.Image) -> bool:
+    """Whether a TIFF says that its lowest value is white; Pillow inverts such files of up to 8 bits only."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(_PHOTOMETRIC_TAG) == 0
+
+
+def _on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:
+    """The picture as RGB on a white ground, and a note if nothing can be seen there."""
+    if not image.has_transparency_data:
+        return image.convert("RGB"), ""
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    out = Image.new("RGB", image.size, _WHITE)
+    out.paste(rgba.convert("RGB"), mask=alpha)
+    lowest = int(np.asarray(out).min())
+    opacity = np.asarray(alpha)
+    least, most = int(opacity.min()), int(opacity.max())
+    if least == 255 or 255 - lowest >= _HIDDEN_RANGE:
+        return out, ""
+    if most == 0:
+        return out, "it is wholly transparent, so it is blank"
+    return out, "what is not transparent is white and lies on white, so it looks blank; put it on a dark ground"
+
+
+def deep_colours(high: PIL.Image.Image, low: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, str]:
+    """An 8-bit picture of a 16-bit one that comes as two: its high bytes and its low bytes.
+
+    Args:
+        high: RGB or RGBA.
+        low: of the same mode and size.
+        name: the source, for errors.
+
+    Returns:
+        The picture (transparency kept, its alpha from the high bytes) and a note on the bits that its colours use.
+    """
+    deep = np.asarray(high.convert("RGB"), np.uint16) << 8 | np.asarray(low.convert("RGB"), np.uint16)
+    values, note = _depth_to_uint8(deep, name)
+    out = Image.fromarray(values)
+    if "A" in high.getbands():
+        out.putalpha(high.getchannel("A"))
+    out.info = dict(high.info)
     return out, note
 
 
@@ -81,7 +135,8 @@ def array_to_rgb(array: np.ndarray[Any, Any], name: str, limits: ImageLimits) ->
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     picture = Image.fromarray(np.ascontiguousarray(values))
-    return image_to_rgb(picture, name)[0], note
+    rgb, hidden = image_to_rgb(picture, name)
+    return rgb, "; ".join(filter(None, [note, hidden]))
 
 
 def _array_to_uint8(array: np.ndarray[Any, Any], name: str) -> tuple[np.ndarray[Any, Any], str]:
@@ -114,15 +169,19 @@ def _depth_to_uint8(values: np.ndarray[Any, Any], name: str) -> tuple[np.ndarray
         _check_finite(values, name)
     low, high = float(values.min()), float(values.max())
     whole = values.dtype.kind in "iu"
-    note = ""
-    top = next((t for t in ((255.0, 4095.0, 65535.0) if whole else (1.0, 255.0)) if high <= t), 0.0)
-    if low < 0 or not top:
+    base, note = 0.0, ""
+    if low < 0 or high > (65535.0 if whole else 255.0):
         base, top = low, (high - low) or 1.0
         note = f"values from {low:.6g} to {high:.6g} stretched to 8 bits"
+    elif whole:
+        ordinary = float(np.quantile(values, _QUANTILE, method="higher"))
+        bits = max(8, int(ordinary).bit_length())
+        top = float(2**bits - 1)
+        if bits < 16 and high > 0:
+            brighter = f" (the brightest is {high:.0f})" if high > top else ""
+            note = f"values up to {ordinary:.0f}{brighter} read as {bits}-bit"
     else:
-        base = 0.0
-        if whole and top < 65535 and high > 0:
-            note = f"values up to {high:.0f} read as {8 if top == 255 else 12}-bit"
+        top = 1.0 if high <= 1 else 255.0
     scaled = values.astype(np.float32) - np.float32(base)
     scaled *= np.float32(255.0 / top)
     return (scaled + np.float32(0.5)).clip(0, 255).astype(np.uint8), note

@@ -1,16 +1,21 @@
 """Encoded bytes to RGB: recognise, check the header against the limits, decode the first picture, rotate, convert.
 
 The format is told from the first bytes and handed to that one decoder, so nothing outside the list below is ever tried.
-Decoder errors become one sentence of ours; their own texts are not passed on.
+Decoder errors become one sentence of ours; their own texts are not passed on. Scans of a JPEG and pages or frames of a
+file are counted on the bytes, without decoding and in bounded time.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import struct
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import PIL.Image
 from PIL import Image
@@ -22,12 +27,116 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from qzoom.images.convert import image_to_rgb
-from qzoom.images.frames import frame_note
+from qzoom.images.colour import apply_png_colours
+from qzoom.images.convert import deep_colours, image_to_rgb
 from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_bytes, check_size, refuse
-from qzoom.images.scans import MAX_SCANS, count_scans
+from qzoom.images.repair import jpeg_fillers, readable_png, same_pixels, unsupported_kind
 
-__all__ = ["decode_bytes", "finish_image", "picture_size"]
+__all__ = ["MAX_SCANS", "count_scans", "decode_bytes", "finish_image", "frame_note", "picture_size"]
+
+
+MAX_SCANS = 64
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte, a restart nor padding
+_SCAN, _END, _BARE = 0xDA, 0xD9, 0x01  # _BARE has no length field
+
+
+def count_scans(data: bytes, most: int = MAX_SCANS) -> int:
+    """Scans of the first picture in a JPEG file; thumbnails and what follows its end are not counted.
+
+    Args:
+        data: the file's bytes.
+        most: counting stops one above this.
+
+    Returns:
+        The number of scan headers up to the end marker or the end of the data.
+    """
+    scans, at = 0, 2
+    while scans <= most:
+        found = _MARKER.search(data, at)
+        if found is None:
+            break
+        marker, start = data[found.end() - 1], found.end()
+        if marker == _END:
+            break
+        scans += marker == _SCAN
+        at = start if marker == _BARE else start + max(2, int.from_bytes(data[start : start + 2], "big"))
+    return scans
+
+
+_MAX_STEPS = 1_000_000  # blocks walked in a GIF, about 0.3 s at worst
+_MAX_PAGES = 10_000
+
+
+def frame_note(data: bytes, format_name: str, decoder_frames: int) -> str:
+    """A note such as "first of 3 pages", or an empty text for a file that holds one picture.
+
+    Args:
+        data: the encoded file.
+        format_name: its format, e.g. "TIFF".
+        decoder_frames: frames that the decoder knows of without seeking (PNG, WebP); 1 otherwise.
+    """
+    count, complete = decoder_frames, True
+    try:
+        if format_name == "GIF":
+            count, complete = _gif_frames(data)
+        elif format_name == "TIFF":
+            count, complete = _tiff_pages(data)
+    except (IndexError, struct.error):
+        pass  # cut off behind the first picture: what was counted before does not matter
+    if count <= 1:
+        return ""
+    kind = "pages" if format_name == "TIFF" else "frames"
+    return f"first of {'' if complete else 'more than '}{count} {kind}"
+
+
+def _gif_frames(data: bytes) -> tuple[int, bool]:
+    """Image descriptors in a GIF's chain of blocks."""
+    at = 13 + _colour_table(data[10])
+    frames = 0
+    for _ in range(_MAX_STEPS):
+        if at >= len(data):
+            return frames, True
+        kind = data[at]
+        if kind == 0x3B:  # trailer
+            return frames, True
+        if kind == 0x2C:  # image descriptor, local colours, code size
+            frames += 1
+            at += 10 + _colour_table(data[at + 9]) + 1
+        elif kind == 0x21:  # extension and its label
+            at += 2
+        else:
+            at += 1  # junk between blocks
+            continue
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+        if frames >= _MAX_PAGES:
+            return frames, False
+    return frames, False
+
+
+def _colour_table(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _tiff_pages(data: bytes) -> tuple[int, bool]:
+    """Directories in a TIFF's or BigTIFF's chain."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    offset_code, count_code, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    (at,) = struct.unpack_from(order + offset_code, data, 8 if big else 4)
+    seen: set[int] = set()
+    while at and at not in seen and at < len(data):
+        if len(seen) >= _MAX_PAGES:
+            return len(seen), False
+        (entries,) = struct.unpack_from(order + count_code, data, at)
+        seen.add(at)
+        at += struct.calcsize("<" + count_code) + entries * entry
+        if at + struct.calcsize("<" + offset_code) > len(data):
+            break
+        (at,) = struct.unpack_from(order + offset_code, data, at)
+    return len(seen), True
+
 
 _DECODERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
@@ -75,18 +184,92 @@ def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image
     Raises:
         ImageError: not a picture, of another format, damaged, or outside the limits.
     """
-    image, format_name = _open(data, name, limits)
-    size_px = image.size
+    opened, format_name, repaired = _decoded(data, name, limits)
+    frames = int(getattr(opened, "n_frames", 1)) if format_name in ("PNG", "WebP") else 1
+    pages = frame_note(data, format_name, frames)
+    image, deep = _all_bits(data, opened, name, limits)
+    colours = ""
+    if format_name == "PNG" and not image.mode.startswith("I"):
+        image, colours = apply_png_colours(image, data)
+    rgb, notes = finish_image(image, name, orientation=_orientation(opened))
+    return rgb, format_name, tuple(filter(None, (pages, repaired, deep, colours, *notes)))
+
+
+def _decoded(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str, str]:
+    """The decoded picture, its format's name, and a note on harmless damage that was passed over."""
     try:
-        with _no_bomb_warning(size_px):
+        return *_load_pixels(data, name, limits), ""
+    except _DecoderError as error:
+        if data.startswith(b"\x89PNG") and (repaired := readable_png(data)) is not None:
+            try:
+                return *_load_pixels(repaired, name, limits), "metadata that are damaged or too large were left out"
+            except _DecoderError:
+                pass
+        if (closed := jpeg_fillers(data)) is not None:
+            try:
+                first, second = (_load_pixels(attempt, name, limits) for attempt in closed)
+                if same_pixels(first[0], second[0]):
+                    return *first, "its end marker is missing"
+            except _DecoderError:
+                pass
+        kind = unsupported_kind(data)
+        if kind:
+            raise refuse(name, f"it is {kind}, which cannot be read here", "save it as PNG or JPEG") from error
+        raise _damaged(name, data) from error
+
+
+class _DecoderError(Exception):
+    """A decoder's own failure, of whatever kind."""
+
+
+def _load_pixels(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
+    image, format_name = _open(data, name, limits)
+    try:
+        with _no_bomb_warning(image.size):
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, limits) from error
     except Exception as error:
-        raise _damaged(name, data) from error
-    rgb, notes = finish_image(image, name)
-    pages = frame_note(data, format_name, int(getattr(image, "n_frames", 1)) if format_name in ("PNG", "WebP") else 1)
-    return rgb, format_name, ((pages,) if pages else ()) + notes
+        raise _DecoderError from error
+    return image, format_name
+
+
+def _all_bits(data: bytes, image: ImageFile, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, str]:
+    """A picture whose file has 16 bits a colour with all bits that it uses; Pillow itself keeps the high byte only."""
+    if image.mode not in ("RGB", "RGBA", "RGBX") or not data.startswith((b"\x89PNG", b"II", b"MM")):
+        return image, ""
+    if _bright(image):
+        return image, ""
+    try:
+        again, _ = _open(data, name, limits)
+        swapped = [tile._replace(args=_other_byte(tile.args)) for tile in again.tile]
+        if all(new.args == old.args for new, old in zip(swapped, again.tile, strict=True)):
+            return image, ""
+        again.tile = swapped
+        with _no_bomb_warning(again.size):
+            again.load()
+    except Exception:  # no second way to read it: the high bytes are what there is
+        return image, ""
+    return deep_colours(image, again, name)
+
+
+def _bright(image: PIL.Image.Image) -> bool:
+    """Whether more than one in a thousand values use the highest bit."""
+    counts = image.convert("RGB").histogram()
+    return sum(sum(counts[at + 128 : at + 256]) for at in (0, 256, 512)) > 0.001 * sum(counts)
+
+
+def _other_byte(args: Any) -> Any:
+    """A decoder's arguments that take the low byte of each 16-bit value where they take the high one."""
+    swap = {";16B": ";16L", ";16L": ";16B"}
+    swap[";16N"] = ";16B" if sys.byteorder == "little" else ";16L"
+
+    def other(value: Any) -> Any:
+        if isinstance(value, str) and value[-4:] in swap:
+            return value[:-4] + swap[value[-4:]]
+        return value
+
+    return tuple(other(value) for value in args) if isinstance(args, tuple) else other(args)
 
 
 def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]:
@@ -101,7 +284,10 @@ def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]
         ImageError: as `decode_bytes`, for all that the header tells.
     """
     check_bytes(len(data), name, limits)
-    return _open(data, name, limits)[0].size
+    try:
+        return _open(data, name, limits)[0].size
+    except _DecoderError:
+        return _decoded(data, name, limits)[0].size
 
 
 def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
@@ -114,23 +300,26 @@ def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, limits) from error
     except Exception as error:  # a decoder given hostile bytes may raise anything
-        raise _damaged(name, data) from error
+        raise _DecoderError from error
     check_size(image.size, name, limits)
     return image, "WebP" if image.format == "WEBP" else str(image.format)
 
 
-def finish_image(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, tuple[str, ...]]:
+def finish_image(
+    image: PIL.Image.Image, name: str, *, orientation: int | None = None
+) -> tuple[PIL.Image.Image, tuple[str, ...]]:
     """A decoded picture as a new RGB one, EXIF rotation applied, with notes.
 
     Args:
         image: decoded.
         name: the source, for errors.
+        orientation: the EXIF orientation; None reads it from the picture.
 
     Raises:
         ImageError: values that cannot be shown.
     """
     rgb, note = image_to_rgb(image, name)
-    transpose = _TRANSPOSE.get(_orientation(image))
+    transpose = _TRANSPOSE.get(_orientation(image) if orientation is None else orientation)
     if transpose is not None:
         rgb = rgb.transpose(transpose)
     return rgb, (note,) if note else ()

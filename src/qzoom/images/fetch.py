@@ -1,4 +1,4 @@
-"""Pictures from the web for a server: off unless hosts are listed, and then only from those, in bounded time and size.
+"""Pictures from the web, in bounded time and size. A server fetches only from hosts that are listed, by default none.
 
 A name is looked up once; every address that it has is checked, and a checked one is dialled, so that a name server that
 changes its answer gains nothing. Redirects start over with all checks. Environment proxies are not used. The bytes are
@@ -16,8 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urljoin
 
 from qzoom.errors import ConfigError, FetchFailedError, FetchTimeoutError
@@ -34,6 +33,7 @@ from qzoom.images.addresses import (
     refused,
 )
 from qzoom.images.limits import refuse
+from qzoom.settings import Between, settings
 
 __all__ = ["FetchPolicy", "fetch_image"]
 
@@ -44,48 +44,37 @@ _RETRY = (408, 425, 429, 500, 502, 503, 504)
 _LOOKUPS = threading.BoundedSemaphore(32)
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class FetchPolicy:
     """What may be fetched.
-
-    Args:
-        allowed_hosts: "host" (the scheme's own port) or "host:port"; empty means that nothing is fetched. No wildcards:
-            a host that is not listed literally is refused.
-        allow_http: also without TLS.
-        max_redirects: hops that are followed, each with all checks.
-        timeout_s: for the whole fetch, redirects included.
-        read_timeout_s: for each single wait: connecting, the TLS handshake, the next bytes.
-        max_bytes: of the picture.
-        allow_private: also dial addresses that are not public; for tests only, no command line or variable sets it.
 
     Raises:
         ConfigError: a malformed host or a limit out of range.
     """
 
     allowed_hosts: tuple[str, ...] = ()
+    """"host" (the scheme's own port) or "host:port"; empty means that nothing is fetched. No wildcards: a host that is
+    not listed literally is refused."""
     allow_http: bool = False
-    max_redirects: int = 3
-    timeout_s: float = 15.0
-    read_timeout_s: float = 5.0
-    max_bytes: int = 16 * 2**20
+    """Also without TLS."""
+    max_redirects: Annotated[int, Between(0, 10)] = 3
+    """Hops that are followed, each with all checks."""
+    timeout_s: Annotated[float, Between(0.001, 600)] = 15.0
+    """Seconds for the whole fetch, redirects included."""
+    read_timeout_s: Annotated[float, Between(0.001, 600)] = 5.0
+    """Seconds for each single wait: connecting, the TLS handshake, the next bytes."""
+    max_bytes: Annotated[int, Between(1, 2**32)] = 16 * 2**20
+    """Most bytes of the picture."""
     allow_private: bool = False
+    """Also dial addresses that are not public; for tests only, no command line or variable sets it."""
+    any_host: bool = False
+    """Fetch from every public host, whatever `allowed_hosts` says. For a person who names an address at a command line
+    or in Python; a server never sets it."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.allowed_hosts, tuple):
-            raise ConfigError("FetchPolicy.allowed_hosts must be a tuple of hosts, as ('images.example.com',).")
         for text in self.allowed_hosts:
-            if not isinstance(text, str) or parse_host(text) is None:
+            if parse_host(text) is None:
                 raise ConfigError(f"Allowed host {text!r} is not a host or host:port, as images.example.com.")
-        for name, low, high in (
-            ("max_redirects", 0, 10),
-            ("timeout_s", 0.001, 600),
-            ("read_timeout_s", 0.001, 600),
-            ("max_bytes", 1, 2**32),
-        ):
-            value = getattr(self, name)
-            kind: Any = int | float if name.endswith("_s") else int
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                raise ConfigError(f"FetchPolicy.{name} must be a number from {low} to {high}, not {value!r}.")
 
 
 def fetch_image(
@@ -111,7 +100,7 @@ def fetch_image(
         FetchFailedError: transient: no answer, broken off, the host is busy.
         FetchTimeoutError: transient: not in time.
     """
-    if not policy.allowed_hosts:
+    if not policy.allowed_hosts and not policy.any_host:
         raise refused("this server fetches no pictures from the web", "send the picture as a data URL")
     deadline = _Deadline(policy)
     target = _check(parse_url(url), policy)
@@ -127,7 +116,7 @@ def fetch_image(
 def _check(target: Target, policy: FetchPolicy) -> Target:
     if target.scheme == "http" and not policy.allow_http:
         raise refused("it is not https", "give an https address or a data URL")
-    if not is_allowed(target, policy.allowed_hosts):
+    if not policy.any_host and not is_allowed(target, policy.allowed_hosts):
         what = "its host or port, or one that it redirects to, is not on this server's list"
         raise refused(what, "send the picture as a data URL")
     return target

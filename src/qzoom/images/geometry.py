@@ -15,7 +15,7 @@ from qzoom.types import Box
 __all__ = ["box_area_px", "clip_box", "contains", "fit_grid", "scale_box"]
 
 
-def fit_grid(width_px: int, height_px: int, cell_px: int, budget: TokenBudget) -> tuple[int, int]:
+def fit_grid(width_px: int, height_px: int, token_px: int, budget: TokenBudget) -> tuple[int, int]:
     """Rows and columns of visual tokens for a picture, within a budget and near its aspect ratio.
 
     Where the usual resizing of the Qwen-VL processors ends within the limits, this is its result. Where it does not (a
@@ -25,39 +25,39 @@ def fit_grid(width_px: int, height_px: int, cell_px: int, budget: TokenBudget) -
     Args:
         width_px: the picture's width, at least 1.
         height_px: the picture's height, at least 1.
-        cell_px: side of one visual token in resized pixels.
+        token_px: side of one visual token in resized pixels.
         budget: limits on rows x columns, both inclusive.
 
     Returns:
-        (rows, columns), both at least 1; the resized picture is (columns x cell_px, rows x cell_px).
+        (rows, columns), both at least 1; the resized picture is (columns x token_px, rows x token_px).
 
     Raises:
         ImageError: a side below 1.
     """
-    if width_px < 1 or height_px < 1 or cell_px < 1:
+    if width_px < 1 or height_px < 1 or token_px < 1:
         raise ImageError(
             f"A picture of {width_px} x {height_px} px has no pixels to look at; give both sides 1 or more."
         )
     # The processors work in pixels, in floating point; the same order of operations gives the same rounding.
-    rows, columns = round(height_px / cell_px), round(width_px / cell_px)
-    area_px, cell_area_px = width_px * height_px, cell_px * cell_px
+    rows, columns = round(height_px / token_px), round(width_px / token_px)
+    area_px, cell_area_px = width_px * height_px, token_px * token_px
     if rows * columns > budget.max_tokens:
         shrink = math.sqrt(area_px / (budget.max_tokens * cell_area_px))
-        rows = max(1, math.floor(height_px / shrink / cell_px))
-        columns = max(1, math.floor(width_px / shrink / cell_px))
+        rows = max(1, math.floor(height_px / shrink / token_px))
+        columns = max(1, math.floor(width_px / shrink / token_px))
     elif rows * columns < budget.min_tokens:
         stretch = math.sqrt(budget.min_tokens * cell_area_px / area_px)
-        rows, columns = math.ceil(height_px * stretch / cell_px), math.ceil(width_px * stretch / cell_px)
+        rows, columns = math.ceil(height_px * stretch / token_px), math.ceil(width_px * stretch / token_px)
     if budget.min_tokens <= rows * columns <= budget.max_tokens:
         return rows, columns
-    return _nearest_grid(width_px, height_px, cell_px, budget)
+    return _nearest_grid(width_px, height_px, token_px, budget)
 
 
-def _nearest_grid(width_px: int, height_px: int, cell_px: int, budget: TokenBudget) -> tuple[int, int]:
+def _nearest_grid(width_px: int, height_px: int, token_px: int, budget: TokenBudget) -> tuple[int, int]:
     """The grid within the limits whose aspect ratio is nearest; of equal ones, the one nearest the native size."""
     long_px, short_px = max(width_px, height_px), min(width_px, height_px)
     aspect = long_px / short_px
-    native = width_px * height_px / (cell_px * cell_px)
+    native = width_px * height_px / (token_px * token_px)
     target = min(max(native, budget.min_tokens), budget.max_tokens)
     best, best_cost = (1, budget.max_tokens), (math.inf, math.inf)
     for short in range(1, math.isqrt(budget.max_tokens) + 1):

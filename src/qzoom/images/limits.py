@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from qzoom.errors import ConfigError, ImageError
+from qzoom.errors import ImageError
+from qzoom.settings import Between, settings
 
 __all__ = ["FORMAT_NAMES", "ImageLimits", "check_bytes", "check_size", "refuse"]
 
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, GIF or BMP"
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class ImageLimits:
     """Limits that a picture is checked against from its header, before any pixel is decoded.
-
-    Args:
-        max_pixels: most pixels (width x height).
-        max_bytes: most bytes of the encoded file.
-        max_aspect: longest side over shortest side, at most.
-        min_side_px: shortest side, at least.
 
     Raises:
         ConfigError: a limit that no picture could meet.
     """
 
-    max_pixels: int = 100_000_000
-    max_bytes: int = 64 * 1024 * 1024
-    max_aspect: float = 200.0
-    min_side_px: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_bytes", "max_aspect", "min_side_px"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-                raise ConfigError(f"ImageLimits.{name} must be a number of at least 1, not {value!r}.")
+    max_pixels: Annotated[int, Between(1)] = 100_000_000
+    """Most pixels (width x height)."""
+    max_bytes: Annotated[int, Between(1)] = 64 * 1024 * 1024
+    """Most bytes of the encoded file."""
+    max_aspect: Annotated[float, Between(1)] = 200.0
+    """Longest side over shortest side, at most."""
+    min_side_px: Annotated[int, Between(1)] = 2
+    """Shortest side, at least."""
 
 
 def refuse(name: str, what: str, remedy: str) -> ImageError:

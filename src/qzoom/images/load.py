@@ -1,4 +1,6 @@
-"""`load_image`: any picture source to safe 8-bit RGB (the first step of every question).
+"""Sources to bytes, never more than the limit allows: paths, file objects and data URLs.
+
+`load_image`: any picture source to safe 8-bit RGB (the first step of every question).
 
 Sources are read (`source`), checked against the limits by their header, decoded (`decode`) and converted (`convert`).
 Pillow's global settings are neither changed nor relied on; calls from several threads do not disturb each other.
@@ -6,11 +8,18 @@ Pillow's global settings are neither changed nor relied on; calls from several t
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import os
+import re
+import stat
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import PIL.Image
@@ -20,9 +29,122 @@ from qzoom.errors import ImageError
 from qzoom.images.convert import array_to_rgb
 from qzoom.images.decode import decode_bytes, finish_image
 from qzoom.images.limits import ImageLimits, check_bytes, check_size, refuse
-from qzoom.images.source import read_data_url, read_file_object, read_path, shown
 
-__all__ = ["ImageLimits", "LoadedImage", "load_image", "pixel_digest"]
+__all__ = [
+    "ImageLimits",
+    "LoadedImage",
+    "load_image",
+    "pixel_digest",
+    "read_data_url",
+    "read_file_object",
+    "read_path",
+    "shown",
+]
+
+
+_CHUNK_BYTES = 1 << 20
+_MAX_PATH = 255
+
+
+def shown(text: str) -> str:
+    """A path as an error shows it: quoted, on one line, at most about 100 characters."""
+    quoted = ascii(text) if any(0xD800 <= ord(c) <= 0xDFFF for c in text) else repr(text)
+    return quoted if len(quoted) <= 100 else quoted[:40] + "..." + quoted[-57:]
+
+
+def read_path(path: str | os.PathLike[str], limits: ImageLimits) -> bytes:
+    """The bytes of a file; its size is checked before it is read.
+
+    Raises:
+        ImageError: missing, a folder, not permitted, empty or too large.
+    """
+    name = shown(os.fspath(path))
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise refuse(name, "it is a folder", "name one picture file in it")
+        if stat.S_ISREG(status.st_mode):
+            check_bytes(status.st_size, name, limits)
+        with Path(path).open("rb") as file:
+            data = _read_at_most(file, limits.max_bytes + 1)
+    except FileNotFoundError as error:
+        raise refuse(name, "there is no such file", "check the path") from error
+    except PermissionError as error:
+        raise refuse(name, "it may not be opened (permission denied)", "check the file's permissions") from error
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or "not a valid path").lower()
+        raise refuse(name, f"it cannot be opened ({reason})", "check the path") from error
+    check_bytes(len(data), name, limits)
+    return data
+
+
+def read_file_object(file: Any, limits: ImageLimits) -> tuple[bytes, str]:
+    """The bytes of an open binary file from its position on, and the name for errors.
+
+    Raises:
+        ImageError: closed, opened as text, unreadable, empty or too large.
+    """
+    label = getattr(file, "name", None)
+    name = f"the open file {shown(label)}" if isinstance(label, str) else "the open file"
+    if getattr(file, "closed", False):
+        raise refuse(name, "it is closed", "open it again or pass its path")
+    try:
+        data = _read_at_most(file, limits.max_bytes + 1)
+    except TypeError as error:
+        raise refuse(name, "it does not give bytes", "open it in binary mode, open(path, 'rb')") from error
+    except (OSError, ValueError) as error:  # UnicodeDecodeError of a text file is a ValueError
+        raise refuse(name, "reading from it failed", "open it again for reading in binary mode") from error
+    if not data:
+        raise refuse(name, "it gives no bytes", "check that it is not empty or already read to its end")
+    check_bytes(len(data), name, limits)
+    return data, name
+
+
+def read_data_url(url: str, limits: ImageLimits) -> bytes:
+    """The bytes of a `data:` URL; its length is checked before it is decoded.
+
+    Raises:
+        ImageError: without a comma, not base64, empty or too large.
+    """
+    name = "the data URL"
+    header, comma, payload = url.partition(",")
+    if not comma:
+        raise refuse(name, "it has no comma before its data", "write data:image/png;base64,<data>")
+    if not header.lower().endswith(";base64"):
+        raise refuse(name, "it is not marked as base64", "write data:image/png;base64,<data>")
+    check_bytes(len(payload) * 3 // 4 if len(payload) > limits.max_bytes else min(1, len(payload)), name, limits)
+    try:
+        encoded = _unwrapped(unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii"))
+        data = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise refuse(name, "its base64 data are broken", "encode the file again with base64.b64encode") from error
+    check_bytes(len(data), name, limits)
+    return data
+
+
+def _unwrapped(encoded: bytes) -> bytes:
+    """Base64 text without line breaks. A blank inside a line is a plus sign that form encoding took away."""
+    return b"".join(line.strip() for line in encoded.splitlines()).replace(b" ", b"+")
+
+
+def _read_at_most(file: Any, most: int) -> bytes:
+    """Up to `most` bytes; raw streams may give less at a time than asked.
+
+    Raises:
+        TypeError: the stream gives something other than bytes.
+    """
+    parts: list[bytes] = []
+    left = most
+    while left > 0:
+        part = file.read(min(left, _CHUNK_BYTES))
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise TypeError("not bytes")
+        if not part:
+            break
+        parts.append(bytes(part[:left]))
+        left -= len(parts[-1])
+    return b"".join(parts)
+
 
 _PIL_LOCK = threading.Lock()  # a lazily opened picture must not be decoded by two threads at once
 
@@ -50,9 +172,11 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
     """Read one picture.
 
     Args:
-        source: a path (str or Path), the file's bytes, an open binary file (read from its position on), a
-            `data:...;base64,` URL, a numpy array (height x width, or with 1, 3 or 4 channels last; bool, uint8, uint16
-            or floats from 0 to 1), a PIL image, or a `LoadedImage`.
+        source: a path (str or Path), a web address (fetched from public hosts only), a `file://` or
+            `data:...;base64,` URL, the file's bytes, an open binary file (read from its position on), a numpy array
+            (height x width, or with 1, 3 or 4 channels last; bool, uint8, uint16 or floats from 0 to 1), a PIL image,
+            `{"bytes": ..., "path": ...}` as in `datasets`, an OpenAI `{"type": "image_url", ...}` part, or a
+            `LoadedImage`.
         limits: checked before decoding; None for the defaults.
 
     Returns:
@@ -89,14 +213,9 @@ def _load(source: Any, limits: ImageLimits) -> LoadedImage:
 def _read(source: Any, limits: ImageLimits) -> tuple[bytes, str]:
     """The encoded bytes of a source and its name for errors."""
     if isinstance(source, str):
-        lowered = source[:8].lower()
-        if lowered.startswith("data:"):
-            return read_data_url(source, limits), "the data URL"
-        if lowered.startswith(("http://", "https://")):
-            raise refuse(shown(source), "web addresses are not read yet", "download the picture and pass its path")
-        if not source:
-            raise refuse("the picture", "its path is empty", "name a picture file")
-        return read_path(source, limits), shown(source)
+        return _read_text(source, limits)
+    if isinstance(source, dict):
+        return _read(_source_in(source), limits)
     if isinstance(source, os.PathLike):
         path = os.fspath(source)
         path = os.fsdecode(path) if isinstance(path, bytes) else path
@@ -108,8 +227,48 @@ def _read(source: Any, limits: ImageLimits) -> tuple[bytes, str]:
         return read_file_object(source, limits)
     raise refuse(
         f"a picture from {type(source).__name__!r}",
-        "it is not a path, bytes, binary file, data URL, numpy array or PIL image",
+        "it is not a path, address, bytes, binary file, numpy array or PIL image",
         "pass one of these",
+    )
+
+
+def _read_text(text: str, limits: ImageLimits) -> tuple[bytes, str]:
+    """The bytes behind a path or an address, and its name for errors."""
+    scheme = text[:8].lower()
+    if scheme.startswith("data:"):
+        return read_data_url(text, limits), "the data URL"
+    if scheme.startswith(("http://", "https://")):
+        from qzoom.images.fetch import FetchPolicy, fetch_image
+
+        policy = FetchPolicy(any_host=True, allow_http=True, max_bytes=limits.max_bytes)
+        return fetch_image(text, policy), shown(text)
+    if scheme.startswith("file://"):
+        address = urlsplit(text)
+        if address.netloc not in ("", "localhost"):
+            raise refuse(shown(text), "it names another machine", "write file:///path/to/picture.png")
+        text = url2pathname(address.path)
+    if not text:
+        raise refuse("the picture", "its path is empty", "name a picture file")
+    if len(text) > _MAX_PATH and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
+        raise refuse(
+            "the picture", "it looks like base64, which is not marked as such", "write data:image/png;base64,<data>"
+        )
+    return read_path(text, limits), shown(text)
+
+
+def _source_in(part: dict[Any, Any]) -> Any:
+    """The source in a mapping: `datasets`' bytes or path, or the address in an OpenAI or transformers part."""
+    address = part.get("image_url")
+    candidates = (part.get("bytes"), part.get("path"), part.get("image"), part.get("url"), address)
+    source = next((value for value in candidates if value is not None), None)
+    if isinstance(source, dict):
+        source = source.get("url")
+    if isinstance(source, str | bytes | os.PathLike) and source:
+        return source
+    raise refuse(
+        "a picture from a mapping",
+        "it has no bytes, path or image_url",
+        'pass {"bytes": ...}, {"path": ...} or {"type": "image_url", "image_url": {"url": ...}}',
     )
 
 

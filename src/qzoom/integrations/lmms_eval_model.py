@@ -18,8 +18,8 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 
 from qzoom.cli.loading import load_model
+from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, QZoomError
-from qzoom.evaluation.budgets import share_tokens
 from qzoom.types import Answer
 
 __all__ = ["QZoomChat"]

@@ -1,7 +1,6 @@
-"""Where a model's own answer looks: attention of the response tokens to the visual cells (method.md 5.1).
+"""Find the attention heads that point: every head is scored on pictures whose answer boxes are known.
 
-Nothing runs with eager attention: the response is run once more over the kept keys, and only the chosen layers' queries
-are multiplied with them. Sinks show as visual tokens with an outsized hidden state (method.md 5.2).
+Sinks show as visual tokens with an outsized hidden state (method.md 5.2).
 """
 
 from __future__ import annotations
@@ -12,73 +11,77 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qzoom.backbones.base import Backbone
-from qzoom.engine.cache import KVCache
-from qzoom.engine.prompt import Prompt, VisualSpan
+from qzoom.engine.attention import ResponseAttention
+from qzoom.engine.prompt import VisualSpan
+from qzoom.types import Box
 
-__all__ = ["ResponseAttention", "response_attention", "sink_cells"]
+__all__ = ["HeadScore", "cells_of_boxes", "rank_heads", "sink_cells"]
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseAttention:
-    """Attention of one response to one picture.
+class HeadScore:
+    """How well one head points.
 
     Args:
-        values: (layers, heads, rows, columns) float32, mean over the response tokens; each is a share of the whole
-            attention, so a map sums to at most 1.
-        layers: indices of the layers, in the order of the first axis.
+        layer: index of the decoder layer.
+        head: index of the query head.
+        hit: share of questions whose highest cell touches an answer box.
+        lift: share of the head's visual attention inside the boxes, divided by the boxes' share of the cells.
     """
 
-    values: Tensor
-    layers: tuple[int, ...]
-
-    def mean_of(self, heads: Sequence[tuple[int, int]]) -> Tensor:
-        """Mean map (rows, columns) over (layer, head) pairs."""
-        return torch.stack([self.values[self.layers.index(layer), head] for layer, head in heads]).mean(0)
+    layer: int
+    head: int
+    hit: float
+    lift: float
 
 
-def response_attention(
-    backbone: Backbone, prompt: Prompt, cache: KVCache, response: Sequence[int], layers: Sequence[int]
-) -> tuple[ResponseAttention, ...]:
-    """Attention of the generated tokens to every coarse picture of a prompt.
+def cells_of_boxes(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Cells that any of the boxes touches.
 
     Args:
-        backbone: the family.
-        prompt: what was answered.
-        cache: keys and values of all layers for the whole prompt, batch 1; it is left as it was.
-        response: the generated ids that were fed back (all but the last one generated); at least one.
-        layers: which layers to look at.
+        boxes: xyxy in original pixels, half-open.
+        size_px: (width, height) of the picture.
+        grid: (rows, columns).
 
     Returns:
-        One record per coarse picture.
+        (rows, columns) bool.
+    """
+    rows, columns = grid
+    width, height = size_px
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    for x0, y0, x1, y1 in boxes:
+        left, right = x0 * columns // width, -(-x1 * columns // width)
+        top, bottom = y0 * rows // height, -(-y1 * rows // height)
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[HeadScore]:
+    """Score every head, best first (by hit rate, then lift).
+
+    Args:
+        samples: the attention of a response and the (rows, columns) bool cells of its answer.
 
     Raises:
-        ValueError: the response is empty.
+        ValueError: no samples.
     """
-    if not response:
-        raise ValueError("A response of at least one fed-back token is needed to take its attention.")
-    cache = cache.fork()
-    ids = torch.tensor([list(response)], device=backbone.device)
-    hidden = backbone.embed(ids)
-    steps = torch.arange(len(response), device=backbone.device) + prompt.next_position
-    rotary = backbone.rotary(hidden, steps.expand(backbone.position_axes, 1, -1))
-    total = len(prompt) + len(response)
-    own = torch.arange(len(response), device=backbone.device) + len(prompt)
-    hidden_keys = torch.arange(total, device=backbone.device)[None] > own[:, None]
-    mask = torch.zeros(hidden_keys.shape, dtype=hidden.dtype, device=backbone.device)
-    mask = mask.masked_fill(hidden_keys, torch.finfo(hidden.dtype).min)[None, None]
-    spans = [s for s in prompt.spans if s.role == "coarse"]
-    found: list[list[Tensor]] = [[] for _ in spans]
-    for i in range(max(layers) + 1):
-        layer = backbone.layers[i]
-        query = backbone.query(layer, hidden, rotary) if i in layers else None
-        hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
-        if query is not None:
-            shares = _softmax(query[0], cache.layer(i)[0][0], hidden_keys)
-            for pieces, span in zip(found, spans, strict=True):
-                pieces.append(shares[..., span.start : span.stop].mean(1).view(-1, *span.features.grid))
-    chosen = tuple(sorted(layers))
-    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in found)
+    if not samples:
+        raise ValueError("Heads cannot be ranked without samples.")
+    layers, heads = samples[0][0].layers, samples[0][0].values.shape[1]
+    hits = torch.zeros(len(layers), heads)
+    lifts = torch.zeros(len(layers), heads)
+    for attention, cells in samples:
+        flat = attention.values.flatten(2)
+        inside = cells.flatten()
+        hits += inside[flat.argmax(-1)].float()
+        share = (flat * inside).sum(-1) / flat.sum(-1).clamp_min(1e-12)
+        lifts += share / inside.float().mean().clamp_min(1e-12)
+    scores = [
+        HeadScore(layer, head, float(hits[i, head]) / len(samples), float(lifts[i, head]) / len(samples))
+        for i, layer in enumerate(layers)
+        for head in range(heads)
+    ]
+    return sorted(scores, key=lambda s: (-s.hit, -s.lift, s.layer, s.head))
 
 
 def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
@@ -94,11 +97,3 @@ def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
     """
     norms = hidden[span.start : span.stop].float().norm(dim=-1)
     return (norms > ratio * norms.median()).float().view(span.features.grid)
-
-
-def _softmax(query: Tensor, keys: Tensor, hidden_keys: Tensor) -> Tensor:
-    """Attention shares (heads, queries, keys) in float32; `hidden_keys` (queries, keys) are not seen."""
-    groups = query.shape[0] // keys.shape[0]
-    keys = keys.float().repeat_interleave(groups, dim=0)
-    scores = query.float() @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
-    return scores.masked_fill(hidden_keys, float("-inf")).softmax(-1)

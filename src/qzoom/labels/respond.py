@@ -13,17 +13,16 @@ from typing import Literal
 import torch
 
 from qzoom.config import TokenBudget
-from qzoom.engine.answer import prefill
+from qzoom.engine.attention import ResponseAttention, response_attention
+from qzoom.engine.batch import prefill
 from qzoom.engine.cache import KVCache
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.decode import DecodeBatch
-from qzoom.engine.look import look
+from qzoom.engine.generate import DecodeBatch, Stopwatch
+from qzoom.engine.perceive import look
 from qzoom.engine.request import Options, make_request
 from qzoom.engine.session import prefill_prefix
 from qzoom.engine.state import Engine, State
-from qzoom.engine.timing import Stopwatch
 from qzoom.images.load import LoadedImage
-from qzoom.labels.attention import ResponseAttention, response_attention
 from qzoom.types import SamplingParams
 
 __all__ = ["PADDING", "Responses", "Shown", "View", "attention_of", "respond", "show"]

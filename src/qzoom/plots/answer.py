@@ -29,7 +29,7 @@ _MAX_CROPS = 4
 
 
 def plot_answer(
-    answer: Answer, image: int = 0, coarse_text: str | None = None, cell_px: int | None = None
+    answer: Answer, image: int = 0, coarse_text: str | None = None, token_px: int | None = None
 ) -> PIL.Image.Image:
     """Draw an answer.
 
@@ -37,7 +37,7 @@ def plot_answer(
         answer: with its pictures (`answer.images`).
         image: index of the picture to draw.
         coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
-        cell_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
+        token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
 
     Returns:
@@ -50,9 +50,9 @@ def plot_answer(
     source = answer.images[image].convert("RGB")
     regions = [region for region in answer.regions if region.image == image]
     if source.width <= 1.15 * source.height:
-        body = _beside_page(answer, source, regions, image, coarse_text, cell_px)
+        body = _beside_page(answer, source, regions, image, coarse_text, token_px)
     else:
-        body = _below_page(answer, source, regions, image, coarse_text, cell_px)
+        body = _below_page(answer, source, regions, image, coarse_text, token_px)
     parts = [body, _footer(answer, image)]
     if answer.question.strip():
         question = paragraph(answer.question, _INNER_PX, 38, weight="bold", max_lines=3)
@@ -126,14 +126,14 @@ def _beside_page(
     regions: list[Region],
     image: int,
     coarse_text: str | None,
-    cell_px: int | None,
+    token_px: int | None,
 ) -> PIL.Image.Image:
     """Page on the left, panels on the right."""
     page, boxes = _page(answer, source, regions, image, 820, _TALL_PAGE_PX)
     column = max(page.width, 300)
     width = _INNER_PX - column - GAP_PX
     texts = _texts(answer, coarse_text, width)
-    costs = stack(_costs(answer, cell_px, width), 30)
+    costs = stack(_costs(answer, token_px, width), 30)
     crops, places = _crops(source, regions, width, max(260, page.height - texts.height - costs.height - 3 * GAP_PX))
     middle = stack(crops, 24) if crops else None
     least = texts.height + costs.height + 44 + (middle.height + 44 if middle else 0)
@@ -162,12 +162,12 @@ def _below_page(
     regions: list[Region],
     image: int,
     coarse_text: str | None,
-    cell_px: int | None,
+    token_px: int | None,
 ) -> PIL.Image.Image:
     """Page above, panels below in two columns."""
     page, boxes = _page(answer, source, regions, image, _INNER_PX, _WIDE_PAGE_PX)
     width = (_INNER_PX - GAP_PX) // 2
-    texts, costs = _texts(answer, coarse_text, width), stack(_costs(answer, cell_px, width), 30)
+    texts, costs = _texts(answer, coarse_text, width), stack(_costs(answer, token_px, width), 30)
     crops, places = _crops(source, regions, width, 520)
     panels = beside([stack(crops, 24), stack([texts, costs], 40)] if crops else [texts, costs], GAP_PX)
     out = Image.new("RGBA", (_INNER_PX, page.height + 44 + panels.height), (*PAPER, 0))
@@ -197,8 +197,8 @@ def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.
     )
 
 
-def _costs(answer: Answer, cell_px: int | None, width_px: int) -> list[PIL.Image.Image]:
-    blocks = [gate_panel(answer.gate, width_px), tokens_panel(answer.usage, _native_tokens(answer, cell_px), width_px)]
+def _costs(answer: Answer, token_px: int | None, width_px: int) -> list[PIL.Image.Image]:
+    blocks = [gate_panel(answer.gate, width_px), tokens_panel(answer.usage, _native_tokens(answer, token_px), width_px)]
     if answer.timing_ms:
         blocks.append(time_panel(answer.timing_ms, width_px))
     return blocks
@@ -226,16 +226,16 @@ def _crops(
     return panels, places
 
 
-def _native_tokens(answer: Answer, cell_px: int | None) -> int | None:
+def _native_tokens(answer: Answer, token_px: int | None) -> int | None:
     """Visual tokens of all pictures at native resolution, uncapped; None when the size of a token is not known."""
     sizes = answer.image_sizes_px or tuple(picture.size for picture in answer.images)
-    cell_px = cell_px or answer.cell_px or None
-    if cell_px is None:
+    token_px = token_px or answer.cell_px or None
+    if token_px is None:
         read = next((r for r in answer.regions if r.tokens and r.crop_size_px), None)
         if read is None or read.crop_size_px is None:
             return None
-        cell_px = max(1, round(math.sqrt(read.crop_size_px[0] * read.crop_size_px[1] / read.tokens)))
-    return sum(max(1, round(w / cell_px)) * max(1, round(h / cell_px)) for w, h in sizes)
+        token_px = max(1, round(math.sqrt(read.crop_size_px[0] * read.crop_size_px[1] / read.tokens)))
+    return sum(max(1, round(w / token_px)) * max(1, round(h / token_px)) for w, h in sizes)
 
 
 def _wedge(image: PIL.Image.Image, corners: list[tuple[int, int]]) -> None:

@@ -1,37 +1,50 @@
-"""The application: addresses, what stands before them, and the shape of refusals.
+"""The application: middleware, routes, error handlers, the OpenAPI document, and the files of the page at `/`.
 
-A request passes the key (`auth`), the admission (`admit`), the body's limits (`guard`), and then its route.
+A request passes the middleware in this order: API key, drain, body limits; then its route.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from qzoom import __version__
 from qzoom.errors import QZoomError
-from qzoom.serving import replies, status
-from qzoom.serving.admit import Admission
-from qzoom.serving.auth import KeyGate
-from qzoom.serving.chat import chat_completions
-from qzoom.serving.document import describe
-from qzoom.serving.errors import ApiError, from_exception, from_status
-from qzoom.serving.files import page_files, serve_file
-from qzoom.serving.guard import BodyGuard
-from qzoom.serving.leaving import ClientGoneError
-from qzoom.serving.log import log_failure
-from qzoom.serving.perceive import perceive
-from qzoom.serving.service import Service
+from qzoom.serving.errors import ApiError, from_exception, from_status, log_failure
+from qzoom.serving.middleware import ApiKeyMiddleware, BodyLimitMiddleware, DrainMiddleware
+from qzoom.serving.protocol import ChatRequest, PerceiveRequest
+from qzoom.serving.routes import router
+from qzoom.serving.service import ServerSettings, Service
 
 __all__ = ["create_app"]
 
-_REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+PAGE = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+    ".ico": "image/x-icon",
+    ".woff2": "font/woff2",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_BODIES = {"/v1/chat/completions": ChatRequest, "/v1/perceive": PerceiveRequest}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -44,6 +57,7 @@ def create_app(service: Service) -> FastAPI:
         title="qzoom",
         version=__version__,
         description="OpenAI's chat completions, answered by a vision-language model that zooms.",
+        routes=list(router.routes),
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -51,16 +65,28 @@ def create_app(service: Service) -> FastAPI:
         telemetry={"auto_configure": False},  # whatever the environment names, nothing is reported anywhere
     )
     app.state.service = service
-    _add_routes(app)
-    describe(app, model_name=service.settings.model_name, with_keys=bool(service.settings.api_keys))
+    # Every file of the page is a route of its own, so no path from a request ever reaches the file system.
+    for path in sorted(PAGE.rglob("*")):
+        if path.suffix in _TYPES:
+            name = path.relative_to(PAGE).as_posix()
+            address = "/" if name == "index.html" else f"/{name}"
+            app.add_api_route(address, _file(path), response_model=None, include_in_schema=False)
+    document: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not document:
+            document.update(_document(app, service.settings))
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _no_such_address)
-    app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(QZoomError, _refused)
     app.add_exception_handler(Exception, _failed)
     # The last one added is the first that a request meets.
-    app.add_middleware(BodyGuard, limits=service.settings.limits, on_refusal=service.metrics.rejected)
-    app.add_middleware(Admission, service=service)
-    app.add_middleware(KeyGate, keys=service.settings.api_keys)
+    app.add_middleware(BodyLimitMiddleware, limits=service.settings.limits, on_refusal=service.metrics.rejected)
+    app.add_middleware(DrainMiddleware, service=service)
+    app.add_middleware(ApiKeyMiddleware, keys=service.settings.api_keys)
     return app
 
 
@@ -74,27 +100,35 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.close()
 
 
-def _add_routes(app: FastAPI) -> None:
-    def add(path: str, endpoint: Any, reply: Any, *refusals: int, method: str = "GET", **more: Any) -> None:
-        responses: dict[int | str, dict[str, Any]] = {
-            number: {"model": replies.ErrorReply} for number in (*refusals, 401)
-        }
-        responses[200] = {"model": reply} if reply else {}
-        responses |= more.pop("responses", {})
-        app.add_api_route(path, endpoint, methods=[method], response_model=None, responses=responses, **more)
+def _file(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that sends one file, which is read now."""
+    data = path.read_bytes()
+    headers = {"Content-Security-Policy": _POLICY, "Content-Type": _TYPES[path.suffix], "Cache-Control": "no-cache"}
 
-    stream = {200: {"model": replies.ChatCompletion, "content": {"text/event-stream": {}}}}
-    ready = {503: {"model": replies.StatusReply}}
-    add("/v1/chat/completions", chat_completions, None, *_REFUSALS, method="POST", responses=stream)
-    add("/v1/perceive", perceive, replies.PerceptionReply, *_REFUSALS, method="POST")
-    add("/v1/models", status.models, replies.ModelList)
-    add("/v1/models/{name:path}", status.model, replies.ModelCard, 404)
-    add("/health", status.health, replies.StatusReply)
-    add("/ready", status.ready, replies.StatusReply, responses=ready)
-    add("/version", status.version, replies.VersionReply)
-    add("/metrics", status.metrics, None, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    for path, file in page_files():
-        app.add_api_route(path, serve_file(file), response_model=None, include_in_schema=False)
+    async def send(request: Request) -> Response:
+        return Response(data, headers=headers)
+
+    return send
+
+
+def _document(app: FastAPI, settings: ServerSettings) -> dict[str, Any]:
+    """FastAPI's OpenAPI document, completed with the request bodies: those are parsed by `protocol`, on a thread."""
+    out = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas, ref = out["components"]["schemas"], "#/components/schemas/{model}"
+    for path, model in _BODIES.items():
+        schema = model.model_json_schema(ref_template=ref)
+        schemas |= schema.pop("$defs", {})
+        schema["properties"]["model"]["enum"] = [settings.model_name]
+        schemas[model.__name__] = schema
+        content = {"application/json": {"schema": {"$ref": ref.format(model=model.__name__)}}}
+        out["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+    names = {"type": "string", "enum": [settings.model_name]}
+    parameter = {"name": "name", "in": "path", "required": True, "schema": names}
+    out["paths"]["/v1/models/{name}"]["get"]["parameters"] = [parameter]
+    if settings.api_keys:
+        out["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        out["security"] = [{"key": []}]
+    return out
 
 
 async def _no_such_address(request: Request, error: Exception) -> Response:
@@ -108,7 +142,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     return _reply(from_exception(error))
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 

@@ -1,34 +1,80 @@
-"""A checked request to what the model takes: pictures decoded, `detail` and `qzoom` turned into options.
+"""From a checked request body to the engine's request: pictures decoded, `detail` and `qzoom` turned into options.
 
 All of it blocks (base64, network, decoding), so it runs in a pool of threads, never on the event loop.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
-from qzoom.engine.request import Request
+from qzoom.engine.lru import LRUCache
+from qzoom.engine.request import Request, share_tokens
 from qzoom.errors import BudgetError, ImageError
-from qzoom.evaluation.budgets import share_tokens
 from qzoom.images.fetch import FetchPolicy, fetch_image
-from qzoom.images.load import LoadedImage
-from qzoom.images.source import read_data_url
+from qzoom.images.limits import ImageLimits
+from qzoom.images.load import LoadedImage, load_image, pixel_digest, read_data_url
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception
 from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens
-from qzoom.serving.pictures import PictureCache
 from qzoom.serving.protocol import ChatRequest, ImagePart, Message, PerceiveRequest, ZoomControls
 from qzoom.types import ZoomMode
 
-__all__ = ["Converter", "image_parts", "most_demanding"]
+__all__ = ["Converter", "PictureCache", "image_parts", "most_demanding"]
 
-Asked = ChatRequest | PerceiveRequest
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
+_DECODERS = 4
+_PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
+
+
+class PictureCache(LRUCache[LoadedImage]):
+    """Decoded pictures of earlier requests, by API key and SHA-256 of the encoded bytes; safe from several threads.
+
+    A picture that comes again is neither decoded nor hashed pixel by pixel again. The limits are checked before, on the
+    encoded bytes, as if there were no cache.
+
+    Args:
+        max_bytes: memory of all pictures together; 0 keeps none.
+        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes.
+    """
+
+    def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
+        super().__init__(max_bytes, lambda picture: picture.size_px[0] * picture.size_px[1] * _PIXEL_BYTES)
+        self._decoders = threading.BoundedSemaphore(decoders)
+
+    def load(self, data: bytes, limits: ImageLimits, tenant: str) -> LoadedImage:
+        """The picture, from memory or decoded.
+
+        Args:
+            data: the encoded bytes, already checked against the server's limits.
+            limits: for the decoder.
+            tenant: pictures are shared within a tenant only.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        if not self.max_bytes:
+            return self._decode(data, limits)
+        digest = hashlib.sha256(tenant.encode() + b"\0")
+        digest.update(data)
+        key = digest.digest()
+        picture = self.get(key)
+        if picture is None:
+            picture = self._decode(data, limits)
+            picture = dataclasses.replace(picture, digest=pixel_digest(picture.image))
+            self.put(key, picture)
+        return picture
+
+    def _decode(self, data: bytes, limits: ImageLimits) -> LoadedImage:
+        with self._decoders:
+            return load_image(data, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +83,7 @@ class Converter:
 
     Args:
         model: whose limits and tokenizer count.
-        limits: ceilings of the server.
+        limits: of the server.
         fetch: which hosts pictures may come from.
         on_rejected: called with a short reason for every picture that is refused.
         cache: decodes pictures and keeps them.
@@ -49,43 +95,41 @@ class Converter:
     on_rejected: Callable[[str], None]
     cache: PictureCache
 
-    def request(self, asked: Asked, tenant: str = "") -> Request:
+    def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
         """Read the pictures and tokenise.
 
         Args:
-            asked: what the client sent.
+            body: what the client sent.
             tenant: decoded pictures are shared within a tenant only.
 
         Raises:
             QZoomError: a picture, a text or an option that cannot be used.
         """
-        options = self._options(asked)
-        parts = [part for _, part in image_parts(asked.messages)]
+        options = self._options(body)
+        parts = list(image_parts(body.messages))
         try:
-            pictures = self._pictures(asked.messages, tenant)
+            pictures = self._pictures(parts, tenant)
         except (ApiError, ImageError) as error:
             self.on_rejected(from_exception(error).code)
             raise
-        given = dict(zip(map(id, parts), pictures, strict=True))
-        return self.model.request(None, [_message(message, given) for message in asked.messages], **options)
+        by_part = {id(part): picture for (_, part), picture in zip(parts, pictures, strict=True)}
+        return self.model.request(None, [_message(message, by_part) for message in body.messages], **options)
 
-    def must_fetch(self, asked: Asked) -> bool:
+    def must_fetch(self, body: PerceiveRequest) -> bool:
         """Whether pictures come over the network, so that reading them may take long."""
-        return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(asked.messages))
+        return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(body.messages))
 
-    def _pictures(self, messages: Sequence[Message], tenant: str) -> list[LoadedImage]:
-        found = list(image_parts(messages))
+    def _pictures(self, parts: Sequence[tuple[str, ImagePart]], tenant: str) -> list[LoadedImage]:
         files: list[bytes] = []
-        for where, part in found:
-            with _blaming(where):
+        for where, part in parts:
+            with _naming(where):
                 files.append(self._read(part.image_url.url, self.limits.total_picture_bytes - sum(map(len, files))))
                 check_pictures(files[-1:], self.limits)
         check_pictures(files, self.limits)
-        own = self.limits.image_limits()
         pictures = []
-        for (where, _), data in zip(found, files, strict=True):
-            with _blaming(where):
-                pictures.append(self.cache.load(data, own, tenant))
+        for (where, _), data in zip(parts, files, strict=True):
+            with _naming(where):
+                pictures.append(self.cache.load(data, self.limits.image_limits(), tenant))
         return pictures
 
     def _read(self, url: str, left_bytes: int) -> bytes:
@@ -99,37 +143,34 @@ class Converter:
             "Cannot read the picture: it is neither a data URL nor http(s); write data:image/png;base64,<data>."
         )
 
-    def _options(self, asked: Asked) -> dict[str, Any]:
-        controls = asked.qzoom or ZoomControls()
-        answer_tokens = _answer_tokens(asked) if isinstance(asked, ChatRequest) else None
-        check_tokens(answer_tokens, controls.max_visual_tokens, self.limits)
-        detail = most_demanding(part.image_url.detail for _, part in image_parts(asked.messages))
+    def _options(self, body: PerceiveRequest) -> dict[str, Any]:
+        controls = body.qzoom or ZoomControls()
+        sampling = _sampling(body, self.limits) if isinstance(body, ChatRequest) else {}
+        check_tokens(sampling.get("max_new_tokens"), controls.max_visual_tokens, self.limits)
+        details = [part.image_url.detail for _, part in image_parts(body.messages)]
+        detail = most_demanding(details)
         zoom = controls.zoom or _MODES[detail]
         if zoom == "auto" and not self.model.has_region:
             zoom = "never"
         largest = detail == "original" and controls.zoom is None and controls.max_visual_tokens is None
-        count = sum(1 for _ in image_parts(asked.messages))
-        coarse, region = self._budgets(zoom, count, controls.max_visual_tokens, largest)
-        options: dict[str, Any] = {
+        coarse, region = None, None
+        if details:
+            coarse, region = self._budgets(zoom, len(details), controls.max_visual_tokens, largest=largest)
+        return sampling | {
             "zoom": zoom,
             "gate_threshold": controls.gate_threshold,
             "region_threshold": controls.region_threshold,
             "coarse_tokens": coarse,
             "region_tokens": region,
         }
-        if isinstance(asked, ChatRequest):
-            options |= _sampling(asked, answer_tokens, self.limits)
-        return options
 
     def _budgets(
-        self, zoom: ZoomMode, pictures: int, total: int | None, largest: bool
+        self, zoom: ZoomMode, pictures: int, total: int | None, *, largest: bool
     ) -> tuple[TokenBudget | None, TokenBudget | None]:
-        """Limits of the coarse look at each picture and of all regions together; None keeps the checkpoint's own.
+        """Limits of the coarse pass over each picture and of all regions together; None keeps the checkpoint's own.
 
-        Where even those could exceed the server's ceiling, the ceiling is shared like a total of the client's.
+        Where even those could exceed the server's limit, that limit is shared like a total of the client's.
         """
-        if pictures == 0:
-            return None, None
         config, default = self.model.config, self.model.engine.backbone.default_budget()
         coarse = config.coarse_tokens or default
         region = config.region_tokens or coarse
@@ -149,10 +190,6 @@ class Converter:
         return _cut(coarse, most), second
 
 
-def _cut(budget: TokenBudget, most: int) -> TokenBudget:
-    return TokenBudget(min(budget.min_tokens, most), most)
-
-
 def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
     """The pictures of a conversation in order, each with its place for error texts."""
     for i, message in enumerate(messages):
@@ -162,10 +199,14 @@ def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
                     yield f"messages[{i}].content[{j}].image_url", part
 
 
-def most_demanding(details: Iterator[str | None]) -> str:
-    """The highest of low, auto, high, original; "auto" stands for none, and for no picture at all."""
+def most_demanding(details: Sequence[str | None]) -> str:
+    """The highest of low, auto, high, original; None counts as "auto", and so does no picture at all."""
     ranks = [_DETAILS.index(detail or "auto") for detail in details]
     return _DETAILS[max(ranks)] if ranks else "auto"
+
+
+def _cut(budget: TokenBudget, most: int) -> TokenBudget:
+    return TokenBudget(min(budget.min_tokens, most), most)
 
 
 def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, Any]:
@@ -181,26 +222,23 @@ def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, An
     return {"role": role, "content": parts}
 
 
-def _answer_tokens(asked: ChatRequest) -> int | None:
-    return asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-
-
-def _sampling(asked: ChatRequest, tokens: int | None, limits: ServerLimits) -> dict[str, Any]:
-    """Decoding options; what is not said keeps the library's own default."""
-    given: dict[str, Any] = {
+def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
+    """Decoding options; those that were not given keep the library's own default."""
+    tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    options: dict[str, Any] = {
         "max_new_tokens": min(128, limits.max_new_tokens) if tokens is None else tokens,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "top_k": asked.top_k,
-        "stop": asked.stop,
-        "seed": asked.seed,
-        "ignore_eos": asked.ignore_eos,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "stop": body.stop,
+        "seed": body.seed,
+        "ignore_eos": body.ignore_eos,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @contextmanager
-def _blaming(where: str) -> Iterator[None]:
+def _naming(where: str) -> Iterator[None]:
     """Adds the place of a picture to errors about it."""
     try:
         yield

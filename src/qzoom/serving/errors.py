@@ -1,38 +1,25 @@
-"""Every refusal in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, with the right status.
+"""Every error response in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, and its log entry.
 
-A text that leaves the server is either one of our own sentences or a fixed one; what broke goes to the log.
+A message that leaves the server is one of our own sentences; details of unexpected failures go to the log only.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from qzoom.errors import (
-    BudgetError,
-    ConfigError,
-    DeadlineError,
-    FetchFailedError,
-    FetchRefusedError,
-    FetchTimeoutError,
-    HeadsMissingError,
-    ImageError,
-    QuestionError,
-    QueueFullError,
-    QZoomError,
-    StoppingError,
-)
+from qzoom import errors
+from qzoom.errors import QZoomError
 
-__all__ = ["ApiError", "from_exception", "from_status", "key_error"]
+__all__ = ["ApiError", "from_exception", "from_status", "key_error", "log_failure"]
 
 INTERNAL = "The server failed on this request; its log says why."
 
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    429: "rate_limit_error",
-}
+_LOG = logging.getLogger("qzoom.serving")
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {
     400: "invalid_request",
     401: "invalid_api_key",
@@ -48,29 +35,29 @@ _CODES = {
     503: "unavailable",
     504: "deadline_exceeded",
 }
-
-
-# The first kind that fits counts: special ones before those that they derive from.
+# Status, code and `param` of each kind; the first that fits counts, so subclasses stand before their bases.
 _KINDS: tuple[tuple[type[QZoomError], int, str | None, str | None], ...] = (
-    (DeadlineError, 504, None, None),
-    (FetchRefusedError, 422, None, None),
-    (FetchTimeoutError, 504, "media_timeout", None),
-    (FetchFailedError, 503, "media_unavailable", None),
-    (ImageError, 400, "invalid_image", None),
-    (QuestionError, 400, "invalid_question", "messages"),
-    (BudgetError, 400, "invalid_budget", "qzoom"),
-    (ConfigError, 400, None, None),
-    (HeadsMissingError, 400, "cannot_zoom", "qzoom.zoom"),
+    (errors.QueueFullError, 429, None, None),
+    (errors.StoppingError, 503, "stopping", None),
+    (errors.DeadlineError, 504, None, None),
+    (errors.FetchRefusedError, 422, None, None),
+    (errors.FetchTimeoutError, 504, "media_timeout", None),
+    (errors.FetchFailedError, 503, "media_unavailable", None),
+    (errors.ImageError, 400, "invalid_image", None),
+    (errors.QuestionError, 400, "invalid_question", "messages"),
+    (errors.BudgetError, 400, "invalid_budget", "qzoom"),
+    (errors.ConfigError, 400, None, None),
+    (errors.HeadsMissingError, 400, "cannot_zoom", "qzoom.zoom"),
 )
 
 
 class ApiError(QZoomError):
-    """A refusal as a client sees it.
+    """An error as a client sees it.
 
     Args:
         status: the HTTP status.
-        message: the sentence.
-        param: the field that is to blame, as `messages[0].content`; None when there is none.
+        message: one sentence.
+        param: the field at fault, as `messages[0].content`; None when there is none.
         code: a word for programs; None takes the status's own.
         headers: to send along, e.g. Retry-After.
     """
@@ -92,32 +79,39 @@ class ApiError(QZoomError):
 
     def body(self) -> dict[str, Any]:
         """The JSON that is sent."""
-        standard = "invalid_request_error" if self.status < 500 else "server_error"
-        kind = _TYPES.get(self.status, standard)
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def encoded(self) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body of a response that is sent outside of the application and closes the connection."""
+        body = json.dumps(self.body()).encode("ascii")
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        headers |= self.headers
+        return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()], body
 
 
 def from_exception(error: BaseException, param: str | None = None) -> ApiError:
-    """The refusal that an exception becomes; anything that is not ours becomes a fixed text with status 500.
+    """The response to an exception; one that is not ours becomes a fixed text with status 500.
 
     Args:
         error: what was raised.
-        param: the field that is to blame, where the caller knows better than the error.
+        param: the field at fault, where the caller knows better than the error.
     """
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, QueueFullError):
-        return ApiError(429, str(error), headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
-    if isinstance(error, StoppingError):
-        return ApiError(503, str(error), code="stopping", headers={"Retry-After": "5"})
+    headers = {}
+    if isinstance(error, errors.QueueFullError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, errors.StoppingError):
+        headers["Retry-After"] = "5"
     for kind, status, code, standard in _KINDS:
         if isinstance(error, kind):
-            return ApiError(status, str(error), param=param or standard, code=code)
+            return ApiError(status, str(error), param=param or standard, code=code, headers=headers)
     return ApiError(500, INTERNAL)
 
 
 def from_status(status: int, method: str, path: str) -> ApiError:
-    """The refusal for an address or method that does not exist.
+    """The response for an address or method that does not exist.
 
     Args:
         status: 404, 405 or another one that the router gave.
@@ -132,6 +126,17 @@ def from_status(status: int, method: str, path: str) -> ApiError:
     return ApiError(status, "The request was refused." if status < 500 else INTERNAL)
 
 
-def key_error() -> ApiError:
-    """No key, or a wrong one."""
-    return ApiError(401, "Send one of the server's API keys: 'Authorization: Bearer KEY'.")
+def key_error(challenge: str) -> ApiError:
+    """No API key, or a wrong one.
+
+    Args:
+        challenge: the header WWW-Authenticate.
+    """
+    text = "Send one of the server's API keys: 'Authorization: Bearer KEY'."
+    return ApiError(401, text, headers={"WWW-Authenticate": challenge})
+
+
+def log_failure(error: BaseException) -> None:
+    """Log an error whose client is told a fixed text; ordinary refusals are not logged."""
+    if from_exception(error).status == 500:
+        _LOG.error("a request failed", exc_info=error)

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from qzoom.serving.pictures import PictureCache
+from qzoom.images.geometry import box_area_px
+from qzoom.serving.convert import PictureCache
 from qzoom.serving.scheduler import Scheduler
 from qzoom.types import Answer, Perception
 
-__all__ = ["Metrics"]
+__all__ = ["CONTENT_TYPE", "ServerMetrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -22,7 +23,7 @@ _TENTHS = tuple(i / 10 for i in range(1, 11))
 _AREAS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
-class Metrics:
+class ServerMetrics:
     """Counters and histograms of one server.
 
     Args:
@@ -31,46 +32,34 @@ class Metrics:
     """
 
     def __init__(self, scheduler: Scheduler, pictures: PictureCache) -> None:
-        self._registry = registry = CollectorRegistry()
-        registry.register(_Live(scheduler, pictures))
-        self.first_token_s = Histogram(
-            "qzoom:time_to_first_token_seconds",
-            "From the request's arrival to the first piece of its answer.",
-            buckets=_SECONDS,
-            registry=registry,
+        self._scheduler = scheduler
+        self._pictures = pictures
+        self._registry = CollectorRegistry()
+        self._registry.register(self)  # for what `collect` reads at each scrape
+        self.first_token_s = self._histogram(
+            "time_to_first_token_seconds", "From the request's arrival to the first piece of its answer.", _SECONDS
         )
-        self.request_s = Histogram(
-            "qzoom:e2e_request_latency_seconds",
-            "From the request's arrival to the end of its answer.",
-            buckets=_SECONDS,
-            registry=registry,
+        self.request_s = self._histogram(
+            "e2e_request_latency_seconds", "From the request's arrival to the end of its answer.", _SECONDS
         )
-        self._prompt = Counter("qzoom:prompt_tokens", "Prompt tokens, visual ones included.", registry=registry)
-        self._reused = Counter(
-            "qzoom:prefill_reused_tokens", "Prompt tokens that the prefix cache had.", registry=registry
-        )
-        self._generated = Counter("qzoom:generation_tokens", "Generated tokens.", registry=registry)
-        self._score = Histogram("qzoom:gate_score", "What the gate said.", buckets=_TENTHS, registry=registry)
-        self._zoom = Counter("qzoom:zoom", "Answers, by whether a region was read.", ["decision"], registry=registry)
-        self._area = Histogram(
-            "qzoom:region_area_ratio", "A region's part of its picture.", buckets=_AREAS, registry=registry
-        )
-        self._rejected = Counter("qzoom:media_rejected", "Refused pictures and bodies.", ["reason"], registry=registry)
-        self._ended = Counter("qzoom:requests", "Requests to the model, by HTTP status.", ["status"], registry=registry)
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens, visual ones included.")
+        self._reused = self._counter("prefill_reused_tokens", "Prompt tokens that the prefix cache had.")
+        self._generated = self._counter("generation_tokens", "Generated tokens.")
+        self._score = self._histogram("gate_score", "The gate's scores.", _TENTHS)
+        self._zoom = self._counter("zoom", "Answers, by whether a region was read.", "decision")
+        self._area = self._histogram("region_area_ratio", "A region's part of its picture.", _AREAS)
+        self._rejected = self._counter("media_rejected", "Refused pictures and bodies.", "reason")
+        self._ended = self._counter("requests", "Requests to the model, by HTTP status.", "status")
 
     def answered(self, answer: Answer) -> None:
-        """Count an answer's tokens and what was decided."""
-        self._prompt.inc(answer.usage.prompt_tokens)
-        self._reused.inc(answer.usage.reused_tokens)
+        """Count an answer's tokens and whether it zoomed."""
         self._generated.inc(answer.usage.completion_tokens)
         self._zoom.labels("zoom" if answer.gate.zoomed else "coarse").inc()
         self._looked(answer)
 
-    def perceived(self, seen: Perception) -> None:
-        """Count a look without an answer."""
-        self._prompt.inc(seen.usage.prompt_tokens)
-        self._reused.inc(seen.usage.reused_tokens)
-        self._looked(seen)
+    def perceived(self, perception: Perception) -> None:
+        """Count a perception without an answer."""
+        self._looked(perception)
 
     def rejected(self, reason: str) -> None:
         """Count a refused picture or body.
@@ -88,36 +77,40 @@ class Metrics:
         """All of it in Prometheus's text format."""
         return generate_latest(self._registry)
 
-    def _looked(self, seen: Answer | Perception) -> None:
-        if seen.gate.score is not None:
-            self._score.observe(seen.gate.score)
-        for region in seen.regions:
-            x0, y0, x1, y1 = region.box
-            width, height = seen.image_sizes_px[region.image]
-            self._area.observe((x1 - x0) * (y1 - y0) / (width * height))
-
-
-class _Live:
-    """What the scheduler knows at the moment of the question."""
-
-    def __init__(self, scheduler: Scheduler, pictures: PictureCache) -> None:
-        self._scheduler = scheduler
-        self._pictures = pictures
-
     def collect(self) -> Iterator[Metric]:
-        """The gauges and the caches' counters."""
-        now, cache, pictures = self._scheduler, self._scheduler.cache, self._pictures
-        held = cache.nbytes + cache.regions.nbytes
-        yield GaugeMetricFamily("qzoom:num_requests_running", "Answers being decoded.", value=now.running)
-        yield GaugeMetricFamily("qzoom:num_requests_waiting", "Requests that wait for a slot.", value=now.waiting)
-        yield GaugeMetricFamily("qzoom:worker_beat_age_seconds", "Since the worker's last step.", value=now.beat_age_s)
-        yield GaugeMetricFamily("qzoom:prefix_cache_bytes", "Memory of the prefix cache.", value=held)
-        yield GaugeMetricFamily("qzoom:prefix_cache_entries", "Prefixes kept.", value=cache.entries)
-        yield CounterMetricFamily("qzoom:prefix_cache_hits", "Prompts that began with a kept prefix.", value=cache.hits)
-        yield CounterMetricFamily("qzoom:prefix_cache_misses", "Prompts that did not.", value=cache.misses)
-        yield GaugeMetricFamily("qzoom:picture_cache_bytes", "Memory of the decoded pictures.", value=pictures.nbytes)
-        yield GaugeMetricFamily("qzoom:picture_cache_entries", "Decoded pictures kept.", value=pictures.entries)
-        yield CounterMetricFamily("qzoom:picture_cache_hits", "Pictures that were kept decoded.", value=pictures.hits)
-        yield CounterMetricFamily("qzoom:picture_cache_misses", "Pictures that were not.", value=pictures.misses)
-        yield CounterMetricFamily("qzoom:region_cache_hits", "Regions kept encoded.", value=cache.regions.hits)
-        yield CounterMetricFamily("qzoom:region_cache_misses", "Regions that were not.", value=cache.regions.misses)
+        """The scheduler's gauges and the caches' counters; called at each scrape."""
+        cache, pictures = self._scheduler.cache, self._pictures
+        for name, text, value in (
+            ("num_requests_running", "Answers being decoded.", self._scheduler.running),
+            ("num_requests_waiting", "Requests that wait for a slot.", self._scheduler.waiting),
+            ("worker_beat_age_seconds", "Since the worker's last step.", self._scheduler.heartbeat_age_s),
+            ("prefix_cache_bytes", "Memory of the prefix cache.", cache.nbytes + cache.regions.nbytes),
+            ("prefix_cache_entries", "Prefixes kept.", cache.entries),
+            ("picture_cache_bytes", "Memory of the decoded pictures.", pictures.nbytes),
+            ("picture_cache_entries", "Decoded pictures kept.", pictures.entries),
+        ):
+            yield GaugeMetricFamily(f"qzoom:{name}", text, value=value)
+        for name, text, count in (
+            ("prefix_cache_hits", "Prompts that began with a kept prefix.", cache.hits),
+            ("prefix_cache_misses", "Prompts that did not.", cache.misses),
+            ("picture_cache_hits", "Pictures that were kept decoded.", pictures.hits),
+            ("picture_cache_misses", "Pictures that were not.", pictures.misses),
+            ("region_cache_hits", "Regions kept encoded.", cache.regions.hits),
+            ("region_cache_misses", "Regions that were not.", cache.regions.misses),
+        ):
+            yield CounterMetricFamily(f"qzoom:{name}", text, value=count)
+
+    def _looked(self, result: Answer | Perception) -> None:
+        self._prompt.inc(result.usage.prompt_tokens)
+        self._reused.inc(result.usage.reused_tokens)
+        if result.gate.score is not None:
+            self._score.observe(result.gate.score)
+        for region in result.regions:
+            width, height = result.image_sizes_px[region.image]
+            self._area.observe(box_area_px(region.box) / (width * height))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"qzoom:{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"qzoom:{name}", text, buckets=buckets, registry=self._registry)

@@ -1,51 +1,59 @@
-"""What clients may send: OpenAI's chat completions, and the same questions to the gate and region branch alone.
+"""Request bodies: OpenAI's chat completions, and `/v1/perceive`, which asks the gate and the region branch only.
 
-Fields that OpenAI's clients commonly send and that change nothing here are taken; those that ask for something this
-server does not do are refused with a sentence (`parse.NOT_DONE`), and unknown ones with the closest known name.
+Fields that OpenAI's clients commonly send and that change nothing here are accepted; those that ask for something this
+server does not do are refused with a sentence (`UNSUPPORTED`), and unknown ones with the closest known name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-__all__ = [
-    "AssistantMessage",
-    "ChatRequest",
-    "ImagePart",
-    "ImageUrl",
-    "Message",
-    "PerceiveRequest",
-    "StreamOptions",
-    "SystemMessage",
-    "TextPart",
-    "UserMessage",
-    "ZoomControls",
-]
+from qzoom.serving.errors import ApiError
 
-Detail = Literal["low", "auto", "high", "original"]
-Nothing = Annotated[None, Field(description="Taken only when it is null.")]
-Unused = Annotated[Any, Field(description="Taken and ignored.")]
-Zero = Annotated[float, Field(ge=0, le=0)]
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+__all__ = ["ChatRequest", "ImagePart", "Message", "PerceiveRequest", "ZoomControls", "validate"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+UNSUPPORTED = {
+    "n": "this server gives one answer per request; leave it out or set it to 1.",
+    "logprobs": "this server gives no log probabilities; leave it out or set it to false.",
+    "top_logprobs": "this server gives no log probabilities; leave it out or set it to 0.",
+    "presence_penalty": "this server has no penalties; leave it out or set it to 0.",
+    "frequency_penalty": "this server has no penalties; leave it out or set it to 0.",
+    "logit_bias": "this server does not change the odds of tokens; leave it out.",
+    "response_format": "answers are plain text; leave it out or set it to {'type': 'text'}.",
+    "modalities": "answers are text only; leave it out or set it to ['text'].",
+    "tools": "the model calls no tools; leave them out.",
+    "tool_choice": "the model calls no tools; leave it out.",
+    "tool_calls": "the model calls no tools; leave them out.",
+    "functions": "the model calls no functions; leave them out.",
+    "function_call": "the model calls no functions; leave it out.",
+    "audio": "the model neither hears nor speaks; leave it out.",
+    "prediction": "this server takes no predicted answers; leave it out.",
+    "web_search_options": "this server searches nothing; leave it out.",
+}
+_WORDS = {
+    "too_short": "it needs at least {min_length}.",
+    "too_long": "it may have at most {max_length}.",
+    "string_too_short": "the text must not be empty.",
+    "string_too_long": "the text may have at most {max_length} characters.",
+    "model_type": "it must be an object.",
+    "dict_type": "it must be an object.",
+    "int_type": "it must be a whole number.",
+    "int_from_float": "it must be a whole number.",
+    "missing": "it is missing.",
+    "none_required": "it must be null.",
+}
 
 
-def _off(value: bool) -> bool:
-    if value:
-        raise ValueError("must be false")
-    return value
-
-
-def _by_key(key: str, tags: dict[str, str], message: str) -> Discriminator:
-    """Chooses an alternative by what stands under `key`, so that only its errors are told."""
-
-    def choose(value: Any) -> str | None:
-        found = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
-        return tags.get(found) if isinstance(found, str) else None
-
-    return _choice(choose, message)
+def _whole(value: Any) -> Any:
+    """5.0 is the same JSON number as 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _text_or_list(value: Any) -> str | None:
@@ -56,17 +64,27 @@ def _choice(choose: Callable[[Any], str | None], message: str) -> Discriminator:
     return Discriminator(choose, custom_error_type="no_such_kind", custom_error_message=message)
 
 
-def _whole(value: Any) -> Any:
-    """5.0 is the same JSON number as 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _by_key(key: str, tags: dict[str, str], message: str) -> Discriminator:
+    """Chooses an alternative by the value under `key`, so that only its errors are reported."""
+
+    def choose(value: Any) -> str | None:
+        name = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+        return tags.get(name) if isinstance(name, str) else None
+
+    return _choice(choose, message)
 
 
+Detail = Literal["low", "auto", "high", "original"]
+Nothing = Annotated[None, Field(description="Taken only when it is null.")]
+Unused = Annotated[Any, Field(description="Taken and ignored.")]
+Empty = Annotated[list[Any], Field(max_length=0)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(_whole)
-Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": False})]
 One = Annotated[int, Field(ge=1, le=1), Whole]
 Naught = Annotated[int, Field(ge=0, le=0), Whole]
-
-
+Positive = Annotated[int, Field(ge=1, le=10**6), Whole]
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = Annotated[
     Annotated[StopText, Tag("<text>")] | Annotated[list[StopText], Field(max_length=16), Tag("<list>")],
     _choice(_text_or_list, "a text or a list of texts"),
@@ -120,7 +138,7 @@ Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<
 
 
 class SystemMessage(_Strict):
-    """Instructions that come before the talk."""
+    """Instructions that come before the conversation."""
 
     role: Literal["system", "developer"]
     content: TextContent
@@ -142,7 +160,7 @@ class AssistantMessage(_Strict):
     content: TextContent
     name: Unused = None
     refusal: Nothing = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Empty | None = None
     function_call: Nothing = None
     audio: Nothing = None
     annotations: Unused = None
@@ -173,6 +191,12 @@ class StreamOptions(_Strict):
     include_obfuscation: Unused = None
 
 
+class TextFormat(_Strict):
+    """The one format of answers."""
+
+    type: Literal["text"]
+
+
 class ZoomControls(_Strict):
     """How to look; `extra_body={"qzoom": {...}}` in OpenAI's clients.
 
@@ -180,19 +204,19 @@ class ZoomControls(_Strict):
         zoom: overrules every picture's `detail`.
         gate_threshold: zoom at this gate score.
         region_threshold: map value above which a cell is of interest.
-        max_visual_tokens: most visual tokens of all looks together.
+        max_visual_tokens: most visual tokens of the coarse pass and all regions together.
         heatmap: put the region branch's map into the result.
     """
 
     zoom: Literal["auto", "never", "always"] | None = None
-    gate_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    region_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    gate_threshold: Share | None = None
+    region_threshold: Share | None = None
     max_visual_tokens: Annotated[int, Field(ge=1, le=2**31 - 1), Whole] | None = None
     heatmap: bool | None = None
 
 
 class PerceiveRequest(_Strict):
-    """A question to the gate and the region branch alone."""
+    """A question to the gate and the region branch only."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -201,16 +225,13 @@ class PerceiveRequest(_Strict):
     metadata: Unused = None
 
 
-class ChatRequest(_Strict):
-    """One chat completion. `temperature` is 0 and `max_tokens` 128 unless said otherwise, as in `QZoom.ask`."""
+class ChatRequest(PerceiveRequest):
+    """One chat completion. `temperature` is 0 and `max_tokens` 128 unless given, as in `QZoom.ask`."""
 
-    model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
-    qzoom: ZoomControls | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=10**6), Whole] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=10**6), Whole] | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
@@ -219,23 +240,21 @@ class ChatRequest(_Strict):
     ignore_eos: bool | None = None
     # Taken when they ask for what this server does anyway.
     n: One | None = None
-    logprobs: Off | None = None
+    logprobs: Literal[False] | None = None
     top_logprobs: Naught | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Empty | None = None
     tool_choice: Literal["none", "auto"] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    functions: Empty | None = None
     function_call: Literal["none", "auto"] | None = None
     audio: Nothing = None
     prediction: Nothing = None
     web_search_options: Nothing = None
     # Taken and ignored.
-    user: Unused = None
-    metadata: Unused = None
     store: Unused = None
     parallel_tool_calls: Unused = None
     service_tier: Unused = None
@@ -246,10 +265,57 @@ class ChatRequest(_Strict):
     verbosity: Unused = None
 
 
-class TextFormat(_Strict):
-    """The one format of answers."""
+def validate(model: type[Model], payload: dict[str, Any]) -> Model:
+    """Check the types and values of a parsed body (see `limits.read_payload`).
 
-    type: Literal["text"]
+    Raises:
+        ApiError: status 400; its sentence and `param` name the first field that is wrong.
+    """
+    try:
+        return model.model_validate(payload)
+    except pydantic.ValidationError as error:
+        raise _explain(model, error.errors(include_url=False)[0]) from error
 
 
-ChatRequest.model_rebuild()
+def _explain(model: type[BaseModel], failure: Mapping[str, Any]) -> ApiError:
+    kind, location = failure["type"], failure["loc"]
+    *above, last = location or ("",)
+    path = [step for step in above if not _is_tag(step)]
+    if kind == "extra_forbidden" or not _is_tag(last):
+        path.append(last)
+    where = _dotted(path)
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(str(last)[:80], _field_names(model), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "leave it out."
+        text = f"Unknown field {ascii(str(last))[:80]}; {hint}"
+        return ApiError(400, text, param=where, code="unknown_field")
+    name = next((str(step) for step in path if step in UNSUPPORTED), None)
+    if name is not None:
+        return ApiError(400, f"{where}: {UNSUPPORTED[name]}", param=where, code="unsupported")
+    text = _WORDS[kind].format(**failure.get("ctx", {})) if kind in _WORDS else _sentence(str(failure["msg"]))
+    return ApiError(400, f"{where}: {text}", param=where)
+
+
+def _is_tag(step: int | str) -> bool:
+    """Whether a step of a location names an alternative (a `Tag` above) and no field."""
+    return isinstance(step, str) and step.startswith("<")
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    out = ""
+    for step in path:
+        out += f"[{step}]" if isinstance(step, int) else "." * bool(out) + ascii(step)[1:-1][:60]
+    return out or "the body"
+
+
+def _field_names(model: type[BaseModel]) -> list[str]:
+    """All field names of a model and of the models inside it."""
+    schema = model.model_json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return sorted({name for part in parts for name in part.get("properties", {})})
+
+
+def _sentence(text: str) -> str:
+    """A validator's message as the end of a sentence of ours."""
+    text = text.removeprefix("Input should be ").removeprefix("Input ").rstrip(".")
+    return f"it must be {text}." if text else "it is not valid."

@@ -1,51 +1,55 @@
-"""What the server sends back: OpenAI's records, with gate, regions and times beside them under `qzoom`."""
+"""What the server sends back: OpenAI's records, with gate, regions and times under `qzoom`.
+
+The records are typed dictionaries: the same declaration checks the code that fills them and gives the OpenAPI document.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, cast
 
-from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from qzoom import __version__
-from qzoom.types import Answer, GateDecision, HeatMap, Perception, Region, Usage
+from qzoom.types import Answer, HeatMap, Perception, Usage
 
 __all__ = [
     "ChatCompletion",
     "ErrorReply",
-    "Header",
     "ModelCard",
     "ModelList",
     "PerceptionReply",
     "StatusReply",
     "VersionReply",
     "completion",
+    "header",
     "perception_reply",
+    "usage_record",
     "zoom_record",
 ]
 
 FINGERPRINT = f"qzoom-{__version__}"
 
 
-class GateRecord(BaseModel):
+class GateRecord(TypedDict):
     """See `GateDecision`; `note` only when there is one."""
 
     score: float | None
     threshold: float | None
     zoomed: bool
-    note: str | None = None
+    note: NotRequired[str]
 
 
-class RegionRecord(BaseModel):
-    """A box in original pixels (x0, y0, x1, y1), half-open, and the picture it is in."""
+class RegionRecord(TypedDict):
+    """A box in original pixels (x0, y0, x1, y1), half-open, and the number of its picture."""
 
     box: list[int]
     image: int
     score: float
 
 
-class ZoomRecord(BaseModel):
+class ZoomRecord(TypedDict):
     """Where the model looked; `heatmap` has one list of rows per picture, or is null when not asked for."""
 
     gate: GateRecord
@@ -53,10 +57,10 @@ class ZoomRecord(BaseModel):
     image_sizes: list[list[int]]
     timing_ms: dict[str, float]
     heatmap: list[list[list[float]]] | None
-    notes: list[str] | None = None
+    notes: NotRequired[list[str]]
 
 
-class PromptDetails(BaseModel):
+class PromptDetails(TypedDict):
     """Parts of the prompt; image tokens are coarse and region tokens together."""
 
     cached_tokens: int
@@ -65,8 +69,8 @@ class PromptDetails(BaseModel):
     region_tokens: int
 
 
-class UsageRecord(BaseModel):
-    """Tokens paid."""
+class UsageRecord(TypedDict):
+    """Tokens in OpenAI's names."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -74,47 +78,49 @@ class UsageRecord(BaseModel):
     prompt_tokens_details: PromptDetails
 
 
-class ReplyMessage(BaseModel):
+class ReplyMessage(TypedDict):
     """The answer."""
 
     role: Literal["assistant"]
     content: str
-    refusal: None = None
+    refusal: None
     qzoom: ZoomRecord
 
 
-class Choice(BaseModel):
+class Choice(TypedDict):
     """The one choice."""
 
     index: int
     message: ReplyMessage
-    logprobs: None = None
+    logprobs: None
     finish_reason: Literal["stop", "length"]
 
 
-class ChatCompletion(BaseModel):
-    """A whole answer."""
+class Header(TypedDict):
+    """What all records of one request share."""
 
     id: str
-    object: Literal["chat.completion"]
     created: int
     model: str
+
+
+class ChatCompletion(Header):
+    """A whole answer."""
+
+    object: Literal["chat.completion"]
     system_fingerprint: str
     choices: list[Choice]
     usage: UsageRecord
 
 
-class PerceptionReply(ZoomRecord):
+class PerceptionReply(ZoomRecord, Header):
     """Gate, regions and map, without an answer."""
 
-    id: str
     object: Literal["qzoom.perception"]
-    created: int
-    model: str
     usage: UsageRecord
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(TypedDict):
     """What is wrong, of what kind, with which field, and a word for programs."""
 
     message: str
@@ -123,13 +129,13 @@ class ErrorDetail(BaseModel):
     code: str | None
 
 
-class ErrorReply(BaseModel):
+class ErrorReply(TypedDict):
     """Every refusal."""
 
     error: ErrorDetail
 
 
-class ModelCard(BaseModel):
+class ModelCard(TypedDict):
     """The model served."""
 
     id: str
@@ -140,90 +146,85 @@ class ModelCard(BaseModel):
     qzoom: dict[str, Any]
 
 
-class ModelList(BaseModel):
+class ModelList(TypedDict):
     """The models served: one."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
-class StatusReply(BaseModel):
+class StatusReply(TypedDict):
     """Alive, or ready."""
 
     status: str
 
 
-class VersionReply(BaseModel):
+class VersionReply(TypedDict):
     """The version of qzoom."""
 
     version: str
 
 
-class Header:
-    """What all records of one request share.
+def header(prefix: str, model: str) -> Header:
+    """The header of one request's records.
 
     Args:
-        model: the name that the client used.
         prefix: of the id.
+        model: the name that the client used.
     """
-
-    def __init__(self, model: str, prefix: str) -> None:
-        self.id = f"{prefix}-{uuid.uuid4().hex}"
-        self.created = int(time.time())
-        self.model = model
-
-    def fields(self, kind: str) -> dict[str, Any]:
-        """id, object, created and model."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
-def completion(header: Header, answer: Answer, *, heatmap: bool) -> dict[str, Any]:
+def completion(model: str, answer: Answer, *, heatmap: bool) -> ChatCompletion:
     """A whole answer as JSON types."""
-    message = {
+    message: ReplyMessage = {
         "role": "assistant",
         "content": answer.text,
         "refusal": None,
         "qzoom": zoom_record(answer, heatmap=heatmap),
     }
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-    return header.fields("chat.completion") | {
+    finish = cast(Literal["stop", "length"], answer.finish_reason)  # a cancelled one has no reader
+    return {
+        **header("chatcmpl", model),
+        "object": "chat.completion",
         "system_fingerprint": FINGERPRINT,
-        "choices": [choice],
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
         "usage": usage_record(answer.usage),
     }
 
 
-def perception_reply(header: Header, seen: Perception, *, heatmap: bool) -> dict[str, Any]:
-    """Gate, regions and map as JSON types."""
-    return (
-        header.fields("qzoom.perception")
-        | zoom_record(seen, heatmap=heatmap, proposed=True)
-        | {"usage": usage_record(seen.usage)}
-    )
+def perception_reply(model: str, perception: Perception, *, heatmap: bool) -> PerceptionReply:
+    """Gate, regions (whatever the gate decided) and map as JSON types."""
+    return {
+        **header("perc", model),
+        "object": "qzoom.perception",
+        **zoom_record(perception, heatmap=heatmap, proposed=True),
+        "usage": usage_record(perception.usage),
+    }
 
 
-def zoom_record(seen: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> dict[str, Any]:
+def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> ZoomRecord:
     """Gate, regions, sizes, times and, where asked for, the map.
 
     Args:
-        seen: what to tell.
-        heatmap: whether the map was asked for.
-        proposed: tell the regions although the gate was content.
+        result: an answer or a perception.
+        heatmap: include the map.
+        proposed: include the regions although the gate did not zoom.
     """
-    shown: tuple[Region, ...] = seen.regions if seen.gate.zoomed or proposed else ()
-    out: dict[str, Any] = {
-        "gate": _gate(seen.gate),
-        "regions": [{"box": list(r.box), "image": r.image, "score": r.score} for r in shown],
-        "image_sizes": [list(size) for size in seen.image_sizes_px],
-        "timing_ms": {name: round(ms, 2) for name, ms in seen.timing_ms.items()},
-        "heatmap": [_rows(m) for m in seen.heat_maps] if heatmap else None,
+    regions = result.regions if result.gate.zoomed or proposed else ()
+    record: ZoomRecord = {
+        "gate": cast(GateRecord, result.gate.to_dict()),
+        "regions": [{"box": list(region.box), "image": region.image, "score": region.score} for region in regions],
+        "image_sizes": [list(size) for size in result.image_sizes_px],
+        "timing_ms": {name: round(ms, 2) for name, ms in result.timing_ms.items()},
+        "heatmap": [_rows(item) for item in result.heat_maps] if heatmap else None,
     }
-    if isinstance(seen, Answer) and seen.notes:
-        out["notes"] = list(seen.notes)
-    return out
+    if isinstance(result, Answer) and result.notes:
+        record["notes"] = list(result.notes)
+    return record
 
 
-def usage_record(usage: Usage) -> dict[str, Any]:
+def usage_record(usage: Usage) -> UsageRecord:
     """Tokens in OpenAI's names."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -238,10 +239,6 @@ def usage_record(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _gate(gate: GateDecision) -> dict[str, Any]:
-    return gate.to_dict()
-
-
 def _rows(heat_map: HeatMap) -> list[list[float]]:
-    """Rows of the map, top to bottom, in millionths."""
+    """Rows of the map, top to bottom, rounded to six places."""
     return [[round(value, 6) for value in row] for row in heat_map.values.tolist()]

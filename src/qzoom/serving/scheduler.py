@@ -1,84 +1,77 @@
-"""One worker thread that owns the model and keeps a running batch of everybody's questions.
+"""One worker thread that owns the model and keeps a continuous batch of everybody's questions.
 
-Between two decode steps it drops who left or ran out of time, lets waiting ones join (their looks and zooms run as one
-batch) and, when places are short, makes long answers take turns with waiting ones.
+Between two decode steps it drops requests that were cancelled or ran out of time, starts waiting ones (their coarse
+passes and zooms run as one batch) and, when slots are short, preempts long answers in favour of waiting requests.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from typing import Annotated
 
-from qzoom.engine.fit import check_requests, coarse_budget
+from qzoom.engine.batch import ContinuousBatch, KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
-from qzoom.engine.request import Request
-from qzoom.engine.running import Named, RunningBatch
-from qzoom.errors import ConfigError, DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
+from qzoom.engine.request import Request, check_requests, coarse_budget
+from qzoom.errors import DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
-from qzoom.serving.memory import trim_memory
+from qzoom.settings import Between, settings
 from qzoom.types import StreamEvent
 
-__all__ = ["Listener", "Scheduler", "SchedulerLimits", "Ticket"]
+__all__ = ["Listener", "RequestHandle", "Scheduler", "SchedulerLimits", "limit_arenas", "settle", "trim_memory"]
 
 Listener = Callable[[StreamEvent | QZoomError], None]
 """Called on the worker thread; must not block."""
+Count = Annotated[int, Between(1)]
 
-_PARKED = 2  # answers that may be parked, in multiples of the slots; each holds its keys and values
+_PREEMPTED = 2  # answers that may be preempted, in multiples of the slots; each holds its keys and values
 _TRIM_S = 5.0  # how often freed memory is given back
-_IDLE_S = 0.5  # how often an idle worker shows that it lives
+_IDLE_S = 0.5  # how often an idle worker renews its heartbeat
+_ARENA_MAX = -8  # of malloc.h
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class SchedulerLimits:
-    """How much is done at once.
+    """How much is done at once."""
 
-    Args:
-        slots: answers decoded together.
-        queue: requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels.
-        prefill_tokens: visual tokens of the looks that start together; a single larger one runs alone.
-        quantum: tokens that an answer may take before a waiting request gets its place.
-        cache_bytes: memory of the prefix cache; 0 turns it off. A server keeps decoded pictures in a quarter of it.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    slots: int = 16
-    queue: int = 64
-    prefill_tokens: int = 4096
-    quantum: int = 64
-    cache_bytes: int = 256 * 2**20
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value, least = getattr(self, name), 0 if name == "cache_bytes" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-
-
-class Ticket:
-    """A submitted request."""
-
-    def __init__(self, job: _Job, wake: threading.Condition) -> None:
-        self._job = job
-        self._wake = wake
-
-    def cancel(self) -> None:
-        """End it before the next decode step; from any thread, any number of times."""
-        with self._wake:
-            self._job.cancelled = True
-            self._wake.notify()
+    slots: Count = 16
+    """Answers decoded together."""
+    queue: Count = 64
+    """Requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels."""
+    prefill_tokens: Count = 4096
+    """Visual tokens of the coarse passes that start together; a single larger one runs alone."""
+    time_slice: Count = 64
+    """Tokens that an answer may take before a waiting request gets its slot."""
+    cache_bytes: Annotated[int, Between(0)] = 256 * 2**20
+    """Memory of the prefix cache; 0 turns it off. A server keeps decoded pictures in a quarter of it."""
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    """A request on its way. `turn` is the number of tokens at which it last got a place."""
+class RequestHandle:
+    """A submitted request: `cancel` for its owner, the rest for the scheduler.
+
+    Args:
+        key: its number in the batch.
+        request: for the engine.
+        prefix: key of the prefix cache.
+        listener: gets its events.
+        deadline: on the monotonic clock; None for none.
+        deadline_s: the same in seconds from its arrival, for the error text.
+        perceive: gate and regions only.
+        visual_tokens: of its coarse pass.
+        wake: the scheduler's lock.
+        slice_start: number of tokens at which it last got a slot.
+    """
 
     key: int
     request: Request
@@ -88,11 +81,18 @@ class _Job:
     deadline_s: float
     perceive: bool
     visual_tokens: int
-    turn: int = 0
+    wake: threading.Condition
+    slice_start: int = 0
     started: bool = False
     perceived: bool = False
     cancelled: bool = False
     ended: bool = False
+
+    def cancel(self) -> None:
+        """End it before the next decode step; from any thread, any number of times."""
+        with self.wake:
+            self.cancelled = True
+            self.wake.notify()
 
 
 class Scheduler:
@@ -107,14 +107,14 @@ class Scheduler:
         self.limits = limits or SchedulerLimits()
         self.cache = PrefixCache(self.limits.cache_bytes)
         self._model = model
-        self._batch = RunningBatch(model.engine, cache=self.cache)
+        self._batch = ContinuousBatch(model.engine, cache=self.cache)
         self._keys = itertools.count()
         self._wake = threading.Condition()
-        self._ready: deque[_Job] = deque()  # waiting for a place: new ones and parked ones, in turn
-        self._active: dict[int, _Job] = {}  # in the batch
+        self._ready: deque[RequestHandle] = deque()  # without a slot: new and preempted ones, in order
+        self._active: dict[int, RequestHandle] = {}  # in the batch
         self._open = True
         self._stop = False
-        self._beat = time.monotonic()
+        self._heartbeat = time.monotonic()
         self._pace_s = 1.0  # seconds between two finished requests, smoothed
         self._finished_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="qzoom-scheduler", daemon=True)
@@ -125,20 +125,20 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Requests that have begun and not ended."""
+        """Requests that have started and not ended."""
         with self._wake:
-            return len(self._active) + sum(job.started for job in self._ready)
+            return len(self._active) + sum(handle.started for handle in self._ready)
 
     @property
     def waiting(self) -> int:
-        """Requests that have not begun."""
+        """Requests that have not started."""
         with self._wake:
-            return sum(not job.started for job in self._ready)
+            return sum(not handle.started for handle in self._ready)
 
     @property
-    def beat_age_s(self) -> float:
-        """Seconds since the worker last went round its loop."""
-        return time.monotonic() - self._beat
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the worker's last step."""
+        return time.monotonic() - self._heartbeat
 
     @property
     def alive(self) -> bool:
@@ -153,7 +153,7 @@ class Scheduler:
         tenant: str = "",
         deadline_s: float | None = None,
         perceive: bool = False,
-    ) -> Ticket:
+    ) -> RequestHandle:
         """Queue a request. Hashes its pictures, so call it where decoding is done, not on an event loop.
 
         Args:
@@ -166,14 +166,14 @@ class Scheduler:
 
         Raises:
             QueueFullError: too many wait already.
-            StoppingError: nothing new is taken.
+            StoppingError: the scheduler is closing.
             QuestionError, BudgetError: it cannot fit into what the model reads.
         """
         engine = self._model.engine
         check_requests(engine, [request])
         budget = coarse_budget(engine, request.options)
         grids = [engine.backbone.grid(picture.size_px, budget) for picture in request.pictures]
-        job = _Job(
+        handle = RequestHandle(
             key=next(self._keys),
             request=request,
             prefix=prefix_key(engine, request, tenant) if self.limits.cache_bytes else b"",
@@ -182,6 +182,7 @@ class Scheduler:
             deadline_s=deadline_s or 0.0,
             perceive=perceive,
             visual_tokens=sum(rows * columns for rows, columns in grids),
+            wake=self._wake,
         )
         with self._wake:
             if not self._open:
@@ -190,19 +191,14 @@ class Scheduler:
             if waiting >= self.limits.queue:
                 wait_s = max(1.0, waiting * self._pace_s)
                 raise QueueFullError(f"{waiting} requests wait already; try again in {wait_s:.0f} s.", wait_s)
-            self._ready.append(job)
+            self._ready.append(handle)
             self._wake.notify()
-        return Ticket(job, self._wake)
-
-    def refuse_new(self) -> None:
-        """From now on `submit` raises `StoppingError`; what was taken goes on."""
-        with self._wake:
-            self._open = False
+        return handle
 
     def close(self, drain_s: float) -> None:
-        """Refuse new requests, let the taken ones finish for up to `drain_s` seconds, end the rest and the thread."""
-        self.refuse_new()
+        """Refuse new requests, let the others finish for up to `drain_s` seconds, end the rest and the thread."""
         with self._wake:
+            self._open = False
             self._wake.wait_for(lambda: not self._ready and not self._active, drain_s)
             self._stop = True
             self._wake.notify_all()
@@ -217,141 +213,186 @@ class Scheduler:
                     self._wake.notify_all()
                     self._wake.wait(_IDLE_S)
                 stop = self._stop
-            self._beat = time.monotonic()
-            if self._beat - trimmed > _TRIM_S:
+            self._heartbeat = time.monotonic()
+            if self._heartbeat - trimmed > _TRIM_S:
                 trim_memory()
-                trimmed = self._beat
+                trimmed = self._heartbeat
             if stop:
                 self._end_all()
                 return
             self._drop()
-            self._take_turns()
+            self._preempt()
             self._admit()
             if self._batch.keys:
                 self._guarded(list(self._active.values()), lambda: self._batch.step())
 
     def _drop(self) -> None:
-        """End those whose client left or whose time is over."""
+        """End requests that were cancelled or ran out of time."""
         now = time.monotonic()
-        with self._wake:
-            everyone = [*self._active.values(), *self._ready]
-        for job in everyone:
-            late = job.deadline is not None and now > job.deadline
-            if not job.cancelled and not late:
+        for handle in self._all():
+            late = handle.deadline is not None and now > handle.deadline
+            if not handle.cancelled and not late:
                 continue
-            if late and not job.cancelled:
-                text = f"The answer was not ready within {job.deadline_s:g} s; ask for less, or try again later."
-                self._end(job, DeadlineError(text))
-            if job.started:
-                self._deliver(self._batch.cancel(job.key))
-            self._end(job, StoppingError("The request was cancelled before it began."))
+            if late and not handle.cancelled:
+                text = f"The answer was not ready within {handle.deadline_s:g} s; ask for less, or try again later."
+                self._end(handle, DeadlineError(text))
+            self._cancel(handle, "The request was cancelled before it began.")
 
-    def _take_turns(self) -> None:
-        """Where places are short, park the answers that have had their quantum, so that waiting ones get a turn."""
+    def _preempt(self) -> None:
+        """Where slots are short, preempt the answers that have had their time slice in favour of waiting ones."""
         with self._wake:
             short = len(self._active) + len(self._ready) - self.limits.slots
             spent = [
-                job for job in self._active.values() if self._batch.tokens(job.key) - job.turn >= self.limits.quantum
+                handle
+                for handle in self._active.values()
+                if self._batch.tokens(handle.key) - handle.slice_start >= self.limits.time_slice
             ]
-            parked = sum(job.started for job in self._ready)
-            for job in spent[: max(0, min(short, len(self._ready), _PARKED * self.limits.slots - parked))]:
-                job.turn = self._batch.tokens(job.key)
-                self._batch.park(job.key)
-                del self._active[job.key]
-                self._ready.append(job)
+            preempted = sum(handle.started for handle in self._ready)
+            most = min(short, len(self._ready), _PREEMPTED * self.limits.slots - preempted)
+            for handle in spent[: max(0, most)]:
+                handle.slice_start = self._batch.tokens(handle.key)
+                self._batch.park(handle.key)
+                del self._active[handle.key]
+                self._ready.append(handle)
 
     def _admit(self) -> None:
-        """Fill free places in order of arrival; the new ones' looks start together, within `prefill_tokens`."""
-        chosen: list[_Job] = []
+        """Fill free slots in order of arrival; new coarse passes start together, within `prefill_tokens`."""
+        chosen: list[RequestHandle] = []
         tokens = 0
         with self._wake:
             while self._ready and len(self._active) < self.limits.slots:
-                job = self._ready[0]
-                tokens += 0 if job.started else job.visual_tokens
+                handle = self._ready[0]
+                tokens += 0 if handle.started else handle.visual_tokens
                 if any(not other.started for other in chosen) and tokens > self.limits.prefill_tokens:
                     break
                 chosen.append(self._ready.popleft())
-                self._active[job.key] = job
-        if parked := [job for job in chosen if job.started]:
-            self._batch.resume([job.key for job in parked])
-        new = [job for job in chosen if not job.started]
-        for job in new:
-            job.started = True
-        if looks := [job for job in new if job.perceive]:
-            self._start(looks, self._batch.perceive)
-        if asked := [job for job in new if not job.perceive]:
-            self._start(asked, self._batch.add)
+                self._active[handle.key] = handle
+        if preempted := [handle for handle in chosen if handle.started]:
+            self._batch.resume([handle.key for handle in preempted])
+        new = [handle for handle in chosen if not handle.started]
+        for handle in new:
+            handle.started = True
+        if perceptions := [handle for handle in new if handle.perceive]:
+            self._start(perceptions, self._batch.perceive)
+        if answers := [handle for handle in new if not handle.perceive]:
+            self._start(answers, self._batch.add)
 
-    def _start(self, jobs: list[_Job], run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[Named]]) -> None:
+    def _start(
+        self,
+        handles: list[RequestHandle],
+        run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[KeyedEvent]],
+    ) -> None:
         """Start a group; when one of them cannot run, each is started alone and only that one fails."""
-        requests = {job.key: job.request for job in jobs}
-        prefixes = {job.key: job.prefix for job in jobs}
-        if len(jobs) == 1:
-            self._guarded(jobs, lambda: run(requests, prefixes))
+        requests = {handle.key: handle.request for handle in handles}
+        prefixes = {handle.key: handle.prefix for handle in handles}
+        if len(handles) == 1:
+            self._guarded(handles, lambda: run(requests, prefixes))
             return
         try:
             self._deliver(run(requests, prefixes))
         except Exception as error:
             if not isinstance(error, QZoomError):
-                _log.exception("A group of %d requests failed; each is tried alone.", len(jobs))
+                _log.exception("A group of %d requests failed; each is tried alone.", len(handles))
             running = self._batch.keys
-            for job in jobs:
-                if not job.ended and job.key not in running:
-                    self._start([job], run)
+            for handle in handles:
+                if not handle.ended and handle.key not in running:
+                    self._start([handle], run)
 
-    def _guarded(self, jobs: list[_Job], run: Callable[[], Iterable[Named]]) -> None:
-        """Deliver what a step gives; an unforeseen error ends its requests with a fixed text and goes to the log."""
+    def _guarded(self, handles: list[RequestHandle], run: Callable[[], Iterable[KeyedEvent]]) -> None:
+        """Deliver a step's events; an unforeseen error ends its requests with a fixed text and goes to the log."""
         try:
             self._deliver(run())
+            return
         except QZoomError as error:
-            for job in jobs:
-                self._fail(job, error)
+            failure = error
         except Exception:
-            _log.exception("A step of %d requests failed.", len(jobs))
-            for job in jobs:
-                self._fail(job, InternalError("The server failed while it answered; its log says more."))
+            _log.exception("A step of %d requests failed.", len(handles))
+            failure = InternalError("The server failed while it answered; its log says more.")
+        for handle in handles:
+            self._end(handle, failure)
+            self._batch.forget(handle.key)
 
-    def _fail(self, job: _Job, error: QZoomError) -> None:
-        self._end(job, error)
-        self._batch.forget(job.key)
-
-    def _deliver(self, named: Iterable[Named]) -> None:
-        for key, event in named:
-            job = self._active.get(key) or next((job for job in self._ready if job.key == key), None)
-            if job is None or (event.kind == "perception" and job.perceived):
+    def _deliver(self, events: Iterable[KeyedEvent]) -> None:
+        for key, event in events:
+            handle = self._active.get(key) or next((item for item in self._ready if item.key == key), None)
+            if handle is None or (event.kind == "perception" and handle.perceived):
                 continue
-            job.perceived = job.perceived or event.kind == "perception"
-            if event.kind == "answer" or job.perceive:
-                self._end(job, event)
-            elif not job.ended:
-                self._tell(job, event)
+            handle.perceived = handle.perceived or event.kind == "perception"
+            if event.kind == "answer" or handle.perceive:
+                self._end(handle, event)
+            elif not handle.ended:
+                self._notify(handle, event)
 
-    def _end(self, job: _Job, last: StreamEvent | QZoomError) -> None:
-        """Forget a request and tell its listener the end, once."""
+    def _all(self) -> list[RequestHandle]:
         with self._wake:
-            self._active.pop(job.key, None)
-            if job in self._ready:
-                self._ready.remove(job)
-            if job.ended:
+            return [*self._active.values(), *self._ready]
+
+    def _cancel(self, handle: RequestHandle, text: str) -> None:
+        """End a request with what it has answered so far, or with an error if it has not started."""
+        if handle.started:
+            self._deliver(self._batch.cancel(handle.key))
+        self._end(handle, StoppingError(text))
+
+    def _end(self, handle: RequestHandle, last: StreamEvent | QZoomError) -> None:
+        """Forget a request and send its listener the last event, once."""
+        with self._wake:
+            self._active.pop(handle.key, None)
+            if handle in self._ready:
+                self._ready.remove(handle)
+            if handle.ended:
                 return
-            job.ended = True
+            handle.ended = True
             now = time.monotonic()
             self._pace_s += 0.1 * (now - self._finished_at - self._pace_s)
             self._finished_at = now
-        self._tell(job, last)
+        self._notify(handle, last)
 
     def _end_all(self) -> None:
-        with self._wake:
-            left = [*self._active.values(), *self._ready]
-        for job in left:
-            if job.started:
-                self._deliver(self._batch.cancel(job.key))
-            self._end(job, StoppingError("The server stopped before the answer was ready; send it to another one."))
+        for handle in self._all():
+            self._cancel(handle, "The server stopped before the answer was ready; send it to another one.")
         with self._wake:
             self._wake.notify_all()
 
-    def _tell(self, job: _Job, event: StreamEvent | QZoomError) -> None:
+    def _notify(self, handle: RequestHandle, event: StreamEvent | QZoomError) -> None:
         try:
-            job.listener(event)
+            handle.listener(event)
         except Exception:
             _log.exception("A listener failed.")
+
+
+# glibc keeps freed blocks in an arena per thread. Decoded pictures of many megabytes, allocated and freed on several
+# threads, then let a busy server grow for minutes.
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
+    except OSError:
+        return None
+    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
+
+
+def limit_arenas(count: int = 2) -> bool:
+    """Let all threads share a few arenas of glibc; call it before threads start.
+
+    Returns:
+        Whether the C library took it; other libraries than glibc are left as they are.
+    """
+    glibc = _glibc()
+    return glibc is not None and glibc.mallopt(_ARENA_MAX, count) == 1
+
+
+def settle() -> None:
+    """Leave what has been loaded out of later collections, so that those are quick; call it once, before serving."""
+    gc.collect()
+    gc.freeze()
+
+
+def trim_memory() -> None:
+    """Collect finished requests, whose errors and tasks refer to each other and so keep their pictures, and (glibc)
+    give free pages back to the system; takes a few milliseconds after `settle`."""
+    gc.collect()
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.malloc_trim(0)

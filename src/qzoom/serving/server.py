@@ -1,6 +1,7 @@
-"""A uvicorn server that drains: the first signal lets admitted requests finish and refuses new ones, a second stops.
+"""A uvicorn server that drains: the first signal refuses new requests and lets the others finish, a second one stops.
 
-While it drains it still listens, so that /ready and new requests are told 503 instead of meeting a closed door.
+While it drains it still listens, so that /ready and new requests get status 503 instead of a refused connection. Its
+HTTP/1.1 protocol adds what uvicorn's lacks: a time limit for headers and a limit on connections.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qzoom.errors import ConfigError
 from qzoom.serving.app import create_app
-from qzoom.serving.connections import guarded_protocol
-from qzoom.serving.log import log_config
+from qzoom.serving.errors import ApiError
+from qzoom.serving.limits import ServerLimits
 from qzoom.serving.service import Service
 
-__all__ = ["DrainingServer", "bind"]
+__all__ = ["DrainingServer", "bind", "guarded_protocol"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0
@@ -32,7 +36,7 @@ class DrainingServer(uvicorn.Server):
     Args:
         service: not started yet.
         announce: called once it listens, with nothing.
-        log_level: see `log.log_config`.
+        log_level: "debug", "info", "warning" or "error"; single requests are logged from "info" down.
     """
 
     def __init__(self, service: Service, announce: Callable[[], None] | None = None, log_level: str = "info") -> None:
@@ -43,7 +47,7 @@ class DrainingServer(uvicorn.Server):
                 http=guarded_protocol(limits),
                 ws="none",
                 lifespan="on",
-                log_config=log_config(log_level),
+                log_config=_log_config(log_level),
                 log_level=log_level,
                 server_header=False,
                 proxy_headers=False,
@@ -123,3 +127,78 @@ def bind(host: str, port: int) -> socket.socket:
         reason = (getattr(error, "strerror", None) or "not an address").lower()
         raise ConfigError(f"Cannot listen on {host}:{port} ({reason}); choose another --host or --port.") from error
     return found
+
+
+def guarded_protocol(limits: ServerLimits) -> type[H11Protocol]:
+    """The protocol class for one server's limits.
+
+    Args:
+        limits: `header_timeout_s` and `connections` are used.
+    """
+    return type("GuardedProtocol", (_GuardedProtocol,), {"limits": limits})
+
+
+class _GuardedProtocol(H11Protocol):
+    """Closes connections whose headers dawdle (408), are not HTTP (400), or are one too many (503)."""
+
+    limits: ServerLimits
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._close_with(503, "The server has too many connections; try again in a moment.", "too_many_connections")
+        else:
+            self._watch_headers()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._watch_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._close_with(400, "The request is not valid HTTP/1.1; check the client or proxy.", "invalid_http")
+
+    def _watch_headers(self) -> None:
+        """Run the timer while, and only while, a request is awaited whose headers are not complete."""
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._stop_watch()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._headers_late)
+
+    def _stop_watch(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _headers_late(self) -> None:
+        seconds = self.limits.header_timeout_s
+        text = f"The request's headers did not arrive within {seconds:g} seconds; send them at once."
+        self._close_with(408, text, "header_timeout")
+
+    def _close_with(self, status: int, text: str, code: str) -> None:
+        """Answer here, since the application never sees the request, and close."""
+        self._stop_watch()
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers, body = ApiError(status, text, code=code).encoded()
+            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def _log_config(level: str) -> dict[str, Any]:
+    """Settings for `logging.config.dictConfig`: everything goes to standard error."""
+    names = ("qzoom", "uvicorn", "uvicorn.access", "uvicorn.error")
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stderr"}},
+        "loggers": {name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False} for name in names},
+    }

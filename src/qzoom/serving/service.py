@@ -1,78 +1,97 @@
-"""One running server: the model, its scheduler, and the way of one request between HTTP and the worker's thread."""
+"""One running server: its settings, the model behind a scheduler, and the way of a request between HTTP and worker."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TypeVar
-
-from starlette.types import Scope
+from dataclasses import field, replace
+from typing import Annotated, TypeVar
 
 from qzoom.engine.request import Request
-from qzoom.errors import DeadlineError, QueueFullError, QZoomError, StoppingError
+from qzoom.errors import ConfigError, DeadlineError, QueueFullError, QZoomError, StoppingError
+from qzoom.images.fetch import FetchPolicy
 from qzoom.model import QZoom
-from qzoom.serving.auth import TENANT
-from qzoom.serving.convert import Converter
+from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.errors import ApiError
-from qzoom.serving.guard import decoded
-from qzoom.serving.limits import read_payload
-from qzoom.serving.metrics import Metrics
-from qzoom.serving.parse import validate
-from qzoom.serving.pictures import PictureCache
-from qzoom.serving.protocol import ChatRequest, PerceiveRequest
-from qzoom.serving.scheduler import Scheduler, Ticket
-from qzoom.serving.settings import ServerSettings
-from qzoom.types import Perception, StreamEvent
+from qzoom.serving.limits import Seconds, ServerLimits, read_payload
+from qzoom.serving.metrics import ServerMetrics
+from qzoom.serving.protocol import PerceiveRequest, validate
+from qzoom.serving.scheduler import RequestHandle, Scheduler, SchedulerLimits
+from qzoom.settings import Between, settings
+from qzoom.types import Answer, StreamEvent
 
-__all__ = ["Job", "Running", "Service"]
+__all__ = ["ResponseStream", "ServerSettings", "Service"]
 
-Asked = TypeVar("Asked", ChatRequest, PerceiveRequest)
+Body = TypeVar("Body", bound=PerceiveRequest)
 Result = TypeVar("Result")
 _GRACE_S = 5.0
 _PICTURE_SHARE = 0.25  # of the memory for caches; the rest is for prefixes
+_log = logging.getLogger("qzoom.serving")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request that was read.
+@settings
+class ServerSettings:
+    """Settings of one server."""
+
+    model_name: str
+    """What clients call the model."""
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the server; none leaves it open to all."""
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    """What one request may cost."""
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    """How many requests run and wait."""
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    """Which hosts pictures may be fetched from; none by default."""
+    deadline_s: Seconds = 120.0
+    """Seconds that one request may take from its first byte to its last."""
+    drain_s: Annotated[float, Between(0, 86_400)] = 30.0
+    """Seconds that running requests get to finish when the server stops."""
+    heartbeat_s: Seconds = 60.0
+    """Seconds without a heartbeat of the worker after which /ready says no."""
+
+    def __post_init__(self) -> None:
+        if not self.model_name.strip() or not self.model_name.isprintable():
+            raise ConfigError("The served model name must be a printable text that is not empty.")
+        for number, key in enumerate(self.api_keys, start=1):
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigError(
+                    f"API key {number} is empty or has characters that a header cannot carry; use printable ASCII "
+                    "without spaces."
+                )
+
+
+class ResponseStream:
+    """Events of one submitted request, brought from the worker's thread to the event loop and measured on the way.
 
     Args:
-        request: for the scheduler.
-        asked: what the client sent.
-        arrived_s: when, on the monotonic clock.
+        metrics: get its times and its result.
+        arrived_s: when the request arrived, on the monotonic clock.
+        deadline_s: on the same clock; a worker that is silent beyond it is given up.
     """
 
-    request: Request
-    asked: ChatRequest | PerceiveRequest
-    arrived_s: float
-
-
-class Running:
-    """Events of one submitted request, brought from the worker's thread to the event loop.
-
-    Args:
-        deadline_s: on the monotonic clock; a worker that is silent beyond it is given up.
-    """
-
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, metrics: ServerMetrics, arrived_s: float, deadline_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[StreamEvent | QZoomError] = asyncio.Queue()
+        self._metrics = metrics
+        self._arrived_s = arrived_s
         self._deadline_s = deadline_s
-        self._ticket: Ticket | None = None
-        self._left = False
+        self._has_text = False
+        self._handle: RequestHandle | None = None
+        self._cancelled = False
         self._lock = threading.Lock()
 
-    def hold(self, ticket: Ticket) -> None:
-        """Keep the ticket, or give it back at once when nobody waits any more; from any thread."""
+    def attach(self, handle: RequestHandle) -> None:
+        """Keep the handle, or cancel it at once when nobody waits any more; from any thread."""
         with self._lock:
-            self._ticket, left = ticket, self._left
-        if left:
-            ticket.cancel()
+            self._handle, cancelled = handle, self._cancelled
+        if cancelled:
+            handle.cancel()
 
     def listen(self, event: StreamEvent | QZoomError) -> None:
         """Take an event; called on the worker's thread."""
@@ -96,14 +115,30 @@ class Running:
             raise event
         if event.answer is not None and event.answer.finish_reason == "cancelled":
             raise StoppingError("The server stopped before the answer was complete; ask again.")
+        self._measure(event)
         return event
+
+    async def answer(self, event: StreamEvent) -> Answer:
+        """The answer, from an event on."""
+        while event.answer is None:
+            event = await self.next()
+        return event.answer
 
     def cancel(self) -> None:
         """Free the slot, now or as soon as there is one; harmless once the answer has ended."""
         with self._lock:
-            self._left, ticket = True, self._ticket
-        if ticket is not None:
-            ticket.cancel()
+            self._cancelled, handle = True, self._handle
+        if handle is not None:
+            handle.cancel()
+
+    def _measure(self, event: StreamEvent) -> None:
+        elapsed_s = time.monotonic() - self._arrived_s
+        if not self._has_text and (event.kind == "text" or event.answer is not None):
+            self._has_text = True
+            self._metrics.first_token_s.observe(elapsed_s)
+        if event.answer is not None:
+            self._metrics.request_s.observe(elapsed_s)
+            self._metrics.answered(event.answer)
 
 
 class Service:
@@ -122,7 +157,7 @@ class Service:
         self.pictures = PictureCache(int(memory * _PICTURE_SHARE))
         limits = replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes)
         self.scheduler = scheduler or Scheduler(model, limits)
-        self.metrics = Metrics(self.scheduler, self.pictures)
+        self.metrics = ServerMetrics(self.scheduler, self.pictures)
         self.started = int(time.time())
         self.draining = False
         self.in_flight = 0
@@ -135,6 +170,8 @@ class Service:
 
     def start(self) -> None:
         """Start the worker."""
+        if not self.model.has_region:
+            _log.warning("%s has no region head: this server never zooms.", self.settings.model_name)
         self.scheduler.start()
 
     def ready(self) -> str:
@@ -143,29 +180,30 @@ class Service:
             return "draining"
         if not self.scheduler.alive:
             return "worker ended"
-        if self.scheduler.beat_age_s > self.settings.beat_s:
+        if self.scheduler.heartbeat_age_s > self.settings.heartbeat_s:
             return "worker silent"
         return ""
 
-    def enter(self) -> None:
-        """Admit a request.
+    def begin_request(self) -> None:
+        """Count a request as in flight.
 
         Raises:
-            StoppingError: the server is stopping.
+            StoppingError: the server is draining.
         """
         if self.draining:
             raise StoppingError("The server is stopping and takes no new requests; try another one.")
         self.in_flight += 1
         self._idle.clear()
 
-    def leave(self) -> None:
-        """The end of an admitted request."""
+    def end_request(self, status: int) -> None:
+        """The end of a request that was in flight, with its HTTP status."""
         self.in_flight -= 1
         if self.in_flight == 0:
             self._idle.set()
+        self.metrics.ended(status)
 
     async def drain(self, seconds: float) -> bool:
-        """Refuse new requests and wait for those admitted; returns whether all have ended."""
+        """Refuse new requests and wait for those in flight; returns whether all have ended."""
         self.draining = True
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
@@ -180,73 +218,66 @@ class Service:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, kind: type[Asked], body: bytes, scope: Scope, arrived_s: float) -> Job:
+    async def read(self, kind: type[Body], raw: bytes, tenant: str) -> tuple[Body, Request]:
         """Check a body, decode its pictures, tokenise.
+
+        Args:
+            kind: what the body should be.
+            raw: its bytes.
+            tenant: decoded pictures are shared within a tenant only.
+
+        Returns:
+            The body, and the same for the engine.
 
         Raises:
             QZoomError: anything that cannot be used, or a full queue, before anything is decoded.
         """
-        self._check_queue()
-        try:
-            asked = await _run(self._readers, lambda: self._parse(kind, body))
-            if asked.model != self.settings.model_name:
-                raise self.no_model(asked.model)
-            pool = self._fetchers if self._converter.must_fetch(asked) else self._readers
-            request = await _run(pool, lambda: self._converter.request(asked, scope[TENANT]))
-        finally:
-            decoded(scope)
-        return Job(request, asked, arrived_s)
+        if self.scheduler.waiting >= self.settings.scheduler.queue:
+            raise QueueFullError("The server has more requests than it can queue; try again in a moment.", 1.0)
+        body = await _run(self._readers, lambda: validate(kind, read_payload(raw, self.settings.limits)))
+        if body.model != self.settings.model_name:
+            raise self.no_model(body.model)
+        pool = self._fetchers if self._converter.must_fetch(body) else self._readers
+        return body, await _run(pool, lambda: self._converter.request(body, tenant))
 
-    async def submit(self, job: Job, tenant: str, *, perceive: bool = False) -> Running:
-        """Hand a job to the worker; on a reader's thread, since that hashes the pictures.
+    async def submit(
+        self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False
+    ) -> ResponseStream:
+        """Hand a request to the worker.
+
+        Args:
+            request: from `read`.
+            tenant: prefixes are shared within a tenant only.
+            arrived_s: when it arrived, on the monotonic clock.
+            perceive: gate and regions only.
 
         Raises:
             QueueFullError, StoppingError: it cannot be taken now.
             QuestionError, BudgetError: it cannot fit into what the model reads.
         """
-        deadline = job.arrived_s + self.settings.deadline_s
+        deadline = arrived_s + self.settings.deadline_s
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineError("Reading the request took all the time that a request has.")
-        running = Running(deadline)
+        stream = ResponseStream(self.metrics, arrived_s, deadline)
 
-        def hand_over() -> None:
-            running.hold(
-                self.scheduler.submit(job.request, running.listen, tenant=tenant, deadline_s=left, perceive=perceive)
+        def hand_over() -> None:  # on a reader's thread, since it hashes the pictures
+            stream.attach(
+                self.scheduler.submit(request, stream.listen, tenant=tenant, deadline_s=left, perceive=perceive)
             )
 
         try:
             await _run(self._readers, hand_over)
         except BaseException:
-            running.cancel()
+            stream.cancel()
             raise
-        return running
-
-    async def perception(self, job: Job, tenant: str) -> Perception:
-        """Gate and regions only."""
-        running = await self.submit(job, tenant, perceive=True)
-        try:
-            seen = (await running.next()).perception
-        finally:
-            running.cancel()
-        if seen is None:
-            raise RuntimeError("the worker's first event was not a perception")
-        self.metrics.perceived(seen)
-        return seen
+        return stream
 
     def no_model(self, name: str) -> ApiError:
         """The refusal for a model that is not served here."""
         own = self.settings.model_name
         text = f"There is no model {ascii(name)[:80]} here; this server has {own!r}."
         return ApiError(404, text, param="model", code="model_not_found")
-
-    def _check_queue(self) -> None:
-        """Turn away what would be refused anyway, before its pictures are decoded."""
-        if self.scheduler.waiting >= self.settings.scheduler.queue:
-            raise QueueFullError("The server has more requests than it can queue; try again in a moment.", 1.0)
-
-    def _parse(self, kind: type[Asked], body: bytes) -> Asked:
-        return validate(kind, read_payload(body, self.settings.limits))
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from qzoom.config import BoxRule, TokenBudget, ZoomConfig
+from qzoom.config import OUR_BOX_RULE, TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.heads.branches import new_gate, new_region
+from qzoom.labels.attention import cells_of_boxes, rank_heads
 from qzoom.labels.gate import Trajectory, draw_label, select_items
-from qzoom.labels.heads import cells_of_boxes, rank_heads
 from qzoom.training.heads_data import LabelPicture, label_pictures
 from qzoom.training.heads_fit import fit_gate, fit_region
 from qzoom.training.heads_label import answer_picture, known_box_labels, own_labels, response_maps, student_states
@@ -58,7 +58,6 @@ class HeadsReport:
 def build_heads(engine: Engine, recipe: HeadsRecipe) -> Engine:
     """The base with fresh branches and our arithmetic: exact boxes around the peak's component."""
     torch.manual_seed(recipe.seed)
-    box = BoxRule(scaling="exact", threshold="peak", components="peak", margin_cells=0.5, min_side_px=32)
     top = max(recipe.student_tokens)
     config = ZoomConfig(
         shared_layers=recipe.shared_layers,
@@ -66,7 +65,7 @@ def build_heads(engine: Engine, recipe: HeadsRecipe) -> Engine:
         gate_threshold=recipe.gate_threshold,
         region_threshold=recipe.region_threshold,
         sink="none",
-        box=box,
+        box=OUR_BOX_RULE,
         coarse_tokens=TokenBudget(min(64, top), top),
         region_tokens=TokenBudget(min(64, top), top),
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qzoom.evaluation.records import EvalSample
-from qzoom.evaluation.tasks.receipts import read_receipts
+from qzoom.data.questions import read_receipts
+from qzoom.data.samples import EvalSample
 from qzoom.images.load import LoadedImage, load_image
 from qzoom.training.heads_recipe import HeadsRecipe
 from qzoom.types import Box
@@ -49,9 +49,9 @@ def label_pictures(
         rank: this process.
         world: number of processes.
     """
-    from qzoom.synthetic.documents import render_document
-    from qzoom.synthetic.records import TRAIN_SEEDS
-    from qzoom.synthetic.scenes import render_scene
+    from qzoom.data.synthetic.documents import render_document
+    from qzoom.data.synthetic.records import TRAIN_SEEDS
+    from qzoom.data.synthetic.scenes import render_scene
 
     rng = random.Random(f"{recipe.seed}/{salt}")
     real = _receipts(Path(recipe.receipts)) if recipe.receipts and receipts else []

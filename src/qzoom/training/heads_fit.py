@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qzoom.engine.look import region_logits
+from qzoom.engine.perceive import region_logits
 from qzoom.engine.state import Engine, advance_gate, advance_region
 from qzoom.training.heads_store import BranchExample
 from qzoom.training.losses import gate_loss, region_loss

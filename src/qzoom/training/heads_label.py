@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 from qzoom.config import TokenBudget
-from qzoom.engine.answer import prefill
+from qzoom.engine.attention import ResponseAttention, response_attention
+from qzoom.engine.batch import prefill
 from qzoom.engine.cache import KVCache
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.decode import DecodeBatch
-from qzoom.engine.look import look
+from qzoom.engine.generate import DecodeBatch, Stopwatch
+from qzoom.engine.perceive import look
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.session import prefill_prefix
 from qzoom.engine.state import Engine, State
-from qzoom.engine.timing import Stopwatch
-from qzoom.labels.attention import ResponseAttention, response_attention, sink_cells
-from qzoom.labels.heads import cells_of_boxes
-from qzoom.labels.regions import RegionLabelSettings, region_labels
+from qzoom.labels.attention import cells_of_boxes, sink_cells
+from qzoom.labels.maps import RegionLabelSettings, region_labels
 from qzoom.training.heads_data import LabelPicture
 from qzoom.training.heads_recipe import HeadsRecipe
 from qzoom.types import SamplingParams

@@ -62,7 +62,7 @@ def run_heads(
     """
     from safetensors.torch import save_file
 
-    from qzoom.checkpoints.loading import load_engine
+    from qzoom.checkpoints.load import load_engine
 
     if fresh:
         _forget(output)
@@ -190,7 +190,7 @@ def _label_worker(
     import torch
     from safetensors.torch import load_file
 
-    from qzoom.checkpoints.loading import load_engine
+    from qzoom.checkpoints.load import load_engine
 
     torch.set_num_threads(1)
     engine = build_heads(load_engine(recipe.base, dtype="float32"), recipe)

@@ -16,8 +16,8 @@ import torch
 from qzoom.config import TokenBudget
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
-from qzoom.evaluation.metrics import exact_match
 from qzoom.model import QZoom
+from qzoom.scoring.metrics import exact_match
 from qzoom.training.heads_data import LabelPicture, label_pictures
 from qzoom.training.heads_label import ANSWER_TOKENS, student_states
 from qzoom.training.heads_recipe import HeadsRecipe

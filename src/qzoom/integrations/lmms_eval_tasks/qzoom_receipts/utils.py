@@ -10,9 +10,9 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image, ImageOps
 
+from qzoom.data.questions import read_receipts
 from qzoom.errors import ConfigError
-from qzoom.evaluation.metrics import METRICS
-from qzoom.evaluation.tasks.receipts import read_receipts
+from qzoom.scoring.metrics import METRICS
 
 __all__ = ["ReceiptsTask", "doc_to_text", "doc_to_visual", "process_results"]
 

@@ -15,13 +15,11 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
+from qzoom.data.benchmarks.table import TableTask, open_table
+from qzoom.data.benchmarks.zoombench import ZOOMBENCH
 from qzoom.errors import ConfigError
-from qzoom.evaluation.metrics import METRICS
-from qzoom.evaluation.tasks.opening import open_table
-from qzoom.evaluation.tasks.table import TableTask
-from qzoom.evaluation.tasks.zoombench import ZOOMBENCH
-from qzoom.evaluation.zoomgap.settings import GapSettings
-from qzoom.evaluation.zoomgap.views import PlaceTask
+from qzoom.evaluation.zoom_views import GapSettings, RegionTask
+from qzoom.scoring.metrics import METRICS
 
 __all__ = ["ZoomBenchTask", "doc_to_text", "doc_to_visual", "mean_of_all", "mean_of_kind", "process_results"]
 
@@ -53,7 +51,7 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     number = int(doc["number"])
     sample = _table().sample(number)
     if _view() == "region" and sample.error is None and sample.questions[0].boxes:
-        sample = PlaceTask(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
+        sample = RegionTask(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
     return [sample.image if isinstance(sample.image, Image.Image) else Image.new("RGB", (64, 64), "white")]
 
 

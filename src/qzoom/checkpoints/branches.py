@@ -1,0 +1,245 @@
+"""Do branch tensors fit a base model? Answered from file headers alone, by comparing with the base's own layers.
+
+Branches from named tensors, each tensor checked against the layer it goes into.
+
+Both formats end here: a mapping of our names (`layers.0.self_attn.q_proj.weight`, `head.bias`) to tensors. The region
+branch may come without the parts of its last layer that are never used (method.md 3: only norm, queries and keys run).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from qzoom.checkpoints.weights import WeightIndex
+from qzoom.config import ZoomConfig
+from qzoom.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qzoom.backbones.base import Backbone
+    from qzoom.heads.branches import GateBranch, RegionBranch
+
+__all__ = [
+    "build_gate",
+    "build_region",
+    "check_branch",
+    "decoder_prefix",
+    "fill_last_layer",
+    "is_used_in_last",
+    "layer_count",
+]
+
+
+_FIRST_NORM = re.compile(r"((?:.*\.)?)layers\.0\.input_layernorm\.weight")
+
+
+def decoder_prefix(index: WeightIndex) -> str:
+    """What stands before `layers.0` in the names of a base model's decoder, e.g. "model.language_model.".
+
+    Raises:
+        CheckpointError: no decoder layers.
+    """
+    for name in sorted(index.tensors):
+        match = _FIRST_NORM.fullmatch(name)
+        if match and "visual" not in name:
+            return match[1]
+    raise CheckpointError(f"{index.folder} holds no decoder layers; it is not the base model.")
+
+
+def check_branch(
+    own: WeightIndex,
+    names: Mapping[str, str],
+    base: WeightIndex,
+    zoom: ZoomConfig,
+    what: str,
+    where: str,
+    may_lack_unused: bool = False,
+) -> None:
+    """Compare a branch with the base's layers.
+
+    Args:
+        own: the branch's tensors.
+        names: our name to the name in `own`.
+        base: the base model's tensors.
+        zoom: K and T.
+        what: "gate" or "region branch".
+        where: for error texts.
+        may_lack_unused: the last layer may hold only what is used.
+
+    Raises:
+        CheckpointError: wrong K or T, missing, unknown or misshapen tensors; it names them.
+    """
+    prefix, depth = decoder_prefix(base), zoom.branch_layers
+    layers = layer_count([name.removeprefix(prefix) for name in base.tensors if name.startswith(f"{prefix}layers.")])
+    if zoom.shared_layers >= layers:
+        raise CheckpointError(f"{where}: K={zoom.shared_layers} leaves nothing of the base's {layers} layers.")
+    if layer_count(list(names)) != depth:
+        raise CheckpointError(
+            f"{where}: the config says T={depth} branch layers, but the {what} has {layer_count(list(names))} in the "
+            "weights; use the config that came with the weights."
+        )
+    shapes = _expected(base, prefix, depth)
+    if what == "gate":
+        shapes |= {"head.weight": (1, _hidden(base, prefix)), "head.bias": (1,)}
+    last = f"layers.{depth - 1}."
+    optional = {n for n in shapes if n.startswith(last) and not is_used_in_last(n.removeprefix(last))}
+    if not may_lack_unused or optional & set(names):
+        optional = set()
+    missing, unknown = sorted(set(shapes) - optional - set(names)), sorted(set(names) - set(shapes))
+    if missing or unknown:
+        said = f"lacks {', '.join(missing[:4])}" if missing else f"has unknown {', '.join(unknown[:4])}"
+        raise CheckpointError(f"{where}: the {what} {said}; its weights do not fit this base model.")
+    for name, stored in names.items():
+        if own.tensors[stored].shape != shapes[name]:
+            raise CheckpointError(
+                f"{where}: {stored} has shape {own.tensors[stored].shape}, but the base needs {shapes[name]}; "
+                "the weights belong to another base model."
+            )
+
+
+def fill_last_layer(region: Mapping[str, str], base: WeightIndex, prefix: str, zoom: ZoomConfig) -> dict[str, str]:
+    """What a merged checkpoint must hold although it is never used, taken from the layer that the branch began as.
+
+    Returns:
+        Merged name to base name; empty if nothing is missing.
+    """
+    depth = zoom.branch_layers
+    start = min(zoom.shared_layers + depth, layer_count([n.removeprefix(prefix) for n in base.tensors])) - 1
+    here = f"{prefix}layers.{start}."
+    inner = sorted(name.removeprefix(here) for name in base.tensors if name.startswith(here))
+    last = f"layers.{depth - 1}."
+    return {f"{prefix}twig_{last}{name}": here + name for name in inner if last + name not in region}
+
+
+def _expected(base: WeightIndex, prefix: str, depth: int) -> dict[str, tuple[int, ...]]:
+    first = f"{prefix}layers.0."
+    inner = {n.removeprefix(first): base.tensors[n].shape for n in base.tensors if n.startswith(first)}
+    return {f"layers.{i}.{name}": shape for i in range(depth) for name, shape in inner.items()}
+
+
+def _hidden(base: WeightIndex, prefix: str) -> int:
+    return base.tensors[f"{prefix}layers.0.input_layernorm.weight"].shape[0]
+
+
+_USED_IN_LAST = re.compile(r"(input_layernorm|self_attn\.(q_proj|k_proj|q_norm|k_norm))\.")
+_LAYER = re.compile(r"layers\.(\d+)\.(.*)")
+
+Tensors = Mapping[str, "Tensor"]
+
+
+def is_used_in_last(name: str) -> bool:
+    """Whether the region branch's last layer needs this parameter (a name within the layer)."""
+    return _USED_IN_LAST.match(name) is not None
+
+
+def layer_count(names: list[str]) -> int:
+    """How many layers a branch's tensor names speak of."""
+    found = [int(match[1]) for name in names if (match := _LAYER.match(name))]
+    return max(found) + 1 if found else 0
+
+
+def build_gate(
+    backbone: Backbone, shared_layers: int, branch_layers: int, tensors: Tensors, *, where: str, prefix: str
+) -> GateBranch:
+    """The gate branch of a checkpoint.
+
+    Args:
+        backbone: gives the layer class, number format and device.
+        shared_layers: K.
+        branch_layers: T.
+        tensors: our names to tensors.
+        where: file or folder for error texts.
+        prefix: what stands before the names in that file, for error texts.
+
+    Raises:
+        CheckpointError: wrong K or T, missing, unknown or misshapen tensors; it names them.
+    """
+    from qzoom.heads.branches import GateBranch
+
+    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where, "gate")
+    gate = GateBranch(_empty_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
+    gate.to(backbone.device, backbone.dtype)
+    _fill(gate, tensors, where, lambda name: prefix + name)
+    gate.eval().requires_grad_(False)
+    return gate
+
+
+def build_region(
+    backbone: Backbone, shared_layers: int, branch_layers: int, tensors: Tensors, *, where: str, prefix: str
+) -> RegionBranch:
+    """The region branch of a checkpoint; arguments and errors as `build_gate`.
+
+    The unused rest of the last layer stays absent when the checkpoint leaves it out.
+    """
+    from qzoom.heads.branches import RegionBranch
+
+    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where, "region branch")
+    region = RegionBranch(_empty_layers(backbone, shared_layers, branch_layers))
+    last = f"layers.{branch_layers - 1}."
+    inner = [name.removeprefix(last) for name in tensors if name.startswith(last)]
+    if all(is_used_in_last(name) for name in inner):
+        _drop_unused(region.layers[-1])
+    _fill(region, tensors, where, lambda name: prefix + name)
+    region.eval().requires_grad_(False)
+    return region
+
+
+def _empty_layers(backbone: Backbone, shared_layers: int, branch_layers: int) -> nn.ModuleList:
+    """Layers of the backbone's class to be filled; base layers past the end are never asked for."""
+    from torch import nn
+
+    last = backbone.num_layers - 1
+    return nn.ModuleList(backbone.new_branch_layer(min(shared_layers + i, last)) for i in range(branch_layers))
+
+
+def _check_depth(backbone: Backbone, shared: int, depth: int, names: list[str], where: str, what: str) -> None:
+    if shared >= backbone.num_layers:
+        raise CheckpointError(
+            f"{where}: K={shared} shared layers leave nothing of the base's {backbone.num_layers} layers; "
+            "the config does not belong to this base."
+        )
+    found = layer_count(names)
+    if found != depth:
+        raise CheckpointError(
+            f"{where}: the config says T={depth} branch layers, but the {what} has {found} in the weights; "
+            "use the config that came with the weights."
+        )
+
+
+def _drop_unused(module: nn.Module, path: str = "") -> None:
+    """Take out of a layer all modules that hold only unused parameters."""
+    for name, child in list(module.named_children()):
+        inner = [f"{path}{name}.{parameter}" for parameter, _ in child.named_parameters()]
+        if not any(is_used_in_last(parameter) for parameter in inner):
+            setattr(module, name, None)
+        else:
+            _drop_unused(child, f"{path}{name}.")
+
+
+def _fill(module: nn.Module, tensors: Tensors, where: str, stored: Callable[[str], str]) -> None:
+    """Copy tensors in after checking names and shapes."""
+    import torch
+
+    wanted = dict(module.named_parameters())
+    missing = sorted(set(wanted) - set(tensors))
+    unknown = sorted(set(tensors) - set(wanted))
+    if missing or unknown:
+        kind, names = ("lacks", missing) if missing else ("has unknown", unknown)
+        raise CheckpointError(f"{where} {kind} {_list([stored(n) for n in names])}; the weights do not fit this base.")
+    for name, parameter in wanted.items():
+        if tensors[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{where}: {stored(name)} has shape {tuple(tensors[name].shape)}, but the base needs "
+                f"{tuple(parameter.shape)}; the weights belong to another base model."
+            )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+
+
+def _list(names: list[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

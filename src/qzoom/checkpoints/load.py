@@ -1,0 +1,190 @@
+"""From a name to an engine: finds out what kind of checkpoint it is and puts base, branches and arithmetic together.
+
+The kinds, in the order in which they are recognised: our adapter (`qzoom_config.json`), the authors' merged checkpoint
+(branch fields in config.json, method.md 9), a plain base model (no branches; it answers without zooming).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qzoom.checkpoints.base import load_backbone
+from qzoom.checkpoints.branches import build_gate, build_region
+from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, kind_of, read_adapter_config
+from qzoom.checkpoints.hub import Source, find_source
+from qzoom.checkpoints.lora import add_to_backbone, read_lora
+from qzoom.checkpoints.upstream import branch_keys, presets_of, read_zoom_config
+from qzoom.checkpoints.weights import read_index, read_json, read_tensors
+from qzoom.config import ZoomConfig
+from qzoom.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qzoom.backbones.base import Backbone
+    from qzoom.engine.state import Engine
+
+__all__ = ["find_base", "load_engine"]
+
+
+def load_engine(
+    id_or_path: str | Path = "tiny",
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    attn_implementation: str = "sdpa",
+    config: ZoomConfig | None = None,
+    processor: str | Path | None = None,
+) -> Engine:
+    """Load the embedded model, our adapter, a merged checkpoint or a plain base model.
+
+    Args:
+        id_or_path: "tiny", a folder, or a hub id.
+        revision: branch, tag or commit on the hub.
+        dtype: "auto" (as stored), "float32", "bfloat16" or a torch dtype.
+        device_map: None or "cpu", "cuda", "cuda:0", "auto"; one device only.
+        attn_implementation: "sdpa" or "eager".
+        config: used instead of the checkpoint's own arithmetic; its K and T must be the checkpoint's.
+        processor: a folder with tokenizer and image processor, for checkpoints that have none of their own.
+
+    Raises:
+        CheckpointError: it cannot be found, read or matched to its base.
+        ConfigError: an unknown number format or attention.
+        DeviceError: a placement that is not supported.
+    """
+    source = find_source(id_or_path, revision)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "processor": None if processor is None else Path(processor),
+    }
+    kind = kind_of(source.folder)
+    if kind is None:
+        raise CheckpointError(
+            f"{source.name} has neither config.json nor {CONFIG_FILE}, so it is no model; "
+            "give a folder or hub id that holds one."
+        )
+    if kind == "adapter":
+        return _load_adapter(source, options, config)
+    backbone = load_backbone(source.folder, **options)
+    _remember(backbone, source)
+    if kind == "released":
+        return _with_merged_branches(backbone, source, config)
+    return _plain(backbone, config)
+
+
+def find_base(adapter: AdapterConfig, source: Source) -> Source:
+    """Where the base model of an adapter is.
+
+    Raises:
+        CheckpointError: it cannot be found.
+    """
+    name = adapter.base.id
+    if name == HERE:
+        return source
+    for folder in (source.folder / name, Path(name).expanduser()):
+        if folder.is_dir():
+            return Source(folder, str(folder))
+    try:
+        return find_source(name, adapter.base.revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"The base model of {source.name} is missing: {error}") from error
+
+
+def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | None) -> Engine:
+    from qzoom.engine.state import Engine
+
+    adapter = read_adapter_config(source.folder)
+    base = find_base(adapter, source)
+    backbone = load_backbone(base.folder, **options)
+    _remember(backbone, base)
+    _check_base(adapter, backbone, source.name)
+    if adapter.lora_base_weights:
+        add_to_backbone(backbone, read_lora(source.folder, adapter.lora_base_weights), source.name)
+    zoom = _checked(config, adapter.zoom)
+    gate = region = None
+    if adapter.gate or adapter.region:
+        index = read_index(source.folder, stem="qzoom")
+        where = str(source.folder / "qzoom.safetensors")
+        depth = (backbone, adapter.zoom.shared_layers, adapter.zoom.branch_layers)
+        if adapter.gate:
+            names = {n.removeprefix("gate."): n for n in index.tensors if n.startswith("gate.")}
+            gate = build_gate(*depth, _named(index, names), where=where, prefix="gate.")
+        if adapter.region:
+            names = {n.removeprefix("region."): n for n in index.tensors if n.startswith("region.")}
+            region = build_region(*depth, _named(index, names), where=where, prefix="region.")
+    return Engine(backbone, gate, region, zoom)
+
+
+def _with_merged_branches(backbone: Backbone, source: Source, config: ZoomConfig | None) -> Engine:
+    from qzoom.engine.state import Engine
+
+    settings = read_json(source.folder / "config.json")
+    where = str(source.folder / "config.json")
+    own = read_zoom_config(settings, backbone.default_sink, where)
+    presets = presets_of(source.name)
+    if presets and not own.presets:
+        own = own.replace(presets=presets)
+    index = read_index(source.folder)
+    keys = branch_keys(index.tensors)
+    weights = str(source.folder)
+    depth = (backbone, own.shared_layers, own.branch_layers)
+    if not keys.region:
+        raise CheckpointError(
+            f"{weights} says enable_twig, but has no twig_layers tensors; fetch all weight files again."
+        )
+    region = build_region(*depth, _named(index, keys.region), where=weights, prefix=f"{keys.prefix}twig_")
+    gate = None
+    if settings.get("enable_high_res"):
+        gate = build_gate(*depth, _named(index, keys.gate), where=weights, prefix=f"{keys.prefix}high_res_")
+    return Engine(backbone, gate, region, _checked(config, own))
+
+
+def _plain(backbone: Backbone, config: ZoomConfig | None) -> Engine:
+    """A base model without branches; K only says where the engine cuts the layers in two."""
+    from qzoom.engine.state import Engine
+
+    own = ZoomConfig(sink=backbone.default_sink, shared_layers=max(1, min(3, backbone.num_layers - 1)))  # type: ignore[arg-type]
+    return Engine(backbone, None, None, config or own)
+
+
+def _named(index: Any, names: dict[str, str]) -> dict[str, Any]:
+    tensors = read_tensors(index, names.values())
+    return {ours: tensors[stored] for ours, stored in names.items()}
+
+
+def _checked(config: ZoomConfig | None, own: ZoomConfig) -> ZoomConfig:
+    """The given arithmetic, if its depths are those that the weights were made for."""
+    if config is None:
+        return own
+    for name, symbol in (("shared_layers", "K"), ("branch_layers", "T")):
+        if getattr(config, name) != getattr(own, name):
+            raise CheckpointError(
+                f"The given config has {name}={getattr(config, name)}, but the checkpoint's branches were made for "
+                f"{symbol}={getattr(own, name)}; change other fields of model.config only."
+            )
+    return config if config.provenance else dataclasses.replace(config, provenance=own.provenance)
+
+
+def _check_base(adapter: AdapterConfig, backbone: Backbone, name: str) -> None:
+    base = adapter.base
+    for what, needed, found in (
+        ("family", base.family, backbone.family),
+        ("hidden size", base.hidden_size, backbone.hidden_size),
+        ("number of layers", base.layers, backbone.num_layers),
+    ):
+        if needed != found:
+            raise CheckpointError(
+                f"The adapter {name} was made for a base with {what} {needed}, but {base.id!r} has {found}; "
+                "load it with the base named in its qzoom_config.json."
+            )
+
+
+def _remember(backbone: Backbone, source: Source) -> None:
+    """Note on the model where it came from, as an adapter saved later must name its base."""
+    backbone.model.config._name_or_path = source.name if source.is_hub else str(source.folder)
+    backbone.model.config._commit_hash = source.revision if source.is_hub else None

@@ -1,0 +1,200 @@
+"""Thresholds published for the released models (method.md 2, 3 and 9).
+
+The gate's thresholds are published as single values; the region's only as ranges, out of which the lower end is taken
+here: a low threshold finds more and crops more. "document" is for documents and text, "high_resolution" for large
+pictures at up to 4096 coarse tokens, "high_resolution_below_2048" for those at fewer than 2048.
+
+The authors' merged format: a whole model with the branches under its language model (method.md 9).
+
+Their config fields become a `ZoomConfig` and back; fields that mean nothing here are kept as they are, so that a
+checkpoint can be written back without loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qzoom.config import Preset, ZoomConfig
+from qzoom.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "PROVENANCE_KEY",
+    "RELEASED_PRESETS",
+    "ZOOM_KEY",
+    "BranchKeys",
+    "branch_keys",
+    "is_branch_key",
+    "is_released",
+    "presets_of",
+    "read_zoom_config",
+    "released_fields",
+    "upstream_fields",
+]
+
+
+# Published region ranges. 7B: document 0.125-0.15, high resolution 0.03-0.05. 4B: 0.125-0.15 and 0.05-0.10.
+# The 3B model has no published thresholds.
+RELEASED_PRESETS: dict[str, dict[str, Preset]] = {
+    "YuhengSSS/Q-Zoom-Qwen2.5VL-7B": {
+        "document": Preset(gate_threshold=0.05, region_threshold=0.125),
+        "high_resolution": Preset(gate_threshold=0.02, region_threshold=0.03),
+        "high_resolution_below_2048": Preset(gate_threshold=0.025, region_threshold=0.03),
+    },
+    "YuhengSSS/Q-Zoom-Qwen3VL-4B": {
+        "document": Preset(gate_threshold=0.10, region_threshold=0.125),
+        "high_resolution": Preset(gate_threshold=0.025, region_threshold=0.05),
+        "high_resolution_below_2048": Preset(gate_threshold=0.05, region_threshold=0.05),
+    },
+    "YuhengSSS/Q-Zoom-Qwen2.5VL-3B": {},
+}
+
+
+def presets_of(name: str) -> dict[str, Preset]:
+    """The presets of a released model.
+
+    Args:
+        name: its hub id, or a folder whose last part is the id's last part; anything else has no presets.
+    """
+    last = name.replace("\\", "/").rstrip("/").split("/")[-1]
+    for repo_id, presets in RELEASED_PRESETS.items():
+        if name == repo_id or last == repo_id.split("/")[1]:
+            return dict(presets)
+    return {}
+
+
+PROVENANCE_KEY = "released"
+ZOOM_KEY = "qzoom"
+_DEFAULTS = ZoomConfig()
+_BRANCH = re.compile(r"(?P<prefix>.*?)(?P<branch>twig_|high_res_)(?P<name>(layers\.\d+\..+)|(head\.(weight|bias)))")
+_FIELD = re.compile(r"(twig|roi|high_res)_.+|enable_(twig|high_res)|reuse_src_pos|add_noise_to_roi")
+
+
+@dataclass(frozen=True, slots=True)
+class BranchKeys:
+    """The branch tensors of a merged checkpoint.
+
+    Args:
+        prefix: what stands before them, e.g. "model.language_model.".
+        region: our name to the stored name.
+        gate: our name to the stored name; empty without a gate.
+    """
+
+    prefix: str
+    region: dict[str, str]
+    gate: dict[str, str]
+
+
+def is_branch_key(name: str) -> bool:
+    """Whether a stored tensor belongs to a branch and not to the base model."""
+    return _BRANCH.fullmatch(name) is not None
+
+
+def is_released(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a merged checkpoint."""
+    return "twig_K" in config or "enable_twig" in config
+
+
+def branch_keys(names: Iterable[str]) -> BranchKeys:
+    """Sort the branch tensors of a merged checkpoint out of all names."""
+    region: dict[str, str] = {}
+    gate: dict[str, str] = {}
+    prefix = ""
+    for name in sorted(names):
+        match = _BRANCH.fullmatch(name)
+        if match:
+            prefix = match["prefix"]
+            (region if match["branch"] == "twig_" else gate)[match["name"]] = name
+    return BranchKeys(prefix, region, gate)
+
+
+def released_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a merged config.json that a plain base model's lacks."""
+    return {key: value for key, value in config.items() if _FIELD.fullmatch(key) or key == ZOOM_KEY}
+
+
+def read_zoom_config(config: Mapping[str, Any], default_sink: str, where: str) -> ZoomConfig:
+    """The arithmetic of a merged checkpoint, always the release's own.
+
+    Args:
+        config: its config.json.
+        default_sink: the family's sink rule.
+        where: for error texts.
+
+    Raises:
+        CheckpointError: K or T missing, of the wrong kind, or different for gate and region branch.
+    """
+    fields = released_fields(config)
+    if isinstance(fields.get(ZOOM_KEY), dict):
+        return ZoomConfig.from_dict(fields[ZOOM_KEY], source=f"{where}: {ZOOM_KEY}")
+    shared, depth = (_whole(fields, name, where) for name in ("twig_K", "twig_T"))
+    for name, value in (("high_res_K", shared), ("high_res_T", depth)):
+        if fields.get("enable_high_res") and fields.get(name) not in (None, value):
+            raise CheckpointError(
+                f"{where}: {name}={fields[name]} differs from twig_{name[-1]}={value}; gate and region branch must "
+                "start from the same layer and be equally deep."
+            )
+    threshold = fields.get("high_res_thresh")
+    try:
+        return ZoomConfig(
+            shared_layers=shared,
+            branch_layers=depth,
+            gate_threshold=_DEFAULTS.gate_threshold if threshold is None else threshold,
+            sink=default_sink,  # type: ignore[arg-type]
+            positions="aligned" if fields.get("reuse_src_pos") else "second_image",
+            provenance={PROVENANCE_KEY: {"fields": fields}},
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def upstream_fields(config: ZoomConfig, *, has_gate: bool, default_sink: str) -> dict[str, Any]:
+    """The config fields of a merged checkpoint with this arithmetic.
+
+    What the authors' fields cannot express is kept whole under one extra field, which their code ignores.
+
+    Args:
+        config: the arithmetic; fields it was once read from are written back as they were.
+        has_gate: whether the gate's weights are there and used.
+        default_sink: the family's sink rule.
+    """
+    kept = config.provenance.get(PROVENANCE_KEY)
+    fields: dict[str, Any] = dict(kept.get("fields", {})) if isinstance(kept, dict) else dict(_NEW_FIELDS)
+    fields.pop(ZOOM_KEY, None)
+    fields |= {"twig_K": config.shared_layers, "twig_T": config.branch_layers}
+    fields["reuse_src_pos"] = config.positions == "aligned"
+    fields["enable_high_res"] = has_gate
+    if has_gate:
+        for name, value in (("high_res_K", config.shared_layers), ("high_res_T", config.branch_layers)):
+            if name in fields or not isinstance(kept, dict):
+                fields[name] = value
+        if "high_res_thresh" in fields or config.gate_threshold != _DEFAULTS.gate_threshold:
+            fields["high_res_thresh"] = config.gate_threshold
+    derived = read_zoom_config(fields, default_sink, "config")
+    same = derived.replace(provenance={}) == config.replace(provenance={}, presets={})
+    more = set(config.provenance) - {PROVENANCE_KEY} or (config.presets and not isinstance(kept, dict))
+    if more or not same:
+        fields[ZOOM_KEY] = config.to_dict()
+    return fields
+
+
+_NEW_FIELDS: dict[str, Any] = {
+    "enable_twig": True,
+    "roi_source": "qk",
+    "roi_loss": "bce",
+    "roi_super_type": "v1",
+    "roi_multi_head": True,
+    "roi_enable2stage": True,
+    "roi_post_training": False,
+    "add_noise_to_roi": False,
+}
+
+
+def _whole(fields: Mapping[str, Any], name: str, where: str) -> int:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        said = f"{name}={value!r}" if name in fields else f"no {name}"
+        raise CheckpointError(f"{where} has {said}; a merged Q-Zoom checkpoint states it as a whole number above 0.")
+    return value

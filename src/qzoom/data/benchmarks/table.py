@@ -1,0 +1,353 @@
+"""What a table holds where a picture is expected: bytes, a path, base64, or the mapping that `datasets` stores.
+
+A benchmark as a table: one row, one picture, one question; from the hub or from files on disk.
+
+Columns, prompts and splits are those of lmms-eval's tasks. A row that cannot be used becomes a question that counts as
+wrong and says why; only a table that cannot be opened at all is an error.
+
+Open a benchmark's table through the `datasets` library: from the hub at a revision, or from a local folder.
+
+A folder holds SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; several
+benchmarks in one folder lie in folders of their names. Pictures stay encoded until they are asked about.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qzoom.data.samples import EvalQuestion, EvalSample
+from qzoom.errors import ConfigError, DataError, QZoomError
+
+__all__ = [
+    "Benchmark",
+    "Row",
+    "TableTask",
+    "open_table",
+    "option_letter",
+    "optional_text",
+    "picture_source",
+    "text",
+    "texts",
+]
+
+
+_LONGEST_PATH = 1024
+
+
+def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path:
+    """The encoded picture, or the path of its file.
+
+    Args:
+        value: a table's cell.
+        column: its name, for the error text.
+        folder: relative paths start here and may not leave it; None where only the hub's own cache is read.
+
+    Raises:
+        DataError: nothing that could be a picture, or a path that leaves the folder.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    if not isinstance(value, str) or not value:
+        raise DataError(f"the column {column!r} holds no picture: expected bytes, a path or base64, not {value!r:.40}.")
+    if value.startswith("data:"):
+        return _decoded(value.partition(",")[2], column)
+    if len(value) <= _LONGEST_PATH and "\0" not in value:
+        path = Path(value)
+        if folder is None:
+            if path.is_file():
+                return path
+        elif path.is_absolute() or ".." in path.parts:
+            raise DataError(f"the picture {value!r:.80} must be a path inside the data folder.")
+        elif (folder / path).is_file():
+            return folder / path
+        elif path.suffix:
+            raise DataError(f"the picture {value!r:.80} is not in {folder}.")
+    return _decoded(value, column)
+
+
+def _decoded(value: str, column: str) -> bytes:
+    try:
+        data = base64.b64decode("".join(value.split()), validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise DataError(f"the column {column!r} is neither the path of a picture nor base64: {value!r:.40}.")
+    return data
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What is known of a benchmark before its table is read.
+
+    Args:
+        name: on the command line.
+        repo: dataset id on the hub.
+        config: the dataset's configuration there; None for its only one.
+        split: the split that figures are published for.
+        max_new_tokens: most tokens of an answer, as lmms-eval sets it.
+        question: a row to its question; DataError where the row cannot be used.
+        picture: the column that holds the picture.
+        fields: fields that always appear among the figures.
+    """
+
+    name: str
+    repo: str
+    config: str | None
+    split: str
+    max_new_tokens: int
+    question: Callable[[Row], EvalQuestion]
+    picture: str = "image"
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableTask:
+    """An opened table; see `qzoom.data.samples.Task`.
+
+    Args:
+        benchmark: whose table.
+        rows: anything with a length whose items are rows, or the reason why a row is none.
+        folder: where relative picture paths start; None where pictures come with the rows.
+        origin: repository or files, split, revision and digest, as JSON values.
+    """
+
+    benchmark: Benchmark
+    rows: Sequence[Any]
+    folder: Path | None
+    origin: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The task's name on the command line."""
+        return self.benchmark.name
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that always appear among the figures."""
+        return self.benchmark.fields
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Row numbers from 0."""
+        return tuple(f"{self.name}-{number}" for number in range(len(self.rows)))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The benchmark and where its rows came from."""
+        return {"task": self.name} | self.origin
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of an answer, as lmms-eval sets it."""
+        return self.benchmark.max_new_tokens
+
+    def sample(self, index: int) -> EvalSample:
+        """One row's picture and question; with a reason where either cannot be used."""
+        name = f"{self.name}-{index}"
+        question = EvalQuestion("unusable", "", "")
+        try:
+            row = self.rows[index]
+            if not isinstance(row, dict):
+                raise DataError(str(row))
+            question = self.benchmark.question(row)
+            image, size_px = _picture(row, self.benchmark.picture, self.folder)
+        except QZoomError as problem:
+            return EvalSample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
+        return EvalSample(name, image, size_px, (question,))
+
+
+def _picture(row: Row, column: str, folder: Path | None) -> tuple[Any, tuple[int, int]]:
+    from qzoom.images.load import load_image
+
+    loaded = load_image(picture_source(_cell(row, column), column, folder))
+    return loaded.image, loaded.image.size
+
+
+def _cell(row: Row, column: str) -> Any:
+    if column not in row:
+        raise DataError(f"the column {column!r} is missing; there are {', '.join(map(str, row))}.")
+    return row[column]
+
+
+def text(row: Row, column: str) -> str:
+    """A column's text.
+
+    Raises:
+        DataError: it is missing, no text or empty.
+    """
+    value = _cell(row, column)
+    if not isinstance(value, str):
+        raise DataError(f"the column {column!r} must hold a text, not {value!r:.60}.")
+    if not value.strip():
+        raise DataError(f"the column {column!r} is empty.")
+    return value
+
+
+def optional_text(row: Row, column: str) -> str | None:
+    """A column's text or number as text; None where it is missing or empty."""
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
+        return None
+    return str(value)
+
+
+def texts(row: Row, column: str) -> tuple[str, ...]:
+    """A column's texts; a single text counts as one.
+
+    Raises:
+        DataError: it is missing, empty or holds something else.
+    """
+    value = _cell(row, column)
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
+        raise DataError(f"the column {column!r} must hold a list of texts, not {value!r:.60}.")
+    return tuple(value)
+
+
+def option_letter(row: Row, column: str, choices: int) -> str:
+    """The letter of the right option.
+
+    Raises:
+        DataError: no letter of one of the options.
+    """
+    from qzoom.scoring.letters import LETTERS
+
+    letter = text(row, column).strip().upper()
+    if len(letter) != 1 or letter not in LETTERS[:choices]:
+        raise DataError(f"the column {column!r} must name one of the {choices} options, not {letter!r:.20}.")
+    return letter
+
+
+def open_table(
+    benchmark: Benchmark, *, data: Path | None = None, split: str | None = None, revision: str | None = None
+) -> TableTask:
+    """The benchmark's table.
+
+    Args:
+        benchmark: which.
+        data: folder of its files; None reads the hub.
+        split: None for the benchmark's own.
+        revision: branch, tag or commit of the dataset on the hub.
+
+    Raises:
+        ConfigError: the `datasets` library is missing, or a revision of files on disk.
+        DataError: no such table.
+    """
+    split = split or benchmark.split
+    if data is None:
+        return _from_hub(benchmark, split, revision)
+    if revision is not None:
+        raise ConfigError("A data revision names a state of the hub; leave it out with a local folder.")
+    for base in _bases(benchmark, data):
+        files = _parquet(base, split)
+        if files:
+            rows = _load("parquet", str(base), data_files=[str(file) for file in files], split="train")
+            return TableTask(benchmark, rows, base, _origin(files, split))
+        lines = base / f"{split}.jsonl"
+        if lines.is_file():
+            return TableTask(benchmark, _read_lines(lines), base, _origin([lines], split))
+        for saved in (base / split, base):
+            if (saved / "state.json").is_file():
+                return TableTask(benchmark, _from_disk(saved), base, _origin(sorted(saved.glob("*.arrow")), split))
+    raise DataError(
+        f"{data}: no table of {benchmark.name} with the split {split!r}; put {split}.parquet or {split}.jsonl into it "
+        f"or into its folder {benchmark.name}."
+    )
+
+
+def _bases(benchmark: Benchmark, data: Path) -> list[Path]:
+    own = data / benchmark.name
+    bases = [own, data]
+    if benchmark.config:
+        bases = [own / benchmark.config, own, data / benchmark.config, data]
+    return [base for base in bases if base.is_dir()]
+
+
+def _parquet(base: Path, split: str) -> list[Path]:
+    for folder in (base, base / "data"):
+        whole = folder / f"{split}.parquet"
+        files = [whole] if whole.is_file() else sorted(folder.glob(f"{split}-*.parquet"))
+        if files:
+            return files
+    return []
+
+
+def _origin(files: list[Path], split: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return {"split": split, "sha256": digest.hexdigest()}
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """One row a line; a line that is no object becomes the reason why."""
+    rows: list[Any] = []
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            row = f"line {number} of {path.name} is not JSON ({type(error).__name__}); mend or remove it."
+        rows.append(row if isinstance(row, dict | str) else f"line {number} of {path.name} is no object.")
+    if not rows:
+        raise DataError(f"{path}: no rows in it; expected one JSON object a line.")
+    return rows
+
+
+def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> TableTask:
+    rows = _load(benchmark.repo, benchmark.repo, name=benchmark.config, split=split, revision=revision)
+    origin = {"source": benchmark.repo, "config": benchmark.config, "split": split, "revision": revision}
+    return TableTask(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
+
+
+def _load(path: str, shown: str, **how: Any) -> Any:
+    datasets = _datasets()
+    try:
+        return _undecoded(datasets.load_dataset(path, **how))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"The table {shown!r} could not be opened ({type(error).__name__}: {reason:.200}); check its name, the "
+            "split and the network, or name a local folder with --data."
+        ) from error
+
+
+def _from_disk(folder: Path) -> Any:
+    try:
+        return _undecoded(_datasets().load_from_disk(str(folder)))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder}: not a table that `datasets` saved ({reason:.200}).") from error
+
+
+def _undecoded(table: Any) -> Any:
+    """The table with its pictures as stored, so that one damaged picture spoils one row only."""
+    datasets = _datasets()
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError("Benchmarks are read by the datasets library: pip install 'qzoom[eval]'.") from error
+    return datasets

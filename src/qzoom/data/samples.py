@@ -1,0 +1,187 @@
+"""What an evaluation asks and what it keeps: samples with known answers, and one row per answered question.
+
+A row holds all that the figures need, so that scoring again costs nothing. Boxes are xyxy in original pixels,
+half-open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qzoom.errors import DataError
+from qzoom.types import Box, GateDecision, Region, Usage
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["AnswerRow", "EvalQuestion", "EvalSample", "Task"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalQuestion:
+    """A question with its right answer.
+
+    Args:
+        field: what is asked for; figures are given per field.
+        question: the text that the model gets.
+        answer: the right answer.
+        boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
+        easy: whether the coarse look should be enough; None when nobody knows.
+        answers: all accepted answers, or one per person asked; empty for `answer` alone.
+        choices: texts of the options of a multiple-choice question, A first.
+        metric: name in `qzoom.scoring.metrics.METRICS`.
+        negative: what is asked about is not in the picture, so that a model that sees it everywhere is wrong.
+    """
+
+    field: str
+    question: str
+    answer: str
+    boxes: tuple[Box, ...] = ()
+    easy: bool | None = None
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    metric: str = "exact_match"
+    negative: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvalSample:
+    """A picture and its questions; `size_px` is (width, height).
+
+    With `error`, a reason, the picture cannot be asked about and its questions count as wrong.
+    """
+
+    id: str
+    image: Path | PIL.Image.Image | None
+    size_px: tuple[int, int]
+    questions: tuple[EvalQuestion, ...]
+    error: str | None = None
+
+
+class Task(Protocol):
+    """A fixed list of pictures with questions; samples are made or read only when they are wanted."""
+
+    @property
+    def name(self) -> str:
+        """The task's name on the command line."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that always appear among the figures."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The pictures' ids, in order, each once."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the questions (file digest, seeds), as JSON values."""
+
+    def sample(self, index: int) -> EvalSample:
+        """The sample of `ids[index]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """One question as it was answered.
+
+    Args:
+        picture: id of the picture.
+        index: number of the question among the picture's.
+        count: number of questions about the picture.
+        field: see `EvalQuestion`.
+        question: see `EvalQuestion`.
+        answer: the right answer.
+        boxes: places that hold the answer.
+        easy: see `EvalQuestion`.
+        size_px: (width, height) of the picture.
+        seconds: wall-clock time of the answer, with the question's share of the picture's first look.
+        prediction: what the model said; empty after an error.
+        finish_reason: see `qzoom.types.Answer`; "error" after an error.
+        gate: the gate's decision; None after an error.
+        regions: what was read at high resolution.
+        usage: tokens paid.
+        timing_ms: milliseconds per step.
+        error: why there is no answer; None when there is one.
+        answers: see `EvalQuestion`.
+        choices: see `EvalQuestion`.
+        metric: see `EvalQuestion`.
+        prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
+        coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
+        extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
+        negative: see `EvalQuestion`.
+    """
+
+    picture: str
+    index: int
+    count: int
+    field: str
+    question: str
+    answer: str
+    boxes: tuple[Box, ...]
+    easy: bool | None
+    size_px: tuple[int, int]
+    seconds: float
+    prediction: str = ""
+    finish_reason: str = "error"
+    gate: GateDecision | None = None
+    regions: tuple[Region, ...] = ()
+    usage: Usage = dataclasses.field(default_factory=Usage)
+    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    error: str | None = None
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    metric: str = "exact_match"
+    prompt: str = ""
+    coarse_size_px: tuple[int, int] | None = None
+    extra: dict[str, float] = dataclasses.field(default_factory=dict)
+    negative: bool = False
+
+    @property
+    def zoomed(self) -> bool:
+        """Whether a region was read."""
+        return self.gate is not None and self.gate.zoomed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out["boxes"] = [list(box) for box in self.boxes]
+        out["size_px"] = list(self.size_px)
+        out["seconds"] = self.seconds
+        out["gate"] = self.gate.to_dict() if self.gate else None
+        out["regions"] = [region.to_dict() for region in self.regions]
+        out["usage"] = self.usage.to_dict()
+        out["timing_ms"] = dict(self.timing_ms)
+        out["answers"], out["choices"] = list(self.answers), list(self.choices)
+        out["coarse_size_px"] = list(self.coarse_size_px) if self.coarse_size_px else None
+        out["extra"] = dict(self.extra)
+        return out
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AnswerRow:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: not such a row.
+        """
+        try:
+            given = dict(values)
+            given["boxes"] = tuple(tuple(box) for box in given["boxes"])
+            given["size_px"] = tuple(given["size_px"])
+            given["gate"] = GateDecision(**given["gate"]) if given["gate"] else None
+            given["regions"] = tuple(_region(region) for region in given["regions"])
+            given["usage"] = Usage(**given["usage"])
+            for name in ("answers", "choices", "coarse_size_px"):
+                if given.get(name) is not None:
+                    given[name] = tuple(given[name])
+            return cls(**given)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"not an answer that this version of qzoom wrote ({error})") from error
+
+
+def _region(values: dict[str, Any]) -> Region:
+    crop = values["crop_size_px"]
+    return Region(**values | {"box": tuple(values["box"]), "crop_size_px": tuple(crop) if crop else None})

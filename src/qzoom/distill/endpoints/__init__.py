@@ -1,1 +1,0 @@
-"""OpenAI-compatible endpoints: calls that are paid once, kept by content, and counted."""

@@ -1,1 +1,0 @@
-"""Where to look: proposers name boxes, `select` keeps those worth asking about."""

@@ -1,0 +1,89 @@
+"""Attention of a response to the visual cells of its prompt (method.md 5.1).
+
+Nothing runs with eager attention: the response is run once more over the cached keys, and only the chosen layers'
+queries are multiplied with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qzoom.backbones.base import Backbone
+from qzoom.engine.cache import KVCache
+from qzoom.engine.prompt import Prompt
+
+__all__ = ["ResponseAttention", "response_attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseAttention:
+    """Attention of one response to one picture.
+
+    Args:
+        values: (layers, heads, rows, columns) float32, mean over the response tokens; each is a share of the whole
+            attention, so a map sums to at most 1.
+        layers: indices of the layers, in the order of the first axis.
+    """
+
+    values: Tensor
+    layers: tuple[int, ...]
+
+    def mean_of(self, heads: Sequence[tuple[int, int]]) -> Tensor:
+        """Mean map (rows, columns) over (layer, head) pairs."""
+        return torch.stack([self.values[self.layers.index(layer), head] for layer, head in heads]).mean(0)
+
+
+def response_attention(
+    backbone: Backbone, prompt: Prompt, cache: KVCache, response: Sequence[int], layers: Sequence[int]
+) -> tuple[ResponseAttention, ...]:
+    """Attention of the generated tokens to every coarse picture of a prompt.
+
+    Args:
+        backbone: the family.
+        prompt: what was answered.
+        cache: keys and values of all layers for the whole prompt, batch 1; it is left as it was.
+        response: the generated ids that were fed back (all but the last one generated); at least one.
+        layers: which layers to look at.
+
+    Returns:
+        One record per coarse picture.
+
+    Raises:
+        ValueError: the response is empty.
+    """
+    if not response:
+        raise ValueError("A response of at least one fed-back token is needed to take its attention.")
+    cache = cache.fork()
+    ids = torch.tensor([list(response)], device=backbone.device)
+    hidden = backbone.embed(ids)
+    steps = torch.arange(len(response), device=backbone.device) + prompt.next_position
+    rotary = backbone.rotary(hidden, steps.expand(backbone.position_axes, 1, -1))
+    total = len(prompt) + len(response)
+    own = torch.arange(len(response), device=backbone.device) + len(prompt)
+    hidden_keys = torch.arange(total, device=backbone.device)[None] > own[:, None]
+    mask = torch.zeros(hidden_keys.shape, dtype=hidden.dtype, device=backbone.device)
+    mask = mask.masked_fill(hidden_keys, torch.finfo(hidden.dtype).min)[None, None]
+    spans = [s for s in prompt.spans if s.role == "coarse"]
+    found: list[list[Tensor]] = [[] for _ in spans]
+    for i in range(max(layers) + 1):
+        layer = backbone.layers[i]
+        query = backbone.query(layer, hidden, rotary) if i in layers else None
+        hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
+        if query is not None:
+            shares = _softmax(query[0], cache.layer(i)[0][0], hidden_keys)
+            for pieces, span in zip(found, spans, strict=True):
+                pieces.append(shares[..., span.start : span.stop].mean(1).view(-1, *span.features.grid))
+    chosen = tuple(sorted(layers))
+    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in found)
+
+
+def _softmax(query: Tensor, keys: Tensor, hidden_keys: Tensor) -> Tensor:
+    """Attention shares (heads, queries, keys) in float32; `hidden_keys` (queries, keys) are not seen."""
+    groups = query.shape[0] // keys.shape[0]
+    keys = keys.float().repeat_interleave(groups, dim=0)
+    scores = query.float() @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
+    return scores.masked_fill(hidden_keys, float("-inf")).softmax(-1)

@@ -1,0 +1,311 @@
+"""Milliseconds per step of one call.
+
+Token ids to text, piece by piece: no half characters, nothing past a stop text.
+
+Choose the next token of one sample: greedy, or sampled by its own generator.
+
+Token by token, many samples at once: each row has its own length, position, sampler and end.
+
+Rows join with the state that their prefill left and leave as soon as they end; what is left goes on as a smaller batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qzoom.backbones.base import Backbone
+from qzoom.engine.cache import KVCache
+from qzoom.engine.layers import decode_mask
+from qzoom.types import SamplingParams
+
+__all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "Stopwatch", "TextStream"]
+
+
+class Stopwatch:
+    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._started = self._now()
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a block under a name; repeated names add up."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._ms[name] = self._ms.get(name, 0.0) + (self._now() - begin) * 1000
+
+    def snapshot(self) -> dict[str, float]:
+        """Steps so far in order, then "total" since the start."""
+        return {**self._ms, "total": (self._now() - self._started) * 1000}
+
+    def _now(self) -> float:
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+        return time.perf_counter()
+
+
+class TextStream:
+    """Text of one answer as its tokens arrive; white space around the whole answer is left out.
+
+    The pieces that `push` and `finish` return join to `text`.
+
+    Args:
+        tokenizer: decodes ids; special tokens are left out.
+        stop: texts that end the answer and are not part of it.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._ids: list[int] = []
+        self._raw = ""
+        self._sent = 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """All text so far, up to a stop text."""
+        return self._raw.strip()
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the new text that is certain."""
+        self._ids.append(token)
+        self._raw = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        hits = [at for at in (self._raw.find(s) for s in self._stop) if at >= 0]
+        if hits:
+            self.stopped = True
+            self._raw = self._raw[: min(hits)]
+            return self.finish()
+        held = [len(self._raw) - len(self._raw.rstrip("�")), *(_overlap(self._raw, s) for s in self._stop)]
+        return self._release(len(self._raw) - max(held))
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens come."""
+        return self._release(len(self._raw))
+
+    def _release(self, until: int) -> str:
+        shown = self._raw[:until].strip()
+        piece = shown[self._sent :]
+        self._sent = max(self._sent, len(shown))
+        return piece
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that could begin `stop`."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
+
+
+GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32
+
+
+class Sampler:
+    """Draws tokens for one sample.
+
+    Args:
+        params: temperature, top_k, top_p and seed. Warping is transformers' own, in its order.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        self._greedy = params.temperature < GREEDY_BELOW
+        self._warp = LogitsProcessorList()
+        self._generator = torch.Generator()
+        if self._greedy:
+            return
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+        self._warp.append(TemperatureLogitsWarper(params.temperature))
+        if params.top_k:
+            self._warp.append(TopKLogitsWarper(params.top_k))
+        if params.top_p < 1:
+            self._warp.append(TopPLogitsWarper(params.top_p))
+
+    def draw(self, logits: Tensor) -> int:
+        """The next token for logits (vocabulary,)."""
+        if self._greedy:
+            return int(logits.argmax())
+        scores = self._warp(torch.empty(1, 0, dtype=torch.long), logits[None].float().cpu())  # type: ignore[arg-type]
+        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
+
+
+@dataclass(slots=True)
+class DecodeRow:
+    """One sample being decoded.
+
+    Args:
+        key: the caller's name for it.
+        cache: keys and values of all layers for the prompt, batch 1.
+        length: the prompt's length.
+        position: position of the next token, on all axes.
+        logits: (vocabulary,) for the next token.
+        params: how to decode.
+        sampler: draws tokens.
+        stream: collects text.
+    """
+
+    key: int
+    cache: KVCache
+    length: int
+    position: float
+    logits: Tensor
+    params: SamplingParams
+    sampler: Sampler
+    stream: TextStream
+    tokens: list[int] = field(default_factory=list)
+    finish: Literal["", "stop", "length", "cancelled"] = ""
+
+    def take(self, eos_ids: Sequence[int]) -> str:
+        """Draw a token from the logits; returns the new text and sets `finish` when the row has ended."""
+        token = self.sampler.draw(self.logits)
+        self.tokens.append(token)
+        ended = token in eos_ids and not self.params.ignore_eos
+        piece = "" if ended else self.stream.push(token)
+        if ended or self.stream.stopped:
+            self.finish = "stop"
+        elif len(self.tokens) >= self.params.max_new_tokens:
+            self.finish = "length"
+        return piece + (self.stream.finish() if self.finish and not self.stream.stopped else "")
+
+
+class DecodeBatch:
+    """The running batch.
+
+    Args:
+        backbone: the family.
+        eos_ids: tokens that end an answer; None uses the model's own.
+    """
+
+    def __init__(self, backbone: Backbone, eos_ids: Sequence[int] | None = None) -> None:
+        self._backbone = backbone
+        self._eos = backbone.eos_ids if eos_ids is None else tuple(eos_ids)
+        self._rows: list[DecodeRow] = []
+        self._cache = KVCache()
+        self._total = 0  # length of the batch's cache, padding included
+
+    @property
+    def rows(self) -> tuple[DecodeRow, ...]:
+        """Rows that have not ended."""
+        return tuple(self._rows)
+
+    @torch.inference_mode()
+    def start(self, rows: Sequence[DecodeRow]) -> list[tuple[DecodeRow, str]]:
+        """Let rows join; draws each one's first token.
+
+        Returns:
+            Each new row with its first piece of text; those with a `finish` have ended already.
+        """
+        pieces = [(row, row.take(self._eos)) for row in rows]
+        self._join([row for row in rows if not row.finish])
+        return pieces
+
+    def park(self, key: int) -> DecodeRow:
+        """Take a row out with all that it needs to go on later (see `resume`); its place is free at once.
+
+        Raises:
+            KeyError: no row of that name is running.
+        """
+        place = next((i for i, row in enumerate(self._rows) if row.key == key), None)
+        if place is None:
+            raise KeyError(key)
+        row = self._rows[place]
+        row.cache = self._cache.row(place, [slice(self._total - row.length, self._total)]).copied()
+        self._keep([i for i in range(len(self._rows)) if i != place])
+        return row
+
+    @torch.inference_mode()
+    def resume(self, rows: Sequence[DecodeRow]) -> None:
+        """Let parked rows join again; they go on with the next step."""
+        self._join(rows)
+
+    def cancel(self, key: int) -> str:
+        """End a row; it leaves before the next step.
+
+        Returns:
+            Text that had been held back.
+        """
+        held = ""
+        for row in self._rows:
+            if row.key == key:
+                row.finish = "cancelled"
+                held = row.stream.finish()
+        self._leave()
+        return held
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[DecodeRow, str]]:
+        """One token for every row.
+
+        Returns:
+            Each row with its new text; those with a `finish` have ended and left.
+        """
+        rows = list(self._rows)
+        if not rows:
+            return []
+        backbone = self._backbone
+        hidden = backbone.embed(torch.tensor([[row.tokens[-1]] for row in rows], device=backbone.device))
+        positions = torch.tensor([[row.position] for row in rows], device=backbone.device)
+        positions = positions.expand(backbone.position_axes, -1, -1)
+        rotary = backbone.rotary(hidden, positions)
+        mask = decode_mask(backbone, [self._total - row.length for row in rows], self._total + 1, hidden.dtype)
+        for layer in backbone.layers:
+            hidden = backbone.run_layer(layer, hidden, rotary, mask, self._cache)
+        logits = backbone.lm_logits(hidden[:, -1])
+        self._total += 1
+        out = []
+        for row, own in zip(rows, logits, strict=True):
+            row.length += 1
+            row.position += 1
+            row.logits = own
+            out.append((row, row.take(self._eos)))
+        self._leave()
+        return out
+
+    def _join(self, rows: Sequence[DecodeRow]) -> None:
+        if not rows:
+            return
+        old = [
+            (row, self._cache.row(i, [slice(self._total - row.length, self._total)]))
+            for i, row in enumerate(self._rows)
+        ]
+        pairs = old + [(row, row.cache) for row in rows]
+        self._rows = [row for row, _ in pairs]
+        room = min(64, max(row.params.max_new_tokens for row in self._rows))
+        self._cache = KVCache.stack([cache for _, cache in pairs], [row.length for row in self._rows], extra=room)
+        self._total = max(row.length for row in self._rows)
+        for row in rows:
+            row.cache = KVCache()
+
+    def _leave(self) -> None:
+        keep = [i for i, row in enumerate(self._rows) if not row.finish]
+        if len(keep) < len(self._rows):
+            self._keep(keep)
+
+    def _keep(self, keep: Sequence[int]) -> None:
+        self._rows = [self._rows[i] for i in keep]
+        if not keep:
+            self._cache, self._total = KVCache(), 0
+            return
+        longest = max(row.length for row in self._rows)
+        self._cache = self._cache.select(keep, drop=self._total - longest)
+        self._total = longest

@@ -1,0 +1,178 @@
+"""Regions through the vision encoder, or out of memory where the same box was read a moment ago.
+
+Insert the regions' visual tokens after their picture, with stock or aligned positions (method.md 4).
+
+before:  [system] <start> coarse <end> [question]
+after:   [system] <start> coarse <end> <start> region <end> [question]
+          ~~~~~~ computed already ~~~~~ ~~~~~~~~~ to be run ~~~~~~~~~~
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qzoom.backbones.base import Backbone, VisualFeatures
+from qzoom.config import TokenBudget, ZoomConfig
+from qzoom.engine.lru import LRUCache
+from qzoom.engine.prompt import Prompt, VisualSpan
+from qzoom.types import Box
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["Crop", "RegionBlock", "encode_crops", "features_bytes", "insert_regions", "own_features"]
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A region to be encoded.
+
+    Args:
+        picture: the whole picture, RGB.
+        number: which of its conversation's pictures it is.
+        box: xyxy in original pixels, half-open.
+        budget: limits on its visual tokens.
+        prefix: `prefix_key` of the conversation; b"" keeps the features nowhere.
+    """
+
+    picture: PIL.Image.Image
+    number: int
+    box: Box
+    budget: TokenBudget
+    prefix: bytes = b""
+
+    @property
+    def key(self) -> bytes:
+        """What decides the features; b"" without a prefix."""
+        facts = json.dumps([self.number, self.box, self.budget.min_tokens, self.budget.max_tokens])
+        return hashlib.sha256(self.prefix + facts.encode()).digest() if self.prefix else b""
+
+
+def encode_crops(
+    backbone: Backbone, crops: Sequence[Crop], kept: LRUCache[VisualFeatures] | None = None
+) -> list[VisualFeatures]:
+    """Features of every region; those that are not kept are cut out and encoded in one call.
+
+    Args:
+        backbone: the family.
+        crops: any number.
+        kept: features of earlier regions, which gets the new ones; None keeps none.
+    """
+    keys = [crop.key if kept is not None else b"" for crop in crops]
+    out = [kept.get(key) if kept is not None and key else None for key in keys]
+    new = [i for i, found in enumerate(out) if found is None]
+    pictures = [crops[i].picture.crop(crops[i].box) for i in new]
+    for i, features in zip(new, backbone.encode(pictures, [crops[i].budget for i in new]), strict=True):
+        out[i] = features
+        if kept is not None and keys[i]:
+            kept.put(keys[i], own_features(features))
+    return [features for features in out if features is not None]
+
+
+def features_bytes(features: VisualFeatures) -> int:
+    """Memory of an encoded picture's features."""
+    return sum(t.numel() * t.element_size() for t in (features.tokens, *features.deepstack))
+
+
+def own_features(features: VisualFeatures) -> VisualFeatures:
+    """A copy that does not keep the rest of its batch in memory."""
+    return dataclasses.replace(
+        features, tokens=features.tokens.clone(), deepstack=tuple(level.clone() for level in features.deepstack)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RegionBlock:
+    """An encoded region, ready to be inserted.
+
+    Args:
+        picture: index of its picture in the prompt.
+        cells: x0, y0, x1, y1 in coarse cells of that picture, half-open.
+        features: the encoded crop.
+    """
+
+    picture: int
+    cells: tuple[float, float, float, float]
+    features: VisualFeatures
+
+
+def insert_regions(
+    backbone: Backbone, prompt: Prompt, blocks: Sequence[RegionBlock], config: ZoomConfig
+) -> tuple[Prompt, int]:
+    """A prompt that also shows the regions.
+
+    Args:
+        backbone: the family.
+        prompt: with coarse spans only.
+        blocks: one or more; several of one picture follow each other in the given order.
+        config: the position scheme.
+
+    Returns:
+        The new prompt, and how many of its first tokens are unchanged.
+    """
+    opening, closing = backbone.image_delimiters
+    aligned = config.positions == "aligned" and prompt.positions.shape[0] == 3
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    spans: list[VisualSpan] = []
+    start, length, shift, reused = 0, 0, 0, len(prompt)
+    for span in prompt.spans:
+        end = span.stop + len(closing)
+        ids.append(prompt.ids[start:end])
+        positions.append(prompt.positions[:, start:end] + shift)
+        spans.append(dataclasses.replace(span, start=span.start - start + length))
+        length, start, moved = length + end - start, end, shift
+        for block in (b for b in blocks if b.picture == span.picture):
+            reused = min(reused, length)
+            count = block.features.tokens.shape[0]
+            middle = ids[0].new_full((count,), backbone.image_token_id)
+            ids.append(torch.cat([ids[0].new_tensor(opening), middle, ids[0].new_tensor(closing)]))
+            spans.append(VisualSpan(length + len(opening), block.features, span.picture, "region"))
+            length += len(ids[-1])
+            if aligned:
+                previous = positions[-1][:, -1:]
+                positions.append(_aligned(prompt, span, block, previous, moved, config).to(previous.device))
+                shift += max(block.features.grid) + len(opening) + len(closing)
+    ids.append(prompt.ids[start:])
+    positions.append(prompt.positions[:, start:] + shift)
+    all_ids = torch.cat(ids)
+    if aligned:
+        all_positions = torch.cat([p.float() for p in positions], dim=1)
+    else:
+        all_positions = backbone.positions(all_ids, [s.features.grid for s in spans])
+    return Prompt(all_ids, all_positions, tuple(spans)), reused
+
+
+def _aligned(
+    prompt: Prompt, span: VisualSpan, block: RegionBlock, previous: Tensor, moved: int, config: ZoomConfig
+) -> Tensor:
+    """Positions (3, block) of one region: rows and columns between those of the coarse cells that its box covers.
+
+    `previous` is the position (3, 1) of the token before the block; `moved` is by how much regions of earlier pictures
+    pushed this picture.
+    """
+    rows, columns = block.features.grid
+    coarse_rows, coarse_columns = span.features.grid
+    x0, y0, x1, y1 = block.cells
+    first = prompt.positions[:, span.start].float() + moved
+    height = torch.linspace(float(first[1] + y0), float(first[1] + y1 - 1), rows)
+    width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
+    sides = (coarse_rows, coarse_columns)
+    time = float(first[0]) + (max(sides) + 2 if config.temporal_shift == "max" else min(sides))
+    tokens = torch.stack(
+        [
+            torch.full((rows, columns), time),
+            height[:, None].expand(rows, columns),
+            width[None].expand(rows, columns),
+        ]
+    ).flatten(1)
+    before = previous.float().cpu()
+    return torch.cat([before + 1, tokens, before + max(rows, columns) + 2], dim=1)

@@ -1,0 +1,383 @@
+"""Whether attention falls on the answer: relative maps, lift and pointing per layer and head.
+
+The relative map divides the question's map by that of a request which asks for nothing in particular, so that sinks and
+fixed preferences of a head cancel (after the relative attention of arXiv 2502.17422). Layer and head are selected on
+one half of the pictures and reported on the other: the best of many heads always looks good on the questions that
+selected it. In all maps the last two axes are the grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qzoom.data.cells import covered_cells
+from qzoom.errors import DataError
+from qzoom.evaluation.coverage_maps import QuestionMaps
+from qzoom.scoring.intervals import bootstrap, interval_of
+
+__all__ = [
+    "EPSILON",
+    "MEASURES",
+    "Coverage",
+    "SelectedHead",
+    "choose",
+    "choosing_half",
+    "compare_coverage",
+    "depth",
+    "lift",
+    "measure_coverage",
+    "pointing",
+    "read_coverage",
+    "relative",
+    "scores",
+]
+
+
+EPSILON = 0.001
+"""Added to the generic map before dividing, as a share of its mean, so that cells without attention do not explode."""
+
+MEASURES = ("relative", "raw")
+"""Maps that are scored: the question's over the generic one's, and the question's own."""
+
+
+def relative(question: np.ndarray, generic: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
+    """The question's map over the generic one.
+
+    Args:
+        question: (..., rows, columns), not negative.
+        generic: the same shape.
+        epsilon: see `EPSILON`.
+    """
+    guard = epsilon * generic.mean((-2, -1), keepdims=True)
+    return question / np.maximum(generic + guard, np.finfo(np.float64).tiny)
+
+
+def lift(values: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Share of a map inside the place over the place's share of the picture; 1 is chance.
+
+    Args:
+        values: (..., rows, columns), not negative.
+        covered: (rows, columns) from 0 to 1, see `covered_cells`; something must be covered.
+
+    Returns:
+        (...,); 0 for a map without attention.
+    """
+    total = values.sum((-2, -1))
+    inside = (values * covered).sum((-2, -1))
+    share = np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
+    return share / covered.mean()
+
+
+def pointing(values: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Whether the highest cell (of equal ones the first in reading order) touches the place, 0 or 1.
+
+    Args and returns: as in `lift`.
+    """
+    flat = values.reshape(*values.shape[:-2], -1)
+    return (covered.reshape(-1)[flat.argmax(-1)] > 0).astype(np.float64)
+
+
+def scores(question: np.ndarray, generic: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Lift and pointing of every head and of the mean over the heads, for both measures.
+
+    Args:
+        question: (layers, heads, rows, columns).
+        generic: the same.
+        covered: (rows, columns).
+
+    Returns:
+        (2 measures, 2 figures, layers, heads + 1) in the order of `MEASURES`, lift before pointing; the last "head" is
+        the mean.
+    """
+    maps = [np.concatenate([m, m.mean(1, keepdims=True)], axis=1).astype(np.float64) for m in (question, generic)]
+    both = [relative(maps[0], maps[1]), maps[0]]
+    return np.stack([np.stack([lift(m, covered), pointing(m, covered)]) for m in both])
+
+
+_FIGURES = ("layer_lift", "layer_hit", "head_lift", "head_hit")
+
+
+def read_coverage(path: Path) -> dict[str, Any]:
+    """The figures that a run wrote: coverage.json, or the folder that holds it.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    path = path / "coverage.json" if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no figures of `qzoom eval coverage -o` in it ({error}).") from error
+    rows = values.get("rows") if isinstance(values, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"picture", *_FIGURES} <= row.keys() for row in rows
+    ):
+        raise DataError(f"{path}: no figures of `qzoom eval coverage -o` in it; name its folder or file.")
+    found: dict[str, Any] = values
+    return found
+
+
+def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """This run less another, each at the layer and head that it chose itself, over the questions both reported.
+
+    Args:
+        this: figures with rows, as `Coverage.to_dict` gives them.
+        other: those of the run that it is compared with.
+        seed: of the draws.
+
+    Returns:
+        `n` and for each of layer_lift, layer_hit, head_lift, head_hit: this, other, difference, interval.
+
+    Raises:
+        DataError: no common question.
+    """
+    mine, theirs = ({(r["picture"], r["index"]): r for r in run["rows"] if r["reported"]} for run in (this, other))
+    keys = [key for key in mine if key in theirs]
+    if not keys:
+        raise DataError("The two runs report no question in common; only runs over the same data can be compared.")
+    out: dict[str, Any] = {"n": len(keys)}
+    for name in _FIGURES:
+        pairs = np.array([[side[key][name] for key in keys] for side in (mine, theirs)])
+        drawn = bootstrap(pairs, [picture for picture, _ in keys], seed)
+        first, second = (float(mean) for mean in pairs.mean(1))
+        interval = list(interval_of(drawn[0] - drawn[1]))
+        out[name] = {"this": first, "other": second, "difference": first - second, "interval": interval}
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedHead:
+    """A layer, or a head of one, with its figures on the half that did not select it.
+
+    Args:
+        layer: index from 0.
+        head: index from 0; None for the mean over the layer's heads.
+        depth: share of the model's layers up to and with this one.
+        lift: mean share of attention over share of area; 1 is chance.
+        lift_interval: its 95 % interval, drawn by picture.
+        hit: share of questions whose highest cell touches the place.
+        hit_interval: its 95 % interval.
+        lift_when_chosen: on the half that chose it, for comparison.
+    """
+
+    layer: int
+    head: int | None
+    depth: float
+    lift: float
+    lift_interval: tuple[float, float]
+    hit: float
+    hit_interval: tuple[float, float]
+    lift_when_chosen: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def choosing_half(pictures: Sequence[str]) -> np.ndarray:
+    """Which questions choose, (questions,) bool: those of every other picture in an order that only the ids decide.
+
+    Raises:
+        DataError: fewer than two pictures.
+    """
+    names = sorted(set(pictures), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+    if len(names) < 2:
+        raise DataError("Choosing a layer on one half of the pictures needs two pictures with places or more.")
+    chosen = set(names[::2])
+    return np.array([name in chosen for name in pictures])
+
+
+def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed: int = 0) -> SelectedHead:
+    """The place with the highest mean lift on the choosing half.
+
+    Args:
+        values: (questions, 2 figures, layers, heads + 1) of one measure, see `scores`.
+        pictures: of each question.
+        of_heads: choose among single heads instead of means over a layer's heads.
+        seed: of the draws behind the intervals.
+
+    Raises:
+        DataError: fewer than two pictures.
+    """
+    choosing = choosing_half(pictures)
+    candidates = values[..., :-1] if of_heads else values[..., -1:]
+    means = candidates[choosing, 0].mean(0)
+    layer, head = (int(i) for i in np.unravel_index(int(means.argmax()), means.shape))
+    kept = candidates[~choosing][:, :, layer, head]
+    names = [name for name, left_out in zip(pictures, ~choosing, strict=True) if left_out]
+    drawn = bootstrap(kept.T, names, seed)
+    return SelectedHead(
+        layer=layer,
+        head=head if of_heads else None,
+        depth=depth(layer, values.shape[2]),
+        lift=float(kept[:, 0].mean()),
+        lift_interval=interval_of(drawn[0]),
+        hit=float(kept[:, 1].mean()),
+        hit_interval=interval_of(drawn[1]),
+        lift_when_chosen=float(means[layer, head]),
+    )
+
+
+def depth(layer: int, layers: int) -> float:
+    """Share of the layers up to and with this one."""
+    return (layer + 1) / layers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coverage:
+    """The figures of one run.
+
+    Args:
+        n: questions with a place.
+        pictures: how many pictures they are about.
+        errors: questions that could not be asked; they have no maps and are in no figure.
+        reported: questions of the half that did not choose.
+        area: mean share of the picture that a place covers.
+        chance_hit: mean share of the cells that a place touches: what pointing at random would hit.
+        measures: per name in `MEASURES`: "layer" and "head" as chosen, and the curves over all layers of the whole run:
+            "lift" and "hit" of the mean over the heads, "best_lift" of each layer's best head.
+        per_kind: n and the chosen layer's relative lift and hit per field, on the reported half.
+        rows: per question its picture, number and the values at the chosen places, for comparisons.
+        depths: of every layer.
+    """
+
+    n: int
+    pictures: int
+    errors: int
+    reported: int
+    area: float
+    chance_hit: float
+    measures: dict[str, dict[str, Any]]
+    per_kind: dict[str, dict[str, Any]]
+    rows: tuple[dict[str, Any], ...]
+    depths: tuple[float, ...]
+
+    def to_dict(self, *, rows: bool = True) -> dict[str, Any]:
+        """Plain JSON types.
+
+        Args:
+            rows: include every question.
+        """
+        names = ("n", "pictures", "errors", "reported", "area", "chance_hit", "measures", "per_kind")
+        out = {name: getattr(self, name) for name in names} | {"depths": list(self.depths)}
+        return out | ({"rows": list(self.rows)} if rows else {})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """One question's figures: `values` as `scores` gives them, then the shares of the area and of the cells."""
+
+    name: tuple[str, int, str]
+    values: np.ndarray
+    area: float
+    touched: float
+
+
+def measure_coverage(maps: Iterable[QuestionMaps], *, seed: int = 0) -> Coverage:
+    """The figures of a run.
+
+    Args:
+        maps: the questions' maps; they are taken one by one.
+        seed: of the draws behind the intervals.
+
+    Raises:
+        DataError: fewer than two pictures with places that could be asked about.
+    """
+    questions: list[_Question] = []
+    failures: list[str] = []
+    for item in maps:
+        result = _question(item)
+        if isinstance(result, str):
+            failures.append(result)
+        else:
+            questions.append(result)
+    if not questions:
+        reason = f" The first failed so: {failures[0]}" if failures else " Use data with boxes."
+        raise DataError(f"No question with a place could be asked.{reason}")
+    array, names = np.stack([question.values for question in questions]), [question.name for question in questions]
+    pictures, layers = [picture for picture, _, _ in names], array.shape[3]
+    measures = {name: _figures(array[:, i], pictures, seed) for i, name in enumerate(MEASURES)}
+    return Coverage(
+        n=len(questions),
+        pictures=len(set(pictures)),
+        errors=len(failures),
+        reported=int((~choosing_half(pictures)).sum()),
+        area=_mean(question.area for question in questions),
+        chance_hit=_mean(question.touched for question in questions),
+        measures=measures,
+        per_kind=_per_kind(array[:, 0, :, measures["relative"]["layer"]["layer"], -1], names),
+        rows=_rows(array, names, measures),
+        depths=tuple(depth(i, layers) for i in range(layers)),
+    )
+
+
+def _question(item: QuestionMaps) -> _Question | str:
+    """One question's figures, or why there are none."""
+    if item.error is not None:
+        return item.error
+    grid = (int(item.question.shape[2]), int(item.question.shape[3]))
+    covered = covered_cells(item.boxes, item.size_px, grid)
+    if not covered.any():
+        return f"a box about {item.picture!r} lies outside the picture."
+    return _Question(
+        (item.picture, item.index, item.kind),
+        scores(item.question, item.generic, covered),
+        float(covered.mean()),
+        float((covered > 0).mean()),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _figures(values: np.ndarray, pictures: Sequence[str], seed: int) -> dict[str, Any]:
+    """One measure's chosen places and curves; `values` is (questions, 2 figures, layers, heads + 1)."""
+    means = values.mean(0)
+    return {
+        "layer": choose(values, pictures, of_heads=False, seed=seed).to_dict(),
+        "head": choose(values, pictures, of_heads=True, seed=seed).to_dict(),
+        "lift": means[0, :, -1].tolist(),
+        "hit": means[1, :, -1].tolist(),
+        "best_lift": means[0, :, :-1].max(-1).tolist(),
+        "best_head": means[0, :, :-1].argmax(-1).tolist(),
+    }
+
+
+def _per_kind(values: np.ndarray, names: Sequence[tuple[str, int, str]]) -> dict[str, dict[str, Any]]:
+    """The reported half's figures per kind; `values` is (questions, 2 figures)."""
+    reported = ~choosing_half([name for name, _, _ in names])
+    out = {}
+    for kind in sorted({kind for _, _, kind in names}):
+        chosen = np.array([own == kind for _, _, own in names]) & reported
+        if chosen.any():
+            lift, hit = values[chosen].mean(0)
+            out[kind] = {"n": int(chosen.sum()), "lift": float(lift), "hit": float(hit)}
+    return out
+
+
+def _rows(
+    values: np.ndarray, names: Sequence[tuple[str, int, str]], measures: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    reported = ~choosing_half([name for name, _, _ in names])
+    layer, head = (measures["relative"][which] for which in ("layer", "head"))
+    return tuple(
+        {
+            "picture": picture,
+            "index": index,
+            "kind": kind,
+            "reported": bool(reported[i]),
+            "layer_lift": float(values[i, 0, 0, layer["layer"], -1]),
+            "layer_hit": float(values[i, 0, 1, layer["layer"], -1]),
+            "head_lift": float(values[i, 0, 0, head["layer"], head["head"]]),
+            "head_hit": float(values[i, 0, 1, head["layer"], head["head"]]),
+        }
+        for i, (picture, index, kind) in enumerate(names)
+    )

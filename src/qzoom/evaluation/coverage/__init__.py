@@ -1,1 +1,0 @@
-"""Attention coverage: how much of what a question adds to the attention falls on the answer's place."""

@@ -1,0 +1,111 @@
+"""Attention of every question's last prompt token to the picture's cells, for all layers and heads.
+
+It works for every backbone of the registry, since it uses nothing but their queries and layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qzoom.config import TokenBudget
+from qzoom.data.samples import EvalQuestion, EvalSample, Task
+from qzoom.engine.request import Options
+from qzoom.errors import QZoomError
+from qzoom.evaluation.methods.attention import GENERIC, prompt_attention
+from qzoom.evaluation.methods.base import start
+from qzoom.evaluation.zoomgap import is_negative
+from qzoom.types import Box
+
+if TYPE_CHECKING:
+    from qzoom.engine.session import Session
+    from qzoom.model import QZoom
+
+__all__ = ["QuestionMaps", "question_maps"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuestionMaps:
+    """One question's attention.
+
+    Args:
+        picture: id of the picture.
+        index: number of the question among the picture's.
+        kind: the question's field.
+        boxes: places of the answer.
+        size_px: (width, height) of the picture.
+        question: (layers, heads, rows, columns) of the question.
+        generic: the same of the request that asks for nothing in particular.
+        error: why there are no maps; the arrays are empty then.
+    """
+
+    picture: str
+    index: int
+    kind: str
+    boxes: tuple[Box, ...]
+    size_px: tuple[int, int]
+    question: np.ndarray
+    generic: np.ndarray
+    error: str | None = None
+
+
+def question_maps(
+    model: QZoom,
+    task: Task,
+    coarse: TokenBudget | None,
+    *,
+    limit: int | None = None,
+    on_picture: Callable[[int, int], None] | None = None,
+) -> Iterator[QuestionMaps]:
+    """The maps of every question with a place, picture by picture.
+
+    Args:
+        model: the model under test; its branches are not used.
+        task: pictures, questions and places.
+        coarse: limits of the coarse look; None for the model's own.
+        limit: the first so many pictures only.
+        on_picture: called with (pictures done, in all) after each.
+    """
+    from qzoom.model import QZoom
+
+    plain = QZoom(dataclasses.replace(model.engine, gate=None, region=None), model.name, model.image_limits)
+    ids = task.ids if limit is None else task.ids[:limit]
+    for number in range(len(ids)):
+        yield from _picture_maps(plain, task.sample(number), Options(zoom="never", coarse_tokens=coarse))
+        if on_picture is not None:
+            on_picture(number + 1, len(ids))
+
+
+def _picture_maps(model: QZoom, sample: EvalSample, options: Options) -> Iterator[QuestionMaps]:
+    placed = [(i, q) for i, q in enumerate(sample.questions) if q.boxes and not is_negative(q)]
+    if not placed:
+        return
+    none = np.zeros(0)
+    session, generic, error, size_px = None, none, sample.error, sample.size_px
+    try:
+        if error is None:
+            session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
+            size_px = session.pictures[0].size_px
+            generic = _maps(model, session, EvalQuestion("", GENERIC, ""), options)
+    except QZoomError as problem:
+        session, error = None, str(problem)
+    for index, question in placed:
+        own, failure = none, error
+        if session is not None:
+            try:
+                own = _maps(model, session, question, options)
+            except QZoomError as problem:
+                failure = str(problem)
+        maps = (own, none if failure else generic)
+        yield QuestionMaps(sample.id, index, question.field, question.boxes, size_px, *maps, failure)
+
+
+def _maps(model: QZoom, session: Session, question: EvalQuestion, options: Options) -> np.ndarray:
+    """(layers, heads, rows, columns) float64 of the last prompt token to the first picture's cells."""
+    reading = start(model, session, question, options)
+    values = prompt_attention(reading, reading.coarse, range(model.engine.backbone.num_layers))
+    return np.asarray(values.double().cpu().numpy())

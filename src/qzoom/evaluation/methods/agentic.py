@@ -1,0 +1,86 @@
+"""Agentic zoom: the model is asked for a bounding box in text, and the question is asked again with that region.
+
+The first round asks for a box in the model's own coordinates of 0 to 1000 on the same picture. The second reads the
+region as every other method does. A model that gives no box answers from its coarse pass, and the failure is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qzoom.engine.batch import prefill
+from qzoom.engine.request import Options
+from qzoom.evaluation.methods.base import Method, box_on, decode_row, start
+from qzoom.types import Answer, Box, GateDecision
+
+if TYPE_CHECKING:
+    from qzoom.data.samples import EvalQuestion
+    from qzoom.model import QZoom
+
+__all__ = ["AGENTIC", "AgenticZoom", "read_box"]
+
+REQUEST = (
+    "{question}\nFirst say where to look: write the box of the region that holds the answer as [x0, y0, x1, y1], "
+    "in whole numbers from 0 to 1000 across and down the picture, and nothing else."
+)
+SCALE = 1000
+_FOUR = re.compile(r"(\d+(?:\.\d+)?)[\s,;]+" * 3 + r"(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class AgenticZoom(Method):
+    """Asks for a box, crops, asks again; see `Method`.
+
+    Args:
+        request: the first round's text, with {question}.
+        max_box_tokens: most tokens of the first round's answer.
+        read: from the first round's text and the picture's size to a box, for models with another way to write one.
+    """
+
+    request: str = REQUEST
+    max_box_tokens: int = 48
+    read: Callable[[str, tuple[int, int]], Box | None] = lambda text, size_px: read_box(text, size_px)
+
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
+        """See `Method.answer`."""
+        reading = start(model, images, question, options)
+        item = reading.other_question(self.request.replace("{question}", question.question), self.max_box_tokens)
+        row = prefill(model.engine, [item], reading.clock)[0]
+        decode_row(model, row, reading.clock)
+        reading.extra.update(prompt_tokens=len(item.state.prompt), completion_tokens=len(row.tokens), failures=0)
+        box = self.read(row.stream.text, reading.size_px)
+        if box is None:
+            reading.extra["failures"] = 1
+            note = f"Asked for a box, the model said {row.stream.text!r:.60}."
+            return reading.answer_coarse(GateDecision(None, None, False, note))
+        return reading.answer_zoomed([box_on(reading, box)])
+
+
+def read_box(text: str, size_px: tuple[int, int]) -> Box | None:
+    """The first four numbers of a text as a box.
+
+    Args:
+        text: what the model said; numbers are thousandths of the picture's sides.
+        size_px: (width, height).
+
+    Returns:
+        xyxy in original pixels, half-open; None when there are no four numbers in a row, one is above 1000, or they
+        hold no area.
+    """
+    match = _FOUR.search(text)
+    if match is None:
+        return None
+    x0, y0, x1, y1 = (float(number) for number in match.groups())
+    if max(x0, y0, x1, y1) > SCALE or x0 >= x1 or y0 >= y1:
+        return None
+    width, height = size_px
+    left, top = int(x0 * width / SCALE), int(y0 * height / SCALE)
+    return left, top, max(left + 1, int(-(-x1 * width // SCALE))), max(top + 1, int(-(-y1 * height // SCALE)))
+
+
+AGENTIC = AgenticZoom("agentic")

@@ -1,0 +1,130 @@
+"""Training-free crop: where the question draws more attention than a generic request does (relative attention).
+
+After the relative attention of ViCrop ("MLLMs Know Where to Look", arXiv 2502.17422): one layer's attention of the last
+prompt token to the coarse cells, mean over heads, for the question divided by that for a request to describe the
+picture. Windows of several sizes slide over the quotient; the size whose best position exceeds its neighbours
+most is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qzoom.engine.attention import response_attention
+from qzoom.engine.batch import prefill
+from qzoom.engine.perceive import CoarseResult
+from qzoom.engine.request import Options
+from qzoom.errors import DataError
+from qzoom.evaluation.methods.base import Method, Reading, box_on, start
+from qzoom.types import Answer, Box, GateDecision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qzoom.data.samples import EvalQuestion
+    from qzoom.model import QZoom
+
+__all__ = ["ATTENTION", "AttentionCrop", "best_window", "prompt_attention"]
+
+GENERIC = "Write a general description of the image."
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
+"""Sides of the sliding windows as shares of the grid's sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCrop(Method):
+    """Reads the window with the highest relative attention; see `Method`.
+
+    Args:
+        layer: whose attention is taken; None takes the one two thirds up.
+        generic: the request that the question is compared with.
+    """
+
+    layer: int | None = None
+    generic: str = GENERIC
+
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
+        """See `Method.answer`."""
+        reading = start(model, images, question, options)
+        layer = self.layer if self.layer is not None else 2 * model.engine.backbone.num_layers // 3
+        generic = reading.other_question(self.generic)
+        own, other = (
+            prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, generic)
+        )
+        relative = own / np.maximum(other, 1e-9)
+        reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt) + len(generic.state.prompt)
+        if not np.isfinite(relative).all() or float(relative.max()) <= 0:
+            reading.extra["failures"] = 1
+            return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))
+        x0, y0, x1, y1 = best_window(relative)
+        (width, height), (rows, columns) = reading.size_px, reading.grid
+        box: Box = (
+            x0 * width // columns,
+            y0 * height // rows,
+            -(-x1 * width // columns),
+            -(-y1 * height // rows),
+        )
+        return reading.answer_zoomed([box_on(reading, box)])
+
+
+def best_window(values: np.ndarray, shares: tuple[float, ...] = SHARES) -> tuple[int, int, int, int]:
+    """The window that stands out most.
+
+    Args:
+        values: (rows, columns), not negative.
+        shares: sides of the windows as shares of the grid's sides; at least one cell.
+
+    Returns:
+        x0, y0, x1, y1 in cells, half-open; of equal ones the smallest, then the first in reading order.
+    """
+    rows, columns = values.shape
+    best, best_lead = (0, 0, columns, rows), -np.inf
+    for share in sorted(shares):
+        high, wide = (max(1, min(side, round(side * share))) for side in (rows, columns))
+        means = np.lib.stride_tricks.sliding_window_view(values.astype(np.float64), (high, wide)).mean((2, 3))
+        y, x = np.unravel_index(int(means.argmax()), means.shape)
+        near = means[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        lead = float(means[y, x] - (near.sum() - means[y, x]) / max(1, near.size - 1)) if near.size > 1 else 0.0
+        if lead > best_lead + 1e-12:
+            best, best_lead = (int(x), int(y), int(x) + wide, int(y) + high), lead
+    return best
+
+
+def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]) -> Tensor:
+    """Attention of a prompt's last token to the first picture's cells, without eager attention.
+
+    The last token is run once more over the cached keys, and only its queries are multiplied with them.
+
+    Args:
+        reading: for the model and the clock.
+        item: the prompt, its coarse pass done.
+        layers: which layers.
+
+    Returns:
+        (layers, heads, rows, columns) float32.
+
+    Raises:
+        DataError: the prompt holds no picture.
+    """
+    import torch
+
+    engine, prompt = reading.model.engine, item.state.prompt
+    with torch.inference_mode():
+        row = prefill(engine, [item], reading.clock)[0]
+        before = dataclasses.replace(prompt, ids=prompt.ids[:-1], positions=prompt.positions[:, :-1])
+        with reading.clock.step("attention"):
+            cache = row.cache.truncated(len(before))
+            maps = response_attention(engine.backbone, before, cache, [int(prompt.ids[-1])], layers)
+    if not maps:
+        raise DataError("The prompt holds no picture, so there is no attention to it.")
+    return maps[0].values
+
+
+ATTENTION = AttentionCrop("attention")

@@ -1,0 +1,276 @@
+"""The common interface of all methods, and the engine's steps for methods that choose their own region.
+
+All methods get the same pictures, question and token limits. Prompt, crop, insertion and decoding are those of the
+engine, so methods differ in where they look and in nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qzoom.engine.batch import prefill, read_regions
+from qzoom.engine.chat import ChatEncoder, read_conversation
+from qzoom.engine.generate import DecodeBatch, DecodeRow, Stopwatch
+from qzoom.engine.perceive import CoarseResult, look
+from qzoom.engine.prompt import prefix_length
+from qzoom.engine.request import Options, Request
+from qzoom.engine.session import Session
+from qzoom.engine.state import truncate
+from qzoom.heads.boxes import MapBox, cells_to_pixels
+from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
+
+if TYPE_CHECKING:
+    from qzoom.data.samples import EvalQuestion
+    from qzoom.model import QZoom
+
+__all__ = [
+    "ALWAYS",
+    "PLAIN",
+    "QZOOM",
+    "EngineMethod",
+    "Method",
+    "Reading",
+    "ask_kwargs",
+    "box_on",
+    "decode_row",
+    "start",
+    "with_needed_branches",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Method(ABC):
+    """How a question is looked at and answered. One object answers any number of questions and keeps no state.
+
+    Args:
+        name: on the command line.
+        zooms: whether it reads regions, so that a total of visual tokens is shared between two looks.
+        needs_region: whether the model must have a region branch.
+        asks_gate: whether the model's gate decides, where the zoom is "auto".
+    """
+
+    name: str
+    zooms: bool = field(default=True, kw_only=True)
+    needs_region: bool = field(default=False, kw_only=True)
+    asks_gate: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
+        """Answer one question.
+
+        Args:
+            model: the model under test.
+            images: pictures as `QZoom.ask` takes them, or a `Session` over them, whose coarse pass all its questions
+                share.
+            question: what to ask; its right answer is never read, its boxes only by the oracle.
+            options: limits, thresholds and decoding; the zoom mode counts for `EngineMethod` only.
+
+        Returns:
+            The answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds,
+            "failures" (1 when a round gave nothing to use).
+
+        Raises:
+            QZoomError: the question cannot be asked.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMethod(Method):
+    """The engine as it is.
+
+    Args:
+        zoom: the mode; None takes that of the options.
+    """
+
+    zoom: ZoomMode | None = None
+
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
+        """See `Method.answer`."""
+        values = ask_kwargs(dataclasses.replace(options, zoom=self.zoom or options.zoom))
+        if isinstance(images, Session):
+            return images.ask(question.question, **values), {}
+        return model.ask(images, question.question, coarse_tokens=options.coarse_tokens, **values), {}
+
+
+QZOOM = EngineMethod("qzoom", needs_region=True, asks_gate=True)
+PLAIN = EngineMethod("plain", zoom="never", zooms=False)
+ALWAYS = EngineMethod("always", zoom="always", needs_region=True)
+
+
+def ask_kwargs(options: Options) -> dict[str, Any]:
+    """Options as keyword arguments of `Session.ask` and, the coarse limit aside, of `QZoom.ask`."""
+    return {
+        "zoom": options.zoom,
+        "region_tokens": options.region_tokens,
+        "gate_threshold": options.gate_threshold,
+        "region_threshold": options.region_threshold,
+        "max_new_tokens": options.sampling.max_new_tokens,
+        "temperature": options.sampling.temperature,
+        "seed": options.sampling.seed,
+    }
+
+
+def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
+    """The model with those branches alone that a method uses, so that a session pays for no others.
+
+    Args:
+        model: the model under test; it is not changed.
+        method: the method.
+        zoom: the mode of "qzoom"; "never" uses no branch at all, whatever the method.
+    """
+    from qzoom.model import QZoom
+
+    engine = model.engine
+    gate = engine.gate if method.asks_gate and zoom == "auto" else None
+    region = engine.region if method.needs_region and zoom != "never" else None
+    if gate is engine.gate and region is engine.region:
+        return model
+    return QZoom(dataclasses.replace(engine, gate=gate, region=region), model.name, model.image_limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A question whose coarse pass is done.
+
+    Args:
+        model: the model under test.
+        coarse: the coarse pass over the question; nothing has been decided.
+        clock: milliseconds per step.
+        extra: see `Method.answer`.
+    """
+
+    model: QZoom
+    coarse: CoarseResult
+    clock: Stopwatch
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height) of the first picture."""
+        return self.coarse.request.pictures[0].size_px
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the first picture's coarse cells."""
+        return self.coarse.state.prompt.spans[0].features.grid
+
+    def other_question(self, text: str, max_new_tokens: int | None = None) -> CoarseResult:
+        """The coarse pass over another question about the same pictures, which are not encoded or read again.
+
+        Args:
+            text: what to ask instead.
+            max_new_tokens: of its answer; None keeps that of the options.
+        """
+        engine, request, state = self.model.engine, self.coarse.request, self.coarse.state
+        system = next((m["content"][0]["text"] for m in request.conversation.messages if m["role"] == "system"), None)
+        conversation = read_conversation([None] * len(request.pictures), text, system)
+        ids = tuple(ChatEncoder(engine.backbone).encode(conversation))
+        end = prefix_length(engine.backbone, state.prompt)
+        prompt = dataclasses.replace(
+            state.prompt, ids=state.prompt.ids[:end], positions=state.prompt.positions[:, :end]
+        )
+        options = request.options
+        if max_new_tokens is not None:
+            options = dataclasses.replace(options, sampling=SamplingParams(max_new_tokens=max_new_tokens))
+        other = Request(conversation, ids, request.pictures, options, truncate(state, end).on(prompt))
+        return look(engine, [other], self.clock)[0]
+
+    def answer_coarse(
+        self, gate: GateDecision | None = None, row: DecodeRow | None = None
+    ) -> tuple[Answer, dict[str, float]]:
+        """Answer from the coarse pass.
+
+        Args:
+            gate: what was decided; None for "nobody was asked".
+            row: the finished prefill, if there is one.
+        """
+        item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, False))
+        answer = self._decoded(item, row or prefill(self.model.engine, [item], self.clock)[0])
+        return answer, dict(self.extra)
+
+    def answer_zoomed(
+        self, boxes: Sequence[MapBox], gate: GateDecision | None = None
+    ) -> tuple[Answer, dict[str, float]]:
+        """Answer with regions read at high resolution.
+
+        Args:
+            boxes: best first; at least one.
+            gate: what was decided; None for "nobody was asked".
+        """
+        engine = self.model.engine
+        item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, True), boxes=tuple(boxes))
+        zoomed, regions = read_regions(engine, [item], self.clock)
+        answer = self._decoded(zoomed[0], prefill(engine, zoomed, self.clock)[0])
+        usage = dataclasses.replace(answer.usage, region_tokens=sum(region.tokens for region in regions[0]))
+        return dataclasses.replace(answer, regions=regions[0], usage=usage), dict(self.extra)
+
+    def _decoded(self, item: CoarseResult, row: DecodeRow) -> Answer:
+        decode_row(self.model, row, self.clock)
+        usage = Usage(
+            coarse_tokens=sum(s.stop - s.start for s in item.state.prompt.spans if s.role == "coarse"),
+            prompt_tokens=len(item.state.prompt),
+            completion_tokens=len(row.tokens),
+        )
+        return Answer(
+            text=row.stream.text,
+            tokens=tuple(row.tokens),
+            gate=item.gate,
+            regions=(),
+            heat_maps=(),
+            usage=usage,
+            timing_ms=self.clock.snapshot(),
+            finish_reason=row.finish or "stop",
+        )
+
+
+def start(model: QZoom, images: Any, question: EvalQuestion, options: Options) -> Reading:
+    """Do the coarse pass over a question, without gate and region branch.
+
+    Args:
+        model, images, question, options: see `Method.answer`.
+    """
+    values = ask_kwargs(dataclasses.replace(options, zoom="never"))
+    if isinstance(images, Session):
+        request = images.request(question.question, **values)
+    else:
+        request = model.request(images, question.question, coarse_tokens=options.coarse_tokens, **values)
+    clock = Stopwatch(model.engine.backbone.device)
+    return Reading(model, look(model.engine, [request], clock)[0], clock)
+
+
+def decode_row(model: QZoom, row: DecodeRow, clock: Stopwatch) -> None:
+    """Generate until the row ends; text and tokens stay on it."""
+    batch = DecodeBatch(model.engine.backbone)
+    with clock.step("decode"):
+        batch.start([row])
+        while batch.rows:
+            batch.step()
+
+
+def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
+    """A box in original pixels of the first picture as the engine reads it.
+
+    Args:
+        reading: for the picture's size, its grid and the checkpoint's smallest box.
+        box: xyxy, half-open.
+        margin_cells: coarse cells added on every side.
+    """
+    (width, height), (rows, columns) = reading.size_px, reading.grid
+    x, y = columns / width, rows / height
+    cells = (
+        max(0.0, box[0] * x - margin_cells),
+        max(0.0, box[1] * y - margin_cells),
+        min(float(columns), box[2] * x + margin_cells),
+        min(float(rows), box[3] * y + margin_cells),
+    )
+    min_side_px = reading.model.config.box.min_side_px
+    pixels = cells_to_pixels(cells, (rows, columns), reading.size_px, min_side_px=min_side_px, scaling="exact")
+    return MapBox(0, cells, pixels, 0.0)

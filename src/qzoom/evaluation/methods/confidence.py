@@ -1,0 +1,108 @@
+"""Gates without training: zoom when the first token of the coarse answer has low confidence.
+
+They need the whole coarse prefill first, which the trained gate does not: a zoom pays for both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qzoom.engine.batch import prefill
+from qzoom.engine.perceive import propose
+from qzoom.engine.request import Options, check_heads
+from qzoom.errors import ConfigError
+from qzoom.evaluation.methods.base import Method, start
+from qzoom.types import Answer, GateDecision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qzoom.config import ZoomConfig
+    from qzoom.data.samples import EvalQuestion
+    from qzoom.model import QZoom
+
+__all__ = ["ENTROPY", "MARGIN", "ConfidenceGate", "calibrated_threshold", "entropy_doubt", "margin_doubt"]
+
+
+def margin_doubt(logits: Tensor) -> float:
+    """One less the distance between the two most likely tokens' probabilities: 0 is sure, 1 is a tie.
+
+    Args:
+        logits: (vocabulary,) of the first token.
+    """
+    first, second = logits.float().softmax(-1).topk(2).values.tolist()
+    return float(1 - (first - second))
+
+
+def entropy_doubt(logits: Tensor) -> float:
+    """One less the inverse of the perplexity, exp(-entropy): 0 is sure, 0.5 like two equal tokens, 0.75 like four.
+
+    Args:
+        logits: (vocabulary,) of the first token.
+    """
+    logs = logits.float().log_softmax(-1)
+    return float(1 - (logs.exp() * logs).nan_to_num(0.0).sum().exp())
+
+
+def calibrated_threshold(config: ZoomConfig, name: str) -> float | None:
+    """What `qzoom calibrate --confidence-gates` chose for a gate; None for a model that was not calibrated so.
+
+    Raises:
+        ConfigError: the config holds something else in its place.
+    """
+    value: Any = config.provenance
+    for key in ("calibration", "confidence_gates", name, "threshold"):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(
+            f"The model's provenance gives {name} the threshold {value!r}, which is no number from 0 to 1; calibrate "
+            "the model again."
+        )
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceGate(Method):
+    """The region branch behind a gate by the answer's confidence; see `Method`.
+
+    Args:
+        doubt: from the first token's logits to a score in [0, 1], higher for less sure.
+        threshold: zoom at this score, unless the options have a gate threshold or the model was calibrated for
+            this gate.
+    """
+
+    doubt: Callable[[Tensor], float]
+    threshold: float = 0.5
+    needs_region: bool = field(default=True, kw_only=True)
+
+    def answer(
+        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+    ) -> tuple[Answer, dict[str, float]]:
+        """See `Method.answer`."""
+        check_heads(model.engine, "auto")
+        reading = start(model, images, question, options)
+        threshold = options.gate_threshold
+        if threshold is None:
+            threshold = calibrated_threshold(model.config, self.name)
+        if threshold is None:
+            threshold = self.threshold
+        row = prefill(model.engine, [reading.coarse], reading.clock)[0]
+        score = min(1.0, max(0.0, self.doubt(row.logits)))
+        gate = GateDecision(score, threshold, score >= threshold)
+        if not gate.zoomed:
+            return reading.answer_coarse(gate, row)
+        with reading.clock.step("region"):
+            proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)])[0]
+        if not proposed.boxes:
+            return reading.answer_coarse(proposed.gate, row)
+        reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)
+        return reading.answer_zoomed(proposed.boxes, gate)
+
+
+MARGIN = ConfidenceGate("margin", margin_doubt)
+ENTROPY = ConfidenceGate("entropy", entropy_doubt)

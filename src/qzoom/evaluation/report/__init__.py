@@ -1,1 +1,0 @@
-"""From the answers of many runs to one page: curves, tables with intervals, a gallery of failures."""

@@ -1,0 +1,261 @@
+"""The views of the zooming gap: settings, the region of a question, and the region and boxed views as tasks.
+
+Every question of these two tasks has a picture of its own, made from the question's boxes, and is asked by the same
+runner as the full view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from qzoom.data.cells import around
+from qzoom.data.samples import AnswerRow, EvalSample, Task
+from qzoom.distill.crop import CropSettings, crop_box, cut
+from qzoom.distill.items import Picture
+from qzoom.errors import ConfigError, DataError, QZoomError
+from qzoom.images.geometry import box_area_px
+from qzoom.settings import Between, settings, to_dict
+from qzoom.types import Box
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = [
+    "TOGETHER",
+    "VIEWS",
+    "GapSettings",
+    "Places",
+    "RegionTask",
+    "View",
+    "base_question",
+    "crop",
+    "enlargement",
+    "region_of",
+    "target_boxes",
+]
+
+
+View = Literal["full", "region", "boxed", "zoom"]
+VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")
+"""The whole picture; the cut-out region; the whole picture with the region marked; the model's own zooming."""
+Places = Literal["auto", "one", "all"]
+
+
+@settings
+class GapSettings:
+    """Settings of the views; stored with the run and printed with its results."""
+
+    views: tuple[View, ...] = VIEWS
+    """Which to ask, in the order of `VIEWS`; "full" is always among them."""
+    max_visual_tokens: Annotated[int, Between(2)] = 1024
+    """Most visual tokens of a question in any view; a zooming one shares them between both looks."""
+    crop_scale: Annotated[float, Between(0.1, 16)] | Literal["fit", "shipped"] = 2.0
+    """Enlargement of the crop's sides; "fit" enlarges it until it fills the limit; "shipped" takes the crop that came
+    with the data."""
+    crop_margin: Annotated[float, Between(0, 10)] = 0.1
+    """Added on every side of the region, as a share of its own side."""
+    crop_min_px: Annotated[int, Between(1, 100_000)] = 56
+    """Least width and height of the region in original pixels; smaller ones grow about their centre."""
+    places: Places = "auto"
+    """Which boxes of an answer the region holds, see `target_boxes`."""
+    box_style: Literal["rectangle", "ellipse", "dim"] = "rectangle"
+    """How the boxed view marks the region; the words are the same in every view."""
+    zoom: Literal["auto", "always"] = "auto"
+    """How the zoom view looks."""
+    max_new_tokens: Annotated[int, Between(1)] = 128
+    """Most tokens of an answer."""
+
+    def __post_init__(self) -> None:
+        if "full" not in self.views or tuple(v for v in VIEWS if v in self.views) != self.views:
+            raise ConfigError(f"views must start with 'full' and follow the order {', '.join(VIEWS)}, each once.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `zoom` is called "zoom_mode", since figures call an accuracy so."""
+        return {"zoom_mode" if name == "zoom" else name: value for name, value in to_dict(self).items()}
+
+
+TOGETHER = ("count", "counting", "side", "spatial")
+"""Kinds of questions whose answer takes all boxes together; of other kinds each box holds it."""
+
+
+def target_boxes(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ...]:
+    """The boxes that the region has to hold.
+
+    Args:
+        kind: the question's field.
+        boxes: all boxes of the answer, in original pixels.
+        rule: "one" takes the largest, "all" takes all, "auto" decides by `TOGETHER`.
+    """
+    if not boxes or rule == "all" or (rule == "auto" and kind in TOGETHER):
+        return tuple(boxes)
+    return (max(boxes, key=box_area_px),)
+
+
+def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSettings) -> Box:
+    """The region that holds all boxes of an answer, cut as the teachers of `qzoom distill` see it.
+
+    Args:
+        boxes: at least one, in original pixels.
+        size_px: (width, height) of the picture.
+        settings: margin and least size.
+
+    Raises:
+        DataError: no box, or a region that is empty or outside the picture.
+    """
+    if not boxes:
+        raise DataError("The question has no box, so there is no region to cut out.")
+    least = settings.crop_min_px
+    rule = CropSettings(settings.crop_margin, min_width_px=least, min_height_px=least)
+    region = crop_box(around(boxes), Picture("", "", *size_px), rule)
+    if box_area_px(region) == 0:
+        raise DataError(f"The box {around(boxes)!r} has no pixels on the picture of {size_px[0]} x {size_px[1]} px.")
+    return region
+
+
+def enlargement(size_px: tuple[int, int], settings: GapSettings, token_px: int) -> float:
+    """By how much a crop's sides grow.
+
+    With "fit" until its cells number the limit; a crop that is larger already stays as it is, since the model's own
+    resizing brings it down.
+
+    Args:
+        size_px: (width, height) of the crop.
+        settings: scale and limit.
+        token_px: side of the square of pixels that one visual token covers.
+    """
+    if isinstance(settings.crop_scale, str):
+        pixels = settings.max_visual_tokens * token_px**2
+        return max(1.0, math.sqrt(pixels / (size_px[0] * size_px[1])))
+    return float(settings.crop_scale)
+
+
+def crop(image: PIL.Image.Image, region: Box, settings: GapSettings, token_px: int) -> PIL.Image.Image:
+    """Cut a region out and enlarge it.
+
+    Args:
+        image: RGB.
+        region: inside the picture.
+        settings: scale and limit.
+        token_px: see `enlargement`.
+    """
+    return cut(image, region, enlargement((region[2] - region[0], region[3] - region[1]), settings, token_px))
+
+
+_BETWEEN = "#"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionTask:
+    """One picture per question of another task; see `qzoom.data.samples.Task`.
+
+    Args:
+        base: whose questions.
+        view: "region" or "boxed".
+        targets: (picture's id, its number in `base`, question's number) of every question to ask.
+        settings: how the picture is made.
+        token_px: see `qzoom.evaluation.zoom_views.enlargement`.
+    """
+
+    base: Task
+    view: Literal["region", "boxed"]
+    targets: tuple[tuple[str, int, int], ...]
+    settings: GapSettings
+    token_px: int
+    _held: dict[int, EvalSample] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The view's name."""
+        return self.view
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Those of the task that it is made from."""
+        return self.base.fields
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The picture's id and the question's number."""
+        return tuple(f"{picture}{_BETWEEN}{index}" for picture, _, index in self.targets)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The task's, the view, and what decides how its pictures look."""
+        own: dict[str, Any] = {"view": self.view, "places": self.settings.places}
+        if self.view == "region":
+            names = ("crop_scale", "crop_margin", "crop_min_px")
+            own |= {name: getattr(self.settings, name) for name in names}
+        else:
+            own["box_style"] = self.settings.box_style
+        return self.base.identity | own
+
+    def sample(self, index: int) -> EvalSample:
+        """One question and its picture; with a reason where the picture cannot be made."""
+        _, number, asked = self.targets[index]
+        name = self.ids[index]
+        whole = self._whole(number)
+        question = whole.questions[asked]
+        if whole.error is not None:
+            return EvalSample(name, None, whole.size_px, (question,), whole.error)
+        try:
+            image = self._made(whole, number, target_boxes(question.field, question.boxes, self.settings.places))
+        except QZoomError as problem:
+            return EvalSample(name, None, whole.size_px, (question,), str(problem))
+        if self.view == "region":
+            question = replace(question, boxes=())
+        return EvalSample(name, image, image.size, (question,))
+
+    def _whole(self, number: int) -> EvalSample:
+        """The picture of consecutive questions, decoded once."""
+        from qzoom.images.load import load_image
+
+        if number not in self._held:
+            self._held.clear()
+            sample = self.base.sample(number)
+            if sample.error is None:
+                try:
+                    sample = replace(sample, image=load_image(sample.image).image)
+                except QZoomError as problem:
+                    sample = replace(sample, image=None, error=str(problem))
+            self._held[number] = sample
+        return self._held[number]
+
+    def _made(self, whole: EvalSample, number: int, boxes: Sequence[Any]) -> Any:
+        from qzoom.data.cells import around
+        from qzoom.images.load import load_image
+
+        if self.view == "region" and self.settings.crop_scale == "shipped":
+            return load_image(_shipped(self.base, number)).image
+        image: Any = whole.image
+        region = region_of(boxes, image.size, self.settings)
+        if self.view == "region":
+            return crop(image, region, self.settings, self.token_px)
+        from qzoom.data.overlay import draw
+
+        style: Any = self.settings.box_style
+        return draw(image, around(boxes), style, tokens=self.settings.max_visual_tokens)
+
+
+def base_question(row: AnswerRow) -> tuple[str, int]:
+    """Picture and number of the question that an answer in the region or boxed view belongs to.
+
+    Raises:
+        DataError: an answer of another run.
+    """
+    picture, between, index = row.picture.rpartition(_BETWEEN)
+    if not between or not index.isdigit():
+        raise DataError(f"The answer about {row.picture!r} belongs to no view of a region; ask again with --fresh.")
+    return picture, int(index)
+
+
+def _shipped(base: Task, number: int) -> Any:
+    """The crop that came with the data."""
+    from qzoom.data.benchmarks.table import picture_source
+
+    rows, column = getattr(base, "rows", None), "crop_image"
+    if rows is None or not isinstance(rows[number], dict) or column not in rows[number]:
+        raise DataError("No crop came with this question; give crop_scale as a number or 'fit'.")
+    return picture_source(rows[number][column], column, getattr(base, "folder", None))

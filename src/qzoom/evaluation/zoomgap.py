@@ -1,0 +1,470 @@
+"""The zooming gap: ask the views of a task, and measure how much more accurate a model is on the region alone.
+
+Only questions whose answer has a box enter the gap, the same ones in every view: a question that failed in a view is
+wrong there, never left out. Negatives, whose target is absent, are counted apart. The full view is asked first: its
+answers say which questions have a box. All views may spend the same number of visual tokens. Figures are seeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from qzoom.config import TokenBudget
+from qzoom.data.cells import AREA_BINS, area_bin, area_share
+from qzoom.data.samples import AnswerRow, EvalQuestion, Task
+from qzoom.engine.request import share_tokens
+from qzoom.errors import ConfigError, DataError
+from qzoom.evaluation.runner import EvalOptions, run
+from qzoom.evaluation.score import row_score
+from qzoom.evaluation.store import read_answers
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
+from qzoom.scoring.intervals import bootstrap, interval_of
+from qzoom.scoring.metrics import normalise
+
+if TYPE_CHECKING:
+    from qzoom.model import QZoom
+
+__all__ = [
+    "GapFigures",
+    "ScoredQuestion",
+    "ViewAnswers",
+    "ask_views",
+    "compare_gaps",
+    "default_limit",
+    "enters_gap",
+    "is_negative",
+    "measure_gap",
+    "read_views",
+    "scored",
+]
+
+
+Rows = Mapping[View, Sequence[AnswerRow]]
+
+
+def compare_gaps(rows: Rows, other: Rows, seed: int = 0) -> dict[str, Any]:
+    """This run less another, over the pictures that both answered.
+
+    Args:
+        rows: per view.
+        other: the run that it is compared with, for example the model before training.
+        seed: of the draws.
+
+    Returns:
+        `n`, `dropped` (questions that only one run answered), and for each view that both asked, for "gap" (region
+        less full) and for "negatives" (full view): this run's figure, the other's, their difference and its 95 %
+        interval; for the gap also `closed`, the share of the other's gap that is gone.
+
+    Raises:
+        DataError: the runs share no question, or give one different right answers.
+    """
+    mine, theirs = _by_key(rows), _by_key(other)
+    keys = [key for key in mine if key in theirs]
+    for key in keys:
+        if mine[key].question != theirs[key].question:
+            raise DataError(
+                f"The runs differ in question {key[1]} about {key[0]!r}; only runs over the same data can be compared."
+            )
+    if not keys:
+        raise DataError("The two runs have no question in common; only runs over the same data can be compared.")
+    entering = {(row.picture, row.index) for row in rows["full"] if enters_gap(row)}
+    views = [view for view in VIEWS if view in rows and view in other]
+    placed = [(mine[key], theirs[key]) for key in keys if key in entering]
+    negatives = [(mine[key], theirs[key]) for key in keys if mine[key].negative]
+    dropped = len(mine.keys() ^ theirs.keys())
+    out: dict[str, Any] = {"n": len(placed), "dropped": dropped}
+    for view in views:
+        out[view] = _paired(placed, lambda item, view=view: item.scores[view], seed)
+    if "region" in views:
+        out["gap"] = _paired(placed, lambda item: item.scores["region"] - item.scores["full"], seed)
+        if out["gap"] is not None:
+            before = out["gap"]["other"]
+            out["gap"]["closed"] = (before - out["gap"]["this"]) / before if before > 0 else None
+    out["negatives"] = _paired(negatives, lambda item: item.scores["full"], seed)
+    return out
+
+
+def _by_key(rows: Rows) -> dict[tuple[str, int], ScoredQuestion]:
+    return {(item.picture, item.index): item for item in scored(rows)[0]}
+
+
+def _paired(pairs: Sequence[tuple[ScoredQuestion, ScoredQuestion]], value: Any, seed: int) -> dict[str, Any] | None:
+    """Both means, their difference and its interval; None without pairs."""
+    if not pairs:
+        return None
+    scores = np.array([[value(item) for item in side] for side in zip(*pairs, strict=True)])
+    drawn = bootstrap(scores, [first.picture for first, _ in pairs], seed)
+    this, other = (float(mean) for mean in scores.mean(1))
+    return {
+        "n": len(pairs),
+        "this": this,
+        "other": other,
+        "difference": this - other,
+        "interval": list(interval_of(drawn[0] - drawn[1])),
+    }
+
+
+Variant = Literal["strict", "harness"]
+_NONE = ("none", "noneofthese", "noneoftheabove", "noneofthem", "notpresent", "absent")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredQuestion:
+    """One question with its score in every view; the unit of all figures.
+
+    Args:
+        picture: id of the picture.
+        index: number of the question among the picture's.
+        question: its text and right answer, to tell runs over other data apart.
+        kind: the question's field.
+        area: bin of its region; None where the region is not known.
+        scores: from 0 to 1, by view.
+        negative: see `is_negative`.
+    """
+
+    picture: str
+    index: int
+    question: tuple[str, str]
+    kind: str
+    area: str | None
+    scores: Mapping[View, float]
+    negative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GapFigures:
+    """The figures of one run; shares from 0 to 1, None for a share of nothing or a view that was not asked.
+
+    Args:
+        n: questions with a place.
+        pictures: how many pictures they are about.
+        accuracy: mean score per view.
+        intervals: 95 % interval of each accuracy.
+        gap: region less full.
+        gap_interval: its 95 % interval by pairs, drawn by picture.
+        zoom_gain: zoom less full, with its interval.
+        per_kind: n, accuracies, gap and its interval per field.
+        per_area: the same per bin of the region's area.
+        negatives: n and accuracy of the full and the zoom view on questions whose target is absent.
+        yes_no: of questions answered with yes or no: n, the share that truly is yes, the share said yes by view.
+        without_place: questions that are neither.
+        harness: accuracies as a benchmark's own harness gives them.
+        errors: questions with a place that failed, per view; they count as wrong.
+        visual_tokens: mean per view.
+        dropped: pictures that some view has not answered yet (a run that was stopped).
+    """
+
+    n: int
+    pictures: int
+    accuracy: dict[View, float | None]
+    intervals: dict[View, tuple[float, float] | None]
+    gap: float | None
+    gap_interval: tuple[float, float] | None
+    zoom_gain: tuple[float, tuple[float, float]] | None
+    per_kind: dict[str, dict[str, Any]]
+    per_area: dict[str, dict[str, Any]]
+    negatives: dict[str, Any]
+    yes_no: dict[str, Any]
+    without_place: int
+    harness: dict[View, float | None]
+    errors: dict[View, int]
+    visual_tokens: dict[View, float | None]
+    dropped: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the accuracies by the views' names."""
+        gain = self.zoom_gain
+        return {
+            "n": self.n,
+            "pictures": self.pictures,
+            **{view: self.accuracy.get(view) for view in VIEWS},
+            "gap": self.gap,
+            "gap_interval": None if self.gap_interval is None else list(self.gap_interval),
+            "zoom_gain": None if gain is None else gain[0],
+            "zoom_gain_interval": None if gain is None else list(gain[1]),
+            "intervals": {view: None if v is None else list(v) for view, v in self.intervals.items()},
+            "per_kind": self.per_kind,
+            "per_area": self.per_area,
+            "negatives": self.negatives,
+            "yes_no": self.yes_no,
+            "without_place": self.without_place,
+            "harness": dict(self.harness),
+            "errors": dict(self.errors),
+            "visual_tokens": dict(self.visual_tokens),
+            "dropped": self.dropped,
+        }
+
+
+def is_negative(row: AnswerRow | EvalQuestion) -> bool:
+    """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
+    if row.negative:
+        return True
+    answers = [row.answer, *row.answers]
+    if row.choices and len(row.answer) == 1 and 0 <= ord(row.answer) - ord("A") < len(row.choices):
+        answers.append(row.choices[ord(row.answer) - ord("A")])
+    return any(normalise(text).rstrip(".") in _NONE for text in answers)
+
+
+def enters_gap(row: AnswerRow) -> bool:
+    """Whether a question counts: its answer has a place. One that could not even be read counts, as wrong."""
+    unreadable = row.field == "unusable" and row.error is not None
+    return unreadable or (bool(row.boxes) and not is_negative(row))
+
+
+def scored(
+    rows: Mapping[View, Sequence[AnswerRow]], variant: Variant = "strict", places: Places = "auto"
+) -> tuple[list[ScoredQuestion], int]:
+    """All questions of the full view with their scores in every view.
+
+    Args:
+        rows: per view.
+        variant: of the metric.
+        places: the rule that the region follows.
+
+    Returns:
+        The questions, in order, and how many pictures were dropped because a view has not answered them all.
+    """
+    by_key = {view: {_key(view, row): row for row in given} for view, given in rows.items()}
+    missing = {
+        row.picture
+        for row in rows["full"]
+        for view in rows
+        if _is_asked(view, row) and (row.picture, row.index) not in by_key[view]
+    }
+    out = []
+    for row in rows["full"]:
+        if row.picture in missing:
+            continue
+        key = (row.picture, row.index)
+        scores = {view: row_score(by_key[view][key], variant) for view in rows if _is_asked(view, row)}
+        boxes = target_boxes(row.field, row.boxes, places)
+        size = area_bin(area_share(boxes, row.size_px)) if boxes else None
+        question = (row.question, row.answer)
+        out.append(ScoredQuestion(*key, question, row.field, size, scores, is_negative(row)))
+    return out, len(missing)
+
+
+def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places: Places = "auto") -> GapFigures:
+    """The figures of a run.
+
+    Args:
+        rows: per view; the full view's are all questions, the others' at least those that enter the gap.
+        seed: of the draws behind the intervals.
+        places: the rule that the region follows, for the bins of its area.
+    """
+    views = [view for view in VIEWS if view in rows]
+    every, dropped = scored(rows, places=places)
+    harness, _ = scored(rows, "harness")
+    entering = {(row.picture, row.index) for row in rows["full"] if enters_gap(row)}
+    placed = [item for item in every if (item.picture, item.index) in entering]
+    negatives = [item for item in every if item.negative]
+    used = {(item.picture, item.index) for item in placed}
+    own = {view: [row for row in rows[view] if _key(view, row) in used] for view in views}
+    drawn = _drawn(placed, views, seed)
+    both = "region" in views and bool(placed)
+    return GapFigures(
+        n=len(placed),
+        pictures=len({item.picture for item in placed}),
+        accuracy=_accuracy(placed, views),
+        intervals={view: interval_of(drawn[view]) if placed else None for view in views},
+        gap=_difference(placed, "region", "full") if both else None,
+        gap_interval=interval_of(drawn["region"] - drawn["full"]) if both else None,
+        zoom_gain=(_difference(placed, "zoom", "full"), interval_of(drawn["zoom"] - drawn["full"]))
+        if "zoom" in views and placed
+        else None,
+        per_kind=_groups(placed, views, seed, lambda item: item.kind, sorted({item.kind for item in placed})),
+        per_area=_groups(placed, views, seed, lambda item: item.area, AREA_BINS),
+        negatives={"n": len(negatives)} | _accuracy(negatives, [v for v in views if v in ("full", "zoom")]),
+        yes_no=_yes_no(rows),
+        without_place=len(every) - len(placed) - sum(not _in(item, used) for item in negatives),
+        harness=_accuracy([item for item in harness if _in(item, used)], views),
+        errors={view: sum(row.error is not None for row in own[view]) for view in views},
+        visual_tokens={view: _mean(_tokens(row) for row in own[view] if row.error is None) for view in views},
+        dropped=dropped,
+    )
+
+
+def _key(view: View, row: AnswerRow) -> tuple[str, int]:
+    return base_question(row) if view in ("region", "boxed") else (row.picture, row.index)
+
+
+def _is_asked(view: View, row: AnswerRow) -> bool:
+    return view in ("full", "zoom") or enters_gap(row)
+
+
+def _in(item: ScoredQuestion, keys: set[tuple[str, int]]) -> bool:
+    return (item.picture, item.index) in keys
+
+
+def _accuracy(items: Sequence[ScoredQuestion], views: Sequence[View]) -> dict[Any, float | None]:
+    return {view: _mean(item.scores[view] for item in items) for view in views}
+
+
+def _difference(items: Sequence[ScoredQuestion], first: View, second: View) -> float:
+    return float(np.mean([item.scores[first] - item.scores[second] for item in items]))
+
+
+def _drawn(items: Sequence[ScoredQuestion], views: Sequence[View], seed: int) -> dict[View, np.ndarray]:
+    """Means of every view over the same draws of pictures."""
+    if not items:
+        return {}
+    scores = np.array([[item.scores[view] for item in items] for view in views])
+    return dict(zip(views, bootstrap(scores, [item.picture for item in items], seed), strict=True))
+
+
+def _groups(
+    items: Sequence[ScoredQuestion],
+    views: Sequence[View],
+    seed: int,
+    name: Callable[[ScoredQuestion], str | None],
+    names: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Figures per group, groups without a question left out."""
+    out: dict[str, dict[str, Any]] = {}
+    for value in names:
+        group = [item for item in items if name(item) == value]
+        if not group:
+            continue
+        out[value] = {"n": len(group), **_accuracy(group, views)}
+        if "region" in views:
+            drawn = _drawn(group, views, seed)
+            out[value]["gap"] = _difference(group, "region", "full")
+            out[value]["gap_interval"] = list(interval_of(drawn["region"] - drawn["full"]))
+    return out
+
+
+def _yes_no(rows: Mapping[View, Sequence[AnswerRow]]) -> dict[str, Any]:
+    """How often yes is the truth, and how often it is said."""
+    views: list[View] = [view for view in ("full", "zoom") if view in rows]
+    binary = {view: [row for row in rows[view] if normalise(row.answer) in ("yes", "no")] for view in views}
+    truth = binary["full"]
+    predicted = {view: _mean(normalise(r.prediction).startswith("yes") for r in own) for view, own in binary.items()}
+    return {"n": len(truth), "truly_yes": _mean(normalise(row.answer) == "yes" for row in truth), "said_yes": predicted}
+
+
+def _tokens(row: AnswerRow) -> int:
+    return row.usage.coarse_tokens + row.usage.region_tokens
+
+
+def _mean(values: Any) -> float | None:
+    kept = [float(value) for value in values]
+    return sum(kept) / len(kept) if kept else None
+
+
+Progress = Callable[[View], Callable[[int, int], None] | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewAnswers:
+    """The answers of a run.
+
+    Args:
+        rows: per view, in the order asked.
+        about: what stands beside the figures: the task's identity, model, settings.
+    """
+
+    rows: dict[View, list[AnswerRow]]
+    about: dict[str, Any]
+
+
+def default_limit(model: QZoom) -> int:
+    """Visual tokens of a question where none are stated: what the checkpoint's own two looks may spend together, else
+    the most that the image processor allows."""
+    config, standard = model.config, model.engine.backbone.default_budget()
+    if config.coarse_tokens is None:
+        return standard.max_tokens
+    return config.coarse_tokens.max_tokens + (config.region_tokens or config.coarse_tokens).max_tokens
+
+
+def ask_views(
+    model: QZoom,
+    task: Task,
+    settings: GapSettings,
+    *,
+    limit: int | None = None,
+    output: Path | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> ViewAnswers:
+    """Ask all questions in every view.
+
+    Args:
+        model: the model under test.
+        task: pictures and questions.
+        settings: the views.
+        limit: the first so many pictures only.
+        output: folder of the kept answers, one file a view; a rerun continues them.
+        fresh: start them anew.
+        progress: gives each view's listener for (pictures done, in all).
+
+    Raises:
+        HeadsMissingError: the zoom view of a model that cannot zoom.
+        ConfigError, DataError: `output` holds something else, or no question has a place.
+    """
+    if output is not None and output.is_file():
+        raise ConfigError(f"{output} is a file; the answers of the views need a folder.")
+    rows: dict[View, list[AnswerRow]] = {}
+    for view in settings.views:
+        view_task: Task = task
+        if view in ("region", "boxed"):
+            view_task = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
+        rows[view] = run(
+            model,
+            view_task,
+            _options(model, view, settings),
+            limit=limit if view_task is task else None,
+            output=None if output is None else output / f"{view}.jsonl",
+            fresh=fresh,
+            on_picture=progress(view) if progress else None,
+        )
+        if view == "full" and not any(enters_gap(row) for row in rows["full"]):
+            raise DataError("None of the questions has a box, so no gap can be measured; use data with boxes.")
+    return ViewAnswers(rows, task.identity | {"model": model.name} | settings.to_dict())
+
+
+def read_views(folder: Path) -> ViewAnswers:
+    """The stored answers of a run.
+
+    Raises:
+        DataError: not the folder of such a run.
+    """
+    rows: dict[View, list[AnswerRow]] = {}
+    about: dict[str, Any] = {}
+    for view in VIEWS:
+        path = folder / f"{view}.jsonl"
+        if not path.is_file():
+            continue
+        header, rows[view] = read_answers(path)
+        questions = header["settings"].get("questions", {})
+        options = header["settings"].get("options", {})
+        own: dict[str, Any] = {"zoom_mode": options.get("zoom")} if view == "zoom" else {}
+        if view == "full":
+            own = {"max_visual_tokens": _total(options), "max_new_tokens": options.get("max_new_tokens")}
+        about = questions | about | {"model": header["about"].get("model", "")} | own
+    if "full" not in rows:
+        raise DataError(f"{folder}: no answers of the full view; name a folder that `qzoom eval zoomgap -o` wrote.")
+    about.pop("view", None)
+    return ViewAnswers(rows, about | {"views": list(rows)})
+
+
+def _total(options: dict[str, Any]) -> int | None:
+    limits = options.get("coarse_tokens")
+    return limits.get("max_tokens") if isinstance(limits, dict) else None
+
+
+def _placed(task: Task, full: list[AnswerRow], view: Any, settings: GapSettings, token_px: int) -> RegionTask:
+    numbers = {name: number for number, name in enumerate(task.ids)}
+    targets = tuple((row.picture, numbers[row.picture], row.index) for row in full if enters_gap(row))
+    return RegionTask(task, view, targets, settings, token_px)
+
+
+def _options(model: QZoom, view: View, settings: GapSettings) -> EvalOptions:
+    zoom = settings.zoom if view == "zoom" else "never"
+    standard: TokenBudget = model.engine.backbone.default_budget()
+    coarse, region = share_tokens(zoom, model.config, standard, total=settings.max_visual_tokens)
+    return EvalOptions(zoom, coarse, region, max_new_tokens=settings.max_new_tokens)

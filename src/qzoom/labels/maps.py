@@ -1,0 +1,239 @@
+"""One turn's attention maps as the record of its tri-state labels, whatever the picture was padded to.
+
+Stage-1 labels: from a sink map and a grounding map to foreground, background and "don't know" (method.md 5.2, 5.3).
+
+Pure arithmetic in float64. The maps come from `labels.attention`; the labels go to `training.losses.region_loss`.
+
+    grounding map, sinks removed      labels (1 foreground, 0 background, . ignored)
+      .0 .0 .0 .0 .0                    0 0 0 0 0
+      .0 .1 .3 .0 .0                    0 . . . 0       the box of what the blur reaches is one cell
+      .0 .2 .9 .1 .0                    0 . 1 . 0       wider than the foreground; inside it only
+      .0 .0 .1 .0 .0                    0 . . . 0       foreground is certain
+      .0 .0 .0 .0 .0                    0 0 0 0 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from qzoom.errors import ConfigError, DataError
+from qzoom.store.schema import RegionLabel
+from qzoom.types import Box
+
+__all__ = [
+    "IGNORE",
+    "RegionLabelSettings",
+    "RegionLabels",
+    "cells_touched",
+    "label_record",
+    "picture_in_square",
+    "region_labels",
+]
+
+
+def label_record(
+    sink: np.ndarray,
+    grounding: np.ndarray,
+    settings: RegionLabelSettings,
+    *,
+    view: Literal["dynamic", "square"],
+    size_px: tuple[int, int],
+    boxes: Sequence[Box],
+    **facts: Any,
+) -> tuple[RegionLabel, np.ndarray]:
+    """Label a turn.
+
+    Args:
+        sink: (rows, columns) map that shows sinks.
+        grounding: (rows, columns) map that shows what the answer rests on.
+        settings: thresholds.
+        view: "square" when the picture was padded to one; its padding becomes background.
+        size_px: (width, height) of the picture without padding.
+        boxes: known answer boxes, to measure agreement; may be empty.
+        **facts: question, turn, response, attention, text and prompt of the record.
+
+    Returns:
+        The record and its labels (rows, columns) int8.
+
+    Raises:
+        DataError: maps that cannot be labelled.
+    """
+    found = region_labels(sink, grounding, settings, padded_from_px=size_px if view == "square" else None)
+    labels = found.labels.astype(np.int8)
+    agrees = None
+    if boxes and found.usable:
+        agrees = bool((cells_touched(boxes, size_px, labels.shape, view) & (labels == 1)).any())
+    record = RegionLabel(
+        box=found.box,
+        usable=found.usable and bool((labels == 1).any()),
+        foreground=int((labels == 1).sum()),
+        valid=int((labels != IGNORE).sum()),
+        view=view,
+        size_px=size_px,
+        agrees=agrees,
+        **facts,
+    )
+    return record, labels
+
+
+def cells_touched(
+    boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, ...], view: Literal["dynamic", "square"]
+) -> np.ndarray:
+    """Cells that any of the boxes touches, (rows, columns) bool; with "square" the picture stands in the middle."""
+    rows, columns = grid
+    x0, y0, x1, y1 = (0, 0, columns, rows) if view == "dynamic" else picture_in_square(size_px, rows)
+    mask = np.zeros((rows, columns), dtype=bool)
+    for left, top, right, bottom in boxes:
+        xs = [x0 + left * (x1 - x0) // size_px[0], x0 - (-right * (x1 - x0) // size_px[0])]
+        ys = [y0 + top * (y1 - y0) // size_px[1], y0 - (-bottom * (y1 - y0) // size_px[1])]
+        mask[ys[0] : ys[1], xs[0] : xs[1]] = True
+    return mask
+
+
+IGNORE = -100
+
+CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
+
+
+@dataclass(frozen=True, slots=True)
+class RegionLabelSettings:
+    """Thresholds of the tri-state labels; the defaults are those of the release's stage-1 script.
+
+    Args:
+        sink_threshold: cells whose sink attention reaches this are taken out of the grounding map.
+        foreground: share of the map's maximum above which a cell is foreground (tau_fg).
+        background: share of the maximum below which a cell outside the box is background (tau_bg).
+        blur_cells: width of the blur that widens the box; even widths grow by one, widths below 1 mean none.
+        ignore_share: a box of at least this share of the map makes the whole sample unusable.
+        min_peak: so does a maximum below this.
+
+    Raises:
+        ConfigError: a share outside 0..1.
+    """
+
+    sink_threshold: float = 1e-2
+    foreground: float = 0.25
+    background: float = 0.05
+    blur_cells: int = 3
+    ignore_share: float = 0.5
+    min_peak: float = 5e-3
+
+    def __post_init__(self) -> None:
+        for name in ("foreground", "background", "ignore_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be a share from 0 to 1, not {getattr(self, name)!r}.")
+
+    @property
+    def reach_cells(self) -> int:
+        """How far the blur carries foreground, in cells on every side."""
+        return max(1, self.blur_cells) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class RegionLabels:
+    """Labels of one map.
+
+    Args:
+        labels: (rows, columns) int64: 1 foreground, 0 background, -100 ignored.
+        box: x0, y0, x1, y1 in cells, half-open, around the blurred foreground; the whole map when there is none.
+        usable: False when the box is too large or the peak too low; then every label is -100.
+    """
+
+    labels: np.ndarray
+    box: CellBounds
+    usable: bool
+
+
+def picture_in_square(size_px: tuple[int, int], cells: int) -> CellBounds:
+    """Which cells of a square map show the picture when it was padded to a square before encoding.
+
+    The shorter side is rounded down to whole cells, at least one; an odd cell of padding counts as picture.
+
+    Args:
+        size_px: (width, height) of the picture before padding.
+        cells: rows (and columns) of the map.
+
+    Returns:
+        x0, y0, x1, y1 in cells, half-open.
+
+    Raises:
+        DataError: a side below 1.
+    """
+    if min(*size_px, cells) < 1:
+        raise DataError(f"A picture of {size_px[0]} x {size_px[1]} px on {cells} cells has no content; check its size.")
+    x0, y0 = ((cells - max(1, int(side / max(size_px) * cells))) // 2 for side in size_px)
+    return x0, y0, cells - x0, cells - y0
+
+
+def region_labels(
+    sink_map: np.ndarray,
+    grounding_map: np.ndarray,
+    settings: RegionLabelSettings | None = None,
+    *,
+    padded_from_px: tuple[int, int] | None = None,
+) -> RegionLabels:
+    """Label every cell.
+
+    Args:
+        sink_map: (rows, columns) attention that shows sinks.
+        grounding_map: (rows, columns) attention that shows what the answer rests on.
+        settings: thresholds; None takes the defaults.
+        padded_from_px: (width, height) of a picture that was padded to a square; its padding is background and its
+            attention there is dropped. None: the map shows the picture only.
+
+    Raises:
+        DataError: maps of different or wrong shapes, not finite, or padding asked of a map that is not square.
+    """
+    settings = settings or RegionLabelSettings()
+    if sink_map.shape != grounding_map.shape or grounding_map.ndim != 2 or not grounding_map.size:
+        raise DataError(
+            f"Sink map {sink_map.shape} and grounding map {grounding_map.shape} must be (rows, columns) of one shape."
+        )
+    if not (np.isfinite(sink_map).all() and np.isfinite(grounding_map).all()):
+        raise DataError("An attention map holds values that are not finite; leave this sample out.")
+    sinks = sink_map >= settings.sink_threshold
+    padding = _padding(grounding_map.shape, padded_from_px)
+    without_sinks = np.where(sinks, 0.0, grounding_map.astype(np.float64))
+    seen = np.where(padding, 0.0, without_sinks)
+    peak = float(seen.max())
+    foreground = (seen > peak * settings.foreground) & (seen > 0)
+    box = _widened_bounds(foreground, settings.reach_cells)
+    x0, y0, x1, y1 = box
+    outside = np.ones(foreground.shape, dtype=bool)
+    outside[y0:y1, x0:x1] = False
+    labels = np.full(foreground.shape, IGNORE, dtype=np.int64)
+    usable = (x1 - x0) * (y1 - y0) < settings.ignore_share * labels.size and peak >= settings.min_peak
+    if usable:
+        labels[(outside & (without_sinks < peak * settings.background)) | padding] = 0
+        labels[foreground] = 1
+    return RegionLabels(labels, box, usable)
+
+
+def _padding(shape: tuple[int, ...], padded_from_px: tuple[int, int] | None) -> np.ndarray:
+    rows, columns = shape
+    if padded_from_px is None:
+        return np.zeros((rows, columns), dtype=bool)
+    if rows != columns:
+        raise DataError(f"A map of {rows} x {columns} cells is not square, so its picture was not padded to a square.")
+    x0, y0, x1, y1 = picture_in_square(padded_from_px, rows)
+    padding = np.ones((rows, columns), dtype=bool)
+    padding[y0:y1, x0:x1] = False
+    return padding
+
+
+def _widened_bounds(foreground: np.ndarray, reach: int) -> CellBounds:
+    """Bounds of everything that a blur of this reach would lift above zero; the whole map without foreground."""
+    rows, columns = foreground.shape
+    ys, xs = np.nonzero(foreground)
+    if not len(ys):
+        return 0, 0, columns, rows
+    return (
+        max(0, int(xs.min()) - reach),
+        max(0, int(ys.min()) - reach),
+        min(columns, int(xs.max()) + 1 + reach),
+        min(rows, int(ys.max()) + 1 + reach),
+    )

@@ -1,0 +1,177 @@
+"""The authors' published stage-1 label files (pickles) as records, without running anything that they hold.
+
+A file is a list of entries with `image`, `prompt` and `text`, and two attention maps (rows, columns): `sink_attn` and
+`grounding_attn_o2i`. The maps were taken on a picture padded to a square (method.md 5.1).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qzoom.data.questions import load_picture
+from qzoom.errors import DataError, ImageError
+from qzoom.labels import unpickling
+from qzoom.labels.maps import RegionLabelSettings, label_record
+from qzoom.store.records import RecordWriter, start_store
+from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
+
+__all__ = ["PublishedReport", "convert_published", "read_pickle"]
+
+
+MEMORY_BYTES = 16 * 2**30
+SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedReport:
+    """What became of a file.
+
+    Args:
+        entries: in the file.
+        usable: label maps with at least one cell to learn from.
+        skipped: entries that could not be used, with the first few reasons.
+    """
+
+    entries: int
+    usable: int
+    skipped: int
+    reasons: tuple[str, ...]
+
+
+def read_pickle(path: Path, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS) -> tuple[Any, dict[str, Any]]:
+    """What a pickle holds, as JSON types and arrays; read by a process of its own.
+
+    Args:
+        path: the pickle.
+        memory_bytes: most address space of that process.
+        seconds: most processor seconds.
+
+    Returns:
+        The content, with {"__array__": name} for arrays, and the arrays by name.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or holds anything but arrays and builtin containers.
+    """
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a pickle of published labels.")
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "content"
+        words = [str(path.resolve()), str(target), str(memory_bytes), str(seconds)]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", unpickling.__file__, *words],
+                capture_output=True,
+                timeout=2 * seconds + 60,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"{path} could not be read in time, so it was left alone.") from error
+        if done.returncode != 0:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            known = done.returncode == unpickling.REFUSED and lines
+            reason = lines[-1] if known else "reading it ended the process that tried"
+            raise DataError(f"{path} is not a file of labels: {reason}; nothing of it was used.")
+        content = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        return content, load_file(target.with_suffix(".safetensors"))
+
+
+def convert_published(
+    path: Path,
+    folder: Path,
+    images: Path,
+    *,
+    model: str = "unknown",
+    settings: RegionLabelSettings | None = None,
+    fresh: bool = False,
+) -> PublishedReport:
+    """Write a store of region labels from a published file.
+
+    Args:
+        path: the pickle.
+        folder: the store to write; a rerun continues it.
+        images: folder that the entries' picture paths start from.
+        model: which model the labels were made with, for the record.
+        settings: of the tri-state labels.
+        fresh: start over.
+
+    Raises:
+        DataError: the pickle cannot be used.
+        ConfigError: the store was made in another way.
+    """
+    content, arrays = read_pickle(path)
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{path} is not a file of labels: it holds no list of entries.")
+    chosen = settings or RegionLabelSettings()
+    made = {"tristate": asdict(chosen), "images": str(images.resolve()), "entries": len(content), "file": path.name}
+    provenance = Provenance(model=model, prompt="published", sizes={"view": "square"})
+    start_store(folder, "regions", made, provenance, fresh=fresh)
+    reasons: list[str] = []
+    usable = 0
+    with RecordWriter(folder) as writer:
+        for number, entry in enumerate(content):
+            sample = f"entry-{number}"
+            if sample in writer.done:
+                continue
+            try:
+                records = _records(entry, arrays, images, chosen, number)
+            except (DataError, ImageError) as error:
+                reasons.append(f"entry {number}: {error}")
+                records = [(Skip(sample, str(error)), {})]
+            writer.append(sample, records)
+            usable += any(getattr(record, "usable", False) for record, _ in records)
+    return PublishedReport(len(content), usable, len(reasons), tuple(reasons[:5]))
+
+
+def _records(
+    entry: Any, arrays: dict[str, np.ndarray], images: Path, settings: RegionLabelSettings, number: int
+) -> list[Any]:
+    if not isinstance(entry, dict):
+        raise DataError(f"it is a {type(entry).__name__}, not a mapping.")
+    texts = {}
+    for key in ("image", "prompt", "text"):
+        if not isinstance(entry.get(key), str):
+            raise DataError(f"{key!r} is missing or no text.")
+        texts[key] = entry[key]
+    maps = {}
+    for key in ("sink_attn", "grounding_attn_o2i"):
+        name = entry[key].get("__array__") if isinstance(entry.get(key), dict) else None
+        if name not in arrays or arrays[name].ndim != 2:
+            raise DataError(f"{key!r} is missing or not a map of rows and columns.")
+        maps[key] = arrays[name].astype(np.float32)
+    mode: Literal["text", "natural"] = "natural" if entry.get("mode") == "natural" else "text"
+    source = str(entry.get("dataset") or "published")
+    name = str(entry.get("question_id") or entry.get("uid") or number)
+    question = Question(name, texts["image"], (Turn(texts["prompt"]),), mode, source, str(images.resolve()))
+    size = load_picture(question).size_px
+    side = max(size)
+    rows, columns = maps["sink_attn"].shape
+    question_id = content_id(question)
+    response = Response(question_id, 0, texts["prompt"], texts["text"], (), (side, side), (rows, columns), "square")
+    attention = Attention(content_id(response), (), "heads")
+    tensors = {"grounding": maps["grounding_attn_o2i"], "sink": maps["sink_attn"]}
+    attention_id = content_id(attention, {name: tensor_digest(array) for name, array in tensors.items()})
+    label, labels = label_record(
+        maps["sink_attn"],
+        maps["grounding_attn_o2i"],
+        settings,
+        question=question_id,
+        turn=0,
+        response=content_id(response),
+        attention=attention_id,
+        text=texts["text"],
+        prompt=texts["prompt"],
+        view="square",
+        size_px=size,
+        boxes=(),
+    )
+    return [(question, {}), (response, {}), (attention, tensors), (label, {"labels": labels})]

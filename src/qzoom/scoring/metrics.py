@@ -1,0 +1,304 @@
+"""The figures of the evaluation as pure functions of texts and boxes (no model, no files).
+
+Exact match forgives case, spaces and currency, nothing else: 33.90, RM33.90 and "$ 33.90" are the same amount, 33.9 is
+another text. `METRICS` holds each benchmark's metric twice: "strict" does what the metric's name promises, "harness"
+gives lmms-eval's figure to the last slip, which is what published tables contain. Boxes are xyxy in original pixels,
+half-open.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from qzoom.images.geometry import clip_box, contains
+from qzoom.scoring.letters import chosen_letter, chosen_letter_hrbench, chosen_letter_mme, chosen_letter_vstar
+from qzoom.scoring.text import plain_answer, release_letter, same_answer, same_answer_release
+from qzoom.types import Box
+
+__all__ = [
+    "ANLS_THRESHOLD",
+    "METRICS",
+    "Metric",
+    "anls",
+    "anls_harness",
+    "contains_answer",
+    "contains_answer_harness",
+    "edit_distance",
+    "exact_match",
+    "hit",
+    "normalise",
+    "relaxed_match",
+    "relaxed_match_harness",
+    "union_share",
+    "vqa_accuracy",
+    "wilson_interval",
+]
+
+
+ANLS_THRESHOLD = 0.5
+"""Similarities below it count as 0."""
+
+_WORDS = (
+    "rm|myr|usd|sgd|eur|gbp|jpy|cny|rmb|idr|thb|php|vnd|inr|aud|cad|nzd|hkd|twd|krw|chf|"
+    "ringgit|dollars?|euros?|pounds?|yen|yuan"
+)
+_BEFORE = re.compile(rf"([-+]?)(?:({_WORDS})|us|sg?|au?|ca?|nz|hk|nt)([-+.\d].*)", re.DOTALL)
+_AFTER = re.compile(rf"(?<=\d)(?:{_WORDS})$")
+_AMOUNT = re.compile(r"[-+]?(?:\d[\d.,]*|\.\d+)")
+
+
+def normalise(text: str) -> str:
+    """The text without case and white space, and, if it is an amount, without its currency.
+
+    An amount is a number with at most a sign, separators and a currency before or after it. Symbols are those that
+    Unicode calls currencies; words are common codes and names, and the letters fixed to a symbol as in US$.
+    """
+    plain = "".join(text.casefold().split())
+    bare = "".join(c for c in plain if unicodedata.category(c) != "Sc")
+    symbols = len(plain) - len(bare)
+    before = _BEFORE.fullmatch(bare)
+    if before and (before[2] or symbols):
+        bare = before[1] + before[3]
+    bare = _AFTER.sub("", bare)
+    return bare if symbols <= 1 and _AMOUNT.fullmatch(bare) else plain
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Whether two texts are equal, case, spaces and currency aside."""
+    return normalise(prediction) == normalise(answer)
+
+
+def edit_distance(first: str, second: str) -> int:
+    """The fewest insertions, deletions and replacements of characters that turn one text into the other."""
+    if len(first) < len(second):
+        first, second = second, first
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, start=1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(second, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
+def anls(prediction: str, answers: Sequence[str], threshold: float = ANLS_THRESHOLD) -> float:
+    """Normalised Levenshtein similarity to the closest of the right answers, 0 below the threshold.
+
+    Texts are compared in lower case with runs of white space as one space; lengths are those of the compared texts.
+
+    Args:
+        prediction: what was answered.
+        answers: at least one right answer.
+        threshold: the least similarity that counts.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    said = " ".join(prediction.lower().split())
+    best = 0.0
+    for answer in answers:
+        wanted = " ".join(answer.lower().split())
+        longest = max(len(said), len(wanted))
+        best = max(best, 1.0 - edit_distance(said, wanted) / longest if longest else 1.0)
+    return best if best >= threshold else 0.0
+
+
+def anls_harness(prediction: str, answers: Sequence[str], threshold: float = ANLS_THRESHOLD) -> float:
+    """ANLS as the harnesses compute it: distances of the normalised texts over lengths of the raw ones.
+
+    Args: as in `anls`.
+    """
+    said = " ".join(prediction.strip().lower().split())
+    distances = []
+    for answer in answers:
+        longest = max(len(answer.upper()), len(prediction.upper()))
+        wanted = " ".join(answer.strip().lower().split())
+        distances.append(edit_distance(wanted, said) / longest if longest else 0.0)
+    best = 1 - min(distances)
+    return best if best >= threshold else 0.0
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str], *, harness: bool = False) -> float:
+    """Agreement with ten people: the mean over all choices of nine of them of min(1, agreeing / 3).
+
+    Args:
+        prediction: what was answered.
+        answers: one per person; equal answers are repeated. A single one must be met.
+        harness: see `qzoom.scoring.text.plain_answer`; and a single answer then counts for nothing.
+    """
+    said = plain_answer(prediction, harness=harness)
+    people = [plain_answer(answer, harness=harness) for answer in answers]
+    if len(people) == 1 and not harness:
+        return float(said == people[0])
+    equal = [said == answer for answer in people]
+    return sum(min(1.0, (sum(equal) - own) / 3) for own in equal) / len(people)
+
+
+def relaxed_match(prediction: str, answer: str, tolerance: float = 0.05) -> bool:
+    """Numbers within a relative tolerance, other texts equal up to case and outer spaces.
+
+    A per cent sign divides by 100, thousands may be set apart by commas, and 0 is met by 0 alone.
+    """
+    said, wanted = _number(prediction), _number(answer)
+    if said is not None and wanted is not None:
+        return abs(said - wanted) <= tolerance * abs(wanted)
+    return prediction.strip().casefold() == answer.strip().casefold()
+
+
+def relaxed_match_harness(prediction: str, answer: str, tolerance: float = 0.05) -> bool:
+    """The same as lmms-eval computes it: no commas in numbers, 0 is a text, outer spaces count in texts."""
+    said, wanted = _plain_float(prediction), _plain_float(answer)
+    if said is not None and wanted:
+        return abs(said - wanted) / abs(wanted) <= tolerance
+    return prediction.lower() == answer.lower()
+
+
+_GROUPED = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?%?")
+
+
+def _number(text: str) -> float | None:
+    bare = text.strip()
+    value = _plain_float(bare.replace(",", "") if _GROUPED.fullmatch(bare) else bare)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _plain_float(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = False) -> bool:
+    """Whether one of the answers stands in the prediction as words of its own, case and width of characters aside.
+
+    Args:
+        prediction: what was answered.
+        answers: accepted texts.
+        formula: spaces and word borders do not matter, case does.
+    """
+    said = _folded(prediction, formula)
+    for answer in answers:
+        wanted = _folded(answer, formula)
+        start = said.find(wanted) if wanted else -1
+        while start >= 0:
+            end = start + len(wanted)
+            if formula or not (_joined(said, start) or _joined(said, end)):
+                return True
+            start = said.find(wanted, start + 1)
+    return False
+
+
+def _folded(text: str, formula: bool) -> str:
+    words = unicodedata.normalize("NFKC", text).split()
+    return "".join(words) if formula else " ".join(words).casefold()
+
+
+def _joined(text: str, at: int) -> bool:
+    """Whether the characters on both sides of a place belong to one word of letters or digits."""
+    return 0 < at < len(text) and all(c.isascii() and c.isalnum() for c in text[at - 1 : at + 1])
+
+
+def contains_answer_harness(prediction: str, answers: Sequence[str], *, formula: bool = False) -> bool:
+    """OCRBench as lmms-eval scores it: any substring counts, even of a longer number, and an empty answer always."""
+    if formula:
+        said = prediction.strip().replace("\n", " ").replace(" ", "")
+        return any(answer.strip().replace("\n", " ").replace(" ", "") in said for answer in answers)
+    said = _narrow(prediction.strip()).lower().strip().replace("\n", " ")
+    return any(_narrow(answer).lower().strip().replace("\n", " ") in said for answer in answers)
+
+
+def _narrow(text: str) -> str:
+    """Full-width ASCII as ASCII, nothing else."""
+    return "".join(chr(ord(c) - 0xFEE0) if 0xFF01 <= ord(c) <= 0xFF5E else " " if c == "\u3000" else c for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One benchmark's metric in both variants.
+
+    Args:
+        strict: prediction, accepted answers and options' texts to a score from 0 to 1; see the module.
+        harness: the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does.
+    """
+
+    strict: Callable[[str, Sequence[str], Sequence[str]], float]
+    harness: Callable[[str, Sequence[str], Sequence[str]], float]
+
+
+def _exact(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
+    return float(any(exact_match(said, answer) for answer in answers))
+
+
+def _letter(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
+    return float(chosen_letter(said, choices) in answers)
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(_exact, _exact),
+    "anls": Metric(lambda said, answers, _: anls(said, answers), lambda said, answers, _: anls_harness(said, answers)),
+    "vqa_accuracy": Metric(
+        lambda said, answers, _: vqa_accuracy(said, answers),
+        lambda said, answers, _: vqa_accuracy(said, answers, harness=True),
+    ),
+    "relaxed_accuracy": Metric(
+        lambda said, answers, _: float(any(relaxed_match(said, answer) for answer in answers)),
+        lambda said, answers, _: float(relaxed_match_harness(said, answers[0])),
+    ),
+    "contains": Metric(
+        lambda said, answers, _: float(contains_answer(said, answers)),
+        lambda said, answers, _: float(contains_answer_harness(said, answers)),
+    ),
+    "contains_formula": Metric(
+        lambda said, answers, _: float(contains_answer(said, answers, formula=True)),
+        lambda said, answers, _: float(contains_answer_harness(said, answers, formula=True)),
+    ),
+    "choice_vstar": Metric(_letter, lambda said, answers, _: float(chosen_letter_vstar(said) in answers)),
+    "choice_mme": Metric(_letter, lambda said, answers, _: float(chosen_letter_mme(said) in answers)),
+    "choice_hrbench": Metric(
+        _letter, lambda said, answers, choices: float(chosen_letter_hrbench(said, choices) in answers)
+    ),
+    "choice_zoombench": Metric(_letter, lambda said, answers, _: float(release_letter(said) in answers)),
+    "blank_zoombench": Metric(
+        lambda said, answers, _: float(any(same_answer(said, answer) for answer in answers)),
+        lambda said, answers, _: float(any(same_answer_release(said, answer) for answer in answers)),
+    ),
+}
+
+
+def hit(regions: Sequence[Box], boxes: Sequence[Box]) -> bool:
+    """Whether one region holds one of the answer's boxes wholly."""
+    return any(contains(region, box) for region in regions for box in boxes)
+
+
+def union_share(boxes: Sequence[Box], size_px: tuple[int, int]) -> float:
+    """Share of a picture that boxes cover together; what they share counts once.
+
+    Args:
+        boxes: any number of boxes; parts outside the picture do not count.
+        size_px: (width, height) of the picture.
+    """
+    inside = [clip_box(box, size_px) for box in boxes]
+    edges = sorted({x for box in inside for x in (box[0], box[2])})
+    covered = 0
+    for left, right in pairwise(edges):
+        spans = sorted((box[1], box[3]) for box in inside if box[0] <= left and right <= box[2])
+        end = 0
+        for top, bottom in spans:
+            covered += (right - left) * max(0, bottom - max(top, end))
+            end = max(end, bottom)
+    return covered / (size_px[0] * size_px[1])
+
+
+def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share, 95 % with the default `z`; (0, 1) without trials."""
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = right / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

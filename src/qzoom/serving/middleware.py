@@ -1,0 +1,250 @@
+"""What a request passes before its route, outermost first: API key, drain, body limits (pure ASGI).
+
+The key comes first, so that only clients with one can send bodies. A body is received whole, within its limits, and
+handed to the application in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qzoom.errors import StoppingError
+from qzoom.serving.errors import ApiError, from_exception, key_error
+from qzoom.serving.limits import ServerLimits, body_too_large
+
+if TYPE_CHECKING:
+    from qzoom.serving.service import Service
+
+__all__ = ["OPEN_PATHS", "TENANT", "ApiKeyMiddleware", "BodyLimitMiddleware", "DrainMiddleware", "release_body_slot"]
+
+OPEN_PATHS = ("/health", "/ready")
+TENANT = "qzoom.tenant"
+
+_SLOT = "qzoom.body_slot"
+_LINGER_S = 2.0
+
+
+class ApiKeyMiddleware:
+    """Requires an API key on every path but `OPEN_PATHS` and sets the tenant: the key's digest, or "" without keys.
+
+    A key comes as `Authorization: Bearer KEY`. A browser cannot send that when it opens the page, so the key is also
+    taken as the password of HTTP Basic, with any user name.
+
+    Args:
+        app: the application.
+        keys: the keys; none leaves the server open.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode("ascii")).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        tenant = self._tenant(scope) if self._digests else ""
+        if tenant is None and scope["path"] not in OPEN_PATHS:
+            # Only addresses that a person opens make the browser ask; the page's own calls must not.
+            basic = 'Basic realm="qzoom: any name, the API key as password", charset="UTF-8"'
+            error = key_error("Bearer" if scope["path"].startswith("/v1/") else basic)
+            if scope["type"] == "http":
+                await _respond(error, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        scope[TENANT] = tenant or ""
+        await self._app(scope, receive, send)
+
+    def _tenant(self, scope: Scope) -> str | None:
+        headers = [value for name, value in scope["headers"] if name == b"authorization"]
+        key = _key_of(headers[0]) if len(headers) == 1 else None
+        if key is None:
+            return None
+        digest = hashlib.sha256(key).digest()
+        # All keys are compared, each in constant time: the time taken says neither how near nor which one.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return digest.hex() if any(matches) else None
+
+
+class DrainMiddleware:
+    """Rejects POST requests while the server drains, counts those in flight, and counts responses by status.
+
+    A request is in flight from the first byte of its body to the last of its answer.
+
+    Args:
+        app: the application.
+        service: keeps the count.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._service.begin_request()
+        except StoppingError as error:
+            await _respond(from_exception(error), send)
+            return
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            self._service.end_request(status)
+
+
+class BodyLimitMiddleware:
+    """Receives request bodies within `ServerLimits`.
+
+    413: more than `body_bytes`, by Content-Length or as they stream in. 408: not complete within `body_timeout_s`.
+    429: no slot became free in that time, since `reading` requests are being received or decoded. A request keeps its
+    slot until `release_body_slot` is called for it, or else until it ends.
+
+    Args:
+        app: the application.
+        limits: the server's limits.
+        on_refusal: called with a short reason, as "body_too_large", for the metrics.
+    """
+
+    def __init__(self, app: ASGIApp, limits: ServerLimits, on_refusal: Callable[[str], None]) -> None:
+        self._app = app
+        self._limits = limits
+        self._on_refusal = on_refusal
+        self._slots = asyncio.Semaphore(limits.reading)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        with ExitStack() as slot:
+            try:
+                body = await self._receive(scope, receive, slot)
+            except ApiError as error:
+                slot.close()
+                self._on_refusal(error.code)
+                await _respond(error, send, receive, 2 * self._limits.body_bytes)
+                return
+            if body is not None:
+                scope[_SLOT] = slot
+                await self._app(scope, _replay([body], receive), send)
+
+    async def _receive(self, scope: Scope, receive: Receive, slot: ExitStack) -> bytes | None:
+        """The whole body; None when the client has disconnected."""
+        for name, value in scope["headers"]:
+            if name == b"content-length" and (len(value) > 18 or int(value) > self._limits.body_bytes):
+                raise body_too_large(self._limits)
+        timeout, has_slot = self._limits.body_timeout_s, False
+        try:
+            async with asyncio.timeout(timeout):
+                await self._slots.acquire()
+                slot.callback(self._slots.release)
+                has_slot = True
+                return await self._read(receive)
+        except TimeoutError as error:
+            if has_slot:
+                text = f"The body did not arrive within {timeout:g} seconds; send it faster or make it smaller."
+                raise ApiError(408, text, code="body_timeout") from error
+            text = "Too many requests are being received at once; try again in a moment."
+            raise ApiError(429, text, code="too_many_requests", headers={"Retry-After": "1"}) from error
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._limits.body_bytes:
+                raise body_too_large(self._limits)
+            if not message.get("more_body", False):
+                return bytes(body)
+
+
+def release_body_slot(scope: Scope) -> None:
+    """Give a request's slot to the next one: its body is read and its pictures are decoded. May be repeated.
+
+    Args:
+        scope: the request's ASGI scope; call it on the event loop.
+    """
+    if _SLOT in scope:
+        scope[_SLOT].close()
+
+
+def _key_of(header: bytes) -> bytes | None:
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            _, colon, password = base64.b64decode(value.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return None
+        return password if colon else None
+    return None
+
+
+def _has_body(scope: Scope) -> bool:
+    """Whether the headers announce a body; without them HTTP/1.1 has none."""
+    names = dict(scope["headers"])
+    return b"transfer-encoding" in names or names.get(b"content-length", b"0").strip(b"0") != b""
+
+
+def _replay(body: list[bytes], receive: Receive) -> Receive:
+    """A `receive` that gives the body once and then what the server reports, such as a disconnect."""
+
+    async def next_message() -> Message:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        return await receive()
+
+    return next_message
+
+
+async def _respond(error: ApiError, send: Send, receive: Receive | None = None, unread_bytes: int = 0) -> None:
+    """Send an error and close the connection.
+
+    Args:
+        error: the response.
+        send: of the request.
+        receive: of the request, if its body may still be arriving: it is read and dropped for a moment, since a client
+            whose sending fails does not read the response.
+        unread_bytes: most bytes to read and drop.
+    """
+    headers, body = error.encoded()
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": receive is not None})
+    if receive is None:
+        return
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while unread_bytes > 0:
+                message = await receive()
+                unread_bytes -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

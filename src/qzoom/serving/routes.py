@@ -1,0 +1,279 @@
+"""The routes, each declared above its function: chat completions, perceive, the models, and the server's own state.
+
+A stream's first chunk has `delta.qzoom` (gate and regions), so that a page can draw before the text comes; the chunk
+with `finish_reason` has the same record once more, final and with all times, as `qzoom` beside `choices`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from qzoom import __version__
+from qzoom.serving import replies
+from qzoom.serving.errors import ApiError, from_exception, log_failure
+from qzoom.serving.metrics import CONTENT_TYPE
+from qzoom.serving.middleware import TENANT, release_body_slot
+from qzoom.serving.protocol import ChatRequest, PerceiveRequest
+from qzoom.serving.service import ResponseStream, Service
+from qzoom.types import StreamEvent
+
+__all__ = ["router"]
+
+Body = TypeVar("Body", bound=PerceiveRequest)
+Result = TypeVar("Result")
+
+router = APIRouter()
+_REFUSALS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+
+
+def _documented(reply: Any, *refusals: int, unready: Any = None, **ok: Any) -> dict[str, Any]:
+    """What the OpenAPI document says of a route: its reply, and the statuses of its refusals."""
+    responses: dict[int, dict[str, Any]] = {status: {"model": replies.ErrorReply} for status in (*refusals, 401)}
+    responses[200] = ({"model": reply} if reply else {}) | ok
+    if unready:
+        responses[503] = {"model": unready}
+    return {"response_model": None, "responses": responses}
+
+
+@router.post(
+    "/v1/chat/completions", **_documented(replies.ChatCompletion, *_REFUSALS, content={"text/event-stream": {}})
+)
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation about pictures.
+
+    Answers equal `QZoom.ask`'s: greedy unless a temperature is given, at most 128 tokens unless `max_tokens` says
+    otherwise. `qzoom` in the request steers the zooming; `qzoom` in the answer's message says where it looked.
+    """
+    body, stream, first = await _begin(request, ChatRequest)
+    heatmap = bool(body.qzoom and body.qzoom.heatmap)
+    if body.stream:
+        return _EventStream(stream, _chunks(body, stream, first, heatmap=heatmap))
+    try:
+        answer = await _unless_disconnected(request, stream.answer(first))
+    finally:
+        stream.cancel()
+    return JSONResponse(replies.completion(body.model, answer, heatmap=heatmap))
+
+
+@router.post("/v1/perceive", **_documented(replies.PerceptionReply, *_REFUSALS))
+async def perceive(request: Request) -> Response:
+    """Say where a question would make the model look.
+
+    Regions are given whatever the gate says. The map comes along unless `qzoom.heatmap` is false.
+    """
+    body, stream, first = await _begin(request, PerceiveRequest)
+    stream.cancel()
+    if first.perception is None:
+        raise RuntimeError("the worker's first event was not a perception")
+    _service(request).metrics.perceived(first.perception)
+    heatmap = body.qzoom is None or body.qzoom.heatmap is not False
+    return JSONResponse(replies.perception_reply(body.model, first.perception, heatmap=heatmap))
+
+
+@router.get("/v1/models", **_documented(replies.ModelList))
+async def models(request: Request) -> Response:
+    """The one model served, with what it can do and what a request may ask for."""
+    return JSONResponse({"object": "list", "data": [_card(_service(request))]})
+
+
+@router.get("/v1/models/{name:path}", **_documented(replies.ModelCard, 404))
+async def model(request: Request) -> Response:
+    """One model by name."""
+    service = _service(request)
+    if request.path_params["name"] != service.settings.model_name:
+        raise service.no_model(request.path_params["name"])
+    return JSONResponse(_card(service))
+
+
+@router.get("/health", **_documented(replies.StatusReply))
+async def health(request: Request) -> Response:
+    """The process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready", **_documented(replies.StatusReply, unready=replies.StatusReply))
+async def ready(request: Request) -> Response:
+    """The worker made a step a moment ago, and the server is not stopping; else status 503."""
+    reason = _service(request).ready()
+    return JSONResponse({"status": reason or "ready"}, status_code=503 if reason else 200)
+
+
+@router.get("/version", **_documented(replies.VersionReply))
+async def version(request: Request) -> Response:
+    """The version of qzoom."""
+    return JSONResponse({"version": __version__})
+
+
+@router.get("/metrics", response_class=Response, **_documented(None, content={"text/plain": {}}))
+async def metrics(request: Request) -> Response:
+    """Counters in Prometheus's text format."""
+    return Response(_service(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _begin(request: Request, kind: type[Body]) -> tuple[Body, ResponseStream, StreamEvent]:
+    """Read the body and wait for the first event, so that whatever is wrong before it has a status of its own.
+
+    Raises:
+        QZoomError: the request cannot be answered.
+        ClientDisconnect: the client closed the connection.
+    """
+    service, arrived_s = _service(request), time.monotonic()
+    raw = await _json_body(request)
+    tenant = request.scope[TENANT]
+
+    async def begin() -> tuple[Body, ResponseStream, StreamEvent]:
+        try:
+            body, engine_request = await service.read(kind, raw, tenant)
+        finally:
+            release_body_slot(request.scope)
+        stream = await service.submit(engine_request, tenant, arrived_s, perceive=kind is PerceiveRequest)
+        try:
+            return body, stream, await stream.next()
+        except BaseException:
+            stream.cancel()
+            raise
+
+    return await _unless_disconnected(request, begin())
+
+
+async def _json_body(request: Request) -> bytes:
+    """The whole body.
+
+    Only `application/json` is taken: a page of another origin cannot send that without the browser asking us first.
+
+    Raises:
+        ApiError: status 415.
+    """
+    kinds = request.headers.getlist("content-type")
+    kind = kinds[0].partition(";")[0].strip().lower() if len(kinds) == 1 else ""
+    if kind != "application/json":
+        raise ApiError(415, "The body must be JSON; send the header 'Content-Type: application/json'.")
+    return await request.body()
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled when the client closes the connection first.
+
+    Args:
+        request: its body must have been read.
+        work: cleans up after itself when cancelled.
+
+    Raises:
+        ClientDisconnect: the client closed the connection.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events of one answer; whatever ends the sending frees the slot."""
+
+    def __init__(self, stream: ResponseStream, chunks: AsyncIterator[bytes]) -> None:
+        self._stream = stream
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(chunks, headers=headers, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.cancel()
+
+
+async def _chunks(
+    body: ChatRequest, stream: ResponseStream, event: StreamEvent, *, heatmap: bool
+) -> AsyncIterator[bytes]:
+    """The events of a stream from its first one on, as OpenAI's chunks."""
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    common: dict[str, Any] = {
+        **replies.header("chatcmpl", body.model),
+        "object": "chat.completion.chunk",
+        "system_fingerprint": replies.FINGERPRINT,
+    }
+    if with_usage:
+        common["usage"] = None
+    try:
+        while event.answer is None:
+            if event.kind == "perception" and event.perception is not None:
+                record = replies.zoom_record(event.perception, heatmap=heatmap)
+                yield _chunk(common, {"role": "assistant", "content": "", "qzoom": record})
+            elif event.kind == "text":
+                yield _chunk(common, {"content": event.text})
+            event = await stream.next()
+    except Exception as error:
+        # The status has been sent; the error becomes the stream's last record.
+        log_failure(error)
+        yield _data(from_exception(error).body())
+        yield b"data: [DONE]\n\n"
+        return
+    answer = event.answer
+    yield _chunk(common | {"qzoom": replies.zoom_record(answer, heatmap=False)}, {}, answer.finish_reason)
+    if with_usage:
+        yield _data(common | {"choices": [], "usage": replies.usage_record(answer.usage)})
+    yield b"data: [DONE]\n\n"
+
+
+def _chunk(common: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return _data(common | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]})
+
+
+def _data(record: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n\n"
+
+
+def _card(service: Service) -> replies.ModelCard:
+    engine, config, limits = service.model.engine, service.model.config, service.settings.limits
+    coarse = config.coarse_tokens or engine.backbone.default_budget()
+    region = config.region_tokens or coarse
+    return {
+        "id": service.settings.model_name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "qzoom",
+        "max_model_len": engine.backbone.max_positions,
+        "qzoom": {
+            "zooms": service.model.has_region,
+            "gate": service.model.has_gate,
+            "gate_threshold": config.gate_threshold,
+            "region_threshold": config.region_threshold,
+            "coarse_tokens": [coarse.min_tokens, coarse.max_tokens],
+            "region_tokens": [region.min_tokens, region.max_tokens],
+            "cell_px": engine.backbone.token_px,
+            "embedded": service.model.name == "tiny",
+            "limits": {
+                "body_bytes": limits.body_bytes,
+                "pictures": limits.pictures,
+                "picture_bytes": limits.picture_bytes,
+                "picture_pixels": limits.picture_pixels,
+                "max_tokens": limits.max_new_tokens,
+                "max_visual_tokens": limits.visual_tokens,
+            },
+        },
+    }

@@ -1,0 +1,178 @@
+"""Stage 2: the decoder learns to answer from the coarse look and the region together (method.md 6).
+
+The target is the answer that was right: for hard cases the coarse look's own. The region is the branch's, or with some
+probability a random one; where the branch proposes none, the random one is taken, as there is no sample without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qzoom.config import TokenBudget
+from qzoom.data.questions import load_picture
+from qzoom.engine.chat import ChatEncoder
+from qzoom.engine.perceive import region_maps
+from qzoom.engine.prompt import Prompt, build_prompt
+from qzoom.engine.state import Engine, State, advance_region, advance_shared
+from qzoom.engine.zoom import RegionBlock, insert_regions
+from qzoom.errors import ConfigError, DataError
+from qzoom.heads.boxes import CellBox, boxes_from_maps, cells_to_pixels
+from qzoom.labels.hard_cases import Kind, current_verdicts, kind_of
+from qzoom.labels.respond import show
+from qzoom.store.schema import Question, Verdict
+from qzoom.training.forward import hidden_states
+from qzoom.training.losses import IGNORE, answer_loss
+from qzoom.training.samples import Draw, conversation_ids, open_stores
+from qzoom.training.stages import StageRecipe
+from qzoom.types import Box
+
+__all__ = ["AnswerTask", "random_cells"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    question: Question
+    turn: int
+    kind: Kind
+    ids: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class AnswerTask:
+    """Mined turns of one or more stores, mixed as the recipe says.
+
+    Args:
+        recipe: which ones, and how regions are drawn.
+        engine: whose tokenizer is used.
+
+    Raises:
+        DataError: none of the wanted kinds was mined.
+        ConfigError: hard cases are not among the wanted kinds, to which the mixture is relative.
+    """
+
+    def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
+        self._recipe = recipe
+        chat = ChatEncoder(engine.backbone)
+        self.stores = open_stores(recipe.labels, "mine")
+        found: dict[Kind, list[tuple[Question, Verdict]]] = {}
+        for store in self.stores:
+            for verdict in current_verdicts(store):
+                question = store.get(verdict.question).record
+                assert isinstance(question, Question)
+                found.setdefault(kind_of(verdict), []).append((question, verdict))
+        self.samples = [self._sample(engine, chat, *pair) for pair in _mixed(found, recipe)]
+        if not self.samples:
+            counts = ", ".join(f"{len(items)} {kind}" for kind, items in found.items()) or "nothing"
+            raise DataError(f"No hard cases in {', '.join(recipe.labels)} ({counts}); mine more questions.")
+
+    @cached_property
+    def weights(self) -> Sequence[int]:
+        """Answer tokens of each sample, the end token included."""
+        return [len(sample.answer) for sample in self.samples]
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of questions and targets."""
+        text = repr([(s.question.values(), s.turn, s.answer) for s in self.samples])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+        """Cross entropy, summed over the answer tokens."""
+        backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
+        chosen = [self.samples[draw.index] for draw in draws]
+        prompts = [self._prompt(engine, sample, draw) for sample, draw in zip(chosen, draws, strict=True)]
+        hidden = hidden_states(backbone, prompts, backbone.num_layers, recompute=recompute)
+        total = torch.zeros((), device=backbone.device)
+        for sample, states in zip(chosen, hidden, strict=True):
+            count = len(sample.answer)
+            logits = backbone.lm_logits(states[-count - 1 :])
+            labels = torch.tensor([IGNORE, *sample.answer], device=logits.device)
+            total = total + answer_loss(logits, labels) * count
+        return total
+
+    @torch.no_grad()
+    def _prompt(self, engine: Engine, sample: _Sample, draw: Draw) -> Prompt:
+        """Coarse look, region, question and answer."""
+        recipe, backbone = self._recipe, engine.backbone
+        rng = random.Random(f"{recipe.seed}/region/{draw.index}/{draw.visit}")
+        tokens = rng.choice(recipe.tokens) if recipe.tokens else self._coarse_tokens()
+        picture = load_picture(sample.question, Path(recipe.images) if recipe.images else None)
+        shown = show(picture, "dynamic", tokens)
+        features = backbone.encode([shown.picture.image], [shown.budget])
+        asked = build_prompt(backbone, sample.ids, features)
+        cells, box = self._region(engine, asked, picture.size_px, rng)
+        crop = backbone.encode([picture.image.crop(box)], [TokenBudget(1, recipe.region_tokens)])[0]
+        whole = build_prompt(backbone, [*sample.ids, *sample.answer], features)
+        prompt, _ = insert_regions(backbone, whole, [RegionBlock(0, cells, crop)], engine.config)
+        return prompt
+
+    def _region(
+        self, engine: Engine, asked: Prompt, size_px: tuple[int, int], rng: random.Random
+    ) -> tuple[CellBox, Box]:
+        recipe, config = self._recipe, engine.config
+        if rng.random() >= recipe.random_box:
+            (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, asked)]))
+            found = boxes_from_maps(
+                [m.blurred for m in region_maps(engine, state)],
+                [size_px],
+                threshold=config.region_threshold,
+                rule=config.box,
+                token_px=engine.backbone.token_px,
+            )
+            if found:
+                return found[0].cells, found[0].box
+        grid = asked.spans[0].features.grid
+        cells = random_cells(grid, recipe.random_side, rng)
+        box = cells_to_pixels(
+            cells,
+            grid,
+            size_px,
+            min_side_px=config.box.min_side_px,
+            scaling=config.box.scaling,
+            token_px=engine.backbone.token_px,
+        )
+        return cells, box
+
+    def _coarse_tokens(self) -> int:
+        settings = self.stores[0].settings
+        return int(settings.get("coarse_tokens", 576))
+
+    def _sample(self, engine: Engine, chat: ChatEncoder, question: Question, verdict: Verdict) -> _Sample:
+        kind = kind_of(verdict)
+        found = conversation_ids(chat, [(question.turns[verdict.turn].question, "")])
+        assert found is not None
+        text = verdict.zoomed if kind == "improvements" else verdict.coarse
+        answer = engine.backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return _Sample(question, verdict.turn, kind, tuple(found[0]), (*answer, engine.backbone.eos_ids[0]))
+
+
+def random_cells(grid: tuple[int, int], side: tuple[float, float], rng: random.Random) -> CellBox:
+    """A random box in whole cells: each side a share of the grid's, drawn evenly from `side`, at least one cell."""
+    rows, columns = grid
+    height = min(rows, max(1, math.floor(rng.uniform(*side) * rows + 0.5)))
+    width = min(columns, max(1, math.floor(rng.uniform(*side) * columns + 0.5)))
+    y0, x0 = rng.randint(0, rows - height), rng.randint(0, columns - width)
+    return float(x0), float(y0), float(x0 + width), float(y0 + height)
+
+
+def _mixed(found: dict[Kind, list[tuple[Question, Verdict]]], recipe: StageRecipe) -> list[tuple[Question, Verdict]]:
+    """All hard cases, and of the other kinds as many for each as the mixture says."""
+    if not recipe.mixture.get("hard"):
+        raise ConfigError("mixture must name hard cases, to which the other shares are relative.")
+    out: list[tuple[Question, Verdict]] = []
+    hard = len(found.get("hard", []))
+    rng = random.Random(recipe.seed)
+    for kind, share in sorted(recipe.mixture.items()):
+        items = found.get(kind, [])  # type: ignore[call-overload]
+        count = len(items) if kind == "hard" else min(len(items), round(share * hard))
+        out += items if count == len(items) else rng.sample(items, count)
+    return out

@@ -1,1 +1,0 @@
-"""Training on distilled data: answers that were found on crops are learned from the whole picture."""

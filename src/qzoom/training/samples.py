@@ -1,0 +1,198 @@
+"""What a stage learns from: samples with a number of targets each, and the summed loss of some of them.
+
+Losses are sums, not means: the loop divides by the targets of the whole batch, so that neither the size of the parts a
+batch is computed in nor the number of processes changes the result.
+
+What the frozen shared layers make of a prompt: computed for a batch, or once per prompt and kept in memory.
+
+A small base with few samples spends its time on drawing, encoding and the shared layers, whose result never changes
+while they are frozen. Kept states are computed one prompt at a time, so that they do not depend on what else was in a
+batch: a resumed run ends as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qzoom.data.questions import load_picture
+from qzoom.engine.chat import ChatEncoder, read_conversation
+from qzoom.engine.prompt import Prompt, build_prompt
+from qzoom.engine.state import Engine
+from qzoom.errors import ConfigError
+from qzoom.labels.respond import View, show
+from qzoom.store.records import RecordStore
+from qzoom.store.schema import Question
+from qzoom.training.forward import hidden_states
+
+__all__ = ["Draw", "SharedStates", "StageTask", "check_labels", "conversation_ids", "open_stores", "prompt_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One use of a sample.
+
+    Args:
+        index: of the sample.
+        visit: how often it has been used before; seeds whatever is drawn anew.
+    """
+
+    index: int
+    visit: int
+
+
+class StageTask(Protocol):
+    """A stage's data and loss."""
+
+    @property
+    def weights(self) -> Sequence[int]:
+        """Targets of each sample, all above zero."""
+
+    @property
+    def identity(self) -> str:
+        """A digest of the samples."""
+
+    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+        """Loss summed over all targets of the drawn samples, with gradients to what trains."""
+
+
+def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
+    """The record stores of a recipe.
+
+    Raises:
+        ConfigError: a store made for another purpose.
+        DataError: a store that cannot be read.
+    """
+    stores = []
+    for folder in folders:
+        store = RecordStore(Path(folder).expanduser())
+        if store.purpose != purpose:
+            raise ConfigError(
+                f"{folder} holds records for {store.purpose!r}, but this stage needs those for {purpose!r}."
+            )
+        stores.append(store)
+    return stores
+
+
+def check_labels(stores: Sequence[RecordStore], digest: str, foreign: bool) -> None:
+    """Labels must be those of the model that trains.
+
+    Raises:
+        ConfigError: they are not, and foreign ones are not accepted.
+    """
+    for store in stores:
+        if not foreign and store.provenance.weights != digest:
+            whose = f"of {store.provenance.model!r}" if store.provenance.weights else "of a model that is not known"
+            raise ConfigError(
+                f"{store.folder} holds labels {whose}, not of the base model that is to be trained (weights "
+                f"{store.provenance.weights or 'unknown'}, not {digest}); label with this base, or set foreign_labels: "
+                "true in the recipe to use them all the same."
+            )
+
+
+def conversation_ids(chat: ChatEncoder, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]] | None:
+    """Token ids of a conversation about one picture up to its last question, and the index of the token that asks each.
+
+    Args:
+        chat: of the backbone.
+        turns: (question, answer) pairs; the last answer is not used.
+
+    Returns:
+        None when the ids of a shorter conversation do not begin those of a longer one, so that they cannot share one
+        sequence.
+    """
+    asking: list[int] = []
+    ids: list[int] = []
+    for count in range(1, len(turns) + 1):
+        messages = []
+        for question, answer in turns[: count - 1]:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": turns[count - 1][0]})
+        longer = chat.encode(read_conversation([None], messages))
+        if longer[: len(ids)] != ids:
+            return None
+        ids = longer
+        asking.append(len(ids) - 1)
+    return ids, asking
+
+
+def prompt_of(
+    engine: Engine, question: Question, ids: Sequence[int], *, view: View, tokens: int, images: str
+) -> Prompt:
+    """The prompt of token ids with the picture of a question in it, encoded without gradients.
+
+    Raises:
+        ImageError: the picture is missing or damaged.
+    """
+    import torch
+
+    shown = show(load_picture(question, Path(images) if images else None), view, tokens)
+    with torch.no_grad():
+        features = engine.backbone.encode([shown.picture.image], [shown.budget])
+    return build_prompt(engine.backbone, ids, features)
+
+
+class SharedStates:
+    """H_K of prompts.
+
+    Args:
+        limit_gb: how much to keep, in GB (10^9 bytes); 0 keeps nothing. What came first stays.
+    """
+
+    def __init__(self, limit_gb: float) -> None:
+        self._room = int(limit_gb * 1e9)
+        self._keeps = self._room > 0
+        self._kept: dict[Hashable, tuple[Prompt, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @torch.no_grad()
+    def of(
+        self, engine: Engine, keys: Sequence[Hashable], make: Callable[[int], Prompt]
+    ) -> tuple[list[Prompt], list[Tensor]]:
+        """Prompts (their visual features left out) and hidden states (length, hidden) after the shared layers.
+
+        Args:
+            engine: backbone and K.
+            keys: one per prompt; the same key must always mean the same prompt.
+            make: the prompt of a position in `keys`.
+        """
+        count = engine.config.shared_layers
+        if not self._keeps:
+            prompts = [make(i) for i in range(len(keys))]
+            return [_lean(prompt) for prompt in prompts], hidden_states(engine.backbone, prompts, count)
+        found = []
+        for index, key in enumerate(keys):
+            if key in self._kept:
+                found.append(self._kept[key])
+                continue
+            prompt = make(index)
+            (hidden,) = hidden_states(engine.backbone, [prompt], count)
+            made = (_lean(prompt), hidden)
+            size = hidden.numel() * hidden.element_size() + prompt.positions.numel() * 8 + prompt.ids.numel() * 8
+            if size <= self._room:
+                self._room -= size
+                self._kept[key] = made
+            found.append(made)
+        return [prompt for prompt, _ in found], [hidden for _, hidden in found]
+
+
+def _lean(prompt: Prompt) -> Prompt:
+    """The prompt without its visual features, which the branches do not need."""
+    spans = tuple(
+        dataclasses.replace(
+            span,
+            features=dataclasses.replace(
+                span.features, tokens=span.features.tokens.new_empty(span.features.tokens.shape[0], 0), deepstack=()
+            ),
+        )
+        for span in prompt.spans
+    )
+    return dataclasses.replace(prompt, spans=spans)

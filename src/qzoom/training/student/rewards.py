@@ -1,0 +1,196 @@
+"""What a reply answers: the text of its last answer tag, read strictly.
+
+Only a closed tag counts, of any case and over several lines. A reply without tags is an answer only when it is short,
+and only for models that answer without tags.
+
+How good a reply is, as small pure functions: rules first, a judge for free text only, and never a guess.
+
+A reply that cannot be scored (the judge failed) has no reward: None takes it out of its group's mean and leaves it
+without a gradient. It is never 0, which would teach that it was wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qzoom.scoring.judge import JudgeFailure, rule
+from qzoom.scoring.letters import chosen_letter
+from qzoom.scoring.metrics import exact_match, normalise
+
+__all__ = [
+    "Reward",
+    "Target",
+    "accuracy",
+    "answer_of",
+    "choice_reward",
+    "combine",
+    "counting_reward",
+    "free_reward",
+    "number_of",
+    "well_formed",
+    "wrap",
+]
+
+
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+
+
+def answer_of(reply: str, form: str = "plain", longest_plain: int = 300) -> str | None:
+    """The answer in a reply; None where there is none.
+
+    Args:
+        reply: the whole text.
+        form: "tags" demands a tag; "plain" also takes a short reply as a whole.
+        longest_plain: characters up to which a reply without tags is short.
+    """
+    found = _TAG.findall(reply)
+    if found:
+        return str(found[-1]).strip() or None
+    text = reply.strip()
+    if form == "tags" or not text or len(text) > longest_plain or "<answer>" in text.lower():
+        return None
+    return text
+
+
+def well_formed(reply: str, form: str = "plain", longest_plain: int = 300) -> bool:
+    """Whether a reply has the demanded form: with tags exactly one answer, and nothing after it."""
+    if form == "plain":
+        return answer_of(reply, form, longest_plain) is not None
+    tags = _TAG.findall(reply)
+    return len(tags) == 1 and bool(str(tags[0]).strip()) and reply.rstrip().lower().endswith("</answer>")
+
+
+def wrap(answer: str, form: str = "plain") -> str:
+    """The reply that gives an answer in a form."""
+    return f"<answer>{answer}</answer>" if form == "tags" else answer
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?%?")
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+JudgeCall = Callable[[str, Sequence[str], str], bool]
+"""Question, right answers and given answer to a verdict; raises `JudgeFailure` without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a right reply says.
+
+    Args:
+        question: as it was asked.
+        answer: right text.
+        choices: options in the order shown; empty for free questions.
+        letter: of the right option.
+        kind: what the question tests; "counting" may be rewarded by relative error.
+    """
+
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    letter: str = ""
+    kind: str = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A reply's reward.
+
+    Args:
+        accuracy: 0 to 1; None when it could not be judged.
+        form: 1 for a well-formed reply, else 0.
+        by: "empty", "letter", "number", "rule", "judge", "unjudged" or "failed".
+    """
+
+    accuracy: float | None
+    form: float
+    by: str
+
+
+def accuracy(
+    reply: str,
+    target: Target,
+    *,
+    form: str = "plain",
+    longest_plain: int = 300,
+    counting: bool = False,
+    judge: JudgeCall | None = None,
+) -> Reward:
+    """The reward of a reply.
+
+    Args:
+        reply: the whole text.
+        target: what is right.
+        form: see `answer_of`.
+        longest_plain: see `answer_of`.
+        counting: reward numbers of counting questions by relative error.
+        judge: asked where rules cannot decide; without one such answers are wrong.
+    """
+    fine = 1.0 if well_formed(reply, form, longest_plain) else 0.0
+    answer = answer_of(reply, form, longest_plain)
+    if answer is None:
+        return Reward(0.0, fine, "empty")
+    if target.choices:
+        return Reward(choice_reward(answer, target), fine, "letter")
+    said, known = number_of(answer), number_of(target.answer)
+    if known is not None:
+        if counting and target.kind == "counting":
+            return Reward(counting_reward(said, known), fine, "number")
+        same = exact_match(answer, target.answer) or (said is not None and said == known)
+        if same or said is not None or judge is None:
+            return Reward(1.0 if same else 0.0, fine, "number")
+    return _free(answer, target, fine, judge)
+
+
+def choice_reward(answer: str, target: Target) -> float:
+    """1 for the right option, named by its letter or by its whole text, else 0."""
+    return 1.0 if chosen_letter(answer, target.choices) == target.letter else 0.0
+
+
+def counting_reward(said: float | None, known: float) -> float:
+    """How near a number is: 1 minus the relative error, at least 0; where nothing is to be counted the exponential of
+    minus the error."""
+    if said is None:
+        return 0.0
+    error = abs(said - known)
+    return math.exp(-error) if known == 0 else max(0.0, 1.0 - error / abs(known))
+
+
+def free_reward(answer: str, right: str) -> float | None:
+    """What exact rules say about a free answer: 1, 0, or None where they cannot tell."""
+    if normalise(answer).rstrip(".") == normalise(right).rstrip("."):
+        return 1.0
+    verdict = rule(answer, [right])
+    return None if verdict is None else float(verdict)
+
+
+def number_of(text: str) -> float | None:
+    """The number that a text is: digits (with thousands commas, decimals, a sign, a per cent sign) or a number word up
+    to twelve; None for anything else."""
+    plain = text.strip().rstrip(".").strip().lower()
+    if plain in _WORDS:
+        return float(_WORDS.index(plain))
+    if not plain or not any(c.isdigit() for c in plain) or not _NUMBER.fullmatch(plain):
+        return None
+    return float(plain.replace(",", "").rstrip("%"))
+
+
+def combine(reward: Reward, format_weight: float) -> float | None:
+    """One figure of both; None stays None."""
+    if reward.accuracy is None:
+        return None
+    return (1.0 - format_weight) * reward.accuracy + format_weight * reward.form
+
+
+def _free(answer: str, target: Target, fine: float, judge: JudgeCall | None) -> Reward:
+    verdict = free_reward(answer, target.answer)
+    if verdict is not None:
+        return Reward(verdict, fine, "rule")
+    if judge is None:
+        return Reward(0.0, fine, "unjudged")
+    try:
+        return Reward(1.0 if judge(target.question, [target.answer], answer) else 0.0, fine, "judge")
+    except JudgeFailure:
+        return Reward(None, fine, "failed")

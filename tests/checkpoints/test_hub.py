@@ -1,0 +1,206 @@
+"""Names become folders: the embedded model, paths, the hub's cache, and a hub that answers with errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+
+import huggingface_hub.constants
+import pytest
+
+from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
+from qzoom.checkpoints.hub import find_source
+from qzoom.checkpoints.load import load_engine
+from qzoom.checkpoints.upstream import presets_of
+from qzoom.config import Preset
+from qzoom.errors import CheckpointError
+from tests.checkpoints import folders
+from tests.checkpoints.test_adapter import change_config
+from tests.checkpoints.test_load import assert_sentence
+
+FIND = "import sys\nfrom qzoom.checkpoints.hub import find_source\nprint(find_source(*sys.argv[1:]))"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty local cache of the hub, offline."""
+    root = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return root
+
+
+def cached(cache: Path, repo_id: str, revision: str = "main") -> Path:
+    """Where the cache keeps a repository's files at a revision."""
+    home = cache / f"models--{repo_id.replace('/', '--')}"
+    commit = (repo_id + revision).encode().hex().ljust(40, "0")[:40]
+    (home / "refs").mkdir(parents=True, exist_ok=True)
+    (home / "refs" / revision).write_text(commit)
+    (home / "blobs").mkdir(exist_ok=True)
+    (home / "snapshots").mkdir(exist_ok=True)
+    return home / "snapshots" / commit
+
+
+def test_folder_is_found_by_path(tmp_path: Path) -> None:
+    for given in (tmp_path, str(tmp_path)):
+        source = find_source(given)
+        assert (source.folder, source.is_hub, source.name) == (tmp_path, False, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "empty"),
+        ("./no/such/folder", "no model folder ./no/such/folder"),
+        ("/no/such/folder", "no model folder"),
+        ("a/b/c", "no model folder a/b/c"),
+        ("owner/..", "no model folder"),
+        ("what is this?", "no model folder"),
+        (Path("relative"), "no model folder relative"),
+        (Path(__file__), "is a file"),
+    ],
+)
+def test_name_that_is_no_model(name: str | Path, said: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        find_source(name)
+    assert_sentence(caught.value, said)
+
+
+def test_model_that_is_not_cached_offline(cache: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        find_source("owner/name", "v2")
+    assert_sentence(caught.value, "owner/name", "'v2'", "HF_HUB_OFFLINE")
+    with pytest.raises(CheckpointError) as caught:
+        find_source("tinny")
+    assert_sentence(caught.value, "did you mean 'tiny'?")
+    with pytest.raises(CheckpointError) as caught:
+        find_source("YuhengSS/Q-Zoom-Qwen3VL-4B")
+    assert_sentence(caught.value, "did you mean 'YuhengSSS/Q-Zoom-Qwen3VL-4B'?")
+
+
+def test_released_model_by_hub_id_has_its_presets(cache: Path) -> None:
+    made = folders.engine("qwen3_vl")
+    folders.write_merged(made, cached(cache, "YuhengSSS/Q-Zoom-Qwen3VL-4B"))
+    loaded = load_engine("YuhengSSS/Q-Zoom-Qwen3VL-4B")
+    assert folders.same_branches(made, loaded)
+    assert loaded.config.with_preset("document").gate_threshold == 0.10
+    assert loaded.config.presets["high_resolution"] == Preset(0.025, 0.05)
+    assert presets_of("YuhengSSS/Q-Zoom-Qwen2.5VL-7B")["high_resolution_below_2048"].gate_threshold == 0.025
+    assert presets_of("copies/Q-Zoom-Qwen2.5VL-7B")["document"] == Preset(0.05, 0.125)
+    assert presets_of("owner/other") == {}
+
+
+def test_adapter_and_base_from_the_hub_at_their_revisions(cache: Path, tmp_path: Path) -> None:
+    made = folders.engine("qwen2_5_vl")
+    folders.write_plain(made, cached(cache, "owner/base", "v1"))
+    adapter = cached(cache, "owner/adapter", "tuned")
+    adapter.parent.mkdir(parents=True, exist_ok=True)
+    save_pretrained(made, adapter, base_id="owner/base", base_revision="v1", compact=False)
+    loaded = load_engine("owner/adapter", revision="tuned")
+    assert folders.same_branches(made, loaded)
+    saved = save_pretrained(loaded, tmp_path / "saved", compact=False)
+    assert sorted(path.name for path in saved.iterdir()) == ["qzoom.safetensors", "qzoom_config.json"]
+    base = json.loads((saved / "qzoom_config.json").read_text())["base"]
+    assert (base["id"], base["revision"]) == ("owner/base", "v1")
+    assert folders.same_branches(made, load_engine(saved))
+    change_config(saved, lambda v: v["base"].update(revision="v7"))
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(saved)
+    assert_sentence(caught.value, "base model", "owner/base", "'v7'")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that refuses every repository, each in its way."""
+
+    def do_GET(self) -> None:
+        code = "RepoNotFound" if "missing" in self.path else "GatedRepo" if "gated" in self.path else "RevisionNotFound"
+        self.send_response({"RepoNotFound": 401, "GatedRepo": 403, "RevisionNotFound": 404}[code])
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["owner/missing"], ["no model 'owner/missing'", "spelling"]),
+        (["owner/gated"], ["restricted", "HF_TOKEN"]),
+        (["owner/name", "v9"], ["'v9'", "branch, tag or commit"]),
+    ],
+)
+def test_refusal_of_the_hub_is_one_sentence(words: list[str], said: list[str], hub: str, tmp_path: Path) -> None:
+    assert_refused(words, said, hub, tmp_path)
+
+
+def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    assert_refused(["owner/name"], ["could not be downloaded", "check the network"], "http://127.0.0.1:9", tmp_path)
+
+
+class Drop(StreamRequestHandler):
+    """A hub that takes a request and hangs up."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+
+
+@pytest.fixture
+def dropping_hub() -> Iterator[str]:
+    with ThreadingTCPServer(("127.0.0.1", 0), Drop) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_hub_that_hangs_up(dropping_hub: str, tmp_path: Path) -> None:
+    assert_refused(["owner/name"], ["could not be downloaded", "check the network"], dropping_hub, tmp_path)
+
+
+def test_hub_that_hangs_up_on_an_upload(dropping_hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", dropping_hub)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    huggingface_hub.utils.close_session()
+    with pytest.raises(CheckpointError) as caught:
+        push_to_hub(folders.engine("qwen3_vl"), "owner/name", base_id="owner/base", token="none")
+    huggingface_hub.utils.close_session()
+    assert_sentence(caught.value, "Uploading to 'owner/name' failed", "check the network")
+
+
+def assert_refused(words: list[str], said: list[str], endpoint: str, home: Path) -> None:
+    """The sentence with which a process of its own, online, ends."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
+    env = {name: value for name, value in env.items() if not name.lower().endswith("_proxy")} | {"NO_PROXY": "*"}
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, *words], capture_output=True, text=True, env=env, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("qzoom.errors.CheckpointError: ")
+    assert last.endswith(".")
+    for piece in said:
+        assert piece in last

@@ -1,0 +1,253 @@
+"""Every kind of checkpoint gives the engine it describes, and every bad one a sentence that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qzoom.checkpoints.load import load_engine
+from qzoom.config import BoxRule, ZoomConfig
+from qzoom.errors import CheckpointError, ConfigError, DeviceError, QZoomError
+from qzoom.model import QZoom
+from tests import tiny_models
+from tests.checkpoints import folders
+
+PICTURE = tiny_models.picture(5, 300, 220)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_merged_checkpoint_answers_like_the_model_it_was_made_of(family: str, merged: dict[str, Path]) -> None:
+    made = folders.engine(family)
+    loaded = load_engine(merged[family], config=made.config)
+    assert folders.same_branches(made, loaded)
+    assert not any(p.requires_grad for part in (loaded.backbone.model, loaded.gate) for p in part.parameters())
+    assert not loaded.backbone.model.training
+    for zoom in ("auto", "always", "never"):
+        one, two = (QZoom(e).ask(PICTURE, "What is the total?", zoom=zoom, max_new_tokens=6) for e in (made, loaded))
+        assert (one.tokens, one.gate, one.regions) == (two.tokens, two.gate, two.regions)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_merged_config_fields_become_the_releases_arithmetic(family: str, merged: dict[str, Path]) -> None:
+    config = load_engine(merged[family]).config
+    assert (config.shared_layers, config.branch_layers, config.gate_threshold) == (3, 3, 0.25)
+    assert config.positions == "aligned"
+    assert config.sink == {"qwen3_vl": "first_token", "qwen2_5_vl": "corner"}[family]
+    assert config.box == BoxRule()
+    assert config.provenance["released"]["fields"] == folders.FIELDS
+
+
+def test_gate_that_the_config_switches_off_is_not_used(tmp_path: Path, merged: dict[str, Path]) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    folders.edit_json(folder / "config.json", enable_high_res=False, reuse_src_pos=False)
+    loaded = load_engine(folder)
+    assert loaded.gate is None
+    assert loaded.region is not None
+    assert loaded.config.positions == "second_image"
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_plain_base_model_loads_without_branches(family: str, plain: dict[str, Path]) -> None:
+    loaded = load_engine(plain[family])
+    assert loaded.gate is None
+    assert loaded.region is None
+    answer = QZoom(loaded).ask(PICTURE, "When?", zoom="never", max_new_tokens=4)
+    made = QZoom(folders.engine(family)).ask(PICTURE, "When?", zoom="never", max_new_tokens=4)
+    assert answer.tokens == made.tokens
+
+
+def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path: Path, merged: dict[str, Path]) -> None:
+    stored = folders.write_merged(folders.engine("qwen3_vl", torch.bfloat16), tmp_path / "bf16")
+    for folder, dtype, expected in (
+        (merged["qwen3_vl"], "auto", torch.float32),
+        (stored, "auto", torch.bfloat16),
+        (stored, "float32", torch.float32),
+        (merged["qwen3_vl"], torch.bfloat16, torch.bfloat16),
+    ):
+        loaded = load_engine(folder, dtype=dtype)
+        assert loaded.backbone.dtype == expected
+        assert {p.dtype for branch in (loaded.gate, loaded.region) for p in branch.parameters()} == {expected}
+
+
+def test_half_precision_files_load_as_float32_on_a_cpu(tmp_path: Path, merged: dict[str, Path]) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    folders.rewrite(folder, {name: value.half() for name, value in folders.all_tensors(folder).items()})
+    assert load_engine(folder).backbone.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"dtype": "float16"}, DeviceError, "float16"),
+        ({"dtype": torch.float16}, DeviceError, "float16"),
+        ({"dtype": "int8"}, ConfigError, "'int8'"),
+        ({"dtype": torch.float64}, ConfigError, "torch.float64"),
+        ({"device_map": "balanced"}, DeviceError, "on one"),
+        ({"device_map": {"model.visual": "cpu", "lm_head": "cuda:1"}}, DeviceError, "on one"),
+        ({"device_map": "tpu"}, DeviceError, "'tpu'"),
+        ({"device_map": "meta"}, DeviceError, "'meta'"),
+        ({"device_map": "cuda:99"}, DeviceError, "cuda:99"),
+        ({"attn_implementation": "flash_attention_2"}, ConfigError, "flash_attention_2"),
+    ],
+)
+def test_unsupported_placement_is_refused(
+    options: dict[str, Any], kind: type[QZoomError], said: str, merged: dict[str, Path]
+) -> None:
+    with pytest.raises(kind) as caught:
+        load_engine(merged["qwen3_vl"], **options)
+    assert_sentence(caught.value, said)
+
+
+def test_device_names_that_mean_the_cpu(merged: dict[str, Path]) -> None:
+    for name in ("cpu", {"": "cpu"}, None):
+        assert load_engine(merged["qwen3_vl"], device_map=name).backbone.device.type == "cpu"
+
+
+def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged: dict[str, Path]) -> None:
+    own = load_engine(merged["qwen3_vl"]).config
+    loaded = load_engine(merged["qwen3_vl"], config=own.replace(region_threshold=0.7, box=BoxRule(scaling="exact")))
+    assert loaded.config.region_threshold == 0.7
+    assert loaded.config.box.scaling == "exact"
+    for wrong, symbol in ((own.replace(shared_layers=2), "K=3"), (own.replace(branch_layers=2), "T=3")):
+        with pytest.raises(CheckpointError) as caught:
+            load_engine(merged["qwen3_vl"], config=wrong)
+        assert_sentence(caught.value, symbol)
+
+
+def test_plain_model_with_a_given_config(plain: dict[str, Path]) -> None:
+    config = ZoomConfig(shared_layers=2, sink="none")
+    assert load_engine(plain["qwen3_vl"], config=config).config == config
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"twig_K": 7, "high_res_K": 7}, ["K=7", "7 layers"]),
+        ({"twig_K": None}, ["no twig_K"]),
+        ({"twig_K": "3"}, ["twig_K='3'"]),
+        ({"twig_T": 0}, ["twig_T=0"]),
+        ({"twig_T": 2, "high_res_T": 2}, ["T=2", "has 3"]),
+        ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
+        ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]),
+        ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
+        ({"model_type": "llava"}, ["'llava'", "qwen3_vl"]),
+    ],
+)
+def test_wrong_config_fields_are_named(
+    family: str, changes: dict[str, Any], said: list[str], tmp_path: Path, merged: dict[str, Path]
+) -> None:
+    folder = folders.copy(merged[family], tmp_path / "model")
+    folders.edit_json(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, *said)
+
+
+def _without(part: str) -> Any:
+    return lambda tensors: {name: value for name, value in tensors.items() if part not in name}
+
+
+def _cut(part: str) -> Any:
+    return lambda tensors: {name: value[..., :-8] if part in name else value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("high_res_layers.1.self_attn.q_proj.weight"), ["high_res_layers.1.self_attn.q_proj.weight"]),
+        (_without("high_res_head.bias"), ["high_res_head.bias"]),
+        (_without("twig_layers.0.mlp.up_proj"), ["twig_layers.0.mlp.up_proj.weight"]),
+        (_without("twig_layers.2."), ["T=3", "has 2"]),
+        (_without("twig_layers."), ["twig_layers"]),
+        (_without("high_res_"), ["T=3", "gate has 0"]),
+        (
+            _cut("twig_layers.1.self_attn.k_proj.weight"),
+            ["twig_layers.1.self_attn.k_proj.weight", "(32, 56)", "(32, 64)"],
+        ),
+        (_cut("high_res_head.weight"), ["high_res_head.weight", "(1, 56)"]),
+        (_without("layers.4.mlp.down_proj"), ["layers.4.mlp.down_proj.weight"]),
+        (_cut("layers.5.mlp.down_proj.weight"), ["layers.5.mlp.down_proj.weight"]),
+        (lambda t: t | {n.replace("k_proj.w", "z_proj.w"): v for n, v in t.items() if "twig" in n}, ["z_proj"]),
+    ],
+)
+def test_wrong_tensors_are_named(
+    family: str, change: Any, said: list[str], tmp_path: Path, merged: dict[str, Path]
+) -> None:
+    folder = folders.copy(merged[family], tmp_path / "model")
+    folders.rewrite(folder, change(folders.all_tensors(folder)))
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, *said)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), ["pickled", "pytorch_model.bin"]),
+        (lambda f: (f / "model.safetensors").unlink(), ["no model.safetensors"]),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), ["model.safetensors", "damaged"]),
+        (lambda f: (f / "config.json").unlink(), ["config.json"]),
+        (lambda f: (f / "config.json").write_text("{"), ["config.json", "JSON"]),
+        (lambda f: (f / "config.json").write_text("[]"), ["config.json", "object"]),
+        (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json"]),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), ["tokenizer"]),
+        (lambda f: (f / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
+        (lambda f: (f / "chat_template.jinja").unlink(), ["chat template"]),
+    ],
+)
+def test_missing_and_damaged_files_are_named(
+    spoil: Any, said: list[str], tmp_path: Path, merged: dict[str, Path]
+) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, *said)
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = folders.write_merged(folders.engine("qwen3_vl"), tmp_path / "model", shard_bytes=300_000)
+    assert folders.same_branches(load_engine(folder), folders.engine("qwen3_vl"))
+    lost = sorted(folder.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, lost.name)
+
+
+def test_index_that_leaves_its_folder_is_refused(tmp_path: Path, merged: dict[str, Path]) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    listing = folder / "model.safetensors.index.json"
+    listing.write_text('{"weight_map": {"lm_head.weight": "../secret.safetensors"}}')
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, "weight_map")
+
+
+def test_old_chat_template_file_is_read(tmp_path: Path, merged: dict[str, Path]) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert load_engine(folder).backbone.chat_template == "{{ messages }}"
+
+
+def test_processor_of_another_folder(tmp_path: Path, merged: dict[str, Path]) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    loaded = load_engine(folder, processor=merged["qwen3_vl"])
+    assert loaded.backbone.tokenizer.encode("total 3.50") == tiny_models.tokenizer().encode("total 3.50")
+
+
+def assert_sentence(error: Exception, *said: str) -> None:
+    """One sentence on one line that holds all of these."""
+    text = str(error)
+    assert "\n" not in text
+    assert text.endswith(".")
+    for piece in said:
+        assert piece in text, text

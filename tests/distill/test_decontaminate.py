@@ -1,0 +1,73 @@
+"""Pictures of a benchmark are found again when resized, re-encoded or mirrored; others are not."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import ImageOps
+
+from qzoom.data.synthetic.scenes import render_scene
+from qzoom.distill.decontaminate import AuditSettings, audit_dataset
+from qzoom.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [render_scene(seed, width_px=512, height_px=384).image for seed in range(6)]
+
+
+@pytest.fixture
+def benchmark(tmp_path, pictures):
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    for number in range(3):
+        pictures[number].save(folder / f"{number}.png")
+    return folder
+
+
+def test_copies_are_found_and_named(tmp_path, pictures, benchmark):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    pictures[0].resize((300, 225)).save(mine / "smaller.jpg", quality=60)
+    ImageOps.mirror(pictures[1]).save(mine / "mirrored.png")
+    pictures[4].save(mine / "other.png")
+    pictures[5].save(mine / "another.png")
+    report = audit_dataset(mine, AuditSettings((str(benchmark),)))
+    assert (report.pictures, report.benchmark_pictures, report.unreadable) == (4, 3, 0)
+    assert {(m.picture, m.benchmark, m.mirrored) for m in report.matches} == {
+        ("smaller.jpg", "0.png", False),
+        ("mirrored.png", "1.png", True),
+    }
+    plain = audit_dataset(mine, AuditSettings((str(benchmark),), flips=False))
+    assert [match.picture for match in plain.matches] == ["smaller.jpg"]
+
+
+def test_parquet_in_several_shapes_is_read(tmp_path, pictures, benchmark):
+    def data(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    rows = [
+        {"images": [{"bytes": data(pictures[2]), "path": "a.png"}], "image": data(pictures[3])},
+        {"images": [{"bytes": None, "path": str(benchmark / "1.png")}], "image": b"broken"},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    report = audit_dataset(tmp_path / "mine.parquet", AuditSettings((str(benchmark),)))
+    assert (report.pictures, report.unreadable) == (4, 1)
+    assert {match.benchmark for match in report.matches} == {"1.png", "2.png"}
+
+
+def test_nothing_to_compare_is_said(tmp_path, benchmark):
+    with pytest.raises(ConfigError, match="--against"):
+        audit_dataset(benchmark, AuditSettings())
+    with pytest.raises(ConfigError, match="neither a folder nor a Parquet file"):
+        audit_dataset(benchmark, AuditSettings((str(tmp_path / "none"),)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no picture"):
+        audit_dataset(benchmark, AuditSettings((str(tmp_path / "empty"),)))
+    np.save(tmp_path / "x.npy", np.zeros(2))
+    with pytest.raises(ConfigError, match="not a Parquet file"):
+        audit_dataset(benchmark, AuditSettings((str(tmp_path / "x.npy"),)))

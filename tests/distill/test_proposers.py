@@ -1,0 +1,183 @@
+"""The four proposers: what they name, on pictures whose contents are known."""
+
+import pytest
+from PIL import Image
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTokenizer,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+    OwlViTProcessor,
+    OwlViTTextConfig,
+    OwlViTVisionConfig,
+    ResNetConfig,
+)
+
+from qzoom.distill.items import Item, Picture, apply
+from qzoom.distill.pictures import Source, scan
+from qzoom.distill.proposers import (
+    DetectorSettings,
+    GivenSettings,
+    GridSettings,
+    MapsSettings,
+    ProposeSettings,
+    make_propose_step,
+    make_proposer,
+)
+from qzoom.distill.views import PictureViews
+from qzoom.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture(scope="module")
+def scene():
+    picture, loaded = scan(Source("scenes:5", "", "scenes"))
+    views = PictureViews()
+    with views.working_on(picture, (), loaded):
+        yield Item(picture), views, loaded.known
+
+
+def test_given_boxes_are_those_of_questions_and_objects(scene):
+    item, views, known = scene
+    boxes = {one.box: one.phrase for one in make_proposer("given", ProposeSettings())(item, views)}
+    assert {box for question in known.questions for box in question.boxes} <= set(boxes)
+    thing = known.objects[0]
+    assert boxes[thing.box] == f"{thing.colour} {thing.shape}"
+    only = ProposeSettings(given=GivenSettings(questions=False))
+    found = make_proposer("given", only)(item, views)
+    assert [one.box for one in found] == list(dict.fromkeys(one.box for one in known.objects))
+
+
+def test_tiles_cover_the_picture_once_without_overlap():
+    item = Item(Picture("0" * 20, "x", 101, 59))
+    tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(3, 2)))(item, PictureViews())
+    assert len(tiles) == 6
+    assert sum((b[2] - b[0]) * (b[3] - b[1]) for b in (tile.box for tile in tiles)) == 101 * 59
+    assert tiles[-1].box[2:] == (101, 59)
+
+
+def test_overlapping_tiles_share_what_they_should():
+    item = Item(Picture("0" * 20, "x", 300, 100))
+    tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(2, 1, overlap=0.5)))(item, PictureViews())
+    assert [tile.box for tile in tiles] == [(0, 0, 200, 100), (100, 0, 300, 100)]
+
+
+def test_region_maps_of_the_embedded_model(scene):
+    item, views, _ = scene
+    settings = MapsSettings("tiny", questions=("What is the code on the tag?",), region_threshold=0.05, device="cpu")
+    found = make_proposer("maps", ProposeSettings(by=("maps",), maps=settings))(item, views)
+    width, height = item.picture.width, item.picture.height
+    assert found
+    assert all(0 <= b[0] < b[2] <= width and 0 <= b[1] < b[3] <= height for b in (one.box for one in found))
+    assert all(0 < one.score <= 1 for one in found)
+
+
+@pytest.fixture(scope="module")
+def detr(tmp_path_factory):
+    """A random DETR of a few thousand weights in a folder."""
+    folder = tmp_path_factory.mktemp("detr")
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    config = DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_queries=5,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_labels=3,
+    )
+    DetrForObjectDetection(config).save_pretrained(folder)
+    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+def test_plain_detector_names_boxes_with_its_own_classes(scene, detr):
+    item, views, _ = scene
+    settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(detr), threshold=0.0, device="cpu"))
+    found = make_proposer("detector", settings)(item, views)
+    assert len(found) == 5
+    assert {one.phrase for one in found} <= {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert make_proposer("detector", settings)(item, views) == found
+
+
+def test_a_detector_that_is_none_stops_the_run_with_a_sentence(scene, tmp_path):
+    item, views, _ = scene
+    settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(tmp_path), device="cpu"))
+    with pytest.raises(CheckpointError, match="cannot be loaded for object-detection"):
+        apply(make_propose_step(settings, views, 0), item)
+
+
+def test_step_makes_items_with_seeds_of_their_own_and_refuses_empty_pictures(scene, tmp_path):
+    item, views, known = scene
+    made = apply(make_propose_step(ProposeSettings(), views, 3), item)
+    kept = [one for one in made if one.kept]
+    assert 0 < len(kept) <= 8
+    assert len({one.seed for one in kept}) == len(kept)
+    other = apply(make_propose_step(ProposeSettings(), views, 4), item)
+    assert {one.seed for one in other}.isdisjoint({one.seed for one in made})
+    Image.new("RGB", (300, 200)).save(tmp_path / "x.png")
+    alone, _ = scan(Source("x.png", str(tmp_path), "x"))
+    (refused,) = apply(make_propose_step(ProposeSettings(), views, 3), Item(alone))
+    assert refused.decisions[-1].reason == "nothing proposed"
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match="unknown proposer 'sam'"):
+        ProposeSettings(by=("sam",))
+    with pytest.raises(ConfigError, match=r"detector\.model is missing"):
+        ProposeSettings(by=("detector",))
+
+
+@pytest.fixture(scope="module")
+def owlvit(tmp_path_factory):
+    """A random OWL-ViT with a byte tokenizer in a folder."""
+    folder = tmp_path_factory.mktemp("owlvit")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [
+        "!",
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *(letter for letter in letters if letter != "!"),
+        *(f"{letter}</w>" for letter in letters),
+    ]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=16)
+    text = OwlViTTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        pad_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    vision = OwlViTVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    config = OwlViTConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    OwlViTForObjectDetection(config).save_pretrained(folder)
+    OwlViTProcessor(OwlViTImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
+    item, views, _ = scene
+    detector = DetectorSettings(str(owlvit), phrases=("red star", "tag"), threshold=0.0, device="cpu")
+    found = make_proposer("detector", ProposeSettings(by=("detector",), detector=detector))(item, views)
+    assert found
+    assert {one.phrase for one in found} <= {"red star", "tag"}
+    assert all(0 <= one.score <= 1 for one in found)

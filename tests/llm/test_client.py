@@ -1,0 +1,335 @@
+"""Calls against real servers that fail, hang, refuse and talk nonsense."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qzoom.errors import BudgetSpentError, CallRefusedError, EndpointError, LaterError, StopRunError
+from qzoom.llm.cache import CallCache
+from qzoom.llm.client import Client, Message, SharedClient
+from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
+from tests.llm.stub import Stub, always, serve, text_of
+
+FAST = CallSettings(retries=5, backoff_s=0.001, longest_s=5.0)
+
+
+def chat(text: str = "Q?") -> list[Message]:
+    return [Message("user", (text,))]
+
+
+@contextmanager
+def client_at(
+    folder: Path, *urls: str, calls: CallSettings = FAST, name: str = "one", **endpoint: Any
+) -> Iterator[Client]:
+    shared = SharedClient(CallCache(folder / "calls.sqlite"), calls)
+    endpoints = [EndpointSettings(url, "m", **endpoint) for url in urls]
+    try:
+        yield Client("teacher", name, endpoints, Sampling(), shared)
+    finally:
+        shared.close()
+
+
+def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    stub = Stub(always("A4"))
+    with (
+        serve(stub) as url,
+        client_at(tmp_path, url, key_env="MY_KEY", extra_body={"qzoom": {"zoom": "never"}}) as client,
+    ):
+        reply = client.call(chat(), 3)
+    assert (reply.text, reply.model, reply.prompt_tokens, reply.completion_tokens) == ("A4", "stub-1", 100, 10)
+    assert stub.bodies == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "Q?"}],
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 1024,
+            "seed": 3,
+            "qzoom": {"zoom": "never"},
+        }
+    ]
+    assert stub.headers[0]["authorization"] == "Bearer secret"
+
+
+def test_nothing_is_paid_twice(tmp_path: Path) -> None:
+    stub = Stub(always("A4"))
+    with serve(stub) as url:
+        with client_at(tmp_path, url) as client:
+            assert client.call(chat()).text == client.call(chat()).text == "A4"
+            client.call(chat(), 1)
+        with client_at(tmp_path, url) as client:
+            client.call(chat(), 1)
+            client.call(chat("Other?"))
+            costs = client.shared.cache.costs()
+        with client_at(tmp_path, url, name="two") as client:
+            client.call(chat())  # another member may be another model under the same name
+    assert sorted(stub.asked.values()) == [1, 1, 2]
+    assert [(cost.url == "", cost.requests, cost.kept) for cost in costs] == [(True, 0, 2), (False, 3, 0)]
+
+
+def test_many_threads_pay_once(tmp_path: Path) -> None:
+    stub = Stub(lambda body, before: time.sleep(0.02) or "A4")
+    texts: list[str] = []
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+
+        def work() -> None:
+            for i in range(5):
+                texts.append(client.call(chat(f"Q{i}?")).text)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert texts == ["A4"] * 40
+    assert list(stub.asked.values()) == [1] * 5
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (429, {"Retry-After": "0"}),
+        (500, {}),
+        (503, {}),
+        (408, {}),
+        "drop",
+        b"nonsense",
+        b'{"choices": []}',
+        "hang",
+        "drip",
+    ],
+)
+def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
+    stub = Stub(lambda body, before: "A4" if before == 2 else fault)
+    with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.3) as client:
+        assert client.call(chat()).text == "A4"
+        costs = client.shared.cache.costs()
+    assert [(cost.requests, cost.failures) for cost in costs] == [(3, 2)]
+
+
+def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path: Path) -> None:
+    stub = Stub(always("drip"))
+    calls = CallSettings(retries=0, backoff_s=0.001)
+    with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.5, calls=calls) as client:
+        start = time.monotonic()
+        with pytest.raises(LaterError, match=r"no full reply within 0.5 s"):
+            client.call(chat())
+        assert time.monotonic() - start < 30
+
+
+def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path: Path) -> None:
+    stub = Stub(lambda body, before: (500, {}) if before < 6 else "A4")
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        with pytest.raises(LaterError, match=r"teacher 'one' gave no answer .tries: 6, last at .*: HTTP 500"):
+            client.call(chat())
+        assert client.call(chat()).text == "A4"
+    assert list(stub.asked.values()) == [7]
+
+
+def test_an_endpoint_that_stays_down_ends_the_run(tmp_path: Path) -> None:
+    stub = Stub(always("A4"))
+    with serve(stub) as url:
+        pass
+    calls = CallSettings(retries=1, backoff_s=0.001)
+    with client_at(tmp_path, url, calls=calls) as client:
+        for _ in range(2):
+            with pytest.raises(LaterError):
+                client.call(chat())
+        with pytest.raises(EndpointError, match=r"3 calls in a row.*run again when it is up"):
+            client.call(chat())
+
+
+def test_retry_after_is_obeyed_by_all_calls(tmp_path: Path) -> None:
+    stub = Stub(lambda body, before: (429, {"Retry-After": "1"}) if len(stub.bodies) == 1 else "A4")
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        client.call(chat("first"))
+        client.call(chat("second"))
+    assert stub.times[1] - stub.times[0] >= 1.0
+
+
+def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path: Path) -> None:
+    stub = Stub(always((429, {"Retry-After": "3600"})))
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        for text in ("first", "second"):
+            with pytest.raises(LaterError, match=r"tries: 1, last at .*HTTP 429|longer pause than longest_s"):
+                client.call(chat(text))
+    assert len(stub.bodies) == 1
+
+
+def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
+    good, bad, third = Stub(always("A4")), Stub(always((500, {}))), Stub(always("A4"))
+    calls = CallSettings(retries=3, backoff_s=60.0, longest_s=60.0)
+    with (
+        serve(good) as one,
+        serve(bad) as two,
+        serve(third) as three,
+        client_at(tmp_path, one, two, three, calls=calls) as client,
+    ):
+        start = time.monotonic()
+        for i in range(9):
+            assert client.call(chat(f"Q{i}?")).text == "A4"
+        assert time.monotonic() - start < 60  # no pause: another endpoint is free
+    assert (len(good.bodies), len(bad.bodies), len(third.bodies)) == (3, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ((401, {}), r"refuses the key \(HTTP 401\)"),
+        ((403, {}), r"refuses the key \(HTTP 403\)"),
+        ((404, {}), "does not know the model or the address"),
+        ((400, {}, b'{"error": {"message": "m", "code": "model_not_found"}}'), "does not know the model"),
+        ((307, {"Location": "http://127.0.0.1:9/v1"}), "HTTP 307"),
+    ],
+)
+def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path: Path, fault: Any, reason: str) -> None:
+    stub = Stub(always(fault))
+    with (
+        serve(stub) as url,
+        client_at(tmp_path, url) as client,
+        pytest.raises(StopRunError, match=reason) as failure,
+    ):
+        client.call(chat())
+    assert f"The teacher 'one' at {url}" in str(failure.value)
+    assert "Check url, model" in str(failure.value)
+    assert len(stub.bodies) == 1
+
+
+def test_refused_calls_are_kept_as_refused(tmp_path: Path) -> None:
+    stub = Stub(lambda body, before: (413, {}) if text_of(body) == "long" else "A4")
+    with serve(stub) as url:
+        for _ in range(2):
+            with client_at(tmp_path, url) as client:
+                client.call(chat())
+                with pytest.raises(CallRefusedError, match="HTTP 413: no"):
+                    client.call(chat("long"))
+    assert list(stub.asked.values()) == [1, 1]
+
+
+def test_an_endpoint_that_only_refuses_is_no_use(tmp_path: Path) -> None:
+    stub = Stub(always((422, {})))
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        for i in range(2):
+            with pytest.raises(CallRefusedError):
+                client.call(chat(f"Q{i}?"))
+        with pytest.raises(EndpointError, match=r"refuses every request \(HTTP 422: no\)"):
+            client.call(chat("Q2?"))
+
+
+def test_down_from_the_start_is_found_before_any_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Stub(always("x"))) as url, client_at(tmp_path, url) as client:
+        client.check()
+    with client_at(tmp_path, url) as client:
+        start = time.monotonic()
+        with pytest.raises(StopRunError, match=rf"The teacher 'one' at {url} is down: no connection"):
+            client.check()
+        assert time.monotonic() - start < 30
+    with (
+        serve(Stub(always("x"), models_status=401)) as url,
+        client_at(tmp_path, url) as client,
+        pytest.raises(StopRunError, match=r"refuses the key \(HTTP 401\)"),
+    ):
+        client.check()
+    with serve(Stub(always("x"), models_status=404)) as url, client_at(tmp_path, url) as client:
+        client.check()  # not all servers list models
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with (
+        serve(Stub(always("x"))) as url,
+        client_at(tmp_path, url, key_env="NO_SUCH_KEY") as client,
+        pytest.raises(StopRunError, match="environment variable NO_SUCH_KEY holds no key"),
+    ):
+        client.check()
+
+
+def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
+    stub = Stub(always("A4"), usage=(1000, 100))
+    prices = {"prompt_price": 0.5, "completion_price": 5.0}
+    with serve(stub) as url:
+        calls = CallSettings(budget_requests=2)
+        with client_at(tmp_path, url, calls=calls, **prices) as client:
+            client.call(chat("a"))
+            client.call(chat("b"))
+            with pytest.raises(BudgetSpentError, match="budget of 2 requests"):
+                client.call(chat("c"))
+            assert client.call(chat("a")).text == "A4"
+        calls = CallSettings(budget_money=3.0)
+        with client_at(tmp_path, url, calls=calls, **prices) as client:
+            client.call(chat("c"))
+            with pytest.raises(BudgetSpentError, match=r"budget of 3 is used up \(3 spent\)"):
+                client.call(chat("d"))
+            assert sum(cost.money for cost in client.shared.cache.costs()) == pytest.approx(3.0)
+    assert len(stub.bodies) == 3
+
+
+def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
+    pair = threading.Barrier(2)
+
+    def answer(body: dict[str, Any], before: int) -> str:
+        if len(stub.bodies) <= 2:
+            pair.wait(60)  # the first two must be there together
+        return "A4"
+
+    stub = Stub(answer)
+    with (
+        serve(stub) as url,
+        client_at(tmp_path, url, concurrency=2) as one,
+        client_at(tmp_path, url, name="two", concurrency=2) as two,
+    ):
+        threads = [
+            threading.Thread(target=client.call, args=(chat(f"Q{i}?"),)) for i in range(8) for client in (one, two)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(stub.bodies) == 16
+    assert stub.most == 2
+
+
+def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
+    stub = Stub(always("hang"))
+    said: list[str] = []
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+
+        def wait() -> None:
+            try:
+                client.call(chat())
+            except StopRunError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while not stub.bodies:
+            thread.join(0.01)
+        client.shared.disconnect()
+        thread.join(30)
+    assert said == ["The run was ended while calls were under way; run it again to go on."]
+
+
+def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
+    stub = Stub(always("A4"))
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        client.sampling = Sampling(temperature=None, top_p=None, max_tokens=None, send_seed=False)
+        client.call(chat())
+    assert stub.bodies == [{"model": "m", "messages": [{"role": "user", "content": "Q?"}]}]
+
+
+def test_the_rate_holds(tmp_path: Path) -> None:
+    stub = Stub(always("A4"))
+    with serve(stub) as url, client_at(tmp_path, url, requests_per_minute=600.0) as client:
+        threads = [threading.Thread(target=client.call, args=(chat(f"Q{i}?"),)) for i in range(5)]
+        start = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - start >= 0.39  # four turns of 0.1 s after the first
+    assert len(stub.bodies) == 5

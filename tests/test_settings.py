@@ -1,0 +1,133 @@
+"""One declaration: values, error sentences, YAML, environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from qzoom.errors import BudgetError, ConfigError
+from qzoom.settings import Between, from_mapping, read_settings, setting_fields, settings, to_dict
+
+
+@settings(error=BudgetError)
+class Budget:
+    low: Annotated[int, Between(1)]
+    """Fewest tokens."""
+    high: Annotated[int, Between(1)]
+
+
+@settings
+class Box:
+    scaling: Literal["exact", "float32"] = "exact"
+    """How cells become pixels."""
+    regions: Annotated[int, Between(1, 64)] = 1
+    share: Annotated[float, Between(0, 1)] = 0.5
+
+
+@settings
+class Recipe:
+    layers: Annotated[int, Between(1, 100)] = 3
+    box: Box = field(default_factory=Box)
+    budget: Budget | None = None
+    stages: tuple[Box, ...] = ()
+    presets: dict[str, Box] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers == 7:
+            raise ConfigError("Recipe: seven layers never worked.")
+
+
+def test_a_settings_class_is_a_frozen_dataclass() -> None:
+    recipe = Recipe(4, budget=Budget(1, 2))
+    assert (recipe.layers, recipe.budget, recipe.box) == (4, Budget(1, 2), Box())
+    assert dataclasses.replace(recipe, layers=5).layers == 5
+    assert hash(Budget(1, 2)) == hash(Budget(1, 2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.layers = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"layers": 0}, "Recipe.layers must be a whole number from 1 to 100, not 0."),
+        ({"layers": True}, "Recipe.layers must be a whole number from 1 to 100, not True."),
+        ({"layers": "3"}, "Recipe.layers must be a whole number from 1 to 100, not '3'."),
+        ({"layer": 3}, "Recipe: unknown key 'layer'; did you mean 'layers'?"),
+        ({"box": "wide"}, "Recipe.box must be a mapping with scaling, regions and share, not 'wide'."),
+        ({"layers": 7}, "Recipe: seven layers never worked."),
+    ],
+)
+def test_constructors_refuse_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**arguments)
+    assert str(caught.value) == sentence
+
+
+def test_a_class_may_raise_its_own_error() -> None:
+    with pytest.raises(BudgetError, match=r"Budget.low must be a whole number of at least 1, not 0"):
+        Budget(0, 1)
+    with pytest.raises(BudgetError, match=r"Budget.high is missing; give a whole number of at least 1"):
+        Budget(1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (3, "a.yaml must be a mapping of settings, not int."),
+        ({"layer": 1}, "a.yaml: unknown key 'layer'; did you mean 'layers'?"),
+        ({"layers": 1.5}, "a.yaml: layers must be a whole number from 1 to 100, not 1.5."),
+        ({"box": {"scalin": "exact"}}, "a.yaml: box: unknown key 'scalin'; did you mean 'scaling'?"),
+        ({"box": {"scaling": "round"}}, "a.yaml: box.scaling must be one of exact, float32, not 'round'."),
+        ({"box": {"share": float("nan")}}, "a.yaml: box.share must be a number from 0 to 1, not nan."),
+        ({"box": {"share": float("inf")}}, "a.yaml: box.share must be a number from 0 to 1, not inf."),
+        ({"stages": [{}, {"regions": 99}]}, "a.yaml: stages[1].regions must be a whole number from 1 to 64, not 99."),
+        (
+            {"stages": [{"foo": 1}]},
+            "a.yaml: stages[0]: unknown key 'foo'; known keys: scaling, regions, share.",
+        ),
+        ({"presets": {"doc": {"share": 3}}}, "a.yaml: presets.doc.share must be a number from 0 to 1, not 3."),
+        ({"presets": {"doc": {"shar": 3}}}, "a.yaml: presets.doc: unknown key 'shar'; did you mean 'share'?"),
+        ({"names": "a"}, "a.yaml: names must be a list, each item a text, not 'a'."),
+        ({"budget": {"low": 1}}, "a.yaml: budget.high is missing; give a whole number of at least 1."),
+        ({"budget": 3}, "a.yaml: budget must be a mapping with low and high or null, not 3."),
+        ({"layers": 7}, "Recipe: seven layers never worked."),
+    ],
+)
+def test_mappings_refuse_in_one_sentence(values: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(Recipe, values, "a.yaml")
+    assert str(caught.value) == sentence
+
+
+def test_to_dict_is_the_inverse() -> None:
+    recipe = Recipe(2, Box(share=0.25), Budget(3, 4), (Box(), Box("float32")), {"doc": Box()}, ("a", "b"), Path("x"))
+    values = to_dict(recipe)
+    assert values["names"] == ["a", "b"]
+    assert values["folder"] == "x"
+    assert from_mapping(Recipe, values, "again") == recipe
+
+
+def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("layers: 5\nnames: [a]\nbox: {regions: 2}\n", encoding="utf-8")
+    monkeypatch.setenv("QZOOM_TEST_NAMES", '["b", "c"]')
+    monkeypatch.setenv("QZOOM_TEST_FOLDER", "out")
+    read = read_settings(Recipe, path, env_prefix="QZOOM_TEST_", changes={"layers": 6, "folder": None})
+    assert read == Recipe(6, Box(regions=2), names=("b", "c"), folder=Path("out"))
+    with pytest.raises(ConfigError, match=r"recipe.yaml and the command line: layers must be"):
+        read_settings(Recipe, path, changes={"layers": "many"})
+
+
+def test_fields_carry_what_a_command_line_needs() -> None:
+    scaling, regions, share = setting_fields(Box)
+    assert (scaling.help, scaling.default) == ("How cells become pixels.", "exact")
+    assert (regions.kind, regions.expects, regions.optional) == (int, "a whole number from 1 to 64", False)
+    assert share.expects == "a number from 0 to 1"
+    budget = setting_fields(Recipe)[2]
+    assert (budget.kind, budget.optional) == (Budget, True)
