@@ -204,18 +204,22 @@ def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batc
 
 
 def _line_tensors(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Frames, classes and the capitals flag of all read lines but those with too few frames for their text."""
+    """Frames, classes and the capitals flag of all read lines but those that share their slots with another line, as
+    rows closer than a slot is high do, or have fewer slots than characters."""
     frames: list[np.ndarray] = []
     texts: list[np.ndarray] = []
     capitals: list[bool] = []
     start = 0
     for example in examples:
         for number, view in enumerate(example.views):
-            for line in example.read_lines[number] if example.read_lines else ():
-                path = _line_path(line, view.shape)
+            lines = example.read_lines[number] if example.read_lines else ()
+            paths = [_line_path(line, view.shape) for line in lines]
+            uses = np.bincount(np.concatenate(paths)) if paths else np.zeros(0)
+            for line, path in zip(lines, paths, strict=True):
                 classes = glyph_classes(line.text)
                 repeats = int((classes[1:] == classes[:-1]).sum())
-                if len(classes) and len(path) >= len(classes) + repeats:
+                alone = bool(len(path)) and (uses[path] > 1).mean() < 0.15
+                if alone and len(classes) and len(path) >= len(classes) + repeats:
                     frames.append(path + start * SLOTS)
                     texts.append(classes)
                     capitals.append(line.capitals)

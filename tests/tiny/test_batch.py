@@ -240,3 +240,9 @@ def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model, fast_model
     with torch.no_grad():
         result = GuidedModel(fast_model, POINTING)(again)
     assert int(result.exact[0, 0]) == int(len(written) > 1 and written[1] == tokenizer.eos_token_id)
+
+
+def test_rows_that_share_their_slots_teach_nothing(tokenizer):
+    lines = tuple(ReadLine((4.0, y), (60.0, y), "ABC", True) for y in (6.0, 14.0, 24.0))
+    batch = collate([Example("t", (_noise(1, 1, 2),), (None,), (), read_lines=(lines,))], tokenizer)
+    assert len(batch.line_frames) == 1
