@@ -28,6 +28,9 @@ SLOT_W, SLOT_H = 4, 16
 """Pixels of a slot: every visual token is divided into 2 rows of 8 slots, each of which may name one character."""
 SLOTS = (TOKEN_PX // SLOT_W) * (TOKEN_PX // SLOT_H)
 IGNORE = -100
+_USER = "<|im_start|>user\n"
+_ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+_LEAST_SHARE = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,28 +139,34 @@ def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int, .
     return tuple(encoded["input_ids"]), tuple(start for start, _ in encoded["offset_mapping"])
 
 
-def split_pool(examples: list[Example], positions: int) -> list[list[Example]]:
+def split_pool(examples: list[Example], tokenizer: PreTrainedTokenizerFast, positions: int) -> list[list[Example]]:
     """The examples in groups that each fill about `positions` positions once padded (an example longer than that makes
-    a group of its own). Views alone, without questions, are kept apart: they need no decoder."""
+    a group of its own) and whose lengths differ little. Views alone, without questions, are kept apart: they need no
+    decoder."""
     groups: list[list[Example]] = []
     for asked in (False, True):
-        chosen = sorted((e for e in examples if bool(e.queries) == asked), key=_length)
-        longest = 0
-        for example in chosen:
-            longest = max(longest, _length(example))
-            if not groups or bool(groups[-1][0].queries) != asked or (len(groups[-1]) + 1) * longest > positions:
+        chosen = [example for example in examples if bool(example.queries) == asked]
+        lengths = [_length(example, tokenizer) for example in chosen]
+        shortest = 0
+        for index in np.argsort(lengths, kind="stable"):
+            example, length = chosen[index], (lengths[index] + 7) // 8 * 8
+            size = len(groups[-1]) if groups else 0
+            other = not size or bool(groups[-1][0].queries) != asked
+            padded = length > 1.2 * shortest and size * shortest > positions // _LEAST_SHARE
+            if other or padded or (size + 1) * length > positions:
                 groups.append([])
-                longest = _length(example)
+                shortest = length
             groups[-1].append(example)
     return [sorted(group, key=lambda e: e.views[0].shape) for group in groups]
 
 
-def _length(example: Example) -> int:
-    """About how many positions an example takes, in steps of eight."""
+def _length(example: Example, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Positions of an example: as many as `_Row` makes of it; for views alone about their cost in positions."""
     if not example.queries:
         return example.tokens * 3 // 2 + 1
-    asked = sum(len(query.question) // 3 + len(query.answer) + 9 for query in example.queries)
-    return (example.tokens + 2 * len(example.views) + 4 + asked + 7) // 8 * 8
+    template = len(_encode(tokenizer, _USER)[0]), len(_encode(tokenizer, _ASSISTANT)[0])
+    texts = [len(_encode(tokenizer, q.question)[0]) + len(_encode(tokenizer, q.answer)[0]) for q in example.queries]
+    return template[0] + example.tokens + 2 * len(example.views) + sum(texts) + (template[1] + 1) * len(texts)
 
 
 def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batch:
@@ -270,7 +279,7 @@ class _Row:
         self.locate: list[int] = []
         self._next = 0
         special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in _SPECIALS}  # type: ignore[arg-type]
-        self._text(_encode(tokenizer, "<|im_start|>user\n")[0], 0)
+        self._text(_encode(tokenizer, _USER)[0], 0)
         starts: list[tuple[int, int]] = []
         for view in example.views:
             self._text((special["<|vision_start|>"],), 0)
@@ -281,7 +290,7 @@ class _Row:
         for number, query in enumerate(example.queries):
             self._next = fork
             self._text(_encode(tokenizer, query.question)[0], number + 1)
-            self._text(_encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")[0], number + 1)
+            self._text(_encode(tokenizer, _ASSISTANT)[0], number + 1)
             answer, begins = _encode(tokenizer, query.answer)
             at = len(self.ids) - 1
             self._text((*answer, special["<|im_end|>"]), number + 1)

@@ -3,7 +3,7 @@
 Every exercise turns a generator into a few examples cut from packed pages (only `cards` and `places` are drawn on the
 spot). Names say where the pages come from (`real`, `sheet`, `document`, `scene`) and what is cut:
 
-- *_line: one printed line at any size from 11 to 90 px, "What does it say?";
+- *_line: one printed line at any size from 14 to 90 px, "What does it say?";
 - *_strip: two to four neighbouring rows, "What does line 2 say?";
 - *_window: a part of any size between a few lines and the page, asked about what it shows;
 - *_views: the same parts without a question, for the vision tower alone (guides only, no decoder: many a second);
@@ -206,7 +206,7 @@ def _lines(source: str, count: int, *, asked: bool = True) -> Exercise:
             if line >= len(page.lines) or not _readable(page.lines[line]):
                 page = context.page(source)
                 continue
-            text_px = context.between(11, 40) if context.rng.random() < 0.85 else context.between(40, 90)
+            text_px = context.between(14, 36) if context.rng.random() < 0.65 else context.between(30, 90)
             box = page.lines[line].box
             view = _line_view(context, page, box, box[3] - box[1], text_px)
             questions = [_text_question(context, page, [[line]], 0)] if asked else []
@@ -237,7 +237,7 @@ def _strips(source: str, count: int) -> Exercise:
             tallest = float(np.median(boxes[:, 3] - boxes[:, 1]))
             if box[3] - box[1] > 3.0 * want * tallest:
                 continue
-            view = _line_view(context, page, box, tallest, context.between(11, 28))
+            view = _line_view(context, page, box, tallest, context.between(13, 30))
             shown = [n for n, row in enumerate(rows) if sum(len(page.lines[i].text) for i in row) <= 44]
             numbers = [shown[int(i)] for i in context.rng.permutation(len(shown))[:3]]
             questions = [_text_question(context, page, rows, number) for number in numbers]

@@ -76,7 +76,7 @@ def exact_match(
 ) -> tuple[float | None, float | None]:
     """Shares of questions answered and of lines spelled exactly; None where there are none."""
     right = asked = read = lines = 0
-    for group in split_pool(examples, 2048):
+    for group in split_pool(examples, tokenizer, 2048):
         result = guided(collate(group, tokenizer))
         right += int((result.exact == 1).sum())
         asked += int((result.exact >= 0).sum())

@@ -167,7 +167,7 @@ class Run:
         factor = recipe.at(self.minutes)[1] * min(1.0, (step + 1) / recipe.warmup_steps)
         self.guided.shield_tower = recipe.start_from is not None and step < recipe.guide_steps
         started = time.process_time()
-        groups = split_pool(self.draw(step), recipe.batch_positions)
+        groups = split_pool(self.draw(step), self.tokenizer, recipe.batch_positions)
         batches = [self._batch(group) for group in groups]
         drawn = time.process_time() - started
         totals = sum((count_targets(batch) for batch in batches), Targets())

@@ -202,10 +202,10 @@ def test_a_line_with_more_characters_than_slots_is_left_out(tokenizer):
     assert len(right) == 0
 
 
-def test_a_pool_is_cut_into_batches_of_one_kind():
+def test_a_pool_is_cut_into_batches_of_one_kind(tokenizer):
     asked = [Example("a", (_noise(n, 1, n + 1),), (None,), (Query("What?", "1"),)) for n in range(9)]
     silent = [Example("s", (_noise(n, 2, 2),), (None,), ()) for n in range(5)]
-    groups = split_pool([*asked, *silent], 100)
+    groups = split_pool([*asked, *silent], tokenizer, 100)
     assert sum(len(group) for group in groups) == 14
     assert all(len({bool(example.queries) for example in group}) == 1 for group in groups)
     assert len(groups) > 2
