@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -135,8 +136,11 @@ class Run:
         return float(self.counters["minutes"])
 
     def loop(self) -> None:
-        """All remaining minutes, with checkpoints, figures and exports along the way."""
+        """All remaining minutes, with checkpoints, figures and exports along the way; a termination signal ends it after
+        the step in progress, with its state saved."""
         recipe = self.recipe
+        stopping: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
         clock = time.process_time if self.device.type == "cpu" else time.monotonic
         mark = clock()
         saved = exported = measured = self.minutes
@@ -157,6 +161,9 @@ class Run:
                 self.evaluate()
                 measured = self.minutes
             mark = clock()
+            if stopping:
+                self._save()
+                return
         self._save()
         self.export(self.output / "model")
         self.evaluate()
