@@ -127,6 +127,7 @@ class Run:
             self.guided.to(torch.bfloat16)
         self.counters: dict[str, Any] = {"step": 0, "samples": 0, "minutes": 0.0}
         self.counters.update(load_state(output / STATE_FILE, self.masters) or {})
+        _cut_curve(output / CURVE_FILE, self.counters["step"])
         self._costs: dict[str, float] = {}
         self._window: dict[str, list[float]] = defaultdict(list)
 
@@ -136,8 +137,8 @@ class Run:
         return float(self.counters["minutes"])
 
     def loop(self) -> None:
-        """All remaining minutes, with checkpoints, figures and exports along the way; a termination signal ends it after
-        the step in progress, with its state saved."""
+        """All remaining minutes, with checkpoints, figures and exports along the way; a termination signal ends it
+        after the step in progress, with its state saved."""
         recipe = self.recipe
         stopping: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
@@ -259,6 +260,17 @@ class Run:
             if name.startswith(prefix)
         }
         export_model(self.guided.model, self.tokenizer, folder, weights)
+
+
+def _cut_curve(path: Path, step: int) -> None:
+    """Drop the curve's entries after a step: a run that was killed takes those steps again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    part.replace(path)
 
 
 RecipeOption = Annotated[Path, typer.Option(help="YAML file that says what to train.")]

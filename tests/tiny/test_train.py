@@ -69,6 +69,18 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, packs):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_curve_of_a_killed_run_is_cut_to_its_state(tmp_path, packs):
+    recipe = _recipe(packs, 1)
+    run = _steps(recipe, tmp_path / "run", 2)
+    for step in (1, 2, 3, 4):
+        run.counters["step"] = step
+        run._log("train", {"answer": 1.0})
+    curve = tmp_path / "run" / "training_curve.jsonl"
+    curve.write_text(curve.read_text() + '{"step": 5, "tra')
+    Run(recipe, tmp_path / "run")
+    assert [json.loads(line)["step"] for line in curve.read_text().splitlines()] == [1, 2]
+
+
 def test_the_loss_falls(tmp_path, packs):
     run = _steps(_recipe(packs, 1, bf16=False, warmup_steps=5), tmp_path / "run", 40)
     losses = run._window["answer"]
