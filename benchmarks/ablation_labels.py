@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzoom.errors import DataError
-from qzoom.labels.maps import IGNORE, RegionLabelSettings
+from qzoom.labels.maps import IGNORE
+from qzoom.labels.settings import LabelMapSettings
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Attention, Question, RegionLabel, content_id
 
 if TYPE_CHECKING:
     from qzoom.engine.state import Engine
-    from qzoom.labels.label_regions import RegionRun
+    from qzoom.labels.find_heads import HeadSet
+    from qzoom.labels.settings import RegionRecipe
 
 PURPOSE = "regions"
 Change = Callable[[Question, RegionLabel, np.ndarray, np.ndarray], tuple[RegionLabel, np.ndarray]]
@@ -108,7 +110,7 @@ def _changed(store: RecordStore, sample: str, change: Change) -> list[tuple[Any,
     return out
 
 
-def relabelled(settings: RegionLabelSettings, *, sinks: bool = True, two_state: bool = False) -> Change:
+def relabelled(settings: LabelMapSettings, *, sinks: bool = True, two_state: bool = False) -> Change:
     """Label the kept maps with other thresholds.
 
     Args:
@@ -116,16 +118,19 @@ def relabelled(settings: RegionLabelSettings, *, sinks: bool = True, two_state: 
         sinks: take sink cells out of the map.
         two_state: what is not foreground is background; nothing is left open.
     """
-    from qzoom.labels.maps import label_record
+    from qzoom.labels.maps import label_record, region_labels
 
     def change(
         question: Question, label: RegionLabel, grounding: np.ndarray, sink: np.ndarray
     ) -> tuple[RegionLabel, np.ndarray]:
         turn = question.turns[label.turn]
         made, labels = label_record(
-            sink if sinks else np.zeros_like(sink),
-            grounding,
-            settings,
+            region_labels(
+                sink if sinks else np.zeros_like(sink),
+                grounding,
+                settings,
+                padded_from_px=label.size_px if label.view == "square" else None,
+            ),
             view=label.view,
             size_px=label.size_px,
             boxes=turn.boxes,
@@ -143,25 +148,16 @@ def relabelled(settings: RegionLabelSettings, *, sinks: bool = True, two_state: 
 def from_boxes(
     question: Question, label: RegionLabel, grounding: np.ndarray, sink: np.ndarray
 ) -> tuple[RegionLabel, np.ndarray]:
-    """Label the cells of the known boxes, leave their neighbours open, the rest is background.
+    """Label from the known answer boxes of the turn."""
+    from qzoom.labels.maps import box_labels, label_record
 
-    Without boxes, or when they take half of the map, the label cannot be used.
-    """
-    from qzoom.labels.maps import cells_touched
-
-    boxes = question.turns[label.turn].boxes
-    inside = cells_touched(boxes, label.size_px, grounding.shape, label.view)
-    usable = bool(inside.any()) and float(inside.mean()) < 0.5
-    labels = np.full(inside.shape, IGNORE, np.int8)
-    if usable:
-        padded = np.pad(inside, 1)
-        rows, columns = inside.shape
-        near = np.any([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
-        labels[~near], labels[inside] = 0, 1
-    ys, xs = np.nonzero(inside) if inside.any() else (np.array([0]), np.array([0]))
-    box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-    changes = {"box": box, "usable": usable, "foreground": int((labels == 1).sum()), "valid": int((labels >= 0).sum())}
-    return dataclasses.replace(label, attention="", response="", agrees=usable or None, **changes), labels
+    rows, columns = grounding.shape
+    facts = {key: getattr(label, key) for key in ("question", "turn", "text", "prompt")}
+    label_map = box_labels(question.turns[label.turn].boxes, label.size_px, (rows, columns), label.view)
+    made, labels = label_record(
+        label_map, view=label.view, size_px=label.size_px, boxes=(), response="", attention="", **facts
+    )
+    return dataclasses.replace(made, agrees=made.usable or None), labels
 
 
 def some_labels(source: Path, folder: Path, maps: int) -> Path:
@@ -191,65 +187,71 @@ def some_labels(source: Path, folder: Path, maps: int) -> Path:
 
 def known_answers(
     engine: Engine,
-    run: RegionRun,
+    recipe: RegionRecipe,
     questions: Sequence[Question],
     source: Path,
     folder: Path,
+    *,
+    heads: Mapping[str, HeadSet],
     check: Callable[[], None],
 ) -> Path:
     """Labels from the attention of the known answers, read to the model as if it had given them.
 
     Args:
         engine: the model.
-        run: how; heads included.
+        recipe: what decides the labels.
         questions: all of them.
         source: store of the own answers' labels, for settings and provenance.
         folder: to fill; what is there is kept.
+        heads: whose attention, per mode.
         check: called between questions.
     """
     from qzoom.engine.chat import ChatEncoder
-    from qzoom.labels.label_regions import sample_of
+    from qzoom.labels.workers import sample_key
 
     store = RecordStore(source)
     start_store(folder, PURPOSE, store.settings | {"change": "known answers"}, store.provenance)
-    depth = min(run.sink_layers, engine.backbone.num_layers - 1)
+    depth = min(recipe.sink_layers, engine.backbone.num_layers - 1)
     made = dataclasses.replace(engine, gate=None, region=None, config=engine.config.replace(shared_layers=depth))
     chat = ChatEncoder(engine.backbone)
     with RecordWriter(folder) as writer:
         for question in questions:
-            if sample_of(question) not in writer.done:
-                writer.append(sample_of(question), _known(made, chat, run, question))
+            if sample_key(question) not in writer.done:
+                writer.append(sample_key(question), _known(made, chat, recipe, heads[question.mode], question))
             check()
     return folder
 
 
-def _known(engine: Engine, chat: Any, run: RegionRun, question: Question) -> list[tuple[Any, dict[str, np.ndarray]]]:
+def _known(
+    engine: Engine, chat: Any, recipe: RegionRecipe, heads: HeadSet, question: Question
+) -> list[tuple[Any, dict[str, np.ndarray]]]:
     from qzoom.data.questions import load_picture
-    from qzoom.labels.attention import sink_cells
-    from qzoom.labels.maps import label_record
-    from qzoom.labels.respond import attention_of, respond, show
+    from qzoom.labels.maps import label_record, region_labels
+    from qzoom.labels.respond import attention_of, generate, prepare_image, sink_cells
 
-    shown = show(load_picture(question), run.view, run.tokens)
-    said = respond(engine, chat, shown, [turn.question for turn in question.turns], max_new_tokens=1)
+    image = prepare_image(load_picture(question), recipe.view, recipe.tokens)
+    responses = generate(engine, chat, image, [turn.question for turn in question.turns], max_new_tokens=1)
     tokenizer = engine.backbone.tokenizer
     texts = [turn.answers[0] for turn in question.turns]
     tokens = [(*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id) for text in texts]
-    said = dataclasses.replace(said, texts=tuple(texts), tokens=tuple(tokens))
-    heads = run.heads[question.mode].pointing
-    layers = sorted({layer for layer, _ in heads})
+    responses = dataclasses.replace(responses, texts=tuple(texts), tokens=tuple(tokens))
+    layers = sorted({layer for layer, _ in heads.pointing})
     out: list[tuple[Any, dict[str, np.ndarray]]] = [(question, {})]
     for index, turn in enumerate(question.turns):
-        attention = attention_of(engine, said, index, layers)
+        attention = attention_of(engine, responses, index, layers)
         if attention is None:
             continue
-        state = said.states[index]
-        sinks = sink_cells(state.hidden, state.prompt.spans[0], run.sink_ratio).cpu().numpy().astype(np.float32)
+        state = responses.states[index]
+        sinks = sink_cells(state.hidden, state.prompt.spans[0], recipe.sink_ratio).cpu().numpy().astype(np.float32)
         label, labels = label_record(
-            sinks,
-            attention.mean_of(heads).cpu().numpy().astype(np.float32),
-            run.tristate,
-            view=run.view,
-            size_px=shown.size_px,
+            region_labels(
+                sinks,
+                attention.mean_of(heads.pointing).cpu().numpy().astype(np.float32),
+                recipe.maps,
+                padded_from_px=image.size_px if recipe.view == "square" else None,
+            ),
+            view=recipe.view,
+            size_px=image.size_px,
             boxes=turn.boxes,
             question=content_id(question),
             turn=index,
@@ -264,9 +266,9 @@ def _known(engine: Engine, chat: Any, run: RegionRun, question: Question) -> lis
 
 def label_facts(folder: Path) -> dict[str, Any]:
     """What a store of labels came to: usable maps, their agreement with known boxes, and the share of sink cells."""
-    from qzoom.labels.label_regions import report_of
+    from qzoom.labels.label_regions import region_report
 
-    store, found = RecordStore(folder), report_of(folder)
+    store, found = RecordStore(folder), region_report(folder)
     cells = sinks = 0
     for stored, _ in store.of_kind(Attention):
         sink = store.tensor(stored, "sink")

@@ -25,7 +25,8 @@ from benchmarks.evidence import Clock
 from qzoom.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from qzoom.labels.label_regions import RegionRun
+    from qzoom.labels.settings import RegionRecipe
+    from qzoom.labels.workers import LabelRun
     from qzoom.store.schema import Question
 
 LABEL_SEED = 1_700_000_000
@@ -91,37 +92,42 @@ def questions_of(bench: Bench, name: str, pictures: int, offset: int) -> tuple[Q
     return read_questions(path).questions
 
 
-def region_run(bench: Bench) -> RegionRun:
+def region_recipe(bench: Bench) -> RegionRecipe:
     """How the own answers are labelled, as for the packaged heads."""
-    from qzoom.labels.label_regions import RegionRun
+    from qzoom.labels.settings import HeadSearch, RegionRecipe
 
-    return RegionRun({}, tokens=bench.given.teacher_tokens, max_new_tokens=bench.given.label_tokens)
+    return RegionRecipe(
+        heads=bench.given.heads,
+        tokens=bench.given.teacher_tokens,
+        max_new_tokens=bench.given.label_tokens,
+        search=HeadSearch(pictures=bench.given.probe_pictures),
+    )
 
 
 def own_labels(bench: Bench) -> Path:
     """Labels from the attention of the base's own answers; made once."""
-    from qzoom.labels.find_heads import HeadSearch
     from qzoom.labels.label_regions import label_regions
-    from qzoom.labels.workers import ModelChoice
 
-    run, folder = region_run(bench), bench.root / "labels" / "own"
-    search = HeadSearch(
-        pictures=bench.given.probe_pictures, tokens=run.tokens, view=run.view, max_new_tokens=run.max_new_tokens
-    )
+    folder = bench.root / "labels" / "own"
     questions = questions_of(bench, "labels", bench.given.pictures, 0)
-    tell = bench.step("labelling pictures")
-    label_regions(
-        ModelChoice(str(bench.base)), questions, folder, run, heads=bench.given.heads, search=search, on_question=tell
-    )
+    run = label_run(bench.base, folder, bench.step("labelling pictures"))
+    label_regions(run, questions, region_recipe(bench))
     return folder
+
+
+def label_run(model: Path, folder: Path, tell: Callable[..., None]) -> LabelRun:
+    """One labelling process for a model in a folder."""
+    from qzoom.labels.workers import LabelRun, ModelSpec
+
+    return LabelRun(ModelSpec(str(model)), folder, on_question=tell)
 
 
 def labels_of(bench: Bench, name: str) -> Path:
     """Labels of a variant, made from the own ones at no cost where that is possible."""
-    from qzoom.labels.maps import RegionLabelSettings
+    from qzoom.labels.settings import LabelMapSettings
 
     own, folder = own_labels(bench), bench.root / "labels" / name
-    settings = region_run(bench).tristate
+    settings = region_recipe(bench).maps
     if name == "own":
         return own
     if name.startswith("two-state"):
@@ -129,7 +135,7 @@ def labels_of(bench: Bench, name: str) -> Path:
         one = dataclasses.replace(settings, foreground=threshold, background=threshold)
         return changed_labels(own, folder, name, relabelled(one, two_state=True))
     if name == "sinks-kept":
-        return changed_labels(own, folder, name, relabelled(RegionLabelSettings(), sinks=False))
+        return changed_labels(own, folder, name, relabelled(LabelMapSettings(), sinks=False))
     if name == "known-boxes":
         return changed_labels(own, folder, name, from_boxes)
     if name in ("few", "some"):
@@ -140,14 +146,14 @@ def labels_of(bench: Bench, name: str) -> Path:
 
 def _known_answers(bench: Bench, own: Path, folder: Path) -> Path:
     from qzoom.labels.find_heads import HeadSet
-    from qzoom.labels.workers import ModelChoice
+    from qzoom.labels.workers import ModelSpec
 
     kept = json.loads((own / "heads.json").read_text(encoding="utf-8"))["heads"]
     heads: Any = {mode: HeadSet(tuple((a, b) for a, b in value["pointing"])) for mode, value in kept.items()}
-    run = dataclasses.replace(region_run(bench), heads=heads)
     questions = questions_of(bench, "labels", bench.given.pictures, 0)
-    engine = ModelChoice(str(bench.base)).load()
-    return known_answers(engine, run, questions, own, folder, bench.step("reading known answers"))
+    engine = ModelSpec(str(bench.base)).load()
+    tell = bench.step("reading known answers")
+    return known_answers(engine, region_recipe(bench), questions, own, folder, heads=heads, check=tell)
 
 
 def train_regions(bench: Bench, variant: Variant) -> Path:
@@ -160,14 +166,14 @@ def train_regions(bench: Bench, variant: Variant) -> Path:
 
 def train_gate(bench: Bench, strategy: str) -> Path:
     """A gate beside the reference's region branch, from the ladder's labels by one of the two strategies."""
-    from qzoom.labels.gate import GateRun, label_gate
-    from qzoom.labels.workers import ModelChoice
+    from qzoom.labels.gate import label_gate
+    from qzoom.labels.settings import GateRecipe
 
     folder = bench.root / "labels" / "ladder"
     questions = questions_of(bench, "ladder", bench.given.gate_pictures, 1)
     tell = bench.step("climbing the ladder")
-    run = GateRun(tuple(bench.given.ladder), max_new_tokens=bench.given.label_tokens)
-    label_gate(ModelChoice(str(bench.base)), questions, folder, run, on_question=tell)
+    recipe = GateRecipe(tokens=tuple(bench.given.ladder), max_new_tokens=bench.given.label_tokens)
+    label_gate(label_run(bench.base, folder, tell), questions, recipe)
     base = bench.root / "variants" / REFERENCE / "train" / "model"
     changes = {"base": str(base), "original": str(bench.base), "labels": [str(folder)], "strategy": strategy}
     steps = {"steps": bench.given.gate_steps, "batch": bench.given.batch, "micro_batch": min(16, bench.given.batch)}
@@ -176,15 +182,15 @@ def train_gate(bench: Bench, strategy: str) -> Path:
 
 def train_answers(bench: Bench) -> Path:
     """Stage 2 on the reference: mine with aligned positions, train the decoder; returns the merged model's folder."""
-    from qzoom.labels.hard_cases import MineRun, mine
-    from qzoom.labels.workers import ModelChoice
+    from qzoom.labels.hard_cases import label_hard_cases
+    from qzoom.labels.settings import HardCaseRecipe
 
     base = bench.root / "variants" / REFERENCE / "train" / "model"
     folder = bench.root / "labels" / "mined"
     coarse, region = bench.given.looks[-1]
-    run = MineRun(coarse, region, bench.given.label_tokens)
+    recipe = HardCaseRecipe(coarse, region, bench.given.label_tokens)
     questions = questions_of(bench, "mine", bench.given.mine_pictures, 2)
-    mine(ModelChoice(str(base)), questions, folder, run, on_question=bench.step("mining"))
+    label_hard_cases(label_run(base, folder, bench.step("mining")), questions, recipe)
     changes = {"base": str(base), "original": str(bench.base), "labels": [str(folder)], "region_tokens": region}
     steps = {"steps": bench.given.answer_steps, "batch": bench.given.batch, "micro_batch": min(8, bench.given.batch)}
     return _train(bench, "answers", bench.root / "variants" / "stage-2" / "train", changes | steps)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REFERENCE = "reference"
+THRESHOLDS = (0.3, 0.45, 0.6, 0.75)
+STRATEGIES = ("consistency", "prediction_vs_gt")
+GATES = "gates"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.ablation_labels import label_facts
 from benchmarks.ablation_variants import GROUPS, REFERENCE, VARIANTS
 from benchmarks.choices import paired, skip_at
-from benchmarks.evidence import between, share, table, write
+from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
     from benchmarks.ablation_train import Bench
@@ -36,7 +36,7 @@ def write_ablations(bench: Bench, variants: Mapping[str, Any], gates: Mapping[st
         figures["variants"][name] = _figures(bench, found, reference)
     for strategy, found in gates.items():
         figures["gates"][strategy] = _gate_figures(bench, strategy, found)
-    write(bench.given.results, "ablations", figures, markdown(figures, [c + r for c, r in bench.given.looks]))
+    write_figures(bench.given.results, "ablations", figures, markdown(figures, [c + r for c, r in bench.given.looks]))
 
 
 def _figures(bench: Bench, found: Mapping[str, Any], reference: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
     facts = variants[REFERENCE].get("labels", {})
     if facts:
         parts.append(
-            f"Labels: {facts['maps']} maps, {facts['usable']} usable, {share(facts['agreement'])} % of those with a "
-            f"known place have foreground on it; {share(facts.get('sinks'))} % of the cells are sinks.\n"
+            f"Labels: {facts['maps']} maps, {facts['usable']} usable, {percent(facts['agreement'])} % of those with a "
+            f"known place have foreground on it; {percent(facts.get('sinks'))} % of the cells are sinks.\n"
         )
     verdicts = [["Question", "by the paper", "here"]]
     for key, group in GROUPS.items():
@@ -165,7 +165,7 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
         parts += _gates(figures["gates"], caps)
         verdicts.append(["Gate labels", GATE_PAPER, gate_verdict(figures["gates"], caps)])
     if len(verdicts) > 1:
-        parts += ["### What reproduced\n", table(verdicts)]
+        parts += ["### What reproduced\n", markdown_table(verdicts)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -180,11 +180,11 @@ def _table(reference: Mapping[str, Any], members: Mapping[str, Mapping[str, Any]
         for cap in caps:
             found = one["caps"][str(cap)]
             pair = found.get("against")
-            cells += [share(found["accuracy"])]
-            cells += [share(pair["difference"], True), between(pair["interval"])] if pair else ["–", "–"]
-            cells += [share(found["hit"]), share(found["area"]), f"{found['tokens'] or 0:.0f}"]
+            cells += [percent(found["accuracy"])]
+            cells += [percent(pair["difference"], sign=True), interval(pair["interval"])] if pair else ["–", "–"]
+            cells += [percent(found["hit"]), percent(found["area"]), f"{found['tokens'] or 0:.0f}"]
         rows.append(cells)
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _gates(gates: Mapping[str, Any], caps: Sequence[int]) -> list[str]:
@@ -199,9 +199,9 @@ def _gates(gates: Mapping[str, Any], caps: Sequence[int]) -> list[str]:
         cells = [strategy, str(one.get("training", {}).get("samples", "–"))]
         for cap in caps:
             found = one["caps"][str(cap)]
-            cells += [share(found[key]) for key in ("never", "always", "skip_no_loss", "skip_one_point")]
+            cells += [percent(found[key]) for key in ("never", "always", "skip_no_loss", "skip_one_point")]
         rows.append(cells)
-    return [*([table(rows)] if len(rows) > 1 else []), *notes, ""]
+    return [*([markdown_table(rows)] if len(rows) > 1 else []), *notes, ""]
 
 
 def gate_verdict(gates: Mapping[str, Any], caps: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_train import Bench, plain_base, train_answers, train_gate, train_regions
-from benchmarks.ablation_variants import REFERENCE, Variant, chosen
+from benchmarks.ablation_variants import GATES, REFERENCE, STRATEGIES, THRESHOLDS, Variant, chosen
 from benchmarks.ablation_words import write_ablations
 from benchmarks.evidence import (
     CALIBRATION_SEED,
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
 
-THRESHOLDS = (0.3, 0.45, 0.6, 0.75)
-STRATEGIES = ("consistency", "prediction_vs_gt")
-GATES = "gates"
 LADDER = (16, 36, 64, 100, 144, 288, 400)
 """The lowest rungs are there because a small model changes its answers between them, if anywhere."""
 
@@ -247,7 +244,7 @@ def every(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when all is done, 3 when the time was over first."""
-    from qzoom.labels.label_regions import base_digest
+    from qzoom.checkpoints.weights import base_digest
 
     given = parse(arguments)
     model, _ = load(given.model, given.device)
@@ -263,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTimeError:
         done = False
     write_ablations(bench, found_variants(bench), found_gates(bench), about(model))
-    return finished(given, "ablations", done)
+    return finished(given, "ablations", done=done)
 
 
 if __name__ == "__main__":

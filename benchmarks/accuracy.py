@@ -10,13 +10,14 @@ coarse look alone, the gate's choice, always zooming, and the plain look at the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
     from qzoom.data.samples import AnswerRow, Task
@@ -112,7 +113,7 @@ def table(name: str, result: dict[str, Any]) -> str:
     shown = [key for key in ("total", "date", "company", "code") if key in result["lines"][0]["exact_match"]]
     groups = [key for key in ("easy", "hard") if key in result["lines"][0].get("difficulty", {})]
     head = ["Zoom, visual tokens", *shown, *groups, "all", "95 %", "ANLS", "zoomed", "hit", "box area", "tokens", "s"]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = [head]
     for line in result["lines"]:
         exact, (low, high) = line["exact_match"], line["interval_95"]
         rows.append(
@@ -121,14 +122,14 @@ def table(name: str, result: dict[str, Any]) -> str:
                 *(percent(exact[key]) for key in shown),
                 *(percent(line["difficulty"][key]["exact_match"]) for key in groups),
                 percent(exact["all"]),
-                f"{100 * low:.1f} to {100 * high:.1f}",
+                interval((low, high), sign=False),
                 percent(line["anls"]),
                 *(percent(line[key]) for key in ("zoomed", "hit_rate", "box_area")),
                 f"{line['visual_tokens']:.0f}",
                 f"{line['seconds']:.3f}",
             ]
         )
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = [markdown_table(rows).rstrip()]
     for pair in result["pairs"]:
         lines.append(
             f"\n{pair['first'].replace('<=', '≤')} against {pair['second'].replace('<=', '≤')}, question by question: "
@@ -139,11 +140,6 @@ def table(name: str, result: dict[str, Any]) -> str:
     remark = f" {failed} questions failed and count as wrong." if failed else ""
     count = f"{result['lines'][0]['n']} questions about {result['pictures']} pictures.{remark}"
     return f"## {name.capitalize()}\n\n{count}\n\n" + "\n".join(lines) + "\n"
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent; a dash for a share of nothing."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def report(about: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
@@ -201,9 +197,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     results = {task.name: results_of(task, {way: measure(model, task, way, given) for way in ways}) for task in tasks}
     found = {"about": about, "results": results}
     text = report(about, results)
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / "accuracy.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (given.results / "accuracy.md").write_text(text, encoding="utf-8")
+    write_figures(given.results, "accuracy", found, text)
     print(text)
     return found
 

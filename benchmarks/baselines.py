@@ -24,7 +24,6 @@ from benchmarks.evidence import (
     Work,
     about,
     ask,
-    between,
     checked,
     finished,
     kept_run,
@@ -32,14 +31,12 @@ from benchmarks.evidence import (
     parser,
     progress,
     run_main,
-    share,
-    table,
     tasks_of,
-    write,
 )
 from benchmarks.ladder import place
 from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError
+from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
     from qzoom.data.samples import Task
@@ -136,7 +133,7 @@ def report(given: argparse.Namespace, root: Path, ran: dict[str, Any]) -> dict[s
             kinds[task.name] = found.to_dict() | {"without_oracle": fronts(found), "finished": task.name not in left}
             parts += words(found, finished=task.name not in left)
     figures = {"about": ran, "limit": given.limit, "kinds": kinds}
-    write(given.results, "baselines", figures, "\n".join(parts).rstrip() + "\n")
+    write_figures(given.results, "baselines", figures, "\n".join(parts).rstrip() + "\n")
     return figures
 
 
@@ -150,20 +147,20 @@ def words(task: TaskFigures, *, finished: bool) -> list[str]:
         rows.append(
             [
                 line.label,
-                share(line.accuracy),
-                between(line.interval, sign=False),
-                share(line.zoomed),
-                share(line.hit_rate),
+                percent(line.accuracy),
+                interval(line.interval, sign=False),
+                percent(line.zoomed),
+                percent(line.hit_rate),
                 f"{line.visual_tokens:.0f}",
                 "–" if line.gflops is None else f"{line.gflops:.3g}",
-                share(part),
+                percent(part),
                 f"{line.seconds:.3f}",
                 str(line.errors),
             ]
         )
     state = "" if finished else " **Not finished: runs are missing.**"
     out = [f"### {task.name.capitalize()}\n", f"{task.questions} questions about {task.pictures} pictures.{state}\n"]
-    out.append(table(rows))
+    out.append(markdown_table(rows))
     names = {"seconds": "seconds", "visual_tokens": "visual tokens", "gflops": "operations"}
     for cost, found in fronts(task).items():
         if not found["front"]:
@@ -200,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTimeError:
         done = False
     report(given, root, about(model))
-    return finished(given, "baselines", done)
+    return finished(given, "baselines", done=done)
 
 
 if __name__ == "__main__":

@@ -105,25 +105,21 @@ def lowest_match(points: Iterable[Point], accuracy: float) -> Point | None:
     return min(able, key=lambda p: (p.cap, p.gflops, p.tokens), default=None)
 
 
-def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], draws: int = 2000, seed: int = 0) -> dict[str, Any]:
+def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], seed: int = 0) -> dict[str, Any]:
     """Two runs over the same questions: the difference with its interval, and who was right alone.
 
     Pictures are drawn with replacement, since questions about one picture depend on each other.
     """
-    import numpy as np
-
     from qzoom.evaluation.score import compare, row_score
-    from qzoom.scoring.intervals import bootstrap
+    from qzoom.scoring.intervals import paired_difference
 
-    counts = compare(first, second)
-    scores = np.array([[row_score(row) for row in rows] for rows in (first, second)])
-    drawn = bootstrap(scores, [row.picture for row in first], seed, draws)
-    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    counts, pictures = compare(first, second), [row.picture for row in first]
+    pair = paired_difference(*([row_score(row) for row in rows] for rows in (first, second)), pictures, seed)
     return {
         "questions": counts.n,
-        "pictures": len({row.picture for row in first}),
-        "difference": float(scores[0].mean() - scores[1].mean()),
-        "interval": [float(low), float(high)],
+        "pictures": len(set(pictures)),
+        "difference": pair["difference"],
+        "interval": pair["interval"],
         "only_first": counts.only_first,
         "only_second": counts.only_second,
     }

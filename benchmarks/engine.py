@@ -175,7 +175,7 @@ def cases(model: QZoom, tokens: int, shape: dict[str, int]) -> dict[str, Callabl
     return out
 
 
-def measure(todo: dict[str, Callable[[], Any]], repeats: int, cuda: bool) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(todo: dict[str, Callable[[], Any]], repeats: int, *, cuda: bool) -> tuple[dict[str, float], dict[str, Any]]:
     """Median seconds of every case, repetitions interleaved, and each one's last result.
 
     The first, unmeasured round runs the answers of one token only; the long cases (eight questions) run at most twice.
@@ -326,7 +326,7 @@ def main() -> None:
     for dtype in ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,):
         model = build_model(shape, getattr(torch, dtype), args.device)
         record["parameters"] = sum(p.numel() for p in model.engine.backbone.model.parameters())
-        seconds, results = measure(cases(model, args.tokens, shape), args.repeats, args.device == "cuda")
+        seconds, results = measure(cases(model, args.tokens, shape), args.repeats, cuda=args.device == "cuda")
         record["dtypes"][dtype] = summary(seconds, results, args.tokens)
         print_table(dtype, record["dtypes"][dtype])
         del model

@@ -7,12 +7,11 @@ the old ones. `ladder`, `baselines` and `ablations` ask; `results` reads what th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +90,32 @@ class Look:
         return f"≤ {self.coarse}" + (f" + {self.region}" if self.region else "")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A model at one cap.
+
+    Args:
+        rows: the answers.
+        run: one whose sizes and method give their operations.
+        looks: how each picture was looked at.
+    """
+
+    rows: tuple[AnswerRow, ...]
+    run: Run
+    looks: Mapping[str, Look]
+
+    @property
+    def words(self) -> str:
+        """The limits, each once."""
+        return ", ".join(dict.fromkeys(look.words for look in self.looks.values()))
+
+    @property
+    def gates(self) -> str:
+        """The gate thresholds, each once."""
+        gates = dict.fromkeys(look.gate for look in self.looks.values())
+        return ", ".join("always" if not gate else f"{gate:g}" for gate in gates)
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One set of questions to be asked in one way.
@@ -116,7 +141,7 @@ class Work:
 
 def kept_rows(path: Path) -> tuple[AnswerRow, ...]:
     """Answers that were kept; none without a file."""
-    from qzoom.evaluation.store import read_answers
+    from qzoom.data.samples import read_answers
 
     return tuple(read_answers(path)[1]) if path.is_file() else ()
 
@@ -226,8 +251,8 @@ def progress(text: str) -> None:
 def load(name: str, device: str = "auto") -> tuple[QZoom, str]:
     """A model and the first eight digits of its weights' digest."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from qzoom.checkpoints.weights import weights_digest
     from qzoom.cli.loading import load_model
-    from qzoom.evaluation.runner import weights_digest
 
     model = load_model(name, None, device, "auto")
     return model, weights_digest(model.engine)[:8]
@@ -241,31 +266,6 @@ def about(model: QZoom) -> dict[str, Any]:
 
     found = describe_software(model) | describe_model(model) | {"threads": torch.get_num_threads()}
     return {key: value for key, value in found.items() if key not in ("config", "shape")}
-
-
-def write(folder: Path, name: str, figures: dict[str, Any], text: str) -> None:
-    """Figures as JSON and as Markdown, each replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, content in ((".json", json.dumps(figures, indent=1, ensure_ascii=False) + "\n"), (".md", text)):
-        partial = folder / f"{name}{suffix}.partial"
-        partial.write_text(content, encoding="utf-8", newline="\n")
-        os.replace(partial, folder / f"{name}{suffix}")
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in ruled) + "\n"
-
-
-def share(value: float | None, sign: bool = False) -> str:
-    """In per cent; a dash for a share of nothing."""
-    return "–" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
-
-
-def between(interval: Sequence[float] | None, sign: bool = True) -> str:
-    """An interval in per cent."""
-    return "–" if interval is None else " to ".join(share(side, sign) for side in interval)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -299,7 +299,7 @@ def checked(given: argparse.Namespace) -> argparse.Namespace:
     return given
 
 
-def finished(given: argparse.Namespace, name: str, done: bool) -> int:
+def finished(given: argparse.Namespace, name: str, *, done: bool) -> int:
     """Say whether a page is complete; the program's exit status, 3 when the same command has to be run again."""
     state = "is complete." if done else "is not complete; run the same command again."
     print(f"\n{given.results / name}.md {state}")

@@ -27,6 +27,7 @@ from benchmarks.evidence import (
     CAPS,
     KINDS,
     Clock,
+    Line,
     Look,
     OutOfTimeError,
     Work,
@@ -41,7 +42,7 @@ from benchmarks.evidence import (
     run_main,
     tasks_of,
 )
-from benchmarks.ladder_figures import Line, point_of, task_figures, write_ladder
+from benchmarks.ladder_figures import point_of, task_figures, write_ladder
 from benchmarks.ladder_time import BATCHED, HEADLINE, time_works
 from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError, QZoomError
@@ -203,7 +204,7 @@ def times(given: argparse.Namespace, root: Path) -> list:
         if set(lines[0]) != set(given.caps) or not lines[1]:
             raise QZoomError(f"The answers about {task.name} are not finished; run this without --time first.")
         figures = task_figures(task, *lines, root / "ladder" / "times", given.caps)
-        out += time_works(task, *lines, figures, root / "ladder" / "times", given)
+        out += time_works(task, *lines, figures, folder=root / "ladder" / "times", given=given)
     return sorted(out, key=lambda work: work.name not in (HEADLINE, BATCHED))
 
 
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTimeError:
         done = False
     report(given, root, about(model))
-    return finished(given, "ladder", done)
+    return finished(given, "ladder", done=done)
 
 
 if __name__ == "__main__":

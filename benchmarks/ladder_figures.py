@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.choices import Point, lowest_match, paired, plain_peak
-from benchmarks.evidence import KINDS, Look, between, share, table, write
+from benchmarks.evidence import KINDS, Line, Look
 from benchmarks.ladder_time import BATCHED, HEADLINE, read_times
+from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
     from qzoom.data.samples import AnswerRow, Task
@@ -29,38 +29,12 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Line:
-    """A model at one cap.
-
-    Args:
-        rows: the answers.
-        run: one whose sizes and method give their operations.
-        looks: how each picture was looked at.
-    """
-
-    rows: tuple[AnswerRow, ...]
-    run: Run
-    looks: Mapping[str, Look]
-
-    @property
-    def words(self) -> str:
-        """The limits, each once."""
-        return ", ".join(dict.fromkeys(look.words for look in self.looks.values()))
-
-    @property
-    def gates(self) -> str:
-        """The gate thresholds, each once."""
-        gates = dict.fromkeys(look.gate for look in self.looks.values())
-        return ", ".join("always" if not gate else f"{gate:g}" for gate in gates)
-
-
 def point_of(look: Look, rows: Sequence[AnswerRow], run: Run) -> Point:
     """A way to look and what it came to."""
     from qzoom.evaluation.score import row_score
 
     costs = [cost for row in rows if (cost := run.gflops(row)) is not None]
-    tokens = [row.usage.coarse_tokens + row.usage.region_tokens for row in rows if row.error is None]
+    tokens = [row.visual_tokens for row in rows if row.error is None]
     return Point(
         look.coarse,
         look.region,
@@ -193,7 +167,7 @@ def write_ladder(
         parts.append(f"**A trial with at most {limit} pictures of each kind: no evidence.**\n")
     for kind, one in found.items():
         parts += [f"### {kind.capitalize()}\n", *words(kind, one), ""]
-    write(folder, "ladder", figures, "\n".join(parts).rstrip() + "\n")
+    write_figures(folder, "ladder", figures, "\n".join(parts).rstrip() + "\n")
     return figures
 
 
@@ -230,15 +204,15 @@ def _table(found: dict[str, Any]) -> str:
         left, right = plains.get(cap), zooms.get(cap)
         cells = [str(cap), *(_cells(left) if left else ["–"] * 3)]
         cells += [right["looks"], right["gate"], *_cells(right)] if right else ["–"] * 5
-        cells += [share(right["zoomed"]), share(right["hit"])] if right else ["–"] * 2
+        cells += [percent(right["zoomed"]), percent(right["hit"])] if right else ["–"] * 2
         pair = right.get("against_plain") if right else None
-        cells += [share(pair["difference"], True), between(pair["interval"])] if pair else ["–"] * 2
+        cells += [percent(pair["difference"], sign=True), interval(pair["interval"])] if pair else ["–"] * 2
         rows.append(cells)
-    return table(rows)
+    return markdown_table(rows)
 
 
 def _cells(line: dict[str, Any]) -> list[str]:
-    return [share(line["accuracy"]), f"{line['tokens']:.0f}", f"{line['gflops']:.3g}"]
+    return [percent(line["accuracy"]), f"{line['tokens']:.0f}", f"{line['gflops']:.3g}"]
 
 
 def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
@@ -256,9 +230,9 @@ def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
     )
     yield (
         f"Equal accuracy: at a cap of {match['cap']} ({match['looks']}, gate {match['gate']}) zooming is "
-        f"{share(match['difference'], True)} points ({between(match['interval'])}) from the plain peak at {peak} "
-        f"tokens, at {speed}, with {share(match['tokens_saved'])} % fewer visual tokens and "
-        f"{match['gflops_ratio'] or 0:.2f} times fewer operations. The goal was {goal} times and {share(saved)} %."
+        f"{percent(match['difference'], sign=True)} points ({interval(match['interval'])}) from the plain peak "
+        f"at {peak} tokens, at {speed}, with {percent(match['tokens_saved'])} % fewer visual tokens and "
+        f"{match['gflops_ratio'] or 0:.2f} times fewer operations. The goal was {goal} times and {percent(saved)} %."
     )
     at_once = found["times"].get(BATCHED)
     if at_once:
@@ -297,10 +271,10 @@ def _peaks(kind: str, found: dict[str, Any]) -> Iterable[str]:
     peaks = found.get("peaks")
     if peaks is None:
         return
-    goal = f" The goal was {share(PEAK_GOALS[kind], True)}." if kind in PEAK_GOALS else ""
+    goal = f" The goal was {percent(PEAK_GOALS[kind], sign=True)}." if kind in PEAK_GOALS else ""
     yield (
-        f"Peaks: zooming (cap {peaks['zoom']}) {share(peaks['difference'], True)} points "
-        f"({between(peaks['interval'])}) against plain (cap {peaks['plain']}), right alone {peaks['only_first']} "
+        f"Peaks: zooming (cap {peaks['zoom']}) {percent(peaks['difference'], sign=True)} points "
+        f"({interval(peaks['interval'])}) against plain (cap {peaks['plain']}), right alone {peaks['only_first']} "
         f"against {peaks['only_second']} of {peaks['questions']} questions.{goal}"
     )
 
@@ -309,8 +283,8 @@ def _arithmetic(found: dict[str, Any]) -> Iterable[str]:
     top = found["plain"][-1]
     if found["full_size"] >= 0.5:
         yield (
-            f"At {top['cap']} tokens the plain look shows {share(found['full_size'])} % of the pictures at full size: "
-            "there a zoom can add no detail, only save tokens."
+            f"At {top['cap']} tokens the plain look shows {percent(found['full_size'])} % of the pictures at full "
+            "size: there a zoom can add no detail, only save tokens."
         )
     if top["interval"][1] >= 0.995:
         yield f"At {top['cap']} tokens the plain model reads everything: no zoom can be more accurate there."

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.evidence import Clock, Look, options_of
+from benchmarks.evidence import Clock, Line, Look, options_of
 
 if TYPE_CHECKING:
-    from benchmarks.ladder_figures import Line
     from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
 
@@ -57,7 +56,7 @@ class TimeWork:
 
     def header(self, model: QZoom) -> dict[str, Any]:
         """What decides the times."""
-        from qzoom.evaluation.runner import weights_digest
+        from qzoom.checkpoints.weights import weights_digest
 
         zoom = {picture: [look.coarse, look.region, look.gate] for picture, look in self.zoom.items()}
         return {
@@ -120,6 +119,7 @@ def time_works(
     plain: Mapping[int, Line],
     zoom: Mapping[int, Line],
     figures: Mapping[str, Any],
+    *,
     folder: Path,
     given: Namespace,
 ) -> list[TimeWork]:

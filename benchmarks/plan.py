@@ -7,7 +7,9 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.evidence import Look, Work, options_of, table
+from benchmarks.ablation_variants import GATES, THRESHOLDS
+from benchmarks.evidence import Look, Work, options_of
+from qzoom.evaluation.tables import markdown_table
 
 if TYPE_CHECKING:
     from benchmarks.ablation_variants import Variant
@@ -65,7 +67,7 @@ def print_plan(model: QZoom, works: Iterable[Work], times: int = 0) -> None:
     found = minutes_of(every, cost)
     rows = [["part", "pictures of", "runs", "pictures left", "minutes"]]
     rows += [[part, kind, str(runs), str(left), f"{took:.0f}"] for (part, kind), (runs, left, took) in found.items()]
-    print(table(rows))
+    print(markdown_table(rows))
     _say_total(sum(took for _, _, took in found.values()), began)
     if times:
         print(f"Then about {times} pairs of questions are timed (--time), a few minutes on a quiet machine.")
@@ -73,8 +75,6 @@ def print_plan(model: QZoom, works: Iterable[Work], times: int = 0) -> None:
 
 def print_ablation_plan(model: QZoom, given: Namespace, tasks: Sequence[Task], variants: Sequence[Variant]) -> None:
     """Print the minutes of labels, trainings and answers, from one picture and one step each."""
-    from benchmarks.ablations import GATES, THRESHOLDS
-
     began = time.perf_counter(), time.process_time()
     zoom = {task.name: seconds_of(model, task, given.max_new_tokens)[True] for task in tasks}
     label = _label_seconds(model, given)
@@ -100,7 +100,7 @@ def print_ablation_plan(model: QZoom, given: Namespace, tasks: Sequence[Task], v
     if given.only is None or GATES in given.only:
         total += add("the ladder of gate labels", 1, given.gate_pictures * label * len(given.ladder) / 2)
         total += add("gate trainings and answers", 2, given.gate_steps * step + answers / 2)
-    print(table(rows))
+    print(markdown_table(rows))
     _say_total(total, began)
 
 
@@ -116,13 +116,13 @@ def _label_seconds(model: QZoom, given: Namespace) -> float:
     """Of the answers to four questions about one picture at the teacher's resolution."""
     from qzoom.data.questions import load_picture, open_questions
     from qzoom.engine.chat import ChatEncoder
-    from qzoom.labels.respond import respond, show
+    from qzoom.labels.respond import generate, prepare_image
 
     (question,) = open_questions(["documents:1:1"]).questions
     texts = [turn.question for turn in question.turns]
     start = time.perf_counter()
-    shown = show(load_picture(question), "dynamic", given.teacher_tokens)
-    respond(model.engine, ChatEncoder(model.engine.backbone), shown, texts, max_new_tokens=given.label_tokens)
+    image = prepare_image(load_picture(question), "dynamic", given.teacher_tokens)
+    generate(model.engine, ChatEncoder(model.engine.backbone), image, texts, max_new_tokens=given.label_tokens)
     return 1.3 * (time.perf_counter() - start)  # attention runs the answer once more
 
 

@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OutOfTimeError:
             done = False
     write_r2i(given, ran, data, figures_of(given, roots))
-    return finished(given, "r2i", done)
+    return finished(given, "r2i", done=done)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.evidence import between, share, table, write
+from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 NOTE = (
     "Base and student answer the same held-out questions under the same limits of visual tokens. Region: the crop "
@@ -26,7 +26,7 @@ def gap_rows(found: Mapping[str, Any]) -> list[list[str]]:
     for name, title in [*VIEWS.items(), ("gap", "gap (region less whole)"), ("negatives", "negatives, whole picture")]:
         pair = difference.get(name)
         if pair is not None:
-            rows.append([title, str(pair["n"]), share(pair["other"]), share(pair["this"]), *_change(pair)])
+            rows.append([title, str(pair["n"]), percent(pair["other"]), percent(pair["this"]), *_change(pair)])
     return rows
 
 
@@ -35,8 +35,8 @@ def budget_rows(caps: Mapping[int, Any]) -> list[list[str]]:
     rows = [["most visual tokens", "base", "R2I", "zoom", "R2I + zoom", "R2I less base, 95 %", "R2I + zoom less zoom"]]
     for cap, found in sorted(caps.items()):
         full, zoom = found["difference"]["full"], found["difference"]["zoom"]
-        figures = [share(pair[side]) for pair in (full, zoom) for side in ("other", "this")]
-        rows.append([str(cap), *figures, between(full["interval"]), between(zoom["interval"])])
+        figures = [percent(pair[side]) for pair in (full, zoom) for side in ("other", "this")]
+        rows.append([str(cap), *figures, interval(full["interval"]), interval(zoom["interval"])])
     return rows
 
 
@@ -48,7 +48,7 @@ def attention_rows(found: Mapping[str, Any]) -> list[list[str]]:
         low, high = lift["interval"]
         figures = [f"{lift['other']:.2f}", f"{lift['this']:.2f}", f"{lift['difference']:+.2f}"]
         rows.append([f"lift, {which}", *figures, f"{low:+.2f} to {high:+.2f}"])
-        rows.append([f"pointing, {which}", share(hit["other"]), share(hit["this"]), *_change(hit)])
+        rows.append([f"pointing, {which}", percent(hit["other"]), percent(hit["this"]), *_change(hit)])
     return rows
 
 
@@ -59,13 +59,13 @@ def kind_rows(found: Mapping[str, Any]) -> list[list[str]]:
     for name, before in base.items():
         after = student.get(name)
         if after is not None:
-            pairs = [share(side[view]) for view in ("full", "region") for side in (before, after)]
+            pairs = [percent(side[view]) for view in ("full", "region") for side in (before, after)]
             rows.append([name, str(before["n"]), *pairs])
     return rows
 
 
 def _change(pair: Mapping[str, Any]) -> list[str]:
-    return [share(pair["difference"], sign=True), between(pair["interval"])]
+    return [percent(pair["difference"], sign=True), interval(pair["interval"])]
 
 
 def verdict(found: Mapping[str, Any]) -> str:
@@ -76,8 +76,8 @@ def verdict(found: Mapping[str, Any]) -> str:
     low, high = gap["interval"]
     sure = "excludes" if high < 0 or low > 0 else "does not exclude"
     return (
-        f"The gap went from {share(gap['other'])} to {share(gap['this'])} points: {share(gap['closed'])} % of it is "
-        f"closed (a third was the goal); the interval of the change {sure} zero.\n"
+        f"The gap went from {percent(gap['other'])} to {percent(gap['this'])} points: {percent(gap['closed'])} % of it "
+        f"is closed (a third was the goal); the interval of the change {sure} zero.\n"
     )
 
 
@@ -93,8 +93,8 @@ def data_words(data: Mapping[str, Any]) -> list[str]:
     ]
     if data.get("known"):
         lines = [["agreed answers", "compared with known ones", "right"]]
-        lines += [[kind, str(n["agreed"]), share(n["right"] / n["agreed"])] for kind, n in data["known"].items()]
-        out.append(table(lines))
+        lines += [[kind, str(n["agreed"]), percent(n["right"] / n["agreed"])] for kind, n in data["known"].items()]
+        out.append(markdown_table(lines))
     return out
 
 
@@ -113,17 +113,21 @@ def page(given: Namespace, ran: Mapping[str, Any], data: Mapping[str, Any], kind
         out.append(f"### {name.capitalize()}: before and after\n")
         main = found["caps"].get(given.cap)
         if main is not None:
-            out += [f"At most {given.cap} visual tokens in every view.\n", table(gap_rows(main)), verdict(main)]
+            out += [
+                f"At most {given.cap} visual tokens in every view.\n",
+                markdown_table(gap_rows(main)),
+                verdict(main),
+            ]
         if found["caps"]:
-            out.append(table(budget_rows(found["caps"])))
+            out.append(markdown_table(budget_rows(found["caps"])))
         if "attention" in found:
-            out.append(table(attention_rows(found["attention"])))
+            out.append(markdown_table(attention_rows(found["attention"])))
         if main is not None:
-            out.append(table(kind_rows(main)))
+            out.append(markdown_table(kind_rows(main)))
     return "\n".join(out).rstrip() + "\n"
 
 
 def write_r2i(given: Namespace, ran: Mapping[str, Any], data: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     """Write docs/results/r2i.md and .json."""
     figures = {"about": ran, "zoom": given.zoom, "limit": given.limit, "data": data, "kinds": kinds}
-    write(given.results, "r2i", figures, page(given, ran, data, kinds))
+    write_figures(given.results, "r2i", figures, page(given, ran, data, kinds))

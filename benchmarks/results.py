@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qzoom.errors import DataError, QZoomError
+from qzoom.evaluation.tables import write_text
 
 PARTS = {
     "ladder": "the ladder of caps (equal accuracy, equal budget, peaks)",
@@ -97,11 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="what to write")
     given = parser.parse_args(arguments)
     text = compose(given.results, given.page, charts(given.runs, given.results, given.data, given.page))
-    partial = given.page.with_name(f"{given.page.name}.partial")
     try:
         given.page.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, given.page)
+        write_text(given.page, text)
     except OSError as error:
         raise DataError(f"{given.page} cannot be written ({error.strerror}); check space and rights.") from error
     print(f"{given.page} is written.")

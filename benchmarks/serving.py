@@ -65,7 +65,7 @@ class Phase:
 def pictures(count: int, first: int) -> list[str]:
     """Synthetic documents as data URLs."""
     from qzoom.data.synthetic.documents import render_document
-    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     urls = []
     for seed in range(HELD_OUT_SEEDS.start + first, HELD_OUT_SEEDS.start + first + count):

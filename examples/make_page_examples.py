@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from qzoom.data.synthetic.documents import render_document
-from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 from qzoom.data.synthetic.scenes import render_scene
 
 EXAMPLES = Path(__file__).resolve().parent

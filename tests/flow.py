@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qzoom.engine.batch import prefill, read_regions
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.generate import Stopwatch
-from qzoom.engine.perceive import CoarseResult, look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import prefill
+from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.state import Engine
+from qzoom.engine.zoom import zoom
 from qzoom.types import Region
 
 __all__ = ["Run", "count_tokens", "request", "run"]
@@ -38,8 +39,8 @@ def request(engine: Engine, image: Any, question: Any, **options: Any) -> Reques
 def run(engine: Engine, requests: Sequence[Request]) -> list[Run]:
     """Everything up to the first logits, as one batch."""
     clock = Stopwatch(engine.backbone.device)
-    before = look(engine, requests, clock)
-    after, regions = read_regions(engine, before, clock)
+    before = coarse_pass(engine, requests, clock)
+    after, regions = zoom(engine, before, clock)
     rows = prefill(engine, after, clock)
     return [Run(b, a, r, row.logits) for b, a, r, row in zip(before, after, regions, rows, strict=True)]
 

@@ -96,7 +96,7 @@ def test_a_class_may_raise_its_own_error() -> None:
         ({"names": "a"}, "a.yaml: names must be a list, each item a text, not 'a'."),
         ({"budget": {"low": 1}}, "a.yaml: budget.high is missing; give a whole number of at least 1."),
         ({"budget": 3}, "a.yaml: budget must be a mapping with low and high or null, not 3."),
-        ({"layers": 7}, "Recipe: seven layers never worked."),
+        ({"layers": 7}, "a.yaml: Recipe: seven layers never worked."),
     ],
 )
 def test_mappings_refuse_in_one_sentence(values: Any, sentence: str) -> None:

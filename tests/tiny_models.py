@@ -27,8 +27,8 @@ from qzoom.backbones.base import Backbone
 from qzoom.backbones.registry import build_backbone
 from qzoom.config import ZoomConfig
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.generate import Stopwatch
-from qzoom.engine.perceive import look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.request import Options, make_request
 from qzoom.engine.state import Engine
 from qzoom.heads.branches import new_gate, new_region
@@ -216,7 +216,7 @@ def _centre_gate(made: Engine) -> None:
     """Set the gate's bias so that about half of all questions score above one half."""
     chat = ChatEncoder(made.backbone)
     requests = [make_request(chat, picture(i, 160 + 20 * i), f"Sample {i}?", Options()) for i in range(6)]
-    hidden = look(made, requests, Stopwatch(made.backbone.device))
+    hidden = coarse_pass(made, requests, Stopwatch(made.backbone.device))
     logits = sorted(math.log(item.gate.score / (1 - item.gate.score)) for item in hidden if item.gate.score is not None)
     assert made.gate is not None
     with torch.no_grad():

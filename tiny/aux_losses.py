@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qzoom.data.synthetic.wording import COLOURS, SHAPES
-from qzoom.training.attention import attention_logits
+from qzoom.data.synthetic.texts import COLOURS, SHAPES
+from qzoom.training.student.attention import attention_logits
 from tiny.batch import GLYPHS, IGNORE, SLOTS, Batch
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class GuidedModel(nn.Module):
         rows, places, targets = rows[pointed], places[pointed], targets[:, pointed]
         layer = self.model.model.language_model.layers[self.weights.pointing_layer]
         heads = self.weights.pointing_heads
-        logits = attention_logits(layer, kept["hidden"], kept["rotary"], rows, places, heads).float()
+        logits = attention_logits(layer, kept["hidden"], kept["rotary"], rows, places, heads=heads).float()
         logits = logits.masked_fill(~batch.mask[rows, 0, places][:, None], float("-inf"))
         return F.cross_entropy(
             logits.transpose(0, 1).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"

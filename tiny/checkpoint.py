@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qzoom.errors import CheckpointError
-from qzoom.training.student.sft import MuonWithAdamW, split_matrices
+from qzoom.training.optim import MuonWithAdamW, split_matrices
 
 __all__ = ["MasterWeights", "load_state", "save_state"]
 

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qzoom.data.synthetic.fonts import FontSet
-from qzoom.data.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS
+from qzoom.data.synthetic.page import HELD_OUT_SEEDS, TRAIN_SEEDS, FontSet
 from qzoom.data.synthetic.scenes import render_scene
-from qzoom.data.synthetic.wording import COLOURS, SHAPES, ask
+from qzoom.data.synthetic.texts import COLOURS, SHAPES, ask
 from qzoom.errors import ConfigError
 from tiny.batch import Example, Glyphs, Objects, Query, ReadLine, glyph_classes
 from tiny.draw_pages import page_of_sample

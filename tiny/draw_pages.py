@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from qzoom.data.synthetic.documents import render_document
-from qzoom.data.synthetic.fonts import FontSet, advances, font_paths
+from qzoom.data.synthetic.page import HELD_OUT_SEEDS, FontSet, SyntheticSample, advances, font_paths
 from qzoom.data.synthetic.page import Page as Sheet
-from qzoom.data.synthetic.records import HELD_OUT_SEEDS, SyntheticSample
 from qzoom.data.synthetic.scenes import render_scene
 from tiny.pack import PackedLine, PackedObject, PackedQuestion, PackHeader, Page
 from tiny.sheet_texts import sheet_line

@@ -25,7 +25,7 @@ from qzoom.checkpoints.weights import read_index, read_tensors
 from qzoom.checkpoints.writing import copy_side_files, fresh_folder
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.settings import settings
-from qzoom.training.attention import use_plain_attention
+from qzoom.training.student.attention import use_plain_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import typer
 
-from qzoom.data.synthetic.wording import vocabulary_sentences
+from qzoom.data.synthetic.texts import vocabulary_sentences
 from qzoom.errors import ConfigError, QZoomError
 from tiny.aux_losses import GuidedModel, Targets, count_targets
 from tiny.batch import Batch, Example, collate, split_pool

@@ -11,7 +11,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from qzoom.data.synthetic.fonts import font_paths
+from qzoom.data.synthetic.page import font_paths
 
 __all__ = ["FOLDER", "PACKAGES", "printable", "typeface_digest", "typefaces"]
 

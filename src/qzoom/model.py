@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.config import TokenBudget, ZoomConfig
-from qzoom.engine.batch import events, perceive
+from qzoom.config import ZoomConfig
+from qzoom.engine.batch import answer_events, events
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.request import Options, Request, budget, check_heads, make_request
+from qzoom.engine.flow import perceive
+from qzoom.engine.request import Limit, Options, Request, check_heads, make_options, make_request
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.images.load import ImageLimits, load_image
-from qzoom.types import Answer, Perception, SamplingParams, StreamEvent, ZoomMode
+from qzoom.types import Answer, Perception, StreamEvent
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["QZoom"]
-
-Budget = TokenBudget | int | tuple[int, int] | None
 
 
 class QZoom:
@@ -39,7 +36,8 @@ class QZoom:
         self.engine = engine
         self.name = name
         self.image_limits = image_limits or ImageLimits()
-        self._chat = ChatEncoder(engine.backbone)
+        self.chat = ChatEncoder(engine.backbone)
+        """Renders and tokenises conversations."""
 
     @classmethod
     def from_pretrained(
@@ -118,7 +116,7 @@ class QZoom:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
         """
         answer = None
-        for event in self.stream(image, question, cancel=cancel, **options):
+        for _, event in answer_events(self.engine, self.request(image, question, **options), cancel):
             if on_text is not None and event.kind == "text":
                 on_text(event.text)
             answer = event.answer or answer
@@ -135,8 +133,7 @@ class QZoom:
     ) -> Iterator[StreamEvent]:
         """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
         request = self.request(image, question, **options)
-        stop = None if cancel is None else lambda _: cancel()
-        return (event for _, event in events(self.engine, [request], cancel=stop))
+        return (event for _, event in answer_events(self.engine, request, cancel))
 
     def ask_batch(self, samples: Sequence[tuple[Any, str | Sequence[dict[str, Any]]]], **options: Any) -> list[Answer]:
         """Answer many questions as one batch; every answer equals the one that `ask` gives.
@@ -171,57 +168,31 @@ class QZoom:
 
     def request(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Request:
         """Decode the pictures and tokenise the question; arguments and errors as in `ask`."""
-        own = dict(options)
-        system = own.pop("system", None)
-        made = self.make_options(**own)
-        check_heads(self.engine, made.zoom)
-        return make_request(self._chat, image, question, made, system=system, limits=self.image_limits)
+        system = options.pop("system", None)
+        settled = self.make_options(**options)
+        check_heads(self.engine, settled.zoom)
+        return make_request(self.chat, image, question, settled, system=system, limits=self.image_limits)
 
-    def session(self, image: Any, *, system: str | None = None, coarse_tokens: Budget = None) -> Session:
+    def session(self, image: Any, *, system: str | None = None, coarse_tokens: Limit = None) -> Session:
         """Encode and prefill pictures once, for many questions.
 
         Args:
             image: as in `ask`.
             system: a system turn.
-            coarse_tokens: visual tokens of the coarse look, per picture.
+            coarse_tokens: visual tokens of the coarse pass, per picture.
         """
         sources = list(image) if isinstance(image, list | tuple) else [image]
         pictures = tuple(load_image(source, self.image_limits) for source in sources)
         options = self.make_options(coarse_tokens=coarse_tokens)
-        return open_session(
-            self.engine, self._chat, pictures, system=system, options=options, make_options=self.make_options
-        )
+        return open_session(self.engine, self.chat, pictures, system=system, options=options)
 
-    def make_options(
-        self,
-        *,
-        zoom: ZoomMode = "auto",
-        gate_threshold: float | None = None,
-        region_threshold: float | None = None,
-        coarse_tokens: Budget = None,
-        region_tokens: Budget = None,
-        stop: str | Sequence[str] = (),
-        **sampling: Any,
-    ) -> Options:
+    def make_options(self, **options: Any) -> Options:
         """Validated options of one question, from keyword arguments as in `ask`.
 
         Raises:
             ConfigError: an unknown option (with the closest known one) or a bad value.
         """
-        _refuse_unknown_options(sampling)
-        config = self.engine.config
-        coarse = config.coarse_tokens or self.engine.backbone.default_budget()
-        if not isinstance(stop, str | list | tuple):
-            raise ConfigError(f"stop must be a text or a list of texts, not {stop!r}.")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Options(
-            zoom=zoom,
-            sampling=SamplingParams(stop=stops, **sampling),
-            gate_threshold=gate_threshold,
-            region_threshold=region_threshold,
-            coarse_tokens=budget(coarse_tokens, coarse),
-            region_tokens=budget(region_tokens, config.region_tokens or coarse),
-        )
+        return make_options(self.engine, **options)
 
     def save_pretrained(self, path: str | Path, **options: Any) -> Path:
         """Write the adapter (`qzoom_config.json`, `qzoom.safetensors`); see `checkpoints.adapter.save_pretrained`."""
@@ -246,13 +217,3 @@ def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, An
             raise ConfigError(f"{name} is a list of {len(value)} values for {count} samples; give one each{hint}.")
         out[name] = value[index] if per_sample else value
     return out
-
-
-def _refuse_unknown_options(sampling: dict[str, Any]) -> None:
-    known = [f.name for f in dataclasses.fields(SamplingParams)]
-    every = [*known, "zoom", "gate_threshold", "region_threshold", "coarse_tokens", "region_tokens"]
-    for name in sampling:
-        if name not in known:
-            close = difflib.get_close_matches(name, every, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(every)}."
-            raise ConfigError(f"Unknown option {name!r}; {hint}")

@@ -14,6 +14,7 @@ comes with the closest known one.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -99,6 +100,7 @@ def settings(cls: type[T] | None = None, *, error: type[QZoomError] = ConfigErro
     """
 
     def decorate(kind: type[T]) -> type[T]:
+        _name_place(kind)
         made: Any = pydantic_dataclass(frozen=True, config=_CONFIG)(kind)
         build = made.__init__
 
@@ -130,10 +132,35 @@ def from_mapping(cls: type[T], values: Any, source: str) -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
     text = json.dumps(dict(values), default=str)
+    reading = _reading.set(True)
     try:
         return TypeAdapter(cls).validate_json(text)
     except ValidationError as failure:
         raise ConfigError(_sentence(failure, cls, source, ": ")) from None
+    finally:
+        _reading.reset(reading)
+
+
+_reading = contextvars.ContextVar("reading", default=False)
+"""Whether settings are built from a file or mapping, so that errors have a place."""
+
+
+def _name_place(kind: type) -> None:
+    """Let what `__post_init__` complains about be reported with its place in the file."""
+    check = kind.__dict__.get("__post_init__")
+    if check is None:
+        return
+
+    @functools.wraps(check)
+    def __post_init__(self: Any) -> None:
+        try:
+            check(self)
+        except QZoomError as error:
+            if _reading.get():
+                raise ValueError(str(error)) from error
+            raise
+
+    kind.__post_init__ = __post_init__  # type: ignore[attr-defined]
 
 
 def read_settings(

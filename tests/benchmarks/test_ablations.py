@@ -11,10 +11,10 @@ from benchmarks.ablation_train import plain_base
 from benchmarks.ablation_variants import GROUPS, REFERENCE, VARIANTS, chosen
 from benchmarks.ablation_words import gate_verdict, markdown, skips, verdict
 from benchmarks.ablations import main
+from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.label_regions import base_digest
-from qzoom.labels.maps import RegionLabelSettings
+from qzoom.labels.settings import LabelMapSettings
 from qzoom.model import QZoom
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Turn, content_id, tensor_digest
@@ -63,7 +63,7 @@ def labels_in(folder):
 
 
 def test_other_labels_from_kept_attention(store, tmp_path):
-    settings = RegionLabelSettings(min_peak=0.0, ignore_share=1.0)
+    settings = LabelMapSettings(min_peak=0.0, ignore_share=1.0)
     own = labels_in(changed_labels(store, tmp_path / "tri", "tri", relabelled(settings)))
     assert len(own) == 3
     assert own[0][1].tolist() == [

@@ -40,7 +40,7 @@ def test_receipts_from_the_first_question_to_the_times(words_of, tmp_path):
     assert main([*words_of, "--minutes", "0.0000001"]) == 3
     first = kept(tmp_path)
     assert len(first) == 1
-    assert next(iter(first.values())).count(b"\n") == 4  # the header and the questions about one picture
+    assert next(iter(first.values())).count(b"\n") == 2  # the header and the questions about one picture
     assert main(words_of) == 0
     done = kept(tmp_path)
     assert {name: data[: len(first[name])] for name, data in done.items() if name in first} == first
@@ -97,7 +97,7 @@ def test_drawn_pictures_choose_on_other_pictures(model, tmp_path, capsys):
     assert {"calibration/scenes-plain-6.jsonl", "calibration/scenes-qzoom-6+6-gate-0.jsonl"} <= names
     assert "report/scenes-plain-12.jsonl" in names
     pictures = [
-        {json.loads(line)["picture"] for line in path.read_text(encoding="utf-8").splitlines()[1:]}
+        {json.loads(line)["key"] for line in path.read_text(encoding="utf-8").splitlines()[1:]}
         for path in (tmp_path / "runs").rglob("scenes-*.jsonl")
     ]
     assert {"scenes-500000"} in pictures

@@ -1,15 +1,16 @@
 """The results page from what lies on the disk."""
 
 from benchmarks.results import answer_files, main
-from qzoom.evaluation.store import AnswerFile
+from qzoom.store.log import LogWriter
 from tests.evaluation.samples import row
 
 
 def answers(path, zoom, task="receipts", rows=1):
     options = {"zoom": zoom, "coarse_tokens": {"min_tokens": 1, "max_tokens": 144}}
-    file = AnswerFile(path, {"questions": {"task": task}, "options": options}, about={"model": "tiny"})
+    file = LogWriter(path, "answers", {"questions": {"task": task}, "options": options}, about={"model": "tiny"})
     for number in range(rows):
-        file.append([row(picture=f"p{number}")])
+        file.append(f"p{number}", [row(picture=f"p{number}").to_dict()])
+    file.close()
 
 
 TABLES = "the tables above may be of a later one."

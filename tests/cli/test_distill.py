@@ -22,15 +22,16 @@ def test_a_run_reports_every_step_and_where_the_data_is(here, recipe, tmp_path):
     lines = said.out.splitlines()
     assert lines[0] == "pictures: 2 used, 0 refused, 0 twice"
     assert "vote: 4 in, 4 kept" in lines
-    assert lines[-1].startswith(f"4 train, 0 validation rows in {tmp_path / 'out/dataset'}")
+    assert lines[-1] == f"4 train, 0 validation rows in {tmp_path / 'out/dataset'}; not compared with any benchmark"
 
 
-def test_json_holds_all_counts_and_a_step_can_be_run_alone(here, recipe, tmp_path):
-    said = here("distill", recipe, "-o", tmp_path / "out", "--step", "propose", "--json")
+def test_json_holds_all_counts_and_a_step_can_start_anew(here, recipe, tmp_path):
+    here("distill", recipe, "-o", tmp_path / "out", "--quiet")
+    said = here("distill", recipe, "-o", tmp_path / "out", "--fresh", "--step", "vote", "--json")
     values = json.loads(said.out)
     assert values["steps"]["propose"] == {"entered": 2, "kept": 4, "refused": {}}
-    assert values["computed"]["propose"] == 2
-    assert values["rows"] == {}
+    assert (values["computed"]["propose"], values["computed"]["vote"]) == (0, 4)
+    assert (values["rows"], values["compared"]) == ({"train": 4, "validation": 0}, False)
     assert values == json.loads((tmp_path / "out/report.json").read_text())
 
 
@@ -44,20 +45,23 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(here, recipe, tmp_path
 
 def test_mistakes_are_one_sentence(here, recipe, tmp_path):
     assert here("distill", tmp_path / "none.yaml").is_one_sentence
-    said = here("distill", recipe, "-o", tmp_path / "out", "--step", "vot")
+    said = here("distill", recipe, "-o", tmp_path / "out", "--fresh", "--step", "vot")
     assert said.is_one_sentence
     assert "its steps: propose, crop, ask" in said.err
     assert here("distill", recipe, "--engine", "spark").code == 2
+    assert "give both, or neither" in here("distill", recipe, "--step", "vote").err
+    recipe.write_text(recipe.read_text().replace(str(tmp_path / "in"), "receipts:{data}"))
+    assert "name it with --data FOLDER" in here("distill", recipe, "--dry-run").err
 
 
-def test_audit_names_pairs(here, tmp_path):
+def test_decontaminate_names_pairs(here, tmp_path):
     for name in ("mine", "bench"):
         (tmp_path / name).mkdir()
     picture = Image.effect_noise((320, 240), 90).convert("RGB")
     picture.save(tmp_path / "bench/b.png")
     picture.resize((200, 150)).save(tmp_path / "mine/a.jpg")
-    said = here("distill", "audit", tmp_path / "mine", "--against", tmp_path / "bench")
+    said = here("distill", "decontaminate", tmp_path / "mine", "--against", tmp_path / "bench")
     assert said.code == 0
     assert said.out.splitlines()[0].startswith("a.jpg  b.png  pHash ")
     assert said.out.splitlines()[1] == "1 of 1 pictures look like one of 1 benchmark pictures."
-    assert here("distill", "audit", tmp_path / "mine", "--against", tmp_path / "none").is_one_sentence
+    assert here("distill", "decontaminate", tmp_path / "mine", "--against", tmp_path / "none").is_one_sentence

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.data.samples import read_answers
 from tests.evaluation.samples import receipt, write_split
 from tests.tiny_models import engine, picture
 
@@ -116,11 +117,11 @@ def test_output_continues(evaluate, data, tmp_path):
     words = ("receipts", "--data", data, "--json", "--max-visual-tokens", "24", "--output", output)
     first = figures(evaluate(*words, "--limit", 1))
     lines = output.read_text(encoding="utf-8").splitlines()
-    assert (first["n"], len(lines)) == (3, 4)
-    assert json.loads(lines[1])["answer"] == "33.90"
+    assert (first["n"], len(lines)) == (3, 2)
+    assert json.loads(lines[1])["items"][0]["answer"] == "33.90"
     whole = figures(evaluate(*words))
     assert whole["n"] == 9
-    assert output.read_text(encoding="utf-8").splitlines()[:4] == lines
+    assert output.read_text(encoding="utf-8").splitlines()[:2] == lines
     assert figures(evaluate(*words)) == whole
     refused = evaluate(*words, "--zoom", "never")
     assert refused.code == 1
@@ -145,7 +146,7 @@ def test_several_tasks_and_scoring_again(evaluate, here, data, tmp_path):
     lines = (output / "receipts.jsonl").read_text(encoding="utf-8").splitlines()
     about = json.loads(lines[0])["settings"]["model"]
     assert (about["dtype"], about["attention"]) == ("float32", "sdpa")
-    row = json.loads(lines[1])
+    row = json.loads(lines[1])["items"][0]
     assert row["coarse_size_px"][0] % 32 == 0
     assert row["question"] in row["prompt"]
 
@@ -155,11 +156,13 @@ def test_other_answers_are_scored_anew(evaluate, here, data, tmp_path):
     words = ("receipts", "--data", data, "--limit", 1, "--zoom", "never", "--max-visual-tokens", 24)
     assert figures(evaluate(*words, "--output", output, "--json"))["exact_match"]["total"] == 0.0
     lines = output.read_text(encoding="utf-8").splitlines()
-    row = json.loads(lines[1]) | {"prediction": "RM 33.90"}
-    output.write_text("\n".join([lines[0], json.dumps(row), *lines[2:]]) + "\n", encoding="utf-8")
+    group = json.loads(lines[1])
+    group["items"][0]["prediction"] = "RM 33.90"
+    output.write_text("\n".join([lines[0], json.dumps(group), *lines[2:]]) + "\n", encoding="utf-8")
     again = json.loads(here("eval", "--rescore", output, "--json").out)
     assert again["exact_match"] == {"total": 1.0, "date": 0.0, "company": 0.0, "all": pytest.approx(1 / 3)}
-    for name, text, said in (("none.jsonl", None, "cannot be read"), ("notes.jsonl", "hello\n", "does not start")):
+    wrong = (("none.jsonl", None, "no such file or folder"), ("notes.jsonl", "hello\n", "does not start"))
+    for name, text, said in wrong:
         if text:
             (tmp_path / name).write_text(text, encoding="utf-8")
         refused = here("eval", "--rescore", tmp_path / name)
@@ -221,8 +224,8 @@ def test_killed_and_run_again(checkpoint, data, tmp_path, evaluate):
     process.send_signal(signal.SIGKILL)
     process.wait()
     again = figures(evaluate(*words))
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()[1:]]
-    assert [(row["picture"], row["index"]) for row in rows] == [(name, i) for name in "abc" for i in range(3)]
+    rows = read_answers(output)[1]
+    assert [(row.picture, row.index) for row in rows] == [(name, i) for name in "abc" for i in range(3)]
     undisturbed = figures(evaluate(*words[:-2]))
     times = {"seconds", "seconds_total"}
     assert {k: v for k, v in again.items() if k not in times} == {

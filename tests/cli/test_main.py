@@ -24,7 +24,7 @@ def test_help_lists_the_verbs_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("ask", "perceive", "convert", "doctor"):
+    for verb in ("ask", "perceive", "convert", "doctor", "distill decontaminate"):
         assert f" {verb} " in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""`qzoom label`, `train` and `mine`: from a question file to a model that zooms, and what is answered to mistakes."""
+"""`qzoom label` and `train`: from a question file to a model that zooms, and the answers to mistakes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ def recipe(path, **values):
 
 def label(here, place, *more):
     words = ("label", "regions", "--questions", place / "q.jsonl", "-m", place / "base", "--tokens", "20")
-    return here(*words, "--max-new-tokens", "4", "--heads", "2:1 4:3", "--min-peak", "0", *SMALL, *more)
+    settings = place / "labels.yaml"
+    if "--recipe" not in more:
+        settings.write_text("maps: {min_peak: 0.0}\n")
+        more = (*more, "--recipe", settings)
+    return here(*words, "--max-new-tokens", "4", "--heads", "2:1 4:3", *SMALL, *more)
 
 
 @pytest.mark.timeout(1200)
@@ -65,15 +69,19 @@ def test_from_questions_to_an_adapter(here, place, tmp_path):
     assert json.loads(zoomed.out)["regions"]
 
     words = ("--questions", place / "q.jsonl", "-m", tmp_path / "run" / "model", "--max-new-tokens", "3", *SMALL)
-    climbed = here("label", "gate", *words, "--ladder", "4,8,16", "-o", tmp_path / "gate")
-    assert climbed.code == 0, climbed.err
-    counts = json.loads(climbed.out)
-    assert counts["ladders"] == 6
-    mined = here("mine", *words, "--coarse-tokens", "12", "--region-tokens", "12", "-o", tmp_path / "mined")
+    for more in (("--tokens", "4,8,16"), ("--by", "zoom", "--tokens", "12,20")):
+        labelled = here("label", "gate", *words, *more, "-o", tmp_path / f"gate{len(more)}")
+        assert labelled.code == 0, labelled.err
+        counts = json.loads(labelled.out)
+        assert counts["questions"] == 6
+        assert counts["closer"] + counts["enough"] + counts["dropped"] == 6
+    mined = here(
+        "label", "hard-cases", *words, "--coarse-tokens", "12", "--region-tokens", "12", "-o", tmp_path / "mined"
+    )
     assert mined.code == 0, mined.err
     figures = json.loads(mined.out)
     assert figures["turns"] == 6
-    assert sum(figures[kind] for kind in ("hard", "improvements", "kept", "both_wrong", "open")) == 6
+    assert sum(figures[kind] for kind in ("hard", "improvements", "both_right", "both_wrong", "undecided")) == 6
 
 
 @pytest.mark.slow
@@ -93,11 +101,13 @@ def test_two_processes_label_what_one_does(here, place, tmp_path):
 
 def test_changed_settings_are_one_sentence(here, place, tmp_path):
     assert label(here, place, "-o", tmp_path / "labels").code == 0
-    refused = label(here, place, "-o", tmp_path / "labels", "--background", "0.01")
+    other = tmp_path / "other.yaml"
+    other.write_text("maps: {min_peak: 0.0, background: 0.01}\n")
+    refused = label(here, place, "-o", tmp_path / "labels", "--recipe", other)
     assert refused.code == 1
     assert refused.is_one_sentence
-    assert "tristate.background was 0.05, is 0.01" in refused.err
-    assert label(here, place, "-o", tmp_path / "labels", "--background", "0.01", "--fresh").code == 0
+    assert "maps.background was 0.05, is 0.01" in refused.err
+    assert label(here, place, "-o", tmp_path / "labels", "--recipe", other, "--fresh").code == 0
 
 
 def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
@@ -120,13 +130,23 @@ def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
     [
         (("label", "regions", "--questions", "none.jsonl", "-o", "x"), 1, "cannot be read"),
         (
-            ("label", "gate", "--questions", "documents:0:1", "-o", "x", "--ladder", "64;128"),
+            ("label", "gate", "--questions", "documents:0:1", "-o", "x", "--tokens", "64;128"),
             2,
-            "no list of visual tokens",
+            "tokens[0] must be a whole number of at least 1, not '64;128'",
         ),
-        (("label", "gate", "--questions", "documents:0:1", "-o", "x", "--ladder", "64,32,128"), 1, "three rising"),
+        (
+            ("label", "gate", "--questions", "documents:0:1", "-o", "x", "--tokens", "64,32,128"),
+            2,
+            "three or more rising",
+        ),
+        (("label", "regions", "--questions", "documents:0:1", "-o", "x", "--foreground", "1.5"), 2, "from 0 to 1"),
+        (("label", "regions", "--questions", "documents:0:1", "-o", "x", "--recipe", "none.yaml"), 1, "cannot be read"),
         (("train", "regions", "--recipe", "none.yaml", "-o", "x"), 1, "cannot be read"),
-        (("mine", "--questions", "documents:0:1", "-o", "x", "--judge-url", "http://127.0.0.1:1"), 2, "--judge-model"),
+        (
+            ("label", "hard-cases", "--questions", "documents:0:1", "-o", "x", "--judge-url", "http://127.0.0.1:1"),
+            2,
+            "--judge-model",
+        ),
         (("convert", "labels", "none.pkl"), 2, "--output"),
         (("convert", "labels", "none.pkl", "-o", "x"), 1, "no such file"),
         (("convert", "a", "b", "-o", "x"), 2, "labels PICKLE"),
@@ -141,8 +161,9 @@ def test_mistakes_are_one_sentence(here, tmp_path, monkeypatch, words, code, mes
     assert not (tmp_path / "x").exists()
 
 
-def test_mining_needs_a_region_branch(here, place, tmp_path):
-    result = here("mine", "--questions", place / "q.jsonl", "-m", place / "base", "-o", tmp_path / "m", *SMALL)
+@pytest.mark.parametrize("words", [("hard-cases",), ("gate", "--by", "zoom")])
+def test_zooming_needs_a_region_branch(here, place, tmp_path, words):
+    result = here("label", *words, "--questions", place / "q.jsonl", "-m", place / "base", "-o", tmp_path / "m", *SMALL)
     assert result.code == 1
     assert result.is_one_sentence
     assert "has no region branch" in result.err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qzoom.data.overlay import Fade, choose_style, clause, draw, has_box, line_width_px, with_margin
+from qzoom.data.overlay import ShareSchedule, choose_style, clause, draw, has_box, line_width_px, with_margin
 from qzoom.errors import ConfigError, DataError, ImageError
 
 GREY = (128, 128, 128)
@@ -122,14 +122,14 @@ def test_margin_is_clipped() -> None:
 
 
 def test_schedule() -> None:
-    assert [Fade().share(p) for p in (-1, 0, 0.5, 1, 2)] == [1.0, 1.0, 0.5, 0.0, 0.0]
-    assert Fade(0.8, 0.2, "cosine", 0.5).share(0.25) == pytest.approx(0.5)
-    assert Fade(0.8, 0.2, "cosine", 0.5).share(0.5) == pytest.approx(0.2)
-    assert Fade(0.7, 0.0, "constant").share(0.9) == 0.7
-    assert Fade(until=0.0).share(0.0) == 0.0
+    assert [ShareSchedule().share(p) for p in (-1, 0, 0.5, 1, 2)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert ShareSchedule(0.8, 0.2, "cosine", 0.5).share(0.25) == pytest.approx(0.5)
+    assert ShareSchedule(0.8, 0.2, "cosine", 0.5).share(0.5) == pytest.approx(0.2)
+    assert ShareSchedule(0.7, 0.0, "constant").share(0.9) == 0.7
+    assert ShareSchedule(until=0.0).share(0.0) == 0.0
     for bad in ({"shape": "steps"}, {"first": 1.5}, {"until": True}):
         with pytest.raises(ConfigError):
-            Fade(**bad)  # type: ignore[arg-type]
+            ShareSchedule(**bad)  # type: ignore[arg-type]
 
 
 def test_boxes_are_decided_by_item_and_epoch() -> None:

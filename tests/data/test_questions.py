@@ -42,6 +42,21 @@ def test_reads_questions_in_both_forms(folder):
     assert load_picture(first).size_px == (40, 30)
 
 
+def test_reads_pictures_with_all_their_questions(folder):
+    questions = [
+        {"field": "total", "question": "How much?", "answer": "3", "boxes": [[0, 0, 5, 5]]},
+        {"field": "star", "question": "Is there a star?", "answer": "no", "boxes": [], "negative": True},
+    ]
+    picture = {"id": "p", "image": "one.png", "width": 40, "height": 30, "questions": questions}
+    first, second = read_questions(write(folder, GOOD, picture)).questions
+    assert (second.name, second.image, second.mode, second.source, second.root) == (
+        "p", "one.png", "text", "q", first.root,
+    )  # fmt: skip
+    assert second.turns == (Turn("How much?", ("3",), ((0, 0, 5, 5),)), Turn("Is there a star?", ("no",)))
+    with pytest.raises(DataError, match=r"q.jsonl, line 1: 'width' is missing"):
+        read_questions(write(folder, {key: value for key, value in picture.items() if key != "width"}))
+
+
 MISTAKES = [
     ("{", "not JSON"),
     ("[1]", "expected an object"),
@@ -50,7 +65,7 @@ MISTAKES = [
     (GOOD | {"turns": [{"question": "?"}]}, "either 'question' or 'turns'"),
     ({"image": "one.png", "question": "?"}, "'id' is missing"),
     (GOOD | {"id": 3}, "'id' must be a text"),
-    (GOOD | {"question": " "}, "not empty"),
+    (GOOD | {"question": " "}, "'question' is empty"),
     (GOOD | {"image": "two.png"}, "the picture 'two.png' is not in"),
     (GOOD | {"answer": 3}, "'answer' must be a text or a list of texts"),
     (GOOD | {"answer": ["x", 3]}, "'answer' must be a text or a list of texts"),

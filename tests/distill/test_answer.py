@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qzoom.distill.answer import AnswerStep, extract_answer
-from qzoom.distill.by_rule import RuleTeacher
+from qzoom.distill.answer import answer_step, read_vote
 from qzoom.distill.items import Vote
+from qzoom.distill.roles import Role
 from qzoom.distill.vote import VoteSettings
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from tests.distill.views import ITEM, StillViews
@@ -34,7 +34,7 @@ from tests.distill.views import ITEM, StillViews
     ],
 )
 def test_the_answer_is_read(reply: str, text: str) -> None:
-    found = extract_answer(reply)
+    found = read_vote("", 0, reply)
     assert (found.text, found.status, found.reason) == (text, "answered", "")
 
 
@@ -57,7 +57,7 @@ def test_the_answer_is_read(reply: str, text: str) -> None:
     ],
 )
 def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
-    found = extract_answer(reply)
+    found = read_vote("", 0, reply)
     assert (found.text, found.status) == ("", "failed")
     assert reason in found.reason
 
@@ -66,48 +66,47 @@ def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
     "reply", ["I don't know.", "<answer>Cannot tell</answer>", "\\boxed{unanswerable}", "Illegible"]
 )
 def test_a_teacher_may_say_that_it_cannot_tell(reply: str) -> None:
-    assert extract_answer(reply).status == "abstained"
+    assert read_vote("", 0, reply).status == "abstained"
 
 
 def test_a_reply_that_was_cut_off_needs_a_closed_tag() -> None:
-    assert extract_answer("12.", cut_off=True).reason == "cut off at the token limit"
-    assert extract_answer("<answer>12</answer> beca", cut_off=True).text == "12"
+    assert read_vote("", 0, "12.", cut_off=True).reason == "cut off at the token limit"
+    assert read_vote("", 0, "<answer>12</answer> beca", cut_off=True).text == "12"
 
 
 def test_long_replies_take_no_long_time() -> None:
-    assert extract_answer("<answer>" * 50_000 + "x" + "</answer>" * 50_000).status == "failed"
-    assert extract_answer("\\boxed{" * 50_000).status == "failed"
-    assert extract_answer("*_" * 100_000).status == "failed"
+    assert read_vote("", 0, "<answer>" * 50_000 + "x" + "</answer>" * 50_000).status == "failed"
+    assert read_vote("", 0, "\\boxed{" * 50_000).status == "failed"
+    assert read_vote("", 0, "*_" * 100_000).status == "failed"
 
 
-class Refusing(RuleTeacher):
-    def answer(self, item, views, sample):
-        if sample == 1:
-            raise CallRefusedError("HTTP 413")
-        return Vote(self.name, sample, "A4")
+def teacher(name, *replies):
+    """Gives the replies in order; an error is raised."""
+
+    def call(item, views, sample):
+        if isinstance(replies[sample], Exception):
+            raise replies[sample]
+        return Vote(name, sample, replies[sample])
+
+    return Role(name, f"model of {name}", call)
 
 
 def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> None:
-    step = AnswerStep((RuleTeacher("one", model="m1"), Refusing("two", model="m2")), StillViews(), samples=2)
-    (item,) = step(ITEM)
+    teachers = (teacher("one", "A4", "A4"), teacher("two", "A4", CallRefusedError("HTTP 413")))
+    (item,) = answer_step(teachers, StillViews(), samples=2)(ITEM)
     assert item.votes == (
         Vote("one", 0, "A4"),
         Vote("one", 1, "A4"),
         Vote("two", 0, "A4"),
         Vote("two", 1, "", "failed", "HTTP 413"),
     )
-    assert item.models == (("teacher", "m1"), ("teacher", "m2"))
-
-
-class Saying(RuleTeacher):
-    def answer(self, item, views, sample):
-        return Vote(self.name, sample, self.model[sample])
+    assert item.models == (("teacher", "model of one"), ("teacher", "model of two"))
 
 
 def test_hopeless_questions_are_given_up_and_no_others() -> None:
-    def statuses(first: str, second: str, judged: bool = False) -> str:
-        teachers = (Saying("one", model=first), Saying("two", model=second))
-        (item,) = AnswerStep(teachers, StillViews(), 4, VoteSettings(), judged)(ITEM)
+    def statuses(first: str, second: str, *, judged: bool = False) -> str:
+        teachers = (teacher("one", *first), teacher("two", *second))
+        (item,) = answer_step(teachers, StillViews(), 4, VoteSettings(), judged=judged)(ITEM)
         return "".join(vote.status[0] for vote in item.votes)
 
     assert statuses("aaaa", "aaab") == "aaaaaaaa"
@@ -118,13 +117,13 @@ def test_hopeless_questions_are_given_up_and_no_others() -> None:
 
 def test_teachers_need_names_of_their_own() -> None:
     with pytest.raises(ConfigError, match="names of their own"):
-        AnswerStep((RuleTeacher("one"), RuleTeacher("one")), StillViews())
+        answer_step((teacher("one"), teacher("one")), StillViews())
     with pytest.raises(ConfigError, match="samples must be"):
-        AnswerStep((RuleTeacher("one"),), StillViews(), samples=0)
+        answer_step((teacher("one"),), StillViews(), samples=0)
 
 
 def test_an_item_without_a_question_says_what_to_run() -> None:
     import dataclasses
 
     with pytest.raises(DataError, match="run the step ask first"):
-        AnswerStep((RuleTeacher(),), StillViews())(dataclasses.replace(ITEM, asked=None))
+        answer_step((teacher("one"),), StillViews(), 1)(dataclasses.replace(ITEM, draft=None))

@@ -8,22 +8,18 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from qzoom.distill.answer import AnswerStep
-from qzoom.distill.ask import AskStep, ValidateStep
-from qzoom.distill.by_endpoint import (
-    EndpointAsker,
-    EndpointMaker,
-    EndpointReader,
-    EndpointTeacher,
-    EndpointValidator,
-)
+from qzoom.distill import by_endpoint
+from qzoom.distill.answer import answer_step
+from qzoom.distill.ask import ask_step, validate_step
 from qzoom.distill.items import Agreement, Vote
+from qzoom.distill.roles import Role, RoleSettings
 from qzoom.llm.cache import CallCache
 from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
@@ -31,7 +27,7 @@ from qzoom.scoring.judge import Judge
 from tests.distill.views import ITEM, StillViews
 from tests.llm.stub import Stub, always, serve, text_of
 
-EMPTY = dataclasses.replace(ITEM, asked=None)
+EMPTY = dataclasses.replace(ITEM, draft=None)
 VIEWS = StillViews()
 
 
@@ -48,6 +44,11 @@ def behind(
             shared.close()
 
 
+def role(client: Client, call: Callable[..., Any], **settings: Any) -> Role[Any]:
+    member = RoleSettings(by="endpoint", endpoints=client.endpoints, **settings)
+    return Role(client.name, client.model, partial(call, client=client, member=member))
+
+
 def sizes(body: dict[str, Any]) -> list[tuple[int, int]]:
     out = []
     for part in body["messages"][-1]["content"]:
@@ -58,7 +59,7 @@ def sizes(body: dict[str, Any]) -> list[tuple[int, int]]:
     return out
 
 
-def test_the_asker_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> None:
+def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> None:
     rows = [
         {"question": " What  does the tag say? ", "kind": "OCR"},
         {"question": "what does the tag say?", "kind": "ocr"},
@@ -68,23 +69,23 @@ def test_the_asker_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> N
         {"question": "How many?", "kind": "guessing"},
     ]
     reply = "Here [all I see] they are:\n```json\n" + json.dumps(rows) + "\n```"
-    with behind(tmp_path, always(reply), "asker") as (client, stub):
-        items = AskStep(EndpointAsker(client, count=4), VIEWS)(EMPTY)
-    assert [(item.asked.text, item.asked.kind, item.asked.asker) for item in items] == [
+    with behind(tmp_path, always(reply), "question_writer") as (client, stub):
+        items = ask_step(role(client, by_endpoint.write_questions, count=4), VIEWS)(EMPTY)
+    assert [(item.draft.text, item.draft.kind, item.draft.writer) for item in items] == [
         ("What does the tag say?", "ocr", "big"),
         ("What color is it?", "colour", "big"),
         ("What is it made of?", "other", "big"),
         ("How many?", "other", "big"),
     ]
-    assert items[0].models == (("asker", "big: m-1"),)
+    assert items[0].models == (("question_writer", "big: m-1"),)
     assert sizes(stub.bodies[0]) == [(140, 100)]
     assert "up to 4 short questions" in text_of(stub.bodies[0])
 
 
 @pytest.mark.parametrize("reply", ["", "no", "[broken", '{"question": "a"}', "[]"])
-def test_an_asker_without_questions_refuses_the_place(tmp_path: Path, reply: str) -> None:
+def test_a_writer_without_questions_refuses_the_place(tmp_path: Path, reply: str) -> None:
     with behind(tmp_path, always(reply)) as (client, stub):
-        (item,) = AskStep(EndpointAsker(client), VIEWS)(EMPTY)
+        (item,) = ask_step(role(client, by_endpoint.write_questions), VIEWS)(EMPTY)
     assert item.decisions[-1].reason == "no question about this place"
     assert [body["seed"] for body in stub.bodies] == ([0] if reply == "[]" else [0, 1, 2])
 
@@ -103,33 +104,33 @@ def test_an_asker_without_questions_refuses_the_place(tmp_path: Path, reply: str
 def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str, Any], reason: str) -> None:
     whole = {"answerable": True, "unique": True, "same_answer": True, "clean": True} | verdict
     with behind(tmp_path, always(f"<think>[]</think>{json.dumps(whole)}")) as (client, stub):
-        (item,) = ValidateStep(EndpointValidator(client), VIEWS)(ITEM)
+        (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(ITEM)
     assert item.decisions[-1].reason == reason
     assert sizes(stub.bodies[0]) == [(400, 200), (140, 100)]
-    assert json.dumps(ITEM.asked.text) in text_of(stub.bodies[0])
+    assert json.dumps(ITEM.draft.text) in text_of(stub.bodies[0])
     assert "A4" not in json.dumps(stub.bodies[0]["messages"][0]["content"][2])
 
 
 def test_a_leak_is_found_before_anyone_is_paid(tmp_path: Path) -> None:
     with behind(tmp_path, always("{}")) as (client, stub):
-        leaky = dataclasses.replace(ITEM, asked=dataclasses.replace(ITEM.asked, text="What is in the bounding box?"))
-        (item,) = ValidateStep(EndpointValidator(client), VIEWS)(leaky)
+        leaky = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What is in the bounding box?"))
+        (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(leaky)
     assert item.decisions[-1].reason == "the question points at the crop or a box"
     assert stub.bodies == []
 
 
 def test_a_refusing_endpoint_refuses_the_item_only(tmp_path: Path) -> None:
     with behind(tmp_path, always((413, {}))) as (client, _):
-        (asked,) = AskStep(EndpointAsker(client), VIEWS)(EMPTY)
-        (checked,) = ValidateStep(EndpointValidator(client), VIEWS)(ITEM)
-    assert asked.decisions[-1].reason == "the asker refused the picture"
+        (draft,) = ask_step(role(client, by_endpoint.write_questions), VIEWS)(EMPTY)
+        (checked,) = validate_step(role(client, by_endpoint.validate), VIEWS)(ITEM)
+    assert draft.decisions[-1].reason == "the question writer refused the picture"
     assert checked.decisions[-1].reason == "the validator refused the picture"
 
 
 def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path: Path) -> None:
     replies = ["<answer>**A4**</answer>", "", "\\boxed{A} or \\boxed{B}", "I cannot tell"]
     with behind(tmp_path, lambda body, before: replies[body["seed"]]) as (client, stub):
-        (item,) = AnswerStep((EndpointTeacher(client),), VIEWS, 4)(ITEM)
+        (item,) = answer_step((role(client, by_endpoint.answer),), VIEWS, 4)(ITEM)
     assert item.votes == (
         Vote("big", 0, "A4"),
         Vote("big", 1, "", "failed", "an empty answer"),
@@ -144,16 +145,16 @@ def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path: Path)
 
 def test_a_plain_teacher_gets_the_bare_question(tmp_path: Path) -> None:
     with behind(tmp_path, always("A4")) as (client, stub):
-        vote = EndpointTeacher(client, plain=True).answer(ITEM, VIEWS, 0)
+        vote = role(client, by_endpoint.answer, plain=True).call(ITEM, VIEWS, 0)
     assert vote == Vote("big", 0, "A4")
-    assert text_of(stub.bodies[0]) == ITEM.asked.text
+    assert text_of(stub.bodies[0]) == ITEM.draft.text
 
 
 def test_a_reply_that_is_cut_off_is_no_answer(tmp_path: Path) -> None:
     from tests.llm.stub import completion
 
     with behind(tmp_path, always(completion("It says A", finish="length"))) as (client, _):
-        vote = EndpointTeacher(client).answer(ITEM, VIEWS, 0)
+        vote = role(client, by_endpoint.answer).call(ITEM, VIEWS, 0)
     assert vote == Vote("big", 0, "", "failed", "cut off at the token limit")
 
 
@@ -171,21 +172,21 @@ def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
     assert len(stub.bodies) == 3
 
 
-def test_the_maker_writes_texts(tmp_path: Path) -> None:
+def test_the_distractor_writer_writes_texts(tmp_path: Path) -> None:
     answered = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
-    with behind(tmp_path, always('Sure: ["B1", 3, " C 2 ", ""]'), "maker") as (client, stub):
-        assert EndpointMaker(client).distractors(answered, VIEWS, 5) == ["B1", "C 2"]
-        assert EndpointMaker(client).distractors(ITEM, VIEWS, 5) == ()
+    with behind(tmp_path, always('Sure: ["B1", 3, " C 2 ", ""]'), "distractor_writer") as (client, stub):
+        assert role(client, by_endpoint.write_distractors).call(answered, VIEWS, 5) == ["B1", "C 2"]
+        assert role(client, by_endpoint.write_distractors).call(ITEM, VIEWS, 5) == ()
     assert "5 wrong answers" in text_of(stub.bodies[0])
 
 
 def test_the_reader_reads_with_and_without_a_picture(tmp_path: Path) -> None:
     with behind(tmp_path, lambda body, before: "B" if before == 0 else "C", "student") as (client, stub):
-        reader = EndpointReader(client, max_pixels=2000, plain=True)
-        assert reader.read(ITEM, Image.new("RGB", (200, 100)), "Which?", 0).text == "B"
-        assert reader.read(ITEM, None, "Which?", 0).text == "B"
+        reader = role(client, by_endpoint.read, max_pixels=2000, plain=True)
+        assert reader.call(ITEM, Image.new("RGB", (200, 100)), "Which?", 0).text == "B"
+        assert reader.call(ITEM, None, "Which?", 0).text == "B"
     assert sizes(stub.bodies[0]) == [(63, 31)]
     assert stub.bodies[1]["messages"] == [{"role": "user", "content": "Which?"}]
     with behind(tmp_path / "b", always((422, {}))) as (client, _):
-        vote = EndpointReader(client).read(ITEM, None, "Which?", 0)
+        vote = role(client, by_endpoint.read).call(ITEM, None, "Which?", 0)
     assert (vote.status, "HTTP 422" in vote.reason) == ("failed", True)

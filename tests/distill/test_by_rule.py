@@ -6,55 +6,62 @@ import dataclasses
 
 import pytest
 
-from qzoom.distill.ask import AskStep, ValidateStep
-from qzoom.distill.by_rule import RuleAsker, RuleTeacher, RuleValidator, kind_of, leak
-from qzoom.distill.items import Asked, Known, KnownQuestion
+from qzoom.distill import by_rule
+from qzoom.distill.ask import ask_step, validate_step
+from qzoom.distill.by_rule import kind_of, leak
+from qzoom.distill.items import Known, KnownQuestion, QuestionDraft
+from qzoom.distill.roles import Role
 from tests.distill.views import ITEM, KNOWN, StillViews
 
-EMPTY = dataclasses.replace(ITEM, asked=None)
+EMPTY = dataclasses.replace(ITEM, draft=None)
+WRITER = Role("rule", "rule", by_rule.write_questions)
+VALIDATOR = Role("rule", "rule", by_rule.validate)
 
 
 def test_it_asks_what_the_place_answers() -> None:
-    asked = RuleAsker().ask(EMPTY, StillViews())
-    assert asked == (
-        Asked("What is the code on the red star?", "ocr", "rule", known="A4"),
-        Asked("How many crosses are there?", "counting", "rule", known="1"),
+    draft = by_rule.write_questions(EMPTY, StillViews())
+    assert draft == (
+        QuestionDraft("What is the code on the red star?", "ocr", "rule", known="A4"),
+        QuestionDraft("How many crosses are there?", "counting", "rule", known="1"),
     )
 
 
 def test_a_step_makes_an_item_of_each_question() -> None:
-    items = AskStep(RuleAsker(), StillViews())(EMPTY)
-    assert [item.asked.known for item in items] == ["A4", "1"]
-    assert all(item.kept and item.models == (("asker", "rule"),) for item in items)
-    (none,) = AskStep(RuleAsker(), StillViews(Known()))(EMPTY)
+    items = ask_step(WRITER, StillViews())(EMPTY)
+    assert [item.draft.known for item in items] == ["A4", "1"]
+    assert all(item.kept and item.models == (("question_writer", "rule"),) for item in items)
+    (none,) = ask_step(WRITER, StillViews(Known()))(EMPTY)
     assert none.decisions[-1].reason == "no question about this place"
     assert not none.kept
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason"),
+    ("draft", "reason"),
     [
-        (Asked("What is the code on the red star?", "ocr", "x"), ""),
-        (Asked("What is the code on the blue cross?", "ocr", "x"), "not answerable from the crop"),
-        (Asked("How many stars are there?", "counting", "x"), "not answerable from the crop"),
-        (Asked("How many crosses are there?", "counting", "x"), "a count of the whole picture, which no crop shows"),
-        (Asked("Who made it?", "ocr", "x"), "a question that the picture does not know"),
-        (Asked("What is written in this crop?", "ocr", "x"), "the question points at the crop or a box"),
-        (Asked("Which tag says A4?", "ocr", "x", known="a4"), "the question holds the answer"),
+        (QuestionDraft("What is the code on the red star?", "ocr", "x"), ""),
+        (QuestionDraft("What is the code on the blue cross?", "ocr", "x"), "not answerable from the crop"),
+        (QuestionDraft("How many stars are there?", "counting", "x"), "not answerable from the crop"),
+        (
+            QuestionDraft("How many crosses are there?", "counting", "x"),
+            "a count of the whole picture, which no crop shows",
+        ),
+        (QuestionDraft("Who made it?", "ocr", "x"), "a question that the picture does not know"),
+        (QuestionDraft("What is written in this crop?", "ocr", "x"), "the question points at the crop or a box"),
+        (QuestionDraft("Which tag says A4?", "ocr", "x", known="a4"), "the question holds the answer"),
     ],
 )
-def test_a_question_is_checked(asked: Asked, reason: str) -> None:
-    (item,) = ValidateStep(RuleValidator(), StillViews())(dataclasses.replace(ITEM, asked=asked))
+def test_a_question_is_checked(draft: QuestionDraft, reason: str) -> None:
+    (item,) = validate_step(VALIDATOR, StillViews())(dataclasses.replace(ITEM, draft=draft))
     assert item.decisions[-1].reason == reason
     assert item.kept is (reason == "")
 
 
 def test_a_question_with_two_answers_is_not_unique() -> None:
-    twice = Known((*KNOWN.questions, KnownQuestion(ITEM.asked.text, "Z9", ((5, 5, 9, 9),), "code")))
-    (item,) = ValidateStep(RuleValidator(), StillViews(twice))(ITEM)
+    twice = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "Z9", ((5, 5, 9, 9),), "code")))
+    (item,) = validate_step(VALIDATOR, StillViews(twice))(ITEM)
     assert item.decisions[-1].reason == "not unique in the whole picture"
-    again = Known((*KNOWN.questions, KnownQuestion(ITEM.asked.text, "a4", ((5, 5, 9, 9),), "code")))
-    assert ValidateStep(RuleValidator(), StillViews(again))(ITEM)[0].kept
+    again = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "a4", ((5, 5, 9, 9),), "code")))
+    assert validate_step(VALIDATOR, StillViews(again))(ITEM)[0].kept
 
 
 def test_alternatives_and_closed_answers_may_stand_in_the_question() -> None:
@@ -76,12 +83,12 @@ def test_kinds_come_from_fields_or_words() -> None:
 
 def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike() -> None:
     def answers(rate: float) -> list[str]:
-        teacher = RuleTeacher(error_rate=rate)
-        return [teacher.answer(ITEM, StillViews(), sample).text for sample in range(400)]
+        votes = [by_rule.answer(ITEM, StillViews(), sample, name="t", error_rate=rate) for sample in range(400)]
+        return [vote.text for vote in votes]
 
     assert set(answers(0.0)) == {"A4"}
     wrong = [text for text in answers(0.25) if text != "A4"]
     assert 60 <= len(wrong) <= 140
     assert answers(0.25) == answers(0.25)
-    unknown = dataclasses.replace(ITEM, asked=dataclasses.replace(ITEM.asked, known=""))
-    assert RuleTeacher().answer(unknown, StillViews(), 0).status == "abstained"
+    unknown = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, known=""))
+    assert by_rule.answer(unknown, StillViews(), 0, name="t", error_rate=0.0).status == "abstained"

@@ -8,33 +8,43 @@ from typing import Any
 
 import pytest
 
-from qzoom.distill.by_rule import RuleMaker, RuleReader
-from qzoom.distill.choices import ChoicesSettings, ChoicesStep
-from qzoom.distill.items import NONE_OPTION, Agreement, Item, Vote
+from qzoom.distill import by_rule
+from qzoom.distill.choices import ChoicesSettings, ChoicesStep, absent
+from qzoom.distill.items import (
+    NONE_OPTION,
+    Agreement,
+    Item,
+    Known,
+    KnownObject,
+    KnownQuestion,
+    KnownText,
+    QuestionDraft,
+    Vote,
+)
+from qzoom.distill.pictures import load_source
+from qzoom.distill.roles import DistractorWriter, Role
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import normal
 from qzoom.scoring.letters import LETTERS
-from tests.distill.views import ITEM, StillViews
+from tests.distill.views import ITEM, KNOWN, StillViews
 
 VIEWS = StillViews()
 ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, (("a", 3), ("b", 3))), votes=(Vote("a", 0, "A4"),))
 PLAIN = ChoicesSettings(none_share=0.0, negatives=0.0)
 
 
-class Maker:
-    """Offers what it is told."""
+def writer(*texts: str, refuses: bool = False) -> DistractorWriter:
+    """Offers the texts."""
 
-    name = "maker"
-    model = "maker@1"
-
-    def __init__(self, *texts: str, refuses: bool = False) -> None:
-        self.texts = texts
-        self.refuses = refuses
-
-    def distractors(self, item: Item, views: Any, count: int) -> Sequence[str]:
-        if self.refuses:
+    def write(item: Item, views: Any, count: int) -> Sequence[str]:
+        if refuses:
             raise CallRefusedError("HTTP 413")
-        return self.texts
+        return texts
+
+    return Role("writer", "writer@1", write)
+
+
+BY_RULE = Role("rule", "rule", by_rule.write_distractors)
 
 
 class Judge:
@@ -56,16 +66,16 @@ def right_option(item: Item) -> str:
 
 def test_options_are_distinct_and_the_letter_is_the_right_one() -> None:
     offered = ("a4", "A4.", " B7 ", "b7", "", "C 9", "D1", "E5")
-    (item,) = ChoicesStep(Maker(*offered), VIEWS, PLAIN)(ANSWERED)
+    (item,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(ANSWERED)
     assert item.choices is not None
     assert sorted(item.choices.options) == ["A4", "B7", "C 9", "D1"]
     assert right_option(item) == "A4"
-    assert item.choices.maker == "maker"
-    assert ("maker", "maker@1") in item.models
+    assert item.choices.writer == "writer"
+    assert ("distractor_writer", "writer@1") in item.models
 
 
 def test_the_order_comes_from_the_item_and_every_letter_comes_up() -> None:
-    step = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, PLAIN)
+    step = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)
     assert step(ANSWERED) == step(ANSWERED)
     letters = {step(dataclasses.replace(ANSWERED, seed=seed))[0].choices.letter for seed in range(40)}
     assert letters == set("ABCD")
@@ -73,35 +83,35 @@ def test_the_order_comes_from_the_item_and_every_letter_comes_up() -> None:
 
 def test_options_that_may_mean_the_same_are_left_out() -> None:
     offered = ("maroon", "red", "blue", "green", "grey")
-    (alone,) = ChoicesStep(Maker(*offered), VIEWS, PLAIN)(answered("dark red"))
+    (alone,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(answered("dark red"))
     assert set(alone.choices.options) == {"dark red", "maroon", "blue", "green"}  # "dark red" holds "red"
-    (judged,) = ChoicesStep(Maker(*offered), VIEWS, PLAIN, judge=Judge())(answered("dark red"))
+    (judged,) = ChoicesStep(writer(*offered), VIEWS, PLAIN, judge=Judge())(answered("dark red"))
     assert set(judged.choices.options) == {"dark red", "red", "blue", "green"}
 
 
 @pytest.mark.parametrize(
-    ("maker", "reason"),
+    ("distractor_writer", "reason"),
     [
-        (Maker("A4", "a4", "B7"), "too few distinct options"),
-        (Maker(refuses=True), "the maker of options refused the picture"),
+        (writer("A4", "a4", "B7"), "too few distinct options"),
+        (writer(refuses=True), "the distractor writer refused the picture"),
     ],
 )
-def test_without_enough_options_a_question_stays_open_or_goes(maker: Maker, reason: str) -> None:
-    (kept,) = ChoicesStep(maker, VIEWS, PLAIN)(ANSWERED)
+def test_without_enough_options_a_question_stays_open_or_goes(distractor_writer: DistractorWriter, reason: str) -> None:
+    (kept,) = ChoicesStep(distractor_writer, VIEWS, PLAIN)(ANSWERED)
     assert (kept.choices, kept.kept, kept.decisions[-1].reason) == (None, True, reason)
-    (gone,) = ChoicesStep(maker, VIEWS, dataclasses.replace(PLAIN, required=True))(ANSWERED)
+    (gone,) = ChoicesStep(distractor_writer, VIEWS, dataclasses.replace(PLAIN, required=True))(ANSWERED)
     assert (gone.kept, gone.decisions[-1].reason) == (False, reason)
 
 
 def test_yes_and_left_have_two_options() -> None:
     for right, other in (("yes", "no"), ("Left", "Right")):
-        (item,) = ChoicesStep(RuleMaker(), VIEWS, PLAIN)(answered(right))
+        (item,) = ChoicesStep(BY_RULE, VIEWS, PLAIN)(answered(right))
         assert set(item.choices.options) == {right, other}
 
 
 def test_options_by_rule_do_not_stand_in_the_crop() -> None:
     for seed in range(30):
-        (item,) = ChoicesStep(RuleMaker(), VIEWS, PLAIN)(dataclasses.replace(ANSWERED, seed=seed))
+        (item,) = ChoicesStep(BY_RULE, VIEWS, PLAIN)(dataclasses.replace(ANSWERED, seed=seed))
         forms = {normal(option) for option in item.choices.options}
         assert len(forms) == 4
         assert "b9" not in forms  # printed in the crop
@@ -109,37 +119,36 @@ def test_options_by_rule_do_not_stand_in_the_crop() -> None:
 
 
 def test_names_are_not_mixed_with_whatever_is_printed() -> None:
-    company = dataclasses.replace(ANSWERED, asked=dataclasses.replace(ITEM.asked, text="Which company is it?"))
+    company = dataclasses.replace(ANSWERED, draft=dataclasses.replace(ITEM.draft, text="Which company is it?"))
     company = dataclasses.replace(company, answer=Agreement("LIM MOTOR SDN BHD", 6, 8, ()))
-    (item,) = ChoicesStep(RuleMaker(), VIEWS, PLAIN)(company)
+    (item,) = ChoicesStep(BY_RULE, VIEWS, PLAIN)(company)
     assert len(item.choices.options) == 4
     assert not {"A4", "C7", "THANK YOU"} & set(item.choices.options)
 
 
-class Guesser:
+class Guesser(Role):
     """Picks an option by its text, or fails."""
 
-    name = "guesser"
-    model = "guesser@1"
-
     def __init__(self, *picks: str) -> None:
-        self.picks = picks
-        self.texts: list[str] = []
+        texts: list[str] = []
 
-    def read(self, item: Item, image: Any, text: str, sample: int) -> Vote:
-        assert image is None
-        self.texts.append(text)
-        pick = self.picks[sample % len(self.picks)]
-        if pick == "!":
-            return Vote(self.name, sample, "", "failed", "HTTP 500")
-        line = next(line for line in text.split("\n") if line.endswith(f". {pick}"))
-        return Vote(self.name, sample, line[0])
+        def read(item: Item, image: Any, text: str, sample: int) -> Vote:
+            assert image is None
+            texts.append(text)
+            pick = picks[sample % len(picks)]
+            if pick == "!":
+                return Vote("guesser", sample, "", "failed", "HTTP 500")
+            line = next(line for line in text.split("\n") if line.endswith(f". {pick}"))
+            return Vote("guesser", sample, line[0])
+
+        super().__init__("guesser", "guesser@1", read)
+        object.__setattr__(self, "texts", texts)
 
 
 def guessed(*picks: str, guesses: int = 6) -> tuple[Item, Guesser]:
     guesser = Guesser(*picks)
     settings = dataclasses.replace(PLAIN, guesses=guesses)
-    (item,) = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings, guesser)(ANSWERED)
+    (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, settings, guesser)(ANSWERED)
     return item, guesser
 
 
@@ -147,7 +156,7 @@ def test_what_is_solved_without_the_picture_goes() -> None:
     item, guesser = guessed("A4")
     assert item.decisions[-1].reason == "solved without the picture"
     assert len(set(guesser.texts)) > 1  # the options are shuffled anew
-    assert guesser.texts[0].startswith(ANSWERED.asked.text + "\nA. ")
+    assert guesser.texts[0].startswith(ANSWERED.draft.text + "\nA. ")
 
 
 @pytest.mark.parametrize("picks", [("A4", "B7", "C9"), ("B7",), ("!",), ("A4", "!", "!", "!", "!", "!")])
@@ -158,7 +167,7 @@ def test_what_chance_or_failures_explain_stays(picks: tuple[str, ...]) -> None:
 def test_positives_list_none_of_these_now_and_then_and_never_as_right() -> None:
     settings = dataclasses.replace(PLAIN, none_share=0.5)
     items = [
-        ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)(dataclasses.replace(ANSWERED, seed=seed))[0]
+        ChoicesStep(writer("B7", "C9", "D1"), VIEWS, settings)(dataclasses.replace(ANSWERED, seed=seed))[0]
         for seed in range(100)
     ]
     listed = [item for item in items if NONE_OPTION in item.choices.options]
@@ -168,26 +177,26 @@ def test_positives_list_none_of_these_now_and_then_and_never_as_right() -> None:
 
 def test_a_missing_option_is_a_paired_negative() -> None:
     settings = ChoicesSettings(none_share=0.0, negatives=1.0, negative_kinds=("missing",))
-    positive, negative = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
-    assert (positive.asked.negative, positive.asked.pair) == (False, "")
-    assert (negative.asked.negative, negative.asked.pair) == (True, positive.id)
-    assert negative.asked.text == positive.asked.text
+    positive, negative = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
+    assert (positive.draft.negative, positive.draft.pair) == (False, "")
+    assert (negative.draft.negative, negative.draft.pair) == (True, positive.id)
+    assert negative.draft.text == positive.draft.text
     assert negative.id != positive.id
     assert set(negative.choices.options) == {"B7", "C9", "D1", NONE_OPTION}
     assert right_option(negative) == NONE_OPTION
     assert (negative.answer.text, negative.answer.by, negative.votes) == (NONE_OPTION, "rule", ())
     assert negative.kept
-    assert negative.region == positive.region
+    assert negative.target == positive.target
 
 
 def test_an_absent_thing_is_a_paired_negative() -> None:
     settings = ChoicesSettings(none_share=0.0, negatives=1.0, negative_kinds=("absent",))
-    positive, negative = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
-    assert negative.asked.pair == positive.id
-    assert negative.asked.negative
-    assert negative.asked.text.startswith("What is the code on the ")
-    assert "red star" not in negative.asked.text
-    assert "blue cross" not in negative.asked.text
+    positive, negative = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, settings)(ANSWERED)
+    assert negative.draft.pair == positive.id
+    assert negative.draft.negative
+    assert negative.draft.text.startswith("What is the code on the ")
+    assert "red star" not in negative.draft.text
+    assert "blue cross" not in negative.draft.text
     assert negative.answer.text == "none"
     assert len(negative.choices.options) == 4
     assert right_option(negative) == NONE_OPTION
@@ -198,7 +207,7 @@ def test_an_absent_thing_is_a_paired_negative() -> None:
 
 def test_the_share_of_negatives_holds() -> None:
     settings = ChoicesSettings(negatives=0.3)
-    step = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, settings)
+    step = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, settings)
     made = [step(dataclasses.replace(ANSWERED, seed=seed)) for seed in range(200)]
     negatives = [items[1] for items in made if len(items) == 2]
     assert 40 <= len(negatives) <= 80
@@ -210,17 +219,97 @@ def test_the_share_of_negatives_holds() -> None:
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="can never be told from chance"):
         ChoicesSettings(guesses=2)
-    with pytest.raises(ConfigError, match="may list absent and missing"):
+    with pytest.raises(ConfigError, match="must be one of absent, missing"):
         ChoicesSettings(negative_kinds=("gone",))
     with pytest.raises(ConfigError, match="options"):
         ChoicesSettings(options=1)
-    with pytest.raises(ConfigError, match="required must be"):
+    with pytest.raises(ConfigError, match="required must be true or false"):
         ChoicesSettings(required=1)
     with pytest.raises(DataError, match="run the step vote first"):
         ChoicesStep(None, VIEWS)(ITEM)
 
 
 def test_a_student_by_rule_names_the_letter() -> None:
-    (item,) = ChoicesStep(Maker("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
-    assert RuleReader().read(item, None, "", 0).text == item.choices.letter
-    assert RuleReader().read(ANSWERED, None, "", 0).text == "A4"
+    (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
+    assert by_rule.read(item, None, "", 0, name="s", error_rate=0.0).text == item.choices.letter
+    assert by_rule.read(ANSWERED, None, "", 0, name="s", error_rate=0.0).text == "A4"
+
+
+def asking(text: str, answer: str = "x", seed: int = 0) -> Item:
+    return dataclasses.replace(
+        ITEM, draft=QuestionDraft(text, "ocr", "rule", known=answer), answer=Agreement(answer, 6, 8, ()), seed=seed
+    )
+
+
+def facts_of(text: str, answer: str, field: str, printed: str = "") -> Known:
+    things = (KnownObject("red", "star", (0, 0, 9, 9)), KnownObject("blue", "cross", (20, 0, 29, 9)))
+    lines = (KnownText(printed, (0, 0, 9, 9)),) if printed else ()
+    return Known((KnownQuestion(text, answer, ((0, 0, 9, 9),), field),), () if printed else things, lines)
+
+
+def test_a_yes_becomes_a_no_and_a_count_becomes_zero() -> None:
+    text = "Is there a red star?"
+    no = absent(asking(text, "yes"), facts_of(text, "yes", "exists"))
+    assert no is not None
+    assert (no.draft.text != text, no.answer.text) == (True, "no")
+    text = "How many crosses are there?"
+    zero = absent(asking(text, "1"), facts_of(text, "1", "count"))
+    assert zero is not None
+    assert zero.draft.text in {f"How many {s} are there?" for s in ("circles", "squares", "triangles", "diamonds")}
+    assert zero.answer.text == "0"
+
+
+def test_items_and_labels_are_exchanged_for_some_that_are_not_printed() -> None:
+    text = "What is the price of HOT TEA?"
+    price = absent(asking(text, "3.50"), facts_of(text, "3.50", "price", "HOT TEA"))
+    assert price is not None
+    assert price.draft.text.startswith("What is the price of ")
+    assert "HOT TEA" not in price.draft.text
+    text = "What is the member id?"
+    value = absent(asking(text, "123"), facts_of(text, "123", "value", "Member ID: 123"))
+    assert value is not None
+    assert value.draft.text.startswith("What is the ")
+    assert "member id" not in value.draft.text
+    assert (price.answer.text, value.answer.text) == ("none", "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("What is the total?", facts_of("What is the total?", "3", "total", "TOTAL")),
+        ("Is the red star left of the blue cross?", facts_of("Is the red star left of the blue cross?", "yes", "side")),
+        ("What is the date?", Known()),
+    ],
+)
+def test_what_names_nothing_has_no_negative(text: str, facts: Known) -> None:
+    assert absent(asking(text), facts) is None
+
+
+def test_the_negative_is_the_items_own() -> None:
+    made = [absent(asking("What is the code on the red star?", "A4", seed), KNOWN) for seed in range(30)]
+    assert len({one.draft.text for one in made if one}) > 5
+    assert absent(asking("What is the code on the red star?", "A4", 3), KNOWN) == made[3]
+    first = made[0]
+    assert first is not None
+    assert first.draft.pair == asking("What is the code on the red star?", "A4").id
+    assert (first.draft.negative, first.votes, first.answer.by) == (True, (), "rule")
+
+
+@pytest.mark.parametrize("source", ["scenes:5", "documents:11"])
+def test_drawn_pictures_never_have_what_a_negative_asks_for(source: str) -> None:
+    facts = load_source(source, "").known
+    printed = [line.text.casefold() for line in facts.texts]
+    made = 0
+    for question in facts.questions:
+        negative = absent(asking(question.text, question.answer), facts)
+        if negative is None:
+            continue
+        made += 1
+        draft = negative.draft.text
+        assert draft != question.text
+        for thing in facts.objects:
+            assert f"{thing.colour} {thing.shape}" not in draft
+        if question.field in ("price", "cell"):
+            name = draft.rsplit(" of ", 1)[-1].rstrip("?").casefold()
+            assert not any(name in line for line in printed)
+    assert made >= 2

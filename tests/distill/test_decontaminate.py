@@ -1,7 +1,10 @@
 """Pictures of a benchmark are found again when resized, re-encoded or mirrored; others are not."""
 
+import base64
 import io
+import json
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -9,7 +12,7 @@ import pytest
 from PIL import ImageOps
 
 from qzoom.data.synthetic.scenes import render_scene
-from qzoom.distill.decontaminate import AuditSettings, audit_dataset
+from qzoom.distill.decontaminate import DecontaminateSettings, decontaminate, read_pictures
 from qzoom.errors import ConfigError
 
 
@@ -34,13 +37,13 @@ def test_copies_are_found_and_named(tmp_path, pictures, benchmark):
     ImageOps.mirror(pictures[1]).save(mine / "mirrored.png")
     pictures[4].save(mine / "other.png")
     pictures[5].save(mine / "another.png")
-    report = audit_dataset(mine, AuditSettings((str(benchmark),)))
+    report = decontaminate(mine, DecontaminateSettings((str(benchmark),)))
     assert (report.pictures, report.benchmark_pictures, report.unreadable) == (4, 3, 0)
     assert {(m.picture, m.benchmark, m.mirrored) for m in report.matches} == {
         ("smaller.jpg", "0.png", False),
         ("mirrored.png", "1.png", True),
     }
-    plain = audit_dataset(mine, AuditSettings((str(benchmark),), flips=False))
+    plain = decontaminate(mine, DecontaminateSettings((str(benchmark),), flips=False))
     assert [match.picture for match in plain.matches] == ["smaller.jpg"]
 
 
@@ -55,19 +58,39 @@ def test_parquet_in_several_shapes_is_read(tmp_path, pictures, benchmark):
         {"images": [{"bytes": None, "path": str(benchmark / "1.png")}], "image": b"broken"},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
-    report = audit_dataset(tmp_path / "mine.parquet", AuditSettings((str(benchmark),)))
+    report = decontaminate(tmp_path / "mine.parquet", DecontaminateSettings((str(benchmark),)))
     assert (report.pictures, report.unreadable) == (4, 1)
     assert {match.benchmark for match in report.matches} == {"1.png", "2.png"}
 
 
+def test_what_the_evaluation_reads_is_read(tmp_path, pictures, benchmark):
+    buffer = io.BytesIO()
+    pictures[3].save(buffer, "JPEG", quality=95)
+    folder = tmp_path / "vstar"
+    (folder / "images").mkdir(parents=True)
+    pictures[4].save(folder / "images/4.png")
+    rows = [
+        {"image": base64.b64encode(buffer.getvalue()).decode(), "text": "What is it?"},
+        {"image": "images/4.png", "text": "Qk0 is no picture"},
+    ]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_dict({"image": [pictures[5]]}).save_to_disk(folder / "saved")
+    names = {name for name, image in read_pictures(folder) if image is not None}
+    assert names == {"images/4.png", "test.jsonl, row 0, picture 0", "data-00000-of-00001.arrow, row 0, picture 0"}
+    for number in (3, 4, 5):
+        (tmp_path / str(number)).mkdir()
+        pictures[number].resize((300, 225)).save(tmp_path / str(number) / "x.jpg")
+        assert decontaminate(tmp_path / str(number), DecontaminateSettings((str(folder),))).matches
+
+
 def test_nothing_to_compare_is_said(tmp_path, benchmark):
     with pytest.raises(ConfigError, match="--against"):
-        audit_dataset(benchmark, AuditSettings())
-    with pytest.raises(ConfigError, match="neither a folder nor a Parquet file"):
-        audit_dataset(benchmark, AuditSettings((str(tmp_path / "none"),)))
+        decontaminate(benchmark, DecontaminateSettings())
+    with pytest.raises(ConfigError, match="does not exist"):
+        decontaminate(benchmark, DecontaminateSettings((str(tmp_path / "none"),)))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no picture"):
-        audit_dataset(benchmark, AuditSettings((str(tmp_path / "empty"),)))
+    with pytest.raises(ConfigError, match="holds no image"):
+        decontaminate(benchmark, DecontaminateSettings((str(tmp_path / "empty"),)))
     np.save(tmp_path / "x.npy", np.zeros(2))
-    with pytest.raises(ConfigError, match="not a Parquet file"):
-        audit_dataset(benchmark, AuditSettings((str(tmp_path / "x.npy"),)))
+    with pytest.raises(ConfigError, match="neither a folder nor an image, Parquet, JSON Lines or Arrow file"):
+        decontaminate(benchmark, DecontaminateSettings((str(tmp_path / "x.npy"),)))

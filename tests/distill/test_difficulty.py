@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from qzoom.data import overlay
-from qzoom.distill.by_rule import RuleReader
-from qzoom.distill.difficulty import DifficultySettings, DifficultyStep
-from qzoom.distill.items import Agreement, Asked, Choices, Item, Vote
+from qzoom.distill import by_rule
+from qzoom.distill.difficulty import DifficultySettings, difficulty_step
+from qzoom.distill.items import Agreement, Choices, Item, QuestionDraft, Step, Vote
+from qzoom.distill.roles import Role
 from qzoom.errors import ConfigError, DataError
 from tests.distill.views import ITEM, StillViews
 
@@ -20,21 +22,24 @@ ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
 CHOSEN = dataclasses.replace(ANSWERED, choices=Choices(("B7", "A4", "C9"), "B", "rule"))
 
 
-class Student:
+class Student(Role):
     """Answers in order; "!" fails, None abstains."""
 
-    name = "student"
-    model = "student@1"
-
     def __init__(self, *answers: str | None) -> None:
-        self.answers = answers
-        self.seen: list[tuple[Any, str]] = []
+        seen: list[tuple[Any, str]] = []
 
-    def read(self, item: Item, image: Any, text: str, sample: int) -> Vote:
-        self.seen.append((image, text))
-        answer = self.answers[sample]
-        status = "failed" if answer == "!" else "answered" if answer else "abstained"
-        return Vote(self.name, sample, answer if answer and status == "answered" else "", status)
+        def read(item: Item, image: Any, text: str, sample: int) -> Vote:
+            seen.append((image, text))
+            answer = answers[sample]
+            status = "failed" if answer == "!" else "answered" if answer else "abstained"
+            return Vote("student", sample, answer if answer and status == "answered" else "", status)
+
+        super().__init__("student", "student@1", read)
+        object.__setattr__(self, "seen", seen)
+
+
+def difficulty(student: Any, views: Any, settings: DifficultySettings | None = None, judge: Any = None) -> Step:
+    return difficulty_step(student, views, settings or DifficultySettings(), judge)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ class Student:
     ],
 )
 def test_only_the_band_is_kept(answers: tuple[str | None, ...], passes: int, samples: int, reason: str) -> None:
-    (item,) = DifficultyStep(Student(*answers), VIEWS)(ANSWERED)
+    (item,) = difficulty(Student(*answers), VIEWS)(ANSWERED)
     assert (item.difficulty.passes, item.difficulty.samples) == (passes, samples)
     assert item.decisions[-1].reason == reason
     assert item.kept is (reason == "")
@@ -58,26 +63,26 @@ def test_only_the_band_is_kept(answers: tuple[str | None, ...], passes: int, sam
 
 def test_fewer_answers_may_do() -> None:
     settings = DifficultySettings(least=2)
-    assert DifficultyStep(Student("A4", "no", "!", "!"), VIEWS, settings)(ANSWERED)[0].kept
+    assert difficulty(Student("A4", "no", "!", "!"), VIEWS, settings)(ANSWERED)[0].kept
 
 
 @pytest.mark.parametrize("style", overlay.STYLES)
 def test_the_student_sees_the_training_view(style: overlay.Style) -> None:
     student = Student("A4", "no")
     settings = DifficultySettings(samples=2, view=style)
-    (item,) = DifficultyStep(student, VIEWS, settings)(ANSWERED)
-    whole, box = VIEWS.whole(ANSWERED), ANSWERED.region.box
+    (item,) = difficulty(student, VIEWS, settings)(ANSWERED)
+    whole, box = VIEWS.whole(ANSWERED), ANSWERED.target.box
     image, text = student.seen[0]
     assert image.tobytes() == overlay.draw(whole, box, style).tobytes()
-    assert text == "\n".join(part for part in (ANSWERED.asked.text, overlay.clause(style, box, whole.size)) if part)
+    assert text == "\n".join(part for part in (ANSWERED.draft.text, overlay.clause(style, box, whole.size)) if part)
     assert item.difficulty.view == style
 
 
 def test_choices_are_asked_as_in_training_and_read_by_letter() -> None:
     student = Student("B", "(B) A4", "A", "C9")
-    (item,) = DifficultyStep(student, VIEWS, DifficultySettings(clause=False))(CHOSEN)
+    (item,) = difficulty(student, VIEWS, DifficultySettings(clause=False))(CHOSEN)
     assert item.difficulty.passes == 2
-    assert student.seen[0][1].split("\n")[:4] == [ANSWERED.asked.text, "A. B7", "B. A4", "C. C9"]
+    assert student.seen[0][1].split("\n")[:4] == [ANSWERED.draft.text, "A. B7", "B. A4", "C. C9"]
 
 
 class Judge:
@@ -91,22 +96,23 @@ class Judge:
 def test_a_judge_reads_free_answers() -> None:
     item = dataclasses.replace(ANSWERED, answer=Agreement("dark red", 6, 8, ()))
     answers = ("maroon", "blue", "Dark red", "green")
-    assert DifficultyStep(Student(*answers), VIEWS)(item)[0].difficulty.passes == 1
-    assert DifficultyStep(Student(*answers), VIEWS, judge=Judge())(item)[0].difficulty.passes == 2
+    assert difficulty(Student(*answers), VIEWS)(item)[0].difficulty.passes == 1
+    assert difficulty(Student(*answers), VIEWS, judge=Judge())(item)[0].difficulty.passes == 2
 
 
 def test_negatives_are_measured_and_stay_unless_told() -> None:
-    negative = dataclasses.replace(ANSWERED, asked=Asked("Q?", "ocr", "rule", True, "p", "none"))
+    negative = dataclasses.replace(ANSWERED, draft=QuestionDraft("Q?", "ocr", "rule", True, "p", "none"))
     wrong = Student("a", "b", "c", "d")
-    assert DifficultyStep(wrong, VIEWS)(negative)[0].kept
-    assert DifficultyStep(wrong, VIEWS, DifficultySettings(negatives=True))(negative)[0].kept is False
+    assert difficulty(wrong, VIEWS)(negative)[0].kept
+    assert difficulty(wrong, VIEWS, DifficultySettings(negatives=True))(negative)[0].kept is False
 
 
 def test_a_student_by_rule_errs_as_told() -> None:
+    student = Role("s", "rule", partial(by_rule.read, name="s", error_rate=0.5))
     passes = 0
     for seed in range(50):
         item = dataclasses.replace(ANSWERED, seed=seed)
-        passes += DifficultyStep(RuleReader(error_rate=0.5), VIEWS)(item)[0].difficulty.passes
+        passes += difficulty(student, VIEWS)(item)[0].difficulty.passes
     assert 70 <= passes <= 130
 
 
@@ -117,7 +123,7 @@ def test_pictures_are_not_drawn_upon() -> None:
         def whole(self, item: Item) -> Image.Image:
             return kept
 
-    DifficultyStep(Student(*["A4"] * 4), Shared())(ANSWERED)
+    difficulty(Student(*["A4"] * 4), Shared())(ANSWERED)
     assert kept.tobytes() == Image.new("RGB", (400, 200), "grey").tobytes()
 
 
@@ -132,4 +138,4 @@ def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
 
 def test_without_an_answer_it_says_what_to_run() -> None:
     with pytest.raises(DataError, match="run the step vote first"):
-        DifficultyStep(Student(), VIEWS)(ITEM)
+        difficulty(Student(), VIEWS)(ITEM)

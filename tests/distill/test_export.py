@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.export import COLUMNS, ExportSettings, split_of, write_dataset
-from qzoom.distill.items import Choices, Picture, choice_text
-from qzoom.distill.pictures import Source, list_sources, scan
+from qzoom.distill.items import Choices, ImageRef, choice_text
+from qzoom.distill.pictures import ImageSource, list_sources, scan
 from qzoom.errors import ConfigError, DataError
-from tests.distill.items import finished_item
+from tests.distill.views import finished_item
 
 datasets = pytest.importorskip("datasets")
 
@@ -50,12 +50,10 @@ def test_datasets_reads_it_and_decodes_upright_pictures(folder, tmp_path):
     row = by_source["plain.png"]
     assert row["prompt"] == [{"role": "user", "content": row["extra_info"]["question"]}]
     assert row["completion"] == [{"role": "assistant", "content": "K7"}]
-    assert row["problem"] == "<image>" + row["extra_info"]["question"]
+    assert (row["question"], row["answer"]) == (row["extra_info"]["question"], "K7")
     assert row["bbox"] == [10, 10, 40, 30]
     assert row["bbox_norm"] == [10 / 256, 10 / 256, 40 / 256, 30 / 256]
     assert row["choices"] is None
-    assert row["verl_prompt"] == [{"role": "user", "content": row["problem"]}]
-    assert row["reward_model"] == {"style": "rule", "ground_truth": "K7"}
 
 
 def test_trl_takes_rows_as_they_are(folder, tmp_path):
@@ -97,7 +95,7 @@ def test_pictures_as_files_can_be_read_by_path(folder, tmp_path):
 
 
 def test_choices_become_the_question(tmp_path):
-    picture, _ = scan(Source("scenes:3", "", "scenes"))
+    picture, _ = scan(ImageSource("scenes:3", "", "scenes"))
     item = finished_item(picture, choices=Choices(("K7", "Z2", "P1", "none of these"), "A", "rule"))
     open_item = finished_item(picture, text="Another?")
     counts = write_dataset(
@@ -114,15 +112,15 @@ def test_choices_become_the_question(tmp_path):
 
 def test_split_goes_by_picture_and_share():
     settings = ExportSettings(validation=0.25)
-    splits = [split_of(Picture(f"{n:08x}" + "0" * 12, "a", 9, 9), settings) for n in range(0, 2**32, 2**26)]
+    splits = [split_of(ImageRef(f"{n:08x}" + "0" * 12, "a", 9, 9), settings) for n in range(0, 2**32, 2**26)]
     assert splits.count("validation") == 16
 
 
 def test_unfinished_items_and_unknown_styles_are_refused(tmp_path):
-    picture = Picture("0" * 20, "scenes:1", 9, 9)
+    picture = ImageRef("0" * 20, "scenes:1", 9, 9)
     item = finished_item(picture)
-    bare = type(item)(picture, item.region, item.asked)
-    with pytest.raises(DataError, match="no region, question or answer"):
+    bare = type(item)(picture, item.target, item.draft)
+    with pytest.raises(DataError, match="no target, question or answer"):
         write_dataset(iter([bare]), tmp_path / "out", ExportSettings(), lambda _: "")
     with pytest.raises(ConfigError, match="style"):
         ExportSettings(style="star")

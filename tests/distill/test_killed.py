@@ -82,7 +82,7 @@ def test_twenty_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teacher
     members = [
         {"by": "endpoint", "name": name, "endpoints": [endpoint | {"model": name}]} for name in ("first", "second")
     ]
-    roles = {"teachers": members, "maker": {"by": "rule"}}
+    roles = {"teachers": members, "distractor_writer": {"by": "rule"}}
     values = recipe_values(questions, roles=roles, choices={"negatives": 0.5}, export={"validation": 0.3})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(values))

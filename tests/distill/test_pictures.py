@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.items import Item
-from qzoom.distill.pictures import Source, list_sources, picture_digest, scan
-from qzoom.distill.views import PictureViews
+from qzoom.distill.pictures import ImageSource, Views, list_sources, picture_digest, scan
 from qzoom.errors import ConfigError, ImageError
 from tests.distill.data import make_pictures
 
@@ -44,7 +43,7 @@ def test_digest_is_of_pixels_and_size_not_of_the_file(tmp_path):
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.png")
     image.save(tmp_path / "b.bmp")
-    digests = {scan(Source(name, str(tmp_path), "x"))[0].digest for name in ("a.png", "b.bmp")}
+    digests = {scan(ImageSource(name, str(tmp_path), "x"))[0].digest for name in ("a.png", "b.bmp")}
     assert digests == {picture_digest(image)}
     assert picture_digest(Image.fromarray(pixels.reshape(4, 4, 3))) not in digests
 
@@ -52,7 +51,7 @@ def test_digest_is_of_pixels_and_size_not_of_the_file(tmp_path):
 def test_key_changes_with_the_file(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
-    source = Source("a.png", str(tmp_path), "x")
+    source = ImageSource("a.png", str(tmp_path), "x")
     before = source.key
     assert source.key == before
     os.utime(path, (1, 1))
@@ -70,9 +69,9 @@ def test_names_that_mean_nothing_are_refused(tmp_path):
 
 def test_views_decode_a_picture_once_while_it_is_worked_on(tmp_path):
     make_pictures(tmp_path, 1)
-    source = Source("0.png", str(tmp_path), "x")
+    source = ImageSource("0.png", str(tmp_path), "x")
     picture, _ = scan(source)
-    views = PictureViews()
+    views = Views()
     item = Item(picture)
     with views.working_on(picture, source.questions):
         first = views.whole(item)

@@ -17,25 +17,26 @@ from transformers import (
     ResNetConfig,
 )
 
-from qzoom.distill.items import Item, Picture, apply
-from qzoom.distill.pictures import Source, scan
+from qzoom.data.crop import CropSettings
+from qzoom.distill.items import ImageRef, Item, TargetRegion, apply
+from qzoom.distill.pictures import ImageSource, Views, scan
 from qzoom.distill.proposers import (
     DetectorSettings,
     GivenSettings,
     GridSettings,
     MapsSettings,
     ProposeSettings,
-    make_propose_step,
+    crop_step,
     make_proposer,
+    propose_step,
 )
-from qzoom.distill.views import PictureViews
 from qzoom.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture(scope="module")
 def scene():
-    picture, loaded = scan(Source("scenes:5", "", "scenes"))
-    views = PictureViews()
+    picture, loaded = scan(ImageSource("scenes:5", "", "scenes"))
+    views = Views()
     with views.working_on(picture, (), loaded):
         yield Item(picture), views, loaded.known
 
@@ -52,16 +53,16 @@ def test_given_boxes_are_those_of_questions_and_objects(scene):
 
 
 def test_tiles_cover_the_picture_once_without_overlap():
-    item = Item(Picture("0" * 20, "x", 101, 59))
-    tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(3, 2)))(item, PictureViews())
+    item = Item(ImageRef("0" * 20, "x", 101, 59))
+    tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(3, 2)))(item, Views())
     assert len(tiles) == 6
     assert sum((b[2] - b[0]) * (b[3] - b[1]) for b in (tile.box for tile in tiles)) == 101 * 59
     assert tiles[-1].box[2:] == (101, 59)
 
 
 def test_overlapping_tiles_share_what_they_should():
-    item = Item(Picture("0" * 20, "x", 300, 100))
-    tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(2, 1, overlap=0.5)))(item, PictureViews())
+    item = Item(ImageRef("0" * 20, "x", 300, 100))
+    tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(2, 1, overlap=0.5)))(item, Views())
     assert [tile.box for tile in tiles] == [(0, 0, 200, 100), (100, 0, 300, 100)]
 
 
@@ -116,25 +117,25 @@ def test_a_detector_that_is_none_stops_the_run_with_a_sentence(scene, tmp_path):
     item, views, _ = scene
     settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(tmp_path), device="cpu"))
     with pytest.raises(CheckpointError, match="cannot be loaded for object-detection"):
-        apply(make_propose_step(settings, views, 0), item)
+        apply(propose_step(settings, views, 0), item)
 
 
 def test_step_makes_items_with_seeds_of_their_own_and_refuses_empty_pictures(scene, tmp_path):
     item, views, known = scene
-    made = apply(make_propose_step(ProposeSettings(), views, 3), item)
+    made = apply(propose_step(ProposeSettings(), views, 3), item)
     kept = [one for one in made if one.kept]
     assert 0 < len(kept) <= 8
     assert len({one.seed for one in kept}) == len(kept)
-    other = apply(make_propose_step(ProposeSettings(), views, 4), item)
+    other = apply(propose_step(ProposeSettings(), views, 4), item)
     assert {one.seed for one in other}.isdisjoint({one.seed for one in made})
     Image.new("RGB", (300, 200)).save(tmp_path / "x.png")
-    alone, _ = scan(Source("x.png", str(tmp_path), "x"))
-    (refused,) = apply(make_propose_step(ProposeSettings(), views, 3), Item(alone))
+    alone, _ = scan(ImageSource("x.png", str(tmp_path), "x"))
+    (refused,) = apply(propose_step(ProposeSettings(), views, 3), Item(alone))
     assert refused.decisions[-1].reason == "nothing proposed"
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="unknown proposer 'sam'"):
+    with pytest.raises(ConfigError, match="must be one of given, grid, maps, detector, not 'sam'"):
         ProposeSettings(by=("sam",))
     with pytest.raises(ConfigError, match=r"detector\.model is missing"):
         ProposeSettings(by=("detector",))
@@ -181,3 +182,9 @@ def test_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
     assert found
     assert {one.phrase for one in found} <= {"red star", "tag"}
     assert all(0 <= one.score <= 1 for one in found)
+
+
+def test_a_box_outside_is_refused_and_not_cropped():
+    target = TargetRegion((2000, 10, 2100, 50), (0, 0, 1, 1), "given")
+    (item,) = apply(crop_step(CropSettings()), Item(ImageRef("0" * 20, "x", 1000, 600), target))
+    assert (item.kept, item.decisions[-1].reason) == (False, "the box lies outside the picture")

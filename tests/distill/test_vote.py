@@ -9,7 +9,7 @@ import random
 import pytest
 
 from qzoom.distill.items import Vote
-from qzoom.distill.vote import VoteSettings, VoteStep, agree, reachable
+from qzoom.distill.vote import VoteSettings, agree, reachable, vote_step
 from qzoom.errors import CallRefusedError, ConfigError
 from tests.distill.views import ITEM
 
@@ -102,10 +102,10 @@ class Judge:
     def __init__(self, *pairs: tuple[str, str], refuses: bool = False) -> None:
         self.pairs = {frozenset(pair) for pair in pairs}
         self.refuses = refuses
-        self.asked: list[tuple[str, str]] = []
+        self.draft: list[tuple[str, str]] = []
 
     def same(self, question: str, first: str, second: str) -> bool | None:
-        self.asked.append((first, second))
+        self.draft.append((first, second))
         if self.refuses:
             raise CallRefusedError("HTTP 413")
         return frozenset((first, second)) in self.pairs
@@ -117,7 +117,7 @@ ASKED = dataclasses.replace(ITEM, votes=tuple(SPLIT))
 
 def test_a_judge_joins_what_rules_leave_open() -> None:
     judge = Judge(("dark red", "maroon"))
-    (item,) = VoteStep(EIGHT, judge)(ASKED)
+    (item,) = vote_step(EIGHT, judge)(ASKED)
     assert item.kept
     assert item.answer is not None
     assert (item.answer.text, item.answer.count, item.answer.by) == ("maroon", 6, "judge")
@@ -125,7 +125,7 @@ def test_a_judge_joins_what_rules_leave_open() -> None:
 
 
 def test_a_judge_that_fails_leaves_them_apart() -> None:
-    (item,) = VoteStep(EIGHT, Judge(refuses=True))(ASKED)
+    (item,) = vote_step(EIGHT, Judge(refuses=True))(ASKED)
     assert item.decisions[-1].reason == "no agreement"
     assert item.answer is not None
     assert item.answer.by == "rule"
@@ -134,27 +134,27 @@ def test_a_judge_that_fails_leaves_them_apart() -> None:
 def test_the_judge_is_asked_only_where_its_word_counts() -> None:
     settled, hopeless = Judge(), Judge()
     clear = votes(a=["x"] * 4, b=["x", "x", "x", "y"])
-    VoteStep(EIGHT, settled)(dataclasses.replace(ITEM, votes=tuple(clear)))
+    vote_step(EIGHT, settled)(dataclasses.replace(ITEM, votes=tuple(clear)))
     few = votes(a=["x", "y", "!", "!"], b=["x", "z", "w", "!"])
-    VoteStep(EIGHT, hopeless)(dataclasses.replace(ITEM, votes=tuple(few)))
-    assert settled.asked == hopeless.asked == []
+    vote_step(EIGHT, hopeless)(dataclasses.replace(ITEM, votes=tuple(few)))
+    assert settled.draft == hopeless.draft == []
     numbers = Judge()
-    VoteStep(EIGHT, numbers)(
+    vote_step(EIGHT, numbers)(
         dataclasses.replace(ITEM, votes=tuple(votes(a=["1", "2", "3", "4"], b=["5", "6", "7", "8"])))
     )
-    assert numbers.asked == []
+    assert numbers.draft == []
 
 
 def test_a_question_that_holds_its_answer_is_refused_afterwards() -> None:
     told = dataclasses.replace(ITEM, votes=tuple(votes(a=["star"] * 4, b=["Star"] * 4)))
-    (item,) = VoteStep(EIGHT)(told)
+    (item,) = vote_step(EIGHT)(told)
     assert item.decisions[-1].reason == "the question holds the answer"
 
 
 def test_quorums_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="set quorum to at least 8"):
         VoteSettings(quorum=6, per_teacher=4)
-    with pytest.raises(ConfigError, match="whole number from 1"):
+    with pytest.raises(ConfigError, match="whole number of at least 1"):
         VoteSettings(quorum=True)
     with pytest.raises(ConfigError, match="can never give 6 votes"):
         EIGHT.check_counts(1, 8)

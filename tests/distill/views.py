@@ -1,15 +1,25 @@
-"""One item and views of a fixed picture, for tests of steps."""
+"""Items and views of a fixed picture, and roles that answer as they are told, for tests of steps."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from qzoom.distill.items import Asked, Item, Known, KnownObject, KnownQuestion, KnownText, Picture, Region
+from qzoom.distill.items import (
+    Agreement,
+    ImageRef,
+    Item,
+    Known,
+    KnownObject,
+    KnownQuestion,
+    KnownText,
+    QuestionDraft,
+    TargetRegion,
+)
 
 ITEM = Item(
-    Picture("a" * 20, "x.png", 400, 200),
-    Region((100, 50, 160, 90), (95, 45, 165, 95), "given", 2.0),
-    Asked("What is the code on the red star?", "ocr", "rule", known="A4"),
+    ImageRef("a" * 20, "x.png", 400, 200),
+    TargetRegion((100, 50, 160, 90), (95, 45, 165, 95), "given", 2.0),
+    QuestionDraft("What is the code on the red star?", "ocr", "rule", known="A4"),
     seed=7,
 )
 KNOWN = Known(
@@ -40,3 +50,16 @@ class StillViews:
 
     def known(self, item: Item) -> Known:
         return self._known
+
+
+def finished_item(picture: ImageRef, box=(10, 10, 40, 30), text="What is the code?", answer="K7", **parts) -> Item:
+    """An item that could be exported."""
+    values = {"kind": "ocr", "writer": "rule", "negative": False}
+    values.update({key: parts.pop(key) for key in tuple(parts) if key in ("kind", "negative", "pair")})
+    return Item(
+        picture,
+        TargetRegion(box, box, "given"),
+        QuestionDraft(text, **values),
+        answer=Agreement(answer, 6, 8, (("a", 3), ("b", 3))),
+        **parts,
+    )

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from qzoom.config import BoxRule
-from qzoom.engine.batch import events, prefill, read_regions
-from qzoom.engine.generate import DecodeBatch, Stopwatch
-from qzoom.engine.perceive import look
+from qzoom.engine.batch import events
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, prefill
+from qzoom.engine.perceive import Stopwatch
+from qzoom.engine.zoom import zoom
 from qzoom.model import QZoom
 from qzoom.types import SamplingParams
 from tests import tiny_models
@@ -153,7 +155,7 @@ def test_rows_may_join_a_running_batch(family: str) -> None:
     requests = [request(engine, image, question, sampling=sampling, **o) for image, question, o in SAMPLES[:5]]
     alone = [next(e.answer for _, e in events(engine, [one]) if e.answer) for one in requests]
     clock = Stopwatch(engine.backbone.device)
-    looks, _ = read_regions(engine, look(engine, requests, clock), clock)
+    looks, _ = zoom(engine, coarse_pass(engine, requests, clock), clock)
     rows = prefill(engine, looks, clock)
     batch = DecodeBatch(engine.backbone)
     for arriving in (rows[:2], rows[2:3], rows[3:]):

@@ -12,7 +12,7 @@ import torch
 
 from qzoom.config import TokenBudget
 from qzoom.engine.batch import ContinuousBatch
-from qzoom.engine.lru import LRUCache
+from qzoom.engine.cache import LRUCache
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.zoom import Crop, encode_crops, features_bytes
 from qzoom.model import QZoom

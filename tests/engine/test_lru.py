@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from qzoom.engine.lru import LRUCache
+from qzoom.engine.cache import LRUCache
 
 
 def test_the_least_recently_used_value_makes_room() -> None:

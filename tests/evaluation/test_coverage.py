@@ -164,8 +164,8 @@ def test_the_plot_is_a_picture(tmp_path):
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_attention_is_that_of_the_stock_model(tmp_path, family):
     """All layers and heads against transformers' own eager attention over the same prompt."""
-    from qzoom.engine.generate import Stopwatch
-    from qzoom.engine.perceive import look
+    from qzoom.engine.flow import coarse_pass
+    from qzoom.engine.perceive import Stopwatch
 
     model = QZoom(engine(family, heads=False, attn="eager"), "random")
     record = receipt("a", 128, 160)
@@ -174,7 +174,7 @@ def test_attention_is_that_of_the_stock_model(tmp_path, family):
     (found,) = list(question_maps(model, task, TokenBudget(4, 12)))
     assert (found.error, found.picture, found.index, found.kind) == (None, "a", 0, "total")
     request = model.request(task.samples[0].image, "What is the total?", zoom="never", coarse_tokens=(4, 12))
-    prompt = look(model.engine, [request], Stopwatch(torch.device("cpu")))[0].state.prompt
+    prompt = coarse_pass(model.engine, [request], Stopwatch(torch.device("cpu")))[0].state.prompt
     stock, span = model.engine.backbone, prompt.spans[0]
     hidden = stock.embed(prompt.ids).clone()
     hidden[span.start : span.stop] = span.features.tokens

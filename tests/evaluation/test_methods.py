@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qzoom.config import TokenBudget
-from qzoom.data.samples import EvalQuestion
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.request import Options
 from qzoom.errors import HeadsMissingError
 from qzoom.evaluation.methods import METHODS
@@ -27,7 +27,7 @@ OPTIONS = Options(
     coarse_tokens=COARSE, region_tokens=REGION, sampling=SamplingParams(max_new_tokens=4), region_threshold=0.5
 )
 PICTURE = picture(3, 260, 180)
-ASKED = EvalQuestion("total", "What is the total?", "33.90", ((100, 60, 140, 80),))
+ASKED = SampleQuestion("total", "What is the total?", "33.90", ((100, 60, 140, 80),))
 LIMITS = {"coarse_tokens": COARSE, "region_tokens": REGION, "max_new_tokens": 4, "region_threshold": 0.5}
 
 
@@ -197,7 +197,7 @@ def test_attention_crops_follow_the_question():
     asked = model()
     wide = dataclasses.replace(OPTIONS, coarse_tokens=TokenBudget(20, 30))
     texts = ("the date?", "How many red circles are there?", "Where?", "What is the total of the items and the tax?")
-    asks = [ask("attention", asked, PICTURE, EvalQuestion("f", text, "a"), wide) for text in texts]
+    asks = [ask("attention", asked, PICTURE, SampleQuestion("f", text, "a"), wide) for text in texts]
     assert len({said.regions[0].box for said in asks}) > 1
     said, extra = answered("attention", asked)
     assert said.timing_ms["attention"] > 0

@@ -17,9 +17,9 @@ from qzoom.errors import DataError
 from qzoom.evaluation.report import failure_kind, failures, findings, write_report
 from qzoom.evaluation.report_figures import group_runs, measure, read_run, read_runs
 from qzoom.evaluation.runner import EvalOptions, run
-from qzoom.evaluation.store import AnswerFile
 from qzoom.evaluation.tables import log_ticks
 from qzoom.scoring.intervals import bootstrap
+from qzoom.store.log import LogWriter
 from qzoom.types import GateDecision, Region, Usage
 from tests.evaluation.samples import model, row
 
@@ -36,7 +36,9 @@ def write(path, right, *, zoom="never", method="qzoom", caps=(144, 144), seconds
     """An answer file of pictures with two questions each; `right` says which answers are right."""
     limits = [{"min_tokens": 4, "max_tokens": cap} for cap in caps]
     options = {"zoom": zoom, "method": method, "coarse_tokens": limits[0], "region_tokens": limits[1]}
-    file = AnswerFile(path, {"questions": questions, "options": options}, about={"model": "m", "shape": SHAPE})
+    file = LogWriter(
+        path, "answers", {"questions": questions, "options": options}, about={"model": "m", "shape": SHAPE}
+    )
     zoomed = zoom != "never"
     for i in range(0, len(right), 2):
         rows = []
@@ -53,7 +55,8 @@ def write(path, right, *, zoom="never", method="qzoom", caps=(144, 144), seconds
                 "usage": Usage(caps[0], caps[1] if zoomed else 0, sum(caps) + 20, 4, 0),
             }
             rows.append(dataclasses.replace(made, **changes))
-        file.append(rows)
+        file.append(f"{prefix}-{i // 2}", [made.to_dict() for made in rows])
+    file.close()
     return path
 
 
@@ -266,7 +269,7 @@ def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     assert command(["report", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 1
     assert "no such file or folder" in capsys.readouterr().err
     (runs / "other.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"other\.jsonl does not start like answers"):
+    with pytest.raises(DataError, match=r"other\.jsonl does not start like a file of answers"):
         write_report([runs], tmp_path / "out")
     (tmp_path / "file").write_text("", encoding="utf-8")
     (runs / "other.jsonl").unlink()

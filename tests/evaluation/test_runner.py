@@ -1,16 +1,20 @@
-"""The runner asks a random model for real: its answers are nonsense, their bookkeeping is not."""
+"""The runner asks a random model for real: one by one, in batches and by other methods."""
 
 import dataclasses
 import json
 
 import pytest
+import torch
 
+from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.questions import read_receipts
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QZoomError
-from qzoom.evaluation.runner import EvalOptions, run, weights_digest
+from qzoom.data.samples import AnswerRow, Sample, SampleQuestion
+from qzoom.errors import ConfigError, DataError, HeadsMissingError, QZoomError
+from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run
 from qzoom.evaluation.score import score
+from qzoom.model import QZoom
 from tests.evaluation.samples import model, receipt, write_split
 from tests.tiny_models import build_engine, engine
 
@@ -68,7 +72,7 @@ def test_a_rerun_continues(task, tmp_path):
     rows = run(model(), task, SHORT, output=output)
     assert rows[:3] == first
     assert output.read_bytes().startswith(kept)
-    assert len(output.read_bytes().splitlines()) == 1 + 9
+    assert len(output.read_bytes().splitlines()) == 1 + 3
     assert without_times(rows) == without_times(run(model(), task, SHORT))
     whole = output.read_bytes()
     assert run(model(), task, SHORT, output=output) == rows
@@ -79,11 +83,14 @@ def test_a_rerun_after_a_kill_repeats_only_the_broken_picture(task, tmp_path):
     output = tmp_path / "run.jsonl"
     run(model(), task, SHORT, output=output)
     lines = output.read_bytes().splitlines(keepends=True)
-    output.write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    output.write_bytes(b"".join(lines[:2]) + lines[2][:20])
     run(model(), task, SHORT, output=output)
     again = output.read_bytes().splitlines(keepends=True)
-    assert again[:4] == lines[:4]
-    assert [json.loads(line)["picture"] for line in again[1:]] == [name for name in "abc" for _ in range(3)]
+    assert again[:2] == lines[:2]
+    assert [json.loads(line)["key"] for line in again[1:]] == list("abc")
+    output.write_bytes(b"".join(again).replace(b'"index": 1', b'"index": 2', 1))
+    with pytest.raises(DataError, match="answers about 'a' are out of order"):
+        run(model(), task, SHORT, output=output)
 
 
 def test_a_rerun_with_other_settings_is_refused(task, tmp_path):
@@ -143,7 +150,7 @@ def test_zooming_needs_a_region_branch(task):
 def test_wrong_settings_are_found_before_the_first_question(task):
     with pytest.raises(ConfigError):
         run(model(), task, dataclasses.replace(SHORT, gate_threshold=1.5))
-    with pytest.raises(BudgetError):
+    with pytest.raises(ConfigError, match="region_tokens must be"):
         run(model(), task, dataclasses.replace(SHORT, region_tokens="many"))
 
 
@@ -160,3 +167,114 @@ def test_synthetic_tasks_run(name):
     assert found.zoomed == 1.0
     assert 0 < found.box_area <= 1
     assert sum(group["n"] for group in found.difficulty.values()) == found.n
+
+
+def same(rows):
+    """Rows without what differs from run to run or with who shares a look."""
+    usage = [dataclasses.replace(row.usage, reused_tokens=0) for row in rows]
+    return [
+        dataclasses.replace(row, seconds=0.0, timing_ms={}, usage=u, gate=None)
+        for row, u in zip(rows, usage, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 100])
+def test_batches_give_the_same_answers(task, batch_size):
+    alone = run(model(), task, SHORT)
+    together = run(model(), task, SHORT, batch_size=batch_size)
+    assert [r.prediction for r in together] == [r.prediction for r in alone]
+    for first, second in zip(same(alone), same(together), strict=True):
+        boxes = [[region.box for region in row.regions] for row in (first, second)]
+        assert boxes[0] == boxes[1]
+        assert dataclasses.replace(first, regions=()) == dataclasses.replace(second, regions=())
+
+
+def test_one_damaged_picture_does_not_spoil_its_batch(task):
+    task.sample(1).image.write_bytes(b"\x89PNG no more")
+    rows = run(model(), task, SHORT, batch_size=9)
+    assert [row.error is None for row in rows] == [True] * 3 + [False] * 3 + [True] * 3
+
+
+def test_unusable_samples_stay_in_place():
+    broken = Sample("x", None, (0, 0), (SampleQuestion("f", "Q?", "A"),), "no such row")
+    rows = ask_many(model(), [broken, broken], SHORT)
+    assert [[row.error for row in one] for one in rows] == [["no such row"]] * 2
+    assert rows[0][0].prompt == ""
+    assert rows[0][0].coarse_size_px is None
+
+
+def test_rows_hold_prompt_and_resolved_pixels(task):
+    asked = model()
+    rows = ask_sample(asked, task.sample(1), dataclasses.replace(SHORT, zoom="always", region_threshold=0.0))
+    grid = asked.engine.backbone.grid((90, 260), SHORT.coarse_tokens)
+    for row in rows:
+        assert row.coarse_size_px == (grid[1] * 32, grid[0] * 32)
+        assert row.usage.coarse_tokens == grid[0] * grid[1]
+        assert row.regions[0].crop_size_px is not None
+        assert row.prompt.startswith("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>" + row.question)
+        assert row.prompt.endswith("<|im_start|>assistant\n")
+        assert AnswerRow.from_dict(row.to_dict()) == row
+
+
+def test_methods_set_how_it_looks(task):
+    plain = run(model(), task, dataclasses.replace(SHORT, method="plain"), limit=1)
+    never = run(model(), task, dataclasses.replace(SHORT, zoom="never"), limit=1)
+    assert [r.prediction for r in plain] == [r.prediction for r in never]
+    assert not any(row.zoomed for row in plain)
+    centre = run(model(heads=False), task, dataclasses.replace(SHORT, method="centre"), limit=1)
+    assert all(row.zoomed and row.error is None for row in centre)
+    agentic = run(model(heads=False), task, dataclasses.replace(SHORT, method="agentic"), limit=1)
+    assert all(row.extra["prompt_tokens"] > row.usage.coarse_tokens for row in agentic)  # its first round is paid too
+    assert EvalOptions(method="plain").zoom_mode == "never"
+    assert EvalOptions(method="always", zoom="never").zoom_mode == "always"
+    assert EvalOptions(method="centre").zoom_mode == "always"
+
+
+def test_a_shared_look_uses_the_needed_branches_only(task):
+    """A gate and a region branch that cannot run would fail a look that uses them; the plain look never meets them."""
+    broken = QZoom(build_engine("qwen3_vl"), "random")
+    for branch in (broken.engine.gate, broken.engine.region):
+        branch.layers = torch.nn.ModuleList([torch.nn.Identity()] * len(branch.layers))
+    plain = dataclasses.replace(SHORT, method="plain")
+    rows = ask_sample(broken, task.sample(0), plain)
+    assert [row.error for row in rows] == [None] * 3
+    assert [row.prediction for row in rows] == [row.prediction for row in ask_sample(model(), task.sample(0), plain)]
+    assert all(row.error for row in ask_sample(broken, task.sample(0), plain, all_branches=True))
+
+
+def test_seeds_draw_other_answers_and_repeat_their_own(task):
+    warm = dataclasses.replace(SHORT, temperature=5.0, max_new_tokens=8)
+    first, again, other = (
+        [r.prediction for r in run(model(), task, dataclasses.replace(warm, seed=seed), batch_size=size)]
+        for seed, size in ((0, 1), (0, 4), (1, 1))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_random_boxes_follow_the_seed(task):
+    boxes = [
+        [r.regions[0].box for r in run(model(), task, dataclasses.replace(SHORT, method="random", seed=seed))]
+        for seed in (0, 0, 1)
+    ]
+    assert boxes[0] == boxes[1]
+    assert boxes[0] != boxes[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"method": "guess"}, "No method 'guess'; known methods: qzoom"),
+        ({"method": "centre", "temperature": 1.0}, "greedily"),
+    ],
+)
+def test_wrong_options(values, said):
+    with pytest.raises(ConfigError, match=said):
+        EvalOptions(**values)
+
+
+def test_what_draws():
+    assert not EvalOptions().is_random
+    assert not EvalOptions(method="centre").is_random
+    assert EvalOptions(method="random").is_random
+    assert EvalOptions(temperature=0.5).is_random

@@ -1,4 +1,4 @@
-"""Tri-state labels on maps small enough to check by eye."""
+"""Ternary labels on maps small enough to check by eye."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.maps import RegionLabelSettings, picture_in_square, region_labels
+from qzoom.labels.maps import cells_touched, picture_in_square, region_labels
+from qzoom.labels.settings import LabelMapSettings
 
 NO_SINKS = np.zeros((6, 6), dtype=np.float32)
 DONT_KNOW = -100
@@ -44,14 +45,14 @@ def test_sinks_are_no_peak_and_count_as_background_outside_the_box():
 def test_threshold_is_relative_to_the_peak_and_strict():
     grounding = spot({(2, 2): 0.8, (2, 3): 0.2})
     assert region_labels(NO_SINKS, grounding).labels[2, 3] == DONT_KNOW
-    assert region_labels(NO_SINKS, grounding, RegionLabelSettings(foreground=0.2)).labels[2, 3] == 1
+    assert region_labels(NO_SINKS, grounding, LabelMapSettings(foreground=0.2)).labels[2, 3] == 1
 
 
 @pytest.mark.parametrize(
     ("width", "box"), [(0, (2, 2, 3, 3)), (1, (2, 2, 3, 3)), (2, (1, 1, 4, 4)), (3, (1, 1, 4, 4)), (4, (0, 0, 5, 5))]
 )
 def test_blur_width(width, box):
-    settings = RegionLabelSettings(blur_cells=width, ignore_share=1.0)
+    settings = LabelMapSettings(blur_cells=width, ignore_share=1.0)
     assert region_labels(NO_SINKS, spot({(2, 2): 0.9}), settings).box == box
 
 
@@ -99,4 +100,13 @@ def test_bad_input_is_named():
     with pytest.raises(DataError, match="no content"):
         picture_in_square((0, 10), 4)
     with pytest.raises(ConfigError, match="foreground"):
-        RegionLabelSettings(foreground=1.5)
+        LabelMapSettings(foreground=1.5)
+
+
+def test_cells_touched_are_all_that_are_touched():
+    cells = cells_touched([(10, 0, 21, 10)], (40, 20), (2, 4), "dynamic")
+    assert cells.tolist() == [[False, True, True, False], [False, False, False, False]]
+
+
+def test_a_box_that_ends_on_a_border_does_not_touch_the_next_cell():
+    assert cells_touched([(0, 0, 10, 10)], (40, 20), (2, 4), "dynamic").sum() == 1

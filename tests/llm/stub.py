@@ -59,6 +59,18 @@ def always(text: str) -> Answer:
     return lambda body, before: text
 
 
+def in_turn(*answers: Any) -> Answer:
+    """One answer a request, the last one from then on; a function gets the request."""
+    left, lock = list(answers), threading.Lock()
+
+    def answer(body: dict[str, Any], before: int) -> Any:
+        with lock:
+            what = left.pop(0) if len(left) > 1 else left[0]
+        return what(body) if callable(what) else what
+
+    return answer
+
+
 def text_of(body: dict[str, Any]) -> str:
     """All texts of a request's last message."""
     content = body["messages"][-1]["content"]

@@ -1,7 +1,11 @@
-"""Calls against real servers that fail, hang, refuse and talk nonsense."""
+"""Calls against real servers that fail, hang, refuse and talk nonsense; what is sent, and what a response means."""
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import email.utils
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qzoom.errors import BudgetSpentError, CallRefusedError, EndpointError, LaterError, StopRunError
-from qzoom.llm.cache import CallCache
-from qzoom.llm.client import Client, Message, SharedClient
+from qzoom.llm.cache import CallCache, Failure, Reply
+from qzoom.llm.client import ChatImage, Client, Message, SharedClient, call_key, read_reply, wire
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
-from tests.llm.stub import Stub, always, serve, text_of
+from tests.llm.stub import Stub, always, completion, serve, text_of
 
 FAST = CallSettings(retries=5, backoff_s=0.001, longest_s=5.0)
 
@@ -57,6 +62,17 @@ def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         }
     ]
     assert stub.headers[0]["authorization"] == "Bearer secret"
+
+
+def test_keys_meant_for_another_api_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "another-secret")
+    stub = Stub(always("A4"))
+    with serve(stub) as url, client_at(tmp_path, url) as client:
+        client.check()
+        client.call(chat())
+    assert "authorization" not in stub.headers[0]
+    assert "another-secret" not in str(stub.headers)
 
 
 def test_nothing_is_paid_twice(tmp_path: Path) -> None:
@@ -333,3 +349,130 @@ def test_the_rate_holds(tmp_path: Path) -> None:
             thread.join()
         assert time.monotonic() - start >= 0.39  # four turns of 0.1 s after the first
     assert len(stub.bodies) == 5
+
+
+RED = Image.new("RGB", (40, 30), "red")
+
+
+def shown(image: Image.Image = RED, text: str = "Q?", most: int = 10_000) -> list[Message]:
+    return [Message("user", (ChatImage(image, most), text))]
+
+
+def key_of(
+    messages: list[Message], name: str = "one", sample: int = 0, sampling: Sampling | None = None, **extra
+) -> str:
+    endpoint = EndpointSettings("http://x/v1", "m", extra_body=extra)
+    return call_key(name, endpoint, messages, sampling or Sampling(), sample)
+
+
+def test_pictures_go_as_png_with_that_media_type() -> None:
+    (message,) = wire(shown())
+    assert message["content"][1] == {"type": "text", "text": "Q?"}
+    url = message["content"][0]["image_url"]["url"]
+    head, _, data = url.partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.format == "PNG"
+        assert image.getpixel((5, 5)) == (255, 0, 0)
+    assert wire([Message("system", ("Hello",))]) == [{"role": "system", "content": "Hello"}]
+
+
+def test_large_pictures_are_scaled_down_in_shape() -> None:
+    shown = ChatImage(Image.new("RGB", (4000, 1000), "blue"), 10_000)
+    with Image.open(io.BytesIO(base64.b64decode(shown.url().partition(",")[2]))) as image:
+        assert image.size == (200, 50)
+
+
+def test_equal_content_is_one_call() -> None:
+    palette = RED.convert("P", palette=Image.Palette.ADAPTIVE)
+    assert key_of(shown()) == key_of(shown(RED.copy())) == key_of(shown(palette)) == key_of(shown(most=10**6))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        key_of(shown(text="Q!")),
+        key_of(shown(Image.new("RGB", (40, 30), (255, 0, 1)))),
+        key_of(shown(Image.new("RGB", (30, 40), "red"))),
+        key_of(shown(most=500)),
+        key_of(shown(), name="two"),
+        key_of(shown(), sample=1),
+        key_of(shown(), sampling=dataclasses.replace(Sampling(), temperature=0.8)),
+        key_of(shown(), qzoom={"zoom": "never"}),
+        key_of([Message("user", ("Q?",))]),
+    ],
+)
+def test_anything_else_is_another(other: str) -> None:
+    assert key_of(shown()) != other
+
+
+@pytest.mark.parametrize(
+    ("body", "reply"),
+    [
+        (completion("A4", (7, 3)), Reply("A4", False, "stub-1", 7, 3)),
+        (completion("A4 bec", finish="length"), Reply("A4 bec", True, "stub-1", 100, 10)),
+        (
+            completion([{"type": "text", "text": "A"}, {"type": "text", "text": "4"}]),
+            Reply("A4", False, "stub-1", 100, 10),
+        ),
+        (completion(None), Reply("", False, "stub-1", 100, 10)),
+        (b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "7"}, "model": 3}', Reply("x")),
+        (b'{"choices": [{"message": {"content": "a\\ud800b"}}]}', Reply("a?b")),
+    ],
+)
+def test_completions_are_read(body: bytes, reply: Reply) -> None:
+    assert read_reply(200, None, body) == reply
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}',
+     b'{"choices": [{"message": {"content": 3}}]}', b"\xff\xfe", b"[" * 100_000],
+)  # fmt: skip
+def test_bodies_that_are_no_completion_may_pass(body: bytes) -> None:
+    assert read_reply(200, None, body) == Failure("transient", "a reply that is no chat completion")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "kind"),
+    [
+        ((408, 409, 425, 429, 500, 502, 503, 504, 529), "transient"),
+        ((400, 413, 422), "refused"),
+        ((401, 403, 404, 402, 405, 301), "fatal"),
+    ],
+)
+def test_statuses_are_told_apart(statuses: tuple[int, ...], kind: str) -> None:
+    for status in statuses:
+        outcome = read_reply(status, None, b'{"error": {"message": "no"}}')
+        assert isinstance(outcome, Failure)
+        assert (status, outcome.kind) == (status, kind)
+
+
+def test_an_unknown_model_is_fatal_whatever_the_status() -> None:
+    body = b'{"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}'
+    assert read_reply(400, None, body) == Failure(
+        "fatal", "it does not know the model or the address (HTTP 400): The model `x` does not exist (model_not_found)"
+    )
+    assert read_reply(404, None, b"not here").kind == "fatal"
+
+
+def test_complaints_are_one_short_line() -> None:
+    refused = read_reply(413, None, b'{"error": "too\\nlong ' + b"x" * 1000 + b'"}')
+    assert isinstance(refused, Failure)
+    assert refused.reason.startswith("HTTP 413: too long xxx")
+    assert len(refused.reason) < 220
+
+
+@pytest.mark.parametrize(
+    ("value", "wait"), [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", None), (None, None)]
+)
+def test_retry_after_in_seconds(value: str | None, wait: float | None) -> None:
+    assert read_reply(429, value, b"") == Failure("transient", "HTTP 429", wait)
+
+
+def test_retry_after_as_a_date() -> None:
+    date = email.utils.formatdate(time.time() + 100, usegmt=True)
+    found = read_reply(503, date, b"")
+    assert isinstance(found, Failure)
+    assert found.wait_s is not None
+    assert 60 < found.wait_s <= 100

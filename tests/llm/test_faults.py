@@ -12,14 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from qzoom.distill.answer import AnswerStep
-from qzoom.distill.ask import AskStep, ValidateStep
-from qzoom.distill.build import build_roles
+from qzoom.distill.answer import answer_step
+from qzoom.distill.ask import ask_step, validate_step
 from qzoom.distill.choices import ChoicesSettings, ChoicesStep
-from qzoom.distill.difficulty import DifficultySettings, DifficultyStep
-from qzoom.distill.items import Item, Picture, Region, apply
-from qzoom.distill.roles import roles_from_mapping
-from qzoom.distill.vote import VoteSettings, VoteStep
+from qzoom.distill.difficulty import DifficultySettings, difficulty_step
+from qzoom.distill.items import ImageRef, Item, TargetRegion, apply
+from qzoom.distill.roles import RolesSettings, build_roles
+from qzoom.distill.vote import VoteSettings, vote_step
+from qzoom.settings import from_mapping
 from tests.distill.views import StillViews
 from tests.llm.stub import Stub, serve, text_of
 
@@ -30,8 +30,8 @@ class Crops(StillViews):
     """Every region has a colour of its own, so that its crop is a call of its own."""
 
     def crop(self, item: Item) -> Image.Image:
-        assert item.region is not None
-        return Image.new("RGB", (20, 10), (item.region.box[0], 0, 0))
+        assert item.target is not None
+        return Image.new("RGB", (20, 10), (item.target.box[0], 0, 0))
 
 
 def drawn(*parts: object) -> int:
@@ -74,8 +74,15 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
         end = {"url": url, "model": "m", "timeout_s": 4.0 if share else 100.0, "concurrency": 16}
         by = {"by": "endpoint", "endpoints": [end]}
         roles = build_roles(
-            roles_from_mapping(
-                {"asker": by, "validator": by, "judge": by, "maker": by, "student": by | {"plain": True}}
+            from_mapping(
+                RolesSettings,
+                {
+                    "question_writer": by,
+                    "validator": by,
+                    "judge": by,
+                    "distractor_writer": by,
+                    "student": by | {"plain": True},
+                }
                 | {"teachers": [by | {"name": name} for name in ("a", "b")]}
                 | {"calls": {"retries": 40, "backoff_s": 0.002, "longest_s": 0.05}},
                 "test",
@@ -85,12 +92,12 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
         roles.check()
         views = Crops()
         steps = [
-            AskStep(roles.asker, views),
-            ValidateStep(roles.validator, views),
-            AnswerStep(roles.teachers, views, 4),
-            VoteStep(VoteSettings(), roles.judge),
-            ChoicesStep(roles.maker, views, ChoicesSettings(none_share=0.2, negatives=0.5)),
-            DifficultyStep(roles.student, views, DifficultySettings(samples=2, low=0.0)),
+            ask_step(roles.question_writer, views),
+            validate_step(roles.validator, views),
+            answer_step(roles.teachers, views, 4),
+            vote_step(VoteSettings(), roles.judge),
+            ChoicesStep(roles.distractor_writer, views, ChoicesSettings(none_share=0.2, negatives=0.5)).step,
+            difficulty_step(roles.student, views, DifficultySettings(samples=2, low=0.0)),
         ]
 
         def follow(start: Item) -> list[Item]:
@@ -101,7 +108,9 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
 
         starts = [
             Item(
-                Picture("b" * 20, "x.png", 400, 200), Region((i, 50, i + 60, 90), (i, 45, i + 70, 95), "given"), seed=i
+                ImageRef("b" * 20, "x.png", 400, 200),
+                TargetRegion((i, 50, i + 60, 90), (i, 45, i + 70, 95), "given"),
+                seed=i,
             )
             for i in range(16)
         ]

@@ -11,8 +11,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from qzoom.heads.boxes import cells_to_pixels
-from qzoom.labels.gate import Outcome, Trajectory, categorise, draw_label, label_outcomes, select_items
-from qzoom.labels.maps import RegionLabelSettings, picture_in_square, region_labels
+from qzoom.labels.gate import AnswersByResolution, Outcome, categorise, draw_label, label_outcomes, select_items
+from qzoom.labels.maps import picture_in_square, region_labels
+from qzoom.labels.settings import LabelMapSettings
 from qzoom.scoring.agree import normalise_answer
 from tests.parity.report import EXACT, Case, Report
 
@@ -64,7 +65,7 @@ def _stage1_run(
     case: Case, run: dict[str, Any], triple: dict[str, Any], sink: np.ndarray, grounding: np.ndarray, labels: np.ndarray
 ) -> None:
     given = run["settings"]
-    settings = RegionLabelSettings(
+    settings = LabelMapSettings(
         sink_threshold=given["sink_thresh"],
         foreground=given["binary_coff"],
         background=given["bg_coff"],
@@ -97,7 +98,8 @@ def _boxes(folder: Path, report: Report) -> None:
 def _stage3(folder: Path, report: Report) -> None:
     recorded = _read(folder / "stage3_labels.json")
     trajectories = [
-        Trajectory(tuple(item["res"]), tuple(item["ms_answers"]), item["text"]) for item in recorded["trajectories"]
+        AnswersByResolution(tuple(item["res"]), tuple(item["ms_answers"]), item["text"])
+        for item in recorded["trajectories"]
     ]
     for item, trajectory in zip(recorded["trajectories"], trajectories, strict=True):
         with report.case("trajectory", f"{folder.name}/{item['index']}") as case:
@@ -112,7 +114,7 @@ def _stage3(folder: Path, report: Report) -> None:
             case.equal("order", select_items(trajectories, int(seed)), order)
 
 
-def _outcomes(case: Case, trajectory: Trajectory, name: str, recorded: list[dict[str, Any]]) -> None:
+def _outcomes(case: Case, trajectory: AnswersByResolution, name: str, recorded: list[dict[str, Any]]) -> None:
     """Equal distributions; where the release raises, ours must leave the sample out instead of labelling it."""
     import random
 

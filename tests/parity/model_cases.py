@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from qzoom.backbones.base import VisualFeatures
-from qzoom.engine.batch import prefill, read_regions
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.generate import DecodeBatch, Stopwatch
-from qzoom.engine.perceive import CoarseResult, look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, prefill
+from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.state import Engine, advance_gate
+from qzoom.engine.zoom import zoom
 from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import blur
 from qzoom.types import SamplingParams
@@ -70,8 +71,8 @@ def run_single_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> N
     saved = Tensors(folder.tensors(f"cases/{entry['id']}.safetensors"))
     steps = saved["two_stage_ids"].shape[1]
     request = _request(engine, folder, entry["image"], entry["messages"], entry, steps)
-    before = look(engine, [request], _clock(engine))[0]
-    after = read_regions(engine, [before], _clock(engine))[0][0]
+    before = coarse_pass(engine, [request], _clock(engine))[0]
+    after = zoom(engine, [before], _clock(engine))[0][0]
     _coarse(case, folder, engine, entry, saved, before, row=0)
     gated = saved["gate_score"][0].item() < entry["high_res_thresh"] if "gate_score" in saved else False
     case.equal("zoomed", before.gate.zoomed, bool(entry["zoomed"]))
@@ -110,8 +111,8 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
         for image, messages in zip(entry["images"], entry["messages"], strict=True)
     ]
     count = len(requests)
-    together = look(engine, requests, _clock(engine), perceive=True)
-    alone = [look(engine, [request], _clock(engine))[0] for request in requests]
+    together = coarse_pass(engine, requests, _clock(engine), everyone=True)
+    alone = [coarse_pass(engine, [request], _clock(engine))[0] for request in requests]
     forced = []
     for row, item in enumerate(together):
         _coarse(case, folder, engine, entry, saved, item, row)
@@ -119,9 +120,9 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
         _batch_maps(case, saved, item, keep, row, is_mask_row=row == _mask_row(engine, count))
         forced.append(_with_box(engine, item, saved, entry, row, case))
         case.equal("zoomed, alone and together", item.gate.zoomed, alone[row].gate.zoomed)
-    zoomed = read_regions(engine, forced, _clock(engine))[0]
+    zoomed = zoom(engine, forced, _clock(engine))[0]
     as_recorded = greedy(engine, zoomed)
-    ours = greedy(engine, read_regions(engine, together, _clock(engine))[0])
+    ours = greedy(engine, zoom(engine, together, _clock(engine))[0])
     plain = _direct(engine, requests)
     for row in range(count):
         _region(case, engine, saved, zoomed[row], f".{row}", row)
@@ -130,7 +131,7 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
         else:  # the release reads a padded row's answer from its padding, so the row alone is what counts
             _close_answer(case, "padded row: alone", as_recorded[row], greedy(engine, [zoomed[row]])[0])
         _answer(case, "direct", plain[row], saved, entry["direct_ids"][row], row)
-        single = greedy(engine, read_regions(engine, [alone[row]], _clock(engine))[0])[0]
+        single = greedy(engine, zoom(engine, [alone[row]], _clock(engine))[0])[0]
         case.close("batch and single logits", ours[row].logits, single.logits, BATCH)
         case.equal("batch and single ids", ours[row].ids.tolist(), single.ids.tolist())
         if not together[row].gate.zoomed:
@@ -181,7 +182,7 @@ def _probability(threshold: float | None) -> float | None:
 
 def _direct(engine: Engine, requests: Sequence[Request]) -> list[Answered]:
     plain = [dataclasses.replace(r, options=dataclasses.replace(r.options, zoom="never")) for r in requests]
-    return greedy(engine, look(engine, plain, _clock(engine)))
+    return greedy(engine, coarse_pass(engine, plain, _clock(engine)))
 
 
 def _coarse(

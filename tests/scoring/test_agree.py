@@ -1,10 +1,10 @@
-"""When answers say the same."""
+"""The three rules for short answers: agreement, exact, containment."""
 
 from __future__ import annotations
 
 import pytest
 
-from qzoom.scoring.agree import mentions, normal, same
+from qzoom.scoring.agree import answers_match, decide_exact, lowered, mentions, normal, normalise_answer, same
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,47 @@ def test_an_answer_is_found_as_whole_words_only() -> None:
     assert mentions("Is the Red  bus left?", "red bus")
     assert not mentions("How many buses are hired?", "red")
     assert not mentions("anything", "")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "right"),
+    [
+        ("RM 12.50", ["12.50"], True),
+        ("12.50", ["12.5", "12.50"], True),
+        ("12.40", ["12.50"], False),
+        ("Yes", ["yes"], True),
+        ("no", ["Yes"], False),
+        ("yes.", ["Yes"], True),
+        ("", ["anything"], False),
+        ("twelve", ["12"], None),
+        ("the cat", ["a cat"], None),
+        ("12", ["a dozen"], None),
+        ("7", ["eight", "8"], None),
+    ],
+)
+def test_rules_decide_what_they_can(prediction, answers, right):
+    assert decide_exact(prediction, answers) is right
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(" Total: $12.50 ", "total 1250"), ("ÄÖ!", "äö"), ("“x”", "“x”"), ("Dr. No.", "dr no"), (7, "7"), (None, "None")],
+)
+def test_normalise(before, after):
+    assert normalise_answer(before) == after
+
+
+def test_white_space_freed_by_punctuation_stays():
+    assert normalise_answer("! yes") == " yes"
+
+
+def test_lowered_keeps_punctuation():
+    assert lowered(" No. 5 ") == "no. 5"
+    assert lowered(True) == "true"
+
+
+def test_match_is_containment_either_way():
+    assert answers_match("12", "12 eur")
+    assert answers_match("12 eur", "12")
+    assert answers_match("", "anything")
+    assert not answers_match("12", "21")

@@ -1,4 +1,4 @@
-"""Rules, and a judge behind a real server that hangs, refuses, talks nonsense and breaks off."""
+"""A judge behind a real server that hangs, refuses, talks nonsense and breaks off."""
 
 from __future__ import annotations
 
@@ -9,28 +9,8 @@ import pytest
 
 from qzoom.errors import BudgetSpentError, ConfigError, EndpointError
 from qzoom.llm.settings import CallSettings, EndpointSettings
-from qzoom.scoring.judge import JudgeFailure, open_judge, rule, yes_or_no
-from tests.scoring.judge_server import Script, serve
-
-
-@pytest.mark.parametrize(
-    ("prediction", "answers", "right"),
-    [
-        ("RM 12.50", ["12.50"], True),
-        ("12.50", ["12.5", "12.50"], True),
-        ("12.40", ["12.50"], False),
-        ("Yes", ["yes"], True),
-        ("no", ["Yes"], False),
-        ("yes.", ["Yes"], True),
-        ("", ["anything"], False),
-        ("twelve", ["12"], None),
-        ("the cat", ["a cat"], None),
-        ("12", ["a dozen"], None),
-        ("7", ["eight", "8"], None),
-    ],
-)
-def test_rules_decide_what_they_can(prediction, answers, right):
-    assert rule(prediction, answers) is right
+from qzoom.scoring.judge import JudgeFailure, open_judge, yes_or_no
+from tests.llm.stub import Stub, in_turn, serve
 
 
 @pytest.mark.parametrize(
@@ -57,38 +37,37 @@ def judge_at(url, cache=None, timeout_s=60.0, **calls):
 
 def test_asks_what_it_should_and_reads_yes_and_no(monkeypatch):
     monkeypatch.setenv("QZOOM_JUDGE_KEY", "secret")
-    script = Script("Yes.", "no", "**YES**")
-    with serve(script) as url:
+    stub = Stub(in_turn("Yes.", "no", "**YES**"))
+    with serve(stub) as url:
         judge = judge_at(url)
         assert [judge.right("Q?", ["a"], text) for text in ("x", "y", "z")] == [True, False, True]
         judge.close()
-    assert script.asked[0]["path"] == "/v1/chat/completions"
-    assert script.asked[0]["model"] == "m"
-    assert script.asked[0]["temperature"] == 0
-    facts = json.loads(script.asked[0]["messages"][-1]["content"])
+    assert stub.bodies[0]["model"] == "m"
+    assert stub.bodies[0]["temperature"] == 0
+    facts = json.loads(stub.bodies[0]["messages"][-1]["content"])
     assert facts == {"question": "Q?", "right_answers": ["a"], "given_answer": "x"}
-    assert {name.lower(): value for name, value in script.headers[0].items()}["authorization"] == "Bearer secret"
+    assert stub.headers[0]["authorization"] == "Bearer secret"
 
 
 def test_nothing_is_asked_twice_even_by_another_run(tmp_path):
-    script = Script("yes")
-    with serve(script) as url:
+    stub = Stub(in_turn("yes"))
+    with serve(stub) as url:
         for predictions in (("x", "x"), ("x", "new"), ("new",)):
             judge = judge_at(url, tmp_path / "calls.sqlite")
             assert all(judge.right("Q?", ["a"], text) for text in predictions)
             judge.close()
-    assert len(script.asked) == 2
+    assert len(stub.bodies) == 2
 
 
 def test_transient_failures_are_retried():
-    script = Script((429, {"Retry-After": "1"}), (500,), "drop", b"nonsense", "perhaps", "yes")
-    with serve(script) as url:
+    stub = Stub(in_turn((429, {"Retry-After": "1"}), (500, {}), "drop", b"nonsense", "perhaps", "yes"))
+    with serve(stub) as url:
         judge = judge_at(url, retries=5)
         start = time.monotonic()
         assert judge.right("Q?", ["a"], "x")
         judge.close()
     assert 1 <= time.monotonic() - start < 30
-    assert len(script.asked) == 6
+    assert len(stub.bodies) == 6
     assert judge.reasons == []
 
 
@@ -99,14 +78,14 @@ def test_transient_failures_are_retried():
         ("yes and no", "neither yes nor no"),
         (b"<html>", "no chat completion"),
         (b'{"choices": []}', "no chat completion"),
-        ((500,), "HTTP 500"),
-        ((429,), "HTTP 429"),
+        ((500, {}), "HTTP 500"),
+        ((429, {}), "HTTP 429"),
         ("drop", "no connection"),
         ("hang", "no full reply within 0.2 s"),
     ],
 )
 def test_failures_that_stay_are_counted_and_no_votes(behaviour, reason):
-    with serve(Script(behaviour)) as url:
+    with serve(Stub(in_turn(behaviour))) as url:
         judge = judge_at(url, retries=1, timeout_s=0.2 if behaviour == "hang" else 60.0)
         for _ in range(4):  # a judge that is down never ends the run
             with pytest.raises(JudgeFailure, match=reason):
@@ -120,18 +99,18 @@ def test_failures_that_stay_are_counted_and_no_votes(behaviour, reason):
     [(401, "refuses the key .*the key in QZOOM_JUDGE_KEY"), (403, "refuses the key"), (404, "does not know the model")],
 )
 def test_a_wrong_key_or_name_stops_at_once(status, message):
-    script = Script((status,))
-    with serve(script) as url:
+    stub = Stub(in_turn((status, {})))
+    with serve(stub) as url:
         judge = judge_at(url)
         with pytest.raises(EndpointError, match=message) as failure:
             judge.right("Q?", ["a"], "x")
         judge.close()
     assert f"The judge 'm' at {url}" in str(failure.value)
-    assert len(script.asked) == 1
+    assert len(stub.bodies) == 1
 
 
 def test_the_budget_counts_every_request():
-    with serve(Script((500,), "yes")) as url:
+    with serve(Stub(in_turn((500, {}), "yes"))) as url:
         judge = judge_at(url, budget_requests=2)
         assert judge.right("Q?", ["a"], "x")
         with pytest.raises(BudgetSpentError, match="budget of 2 requests is used up"):
@@ -141,7 +120,7 @@ def test_the_budget_counts_every_request():
 
 
 def test_nobody_there_is_a_failure():
-    with serve(Script("yes")) as url:
+    with serve(Stub(in_turn("yes"))) as url:
         pass
     judge = judge_at(url, retries=0)
     with pytest.raises(JudgeFailure, match="no connection"):

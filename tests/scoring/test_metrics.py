@@ -2,6 +2,7 @@
 
 import pytest
 
+from qzoom.scoring.agree import exact_match, normalise
 from qzoom.scoring.metrics import (
     METRICS,
     anls,
@@ -9,9 +10,7 @@ from qzoom.scoring.metrics import (
     contains_answer,
     contains_answer_harness,
     edit_distance,
-    exact_match,
     hit,
-    normalise,
     relaxed_match,
     relaxed_match_harness,
     union_share,

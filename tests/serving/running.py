@@ -6,7 +6,8 @@ import asyncio
 import base64
 import io
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,10 @@ from PIL import Image, ImageDraw
 
 from qzoom import QZoom
 from qzoom.serving.server import DrainingServer, bind
-from qzoom.serving.service import ServerSettings, Service
+from qzoom.serving.service import Service
+from qzoom.serving.settings import ServerSettings
 
-__all__ = ["Site", "chat", "data_url", "image_part", "page", "running", "user"]
+__all__ = ["Site", "chat", "data_url", "idle", "image_part", "page", "running", "user", "wait_until"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ def running(model: QZoom, **settings: Any) -> Iterator[Site]:
                 site.stop()
         thread.join(60)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Until it holds; a state of another thread has no event to wait for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def idle(site: Site) -> bool:
+    """Whether nothing runs, waits or is in flight."""
+    scheduler = site.service.scheduler
+    return not (scheduler.running or scheduler.waiting or site.service.in_flight)
 
 
 def page(text: str = "TOTAL 3.55", size: tuple[int, int] = (320, 400)) -> Image.Image:

@@ -1,17 +1,20 @@
+"""What a request may cost is counted before anything is decoded."""
+
 import base64
 import dataclasses
 import io
 import json
-import struct
-import zlib
 
 import pytest
 from PIL import Image
 
 from qzoom.errors import ConfigError, ImageError
 from qzoom.images.limits import ImageLimits
+from qzoom.serving.convert import check_pictures, check_tokens
 from qzoom.serving.errors import ApiError
-from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens, read_payload
+from qzoom.serving.protocol import read_payload
+from qzoom.serving.settings import ServerLimits
+from tests.serving.refusals import png_of
 
 LIMITS = ServerLimits(
     body_bytes=100_000,
@@ -171,23 +174,13 @@ def png(width, height):
     return out.getvalue()
 
 
-def png_header(width, height):
-    """A PNG that says its size and has next to no pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 def test_pixels_are_counted_on_the_headers():
     check_pictures([], LIMITS)
     check_pictures([png(30, 30), png(30, 20)], LIMITS)
     error = refusal(check_pictures, [png(30, 30), png(30, 21)])
     assert (error.status, error.code) == (413, "too_many_pixels")
     with pytest.raises(ImageError, match=r"picture 2: its 60000 x 60000 px"):
-        check_pictures([png(10, 10), png_header(60_000, 60_000)], LIMITS)
+        check_pictures([png(10, 10), png_of(60_000, 60_000)], LIMITS)
 
 
 def test_fetched_pictures_are_counted_too():

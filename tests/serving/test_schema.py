@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qzoom.serving.limits import ServerLimits
+from qzoom.serving.settings import ServerLimits
 from tests.serving.running import running
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import pytest
 from qzoom.errors import DataError
 from qzoom.store.schema import (
     KINDS,
-    Ladder,
     Question,
     RegionLabel,
+    ResolutionSweep,
     Turn,
     Verdict,
     content_id,
@@ -24,7 +24,7 @@ QUESTION = Question(
     "q1", "a.png", (Turn("What?", ("x", "y"), ((0, 1, 2, 3),)), Turn("Where?")), "natural", "mine", "/d"
 )
 LABEL = RegionLabel("q", 0, "r", "a", "text", "prompt", (0, 0, 2, 2), True, 1, 9, "dynamic", (30, 40), None)
-LADDER = Ladder("q", 0, (64, 128), ("a", "b"), "b")
+LADDER = ResolutionSweep("q", 0, (64, 128), ("a", "b"), "b")
 VERDICT = Verdict("q", 0, "a", "b", True, None, "judge", ((0, 0, 5, 5),))
 
 
@@ -34,7 +34,16 @@ def test_values_make_the_same_record(record):
 
 
 def test_every_kind_is_known_by_its_name():
-    assert set(KINDS) == {"question", "response", "attention", "region_label", "ladder", "verdict", "skip"}
+    assert set(KINDS) == {
+        "question",
+        "response",
+        "attention",
+        "region_label",
+        "ladder",
+        "zoom_comparison",
+        "verdict",
+        "skip",
+    }
     assert all(KINDS[name].kind == name for name in KINDS)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qzoom.data.synthetic.wording import vocabulary_sentences
+from qzoom.data.synthetic.texts import vocabulary_sentences
 from tiny.aux_losses import GuidedModel, GuideWeights, count_targets, line_loss
 from tiny.batch import (
     GLYPHS,

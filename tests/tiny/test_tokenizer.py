@@ -2,7 +2,7 @@
 
 import pytest
 
-from qzoom.data.synthetic.wording import vocabulary_sentences
+from qzoom.data.synthetic.texts import vocabulary_sentences
 from tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.load import load_engine
-from qzoom.labels.label_regions import base_digest
+from qzoom.checkpoints.weights import base_digest
 from qzoom.store.records import RecordWriter, start_store
-from qzoom.store.schema import Ladder, Provenance, Question, RegionLabel, Turn, Verdict, content_id
+from qzoom.store.schema import Provenance, Question, RegionLabel, ResolutionSweep, Turn, Verdict, content_id
 from tests.tiny_models import build_engine
 
 TOKENS = 12
@@ -74,7 +74,8 @@ def gate_store(folder: Path, pictures: Path, weights: str) -> Path:
             question = question_of(pictures, number)
             right = ("no", "no", "here", "here") if number % 4 < 2 else ("here",) * 4
             out.append(
-                f"s{number}", [(question, {}), (Ladder(content_id(question), 0, (4, 8, 12, 16), right, "here"), {})]
+                f"s{number}",
+                [(question, {}), (ResolutionSweep(content_id(question), 0, (4, 8, 12, 16), right, "here"), {})],
             )
     return folder
 

@@ -14,7 +14,7 @@ from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.prompt import embed_prompt
 from qzoom.errors import ConfigError, DataError
 from qzoom.training.answers import AnswerTask, random_cells
-from qzoom.training.samples import Draw
+from qzoom.training.samples import SampleUse
 from qzoom.training.stages import StageRecipe
 from qzoom.training.train_stage import prepare_engine, train_stage
 
@@ -46,11 +46,11 @@ def test_hard_cases_and_improvements_are_mixed_as_asked(world):
     assert [(s.kind, decode(s.answer[:-1]), s.answer[-1]) for s in hard] == [
         ("hard", "here", engine.backbone.eos_ids[0])
     ] * 2
-    mixed = AnswerTask(recipe_of(world, mixture={"hard": 1.0, "improvements": 0.5, "kept": 5.0}), engine).samples
-    assert sorted(s.kind for s in mixed) == ["hard", "hard", "improvements", "kept", "kept"]
+    mixed = AnswerTask(recipe_of(world, mixture={"hard": 1.0, "improvements": 0.5, "both_right": 5.0}), engine).samples
+    assert sorted(s.kind for s in mixed) == ["both_right", "both_right", "hard", "hard", "improvements"]
     assert {decode(s.answer[:-1]) for s in mixed if s.kind == "improvements"} == {"there"}
     with pytest.raises(ConfigError, match="must name hard cases"):
-        AnswerTask(recipe_of(world, mixture={"kept": 1.0}), engine)
+        AnswerTask(recipe_of(world, mixture={"both_right": 1.0}), engine)
 
 
 def test_nothing_mined_is_an_error(world, tmp_path):
@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_the_engines_forward_pass(worlds, family):
     recipe = recipe_of(world)
     engine = engine_of(world, recipe)
     task = AnswerTask(recipe, engine)
-    draws = [Draw(0, 0), Draw(1, 3)]
+    draws = [SampleUse(0, 0), SampleUse(1, 3)]
     expected = 0.0
     for draw in draws:
         sample = task.samples[draw.index]
@@ -93,7 +93,7 @@ def test_random_regions_are_drawn_as_often_as_asked(world):
     boxes = {}
     for share in (0.0, 0.5, 1.0):
         task = AnswerTask(recipe_of(world, random_box=share), engine)
-        prompts = [task._prompt(engine, task.samples[0], Draw(0, visit)) for visit in range(12)]
+        prompts = [task._prompt(engine, task.samples[0], SampleUse(0, visit)) for visit in range(12)]
         boxes[share] = [tuple(p.positions[1:, p.spans[1].start].tolist()) for p in prompts]
     assert len(set(boxes[0.0])) == 1
     assert len(set(boxes[1.0])) > 3

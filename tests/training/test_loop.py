@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from qzoom.checkpoints.load import load_engine
 from qzoom.engine.perceive import region_logits
 from qzoom.engine.state import State, advance_region, advance_shared
-from qzoom.errors import ConfigError, DataError
+from qzoom.errors import CheckpointError, ConfigError, DataError
 from qzoom.training.loop import batch_of, learning_rate_at, steps_of
 from qzoom.training.regions import RegionTask
 from qzoom.training.samples import conversation_ids, prompt_of
@@ -126,7 +128,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(world, tmp_path, cache_gb):
     steps = []
     report = run(recipe, tmp_path / "killed", on_step=lambda facts: steps.append(facts.step))
     assert steps == [3, 4, 5]  # step 2 was kept
-    assert report.steps == 5
+    assert (report.start, report.steps) == (2, 5)
+    straight = json.loads((tmp_path / "straight" / "report.json").read_text())
+    assert (report.first_loss, report.last_loss) == (straight["first_loss"], straight["last_loss"])
     same(weights_in(tmp_path / "straight"), weights_in(tmp_path / "killed"))
     lines = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("straight", "killed")]
     assert [x["step"] for x in lines[1]] == [1, 2, 3, 4, 5]
@@ -156,7 +160,7 @@ def test_a_finished_run_does_nothing_more(world, tmp_path):
     run(recipe_of(world, steps=2), tmp_path)
     before = weights_in(tmp_path)
     report = run(recipe_of(world, steps=2), tmp_path)
-    assert report.last_loss is None
+    assert report.start == 2
     same(before, weights_in(tmp_path))
 
 
@@ -207,10 +211,10 @@ def test_multi_turn_samples_share_a_sequence(world):
 
 def test_batches_visit_every_sample_once_a_pass():
     recipe = StageRecipe(stage="regions", base="x", labels=("y",), batch=3)
-    draws = [draw for step in range(5) for draw in batch_of(step, recipe, 5)]
-    for visit in range(3):
-        assert sorted(d.index for d in draws if d.visit == visit) == list(range(5))
-    assert [d.index for d in draws[:5]] != [d.index for d in draws[5:10]]
+    uses = [use for step in range(5) for use in batch_of(step, recipe, 5)]
+    for epoch in range(3):
+        assert sorted(d.index for d in uses if d.epoch == epoch) == list(range(5))
+    assert [d.index for d in uses[:5]] != [d.index for d in uses[5:10]]
     assert steps_of(dataclasses.replace(recipe, epochs=2.0), 30) == 20
     assert steps_of(dataclasses.replace(recipe, steps=7), 30) == 7
 
@@ -235,57 +239,113 @@ def test_tensorboard_files_are_written(world, tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
 
 
-def launch(world, folder, processes, recipe):
+def launch_words(folder, processes, recipe):
     path = written(recipe, folder.with_suffix(".yaml"))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    words += [
-        "-m",
-        "qzoom",
-        "train",
-        recipe.stage,
-        "--recipe",
-        str(path),
-        "-o",
-        str(folder),
-        "--device",
-        "cpu",
-        "--json",
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=900, check=False)
+    return [*words, "-m", "qzoom", "train", recipe.stage, "--recipe", str(path), "-o", str(folder), "--device", "cpu"]
+
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def launch(folder, processes, recipe, environment=ENVIRONMENT):
+    words = [*launch_words(folder, processes, recipe), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def losses_in(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
 
 
 @pytest.mark.timeout(1800)
 def test_two_processes_give_the_result_of_one(world, tmp_path):
     recipe = recipe_of(world, micro_batch=1, steps=3)
     run(recipe, tmp_path / "one")
-    done = launch(world, tmp_path / "two", 2, recipe)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 3
+    assert launch(tmp_path / "two", 2, recipe)["steps"] == 3
     same(weights_in(tmp_path / "one"), weights_in(tmp_path / "two"), ROUNDING)
-    losses = [[json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses_in(tmp_path / "one") == pytest.approx(losses_in(tmp_path / "two"), abs=1e-5)
+
+
+def decoder_recipe(world, **changes):
+    values = {"stage": "answers", "labels": (str(world / "mined"),), "tokens": (12,), "region_tokens": 8, "batch": 2}
+    return recipe_of(world, **values | {"micro_batch": 1} | changes)
+
+
+def assert_same_decoder(world, one, two):
+    """Equal but for rounding: where a gradient is nearly zero, it decides more of Adam's step than elsewhere."""
+    made, other = (load_engine(folder / "model").backbone for folder in (one, two))
+    weights, others = made.model.state_dict(), other.model.state_dict()
+    every = torch.cat([(others[name] - value).abs().flatten() for name, value in weights.items()])
+    assert float((every > ROUNDING).float().mean()) < 1e-4
+    assert float(every.max()) < 10 * ROUNDING
+    base = load_engine(world / "base").backbone.model.state_dict()
+    assert any((value - base[name]).abs().max() > 50 * ROUNDING for name, value in weights.items())
+    assert losses_in(one) == pytest.approx(losses_in(two), abs=1e-5)
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("rank", [0, 2])
-def test_two_processes_train_the_decoder_as_one_does(world, tmp_path, rank):
-    """The whole model is what DDP wraps here, most of it frozen, and with LoRA all of its own weights."""
-    if rank:
-        pytest.importorskip("peft")
-    changes = {"stage": "answers", "labels": (str(world / "mined"),), "tokens": (12,), "region_tokens": 8}
-    recipe = recipe_of(world, batch=2, micro_batch=1, steps=2, lora_rank=rank, **changes)
+def test_two_processes_train_lora_as_one_does(world, tmp_path):
+    """The whole model is what DDP wraps here, all of its own weights frozen."""
+    pytest.importorskip("peft")
+    recipe = decoder_recipe(world, steps=2, lora_rank=2)
     run(recipe, tmp_path / "one")
-    done = launch(world, tmp_path / "two", 2, recipe)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_engine(tmp_path / name / "model").backbone for name in ("one", "two"))
-    assert (one.lora is not None) == bool(rank)
-    differ = [(two.model.state_dict()[n] - value).abs().flatten() for n, value in one.model.state_dict().items()]
-    every = torch.cat(differ)
-    # among so many weights some gradients are nearly zero, where rounding decides more of Adam's step than elsewhere
-    assert float((every > ROUNDING).float().mean()) < 1e-4
-    assert float(every.max()) < 10 * ROUNDING
-    losses = [[json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    base = load_engine(world / "base").backbone.model.state_dict()
-    assert any((value - base[name]).abs().max() > 50 * ROUNDING for name, value in one.model.state_dict().items())
+    launch(tmp_path / "two", 2, recipe)
+    assert_same_decoder(world, tmp_path / "one", tmp_path / "two")
+    assert load_engine(tmp_path / "two" / "model").lora is not None
+
+
+def fsdp_environment():
+    """What `accelerate launch` makes of the shipped config for the processes that it starts."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = Path(__file__).parents[2] / "recipes" / "accelerate" / "fsdp.yaml"
+    words = path.read_text().splitlines()[0].removeprefix("# accelerate launch ").split()
+    assert words[:3] == ["--config_file", "recipes/accelerate/fsdp.yaml", "-m"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([words[0], str(path), *words[2:]]))
+    assert arguments.use_fsdp
+    assert (arguments.num_processes, arguments.mixed_precision) == (8, "no")
+    environment = prepare_multi_gpu_env(arguments)
+    return ENVIRONMENT | {name: value for name, value in environment.items() if "FSDP" in name}
+
+
+@pytest.mark.timeout(1800)
+def test_a_sharded_run_that_is_killed_resumes_and_ends_as_one_process_does(world, tmp_path):
+    """FSDP2 on two processes of a CPU (gloo), with the shipped config, over the whole model."""
+    environment = fsdp_environment()
+    assert environment["FSDP_VERSION"] == "2"
+    recipe, folder = decoder_recipe(world, steps=3), tmp_path / "two"
+    run(recipe, tmp_path / "one")
+    process = subprocess.Popen(
+        launch_words(folder, 2, recipe),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not ((folder / "metrics.jsonl").exists() and losses_in(folder)):
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    report = launch(folder, 2, recipe, environment)
+    assert 1 <= report["start"] <= report["steps"] == 3
+    assert_same_decoder(world, tmp_path / "one", folder)
+
+
+def test_what_cannot_shard_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="DeepSpeed is not supported; shard with FSDP"):
+        run(recipe_of(world), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_before_the_checks(world, tmp_path):
+    with pytest.raises(CheckpointError):
+        train_stage(recipe_of(world, base=str(tmp_path / "none")), tmp_path / "run")
+    with pytest.raises(DataError, match=r"records-00.jsonl is missing"):
+        run(recipe_of(world, labels=(str(tmp_path / "nothing"),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

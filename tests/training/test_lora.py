@@ -14,9 +14,9 @@ from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.convert import convert
 from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.lora import add_to_backbone
+from qzoom.checkpoints.weights import base_digest
 from qzoom.cli.main import run as command
 from qzoom.errors import CheckpointError, ConfigError
-from qzoom.labels.label_regions import base_digest
 from qzoom.model import QZoom
 from qzoom.training.stages import StageRecipe
 from qzoom.training.train_stage import train_stage
@@ -129,7 +129,7 @@ def test_convert_makes_one_model_of_it(worlds, tmp_path, family, capsys):
     assert "LoRA weights were added to" in capsys.readouterr().err
     merged = load_engine(tmp_path / "merged")
     assert_same(weights(merged), weights(loaded))
-    assert merged.backbone.lora is None
+    assert merged.lora is None
     assert tokens_of(merged) == tokens_of(loaded)
     convert(tmp_path / "run" / "model", tmp_path / "plain", answer_only=True)
     plain = load_engine(tmp_path / "plain")
@@ -156,7 +156,7 @@ def test_number_formats_agree_on_what_the_labels_belong_to(world, trained):
     assert narrow.backbone.dtype == torch.bfloat16
     assert base_digest(wide) == base_digest(narrow) != base_digest(load_engine(world / "base"))
     with torch.no_grad():
-        lora = wide.backbone.lora
+        lora = wide.lora
         next(iter(lora.tensors.values())).add_(0.01)
     assert base_digest(wide) != base_digest(narrow)
     half = load_engine(world / "base").backbone
@@ -188,7 +188,7 @@ def test_training_all_weights_on_top_makes_a_whole_model(world, trained, tmp_pat
     recipe = recipe_of("answers", trained[0] / "model", world / "mined", steps=1, foreign_labels=True)
     train_stage(recipe, tmp_path)
     assert not (tmp_path / "model" / "lora").exists()
-    assert load_engine(tmp_path / "model").backbone.lora is None
+    assert load_engine(tmp_path / "model").lora is None
 
 
 def test_a_folder_never_keeps_the_matrices_of_an_earlier_adapter(world, trained, tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from qzoom.backbones.registry import published_sizes
 from qzoom.cli.main import run as command
 from qzoom.errors import ConfigError
-from qzoom.training.plan import KNOWN_SIZES, find_sizes, make_plan, sizes_of
+from qzoom.training.plan import find_sizes, plan_stage, sizes_of
 from qzoom.training.stages import StageRecipe, load_stage_recipe, select, trained_stage
 from qzoom.training.train_stage import train_stage
 from tests.tiny_models import build_engine
@@ -99,7 +100,7 @@ def test_a_dry_run_says_what_would_be_done(path, capsys):
     words = ["train", stage_of(path), "--recipe", str(path), "--dry-run", "--json"]
     assert command(words + (["--refit"] if path.stem == "refit" else [])) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["stage"] == path.stem
+    assert plan["phases"][0]["phase"] == path.stem
     assert sum(plan["trained"].values()) > 1000
     assert plan["memory_gb"] > 0
 
@@ -113,14 +114,14 @@ def test_dry_run_for_people(capsys):
 
 
 def test_published_sizes_add_up():
-    totals = {name: sizes.base for name, sizes in KNOWN_SIZES.items()}
+    totals = {name: sizes.base for name, sizes in published_sizes().items() if name.startswith("Qwen/")}
     assert totals == {
         "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
         "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
         "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
         "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
     }
-    assert find_sizes("inclusionAI/ZwZ-4B") == KNOWN_SIZES["Qwen/Qwen3-VL-4B-Instruct"]
+    assert find_sizes("inclusionAI/ZwZ-4B") == published_sizes()["Qwen/Qwen3-VL-4B-Instruct"]
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
@@ -130,9 +131,9 @@ def test_the_plan_counts_what_really_trains(worlds, family):
     assert sizes.base == sum(weight.numel() for weight in engine.backbone.model.parameters())
     for stage in ("regions", "answers", "gate"):
         recipe = StageRecipe(stage=stage, base="x", labels=("y",))
-        planned = make_plan(recipe, stage, sizes, 1000)
+        planned = plan_stage(recipe, stage, sizes, 1000)
         assert planned.trained_weights == sum(weight.numel() for weight in select(engine, stage).values())
-    assert (planned.steps, planned.parts) == (8, 32)
+    assert (planned.phases[0].steps, planned.phases[0].forwards) == (8, 32)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +141,9 @@ def test_the_plan_counts_what_really_trains(worlds, family):
     [
         ("stage: regions\nbase: x\nlabels: [y]\nlearning_rat: 1\n", "did you mean 'learning_rate'"),
         ("stage: regions\nbase: x\nlabels: []\n", "at least one folder"),
-        ("stage: regions\nbase: x\nlabels: y\n", "labels must be a list"),
-        ("stage: regions\nlabels: [y]\n", "base"),
-        ("stage: regions\nbase: x\nlabels: [y]\nbatch: 0\n", "batch must be a whole number from 1"),
+        ("stage: regions\nbase: x\nlabels: y\n", "labels must be a list, each item a text that is not empty, not 'y'"),
+        ("stage: regions\nlabels: [y]\n", "base is missing"),
+        ("stage: regions\nbase: x\nlabels: [y]\nbatch: 0\n", "batch must be a whole number of at least 1, not 0"),
         ("stage: regions\nbase: x\nlabels: [y]\nbatch: 4.5\n", "batch must be a whole number"),
         ("stage: regions\nbase: x\nlabels: [y]\nwarmup: 2\n", "warmup must be a number from 0 to 1"),
         ("stage: regions\nbase: x\nlabels: [y]\nprecision: half\n", "precision must be one of"),
@@ -150,7 +151,7 @@ def test_the_plan_counts_what_really_trains(worlds, family):
         ("stage: regions\nbase: x\nlabels: [y]\nzoom: {sink: all}\n", "sink must be one of"),
         ("stage: regions\nbase: x\nlabels: [y]\nzoom: {sinks: none}\n", "did you mean 'sink'"),
         ("stage: regions\nbase: x\nlabels: [y]\nmixture: {easy: 1}\n", "mixture may name"),
-        ("stage: regions\nbase: x\nlabels: [y]\ntokens: [a]\n", "tokens must be a list of whole numbers"),
+        ("stage: regions\nbase: x\nlabels: [y]\ntokens: [a]\n", "tokens[0] must be a whole number of at least 1"),
         ("stage: gate\nbase: x\nlabels: [y]\n", "is a recipe of stage gate; run it with: qzoom train gate"),
         ("- a\n", "must be a mapping"),
         ("base: [x\n", "not valid YAML"),
@@ -166,6 +167,6 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 def test_a_refit_is_of_regions_only(tmp_path):
     recipe = StageRecipe(stage="gate", base="x", labels=("y",))
     with pytest.raises(ConfigError, match="--refit belongs to the stage regions"):
-        trained_stage(recipe, True)
+        trained_stage(recipe, refit=True)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_stage_recipe(tmp_path / "none.yaml", "regions")

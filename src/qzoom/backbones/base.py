@@ -7,25 +7,28 @@ and keeps no state of a request, so many threads may use one. `docs/port-a-backb
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qzoom.errors import ConfigError
 from qzoom.images.geometry import fit_grid
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from qzoom.checkpoints.lora import LoraWeights
     from qzoom.config import TokenBudget
 
-__all__ = ["Backbone", "Rotary", "VisualFeatures"]
+__all__ = ["Backbone", "LabelHeads", "ModelSizes", "Rotary", "VisionShape", "VisualFeatures"]
 
 Rotary = tuple[Tensor, Tensor]
+LabelHeads = Mapping[tuple[int, int], Mapping[str, tuple[str, str]]]
+"""(hidden size, layers) -> kind of question ("text", "natural") -> pointing heads and sink heads ("22:1,4 23:6,11")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,89 @@ class VisualFeatures:
     size_px: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class VisionShape:
+    """The sizes of a vision encoder, from which its FLOPs are counted.
+
+    Args:
+        vision_layers: of the encoder.
+        vision_hidden: width of its hidden states.
+        vision_feed: width inside its MLPs.
+        vision_gated: whether its MLPs have three maps instead of two.
+        vision_full_layers: layers that attend to the whole picture; the others attend within windows.
+        window_patches: patches of a window; 0 without windows.
+        patch_values: numbers in one patch.
+        merge: patches per side of a visual token.
+        mergers: projections into the decoder's width, DeepStack levels included.
+    """
+
+    vision_layers: int
+    vision_hidden: int
+    vision_feed: int
+    vision_gated: bool
+    vision_full_layers: int
+    window_patches: int
+    patch_values: int
+    merge: int
+    mergers: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What decides how many weights a model has, so that a run can be planned without loading it.
+
+    Args:
+        hidden: width of the decoder.
+        intermediate: width inside its MLPs.
+        layers: of the decoder.
+        heads: query heads.
+        kv_heads: key heads.
+        head_dim: of each.
+        vocabulary: tokens.
+        tied: whether lm_head is the token table.
+        vision: weights of the vision encoder and projector.
+        qkv_bias: whether queries, keys and values have biases.
+        qk_norm: whether queries and keys have norms.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    vision: int
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def attention_in(self) -> int:
+        """Weights of queries, keys and the norms before them in one layer."""
+        width = (self.heads + self.kv_heads) * self.head_dim
+        extra = (width if self.qkv_bias else 0) + (2 * self.head_dim if self.qk_norm else 0)
+        return self.hidden * width + extra + self.hidden
+
+    @property
+    def layer(self) -> int:
+        """Weights of one decoder layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        values = self.hidden * keys + (keys if self.qkv_bias else 0)
+        return self.attention_in + values + queries * self.hidden + 3 * self.hidden * self.intermediate + self.hidden
+
+    @property
+    def table(self) -> int:
+        """Weights of the token table."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def base(self) -> int:
+        """Weights of the base model."""
+        tables = self.table * (1 if self.tied else 2)
+        return self.layers * self.layer + self.hidden + tables + self.vision
+
+
 class Backbone(ABC):
     """One loaded vision-language model.
 
@@ -56,15 +142,21 @@ class Backbone(ABC):
     """
 
     family: ClassVar[str]
+    """`config.model_type` of the family."""
     default_sink: ClassVar[str] = "none"
+    """The release's sink rule for the family's region maps; see `ZoomConfig.sink`."""
+    vision_maps: ClassVar[str] = r"\w*(proj|fc)\w*"
+    """Regular expression of the names of the vision tower's linear maps, for LoRA."""
+    published: ClassVar[Mapping[str, ModelSizes]] = {}
+    """Sizes of published bases by hub id."""
+    label_heads: ClassVar[LabelHeads] = {}
+    """Attention heads from which region labels of published bases are made (docs/method.md 5.1)."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, chat_template: str | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template or tokenizer.chat_template
-        self.lora: LoraWeights | None = None
-        """What was added to the base's own weights, for adapters that are saved later."""
 
     # -- facts -------------------------------------------------------------------------------------------------------
 
@@ -139,6 +231,30 @@ class Backbone(ABC):
         """The module that owns `layers`, `norm`, `rotary_emb` and `embed_tokens`."""
 
     @property
+    @abstractmethod
+    def vision_tower(self) -> nn.Module:
+        """Vision encoder and projector: what stays frozen when only the decoder trains."""
+
+    @property
+    def decoder_name(self) -> str:
+        """The decoder's dotted name inside the model, as tensor names begin."""
+        return self._name_of(self.decoder)
+
+    def lora_targets(self, *, vision: bool = False) -> str:
+        """Regular expression of the linear maps that LoRA matrices are put beside.
+
+        Args:
+            vision: those of the vision tower as well.
+        """
+        maps = rf".*{re.escape(self.decoder_name)}\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+        if not vision:
+            return maps
+        return rf"({maps})|(.*{re.escape(self._name_of(self.vision_tower))}\..*\.{self.vision_maps})"
+
+    def _name_of(self, part: nn.Module) -> str:
+        return next(name for name, module in self.model.named_modules() if module is part)
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
         return self.decoder.layers  # type: ignore[return-value]
@@ -172,6 +288,27 @@ class Backbone(ABC):
             budget: limits on visual tokens; None uses the image processor's own.
         """
         return fit_grid(*size_px, self.token_px, budget or self.default_budget())
+
+    @abstractmethod
+    def pixels(self, image: PIL.Image.Image, budget: TokenBudget | None) -> tuple[Tensor, Tensor]:
+        """A picture resized and normalised, as the model's own forward pass takes it.
+
+        Args:
+            image: RGB.
+            budget: limits on visual tokens; None uses the image processor's own.
+
+        Returns:
+            The pixel values, several pictures being joined along the first axis, and the patch grid (1, 3) int64: one
+            frame, rows, columns.
+        """
+
+    def vision_shape(self) -> VisionShape:
+        """Sizes of the vision encoder, from which FLOPs are counted.
+
+        Raises:
+            ConfigError: the family does not state them.
+        """
+        raise ConfigError(f"FLOPs cannot be counted for models of type {self.family!r}, which state no vision shape.")
 
     @abstractmethod
     def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:

@@ -1,31 +1,47 @@
-"""What Qwen2.5-VL and Qwen3-VL share: picture preparation, M-RoPE positions, query and key projections."""
+"""Qwen2.5-VL and Qwen3-VL: dynamic resolution, M-RoPE positions, DeepStack (3), and facts about their published models.
+
+Qwen2.5-VL has windowed vision attention, biased projections and sectioned M-RoPE; Qwen3-VL has DeepStack features after
+the first decoder layers, q and k norms and interleaved M-RoPE.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qzoom.backbones.base import Backbone, Rotary, VisualFeatures
+from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, Rotary, VisionShape, VisualFeatures
 from qzoom.config import TokenBudget
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["QwenVLBackbone"]
+__all__ = ["Qwen2_5VLBackbone", "Qwen3VLBackbone", "QwenVLBackbone"]
 
 
 class QwenVLBackbone(Backbone):
-    """Common to the Qwen vision-language families; subclasses name their rotary function and sink rule."""
+    """Common to the Qwen vision-language families; subclasses name their sink rule and published models."""
 
-    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
+    vision_maps: ClassVar[str] = r"(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)(?<!patch_embed\.proj)"
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, chat_template: str | None = None) -> None:
+        super().__init__(model, tokenizer, image_processor, chat_template)
+        modeling = sys.modules[type(self.layers[0]).__module__]
+        self._rotate: Callable[..., tuple[Tensor, Tensor]] = modeling.apply_rotary_pos_emb
+        """Sectioned or interleaved M-RoPE, from the family's own modelling module."""
 
     @property
     def decoder(self) -> nn.Module:
         """See `Backbone.decoder`."""
         return self.model.model.language_model
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """Vision encoder and mergers."""
+        return self.model.model.visual
 
     @property
     def token_px(self) -> int:
@@ -95,6 +111,23 @@ class QwenVLBackbone(Backbone):
         out = self.image_processor(images=[image], do_resize=False, return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
 
+    def vision_shape(self) -> VisionShape:
+        """See `Backbone.vision_shape`."""
+        vision = self.model.config.vision_config
+        full = getattr(vision, "fullatt_block_indexes", None)
+        window_px = getattr(vision, "window_size", 0) if full else 0
+        return VisionShape(
+            vision_layers=vision.depth,
+            vision_hidden=vision.hidden_size,
+            vision_feed=vision.intermediate_size,
+            vision_gated=hasattr(self.vision_tower.blocks[0].mlp, "gate_proj"),  # type: ignore[index, union-attr]
+            vision_full_layers=len(full) if full else vision.depth,
+            window_patches=(window_px // vision.patch_size) ** 2,
+            patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
+            merge=vision.spatial_merge_size,
+            mergers=1 + self.deepstack_levels,
+        )
+
     def positions(self, ids: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """Stock M-RoPE positions, (3, length); every picture is a new image."""
         merge = int(self.model.config.vision_config.spatial_merge_size)
@@ -109,13 +142,13 @@ class QwenVLBackbone(Backbone):
         """See `Backbone.query`."""
         attention: Any = layer.self_attn
         heads = self._heads(attention, attention.q_proj(layer.input_layernorm(hidden)), "q_norm")  # type: ignore[operator]
-        return type(self).rotate(heads, heads, *rotary)[0]
+        return self._rotate(heads, heads, *rotary)[0]
 
     def key(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:
         """See `Backbone.key`."""
         attention: Any = layer.self_attn
         heads = self._heads(attention, attention.k_proj(layer.input_layernorm(hidden)), "k_norm")  # type: ignore[operator]
-        return type(self).rotate(heads, heads, *rotary)[1]
+        return self._rotate(heads, heads, *rotary)[1]
 
     def key_value(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """See `Backbone.key_value`."""
@@ -123,7 +156,7 @@ class QwenVLBackbone(Backbone):
         normed = layer.input_layernorm(hidden)  # type: ignore[operator]
         keys = self._heads(attention, attention.k_proj(normed), "k_norm")
         values = self._heads(attention, attention.v_proj(normed), "")
-        return type(self).rotate(keys, keys, *rotary)[1], values
+        return self._rotate(keys, keys, *rotary)[1], values
 
     @staticmethod
     def _heads(attention: Any, projected: Tensor, norm: str) -> Tensor:
@@ -138,3 +171,42 @@ def _by_picture(levels: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> lis
     """DeepStack features of every level by picture; older releases of transformers give those of all in one tensor."""
     counts = [rows * columns for rows, columns in shapes]
     return [level.split(counts) if isinstance(level, Tensor) else level for level in levels]
+
+
+_3B = ModelSizes(2048, 11008, 36, 16, 2, 128, 151936, True, 668_684_288, qkv_bias=True)
+_7B = ModelSizes(3584, 18944, 28, 28, 4, 128, 152064, False, 676_550_144, qkv_bias=True)
+_4B = ModelSizes(2560, 9728, 36, 32, 8, 128, 151936, True, 415_347_712, qk_norm=True)
+_8B = ModelSizes(4096, 12288, 36, 32, 8, 128, 151936, False, 576_388_336, qk_norm=True)
+
+
+class Qwen2_5VLBackbone(QwenVLBackbone):
+    """`Qwen2_5_VLForConditionalGeneration`, unforked."""
+
+    family: ClassVar[str] = "qwen2_5_vl"
+    default_sink: ClassVar[str] = "corner"
+    published: ClassVar[Mapping[str, ModelSizes]] = {
+        "Qwen/Qwen2.5-VL-3B-Instruct": _3B,
+        "Qwen/Qwen2.5-VL-7B-Instruct": _7B,
+        "inclusionAI/ZwZ-7B": _7B,
+    }
+    label_heads: ClassVar[LabelHeads] = {
+        (2048, 36): {"text": ("20:1,4 22:14", ""), "natural": ("21:9,11 22:0,7", "8:1,13")},
+        (3584, 28): {"text": ("22:1,4 23:6,11", ""), "natural": ("16:1,7,17 19:17,20", "9:4,22")},
+    }
+
+
+class Qwen3VLBackbone(QwenVLBackbone):
+    """`Qwen3VLForConditionalGeneration`, unforked."""
+
+    family: ClassVar[str] = "qwen3_vl"
+    default_sink: ClassVar[str] = "first_token"
+    published: ClassVar[Mapping[str, ModelSizes]] = {
+        "Qwen/Qwen3-VL-4B-Instruct": _4B,
+        "Qwen/Qwen3-VL-8B-Instruct": _8B,
+        "inclusionAI/ZwZ-4B": _4B,
+        "inclusionAI/ZwZ-8B": _8B,
+    }
+    label_heads: ClassVar[LabelHeads] = {
+        (2560, 36): {"text": ("19:24,27 24:21,23", "24:6,10"), "natural": ("20:15,21,23 21:8,10,11", "20:1,24")},
+        (4096, 36): {"text": ("19:24,26,27 24:21,22,23", "24:1,2"), "natural": ("20:15,21,23 21:8,10,11", "21:7")},
+    }

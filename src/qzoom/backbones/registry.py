@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qzoom.backbones.base import Backbone
+from qzoom.backbones.base import Backbone, ModelSizes
 from qzoom.errors import CheckpointError
 
-__all__ = ["FAMILIES", "build_backbone"]
+__all__ = ["FAMILIES", "backbone_class", "build_backbone", "published_sizes"]
 
 FAMILIES: dict[str, str] = {
-    "qwen2_5_vl": "qzoom.backbones.qwen2_5_vl:Qwen2_5VLBackbone",
-    "qwen3_vl": "qzoom.backbones.qwen3_vl:Qwen3VLBackbone",
+    "qwen2_5_vl": "qzoom.backbones.qwen_vl:Qwen2_5VLBackbone",
+    "qwen3_vl": "qzoom.backbones.qwen_vl:Qwen3VLBackbone",
 }
 
 
@@ -28,8 +28,24 @@ def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_templa
     Raises:
         CheckpointError: no backbone for the model's type.
     """
-    kind = model.config.model_type
-    if kind not in FAMILIES:
-        raise CheckpointError(f"Models of type {kind!r} are not supported; supported types: {', '.join(FAMILIES)}.")
-    module, name = FAMILIES[kind].split(":")
-    return getattr(importlib.import_module(module), name)(model, tokenizer, image_processor, chat_template)
+    return backbone_class(model.config.model_type)(model, tokenizer, image_processor, chat_template)
+
+
+def backbone_class(model_type: str) -> type[Backbone]:
+    """The backbone class of a model type.
+
+    Raises:
+        CheckpointError: no backbone for it.
+    """
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"Models of type {model_type!r} are not supported; supported types: {', '.join(FAMILIES)}."
+        )
+    module, name = FAMILIES[model_type].split(":")
+    found: type[Backbone] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def published_sizes() -> dict[str, ModelSizes]:
+    """Sizes of the published bases of every family, by hub id."""
+    return {name: sizes for kind in FAMILIES for name, sizes in backbone_class(kind).published.items()}

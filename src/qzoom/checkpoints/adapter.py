@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qzoom.backbones.base import Backbone
-    from qzoom.checkpoints.lora import LoraWeights
+    from qzoom.backbones.lora import LoraWeights
     from qzoom.engine.state import Engine
 
 __all__ = ["MAX_SHARD_SIZE", "branch_tensors", "push_to_hub", "save_pretrained"]
@@ -77,7 +77,7 @@ def save_pretrained(
             reference = str(Path(reference).expanduser().resolve())
     if not reference:
         raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
-    lora = None if include_base else engine.backbone.lora
+    lora = None if include_base else engine.lora
     config = _describe(engine, reference, revision, lora)
     tensors = branch_tensors(engine, compact)
     if here and not (folder / CONFIG_FILE).is_file():

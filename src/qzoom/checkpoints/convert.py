@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.branches import check_branch, decoder_prefix, fill_last_layer
 from qzoom.checkpoints.format import (
     HERE,
@@ -26,7 +27,7 @@ from qzoom.checkpoints.format import (
 )
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.load import find_base
-from qzoom.checkpoints.lora import LoraWeights, maps_digest, read_lora
+from qzoom.checkpoints.lora import read_lora
 from qzoom.checkpoints.upstream import (
     PROVENANCE_KEY,
     ZOOM_KEY,
@@ -44,6 +45,7 @@ from qzoom.checkpoints.weights import (
     Copy,
     WeightIndex,
     copy_weights,
+    maps_digest,
     merge_weights,
     read_index,
     read_json,

@@ -103,8 +103,9 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
     backbone = load_backbone(base.folder, **options)
     _remember(backbone, base)
     _check_base(adapter, backbone, source.name)
-    if adapter.lora_base_weights:
-        add_to_backbone(backbone, read_lora(source.folder, adapter.lora_base_weights), source.name)
+    lora = read_lora(source.folder, adapter.lora_base_weights) if adapter.lora_base_weights else None
+    if lora is not None:
+        add_to_backbone(backbone, lora, source.name)
     zoom = _checked(config, adapter.zoom)
     gate = region = None
     if adapter.gate or adapter.region:
@@ -117,7 +118,7 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
         if adapter.region:
             names = {n.removeprefix("region."): n for n in index.tensors if n.startswith("region.")}
             region = build_region(*depth, _named(index, names), where=where, prefix="region.")
-    return Engine(backbone, gate, region, zoom)
+    return Engine(backbone, gate, region, zoom, lora)
 
 
 def _with_merged_branches(backbone: Backbone, source: Source, config: ZoomConfig | None) -> Engine:

@@ -8,6 +8,7 @@ Copies of weight files with tensors left out, renamed or added, bit by bit and o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -19,18 +20,24 @@ from typing import TYPE_CHECKING, Any
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from qzoom.engine.state import Engine
 
 __all__ = [
     "MAX_FILE_BYTES",
     "Copy",
     "TensorInfo",
     "WeightIndex",
+    "base_digest",
     "copy_weights",
+    "maps_digest",
     "merge_weights",
     "read_index",
     "read_json",
     "read_tensors",
+    "weights_digest",
 ]
 
 
@@ -340,3 +347,61 @@ def _write_listing(base: WeightIndex, by_file: Mapping[str, Mapping[str, Any]], 
     places = {tensor: file for file, inside in by_file.items() for tensor in inside}
     listing |= {"metadata": about, "weight_map": dict(sorted(places.items()))}
     (target / name).write_text(json.dumps(listing, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+_VALUES_PER_TENSOR = 512
+
+
+def weights_digest(engine: Engine) -> str:
+    """Sixteen hex digits that change with the weights of the backbone, the gate or the region branch.
+
+    It takes some values of every tensor, so that it costs little even for large models.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    parts = (("base", engine.backbone.model), ("gate", engine.gate), ("region", engine.region))
+    for part, module in parts:
+        for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
+            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            digest.update(_some_values(tensor, torch.float64))
+    return digest.hexdigest()[:16]
+
+
+def base_digest(engine: Engine) -> str:
+    """Digest of the base model's weights alone, whatever number format they were loaded in: what labels belong to.
+
+    LoRA weights count as such, since their sum with the base's depends on the format that it is rounded to.
+    """
+    import torch
+
+    lora, decoder = engine.lora, engine.backbone.decoder_name
+    merged = () if lora is None else {f"{decoder}.{target}.weight" for target in lora.targets}
+    digest = hashlib.sha256(b"" if lora is None else lora.digest.encode())
+    for name, tensor in sorted(engine.backbone.model.state_dict().items()):
+        if name not in merged:
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + _some_values(tensor, torch.bfloat16))
+    return digest.hexdigest()[:16]
+
+
+def maps_digest(targets: Iterable[str], weight_of: Callable[[str], Tensor]) -> str:
+    """Sixteen hex digits of some linear maps, the same in float32 and bfloat16, in memory and in a file.
+
+    Args:
+        targets: names as in `LoraWeights.targets`.
+        weight_of: a map's weight by its name.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for target in sorted(targets):
+        weight = weight_of(target)
+        digest.update(f"{target} {weight.numel()}".encode() + _some_values(weight, torch.bfloat16))
+    return digest.hexdigest()[:16]
+
+
+def _some_values(tensor: Tensor, dtype: torch.dtype) -> bytes:
+    """About 512 values, evenly spaced, rounded to a number format."""
+    flat = tensor.detach().reshape(-1)
+    some = flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)].to(dtype)
+    return (some.float() if some.itemsize == 2 else some).cpu().numpy().tobytes()

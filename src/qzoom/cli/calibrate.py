@@ -71,10 +71,11 @@ def calibrate(
     from qzoom.cli.loading import load_model
     from qzoom.data.questions import read_calibration_questions
     from qzoom.engine.request import share_tokens
-    from qzoom.evaluation.calibrate import Looks, Wish
+    from qzoom.evaluation.calibrate import CalibrationGoal
     from qzoom.evaluation.calibrate import calibrate as run
+    from qzoom.evaluation.runner import EvalOptions
 
-    wish = Wish(share_zoomed, latency_ms, max_accuracy_loss, confidence)
+    goal = CalibrationGoal(share_zoomed, latency_ms, max_accuracy_loss, confidence)
     coarse = options.parse_tokens(coarse_tokens, "--coarse-tokens")
     region = options.parse_tokens(region_tokens, "--region-tokens")
     asked = read_calibration_questions(questions)
@@ -85,8 +86,16 @@ def calibrate(
     standard = reader.engine.backbone.default_budget()
     limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
     with console.waiting("asking ..."):
-        looks = Looks(*limits, max_new_tokens, _numbers(region_thresholds))
-        found = run(reader, asked, wish, looks, keep=keep, date=date, confidence_gates=confidence_gates)
+        found = run(
+            reader,
+            asked,
+            goal,
+            EvalOptions("auto", *limits, max_new_tokens=max_new_tokens),
+            region_thresholds=_numbers(region_thresholds),
+            keep=keep,
+            date=date,
+            confidence_gates=confidence_gates,
+        )
     save_pretrained(dataclasses.replace(reader.engine, config=found.applied(reader.config)), output)
     _tell(console, found, output, json=json)
 

@@ -1,18 +1,23 @@
-"""What every verb says and where: answers on standard output, all else on standard error.
+"""Where commands print: answers on standard output, everything else on standard error.
 
-Scripts read standard output, people read both; `--quiet` silences the second, errors excepted.
+Scripts read standard output, people read both; `--quiet` silences standard error except for errors.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-__all__ = ["Console", "one_line", "printable"]
+__all__ = ["Console", "Update", "one_line", "printable"]
+
+Update = Callable[..., None]
+"""`update(done, total, text="")` of one progress bar; a total of None keeps the known one."""
 
 _KEPT = "\n\t"
 _DIRECTION = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
@@ -39,6 +44,10 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        if quiet:  # read when the libraries are imported
+            for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+                os.environ.setdefault(name, "1")
+            os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
     @property
     def live(self) -> bool:
@@ -75,6 +84,49 @@ class Console:
         finally:
             if shown:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, *titles: str, note_every_s: float | None = None) -> Iterator[list[Update]]:
+        """Progress bars with rate and time left on standard error, one per title, where a person watches it.
+
+        Args:
+            titles: of the bars.
+            note_every_s: elsewhere, print a line of progress so often, and at the end; None prints nothing.
+        """
+        if self.quiet or not _is_terminal(sys.stderr):
+            yield [self._noting(title, None if self.quiet else note_every_s) for title in titles]
+            return
+        import rich.console
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        with Progress(
+            *columns, TimeRemainingColumn(), console=rich.console.Console(stderr=True), transient=True
+        ) as bars:
+
+            def bar(title: str) -> Update:
+                task = bars.add_task(title, total=None, rate="", visible=len(titles) == 1)
+
+                def update(done: int, total: int | None = None, text: str = "") -> None:
+                    speed = bars.tasks[task].speed
+                    rate = f"{speed:.2f}/s" if speed else ""
+                    bars.update(task, completed=done, total=total, visible=True, rate=rate, description=text or title)
+
+                return update
+
+            yield [bar(title) for title in titles]
+
+    def _noting(self, title: str, every_s: float | None) -> Update:
+        """An update that prints a line now and then."""
+        last = 0.0
+
+        def update(done: int, total: int | None = None, text: str = "") -> None:
+            nonlocal last
+            if every_s is not None and (time.monotonic() - last > every_s or done == total):
+                last = time.monotonic()
+                self.note(f"{title} {done} of {total}: {text}" if text else f"{title} {done} of {total}")
+
+        return update
 
     def hush_libraries(self) -> None:
         """Keep the progress bars and advice of the libraries off the screen; downloads show theirs on a terminal."""

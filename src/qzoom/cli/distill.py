@@ -17,26 +17,34 @@ from qzoom.cli.console import Console
 from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qzoom.distill.recipe import DistillRecipe
+    from qzoom.distill.recipe import DatasetRecipe
     from qzoom.distill.run import RunReport
 
-__all__ = ["audit", "distill"]
+__all__ = ["decontaminate", "distill"]
 
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ and the recipe's name.")
 ]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder that {data} in the recipe's pictures stands for.", show_default=False)
+]
 StepName = Annotated[
-    str | None, typer.Option("--step", help="Run this step alone on what the earlier ones stored.", show_default=False)
+    str | None, typer.Option("--step", help="With --fresh: start anew from this step on.", show_default=False)
 ]
 Engine = Annotated[
     Literal["inprocess", "ray"] | None, typer.Option(help="Instead of the recipe's.", show_default=False)
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first pictures.", show_default=False)]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; with --step, from that step on.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-Against = Annotated[list[str], typer.Option("--against", help="Benchmark: folder or Parquet file. May be repeated.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Discard stored results; with --step, of that step and the later ones.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+Against = Annotated[
+    list[str], typer.Option("--against", help="Benchmark: folder or file, as qzoom eval reads it. May be repeated.")
+]
+_NOT_COMPARED = "not compared with any benchmark"
 _Advance = Callable[[int, int], None]
 Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of either hash (of 64).")]
 
@@ -44,6 +52,7 @@ Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of e
 def distill(
     recipe: Recipe,
     output: Output = None,
+    data: Data = None,
     step: StepName = None,
     engine: Engine = None,
     limit: Limit = None,
@@ -59,28 +68,33 @@ def distill(
     Example: qzoom distill recipes/distill/tiny-rules.yaml -o runs/distill/tiny-rules
     """
     from qzoom.distill.recipe import load_recipe
-    from qzoom.distill.run import RunOptions, run_recipe
+    from qzoom.distill.run import run_recipe
 
     console = Console(quiet=quiet)
-    made = load_recipe(recipe)
+    if step is not None and not fresh:
+        raise typer.BadParameter("--step names where --fresh starts; give both, or neither.")
+    settings = load_recipe(recipe, data)
     if engine is not None:
-        made = dataclasses.replace(made, engine=engine)
+        settings = dataclasses.replace(settings, engine=engine)
     folder = output or Path("runs/distill") / recipe.stem
     if dry_run:
-        _plan(made, folder, limit, console, json)
+        _plan(settings, folder, limit, console, json)
         return
-    _need("datasets", *(["imagehash"] if made.audit.against else []))
+    _need("datasets", *(["imagehash"] if settings.decontaminate.against else []))
     with _progress(console) as (pictures, exported):
-        report = run_recipe(made, folder, RunOptions(step, limit, fresh), pictures, exported)
+        fresh_from = (step or "pictures") if fresh else None
+        report = run_recipe(
+            settings, folder, limit=limit, fresh_from=fresh_from, on_picture=pictures, on_export=exported
+        )
     if json:
         console.record(report.to_dict())
     else:
-        _say(report, folder, console)
-    for reason, count in report.totals.waiting.most_common(3):
+        _say(report, console)
+    for reason, count in report.stats.waiting.most_common(3):
         console.note(f"{count} items wait for a rerun: {reason}")
 
 
-def audit(
+def decontaminate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of pictures.")],
     against: Against,
     bits: Bits = 8,
@@ -90,13 +104,14 @@ def audit(
 ) -> None:
     """Look for pictures of benchmarks among the training pictures, by perceptual hashes.
 
-    Example: qzoom distill audit runs/distill/tiny-rules/dataset --against data/vstar
+    Example: qzoom distill decontaminate runs/distill/tiny-rules/dataset --against data/vstar
     """
-    from qzoom.distill.decontaminate import AuditSettings, audit_dataset
+    from qzoom.distill.decontaminate import DecontaminateSettings
+    from qzoom.distill.decontaminate import decontaminate as run
 
     console = Console(quiet=quiet)
     _need("imagehash", "pyarrow")
-    report = audit_dataset(folder, AuditSettings(tuple(against), bits, bits, flips))
+    report = run(folder, DecontaminateSettings(tuple(against), bits, bits, flips))
     if json:
         console.record(report.to_dict())
         return
@@ -118,8 +133,8 @@ def _need(*packages: str) -> None:
         raise ConfigError(f"Distilling needs {', '.join(missing)}; install with: pip install 'qzoom[distill]'.")
 
 
-def _plan(recipe: DistillRecipe, folder: Path, limit: int | None, console: Console, json: bool) -> None:
-    """What would be done."""
+def _plan(recipe: DatasetRecipe, folder: Path, limit: int | None, console: Console, json: bool) -> None:
+    """Print what would be done."""
     from qzoom.distill.pictures import list_sources
 
     pictures = len(list_sources(recipe.pictures)[:limit])
@@ -135,25 +150,23 @@ def _plan(recipe: DistillRecipe, folder: Path, limit: int | None, console: Conso
         console.result(f"{role}: {label} (by {by})")
 
 
-def _say(report: RunReport, folder: Path, console: Console) -> None:
-    """What came of it, step by step."""
-    totals = report.totals
-    refused = sum(totals.refused_pictures.values())
-    console.result(f"pictures: {totals.pictures} used, {refused} refused, {totals.duplicates} twice")
-    for step in totals.entered:
-        reasons = totals.refused.get(step)
+def _say(report: RunReport, console: Console) -> None:
+    """Print the results, step by step."""
+    stats = report.stats
+    refused = sum(stats.refused_pictures.values())
+    console.result(f"pictures: {stats.pictures} used, {refused} refused, {stats.duplicates} twice")
+    for step in stats.entered:
+        reasons = stats.refused.get(step)
         most = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
-        console.result(f"{step}: {totals.entered[step]} in, {totals.kept[step]} kept{most}")
+        console.result(f"{step}: {stats.entered[step]} in, {stats.kept[step]} kept{most}")
     for cost in report.cost:
         console.result(
             f"{cost['role']} {cost['name']} at {cost['url']}: {cost['requests']} requests, {cost['failures']} failed, "
             f"{cost['prompt_tokens']} + {cost['completion_tokens']} tokens, {cost['money']:.4g} spent"
         )
-    if report.folder:
-        rows = ", ".join(f"{count} {split}" for split, count in report.rows.items())
-        console.result(f"{rows} rows in {report.folder}; {len(report.dropped)} pictures look like a benchmark's")
-    else:
-        console.result(f"results in {folder / 'steps'}")
+    rows = ", ".join(f"{count} {split}" for split, count in report.rows.items())
+    compared = f"{len(report.matches)} pictures look like a benchmark's" if report.compared else _NOT_COMPARED
+    console.result(f"{rows} rows in {report.folder}; {compared}")
 
 
 @contextmanager

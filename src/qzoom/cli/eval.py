@@ -301,18 +301,13 @@ def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, json:
     """
     from qzoom.cli.eval_output import figures
     from qzoom.data.benchmarks.registry import fields_of
-    from qzoom.errors import DataError
+    from qzoom.data.samples import answer_files, read_answers
     from qzoom.evaluation.score import score
-    from qzoom.evaluation.store import read_answers
 
     if tasks:
         raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")
-    for path in paths:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not files:
-            raise DataError(f"{path}: no kept answers in it; name a folder that `qzoom eval -o` wrote.")
-        for file in files:
-            header, rows = read_answers(file)
-            questions = header["settings"].get("questions", {})
-            scores = score(rows, fields_of(questions.get("task", "")))
-            figures(console, scores, questions | {"file": str(file)}, json=json, title=str(file))
+    for file in answer_files(paths):
+        header, rows = read_answers(file)
+        questions = header["settings"].get("questions", {})
+        scores = score(rows, fields_of(questions.get("task", "")))
+        figures(console, scores, questions | {"file": str(file)}, json=json, title=str(file))

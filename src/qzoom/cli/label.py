@@ -1,234 +1,219 @@
-"""`qzoom label`: training labels from the model's own answers, kept so that a stopped run goes on."""
+"""`qzoom label regions`, `gate` and `hard-cases`: training labels from the model's own answers, resumable."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qzoom.cli import options
-from qzoom.cli.console import Console
+from qzoom.cli.flags import Flags, flatten
+from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
+from qzoom.labels.settings import GateRecipe, HardCaseRecipe, RegionRecipe
 
 if TYPE_CHECKING:
-    from qzoom.data.questions import QuestionSet
-    from qzoom.labels.label_regions import RegionRun
-    from qzoom.labels.workers import ModelChoice
+    from qzoom.labels.workers import LabelRun
+    from qzoom.scoring.judge import Judge
+    from qzoom.store.schema import Question
 
-__all__ = ["app", "make_choice", "progress", "read_question_sets"]
-
-app = typer.Typer(help="Make training labels from the model's own answers.", no_args_is_help=True)
-
-Questions = Annotated[
-    list[str],
-    typer.Option(
-        "--questions",
-        help="JSONL file; or documents:FIRST:COUNT, scenes:FIRST:COUNT, receipts:FOLDER:SPLIT. May be repeated.",
-    ),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the records; a rerun continues it.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out and count lines that cannot be used.")]
-Processes = Annotated[int, typer.Option(min=1, help="How many processes label at once.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start the output anew.")]
-Seed = Annotated[int, typer.Option(min=0, help="Which questions about drawn pictures are asked, and what is drawn.")]
-PerPicture = Annotated[int, typer.Option(min=1, help="Most questions about a drawn picture.")]
-Images = Annotated[str, typer.Option(help="Folder of the pictures, when they have moved.", show_default=False)]
+__all__ = ["gate", "hard_cases", "regions"]
 
 
-Heads = Annotated[
-    str, typer.Option(help="auto (found on drawn pictures), preset (the authors' tables), or '22:1,4 23:6,11'.")
-]
-SinkHeads = Annotated[str, typer.Option(help="Heads that show sinks, written likewise.", show_default=False)]
-Sinks = Annotated[
-    Literal["norm", "heads", "none"], typer.Option(help="What finds sinks: hidden-state norms, heads, or nothing.")
-]
-View = Annotated[Literal["dynamic", "square"], typer.Option(help="The picture as it is, or padded to a square.")]
-Tokens = Annotated[int, typer.Option(min=4, help="Visual tokens of the look.")]
-Longest = Annotated[int, typer.Option(min=2, help="Longest answer.")]
-Foreground = Annotated[float, typer.Option(min=0, max=1, help="Share of the peak that is foreground.")]
-Background = Annotated[float, typer.Option(min=0, max=1, help="Share of the peak below which is background.")]
-MinPeak = Annotated[float, typer.Option(min=0, max=1, help="Maps whose peak is lower are left out.")]
-BoxPrompt = Annotated[bool, typer.Option(help="Ask for the box too in natural pictures.")]
-ProbePictures = Annotated[int, typer.Option(min=1, help="Drawn pictures that heads are found on.")]
-HeadCount = Annotated[int, typer.Option(min=1, help="How many heads are taken of those found.")]
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """What is labelled, and into which store."""
+
+    questions: Annotated[
+        list[str],
+        typer.Option(
+            "--questions",
+            help="JSONL file; or documents:FIRST:COUNT, scenes:FIRST:COUNT, receipts:FOLDER:SPLIT. May be repeated.",
+        ),
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the records; a rerun resumes.")]
+    per_picture: Annotated[int, typer.Option(min=1, help="Most questions about a synthetic picture.")] = 4
+    images: Annotated[str, typer.Option(help="Folder of the pictures when they have moved.", show_default=False)] = ""
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count lines that cannot be used.")] = False
+    processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1
+    seed: Annotated[int, typer.Option(min=0, help="Which questions about synthetic pictures are asked.")] = 0
+    fresh: Fresh = False
 
 
-@app.callback()
-def _group() -> None:
-    """Make training labels from the model's own answers."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A labelling command, ready to run."""
 
+    run: LabelRun
+    questions: tuple[Question, ...]
+    skipped_lines: int
+    out: OutputOptions
 
-@app.command("regions")
-def regions(
-    questions: Questions,
-    output: Output,
-    model: options.Model = "tiny",
-    heads: Heads = "auto",
-    sink_heads: SinkHeads = "",
-    sinks: Sinks = "norm",
-    view: View = "dynamic",
-    tokens: Tokens = 576,
-    max_new_tokens: Longest = 128,
-    foreground: Foreground = 0.25,
-    background: Background = 0.05,
-    min_peak: MinPeak = 5e-3,
-    box_prompt: BoxPrompt = True,
-    probe_pictures: ProbePictures = 40,
-    head_count: HeadCount = 3,
-    per_picture: PerPicture = 4,
-    images: Images = "",
-    skip_bad: SkipBad = False,
-    processes: Processes = 1,
-    seed: Seed = 0,
-    fresh: Fresh = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Label where the model's own answers look (stage 1); `qzoom train regions` learns from it.
-
-    Example: qzoom label regions --model tiny --questions my.jsonl -o labels/regions
-    """
-    from qzoom.labels.find_heads import HeadSearch
-    from qzoom.labels.label_regions import RegionRun
-    from qzoom.labels.maps import RegionLabelSettings
-
-    console = Console(quiet=quiet)
-    found = read_question_sets(questions, skip_bad, per_picture, seed, console)
-    tristate = RegionLabelSettings(foreground=foreground, background=background, min_peak=min_peak)
-    by: Sinks = "heads" if sink_heads else sinks
-    run = RegionRun({}, view, tokens, max_new_tokens, by, box_prompt=box_prompt, tristate=tristate, images=images)
-    search = HeadSearch(probe_pictures, 4, head_count, tokens, min(32, max_new_tokens), view)
-    how = {"heads": heads, "sinks": sink_heads, "search": search, "seed": seed, "processes": processes, "fresh": fresh}
-    _regions(make_choice(model, revision, device, dtype), found, output, run, how, console, json)
-
-
-def _regions(
-    choice: ModelChoice,
-    found: QuestionSet,
-    output: Path,
-    run: RegionRun,
-    how: dict[str, Any],
-    console: Console,
-    json: bool,
-) -> None:
-    """Label and say what came of it."""
-    from dataclasses import asdict
-
-    from qzoom.labels.label_regions import label_regions
-
-    console.hush_libraries()
-    with progress(console, "labels", len(found.questions)) as advance:
-        report = label_regions(choice, found.questions, output, run, on_question=advance, **how)
-    if json:
-        console.record(asdict(report) | {"skipped_lines": len(found.skipped)})
-        return
-    share = "" if report.agreement is None else f", {report.agreement:.1%} of them on a known answer"
-    console.result(f"{report.usable} of {report.maps} label maps usable{share}; records in {output}")
-    if report.skipped:
-        console.note(f"{report.skipped} questions left out; the first: {report.reasons[0]}")
-
-
-@app.command("gate")
-def gate(
-    questions: Questions,
-    output: Output,
-    model: options.Model = "tiny",
-    ladder: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Visual tokens of the rungs, rising.")
-    ] = "64,128,256,512",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    per_picture: PerPicture = 4,
-    images: Images = "",
-    skip_bad: SkipBad = False,
-    processes: Processes = 1,
-    seed: Seed = 0,
-    fresh: Fresh = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Answer each question once on every rung of a ladder of resolutions (stage 3); for `qzoom train gate`.
-
-    Questions need known answers.
-
-    Example: qzoom label gate --model tiny --questions my.jsonl -o labels/gate
-    """
-    from dataclasses import asdict
-
-    from qzoom.labels.gate import GateRun, label_gate
-
-    parts = ladder.split(",")
-    if not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
-        raise typer.BadParameter(
-            f"{ladder!r} is no list of visual tokens such as 64,128,256,512.", param_hint="--ladder"
-        )
-    run = GateRun(tuple(int(part) for part in parts), max_new_tokens, images)
-    console = Console(quiet=quiet)
-    found = read_question_sets(questions, skip_bad, per_picture, seed, console)
-    console.hush_libraries()
-    with progress(console, "ladders", len(found.questions)) as advance:
-        report = label_gate(
-            make_choice(model, revision, device, dtype),
-            found.questions,
-            output,
-            run,
-            seed=seed,
-            processes=processes,
-            fresh=fresh,
-            on_question=advance,
-        )
-    if json:
-        console.record(asdict(report) | {"skipped_lines": len(found.skipped)})
-        return
-    console.result(
-        f"{report.ladders} ladders: {report.transitions} transitions, {report.easy} easy, {report.dropped} dropped; "
-        f"records in {output}"
-    )
-    if report.skipped:
-        console.note(f"{report.skipped} questions left out; the first: {report.reasons[0]}")
-
-
-def read_question_sets(names: list[str], skip_bad: bool, per_picture: int, seed: int, console: Console) -> QuestionSet:
-    """The questions of a command line; lines left out are said."""
-    from qzoom.data.questions import open_questions
-
-    found = open_questions(names, skip_bad=skip_bad, per_picture=per_picture, seed=seed)
-    for _, reason in found.skipped[:5]:
-        console.note(f"left out: {reason}")
-    if len(found.skipped) > 5:
-        console.note(f"left out: {len(found.skipped)} lines in all")
-    return found
-
-
-def make_choice(model: str, revision: str | None, device: str, dtype: str) -> ModelChoice:
-    """The model of a command line; "auto" takes a GPU where there is one."""
-    import torch
-
-    from qzoom.labels.workers import ModelChoice
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ModelChoice(model, revision, device, dtype)
+    def report(self, report: Any, text: str) -> None:
+        """Print the figures: one JSON line, or the text and the first reason for a question left out."""
+        console = self.out.console
+        if self.out.json:
+            console.record(asdict(report) | {"skipped_lines": self.skipped_lines})
+            return
+        console.result(f"{text}; records in {self.run.folder}")
+        failures = getattr(report, "judge_failures", 0)
+        if failures:
+            console.note(f"{failures} requests to the judge failed; the first: {report.reasons[0]}")
+        elif report.skipped:
+            console.note(f"{report.skipped} questions left out; the first: {report.reasons[0]}")
 
 
 @contextmanager
-def progress(console: Console, name: str, total: int) -> Iterator[Callable[[int], Any]]:
-    """A bar on standard error when a person watches it; gives a function that advances it."""
-    if console.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    import rich.console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptions) -> Iterator[_Job]:
+    """Read the questions and show progress while they are labelled."""
+    from qzoom.data.questions import open_questions
+    from qzoom.labels.workers import LabelRun
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
-        line = bar.add_task(name, total=total)
-        yield lambda count: bar.advance(line, count)
+    console = out.console
+    read = open_questions(labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed)
+    for _, reason in read.skipped[:5]:
+        console.note(f"left out: {reason}")
+    if len(read.skipped) > 5:
+        console.note(f"left out: {len(read.skipped)} lines in all")
+    console.hush_libraries()
+    with console.progress(title) as (update,):
+        run = LabelRun(
+            model.spec(),
+            labels.output,
+            labels.images,
+            labels.seed,
+            labels.processes,
+            labels.fresh,
+            _counting(update, len(read.questions)),
+        )
+        yield _Job(run, read.questions, len(read.skipped), out)
+
+
+def _counting(update: Callable[..., None], total: int) -> Callable[[int], None]:
+    """An update by the number done since the last call."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        update(done, total)
+
+    return advance
+
+
+@flatten
+def regions(
+    *,
+    labels: LabelOptions,
+    model: ModelOptions,
+    recipe: Annotated[
+        RegionRecipe,
+        Flags(
+            "QZOOM_LABEL_REGIONS_",
+            ("source", "heads", "tokens", "max_new_tokens", "maps.foreground"),
+            {"source": "--from"},
+        ),
+    ],
+    out: OutputOptions,
+) -> None:
+    """Label where the model's own answers look (stage 1); `qzoom train regions` learns from it.
+
+    With --from boxes the labels come from the known answer boxes instead. A recipe may also set what an ablation needs:
+    view, box_prompt, sink_by, sink_heads, maps, search.
+
+    Example: qzoom label regions --model tiny --questions my.jsonl -o labels/regions
+    """
+    from qzoom.labels.label_regions import label_regions
+
+    with _job("labels", labels, model, out) as job:
+        report = label_regions(job.run, job.questions, recipe)
+    agreement = "" if report.agreement is None else f", {report.agreement:.1%} of them on a known answer"
+    job.report(report, f"{report.usable} of {report.maps} label maps usable{agreement}")
+
+
+@flatten
+def gate(
+    *,
+    labels: LabelOptions,
+    model: ModelOptions,
+    recipe: Annotated[GateRecipe, Flags("QZOOM_LABEL_GATE_")],
+    out: OutputOptions,
+) -> None:
+    """Answer each question at rising resolutions, or coarse and zoomed (stage 3); for `qzoom train gate`.
+
+    Questions need known answers. With --by zoom the model needs a region branch.
+
+    Example: qzoom label gate --model tiny --questions my.jsonl -o labels/gate
+    """
+    from qzoom.labels.gate import label_gate
+
+    with _job("gate labels", labels, model, out) as job:
+        report = label_gate(job.run, job.questions, recipe)
+    job.report(
+        report,
+        f"{report.questions} questions: {report.closer} need a closer look, for {report.enough} the coarse pass is "
+        f"enough, {report.dropped} dropped",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """The language model that judges what exact rules leave undecided."""
+
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible API for what exact rules leave undecided.", show_default=False)
+    ] = None
+    judge_model: Annotated[str, typer.Option(help="The judge's name there.", show_default=False)] = ""
+    judge_budget: Annotated[
+        int, typer.Option(min=0, help="Most requests of all runs with this output; 0 for no limit.")
+    ] = 100_000
+    judge_parallel: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4
+    judge_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 60.0
+    judge_retries: Annotated[int, typer.Option(min=0, help="Further tries after failures that may pass.")] = 5
+
+    def open(self, folder: Path) -> Judge | None:
+        """The judge, whose replies are cached beside the records; None without a URL.
+
+        Raises:
+            typer.BadParameter: a URL without a model.
+        """
+        if self.judge_url is None:
+            return None
+        if not self.judge_model:
+            raise typer.BadParameter("name the judge's model with --judge-model.")
+        from qzoom.llm.settings import CallSettings, EndpointSettings
+        from qzoom.scoring.judge import CACHE, open_judge
+
+        calls = CallSettings(retries=self.judge_retries, budget_requests=self.judge_budget)
+        endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+        return open_judge(endpoint, calls, folder / CACHE)
+
+
+@flatten
+def hard_cases(
+    *,
+    labels: LabelOptions,
+    model: ModelOptions,
+    recipe: Annotated[HardCaseRecipe, Flags("QZOOM_LABEL_HARD_CASES_")],
+    judge: JudgeOptions,
+    out: OutputOptions,
+) -> None:
+    """Answer from the coarse pass and zoomed, and judge both against known answers (stage 2).
+
+    Exact rules judge where they can. The rest goes to the judge, whose key is read from QZOOM_JUDGE_KEY; without one it
+    stays undecided and is not trained on.
+
+    Example: qzoom label hard-cases --model runs/regions/model --questions my.jsonl -o labels/hard-cases
+    """
+    from qzoom.labels.hard_cases import label_hard_cases
+
+    opened = judge.open(labels.output)
+    with _job("hard cases", labels, model, out) as job:
+        report = label_hard_cases(job.run, job.questions, recipe, judge=opened, parallel=judge.judge_parallel)
+    job.report(
+        report,
+        f"{report.turns} questions: {report.hard} hard, {report.improvements} improved, {report.both_right} right both "
+        f"ways, {report.both_wrong} wrong both ways, {report.undecided} undecided",
+    )

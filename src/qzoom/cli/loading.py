@@ -43,12 +43,8 @@ def load_model(name: str, revision: str | None, device: str, dtype: str) -> QZoo
     Raises:
         QZoomError: it cannot be found, read or placed.
     """
-    import torch
-
     from qzoom.model import QZoom
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return QZoom.from_pretrained(name, revision=revision, dtype=dtype, device_map=device)
 
 

@@ -1,46 +1,127 @@
-"""The `qzoom` command: its verbs, and how errors become exit codes.
+"""The `qzoom` command: the table of its commands, and how errors become exit codes.
 
-0 done, 1 it failed, 2 it was called wrongly, 130 interrupted. A failure is one sentence on standard error.
+0 done, 1 failed, 2 wrong usage, 130 interrupted. A failure is one sentence on standard error.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from typer.exceptions import TyperException
+from typer.models import CommandInfo
 
 from qzoom import __version__
-from qzoom.cli import label, train
-from qzoom.cli.ask import ask
-from qzoom.cli.calibrate import calibrate
 from qzoom.cli.console import one_line
-from qzoom.cli.convert import convert
-from qzoom.cli.distill import audit, distill
-from qzoom.cli.doctor import doctor
-from qzoom.cli.eval import evaluate
-from qzoom.cli.eval_coverage import coverage
-from qzoom.cli.eval_zoomgap import zoomgap
-from qzoom.cli.mine import mine
-from qzoom.cli.perceive import perceive
-from qzoom.cli.report import report
-from qzoom.cli.serve import serve
-from qzoom.cli.train_distill import distill as train_distill
-from qzoom.cli.train_heads import heads
-from qzoom.cli.train_stages import add_stages
-from qzoom.cli.two_words import TwoWords
 from qzoom.errors import QZoomError
 
 __all__ = ["app", "main", "run"]
 
 INTERRUPTED = 130
 
+_COMMANDS: dict[str, Any] = {
+    "ask": ("ask:ask", "Ask a question about a picture."),
+    "perceive": ("perceive:perceive", "Print where the model would look, without an answer."),
+    "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a page."),
+    "convert": ("convert:convert", "Convert checkpoints, and published label files to records."),
+    "doctor": ("doctor:doctor", "Check this installation: versions, device, threads, models."),
+    "eval": ("eval:evaluate", "Measure answers, regions, tokens and time on pictures with known answers."),
+    "eval zoomgap": ("eval_zoomgap:zoomgap", "Measure what a model reads in the region but not in the whole picture."),
+    "eval coverage": ("eval_coverage:coverage", "Measure how much attention falls on the answer's place."),
+    "calibrate": ("calibrate:calibrate", "Choose thresholds for a wanted operating point."),
+    "report": ("report:report", "Compare evaluations on one page."),
+    "train": {
+        "regions": ("train_stages:regions", "Train the region branch (stages 1 and 2.5)."),
+        "answers": ("train_stages:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
+        "gate": ("train_stages:gate", "Train the gate (stage 3)."),
+        "student": ("train_stages:student", "Train on distilled questions: supervised, reinforced, or both."),
+    },
+    "label": {
+        "regions": ("label:regions", "Label where the model's own answers look, or from known boxes (stage 1)."),
+        "gate": ("label:gate", "Label whether the coarse pass is enough, by resolution or by zoom (stage 3)."),
+        "hard-cases": ("label:hard_cases", "Find where zooming loses and where it gains (stage 2)."),
+    },
+    "distill": ("distill:distill", "Make training data: teachers look at crops, questions are about whole pictures."),
+    "distill decontaminate": ("distill:decontaminate", "Find pictures of benchmarks among the training pictures."),
+}
+"""Every command: the function that runs it, below `qzoom.cli`, and its line in the help. A module is imported when its
+command is called or the help of that command is shown."""
+_GROUPS = {"train": "Train models from recipes.", "label": "Make training labels from the model's own answers."}
+
+
+class _Commands(dict[str, Any]):
+    """Commands by name, imported when one is taken."""
+
+    def __getitem__(self, name: str) -> Any:
+        entry = super().__getitem__(name)
+        if isinstance(entry, tuple):
+            entry = self[name] = _load(name, entry[0])
+        return entry
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            return default
+        return self[name]
+
+    def values(self) -> Any:
+        return [self[name] for name in self]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+
+class _Group(typer.core.TyperGroup):
+    """A group that imports commands late, and finds one of two words before one of its first word."""
+
+    commands: _Commands
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        table: dict[str, Any] = _COMMANDS if self.name in (None, "", "qzoom") else _COMMANDS[self.name]
+        self.commands = _Commands(table | dict(self.commands))
+        self._listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table."""
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command; while the help lists commands, one with a name and a line only."""
+        entry = dict.get(self.commands, cmd_name)
+        if self._listing and isinstance(entry, tuple):
+            return typer.core.TyperCommand(cmd_name, help=entry[1])
+        return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, without importing any command."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command of the first two words, else of the first."""
+        both = " ".join(args[:2])
+        if len(args) > 1 and both in self.commands:
+            return both, self.commands[both], args[2:]
+        return super().resolve_command(ctx, args)
+
+
+def _load(name: str, target: str) -> Any:
+    module, _, function = target.partition(":")
+    info = CommandInfo(name=name, callback=getattr(importlib.import_module(f"qzoom.cli.{module}"), function))
+    return typer.main.get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="markdown")
+
+
 app = typer.Typer(
     name="qzoom",
-    cls=TwoWords,
+    cls=_Group,
     help="Look coarsely, decide, zoom, answer: questions about pictures with fine print.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,24 +129,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(ask)
-app.command()(perceive)
-app.command()(serve)
-app.command()(convert)
-app.command()(doctor)
-app.command("eval")(evaluate)
-app.command("eval zoomgap")(zoomgap)
-app.command("eval coverage")(coverage)
-app.command()(calibrate)
-app.command()(report)
-train.app.command()(heads)
-add_stages(train.app)
-train.app.command("distill")(train_distill)
-app.add_typer(train.app, name="train")
-app.add_typer(label.app, name="label")
-app.command()(mine)
-app.command()(distill)
-app.command("distill audit")(audit)
+for _name, _help in _GROUPS.items():
+    app.add_typer(typer.Typer(cls=_Group, callback=lambda: None, no_args_is_help=True, help=_help), name=_name)
 
 
 def _version(wanted: bool) -> None:

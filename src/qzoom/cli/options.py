@@ -1,28 +1,37 @@
-"""Options that several verbs share, each described once, and their conversion to what the library takes."""
+"""Options that several commands share, each described once, and their conversion to what the library takes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qzoom.cli.console import Console
+
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
+    from qzoom.labels.workers import ModelSpec
+    from qzoom.model import QZoom
 
 __all__ = [
     "CoarseTokens",
     "Device",
     "Dtype",
+    "Fresh",
     "GateThreshold",
     "Inputs",
     "Json",
     "Model",
+    "ModelOptions",
+    "OutputOptions",
     "Preset",
     "Quiet",
     "RegionThreshold",
     "RegionTokens",
     "Revision",
     "Zoom",
+    "find_device",
     "parse_tokens",
     "split_inputs",
 ]
@@ -67,6 +76,57 @@ RegionTokens = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on standard error except errors.")]
+
+
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the output folder.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """The model of a command, and where it runs."""
+
+    model: Model = "tiny"
+    revision: Revision = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+    def load(self) -> QZoom:
+        """The model.
+
+        Raises:
+            QZoomError: it cannot be found, read or placed.
+        """
+        from qzoom.model import QZoom
+
+        return QZoom.from_pretrained(
+            self.model, revision=self.revision, dtype=self.dtype, device_map=find_device(self.device)
+        )
+
+    def spec(self) -> ModelSpec:
+        """The model for the workers of a labelling run."""
+        from qzoom.labels.workers import ModelSpec
+
+        return ModelSpec(self.model, self.revision, find_device(self.device), self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What a command prints."""
+
+    json: Json = False
+    quiet: Quiet = False
+
+    @property
+    def console(self) -> Console:
+        """The streams of the command."""
+        return Console(quiet=self.quiet)
+
+
+def find_device(name: str) -> str:
+    """The device of a name; "auto" is a GPU where there is one."""
+    from qzoom.checkpoints.base import choose_device
+
+    return str(choose_device(name)) if name == "auto" else name
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
 
     from qzoom.serving.server import DrainingServer
-    from qzoom.serving.service import ServerSettings
+    from qzoom.serving.settings import ServerSettings
 
 __all__ = ["serve"]
 
@@ -51,9 +51,8 @@ def serve(
     """
     _need_libraries()
     from qzoom.images.fetch import FetchPolicy
-    from qzoom.serving.scheduler import SchedulerLimits
     from qzoom.serving.server import bind
-    from qzoom.serving.service import ServerSettings
+    from qzoom.serving.settings import SchedulerLimits, ServerSettings
 
     if os.environ.get("QZOOM_API_KEY") == "" and not api_key:
         raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")
@@ -71,8 +70,8 @@ def serve(
 
 def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, str | None, str, str], log: str) -> None:
     """Load the model, serve until a signal, and turn the signal into an exit code."""
-    import torch
 
+    from qzoom.checkpoints.base import choose_device
     from qzoom.cli.loading import load_model
     from qzoom.serving.scheduler import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
@@ -81,8 +80,7 @@ def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, s
     limit_arenas()
     console = Console()
     model, revision, device, dtype = source
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device(device)) if device == "auto" else device
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
     with console.waiting(f"loading {model} ..."):

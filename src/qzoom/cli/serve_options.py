@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from qzoom.serving.limits import ServerLimits
+    from qzoom.serving.settings import ServerLimits
 
 __all__ = ["parse_limits"]
 
@@ -106,7 +106,7 @@ def parse_limits(words: list[str] | None) -> ServerLimits:
         ConfigError: an unknown name (with the closest known one) or a bad value.
     """
     from qzoom.config import from_mapping
-    from qzoom.serving.limits import ServerLimits
+    from qzoom.serving.settings import ServerLimits
 
     values: dict[str, int | float] = {}
     for word in words or ():

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qzoom.data.samples import EvalQuestion, EvalSample
+from qzoom.data.samples import Sample, SampleQuestion
 from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qzoom.data.synthetic.records import SyntheticSample
+    from qzoom.data.synthetic.page import SyntheticSample
 
 __all__ = ["SYNTHETIC_TASKS", "SyntheticTask", "open_synthetic"]
 
@@ -45,14 +45,14 @@ class SyntheticTask:
         """The task and its first number; more pictures may be added to a run."""
         return {"task": self.name, "seed": self.first}
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """Draw one picture."""
-        from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+        from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
         drawn = _renderer(self.name)(HELD_OUT_SEEDS[self.first + index])
         whole = (0, 0, *drawn.image.size)
         questions = tuple(
-            EvalQuestion(
+            SampleQuestion(
                 q.field,
                 q.question,
                 q.answer,
@@ -62,7 +62,7 @@ class SyntheticTask:
             )
             for q in drawn.questions
         )
-        return EvalSample(self.ids[index], drawn.image, drawn.image.size, questions)
+        return Sample(self.ids[index], drawn.image, drawn.image.size, questions)
 
 
 def open_synthetic(name: str, seed: int, count: int) -> SyntheticTask:
@@ -76,7 +76,7 @@ def open_synthetic(name: str, seed: int, count: int) -> SyntheticTask:
     Raises:
         ConfigError: numbers outside the held-out range.
     """
-    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     room = len(HELD_OUT_SEEDS)
     if seed < 0 or count < 1 or seed + count > room:

@@ -1,8 +1,8 @@
 """The box that a student sees while it learns: drawn when a sample is put together, faded out as training goes on.
 
 The stored picture is never changed. A box is a hint that exists in training alone, so a student that always sees one
-learns to need it: `Fade` lowers the share of samples with a box, and `has_box` decides by item and epoch, so that a
-resumed run shows the same boxes.
+learns to need it: `ShareSchedule` lowers the share of samples with a box, and `has_box` decides by item and epoch, so
+that a resumed run shows the same boxes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
+from qzoom.settings import Share, settings
 from qzoom.types import Box
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARGIN",
     "STYLES",
-    "Fade",
+    "ShareSchedule",
     "Style",
     "choose_style",
     "clause",
@@ -53,32 +53,18 @@ _PLAIN_TOKENS = 1024
 _DIMMED = 0.35
 
 
-@dataclass(frozen=True, slots=True)
-class Fade:
-    """The share of samples that show a box, as training goes on.
+@settings
+class ShareSchedule:
+    """The share of samples that show a box, over the training."""
 
-    Args:
-        first: share at the beginning.
-        last: share from `until` on.
-        shape: "constant" keeps `first`; "linear" and "cosine" go to `last`.
-        until: share of the training after which `last` is reached.
-
-    Raises:
-        ConfigError: an unknown shape or a share outside 0 to 1.
-    """
-
-    first: float = 1.0
-    last: float = 0.0
+    first: Share = 1.0
+    """Share at the beginning."""
+    last: Share = 0.0
+    """Share from `until` on."""
     shape: Literal["constant", "linear", "cosine"] = "linear"
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.shape not in ("constant", "linear", "cosine"):
-            raise ConfigError(f"fade: shape must be constant, linear or cosine, not {self.shape!r}.")
-        for name in ("first", "last", "until"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ConfigError(f"fade: {name} must be a number from 0 to 1, not {value!r}.")
+    """How the share changes: "constant" keeps `first`, "linear" and "cosine" go to `last`."""
+    until: Share = 1.0
+    """Share of the training after which `last` is reached."""
 
     def share(self, progress: float) -> float:
         """Share of samples with a box.

@@ -1,4 +1,4 @@
-"""The user's questions: one JSON object a line, checked before anything is computed.
+"""Questions about pictures: one JSON object a line, checked before anything is computed.
 
     {"id": "q1", "image": "scans/3.jpg", "question": "What is the date?", "answer": "2024-03-01"}
     {"id": "q2", "image": "scans/3.jpg", "turns": [{"question": "Who signed?"}, {"question": "Where?"}]}
@@ -8,18 +8,13 @@
 Drawn pictures and receipts come in the same form from names: "documents:FIRST:COUNT", "scenes:FIRST:COUNT",
 "receipts:FOLDER:SPLIT".
 
-Question files beside their pictures, `DIR/NAME.jsonl`: scanned receipts with totals, dates and company names, and
-any other pictures whose answers' places are known.
+A line may also hold a picture with all its questions, as the receipts do:
 
-One JSON object a line: `id`, `image` (path from DIR), `width`, `height` (pixels), and `questions`, a list of `field`,
-`question`, `answer` and `boxes` (xyxy in pixels, possibly none). Files that are not receipts may have any `field`, and
-`negative` where what is asked for is not in the picture. The whole file is checked before the first question is asked;
-every complaint names the file and the line.
+    {"id": "r1", "image": "scans/3.jpg", "width": 800, "height": 1200, "questions": [
+        {"field": "total", "question": "What is the total?", "answer": "33.90", "boxes": [[10, 100, 60, 120]]}]}
 
-The user's question file as something to be asked: its pictures with all their questions, its digest, its answers.
-
-The file is the one that `qzoom.data.questions` reads. Questions about the same picture share its coarse look; the
-turns of a conversation are asked one by one.
+There the boxes must lie inside the picture, and `negative` may mark a question about something that is not in it.
+Every error names the file and the line.
 """
 
 from __future__ import annotations
@@ -28,15 +23,14 @@ import difflib
 import hashlib
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qzoom.data.samples import EvalQuestion, EvalSample
+from qzoom.data.samples import Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.store.schema import Box4, Question, Turn
-from qzoom.types import Box
 
 if TYPE_CHECKING:
     from qzoom.images.load import LoadedImage
@@ -45,8 +39,7 @@ __all__ = [
     "DRAWN",
     "RECEIPT_FIELDS",
     "QuestionSet",
-    "ReceiptsTask",
-    "UserQuestions",
+    "QuestionTask",
     "drawn_numbers",
     "load_picture",
     "open_questions",
@@ -57,9 +50,15 @@ __all__ = [
 ]
 
 
-_FIELDS = ("id", "image", "question", "answer", "boxes", "turns", "mode", "source")
-_TURN_FIELDS = ("question", "answer", "boxes")
 DRAWN = ("documents", "scenes")
+RECEIPT_FIELDS = ("total", "date", "company")
+_LINE: dict[str, type] = {"id": str, "image": str}
+_LINE_OPTIONS: dict[str, type] = dict.fromkeys(("question", "answer", "boxes", "turns", "mode", "source"), object)
+_TURN: dict[str, type] = {"question": str}
+_TURN_OPTIONS: dict[str, type] = {"answer": object, "boxes": list}
+_PICTURE: dict[str, type] = {"id": str, "image": str, "width": int, "height": int, "questions": list}
+_QUESTION: dict[str, type] = {"field": str, "question": str, "answer": str, "boxes": list}
+_TYPES = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,44 @@ class QuestionSet:
 
     questions: tuple[Question, ...]
     skipped: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuestionTask:
+    """A checked question file; a `qzoom.data.samples.Task`.
+
+    Args:
+        samples: its pictures in order of appearance, each with all its questions.
+        sha256: of the file's bytes.
+        name: of the task.
+        fields: those that always appear among the figures.
+        split: name of the file, where it is one of several.
+        answers: the right answers of every (picture, number of its question), any of which counts.
+        labelled: whether every question has an answer; otherwise none has.
+    """
+
+    samples: tuple[Sample, ...]
+    sha256: str
+    name: str = "questions"
+    fields: tuple[str, ...] = ()
+    split: str | None = None
+    answers: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
+    labelled: bool = True
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The pictures' ids."""
+        return tuple(sample.id for sample in self.samples)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Split and digest of the file."""
+        split = {} if self.split is None else {"split": self.split}
+        return {"task": self.name} | split | {"sha256": self.sha256}
+
+    def sample(self, index: int) -> Sample:
+        """One picture and its questions."""
+        return self.samples[index]
 
 
 def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0) -> QuestionSet:
@@ -109,7 +146,7 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
 
 
 def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
-    """Read and check a question file.
+    """Read and check a question file; lines may have either form.
 
     Args:
         path: of the JSONL file.
@@ -119,31 +156,71 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
         DataError: the file cannot be read or holds nothing to use, or (unless skipped) a malformed line, a missing
             picture, an id used twice, an unknown field, or a value of the wrong type; it names the line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); give a JSONL file of questions.") from error
     questions: list[Question] = []
     skipped: list[tuple[int, str]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
-            question = _question(_parse(line, where), path, where)
-            if question.name in seen:
-                raise DataError(f"{where}: the id {question.name!r} is already on line {seen[question.name]}.")
+            value = _parse(line, where)
+            picture = isinstance(value, dict) and "questions" in value
+            question = _of_sample(_sample(value, path, where), path) if picture else _question(value, path, where)
+            _check_id(question.name, number, seen, where)
         except DataError as error:
             if not skip_bad:
                 raise
             skipped.append((number, str(error)))
             continue
-        seen[question.name] = number
         questions.append(question)
     if not questions:
         raise DataError(f"{path}: no questions that can be used; expected one JSON object a line.")
     return QuestionSet(tuple(questions), tuple(skipped))
+
+
+def read_receipts(folder: Path, split: str) -> QuestionTask:
+    """Scanned receipts: the pictures with their questions in `folder/split.jsonl`.
+
+    Raises:
+        DataError: the file or a picture is missing, or a line cannot be used; it says which.
+    """
+    return _read_pictures(folder, split, "receipts", RECEIPT_FIELDS)
+
+
+def read_receipt_questions(folder: Path, split: str) -> QuestionTask:
+    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question.
+
+    Raises:
+        DataError: as in `read_receipts`.
+    """
+    return _read_pictures(folder, split, "questions", ())
+
+
+def read_calibration_questions(path: Path) -> QuestionTask:
+    """The questions of a file, grouped by picture; the turns of a conversation are asked one by one.
+
+    Raises:
+        DataError: the file, a line or a picture cannot be used, or only some questions have answers; it says which.
+    """
+    grouped: dict[str, list[SampleQuestion]] = {}
+    answers: dict[tuple[str, int], tuple[str, ...]] = {}
+    labels: dict[bool, str] = {}
+    for record in read_questions(path).questions:
+        for turn in record.turns:
+            questions = grouped.setdefault(record.image, [])
+            answers[record.image, len(questions)] = turn.answers
+            labels.setdefault(bool(turn.answers), record.name)
+            questions.append(SampleQuestion("answer", turn.question, next(iter(turn.answers), ""), turn.boxes))
+    if len(labels) == 2:
+        raise DataError(
+            f"{path}: the question {labels[True]!r} has an answer and {labels[False]!r} has none; label all questions "
+            "or none."
+        )
+    samples = tuple(
+        Sample(image, path.parent / image, _size_px(path.parent / image) or (1, 1), tuple(questions))
+        for image, questions in grouped.items()
+    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return QuestionTask(samples, digest, fields=("answer",), answers=answers, labelled=True in labels)
 
 
 def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
@@ -168,82 +245,6 @@ def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
     return load_image(path)
 
 
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}); mend or remove the line.") from error
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{where}: not a flat JSON record; mend or remove the line.") from error
-
-
-def _question(value: Any, path: Path, where: str) -> Question:
-    _known(value, _FIELDS, where)
-    name, image = (_text(value, key, where) for key in ("id", "image"))
-    if ("question" in value) == ("turns" in value):
-        raise DataError(f"{where}: give either 'question' or 'turns'.")
-    if "turns" in value:
-        stray = [key for key in ("answer", "boxes") if key in value]
-        if stray or not isinstance(value["turns"], list) or not value["turns"]:
-            what = f"{stray[0]!r} belongs into each of the turns" if stray else "'turns' must be a list of questions"
-            raise DataError(f"{where}: {what}.")
-        turns = tuple(_turn(item, f"{where}, turn {i}") for i, item in enumerate(value["turns"], start=1))
-    else:
-        turns = (_turn({key: value[key] for key in _TURN_FIELDS if key in value}, where),)
-    mode = value.get("mode", "text")
-    if mode not in ("text", "natural"):
-        raise DataError(f"{where}: 'mode' must be text or natural, not {mode!r:.60}.")
-    source = value.get("source", path.stem)
-    if not isinstance(source, str):
-        raise DataError(f"{where}: 'source' must be a text, not {source!r:.60}.")
-    if "\0" in image:
-        raise DataError(f"{where}: 'image' is no path.")
-    if not (path.parent / image).is_file():
-        raise DataError(f"{where}: the picture {image!r} is not in {path.parent}; put it there or remove the line.")
-    return Question(name, image, turns, mode, source, str(path.parent.resolve()))
-
-
-def _turn(value: Any, where: str) -> Turn:
-    _known(value, _TURN_FIELDS, where)
-    text = _text(value, "question", where)
-    answers = value.get("answer", [])
-    answers = [answers] if isinstance(answers, str) else answers
-    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-        raise DataError(f"{where}: 'answer' must be a text or a list of texts, not {value['answer']!r:.60}.")
-    boxes = value.get("boxes", [])
-    if not isinstance(boxes, list):
-        raise DataError(f"{where}: 'boxes' must be a list, not {boxes!r:.60}.")
-    return Turn(text, tuple(answers), tuple(_box(box, where) for box in boxes))
-
-
-def _box(box: Any, where: str) -> Box4:
-    whole = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
-    if not whole or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
-        raise DataError(f"{where}: the box {box!r:.60} is not [x0, y0, x1, y1] in whole pixels.")
-    return box[0], box[1], box[2], box[3]
-
-
-def _known(value: Any, fields: tuple[str, ...], where: str) -> None:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with {', '.join(fields)}, not {type(value).__name__}.")
-    for key in value:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}."
-            raise DataError(f"{where}: unknown field {key!r}; {hint}")
-
-
-def _text(value: dict[str, Any], key: str, where: str) -> str:
-    if key not in value:
-        raise DataError(f"{where}: {key!r} is missing.")
-    text = value[key]
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: {key!r} must be a text that is not empty, not {text!r:.60}.")
-    return text
-
-
 def _render(kind: str) -> Callable[[int], Any]:
     from qzoom.data.synthetic.documents import render_document
     from qzoom.data.synthetic.scenes import render_scene
@@ -261,7 +262,7 @@ def drawn_numbers(kind: str, rest: str) -> range:
     Raises:
         ConfigError: it means nothing, or reaches into the seeds kept for evaluation.
     """
-    from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+    from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     parts = rest.split(":")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts) or int(parts[1]) < 1:
@@ -287,111 +288,136 @@ def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
 
 
 def _receipts(rest: str) -> list[Question]:
-
     folder, _, split = rest.rpartition(":")
     if not folder:
         raise ConfigError(f"receipts:{rest} does not name receipts; write receipts:FOLDER:SPLIT.")
-    root = Path(folder).resolve()
-    out = []
-    for sample in read_receipts(root, split).samples:
-        turns = tuple(Turn(q.question, (q.answer,), tuple(q.boxes)) for q in sample.questions)
-        image = str(Path(str(sample.image)).resolve().relative_to(root))
-        out.append(Question(sample.id, image, turns, "text", f"receipts-{split}", str(root)))
-    return out
+    path = Path(folder).resolve() / f"{split}.jsonl"
+    return [_of_sample(sample, path, f"receipts-{split}") for sample in read_receipts(path.parent, split).samples]
 
 
-RECEIPT_FIELDS = ("total", "date", "company")
-_RECORD: dict[str, type] = {"id": str, "image": str, "width": int, "height": int, "questions": list}
-_QUESTION: dict[str, type] = {"field": str, "question": str, "answer": str, "boxes": list}
-_OPTIONAL: dict[str, type] = {"negative": bool}
-_KINDS = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}
+def _of_sample(sample: Sample, path: Path, source: str | None = None) -> Question:
+    """A picture with its questions as one record."""
+    root = path.parent.resolve()
+    turns = tuple(Turn(q.question, (q.answer,), tuple(q.boxes)) for q in sample.questions)
+    image = str(Path(str(sample.image)).resolve().relative_to(root))
+    return Question(sample.id, image, turns, "text", source or path.stem, str(root))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ReceiptsTask:
-    """A checked question file; see `qzoom.data.samples.Task`."""
-
-    samples: tuple[EvalSample, ...]
-    split: str
-    sha256: str
-    name: str = "receipts"
-    fields: tuple[str, ...] = RECEIPT_FIELDS
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The pictures' ids."""
-        return tuple(sample.id for sample in self.samples)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Split and digest of the question file."""
-        return {"task": self.name, "split": self.split, "sha256": self.sha256}
-
-    def sample(self, index: int) -> EvalSample:
-        """One picture and its questions."""
-        return self.samples[index]
-
-
-def read_receipts(folder: Path, split: str) -> ReceiptsTask:
-    """Read and check `folder/split.jsonl`.
-
-    Raises:
-        DataError: the file or a picture is missing, or a line cannot be used; it says which.
-    """
-    samples, sha256 = _read(folder, split, RECEIPT_FIELDS)
-    return ReceiptsTask(samples, split, sha256)
-
-
-def read_receipt_questions(folder: Path, split: str) -> ReceiptsTask:
-    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question.
-
-    Raises:
-        DataError: as in `read_receipts`.
-    """
-    samples, sha256 = _read(folder, split, None)
-    return ReceiptsTask(samples, split, sha256, "questions", ())
-
-
-def _read(folder: Path, split: str, fields: tuple[str, ...] | None) -> tuple[tuple[EvalSample, ...], str]:
-    """The checked pictures and the file's digest; `fields` are those allowed, None allows all."""
+def _read_pictures(folder: Path, split: str, name: str, fields: tuple[str, ...]) -> QuestionTask:
     path = folder / f"{split}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) if folder.is_dir() else ""
         hint = f"splits there: {there}." if there else "name the folder that holds NAME.jsonl with --data."
         raise DataError(f"{path}: no such question file; {hint}")
-    data = path.read_bytes()
-    samples: list[EvalSample] = []
+    samples: list[Sample] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         where = f"{path}, line {number}"
-        sample = _sample(_parse_receipts(line, where), folder, where, fields)
-        if sample.id in seen:
-            raise DataError(f"{where}: the id {sample.id!r} is already on line {seen[sample.id]}; ids must differ.")
-        seen[sample.id] = number
+        sample = _sample(_parse(line, where), path, where, fields)
+        _check_id(sample.id, number, seen, where)
         samples.append(sample)
     if not samples:
         raise DataError(f"{path}: no questions in it; expected one JSON object a line.")
-    return tuple(samples), hashlib.sha256(data).hexdigest()
+    return QuestionTask(tuple(samples), hashlib.sha256(path.read_bytes()).hexdigest(), name, fields, split)
 
 
-def _parse_receipts(line: bytes, where: str) -> Any:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers and bytes of the lines that are not blank."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give a JSONL file of questions.") from error
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _parse(line: bytes, where: str) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}); mend or remove the line.") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: nested too deeply; expected one flat record.") from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{where}: not a flat JSON record; mend or remove the line.") from error
 
 
-def _checked(value: Any, kinds: dict[str, type], where: str, optional: dict[str, type] | None = None) -> dict[str, Any]:
-    """The mapping, with all keys of `kinds` and perhaps some of `optional`, each of its type."""
-    known = kinds | (optional or {})
+def _check_id(name: str, number: int, seen: dict[str, int], where: str) -> None:
+    if name in seen:
+        raise DataError(f"{where}: the id {name!r} is already on line {seen[name]}; ids must differ.")
+    seen[name] = number
+
+
+def _question(value: Any, path: Path, where: str) -> Question:
+    """A line of the first form."""
+    _check(value, _LINE, where, _LINE_OPTIONS)
+    if ("question" in value) == ("turns" in value):
+        raise DataError(f"{where}: give either 'question' or 'turns'.")
+    if "turns" in value:
+        stray = [key for key in ("answer", "boxes") if key in value]
+        if stray or not isinstance(value["turns"], list) or not value["turns"]:
+            what = f"{stray[0]!r} belongs into each of the turns" if stray else "'turns' must be a list of questions"
+            raise DataError(f"{where}: {what}.")
+        turns = tuple(_turn(item, f"{where}, turn {i}") for i, item in enumerate(value["turns"], start=1))
+    else:
+        turns = (_turn({key: value[key] for key in (*_TURN, *_TURN_OPTIONS) if key in value}, where),)
+    mode = value.get("mode", "text")
+    if mode not in ("text", "natural"):
+        raise DataError(f"{where}: 'mode' must be text or natural, not {mode!r:.60}.")
+    source = value.get("source", path.stem)
+    if not isinstance(source, str):
+        raise DataError(f"{where}: 'source' must be a text, not {source!r:.60}.")
+    _check_picture(path, value["image"], where)
+    return Question(value["id"], value["image"], turns, mode, source, str(path.parent.resolve()))
+
+
+def _turn(value: Any, where: str) -> Turn:
+    _check(value, _TURN, where, _TURN_OPTIONS)
+    answers = value.get("answer", [])
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+        raise DataError(f"{where}: 'answer' must be a text or a list of texts, not {value['answer']!r:.60}.")
+    return Turn(value["question"], tuple(answers), tuple(_box(box, where) for box in value.get("boxes", [])))
+
+
+def _sample(value: Any, path: Path, where: str, fields: tuple[str, ...] = ()) -> Sample:
+    """A line of the second form; `fields` are those allowed, none for all."""
+    record = _check(value, _PICTURE, where)
+    size_px = (record["width"], record["height"])
+    if min(size_px) < 1:
+        raise DataError(f"{where}: width and height must be positive, not {size_px[0]} x {size_px[1]}.")
+    if not record["questions"]:
+        raise DataError(f"{where}: no questions; give at least one or remove the line.")
+    questions = []
+    for number, item in enumerate(record["questions"], start=1):
+        place = f"{where}, question {number}"
+        _check(item, _QUESTION, place, {} if fields else {"negative": bool})
+        if fields and item["field"] not in fields:
+            raise DataError(f"{place}: unknown field {item['field']!r}; known: {', '.join(fields)}.")
+        boxes = tuple(_box(box, place, size_px) for box in item["boxes"])
+        questions.append(
+            SampleQuestion(item["field"], item["question"], item["answer"], boxes, negative=item.get("negative", False))
+        )
+    name = Path(record["image"])
+    if name.is_absolute() or ".." in name.parts:
+        raise DataError(f"{where}: the picture {record['image']!r} must be a path inside the data folder.")
+    picture = _check_picture(path, record["image"], where)
+    # Boxes only fit a picture of the stated size. A file that is no picture fails later, as a wrong answer.
+    real = _size_px(picture)
+    if real not in (None, size_px):
+        raise DataError(
+            f"{where}: the picture {picture.name!r} is {real[0]} x {real[1]} px, not the stated {size_px[0]} x "
+            f"{size_px[1]}, so boxes would not fit; correct width and height."
+        )
+    return Sample(record["id"], picture, size_px, tuple(questions))
+
+
+def _check(value: Any, kinds: dict[str, type], where: str, options: dict[str, type] | None = None) -> dict[str, Any]:
+    """The mapping, with all keys of `kinds` and perhaps some of `options`, each of its type."""
+    known = kinds | (options or {})
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with {', '.join(kinds)}, not {type(value).__name__}.")
+        raise DataError(f"{where}: expected an object with {', '.join(known)}, not {type(value).__name__}.")
     for key in value:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -402,149 +428,36 @@ def _checked(value: Any, kinds: dict[str, type], where: str, optional: dict[str,
             if key in kinds:
                 raise DataError(f"{where}: {key!r} is missing.")
             continue
-        if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is not bool):
-            raise DataError(f"{where}: {key!r} must be {_KINDS[kind]}, not {value[key]!r:.60}.")
+        if not isinstance(value[key], kind) or (kind is int and isinstance(value[key], bool)):
+            raise DataError(f"{where}: {key!r} must be {_TYPES[kind]}, not {value[key]!r:.60}.")
         if kind is str and not value[key].strip():
-            raise DataError(f"{where}: {key!r} is empty.")
+            raise DataError(f"{where}: {key!r} is empty; give a text.")
     return value
 
 
-def _sample(value: Any, folder: Path, where: str, fields: tuple[str, ...] | None) -> EvalSample:
-    record = _checked(value, _RECORD, where)
-    size_px = (record["width"], record["height"])
-    if min(size_px) < 1:
-        raise DataError(f"{where}: width and height must be positive, not {size_px[0]} x {size_px[1]}.")
-    if not record["questions"]:
-        raise DataError(f"{where}: no questions; give at least one or remove the line.")
-    questions = tuple(
-        _question_receipts(item, size_px, f"{where}, question {i}", fields)
-        for i, item in enumerate(record["questions"], start=1)
-    )
-    picture = _picture(folder, record["image"], where)
-    _check_size(picture, size_px, where)
-    return EvalSample(record["id"], picture, size_px, questions)
-
-
-def _question_receipts(
-    value: Any, size_px: tuple[int, int], where: str, fields: tuple[str, ...] | None
-) -> EvalQuestion:
-    item = _checked(value, _QUESTION, where, None if fields else _OPTIONAL)
-    if fields and item["field"] not in fields:
-        raise DataError(f"{where}: unknown field {item['field']!r}; known: {', '.join(fields)}.")
-    boxes = tuple(_box_receipts(box, size_px, where) for box in item["boxes"])
-    return EvalQuestion(
-        item["field"], item["question"], item["answer"], boxes, negative=bool(item.get("negative", False))
-    )
-
-
-def _box_receipts(value: Any, size_px: tuple[int, int], where: str) -> Box:
-    whole = isinstance(value, list) and len(value) == 4 and all(type(side) is int for side in value)
-    if not whole or not (0 <= value[0] < value[2] <= size_px[0] and 0 <= value[1] < value[3] <= size_px[1]):
+def _box(value: Any, where: str, size_px: tuple[int, int] | None = None) -> Box4:
+    """The box, which must lie inside a picture of `size_px` if that is given."""
+    integers = isinstance(value, list) and len(value) == 4 and all(type(side) is int for side in value)
+    if not integers or not (0 <= value[0] < value[2] and 0 <= value[1] < value[3]):
+        raise DataError(f"{where}: the box {value!r:.60} is not [x0, y0, x1, y1] in whole pixels.")
+    if size_px is not None and (value[2] > size_px[0] or value[3] > size_px[1]):
         raise DataError(
-            f"{where}: the box {value!r:.60} is not [x0, y0, x1, y1] in whole pixels inside the picture of "
-            f"{size_px[0]} x {size_px[1]} px."
+            f"{where}: the box {value!r:.60} does not lie inside the picture of {size_px[0]} x {size_px[1]} px."
         )
     return value[0], value[1], value[2], value[3]
 
 
-def _picture(folder: Path, name: str, where: str) -> Path:
-    given = Path(name)
-    if given.is_absolute() or ".." in given.parts or "\0" in name:
-        raise DataError(f"{where}: the picture {name!r} must be a path inside the data folder.")
-    path = folder / given
-    if not path.is_file():
-        raise DataError(f"{where}: the picture {name!r} is not in {folder}; put it there or remove the line.")
-    return path
+def _check_picture(path: Path, name: str, where: str) -> Path:
+    if "\0" in name:
+        raise DataError(f"{where}: 'image' is no path.")
+    picture = path.parent / name
+    if not picture.is_file():
+        raise DataError(f"{where}: the picture {name!r} is not in {path.parent}; put it there or remove the line.")
+    return picture
 
 
-def _check_size(path: Path, size_px: tuple[int, int], where: str) -> None:
-    """Boxes only fit a picture of the stated size. A file that is no picture fails later, as a wrong answer."""
-    from PIL import ExifTags, Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except Exception:
-        return
-    real = (height, width) if turned else (width, height)
-    if real != size_px:
-        raise DataError(
-            f"{where}: the picture {path.name!r} is {real[0]} x {real[1]} px, not the stated {size_px[0]} x "
-            f"{size_px[1]}, so boxes would not fit; correct width and height."
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UserQuestions:
-    """A checked question file; a `qzoom.data.samples.Task`.
-
-    Args:
-        samples: its pictures in order of appearance, each with all its questions.
-        answers: the right answers of every (picture, number of its question), any of which counts.
-        sha256: of the file's bytes.
-        labelled: whether every question has an answer; otherwise none has.
-    """
-
-    samples: tuple[EvalSample, ...]
-    answers: dict[tuple[str, int], tuple[str, ...]]
-    sha256: str
-    labelled: bool
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return "questions"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """One for all."""
-        return ("answer",)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The pictures' paths."""
-        return tuple(sample.id for sample in self.samples)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Digest of the file."""
-        return {"task": self.name, "sha256": self.sha256}
-
-    def sample(self, index: int) -> EvalSample:
-        """One picture and its questions."""
-        return self.samples[index]
-
-
-def read_calibration_questions(path: Path) -> UserQuestions:
-    """Read and check a question file.
-
-    Raises:
-        DataError: the file, a line or a picture cannot be used, or only some questions have answers; it says which.
-    """
-    found: dict[str, list[EvalQuestion]] = {}
-    answers: dict[tuple[str, int], tuple[str, ...]] = {}
-    labels: dict[bool, str] = {}
-    for record in read_questions(path).questions:
-        for turn in record.turns:
-            asked = found.setdefault(record.image, [])
-            answers[record.image, len(asked)] = turn.answers
-            labels.setdefault(bool(turn.answers), record.name)
-            asked.append(EvalQuestion("answer", turn.question, next(iter(turn.answers), ""), turn.boxes))
-    if len(labels) == 2:
-        raise DataError(
-            f"{path}: the question {labels[True]!r} has an answer and {labels[False]!r} has none; label all questions "
-            "or none."
-        )
-    samples = tuple(
-        EvalSample(image, path.parent / image, _size(path.parent / image), tuple(asked))
-        for image, asked in found.items()
-    )
-    return UserQuestions(samples, answers, hashlib.sha256(path.read_bytes()).hexdigest(), True in labels)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """(width, height) after rotation; a file that is no picture fails later, as questions left out."""
+def _size_px(path: Path) -> tuple[int, int] | None:
+    """(width, height) after rotation; None for a file that is no picture."""
     from PIL import ExifTags, Image
 
     try:
@@ -552,4 +465,4 @@ def _size(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
     except Exception:
-        return (1, 1)
+        return None

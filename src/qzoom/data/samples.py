@@ -1,27 +1,32 @@
-"""What an evaluation asks and what it keeps: samples with known answers, and one row per answered question.
+"""Samples (a picture and its questions with known answers) and answer rows (one per question that was asked).
 
-A row holds all that the figures need, so that scoring again costs nothing. Boxes are xyxy in original pixels,
-half-open.
+Question files, benchmarks and drawn pictures all give samples. A row holds all that the figures need, so that scoring
+again costs nothing. Boxes are xyxy in original pixels, half-open.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qzoom.errors import DataError
+from qzoom.store.log import Log
 from qzoom.types import Box, GateDecision, Region, Usage
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["AnswerRow", "EvalQuestion", "EvalSample", "Task"]
+__all__ = ["ANSWERS", "AnswerRow", "Sample", "SampleQuestion", "Task", "answer_files", "read_answers", "rows_of"]
+
+ANSWERS = "answers"
+"""Purpose of a log of answers: one line per picture with its rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class EvalQuestion:
+class SampleQuestion:
     """A question with its right answer.
 
     Args:
@@ -29,11 +34,11 @@ class EvalQuestion:
         question: the text that the model gets.
         answer: the right answer.
         boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
-        easy: whether the coarse look should be enough; None when nobody knows.
+        easy: whether the coarse pass should be enough; None if unknown.
         answers: all accepted answers, or one per person asked; empty for `answer` alone.
         choices: texts of the options of a multiple-choice question, A first.
         metric: name in `qzoom.scoring.metrics.METRICS`.
-        negative: what is asked about is not in the picture, so that a model that sees it everywhere is wrong.
+        negative: what is asked about is not in the picture.
     """
 
     field: str
@@ -48,7 +53,7 @@ class EvalQuestion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EvalSample:
+class Sample:
     """A picture and its questions; `size_px` is (width, height).
 
     With `error`, a reason, the picture cannot be asked about and its questions count as wrong.
@@ -57,7 +62,7 @@ class EvalSample:
     id: str
     image: Path | PIL.Image.Image | None
     size_px: tuple[int, int]
-    questions: tuple[EvalQuestion, ...]
+    questions: tuple[SampleQuestion, ...]
     error: str | None = None
 
 
@@ -80,7 +85,7 @@ class Task(Protocol):
     def identity(self) -> dict[str, Any]:
         """What decides the questions (file digest, seeds), as JSON values."""
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """The sample of `ids[index]`."""
 
 
@@ -92,11 +97,11 @@ class AnswerRow:
         picture: id of the picture.
         index: number of the question among the picture's.
         count: number of questions about the picture.
-        field: see `EvalQuestion`.
-        question: see `EvalQuestion`.
+        field: see `SampleQuestion`.
+        question: see `SampleQuestion`.
         answer: the right answer.
         boxes: places that hold the answer.
-        easy: see `EvalQuestion`.
+        easy: see `SampleQuestion`.
         size_px: (width, height) of the picture.
         seconds: wall-clock time of the answer, with the question's share of the picture's first look.
         prediction: what the model said; empty after an error.
@@ -106,13 +111,13 @@ class AnswerRow:
         usage: tokens paid.
         timing_ms: milliseconds per step.
         error: why there is no answer; None when there is one.
-        answers: see `EvalQuestion`.
-        choices: see `EvalQuestion`.
-        metric: see `EvalQuestion`.
+        answers: see `SampleQuestion`.
+        choices: see `SampleQuestion`.
+        metric: see `SampleQuestion`.
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
         coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
         extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
-        negative: see `EvalQuestion`.
+        negative: see `SampleQuestion`.
     """
 
     picture: str
@@ -139,6 +144,11 @@ class AnswerRow:
     coarse_size_px: tuple[int, int] | None = None
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
     negative: bool = False
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens paid, both looks."""
+        return self.usage.coarse_tokens + self.usage.region_tokens
 
     @property
     def zoomed(self) -> bool:
@@ -180,6 +190,56 @@ class AnswerRow:
             return cls(**given)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"not an answer that this version of qzoom wrote ({error})") from error
+
+
+def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
+    """The rows of each picture in a log of answers, in the order in which they were added.
+
+    Raises:
+        DataError: a line that is no answer about its picture.
+    """
+    rows: dict[str, list[AnswerRow]] = {}
+    for picture, items in log:
+        try:
+            rows[picture] = [AnswerRow.from_dict(item) for item in items]
+        except DataError as error:
+            raise DataError(f"{log.path}, picture {picture!r}: {error}; ask again with --fresh.") from error
+        if [(row.picture, row.index, row.count) for row in rows[picture]] != [
+            (picture, index, len(items)) for index in range(len(items))
+        ]:
+            raise DataError(f"{log.path}: the answers about {picture!r} are out of order; ask again with --fresh.")
+    return rows
+
+
+def answer_files(places: Sequence[Path]) -> list[Path]:
+    """All answer files named, or lying below the folders named, each once.
+
+    Raises:
+        DataError: nothing there.
+    """
+    files: dict[Path, None] = {}
+    for place in places:
+        if place.is_dir():
+            inside = sorted(place.rglob("*.jsonl"))
+            if not inside:
+                raise DataError(f"{place}: no kept answers (*.jsonl) in it; name a folder that `qzoom eval -o` wrote.")
+            files |= dict.fromkeys(inside)
+        elif place.is_file():
+            files[place] = None
+        else:
+            raise DataError(f"{place}: no such file or folder; name answer files that `qzoom eval` kept.")
+    return list(files)
+
+
+def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
+    """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    with Log(path, ANSWERS) as log:
+        rows = [row for group in rows_of(log).values() for row in group]
+        return {"settings": log.settings, "about": log.about}, rows
 
 
 def _region(values: dict[str, Any]) -> Region:

@@ -1,23 +1,26 @@
 """Step answer: several samples of every teacher, and how an answer is read out of a reply.
 
-The last `<answer>` tag counts, else the one value in LaTeX boxes, else a reply short enough to be an answer itself.
-Markdown goes. What is not clearly an answer is a failure, and failures are never votes.
+The last `<answer>` tag counts, else the one value in LaTeX boxes, else a reply that is short enough to be an answer.
+Markdown is removed. A reply that is not clearly an answer is a failure, and failures are never votes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from qzoom.distill.items import Item, Views, Vote
-from qzoom.distill.roles import Teacher, asked_of, with_model
+from qzoom.distill.items import Item, Step, Vote, draft_of, with_model
 from qzoom.distill.vote import VoteSettings, reachable
 from qzoom.errors import CallRefusedError, ConfigError
 from qzoom.scoring.agree import normal
 
-__all__ = ["AnswerStep", "Extracted", "extract_answer"]
+if TYPE_CHECKING:
+    from qzoom.distill.pictures import Views
+    from qzoom.distill.roles import Teacher
+
+__all__ = ["answer_step", "plain_text", "read_vote"]
 
 _SHORT = 200
 _LONG = 1000
@@ -38,108 +41,93 @@ _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _STATED = re.compile(r"(?:the )?(?:final )?answer(?: is)?\s*:\s*", re.IGNORECASE)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Extracted:
-    """What a reply says.
-
-    Args:
-        text: the answer; "" unless answered.
-        status: as in `Vote`.
-        reason: why it failed.
-    """
-
-    text: str
-    status: Literal["answered", "abstained", "failed"] = "answered"
-    reason: str = ""
-
-    def vote(self, teacher: str, sample: int) -> Vote:
-        """As a teacher's sample."""
-        return Vote(teacher, sample, self.text, self.status, self.reason)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AnswerStep:
-    """Asks every teacher several times about the crop.
+def answer_step(
+    teachers: Sequence[Teacher],
+    views: Views,
+    samples: int = 4,
+    wanted: VoteSettings | None = None,
+    *,
+    judged: bool = False,
+) -> Step:
+    """Asks every teacher several times about the crop; the vote decides about the answers.
 
     Args:
         teachers: who answer; their names differ.
-        views: what they may look at.
-        samples: of each.
-        wanted: agreement that makes it worth to go on; None asks for every sample.
+        views: images for the teachers.
+        samples: of each teacher.
+        wanted: agreement that further samples must still be able to reach; None asks for every sample.
         judged: a judge may join answers, so that only too few of them end an item.
 
     Raises:
         ConfigError: no teacher, two of one name, or no sample.
     """
+    names = [teacher.name for teacher in teachers]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"Teachers need names of their own, at least one; got: {', '.join(names) or 'none'}.")
+    if samples < 1:
+        raise ConfigError(f"samples must be a whole number from 1, not {samples!r}.")
 
-    teachers: Sequence[Teacher]
-    views: Views
-    samples: int = 4
-    wanted: VoteSettings | None = None
-    judged: bool = False
-    name: str = "answer"
-
-    def __post_init__(self) -> None:
-        names = [teacher.name for teacher in self.teachers]
-        if not names or len(set(names)) < len(names):
-            raise ConfigError(f"Teachers need names of their own, at least one; got: {', '.join(names) or 'none'}.")
-        if self.samples < 1:
-            raise ConfigError(f"samples must be a whole number from 1, not {self.samples!r}.")
-
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """The item with all votes; the vote decides about it."""
-        asked_of(item)
+    def run(item: Item) -> Sequence[Item]:
+        draft_of(item)
         votes: list[Vote] = []
         worth = True
-        left = {teacher.name: self.samples for teacher in self.teachers}
-        for teacher in self.teachers:
+        left = dict.fromkeys(names, samples)
+        for teacher in teachers:
             item = with_model(item, "teacher", teacher.model)
-            for sample in range(self.samples):
+            for sample in range(samples):
                 left[teacher.name] -= 1
-                votes.append(self._vote(teacher, item, sample) if worth else Vote(teacher.name, sample, "", "skipped"))
-                worth = worth and self._worth(votes, left)
+                votes.append(
+                    _vote(teacher, item, views, sample) if worth else Vote(teacher.name, sample, "", "skipped")
+                )
+                worth = worth and (wanted is None or reachable(votes, left, wanted, judged=judged))
         return (dataclasses.replace(item, votes=tuple(votes)),)
 
-    def _vote(self, teacher: Teacher, item: Item, sample: int) -> Vote:
-        try:
-            return teacher.answer(item, self.views, sample)
-        except CallRefusedError as error:
-            return Vote(teacher.name, sample, "", "failed", str(error))
-
-    def _worth(self, votes: Sequence[Vote], left: Mapping[str, int]) -> bool:
-        return self.wanted is None or reachable(votes, left, self.wanted, judged=self.judged)
+    return Step("answer", run)
 
 
-def extract_answer(reply: str, *, cut_off: bool = False) -> Extracted:
-    """The answer in a reply.
+def _vote(teacher: Teacher, item: Item, views: Views, sample: int) -> Vote:
+    try:
+        return teacher.call(item, views, sample)
+    except CallRefusedError as error:
+        return Vote(teacher.name, sample, "", "failed", str(error))
+
+
+def read_vote(teacher: str, sample: int, reply: str, *, cut_off: bool = False) -> Vote:
+    """The vote in a reply.
 
     Args:
+        teacher: who wrote it.
+        sample: its number.
         reply: what the model wrote.
         cut_off: it ran into its token limit, so that only a closed tag can be trusted.
     """
+
+    def failed(reason: str) -> Vote:
+        return Vote(teacher, sample, "", "failed", reason)
+
     text = _after_thought(reply)
     if text is None:
-        return Extracted("", "failed", "the reply ends inside its thoughts")
+        return failed("the reply ends inside its thoughts")
     tagged = _last_tag(text)
     if tagged is None and cut_off:
-        return Extracted("", "failed", "cut off at the token limit")
+        return failed("cut off at the token limit")
     boxed = _boxed_values(text if tagged is None else tagged)
     if len({normal(value) for value in boxed}) > 1:
-        return Extracted("", "failed", "several boxed values")
-    found = boxed[-1] if boxed else text if tagged is None else tagged
+        return failed("several boxed values")
+    answer = boxed[-1] if boxed else text if tagged is None else tagged
     marked = tagged is not None or bool(boxed)
     if not marked and ("<answer>" in text or "\\boxed{" in text):
-        return Extracted("", "failed", "an answer that is not closed")
-    if len(found) > _LONG:
-        return Extracted("", "failed", "a long reply in place of an answer")
-    found = plain_text(found)
-    if not normal(found):
-        return Extracted("", "failed", "an empty answer")
-    if not marked and (len(found) > _SHORT or "\n" in found):
-        return Extracted("", "failed", "a long reply in place of an answer")
-    if normal(found) in _ABSTAINED:
-        return Extracted("", "abstained")
-    return Extracted(found)
+        return failed("an answer that is not closed")
+    if len(answer) > _LONG:
+        return failed("a long reply in place of an answer")
+    answer = plain_text(answer)
+    if not normal(answer):
+        return failed("an empty answer")
+    if not marked and (len(answer) > _SHORT or "\n" in answer):
+        return failed("a long reply in place of an answer")
+    if normal(answer) in _ABSTAINED:
+        return Vote(teacher, sample, "", "abstained")
+    return Vote(teacher, sample, answer)
 
 
 def plain_text(text: str) -> str:

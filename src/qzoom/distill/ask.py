@@ -1,67 +1,53 @@
-"""Step ask: questions about a place, from its crop alone.
+"""Steps ask and validate: questions about a target from its crop alone, and which of them can be used.
 
-Step validate: a question stays if the crop answers it, the whole picture has one such thing, and nothing leaks.
+A question stays if the crop answers it, the whole image has only one such thing, and the question gives nothing away.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qzoom.distill.by_rule import leak
-from qzoom.distill.items import Item, Views
-from qzoom.distill.roles import Asker, Validator, asked_of, with_model
+from qzoom.distill.items import Item, Step, draft_of, with_model
 from qzoom.errors import CallRefusedError
 
-__all__ = ["AskStep", "ValidateStep"]
+if TYPE_CHECKING:
+    from qzoom.distill.pictures import Views
+    from qzoom.distill.roles import QuestionWriter, Validator
+
+__all__ = ["ask_step", "validate_step"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AskStep:
-    """Makes an item of every question that the asker has about a region.
+def ask_step(writer: QuestionWriter, views: Views) -> Step:
+    """One item for every question of the writer; a target without a question is refused."""
 
-    Args:
-        asker: who asks.
-        views: what it may look at.
-    """
-
-    asker: Asker
-    views: Views
-    name: str = "ask"
-
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """One item a question; the refused item where there is none."""
-        item = with_model(item, "asker", self.asker.model)
+    def run(item: Item) -> Sequence[Item]:
+        item = with_model(item, "question_writer", writer.model)
         try:
-            asked = self.asker.ask(item, self.views)
+            drafts = writer.call(item, views)
         except CallRefusedError:
-            return (item.decide(self.name, False, "the asker refused the picture"),)
-        if not asked:
-            return (item.decide(self.name, False, "no question about this place"),)
-        return tuple(dataclasses.replace(item, asked=one).decide(self.name, True) for one in asked)
+            return (item.decide("ask", "the question writer refused the picture"),)
+        if not drafts:
+            return (item.decide("ask", "no question about this place"),)
+        return tuple(dataclasses.replace(item, draft=draft).decide("ask") for draft in drafts)
+
+    return Step("ask", run)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ValidateStep:
-    """Keeps or refuses a question.
+def validate_step(validator: Validator, views: Views) -> Step:
+    """Keeps or refuses a question; leaks are found by rule before the validator is asked."""
 
-    Args:
-        validator: who checks.
-        views: what it may look at.
-    """
-
-    validator: Validator
-    views: Views
-    name: str = "validate"
-
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """The item with the decision; leaks are found by rule before anyone is asked."""
-        asked = asked_of(item)
-        reason = leak(asked.text, asked.known)
+    def run(item: Item) -> Sequence[Item]:
+        draft = draft_of(item)
+        reason = leak(draft.text, draft.known)
         if not reason:
-            item = with_model(item, "validator", self.validator.model)
+            item = with_model(item, "validator", validator.model)
             try:
-                reason = self.validator.check(item, self.views)
+                reason = validator.call(item, views)
             except CallRefusedError:
                 reason = "the validator refused the picture"
-        return (item.decide(self.name, not reason, reason),)
+        return (item.decide("validate", reason),)
+
+    return Step("validate", run)

@@ -1,19 +1,17 @@
-"""Roles that need no model: pictures that know their questions ask, check and answer for themselves.
+"""Roles without a model: images that know their questions write, check and answer them.
 
-Drawn pictures and question files with boxes say which questions a place answers. The teacher by rule is for tests and
-for measuring throughput only: it is told the answer.
+Drawn images and question files with boxes say which questions a region answers.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qzoom.distill.distractors import lookalikes
-from qzoom.distill.items import Asked, Item, QuestionKind, Vote
-from qzoom.distill.roles import asked_of, region_of
+from qzoom.distill.distractors import draw_distractors
+from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of, target_of
+from qzoom.distill.select import iou
 from qzoom.images.geometry import contains
 from qzoom.scoring.agree import mentions, normal
 from qzoom.store.schema import Box4
@@ -21,9 +19,10 @@ from qzoom.store.schema import Box4
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qzoom.distill.items import Known, KnownQuestion, Views
+    from qzoom.distill.items import Known, KnownQuestion
+    from qzoom.distill.pictures import Views
 
-__all__ = ["RuleAsker", "RuleMaker", "RuleReader", "RuleTeacher", "RuleValidator", "kind_of", "leak", "lies_in"]
+__all__ = ["answer", "kind_of", "leak", "lies_in", "read", "validate", "write_distractors", "write_questions"]
 
 
 _KINDS: dict[str, QuestionKind] = {
@@ -44,129 +43,83 @@ _POINTERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RuleAsker:
-    """Asks what the picture's own questions ask about the place."""
-
-    name: str = "rule"
-    model: str = "rule"
-
-    def ask(self, item: Item, views: Views) -> Sequence[Asked]:
-        """The picture's questions that are answered inside the crop, most of it inside the tight box."""
-        region = region_of(item)
-        out: dict[str, Asked] = {}
-        for question in views.known(item).questions:
-            if question.answer and lies_in(question, region.crop_box) and _is_about(question, region.box):
-                kind = kind_of(question)
-                out.setdefault(question.text, Asked(question.text, kind, self.name, known=question.answer))
-        return tuple(out.values())
+def write_questions(item: Item, views: Views) -> Sequence[QuestionDraft]:
+    """The image's own questions that are answered inside the crop, most of the answer inside the tight box."""
+    target = target_of(item)
+    out: dict[str, QuestionDraft] = {}
+    for question in views.known(item).questions:
+        if question.answer and lies_in(question, target.crop_box) and _is_about(question, target.box):
+            draft = QuestionDraft(question.text, kind_of(question), "rule", known=question.answer)
+            out.setdefault(question.text, draft)
+    return tuple(out.values())
 
 
-@dataclass(frozen=True, slots=True)
-class RuleValidator:
-    """Checks a question against all that is known about the picture."""
-
-    name: str = "rule"
-    model: str = "rule"
-
-    def check(self, item: Item, views: Views) -> str:
-        """Why the question cannot be used; "" when it can."""
-        asked, region = asked_of(item), region_of(item)
-        like = [q for q in views.known(item).questions if q.text == asked.text]
-        if not like:
-            return "a question that the picture does not know"
-        if not any(lies_in(question, region.crop_box) for question in like):
-            return "not answerable from the crop"
-        if any(question.field == _WHOLE for question in like):
-            return "a count of the whole picture, which no crop shows"
-        if len({normal(question.answer) for question in like}) > 1:
-            return "not unique in the whole picture"
-        return ""
+def validate(item: Item, views: Views) -> str:
+    """Why a question cannot be used, by all that is known about the image; "" when it can."""
+    draft, target = draft_of(item), target_of(item)
+    like = [q for q in views.known(item).questions if q.text == draft.text]
+    if not like:
+        return "a question that the picture does not know"
+    if not any(lies_in(question, target.crop_box) for question in like):
+        return "not answerable from the crop"
+    if any(question.field == _WHOLE for question in like):
+        return "a count of the whole picture, which no crop shows"
+    if len({normal(question.answer) for question in like}) > 1:
+        return "not unique in the whole picture"
+    return ""
 
 
-@dataclass(frozen=True, slots=True)
-class RuleTeacher:
-    """Knows the answer, and errs as often as it is told: for tests and throughput, never for results.
+def answer(item: Item, views: Views, sample: int, *, name: str, error_rate: float) -> Vote:
+    """The known answer, or a similar wrong one: for tests and throughput, never for results.
 
     Args:
+        item: with its question.
+        views: not looked at.
+        sample: number of the sample.
         name: of the teacher.
         error_rate: share of wrong answers, drawn from the item.
-        model: what the items note.
     """
-
-    name: str = "knows-the-answer"
-    error_rate: float = 0.0
-    model: str = "rule that knows the answer"
-
-    def answer(self, item: Item, views: Views, sample: int) -> Vote:
-        """The known answer, or now and then one that looks like it."""
-        known = asked_of(item).known
-        if not known:
-            return Vote(self.name, sample, "", "abstained")
-        rng = random.Random(f"{item.seed}/{item.id}/{self.name}/{sample}")
-        if rng.random() >= self.error_rate:
-            return Vote(self.name, sample, known)
-        wrong = lookalikes(known, 1, rng)
-        return Vote(self.name, sample, wrong[0]) if wrong else Vote(self.name, sample, "", "failed", "no wrong answer")
+    known = draft_of(item).known
+    if not known:
+        return Vote(name, sample, "", "abstained")
+    rng = random.Random(f"{item.seed}/{item.id}/{name}/{sample}")
+    if rng.random() >= error_rate:
+        return Vote(name, sample, known)
+    wrong = draw_distractors(known, 1, rng)
+    return Vote(name, sample, wrong[0]) if wrong else Vote(name, sample, "", "failed", "no wrong answer")
 
 
-@dataclass(frozen=True, slots=True)
-class RuleMaker:
-    """Wrong options of the answer's format: values from elsewhere in the picture, then changed ones."""
-
-    name: str = "rule"
-    model: str = "rule"
-
-    def distractors(self, item: Item, views: Views, count: int) -> Sequence[str]:
-        """None of them stands in the crop."""
-        if item.answer is None:
-            return ()
-        known, crop = views.known(item), region_of(item).crop_box
-        shown = {normal(text.text) for text in known.texts if overlap(text.box, crop)}
-        shown |= {normal(q.answer) for q in known.questions if any(overlap(box, crop) for box in q.boxes)}
-        rng = random.Random(f"{item.seed}/{item.id}/distractors")
-        pool = [
-            value for value in _values_like(item.answer.text, asked_of(item).text, known) if normal(value) not in shown
-        ]
-        made = lookalikes(item.answer.text, count + len(shown), rng, pool)
-        return [value for value in made if normal(value) not in shown][:count]
+def write_distractors(item: Item, views: Views, count: int) -> Sequence[str]:
+    """Wrong options of the answer's format: values from elsewhere in the image, then changed ones; none of them stands
+    in the crop."""
+    if item.answer is None:
+        return ()
+    known, crop = views.known(item), target_of(item).crop_box
+    visible = {normal(text.text) for text in known.texts if iou(text.box, crop)}
+    visible |= {normal(q.answer) for q in known.questions if any(iou(box, crop) for box in q.boxes)}
+    rng = random.Random(f"{item.seed}/{item.id}/distractors")
+    values = _values_like(item.answer.text, draft_of(item).text, known)
+    pool = [value for value in values if normal(value) not in visible]
+    drawn = draw_distractors(item.answer.text, count + len(visible), rng, pool)
+    return [value for value in drawn if normal(value) not in visible][:count]
 
 
-@dataclass(frozen=True, slots=True)
-class RuleReader:
-    """A student that knows the answer and errs as often as it is told: for tests and throughput, never for results.
-
-    Args:
-        name: of the student.
-        error_rate: share of wrong answers, drawn from the item.
-        model: what the items note.
-    """
-
-    name: str = "knows-the-answer"
-    error_rate: float = 0.0
-    model: str = "rule that knows the answer"
-
-    def read(self, item: Item, image: Image | None, text: str, sample: int) -> Vote:
-        """The right letter or answer, or none."""
-        right = "" if item.answer is None else item.answer.text
-        right = right if item.choices is None else item.choices.letter
-        wrong = random.Random(f"{item.seed}/{item.id}/{self.name}/{sample}").random() < self.error_rate
-        return Vote(self.name, sample, "", "abstained") if wrong or not right else Vote(self.name, sample, right)
-
-
-def overlap(first: Box4, second: Box4) -> bool:
-    """Whether two boxes share a pixel."""
-    return max(first[0], second[0]) < min(first[2], second[2]) and max(first[1], second[1]) < min(first[3], second[3])
+def read(item: Item, image: Image | None, text: str, sample: int, *, name: str, error_rate: float) -> Vote:
+    """The right letter or answer, or none: a student for tests and throughput, never for results."""
+    right = "" if item.answer is None else item.answer.text
+    right = right if item.choices is None else item.choices.letter
+    wrong = random.Random(f"{item.seed}/{item.id}/{name}/{sample}").random() < error_rate
+    return Vote(name, sample, "", "abstained") if wrong or not right else Vote(name, sample, right)
 
 
 def lies_in(question: KnownQuestion, box: Box4) -> bool:
-    """Whether a box holds all that a question needs: one place of a printed answer, every object of a count."""
-    held = [contains(box, place) for place in question.boxes]
-    return bool(held) and (all(held) if question.field in _ALL_BOXES else any(held))
+    """Whether a box holds all that a question needs: one box of a printed answer, every object of a count."""
+    inside = [contains(box, other) for other in question.boxes]
+    return bool(inside) and (all(inside) if question.field in _ALL_BOXES else any(inside))
 
 
 def kind_of(question: KnownQuestion) -> QuestionKind:
-    """What a known question tests; from its words where it has no field."""
+    """The kind of a known question, by its field or else by its words."""
     if question.field:
         return _KINDS.get(question.field, "ocr")
     words = question.text.casefold()
@@ -201,6 +154,6 @@ def _values_like(answer: str, question: str, known: Known) -> list[str]:
 
 
 def _is_about(question: KnownQuestion, box: Box4) -> bool:
-    """Whether the middle of one of its places lies in the tight box."""
+    """Whether the centre of one of its boxes lies in the tight box."""
     x0, y0, x1, y1 = box
     return any(x0 <= (b[0] + b[2]) / 2 < x1 and y0 <= (b[1] + b[3]) / 2 < y1 for b in question.boxes)

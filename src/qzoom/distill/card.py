@@ -1,7 +1,4 @@
-"""What became of pictures and items, counted: for the screen, for the report file and for the data set's card.
-
-The data set's card: what is in it, what every filter left out, and who asked, answered and judged.
-"""
+"""Statistics of a run, and the card of its data set: contents, filters, models, settings and prompts."""
 
 from __future__ import annotations
 
@@ -12,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qzoom.distill import prompts
+from qzoom.distill import by_endpoint
 from qzoom.distill.decontaminate import Match
 from qzoom.distill.items import Item
-from qzoom.distill.pipeline import Done
-from qzoom.distill.recipe import DistillRecipe, step_settings
+from qzoom.distill.pipeline import PictureResult
+from qzoom.distill.recipe import DatasetRecipe, step_settings
 from qzoom.scoring.agree import same
 from qzoom.scoring.judge import same_texts
 
-__all__ = ["Totals", "make_card"]
+__all__ = ["Stats", "make_card"]
 
 
 _MOST_REASONS = 200
@@ -29,12 +26,12 @@ _NAMED = re.compile(r"^(?:Cannot read|The picture) .*?(?:: | (?=is missing|was c
 
 
 @dataclass(slots=True)
-class Totals:
+class Stats:
     """Counts of a run; the same after a rerun.
 
     Args:
-        pictures: that could be opened, each once.
-        duplicates: pictures that were there under another name too.
+        pictures: images that could be opened, each once.
+        duplicates: images with the content of an earlier one.
         refused_pictures: reason to count.
         entered: step to items that went in.
         kept: step to items that it kept.
@@ -43,8 +40,8 @@ class Totals:
         kinds: kind of question to kept items.
         datasets: where kept items come from.
         bins: size bin to kept items.
-        negatives: kept items about what is not there.
-        known: kind of question to kept items whose right answer the picture knows, negatives apart.
+        negatives: kept items about absent things.
+        known: kind of question to kept items whose right answer is known, without negatives.
         right: how many of those agree with it.
         models: (role, model) to kept items.
     """
@@ -64,34 +61,34 @@ class Totals:
     right: Counter[str] = field(default_factory=Counter)
     models: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, done: Done) -> None:
-        """Count a picture."""
-        for reason in done.waiting:
+    def add(self, result: PictureResult) -> None:
+        """Count an image."""
+        for reason in result.waiting:
             _count(self.waiting, reason)
-        if done.picture is None:
-            if done.reason:
-                _count(self.refused_pictures, _general(done.reason))
+        if result.picture is None:
+            if result.reason:
+                _count(self.refused_pictures, _general(result.reason))
             return
         self.pictures += 1
-        for step, entered, kept in done.counts:
+        for step, entered, kept in result.counts:
             self.entered[step] += entered
             self.kept[step] += kept
-        for item in done.items:
+        for item in result.items:
             if not item.kept:
                 last = next(one for one in item.decisions if not one.kept)
                 _count(self.refused.setdefault(last.step, Counter()), _general(last.reason))
 
     def add_kept(self, item: Item) -> None:
-        """Count what an exported item is."""
-        if item.asked is not None:
-            self.kinds[item.asked.kind] += 1
-            self.negatives += item.asked.negative
-            if item.asked.known and item.answer is not None and not item.asked.negative:
-                self.known[item.asked.kind] += 1
-                self.right[item.asked.kind] += same(item.asked.known, item.answer.text) is True
+        """Count an exported item."""
+        if item.draft is not None:
+            self.kinds[item.draft.kind] += 1
+            self.negatives += item.draft.negative
+            if item.draft.known and item.answer is not None and not item.draft.negative:
+                self.known[item.draft.kind] += 1
+                self.right[item.draft.kind] += same(item.draft.known, item.answer.text) is True
         self.datasets[item.picture.dataset or "distill"] += 1
-        if item.region is not None:
-            self.bins[item.region.area_bin] += 1
+        if item.target is not None:
+            self.bins[item.target.area_bin] += 1
         self.models.update(dict.fromkeys(item.models, 1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +120,7 @@ def _count(counter: Counter[str], reason: str) -> None:
 
 
 def _general(reason: str) -> str:
-    """A reason without the name of the picture, so that equal ones are counted together."""
+    """A reason without the name of the image, so that equal reasons are counted together."""
     return " ".join(_NAMED.sub("", reason).split())[:300] or "no reason given"
 
 
@@ -143,14 +140,14 @@ _TITLES = {
 }
 
 
-def make_card(recipe: DistillRecipe, totals: Totals, rows: Mapping[str, int], matches: Sequence[Match]) -> str:
+def make_card(recipe: DatasetRecipe, stats: Stats, rows: Mapping[str, int], matches: Sequence[Match]) -> str:
     """The card as Markdown with the front matter that the hub reads; the same for the same data.
 
     Args:
-        recipe: that made it.
-        totals: counts of pictures and items.
+        recipe: of the data set.
+        stats: counts of images and items.
         rows: of each split.
-        matches: pictures that look like a benchmark's.
+        matches: images that look like a benchmark's.
     """
     parts = [
         _front(rows),
@@ -160,15 +157,15 @@ def make_card(recipe: DistillRecipe, totals: Totals, rows: Mapping[str, int], ma
         "in its pixels (xyxy, half-open), `bbox_norm` in shares of its sides.\n",
         _table(("Split", "Rows"), [(split, rows[split]) for split in sorted(rows)]),
         "## Filters\n",
-        _filters(recipe, totals),
+        _filters(recipe, stats),
         "## Reasons\n",
-        _reasons(totals),
+        _reasons(stats),
         "## What is in it\n",
-        _contents(totals),
-        _known(totals),
+        _contents(stats),
+        _known(stats),
         "## Models and rules\n",
-        _table(("Role", "Model", "Rows"), [(role, model, n) for (role, model), n in sorted(totals.models.items())]),
-        _audit(recipe, matches),
+        _table(("Role", "Model", "Rows"), [(role, model, n) for (role, model), n in sorted(stats.models.items())]),
+        _decontamination(recipe, matches),
         "## Settings\n",
         f"Pictures: {', '.join(f'`{name}`' for name in recipe.pictures)}. Seed: {recipe.seed}.\n",
         "```json\n" + json.dumps(_settings(recipe), indent=2, sort_keys=True, ensure_ascii=False) + "\n```\n",
@@ -183,78 +180,78 @@ def _front(rows: Mapping[str, int]) -> str:
     return f"---\ntask_categories:\n  - visual-question-answering\n{configs}---\n"
 
 
-def _filters(recipe: DistillRecipe, totals: Totals) -> str:
-    refused = sum(totals.refused_pictures.values())
+def _filters(recipe: DatasetRecipe, stats: Stats) -> str:
+    refused = sum(stats.refused_pictures.values())
     lines: list[tuple[Any, ...]] = [
-        ("Pictures", totals.pictures + refused + totals.duplicates, totals.pictures, refused + totals.duplicates)
+        ("Pictures", stats.pictures + refused + stats.duplicates, stats.pictures, refused + stats.duplicates)
     ]
     for step in recipe.steps:
-        left_out = sum(totals.refused.get(step, {}).values())
-        lines.append((_TITLES[step], totals.entered[step], totals.kept[step], left_out))
+        left_out = sum(stats.refused.get(step, {}).values())
+        lines.append((_TITLES[step], stats.entered[step], stats.kept[step], left_out))
     return _table(("Step", "In", "Kept", "Left out"), lines)
 
 
-def _reasons(totals: Totals) -> str:
-    lines = [("Pictures", reason, n) for reason, n in sorted(totals.refused_pictures.items())]
-    if totals.duplicates:
-        lines.append(("Pictures", "the same as another picture", totals.duplicates))
-    for step in totals.entered:
-        found = sorted(totals.refused.get(step, {}).items(), key=lambda pair: (-pair[1], pair[0]))
+def _reasons(stats: Stats) -> str:
+    lines = [("Pictures", reason, n) for reason, n in sorted(stats.refused_pictures.items())]
+    if stats.duplicates:
+        lines.append(("Pictures", "the same as another picture", stats.duplicates))
+    for step in stats.entered:
+        found = sorted(stats.refused.get(step, {}).items(), key=lambda pair: (-pair[1], pair[0]))
         lines += [(_TITLES[step], reason, n) for reason, n in found]
-    lines += [("Waiting for a rerun", reason, n) for reason, n in sorted(totals.waiting.items())]
+    lines += [("Waiting for a rerun", reason, n) for reason, n in sorted(stats.waiting.items())]
     return _table(("Step", "Reason", "Left out"), lines)
 
 
-def _contents(totals: Totals) -> str:
-    lines: list[tuple[Any, ...]] = [("Kind", kind, n) for kind, n in sorted(totals.kinds.items())]
-    lines += [("Source", name, n) for name, n in sorted(totals.datasets.items())]
-    lines += [("Area bin, 0 the smallest", place, n) for place, n in sorted(totals.bins.items())]
-    lines.append(("Negatives", "the target is absent or no option holds", totals.negatives))
-    return _table(("What", "Which", "Rows before the audit"), lines)
+def _contents(stats: Stats) -> str:
+    lines: list[tuple[Any, ...]] = [("Kind", kind, n) for kind, n in sorted(stats.kinds.items())]
+    lines += [("Source", name, n) for name, n in sorted(stats.datasets.items())]
+    lines += [("Area bin, 0 the smallest", number, n) for number, n in sorted(stats.bins.items())]
+    lines.append(("Negatives", "the target is absent or no option holds", stats.negatives))
+    return _table(("What", "Which", "Rows before decontamination"), lines)
 
 
-def _known(totals: Totals) -> str:
-    """How often what was agreed on is true, where that is known."""
-    if not totals.known:
+def _known(stats: Stats) -> str:
+    """Share of agreed answers that are right, where the right answer is known."""
+    if not stats.known:
         return ""
-    lines = [(kind, n, totals.right[kind], f"{totals.right[kind] / n:.1%}") for kind, n in sorted(totals.known.items())]
+    lines = [(kind, n, stats.right[kind], f"{stats.right[kind] / n:.1%}") for kind, n in sorted(stats.known.items())]
     return (
         "## Agreed answers beside known ones\n\nDrawn pictures and question files know the right answer.\n\n"
         + _table(("Kind", "Agreed on", "Right", "Share"), lines)
     )
 
 
-def _audit(recipe: DistillRecipe, matches: Sequence[Match]) -> str:
-    if not recipe.audit.against:
+def _decontamination(recipe: DatasetRecipe, matches: Sequence[Match]) -> str:
+    if not recipe.decontaminate.against:
         return (
-            "## Leakage audit\n\nNot made. `qzoom distill audit FOLDER --against BENCHMARK` compares the pictures with "
-            "those of a benchmark.\n"
+            "## Decontamination\n\nNot made. `qzoom distill decontaminate FOLDER --against BENCHMARK` compares the "
+            "pictures with those of a benchmark.\n"
         )
-    what = "left out" if recipe.audit.drop else "kept"
-    head = f"## Leakage audit\n\nCompared with {', '.join(f'`{place}`' for place in recipe.audit.against)}: "
+    what = "left out" if recipe.decontaminate.drop else "kept"
+    head = f"## Decontamination\n\nCompared with {', '.join(f'`{place}`' for place in recipe.decontaminate.against)}: "
     head += f"{len(matches)} pictures look like one of them and were {what}.\n"
     lines = [(m.picture, m.benchmark, m.phash, m.dhash, "yes" if m.mirrored else "") for m in matches]
     return head + ("\n" + _table(("Picture", "Benchmark", "pHash", "dHash", "Mirrored"), lines) if lines else "")
 
 
-def _settings(recipe: DistillRecipe) -> dict[str, Any]:
+def _settings(recipe: DatasetRecipe) -> dict[str, Any]:
     return {step: step_settings(recipe, step) for step in recipe.steps} | {
         "export": asdict(recipe.export),
-        "audit": asdict(recipe.audit),
+        "decontaminate": asdict(recipe.decontaminate),
     }
 
 
-def _prompts(recipe: DistillRecipe) -> str:
-    """What roles behind endpoints were told, with placeholders for what changes."""
+def _prompts(recipe: DatasetRecipe) -> str:
+    """The prompts of roles behind endpoints, with placeholders."""
     question, answer = "{question}", "{answer}"
     texts = {
-        "asker": prompts.ask_text(recipe.roles.asker.count),
-        "validator": prompts.check_text(question),
-        "teacher": prompts.teacher_text(question),
+        "question_writer": by_endpoint.questions_prompt(recipe.roles.question_writer.count),
+        "validator": by_endpoint.validator_prompt(question),
+        "teacher": by_endpoint.teacher_prompt(question),
         "judge": "{}\n\n{}".format(*same_texts(question, "{first}", "{second}")),
-        "maker": prompts.make_text(question, answer, 3),
-        "student": prompts.reader_text(question),
-        "guesser": prompts.reader_text(question),
+        "distractor_writer": by_endpoint.distractors_prompt(question, answer, 3),
+        "student": by_endpoint.reader_prompt(question),
+        "guesser": by_endpoint.reader_prompt(question),
     }
     parts = {}
     for role, member in recipe.roles.members():

@@ -1,14 +1,12 @@
-"""Questions about what is not there, each paired with the question about what is.
+"""Step choices: options for a question, checked and shuffled, and the negatives that belong to it.
 
-A question names a thing (a red star, an item, a label); with another thing in its place that the picture is known not
-to have, its right answer is "none", "no" or "0". Only pictures whose contents are known have such negatives; the other
-kind, choices without the right option, needs no knowledge (`qzoom.distill.choices`).
-
-Step choices: options for a question, checked and shuffled, and the negatives that belong to it.
-
-Options differ, none of them says the same as the right one, and where a guesser is named the right one must not be
-found without the picture. "none of these" is the right option of a negative and, now and then, a wrong one of a
+Options differ, no wrong option means the same as the right one, and where a guesser is named the right one must not be
+found without the image. "none of these" is the right option of a negative and now and then a wrong option of a
 positive, so that its presence gives nothing away.
+
+A negative asks about something that is absent: the question names a thing (a red star, an item, a label), and another
+thing that the image is known not to have takes its place; the right answer is "none", "no" or "0". Only images whose
+contents are known have such negatives. The other kind, choices without the right option, needs no knowledge.
 """
 
 from __future__ import annotations
@@ -17,14 +15,31 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from qzoom.config import check_count, check_range
-from qzoom.distill.items import NONE_OPTION, Agreement, Asked, Choices, Item, Known, KnownQuestion, Views, choice_text
-from qzoom.distill.roles import Maker, Reader, asked_of, with_model
+from qzoom.distill.items import (
+    NONE_OPTION,
+    Agreement,
+    Choices,
+    Item,
+    Known,
+    KnownQuestion,
+    QuestionDraft,
+    Step,
+    choice_text,
+    draft_of,
+    with_model,
+)
+from qzoom.distill.vote import same_answer
 from qzoom.errors import CallRefusedError, ConfigError, DataError
-from qzoom.scoring.agree import mentions, normal, same
-from qzoom.scoring.judge import Judge
+from qzoom.scoring.agree import mentions, normal
 from qzoom.scoring.letters import LETTERS, chosen_letter
+from qzoom.settings import Between, Share, settings
+
+if TYPE_CHECKING:
+    from qzoom.distill.pictures import Views
+    from qzoom.distill.roles import DistractorWriter, Reader
+    from qzoom.scoring.judge import Judge
 
 __all__ = ["NONE_ANSWER", "ChoicesSettings", "ChoicesStep", "absent", "distinct_options"]
 
@@ -43,17 +58,17 @@ def absent(item: Item, known: Known) -> Item | None:
     Returns:
         The item with the same region, answered by rule; None when the question names nothing that can be exchanged.
     """
-    asked = asked_of(item)
+    draft = draft_of(item)
     rng = random.Random(f"{item.seed}/{item.id}/absent")
-    question = next((q for q in known.questions if q.text == asked.text), None)
+    question = next((q for q in known.questions if q.text == draft.text), None)
     field = "" if question is None else question.field
-    text = _other_object(asked.text, field, known, rng) or _other_name(asked.text, field, known, rng)
+    text = _other_object(draft.text, field, known, rng) or _other_name(draft.text, field, known, rng)
     if not text or any(q.text == text for q in known.questions):
         return None
     answer = _answer(field, question)
     return dataclasses.replace(
         item,
-        asked=Asked(text, asked.kind, "rule", True, item.id, answer),
+        draft=QuestionDraft(text, draft.kind, "rule", True, item.id, answer),
         votes=(),
         answer=Agreement(answer, 0, 0, (), "rule"),
         choices=None,
@@ -70,7 +85,7 @@ def _answer(field: str, question: KnownQuestion | None) -> str:
 
 def _other_object(text: str, field: str, known: Known, rng: random.Random) -> str:
     """Another colour and shape, or for counts another shape, that no object has."""
-    from qzoom.data.synthetic.wording import COLOURS, SHAPES
+    from qzoom.data.synthetic.texts import COLOURS, SHAPES
 
     if not known.objects or field == "side":
         return ""
@@ -120,66 +135,56 @@ def _plural(shape: str) -> str:
 _PAIRS = (("yes", "no"), ("left", "right"))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@settings
 class ChoicesSettings:
-    """What is made of an answered question.
+    """Options and negatives of an answered question."""
 
-    Args:
-        options: of each question, the right one among them; answers like yes or left have two.
-        required: refuse a question without enough options, rather than leave it open.
-        none_share: share of positives that list "none of these" as a wrong option.
-        negatives: share of positives that get a paired negative.
-        negative_kinds: "absent" asks about something that is not there, where that is known; "missing" takes the right
-            option out, and has no open form.
-        guesses: answers of the guesser without the picture, each with the options shuffled anew; 0 asks for none.
-        chance: a question is dropped when so many right guesses had at most this chance to come about blindly.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    options: int = 4
+    options: Annotated[int, Between(2, 10)] = 4
+    """Options of each question, the right one among them; answers like yes or left have two."""
     required: bool = False
-    none_share: float = 0.25
-    negatives: float = 0.25
-    negative_kinds: tuple[str, ...] = ("absent", "missing")
-    guesses: int = 0
-    chance: float = 0.05
+    """Refuse a question without enough options instead of leaving it open."""
+    none_share: Share = 0.25
+    """Share of positives that list "none of these" as a wrong option."""
+    negatives: Share = 0.25
+    """Share of positives that get a paired negative."""
+    negative_kinds: tuple[Literal["absent", "missing"], ...] = ("absent", "missing")
+    """"absent" asks about something that is not there, where that is known; "missing" removes the right option, and
+    has no open form."""
+    guesses: Annotated[int, Between(0, 1000)] = 0
+    """Answers of the guesser without the image, each with the options shuffled anew; 0 for none."""
+    chance: Share = 0.05
+    """A question is dropped when blind guessing gives so many right guesses with at most this probability."""
 
     def __post_init__(self) -> None:
-        check_count(self, "options", 2, 10)
-        check_count(self, "guesses", 0, 1000)
-        for name in ("none_share", "negatives", "chance"):
-            check_range(self, name, 0.0, 1.0)
-        if not isinstance(self.negative_kinds, tuple) or set(self.negative_kinds) - {"absent", "missing"}:
-            raise ConfigError(f"choices: negative_kinds may list absent and missing, not {self.negative_kinds!r}.")
-        if not isinstance(self.required, bool):
-            raise ConfigError(f"choices: required must be true or false, not {self.required!r}.")
         if self.guesses and self.options**-self.guesses > self.chance:
             raise ConfigError(
-                f"choices: {self.guesses} guesses among {self.options} options can never be told from chance at "
+                f"{self.guesses} guesses among {self.options} options can never be told from chance at "
                 f"{self.chance:g}; ask for more guesses or raise chance."
             )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoicesStep:
-    """Gives questions their options and their negatives.
+    """Gives questions their options and their negatives; `step` makes it a step of the pipeline.
 
     Args:
-        maker: writes wrong options; None leaves all questions open.
-        views: what it may look at.
+        writer: writes wrong options; None leaves all questions open.
+        views: images for the writer.
         settings: of the step.
-        guesser: answers without the picture.
+        guesser: answers without the image.
         judge: says whether an option means the same as the right answer where rules cannot.
     """
 
-    maker: Maker | None
+    writer: DistractorWriter | None
     views: Views
     settings: ChoicesSettings = dataclasses.field(default_factory=ChoicesSettings)
     guesser: Reader | None = None
     judge: Judge | None = None
-    name: str = "choices"
+
+    @property
+    def step(self) -> Step:
+        """The step of the pipeline."""
+        return Step("choices", self)
 
     def __call__(self, item: Item) -> Sequence[Item]:
         """The item, and after it its negative if it gets one."""
@@ -188,40 +193,35 @@ class ChoicesStep:
         right = " ".join(item.answer.text.split())
         wanted = 1 if any(normal(right) in pair for pair in _PAIRS) else self.settings.options - 1
         item, wrong, reason = self._wrong_options(item, right, wanted)
-        if self.maker is not None and not reason:
+        if self.writer is not None and not reason:
             with_none = wanted > 1 and self._drawn(item, "none") < self.settings.none_share
             shown = [*wrong[: wanted - with_none], *[NONE_OPTION] * with_none]
-            item = _shuffled(item, right, shown, self.maker.name)
+            item = _shuffled(item, right, shown, self.writer.name)
         if reason and self.settings.required:
-            return (item.decide(self.name, False, reason),)
+            return (item.decide("choices", reason),)
         if item.choices is not None and self._guessed(item):
-            return (item.decide(self.name, False, "solved without the picture"),)
+            return (item.decide("choices", "solved without the picture"),)
         negative = self._negative(item, wrong[:wanted])
-        out = [item.decide(self.name, True, reason)]
+        out = [item.keep("choices", reason)]
         if negative is not None:
-            out.append(with_model(negative, "negatives", "rule").decide(self.name, True))
+            out.append(with_model(negative, "negatives", "rule").decide("choices"))
         return out
 
-    def _wrong_options(self, item: Item, right: str, wanted: int) -> tuple[Item, list[str], str]:
-        """The item with its maker noted, at least `wanted` wrong options, or none and why."""
-        if self.maker is None:
+    def _wrong_options(self, item: Item, right: str, count: int) -> tuple[Item, list[str], str]:
+        """The item with the writer in `models`; at least `count` wrong options, or none and the reason."""
+        if self.writer is None:
             return item, [], ""
-        item = with_model(item, "maker", self.maker.model)
+        item = with_model(item, "distractor_writer", self.writer.model)
         try:
-            offered = self.maker.distractors(item, self.views, wanted + 2)
+            offered = self.writer.call(item, self.views, count + 2)
         except CallRefusedError:
-            return item, [], "the maker of options refused the picture"
+            return item, [], "the distractor writer refused the picture"
         wrong = distinct_options(right, offered, lambda one, other: self._alike(item, one, other))
-        return (item, [], "too few distinct options") if len(wrong) < wanted else (item, wrong, "")
+        return (item, [], "too few distinct options") if len(wrong) < count else (item, wrong, "")
 
     def _alike(self, item: Item, first: str, second: str) -> bool:
         """Whether two options may mean the same: by rule, by the judge, else when one holds the other."""
-        decided = same(first, second)
-        if decided is None and self.judge is not None:
-            try:
-                decided = self.judge.same(asked_of(item).text, first, second)
-            except CallRefusedError:
-                decided = None
+        decided = same_answer(draft_of(item).text, first, second, self.judge)
         return (mentions(first, second) or mentions(second, first)) if decided is None else decided
 
     def _guessed(self, item: Item) -> bool:
@@ -233,7 +233,7 @@ class ChoicesStep:
         for sample in range(self.settings.guesses):
             options = list(item.choices.options)
             random.Random(f"{item.seed}/{item.id}/guess/{sample}").shuffle(options)
-            vote = self.guesser.read(item, None, choice_text(asked_of(item).text, options), sample)
+            vote = self.guesser.call(item, None, choice_text(draft_of(item).text, options), sample)
             if vote.status == "failed":
                 continue
             letter = chosen_letter(vote.text, options)
@@ -248,8 +248,8 @@ class ChoicesStep:
             return None
         kinds = self.settings.negative_kinds
         other = absent(item, self.views.known(item)) if "absent" in kinds else None
-        if other is not None and asked_of(other).known == NONE_ANSWER and len(wrong) > 1 and item.choices is not None:
-            other = _shuffled(other, NONE_OPTION, wrong, item.choices.maker)
+        if other is not None and draft_of(other).known == NONE_ANSWER and len(wrong) > 1 and item.choices is not None:
+            other = _shuffled(other, NONE_OPTION, wrong, item.choices.writer)
         missing = self._without_right(item, wrong) if "missing" in kinds else None
         both = [one for one in (other, missing) if one is not None]
         return both[int(self._drawn(item, "kind") * len(both))] if both else None
@@ -258,14 +258,14 @@ class ChoicesStep:
         """The same question without its right option."""
         if item.choices is None or len(wrong) < 2:
             return None
-        asked = asked_of(item)
+        draft = draft_of(item)
         negative = dataclasses.replace(
             item,
-            asked=Asked(asked.text, asked.kind, asked.asker, True, item.id, NONE_OPTION),
+            draft=QuestionDraft(draft.text, draft.kind, draft.writer, True, item.id, NONE_OPTION),
             votes=(),
             answer=Agreement(NONE_OPTION, 0, 0, (), "rule"),
         )
-        return _shuffled(negative, NONE_OPTION, wrong, item.choices.maker)
+        return _shuffled(negative, NONE_OPTION, wrong, item.choices.writer)
 
     def _drawn(self, item: Item, what: str) -> float:
         return random.Random(f"{item.seed}/{item.id}/{what}").random()
@@ -287,10 +287,10 @@ def distinct_options(right: str, offered: Sequence[str], alike: Callable[[str, s
     return out
 
 
-def _shuffled(item: Item, right: str, wrong: Sequence[str], maker: str) -> Item:
+def _shuffled(item: Item, right: str, wrong: Sequence[str], writer: str) -> Item:
     options = [right, *wrong]
     random.Random(f"{item.seed}/{item.id}/order").shuffle(options)
-    return dataclasses.replace(item, choices=Choices(tuple(options), LETTERS[options.index(right)], maker))
+    return dataclasses.replace(item, choices=Choices(tuple(options), LETTERS[options.index(right)], writer))
 
 
 def _tail(hits: int, count: int, chance: float) -> float:

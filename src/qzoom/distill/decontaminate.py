@@ -1,4 +1,4 @@
-"""Leakage audit: are pictures of a benchmark among the training pictures, even resized, re-encoded or mirrored?
+"""Decontamination: are images of a benchmark among the training images, even resized, re-encoded or mirrored?
 
 Two perceptual hashes are compared (pHash and dHash of 64 bits, imagehash). A pair counts when both lie within their
 distances, so that pages of one layout or plain backgrounds do not fill the report by one hash alone.
@@ -7,58 +7,63 @@ distances, so that pages of one layout or plain backgrounds do not fill the repo
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from qzoom.config import check_count
-from qzoom.errors import ConfigError, ImageError
+from qzoom.data.benchmarks.table import picture_source
+from qzoom.distill.pictures import EXTENSIONS
+from qzoom.errors import ConfigError, DataError, ImageError
+from qzoom.settings import Between, settings
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["AuditReport", "AuditSettings", "Benchmark", "Match", "audit_dataset", "picture_hashes", "read_pictures"]
+__all__ = [
+    "BenchmarkHashes",
+    "DecontaminateReport",
+    "DecontaminateSettings",
+    "Match",
+    "decontaminate",
+    "picture_hashes",
+    "read_pictures",
+]
 
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_BASE64_STARTS = ("/9j/", "iVBORw0K", "UklGR", "R0lGOD", "Qk0", "SUkq", "TU0A")
+"""The first characters of JPEG, PNG, WebP, GIF, BMP and TIFF in base64."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditSettings:
-    """What is compared and what counts.
-
-    Args:
-        against: folders of pictures, or Parquet files with pictures.
-        phash: most differing bits of pHash.
-        dhash: most differing bits of dHash.
-        flips: also compare mirrored pictures.
-        drop: leave pictures that are found out of the exported data.
-    """
+@settings
+class DecontaminateSettings:
+    """What is compared, and what counts as a match."""
 
     against: tuple[str, ...] = ()
-    phash: int = 8
-    dhash: int = 8
+    """Benchmarks: folders of images or of what `qzoom eval --data` reads, or single files of these kinds."""
+    phash: Annotated[int, Between(0, 64)] = 8
+    """Most differing bits of pHash."""
+    dhash: Annotated[int, Between(0, 64)] = 8
+    """Most differing bits of dHash."""
     flips: bool = True
+    """Also compare mirrored images."""
     drop: bool = True
-
-    def __post_init__(self) -> None:
-        check_count(self, "phash", 0, 64)
-        check_count(self, "dhash", 0, 64)
+    """Leave matching images out of the exported data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A training picture that looks like one of a benchmark.
+    """A training image that looks like one of a benchmark.
 
     Args:
-        picture: the training picture.
-        benchmark: the benchmark's picture.
+        picture: the training image.
+        benchmark: the benchmark's image.
         phash: differing bits of pHash.
         dhash: differing bits of dHash.
-        mirrored: whether it was found mirrored.
+        mirrored: whether the mirrored image matches.
     """
 
     picture: str
@@ -69,14 +74,14 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditReport:
-    """What was compared and found.
+class DecontaminateReport:
+    """Result of a comparison.
 
     Args:
-        pictures: training pictures.
-        benchmark_pictures: those they were compared with.
-        unreadable: pictures that could not be decoded.
-        matches: the nearest benchmark picture of every training picture that has one within the distances.
+        pictures: number of training images.
+        benchmark_pictures: number of images they were compared with.
+        unreadable: number of images that could not be decoded.
+        matches: the nearest benchmark image of every training image that has one within the distances.
     """
 
     pictures: int
@@ -89,17 +94,17 @@ class AuditReport:
         return asdict(self)
 
 
-class Benchmark:
-    """Hashes of benchmark pictures, sixteen bytes a picture and its name.
+class BenchmarkHashes:
+    """Hashes of benchmark images: sixteen bytes and a name each.
 
     Args:
-        settings: what is compared.
+        settings: benchmarks and distances.
 
     Raises:
-        ConfigError: something in `against` is neither a folder nor a Parquet file, or holds no picture.
+        ConfigError: an entry of `against` cannot be read, or holds no image.
     """
 
-    def __init__(self, settings: AuditSettings) -> None:
+    def __init__(self, settings: DecontaminateSettings) -> None:
         self.settings = settings
         self.unreadable = 0
         names: list[str] = []
@@ -113,22 +118,27 @@ class Benchmark:
                 names.append(name)
                 hashes.append(picture_hashes(image))
             if len(names) == before:
-                raise ConfigError(f"audit: {place} holds no picture that can be read; name a folder or Parquet file.")
+                raise ConfigError(
+                    f"decontaminate: {place} holds no image that can be read; name a folder of images, or what "
+                    "`qzoom eval --data` reads."
+                )
         self.names = names
         self._hashes = np.array(hashes, np.uint64).reshape(len(hashes), 2)
 
     def nearest(self, image: PIL.Image.Image, name: str) -> Match | None:
-        """The benchmark picture that a picture looks like; None within the distances."""
+        """The nearest benchmark image within the distances; None without one."""
         from PIL import ImageOps
 
         best: Match | None = None
         for mirrored in (False, True) if self.settings.flips else (False,):
-            found = self._nearest(picture_hashes(ImageOps.mirror(image) if mirrored else image), name, mirrored)
+            found = self._nearest(
+                picture_hashes(ImageOps.mirror(image) if mirrored else image), name, mirrored=mirrored
+            )
             if found is not None and (best is None or found.phash + found.dhash < best.phash + best.dhash):
                 best = found
         return best
 
-    def _nearest(self, hashes: tuple[int, int], name: str, mirrored: bool) -> Match | None:
+    def _nearest(self, hashes: tuple[int, int], name: str, *, mirrored: bool) -> Match | None:
         if not self.names:
             return None
         bits = np.bitwise_count(self._hashes ^ np.array(hashes, np.uint64)).astype(int)
@@ -140,7 +150,7 @@ class Benchmark:
 
 
 def picture_hashes(image: PIL.Image.Image) -> tuple[int, int]:
-    """pHash and dHash of a picture as whole numbers of 64 bits."""
+    """pHash and dHash of an image as integers of 64 bits."""
     import imagehash
 
     small = image.convert("L")
@@ -149,38 +159,43 @@ def picture_hashes(image: PIL.Image.Image) -> tuple[int, int]:
 
 
 def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
-    """Names and pictures of a folder (with folders in it) or of a Parquet file; None for one that cannot be decoded.
+    """Names and images of a folder (with its subfolders) or of a file; None for an image that cannot be decoded.
 
-    A Parquet file may hold pictures in any column, as bytes, as {bytes, path}, or as lists of those.
+    Parquet, JSON Lines and Arrow files may hold images in any column: as bytes, as {bytes, path}, as base64 or data
+    URL, as paths that start from their folder, or as lists of these.
 
     Raises:
-        ConfigError: neither a folder nor a Parquet file.
+        ConfigError: neither a folder nor a file of these kinds.
     """
-    if place.is_dir():
-        for path in sorted(place.rglob("*")):
-            if path.suffix.lower() in _SUFFIXES and path.is_file():
-                yield str(path.relative_to(place)), _decoded(path)
-            elif path.suffix.lower() == ".parquet" and path.is_file():
-                yield from _of_parquet(path)
-    elif place.is_file():
-        yield from _of_parquet(place)
-    else:
-        raise ConfigError(f"audit: {place} is neither a folder nor a Parquet file; name the benchmark's pictures.")
+    if not place.exists():
+        raise ConfigError(f"decontaminate: {place} does not exist; name the benchmark's folder or file.")
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in EXTENSIONS:
+            yield str(path.relative_to(place)) if path != place else path.name, _decoded(path)
+        elif suffix in _TABLES:
+            yield from _of_table(path, _TABLES[suffix](path))
+        elif path == place:
+            raise ConfigError(
+                f"decontaminate: {place} is neither a folder nor an image, Parquet, JSON Lines or Arrow file; name the "
+                "benchmark's images."
+            )
 
 
-def audit_dataset(folder: Path, settings: AuditSettings) -> AuditReport:
-    """Compare the pictures of an exported data set with benchmarks.
+def decontaminate(folder: Path, settings: DecontaminateSettings) -> DecontaminateReport:
+    """Compare the images of an exported data set with benchmarks.
 
     Args:
         folder: with the Parquet files that `qzoom distill` wrote, or any folder of pictures.
-        settings: what is compared.
+        settings: benchmarks and distances.
 
     Raises:
-        ConfigError: nothing to compare, or a place that cannot be read.
+        ConfigError: nothing to compare, or a file that cannot be read.
     """
     if not settings.against:
-        raise ConfigError("audit: nothing to compare with; name folders or Parquet files with --against.")
-    benchmark = Benchmark(settings)
+        raise ConfigError("decontaminate: nothing to compare with; name folders or Parquet files with --against.")
+    benchmark = BenchmarkHashes(settings)
     seen: set[str] = set()
     matches: list[Match] = []
     unreadable = benchmark.unreadable
@@ -195,38 +210,86 @@ def audit_dataset(folder: Path, settings: AuditSettings) -> AuditReport:
         if match is not None:
             matches.append(match)
     if not seen:
-        raise ConfigError(f"audit: {folder} holds no pictures; name the folder that `qzoom distill` wrote.")
-    return AuditReport(len(seen), len(benchmark.names), unreadable, tuple(matches))
+        raise ConfigError(f"decontaminate: {folder} holds no images; name the folder that `qzoom distill` wrote.")
+    return DecontaminateReport(len(seen), len(benchmark.names), unreadable, tuple(matches))
 
 
-def _of_parquet(path: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
+def _of_table(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, PIL.Image.Image | None]]:
+    for number, row in enumerate(rows):
+        for count, (name, data) in enumerate(_pictures_in(row.values(), path.parent)):
+            yield name or f"{path.name}, row {number}, picture {count}", _decoded(data)
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowInvalid
 
     try:
         file = parquet.ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
-        raise ConfigError(f"audit: {path} is not a Parquet file ({' '.join(str(error).split())[:200]}).") from error
+        raise _unreadable(path, "Parquet", error) from error
     with file:
-        row = 0
         for batch in file.iter_batches(batch_size=16):
-            for values in batch.to_pylist():
-                for number, (name, data) in enumerate(_pictures_in(values.values())):
-                    yield name or f"{path.name}, row {row}, picture {number}", _decoded(data)
-                row += 1
+            yield from batch.to_pylist()
 
 
-def _pictures_in(values: Iterable[Any]) -> Iterator[tuple[str, bytes | Path]]:
+def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file that `save_to_disk` of `datasets` wrote."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            for batch in pa.ipc.open_stream(source):
+                for start in range(0, batch.num_rows, 16):
+                    yield from batch.slice(start, 16).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, "Arrow", error) from error
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except ValueError as error:
+                raise _unreadable(path, "JSON Lines", f"line {number}: {error}") from error
+            if isinstance(row, dict):
+                yield row
+
+
+_TABLES: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
+    ".jsonl": _json_rows,
+}
+
+
+def _unreadable(path: Path, kind: str, error: object) -> ConfigError:
+    return ConfigError(f"decontaminate: {path} is not a {kind} file ({' '.join(str(error).split())[:200]}).")
+
+
+def _pictures_in(values: Iterable[Any], folder: Path) -> Iterator[tuple[str, bytes | Path]]:
     for value in values:
         if isinstance(value, bytes):
             yield "", value
-        elif isinstance(value, dict) and {"bytes", "path"} <= set(value):
-            if value["bytes"]:
-                yield value["path"] or "", value["bytes"]
-            elif value["path"]:
-                yield value["path"], Path(value["path"])
+        elif isinstance(value, dict) and ({"bytes", "path"} & set(value)):
+            if value.get("bytes"):
+                yield value.get("path") or "", value["bytes"]
+            elif value.get("path"):
+                yield value["path"], folder / value["path"]
         elif isinstance(value, list):
-            yield from _pictures_in(value)
+            yield from _pictures_in(value, folder)
+        elif isinstance(value, str) and _may_be_picture(value):
+            try:
+                source = picture_source(value, "", folder)
+            except DataError:
+                continue
+            yield value if isinstance(source, Path) else "", source
+
+
+def _may_be_picture(text: str) -> bool:
+    """Whether a text may be the path of an image, a data URL or base64."""
+    return text.startswith("data:image/") or text.lower().endswith(EXTENSIONS) or text[:8].startswith(_BASE64_STARTS)
 
 
 def _decoded(source: bytes | Path) -> PIL.Image.Image | None:

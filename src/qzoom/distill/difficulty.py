@@ -1,117 +1,100 @@
-"""Step difficulty: how often the student is right on exactly the picture it would be trained on.
+"""Step difficulty: the student's pass rate on exactly the view it would be trained on.
 
-A question that the student always gets right teaches nothing, and one that it never gets right is often wrong itself,
-so only a band between is kept. What failed is neither right nor wrong; too few answers refuse the question.
+A question that the student always answers teaches nothing, and one that it never answers is often wrong itself, so a
+band between is kept. Failed calls are neither right nor wrong; too few answers refuse the question.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from qzoom.config import check_choice, check_count, check_range
 from qzoom.data import overlay
-from qzoom.distill.items import Difficulty, Item, Views, Vote, choice_text
-from qzoom.distill.roles import Reader, asked_of, region_of, with_model
-from qzoom.errors import CallRefusedError, ConfigError, DataError
-from qzoom.scoring.agree import same
-from qzoom.scoring.judge import Judge
+from qzoom.distill.items import Difficulty, Item, Step, Vote, choice_text, draft_of, target_of, with_model
+from qzoom.distill.vote import same_answer
+from qzoom.errors import ConfigError, DataError
 from qzoom.scoring.letters import chosen_letter
+from qzoom.settings import Between, Share, settings
 
-__all__ = ["DifficultySettings", "DifficultyStep"]
+if TYPE_CHECKING:
+    from qzoom.distill.pictures import Views
+    from qzoom.distill.roles import Reader
+    from qzoom.scoring.judge import Judge
+
+__all__ = ["DifficultySettings", "difficulty_step"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@settings
 class DifficultySettings:
-    """Which questions are worth training on.
+    """Which questions are kept, by the student's pass rate."""
 
-    Args:
-        samples: answers of the student.
-        low: smallest share of right answers.
-        high: largest share.
-        least: answers that must arrive; 0 means all.
-        view: how the box is marked, as in training; "none" shows the plain picture.
-        clause: whether the question says what is marked, as in training.
-        tokens: visual tokens of the training view, which the width of lines follows; 0 takes the overlay's own number.
-        negatives: whether negatives have to lie in the band too.
-
-    Raises:
-        ConfigError: a value out of range, or an empty band.
-    """
-
-    samples: int = 4
-    low: float = 0.25
-    high: float = 0.75
-    least: int = 0
+    samples: Annotated[int, Between(1, 1000)] = 4
+    """Answers of the student."""
+    low: Share = 0.25
+    """Smallest share of right answers."""
+    high: Share = 0.75
+    """Largest share of right answers."""
+    least: Annotated[int, Between(0)] = 0
+    """Answers that must arrive; 0 for all."""
     view: overlay.Style = "rectangle"
+    """How the box is marked, as in training; "none" shows the plain image."""
     clause: bool = True
-    tokens: int = 0
+    """Whether the question says what is marked, as in training."""
+    tokens: Annotated[int, Between(0, 10**6)] = 0
+    """Visual tokens of the training view, which decide the line width; 0 takes the overlay's default."""
     negatives: bool = False
+    """Whether negatives have to lie in the band too."""
 
     def __post_init__(self) -> None:
-        check_count(self, "samples", 1, 1000)
-        check_count(self, "least", 0, self.samples)
-        check_range(self, "low", 0.0, 1.0)
-        check_range(self, "high", self.low, 1.0)
-        check_choice(self, "view", overlay.STYLES)
-        check_count(self, "tokens", 0, 10**6)
-        for name in ("clause", "negatives"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"difficulty: {name} must be true or false, not {getattr(self, name)!r}.")
+        if self.low > self.high:
+            raise ConfigError(f"low {self.low} is above high {self.high}; no question lies between.")
+        if self.least > self.samples:
+            raise ConfigError(f"least {self.least} is more than the {self.samples} samples.")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class DifficultyStep:
-    """Measures and decides.
+def difficulty_step(student: Reader, views: Views, settings: DifficultySettings, judge: Judge | None = None) -> Step:
+    """Measures the student's pass rate and decides.
 
     Args:
-        student: who is asked.
-        views: what it may look at.
+        student: whose pass rate is measured.
+        views: images for the student.
         settings: the band.
-        judge: says whether a free answer means the right one where rules cannot; without it only equal ones do.
+        judge: says whether a free answer means the right one where rules cannot; without it only equal answers count.
     """
 
-    student: Reader
-    views: Views
-    settings: DifficultySettings = dataclasses.field(default_factory=DifficultySettings)
-    judge: Judge | None = None
-    name: str = "difficulty"
-
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """The item with its pass rate and the decision."""
+    def run(item: Item) -> Sequence[Item]:
         if item.answer is None:
             raise DataError("This item has no answer; run the step vote first.")
-        settings, asked, box = self.settings, asked_of(item), region_of(item).box
-        whole = self.views.whole(item)
+        draft, box = draft_of(item), target_of(item).box
+        whole = views.whole(item)
         image = overlay.draw(whole, box, settings.view, tokens=settings.tokens or None)
-        text = asked.text if item.choices is None else choice_text(asked.text, item.choices.options)
+        text = draft.text if item.choices is None else choice_text(draft.text, item.choices.options)
         hint = overlay.clause(settings.view, box, whole.size) if settings.clause else ""
         text = f"{text}\n{hint}" if hint else text
-        votes = [self.student.read(item, image, text, sample) for sample in range(settings.samples)]
+        votes = [student.call(item, image, text, sample) for sample in range(settings.samples)]
         received = [vote for vote in votes if vote.status != "failed"]
-        passes = sum(self._right(item, vote) for vote in received)
-        item = with_model(item, "student", self.student.model)
-        measured = Difficulty(passes, len(received), self.student.name, settings.view)
-        reason = "" if asked.negative and not settings.negatives else self._reason(passes, len(received))
-        return (dataclasses.replace(item, difficulty=measured).decide(self.name, not reason, reason),)
+        passes = sum(_is_right(item, vote, judge) for vote in received)
+        item = with_model(item, "student", student.model)
+        measured = Difficulty(passes, len(received), student.name, settings.view)
+        reason = "" if draft.negative and not settings.negatives else _reason(passes, len(received), settings)
+        return (dataclasses.replace(item, difficulty=measured).decide("difficulty", reason),)
 
-    def _reason(self, passes: int, received: int) -> str:
-        if received < (self.settings.least or self.settings.samples):
-            return "too few answers of the student"
-        share = passes / received if received else 0.0
-        if share < self.settings.low:
-            return "too hard for the student"
-        return "too easy for the student" if share > self.settings.high else ""
+    return Step("difficulty", run)
 
-    def _right(self, item: Item, vote: Vote) -> bool:
-        if vote.status != "answered" or item.answer is None:
-            return False
-        if item.choices is not None:
-            return chosen_letter(vote.text, item.choices.options) == item.choices.letter
-        decided = same(vote.text, item.answer.text)
-        if decided is None and self.judge is not None:
-            try:
-                decided = self.judge.same(asked_of(item).text, vote.text, item.answer.text)
-            except CallRefusedError:
-                decided = None
-        return decided is True
+
+def _reason(passes: int, received: int, settings: DifficultySettings) -> str:
+    if received < (settings.least or settings.samples):
+        return "too few answers of the student"
+    share = passes / received if received else 0.0
+    if share < settings.low:
+        return "too hard for the student"
+    return "too easy for the student" if share > settings.high else ""
+
+
+def _is_right(item: Item, vote: Vote, judge: Judge | None) -> bool:
+    if vote.status != "answered" or item.answer is None:
+        return False
+    if item.choices is not None:
+        return chosen_letter(vote.text, item.choices.options) == item.choices.letter
+    return same_answer(draft_of(item).text, vote.text, item.answer.text, judge) is True

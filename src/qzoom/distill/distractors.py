@@ -1,4 +1,4 @@
-"""Wrong answers of the same format: another code, date, amount, colour or name."""
+"""Distractors: wrong answers of the same format (another code, date, amount, colour or name)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from qzoom.scoring.agree import normal
 
-__all__ = ["format_of", "lookalikes"]
+__all__ = ["draw_distractors", "format_of"]
 
 
 _CLOSED: tuple[tuple[str, ...], ...] = (("yes", "no"), ("left", "right"))
@@ -36,12 +36,12 @@ def format_of(answer: str) -> str:
     return re.sub(r"9+(?=\.9)", "9", shape)
 
 
-def lookalikes(answer: str, count: int, rng: random.Random, pool: Sequence[str] = ()) -> list[str]:
+def draw_distractors(answer: str, count: int, rng: random.Random, pool: Sequence[str] = ()) -> list[str]:
     """Up to `count` different wrong answers.
 
     Args:
         answer: the right one.
-        count: how many are wanted.
+        count: most of them.
         rng: draws them.
         pool: other values of the picture; those of the answer's format come first.
     """
@@ -59,7 +59,7 @@ def lookalikes(answer: str, count: int, rng: random.Random, pool: Sequence[str] 
 
 
 def _group(answer: str) -> tuple[str, ...]:
-    from qzoom.data.synthetic.wording import COLOURS
+    from qzoom.data.synthetic.texts import COLOURS
 
     plain = normal(answer)
     return next((group for group in (*_CLOSED, tuple(COLOURS), *_WIDE) if plain in group), ())
@@ -109,13 +109,13 @@ def _near(answer: str, rng: random.Random) -> str:
 def _other_signs(answer: str, rng: random.Random) -> str:
     """One or two digits or letters changed; no new zero in front."""
     signs = list(answer)
-    places = [i for i, sign in enumerate(signs) if sign.isascii() and sign.isalnum()]
-    digits = [i for i in places if signs[i].isdigit()]
-    for place in rng.sample(digits or places, k=min(len(digits or places), rng.choice((1, 1, 2)))):
-        if signs[place].isdigit():
-            signs[place] = rng.choice("123456789" if place == places[0] else "0123456789")
+    indices = [i for i, sign in enumerate(signs) if sign.isascii() and sign.isalnum()]
+    digits = [i for i in indices if signs[i].isdigit()]
+    for i in rng.sample(digits or indices, k=min(len(digits or indices), rng.choice((1, 1, 2)))):
+        if signs[i].isdigit():
+            signs[i] = rng.choice("123456789" if i == indices[0] else "0123456789")
         else:
-            signs[place] = _as_written(rng.choice(_LETTERS).lower(), signs[place])
+            signs[i] = _as_written(rng.choice(_LETTERS).lower(), signs[i])
     return "".join(signs)
 
 
@@ -128,8 +128,8 @@ def _name(answer: str, rng: random.Random) -> str:
     numbers = np.random.default_rng(rng.getrandbits(63))
     makers = (texts.company, texts.person, texts.item_name)
     drawn = [make(numbers) for make in makers for _ in range(3)]
-    wanted = len(answer.split())
-    name = min(drawn, key=lambda text: abs(len(text.split()) - wanted))
+    words = len(answer.split())
+    name = min(drawn, key=lambda text: abs(len(text.split()) - words))
     return name if answer.isupper() else name.title()
 
 

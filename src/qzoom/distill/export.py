@@ -1,13 +1,11 @@
-"""A picture's bytes for the exported data: its own file where any reader sees what a person sees, else encoded anew.
+"""The finished data as Parquet: trl's columns, and the same as a plain table.
 
-The finished data as Parquet that trl trains on as it is, with EasyR1's and verl's columns beside.
-
-    dataset/train.parquet, validation.parquet     one row a question, sorted by picture and id
-    dataset/images/                               only when pictures are kept as files
+    dataset/train.parquet, validation.parquet     one row a question, sorted by image and id
+    dataset/images/                               only when images are kept as files
     dataset/README.md                             the card
 
-The picture in a row is the original one, upright and without a box: boxes are drawn when training needs them. The same
-items give the same bytes.
+The image in a row is the original one, upright and without a box: boxes are drawn when training needs them. Its own
+file is used where every reader sees what a person sees; else it is encoded anew. The same items give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,49 +15,36 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from qzoom.config import check_choice, check_count, check_range
-from qzoom.distill.items import Item, Picture, choice_text
-from qzoom.distill.pictures import load_source
+from qzoom.data.overlay import Style
+from qzoom.distill.items import NONE_OPTION, ImageRef, Item, choice_text
+from qzoom.distill.pictures import load_source, picture_digest
 from qzoom.errors import DataError
+from qzoom.settings import Between, settings
 from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["COLUMNS", "Encoded", "ExportSettings", "encode_picture", "split_of", "to_row", "write_dataset"]
+__all__ = ["COLUMNS", "ExportSettings", "encode_picture", "split_of", "to_row", "write_dataset"]
 
 
 _ORIENTATION_TAG = 0x0112
 _PLAIN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An encoded picture.
-
-    Args:
-        data: its bytes; None when it lies in a file.
-        path: the file, or a name by its digest.
-    """
-
-    data: bytes | None
-    path: str
-
-
 def encode_picture(
-    picture: Picture, encoding: str = "png", quality: int = 95, images: tuple[Path, Path] | None = None
-) -> Encoded:
-    """The upright RGB picture as bytes.
+    picture: ImageRef, encoding: str = "png", quality: int = 95, images: tuple[Path, Path] | None = None
+) -> dict[str, Any]:
+    """The upright RGB image as `datasets` stores it: {"bytes": ..., "path": ...}.
 
     Args:
-        picture: which.
-        encoding: "png" or "jpeg", for pictures whose own file cannot be taken over.
+        picture: its record.
+        encoding: "png" or "jpeg", for images whose own file cannot be used.
         quality: of JPEG.
-        images: write it to the first folder and name it as in the second; None gives the bytes.
+        images: write it to the first folder and name it as in the second; None returns the bytes.
 
     Raises:
         ImageError: the picture is missing or cannot be decoded.
@@ -75,14 +60,14 @@ def encode_picture(
         data, suffix = buffer.getvalue(), "jpg" if encoding == "jpeg" else "png"
     name = f"{picture.digest}.{suffix}"
     if images is None:
-        return Encoded(data, name)
+        return {"bytes": data, "path": name}
     images[0].mkdir(exist_ok=True)
     (images[0] / name).write_bytes(data)
-    return Encoded(None, str(images[1] / name))
+    return {"bytes": None, "path": str(images[1] / name)}
 
 
-def _own_file(picture: Picture) -> tuple[bytes | None, str]:
-    """The file's bytes and suffix when it is a plain upright RGB picture."""
+def _own_file(picture: ImageRef) -> tuple[bytes | None, str]:
+    """The file's bytes and suffix when every reader finds the same pixels in it."""
     from PIL import Image
 
     if not picture.root:
@@ -91,12 +76,12 @@ def _own_file(picture: Picture) -> tuple[bytes | None, str]:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=tuple(_PLAIN)) as image:
-            upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1
-            plain = image.mode == "RGB" and getattr(image, "n_frames", 1) == 1 and "transparency" not in image.info
-            known = image.size == (picture.width, picture.height)
-            return (data, _PLAIN[str(image.format)]) if upright and plain and known else (None, "")
+            upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1 and getattr(image, "n_frames", 1) == 1
+            if upright and image.mode == "RGB" and picture_digest(image) == picture.digest:
+                return data, _PLAIN[str(image.format)]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None, ""
+        pass
+    return None, ""
 
 
 SPLITS = ("train", "validation")
@@ -105,10 +90,10 @@ COLUMNS = [
     "images",
     "prompt",
     "completion",
+    "question",
     "answer",
-    "problem",
-    "data_source",
-    "ability",
+    "source",
+    "kind",
     "extra_info",
     "bbox",
     "bbox_norm",
@@ -116,109 +101,87 @@ COLUMNS = [
     "letter",
     "style",
     "provenance",
-    "verl_prompt",
-    "reward_model",
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class ExportSettings:
-    """How rows are written.
-
-    Args:
-        form: "open" questions, "choice" (items without choices are left out), or "auto": choices where there are some.
-        embed: pictures inside the Parquet files; else as files in `images`, named by path.
-        encoding: of pictures whose own file cannot be taken over (turned, palette, drawn, ...).
-        quality: of JPEG.
-        validation: share of the pictures that is kept apart for validation.
-        style: how training marks the box unless its recipe says otherwise.
-        row_group: rows that are written, and read, together.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
+    """How rows are written."""
 
     form: Literal["auto", "open", "choice"] = "auto"
+    """"open" questions, "choice" (items without choices are left out), or "auto": choices where there are some."""
     embed: bool = True
+    """Images inside the Parquet files; else as files in `images`, named by path."""
     encoding: Literal["png", "jpeg"] = "png"
-    quality: int = 95
-    validation: float = 0.05
-    style: str = "rectangle"
-    row_group: int = 32
-
-    def __post_init__(self) -> None:
-        from qzoom.data.overlay import STYLES
-
-        check_choice(self, "form", ("auto", "open", "choice"))
-        check_choice(self, "encoding", ("png", "jpeg"))
-        check_choice(self, "style", STYLES)
-        check_count(self, "quality", 1, 100)
-        check_range(self, "validation", 0, 0.9)
-        check_count(self, "row_group", 1, 10_000)
+    """Encoding of images whose own file cannot be used (rotated, palette, drawn, ...)."""
+    quality: Annotated[int, Between(1, 100)] = 95
+    """Quality of JPEG."""
+    validation: Annotated[float, Between(0, 0.9)] = 0.05
+    """Share of the images that is kept apart for validation."""
+    style: Style = "rectangle"
+    """How training marks the box unless its recipe says otherwise."""
+    row_group: Annotated[int, Between(1, 10_000)] = 32
+    """Rows that are written, and read, together."""
 
 
-def split_of(picture: Picture, settings: ExportSettings) -> str:
+def split_of(picture: ImageRef, settings: ExportSettings) -> str:
     """The split of a picture, from its digest alone: all its questions are on one side, whatever else there is."""
     return SPLITS[int(picture.digest[:8], 16) / 2**32 < settings.validation]
 
 
-def to_row(item: Item, picture: Encoded, settings: ExportSettings) -> dict[str, Any] | None:
-    """An item as a row; None for one that has no row in the form that is wanted.
+def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
+    """An item as a row; None for an item that has no row in the chosen form.
 
     Args:
-        item: with region, question and answer.
-        picture: the encoded picture.
+        item: with target, question and answer.
+        image: as `encode_picture` gives it.
         settings: of the export.
 
     Raises:
         DataError: a part is missing.
     """
-    if item.region is None or item.asked is None or item.answer is None:
-        raise DataError(f"The item {item.id} has no region, question or answer; run the steps before export first.")
+    if item.target is None or item.draft is None or item.answer is None:
+        raise DataError(f"The item {item.id} has no target, question or answer; run the steps before export first.")
     choices = item.choices if settings.form != "open" else None
     if choices is None and (settings.form == "choice" or _needs_options(item)):
         return None
     answer = item.answer.text if choices is None else choices.letter
-    asked = item.asked.text if choices is None else choice_text(item.asked.text, choices.options)
+    question = item.draft.text if choices is None else choice_text(item.draft.text, choices.options)
     passed = item.difficulty
     return {
         "id": item.id,
-        "images": [{"bytes": picture.data, "path": picture.path}],
-        "prompt": [{"role": "user", "content": asked}],
+        "images": [image],
+        "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": answer}],
+        "question": question,
         "answer": answer,
-        "problem": f"<image>{asked}",
-        "data_source": _utf8(item.picture.dataset) or "distill",
-        "ability": item.asked.kind,
+        "source": _utf8(item.picture.dataset) or "distill",
+        "kind": item.draft.kind,
         "extra_info": {
-            "question": item.asked.text,
-            "kind": item.asked.kind,
-            "negative": item.asked.negative,
-            "pair": item.asked.pair,
+            "question": item.draft.text,
+            "kind": item.draft.kind,
+            "negative": item.draft.negative,
+            "pair": item.draft.pair,
             "text": item.answer.text,
             "split": split_of(item.picture, settings),
-            "area": item.region.area_share(item.picture),
-            "area_bin": item.region.area_bin,
+            "area": item.target.area_share(item.picture),
+            "area_bin": item.target.area_bin,
             "passes": None if passed is None else passed.passes,
             "samples": None if passed is None else passed.samples,
         },
-        "bbox": list(item.region.box),
-        "bbox_norm": list(item.region.normalised(item.picture)),
+        "bbox": list(item.target.box),
+        "bbox_norm": list(item.target.normalised(item.picture)),
         "choices": None if choices is None else list(choices.options),
         "letter": "" if choices is None else choices.letter,
         "style": settings.style,
         "provenance": _utf8(_provenance(item)),
-        "verl_prompt": [{"role": "user", "content": f"<image>{asked}"}],
-        "reward_model": {"style": "rule", "ground_truth": answer},
     }
 
 
 def _needs_options(item: Item) -> bool:
-    """Whether the answer speaks of options, as that of a negative whose right option was taken out does."""
-    from qzoom.distill.items import NONE_OPTION
-
+    """Whether the answer refers to options, as that of a negative without its right option does."""
     return (
-        item.asked is not None and item.asked.negative and item.answer is not None and item.answer.text == NONE_OPTION
+        item.draft is not None and item.draft.negative and item.answer is not None and item.answer.text == NONE_OPTION
     )
 
 
@@ -249,8 +212,6 @@ def schema() -> pyarrow.Schema:
         "bbox": List(whole),
         "bbox_norm": List(Value("float64")),
         "choices": List(text),
-        "verl_prompt": List(message),
-        "reward_model": {"style": text, "ground_truth": text},
     }
     return Features(kinds).arrow_schema
 
@@ -260,7 +221,7 @@ def write_dataset(
     folder: Path,
     settings: ExportSettings,
     make_card: Callable[[dict[str, int]], str],
-    drop: Callable[[Picture], bool] | None = None,
+    drop: Callable[[ImageRef], bool] | None = None,
 ) -> dict[str, int]:
     """Write the Parquet files and the card; the folder appears complete or stays as it was.
 
@@ -269,7 +230,7 @@ def write_dataset(
         folder: of the data set; replaced.
         settings: of the export.
         make_card: the card's text from the rows of each split.
-        drop: pictures that must not be there.
+        drop: whether an image is left out.
 
     Returns:
         Rows of each split.
@@ -298,7 +259,7 @@ def _write_rows(
     partial: Path,
     folder: Path,
     settings: ExportSettings,
-    drop: Callable[[Picture], bool] | None,
+    drop: Callable[[ImageRef], bool] | None,
 ) -> dict[str, int]:
     """All rows, `row_group` in memory at a time."""
     from pyarrow.parquet import ParquetWriter
@@ -341,13 +302,13 @@ def _flush(writer: Any, rows: list[dict[str, Any]], columns: pyarrow.Schema) -> 
 
 
 def _utf8(text: str) -> str:
-    """The text without what a file name that is no UTF-8 brings along."""
+    """The text without the surrogates of a file name that is not UTF-8."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _provenance(item: Item) -> str:
-    """Where everything in a row comes from, as JSON."""
-    region, asked, answer = item.region, item.asked, item.answer
+    """The provenance of a row, as JSON."""
+    target, draft, answer = item.target, item.draft, item.answer
     facts: dict[str, Any] = {
         "picture": {
             "digest": item.picture.digest,
@@ -355,11 +316,11 @@ def _provenance(item: Item) -> str:
             "dataset": item.picture.dataset,
             "size_px": [item.picture.width, item.picture.height],
         },
-        "proposer": region.proposer if region else "",
-        "phrase": region.phrase if region else "",
-        "crop_box": list(region.crop_box) if region else [],
-        "crop_scale": region.scale if region else 1.0,
-        "asker": asked.asker if asked else "",
+        "proposer": target.proposer if target else "",
+        "phrase": target.phrase if target else "",
+        "crop_box": list(target.crop_box) if target else [],
+        "crop_scale": target.scale if target else 1.0,
+        "question_writer": draft.writer if draft else "",
         "agreement": {"count": answer.count, "votes": answer.votes, "by": answer.by} if answer else {},
         "votes": [[vote.teacher, vote.sample, vote.status, vote.text] for vote in item.votes],
         "models": [list(pair) for pair in item.models],

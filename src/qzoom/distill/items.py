@@ -1,18 +1,13 @@
-"""The one record of the pipeline: every step takes an item and gives the same item back with its own part filled in.
+"""The record that passes through the pipeline, and what a step is.
 
-    picture -> region -> question -> validation -> votes -> answer -> choices -> difficulty
-      propose   propose    ask        validate     answer     vote     choices    difficulty
+    image -> target -> question -> validation -> votes -> answer -> choices -> difficulty
+    propose  propose    ask        validate     answer    vote     choices    difficulty
 
-Propose makes several items of a picture, ask several of a region, choices may add a paired negative; every other step
-keeps one for one. A step that refuses an item says why in `decisions` and leaves it in the data, so that every filter
-can be counted; later steps pass refused items on untouched. Boxes are xyxy in original pixels, half-open, of the
-picture as a person sees it (EXIF orientation applied).
-
-What a step is and what it may look at.
-
-A step takes an item and gives one or several back. `apply` is how the pipeline calls it: refused items never reach a
-step, an item that cannot be used becomes a refusal with its reason, and only what concerns the whole run gets out as
-an error.
+Every step takes an item and returns the same item with its own part filled in. Propose makes several items of an
+image, ask several of a target, choices may add a paired negative; all other steps return one item for one. A step that
+refuses an item adds the reason to `decisions` and the item stays in the data, so that every filter can be counted;
+later steps pass refused items on unchanged. Boxes are xyxy in original pixels, half-open, of the upright image (EXIF
+orientation applied).
 """
 
 from __future__ import annotations
@@ -20,51 +15,48 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from qzoom.errors import CheckpointError, ConfigError, DataError, DeviceError, LaterError, QZoomError, StopRunError
 from qzoom.store.schema import Box4, from_values
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = [
     "ITEM_SCHEMA",
     "LETTER_INSTRUCTION",
     "NONE_OPTION",
-    "STEPS",
     "Agreement",
-    "Asked",
     "Choices",
     "Decision",
     "Difficulty",
+    "ImageRef",
     "Item",
     "Known",
     "KnownObject",
     "KnownQuestion",
     "KnownText",
-    "Picture",
+    "QuestionDraft",
     "QuestionKind",
-    "Region",
     "Step",
-    "Views",
+    "TargetRegion",
     "Vote",
     "apply",
     "choice_text",
-    "item_from_json",
+    "draft_of",
+    "item_from_values",
+    "target_of",
+    "with_model",
 ]
 
 
-ITEM_SCHEMA = 1
-STEPS = ("propose", "crop", "ask", "validate", "answer", "vote", "choices", "difficulty", "export")
+ITEM_SCHEMA = 2
 QuestionKind = Literal["counting", "ocr", "colour", "structure", "material", "identification", "spatial", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A whole picture.
+class ImageRef:
+    """A whole image.
 
     Args:
         digest: twenty hex digits of a hash over its pixels as RGB (orientation applied) and its size.
@@ -84,8 +76,8 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
-    """A proposed place in the picture.
+class TargetRegion:
+    """A proposed region of the image.
 
     Args:
         box: tight box of the target.
@@ -93,7 +85,7 @@ class Region:
         scale: by how much the crop is enlarged for them.
         proposer: which plug-in proposed it.
         score: the proposer's own, 0 to 1.
-        phrase: what it is, in words; "" when unknown.
+        phrase: the target in words; "" when unknown.
         area_bin: index of the area bin that it was drawn for, 0 the smallest.
     """
 
@@ -105,33 +97,33 @@ class Region:
     phrase: str = ""
     area_bin: int = 0
 
-    def area_share(self, picture: Picture) -> float:
+    def area_share(self, picture: ImageRef) -> float:
         """Share of the picture that the tight box covers."""
         x0, y0, x1, y1 = self.box
         return (x1 - x0) * (y1 - y0) / (picture.width * picture.height)
 
-    def normalised(self, picture: Picture) -> tuple[float, float, float, float]:
+    def normalised(self, picture: ImageRef) -> tuple[float, float, float, float]:
         """The tight box in shares of the picture's width and height."""
         x0, y0, x1, y1 = self.box
         return x0 / picture.width, y0 / picture.height, x1 / picture.width, y1 / picture.height
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question about a region.
+class QuestionDraft:
+    """A question about a target.
 
     Args:
         text: the question, which names no box.
-        kind: what it tests.
-        asker: model or rule that wrote it.
+        kind: of the question.
+        writer: model or rule that wrote it.
         negative: the target is absent, or no listed option holds.
         pair: id of the positive item that a negative belongs to; "" otherwise.
-        known: right answer, where the asker is a rule that knows it ("" otherwise); never shown to a teacher.
+        known: right answer, where the question writer is a rule that knows it ("" otherwise); never shown to a teacher.
     """
 
     text: str
     kind: QuestionKind
-    asker: str
+    writer: str
     negative: bool = False
     pair: str = ""
     known: str = ""
@@ -146,7 +138,7 @@ class Vote:
         sample: index among the teacher's samples.
         text: the answer extracted from its reply; "" when it abstained or failed.
         status: "answered", "abstained" (it said that it cannot tell), "failed" (no usable reply; never a vote), or
-            "skipped" (not asked, since no agreement was possible any more).
+            "skipped" (not asked, because no agreement was possible any more).
         reason: why it failed.
     """
 
@@ -159,7 +151,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the teachers agree on.
+    """The agreed answer.
 
     Args:
         text: the answer, as most of them wrote it.
@@ -183,17 +175,17 @@ class Choices:
     Args:
         options: texts in the order shown, A first.
         letter: the right one's.
-        maker: model or rule that wrote the distractors.
+        writer: model or rule that wrote the distractors.
     """
 
     options: tuple[str, ...]
     letter: str
-    maker: str
+    writer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """How often the student is right on the training view.
+    """The student's pass rate on the training view.
 
     Args:
         passes: right answers.
@@ -210,7 +202,7 @@ class Difficulty:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a step decided about an item, and why."""
+    """A step's decision about an item, with its reason."""
 
     step: str
     kept: bool
@@ -222,21 +214,21 @@ class Item:
     """One training question on its way through the pipeline; parts that no step has filled yet are None or empty.
 
     Args:
-        picture: the whole picture.
-        region: the place the question is about.
-        asked: the question.
-        votes: what teachers answered on the crop.
-        answer: what they agree on.
+        picture: the whole image.
+        target: the region that the question is about.
+        draft: the question.
+        votes: the teachers' answers from the crop.
+        answer: agreed on by the teachers.
         choices: multiple-choice form, for items that have one.
         difficulty: the student's pass rate.
-        decisions: in order, one per step that judged it.
-        models: (role, model and weights) of every model that took part.
-        seed: of everything drawn for it.
+        decisions: in order, one per step that decided about it.
+        models: (role, model and weights) of every model that was asked.
+        seed: of everything that is drawn at random for it.
     """
 
-    picture: Picture
-    region: Region | None = None
-    asked: Asked | None = None
+    picture: ImageRef
+    target: TargetRegion | None = None
+    draft: QuestionDraft | None = None
     votes: tuple[Vote, ...] = ()
     answer: Agreement | None = None
     choices: Choices | None = None
@@ -247,12 +239,11 @@ class Item:
 
     @property
     def id(self) -> str:
-        """Twenty hex digits of a hash over what the item is about: picture, tight box and question. Paths, votes and
-        settings do not change it."""
+        """Twenty hex digits of a hash over image, tight box and question; paths, votes and settings do not count."""
         content = [
             self.picture.digest,
-            None if self.region is None else [*self.region.box],
-            None if self.asked is None else [self.asked.text, self.asked.negative],
+            None if self.target is None else [*self.target.box],
+            None if self.draft is None else [self.draft.text, self.draft.negative],
         ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
@@ -261,9 +252,13 @@ class Item:
         """Whether no step has refused it."""
         return all(decision.kept for decision in self.decisions)
 
-    def decide(self, step: str, kept: bool, reason: str = "") -> Item:
-        """The item with one more decision."""
-        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, kept, reason)))
+    def decide(self, step: str, reason: str = "") -> Item:
+        """The item with one more decision: refused for a reason, kept without one."""
+        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, not reason, reason)))
+
+    def keep(self, step: str, note: str) -> Item:
+        """The item with one more decision, kept with a note."""
+        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, True, note)))
 
     def to_json(self) -> str:
         """One line, keys sorted, so that equal items are equal texts."""
@@ -271,26 +266,17 @@ class Item:
         return json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def item_from_json(line: str, where: str) -> Item:
-    """The item of a line.
-
-    Args:
-        line: what `Item.to_json` wrote.
-        where: file and line number, for complaints.
+def item_from_values(values: Any, where: str) -> Item:
+    """The item of what `Item.to_json` wrote.
 
     Raises:
-        DataError: broken JSON, another schema, an unknown or missing field, or a value of the wrong type.
+        DataError: another schema, an unknown or missing field, or a value of the wrong type; it begins with `where`.
     """
-    try:
-        values: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected an object, not {type(values).__name__}.")
-    schema = values.pop("schema", None)
-    if schema != ITEM_SCHEMA:
-        raise DataError(f"{where}: items of schema {schema!r}; this version reads schema {ITEM_SCHEMA}.")
-    item: Item = from_values(Item, values, where)
+    if values.get("schema") != ITEM_SCHEMA:
+        raise DataError(f"{where}: items of schema {values.get('schema')!r}; this version reads schema {ITEM_SCHEMA}.")
+    item: Item = from_values(Item, {key: value for key, value in values.items() if key != "schema"}, where)
     return item
 
 
@@ -308,13 +294,13 @@ NONE_OPTION = "none of these"
 
 @dataclass(frozen=True, slots=True)
 class KnownQuestion:
-    """A question that comes with the picture, for roles by rule.
+    """A question that comes with the image, for roles by rule.
 
     Args:
         text: the question.
         answer: the right answer; "" when unknown.
-        boxes: all places that hold it, xyxy in original pixels; empty when unknown or absent.
-        field: what it asks for in drawn pictures ("code", "total", ...); "" otherwise.
+        boxes: of the answer, xyxy in original pixels; empty when unknown or absent.
+        field: of a drawn image that it asks for ("code", "total", ...); "" otherwise.
     """
 
     text: str
@@ -334,7 +320,7 @@ class KnownObject:
 
 @dataclass(frozen=True, slots=True)
 class KnownText:
-    """A printed line of a drawn picture and its box."""
+    """A printed line of a drawn image and its box."""
 
     text: str
     box: Box4
@@ -342,54 +328,30 @@ class KnownText:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All that is known about a picture without looking; empty for pictures that come alone."""
+    """All that is known about an image without a model; empty for images that come alone."""
 
     questions: tuple[KnownQuestion, ...] = ()
     objects: tuple[KnownObject, ...] = ()
     texts: tuple[KnownText, ...] = ()
 
 
-@runtime_checkable
-class Step(Protocol):
+@dataclass(frozen=True, slots=True)
+class Step:
     """One step of the pipeline.
 
-    A call may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings,
-    models and devices (the run ends) or any other `QZoomError` (the item is refused and the sentence is its reason).
+    Args:
+        name: as in the recipe.
+        run: returns the item with this step's part filled in, or several items; refused ones with their decision. It
+            may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings,
+            models and devices (the run ends) or any other `QZoomError` (the item is refused for that reason).
     """
 
-    @property
-    def name(self) -> str:
-        """As in the recipe."""
-        ...
+    name: str
+    run: Callable[[Item], Sequence[Item]]
 
     def __call__(self, item: Item) -> Sequence[Item]:
-        """The item with this step's part filled in, or several of it; refused ones with their decision."""
-        ...
-
-
-class Views(Protocol):
-    """What a step may look at. Pictures are shared: draw on copies."""
-
-    def whole(self, item: Item) -> Image:
-        """The whole picture, RGB, orientation applied.
-
-        Raises:
-            ImageError: it is missing or cannot be decoded.
-        """
-        ...
-
-    def crop(self, item: Item) -> Image:
-        """What teachers see: `crop_box` cut from the whole and enlarged by `scale`.
-
-        Raises:
-            ImageError: as `whole`.
-            DataError: the item has no region.
-        """
-        ...
-
-    def known(self, item: Item) -> Known:
-        """What is known about the picture."""
-        ...
+        """`run`, without the rules of `apply`."""
+        return self.run(item)
 
 
 def apply(step: Step, item: Item) -> tuple[Item, ...]:
@@ -405,24 +367,52 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
     Raises:
         StopRunError: the run cannot go on.
         LaterError: the item has to wait.
-        ConfigError: the settings are wrong, which concerns all items.
-        CheckpointError: a model cannot be loaded, likewise.
-        DeviceError: likewise.
+        ConfigError: the settings are wrong.
+        CheckpointError, DeviceError: a model cannot be loaded.
     """
     if not item.kept:
         return (item,)
     try:
-        made = tuple(step(item))
+        results = tuple(step(item))
     except (StopRunError, LaterError, ConfigError, CheckpointError, DeviceError):
         raise
     except QZoomError as error:
-        return (item.decide(step.name, False, str(error)),)
+        return (item.decide(step.name, str(error) or type(error).__name__),)
     seen: set[str] = set()
     out = []
-    for one in made:
+    for one in results:
         if one.kept and one.id in seen:
-            one = one.decide(step.name, False, "the same as another item of this picture")
+            one = one.decide(step.name, "the same as another item of this picture")
         if one.kept:
             seen.add(one.id)
         out.append(one)
     return tuple(out)
+
+
+def with_model(item: Item, role: str, model: str) -> Item:
+    """The item with a model added to `models`, once."""
+    if not model or (role, model) in item.models:
+        return item
+    return dataclasses.replace(item, models=(*item.models, (role, model)))
+
+
+def target_of(item: Item) -> TargetRegion:
+    """The item's target.
+
+    Raises:
+        DataError: it has none.
+    """
+    if item.target is None:
+        raise DataError("This item has no target; run the step propose first.")
+    return item.target
+
+
+def draft_of(item: Item) -> QuestionDraft:
+    """The item's question.
+
+    Raises:
+        DataError: it has none.
+    """
+    if item.draft is None:
+        raise DataError("This item has no question; run the step ask first.")
+    return item.draft

@@ -1,7 +1,7 @@
-"""Where pictures come from: folders, question files, receipts and drawn sets, listed in a fixed order.
+"""Where images come from: folders, question files, receipts and drawn sets, listed in a fixed order.
 
-A source is named before it is opened. `scan` decodes it once and gives the picture's record; what comes with it
-(questions with boxes, a scene's objects) is `Known`, for roles by rule and for boxes that are given.
+A source is named before it is opened. `scan` decodes it once and returns the image's record; what comes with it
+(questions with boxes, a scene's objects) is `Known`, for roles by rule and for given boxes. `Views` is what steps see.
 """
 
 from __future__ import annotations
@@ -9,27 +9,29 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qzoom.data.crop import cut
 from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
-from qzoom.distill.items import Known, KnownObject, KnownQuestion, KnownText, Picture
-from qzoom.errors import ConfigError, ImageError
+from qzoom.distill.items import ImageRef, Item, Known, KnownObject, KnownQuestion, KnownText
+from qzoom.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from qzoom.store.schema import Question
 
-__all__ = ["Loaded", "Source", "list_sources", "load_source", "picture_digest", "scan"]
+__all__ = ["ImageSource", "Loaded", "Views", "list_sources", "load_source", "picture_digest", "scan"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A picture that has not been opened.
+class ImageSource:
+    """An image that has not been opened.
 
     Args:
         source: path below `root`, or "documents:SEED", "scenes:SEED".
@@ -58,32 +60,30 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """An open picture: RGB pixels and what is known about it."""
+    """An open image: RGB pixels and what is known about it."""
 
     image: PIL.Image.Image
     known: Known
 
 
-def list_sources(names: Sequence[str], base: Path | None = None) -> list[Source]:
-    """All pictures of a recipe in its order, folders sorted by path.
+def list_sources(names: Sequence[str]) -> list[ImageSource]:
+    """All images of a recipe in its order, folders sorted by path.
 
     Args:
         names: folders, JSONL question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
-        base: folder that relative paths start from; None for the working folder.
 
     Raises:
         ConfigError: a name that means nothing, or a folder without pictures.
         DataError: a question file with a malformed line.
     """
-    out: list[Source] = []
+    out: list[ImageSource] = []
     for name in names:
         kind, _, rest = name.partition(":")
         if kind in DRAWN and rest:
-            out += [Source(f"{kind}:{number}", "", kind) for number in drawn_numbers(kind, rest)]
+            out += [ImageSource(f"{kind}:{number}", "", kind) for number in drawn_numbers(kind, rest)]
         elif kind == "receipts" and rest:
-            folder, _, split = rest.rpartition(":")
-            out += _with_questions(f"receipts:{_below(base, folder)}:{split}" if folder else name)
-        elif (path := _below(base, name)).is_dir():
+            out += _with_questions(name)
+        elif (path := Path(name)).is_dir():
             out += _folder(path)
         elif path.is_file():
             out += _with_questions(str(path))
@@ -98,7 +98,7 @@ def list_sources(names: Sequence[str], base: Path | None = None) -> list[Source]
 
 
 def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ()) -> Loaded:
-    """Decode or draw a picture.
+    """Decode or draw an image.
 
     Raises:
         ImageError: missing, damaged, of an unknown format or outside the limits.
@@ -114,7 +114,7 @@ def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ())
     return Loaded(load_image(path).image, Known(tuple(questions)))
 
 
-def scan(source: Source) -> tuple[Picture, Loaded]:
+def scan(source: ImageSource) -> tuple[ImageRef, Loaded]:
     """Open a source and give its record.
 
     Raises:
@@ -123,11 +123,11 @@ def scan(source: Source) -> tuple[Picture, Loaded]:
     loaded = load_source(source.source, source.root, source.questions)
     width, height = loaded.image.size
     digest = picture_digest(loaded.image)
-    return Picture(digest, source.source, width, height, source.root, source.dataset), loaded
+    return ImageRef(digest, source.source, width, height, source.root, source.dataset), loaded
 
 
 def picture_digest(image: PIL.Image.Image) -> str:
-    """Twenty hex digits of a hash over the size and the pixels of an RGB picture."""
+    """Twenty hex digits of a hash over the size and the pixels of an RGB image."""
     import numpy as np
 
     pixels = np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -136,12 +136,7 @@ def picture_digest(image: PIL.Image.Image) -> str:
     return digest.hexdigest()[:20]
 
 
-def _below(base: Path | None, name: str) -> Path:
-    path = Path(name)
-    return path if base is None or path.is_absolute() else base / path
-
-
-def _folder(folder: Path) -> Iterator[Source]:
+def _folder(folder: Path) -> Iterator[ImageSource]:
     root = folder.resolve()
     found = False
     for parent, folders, files in os.walk(root):
@@ -149,18 +144,18 @@ def _folder(folder: Path) -> Iterator[Source]:
         for name in sorted(files):
             if name.lower().endswith(EXTENSIONS):
                 found = True
-                yield Source(str((Path(parent) / name).relative_to(root)), str(root), root.name)
+                yield ImageSource(str((Path(parent) / name).relative_to(root)), str(root), root.name)
     if not found:
         raise ConfigError(f"pictures: the folder {folder} holds no {', '.join(EXTENSIONS)} file; name another.")
 
 
-def _with_questions(name: str) -> list[Source]:
-    """Pictures of a question file, each once, with all questions about it."""
+def _with_questions(name: str) -> list[ImageSource]:
+    """Images of a question file, each once, with all questions about it."""
     together: dict[tuple[str, str], list[Question]] = {}
     for question in open_questions([name]).questions:
         together.setdefault((question.root, question.image), []).append(question)
     return [
-        Source(image, root, questions[0].source, tuple(_known(questions)))
+        ImageSource(image, root, questions[0].source, tuple(_known(questions)))
         for (root, image), questions in together.items()
     ]
 
@@ -184,3 +179,71 @@ def _draw(kind: str, number: int) -> Loaded:
             low, high = line.char_boxes_px.min(axis=0), line.char_boxes_px.max(axis=0)
             texts.append(KnownText(line.text, (int(low[0]), int(low[1]), int(high[2]) + 1, int(high[3]) + 1)))
     return Loaded(sample.image.convert("RGB"), Known(questions, objects, tuple(texts)))
+
+
+class Views:
+    """What a step may look at: images, decoded once while their items are worked on. Threads may share it.
+
+    Images are shared: draw on copies.
+    """
+
+    def __init__(self) -> None:
+        self._questions: dict[str, tuple[KnownQuestion, ...]] = {}
+        self._open: dict[str, Loaded] = {}
+
+    def whole(self, item: Item) -> PIL.Image.Image:
+        """The whole image, RGB, upright.
+
+        Raises:
+            ImageError: it is missing or cannot be decoded.
+        """
+        return self._loaded(item.picture).image
+
+    def crop(self, item: Item) -> PIL.Image.Image:
+        """What teachers see: `crop_box` cut from the whole and enlarged by `scale`.
+
+        Raises:
+            ImageError: as `whole`.
+            DataError: the item has no target.
+        """
+        if item.target is None:
+            raise DataError(f"The item {item.id} has no region to look at; run the propose step first.")
+        return cut(self.whole(item), item.target.crop_box, item.target.scale)
+
+    def known(self, item: Item) -> Known:
+        """What is known about the image; only drawn images are opened for it."""
+        picture = item.picture
+        if picture.root:
+            return Known(self._questions.get(picture.digest, ()))
+        return self._loaded(picture).known
+
+    @contextmanager
+    def working_on(
+        self, picture: ImageRef, questions: Sequence[KnownQuestion], loaded: Loaded | None = None
+    ) -> Iterator[None]:
+        """Keep an image in memory while its items are worked on.
+
+        Args:
+            picture: its record.
+            questions: that come with it.
+            loaded: its pixels, when it was just opened.
+        """
+        self._questions[picture.digest] = tuple(questions)
+        if loaded is not None:
+            self._open[picture.digest] = loaded
+        try:
+            yield
+        finally:
+            self._questions.pop(picture.digest, None)
+            self._open.pop(picture.digest, None)
+
+    def _loaded(self, picture: ImageRef) -> Loaded:
+        loaded = self._open.get(picture.digest)
+        if loaded is None:
+            loaded = self._open[picture.digest] = load_source(picture.source, picture.root)
+        if loaded.image.size != (picture.width, picture.height):
+            raise DataError(
+                f"The picture {picture.source} was changed while the run went on; start it again, so that it is read "
+                "anew."
+            )
+        return loaded

@@ -1,59 +1,42 @@
-"""What a proposer is, and the table of those there are.
+"""Step propose: boxes that may be worth asking about become items, those left out with their reason.
 
-Boxes that come with a picture: of its questions' answers, and of a drawn scene's objects.
-
-Tiles of equal size that cover a picture.
-
-qzoom's own region maps as proposals: where the model would look for what it is asked.
-
-Any object detector of transformers: those that take words, and those with classes of their own.
-
-The propose step: what the proposers name becomes items, those left out with their reason.
+Proposers: "given" (boxes that come with the image), "grid" (tiles of equal size), "maps" (region maps of a model with
+zoom heads) and "detector" (an object detector of transformers).
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from qzoom.config import check_count, check_range
-from qzoom.distill.items import Item, Region, Views
+from qzoom.data.crop import CropSettings, crop_box, crop_scale
+from qzoom.distill.items import Item, Step, TargetRegion
 from qzoom.distill.select import SelectSettings, select
 from qzoom.errors import CheckpointError, ConfigError, DataError
+from qzoom.images.geometry import box_area_px
+from qzoom.settings import Between, Share, settings
 from qzoom.store.schema import Box4
 
 if TYPE_CHECKING:
+    from qzoom.distill.pictures import Views
     from qzoom.model import QZoom
 
 __all__ = [
-    "PROPOSERS",
-    "DetectorProposer",
     "DetectorSettings",
-    "GivenProposer",
     "GivenSettings",
-    "GridProposer",
     "GridSettings",
-    "MapsProposer",
     "MapsSettings",
     "Proposal",
     "ProposeSettings",
-    "ProposeStep",
     "Proposer",
-    "make_propose_step",
+    "crop_step",
     "make_proposer",
+    "propose_step",
 ]
-
-
-_WHERE = {
-    "given": ("given", "GivenProposer"),
-    "grid": ("grid", "GridProposer"),
-    "maps": ("maps", "MapsProposer"),
-    "detector": ("detector", "DetectorProposer"),
-}
-PROPOSERS = tuple(_WHERE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +44,9 @@ class Proposal:
     """A box that may be worth asking about.
 
     Args:
-        box: xyxy in original pixels; it may reach over the picture's edge.
+        box: xyxy in original pixels; it may extend beyond the image.
         score: 0 to 1.
-        phrase: what is there, in words; "" when unknown.
+        phrase: the content in words; "" when unknown.
     """
 
     box: Box4
@@ -71,175 +54,122 @@ class Proposal:
     phrase: str = ""
 
 
-class Proposer(Protocol):
-    """Names boxes on a picture. Threads may share it."""
-
-    @property
-    def name(self) -> str:
-        """As in the recipe."""
-        ...
-
-    def __call__(self, item: Item, views: Views) -> Sequence[Proposal]:
-        """Boxes of the picture of an item that has no region yet, in an order that does not change."""
-        ...
+Proposer: TypeAlias = "Callable[[Item, Views], Sequence[Proposal]]"
+"""Boxes on the image of an item that has no target yet, in a fixed order. Threads may share it."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class GivenSettings:
-    """Boxes that come with the picture.
-
-    Args:
-        questions: those that hold the answers of its questions.
-        objects: those of a drawn scene's objects.
-    """
+    """Boxes that come with the image."""
 
     questions: bool = True
+    """Boxes that hold the answers of its questions."""
     objects: bool = True
+    """Boxes of a drawn scene's objects."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class GridSettings:
-    """Tiles.
+    """Tiles of equal size."""
 
-    Args:
-        columns: tiles side by side.
-        rows: tiles above each other.
-        overlap: share of a tile's side that its neighbour repeats.
-    """
-
-    columns: int = 4
-    rows: int = 4
-    overlap: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count(self, "columns", 1, 100)
-        check_count(self, "rows", 1, 100)
-        check_range(self, "overlap", 0, 0.9)
+    columns: Annotated[int, Between(1, 100)] = 4
+    """Tiles side by side."""
+    rows: Annotated[int, Between(1, 100)] = 4
+    """Tiles above each other."""
+    overlap: Annotated[float, Between(0, 0.9)] = 0.0
+    """Share of a tile's side that its neighbour repeats."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class MapsSettings:
-    """Region maps of a model with zoom heads.
-
-    Args:
-        model: "tiny", a hub id or a folder.
-        revision: of the hub.
-        questions: what its maps are asked for.
-        own_questions: also the questions that come with the picture.
-        region_threshold: None takes the checkpoint's.
-        device: "cpu", "cuda" or "auto".
-    """
+    """Region maps of a model with zoom heads."""
 
     model: str = "tiny"
+    """"tiny", a hub id or a folder."""
     revision: str | None = None
+    """Revision on the hub."""
     questions: tuple[str, ...] = ("What is written in fine print?",)
+    """Questions that the maps are computed for."""
     own_questions: bool = False
+    """Also use the questions that come with the image."""
     region_threshold: float | None = None
+    """Threshold of the maps; null takes the checkpoint's."""
     device: str = "auto"
+    """"cpu", "cuda" or "auto"."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class DetectorSettings:
-    """An object detector of transformers.
-
-    Args:
-        model: hub id or folder.
-        revision: of the hub.
-        phrases: what is looked for, by detectors that take words; empty for detectors with classes of their own.
-        threshold: lowest score.
-        device: "cpu", "cuda" or "auto".
-    """
+    """An object detector of transformers."""
 
     model: str = ""
+    """Hub id or folder."""
     revision: str | None = None
+    """Revision on the hub."""
     phrases: tuple[str, ...] = ()
-    threshold: float = 0.3
+    """What is looked for, by zero-shot detectors (OWL-ViT, Grounding DINO); empty for detectors with classes of their
+    own (DETR, RT-DETR)."""
+    threshold: Share = 0.3
+    """Lowest score."""
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_range(self, "threshold", 0, 1)
+    """"cpu", "cuda" or "auto"."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class ProposeSettings:
-    """Which proposers, and what is kept of what they name.
+    """Proposers, and which of their boxes are kept."""
 
-    Args:
-        by: names of proposers, in order: given, grid, maps, detector.
-        given: settings of "given".
-        grid: settings of "grid".
-        maps: settings of "maps".
-        detector: settings of "detector".
-        select: what is kept.
-
-    Raises:
-        ConfigError: an unknown proposer, or a detector without a model.
-    """
-
-    by: tuple[str, ...] = ("given",)
+    by: tuple[Literal["given", "grid", "maps", "detector"], ...] = ("given",)
+    """Proposers, in order."""
     given: GivenSettings = field(default_factory=GivenSettings)
+    """Settings of "given"."""
     grid: GridSettings = field(default_factory=GridSettings)
+    """Settings of "grid"."""
     maps: MapsSettings = field(default_factory=MapsSettings)
+    """Settings of "maps"."""
     detector: DetectorSettings = field(default_factory=DetectorSettings)
+    """Settings of "detector"."""
     select: SelectSettings = field(default_factory=SelectSettings)
+    """Which boxes are kept."""
 
     def __post_init__(self) -> None:
-        for name in self.by:
-            if name not in PROPOSERS:
-                raise ConfigError(f"propose.by: unknown proposer {name!r}; known: {', '.join(PROPOSERS)}.")
         if not self.by or len(set(self.by)) != len(self.by):
-            raise ConfigError("propose.by needs at least one proposer, and none twice.")
+            raise ConfigError("by needs at least one proposer, and none twice.")
         if "detector" in self.by and not self.detector.model:
-            raise ConfigError("propose.detector.model is missing; name a hub id or a folder with a detector.")
+            raise ConfigError("detector.model is missing; name a hub id or a folder with a detector.")
 
 
-def make_proposer(name: str, settings: ProposeSettings) -> Proposer:
-    """The proposer of a name; models are loaded when it is first called.
-
-    Raises:
-        ConfigError: no such proposer.
-    """
-    if name not in PROPOSERS:
-        raise ConfigError(f"Unknown proposer {name!r}; known: {', '.join(PROPOSERS)}.")
-    made: Proposer = globals()[_WHERE[name][1]](getattr(settings, name))
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class GivenProposer:
-    """See `qzoom.distill.proposers.Proposer`."""
-
-    settings: GivenSettings
-    name: str = "given"
-
-    def __call__(self, item: Item, views: Views) -> tuple[Proposal, ...]:
-        """Each box once, those of questions first."""
-        known = views.known(item)
-        found: dict[tuple[int, int, int, int], Proposal] = {}
-        if self.settings.questions:
-            for question in known.questions:
-                for box in question.boxes:
-                    found.setdefault(box, Proposal(box))
-        if self.settings.objects:
-            for thing in known.objects:
-                named = Proposal(thing.box, phrase=f"{thing.colour} {thing.shape}")
-                if not found.get(thing.box, Proposal(thing.box)).phrase:
-                    found[thing.box] = named
-        return tuple(found.values())
+def make_proposer(name: str, recipe: ProposeSettings) -> Proposer:
+    """The proposer of a name; models are loaded when it is first called."""
+    makers: dict[str, Callable[[], Proposer]] = {
+        "given": lambda: partial(given_boxes, recipe.given),
+        "grid": lambda: partial(grid_boxes, recipe.grid),
+        "maps": lambda: MapsProposer(recipe.maps),
+        "detector": lambda: DetectorProposer(recipe.detector),
+    }
+    return makers[name]()
 
 
-@dataclass(frozen=True, slots=True)
-class GridProposer:
-    """See `qzoom.distill.proposers.Proposer`."""
+def given_boxes(given: GivenSettings, item: Item, views: Views) -> tuple[Proposal, ...]:
+    """Boxes that come with the image, each once, those of questions first."""
+    known = views.known(item)
+    boxes: dict[Box4, Proposal] = {}
+    if given.questions:
+        for question in known.questions:
+            for box in question.boxes:
+                boxes.setdefault(box, Proposal(box))
+    if given.objects:
+        for thing in known.objects:
+            if not boxes.get(thing.box, Proposal(thing.box)).phrase:
+                boxes[thing.box] = Proposal(thing.box, phrase=f"{thing.colour} {thing.shape}")
+    return tuple(boxes.values())
 
-    settings: GridSettings
-    name: str = "grid"
 
-    def __call__(self, item: Item, views: Views) -> tuple[Proposal, ...]:
-        """Row by row; the last tiles of a row and of a column end on the picture's edge."""
-        across = _spans(item.picture.width, self.settings.columns, self.settings.overlap)
-        down = _spans(item.picture.height, self.settings.rows, self.settings.overlap)
-        return tuple(Proposal((x0, y0, x1, y1)) for y0, y1 in down for x0, x1 in across)
+def grid_boxes(grid: GridSettings, item: Item, views: Views) -> tuple[Proposal, ...]:
+    """Tiles row by row; the last tiles of a row and of a column end at the image's edge."""
+    across = _spans(item.picture.width, grid.columns, grid.overlap)
+    down = _spans(item.picture.height, grid.rows, grid.overlap)
+    return tuple(Proposal((x0, y0, x1, y1)) for y0, y1 in down for x0, x1 in across)
 
 
 def _spans(side_px: int, count: int, overlap: float) -> list[tuple[int, int]]:
@@ -251,13 +181,13 @@ def _spans(side_px: int, count: int, overlap: float) -> list[tuple[int, int]]:
 
 
 class MapsProposer:
-    """See `qzoom.distill.proposers.Proposer`. The model is loaded at the first picture; one look at a time.
+    """Region maps of a model for given questions, as proposals.
+
+    The model is loaded at the first image; one image at a time.
 
     Args:
-        settings: which model, and what its maps are asked for.
+        settings: the model and its questions.
     """
-
-    name = "maps"
 
     def __init__(self, settings: MapsSettings) -> None:
         self.settings = settings
@@ -271,18 +201,18 @@ class MapsProposer:
             HeadsMissingError: the model has no region branch.
             CheckpointError: it cannot be loaded.
         """
-        asked = list(self.settings.questions)
+        questions = list(self.settings.questions)
         if self.settings.own_questions:
-            asked += [question.text for question in views.known(item).questions]
-        found: dict[tuple[int, int, int, int], float] = {}
+            questions += [question.text for question in views.known(item).questions]
+        scores: dict[Box4, float] = {}
         image = views.whole(item)
         with self._lock:
             model = self._loaded()
-            for question in dict.fromkeys(asked):
-                seen = model.perceive(image, question, region_threshold=self.settings.region_threshold)
-                for region in seen.regions:
-                    found[region.box] = max(region.score, found.get(region.box, 0.0))
-        return tuple(Proposal(box, score) for box, score in found.items())
+            for question in dict.fromkeys(questions):
+                perception = model.perceive(image, question, region_threshold=self.settings.region_threshold)
+                for region in perception.regions:
+                    scores[region.box] = max(region.score, scores.get(region.box, 0.0))
+        return tuple(Proposal(box, score) for box, score in scores.items())
 
     def _loaded(self) -> QZoom:
         if self._model is None:
@@ -294,13 +224,13 @@ class MapsProposer:
 
 
 class DetectorProposer:
-    """See `qzoom.distill.proposers.Proposer`. The model is loaded at the first picture; one picture at a time.
+    """An object detector of transformers, with phrases or with classes of its own.
+
+    The model is loaded at the first image; one image at a time.
 
     Args:
         settings: with phrases, a zero-shot detector (OWL-ViT, Grounding DINO); without, a plain one (DETR, RT-DETR).
     """
-
-    name = "detector"
 
     def __init__(self, settings: DetectorSettings) -> None:
         self.settings = settings
@@ -308,7 +238,7 @@ class DetectorProposer:
         self._lock = threading.Lock()
 
     def __call__(self, item: Item, views: Views) -> tuple[Proposal, ...]:
-        """What is found, the best first.
+        """Detections, the best first.
 
         Raises:
             CheckpointError: the detector cannot be loaded.
@@ -318,22 +248,21 @@ class DetectorProposer:
         if self.settings.phrases:
             options["candidate_labels"] = list(self.settings.phrases)
         with self._lock:
-            found = self._loaded()(image, **options)
+            detections = self._loaded()(image, **options)
         proposals = [
             Proposal(tuple(entry["box"][side] for side in _SIDES), float(entry["score"]), str(entry["label"]))
-            for entry in found
+            for entry in detections
         ]
         return tuple(sorted(proposals, key=lambda one: (-one.score, one.box, one.phrase)))
 
     def _loaded(self) -> Any:
         if self._detect is None:
-            import torch
             import transformers
 
+            from qzoom.checkpoints.base import choose_device
+
             settings = self.settings
-            device = settings.device
-            if device == "auto":
-                device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = str(choose_device("auto")) if settings.device == "auto" else settings.device
             task = "zero-shot-object-detection" if settings.phrases else "object-detection"
             try:
                 make: Any = transformers.pipeline
@@ -352,46 +281,51 @@ class DetectorProposer:
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True, slots=True)
-class ProposeStep:
-    """One item per proposed region; see `qzoom.distill.items.Step`."""
+def propose_step(
+    recipe: ProposeSettings, views: Views, seed: int, proposers: dict[str, Proposer] | None = None
+) -> Step:
+    """One item for every proposed box; an image on which nothing is proposed is refused.
 
-    proposers: tuple[Proposer, ...]
-    views: Views
-    settings: ProposeSettings
-    seed: int = 0
-    name: str = "propose"
+    Args:
+        recipe: proposers and selection.
+        views: what proposers may look at.
+        seed: of the recipe.
+        proposers: by name, in order; None makes those of the recipe.
+    """
+    used = proposers or {name: make_proposer(name, recipe) for name in recipe.by}
 
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """Items in the order of the proposers; a picture on which nothing is proposed is refused.
-
-        Raises:
-            ImageError: a proposer cannot open the picture.
-            DataError: nothing was proposed.
-        """
-        named = [(proposer.name, one) for proposer in self.proposers for one in proposer(item, self.views)]
+    def run(item: Item) -> Sequence[Item]:
+        named = [(name, proposal) for name, proposer in used.items() for proposal in proposer(item, views)]
         if not named:
             raise DataError("nothing proposed")
         picture = item.picture
-        boxes = [one.box for _, one in named]
-        chosen = select(boxes, [one.score for _, one in named], (picture.width, picture.height), self.settings.select)
+        boxes, scores = [one.box for _, one in named], [one.score for _, one in named]
+        selected = select(boxes, scores, (picture.width, picture.height), recipe.select)
         out = []
-        for (proposer, one), result in zip(named, chosen, strict=True):
-            box = result.box if not result.reason else one.box
-            score = round(min(1.0, max(0.0, one.score)), 6)
-            region = Region(box, box, proposer, 1.0, score, one.phrase, result.area_bin)
-            made = replace(item, region=region, seed=item_seed(self.seed, picture.digest, box))
-            out.append(made.decide(self.name, not result.reason, result.reason))
+        for (name, proposal), (clipped, area_bin, reason) in zip(named, selected, strict=True):
+            box = proposal.box if reason else clipped
+            score = round(min(1.0, max(0.0, proposal.score)), 6)
+            target = TargetRegion(box, box, name, 1.0, score, proposal.phrase, area_bin)
+            proposed = replace(item, target=target, seed=item_seed(seed, picture.digest, box))
+            out.append(proposed.decide("propose", reason))
         return out
 
+    return Step("propose", run)
 
-def make_propose_step(settings: ProposeSettings, views: Views, seed: int) -> ProposeStep:
-    """The step of a recipe; models are loaded when the first picture comes.
 
-    Raises:
-        ConfigError: an unknown proposer.
-    """
-    return ProposeStep(tuple(make_proposer(name, settings) for name in settings.by), views, settings, seed)
+def crop_step(crop: CropSettings) -> Step:
+    """Fills in the target's `crop_box` and `scale`; a target outside the image is refused."""
+
+    def run(item: Item) -> Sequence[Item]:
+        if item.target is None:
+            raise DataError("no region to crop")
+        box = crop_box(item.target.box, (item.picture.width, item.picture.height), crop)
+        if box_area_px(box) == 0:
+            raise DataError("the box lies outside the picture")
+        target = replace(item.target, crop_box=box, scale=crop_scale(box, crop))
+        return (replace(item, target=target).decide("crop"),)
+
+    return Step("crop", run)
 
 
 def item_seed(seed: int, digest: str, box: Sequence[int]) -> int:

@@ -1,8 +1,8 @@
 """The same steps on Ray Data, from this machine to a cluster.
 
-Ray's processes do not write: each takes a picture with what is stored about it through the steps, and the driver stores
-what comes back. Kept calls lie in one file, so processes of one machine never pay for the same call; on a cluster the
-folder must be one that all machines see.
+Ray's processes do not write: each takes an image with its stored results through the steps, and the driver stores what
+comes back. The cache of paid calls is one file, so processes of one machine never pay for the same call; on a cluster
+the folder must be visible to all machines.
 """
 
 from __future__ import annotations
@@ -11,51 +11,48 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qzoom.distill.items import KnownQuestion
-from qzoom.distill.pictures import Source
-from qzoom.distill.pipeline import Row, Stored, follow, named_steps, open_pipeline
-from qzoom.distill.recipe import DistillRecipe, recipe_from_values
-from qzoom.distill.store import StepStore
-from qzoom.distill.views import PictureViews
-from qzoom.errors import ConfigError, QZoomError, StopRunError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from qzoom.distill.items import Item, KnownQuestion, Step
+from qzoom.distill.pictures import ImageSource, Views
+from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, open_pipeline, process_picture
+from qzoom.distill.recipe import DatasetRecipe, recipe_from_values
+from qzoom.errors import ConfigError, LaterError, QZoomError, StopRunError
+from qzoom.settings import to_dict
+from qzoom.store.log import Log
 
 __all__ = ["compute_with_ray"]
 
 
 def compute_with_ray(
-    recipe: DistillRecipe,
+    recipe: DatasetRecipe,
     folder: Path,
-    sources: Sequence[Source],
-    stores: dict[str, StepStore],
-    compute: frozenset[str] | None,
-    store: Callable[[Sequence[Row]], None],
-    on_picture: Callable[[int, int], None] | None = None,
-) -> None:
-    """Compute what is missing and store it.
+    sources: Sequence[ImageSource],
+    stores: Mapping[str, Log],
+    on_picture: Advance | None = None,
+) -> Iterator[list[Row]]:
+    """Compute what is missing, image by image.
 
     Args:
         recipe: what to make.
         folder: of the run.
-        sources: all pictures.
-        stores: what is there, by step.
-        compute: steps that may compute; None for all.
-        store: writes new results.
-        on_picture: told (pictures done, pictures in all).
+        sources: all images.
+        stores: stored results, by step.
+        on_picture: called with (images done, images in all).
+
+    Yields:
+        The new results of an image, for the store.
 
     Raises:
         ConfigError: Ray is not installed, or its cluster cannot be reached.
         StopRunError: the run cannot go on.
     """
-    rows, whole = _missing(recipe, sources, stores, compute)
+    rows = _missing(recipe, sources, stores)
+    whole = len(sources) - len(rows)
     if on_picture is not None:
         on_picture(whole, len(sources))
     if not rows:
@@ -66,42 +63,40 @@ def compute_with_ray(
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), 4 * recipe.ray.actors))
-        about: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "folder": str(folder.resolve())}
-        about["compute"] = None if compute is None else sorted(compute)
-        done = data.map_batches(
+        about = {"recipe": to_dict(recipe), "folder": str(folder.resolve())}
+        results = data.map_batches(
             _Worker,
             fn_constructor_args=(json.dumps(about),),
             batch_size=recipe.ray.threads,
             compute=ray.data.ActorPoolStrategy(size=recipe.ray.actors),
             num_cpus=1,
         )
-        for number, row in enumerate(done.iter_rows(), start=whole + 1):
-            result = json.loads(row["done"])
+        for number, row in enumerate(results.iter_rows(), start=whole + 1):
+            result = json.loads(row["result"])
             if "stop" in result:
                 raise StopRunError(result["stop"])
-            store([(step, key, out) for step, key, out in result["rows"]])
+            yield [(step, key, out) for step, key, out in result["rows"]]
             if on_picture is not None:
                 on_picture(number, len(sources))
 
 
 class _Worker:
-    """One of Ray's processes: the steps of the recipe, several pictures at once."""
+    """One of Ray's processes: the steps of the recipe, several images at once."""
 
     def __init__(self, about: str) -> None:
         values = json.loads(about)
-        self._recipe = recipe_from_values(values["recipe"], "the recipe")
-        self._compute = None if values["compute"] is None else frozenset(values["compute"])
-        self._open = open_pipeline(self._recipe, Path(values["folder"]), self._compute, self._recipe.ray.threads)
+        recipe = recipe_from_values(values["recipe"], "the recipe")
+        self._open = open_pipeline(recipe, Path(values["folder"]), recipe.ray.threads)
         self._failed = ""
         try:
             self._pipeline = self._open.__enter__()
         except QZoomError as error:
             self._failed = str(error)
-        self._pool = ThreadPoolExecutor(self._recipe.ray.threads)
+        self._pool = ThreadPoolExecutor(recipe.ray.threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """A column of pictures to a column of results, both as JSON."""
-        return {"done": list(self._pool.map(self._one, batch["picture"]))}
+        """A column of images to a column of results, both as JSON."""
+        return {"result": list(self._pool.map(self._one, batch["picture"]))}
 
     def _one(self, text: str) -> str:
         if self._failed:
@@ -111,44 +106,48 @@ class _Worker:
             KnownQuestion(q["text"], q["answer"], tuple(tuple(box) for box in q["boxes"]), q["field"])
             for q in values["source"].pop("questions")
         ]
-        source = Source(**values["source"], questions=tuple(questions))
-        there = {(step, key): out for step, key, out in values["stored"]}
+        source = ImageSource(**values["source"], questions=tuple(questions))
+        stored = {(step, key): out for step, key, out in values["stored"]}
         try:
             pipeline = self._pipeline
-            done = follow(source, pipeline.steps, pipeline.views, lambda *at: there.get(at), self._compute)
+            result = process_picture(source, pipeline.steps, pipeline.views, lambda *at: stored.get(at))
         except QZoomError as error:
             return json.dumps({"stop": str(error)})
-        return json.dumps({"rows": done.rows})
+        return json.dumps({"rows": result.rows})
 
 
-def _missing(
-    recipe: DistillRecipe, sources: Sequence[Source], stores: dict[str, StepStore], compute: frozenset[str] | None
-) -> tuple[list[dict[str, str]], int]:
-    """Pictures that something is missing of, each with what is stored about it, and the number of the others."""
+def _missing(recipe: DatasetRecipe, sources: Sequence[ImageSource], stores: Mapping[str, Log]) -> list[dict[str, str]]:
+    """Images whose results are not complete, each with its stored results."""
+
+    def not_yet(item: Item) -> Sequence[Item]:
+        raise LaterError("a step has not been run")
+
     rows: list[dict[str, str]] = []
-    steps, views = named_steps(recipe, compute), PictureViews()
+    steps, views = [Step(name, not_yet) for name in recipe.steps], Views()
     for source in sources:
         stored: list[Row] = []
-        done = follow(source, steps, views, _noting(stores, stored), frozenset())
-        if done.waiting:
+        complete = source.key in stores[SCAN]
+        if complete:
+            complete = not process_picture(source, steps, views, _recording(stores, stored)).waiting
+        if not complete:
             rows.append({"picture": json.dumps({"source": dataclasses.asdict(source), "stored": stored})})
-    return rows, len(sources) - len(rows)
+    return rows
 
 
-def _noting(stores: dict[str, StepStore], noted: list[Row]) -> Stored:
-    """Looks results up and notes those that are there."""
+def _recording(stores: Mapping[str, Log], rows: list[Row]) -> Stored:
+    """Looks results up and records those that exist."""
 
     def look_up(step: str, key: str) -> list[Any] | None:
         out = stores[step].get(key)
         if out is not None:
-            noted.append((step, key, out))
+            rows.append((step, key, out))
         return out
 
     return look_up
 
 
 @contextmanager
-def _ray(recipe: DistillRecipe) -> Iterator[Any]:
+def _ray(recipe: DatasetRecipe) -> Iterator[Any]:
     """Ray, started for this run unless it runs already; it reports nowhere and shows no dashboard."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

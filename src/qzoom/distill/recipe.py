@@ -1,120 +1,101 @@
-"""The recipe of a data set: one checked YAML file that says where pictures come from and what every step does.
+"""The recipe of a data set: one YAML file that says where images come from and what every step does.
 
-    pictures: [photos, questions.jsonl, "scenes:0:400", "receipts:FOLDER:SPLIT"]
+    pictures: [photos, questions.jsonl, "scenes:0:400", "receipts:FOLDER:SPLIT", "receipts:{data}:train"]
     propose: {by: [given], select: {max_share: 0.1}}
     crop: {scale: 2.0}
-    roles: {asker: {by: rule}, teachers: [...]}
+    roles: {question_writer: {by: rule}, teachers: [...]}
     answer: {samples: 4}
     vote: {quorum: 6, per_teacher: 3, teachers: 2}
     choices: {...}          left out: open questions only
     difficulty: {...}       left out: no filter by difficulty
     export: {validation: 0.05}
 
-Relative paths start from the working folder. An unknown key is an error that names the closest known one.
+Relative paths start from the working folder; `{data}` stands for the folder that `--data` names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from qzoom.config import check_choice, check_count, read_yaml, refuse_unknown
+from qzoom.data.crop import CropSettings
 from qzoom.distill.choices import ChoicesSettings
-from qzoom.distill.crop import CropSettings
-from qzoom.distill.decontaminate import AuditSettings
+from qzoom.distill.decontaminate import DecontaminateSettings
 from qzoom.distill.difficulty import DifficultySettings
 from qzoom.distill.export import ExportSettings
 from qzoom.distill.proposers import ProposeSettings
-from qzoom.distill.roles import RoleSettings, RolesSettings, roles_from_mapping
+from qzoom.distill.roles import RoleSettings, RolesSettings
 from qzoom.distill.vote import VoteSettings
 from qzoom.errors import ConfigError
+from qzoom.settings import Between, from_mapping, read_yaml, settings
 
-__all__ = ["AnswerSettings", "DistillRecipe", "RaySettings", "load_recipe", "recipe_from_values", "step_settings"]
+__all__ = ["AnswerSettings", "DatasetRecipe", "RaySettings", "load_recipe", "recipe_from_values", "step_settings"]
+
+_DATA = "{data}"
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class AnswerSettings:
-    """How often each teacher is asked.
+    """How often each teacher is asked."""
 
-    Args:
-        samples: of each teacher.
-        give_up: ask no more about a question once its teachers cannot agree any more; what is agreed on is the same.
-    """
-
-    samples: int = 4
+    samples: Annotated[int, Between(1, 1000)] = 4
+    """Samples of each teacher."""
     give_up: bool = False
-
-    def __post_init__(self) -> None:
-        check_count(self, "samples", 1, 1000)
+    """Stop asking about a question once its teachers cannot agree any more; the agreed answers are the same."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class RaySettings:
-    """How Ray runs the steps.
-
-    Args:
-        address: of a running cluster; "" starts Ray on this machine for the run.
-        actors: processes that work on pictures.
-        threads: pictures that each works on at once.
-    """
+    """How Ray runs the steps."""
 
     address: str = ""
-    actors: int = 2
-    threads: int = 4
+    """Address of a running cluster; "" starts Ray on this machine for the run."""
+    actors: Annotated[int, Between(1, 100_000)] = 2
+    """Processes that work on images."""
+    threads: Annotated[int, Between(1, 1000)] = 4
+    """Images that each process works on at once."""
 
-    def __post_init__(self) -> None:
-        check_count(self, "actors", 1, 100_000)
-        check_count(self, "threads", 1, 1000)
 
-
-@dataclass(frozen=True, slots=True)
-class DistillRecipe:
-    """Everything that decides a data set.
-
-    Args:
-        pictures: folders, question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
-        roles: who asks, checks, answers, judges.
-        propose: where to look.
-        crop: what teachers see.
-        answer: how often they are asked.
-        vote: how many must agree.
-        choices: multiple choice; None leaves it out.
-        difficulty: the student's pass rate; None leaves it out.
-        export: how rows are written.
-        audit: benchmarks whose pictures must not be in the data.
-        seed: of everything drawn.
-        workers: pictures worked on at once, in-process.
-        engine: "inprocess" or "ray".
-        ray: how Ray runs.
-    """
+@settings
+class DatasetRecipe:
+    """Everything that decides a data set."""
 
     pictures: tuple[str, ...]
+    """Folders, question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT"."""
     roles: RolesSettings
+    """Who writes questions, checks, answers and judges."""
     propose: ProposeSettings = field(default_factory=ProposeSettings)
+    """Where to look."""
     crop: CropSettings = field(default_factory=CropSettings)
+    """What teachers see."""
     answer: AnswerSettings = field(default_factory=AnswerSettings)
+    """How often teachers are asked."""
     vote: VoteSettings = field(default_factory=VoteSettings)
+    """How many must agree."""
     choices: ChoicesSettings | None = None
+    """Multiple choice; null leaves it out."""
     difficulty: DifficultySettings | None = None
+    """The student's pass rate; null leaves it out."""
     export: ExportSettings = field(default_factory=ExportSettings)
-    audit: AuditSettings = field(default_factory=AuditSettings)
-    seed: int = 0
-    workers: int = 8
+    """How rows are written."""
+    decontaminate: DecontaminateSettings = field(default_factory=DecontaminateSettings)
+    """Benchmarks whose images must not be in the data."""
+    seed: Annotated[int, Between(0, 2**31 - 1)] = 0
+    """Seed of everything drawn at random."""
+    workers: Annotated[int, Between(1, 1024)] = 8
+    """Images worked on at once, in-process."""
     engine: Literal["inprocess", "ray"] = "inprocess"
+    """What runs the steps."""
     ray: RaySettings = field(default_factory=RaySettings)
+    """How Ray runs."""
 
     def __post_init__(self) -> None:
-        check_count(self, "seed", 0, 2**31 - 1)
-        check_count(self, "workers", 1, 1024)
-        check_choice(self, "engine", ("inprocess", "ray"))
         if not self.pictures:
             raise ConfigError("pictures: none are named; list at least one folder, question file or drawn set.")
         self.vote.check_counts(len(self.roles.teachers), self.answer.samples)
-        for part, role in (("choices", "maker"), ("difficulty", "student")):
+        for part, role in (("choices", "distractor_writer"), ("difficulty", "student")):
             if getattr(self, part) is not None and getattr(self.roles, role) is None:
                 raise ConfigError(f"{part} needs roles.{role}; name one, or leave {part} out.")
         if self.export.form == "choice" and self.choices is None:
@@ -127,40 +108,50 @@ class DistillRecipe:
         return ("propose", "crop", "ask", "validate", "answer", "vote", *optional)
 
 
-def load_recipe(path: Path) -> DistillRecipe:
+def load_recipe(path: Path, data: Path | None = None) -> DatasetRecipe:
     """Read and check a recipe.
 
+    Args:
+        path: of the YAML file.
+        data: folder that `{data}` in `pictures` stands for.
+
     Raises:
-        ConfigError: it cannot be read, or a key or value is wrong; it says which.
+        ConfigError: it cannot be read, a key or value is wrong, or `{data}` is not given; it says which.
     """
-    values = read_yaml(path)
-    return recipe_from_values(values, str(path))
+    recipe = recipe_from_values(read_yaml(path), str(path))
+    open_names = [name for name in recipe.pictures if _DATA in name]
+    if open_names and data is None:
+        raise ConfigError(
+            f"{path}: pictures: {open_names[0]!r} needs a folder of your own; name it with --data FOLDER, or remove "
+            "the entry from the recipe."
+        )
+    if data is not None and not open_names:
+        raise ConfigError(f"{path}: --data is given, but no entry of pictures has {_DATA} in it.")
+    names = tuple(name.replace(_DATA, str(data)) for name in recipe.pictures)
+    return dataclasses.replace(recipe, pictures=names)
 
 
-def recipe_from_values(values: Any, source: str) -> DistillRecipe:
+def recipe_from_values(values: Any, source: str) -> DatasetRecipe:
     """A recipe from plain values.
 
     Args:
-        values: as YAML gives them, or as `dataclasses.asdict` of a recipe.
-        source: for complaints.
+        values: as YAML gives them, or as `settings.to_dict` of a recipe.
+        source: file, for the error sentence.
 
     Raises:
         ConfigError: as `load_recipe`.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"Recipe {source} must be a mapping of settings at its top level.")
-    recipe: DistillRecipe = _build(DistillRecipe, values, source)
-    return recipe
+    return from_mapping(DatasetRecipe, values, source)
 
 
-def step_settings(recipe: DistillRecipe, step: str) -> dict[str, Any]:
-    """What decides a step's results, as JSON values: neither addresses nor speeds."""
+def step_settings(recipe: DatasetRecipe, step: str) -> dict[str, Any]:
+    """The settings that decide a step's results, as JSON values: neither addresses nor speeds."""
     roles = recipe.roles
     parts: dict[str, dict[str, Any]] = {
         "pictures": {},
         "propose": {"propose": dataclasses.asdict(recipe.propose), "seed": recipe.seed},
         "crop": dataclasses.asdict(recipe.crop),
-        "ask": {"asker": _decides(roles.asker)},
+        "ask": {"question_writer": _decides(roles.question_writer)},
         "validate": {"validator": _decides(roles.validator)},
         "answer": {"samples": recipe.answer.samples, "teachers": [_decides(one) for one in roles.teachers]}
         | ({"give_up": dataclasses.asdict(recipe.vote)} if recipe.answer.give_up else {}),
@@ -169,7 +160,7 @@ def step_settings(recipe: DistillRecipe, step: str) -> dict[str, Any]:
     if recipe.choices is not None:
         parts["choices"] = {
             "choices": dataclasses.asdict(recipe.choices),
-            "maker": _decides(roles.maker),
+            "distractor_writer": _decides(roles.distractor_writer),
             "guesser": _decides(roles.guesser),
             "judge": _decides(roles.judge),
         }
@@ -183,7 +174,7 @@ def step_settings(recipe: DistillRecipe, step: str) -> dict[str, Any]:
 
 
 def _decides(role: RoleSettings | None) -> dict[str, Any] | None:
-    """A role without what only decides how fast or where it answers."""
+    """The settings of a role without those that only decide how fast or where it answers."""
     if role is None:
         return None
     values = dataclasses.asdict(role)
@@ -191,49 +182,3 @@ def _decides(role: RoleSettings | None) -> dict[str, Any] | None:
     values["endpoints"] = {"model": role.endpoints[0].model, "extra_body": bodies} if bodies else None
     values["name"] = role.label
     return values
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    """A settings class from a mapping, nested ones included."""
-    if cls is RolesSettings:
-        return roles_from_mapping(values, f"{where}: roles" if not where.endswith("roles") else where)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where} must be a mapping of settings, not {type(values).__name__}.")
-    refuse_unknown(cls, values, where)
-    hints = typing.get_type_hints(cls)
-    out = {key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
-    missing = [
-        entry.name
-        for entry in dataclasses.fields(cls)
-        if entry.name not in out
-        and entry.default is dataclasses.MISSING
-        and entry.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{where}: {missing[0]!r} is missing.")
-    try:
-        return cls(**out)
-    except ConfigError as error:
-        raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _value(next(kind for kind in inner if kind is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, not {value!r:.60}.")
-        if len(inner) != 2 or inner[1] is not Ellipsis:
-            return tuple(value)
-        return tuple(_value(inner[0], one, f"{where}, number {i}") for i, one in enumerate(value, start=1))
-    plain = hint in (str, bool, int, float)
-    if plain and not (isinstance(value, hint) or (hint is float and type(value) is int)):
-        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r:.60}.")
-    if plain and isinstance(value, bool) and hint is not bool:
-        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r:.60}.")
-    return value

@@ -1,163 +1,105 @@
-"""What each role does. A step knows only these; whether a rule or a model stands behind one is decided in a recipe.
+"""Roles: who writes questions, checks, answers and judges, and their settings.
 
-Every role has a `name` and a `model` (model and weights as far as known), which the items keep. Calls may raise
-`StopRunError` and `LaterError` of `qzoom.distill.items`, or `CallRefusedError` for this one call.
-
-Who plays which role: the part of a recipe that names endpoints and rules.
+A step knows a role only as a `Role`: a name, a model for the records, and one function. Whether a rule
+(`qzoom.distill.by_rule`) or a model behind an endpoint (`qzoom.distill.by_endpoint`) is behind it is decided by the
+recipe.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
-from qzoom.config import check_choice, check_count, check_range, from_mapping
-from qzoom.distill.items import Asked, Item, Region, Vote
-from qzoom.errors import ConfigError, DataError
+from qzoom.distill import by_endpoint, by_rule
+from qzoom.distill.items import Item, QuestionDraft, Vote
+from qzoom.errors import ConfigError
+from qzoom.llm.cache import CallCache, Cost
+from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
+from qzoom.scoring.judge import Judge
+from qzoom.settings import Between, Share, settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qzoom.distill.items import Views
+    from qzoom.distill.pictures import Views
 
 __all__ = [
-    "Asker",
-    "Maker",
+    "DistractorWriter",
+    "QuestionWriter",
     "Reader",
     "Role",
     "RoleSettings",
+    "Roles",
     "RolesSettings",
     "Teacher",
     "Validator",
-    "roles_from_mapping",
-    "with_model",
+    "build_roles",
 ]
 
-
-class Role(Protocol):
-    """What all have."""
-
-    @property
-    def name(self) -> str:
-        """As in the recipe."""
-        ...
-
-    @property
-    def model(self) -> str:
-        """What answers."""
-        ...
-
-
-class Asker(Role, Protocol):
-    """Writes questions about a crop."""
-
-    def ask(self, item: Item, views: Views) -> Sequence[Asked]:
-        """Questions, possibly none."""
-        ...
-
-
-class Validator(Role, Protocol):
-    """Says whether a question can be used."""
-
-    def check(self, item: Item, views: Views) -> str:
-        """Why not; "" when it can."""
-        ...
-
-
-class Teacher(Role, Protocol):
-    """Answers from the crop."""
-
-    def answer(self, item: Item, views: Views, sample: int) -> Vote:
-        """Sample number `sample` of it."""
-        ...
-
-
-class Maker(Role, Protocol):
-    """Writes wrong options."""
-
-    def distractors(self, item: Item, views: Views, count: int) -> Sequence[str]:
-        """Up to `count` of them, best first; the step checks them."""
-        ...
-
-
-class Reader(Role, Protocol):
-    """The student, or whoever guesses without a picture."""
-
-    def read(self, item: Item, image: Image | None, text: str, sample: int) -> Vote:
-        """Sample number `sample` of its answer to a text, with or without a picture; the item is for rules only."""
-        ...
-
-
-def with_model(item: Item, role: str, model: str) -> Item:
-    """The item with one more model noted, once."""
-    if not model or (role, model) in item.models:
-        return item
-    return dataclasses.replace(item, models=(*item.models, (role, model)))
-
-
-def region_of(item: Item) -> Region:
-    """The item's region.
-
-    Raises:
-        DataError: it has none.
-    """
-    if item.region is None:
-        raise DataError("This item has no region; run the step propose first.")
-    return item.region
-
-
-def asked_of(item: Item) -> Asked:
-    """The item's question.
-
-    Raises:
-        DataError: it has none.
-    """
-    if item.asked is None:
-        raise DataError("This item has no question; run the step ask first.")
-    return item.asked
-
-
-_NAME = re.compile(r"[\w .:@/+-]{1,100}")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
-class RoleSettings:
+class Role(Generic[F]):
     """One member of a role.
 
     Args:
-        by: "rule", or "endpoint".
-        name: for the records; teachers need names that differ. Two models that answer differently must not share one,
-            since kept calls are found by it.
-        endpoints: that serve the same model; calls go round them, and on to the next when one fails.
-        sampling: how replies are drawn.
-        plain: put the bare question, without a word on how to answer, for small models.
-        count: asker: questions per place.
-        max_pixels: larger pictures are scaled down to it before they are sent.
-        error_rate: teacher or student by rule: share of wrong answers, drawn from the item. Such a teacher is told the
-            answer: for tests and throughput, never for results.
+        name: as in the recipe.
+        model: model and weights as far as known, for the records.
+        call: does the work. It may raise `StopRunError`, `LaterError`, or `CallRefusedError` for this one call.
     """
 
+    name: str
+    model: str
+    call: F
+
+
+QuestionWriter: TypeAlias = "Role[Callable[[Item, Views], Sequence[QuestionDraft]]]"
+"""Questions about the crop, possibly none."""
+Validator: TypeAlias = "Role[Callable[[Item, Views], str]]"
+"""Why the question of an item cannot be used; "" when it can."""
+Teacher: TypeAlias = "Role[Callable[[Item, Views, int], Vote]]"
+"""Sample number i of the answer from the crop."""
+DistractorWriter: TypeAlias = "Role[Callable[[Item, Views, int], Sequence[str]]]"
+"""Up to so many wrong options, best first; the step checks them."""
+Reader: TypeAlias = "Role[Callable[[Item, Image | None, str, int], Vote]]"
+"""Sample number i of the answer to a text, with or without an image (student, guesser); the item is for rules only."""
+
+
+_NAME = re.compile(r"[\w .:@/+-]{1,100}")
+_SINGLE = ("question_writer", "validator", "judge", "distractor_writer", "student", "guesser")
+
+
+@settings
+class RoleSettings:
+    """One member of a role."""
+
     by: Literal["rule", "endpoint"] = "rule"
+    """Who does the work."""
     name: str = ""
+    """Name for the records; teachers need different names. Two models that answer differently must not share a name,
+    since cached calls are found by it."""
     endpoints: tuple[EndpointSettings, ...] = ()
+    """Endpoints that serve the same model; calls take them in turn, and the next one when one fails."""
     sampling: Sampling = field(default_factory=Sampling)
+    """Sampling parameters."""
     plain: bool = False
-    count: int = 3
-    max_pixels: int = 4_194_304
-    error_rate: float = 0.0
+    """Send the bare question without instructions, for small models."""
+    count: Annotated[int, Between(1, 100)] = 3
+    """Question writer: questions per target."""
+    max_pixels: Annotated[int, Between(1024, 10**9)] = 4_194_304
+    """Larger images are scaled down to it before they are sent."""
+    error_rate: Share = 0.0
+    """Teacher or student by rule: share of wrong answers. Such a teacher knows the answer: for tests and throughput,
+    never for results."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "by", ("rule", "endpoint"))
-        check_count(self, "count", 1, 100)
-        check_count(self, "max_pixels", 1024, 10**9)
-        check_range(self, "error_rate", 0.0, 1.0)
-        if not isinstance(self.plain, bool):
-            raise ConfigError(f"plain must be true or false, not {self.plain!r}.")
-        if not isinstance(self.name, str) or (self.name and not _NAME.fullmatch(self.name)):
+        if self.name and not _NAME.fullmatch(self.name):
             raise ConfigError(f"A role's name must be a short text without line breaks, not {self.name!r}.")
         if self.by == "endpoint" and not self.endpoints:
             raise ConfigError("A role by endpoint needs at least one entry in endpoints.")
@@ -174,98 +116,138 @@ class RoleSettings:
         return self.name or (self.endpoints[0].model if self.endpoints else "rule")
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class RolesSettings:
-    """All roles.
+    """All roles."""
 
-    Args:
-        asker: writes questions from the crop.
-        validator: checks them.
-        teachers: answer from the crop.
-        judge: compares answers that rules leave open; None leaves those apart.
-        maker: writes wrong options; None makes no choices.
-        student: answers the training view; None measures no difficulty.
-        guesser: answers choices without the picture, to find those that need none; None leaves that check out.
-        calls: retries and budgets of all endpoints.
-    """
-
-    asker: RoleSettings = field(default_factory=RoleSettings)
+    question_writer: RoleSettings = field(default_factory=RoleSettings)
+    """Writes questions from the crop."""
     validator: RoleSettings = field(default_factory=RoleSettings)
+    """Checks the questions."""
     teachers: tuple[RoleSettings, ...] = ()
+    """Answer from the crop."""
     judge: RoleSettings | None = None
-    maker: RoleSettings | None = None
+    """Compares answers that rules leave undecided; null keeps those apart."""
+    distractor_writer: RoleSettings | None = None
+    """Writes wrong options; null makes no choices."""
     student: RoleSettings | None = None
+    """Answers the training view; null measures no difficulty."""
     guesser: RoleSettings | None = None
+    """Answers choices without the image, to find questions that need no image; null leaves this check out."""
     calls: CallSettings = field(default_factory=CallSettings)
+    """Retries and budgets of all endpoints."""
 
     def __post_init__(self) -> None:
         if not self.teachers:
-            raise ConfigError("roles: name at least one teacher in teachers.")
+            raise ConfigError("name at least one teacher in teachers.")
         labels = [teacher.label for teacher in self.teachers]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
-            raise ConfigError(f"roles: two teachers are called {twice[0]!r}; give each a name of its own.")
+            raise ConfigError(f"two teachers are called {twice[0]!r}; give each a name of its own.")
         for role in ("judge", "guesser"):
             member = getattr(self, role)
             if member is not None and member.by != "endpoint":
-                raise ConfigError(f"roles: {role} must be by: endpoint; leave it out to do without.")
+                raise ConfigError(f"{role} must be by: endpoint; leave it out to do without.")
 
     def members(self) -> tuple[tuple[str, RoleSettings], ...]:
-        """(role, settings) of all that are there, teachers one by one."""
-        single = ("asker", "validator", "judge", "maker", "student", "guesser")
-        out = [(role, getattr(self, role)) for role in single if getattr(self, role) is not None]
-        return (*out, *(("teacher", teacher) for teacher in self.teachers))
+        """(role, settings) of all members, teachers one by one."""
+        single = [(role, getattr(self, role)) for role in _SINGLE if getattr(self, role) is not None]
+        return (*single, *(("teacher", teacher) for teacher in self.teachers))
 
 
-def roles_from_mapping(values: Any, source: str) -> RolesSettings:
-    """The roles of a recipe.
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The roles of a run, ready to be asked; None takes no part.
 
     Args:
-        values: what stands in the YAML file.
-        source: file and section, for complaints.
+        question_writer: writes questions.
+        validator: checks them.
+        teachers: answer from the crop.
+        judge: compares answers.
+        distractor_writer: writes wrong options.
+        student: answers the training view.
+        guesser: answers without an image.
+        shared: what the endpoints share; None when all roles are rules.
+        clients: of all endpoints.
+        before: costs when the run began.
+    """
+
+    question_writer: QuestionWriter
+    validator: Validator
+    teachers: tuple[Teacher, ...]
+    judge: Judge | None = None
+    distractor_writer: DistractorWriter | None = None
+    student: Reader | None = None
+    guesser: Reader | None = None
+    shared: SharedClient | None = None
+    clients: tuple[Client, ...] = ()
+    before: tuple[Cost, ...] = ()
+
+    def check(self) -> None:
+        """Make sure that every endpoint is there, before anything is computed.
+
+        Raises:
+            EndpointError: one is down or refuses the key; it names role, address and reason.
+        """
+        for client in self.clients:
+            client.check()
+
+    def costs(self) -> tuple[Cost, ...]:
+        """Requests and costs of this run, by role, name and endpoint."""
+        if self.shared is None:
+            return ()
+        before = {(cost.role, cost.name, cost.url): cost for cost in self.before}
+        now = self.shared.cache.costs()
+        return tuple(cost.since(before.get((cost.role, cost.name, cost.url))) for cost in now)
+
+    def close(self) -> None:
+        """Close connections and cache."""
+        if self.shared is not None:
+            self.shared.close()
+
+
+def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
+    """The roles of a recipe. Nothing is asked yet; see `Roles.check`.
+
+    Args:
+        recipe: who plays which role.
+        cache: SQLite file of paid calls, created when there are endpoints.
 
     Raises:
-        ConfigError: an unknown key (with the closest known one) or a bad value; it says where.
+        ConfigError: the file is no call cache, or one of another schema.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source} must be a mapping of roles, not {type(values).__name__}.")
-    out = dict(values)
-    for role in ("asker", "validator", "judge", "maker", "student", "guesser"):
-        if out.get(role) is not None:
-            out[role] = _role(out[role], f"{source}: {role}")
-        elif role in ("asker", "validator"):
-            out.pop(role, None)
-    teachers = _listed(out.get("teachers", []), f"{source}: teachers")
-    out["teachers"] = tuple(_role(one, f"{source}: teachers, number {i}") for i, one in enumerate(teachers, start=1))
-    if "calls" in out:
-        out["calls"] = _made(CallSettings, out["calls"], f"{source}: calls")
-    made: RolesSettings = _made(RolesSettings, out, source)
-    return made
+    by_models = any(member.by == "endpoint" for _, member in recipe.members())
+    shared = SharedClient(CallCache(cache), recipe.calls) if by_models else None
+    clients: list[Client] = []
 
+    def role(kind: str, member: RoleSettings | None, rule: Callable[..., Any], ask: Callable[..., Any]) -> Any:
+        """A member as a role: a rule, or a function that asks its endpoints."""
+        if member is None:
+            return None
+        if shared is None or member.by == "rule":
+            knows = kind in ("teacher", "student")
+            name = member.name or ("knows-the-answer" if knows else "rule")
+            model = "rule that knows the answer" if knows else "rule"
+            return Role(name, model, partial(rule, name=name, error_rate=member.error_rate) if knows else rule)
+        client = Client(kind.replace("_", " "), member.label, member.endpoints, member.sampling, shared)
+        clients.append(client)
+        return Role(client.name, client.model, partial(ask, client=client, member=member))
 
-def _role(values: Any, source: str) -> RoleSettings:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
-    out = dict(values)
-    endpoints = _listed(out.get("endpoints", []), f"{source}: endpoints")
-    out["endpoints"] = tuple(
-        _made(EndpointSettings, one, f"{source}: endpoints, number {i}") for i, one in enumerate(endpoints, start=1)
+    judge = recipe.judge
+    judging = (
+        None
+        if judge is None or shared is None
+        else Client("judge", judge.label, judge.endpoints, judge.sampling, shared)
     )
-    if "sampling" in out:
-        out["sampling"] = _made(Sampling, out["sampling"], f"{source}: sampling")
-    made: RoleSettings = _made(RoleSettings, out, source)
-    return made
-
-
-def _made(cls: type, values: Any, source: str) -> Any:
-    """`from_mapping`, with the source in front of complaints about values too."""
-    try:
-        return from_mapping(cls, values, source)
-    except ConfigError as error:
-        raise ConfigError(str(error) if source in str(error) else f"{source}: {error}") from error
-
-
-def _listed(value: Any, source: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{source} must be a list, not {value!r:.60}.")
-    return list(value)
+    return Roles(
+        role("question_writer", recipe.question_writer, by_rule.write_questions, by_endpoint.write_questions),
+        role("validator", recipe.validator, by_rule.validate, by_endpoint.validate),
+        tuple(role("teacher", one, by_rule.answer, by_endpoint.answer) for one in recipe.teachers),
+        None if judging is None else Judge(judging),
+        role("distractor_writer", recipe.distractor_writer, by_rule.write_distractors, by_endpoint.write_distractors),
+        role("student", recipe.student, by_rule.read, by_endpoint.read),
+        role("guesser", recipe.guesser, by_rule.read, by_endpoint.read),
+        shared,
+        (*clients, *([] if judging is None else [judging])),
+        shared.cache.costs() if shared is not None else (),
+    )

@@ -1,196 +1,172 @@
-"""`qzoom distill`: all pictures through all steps, stored as it goes, and the data set at the end.
+"""`qzoom distill`: all images through all steps, stored as it goes, and the data set at the end.
 
-A picture is one unit of work: a bounded number of them is under way, their new results are written in the order of the
-pictures, and nothing but counts stays in memory. A rerun takes what is stored and computes the rest.
+An image is one unit of work: a bounded number of them is processed at once, new results are written in the order of the
+images, and only counts stay in memory. A rerun takes what is stored and computes the rest.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qzoom.distill.card import Totals, make_card
-from qzoom.distill.decontaminate import Benchmark, Match
+import numpy as np
+
+from qzoom.distill.card import Stats, make_card
+from qzoom.distill.decontaminate import BenchmarkHashes, Match
 from qzoom.distill.export import write_dataset
-from qzoom.distill.items import Picture
-from qzoom.distill.kept import KeptItems
-from qzoom.distill.pictures import Source, list_sources, load_source
-from qzoom.distill.pipeline import SCAN, Done, Pipeline, Row, follow, open_pipeline
-from qzoom.distill.recipe import DistillRecipe, step_settings
-from qzoom.distill.store import StepStore, StoreLock
+from qzoom.distill.items import ImageRef, Item, item_from_values
+from qzoom.distill.pictures import ImageSource, list_sources, load_source
+from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, open_pipeline, process_picture
+from qzoom.distill.recipe import DatasetRecipe, step_settings
 from qzoom.errors import ConfigError
-from qzoom.store.log import write_atomic
+from qzoom.store.log import LogWriter, write_atomic
 
-__all__ = ["RunOptions", "RunReport", "run_recipe"]
+__all__ = ["RunReport", "SpillFile", "run_recipe"]
 
-EXPORT = "export"
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How a recipe is run this time.
-
-    Args:
-        step: run this step alone, on what the earlier ones stored; None runs all.
-        limit: only the first pictures; None takes all.
-        fresh: throw away what is stored, with `step` from that step on.
-    """
-
-    step: str | None = None
-    limit: int | None = None
-    fresh: bool = False
+_SYNC_S = 2.0
 
 
 @dataclass(slots=True)
 class RunReport:
-    """What a run did.
+    """The report of a run.
 
     Args:
-        totals: pictures and items, counted.
-        rows: exported rows of each split; empty when nothing was exported.
-        computed: step to inputs that were worked on in this run.
-        dropped: training pictures that look like a benchmark's.
-        cost: what calls of this run cost, by role and endpoint.
+        stats: images and items, counted.
+        rows: exported rows of each split.
+        computed: step to inputs that were computed in this run.
+        compared: whether the images were compared with benchmarks.
+        matches: training images that look like a benchmark's.
+        cost: costs of this run's calls, by role and endpoint.
         folder: of the data set.
     """
 
-    totals: Totals = field(default_factory=Totals)
+    stats: Stats = field(default_factory=Stats)
     rows: dict[str, int] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
-    dropped: list[Match] = field(default_factory=list)
+    compared: bool = False
+    matches: list[Match] = field(default_factory=list)
     cost: list[dict[str, Any]] = field(default_factory=list)
     folder: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
-            **self.totals.to_dict(),
+            **self.stats.to_dict(),
             "rows": self.rows,
             "computed": self.computed,
-            "dropped": [match.picture for match in self.dropped],
+            "compared": self.compared,
+            "matches": [match.picture for match in self.matches],
             "cost": self.cost,
             "dataset": self.folder,
         }
 
 
 def run_recipe(
-    recipe: DistillRecipe,
+    recipe: DatasetRecipe,
     folder: Path,
-    options: RunOptions | None = None,
-    on_picture: Callable[[int, int], None] | None = None,
-    on_export: Callable[[int, int], None] | None = None,
+    *,
+    limit: int | None = None,
+    fresh_from: str | None = None,
+    on_picture: Advance | None = None,
+    on_export: Advance | None = None,
 ) -> RunReport:
-    """Run a recipe, or go on with it.
+    """Run a recipe, or resume it.
 
     Args:
         recipe: what to make.
         folder: for the stored steps and the data set.
-        options: how it is run this time.
-        on_picture: told (pictures done, pictures in all).
-        on_export: told (items exported, items in all).
+        limit: only the first images; None takes all.
+        fresh_from: discard what this step and the later ones stored; "pictures" discards everything, paid calls apart.
+        on_picture: called with (images done, images in all).
+        on_export: called with (items exported, items in all).
 
     Raises:
-        ConfigError: the stored steps were made with other settings, or another run is at work there.
+        ConfigError: the stored steps were made with other settings, or another run is writing there.
         DataError: a stored line is damaged, or the disk refuses.
         StopRunError: the budget is spent, a key is refused, or an endpoint was down from the start.
     """
-    options = options or RunOptions()
-    if options.step is not None and options.step not in (*recipe.steps, EXPORT):
-        raise ConfigError(f"No step {options.step!r} in this recipe; its steps: {', '.join((*recipe.steps, EXPORT))}.")
-    sources = list_sources(recipe.pictures)[: options.limit]
+    if fresh_from is not None and fresh_from not in (SCAN, *recipe.steps):
+        raise ConfigError(f"No step {fresh_from!r} in this recipe; its steps: {', '.join(recipe.steps)}.")
+    sources = list_sources(recipe.pictures)[:limit]
     with ExitStack() as stack:
-        stack.enter_context(StoreLock(folder))
-        stores = _open_stores(recipe, folder, options, stack)
+        stores = _open_stores(recipe, folder, fresh_from, stack)
         report = RunReport(computed=dict.fromkeys(stores, 0))
-        compute = _may_compute(recipe, options)
-        pipeline = stack.enter_context(open_pipeline(recipe, folder, compute))
-        if recipe.engine == "ray" and compute != frozenset():
+        pipeline = stack.enter_context(open_pipeline(recipe, folder))
+        if recipe.engine == "ray":
             from qzoom.distill.ray import compute_with_ray
 
-            def keep(rows: Sequence[Row]) -> None:
+            for rows in compute_with_ray(recipe, folder, sources, stores, on_picture):
                 store_rows(rows, stores, report.computed)
+            on_picture = None
 
-            compute_with_ray(recipe, folder, sources, stores, compute, keep, on_picture)
-            compute, on_picture = frozenset(), None
-        with KeptItems(folder / "steps" / "kept.tmp") as kept:
-            _walk(pipeline, sources, stores, compute, report, kept, on_picture)
+        def work(source: ImageSource) -> PictureResult:
+            return process_picture(source, pipeline.steps, pipeline.views, lambda step, key: stores[step].get(key))
+
+        with SpillFile(folder / "steps" / "kept.tmp") as spill:
+            results = _in_order(sources, work, pipeline.workers)
+            for number, result in enumerate(_without_duplicates(results, report), start=1):
+                store_rows(result.rows, stores, report.computed)
+                report.stats.add(result)
+                for item in result.items:
+                    if item.kept:
+                        spill.add(item)
+                if on_picture is not None:
+                    on_picture(number, len(sources))
             report.cost = pipeline.cost()
-            if options.step in (None, EXPORT):
-                _export(recipe, folder, kept, report, on_export)
+            _export(recipe, folder / "dataset", spill, report, on_export)
     write_atomic(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 
-def _may_compute(recipe: DistillRecipe, options: RunOptions) -> frozenset[str] | None:
-    """Names of the steps that may compute; None for all."""
-    if options.step is None:
-        return None
-    if options.step == EXPORT:
-        return frozenset()
-    return frozenset({options.step, SCAN} if options.step == recipe.steps[0] else {options.step})
-
-
-def _open_stores(recipe: DistillRecipe, folder: Path, options: RunOptions, stack: ExitStack) -> dict[str, StepStore]:
-    """The stores of all steps that this run reads or writes."""
+def _open_stores(recipe: DatasetRecipe, folder: Path, fresh_from: str | None, stack: ExitStack) -> dict[str, LogWriter]:
+    """The logs of all steps."""
     stores = {}
-    fresh = options.fresh and options.step is None
+    fresh = False
     for step in (SCAN, *recipe.steps):
-        fresh = fresh or (options.fresh and step == options.step)
+        fresh = fresh or step == fresh_from
         path = folder / "steps" / f"{step}.jsonl"
-        stores[step] = StepStore(path, step, step_settings(recipe, step), fresh=fresh)
-        stack.callback(stores[step].close)
+        advice = f"use --fresh --step {step} to replace it and the later steps, --fresh for all, or another folder"
+        log = LogWriter(path, step, step_settings(recipe, step), fresh=fresh, sync_s=_SYNC_S, advice=advice)
+        stores[step] = stack.enter_context(log)
     return stores
 
 
-def _walk(
-    pipeline: Pipeline,
-    sources: Sequence[Source],
-    stores: dict[str, StepStore],
-    compute: frozenset[str] | None,
-    report: RunReport,
-    kept: KeptItems,
-    on_picture: Callable[[int, int], None] | None,
-) -> None:
-    """Every picture through the steps; results are stored and counted in the order of the pictures."""
-
-    def work(source: Source) -> Done:
-        return follow(source, pipeline.steps, pipeline.views, lambda step, key: stores[step].get(key), compute)
-
+def _without_duplicates(results: Iterable[PictureResult], report: RunReport) -> Iterator[PictureResult]:
+    """The results; of images with equal content only the first one keeps its items."""
     seen: set[int] = set()
-    for number, done in enumerate(_in_order(sources, work, pipeline.workers), start=1):
-        if done.picture is not None:
-            short = int(done.picture.digest, 16)
-            if short in seen:
-                report.totals.duplicates += 1
-                store_rows([row for row in done.rows if row[0] == SCAN], stores, report.computed)
-                done = Done(done.source)
+    for result in results:
+        if result.picture is None:
+            yield result
+            continue
+        short = int(result.picture.digest, 16)
+        if short in seen:
+            report.stats.duplicates += 1
+            yield PictureResult(result.source, rows=[row for row in result.rows if row[0] == SCAN])
+        else:
             seen.add(short)
-        store_rows(done.rows, stores, report.computed)
-        report.totals.add(done)
-        for item in done.items:
-            if item.kept and compute in (None, frozenset()):
-                kept.add(item)
-        if on_picture is not None:
-            on_picture(number, len(sources))
+            yield result
 
 
-def store_rows(rows: Iterable[Row], stores: dict[str, StepStore], computed: dict[str, int]) -> None:
-    """Write new results; two pictures of equal content give the same ones, of which the first are kept."""
+def store_rows(rows: Iterable[Row], stores: Mapping[str, LogWriter], computed: dict[str, int]) -> None:
+    """Write new results; two images of equal content give the same ones, of which the first are kept."""
     for step, key, out in rows:
         if key not in stores[step]:
-            stores[step].add(key, out)
+            stores[step].append(key, out)
             computed[step] += 1
 
 
-def _in_order(sources: Iterable[Source], work: Callable[[Source], Done], workers: int) -> Iterator[Done]:
-    """Results in the order of the sources, at most twice as many under way as there are workers."""
-    waiting: deque[Future[Done]] = deque()
+def _in_order(
+    sources: Iterable[ImageSource], work: Callable[[ImageSource], PictureResult], workers: int
+) -> Iterator[PictureResult]:
+    """Results in the order of the sources, at most twice as many submitted as there are workers."""
+    waiting: deque[Future[PictureResult]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="distill")
     try:
         for source in sources:
@@ -204,32 +180,80 @@ def _in_order(sources: Iterable[Source], work: Callable[[Source], Done], workers
 
 
 def _export(
-    recipe: DistillRecipe,
-    folder: Path,
-    kept: KeptItems,
-    report: RunReport,
-    on_export: Callable[[int, int], None] | None,
+    recipe: DatasetRecipe, target: Path, spill: SpillFile, report: RunReport, on_export: Advance | None
 ) -> None:
     """Write the data set from the kept items."""
-    benchmark = Benchmark(recipe.audit) if recipe.audit.against else None
+    hashes = BenchmarkHashes(recipe.decontaminate) if recipe.decontaminate.against else None
+    report.compared = hashes is not None
 
-    def matches(picture: Picture) -> bool:
-        if benchmark is None:
+    def drop(picture: ImageRef) -> bool:
+        if hashes is None:
             return False
-        found = benchmark.nearest(load_source(picture.source, picture.root).image, picture.digest)
-        if found is not None:
-            report.dropped.append(found)
-        return found is not None and recipe.audit.drop
+        match = hashes.nearest(load_source(picture.source, picture.root).image, picture.digest)
+        if match is not None:
+            report.matches.append(match)
+        return match is not None and recipe.decontaminate.drop
 
-    def items() -> Iterator[Any]:
-        for number, item in enumerate(kept.in_order()):
+    def items() -> Iterator[Item]:
+        for number, item in enumerate(spill.in_order()):
             if on_export is not None:
-                on_export(number, len(kept))
-            report.totals.add_kept(item)
+                on_export(number, len(spill))
+            report.stats.add_kept(item)
             yield item
 
-    target = folder / "dataset"
-    report.rows = write_dataset(
-        items(), target, recipe.export, lambda rows: make_card(recipe, report.totals, rows, report.dropped), matches
-    )
+    def card(rows: dict[str, int]) -> str:
+        return make_card(recipe, report.stats, rows, report.matches)
+
+    report.rows = write_dataset(items(), target, recipe.export, card, drop)
     report.folder = str(target)
+
+
+_KEY = 40
+
+
+class SpillFile:
+    """Kept items on disk, returned in the order of the exported rows; a context manager that removes the file.
+
+    Workers finish in any order and a rerun skips what is stored; sorted by image and id, the data is always the same.
+    Memory holds 48 bytes an item.
+
+    Args:
+        path: of the file; replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys = bytearray()
+        self._offsets = array("q")
+
+    def __enter__(self) -> SpillFile:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("w+b")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def add(self, item: Item) -> None:
+        """Add a kept item."""
+        self._keys += (item.picture.digest + item.id).encode()
+        self._offsets.append(self._file.tell())
+        self._file.write(item.to_json().encode("utf-8", "surrogatepass") + b"\n")
+
+    def in_order(self) -> Iterator[Item]:
+        """All items, by the digest of their image and then by id; of equal ids the first that was added."""
+        self._file.flush()
+        keys = np.frombuffer(bytes(self._keys), f"S{_KEY}")
+        last = b""
+        with self._path.open("rb") as file:
+            for index in np.argsort(keys, kind="stable"):
+                if keys[index] == last:
+                    continue
+                last = keys[index]
+                file.seek(self._offsets[int(index)])
+                line = file.readline().decode("utf-8", "surrogatepass")
+                yield item_from_values(json.loads(line), str(self._path))

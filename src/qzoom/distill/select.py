@@ -1,98 +1,71 @@
-"""Which proposed boxes are kept: inside an area band, large enough to see, few of each size, none twice.
+"""Which proposed boxes are kept: inside an area band, large enough to see, few of each size, no duplicates.
 
-Sizes are drawn from bins of equal ratio between the band's ends, so that small and less small regions both come. Pure
-arithmetic; every box that is left out has its reason.
+Sizes are drawn from bins of equal ratio between the ends of the band, so that small and less small targets both come.
+Pure arithmetic; every box that is left out has a reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
-from qzoom.config import check_count, check_range
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import box_area_px, clip_box
+from qzoom.settings import Between, Share, settings
 from qzoom.store.schema import Box4
 
-__all__ = ["Chosen", "SelectSettings", "area_bin", "iou", "select"]
+__all__ = ["SelectSettings", "area_bin", "iou", "select"]
 
 
-@dataclass(frozen=True, slots=True)
+Count = Annotated[int, Between(1, 10_000)]
+AreaShare = Annotated[float, Between(1e-9, 1)]
+
+
+@settings
 class SelectSettings:
-    """Limits of what is kept.
+    """Limits of the boxes that are kept."""
 
-    Args:
-        min_share: smallest share of the picture's area.
-        max_share: largest share; 0.1 is the paper's.
-        bins: size bins of equal ratio inside the band.
-        per_bin: most boxes of a bin.
-        per_picture: most boxes of a picture, taken from the bins in turn.
-        min_side_px: shortest side of a box.
-        min_tokens: fewest visual tokens that its pixels make.
-        token_px: side of one visual token in pixels.
-        max_overlap: a box whose intersection over union with a better one is above this is left out.
-        max_aspect: longest side over shortest side, at most.
-
-    Raises:
-        ConfigError: a value out of range, or a band without room.
-    """
-
-    min_share: float = 1e-5
-    max_share: float = 0.1
-    bins: int = 3
-    per_bin: int = 4
-    per_picture: int = 8
-    min_side_px: int = 12
-    min_tokens: float = 1.0
-    token_px: int = 28
-    max_overlap: float = 0.5
-    max_aspect: float = 20.0
+    min_share: AreaShare = 1e-5
+    """Smallest share of the image's area."""
+    max_share: AreaShare = 0.1
+    """Largest share of the image's area; 0.1 is the paper's."""
+    bins: Count = 3
+    """Size bins of equal ratio inside the band."""
+    per_bin: Count = 4
+    """Most boxes of a bin."""
+    per_picture: Count = 8
+    """Most boxes of an image, taken from the bins in turn."""
+    min_side_px: Count = 12
+    """Shortest side of a box."""
+    min_tokens: Annotated[float, Between(0, 1e6)] = 1.0
+    """Fewest visual tokens that its pixels make."""
+    token_px: Count = 28
+    """Side of one visual token in pixels."""
+    max_overlap: Share = 0.5
+    """A box whose intersection over union with a better one is above this is left out."""
+    max_aspect: Annotated[float, Between(1, 1e4)] = 20.0
+    """Longest side over shortest side, at most."""
 
     def __post_init__(self) -> None:
-        check_range(self, "min_share", 1e-9, 1)
-        check_range(self, "max_share", 1e-9, 1)
-        for name in ("bins", "per_bin", "per_picture", "min_side_px", "token_px"):
-            check_count(self, name, 1, 10_000)
-        check_range(self, "min_tokens", 0, 1e6)
-        check_range(self, "max_overlap", 0, 1)
-        check_range(self, "max_aspect", 1, 1e4)
         if self.min_share >= self.max_share:
-            raise ConfigError(
-                f"propose.select: min_share {self.min_share} leaves no room below max_share {self.max_share}."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What became of one proposed box.
-
-    Args:
-        index: of the box in what was proposed.
-        box: clipped to the picture.
-        area_bin: its size bin, 0 the smallest; 0 also outside the band.
-        reason: why it was left out; "" for one that is kept.
-    """
-
-    index: int
-    box: Box4
-    area_bin: int
-    reason: str
+            raise ConfigError(f"min_share {self.min_share} leaves no room below max_share {self.max_share}.")
 
 
 def select(
     boxes: Sequence[Box4], scores: Sequence[float], size_px: tuple[int, int], settings: SelectSettings
-) -> list[Chosen]:
-    """What becomes of each box.
+) -> list[tuple[Box4, int, str]]:
+    """Decide about each box.
 
     Args:
         boxes: xyxy in original pixels, as proposed.
         scores: the better first; of equal ones the earlier.
-        size_px: (width, height) of the picture.
+        size_px: (width, height) of the image.
         settings: the limits.
 
     Returns:
-        One result per box, in the order of `boxes`.
+        Of each box, in order: the box clipped to the image, its size bin (0 the smallest; 0 also outside the band), and
+        why it is left out ("" for one that is kept).
     """
     clipped = [clip_box(box, size_px) for box in boxes]
     reasons = [_unfit(box, size_px, settings) for box in clipped]
@@ -111,10 +84,7 @@ def select(
             queue.append(index)
     for index in _beyond(queues, settings.per_picture):
         reasons[index] = "enough of this picture"
-    return [
-        Chosen(index, box, place, reason)
-        for index, (box, place, reason) in enumerate(zip(clipped, bins, reasons, strict=True))
-    ]
+    return list(zip(clipped, bins, reasons, strict=True))
 
 
 def area_bin(box: Box4, size_px: tuple[int, int], settings: SelectSettings) -> int:
@@ -151,6 +121,6 @@ def _unfit(box: Box4, size_px: tuple[int, int], settings: SelectSettings) -> str
 
 
 def _beyond(queues: list[list[int]], most: int) -> list[int]:
-    """What is left over when `most` are taken from the queues in turn."""
-    turns = [(place, number, index) for number, queue in enumerate(queues) for place, index in enumerate(queue)]
+    """Indices left over when `most` are taken from the queues in turn."""
+    turns = [(turn, number, index) for number, queue in enumerate(queues) for turn, index in enumerate(queue)]
     return [index for _, _, index in sorted(turns)[most:]]

@@ -1,7 +1,7 @@
-"""Step vote: the answer that the teachers agree on. Pure, and the same for the same votes in any order.
+"""Step vote: the answer that the teachers agree on. Pure, and independent of the order of the votes.
 
-Equal answers are put together by rule; a judge is asked only about answers that rules leave open, and only where its
-word could bring a quorum about. Failures and abstentions are never votes for anything.
+Equal answers are grouped by rule. The judge is asked only about answers that rules leave undecided, and only where its
+verdict could complete a quorum. Failures and abstentions are never votes.
 """
 
 from __future__ import annotations
@@ -9,44 +9,35 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 from qzoom.distill.by_rule import leak
-from qzoom.distill.items import Agreement, Item, Vote
-from qzoom.distill.roles import asked_of, with_model
+from qzoom.distill.items import Agreement, Item, Step, Vote, draft_of, with_model
 from qzoom.errors import CallRefusedError, ConfigError
 from qzoom.scoring.agree import normal, same
 from qzoom.scoring.judge import Judge
+from qzoom.settings import Between, settings
 
-__all__ = ["VoteSettings", "VoteStep", "agree", "reachable"]
+__all__ = ["VoteSettings", "agree", "reachable", "same_answer", "vote_step"]
 
 Same = Callable[[str, str], bool | None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@settings
 class VoteSettings:
-    """How many must agree.
+    """How many votes make an agreement."""
 
-    Args:
-        quorum: votes for the answer in all.
-        per_teacher: votes that a teacher must give for it to count as agreeing.
-        teachers: how many must agree in that sense.
-
-    Raises:
-        ConfigError: numbers that are none, or a quorum that is reached before the teachers agree.
-    """
-
-    quorum: int = 6
-    per_teacher: int = 3
-    teachers: int = 2
+    quorum: Annotated[int, Between(1)] = 6
+    """Votes for the answer in all."""
+    per_teacher: Annotated[int, Between(1)] = 3
+    """Votes of a teacher that make it count as agreeing."""
+    teachers: Annotated[int, Between(1)] = 2
+    """Teachers that must agree."""
 
     def __post_init__(self) -> None:
-        for name in ("quorum", "per_teacher", "teachers"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"vote: {name} must be a whole number from 1, not {value!r}.")
         if self.quorum < self.per_teacher * self.teachers:
             raise ConfigError(
-                f"vote: a quorum of {self.quorum} is less than {self.per_teacher} votes from each of {self.teachers} "
+                f"a quorum of {self.quorum} is less than {self.per_teacher} votes from each of {self.teachers} "
                 f"teachers; set quorum to at least {self.per_teacher * self.teachers}."
             )
 
@@ -67,42 +58,38 @@ class VoteSettings:
             )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class VoteStep:
-    """Decides on the answer.
+def vote_step(settings: VoteSettings, judge: Judge | None = None) -> Step:
+    """Decides on the answer; the item is kept when the quorum is reached.
 
     Args:
         settings: how many must agree.
-        judge: compares what rules leave open; None leaves such answers apart.
+        judge: compares what rules leave undecided; None keeps such answers apart.
     """
 
-    settings: VoteSettings
-    judge: Judge | None = None
-    name: str = "vote"
-
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """The item with its agreement, kept when the quorum is reached."""
-        question = asked_of(item).text
-        joined: list[bool] = []
+    def run(item: Item) -> Sequence[Item]:
+        question = draft_of(item).text
+        verdicts: list[bool] = []
 
         def ask(first: str, second: str) -> bool | None:
-            if self.judge is None:
+            if judge is None:
                 return None
             try:
-                verdict = self.judge.same(question, first, second)
+                verdict = judge.same(question, first, second)
             except CallRefusedError:
                 return None
-            joined.append(verdict is True)
+            verdicts.append(verdict is True)
             return verdict
 
-        agreement, reason = agree(item.votes, self.settings, ask if self.judge is not None else None)
+        agreement, reason = agree(item.votes, settings, ask if judge is not None else None)
         if agreement is not None:
             reason = reason or leak(question, agreement.text)
-            if any(joined) and self.judge is not None:
-                agreement = dataclasses.replace(agreement, by=self.judge.name)
-        if joined and self.judge is not None:
-            item = with_model(item, "judge", self.judge.model)
-        return (dataclasses.replace(item, answer=agreement).decide(self.name, not reason, reason),)
+            if any(verdicts) and judge is not None:
+                agreement = dataclasses.replace(agreement, by=judge.name)
+        if verdicts and judge is not None:
+            item = with_model(item, "judge", judge.model)
+        return (dataclasses.replace(item, answer=agreement).decide("vote", reason),)
+
+    return Step("vote", run)
 
 
 def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None) -> tuple[Agreement | None, str]:
@@ -156,6 +143,17 @@ def reachable(votes: Sequence[Vote], left: Mapping[str, int], settings: VoteSett
         if most.total() >= settings.quorum and agreeing >= settings.teachers:
             return True
     return False
+
+
+def same_answer(question: str, first: str, second: str, judge: Judge | None) -> bool | None:
+    """Whether two answers mean the same: by rule, else by the judge; None where neither can tell."""
+    decided = same(first, second)
+    if decided is None and judge is not None:
+        try:
+            decided = judge.same(question, first, second)
+        except CallRefusedError:
+            decided = None
+    return decided
 
 
 def _groups(votes: Sequence[Vote]) -> list[list[Vote]]:

@@ -1,18 +1,21 @@
-"""Keys and values by layer, in the form transformers' decoder layers expect: `update(key, value, layer_idx)`.
+"""The caches: keys and values of one sample or batch (`KVCache`), and least-recently-used values (`LRUCache`).
 
-A cache is cheap to fork (tensors are shared, never written in place once shared), so a session's prefix serves many
-questions. `reserve` gives a decoding batch room to append in place instead of copying every step.
+`KVCache` has the form that transformers' decoder layers expect: `update(key, value, layer_idx)`. It is cheap to fork
+(tensors are shared, never written in place once shared), so a session's prefix serves many questions. `reserve` gives a
+decoding batch room to append in place instead of copying every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "LRUCache"]
 
 GROWTH = 128  # positions added when a reserved cache runs out of room
 
@@ -74,7 +77,7 @@ class KVCache:
         out._layers |= other.fork()._layers
         return out
 
-    def copied(self, layers: Iterable[int] | None = None) -> KVCache:
+    def clone(self, layers: Iterable[int] | None = None) -> KVCache:
         """An own copy, of some layers or of all, that shares no memory with this one."""
         out = KVCache()
         for i in self._layers if layers is None else layers:
@@ -162,3 +165,63 @@ def _with_room(buffer: Tensor, length: int, extra: int) -> Tensor:
     new = buffer.new_empty((*buffer.shape[:2], length + extra, buffer.shape[3]))
     new[:, :, :length] = buffer[:, :, :length]
     return new
+
+
+Value = TypeVar("Value")
+
+
+class LRUCache(Generic[Value]):
+    """The most recently used values by key. Safe to use from several threads.
+
+    Args:
+        max_bytes: memory of all values together; 0 keeps nothing.
+        size: bytes of a value.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
+        self.max_bytes = max_bytes
+        self.hits = 0
+        self.misses = 0
+        self._size = size
+        self._bytes = 0
+        self._values: OrderedDict[bytes, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all values."""
+        return self._bytes
+
+    @property
+    def entries(self) -> int:
+        """Number of values held."""
+        return len(self._values)
+
+    def get(self, key: bytes) -> Value | None:
+        """A value, which becomes the most recently used one."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._values.move_to_end(key)
+            return value
+
+    def peek(self, key: bytes) -> Value | None:
+        """A value, without counting as a use of it."""
+        with self._lock:
+            return self._values.get(key)
+
+    def put(self, key: bytes, value: Value) -> None:
+        """Hold a value in place of an earlier one; one that is larger than the bound is not held."""
+        size = self._size(value)
+        with self._lock:
+            if size > self.max_bytes:
+                return
+            old = self._values.pop(key, None)
+            self._bytes += size - (self._size(old) if old is not None else 0)
+            self._values[key] = value
+            while self._bytes > self.max_bytes:
+                _, dropped = self._values.popitem(last=False)
+                self._bytes -= self._size(dropped)

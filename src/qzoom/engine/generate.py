@@ -1,19 +1,13 @@
-"""Milliseconds per step of one call.
+"""The answer, token by token: prefill of the upper layers, sampling, and decoding many samples as one batch.
 
-Token ids to text, piece by piece: no half characters, nothing past a stop text.
-
-Choose the next token of one sample: greedy, or sampled by its own generator.
-
-Token by token, many samples at once: each row has its own length, position, sampler and end.
-
-Rows join with the state that their prefill left and leave as soon as they end; what is left goes on as a smaller batch.
+Each row of the batch has its own length, position, sampler and end. Rows join with the state that their prefill left
+and leave as soon as they end; the remaining rows continue as a smaller batch. `TextStream` turns token ids into text
+piece by piece: no half characters, nothing past a stop text.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,40 +17,11 @@ from torch import Tensor
 from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import decode_mask
+from qzoom.engine.perceive import CoarseResult, Stopwatch
+from qzoom.engine.state import Engine, State, advance_upper
 from qzoom.types import SamplingParams
 
-__all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "Stopwatch", "TextStream"]
-
-
-class Stopwatch:
-    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock.
-
-    Args:
-        device: where the work runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
-        self._started = self._now()
-        self._ms: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time a block under a name; repeated names add up."""
-        begin = self._now()
-        try:
-            yield
-        finally:
-            self._ms[name] = self._ms.get(name, 0.0) + (self._now() - begin) * 1000
-
-    def snapshot(self) -> dict[str, float]:
-        """Steps so far in order, then "total" since the start."""
-        return {**self._ms, "total": (self._now() - self._started) * 1000}
-
-    def _now(self) -> float:
-        if self._cuda is not None:
-            torch.cuda.synchronize(self._cuda)
-        return time.perf_counter()
+__all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "TextStream", "prefill"]
 
 
 class TextStream:
@@ -188,6 +153,47 @@ class DecodeRow:
         return piece + (self.stream.finish() if self.finish and not self.stream.stopped else "")
 
 
+@torch.inference_mode()
+def prefill(
+    engine: Engine, coarse: Sequence[CoarseResult], clock: Stopwatch, keys: Sequence[int] | None = None
+) -> list[DecodeRow]:
+    """Layers K..N-1; zoomed and plain prompts run as two batches, since their lengths differ most.
+
+    Args:
+        engine: backbone and K.
+        coarse: one or more, regions inserted where they zoom.
+        clock: gets "upper_layers".
+        keys: of the rows; None takes their indices.
+
+    Returns:
+        One row per request, ready for a `DecodeBatch`.
+    """
+    results: dict[int, tuple[State, Tensor]] = {}
+    with clock.step("upper_layers"):
+        for zoomed in (False, True):
+            group = [i for i, item in enumerate(coarse) if item.gate.zoomed == zoomed]
+            if group:
+                states, logits = advance_upper(engine, [coarse[i].state for i in group])
+                results |= dict(zip(group, zip(states, logits, strict=True), strict=True))
+    rows = []
+    for i, item in enumerate(coarse):
+        state, first_logits = results[i]
+        params = item.request.options.sampling
+        rows.append(
+            DecodeRow(
+                key=i if keys is None else keys[i],
+                cache=state.shared.cache.merged(state.upper.cache),
+                length=len(state.prompt),
+                position=state.prompt.next_position,
+                logits=first_logits,
+                params=params,
+                sampler=Sampler(params),
+                stream=TextStream(engine.backbone.tokenizer, params.stop),
+            )
+        )
+    return rows
+
+
 class DecodeBatch:
     """The running batch.
 
@@ -219,23 +225,23 @@ class DecodeBatch:
         self._join([row for row in rows if not row.finish])
         return pieces
 
-    def park(self, key: int) -> DecodeRow:
-        """Take a row out with all that it needs to go on later (see `resume`); its place is free at once.
+    def preempt(self, key: int) -> DecodeRow:
+        """Take a row out, with its keys and values, until `resume`; its place is free at once.
 
         Raises:
             KeyError: no row of that name is running.
         """
-        place = next((i for i, row in enumerate(self._rows) if row.key == key), None)
-        if place is None:
+        index = next((i for i, row in enumerate(self._rows) if row.key == key), None)
+        if index is None:
             raise KeyError(key)
-        row = self._rows[place]
-        row.cache = self._cache.row(place, [slice(self._total - row.length, self._total)]).copied()
-        self._keep([i for i in range(len(self._rows)) if i != place])
+        row = self._rows[index]
+        row.cache = self._cache.row(index, [slice(self._total - row.length, self._total)]).clone()
+        self._keep([i for i in range(len(self._rows)) if i != index])
         return row
 
     @torch.inference_mode()
     def resume(self, rows: Sequence[DecodeRow]) -> None:
-        """Let parked rows join again; they go on with the next step."""
+        """Let preempted rows join again; they continue with the next step."""
         self._join(rows)
 
     def cancel(self, key: int) -> str:

@@ -1,28 +1,76 @@
-"""The coarse look, the gate's decision and the region proposal; in a batch every sample decides for itself."""
+"""Pictures to prompts, the coarse pass, the gate's decision and the region proposal.
+
+Every step takes a batch of requests, and in a batch every request decides for itself. `engine/flow.py` calls them in
+order; `Stopwatch` adds up what each of them took.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qzoom.engine.generate import Stopwatch
-from qzoom.engine.prompt import Prompt, build_prompt
+from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budget
-from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared
+from qzoom.engine.state import Engine, State, advance_gate, advance_region
 from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
-from qzoom.types import GateDecision
+from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
-__all__ = ["CoarseResult", "look", "propose", "region_logits", "region_maps"]
+__all__ = [
+    "CoarseResult",
+    "Stopwatch",
+    "encode",
+    "gate",
+    "heat_maps",
+    "make_perception",
+    "propose",
+    "propose_boxes",
+    "region_logits",
+    "region_maps",
+    "usage_of",
+]
+
+
+class Stopwatch:
+    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._started = self._now()
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a block under a name; repeated names add up."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._ms[name] = self._ms.get(name, 0.0) + (self._now() - begin) * 1000
+
+    def snapshot(self) -> dict[str, float]:
+        """Steps so far in order, then "total" since the start."""
+        return {**self._ms, "total": (self._now() - self._started) * 1000}
+
+    def _now(self) -> float:
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+        return time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True)
 class CoarseResult:
-    """What the coarse look gave for one request.
+    """What the coarse pass gave for one request.
 
     Args:
         request: what was asked.
@@ -40,43 +88,25 @@ class CoarseResult:
 
 
 @torch.inference_mode()
-def look(
-    engine: Engine, requests: Sequence[Request], clock: Stopwatch, *, perceive: bool = False
-) -> list[CoarseResult]:
-    """Encode, run the shared layers, ask the gate, and where it says so the region branch.
+def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> list[State]:
+    """Pictures to visual tokens to prompts, as states in which nothing else is computed yet.
+
+    A request with a prefix starts from its state, whose pictures are encoded already.
 
     Args:
         engine: backbone, branches, arithmetic.
         requests: one or more, of any sizes.
-        clock: gets "vision", "shared_layers", "gate" and "region".
-        perceive: run gate and region branch for every request, whatever is decided.
+        clock: gets "vision".
 
     Raises:
         HeadsMissingError: zooming asked of a model without a region branch.
         BudgetError: a token budget larger than what the model reads.
         QuestionError: a prompt longer than the model reads.
     """
+    backbone = engine.backbone
     for request in requests:
         check_heads(engine, request.options.zoom)
     check_requests(engine, requests)
-    prompts = _prompts(engine, requests, clock)
-    states = [
-        request.prefix.on(prompt) if request.prefix is not None else State.empty(engine, prompt)
-        for request, prompt in zip(requests, prompts, strict=True)
-    ]
-    with clock.step("shared_layers"):
-        states = advance_shared(engine, states)
-    looks = _decide(engine, requests, states, clock, perceive)
-    chosen = [i for i, item in enumerate(looks) if item.gate.zoomed or (perceive and engine.region is not None)]
-    if chosen:
-        with clock.step("region"):
-            for i, found in zip(chosen, propose(engine, [looks[i] for i in chosen]), strict=True):
-                looks[i] = found
-    return looks
-
-
-def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> list[Prompt]:
-    backbone = engine.backbone
     images, budgets = [], []
     for request in requests:
         if request.prefix is None:
@@ -84,65 +114,103 @@ def _prompts(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> l
             budgets += [coarse_budget(engine, request.options)] * len(request.pictures)
     with clock.step("vision"):
         features = iter(backbone.encode(images, budgets))
-    prompts = []
+    states = []
     for request in requests:
         if request.prefix is None:
-            own = [next(features) for _ in request.pictures]
+            pictures = [next(features) for _ in request.pictures]
         else:
-            own = [span.features for span in request.prefix.prompt.spans]
-        prompt = build_prompt(backbone, request.ids, own)
+            pictures = [span.features for span in request.prefix.prompt.spans]
+        prompt = build_prompt(backbone, request.ids, pictures)
         check_length(len(prompt), request, backbone)
-        prompts.append(prompt)
-    return prompts
+        states.append(State.empty(engine, prompt) if request.prefix is None else request.prefix.on(prompt))
+    return states
 
 
-def _decide(
-    engine: Engine, requests: Sequence[Request], states: list[State], clock: Stopwatch, perceive: bool
+@torch.inference_mode()
+def gate(
+    engine: Engine, requests: Sequence[Request], states: Sequence[State], clock: Stopwatch, *, everyone: bool = False
 ) -> list[CoarseResult]:
-    """Gate scores for the requests that ask for one; without a gate, "auto" always zooms."""
-    asked = [i for i, r in enumerate(requests) if perceive or (r.options.zoom == "auto" and r.pictures)]
-    asked = asked if engine.gate is not None else []
+    """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        requests: one or more.
+        states: of each, after the shared layers.
+        clock: gets "gate".
+        everyone: run the gate for requests that do not ask it, too.
+    """
+    states = list(states)
+    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures)]
     scores: dict[int, float] = {}
-    if asked:
+    if asking and engine.gate is not None:
         with clock.step("gate"):
-            advanced, hidden = advance_gate(engine, [states[i] for i in asked])
-            probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()  # type: ignore[union-attr]
-        for i, state, score in zip(asked, advanced, probabilities, strict=True):
+            advanced, hidden = advance_gate(engine, [states[i] for i in asking])
+            probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
+        for i, state, score in zip(asking, advanced, probabilities, strict=True):
             states[i], scores[i] = state, score
     out = []
     for i, request in enumerate(requests):
         options = request.options
         threshold = options.gate_threshold if options.gate_threshold is not None else engine.config.gate_threshold
-        wanted = options.zoom == "always" or (options.zoom == "auto" and scores.get(i, 1.0) >= threshold)
+        zooms = options.zoom == "always" or (options.zoom == "auto" and scores.get(i, 1.0) >= threshold)
         note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
-        zoomed = wanted and bool(request.pictures)
-        gate = GateDecision(scores.get(i), threshold if i in scores else None, zoomed, note)
-        out.append(CoarseResult(request, states[i], gate))
-    return out
-
-
-def propose(engine: Engine, looks: Sequence[CoarseResult]) -> list[CoarseResult]:
-    """Run the region branch and draw boxes; an empty map takes the intention to zoom back and says so."""
-    states = advance_region(engine, [item.state for item in looks])
-    out = []
-    for item, state in zip(looks, states, strict=True):
-        maps = region_maps(engine, state)
-        options = item.request.options
-        threshold = options.region_threshold if options.region_threshold is not None else engine.config.region_threshold
-        boxes = boxes_from_maps(
-            [m.blurred for m in maps],
-            [p.size_px for p in item.request.pictures],
-            threshold=threshold,
-            rule=engine.config.box,
-            token_px=engine.backbone.token_px,
+        decision = GateDecision(
+            scores.get(i), threshold if i in scores else None, zooms and bool(request.pictures), note
         )
-        gate = item.gate
-        if gate.zoomed and not boxes:
-            gate = dataclasses.replace(
-                gate, zoomed=False, note="No region stood out, so the answer is from the coarse look."
-            )
-        out.append(CoarseResult(item.request, state, gate, maps, boxes))
+        out.append(CoarseResult(request, states[i], decision))
     return out
+
+
+@torch.inference_mode()
+def propose(
+    engine: Engine, coarse: Sequence[CoarseResult], clock: Stopwatch, *, everyone: bool = False
+) -> list[CoarseResult]:
+    """Run the region branch and draw boxes for the requests that zoom.
+
+    An empty map takes the intention to zoom back and says so in the gate's note.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        coarse: after the gate.
+        clock: gets "region".
+        everyone: draw boxes for requests that do not zoom, too.
+    """
+    out = list(coarse)
+    chosen = [i for i, item in enumerate(out) if item.gate.zoomed or (everyone and engine.region is not None)]
+    if not chosen:
+        return out
+    with clock.step("region"):
+        for i, state in zip(chosen, advance_region(engine, [out[i].state for i in chosen]), strict=True):
+            item = out[i]
+            maps = region_maps(engine, state)
+            sizes = [picture.size_px for picture in item.request.pictures]
+            boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
+            decision = item.gate
+            if decision.zoomed and not boxes:
+                note = "No region stood out, so the answer is from the coarse look."
+                decision = dataclasses.replace(decision, zoomed=False, note=note)
+            out[i] = CoarseResult(item.request, state, decision, maps, boxes)
+    return out
+
+
+def propose_boxes(
+    engine: Engine, maps: Sequence[RegionMap], sizes_px: Sequence[tuple[int, int]], threshold: float | None = None
+) -> tuple[MapBox, ...]:
+    """Where to zoom, best first: the one place where region maps become boxes, in answering and in training alike.
+
+    Args:
+        engine: for the checkpoint's box rule and the side of a visual token.
+        maps: one per picture, from `region_maps`.
+        sizes_px: (width, height) of each picture.
+        threshold: see `ZoomConfig.region_threshold`; None takes the checkpoint's.
+    """
+    return boxes_from_maps(
+        [m.blurred for m in maps],
+        sizes_px,
+        threshold=engine.config.region_threshold if threshold is None else threshold,
+        rule=engine.config.box,
+        token_px=engine.backbone.token_px,
+    )
 
 
 def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
@@ -173,3 +241,40 @@ def region_maps(engine: Engine, state: State) -> tuple[RegionMap, ...]:
             sinks = mean_head_logits(state.sink_query, keys)
         maps.append(region_map(logits, sinks, (logits.shape[0], logits.shape[1]), engine.config))
     return tuple(maps)
+
+
+def usage_of(engine: Engine, item: CoarseResult, regions: Sequence[Region], completion: int) -> Usage:
+    """Tokens paid for a request with these regions and so many generated tokens."""
+    spans = item.state.prompt.spans
+    opening = len(engine.backbone.image_delimiters[0])
+    prefix = item.request.prefix
+    return Usage(
+        coarse_tokens=sum(s.stop - s.start for s in spans if s.role == "coarse"),
+        region_tokens=sum(r.tokens for r in regions),
+        prompt_tokens=len(item.state.prompt),
+        completion_tokens=completion,
+        reused_tokens=_reused(item, prefix, opening) if prefix is not None else 0,
+    )
+
+
+def _reused(item: CoarseResult, prefix: State, opening: int) -> int:
+    """Tokens of the session's prefix that came before the first inserted region and its `opening` tokens."""
+    inserted = [s.start - opening for s in item.state.prompt.spans if s.role == "region"]
+    return min([prefix.shared.length, *inserted])
+
+
+def heat_maps(item: CoarseResult) -> tuple[HeatMap, ...]:
+    """The blurred map of every picture."""
+    return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
+
+
+def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Perception:
+    """The record of a coarse pass."""
+    return Perception(
+        gate=item.gate,
+        regions=tuple(Region(b.box, b.score, b.image) for b in item.boxes),
+        heat_maps=heat_maps(item),
+        image_sizes_px=tuple(p.size_px for p in item.request.pictures),
+        usage=usage_of(engine, item, (), 0),
+        timing_ms=clock.snapshot(),
+    )

@@ -1,4 +1,4 @@
-"""Prefixes kept across questions: whoever asks again about the same pictures pays for the question only.
+"""Prefixes cached across questions: a second question about the same pictures costs the question only.
 
 An entry is the frozen state of everything up to the end of a conversation's last picture. It is taken from what an
 answer computed anyway, so the first question about a picture costs nothing extra.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 
-from qzoom.engine.cache import KVCache
-from qzoom.engine.lru import LRUCache
+import torch
+
+from qzoom.engine.cache import KVCache, LRUCache
 from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.prompt import Prompt, prefix_length
 from qzoom.engine.request import Request, coarse_budget
 from qzoom.engine.state import Engine, LayerCache, State, truncate
-from qzoom.engine.zoom import features_bytes, own_features
+from qzoom.engine.zoom import clone_features, features_bytes
 from qzoom.images.load import pixel_digest
 
 __all__ = ["PrefixCache", "prefix_key", "prefix_state"]
@@ -37,12 +39,54 @@ class PrefixCache(LRUCache[State]):
         self.regions = LRUCache(max_bytes // _REGION_PART, features_bytes)
         super().__init__(max_bytes - self.regions.max_bytes, _size)
 
-    def wants(self, key: bytes, item: CoarseResult) -> bool:
-        """Whether a look went further than what is held: it is new, or more of its stacks were run."""
-        held = self.peek(key)
-        if held is None:
+    def waves(
+        self, requests: Mapping[int, Request], prefixes: Mapping[int, bytes]
+    ) -> Iterator[tuple[list[int], list[bytes], list[Request]]]:
+        """Requests in the order in which they run, each on its cached prefix where there is one.
+
+        Those that share a prefix which is not cached yet come in a later wave than the one that computes it.
+
+        Args:
+            requests: by key.
+            prefixes: `prefix_key` of those that may use the cache.
+
+        Yields:
+            Keys, prefix keys (b"" for none) and requests of a wave.
+        """
+        left = dict(requests)
+        while left:
+            first: dict[bytes, int] = {}
+            for key in left:
+                first.setdefault(prefixes.get(key, b""), key)
+            keys = [key for key in left if not prefixes.get(key) or first[prefixes[key]] == key]
+            prefix_keys = [prefixes.get(key, b"") for key in keys]
+            yield keys, prefix_keys, [self._on_prefix(p, left.pop(k)) for k, p in zip(keys, prefix_keys, strict=True)]
+
+    def _on_prefix(self, key: bytes, request: Request) -> Request:
+        if not key or request.prefix is not None:
+            return request
+        state = self.get(key)
+        return request if state is None else dataclasses.replace(request, prefix=state)
+
+    @torch.inference_mode()
+    def store(self, key: bytes, engine: Engine, item: CoarseResult, cache: KVCache | None = None) -> None:
+        """Cache the prefix of a coarse pass, unless an entry of this key has as much already.
+
+        Args:
+            key: its `prefix_key`; b"" stores nothing.
+            engine: backbone and K.
+            item: the coarse pass, before regions were read.
+            cache: the finished prefill's keys and values of all layers, if there was one.
+        """
+        if key and self._wants(key, item):
+            self.put(key, prefix_state(engine, item, cache))
+
+    def _wants(self, key: bytes, item: CoarseResult) -> bool:
+        """Whether a coarse pass went further than the entry: it is new, or more of its stacks were run."""
+        entry = self.peek(key)
+        if entry is None:
             return self.max_bytes > 0
-        pairs = ((held.gate, item.state.gate), (held.region, item.state.region))
+        pairs = ((entry.gate, item.state.gate), (entry.region, item.state.region))
         return any(new.length and not old.length for old, new in pairs)
 
 
@@ -64,29 +108,29 @@ def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
 
 
 def prefix_state(engine: Engine, item: CoarseResult, cache: KVCache | None = None) -> State:
-    """An own copy of what a look computed up to the end of its last picture.
+    """A copy of what a coarse pass computed up to the end of its last picture.
 
     Args:
         engine: backbone and K.
-        item: right after the look, before regions were read.
+        item: the coarse pass, before regions were read.
         cache: the finished prefill's keys and values of all layers; None leaves the upper layers to be run again.
     """
     end = prefix_length(engine.backbone, item.state.prompt)
     state = truncate(item.state, end)
-    spans = tuple(dataclasses.replace(span, features=own_features(span.features)) for span in state.prompt.spans)
+    spans = tuple(dataclasses.replace(span, features=clone_features(span.features)) for span in state.prompt.spans)
     prompt = Prompt(state.prompt.ids[:end].clone(), state.prompt.positions[:, :end].clone(), spans)
     upper = LayerCache()
     if cache is not None:
         layers = range(engine.config.shared_layers, len(engine.backbone.layers))
         zoomed = [box.image for box in item.boxes] if item.gate.zoomed else []
         kept = min([end, *(spans[image].stop + len(engine.backbone.image_delimiters[1]) for image in zoomed)])
-        upper = LayerCache(cache.truncated(kept).copied(layers), kept)
+        upper = LayerCache(cache.truncated(kept).clone(layers), kept)
     return State(
         prompt,
         state.hidden.clone(),
-        _copied(state.shared),
-        _copied(state.gate),
-        _copied(state.region),
+        _cloned(state.shared),
+        _cloned(state.gate),
+        _cloned(state.region),
         upper,
         None,
         None if state.sink_query is None else state.sink_query.clone(),
@@ -94,8 +138,8 @@ def prefix_state(engine: Engine, item: CoarseResult, cache: KVCache | None = Non
     )
 
 
-def _copied(stack: LayerCache) -> LayerCache:
-    return LayerCache(stack.cache.copied(), stack.length)
+def _cloned(stack: LayerCache) -> LayerCache:
+    return LayerCache(stack.cache.clone(), stack.length)
 
 
 def _size(state: State) -> int:

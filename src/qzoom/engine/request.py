@@ -1,13 +1,14 @@
 """One question as the engine takes it: a conversation, its pictures, and how to look and answer.
 
-Whether a question fits into what the model reads, by arithmetic alone: before any picture is resized or encoded.
-
-The coarse look is checked before it is taken. A region is cut to fit: the maximum of its token budget is lowered to the
-room that the prompt and the longest answer leave, and only where not even the minimum fits is the question refused.
+Whether a question fits into what the model reads is decided here by arithmetic alone, before any picture is resized or
+encoded. The coarse pass is checked before it runs. A region is made to fit: the maximum of its token budget is lowered
+to the room that the prompt and the longest answer leave, and only where not even the minimum fits is the question
+refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,14 +18,15 @@ from qzoom.backbones.base import Backbone
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
 from qzoom.engine.state import Engine, State
-from qzoom.errors import BudgetError, HeadsMissingError, QuestionError
+from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
 from qzoom.heads.boxes import MapBox
 from qzoom.images.geometry import box_area_px
 from qzoom.images.load import ImageLimits, LoadedImage, load_image
-from qzoom.settings import Share, settings
+from qzoom.settings import Share, closest, settings
 from qzoom.types import SamplingParams, ZoomMode
 
 __all__ = [
+    "Limit",
     "Options",
     "Request",
     "budget",
@@ -33,6 +35,7 @@ __all__ = [
     "check_requests",
     "coarse_budget",
     "fit_regions",
+    "make_options",
     "make_request",
     "region_budget",
     "share_tokens",
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 
+Limit = TokenBudget | int | tuple[int, int] | None
+"""Visual tokens as users write them: a budget, a maximum, a (minimum, maximum) pair, or None for the checkpoint's."""
 _Limit = TokenBudget | int | None
 
 
@@ -101,7 +106,41 @@ def make_request(
     return Request(conversation, tuple(chat.encode(conversation)), pictures, options)
 
 
-def budget(value: TokenBudget | int | tuple[int, int] | None, standard: TokenBudget) -> TokenBudget | None:
+def make_options(
+    engine: Engine,
+    *,
+    zoom: ZoomMode = "auto",
+    gate_threshold: float | None = None,
+    region_threshold: float | None = None,
+    coarse_tokens: Limit = None,
+    region_tokens: Limit = None,
+    stop: str | Sequence[str] = (),
+    **sampling: Any,
+) -> Options:
+    """Options from keyword arguments as users write them; see `QZoom.ask`.
+
+    Raises:
+        ConfigError: an unknown option (with the closest known one) or a bad value.
+    """
+    known = [entry.name for entry in dataclasses.fields(SamplingParams)]
+    for name in sampling:
+        if name not in known:
+            every = [*known, *(entry.name for entry in dataclasses.fields(Options) if entry.name != "sampling")]
+            raise ConfigError(f"Unknown option {name!r}; {closest(name, every).replace('known keys', 'known options')}")
+    if not isinstance(stop, str | list | tuple):
+        raise ConfigError(f"stop must be a text or a list of texts, not {stop!r}.")
+    coarse = engine.config.coarse_tokens or engine.backbone.default_budget()
+    return Options(
+        zoom=zoom,
+        sampling=SamplingParams(stop=(stop,) if isinstance(stop, str) else tuple(stop), **sampling),
+        gate_threshold=gate_threshold,
+        region_threshold=region_threshold,
+        coarse_tokens=budget(coarse_tokens, coarse),
+        region_tokens=budget(region_tokens, engine.config.region_tokens or coarse),
+    )
+
+
+def budget(value: Limit, standard: TokenBudget) -> TokenBudget | None:
     """A budget as callers write it: None, a maximum, a (minimum, maximum) pair, or a `TokenBudget`.
 
     Args:

@@ -6,7 +6,7 @@ and one session may be asked from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.engine.batch import events, perceive
+from qzoom.engine.batch import answer_events
 from qzoom.engine.chat import ChatEncoder, read_conversation
+from qzoom.engine.flow import perceive
 from qzoom.engine.prompt import build_prompt, prefix_length
-from qzoom.engine.request import Options, Request, check_requests, coarse_budget
+from qzoom.engine.request import Options, Request, check_requests, coarse_budget, make_options
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared, advance_upper
 from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage
@@ -36,8 +37,7 @@ class Session:
         pictures: the decoded pictures.
         system: the system turn, or None.
         prefix: everything computed up to the end of the last picture.
-        make_options: turns keyword arguments into `Options`.
-        coarse_tokens: limits of the coarse look that were asked for; None took the checkpoint's own.
+        coarse_tokens: limits of the coarse pass that were asked for; None took the checkpoint's own.
     """
 
     engine: Engine
@@ -45,13 +45,13 @@ class Session:
     pictures: tuple[LoadedImage, ...]
     system: str | None
     prefix: State
-    make_options: Callable[..., Options]
     coarse_tokens: TokenBudget | None = None
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Answer one question; options as in `QZoom.ask`, except the coarse budget, which the session has fixed."""
+        cancel = options.pop("cancel", None)
         answer = None
-        for event in self.stream(question, **options):
+        for _, event in answer_events(self.engine, self.request(question, **options), cancel):
             answer = event.answer or answer
         assert answer is not None
         return answer
@@ -59,9 +59,7 @@ class Session:
     def stream(self, question: str, **options: Any) -> Iterator[StreamEvent]:
         """The same as events; options as in `QZoom.stream`."""
         cancel = options.pop("cancel", None)
-        stop = None if cancel is None else lambda _: cancel()
-        request = self.request(question, **options)
-        return (event for _, event in events(self.engine, [request], cancel=stop))
+        return (event for _, event in answer_events(self.engine, self.request(question, **options), cancel))
 
     def perceive(self, question: str, **options: Any) -> Perception:
         """Gate and regions only."""
@@ -75,8 +73,8 @@ class Session:
             raise QuestionError("A session takes each question as a text; for chat messages use `ask`.")
         conversation = read_conversation(list(self.pictures), question, self.system)
         ids = tuple(self.chat.encode(conversation))
-        made = replace(self.make_options(**options), coarse_tokens=self.coarse_tokens)
-        return Request(conversation, ids, self.pictures, made, self.prefix)
+        settled = replace(make_options(self.engine, **options), coarse_tokens=self.coarse_tokens)
+        return Request(conversation, ids, self.pictures, settled, self.prefix)
 
 
 @torch.inference_mode()
@@ -87,7 +85,6 @@ def open_session(
     *,
     system: str | None,
     options: Options,
-    make_options: Callable[..., Options],
 ) -> Session:
     """Encode and prefill the pictures: shared layers, branches and upper layers up to the last picture's end.
 
@@ -103,7 +100,7 @@ def open_session(
     budget = coarse_budget(engine, options)
     features = engine.backbone.encode([p.image for p in pictures], [budget] * len(pictures))
     state = prefill_prefix(engine, chat, features, system)
-    return Session(engine, chat, pictures, system, state, make_options, options.coarse_tokens)
+    return Session(engine, chat, pictures, system, state, options.coarse_tokens)
 
 
 def prefill_prefix(engine: Engine, chat: ChatEncoder, features: Sequence[VisualFeatures], system: str | None) -> State:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone
+from qzoom.backbones.lora import LoraWeights
 from qzoom.config import ZoomConfig
 from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import SequenceSlice, run_layers
@@ -33,12 +34,14 @@ class Engine:
         gate: None when the checkpoint has none.
         region: None when the checkpoint has none.
         config: the checkpoint's arithmetic.
+        lora: what was added to the base's own weights, for adapters that are saved later.
     """
 
     backbone: Backbone
     gate: GateBranch | None
     region: RegionBranch | None
     config: ZoomConfig
+    lora: LoraWeights | None = None
 
     @property
     def shared(self) -> list[nn.Module]:

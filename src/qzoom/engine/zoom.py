@@ -1,10 +1,11 @@
-"""Regions through the vision encoder, or out of memory where the same box was read a moment ago.
-
-Insert the regions' visual tokens after their picture, with stock or aligned positions (method.md 4).
+"""The zoom: crop the regions, encode them, and insert their visual tokens after their picture (docs/method.md 4).
 
 before:  [system] <start> coarse <end> [question]
 after:   [system] <start> coarse <end> <start> region <end> [question]
           ~~~~~~ computed already ~~~~~ ~~~~~~~~~ to be run ~~~~~~~~~~
+
+The visual tokens of a region that was read a moment ago come from memory. Positions are stock ones or aligned with the
+coarse cells that a region covers.
 """
 
 from __future__ import annotations
@@ -21,14 +22,74 @@ from torch import Tensor
 
 from qzoom.backbones.base import Backbone, VisualFeatures
 from qzoom.config import TokenBudget, ZoomConfig
-from qzoom.engine.lru import LRUCache
+from qzoom.engine.cache import LRUCache
+from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.prompt import Prompt, VisualSpan
-from qzoom.types import Box
+from qzoom.engine.request import check_length, fit_regions
+from qzoom.engine.state import Engine, advance_shared, truncate
+from qzoom.types import Box, Region
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Crop", "RegionBlock", "encode_crops", "features_bytes", "insert_regions", "own_features"]
+__all__ = ["Crop", "RegionBlock", "clone_features", "encode_crops", "features_bytes", "insert_regions", "zoom"]
+
+
+@torch.inference_mode()
+def zoom(
+    engine: Engine,
+    coarse: Sequence[CoarseResult],
+    clock: Stopwatch,
+    *,
+    prefixes: Sequence[bytes] = (),
+    cache: LRUCache[VisualFeatures] | None = None,
+) -> tuple[list[CoarseResult], list[tuple[Region, ...]]]:
+    """Crop, encode and insert the regions of the requests that zoom; the shared layers run over what is new.
+
+    Args:
+        engine: backbone and arithmetic.
+        coarse: one or more, with boxes proposed.
+        clock: gets "region_vision" and "region_layers".
+        prefixes: `prefix_key` of every request, where regions may be cached.
+        cache: features of regions that were read before (see `encode_crops`).
+
+    Returns:
+        The results with their new states, and what was read for each.
+
+    Raises:
+        QuestionError: with one region of the fewest tokens allowed the prompt is longer than the model reads.
+    """
+    out, regions = list(coarse), [tuple[Region, ...]() for _ in coarse]
+    chosen = [i for i, item in enumerate(coarse) if item.gate.zoomed]
+    if not chosen:
+        return out, regions
+    crops: list[Crop] = []
+    for i in chosen:
+        item = coarse[i]
+        boxes, budgets = fit_regions(engine, item.request, len(item.state.prompt), item.boxes)
+        out[i] = dataclasses.replace(item, boxes=boxes)
+        prefix = prefixes[i] if prefixes else b""
+        pictures = item.request.pictures
+        crops += [
+            Crop(pictures[b.image].image, b.image, b.box, own, prefix) for b, own in zip(boxes, budgets, strict=True)
+        ]
+    with clock.step("region_vision"):
+        features = iter(encode_crops(engine.backbone, crops, cache))
+    states = []
+    for i in chosen:
+        item = out[i]
+        blocks = [RegionBlock(b.image, b.cells, next(features)) for b in item.boxes]
+        prompt, reused = insert_regions(engine.backbone, item.state.prompt, blocks, engine.config)
+        check_length(len(prompt), item.request, engine.backbone)
+        states.append(truncate(item.state, reused).on(prompt))
+        regions[i] = tuple(
+            Region(b.box, b.score, b.image, block.features.size_px, block.features.tokens.shape[0])
+            for b, block in zip(item.boxes, blocks, strict=True)
+        )
+    with clock.step("region_layers"):
+        for i, state in zip(chosen, advance_shared(engine, states), strict=True):
+            out[i] = dataclasses.replace(out[i], state=state)
+    return out, regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +101,7 @@ class Crop:
         number: which of its conversation's pictures it is.
         box: xyxy in original pixels, half-open.
         budget: limits on its visual tokens.
-        prefix: `prefix_key` of the conversation; b"" keeps the features nowhere.
+        prefix: `prefix_key` of the conversation; b"" caches nothing.
     """
 
     picture: PIL.Image.Image
@@ -57,23 +118,23 @@ class Crop:
 
 
 def encode_crops(
-    backbone: Backbone, crops: Sequence[Crop], kept: LRUCache[VisualFeatures] | None = None
+    backbone: Backbone, crops: Sequence[Crop], cache: LRUCache[VisualFeatures] | None = None
 ) -> list[VisualFeatures]:
-    """Features of every region; those that are not kept are cut out and encoded in one call.
+    """Features of every region; those that are not cached are cut out and encoded in one call.
 
     Args:
         backbone: the family.
         crops: any number.
-        kept: features of earlier regions, which gets the new ones; None keeps none.
+        cache: features of earlier regions, which gets the new ones; None caches none.
     """
-    keys = [crop.key if kept is not None else b"" for crop in crops]
-    out = [kept.get(key) if kept is not None and key else None for key in keys]
-    new = [i for i, found in enumerate(out) if found is None]
+    keys = [crop.key if cache is not None else b"" for crop in crops]
+    out = [cache.get(key) if cache is not None and key else None for key in keys]
+    new = [i for i, features in enumerate(out) if features is None]
     pictures = [crops[i].picture.crop(crops[i].box) for i in new]
     for i, features in zip(new, backbone.encode(pictures, [crops[i].budget for i in new]), strict=True):
         out[i] = features
-        if kept is not None and keys[i]:
-            kept.put(keys[i], own_features(features))
+        if cache is not None and keys[i]:
+            cache.put(keys[i], clone_features(features))
     return [features for features in out if features is not None]
 
 
@@ -82,7 +143,7 @@ def features_bytes(features: VisualFeatures) -> int:
     return sum(t.numel() * t.element_size() for t in (features.tokens, *features.deepstack))
 
 
-def own_features(features: VisualFeatures) -> VisualFeatures:
+def clone_features(features: VisualFeatures) -> VisualFeatures:
     """A copy that does not keep the rest of its batch in memory."""
     return dataclasses.replace(
         features, tokens=features.tokens.clone(), deepstack=tuple(level.clone() for level in features.deepstack)

@@ -1,63 +1,59 @@
-"""From what every question scored and cost to operating points, and from a wish to one of them. Pure.
+"""Choose gate and region thresholds for a wanted operating point, from the user's own questions.
 
-Questions are sorted by the gate's score; every cut between two scores is a point: those above it zoom. What a question
-gives and costs on either side of the cut has been measured, so no point needs asking again.
+Every question is asked without zooming, and for each region threshold to be compared zoomed whatever the gate says; its
+score is stored. Questions are sorted by that score: every cut between two scores is an operating point, and those above
+it zoom. Answer and time on either side of the cut have been measured, so no point and no other goal needs asking again.
 
 A question is *harmed* at a point when it does not zoom there and the zoomed answer was right (without labels: another
 one) while the coarse answer is not. Accuracy lost against always zooming never exceeds the share harmed, and that
 share only grows with the threshold. So the largest threshold below which the exact upper bound of the harmed share
 stays within the limit keeps that limit with the stated confidence, whatever the scores (the fixed-sequence argument of
 risk-controlling prediction sets, arXiv 2101.02703).
-
-Thresholds of the gates by the answer's confidence, so that they zoom as often as the trained gate does.
-
-Gates can only be compared at the same share of zooms. Each question's doubt is known after one token of its coarse
-answer; whether a zoom finds a region has been measured already.
-
-Calibrate a model: ask every question once per needed way, keep the scores, choose thresholds, note where from.
-
-The ways are: never zooming, and for each region threshold to be compared, zooming whatever the gate says (its score is
-kept). All else is arithmetic over what was kept, so another wish asks nothing anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from qzoom.config import TokenBudget, ZoomConfig
-from qzoom.data.questions import UserQuestions
+from qzoom.checkpoints.weights import weights_digest
+from qzoom.config import ZoomConfig
+from qzoom.data.questions import QuestionTask
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
+from qzoom.evaluation.runner import EvalOptions, run
+from qzoom.scoring.agree import exact_match
 from qzoom.scoring.intervals import questions_needed, upper_bound
-from qzoom.scoring.metrics import exact_match, wilson_interval
+from qzoom.scoring.metrics import wilson_interval
+from qzoom.settings import Positive, Share, settings
 
 if TYPE_CHECKING:
-    from qzoom.config import TokenBudget
-    from qzoom.data.samples import AnswerRow, Task
     from qzoom.model import QZoom
 
 __all__ = [
-    "GATES",
+    "CONFIDENCE_GATES",
     "Calibration",
-    "Looks",
-    "Point",
-    "Sample",
-    "Wish",
+    "CalibrationGoal",
+    "OperatingPoint",
+    "PairedAnswers",
     "calibrate",
     "choose",
-    "confidence_thresholds",
-    "samples_of",
+    "confidence_threshold",
+    "pair_answers",
     "sweep",
-    "threshold_for",
 ]
+
+CONFIDENCE_GATES = ("margin", "entropy")
+"""Names in `qzoom.evaluation.methods.METHODS`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class PairedAnswers:
     """One question, asked without zooming and with.
 
     Args:
@@ -77,41 +73,28 @@ class Sample:
     zoomed_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """The operating point that is wanted: exactly one of share, latency and loss.
+@settings
+class CalibrationGoal:
+    """The operating point that is wanted: exactly one of share, latency and loss."""
 
-    Args:
-        share_zoomed: of the questions, 0 to 1.
-        latency_ms: mean per question.
-        max_accuracy_loss: against always zooming.
-        confidence: of the loss's bound and of the intervals.
-
-    Raises:
-        ConfigError: none or several, or a number out of range.
-    """
-
-    share_zoomed: float | None = None
-    latency_ms: float | None = None
+    share_zoomed: Share | None = None
+    """Share of the questions that zooms."""
+    latency_ms: Positive | None = None
+    """Most milliseconds per question, on average."""
     max_accuracy_loss: float | None = None
+    """Most accuracy lost against always zooming."""
     confidence: float = 0.95
+    """Of the loss's bound and of the intervals."""
 
     def __post_init__(self) -> None:
-        given = [x for x in (self.share_zoomed, self.latency_ms, self.max_accuracy_loss) if x is not None]
-        if len(given) != 1:
+        goals = [x for x in (self.share_zoomed, self.latency_ms, self.max_accuracy_loss) if x is not None]
+        if len(goals) != 1:
             raise ConfigError("Give exactly one wish: --share-zoomed, --latency-ms or --max-accuracy-loss.")
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"The confidence must lie between 0 and 1, both excluded, not {self.confidence!r}.")
-        if self.share_zoomed is not None and not 0 <= self.share_zoomed <= 1:
-            raise ConfigError(f"The share zoomed must be a number from 0 to 1, not {self.share_zoomed!r}.")
-        if self.latency_ms is not None and not (self.latency_ms > 0 and math.isfinite(self.latency_ms)):
-            raise ConfigError(f"The latency must be a positive number of milliseconds, not {self.latency_ms!r}.")
-        if self.max_accuracy_loss is not None:
-            questions_needed(self.max_accuracy_loss, self.confidence)
+        questions_needed(0.5 if self.max_accuracy_loss is None else self.max_accuracy_loss, self.confidence)
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class OperatingPoint:
     """What a gate threshold gives.
 
     Args:
@@ -121,8 +104,8 @@ class Point:
         latency_ms: mean.
         harmed: share harmed.
         loss: accuracy lost against always zooming, negative for a gain (without labels: share of other answers).
-        interval: of what was wished for, with the wish's confidence: two-sided for share and latency; for the loss from
-            0 to the exact upper bound.
+        interval: of what the goal names, with its confidence: two-sided for share and latency; for the loss from 0 to
+            the exact upper bound.
     """
 
     threshold: float
@@ -134,12 +117,12 @@ class Point:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, rounded to what can be told."""
+        """Plain JSON types, rounded to six decimals."""
         out = {name: round(value, 6) for name, value in asdict(self).items() if isinstance(value, float)}
         return {**out, "n": self.n, "interval": [round(side, 6) for side in self.interval]}
 
 
-def sweep(samples: Sequence[Sample]) -> list[Point]:
+def sweep(samples: Sequence[PairedAnswers]) -> list[OperatingPoint]:
     """Every point from "always zooms" (threshold 0) to "never", one for each cut between two different scores.
 
     Raises:
@@ -154,7 +137,7 @@ def sweep(samples: Sequence[Sample]) -> list[Point]:
     zoomed = sum(sample.zooms for sample in ordered)
     total_s = math.fsum(sample.zoomed_s for sample in ordered)
     harmed = gained = 0
-    out = [Point(0.0, n, zoomed / n, 1000 * total_s / n, 0.0, 0.0)]
+    out = [OperatingPoint(0.0, n, zoomed / n, 1000 * total_s / n, 0.0, 0.0)]
     for i, sample in enumerate(ordered):
         zoomed -= sample.zooms
         total_s += sample.coarse_s - sample.zoomed_s
@@ -163,16 +146,18 @@ def sweep(samples: Sequence[Sample]) -> list[Point]:
         above = ordered[i + 1].score if i + 1 < n else 1.0
         if above > sample.score:
             loss = (harmed - gained) / n
-            out.append(Point(_between(sample.score, above), n, zoomed / n, 1000 * total_s / n, harmed / n, loss))
+            out.append(
+                OperatingPoint(_between(sample.score, above), n, zoomed / n, 1000 * total_s / n, harmed / n, loss)
+            )
     return out
 
 
-def choose(samples: Sequence[Sample], wish: Wish, candidates: int = 1) -> Point:
-    """The point that meets a wish.
+def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: int = 1) -> OperatingPoint:
+    """The point that meets a goal.
 
     Args:
         samples: what was measured.
-        wish: what is wanted.
+        goal: what is wanted.
         candidates: how many region thresholds were compared on the same questions; the loss's confidence is shared
             among them.
 
@@ -181,151 +166,65 @@ def choose(samples: Sequence[Sample], wish: Wish, candidates: int = 1) -> Point:
         least zooming whose bound, and that of every point before it, stays within it.
 
     Raises:
-        DataError: the questions are too few for the confidence, or no threshold reaches the wish.
+        DataError: the questions are too few for the confidence, or no threshold reaches the goal.
     """
     points = sweep(samples)
-    if wish.share_zoomed is not None:
-        wanted = wish.share_zoomed
+    if goal.share_zoomed is not None:
+        wanted = goal.share_zoomed
         best = min(points, key=lambda p: (round(abs(p.share_zoomed - wanted), 12), p.share_zoomed))
-        return _with(best, _wilson(best.share_zoomed, best.n, wish.confidence))
-    if wish.latency_ms is not None:
-        return _within_latency(samples, points, wish)
-    assert wish.max_accuracy_loss is not None
-    confidence = 1 - (1 - wish.confidence) / candidates
-    needed = questions_needed(wish.max_accuracy_loss, confidence)
+        return dataclasses.replace(best, interval=_wilson(best.share_zoomed, best.n, goal.confidence))
+    if goal.latency_ms is not None:
+        return _within_latency(samples, points, goal)
+    assert goal.max_accuracy_loss is not None
+    confidence = 1 - (1 - goal.confidence) / candidates
+    needed = questions_needed(goal.max_accuracy_loss, confidence)
     if len(samples) < needed:
         shared = f" with {candidates} region thresholds to choose from" if candidates > 1 else ""
         raise DataError(
-            f"{len(samples)} questions are too few: to promise a loss of at most {wish.max_accuracy_loss:g} with "
-            f"confidence {wish.confidence:g}{shared} takes at least {needed}; give more questions, allow more loss or "
+            f"{len(samples)} questions are too few: to promise a loss of at most {goal.max_accuracy_loss:g} with "
+            f"confidence {goal.confidence:g}{shared} takes at least {needed}; give more questions, allow more loss or "
             "ask for less confidence."
         )
     best, bound = points[0], upper_bound(0, len(samples), confidence)
     for point in points:
         own = upper_bound(round(point.harmed * point.n), point.n, confidence)
-        if own > wish.max_accuracy_loss:
+        if own > goal.max_accuracy_loss:
             break
         best, bound = point, own
-    return _with(best, (0.0, bound))
+    return dataclasses.replace(best, interval=(0.0, bound))
 
 
-def _within_latency(samples: Sequence[Sample], points: Sequence[Point], wish: Wish) -> Point:
-    assert wish.latency_ms is not None
-    within = [point for point in points if point.latency_ms <= wish.latency_ms * (1 + 1e-9)]
+def _within_latency(
+    samples: Sequence[PairedAnswers], points: Sequence[OperatingPoint], goal: CalibrationGoal
+) -> OperatingPoint:
+    assert goal.latency_ms is not None
+    within = [point for point in points if point.latency_ms <= goal.latency_ms * (1 + 1e-9)]
     if not within:
         fastest = min(point.latency_ms for point in points)
         raise DataError(
-            f"No threshold answers within {wish.latency_ms:g} ms on average: the fastest takes {fastest:.1f} ms; allow "
+            f"No threshold answers within {goal.latency_ms:g} ms on average: the fastest takes {fastest:.1f} ms; allow "
             "more time or fewer tokens for the coarse look."
         )
     best = min(within, key=lambda point: point.threshold)
     times = [1000 * (s.zoomed_s if s.score >= best.threshold else s.coarse_s) for s in samples]
-    return _with(best, _mean_interval(times, wish.confidence))
+    return dataclasses.replace(best, interval=_mean_interval(times, goal.confidence))
 
 
 def _mean_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     """Normal interval of a mean."""
-    from statistics import NormalDist, fmean, stdev
-
     mean = fmean(values)
     half = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0
     return (mean - half, mean + half) if len(values) > 1 else (0.0, math.inf)
 
 
 def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    from statistics import NormalDist
-
     return wilson_interval(round(share * n), n, NormalDist().inv_cdf((1 + confidence) / 2))
-
-
-def _with(point: Point, interval: tuple[float, float]) -> Point:
-    import dataclasses
-
-    return dataclasses.replace(point, interval=interval)
 
 
 def _between(low: float, high: float) -> float:
     """A threshold above `low` and at most `high`, so that a score of `high` still zooms."""
     middle = (low + high) / 2
     return middle if middle > low else high
-
-
-GATES = ("margin", "entropy")
-"""Names in `qzoom.evaluation.methods.METHODS`."""
-
-
-def confidence_thresholds(
-    model: QZoom,
-    questions: Task,
-    always: Sequence[AnswerRow],
-    share: float,
-    *,
-    coarse: TokenBudget | None = None,
-    keep: Path | None = None,
-    on_picture: Callable[[str, int, int], None] | None = None,
-) -> dict[str, dict[str, float]]:
-    """For each of `GATES` its threshold and the share of the questions that zooms from it.
-
-    Args:
-        model: the model.
-        questions: those that `always` answers.
-        always: the same questions, zoomed whatever the gate says.
-        share: of the questions that the trained gate zooms.
-        coarse: limits of the coarse look.
-        keep: folder of the answers.
-        on_picture: told (gate, pictures done, pictures in all).
-
-    Raises:
-        DataError: not one question could be asked.
-    """
-    from qzoom.evaluation.runner import EvalOptions, run
-
-    out = {}
-    for name in GATES:
-        options = EvalOptions("auto", coarse, None, gate_threshold=1.0, max_new_tokens=1, method=name)
-        told = None if on_picture is None else lambda done, total, gate=name: on_picture(gate, done, total)
-        rows = run(model, questions, options, output=keep and keep / f"{name}.jsonl", on_picture=told)
-        out[name] = threshold_for(rows, always, share)
-    return out
-
-
-def threshold_for(rows: Sequence[AnswerRow], always: Sequence[AnswerRow], share: float) -> dict[str, float]:
-    """The threshold whose share of zooms is nearest to a wanted one, and that share.
-
-    Args:
-        rows: with the gate's score of every question.
-        always: the same questions, zoomed where a region was found.
-        share: wanted.
-
-    Raises:
-        DataError: no question with both.
-    """
-    samples = [
-        Sample(said.gate.score, zoomed.gate.zoomed, harmed=False, gained=False, coarse_s=0.0, zoomed_s=0.0)
-        for said, zoomed in zip(rows, always, strict=True)
-        if not said.error and not zoomed.error and said.gate and zoomed.gate and said.gate.score is not None
-    ]
-    if not samples:
-        raise DataError("There is not one question with a confidence, so no threshold can be chosen.")
-    point = choose(samples, Wish(share_zoomed=share))
-    return {"threshold": point.threshold, "share_zoomed": round(point.share_zoomed, 6)}
-
-
-@dataclass(frozen=True, slots=True)
-class Looks:
-    """How the questions are asked.
-
-    Args:
-        coarse: limits of the coarse look; None for the checkpoint's.
-        region: limits of the regions; None for the checkpoint's.
-        max_new_tokens: most tokens of an answer.
-        region_thresholds: to be compared (questions with answers only); empty keeps the checkpoint's own.
-    """
-
-    coarse: TokenBudget | None = None
-    region: TokenBudget | None = None
-    max_new_tokens: int = 128
-    region_thresholds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +243,7 @@ class Calibration:
 
     gate_threshold: float
     region_threshold: float
-    point: Point
+    point: OperatingPoint
     asked: int
     failed: int
     always: float | None
@@ -359,63 +258,116 @@ class Calibration:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """The questions and how they are asked; arguments as in `calibrate`."""
+
+    model: QZoom
+    questions: QuestionTask
+    options: EvalOptions
+    keep: Path | None
+    on_picture: Callable[[str, int, int], None] | None
+
+    def never(self) -> list[AnswerRow]:
+        """Answers without zooming."""
+        return self._ask("never", zoom="never", region_tokens=None)
+
+    def always(self, region_threshold: float) -> list[AnswerRow]:
+        """Answers zoomed at a region threshold whatever the gate says, whose score they carry."""
+        name = f"zoom-{region_threshold:g}"
+        return self._ask(name, zoom="auto", gate_threshold=0.0, region_threshold=region_threshold)
+
+    def doubts(self, gate: str) -> list[AnswerRow]:
+        """First tokens of the coarse answers with the score of one of `CONFIDENCE_GATES`."""
+        return self._ask(gate, zoom="auto", region_tokens=None, gate_threshold=1.0, max_new_tokens=1, method=gate)
+
+    def _ask(self, name: str, **changes: Any) -> list[AnswerRow]:
+        on_picture = self.on_picture
+        return run(
+            self.model,
+            self.questions,
+            dataclasses.replace(self.options, **changes),
+            output=self.keep and self.keep / f"{name}.jsonl",
+            on_picture=None if on_picture is None else lambda done, total: on_picture(name, done, total),
+            # a question that the gate leaves alone has paid for the branches' part of its session too
+            all_branches="method" not in changes,
+        )
+
+
 def calibrate(
     model: QZoom,
-    questions: UserQuestions,
-    wish: Wish,
-    looks: Looks | None = None,
+    questions: QuestionTask,
+    goal: CalibrationGoal,
+    options: EvalOptions | None = None,
     *,
+    region_thresholds: Sequence[float] = (),
     keep: Path | None = None,
     date: str | None = None,
     confidence_gates: bool = False,
     on_picture: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
-    """Choose thresholds for a wish.
+    """Choose thresholds for an operating point.
 
     Args:
         model: with gate and region branch.
         questions: the user's.
-        wish: the operating point.
-        looks: how to ask.
-        keep: folder of the answers; a rerun, also with another wish, asks only what is missing.
+        goal: the operating point.
+        options: token limits and longest answer; the rest of it is not used.
+        region_thresholds: to be compared (questions with answers only); empty keeps the checkpoint's own.
+        keep: folder of the answers; a rerun, also with another goal, asks only what is missing.
         date: noted in the provenance as it is; None notes none.
-        confidence_gates: also choose thresholds for the methods "margin" and "entropy", so that they zoom as often.
-        on_picture: told (way, pictures done, pictures in all).
+        confidence_gates: also choose thresholds for the methods "margin" and "entropy", so that they zoom as often:
+            gates can only be compared at the same share of zooms.
+        on_picture: called with (name of the answers' file, pictures done, pictures in all).
 
     Raises:
         HeadsMissingError: no gate or no region branch.
-        DataError: too few questions for the confidence, or no threshold reaches the wish.
+        DataError: too few questions for the confidence, or no threshold reaches the goal.
         ConfigError: region thresholds to compare without labels.
     """
     if not (model.has_gate and model.has_region):
         raise HeadsMissingError(
             "Only a model with a gate and a region branch has thresholds to choose; train them with `qzoom train`."
         )
-    looks = looks or Looks()
     own = model.config.region_threshold
-    thresholds = tuple(sorted(set(looks.region_thresholds))) or (own,)
+    thresholds = tuple(sorted(set(region_thresholds))) or (own,)
     if len(thresholds) > 1 and not questions.labelled:
         raise ConfigError("Region thresholds can only be compared on questions with answers; add them or compare none.")
-    never = _ask(model, questions, looks, None, keep, on_picture)
-    always = {t: _ask(model, questions, looks, t, keep, on_picture) for t in thresholds}
-    best = max(thresholds, key=lambda t: (_right(always[t], questions), -abs(t - own), t))
-    samples, failed = samples_of(never, always[best], questions)
-    if not samples:
+    asked = _Questions(model, questions, options or EvalOptions(), keep, on_picture)
+    never = asked.never()
+    always = {t: asked.always(t) for t in thresholds}
+    right = {t: sum(_is_right(row, questions) for row in rows) for t, rows in always.items()}
+    best = max(thresholds, key=lambda t: (right[t], -abs(t - own), t))
+    pairs, failed = pair_answers(never, always[best], questions)
+    if not pairs:
         raise DataError(f"None of the {failed} questions could be asked; try one with `qzoom ask`.")
-    point = choose(samples, wish, len(thresholds))
-    share = _right(always[best], questions) / len(always[best]) if questions.labelled else None
-    facts = _facts(model, questions, wish, looks, thresholds, point, failed, date)
+    point = choose(pairs, goal, len(thresholds))
+    limits = {"coarse_tokens": asked.options.coarse_tokens, "region_tokens": asked.options.region_tokens}
+    provenance: dict[str, Any] = {
+        "questions_sha256": questions.sha256,
+        "labelled": questions.labelled,
+        "failed": failed,
+        "weights": weights_digest(model.engine),
+        "wish": {name: value for name, value in asdict(goal).items() if value is not None},
+        "region_thresholds": list(thresholds),
+        **{name: [b.min_tokens, b.max_tokens] if b else None for name, b in limits.items()},
+        "reached": point.to_dict(),
+    }
+    if date is not None:
+        provenance["date"] = date
     if confidence_gates:
-        facts["confidence_gates"] = confidence_thresholds(
-            model, questions, always[best], point.share_zoomed, coarse=looks.coarse, keep=keep, on_picture=on_picture
-        )
-    return Calibration(point.threshold, best, point, len(samples), failed, share, facts)
+        provenance["confidence_gates"] = {
+            name: confidence_threshold(asked.doubts(name), always[best], point.share_zoomed)
+            for name in CONFIDENCE_GATES
+        }
+    share = right[best] / len(always[best]) if questions.labelled else None
+    return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
 
 
-def samples_of(
-    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: UserQuestions
-) -> tuple[list[Sample], int]:
-    """Pair both ways of every question.
+def pair_answers(
+    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: QuestionTask
+) -> tuple[list[PairedAnswers], int]:
+    """Pair both answers to every question.
 
     Args:
         never: asked without zooming.
@@ -423,9 +375,9 @@ def samples_of(
         questions: with the right answers, or without; then the zoomed answer counts as right.
 
     Returns:
-        The samples, and how many questions were left out because one of the ways failed.
+        The pairs, and how many questions were left out because one of their answers failed.
     """
-    out: list[Sample] = []
+    out: list[PairedAnswers] = []
     for coarse, zoomed in zip(never, always, strict=True):
         if coarse.error or zoomed.error or zoomed.gate is None or zoomed.gate.score is None:
             continue
@@ -435,7 +387,7 @@ def samples_of(
             first, second = exact_match(coarse.prediction, zoomed.prediction), True
         gate_s = zoomed.timing_ms.get("gate", 0.0) / 1000
         out.append(
-            Sample(
+            PairedAnswers(
                 score=zoomed.gate.score,
                 zooms=zoomed.gate.zoomed,
                 harmed=second and not first,
@@ -447,61 +399,28 @@ def samples_of(
     return out, len(never) - len(out)
 
 
-def _ask(
-    model: QZoom,
-    questions: UserQuestions,
-    looks: Looks,
-    region_threshold: float | None,
-    keep: Path | None,
-    on_picture: Callable[[str, int, int], None] | None,
-) -> list[AnswerRow]:
-    """All questions in one way: None never zooms; a region threshold always does, by a gate threshold of 0."""
-    from qzoom.evaluation.runner import EvalOptions, run
+def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow], share: float) -> dict[str, float]:
+    """The threshold of a confidence gate whose share of zooms is nearest to a wanted one, and that share.
 
-    if region_threshold is None:
-        way, options = "never", EvalOptions("never", looks.coarse, None, max_new_tokens=looks.max_new_tokens)
-    else:
-        way = f"zoom-{region_threshold:g}"
-        options = EvalOptions("auto", looks.coarse, looks.region, 0.0, region_threshold, looks.max_new_tokens)
-    told = None if on_picture is None else lambda done, total: on_picture(way, done, total)
-    kept = keep and keep / f"{way}.jsonl"
-    # a question that the gate leaves alone has paid for the branches' part of its session too
-    return run(model, questions, options, output=kept, on_picture=told, all_branches=True)
+    Args:
+        doubts: with the gate's score of every question.
+        always: the same questions, zoomed where a region was found.
+        share: wanted.
 
-
-def _is_right(row: AnswerRow, questions: UserQuestions) -> bool:
-    right = questions.answers[row.picture, row.index]
-    return row.error is None and any(exact_match(row.prediction, answer) for answer in right)
+    Raises:
+        DataError: no question with both.
+    """
+    pairs = [
+        PairedAnswers(doubt.gate.score, zoomed.gate.zoomed, harmed=False, gained=False, coarse_s=0.0, zoomed_s=0.0)
+        for doubt, zoomed in zip(doubts, always, strict=True)
+        if not doubt.error and not zoomed.error and doubt.gate and zoomed.gate and doubt.gate.score is not None
+    ]
+    if not pairs:
+        raise DataError("There is not one question with a confidence, so no threshold can be chosen.")
+    point = choose(pairs, CalibrationGoal(share_zoomed=share))
+    return {"threshold": point.threshold, "share_zoomed": round(point.share_zoomed, 6)}
 
 
-def _right(rows: Sequence[AnswerRow], questions: UserQuestions) -> int:
-    return sum(_is_right(row, questions) for row in rows)
-
-
-def _facts(
-    model: QZoom,
-    questions: UserQuestions,
-    wish: Wish,
-    looks: Looks,
-    thresholds: tuple[float, ...],
-    point: Point,
-    failed: int,
-    date: str | None,
-) -> dict[str, Any]:
-    """Plain JSON: what was wanted, on which questions, and what was reached."""
-    import dataclasses
-
-    from qzoom.evaluation.runner import weights_digest
-
-    limits = {"coarse_tokens": looks.coarse, "region_tokens": looks.region}
-    facts: dict[str, Any] = {
-        "questions_sha256": questions.sha256,
-        "labelled": questions.labelled,
-        "failed": failed,
-        "weights": weights_digest(model.engine),
-        "wish": {name: value for name, value in dataclasses.asdict(wish).items() if value is not None},
-        "region_thresholds": list(thresholds),
-        **{name: [b.min_tokens, b.max_tokens] if b else None for name, b in limits.items()},
-        "reached": point.to_dict(),
-    }
-    return facts if date is None else facts | {"date": date}
+def _is_right(row: AnswerRow, questions: QuestionTask) -> bool:
+    answers = questions.answers[row.picture, row.index]
+    return row.error is None and any(exact_match(row.prediction, answer) for answer in answers)

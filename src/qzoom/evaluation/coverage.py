@@ -20,7 +20,7 @@ import numpy as np
 from qzoom.data.cells import covered_cells
 from qzoom.errors import DataError
 from qzoom.evaluation.coverage_maps import QuestionMaps
-from qzoom.scoring.intervals import bootstrap, interval_of
+from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 
 __all__ = [
     "EPSILON",
@@ -143,12 +143,10 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
     if not keys:
         raise DataError("The two runs report no question in common; only runs over the same data can be compared.")
     out: dict[str, Any] = {"n": len(keys)}
+    pictures = [picture for picture, _ in keys]
     for name in _FIGURES:
-        pairs = np.array([[side[key][name] for key in keys] for side in (mine, theirs)])
-        drawn = bootstrap(pairs, [picture for picture, _ in keys], seed)
-        first, second = (float(mean) for mean in pairs.mean(1))
-        interval = list(interval_of(drawn[0] - drawn[1]))
-        out[name] = {"this": first, "other": second, "difference": first - second, "interval": interval}
+        this_values, other_values = ([side[key][name] for key in keys] for side in (mine, theirs))
+        out[name] = paired_difference(this_values, other_values, pictures, seed)
     return out
 
 

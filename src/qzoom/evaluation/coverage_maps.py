@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qzoom.config import TokenBudget
-from qzoom.data.samples import EvalQuestion, EvalSample, Task
+from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.engine.request import Options
 from qzoom.errors import QZoomError
 from qzoom.evaluation.methods.attention import GENERIC, prompt_attention
@@ -80,7 +80,7 @@ def question_maps(
             on_picture(number + 1, len(ids))
 
 
-def _picture_maps(model: QZoom, sample: EvalSample, options: Options) -> Iterator[QuestionMaps]:
+def _picture_maps(model: QZoom, sample: Sample, options: Options) -> Iterator[QuestionMaps]:
     placed = [(i, q) for i, q in enumerate(sample.questions) if q.boxes and not is_negative(q)]
     if not placed:
         return
@@ -90,7 +90,7 @@ def _picture_maps(model: QZoom, sample: EvalSample, options: Options) -> Iterato
         if error is None:
             session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
             size_px = session.pictures[0].size_px
-            generic = _maps(model, session, EvalQuestion("", GENERIC, ""), options)
+            generic = _maps(model, session, SampleQuestion("", GENERIC, ""), options)
     except QZoomError as problem:
         session, error = None, str(problem)
     for index, question in placed:
@@ -104,7 +104,7 @@ def _picture_maps(model: QZoom, sample: EvalSample, options: Options) -> Iterato
         yield QuestionMaps(sample.id, index, question.field, question.boxes, size_px, *maps, failure)
 
 
-def _maps(model: QZoom, session: Session, question: EvalQuestion, options: Options) -> np.ndarray:
+def _maps(model: QZoom, session: Session, question: SampleQuestion, options: Options) -> np.ndarray:
     """(layers, heads, rows, columns) float64 of the last prompt token to the first picture's cells."""
     reading = start(model, session, question, options)
     values = prompt_attention(reading, reading.coarse, range(model.engine.backbone.num_layers))

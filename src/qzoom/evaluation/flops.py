@@ -64,12 +64,13 @@ class ModelShape:
 
 
 def shape_of(engine: Engine) -> ModelShape:
-    """The sizes of a loaded model of the Qwen-VL families, from its config."""
-    text, vision = engine.backbone.text_config, engine.backbone.model.config.vision_config
+    """The sizes of a loaded model, from its config.
+
+    Raises:
+        ConfigError: its family states no vision shape.
+    """
+    text = engine.backbone.text_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    full = getattr(vision, "fullatt_block_indexes", None)
-    window_px = getattr(vision, "window_size", 0) if full else 0
-    deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
     return ModelShape(
         layers=engine.backbone.num_layers,
         hidden=text.hidden_size,
@@ -79,15 +80,7 @@ def shape_of(engine: Engine) -> ModelShape:
         vocabulary=text.vocab_size,
         shared_layers=engine.config.shared_layers,
         branch_layers=engine.config.branch_layers,
-        vision_layers=vision.depth,
-        vision_hidden=vision.hidden_size,
-        vision_feed=vision.intermediate_size,
-        vision_gated=engine.backbone.family == "qwen2_5_vl",
-        vision_full_layers=len(full) if full else vision.depth,
-        window_patches=(window_px // vision.patch_size) ** 2,
-        patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
-        merge=vision.spatial_merge_size,
-        mergers=1 + len(deepstack),
+        **asdict(engine.backbone.vision_shape()),
     )
 
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qzoom.data.samples import AnswerRow
+from qzoom.data.samples import AnswerRow, answer_files, read_answers
 from qzoom.errors import DataError
 from qzoom.evaluation.flops import ModelShape, answer_flops
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.store import read_answers
 from qzoom.scoring.intervals import bootstrap, interval_of
 from qzoom.scoring.metrics import hit
 
@@ -184,8 +183,7 @@ def _line(run: Run, label: str, accuracy: float, **comparison: Any) -> RunFigure
 
 
 def _mean_tokens(run: Run) -> float:
-    answered: list[AnswerRow] = [row for row in run.rows if row.error is None]
-    tokens = [row.usage.coarse_tokens + row.usage.region_tokens for row in answered]
+    tokens = [row.visual_tokens for row in run.rows if row.error is None]
     return float(np.mean(tokens)) if tokens else 0.0
 
 
@@ -336,22 +334,12 @@ class TaskRuns:
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
-    """All answer files named, or lying in the folders named.
+    """All answer files named, or lying below the folders named.
 
     Raises:
         DataError: nothing there, or a file that holds something else.
     """
-    files: dict[Path, None] = {}
-    for place in places:
-        if place.is_dir():
-            files |= dict.fromkeys(sorted(place.rglob("*.jsonl")))
-        elif place.is_file():
-            files[place] = None
-        else:
-            raise DataError(f"{place}: no such file or folder; name answer files that `qzoom eval` kept.")
-    if not files:
-        raise DataError(f"{', '.join(map(str, places))}: no answer files (*.jsonl); keep some with `qzoom eval`.")
-    return [read_run(path) for path in files]
+    return [read_run(path) for path in answer_files(places)]
 
 
 def read_run(path: Path) -> Run:

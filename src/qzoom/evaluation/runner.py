@@ -7,6 +7,7 @@ the whole run is raised.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -14,25 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
-from qzoom.data.samples import AnswerRow, EvalQuestion, EvalSample, Task
+from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task, rows_of
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.methods import METHODS, Method
 from qzoom.evaluation.methods.base import EngineMethod, ask_kwargs, with_needed_branches
-from qzoom.evaluation.store import AnswerFile
+from qzoom.store.log import LogWriter
 from qzoom.types import Answer, SamplingParams, ZoomMode
 
 if TYPE_CHECKING:
-    import torch
-
-    from qzoom.engine.state import Engine
     from qzoom.model import QZoom
 
-__all__ = ["EvalOptions", "ask_many", "ask_sample", "describe_model", "describe_software", "run", "weights_digest"]
-
-
-_VALUES_PER_TENSOR = 512
+__all__ = ["EvalOptions", "ask_many", "ask_sample", "describe_model", "describe_software", "run"]
 
 
 def describe_model(model: QZoom) -> dict[str, Any]:
@@ -62,30 +58,6 @@ def describe_software(model: QZoom) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-
-
-def weights_digest(engine: Engine) -> str:
-    """Sixteen hex digits that change with the weights of the backbone, the gate or the region branch.
-
-    It takes some values of every tensor, so that it costs little even for large models.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    parts: list[tuple[str, torch.nn.Module | None]] = [
-        ("base", engine.backbone.model),
-        ("gate", engine.gate),
-        ("region", engine.region),
-    ]
-    for part, module in parts:
-        if module is None:
-            continue
-        for name, tensor in sorted(module.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            step = max(1, flat.numel() // _VALUES_PER_TENSOR)
-            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            digest.update(flat[::step].to(torch.float64).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -170,9 +142,7 @@ class EvalOptions:
         return int.from_bytes(digest[:7], "big")
 
 
-def ask_sample(
-    model: QZoom, sample: EvalSample, options: EvalOptions, *, all_branches: bool = False
-) -> list[AnswerRow]:
+def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branches: bool = False) -> list[AnswerRow]:
     """All questions about one picture in one session; they share the time of the coarse pass.
 
     Args:
@@ -207,7 +177,7 @@ def ask_sample(
     return rows
 
 
-def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) -> list[list[AnswerRow]]:
+def ask_many(model: QZoom, samples: Sequence[Sample], options: EvalOptions) -> list[list[AnswerRow]]:
     """The questions about several pictures as one batch, whose time they share.
 
     Where the batch fails, each picture is asked alone to find the question that failed; so are those of other methods.
@@ -241,7 +211,7 @@ def ask_many(model: QZoom, samples: Sequence[EvalSample], options: EvalOptions) 
     ]
 
 
-def _question_values(model: QZoom, sample: EvalSample, index: int, options: EvalOptions) -> dict[str, Any]:
+def _question_values(model: QZoom, sample: Sample, index: int, options: EvalOptions) -> dict[str, Any]:
     """The fields of a row that do not depend on the answer."""
     question = sample.questions[index]
     values = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
@@ -259,13 +229,13 @@ def _prompt(model: QZoom, question: str) -> str:
     from qzoom.engine.chat import read_conversation
 
     try:
-        ids = model._chat.encode(read_conversation([None], question))
+        ids = model.chat.encode(read_conversation([None], question))
     except QZoomError:
         return ""
     return str(model.engine.backbone.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _coarse_size(model: QZoom, sample: EvalSample, options: EvalOptions) -> tuple[int, int] | None:
+def _coarse_size(model: QZoom, sample: Sample, options: EvalOptions) -> tuple[int, int] | None:
     """Width and height in pixels that the coarse look resizes to."""
     backbone = model.engine.backbone
     limits = options.coarse_tokens or model.config.coarse_tokens or backbone.default_budget()
@@ -335,33 +305,33 @@ def run(
     """
     _check(model, options, batch_size)
     ids = task.ids if limit is None else task.ids[:limit]
-    store = None
     rows: dict[str, list[AnswerRow]] = {}
-    if output is not None:
-        settings = {
-            "questions": task.identity,
-            "options": dataclasses.asdict(options),
-            "model": describe_model(model),
-        }
-        store = AnswerFile(output, settings, about=describe_software(model), fresh=fresh)
-        for row in store.rows:
-            rows.setdefault(row.picture, []).append(row)
-    done = sum(name in rows for name in ids)
-    missing = [index for index, name in enumerate(ids) if name not in rows]
-    if on_picture is not None and done:
-        on_picture(done, len(ids))
-    for samples in _groups(task, missing, batch_size):
-        if batch_size > 1:
-            groups = ask_many(model, samples, options)
-        else:
-            groups = [ask_sample(model, samples[0], options, all_branches=all_branches)]
-        if store is not None:
-            store.append([row for group in groups for row in group])
-        for sample, group in zip(samples, groups, strict=True):
-            rows[sample.id] = group
-            done += 1
-            if on_picture is not None:
-                on_picture(done, len(ids))
+    with contextlib.ExitStack() as stack:
+        log = None
+        if output is not None:
+            settings = {
+                "questions": task.identity,
+                "options": dataclasses.asdict(options),
+                "model": describe_model(model),
+            }
+            log = stack.enter_context(LogWriter(output, ANSWERS, settings, about=describe_software(model), fresh=fresh))
+            rows = rows_of(log)
+        done = sum(name in rows for name in ids)
+        missing = [index for index, name in enumerate(ids) if name not in rows]
+        if on_picture is not None and done:
+            on_picture(done, len(ids))
+        for samples in _groups(task, missing, batch_size):
+            if batch_size > 1:
+                groups = ask_many(model, samples, options)
+            else:
+                groups = [ask_sample(model, samples[0], options, all_branches=all_branches)]
+            for sample, group in zip(samples, groups, strict=True):
+                rows[sample.id] = group
+                if log is not None:
+                    log.append(sample.id, [row.to_dict() for row in group])
+                done += 1
+                if on_picture is not None:
+                    on_picture(done, len(ids))
     chosen = [row for name in ids for row in rows[name]]
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")
@@ -381,9 +351,9 @@ def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
     model.make_options(coarse_tokens=options.coarse_tokens, **ask_kwargs(options.to_engine()))
 
 
-def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[EvalSample]]:
+def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
     """Pictures with at least `batch_size` questions together, the last ones with what is left."""
-    group: list[EvalSample] = []
+    group: list[Sample] = []
     for index in indices:
         group.append(_sample(task, index))
         if sum(len(sample.questions) for sample in group) >= batch_size:
@@ -393,11 +363,11 @@ def _groups(task: Task, indices: Sequence[int], batch_size: int) -> Iterator[lis
         yield group
 
 
-def _sample(task: Task, index: int) -> EvalSample:
+def _sample(task: Task, index: int) -> Sample:
     """A picture and its questions; one that cannot be made is a wrong answer with its reason."""
     try:
         return task.sample(index)
     except Exception as problem:  # whatever it is, it must be counted
         reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-        nothing = EvalQuestion("unusable", "", "")
-        return EvalSample(task.ids[index], None, (0, 0), (nothing,), reason)
+        nothing = SampleQuestion("unusable", "", "")
+        return Sample(task.ids[index], None, (0, 0), (nothing,), reason)

@@ -1,4 +1,4 @@
-"""From rows to figures: shares, means and times of one run, and two runs side by side. Pure; costs nothing to redo."""
+"""Figures of answers: shares, means and times of one run, and a paired count of two runs. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
-from qzoom.scoring.metrics import METRICS, anls, exact_match, hit, union_share
+from qzoom.scoring.agree import exact_match
+from qzoom.scoring.metrics import METRICS, anls, hit, union_share
 
-__all__ = ["Paired", "Scores", "compare", "is_right", "row_score", "score"]
+__all__ = ["Paired", "Scores", "compare", "is_right", "mean", "row_score", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +106,16 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
     names = dict.fromkeys([*fields, *sorted({row.field for row in rows})])
     exact = _per_field(rows, names, _matches)
     zooms = [row for row in rows if row.zoomed]
-    seconds = sum(row.seconds for row in rows)
     return Scores(
         n=len(rows),
         exact_match=exact,
-        anls=_mean(0.0 if row.error else anls(row.prediction, row.answers or [row.answer]) for row in rows),
-        zoomed=_mean(row.zoomed for row in rows),
-        hit_rate=_mean(hit([r.box for r in row.regions], row.boxes) for row in zooms if row.boxes),
-        box_area=_mean(union_share([r.box for r in row.regions], row.size_px) for row in zooms),
-        visual_tokens=_mean(row.usage.coarse_tokens + row.usage.region_tokens for row in rows if not row.error),
-        seconds=_mean(row.seconds for row in rows),
-        seconds_total=round(seconds, 4),
+        anls=mean(0.0 if row.error else anls(row.prediction, row.answers or [row.answer]) for row in rows),
+        zoomed=mean(row.zoomed for row in rows),
+        hit_rate=mean(hit([r.box for r in row.regions], row.boxes) for row in zooms if row.boxes),
+        box_area=mean(union_share([r.box for r in row.regions], row.size_px) for row in zooms),
+        visual_tokens=mean(row.visual_tokens for row in rows if not row.error),
+        seconds=mean(row.seconds for row in rows),
+        seconds_total=round(sum(row.seconds for row in rows), 4),
         errors=sum(row.error is not None for row in rows),
         difficulty=_difficulty(rows),
         metric="+".join(sorted({row.metric for row in rows})),
@@ -130,8 +130,8 @@ def _per_field(
 ) -> dict[str, float | None]:
     """Means per field, and of all rows as "all"."""
     values = [(row.field, value(row)) for row in rows]
-    means = {name: _mean(v for field, v in values if field == name) for name in names}
-    return means | {"all": _mean(v for _, v in values)}
+    means = {name: mean(v for field, v in values if field == name) for name in names}
+    return means | {"all": mean(v for _, v in values)}
 
 
 def compare(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> Paired:
@@ -160,8 +160,8 @@ def _difficulty(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]
         if group:
             out[name] = {
                 "n": len(group),
-                "exact_match": _mean(_matches(row) for row in group),
-                "zoomed": _mean(row.zoomed for row in group),
+                "exact_match": mean(_matches(row) for row in group),
+                "zoomed": mean(row.zoomed for row in group),
             }
     return out
 
@@ -174,12 +174,13 @@ def _areas(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]:
         if group:
             out[name] = {
                 "n": len(group),
-                "strict": _mean(map(row_score, group)),
-                "zoomed": _mean(row.zoomed for row in group),
+                "strict": mean(map(row_score, group)),
+                "zoomed": mean(row.zoomed for row in group),
             }
     return out
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    kept = [float(value) for value in values]
-    return sum(kept) / len(kept) if kept else None
+def mean(values: Iterable[float]) -> float | None:
+    """The mean; None of nothing."""
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers) if numbers else None

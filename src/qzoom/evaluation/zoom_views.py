@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.data.cells import around
-from qzoom.data.samples import AnswerRow, EvalSample, Task
-from qzoom.distill.crop import CropSettings, crop_box, cut
-from qzoom.distill.items import Picture
+from qzoom.data.crop import CropSettings, crop_box, cut
+from qzoom.data.samples import AnswerRow, Sample, Task
 from qzoom.errors import ConfigError, DataError, QZoomError
 from qzoom.images.geometry import box_area_px
 from qzoom.settings import Between, settings, to_dict
@@ -109,7 +108,7 @@ def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSetti
         raise DataError("The question has no box, so there is no region to cut out.")
     least = settings.crop_min_px
     rule = CropSettings(settings.crop_margin, min_width_px=least, min_height_px=least)
-    region = crop_box(around(boxes), Picture("", "", *size_px), rule)
+    region = crop_box(around(boxes), size_px, rule)
     if box_area_px(region) == 0:
         raise DataError(f"The box {around(boxes)!r} has no pixels on the picture of {size_px[0]} x {size_px[1]} px.")
     return region
@@ -164,7 +163,7 @@ class RegionTask:
     targets: tuple[tuple[str, int, int], ...]
     settings: GapSettings
     token_px: int
-    _held: dict[int, EvalSample] = field(default_factory=dict, repr=False)
+    _held: dict[int, Sample] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -192,23 +191,23 @@ class RegionTask:
             own["box_style"] = self.settings.box_style
         return self.base.identity | own
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """One question and its picture; with a reason where the picture cannot be made."""
         _, number, asked = self.targets[index]
         name = self.ids[index]
         whole = self._whole(number)
         question = whole.questions[asked]
         if whole.error is not None:
-            return EvalSample(name, None, whole.size_px, (question,), whole.error)
+            return Sample(name, None, whole.size_px, (question,), whole.error)
         try:
             image = self._made(whole, number, target_boxes(question.field, question.boxes, self.settings.places))
         except QZoomError as problem:
-            return EvalSample(name, None, whole.size_px, (question,), str(problem))
+            return Sample(name, None, whole.size_px, (question,), str(problem))
         if self.view == "region":
             question = replace(question, boxes=())
-        return EvalSample(name, image, image.size, (question,))
+        return Sample(name, image, image.size, (question,))
 
-    def _whole(self, number: int) -> EvalSample:
+    def _whole(self, number: int) -> Sample:
         """The picture of consecutive questions, decoded once."""
         from qzoom.images.load import load_image
 
@@ -223,7 +222,7 @@ class RegionTask:
             self._held[number] = sample
         return self._held[number]
 
-    def _made(self, whole: EvalSample, number: int, boxes: Sequence[Any]) -> Any:
+    def _made(self, whole: Sample, number: int, boxes: Sequence[Any]) -> Any:
         from qzoom.data.cells import around
         from qzoom.images.load import load_image
 

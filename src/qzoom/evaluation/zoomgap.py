@@ -16,15 +16,14 @@ import numpy as np
 
 from qzoom.config import TokenBudget
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
-from qzoom.data.samples import AnswerRow, EvalQuestion, Task
+from qzoom.data.samples import AnswerRow, SampleQuestion, Task, read_answers
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
-from qzoom.evaluation.score import row_score
-from qzoom.evaluation.store import read_answers
+from qzoom.evaluation.score import mean, row_score
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
-from qzoom.scoring.intervals import bootstrap, interval_of
-from qzoom.scoring.metrics import normalise
+from qzoom.scoring.agree import normalise
+from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -97,16 +96,8 @@ def _paired(pairs: Sequence[tuple[ScoredQuestion, ScoredQuestion]], value: Any, 
     """Both means, their difference and its interval; None without pairs."""
     if not pairs:
         return None
-    scores = np.array([[value(item) for item in side] for side in zip(*pairs, strict=True)])
-    drawn = bootstrap(scores, [first.picture for first, _ in pairs], seed)
-    this, other = (float(mean) for mean in scores.mean(1))
-    return {
-        "n": len(pairs),
-        "this": this,
-        "other": other,
-        "difference": this - other,
-        "interval": list(interval_of(drawn[0] - drawn[1])),
-    }
+    this, other = ([value(item) for item in side] for side in zip(*pairs, strict=True))
+    return {"n": len(pairs)} | paired_difference(this, other, [first.picture for first, _ in pairs], seed)
 
 
 Variant = Literal["strict", "harness"]
@@ -200,7 +191,7 @@ class GapFigures:
         }
 
 
-def is_negative(row: AnswerRow | EvalQuestion) -> bool:
+def is_negative(row: AnswerRow | SampleQuestion) -> bool:
     """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
     if row.negative:
         return True
@@ -284,7 +275,7 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
         without_place=len(every) - len(placed) - sum(not _in(item, used) for item in negatives),
         harness=_accuracy([item for item in harness if _in(item, used)], views),
         errors={view: sum(row.error is not None for row in own[view]) for view in views},
-        visual_tokens={view: _mean(_tokens(row) for row in own[view] if row.error is None) for view in views},
+        visual_tokens={view: mean(row.visual_tokens for row in own[view] if row.error is None) for view in views},
         dropped=dropped,
     )
 
@@ -302,7 +293,7 @@ def _in(item: ScoredQuestion, keys: set[tuple[str, int]]) -> bool:
 
 
 def _accuracy(items: Sequence[ScoredQuestion], views: Sequence[View]) -> dict[Any, float | None]:
-    return {view: _mean(item.scores[view] for item in items) for view in views}
+    return {view: mean(item.scores[view] for item in items) for view in views}
 
 
 def _difference(items: Sequence[ScoredQuestion], first: View, second: View) -> float:
@@ -343,17 +334,8 @@ def _yes_no(rows: Mapping[View, Sequence[AnswerRow]]) -> dict[str, Any]:
     views: list[View] = [view for view in ("full", "zoom") if view in rows]
     binary = {view: [row for row in rows[view] if normalise(row.answer) in ("yes", "no")] for view in views}
     truth = binary["full"]
-    predicted = {view: _mean(normalise(r.prediction).startswith("yes") for r in own) for view, own in binary.items()}
-    return {"n": len(truth), "truly_yes": _mean(normalise(row.answer) == "yes" for row in truth), "said_yes": predicted}
-
-
-def _tokens(row: AnswerRow) -> int:
-    return row.usage.coarse_tokens + row.usage.region_tokens
-
-
-def _mean(values: Any) -> float | None:
-    kept = [float(value) for value in values]
-    return sum(kept) / len(kept) if kept else None
+    predicted = {view: mean(normalise(r.prediction).startswith("yes") for r in own) for view, own in binary.items()}
+    return {"n": len(truth), "truly_yes": mean(normalise(row.answer) == "yes" for row in truth), "said_yes": predicted}
 
 
 Progress = Callable[[View], Callable[[int, int], None] | None]

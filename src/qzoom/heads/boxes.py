@@ -15,7 +15,7 @@ from torch import Tensor
 from qzoom.config import BoxRule
 from qzoom.types import Box
 
-__all__ = ["MapBox", "boxes_from_maps", "cells_to_pixels"]
+__all__ = ["CellBox", "MapBox", "boxes_from_maps", "cells_to_pixels", "map_box"]
 
 CellBox = tuple[float, float, float, float]  # x0, y0, x1, y1 in coarse cells
 
@@ -76,19 +76,41 @@ def boxes_from_maps(
                 found.append((float(grid[group].max()), image, _bounds(group)))
     found.sort(key=lambda item: (-item[0], item[1], item[2]))
     keep = rule.max_regions if rule.components == "all" else 1
-    out = []
-    for score, image, cells in found[:keep]:
-        wider = _with_margin(cells, grids[image].shape, rule.margin_cells)
-        box = cells_to_pixels(
-            wider,
-            grids[image].shape,
-            sizes_px[image],
-            min_side_px=rule.min_side_px,
-            scaling=rule.scaling,
-            token_px=token_px,
-        )
-        out.append(MapBox(image, wider, box, score))
-    return tuple(out)
+    return tuple(
+        map_box(cells, grids[image].shape, sizes_px[image], rule=rule, token_px=token_px, image=image, score=score)
+        for score, image, cells in found[:keep]
+    )
+
+
+def map_box(
+    cells: CellBox,
+    grid: tuple[int, ...],
+    size_px: tuple[int, int],
+    *,
+    rule: BoxRule,
+    token_px: int,
+    image: int = 0,
+    score: float = 0.0,
+) -> MapBox:
+    """A box given in coarse cells, in cells and pixels that agree; the rule's margin is added.
+
+    Args:
+        cells: x0, y0, x1, y1 in cells, half-open; may be fractional.
+        grid: (rows, columns) of the map.
+        size_px: (width, height) of the picture.
+        rule: margin, smallest side and scaling.
+        token_px: side of a visual token in resized pixels.
+        image: index of the picture.
+        score: of the box.
+    """
+    rows, columns = grid
+    x0, y0, x1, y1 = cells
+    margin = rule.margin_cells
+    wider = (max(0, x0 - margin), max(0, y0 - margin), min(columns, x1 + margin), min(rows, y1 + margin))
+    pixels = cells_to_pixels(
+        wider, grid, size_px, min_side_px=rule.min_side_px, scaling=rule.scaling, token_px=token_px
+    )
+    return MapBox(image, wider, pixels, score)
 
 
 def cells_to_pixels(
@@ -146,12 +168,6 @@ def _axis_exact(low: float, high: float, cells: int, side: int, least: int, toke
     if end > side:
         start, end = start - (end - side), side
     return max(0, start), min(side, end)
-
-
-def _with_margin(cells: tuple[int, int, int, int], grid: tuple[int, ...], margin: float) -> CellBox:
-    rows, columns = grid
-    x0, y0, x1, y1 = cells
-    return (max(0, x0 - margin), max(0, y0 - margin), min(columns, x1 + margin), min(rows, y1 + margin))
 
 
 def _bounds(group: np.ndarray) -> tuple[int, int, int, int]:

@@ -58,6 +58,7 @@ class QZoomChat(lmms):
     def __init__(
         self,
         pretrained: str = "tiny",
+        *,
         zoom: Any = "auto",
         max_visual_tokens: int | None = None,
         coarse_tokens: int | None = None,

@@ -1,30 +1,32 @@
-"""Which attention heads point at what the answer rests on: the authors' tables, and how head lists are written.
+"""Which attention heads point at what an answer rests on: named ones, the authors' tables, or heads that are found.
 
 The tables are chosen by hand per backbone and kind of picture (method.md 5.1); a backbone is known by its sizes. For
-any other, `labels.head_search` finds heads.
-
-Find the heads that point, instead of choosing them by hand: every head of every layer is scored on drawn pictures
-whose answer boxes are known (see `labels.heads`). Documents stand for text, scenes for natural pictures.
+any other backbone every head of every layer is scored on synthetic pictures whose answer boxes are known: documents
+stand for text, scenes for natural pictures.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from qzoom.backbones.base import Backbone
 from qzoom.data.questions import load_picture, open_questions
+from qzoom.engine.attention import ResponseAttention
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.attention import HeadScore, rank_heads
 from qzoom.labels.maps import cells_touched
-from qzoom.labels.respond import View, attention_of, respond, show
+from qzoom.labels.respond import attention_of, generate, prepare_image
+from qzoom.labels.settings import RegionRecipe
 
-__all__ = ["FoundHeads", "HeadSearch", "HeadSet", "Mode", "find_heads", "parse_heads", "published_heads"]
-
+__all__ = ["HeadScore", "HeadSet", "Mode", "choose_heads", "find_heads", "parse_heads", "published_heads", "rank_heads"]
 
 Mode = Literal["text", "natural"]
 Pairs = tuple[tuple[int, int], ...]
@@ -60,105 +62,139 @@ def parse_heads(text: str) -> Pairs:
     return tuple(dict.fromkeys(pairs))
 
 
-_SIZES = {  # (family, hidden size, layers)
-    ("qwen2_5_vl", 2048, 36): "Qwen2.5-VL-3B",
-    ("qwen2_5_vl", 3584, 28): "Qwen2.5-VL-7B",
-    ("qwen3_vl", 2560, 36): "Qwen3-VL-4B",
-    ("qwen3_vl", 4096, 36): "Qwen3-VL-8B",
-}
-_TABLE: dict[tuple[str, Mode], tuple[str, str]] = {
-    ("Qwen2.5-VL-3B", "text"): ("20:1,4 22:14", ""),
-    ("Qwen2.5-VL-3B", "natural"): ("21:9,11 22:0,7", "8:1,13"),
-    ("Qwen2.5-VL-7B", "text"): ("22:1,4 23:6,11", ""),
-    ("Qwen2.5-VL-7B", "natural"): ("16:1,7,17 19:17,20", "9:4,22"),
-    ("Qwen3-VL-4B", "text"): ("19:24,27 24:21,23", "24:6,10"),
-    ("Qwen3-VL-4B", "natural"): ("20:15,21,23 21:8,10,11", "20:1,24"),
-    ("Qwen3-VL-8B", "text"): ("19:24,26,27 24:21,22,23", "24:1,2"),
-    ("Qwen3-VL-8B", "natural"): ("20:15,21,23 21:8,10,11", "21:7"),
-}
-
-
-def published_heads(family: str, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
-    """The authors' heads for a backbone of these sizes; None where they give none.
+def published_heads(backbone: type[Backbone] | Backbone, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
+    """The heads that a family declares for a base of these sizes (`Backbone.label_heads`); None where it gives none.
 
     Args:
-        family: model type.
+        backbone: the family.
         hidden_size: of the decoder.
         layers: of the decoder.
         mode: kind of question.
     """
-    name = _SIZES.get((family, hidden_size, layers))
-    if name is None:
+    tables = backbone.label_heads.get((hidden_size, layers))
+    if tables is None:
         return None
-    pointing, sinks = _TABLE[name, mode]
+    pointing, sinks = tables[mode]
     return HeadSet(parse_heads(pointing), parse_heads(sinks) if sinks else ())
 
 
 FIRST_SEED = 1_900_000_000
-"""Drawn pictures from here on are for searching heads; label other ones."""
+"""Synthetic pictures from here on are for searching heads; label other ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class HeadSearch:
-    """How heads are searched.
+class HeadScore:
+    """How well one head points.
 
     Args:
-        pictures: how many drawn pictures.
-        questions: most questions about each.
-        count: how many heads to take.
-        tokens: visual tokens of the look.
-        max_new_tokens: longest answer.
-        view: "dynamic" or "square", as the labels will be.
+        layer: index of the decoder layer.
+        head: index of the query head.
+        hit: share of questions whose highest cell touches an answer box.
+        lift: share of the head's visual attention inside the boxes, divided by the boxes' share of the cells.
     """
 
-    pictures: int = 40
-    questions: int = 4
-    count: int = 3
-    tokens: int = 576
-    max_new_tokens: int = 32
-    view: View = "dynamic"
+    layer: int
+    head: int
+    hit: float
+    lift: float
 
 
-@dataclass(frozen=True, slots=True)
-class FoundHeads:
-    """What the search found.
+def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[HeadScore]:
+    """Score every head, best first (by hit rate, then lift).
 
     Args:
-        heads: the best ones; sinks are left to the hidden-state norm.
-        scores: of the best ones, best first.
-        samples: answers that were scored.
+        samples: the attention of a response and the (rows, columns) bool cells of its answer.
+
+    Raises:
+        ValueError: no samples.
     """
+    if not samples:
+        raise ValueError("Heads cannot be ranked without samples.")
+    layers, heads = samples[0][0].layers, samples[0][0].values.shape[1]
+    hits = torch.zeros(len(layers), heads)
+    lifts = torch.zeros(len(layers), heads)
+    for attention, cells in samples:
+        flat = attention.values.flatten(2)
+        inside = cells.flatten()
+        hits += inside[flat.argmax(-1)].float()
+        share = (flat * inside).sum(-1) / flat.sum(-1).clamp_min(1e-12)
+        lifts += share / inside.float().mean().clamp_min(1e-12)
+    scores = [
+        HeadScore(layer, head, float(hits[i, head]) / len(samples), float(lifts[i, head]) / len(samples))
+        for i, layer in enumerate(layers)
+        for head in range(heads)
+    ]
+    return sorted(scores, key=lambda s: (-s.hit, -s.lift, s.layer, s.head))
 
-    heads: HeadSet
-    scores: tuple[HeadScore, ...]
-    samples: int
 
-
-def find_heads(engine: Engine, mode: Mode, search: HeadSearch) -> FoundHeads:
-    """The heads whose attention falls on known answer boxes most often.
+def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[HeadScore], int]:
+    """The heads whose attention falls on known answer boxes most often, best first, and the number of scored answers.
 
     Raises:
         DataError: the model answered none of the questions.
     """
+    search = recipe.search
     kind = "documents" if mode == "text" else "scenes"
-    asked = open_questions([f"{kind}:{FIRST_SEED}:{search.pictures}"], per_picture=search.questions, seed=1).questions
+    names = [f"{kind}:{FIRST_SEED}:{search.pictures}"]
+    questions = open_questions(names, per_picture=search.questions, seed=1).questions
     chat = ChatEncoder(engine.backbone)
-    every = range(engine.backbone.num_layers)
     samples = []
-    for question in asked:
-        shown = show(load_picture(question), search.view, search.tokens)
+    for question in questions:
+        image = prepare_image(load_picture(question), recipe.view, recipe.tokens)
         turns = [turn for turn in question.turns if turn.boxes]
         if not turns:
             continue
-        found = respond(engine, chat, shown, [t.question for t in turns], max_new_tokens=search.max_new_tokens)
+        texts = [turn.question for turn in turns]
+        responses = generate(engine, chat, image, texts, max_new_tokens=min(32, recipe.max_new_tokens))
         for index, turn in enumerate(turns):
-            attention = attention_of(engine, found, index, every)
+            attention = attention_of(engine, responses, index, range(engine.backbone.num_layers))
             if attention is not None:
-                cells = cells_touched(turn.boxes, shown.size_px, attention.values.shape[2:], search.view)
+                cells = cells_touched(turn.boxes, image.size_px, attention.values.shape[2:], recipe.view)
                 samples.append((attention, torch.as_tensor(cells)))
     if not samples:
         raise DataError(
-            f"Heads cannot be found: the model gave no answer to {len(asked)} drawn pictures; name heads with --heads."
+            f"Heads cannot be found: the model gave no answer to {len(questions)} synthetic pictures; name heads with "
+            "--heads."
         )
-    ranked = rank_heads(samples)[: search.count]
-    return FoundHeads(HeadSet(tuple((s.layer, s.head) for s in ranked)), tuple(ranked), len(samples))
+    return rank_heads(samples)[: search.count], len(samples)
+
+
+def choose_heads(
+    engine: Engine, modes: Sequence[Mode], recipe: RegionRecipe
+) -> tuple[dict[Mode, HeadSet], dict[str, Any]]:
+    """The heads of a recipe for the modes that occur.
+
+    Returns:
+        The heads, and the scores of those that were found, as JSON values.
+
+    Raises:
+        ConfigError: heads that the model does not have, or no table for it.
+    """
+    backbone = engine.backbone
+    sinks = parse_heads(recipe.sink_heads) if recipe.sink_heads else ()
+    chosen: dict[Mode, HeadSet] = {}
+    facts: dict[str, Any] = {}
+    for mode in modes:
+        if recipe.heads == "auto":
+            scores, samples = find_heads(engine, mode, recipe)
+            chosen[mode] = HeadSet(tuple((score.layer, score.head) for score in scores), sinks)
+            facts[mode] = {"samples": samples, "scores": [asdict(score) for score in scores]}
+        elif recipe.heads == "preset":
+            preset = published_heads(backbone, backbone.hidden_size, backbone.num_layers, mode)
+            if preset is None:
+                raise ConfigError(
+                    f"There is no table of heads for a {backbone.family} of {backbone.num_layers} layers and width "
+                    f"{backbone.hidden_size}; use --heads auto, or name them."
+                )
+            chosen[mode] = dataclasses.replace(preset, sinks=sinks or preset.sinks)
+        else:
+            chosen[mode] = HeadSet(parse_heads(recipe.heads), sinks)
+        _check_heads(engine, chosen[mode])
+    return chosen, facts
+
+
+def _check_heads(engine: Engine, heads: HeadSet) -> None:
+    layers, count = engine.backbone.num_layers, int(engine.backbone.text_config.num_attention_heads)
+    for layer, head in (*heads.pointing, *heads.sinks):
+        if layer >= layers or head >= count:
+            raise ConfigError(f"Head {layer}:{head} does not exist; the model has {layers} layers of {count} heads.")

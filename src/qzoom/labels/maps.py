@@ -1,8 +1,6 @@
-"""One turn's attention maps as the record of its tri-state labels, whatever the picture was padded to.
+"""Ternary label maps from attention maps or known boxes: foreground, background, ignored (method.md 5.2, 5.3).
 
-Stage-1 labels: from a sink map and a grounding map to foreground, background and "don't know" (method.md 5.2, 5.3).
-
-Pure arithmetic in float64. The maps come from `labels.attention`; the labels go to `training.losses.region_loss`.
+Pure arithmetic in float64. Attention maps come from `engine.attention`; the labels go to `training.losses.region_loss`.
 
     grounding map, sinks removed      labels (1 foreground, 0 background, . ignored)
       .0 .0 .0 .0 .0                    0 0 0 0 0
@@ -16,60 +14,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from qzoom.errors import ConfigError, DataError
+from qzoom.errors import DataError
+from qzoom.labels.settings import LabelMapSettings, View
 from qzoom.store.schema import RegionLabel
 from qzoom.types import Box
 
 __all__ = [
     "IGNORE",
-    "RegionLabelSettings",
-    "RegionLabels",
+    "LabelMap",
+    "box_labels",
     "cells_touched",
     "label_record",
     "picture_in_square",
     "region_labels",
 ]
 
+IGNORE = -100
+
+CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
+
 
 def label_record(
-    sink: np.ndarray,
-    grounding: np.ndarray,
-    settings: RegionLabelSettings,
-    *,
-    view: Literal["dynamic", "square"],
-    size_px: tuple[int, int],
-    boxes: Sequence[Box],
-    **facts: Any,
+    label_map: LabelMap, *, view: View, size_px: tuple[int, int], boxes: Sequence[Box], **facts: Any
 ) -> tuple[RegionLabel, np.ndarray]:
-    """Label a turn.
+    """The record of a turn's label map.
 
     Args:
-        sink: (rows, columns) map that shows sinks.
-        grounding: (rows, columns) map that shows what the answer rests on.
-        settings: thresholds.
-        view: "square" when the picture was padded to one; its padding becomes background.
+        label_map: the labels.
+        view: "square" when the picture was padded to one.
         size_px: (width, height) of the picture without padding.
-        boxes: known answer boxes, to measure agreement; may be empty.
+        boxes: known answer boxes, to measure agreement; empty when there are none or the labels come from them.
         **facts: question, turn, response, attention, text and prompt of the record.
 
     Returns:
         The record and its labels (rows, columns) int8.
-
-    Raises:
-        DataError: maps that cannot be labelled.
     """
-    found = region_labels(sink, grounding, settings, padded_from_px=size_px if view == "square" else None)
-    labels = found.labels.astype(np.int8)
+    labels = label_map.labels.astype(np.int8)
     agrees = None
-    if boxes and found.usable:
+    if boxes and label_map.usable:
         agrees = bool((cells_touched(boxes, size_px, labels.shape, view) & (labels == 1)).any())
     record = RegionLabel(
-        box=found.box,
-        usable=found.usable and bool((labels == 1).any()),
+        box=label_map.box,
+        usable=label_map.usable and bool((labels == 1).any()),
         foreground=int((labels == 1).sum()),
         valid=int((labels != IGNORE).sum()),
         view=view,
@@ -80,9 +70,7 @@ def label_record(
     return record, labels
 
 
-def cells_touched(
-    boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, ...], view: Literal["dynamic", "square"]
-) -> np.ndarray:
+def cells_touched(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, ...], view: View) -> np.ndarray:
     """Cells that any of the boxes touches, (rows, columns) bool; with "square" the picture stands in the middle."""
     rows, columns = grid
     x0, y0, x1, y1 = (0, 0, columns, rows) if view == "dynamic" else picture_in_square(size_px, rows)
@@ -94,47 +82,8 @@ def cells_touched(
     return mask
 
 
-IGNORE = -100
-
-CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
-
-
 @dataclass(frozen=True, slots=True)
-class RegionLabelSettings:
-    """Thresholds of the tri-state labels; the defaults are those of the release's stage-1 script.
-
-    Args:
-        sink_threshold: cells whose sink attention reaches this are taken out of the grounding map.
-        foreground: share of the map's maximum above which a cell is foreground (tau_fg).
-        background: share of the maximum below which a cell outside the box is background (tau_bg).
-        blur_cells: width of the blur that widens the box; even widths grow by one, widths below 1 mean none.
-        ignore_share: a box of at least this share of the map makes the whole sample unusable.
-        min_peak: so does a maximum below this.
-
-    Raises:
-        ConfigError: a share outside 0..1.
-    """
-
-    sink_threshold: float = 1e-2
-    foreground: float = 0.25
-    background: float = 0.05
-    blur_cells: int = 3
-    ignore_share: float = 0.5
-    min_peak: float = 5e-3
-
-    def __post_init__(self) -> None:
-        for name in ("foreground", "background", "ignore_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be a share from 0 to 1, not {getattr(self, name)!r}.")
-
-    @property
-    def reach_cells(self) -> int:
-        """How far the blur carries foreground, in cells on every side."""
-        return max(1, self.blur_cells) // 2
-
-
-@dataclass(frozen=True, slots=True)
-class RegionLabels:
+class LabelMap:
     """Labels of one map.
 
     Args:
@@ -172,10 +121,10 @@ def picture_in_square(size_px: tuple[int, int], cells: int) -> CellBounds:
 def region_labels(
     sink_map: np.ndarray,
     grounding_map: np.ndarray,
-    settings: RegionLabelSettings | None = None,
+    settings: LabelMapSettings | None = None,
     *,
     padded_from_px: tuple[int, int] | None = None,
-) -> RegionLabels:
+) -> LabelMap:
     """Label every cell.
 
     Args:
@@ -188,7 +137,7 @@ def region_labels(
     Raises:
         DataError: maps of different or wrong shapes, not finite, or padding asked of a map that is not square.
     """
-    settings = settings or RegionLabelSettings()
+    settings = settings or LabelMapSettings()
     if sink_map.shape != grounding_map.shape or grounding_map.ndim != 2 or not grounding_map.size:
         raise DataError(
             f"Sink map {sink_map.shape} and grounding map {grounding_map.shape} must be (rows, columns) of one shape."
@@ -210,7 +159,31 @@ def region_labels(
     if usable:
         labels[(outside & (without_sinks < peak * settings.background)) | padding] = 0
         labels[foreground] = 1
-    return RegionLabels(labels, box, usable)
+    return LabelMap(labels, box, usable)
+
+
+def box_labels(
+    boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, int], view: View = "dynamic"
+) -> LabelMap:
+    """Label every cell from known answer boxes: touched cells are foreground, their neighbours ignored, the rest 0.
+
+    The map is unusable without boxes, or when they touch half of it or more.
+
+    Args:
+        boxes: xyxy in original pixels, half-open.
+        size_px: (width, height) of the picture without padding.
+        grid: (rows, columns) of the map.
+        view: "square" when the picture was padded to one.
+    """
+    inside = cells_touched(boxes, size_px, grid, view)
+    labels = np.full(grid, IGNORE, dtype=np.int64)
+    usable = 0 < float(inside.mean()) < 0.5
+    if usable:
+        padded = np.pad(inside, 1)
+        rows, columns = grid
+        near = np.any([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
+        labels[~near], labels[inside] = 0, 1
+    return LabelMap(labels, _widened_bounds(inside, 0), usable)
 
 
 def _padding(shape: tuple[int, ...], padded_from_px: tuple[int, int] | None) -> np.ndarray:

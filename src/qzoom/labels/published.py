@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ import numpy as np
 from qzoom.data.questions import load_picture
 from qzoom.errors import DataError, ImageError
 from qzoom.labels import unpickling
-from qzoom.labels.maps import RegionLabelSettings, label_record
+from qzoom.labels.maps import label_record, region_labels
+from qzoom.labels.settings import LabelMapSettings
+from qzoom.settings import to_dict
 from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
 
@@ -91,7 +93,7 @@ def convert_published(
     images: Path,
     *,
     model: str = "unknown",
-    settings: RegionLabelSettings | None = None,
+    settings: LabelMapSettings | None = None,
     fresh: bool = False,
 ) -> PublishedReport:
     """Write a store of region labels from a published file.
@@ -101,7 +103,7 @@ def convert_published(
         folder: the store to write; a rerun continues it.
         images: folder that the entries' picture paths start from.
         model: which model the labels were made with, for the record.
-        settings: of the tri-state labels.
+        settings: thresholds of the label maps.
         fresh: start over.
 
     Raises:
@@ -111,8 +113,8 @@ def convert_published(
     content, arrays = read_pickle(path)
     if not isinstance(content, list) or not content:
         raise DataError(f"{path} is not a file of labels: it holds no list of entries.")
-    chosen = settings or RegionLabelSettings()
-    made = {"tristate": asdict(chosen), "images": str(images.resolve()), "entries": len(content), "file": path.name}
+    chosen = settings or LabelMapSettings()
+    made = {"maps": to_dict(chosen), "images": str(images.resolve()), "entries": len(content), "file": path.name}
     provenance = Provenance(model=model, prompt="published", sizes={"view": "square"})
     start_store(folder, "regions", made, provenance, fresh=fresh)
     reasons: list[str] = []
@@ -133,7 +135,7 @@ def convert_published(
 
 
 def _records(
-    entry: Any, arrays: dict[str, np.ndarray], images: Path, settings: RegionLabelSettings, number: int
+    entry: Any, arrays: dict[str, np.ndarray], images: Path, settings: LabelMapSettings, number: int
 ) -> list[Any]:
     if not isinstance(entry, dict):
         raise DataError(f"it is a {type(entry).__name__}, not a mapping.")
@@ -161,9 +163,7 @@ def _records(
     tensors = {"grounding": maps["grounding_attn_o2i"], "sink": maps["sink_attn"]}
     attention_id = content_id(attention, {name: tensor_digest(array) for name, array in tensors.items()})
     label, labels = label_record(
-        maps["sink_attn"],
-        maps["grounding_attn_o2i"],
-        settings,
+        region_labels(maps["sink_attn"], maps["grounding_attn_o2i"], settings, padded_from_px=size),
         question=question_id,
         turn=0,
         response=content_id(response),

@@ -1,6 +1,6 @@
-"""The model's own answers to all questions about a picture from one coarse look, and where they look.
+"""The model's own answers to all questions about a picture from one coarse pass, and the attention of those answers.
 
-picture --(square or as it is)--> one encoding --> one prefix --> each question's prompt, answer and kept keys
+picture --(square or as it is)--> one encoding --> one prefix --> each question's prompt, answer and keys and values
 """
 
 from __future__ import annotations
@@ -8,31 +8,42 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
+from torch import Tensor
 
 from qzoom.config import TokenBudget
 from qzoom.engine.attention import ResponseAttention, response_attention
-from qzoom.engine.batch import prefill
 from qzoom.engine.cache import KVCache
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.generate import DecodeBatch, Stopwatch
-from qzoom.engine.perceive import look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, prefill
+from qzoom.engine.perceive import Stopwatch
+from qzoom.engine.prompt import VisualSpan
 from qzoom.engine.request import Options, make_request
 from qzoom.engine.session import prefill_prefix
 from qzoom.engine.state import Engine, State
 from qzoom.images.load import LoadedImage
-from qzoom.types import SamplingParams
+from qzoom.labels.settings import View
+from qzoom.model import QZoom
+from qzoom.types import Answer, SamplingParams
 
-__all__ = ["PADDING", "Responses", "Shown", "View", "attention_of", "respond", "show"]
+__all__ = [
+    "PADDING",
+    "PreparedImage",
+    "Responses",
+    "answer_both_ways",
+    "attention_of",
+    "generate",
+    "prepare_image",
+    "sink_cells",
+]
 
-View = Literal["dynamic", "square"]
 PADDING = (127, 127, 127)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PreparedImage:
     """A picture as the model is to see it.
 
     Args:
@@ -48,10 +59,10 @@ class Shown:
     view: View
 
 
-def show(picture: LoadedImage, view: View, tokens: int) -> Shown:
+def prepare_image(picture: LoadedImage, view: View, tokens: int) -> PreparedImage:
     """Prepare a picture: at most `tokens` visual tokens as it is, or exactly that many as a square (method.md 5.1)."""
     if view == "dynamic":
-        return Shown(picture, picture.size_px, TokenBudget(1, tokens), view)
+        return PreparedImage(picture, picture.size_px, TokenBudget(1, tokens), view)
     from PIL import Image
 
     width, height = picture.size_px
@@ -59,12 +70,12 @@ def show(picture: LoadedImage, view: View, tokens: int) -> Shown:
     square = Image.new("RGB", (side, side), PADDING)
     square.paste(picture.image, ((side - width) // 2, (side - height) // 2))
     padded = dataclasses.replace(picture, image=square, size_px=(side, side))
-    return Shown(padded, picture.size_px, TokenBudget(tokens, tokens), view)
+    return PreparedImage(padded, picture.size_px, TokenBudget(tokens, tokens), view)
 
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """All questions of a picture answered.
+    """The answers to all questions about a picture.
 
     Args:
         states: per question, the state after the shared layers.
@@ -80,21 +91,21 @@ class Responses:
 
 
 @torch.inference_mode()
-def respond(
+def generate(
     engine: Engine,
     chat: ChatEncoder,
-    shown: Shown,
+    image: PreparedImage,
     questions: Sequence[str],
     *,
     max_new_tokens: int,
     system: str | None = None,
 ) -> Responses:
-    """Answer greedily from the plain look, all questions as one batch.
+    """Answer greedily from the coarse pass alone, all questions as one batch.
 
     Args:
         engine: its branches are not used.
         chat: of its backbone.
-        shown: the picture.
+        image: the picture.
         questions: one or more texts.
         max_new_tokens: longest answer.
         system: a system turn to put first.
@@ -102,16 +113,16 @@ def respond(
     Raises:
         QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
     """
-    options = Options(zoom="never", sampling=SamplingParams(max_new_tokens=max_new_tokens), coarse_tokens=shown.budget)
+    options = Options(zoom="never", sampling=SamplingParams(max_new_tokens=max_new_tokens), coarse_tokens=image.budget)
     plain = dataclasses.replace(engine, gate=None, region=None)
-    features = engine.backbone.encode([shown.picture.image], [shown.budget])
+    features = engine.backbone.encode([image.picture.image], [image.budget])
     prefix = prefill_prefix(plain, chat, features, system)
     requests = [
-        dataclasses.replace(make_request(chat, shown.picture, text, options, system=system), prefix=prefix)
+        dataclasses.replace(make_request(chat, image.picture, text, options, system=system), prefix=prefix)
         for text in questions
     ]
     clock = Stopwatch(engine.backbone.device)
-    looks = look(plain, requests, clock)
+    looks = coarse_pass(plain, requests, clock)
     rows = prefill(plain, looks, clock)
     caches = tuple(row.cache for row in rows)
     batch = DecodeBatch(engine.backbone)
@@ -127,12 +138,64 @@ def respond(
 
 
 @torch.inference_mode()
-def attention_of(engine: Engine, found: Responses, index: int, layers: Sequence[int]) -> ResponseAttention | None:
+def attention_of(engine: Engine, responses: Responses, index: int, layers: Sequence[int]) -> ResponseAttention | None:
     """Attention of one answer: mean over the generated tokens that were fed back, which is all but the last one.
 
-    None when there is none: the model ended its answer at once, or said one token only and no end.
+    None when there is none: the model ended its answer at once, or gave a single token and no end.
     """
-    fed = found.tokens[index][:-1]
+    fed = responses.tokens[index][:-1]
     if not fed:
         return None
-    return response_attention(engine.backbone, found.states[index].prompt, found.caches[index], fed, layers)[0]
+    return response_attention(engine.backbone, responses.states[index].prompt, responses.caches[index], fed, layers)[0]
+
+
+def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
+    """Cells whose hidden state is outsized: norm above `ratio` times the median of the picture's cells.
+
+    Args:
+        hidden: (length, hidden) states of the prompt, e.g. H_K.
+        span: the picture.
+        ratio: how much larger.
+
+    Returns:
+        (rows, columns) float32, 1 at sinks.
+    """
+    norms = hidden[span.start : span.stop].float().norm(dim=-1)
+    return (norms > ratio * norms.median()).float().view(span.features.grid)
+
+
+def answer_both_ways(
+    model: QZoom,
+    picture: LoadedImage,
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int,
+    coarse_tokens: int,
+    region_tokens: int | None = None,
+) -> list[tuple[Answer, Answer]]:
+    """Each question answered from the coarse pass alone, and with the region.
+
+    Args:
+        model: with a region branch.
+        picture: the picture.
+        questions: one or more texts.
+        max_new_tokens: longest answer.
+        coarse_tokens: most visual tokens of the coarse pass.
+        region_tokens: most visual tokens of the regions; None takes the checkpoint's budget.
+
+    Raises:
+        QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
+    """
+    batch = [(picture, question) for question in questions]
+    region = None if region_tokens is None else TokenBudget(1, region_tokens)
+    coarse, zoomed = (
+        model.ask_batch(
+            batch,
+            zoom=zoom,
+            max_new_tokens=max_new_tokens,
+            coarse_tokens=TokenBudget(1, coarse_tokens),
+            region_tokens=region,
+        )
+        for zoom in ("never", "always")
+    )
+    return list(zip(coarse, zoomed, strict=True))

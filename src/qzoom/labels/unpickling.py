@@ -1,6 +1,6 @@
 """Read a pickle that may be hostile: only numpy arrays and builtin containers, in a process of its own.
 
-`records.published` starts this file as a program. Nothing but the names in `_ALLOWED` can be looked up, and each stands
+`labels.published` starts this file as a program. Nothing but the names in `_ALLOWED` can be looked up, and each stands
 here for a function of this module that checks its arguments: a pickle can neither import nor call anything, nor hand a
 state to numpy. The process has a limit on memory and time, because a pickle can still ask for huge objects.
 """

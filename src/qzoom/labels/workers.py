@@ -1,35 +1,51 @@
-"""Run one labelling job in several processes that fill one store, each with its share of the questions.
+"""Fill a record store with the labels of a question set, in one process or in data-parallel workers.
 
-On GPUs every process takes a device of its own; on a CPU each takes one thread. A process that dies leaves the others
-running; what it had finished is kept, and the same command goes on.
+Every worker loads the model, takes its share of the questions and writes a file of its own in the store. On GPUs every
+worker takes a device of its own; on a CPU each takes one thread. A worker that dies leaves the others running: finished
+questions stay in the store, and the same command resumes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
+import numpy as np
+
+from qzoom.checkpoints.weights import base_digest
+from qzoom.engine.state import Engine
 from qzoom.errors import DataError, QZoomError
-from qzoom.store.schema import Question
+from qzoom.store.records import RecordWriter, start_store
+from qzoom.store.schema import Provenance, Question, Record, content_id
 
-if TYPE_CHECKING:
-    from qzoom.engine.state import Engine
+__all__ = [
+    "LabelRecords",
+    "LabelRun",
+    "Labeller",
+    "ModelSpec",
+    "fill_store",
+    "label_share",
+    "sample_key",
+]
 
-__all__ = ["Job", "ModelChoice", "run_shares"]
+LabelRecords = list[tuple[Record, Mapping[str, np.ndarray]]]
+Labeller = Callable[[Question], LabelRecords]
+"""Makes all records of one question; a question that cannot be labelled gives a `Skip` record."""
+MakeLabeller = Callable[[Engine], Labeller]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which model labels, so that every process can load it.
+class ModelSpec:
+    """Which model labels, so that every worker can load it.
 
     Args:
         name: hub id, folder or "tiny".
         revision: hub revision.
-        device: "cpu", "cuda" or "cuda:1"; with "cuda" process i takes device i.
+        device: "cpu", "cuda" or "cuda:1"; with "cuda" worker i takes device i.
         dtype: "auto", "float32" or "bfloat16".
     """
 
@@ -39,7 +55,7 @@ class ModelChoice:
     dtype: str = "auto"
 
     def load(self, number: int = 0) -> Engine:
-        """The engine for process `number`."""
+        """The engine for worker `number`."""
         import torch
 
         from qzoom.checkpoints.load import load_engine
@@ -50,86 +66,142 @@ class ModelChoice:
         return load_engine(self.name, revision=self.revision, dtype=self.dtype, device_map=device)
 
 
-class Job(Protocol):
-    """What a process does with its share; an instance must be picklable (a dataclass of plain values)."""
-
-    def __call__(
-        self, engine: Engine, questions: Sequence[Question], folder: Path, number: int, on_question: Callable[[], None]
-    ) -> None:
-        """Label `questions` into the store `folder` as writer `number`."""
-
-
-def run_shares(
-    job: Job,
-    choice: ModelChoice,
-    engine: Engine | None,
-    questions: Sequence[Question],
-    folder: Path,
-    *,
-    processes: int = 1,
-    on_question: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Do the job for all questions.
+@dataclass(frozen=True, slots=True)
+class LabelRun:
+    """Where and how a labelling command runs; none of it but the model decides a label.
 
     Args:
-        job: what to do.
-        choice: the model, for other processes.
-        engine: the model, for this process; None loads it.
-        questions: all of them; those that are done cost nothing.
-        folder: the store.
-        processes: how many.
+        model: which model.
+        folder: the store to fill; a rerun continues it.
+        images: folder of the pictures when they have moved; "" takes the records' own.
+        seed: noted in the provenance.
+        processes: number of workers.
+        fresh: discard the records in `folder`.
         on_question: called with the number of questions done since the last call.
+    """
+
+    model: ModelSpec
+    folder: Path
+    images: str = ""
+    seed: int = 0
+    processes: int = 1
+    fresh: bool = False
+    on_question: Callable[[int], None] = lambda _: None
+
+
+def sample_key(question: Question) -> str:
+    """The key of a question's records in a store."""
+    return f"{question.source}/{question.name}/{content_id(question)}"
+
+
+def fill_store(
+    run: LabelRun,
+    engine: Engine,
+    questions: Sequence[Question],
+    make: MakeLabeller,
+    *,
+    purpose: str,
+    settings: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    prompt: str = "question",
+) -> None:
+    """Label all questions that the store of a run does not have yet.
+
+    Args:
+        run: model, folder, workers.
+        engine: the loaded model.
+        questions: what to label.
+        make: gives each worker its labeller; must be picklable for more than one process.
+        purpose: of the store.
+        settings: everything that decides the labels, as JSON values.
+        sizes: visual tokens and the like, for the provenance.
+        prompt: how questions are put, for the provenance.
 
     Raises:
-        DataError: a process died, or ended with an error.
+        ConfigError: the folder's records were made in another way.
+        DataError: a worker died or ended with an error, or the disk refuses.
     """
-    if processes == 1:
-        job(engine or choice.load(), questions, folder, 0, lambda: on_question(1))
-        return
+    provenance = Provenance(
+        model=run.model.name,
+        weights=base_digest(engine),
+        revision=getattr(engine.backbone.model.config, "_commit_hash", None) or run.model.revision,
+        prompt=prompt,
+        seed=run.seed,
+        sizes=dict(sizes),
+    )
+    start_store(run.folder, purpose, settings, provenance, fresh=run.fresh)
+    if run.processes == 1:
+        label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
+    else:
+        _run_workers(run, questions, make)
+
+
+def label_share(
+    labeller: Labeller,
+    questions: Sequence[Question],
+    folder: Path,
+    number: int = 0,
+    *,
+    on_question: Callable[[], None] = lambda: None,
+) -> None:
+    """Label the questions that a store does not have yet, as writer `number` of the store."""
+    with RecordWriter(folder, number) as writer:
+        for question in questions:
+            key = sample_key(question)
+            if key not in writer.done:
+                writer.append(key, labeller(question))
+            on_question()
+
+
+def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabeller) -> None:
     context = multiprocessing.get_context("spawn")
-    done: Queue[int | str] = context.Queue()
-    said: list[str] = []
+    messages: Queue[int | str] = context.Queue()
+    errors: list[str] = []
     workers = [
-        context.Process(target=_work, args=(job, choice, list(questions[i::processes]), folder, i, done), daemon=True)
-        for i in range(processes)
+        context.Process(
+            target=_work,
+            args=(make, run.model, list(questions[i :: run.processes]), run.folder, i, messages),
+            daemon=True,
+        )
+        for i in range(run.processes)
     ]
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
         for worker in workers:
             worker.join(timeout=0.2)
-        _drain(done, on_question, said)
-    _drain(done, on_question, said)
-    if said:
-        raise DataError(said[0])
-    failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if failed:
+        _drain(messages, run.on_question, errors)
+    _drain(messages, run.on_question, errors)
+    if errors:
+        raise DataError(errors[0])
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if codes:
         raise DataError(
-            f"A labelling process ended with code {failed[0]}; what was done is kept, run the command again."
+            f"A labelling process ended with code {codes[0]}; finished questions are stored, run the command again."
         )
 
 
-def _drain(done: Queue[int | str], on_question: Callable[[int], None], said: list[str]) -> None:
-    """Take what the processes sent: questions done, and the sentences they ended with."""
+def _drain(messages: Queue[int | str], on_question: Callable[[int], None], errors: list[str]) -> None:
+    """Read the workers' messages: counts of finished questions, and error sentences."""
     count = 0
-    while not done.empty():
-        sent = done.get()
-        if isinstance(sent, str):
-            said.append(sent)
+    while not messages.empty():
+        message = messages.get()
+        if isinstance(message, str):
+            errors.append(message)
         else:
-            count += sent
+            count += message
     if count:
         on_question(count)
 
 
-def _work(
-    job: Job, choice: ModelChoice, questions: list[Question], folder: Path, number: int, done: Queue[int | str]
-) -> None:
+def _work(make: MakeLabeller, spec: ModelSpec, questions: list[Question], *where: Any) -> None:
+    """One worker: its store folder, its number and the queue of messages come last."""
     import torch
 
-    if choice.device == "cpu":
+    folder, number, messages = where
+    if spec.device == "cpu":
         torch.set_num_threads(1)
     try:
-        job(choice.load(number), questions, folder, number, lambda: done.put(1))
+        label_share(make(spec.load(number)), questions, folder, number, on_question=lambda: messages.put(1))
     except QZoomError as error:
-        done.put(str(error))
+        messages.put(str(error))

@@ -33,7 +33,7 @@ class Reply:
         cut_off: it ran into its token limit.
         model: the model that answered, as the endpoint names it.
         prompt_tokens: as counted by the endpoint, 0 when it does not say.
-        completion_tokens: likewise.
+        completion_tokens: as counted by the endpoint.
     """
 
     text: str
@@ -86,7 +86,7 @@ class Cost:
         failures: requests without a usable reply.
         kept: replies taken from the cache instead.
         prompt_tokens: as the endpoint counts them.
-        completion_tokens: likewise.
+        completion_tokens: as counted by the endpoint.
         money: by the settings' prices.
     """
 

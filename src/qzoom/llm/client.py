@@ -38,18 +38,18 @@ from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Client", "ImagePart", "Message", "SharedClient", "call_key", "read_reply", "wire"]
+__all__ = ["ChatImage", "Client", "Message", "SharedClient", "call_key", "read_reply", "wire"]
 
 
 _KEY_SCHEMA = 1
-_GIVE_UP = 3
-"""Calls in a row that fail after all retries, or first calls that are all refused, before the run stops."""
+_ALL_REFUSED = 3
+"""First calls that are all refused before the run stops."""
 _TRANSIENT = {408, 409, 425, 429}
 _REFUSED = {400, 413, 422, 451}
 _UNKNOWN_MODEL = ("model_not_found", "model not found", "does not exist", "unknown model")
 
 
-class ImagePart:
+class ChatImage:
     """An image of a message, sent as PNG. Its digest is that of the pixels, so equal crops are equal calls.
 
     Args:
@@ -97,7 +97,7 @@ class Message:
     """
 
     role: str
-    parts: tuple[str | ImagePart, ...]
+    parts: tuple[str | ChatImage, ...]
 
 
 def wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{"role": message.role, "content": _content(message.parts)} for message in messages]
 
 
-def _content(parts: Sequence[str | ImagePart]) -> Any:
+def _content(parts: Sequence[str | ChatImage]) -> Any:
     if len(parts) == 1 and isinstance(parts[0], str):
         return _utf8(parts[0])
     return [
@@ -306,8 +306,6 @@ class Client:
         self.endpoints = tuple(endpoints)
         self.sampling = sampling
         self.shared = shared
-        self.give_up = _GIVE_UP
-        """Calls in a row that fail after all retries before the run stops; 0 never stops it."""
         self._turns = itertools.count()
         self._rests = [0.0 for _ in self.endpoints]
         self._lock = threading.Lock()
@@ -428,7 +426,7 @@ class Client:
                 self._answered = True
                 return
             self._refused += 1
-            hopeless = not self._answered and self._refused >= _GIVE_UP
+            hopeless = not self._answered and self._refused >= _ALL_REFUSED
         if hopeless:
             raise self._stop(endpoint, f"it refuses every request ({outcome.reason})")
 
@@ -437,7 +435,7 @@ class Client:
             self._lost += 1
             lost = self._lost
         text = f"The {self.role} {self.name!r} gave no answer ({reason})"
-        if self.give_up and lost >= self.give_up:
+        if self.shared.calls.give_up and lost >= self.shared.calls.give_up:
             return EndpointError(f"{text}, {lost} calls in a row; what was answered is kept: run again when it is up.")
         return LaterError(f"{text}; run again later.")
 

@@ -76,6 +76,8 @@ class CallSettings:
     """Longest pause, also of those that an endpoint asks for by Retry-After."""
     connect_s: Annotated[float, Between(0.01, 3600.0)] = 5.0
     """An endpoint that does not answer within this time when the run starts is down."""
+    give_up: Annotated[int, Between(0, 10**6)] = 3
+    """Calls of a role in a row that fail after all retries before the run stops; 0 never stops it."""
     budget_requests: Annotated[int, Between(0, 10**12)] = 0
     """Most requests, retries included; 0 for no limit."""
     budget_money: Annotated[float, Between(0.0, 1e12)] = 0.0

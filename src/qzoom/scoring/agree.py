@@ -1,9 +1,12 @@
-"""When two short answers say the same: a normal form, and what it can and cannot decide.
+"""Are two short answers the same? Three rules side by side; each has its place, and none stands in for another.
 
-Case, spaces, outer punctuation, leading articles and currencies do not count; 1,234.50 is 1234.5 and "two" is 2. Dates
-and codes stay as they are written, so that 01/02/2024 and 2024-02-01 are two answers.
+    exact        `exact_match`, `decide_exact`   equal but for case, spaces and currency: figures, rewards, judging
+    agreement    `same`                          also articles, punctuation, 1,234.50 = 1234.5, two = 2: votes
+    containment  `answers_match`                 one contains the other, as upstream: labels of the gate (method.md 8.1)
 
-When two short answers count as the same: the comparison that stage 3 labels rest on (method.md 8.1).
+`decide_exact` and `same` leave open what rules cannot tell. A fourth way, that of the evaluation harnesses, belongs to
+their metrics: see "harness" in `qzoom.scoring.metrics`. Dates and codes stay as they are written under every rule, so
+that 01/02/2024 and 2024-02-01 are two answers.
 """
 
 from __future__ import annotations
@@ -11,11 +14,73 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections.abc import Sequence
 from decimal import Decimal
 
-from qzoom.scoring.metrics import normalise
+__all__ = [
+    "answers_match",
+    "decide_exact",
+    "exact_match",
+    "lowered",
+    "mentions",
+    "normal",
+    "normalise",
+    "normalise_answer",
+    "same",
+]
 
-__all__ = ["answers_match", "lowered", "mentions", "normal", "normalise_answer", "same"]
+
+_CURRENCIES = (
+    "rm|myr|usd|sgd|eur|gbp|jpy|cny|rmb|idr|thb|php|vnd|inr|aud|cad|nzd|hkd|twd|krw|chf|"
+    "ringgit|dollars?|euros?|pounds?|yen|yuan"
+)
+_BEFORE_AMOUNT = re.compile(rf"([-+]?)(?:({_CURRENCIES})|us|sg?|au?|ca?|nz|hk|nt)([-+.\d].*)", re.DOTALL)
+_AFTER_AMOUNT = re.compile(rf"(?<=\d)(?:{_CURRENCIES})$")
+_AMOUNT = re.compile(r"[-+]?(?:\d[\d.,]*|\.\d+)")
+_VALUE = re.compile(r"[-+]?(?:\d[\d.,]*|\.\d+)%?")
+_YES_NO = {"yes", "no", "true", "false"}
+
+
+def normalise(text: str) -> str:
+    """The text without case and white space, and, if it is an amount, without its currency.
+
+    An amount is a number with at most a sign, separators and a currency before or after it. Symbols are those that
+    Unicode calls currencies; words are common codes and names, and the letters fixed to a symbol as in US$.
+    """
+    plain = "".join(text.casefold().split())
+    bare = "".join(c for c in plain if unicodedata.category(c) != "Sc")
+    symbols = len(plain) - len(bare)
+    before = _BEFORE_AMOUNT.fullmatch(bare)
+    if before and (before[2] or symbols):
+        bare = before[1] + before[3]
+    bare = _AFTER_AMOUNT.sub("", bare)
+    return bare if symbols <= 1 and _AMOUNT.fullmatch(bare) else plain
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Whether two texts are equal, case, spaces and currency aside."""
+    return normalise(prediction) == normalise(answer)
+
+
+def decide_exact(prediction: str, answers: Sequence[str]) -> bool | None:
+    """The exact rule: True for a match, False for a contradiction, None where it cannot tell.
+
+    Numbers and yes or no contradict any other number or yes or no. An empty prediction is wrong.
+
+    Args:
+        prediction: the given answer.
+        answers: at least one right answer.
+    """
+    if any(exact_match(prediction, answer) for answer in answers):
+        return True
+    if not prediction.strip():
+        return False
+    given = normalise(prediction).rstrip(".")
+    expected = [normalise(answer) for answer in answers]
+    for kind in (lambda text: _VALUE.fullmatch(text) is not None, lambda text: text in _YES_NO):
+        if kind(given) and all(kind(answer) for answer in expected):
+            return any(given == answer for answer in expected)
+    return None
 
 
 _WORDS = (

@@ -1,21 +1,20 @@
-"""Intervals of means by drawing pictures with replacement. Pure and seeded.
+"""Bootstrap intervals of means and of paired differences, and exact binomial bounds. Pure and seeded.
 
-Questions about one picture are not independent, so pictures are drawn, not questions. All runs are scored on the same
-draws, so that differences of two rows are those of pairs.
-
-Exact binomial bounds: what a count of failures among questions says about their true share. Pure.
+Questions about one picture are not independent, so pictures are drawn with replacement, not questions. All runs are
+scored on the same draws, so that differences of two runs are paired.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from qzoom.errors import ConfigError
 
-__all__ = ["DRAWS", "binomial_cdf", "bootstrap", "interval_of", "questions_needed", "upper_bound"]
+__all__ = ["DRAWS", "binomial_cdf", "bootstrap", "interval_of", "paired_difference", "questions_needed", "upper_bound"]
 
 
 DRAWS = 2000
@@ -46,6 +45,25 @@ def interval_of(values: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of draws (draws,)."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+def paired_difference(this: Sequence[float], other: Sequence[float], pictures: Sequence[str], seed: int) -> Any:
+    """Two runs over the same questions, as JSON values.
+
+    Args:
+        this: value of each question in the run.
+        other: the same in the run that it is compared with.
+        pictures: the picture of each question.
+        seed: of the draws.
+
+    Returns:
+        Both means as `this` and `other`, their `difference` and its 95 % `interval`.
+    """
+    values = np.array([this, other], dtype=float)
+    drawn = bootstrap(values, pictures, seed)
+    first, second = (float(mean) for mean in values.mean(1))
+    interval = list(interval_of(drawn[0] - drawn[1]))
+    return {"this": first, "other": second, "difference": first - second, "interval": interval}
 
 
 def binomial_cdf(successes: int, n: int, share: float) -> float:

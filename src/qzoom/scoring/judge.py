@@ -6,6 +6,7 @@ never becomes a vote. Replies are cached by `qzoom.llm`, so that nothing is aske
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -17,9 +18,8 @@ from qzoom.errors import CallRefusedError, LaterError
 from qzoom.llm.cache import CallCache
 from qzoom.llm.client import Client, Message, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
-from qzoom.scoring.metrics import exact_match, normalise
 
-__all__ = ["CACHE", "JUDGE_CALLS", "Judge", "JudgeFailure", "open_judge", "rule"]
+__all__ = ["CACHE", "JUDGE_CALLS", "Judge", "JudgeFailure", "open_judge"]
 
 CACHE = "calls.sqlite"
 """Name of the cache of paid calls in a folder of results."""
@@ -27,33 +27,10 @@ JUDGE_CALLS = CallSettings(retries=5, budget_requests=100_000)
 """Retries and budget unless something else is said."""
 _TRIES = 3
 """Samples of a reply that must be yes or no before it is given up."""
-_NUMBER = re.compile(r"[-+]?(?:\d[\d.,]*|\.\d+)%?")
-_CLOSED = {"yes", "no", "true", "false"}
 
 
 class JudgeFailure(Exception):
     """One question could not be judged; the text says why."""
-
-
-def rule(prediction: str, answers: Sequence[str]) -> bool | None:
-    """What exact rules say: True for an exact match, False for a contradiction, None when they cannot tell.
-
-    Numbers and yes or no contradict any other number or yes or no. An empty prediction is wrong.
-
-    Args:
-        prediction: what was answered.
-        answers: at least one right answer.
-    """
-    if any(exact_match(prediction, answer) for answer in answers):
-        return True
-    if not prediction.strip():
-        return False
-    said = normalise(prediction).rstrip(".")
-    known = [normalise(answer) for answer in answers]
-    for kind in (lambda text: _NUMBER.fullmatch(text) is not None, lambda text: text in _CLOSED):
-        if kind(said) and all(kind(answer) for answer in known):
-            return any(said == answer for answer in known)
-    return None
 
 
 class Judge:
@@ -61,16 +38,17 @@ class Judge:
 
     Args:
         client: of the endpoint.
+        folder: temporary, removed by `close`.
 
     Attributes:
         reasons: why questions could not be judged, one entry each.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self.client = client
         self.reasons: list[str] = []
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = folder
 
     @property
     def name(self) -> str:
@@ -126,20 +104,20 @@ class Judge:
 def open_judge(endpoint: EndpointSettings, calls: CallSettings = JUDGE_CALLS, cache: Path | None = None) -> Judge:
     """A judge with connections of its own, which `Judge.close` closes.
 
-    An endpoint that is down gives failures and never ends the run: what is not judged stays open.
+    An endpoint that is down gives failures and never ends the run: answers that are not judged stay undecided.
 
     Args:
         endpoint: where it is.
         calls: retries and budget.
         cache: SQLite file of paid calls; None keeps none beyond `close`.
     """
-    folder = None if cache is not None else tempfile.TemporaryDirectory(prefix="qzoom-judge-")
-    path = cache if cache is not None else Path(folder.name) / CACHE  # type: ignore[union-attr]
+    folder = None
+    if cache is None:
+        folder = tempfile.TemporaryDirectory(prefix="qzoom-judge-")
+        cache = Path(folder.name) / CACHE
     sampling = Sampling(temperature=0.0, top_p=None, max_tokens=8, send_seed=False)
-    judge = Judge(Client("judge", endpoint.model, [endpoint], sampling, SharedClient(CallCache(path), calls)))
-    judge.client.give_up = 0
-    judge._folder = folder
-    return judge
+    shared = SharedClient(CallCache(cache), dataclasses.replace(calls, give_up=0))
+    return Judge(Client("judge", endpoint.model, [endpoint], sampling, shared), folder)
 
 
 def same_texts(question: str, first: str, second: str) -> tuple[str, dict[str, str]]:

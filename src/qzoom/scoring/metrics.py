@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from qzoom.images.geometry import clip_box, contains
+from qzoom.scoring.agree import exact_match
 from qzoom.scoring.letters import chosen_letter, chosen_letter_hrbench, chosen_letter_mme, chosen_letter_vstar
 from qzoom.scoring.text import plain_answer, release_letter, same_answer, same_answer_release
 from qzoom.types import Box
@@ -29,9 +30,7 @@ __all__ = [
     "contains_answer",
     "contains_answer_harness",
     "edit_distance",
-    "exact_match",
     "hit",
-    "normalise",
     "relaxed_match",
     "relaxed_match_harness",
     "union_share",
@@ -42,35 +41,6 @@ __all__ = [
 
 ANLS_THRESHOLD = 0.5
 """Similarities below it count as 0."""
-
-_WORDS = (
-    "rm|myr|usd|sgd|eur|gbp|jpy|cny|rmb|idr|thb|php|vnd|inr|aud|cad|nzd|hkd|twd|krw|chf|"
-    "ringgit|dollars?|euros?|pounds?|yen|yuan"
-)
-_BEFORE = re.compile(rf"([-+]?)(?:({_WORDS})|us|sg?|au?|ca?|nz|hk|nt)([-+.\d].*)", re.DOTALL)
-_AFTER = re.compile(rf"(?<=\d)(?:{_WORDS})$")
-_AMOUNT = re.compile(r"[-+]?(?:\d[\d.,]*|\.\d+)")
-
-
-def normalise(text: str) -> str:
-    """The text without case and white space, and, if it is an amount, without its currency.
-
-    An amount is a number with at most a sign, separators and a currency before or after it. Symbols are those that
-    Unicode calls currencies; words are common codes and names, and the letters fixed to a symbol as in US$.
-    """
-    plain = "".join(text.casefold().split())
-    bare = "".join(c for c in plain if unicodedata.category(c) != "Sc")
-    symbols = len(plain) - len(bare)
-    before = _BEFORE.fullmatch(bare)
-    if before and (before[2] or symbols):
-        bare = before[1] + before[3]
-    bare = _AFTER.sub("", bare)
-    return bare if symbols <= 1 and _AMOUNT.fullmatch(bare) else plain
-
-
-def exact_match(prediction: str, answer: str) -> bool:
-    """Whether two texts are equal, case, spaces and currency aside."""
-    return normalise(prediction) == normalise(answer)
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -181,9 +151,9 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
         answers: accepted texts.
         formula: spaces and word borders do not matter, case does.
     """
-    said = _folded(prediction, formula)
+    said = _folded(prediction, formula=formula)
     for answer in answers:
-        wanted = _folded(answer, formula)
+        wanted = _folded(answer, formula=formula)
         start = said.find(wanted) if wanted else -1
         while start >= 0:
             end = start + len(wanted)
@@ -193,7 +163,7 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
     return False
 
 
-def _folded(text: str, formula: bool) -> str:
+def _folded(text: str, *, formula: bool) -> str:
     words = unicodedata.normalize("NFKC", text).split()
     return "".join(words) if formula else " ".join(words).casefold()
 

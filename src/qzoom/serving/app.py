@@ -22,7 +22,8 @@ from qzoom.serving.errors import ApiError, from_exception, from_status, log_fail
 from qzoom.serving.middleware import ApiKeyMiddleware, BodyLimitMiddleware, DrainMiddleware
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest
 from qzoom.serving.routes import router
-from qzoom.serving.service import ServerSettings, Service
+from qzoom.serving.service import Service
+from qzoom.serving.settings import ServerSettings
 
 __all__ = ["create_app"]
 

@@ -14,19 +14,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qzoom.config import TokenBudget
-from qzoom.engine.lru import LRUCache
+from qzoom.engine.cache import LRUCache
 from qzoom.engine.request import Request, share_tokens
 from qzoom.errors import BudgetError, ImageError
+from qzoom.images.decode import picture_size
 from qzoom.images.fetch import FetchPolicy, fetch_image
 from qzoom.images.limits import ImageLimits
 from qzoom.images.load import LoadedImage, load_image, pixel_digest, read_data_url
 from qzoom.model import QZoom
-from qzoom.serving.errors import ApiError, from_exception
-from qzoom.serving.limits import ServerLimits, check_pictures, check_tokens
-from qzoom.serving.protocol import ChatRequest, ImagePart, Message, PerceiveRequest, ZoomControls
+from qzoom.serving.errors import ApiError, from_exception, pictures_too_large
+from qzoom.serving.protocol import ChatRequest, ImageUrlPart, Message, PerceiveRequest, ZoomControls
+from qzoom.serving.settings import ServerLimits
 from qzoom.types import ZoomMode
 
-__all__ = ["Converter", "PictureCache", "image_parts", "most_demanding"]
+__all__ = ["Converter", "PictureCache", "check_pictures", "check_tokens", "image_parts", "most_demanding"]
 
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
@@ -119,7 +120,7 @@ class Converter:
         """Whether pictures come over the network, so that reading them may take long."""
         return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(body.messages))
 
-    def _pictures(self, parts: Sequence[tuple[str, ImagePart]], tenant: str) -> list[LoadedImage]:
+    def _pictures(self, parts: Sequence[tuple[str, ImageUrlPart]], tenant: str) -> list[LoadedImage]:
         files: list[bytes] = []
         for where, part in parts:
             with _naming(where):
@@ -190,12 +191,51 @@ class Converter:
         return _cut(coarse, most), second
 
 
-def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
-    """The pictures of a conversation in order, each with its place for error texts."""
+def check_tokens(max_new_tokens: int | None, max_visual_tokens: int | None, limits: ServerLimits) -> None:
+    """Refuse token budgets above the server's ceilings; None asks for nothing.
+
+    Raises:
+        ApiError: status 400.
+    """
+    for name, value, most in (
+        ("max_tokens", max_new_tokens, limits.max_new_tokens),
+        ("qzoom.max_visual_tokens", max_visual_tokens, limits.visual_tokens),
+    ):
+        if value is not None and value > most:
+            text = f"{name} is above this server's limit of {most}; ask for less."
+            raise ApiError(400, text, param=name, code="too_many_tokens")
+
+
+def check_pictures(pictures: Sequence[bytes], limits: ServerLimits) -> None:
+    """Refuse encoded pictures that together unpack to too much; only their headers are read.
+
+    Args:
+        pictures: the files' bytes, from data URLs or fetched.
+        limits: the server's limits.
+
+    Raises:
+        ApiError: status 413, too many bytes or pixels together.
+        ImageError: one of them is not a picture or is itself outside the limits.
+    """
+    if sum(map(len, pictures)) > limits.total_picture_bytes:
+        raise pictures_too_large(limits.total_picture_bytes)
+    own = limits.image_limits()
+    pixels = 0
+    for number, data in enumerate(pictures, start=1):
+        width, height = picture_size(data, f"picture {number}", own)
+        pixels += width * height
+    if pixels > limits.total_pixels:
+        most = f"{limits.total_pixels / 1e6:.4g} megapixels"
+        text = f"The pictures have more pixels together than the limit of {most}; shrink them or send fewer."
+        raise ApiError(413, text, param="messages", code="too_many_pixels")
+
+
+def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImageUrlPart]]:
+    """The pictures of a conversation in order, each with its path in the body for error texts."""
     for i, message in enumerate(messages):
         if isinstance(message.content, list):
             for j, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
+                if isinstance(part, ImageUrlPart):
                     yield f"messages[{i}].content[{j}].image_url", part
 
 
@@ -215,7 +255,7 @@ def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, An
         return {"role": role, "content": message.content}
     parts: list[dict[str, Any]] = [
         {"type": "image", "image": pictures[id(part)]}
-        if isinstance(part, ImagePart)
+        if isinstance(part, ImageUrlPart)
         else {"type": "text", "text": part.text}
         for part in message.content
     ]
@@ -239,7 +279,7 @@ def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Adds the place of a picture to errors about it."""
+    """Adds the path of a picture to errors about it."""
     try:
         yield
     except ImageError as error:

@@ -14,7 +14,16 @@ from typing import Any
 from qzoom import errors
 from qzoom.errors import QZoomError
 
-__all__ = ["ApiError", "from_exception", "from_status", "key_error", "log_failure"]
+__all__ = [
+    "ApiError",
+    "body_too_large",
+    "from_exception",
+    "from_status",
+    "key_error",
+    "log_failure",
+    "mib",
+    "pictures_too_large",
+]
 
 INTERNAL = "The server failed on this request; its log says why."
 
@@ -134,6 +143,23 @@ def key_error(challenge: str) -> ApiError:
     """
     text = "Send one of the server's API keys: 'Authorization: Bearer KEY'."
     return ApiError(401, text, headers={"WWW-Authenticate": challenge})
+
+
+def body_too_large(most_bytes: int) -> ApiError:
+    """A request body above the server's limit."""
+    text = f"The body is larger than the limit of {mib(most_bytes)}; send smaller or fewer pictures."
+    return ApiError(413, text, code="body_too_large")
+
+
+def pictures_too_large(most_bytes: int) -> ApiError:
+    """Encoded pictures of one request above the server's limit."""
+    text = f"The pictures have more bytes together than the limit of {mib(most_bytes)}; shrink them or send fewer."
+    return ApiError(413, text, param="messages", code="images_too_large")
+
+
+def mib(count: int) -> str:
+    """Bytes for an error sentence."""
+    return f"{count / 2**20:.4g} MiB"
 
 
 def log_failure(error: BaseException) -> None:

@@ -27,7 +27,7 @@ class ServerMetrics:
     """Counters and histograms of one server.
 
     Args:
-        scheduler: its gauges and prefix cache are read when somebody looks.
+        scheduler: its gauges and prefix cache are read at each scrape.
         pictures: the same for the decoded pictures.
     """
 

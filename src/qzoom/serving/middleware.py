@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qzoom.errors import StoppingError
-from qzoom.serving.errors import ApiError, from_exception, key_error
-from qzoom.serving.limits import ServerLimits, body_too_large
+from qzoom.serving.errors import ApiError, body_too_large, from_exception, key_error
+from qzoom.serving.settings import ServerLimits
 
 if TYPE_CHECKING:
     from qzoom.serving.service import Service
@@ -155,7 +155,7 @@ class BodyLimitMiddleware:
         """The whole body; None when the client has disconnected."""
         for name, value in scope["headers"]:
             if name == b"content-length" and (len(value) > 18 or int(value) > self._limits.body_bytes):
-                raise body_too_large(self._limits)
+                raise body_too_large(self._limits.body_bytes)
         timeout, has_slot = self._limits.body_timeout_s, False
         try:
             async with asyncio.timeout(timeout):
@@ -178,7 +178,7 @@ class BodyLimitMiddleware:
                 return None
             body += message.get("body", b"")
             if len(body) > self._limits.body_bytes:
-                raise body_too_large(self._limits)
+                raise body_too_large(self._limits.body_bytes)
             if not message.get("more_body", False):
                 return bytes(body)
 

@@ -1,5 +1,7 @@
 """Request bodies: OpenAI's chat completions, and `/v1/perceive`, which asks the gate and the region branch only.
 
+`read_payload` checks sizes and counts before anything is decoded, `validate` the types and values.
+
 Fields that OpenAI's clients commonly send and that change nothing here are accepted; those that ask for something this
 server does not do are refused with a sentence (`UNSUPPORTED`), and unknown ones with the closest known name.
 """
@@ -12,10 +14,20 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import from_json
 
-from qzoom.serving.errors import ApiError
+from qzoom.serving.errors import ApiError, body_too_large, mib, pictures_too_large
+from qzoom.serving.settings import ServerLimits
 
-__all__ = ["ChatRequest", "ImagePart", "Message", "PerceiveRequest", "ZoomControls", "validate"]
+__all__ = [
+    "ChatRequest",
+    "ImageUrlPart",
+    "Message",
+    "PerceiveRequest",
+    "ZoomControls",
+    "read_payload",
+    "validate",
+]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -117,7 +129,7 @@ class ImageUrl(_Strict):
     detail: Detail | None = None
 
 
-class ImagePart(_Strict):
+class ImageUrlPart(_Strict):
     """A picture in a user's turn."""
 
     type: Literal["image_url"]
@@ -126,7 +138,7 @@ class ImagePart(_Strict):
 
 _CONTENT = _choice(_text_or_list, "a text or a list of parts")
 Part = Annotated[
-    Annotated[TextPart, Tag("<text part>")] | Annotated[ImagePart, Tag("<image part>")],
+    Annotated[TextPart, Tag("<text part>")] | Annotated[ImageUrlPart, Tag("<image part>")],
     _by_key(
         "type",
         {"text": "<text part>", "image_url": "<image part>"},
@@ -265,8 +277,79 @@ class ChatRequest(PerceiveRequest):
     verbosity: Unused = None
 
 
+def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
+    """Parse a request body and check all that can be counted without decoding or fetching a picture.
+
+    Args:
+        body: the whole body.
+        limits: the server's limits.
+
+    Returns:
+        The JSON object: bounded depth, no NaN, no halves of surrogate pairs. Types of fields are not checked.
+
+    Raises:
+        ApiError: status 400 for what is not such an object and for counts, 413 for too many bytes.
+    """
+    if len(body) > limits.body_bytes:
+        raise body_too_large(limits.body_bytes)
+    # Counted before parsing: a body of brackets would unpack to far more memory than it has bytes.
+    if sum(body.count(mark) for mark in (b"{", b"[", b",", b":")) > limits.json_values:
+        text = f"The body has more JSON values than the limit of about {limits.json_values}; send fewer."
+        raise ApiError(400, text, code="too_many_values")
+    try:
+        payload = from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError as error:
+        text = f"The body is not valid JSON: {str(error)[:200]}."
+        raise ApiError(400, text, code="invalid_json") from error
+    if not isinstance(payload, dict):
+        raise ApiError(400, "The body is not a JSON object; send {...}.", code="invalid_json")
+    if isinstance(payload.get("messages"), list):
+        _check_messages(payload["messages"], limits)
+    return payload
+
+
+def _check_messages(messages: list[Any], limits: ServerLimits) -> None:
+    """Refuse messages beyond the counts and sizes; other shapes than messages with parts are left to `validate`."""
+    _check_count(len(messages), limits.messages, "messages", "too_many_messages")
+    contents = [m.get("content") for m in messages if isinstance(m, dict)]
+    parts = [p for content in contents if isinstance(content, list) for p in content if isinstance(p, dict)]
+    count = sum(len(content) for content in contents if isinstance(content, list))
+    _check_count(count, limits.parts, "content parts", "too_many_parts")
+    texts = [text for text in [*contents, *(part.get("text") for part in parts)] if isinstance(text, str)]
+    _check_count(sum(map(len, texts)), limits.text_chars, "characters of text", "text_too_long")
+    urls = [_url(part) for part in parts if "image_url" in part or part.get("type") == "image_url"]
+    _check_count(len(urls), limits.pictures, "pictures", "too_many_images")
+    sizes = [_base64_bytes(url) for url in urls]
+    for number, size in enumerate(sizes, start=1):
+        if size > limits.picture_bytes:
+            text = f"Picture {number} is larger than the limit of {mib(limits.picture_bytes)}; compress or shrink it."
+            raise ApiError(413, text, param="messages", code="image_too_large")
+    if sum(sizes) > limits.total_picture_bytes:
+        raise pictures_too_large(limits.total_picture_bytes)
+
+
+def _check_count(count: int, most: int, what: str, code: str) -> None:
+    if count > most:
+        text = f"The request has {count} {what}, above the limit of {most}; send less."
+        raise ApiError(400, text, param="messages", code=code)
+
+
+def _url(part: dict[str, Any]) -> str:
+    """The address in an image part; "" for one of another shape."""
+    value = part.get("image_url")
+    url = value.get("url") if isinstance(value, dict) else value
+    return url if isinstance(url, str) else ""
+
+
+def _base64_bytes(url: str) -> int:
+    """Least bytes that a data URL decodes to, from its length; 0 for other addresses."""
+    if url[:5].lower() != "data:":
+        return 0
+    return max(0, (len(url) - url.find(",") - 1) // 4 * 3 - 2)
+
+
 def validate(model: type[Model], payload: dict[str, Any]) -> Model:
-    """Check the types and values of a parsed body (see `limits.read_payload`).
+    """Check the types and values of a parsed body.
 
     Raises:
         ApiError: status 400; its sentence and `param` name the first field that is wrong.

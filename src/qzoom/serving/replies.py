@@ -50,7 +50,7 @@ class RegionRecord(TypedDict):
 
 
 class ZoomRecord(TypedDict):
-    """Where the model looked; `heatmap` has one list of rows per picture, or is null when not asked for."""
+    """Where the model looked; `heatmap` has one list of rows per picture, or is null when not requested."""
 
     gate: GateRecord
     regions: list[RegionRecord]
@@ -204,7 +204,7 @@ def perception_reply(model: str, perception: Perception, *, heatmap: bool) -> Pe
 
 
 def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> ZoomRecord:
-    """Gate, regions, sizes, times and, where asked for, the map.
+    """Gate, regions, sizes, times and, if requested, the map.
 
     Args:
         result: an answer or a perception.

@@ -17,43 +17,26 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated
 
-from qzoom.engine.batch import ContinuousBatch, KeyedEvent
+from qzoom.engine.batch import ContinuousBatch
+from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.request import Request, check_requests, coarse_budget
 from qzoom.errors import DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
-from qzoom.settings import Between, settings
+from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import StreamEvent
 
-__all__ = ["Listener", "RequestHandle", "Scheduler", "SchedulerLimits", "limit_arenas", "settle", "trim_memory"]
+__all__ = ["Listener", "RequestHandle", "Scheduler", "limit_arenas", "settle", "trim_memory"]
 
 Listener = Callable[[StreamEvent | QZoomError], None]
 """Called on the worker thread; must not block."""
-Count = Annotated[int, Between(1)]
 
 _PREEMPTED = 2  # answers that may be preempted, in multiples of the slots; each holds its keys and values
 _TRIM_S = 5.0  # how often freed memory is given back
 _IDLE_S = 0.5  # how often an idle worker renews its heartbeat
 _ARENA_MAX = -8  # of malloc.h
 _log = logging.getLogger(__name__)
-
-
-@settings
-class SchedulerLimits:
-    """How much is done at once."""
-
-    slots: Count = 16
-    """Answers decoded together."""
-    queue: Count = 64
-    """Requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels."""
-    prefill_tokens: Count = 4096
-    """Visual tokens of the coarse passes that start together; a single larger one runs alone."""
-    time_slice: Count = 64
-    """Tokens that an answer may take before a waiting request gets its slot."""
-    cache_bytes: Annotated[int, Between(0)] = 256 * 2**20
-    """Memory of the prefix cache; 0 turns it off. A server keeps decoded pictures in a quarter of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -251,7 +234,7 @@ class Scheduler:
             most = min(short, len(self._ready), _PREEMPTED * self.limits.slots - preempted)
             for handle in spent[: max(0, most)]:
                 handle.slice_start = self._batch.tokens(handle.key)
-                self._batch.park(handle.key)
+                self._batch.preempt(handle.key)
                 del self._active[handle.key]
                 self._ready.append(handle)
 
@@ -310,7 +293,7 @@ class Scheduler:
             failure = InternalError("The server failed while it answered; its log says more.")
         for handle in handles:
             self._end(handle, failure)
-            self._batch.forget(handle.key)
+            self._batch.abort(handle.key)
 
     def _deliver(self, events: Iterable[KeyedEvent]) -> None:
         for key, event in events:

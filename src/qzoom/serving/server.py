@@ -20,13 +20,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qzoom.errors import ConfigError
 from qzoom.serving.app import create_app
 from qzoom.serving.errors import ApiError
-from qzoom.serving.limits import ServerLimits
 from qzoom.serving.service import Service
+from qzoom.serving.settings import ServerLimits
 
 __all__ = ["DrainingServer", "bind", "guarded_protocol"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LAST_WORDS_S = 5.0
+_LAST_WORDS_S = 5.0  # for the responses of requests that the drain did not wait for
 _IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the same time may lose a request
 
 
@@ -35,7 +35,7 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         service: not started yet.
-        announce: called once it listens, with nothing.
+        announce: called without arguments once it listens.
         log_level: "debug", "info", "warning" or "error"; single requests are logged from "info" down.
     """
 
@@ -63,11 +63,11 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are ours, not uvicorn's, which would close the door at the first one."""
+        """Leaves signals to `startup`; uvicorn would stop listening at the first one."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the worker, listen, then say so."""
+        """Start the worker, listen, then announce it."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or Windows
             for number in _SIGNALS:
@@ -80,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         """Drain; when called again, stop at once. On the event loop's thread only.
 
         Args:
-            number: the signal that asked for it.
+            number: the signal received.
         """
         if self._draining is None:
             self.signal = number
@@ -99,7 +99,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the door, then end the worker, in a hurry too."""
+        """Stop listening, then end the worker."""
         await super().shutdown(sockets)
         await self.service.close()
 
@@ -112,21 +112,21 @@ def bind(host: str, port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: it is not an address or not free.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
+        listener = socket.socket(family, kind, protocol)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
         except OSError:
-            found.close()
+            listener.close()
             raise
     except (OSError, OverflowError, UnicodeError) as error:
         reason = (getattr(error, "strerror", None) or "not an address").lower()
         raise ConfigError(f"Cannot listen on {host}:{port} ({reason}); choose another --host or --port.") from error
-    return found
+    return listener
 
 
 def guarded_protocol(limits: ServerLimits) -> type[H11Protocol]:

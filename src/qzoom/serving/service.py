@@ -1,4 +1,4 @@
-"""One running server: its settings, the model behind a scheduler, and the way of a request between HTTP and worker."""
+"""One running server: the model behind its scheduler, and the way of a request between HTTP and the worker."""
 
 from __future__ import annotations
 
@@ -9,61 +9,27 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field, replace
-from typing import Annotated, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from qzoom.engine.request import Request
-from qzoom.errors import ConfigError, DeadlineError, QueueFullError, QZoomError, StoppingError
-from qzoom.images.fetch import FetchPolicy
+from qzoom.errors import DeadlineError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
 from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.errors import ApiError
-from qzoom.serving.limits import Seconds, ServerLimits, read_payload
 from qzoom.serving.metrics import ServerMetrics
-from qzoom.serving.protocol import PerceiveRequest, validate
-from qzoom.serving.scheduler import RequestHandle, Scheduler, SchedulerLimits
-from qzoom.settings import Between, settings
+from qzoom.serving.protocol import PerceiveRequest, read_payload, validate
+from qzoom.serving.scheduler import RequestHandle, Scheduler
+from qzoom.serving.settings import ServerSettings
 from qzoom.types import Answer, StreamEvent
 
-__all__ = ["ResponseStream", "ServerSettings", "Service"]
+__all__ = ["ResponseStream", "Service"]
 
 Body = TypeVar("Body", bound=PerceiveRequest)
 Result = TypeVar("Result")
 _GRACE_S = 5.0
 _PICTURE_SHARE = 0.25  # of the memory for caches; the rest is for prefixes
 _log = logging.getLogger("qzoom.serving")
-
-
-@settings
-class ServerSettings:
-    """Settings of one server."""
-
-    model_name: str
-    """What clients call the model."""
-    api_keys: tuple[str, ...] = ()
-    """Any of them opens the server; none leaves it open to all."""
-    limits: ServerLimits = field(default_factory=ServerLimits)
-    """What one request may cost."""
-    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
-    """How many requests run and wait."""
-    fetch: FetchPolicy = field(default_factory=FetchPolicy)
-    """Which hosts pictures may be fetched from; none by default."""
-    deadline_s: Seconds = 120.0
-    """Seconds that one request may take from its first byte to its last."""
-    drain_s: Annotated[float, Between(0, 86_400)] = 30.0
-    """Seconds that running requests get to finish when the server stops."""
-    heartbeat_s: Seconds = 60.0
-    """Seconds without a heartbeat of the worker after which /ready says no."""
-
-    def __post_init__(self) -> None:
-        if not self.model_name.strip() or not self.model_name.isprintable():
-            raise ConfigError("The served model name must be a printable text that is not empty.")
-        for number, key in enumerate(self.api_keys, start=1):
-            if not key or not key.isascii() or not key.isprintable() or " " in key:
-                raise ConfigError(
-                    f"API key {number} is empty or has characters that a header cannot carry; use printable ASCII "
-                    "without spaces."
-                )
 
 
 class ResponseStream:
@@ -147,16 +113,14 @@ class Service:
     Args:
         model: the model.
         settings: of this server.
-        scheduler: started by `start`.
     """
 
-    def __init__(self, model: QZoom, settings: ServerSettings, scheduler: Scheduler | None = None) -> None:
+    def __init__(self, model: QZoom, settings: ServerSettings) -> None:
         self.model = model
         self.settings = settings
         memory = settings.scheduler.cache_bytes
         self.pictures = PictureCache(int(memory * _PICTURE_SHARE))
-        limits = replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes)
-        self.scheduler = scheduler or Scheduler(model, limits)
+        self.scheduler = Scheduler(model, replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes))
         self.metrics = ServerMetrics(self.scheduler, self.pictures)
         self.started = int(time.time())
         self.draining = False

@@ -210,7 +210,8 @@ class LogWriter(Log):
         if changed := differences(self._header["settings"], header["settings"]):
             self._file.close()
             raise ConfigError(f"{path} was made with other settings ({'; '.join(changed[:3])}); {advice}.")
-        os.ftruncate(self._file.fileno(), self._end)
+        if os.fstat(self._file.fileno()).st_size > self._end:
+            os.ftruncate(self._file.fileno(), self._end)
 
     def append(self, key: str, items: Sequence[Any]) -> None:
         """Add the items of a key.

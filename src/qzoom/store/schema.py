@@ -1,7 +1,7 @@
 """The records: one frozen class per kind, checked on the way in, named by a hash of their content.
 
     question -> response -> attention -> region_label        stage 1
-    question -> ladder                                        stage 3
+    question -> ladder, or zoom_comparison                    stage 3
     question -> verdict                                       stage 2
     question -> skip                                          what could not be used, and why
 
@@ -27,15 +27,16 @@ __all__ = [
     "KINDS",
     "SCHEMA",
     "Attention",
-    "Ladder",
     "Provenance",
     "Question",
     "Record",
     "RegionLabel",
+    "ResolutionSweep",
     "Response",
     "Skip",
     "Turn",
     "Verdict",
+    "ZoomComparison",
     "content_id",
     "from_values",
     "record_from_values",
@@ -201,14 +202,14 @@ class RegionLabel(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder(Record):
+class ResolutionSweep(Record):
     """One turn answered at rising resolutions.
 
     Args:
         question: id of the question.
         turn: index of the turn.
-        tokens: visual tokens allowed on each rung, rising.
-        answers: one per rung.
+        tokens: visual tokens allowed at each level, rising.
+        answers: one per level.
         annotation: the data set's answer.
     """
 
@@ -218,6 +219,28 @@ class Ladder(Record):
     tokens: tuple[int, ...]
     answers: tuple[str, ...]
     annotation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ZoomComparison(Record):
+    """One turn answered from the coarse pass alone and with the region.
+
+    Args:
+        question: id of the question.
+        turn: index of the turn.
+        tokens: visual tokens allowed in the coarse pass.
+        coarse: the answer of the coarse pass.
+        zoomed: the answer with the region.
+        answers: right answers, any of which counts.
+    """
+
+    kind: ClassVar[str] = "zoom_comparison"
+    question: str
+    turn: int
+    tokens: int
+    coarse: str
+    zoomed: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +286,8 @@ class Skip(Record):
 
 
 KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Question, Response, Attention, RegionLabel, Ladder, Verdict, Skip)
+    cls.kind: cls
+    for cls in (Question, Response, Attention, RegionLabel, ResolutionSweep, ZoomComparison, Verdict, Skip)
 }
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: the decoder learns to answer from the coarse look and the region together (method.md 6).
+"""Stage 2: the decoder learns to answer from the coarse look and the region together (docs/method.md 6).
 
 The target is the answer that was right: for hard cases the coarse look's own. The region is the branch's, or with some
 probability a random one; where the branch proposes none, the random one is taken, as there is no sample without.
@@ -6,6 +6,7 @@ probability a random one; where the branch proposes none, the random one is take
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import random
@@ -20,18 +21,18 @@ from torch import Tensor
 from qzoom.config import TokenBudget
 from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
-from qzoom.engine.perceive import region_maps
+from qzoom.engine.perceive import propose_boxes, region_maps
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine, State, advance_region, advance_shared
 from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.errors import ConfigError, DataError
-from qzoom.heads.boxes import CellBox, boxes_from_maps, cells_to_pixels
-from qzoom.labels.hard_cases import Kind, current_verdicts, kind_of
-from qzoom.labels.respond import show
+from qzoom.heads.boxes import CellBox, map_box
+from qzoom.labels.hard_cases import ZoomEffect, current_verdicts, zoom_effect
+from qzoom.labels.respond import prepare_image
 from qzoom.store.schema import Question, Verdict
 from qzoom.training.forward import hidden_states
 from qzoom.training.losses import IGNORE, answer_loss
-from qzoom.training.samples import Draw, conversation_ids, open_stores
+from qzoom.training.samples import SampleUse, conversation_ids, open_stores
 from qzoom.training.stages import StageRecipe
 from qzoom.types import Box
 
@@ -42,7 +43,7 @@ __all__ = ["AnswerTask", "random_cells"]
 class _Sample:
     question: Question
     turn: int
-    kind: Kind
+    kind: ZoomEffect
     ids: tuple[int, ...]
     answer: tuple[int, ...]
 
@@ -63,12 +64,12 @@ class AnswerTask:
         self._recipe = recipe
         chat = ChatEncoder(engine.backbone)
         self.stores = open_stores(recipe.labels, "mine")
-        found: dict[Kind, list[tuple[Question, Verdict]]] = {}
+        found: dict[ZoomEffect, list[tuple[Question, Verdict]]] = {}
         for store in self.stores:
             for verdict in current_verdicts(store):
                 question = store.get(verdict.question).record
                 assert isinstance(question, Question)
-                found.setdefault(kind_of(verdict), []).append((question, verdict))
+                found.setdefault(zoom_effect(verdict), []).append((question, verdict))
         self.samples = [self._sample(engine, chat, *pair) for pair in _mixed(found, recipe)]
         if not self.samples:
             counts = ", ".join(f"{len(items)} {kind}" for kind, items in found.items()) or "nothing"
@@ -85,11 +86,11 @@ class AnswerTask:
         text = repr([(s.question.values(), s.turn, s.answer) for s in self.samples])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+    def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Cross entropy, summed over the answer tokens."""
         backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
-        chosen = [self.samples[draw.index] for draw in draws]
-        prompts = [self._prompt(engine, sample, draw) for sample, draw in zip(chosen, draws, strict=True)]
+        chosen = [self.samples[use.index] for use in uses]
+        prompts = [self._prompt(engine, sample, use) for sample, use in zip(chosen, uses, strict=True)]
         hidden = hidden_states(backbone, prompts, backbone.num_layers, recompute=recompute)
         total = torch.zeros((), device=backbone.device)
         for sample, states in zip(chosen, hidden, strict=True):
@@ -100,14 +101,14 @@ class AnswerTask:
         return total
 
     @torch.no_grad()
-    def _prompt(self, engine: Engine, sample: _Sample, draw: Draw) -> Prompt:
+    def _prompt(self, engine: Engine, sample: _Sample, use: SampleUse) -> Prompt:
         """Coarse look, region, question and answer."""
         recipe, backbone = self._recipe, engine.backbone
-        rng = random.Random(f"{recipe.seed}/region/{draw.index}/{draw.visit}")
+        rng = random.Random(f"{recipe.seed}/region/{use.index}/{use.epoch}")
         tokens = rng.choice(recipe.tokens) if recipe.tokens else self._coarse_tokens()
         picture = load_picture(sample.question, Path(recipe.images) if recipe.images else None)
-        shown = show(picture, "dynamic", tokens)
-        features = backbone.encode([shown.picture.image], [shown.budget])
+        image = prepare_image(picture, "dynamic", tokens)
+        features = backbone.encode([image.picture.image], [image.budget])
         asked = build_prompt(backbone, sample.ids, features)
         cells, box = self._region(engine, asked, picture.size_px, rng)
         crop = backbone.encode([picture.image.crop(box)], [TokenBudget(1, recipe.region_tokens)])[0]
@@ -121,33 +122,20 @@ class AnswerTask:
         recipe, config = self._recipe, engine.config
         if rng.random() >= recipe.random_box:
             (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, asked)]))
-            found = boxes_from_maps(
-                [m.blurred for m in region_maps(engine, state)],
-                [size_px],
-                threshold=config.region_threshold,
-                rule=config.box,
-                token_px=engine.backbone.token_px,
-            )
+            found = propose_boxes(engine, region_maps(engine, state), [size_px])
             if found:
                 return found[0].cells, found[0].box
         grid = asked.spans[0].features.grid
         cells = random_cells(grid, recipe.random_side, rng)
-        box = cells_to_pixels(
-            cells,
-            grid,
-            size_px,
-            min_side_px=config.box.min_side_px,
-            scaling=config.box.scaling,
-            token_px=engine.backbone.token_px,
-        )
-        return cells, box
+        rule = dataclasses.replace(config.box, margin_cells=0.0)
+        return cells, map_box(cells, grid, size_px, rule=rule, token_px=engine.backbone.token_px).box
 
     def _coarse_tokens(self) -> int:
         settings = self.stores[0].settings
         return int(settings.get("coarse_tokens", 576))
 
     def _sample(self, engine: Engine, chat: ChatEncoder, question: Question, verdict: Verdict) -> _Sample:
-        kind = kind_of(verdict)
+        kind = zoom_effect(verdict)
         found = conversation_ids(chat, [(question.turns[verdict.turn].question, "")])
         assert found is not None
         text = verdict.zoomed if kind == "improvements" else verdict.coarse
@@ -164,7 +152,9 @@ def random_cells(grid: tuple[int, int], side: tuple[float, float], rng: random.R
     return float(x0), float(y0), float(x0 + width), float(y0 + height)
 
 
-def _mixed(found: dict[Kind, list[tuple[Question, Verdict]]], recipe: StageRecipe) -> list[tuple[Question, Verdict]]:
+def _mixed(
+    found: dict[ZoomEffect, list[tuple[Question, Verdict]]], recipe: StageRecipe
+) -> list[tuple[Question, Verdict]]:
     """All hard cases, and of the other kinds as many for each as the mixture says."""
     if not recipe.mixture.get("hard"):
         raise ConfigError("mixture must name hard cases, to which the other shares are relative.")

@@ -1,4 +1,4 @@
-"""Stage 3: the gate learns when the coarse look is enough (method.md 2 and 8)."""
+"""Stage 3: the gate learns when the coarse look is enough (docs/method.md 2 and 8)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
-from qzoom.labels.gate import Strategy, Trajectory, categorise, draw_label, select_items
+from qzoom.labels.gate import (
+    Strategy,
+    answers_of,
+    draw_label,
+    gate_report,
+    select_balanced,
+    select_items,
+    zoom_label,
+)
 from qzoom.store.records import RecordStore
-from qzoom.store.schema import Ladder, Question
+from qzoom.store.schema import Question, ResolutionSweep, ZoomComparison
 from qzoom.training.forward import run_stack
 from qzoom.training.losses import gate_loss
-from qzoom.training.samples import Draw, SharedStates, conversation_ids, open_stores, prompt_of
+from qzoom.training.samples import HiddenStateCache, SampleUse, conversation_ids, open_stores, prompt_of
 from qzoom.training.stages import StageRecipe
 
 __all__ = ["GateSample", "GateTask", "gate_samples"]
@@ -28,12 +36,12 @@ __all__ = ["GateSample", "GateTask", "gate_samples"]
 
 @dataclass(frozen=True, slots=True)
 class GateSample:
-    """One question on one rung.
+    """One question at one number of coarse tokens.
 
     Args:
         question: the record.
         turn: index of the turn.
-        tokens: visual tokens of the look.
+        tokens: visual tokens of the coarse pass.
         target: 1 look closer, 0 enough.
     """
 
@@ -44,54 +52,63 @@ class GateSample:
 
 
 def gate_samples(stores: Sequence[RecordStore], strategy: Strategy, seed: int) -> list[GateSample]:
-    """Questions to train on, each with a rung and a target.
+    """Questions to train on, each with coarse tokens and a target.
 
-    "consistency" keeps transitions and as many easy questions; "prediction_vs_gt" (the ablation) draws as many
-    questions from all of them.
+    Of answers by resolution, "consistency" takes transitions and as many easy questions; "prediction_vs_gt" (the
+    ablation) draws as many questions from all of them. Of answers compared with zoomed ones, as many of either target
+    are taken.
     """
-    found = [(store, ladder) for store in stores for _, ladder in store.of_kind(Ladder)]
-    climbed = [Trajectory(ladder.tokens, ladder.answers, ladder.annotation) for _, ladder in found]
-    chosen = select_items(climbed, seed)
+    sweeps = [(store, sweep) for store in stores for _, sweep in store.of_kind(ResolutionSweep)]
+    answers = [answers_of(sweep) for _, sweep in sweeps]
+    chosen = select_items(answers, seed)
     if strategy == "prediction_vs_gt":
-        chosen = random.Random(seed).sample(range(len(climbed)), len(chosen))
-    out = []
+        chosen = random.Random(seed).sample(range(len(answers)), len(chosen))
+    samples = []
     for index in chosen:
-        store, ladder = found[index]
-        target, tokens = draw_label(climbed[index], random.Random(f"{seed}/{ladder.question}/{ladder.turn}"), strategy)
-        question = store.get(ladder.question).record
-        assert isinstance(question, Question)
+        store, sweep = sweeps[index]
+        target, tokens = draw_label(answers[index], random.Random(f"{seed}/{sweep.question}/{sweep.turn}"), strategy)
         if target >= 0:
-            out.append(GateSample(question, ladder.turn, tokens, target))
-    return out
+            samples.append(GateSample(_question(store, sweep.question), sweep.turn, tokens, target))
+    compared = [(store, comparison) for store in stores for _, comparison in store.of_kind(ZoomComparison)]
+    labels = [zoom_label(comparison) for _, comparison in compared]
+    for index in select_balanced(labels, seed):
+        store, comparison = compared[index]
+        question = _question(store, comparison.question)
+        samples.append(GateSample(question, comparison.turn, comparison.tokens, labels[index] or 0))
+    return samples
+
+
+def _question(store: RecordStore, record_id: str) -> Question:
+    question = store.get(record_id).record
+    assert isinstance(question, Question)
+    return question
 
 
 class GateTask:
-    """Gate targets of one or more stores of ladders.
+    """Gate targets of one or more stores of gate labels.
 
     Args:
         recipe: which ones, and how labels are drawn.
         engine: whose tokenizer is used.
 
     Raises:
-        DataError: no question changes its answer along the ladder, so there is nothing to learn.
+        DataError: no question needs a closer look, so there is nothing to learn.
     """
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         self._recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._shared = SharedStates(recipe.cache_gb)
+        self._hidden = HiddenStateCache(recipe.cache_gb)
         self.stores = open_stores(recipe.labels, "gate")
         self.samples = gate_samples(self.stores, recipe.strategy, recipe.seed)
         if not self.samples:
-            kinds = [
-                categorise(Trajectory(ladder.tokens, ladder.answers, ladder.annotation))
-                for store in self.stores
-                for _, ladder in store.of_kind(Ladder)
-            ]
-            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("hard", "easy", "dropped"))
+            reports = [gate_report(store.folder) for store in self.stores]
+            counts = ", ".join(
+                f"{sum(getattr(report, name) for report in reports)} {name}" for name in ("closer", "enough", "dropped")
+            )
             raise DataError(
                 f"No question of {', '.join(recipe.labels)} is wrong on coarse looks and right on finer ones "
-                f"({counts}); label more questions, or a ladder that reaches lower."
+                f"({counts}); label more questions, or lower --tokens."
             )
 
     @cached_property
@@ -101,16 +118,16 @@ class GateTask:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of questions, rungs and targets."""
+        """Digest of questions, coarse tokens and targets."""
         text = repr([(s.question.values(), s.turn, s.tokens, s.target) for s in self.samples])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+    def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Binary cross entropy, summed over the samples."""
         gate = engine.gate
         assert gate is not None
         backbone = engine.backbone
-        chosen = [self.samples[draw.index] for draw in draws]
+        chosen = [self.samples[use.index] for use in uses]
 
         def make(place: int) -> Prompt:
             sample = chosen[place]
@@ -119,7 +136,7 @@ class GateTask:
             images = self._recipe.images
             return prompt_of(engine, sample.question, found[0], view="dynamic", tokens=sample.tokens, images=images)
 
-        prompts, shared = self._shared.of(engine, [draw.index for draw in draws], make)
+        prompts, shared = self._hidden.get(engine, [use.index for use in uses], make)
         positions = [prompt.positions for prompt in prompts]
         recompute = self._recipe.gradient_checkpointing
         hidden = run_stack(backbone, list(gate.layers), shared, positions, recompute=recompute)

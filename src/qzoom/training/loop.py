@@ -1,17 +1,17 @@
-"""A run's checkpoint: the weights that train, the optimiser's state and the step, in one safetensors file.
+"""The training loop of the stages: accelerate for the processes, the rest in plain sight.
 
-It is replaced as a whole, so a run that is killed at any point goes on from the last one, bit for bit as if it had not
-been. The frozen base is not in it.
+Why accelerate and not transformers' Trainer: a step here is images with a changing number of sequences and targets, and
+its loss is a sum over the targets of the whole batch, divided by their number over all processes and micro-batches. The
+Trainer averages the means of its micro-batches, saves whole models, and wants samples as dictionaries of equal tensors.
 
-What a run tells while it goes: a line of JSON per step, TensorBoard's event files, and a bar with the time left.
+    batch (the same on every process) -> this process's samples -> micro-batches -> summed loss * processes / targets
 
-The loop that all stages share: accelerate for processes, the rest in plain sight.
+The checkpoint is one safetensors file with the weights that train, the optimiser's state and the step, without the
+frozen base. It is replaced as a whole: a run that is killed at any point resumes from the last checkpoint and ends bit
+for bit as if it had not been killed.
 
-Why accelerate and not transformers' Trainer: a step here is a picture with a changing number of sequences and targets,
-and its loss is a sum over the targets of the whole batch, divided by their number over all processes and parts. The
-Trainer averages the means of its parts, saves whole models, and wants samples as dictionaries of equal tensors.
-
-    batch (the same on every process) -> this process's samples -> parts -> summed loss * processes / targets
+With FSDP (version 2; recipes/accelerate/fsdp.yaml) weights, gradients and optimiser state are sharded over the
+processes. They are gathered for checkpoints and for the result, whose files are those of a run in one process.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import json
 import math
 import os
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +31,17 @@ from torch import Tensor, nn
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.training.samples import Draw, StageTask
-from qzoom.training.sharded import check_sharding, gather, restore_optimiser, uses_deepspeed, uses_fsdp
+from qzoom.training.run import MetricsLog, Run, check_same_run, copy_weights, read_tensors, save_tensors
+from qzoom.training.samples import SampleUse, StageTask
 from qzoom.training.stages import StageRecipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
-    "Checkpoint",
-    "Metrics",
+    "LoopResult",
     "StageModule",
-    "StepFacts",
     "batch_of",
-    "check_same_run",
     "learning_rate_at",
     "load_checkpoint",
     "make_accelerator",
@@ -54,215 +50,18 @@ __all__ = [
     "steps_of",
 ]
 
-
-CHECKPOINT_NAME = "checkpoint.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Where a run is.
-
-    Args:
-        step: optimiser steps done.
-        run: what decides the run, as JSON values.
-    """
-
-    step: int
-    run: dict[str, Any]
-
-
-def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, weights: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Write it; an interrupted write leaves the one before.
-
-    Args:
-        folder: of the run.
-        checkpoint: where the run is.
-        weights: those that train, by name.
-        states: the optimiser's state of each.
-
-    Raises:
-        DataError: the disk refuses.
-    """
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
-        for key, value in states[name].items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    metadata = {"step": str(checkpoint.step), "run": json.dumps(checkpoint.run)}
-    partial = folder / f"{CHECKPOINT_NAME}.partial"
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, folder / CHECKPOINT_NAME)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(
-            f"{folder / CHECKPOINT_NAME} cannot be written ({reason}); check space and rights, then run again."
-        ) from error
-
-
-def load_checkpoint(
-    folder: Path, weights: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, run: Mapping[str, Any]
-) -> int:
-    """Restore weights and optimiser; returns the steps done, 0 without a checkpoint.
-
-    Raises:
-        ConfigError: the checkpoint is of a run with other settings.
-        DataError: it is damaged or of another model.
-    """
-    from safetensors import safe_open
-
-    path = folder / CHECKPOINT_NAME
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            step, made = int(metadata["step"]), json.loads(metadata["run"])
-            check_same_run(made, dict(run), folder)
-            names = set(file.keys())
-            wanted = {f"weight.{name}" for name in weights}
-            if {name for name in names if name.startswith("weight.")} != wanted:
-                raise DataError(f"{path} holds the weights of another model; use --fresh or another output.")
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    weight.copy_(file.get_tensor(f"weight.{name}"))
-                    state = {k: file.get_tensor(f"{k}.{name}") for k in _STATE if f"{k}.{name}" in names}
-                    if state:
-                        optimiser.state[weight] = {
-                            key: value if key == "step" else value.to(weight.device) for key, value in state.items()
-                        }
-    except (ConfigError, DataError):
-        raise
-    except Exception as error:
-        raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
-    return step
-
-
-def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with other settings.
-
-    Raises:
-        ConfigError: it names what changed.
-    """
-    here = json.loads(json.dumps(here))
-    changed = []
-    for key in dict.fromkeys([*there, *here]):
-        if there.get(key) != here.get(key):
-            changed.append(f"{key} was {there.get(key)!r:.60}, is {here.get(key)!r:.60}")
-    if changed:
-        raise ConfigError(
-            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}); use --fresh to replace it, or "
-            "another output."
-        )
-
-
-METRICS_FILE = "metrics.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class StepFacts:
-    """One optimiser step.
-
-    Args:
-        step: from 1.
-        steps: of the whole run.
-        loss: mean over the targets of the batch.
-        learning_rate: of this step.
-        gradient_norm: before clipping.
-        samples_per_s: since this process started.
-        left_s: seconds until the end at that rate.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    samples_per_s: float
-    left_s: float
-
-
-class Metrics:
-    """Writes the facts of every step; lines of steps that a resumed run repeats are dropped first.
-
-    Args:
-        folder: of the run.
-        start: steps done already.
-        steps: of the whole run.
-        batch: samples per step.
-        tensorboard: also write event files, if tensorboard is installed.
-        on_step: called with each step's facts.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        start: int,
-        steps: int,
-        batch: int,
-        tensorboard: bool,
-        on_step: Callable[[StepFacts], None],
-    ) -> None:
-        self._path = folder / METRICS_FILE
-        self._start, self._steps, self._batch = start, steps, batch
-        self._on_step = on_step
-        self._began = time.monotonic()
-        self._keep_until(start)
-        self._board = _board(folder / "tensorboard", start) if tensorboard else None
-
-    def add(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
-        """Note a step (from 1)."""
-        done = step - self._start
-        rate = done * self._batch / max(time.monotonic() - self._began, 1e-9)
-        left = (self._steps - step) * self._batch / rate
-        facts = StepFacts(step, self._steps, loss, learning_rate, gradient_norm, rate, left)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(facts)) + "\n")
-        if self._board is not None:
-            for name in ("loss", "learning_rate", "gradient_norm", "samples_per_s"):
-                self._board.add_scalar(name, getattr(facts, name), step)
-        self._on_step(facts)
-
-    def close(self) -> None:
-        """Finish the event files."""
-        if self._board is not None:
-            self._board.close()
-
-    def _keep_until(self, step: int) -> None:
-        kept = []
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    fine = json.loads(line)["step"] <= step
-                except (ValueError, KeyError, TypeError):
-                    fine = False
-                if fine:
-                    kept.append(line + "\n")
-        self._path.write_text("".join(kept), encoding="utf-8")
-
-
-def _board(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=start + 1)
+States = Mapping[str, Mapping[str, Any]]
+"""The optimiser's state of each weight, by the weight's name."""
 
 
 class StageModule(nn.Module):
-    """What is handed to accelerate: the parts in which something trains, and a forward pass that is the stage's loss.
+    """What accelerate wraps: the modules in which something trains, and a forward pass that is the stage's loss.
 
-    They are the engine's own modules, so that whatever wraps this one (DDP, FSDP) acts on what the engine runs. Parts
-    in which nothing trains are reached through the engine and are neither copied nor synchronised.
+    They are the engine's own modules, so that DDP and FSDP act on what the engine runs. Modules in which nothing
+    trains are reached through the engine and are neither copied nor synchronised.
 
     Args:
         engine: everything.
@@ -270,53 +69,60 @@ class StageModule(nn.Module):
         weights: those that train, by name.
     """
 
-    def __init__(self, engine: Engine, task: StageTask, weights: dict[str, nn.Parameter]) -> None:
+    def __init__(self, engine: Engine, task: StageTask, weights: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         ids = {id(weight) for weight in weights.values()}
         for name, part in (("region", engine.region), ("gate", engine.gate), ("model", engine.backbone.model)):
             if part is not None and any(id(weight) in ids for weight in part.parameters()):
                 self.add_module(name, part)
-        self._engine = [engine]
+        self._engine = [engine]  # a list, so that nn.Module does not register the frozen modules as well
         self._task = task
 
-    def forward(self, draws: Sequence[Draw]) -> Tensor:
+    def forward(self, uses: Sequence[SampleUse]) -> Tensor:
         """Summed loss of some samples."""
-        return self._task.loss(self._engine[0], draws)
+        return self._task.loss(self._engine[0], uses)
 
 
-@dataclass(frozen=True, slots=True)
-class LoopReport:
-    """What a run came to.
+@dataclass(frozen=True, slots=True, eq=False)
+class LoopResult:
+    """What `run_loop` returns.
 
     Args:
-        steps: optimiser steps.
-        started_at: the step that this process started from.
-        losses: of this process's steps.
-        gathered: the whole state of `StageModule` where the engine's own weights are left in pieces, else None.
+        start: optimiser steps that were done before.
+        sharded: whether the engine's trained weights are left in shards.
+        weights: the trained weights by name; with FSDP whole on the main process only.
     """
 
-    steps: int
-    started_at: int
-    losses: tuple[float, ...]
-    gathered: dict[str, Tensor] | None = None
+    start: int
+    sharded: bool
+    weights: dict[str, Tensor]
 
 
 def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
     """The processes of a run; torchrun or `accelerate launch` decide how many there are.
 
     Raises:
-        ConfigError: a batch that the processes cannot share equally.
+        ConfigError: a batch that the processes cannot share equally, or a kind of sharding that is not supported.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
     shared = DistributedDataParallelKwargs(broadcast_buffers=False)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError("DeepSpeed is not supported; shard with FSDP, see recipes/accelerate/fsdp.yaml.")
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[shared])
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate ignores its FSDP settings on CPUs and would use DDP, although torch shards there too (gloo)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if _is_sharded(accelerator) and not accelerator.is_fsdp2:
+        raise ConfigError("FSDP is supported in version 2 only; set fsdp_version: 2 in accelerate's config.")
     if recipe.batch % accelerator.num_processes:
         raise ConfigError(
             f"A batch of {recipe.batch} cannot be shared by {accelerator.num_processes} processes; choose a multiple."
         )
-    check_sharding(accelerator, recipe)
     return accelerator
 
 
@@ -325,17 +131,17 @@ def steps_of(recipe: StageRecipe, samples: int) -> int:
     return recipe.steps or max(1, round(recipe.epochs * samples / recipe.batch))
 
 
-def batch_of(step: int, recipe: StageRecipe, samples: int) -> list[Draw]:
-    """The samples of a step (from 0): every sample once per pass, in an order that only the seed decides."""
+def batch_of(step: int, recipe: StageRecipe, samples: int) -> list[SampleUse]:
+    """The samples of a step (from 0): every sample once per epoch, in an order that only the seed decides."""
     first = step * recipe.batch
     out = []
     order: list[int] = []
-    visit = -1
+    epoch = -1
     for position in range(first, first + recipe.batch):
-        if position // samples != visit:
-            visit = position // samples
-            order = random.Random(f"{recipe.seed}/order/{visit}").sample(range(samples), samples)
-        out.append(Draw(order[position % samples], visit))
+        if position // samples != epoch:
+            epoch = position // samples
+            order = random.Random(f"{recipe.seed}/order/{epoch}").sample(range(samples), samples)
+        out.append(SampleUse(order[position % samples], epoch))
     return out
 
 
@@ -348,63 +154,134 @@ def learning_rate_at(step: int, steps: int, recipe: StageRecipe) -> float:
 
 
 def run_loop(
-    engine: Engine,
+    run: Run[StageRecipe],
     task: StageTask,
     weights: dict[str, nn.Parameter],
-    recipe: StageRecipe,
-    folder: Path,
-    run: dict[str, Any],
     accelerator: Accelerator,
-    *,
-    on_step: Callable[[StepFacts], None] = lambda _: None,
-) -> LoopReport:
-    """Train; goes on from the folder's checkpoint.
+    identity: Mapping[str, Any],
+) -> LoopResult:
+    """Train, from the folder's checkpoint if there is one.
 
     Args:
-        engine: its selected weights are trained in place.
+        run: the engine, whose selected weights are trained in place, the recipe and the folder.
         task: data and loss.
         weights: those that train, by name.
-        recipe: how.
-        folder: of checkpoint and metrics.
-        run: what decides the run, kept in the checkpoint.
         accelerator: processes.
-        on_step: called on the main process with each step's facts.
+        identity: what a resumed run must share, stored in the checkpoint.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
         DataError: the loss is not finite, or the disk refuses.
     """
-    samples, steps = len(task.weights), steps_of(recipe, len(task.weights))
+    recipe, samples = run.recipe, len(task.weights)
+    steps = steps_of(recipe, samples)
     optimiser = torch.optim.AdamW(
         weights.values(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
     )
-    start = load_checkpoint(folder, weights, optimiser, run)
-    held = _Held(StageModule(engine, task, weights), weights, optimiser, accelerator)
-    told = {"start": start, "steps": steps, "batch": recipe.batch, "tensorboard": recipe.tensorboard}
-    metrics = Metrics(folder, **told, on_step=on_step) if accelerator.is_main_process else None  # type: ignore[arg-type]
-    losses = []
+    start = load_checkpoint(run.folder, weights, optimiser, identity)
+    state = _TrainingState(StageModule(run.engine, task, weights), weights, optimiser, accelerator)
+    log = None
+    if accelerator.is_main_process:
+        log = MetricsLog(run, start=start, steps=steps, batch=recipe.batch, tensorboard=recipe.tensorboard)
     for step in range(start, steps):
         rate = learning_rate_at(step, steps, recipe)
-        for group in held.optimiser.param_groups:
+        for group in state.optimiser.param_groups:
             group["lr"] = rate
-        loss = _backward(held.module, task, batch_of(step, recipe, samples), recipe, accelerator)
+        loss = _backward(state.module, task, batch_of(step, recipe, samples), recipe, accelerator)
         if not math.isfinite(loss):
             raise DataError(f"The loss of step {step + 1} is not finite; lower the learning rate or use float32.")
-        norm = accelerator.clip_grad_norm_(held.module.parameters(), recipe.clip or math.inf)
-        held.optimiser.step()
-        held.optimiser.zero_grad(set_to_none=True)
-        losses.append(loss)
+        norm = accelerator.clip_grad_norm_(state.module.parameters(), recipe.clip or math.inf)
+        state.optimiser.step()
+        state.optimiser.zero_grad(set_to_none=True)
         if (step + 1) % recipe.save_steps == 0 or step + 1 == steps:
-            held.save(folder, Checkpoint(step + 1, run))
-        if metrics is not None:
-            metrics.add(step + 1, loss, rate, 0.0 if norm is None else float(norm))
-    if metrics is not None:
-        metrics.close()
+            tensors, states = state.whole()
+            if accelerator.is_main_process:
+                save_checkpoint(run.folder, step + 1, identity, tensors, states)
+        if log is not None:
+            log.add(step + 1, loss, rate, 0.0 if norm is None else float(norm))
+    if log is not None:
+        log.close()
     accelerator.wait_for_everyone()
-    return LoopReport(steps, start, tuple(losses), held.gathered())
+    return LoopResult(start, _is_sharded(accelerator), state.whole()[0])
 
 
-class _Held:
+def _backward(
+    module: nn.Module, task: StageTask, uses: Sequence[SampleUse], recipe: StageRecipe, accelerator: Accelerator
+) -> float:
+    """Gradients of the batch's mean loss, in micro-batches; returns that loss."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    targets = sum(task.weights[use.index] for use in uses)
+    own = uses[rank::world]
+    micro_batches = [own[i : i + recipe.micro_batch] for i in range(0, len(own), recipe.micro_batch)]
+    total = torch.zeros((), device=accelerator.device)
+    for number, some in enumerate(micro_batches):
+        waiting = accelerator.no_sync(module) if number + 1 < len(micro_batches) else contextlib.nullcontext()
+        with waiting:
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = module(some)
+            # processes average their gradients, so each carries its share times their number
+            accelerator.backward(loss * (world / targets))
+        total += loss.detach().float() / targets
+    return float(accelerator.reduce(total, reduction="sum"))
+
+
+def save_checkpoint(
+    folder: Path, step: int, identity: Mapping[str, Any], weights: Mapping[str, Tensor], states: States
+) -> None:
+    """Write the checkpoint.
+
+    Args:
+        folder: of the run.
+        step: optimiser steps done.
+        identity: what a resumed run must share.
+        weights: those that train, by name.
+        states: of the optimiser.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        tensors[f"weight.{name}"] = weight
+        for key, value in states[name].items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+    save_tensors(folder / CHECKPOINT_FILE, tensors, {"step": str(step), "run": json.dumps(identity)})
+
+
+def load_checkpoint(
+    folder: Path, weights: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, identity: Mapping[str, Any]
+) -> int:
+    """Restore weights and optimiser; returns the steps done, 0 without a checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint is of a run with other settings.
+        DataError: it is damaged or of another model.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return 0
+    tensors, metadata = read_tensors(path)
+    try:
+        step, earlier = int(metadata["step"]), json.loads(metadata["run"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
+    check_same_run(earlier, identity, folder)
+    if {name for name in tensors if name.startswith("weight.")} != {f"weight.{name}" for name in weights}:
+        raise DataError(f"{path} holds the weights of another model; use --fresh or another output.")
+    copy_weights(weights, {name: tensors[f"weight.{name}"] for name in weights})
+    for name, weight in weights.items():
+        state = {key: tensors[f"{key}.{name}"] for key in _STATE if f"{key}.{name}" in tensors}
+        if state:
+            optimiser.state[weight] = {k: v if k == "step" else v.to(weight.device) for k, v in state.items()}
+    return step
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether FSDP shards the weights."""
+    return str(accelerator.distributed_type.value) == "FSDP"
+
+
+class _TrainingState:
     """Module and optimiser as accelerate wraps them, and how to get whole tensors back out of them.
 
     Args:
@@ -423,51 +300,39 @@ class _Held:
     ) -> None:
         names = {id(weight): name for name, weight in module.named_parameters()}
         self._names = {name: names[id(weight)] for name, weight in weights.items()}
-        self._weights, self._raw, self._accelerator = weights, optimiser, accelerator
-        kept = {self._names[name]: dict(optimiser.state.get(weight, {})) for name, weight in weights.items()}
-        if uses_fsdp(accelerator):
+        self._weights, self._stock, self._sharded = weights, optimiser, _is_sharded(accelerator)
+        states = {self._names[name]: dict(optimiser.state.get(weight, {})) for name, weight in weights.items()}
+        if self._sharded:
             optimiser.state.clear()
         self.module, self.optimiser = accelerator.prepare(module, optimiser)
-        if uses_fsdp(accelerator) and any(kept.values()):
-            restore_optimiser(self.module, optimiser, kept)
+        if self._sharded and any(states.values()):
+            self._restore(states)
 
-    def save(self, folder: Path, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint from the main process; DeepSpeed gets none."""
-        if uses_deepspeed(self._accelerator):
-            return
-        tensors: dict[str, Tensor] = dict(self._weights)
-        states = {name: self.optimiser.state.get(weight, {}) for name, weight in self._weights.items()}
-        if uses_fsdp(self._accelerator):
-            whole, found = gather(self.module, self._raw)
-            tensors = {name: whole[own] for name, own in self._names.items()}
-            states = {name: found.get(own, {}) for name, own in self._names.items()}
-        if self._accelerator.is_main_process:
-            save_checkpoint(folder, checkpoint, tensors, states)
+    def whole(self) -> tuple[dict[str, Tensor], States]:
+        """Weights and the optimiser's state by the weights' names; every process must call it.
 
-    def gathered(self) -> dict[str, Tensor] | None:
-        """See `LoopReport.gathered`; every process must call it."""
-        if uses_fsdp(self._accelerator):
-            return gather(self.module, self._raw)[0]
-        if uses_deepspeed(self._accelerator):
-            return dict(self._accelerator.get_state_dict(self.module) or {})
-        return None
+        With FSDP they are copies on the CPU, and empty on all processes but the main one.
+        """
+        if not self._sharded:
+            return dict(self._weights), {n: self.optimiser.state.get(w, {}) for n, w in self._weights.items()}
+        from torch.distributed.checkpoint import state_dict
 
+        options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Any = state_dict.get_model_state_dict(self.module, options=options)
+        if not weights:
+            state_dict.get_optimizer_state_dict(self.module, self._stock, options=options)
+            return {}, {}
+        states: Any = state_dict.get_optimizer_state_dict(self.module, self._stock, options=options).get("state", {})
+        return (
+            {name: weights[own] for name, own in self._names.items()},
+            {name: states.get(own, {}) for name, own in self._names.items()},
+        )
 
-def _backward(
-    module: nn.Module, task: StageTask, draws: Sequence[Draw], recipe: StageRecipe, accelerator: Accelerator
-) -> float:
-    """Gradients of the batch's mean loss, in parts; returns that loss."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    targets = sum(task.weights[draw.index] for draw in draws)
-    own = draws[rank::world]
-    parts = [own[i : i + recipe.micro_batch] for i in range(0, len(own), recipe.micro_batch)]
-    total = torch.zeros((), device=accelerator.device)
-    for number, part in enumerate(parts):
-        waiting = accelerator.no_sync(module) if number + 1 < len(parts) else contextlib.nullcontext()
-        with waiting:
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                loss = module(part)
-            # processes average their gradients, so each carries its share times their number
-            accelerator.backward(loss * (world / targets))
-        total += loss.detach().float() / targets
-    return float(accelerator.reduce(total, reduction="sum"))
+    def _restore(self, states: States) -> None:
+        """Give the sharded optimiser the whole state of a checkpoint, by the module's names."""
+        from torch.distributed.checkpoint import state_dict
+
+        options = state_dict.StateDictOptions(full_state_dict=True)
+        whole: Any = state_dict.get_optimizer_state_dict(self.module, self._stock, options=options)
+        whole["state"] = {name: dict(state) for name, state in states.items()}
+        state_dict.set_optimizer_state_dict(self.module, self._stock, whole, options=options)

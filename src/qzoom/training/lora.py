@@ -1,46 +1,43 @@
-"""LoRA for stage 2: small matrices beside the decoder's linear maps, by peft; they travel in the adapter."""
+"""LoRA during training, by peft; the finished matrices travel in the adapter or are merged into the model.
+
+Loading an adapter adds its matrices to the base's own weights, so a trained adapter answers as the model did in
+training.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qzoom.checkpoints.lora import LoraWeights, add_to_backbone, maps_digest, weight_in
+from qzoom.backbones.lora import LoraWeights
+from qzoom.checkpoints.lora import add_to_backbone, weight_in
+from qzoom.checkpoints.weights import maps_digest
+from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from qzoom.engine.state import Engine
+from qzoom.training.run import base_of, without_deprecations
 
 __all__ = ["add_lora", "finish_lora"]
 
 
-_MAPS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-
-
-def add_lora(engine: Engine, rank: int) -> tuple[Any, dict[str, nn.Parameter]]:
+def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
     """Put LoRA matrices into the decoder's layers and freeze everything else.
 
     Args:
         engine: its model is changed in place.
         rank: of the matrices; the scale is 2 (alpha is twice the rank).
+        vision: put matrices into the vision tower as well.
 
     Returns:
-        peft's wrapper, for `finish_lora`, and the weights that train, by name.
+        peft's wrapper around the model.
 
     Raises:
-        ConfigError: peft is not installed, or the model has LoRA weights already.
+        ConfigError: peft is not installed.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ConfigError("lora_rank needs the package peft; install it with: pip install 'qzoom[train]'.") from error
-    if engine.backbone.lora is not None:
-        raise ConfigError(
-            "The base has LoRA weights already, and further ones cannot be put beside them; merge them with "
-            "`qzoom convert` and train that model, or train all weights with lora_rank: 0."
-        )
     for branch in (engine.gate, engine.region):
         if branch is not None:
             branch.requires_grad_(False)
@@ -48,23 +45,25 @@ def add_lora(engine: Engine, rank: int) -> tuple[Any, dict[str, nn.Parameter]]:
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules=rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({_MAPS})",
+        target_modules=engine.backbone.lora_targets(vision=vision),
     )
-    wrapped = get_peft_model(engine.backbone.model, settings)
-    weights = {f"lora.{name}": weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
-    return wrapped, weights
+    with without_deprecations():
+        return get_peft_model(engine.backbone.model, settings)
 
 
-def finish_lora(engine: Engine, wrapped: Any, base: str) -> None:
+def finish_lora(engine: Engine, wrapped: Any) -> Engine:
     """Take the matrices out of the model and add them to its weights as loading an adapter does.
 
     Args:
-        engine: its backbone is changed in place and knows its LoRA weights from then on.
+        engine: its backbone is changed in place.
         wrapped: from `add_lora`.
-        base: hub id or folder of the base, noted in PEFT's settings.
+
+    Returns:
+        The engine with its LoRA weights, so that an adapter has them.
     """
     from peft import get_peft_model_state_dict
 
+    base = base_of(engine)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(wrapped).items()}
     made = wrapped.peft_config["default"].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     settings = json.loads(json.dumps(made, default=_plain))
@@ -72,7 +71,9 @@ def finish_lora(engine: Engine, wrapped: Any, base: str) -> None:
     targets = LoraWeights("", settings, tensors).targets
     backbone = engine.backbone
     digest = maps_digest(targets, lambda target: weight_in(backbone, target, base))
-    add_to_backbone(backbone, LoraWeights(digest, settings, tensors), base)
+    lora = LoraWeights(digest, settings, tensors)
+    add_to_backbone(backbone, lora, base)
+    return dataclasses.replace(engine, lora=lora)
 
 
 def _plain(value: Any) -> Any:

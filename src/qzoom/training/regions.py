@@ -1,4 +1,4 @@
-"""Stage 1 and 2.5: the region branch learns tri-state maps (method.md 5.4)."""
+"""Stage 1 and 2.5: the region branch learns tri-state maps (docs/method.md 5.4)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
-from qzoom.labels.respond import View
+from qzoom.labels.settings import View
 from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Question, RegionLabel
 from qzoom.training.forward import region_logits_at, run_stack
 from qzoom.training.losses import region_loss
-from qzoom.training.samples import Draw, SharedStates, conversation_ids, open_stores, prompt_of
+from qzoom.training.samples import HiddenStateCache, SampleUse, conversation_ids, open_stores, prompt_of
 from qzoom.training.stages import StageRecipe
 
 __all__ = ["RegionTask"]
@@ -55,7 +55,7 @@ class RegionTask:
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         self._recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._shared = SharedStates(recipe.cache_gb)
+        self._hidden = HiddenStateCache(recipe.cache_gb)
         self.stores = open_stores(recipe.labels, "regions")
         self._samples = [s for store in self.stores for s in self._of_store(store) if s.weight > 0]
         if not self._samples:
@@ -72,13 +72,13 @@ class RegionTask:
         names = [stored.id if stored else "-" for sample in self._samples for stored in sample.labels]
         return hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
 
-    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
+    def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Binary cross entropy, summed over the valid cells."""
         assert engine.region is not None
         backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
-        chosen = [self._samples[draw.index] for draw in draws]
+        chosen = [self._samples[use.index] for use in uses]
         sequences = [self._sequence(sample) for sample in chosen]
-        tokens = [self._tokens(sample, draw) for sample, draw in zip(chosen, draws, strict=True)]
+        tokens = [self._tokens(sample, use) for sample, use in zip(chosen, uses, strict=True)]
 
         def make(place: int) -> Prompt:
             sample, ids = chosen[place], sequences[place][0]
@@ -86,8 +86,8 @@ class RegionTask:
             images = self._recipe.images
             return prompt_of(engine, sample.question, ids, view=view, tokens=tokens[place], images=images)
 
-        keys = [(draw.index, count) for draw, count in zip(draws, tokens, strict=True)]
-        prompts, shared = self._shared.of(engine, keys, make)
+        keys = [(use.index, count) for use, count in zip(uses, tokens, strict=True)]
+        prompts, shared = self._hidden.get(engine, keys, make)
         # one placeholder became many visual tokens
         asking = [
             [query + len(prompt) - len(ids) for query in queries]
@@ -112,10 +112,10 @@ class RegionTask:
         assert found is not None  # samples whose turns cannot share a sequence were taken apart
         return found
 
-    def _tokens(self, sample: _Sample, draw: Draw) -> int:
+    def _tokens(self, sample: _Sample, use: SampleUse) -> int:
         """Visual tokens of the look: drawn from the recipe's, else those of the look that was labelled."""
         if self._recipe.tokens:
-            return random.Random(f"{self._recipe.seed}/{draw.index}/{draw.visit}").choice(self._recipe.tokens)
+            return random.Random(f"{self._recipe.seed}/{use.index}/{use.epoch}").choice(self._recipe.tokens)
         wanted = sample.store.settings.get("tokens")
         if isinstance(wanted, int):
             return wanted

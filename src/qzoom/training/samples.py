@@ -1,13 +1,10 @@
 """What a stage learns from: samples with a number of targets each, and the summed loss of some of them.
 
-Losses are sums, not means: the loop divides by the targets of the whole batch, so that neither the size of the parts a
-batch is computed in nor the number of processes changes the result.
+Losses are sums, not means: the loop divides by the targets of the whole batch, so that neither the size of the
+micro-batches nor the number of processes changes the result.
 
-What the frozen shared layers make of a prompt: computed for a batch, or once per prompt and kept in memory.
-
-A small base with few samples spends its time on drawing, encoding and the shared layers, whose result never changes
-while they are frozen. Kept states are computed one prompt at a time, so that they do not depend on what else was in a
-batch: a resumed run ends as if it had not been stopped.
+Hidden states of the frozen shared layers can be cached in memory. They are computed one prompt at a time, so that they
+do not depend on the rest of a batch: a resumed run ends as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -26,29 +23,34 @@ from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
-from qzoom.labels.respond import View, show
+from qzoom.labels.respond import prepare_image
+from qzoom.labels.settings import View
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
 
-__all__ = ["Draw", "SharedStates", "StageTask", "check_labels", "conversation_ids", "open_stores", "prompt_of"]
+__all__ = ["HiddenStateCache", "SampleUse", "StageTask", "check_labels", "conversation_ids", "open_stores", "prompt_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """One use of a sample.
+class SampleUse:
+    """One use of a sample in a batch.
 
     Args:
         index: of the sample.
-        visit: how often it has been used before; seeds whatever is drawn anew.
+        epoch: how often it has been used before; seeds the random choices of this use.
     """
 
     index: int
-    visit: int
+    epoch: int
 
 
 class StageTask(Protocol):
     """A stage's data and loss."""
+
+    @property
+    def stores(self) -> Sequence[RecordStore]:
+        """Where the samples come from."""
 
     @property
     def weights(self) -> Sequence[int]:
@@ -58,8 +60,8 @@ class StageTask(Protocol):
     def identity(self) -> str:
         """A digest of the samples."""
 
-    def loss(self, engine: Engine, draws: Sequence[Draw]) -> Tensor:
-        """Loss summed over all targets of the drawn samples, with gradients to what trains."""
+    def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
+        """Loss summed over all targets of some samples, with gradients to what trains."""
 
 
 def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
@@ -80,8 +82,13 @@ def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
     return stores
 
 
-def check_labels(stores: Sequence[RecordStore], digest: str, foreign: bool) -> None:
-    """Labels must be those of the model that trains.
+def check_labels(stores: Sequence[RecordStore], digest: str, *, foreign: bool) -> None:
+    """Labels must have been made with the model that trains.
+
+    Args:
+        stores: of the labels.
+        digest: of the model's weights.
+        foreign: accept labels of another model.
 
     Raises:
         ConfigError: they are not, and foreign ones are not accepted.
@@ -132,29 +139,29 @@ def prompt_of(
     """
     import torch
 
-    shown = show(load_picture(question, Path(images) if images else None), view, tokens)
+    shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
     with torch.no_grad():
         features = engine.backbone.encode([shown.picture.image], [shown.budget])
     return build_prompt(engine.backbone, ids, features)
 
 
-class SharedStates:
-    """H_K of prompts.
+class HiddenStateCache:
+    """Hidden states of prompts after the shared layers (H_K).
 
     Args:
-        limit_gb: how much to keep, in GB (10^9 bytes); 0 keeps nothing. What came first stays.
+        limit_gb: memory in GB (10^9 bytes); 0 caches nothing. Entries are never evicted.
     """
 
     def __init__(self, limit_gb: float) -> None:
         self._room = int(limit_gb * 1e9)
-        self._keeps = self._room > 0
-        self._kept: dict[Hashable, tuple[Prompt, Tensor]] = {}
+        self._enabled = self._room > 0
+        self._states: dict[Hashable, tuple[Prompt, Tensor]] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._states)
 
     @torch.no_grad()
-    def of(
+    def get(
         self, engine: Engine, keys: Sequence[Hashable], make: Callable[[int], Prompt]
     ) -> tuple[list[Prompt], list[Tensor]]:
         """Prompts (their visual features left out) and hidden states (length, hidden) after the shared layers.
@@ -165,13 +172,13 @@ class SharedStates:
             make: the prompt of a position in `keys`.
         """
         count = engine.config.shared_layers
-        if not self._keeps:
+        if not self._enabled:
             prompts = [make(i) for i in range(len(keys))]
             return [_lean(prompt) for prompt in prompts], hidden_states(engine.backbone, prompts, count)
-        found = []
+        states: list[tuple[Prompt, Tensor]] = []
         for index, key in enumerate(keys):
-            if key in self._kept:
-                found.append(self._kept[key])
+            if key in self._states:
+                states.append(self._states[key])
                 continue
             prompt = make(index)
             (hidden,) = hidden_states(engine.backbone, [prompt], count)
@@ -179,9 +186,9 @@ class SharedStates:
             size = hidden.numel() * hidden.element_size() + prompt.positions.numel() * 8 + prompt.ids.numel() * 8
             if size <= self._room:
                 self._room -= size
-                self._kept[key] = made
-            found.append(made)
-        return [prompt for prompt, _ in found], [hidden for _, hidden in found]
+                self._states[key] = made
+            states.append(made)
+        return [prompt for prompt, _ in states], [hidden for _, hidden in states]
 
 
 def _lean(prompt: Prompt) -> Prompt:

@@ -1,6 +1,4 @@
-"""A stage's recipe: one YAML file, checked when it is read. The defaults are the published ones (method.md 5 to 8).
-
-What trains in which stage: one table.
+"""The recipe of a stage (its defaults are the published ones, docs/method.md 5 to 8), and what trains in which stage.
 
     part       regions  answers  refit  gate        saved as
     vision        .        .       .      .         the base, never written by stages that leave it alone
@@ -13,21 +11,22 @@ What trains in which stage: one table.
 
     * where it is the same tensor as lm_head, it moves with it.
 
-Of the region branch's last layer only the input norm, the queries and the keys run (method.md 3); the rest of that
+Of the region branch's last layer only the input norm, the queries and the keys run (docs/method.md 3); the rest of that
 layer never trains.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.checkpoints.branches import is_used_in_last
-from qzoom.config import ZoomConfig, from_mapping, read_yaml
+from qzoom.config import ZoomConfig
 from qzoom.errors import ConfigError
+from qzoom.settings import Between, Share, Text, settings
+from qzoom.training.run import load_recipe, resume_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from qzoom.engine.state import Engine
 
 __all__ = [
-    "FREE",
     "PARTS",
     "STAGES",
     "StageRecipe",
@@ -48,7 +46,7 @@ __all__ = [
 ]
 
 
-FREE = (
+RESUMABLE_CHANGES = (
     "micro_batch",
     "save_steps",
     "gradient_checkpointing",
@@ -59,147 +57,102 @@ FREE = (
     "original",
 )
 """Settings that a resumed run may change: they decide neither the data nor the arithmetic, rounding aside."""
+KINDS = ("hard", "improvements", "both_right")
+
+Count = Annotated[int, Between(1)]
+"""A whole number of at least 1."""
+CountOrNone = Annotated[int, Between(0)]
+"""A whole number of at least 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class StageRecipe:
-    """One run of one stage.
-
-    Args:
-        stage: "regions", "answers" or "gate".
-        base: hub id, folder or "tiny": the model that trains.
-        labels: folders of records.
-        output: where to write when the command line does not say.
-        original: the model that the stages began with, for a plan made before `base` is there.
-        images: folder of the pictures when they have moved.
-        shared_layers: K of new branches; a model that has branches keeps its own.
-        branch_layers: T, likewise.
-        zoom: further `ZoomConfig` fields of the adapter that is written.
-        tokens: visual tokens of the coarse look, drawn from this list; empty takes those of the labels.
-        multi_turn: train all turns of a picture in one sequence.
-        foreign_labels: accept labels of another model.
-        strategy: gate: "consistency", or the ablation "prediction_vs_gt".
-        mixture: answers: how many of each kind for one hard case; kinds are hard, improvements, kept.
-        random_box: answers: how often the predicted box is replaced by a random one.
-        random_side: answers: smallest and largest side of a random box, as a share of the grid.
-        region_tokens: answers: most visual tokens of the region.
-        lora_rank: answers: 0 trains all weights of the decoder; else LoRA of this rank, kept in the adapter.
-        learning_rate: peak.
-        batch: samples per optimiser step, all processes together.
-        micro_batch: samples per forward and process.
-        epochs: passes over the samples; `steps` above 0 overrules it.
-        steps: optimiser steps.
-        warmup: share of the steps with a rising learning rate; a cosine to zero follows.
-        betas: of AdamW.
-        weight_decay: of AdamW.
-        clip: largest gradient norm.
-        precision: "bfloat16" computes in it with float32 weights; "float32".
-        gradient_checkpointing: recompute layers in the backward pass.
-        cache_gb: regions and gate: keep what the frozen layers made of each sample in memory, up to so many GB (10^9
-            bytes) a process; for small bases.
-        seed: of new weights, order and noise.
-        save_steps: optimiser steps between checkpoints.
-        tensorboard: also write event files, where tensorboard is installed.
-    """
+    """One run of one stage."""
 
     stage: Literal["regions", "answers", "gate"]
-    base: str
-    labels: tuple[str, ...]
+    """The stage."""
+    base: Text
+    """Hub id, folder or "tiny": the model that trains."""
+    labels: tuple[Text, ...]
+    """Folders of records."""
     output: str = ""
+    """Where to write if the command line does not say."""
     original: str = ""
+    """The model that the first stage started from, for a plan made before `base` exists."""
     images: str = ""
-    shared_layers: int = 0
-    branch_layers: int = 3
+    """Folder of the images if they have moved."""
+    shared_layers: CountOrNone = 0
+    """K of new branches, 0 for 0.6 of the decoder's layers; a model that has branches keeps its own."""
+    branch_layers: Count = 3
+    """T of new branches; a model that has branches keeps its own."""
     zoom: dict[str, Any] = field(default_factory=dict)
-    tokens: tuple[int, ...] = ()
+    """Further `ZoomConfig` fields of the adapter that is written."""
+    tokens: tuple[Count, ...] = ()
+    """Numbers of visual tokens of the coarse view, one drawn per sample; empty takes those of the labels."""
     multi_turn: bool = True
+    """Train all turns about an image in one sequence."""
     foreign_labels: bool = False
+    """Accept labels of another model."""
     strategy: Literal["consistency", "prediction_vs_gt"] = "consistency"
-    mixture: dict[str, float] = field(default_factory=lambda: {"hard": 1.0})
-    random_box: float = 0.0
-    random_side: tuple[float, float] = (0.1, 0.6)
-    region_tokens: int = 576
-    lora_rank: int = 0
-    learning_rate: float = 1e-4
-    batch: int = 128
-    micro_batch: int = 4
-    epochs: float = 1.0
-    steps: int = 0
-    warmup: float = 0.03
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    """Gate: how targets are made; "prediction_vs_gt" is the ablation."""
+    mixture: dict[str, Annotated[float, Between(0, 1000)]] = field(default_factory=lambda: {"hard": 1.0})
+    """Answers: samples of each kind per hard case; the kinds are hard, improvements, both_right."""
+    random_box: Share = 0.0
+    """Answers: how often a random box replaces the predicted one."""
+    random_side: tuple[Share, Share] = (0.1, 0.6)
+    """Answers: smallest and largest side of a random box, as a share of the grid."""
+    region_tokens: Count = 576
+    """Answers: most visual tokens of the region."""
+    lora_rank: CountOrNone = 0
+    """Answers: 0 trains all weights of the decoder; above 0, LoRA of this rank, kept in the adapter."""
+    learning_rate: Share = 1e-4
+    """Peak."""
+    batch: Count = 128
+    """Samples per optimiser step, over all processes."""
+    micro_batch: Count = 4
+    """Samples per forward pass and process."""
+    epochs: Annotated[float, Between(0, 1000)] = 1.0
+    """Passes over the samples; `steps` above 0 overrides it."""
+    steps: CountOrNone = 0
+    """Optimiser steps."""
+    warmup: Share = 0.03
+    """Share of the steps with a rising learning rate; a cosine to zero follows."""
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    """Of AdamW."""
+    weight_decay: Annotated[float, Between(0, 10)] = 0.0
+    """Of AdamW."""
+    clip: Annotated[float, Between(0, 1e6)] = 1.0
+    """Largest gradient norm; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """What is computed in; weights that train are float32 in both."""
     gradient_checkpointing: bool = True
-    cache_gb: float = 0.0
-    seed: int = 0
-    save_steps: int = 100
+    """Recompute layers in the backward pass."""
+    cache_gb: Annotated[float, Between(0, 1e5)] = 0.0
+    """Regions and gate: memory (GB of 10^9 bytes, per process) for hidden states of the frozen layers; for small
+    bases."""
+    seed: CountOrNone = 0
+    """Of new weights, order and noise."""
+    save_steps: Count = 100
+    """Optimiser steps between checkpoints."""
     tensorboard: bool = True
+    """Also write event files if tensorboard is installed."""
 
     def __post_init__(self) -> None:
-        for name in ("labels", "tokens", "betas", "random_side"):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple):
-                raise ConfigError(f"{name} must be a list, not {value!r}.")
-            object.__setattr__(self, name, tuple(value))
-        self._check_choices()
-        for name in ("branch_layers", "batch", "micro_batch", "save_steps", "region_tokens"):
-            _whole(self, name, 1)
-        for name in ("shared_layers", "steps", "lora_rank", "seed"):
-            _whole(self, name, 0)
-        for name, low, high in (
-            ("learning_rate", 0.0, 1.0),
-            ("warmup", 0.0, 1.0),
-            ("random_box", 0.0, 1.0),
-            ("weight_decay", 0.0, 10.0),
-            ("epochs", 0.0, 1000.0),
-            ("clip", 0.0, 1e6),
-            ("cache_gb", 0.0, 1e5),
-        ):
-            _number(name, getattr(self, name), low, high)
-        for name in ("betas", "random_side"):
-            if len(getattr(self, name)) != 2:
-                raise ConfigError(f"{name} must hold two numbers.")
-            for value in getattr(self, name):
-                _number(name, value, 0.0, 1.0)
+        if not self.labels:
+            raise ConfigError("labels must be a list of at least one folder of records.")
         if self.random_side[0] > self.random_side[1]:
             raise ConfigError("random_side must be a smallest and a largest share.")
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in self.tokens):
-            raise ConfigError(f"tokens must be a list of whole numbers from 1, not {list(self.tokens)}.")
-        unknown = set(self.mixture) - {"hard", "improvements", "kept"}
+        unknown = set(self.mixture) - set(KINDS)
         if unknown:
-            raise ConfigError(f"mixture may name hard, improvements and kept, not {', '.join(sorted(unknown))}.")
-        for value in self.mixture.values():
-            _number("mixture", value, 0.0, 1000.0)
-
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("stage", ("regions", "answers", "gate")),
-            ("strategy", ("consistency", "prediction_vs_gt")),
-            ("precision", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
-        for name in ("multi_turn", "foreign_labels", "gradient_checkpointing", "tensorboard"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
-        for name in ("zoom", "mixture"):
-            if not isinstance(getattr(self, name), dict):
-                raise ConfigError(f"{name} must be a mapping, not {getattr(self, name)!r}.")
-        if not isinstance(self.base, str) or not self.base:
-            raise ConfigError("base must name the model to train.")
-        if not self.labels or not all(isinstance(label, str) and label for label in self.labels):
-            raise ConfigError("labels must be a list of at least one folder of records.")
+            known = f"{', '.join(KINDS[:-1])} and {KINDS[-1]}"
+            raise ConfigError(f"mixture may name {known}, not {', '.join(sorted(unknown))}.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
-        import json
-
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
-        return dict(json.loads(json.dumps(values)))
+        return resume_values(self, RESUMABLE_CHANGES)
 
 
-def trained_stage(recipe: StageRecipe, refit: bool) -> str:
+def trained_stage(recipe: StageRecipe, *, refit: bool) -> str:
     """The row of the stage table that a recipe runs.
 
     Raises:
@@ -211,41 +164,21 @@ def trained_stage(recipe: StageRecipe, refit: bool) -> str:
 
 
 def frozen_in_bfloat16(recipe: StageRecipe, stage: str) -> bool:
-    """Whether what does not train is held in bfloat16; what trains is always held in float32."""
+    """Whether frozen weights are held in bfloat16; weights that train are always held in float32."""
     return recipe.precision == "bfloat16" and (stage != "answers" or recipe.lora_rank > 0)
 
 
 def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None = None) -> StageRecipe:
-    """Read a YAML recipe.
-
-    Args:
-        path: of the file.
-        stage: the stage that the command runs; the file must be of it.
-        changes: settings that the command line gives instead.
+    """Read a YAML recipe of the stage that the command runs; see `load_recipe`.
 
     Raises:
-        ConfigError: the file is missing or no YAML, an unknown key (with the closest known one), or a bad value.
+        ConfigError: the file cannot be used, or is of another stage.
     """
-    values = read_yaml(path) | dict(changes or {})
-    try:
-        recipe: StageRecipe = from_mapping(StageRecipe, values, str(path))
-    except ConfigError as error:
-        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    recipe = load_recipe(StageRecipe, path, changes)
     if recipe.stage != stage:
         raise ConfigError(f"{path} is a recipe of stage {recipe.stage}; run it with: qzoom train {recipe.stage}.")
     ZoomConfig.from_dict(dict(recipe.zoom), source=f"{path}: zoom")
     return recipe
-
-
-def _whole(recipe: StageRecipe, name: str, least: int) -> None:
-    value = getattr(recipe, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be a whole number from {least}, not {value!r}.")
-
-
-def _number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}.")
 
 
 Part = Literal["vision", "embedding", "layers", "norm", "lm_head", "region", "gate"]

@@ -1,27 +1,25 @@
-"""One stage from its recipe to a finished artefact: load, check labels, train, save."""
+"""One stage from its recipe to a finished model folder: load, check labels, train, save."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
-from qzoom.labels.label_regions import base_digest
-from qzoom.training.loop import CHECKPOINT_NAME as CHECKPOINT
-from qzoom.training.loop import METRICS_FILE as METRICS
-from qzoom.training.loop import StageModule, StepFacts, make_accelerator, run_loop
+from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
 from qzoom.training.lora import add_lora, finish_lora
+from qzoom.training.run import METRICS_FILE, Run, StepMetrics, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
 from qzoom.training.stages import STAGES, StageRecipe, frozen_in_bfloat16, select, trained_stage
 
@@ -30,22 +28,24 @@ __all__ = ["StageReport", "make_task", "prepare_engine", "train_stage"]
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What a stage came to.
+    """Figures of a finished stage.
 
     Args:
-        stage: which row of the table.
-        model: folder of the artefact.
+        stage: row of the stage table.
+        model: folder of the result.
         samples: trained on.
-        steps: optimiser steps.
+        start: optimiser steps that were done before this process.
+        steps: optimiser steps of the whole run.
         trained: number of weights that trained.
-        first_loss: mean of the first tenth of this process's steps.
-        last_loss: mean of the last tenth; None when there was nothing left to do.
-        seconds: of this process's steps.
+        first_loss: mean of the first tenth of the run's steps.
+        last_loss: mean of the last tenth.
+        seconds: of this process.
     """
 
     stage: str
     model: str
     samples: int
+    start: int
     steps: int
     trained: int
     first_loss: float | None
@@ -54,9 +54,9 @@ class StageReport:
 
 
 def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
-    """The base with the branch that the stage makes, and its arithmetic.
+    """The base with the branch that the stage makes, and its configuration.
 
-    A first stage 1 makes a new region branch, a stage 3 a new gate, both from the base's layers (method.md 2 and 3).
+    The first stage 1 makes a new region branch, stage 3 a new gate, both from the base's layers (docs/method.md 2, 3).
 
     Raises:
         ConfigError: the model lacks what the stage needs.
@@ -68,9 +68,8 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
                 f"{recipe.base} has no {part} branch, which the stage {stage!r} needs; name the model that the earlier "
                 "stage wrote as `base` of the recipe."
             )
-    fresh = base.region is None and base.gate is None
     config = base.config
-    if fresh:
+    if base.region is None and base.gate is None:
         depth = recipe.shared_layers or max(1, round(0.6 * base.backbone.num_layers))
         config = config.replace(shared_layers=depth, branch_layers=recipe.branch_layers)
     config = ZoomConfig.from_dict(config.to_dict() | recipe.zoom, source="zoom")
@@ -79,11 +78,11 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
         region = new_region(base.backbone, config.shared_layers, config.branch_layers)
     if stage == "gate":
         gate = new_gate(base.backbone, config.shared_layers, config.branch_layers)
-    engine = dataclasses.replace(base, gate=gate, region=region, config=config)
     for branch in (gate, region):
         if branch is not None:
             branch.to(base.backbone.device)
-    return engine
+    moves = stage == "answers" and not recipe.lora_rank  # then LoRA weights no longer belong to the base's
+    return dataclasses.replace(base, gate=gate, region=region, config=config, lora=None if moves else base.lora)
 
 
 def make_task(recipe: StageRecipe, engine: Engine) -> StageTask:
@@ -109,18 +108,20 @@ def train_stage(
     device: str = "cpu",
     fresh: bool = False,
     base: Engine | None = None,
-    on_step: Callable[[StepFacts], None] = lambda _: None,
+    on_step: Callable[[StepMetrics], None] = lambda _: None,
 ) -> StageReport:
-    """Run a stage; the same command goes on where it was stopped.
+    """Run a stage; the same call resumes a stopped run.
+
+    Nothing is written before the base and the labels have been checked.
 
     Args:
         recipe: which stage, on what.
-        output: gets the checkpoint, `metrics.jsonl`, `report.json` and the artefact in `model`.
-        refit: stage 2.5: go on with the model's own region branch.
+        output: gets the checkpoint, `metrics.jsonl`, `report.json` and the result in `model`.
+        refit: stage 2.5: train the model's own region branch further.
         device: "cpu" or "cuda".
         fresh: start over.
         base: the loaded base, instead of loading the recipe's.
-        on_step: called with each step's facts.
+        on_step: called with each step's metrics.
 
     Raises:
         ConfigError: settings that do not fit the model, the labels, or an earlier run in `output`.
@@ -128,93 +129,59 @@ def train_stage(
     """
     from qzoom.checkpoints.load import load_engine
 
-    stage = trained_stage(recipe, refit)
+    began, stage = time.monotonic(), trained_stage(recipe, refit=refit)
     accelerator = make_accelerator(recipe, device)
-    if accelerator.is_main_process:
-        _make_folder(output, fresh)
-    accelerator.wait_for_everyone()
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
     loaded = base or load_engine(recipe.base, dtype=dtype, device_map=str(accelerator.device))
     digest = base_digest(loaded)
-    engine = prepare_engine(loaded, recipe, stage)
-    task = make_task(recipe, engine)
-    check_labels(task.stores, digest, recipe.foreign_labels)  # type: ignore[attr-defined]
-    wrapped, weights = _trained(engine, recipe, stage)
-    trained = sum(weight.numel() for weight in weights.values())
-    run = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
-    began = time.monotonic()
-    made = run_loop(engine, task, weights, recipe, output, run, accelerator, on_step=on_step)
-    first, last = _ends(made.losses)
-    folder, seconds = str(output / "model"), time.monotonic() - began
-    report = StageReport(stage, folder, len(task.weights), made.steps, trained, first, last, seconds)
+    run = Run(prepare_engine(loaded, recipe, stage), recipe, output, device, on_step)
+    task = make_task(recipe, run.engine)
+    check_labels(task.stores, digest, foreign=recipe.foreign_labels)
     if accelerator.is_main_process:
-        if made.gathered is not None:
-            engine = prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage)
-            wrapped, weights = _trained(engine, recipe, stage)
-            StageModule(engine, task, weights).load_state_dict(made.gathered)
+        output.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            clear_run(output, (CHECKPOINT_FILE, METRICS_FILE))
+    accelerator.wait_for_everyone()
+    wrapped, weights = _trained(run.engine, recipe, stage)
+    trained = sum(weight.numel() for weight in weights.values())
+    identity = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
+    result = run_loop(run, task, weights, accelerator, identity)
+    if accelerator.is_main_process and result.sharded:
+        # the engine's own weights are shards; the whole ones go into a fresh copy of the base
+        engine = prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage)
+        run = dataclasses.replace(run, engine=engine)
+        wrapped, weights = _trained(engine, recipe, stage)
+        copy_weights(weights, result.weights)
+    samples, steps = len(task.weights), steps_of(recipe, len(task.weights))
+    first, last = mean_losses(output)
+    seconds = time.monotonic() - began
+    report = StageReport(stage, str(output / "model"), samples, result.start, steps, trained, first, last, seconds)
+    if accelerator.is_main_process:
         if wrapped is not None:
-            finish_lora(engine, wrapped, _base_of(engine))
-        _save(engine, recipe, stage, report, output, digest)
+            run = dataclasses.replace(run, engine=finish_lora(run.engine, wrapped))
+        whole = STAGES[stage].saves == "model" and not recipe.lora_rank
+        save_model(run, report, {stage: {"recipe": recipe.decisive(), "base_weights": digest}}, whole=whole)
     accelerator.wait_for_everyone()
     return report
 
 
 def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict[str, nn.Parameter]]:
-    """peft's wrapper, or None, and the weights that train, in float32."""
-    lora = recipe.lora_rank > 0 and stage == "answers"
-    wrapped, weights = add_lora(engine, recipe.lora_rank) if lora else (None, select(engine, stage))
-    if stage == "answers" and not lora:
-        engine.backbone.lora = None  # the weights that they were added to are about to move
+    """peft's wrapper, or None, and the weights that train, in float32.
+
+    Raises:
+        ConfigError: LoRA on a base that has LoRA weights already.
+    """
+    wrapped = None
+    if recipe.lora_rank and stage == "answers":
+        if engine.lora is not None:
+            raise ConfigError(
+                "The base has LoRA weights already, and further ones cannot be put beside them; merge them with "
+                "`qzoom convert` and train that model, or train all weights with lora_rank: 0."
+            )
+        wrapped = add_lora(engine, recipe.lora_rank)
+        weights = {f"lora.{name}": weight for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    else:
+        weights = select(engine, stage)
     for weight in weights.values():
         weight.data = weight.data.float()
     return wrapped, weights
-
-
-def _make_folder(output: Path, fresh: bool) -> None:
-    """The run's folder; what an earlier run left in it goes when asked for."""
-    output.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        for name in (CHECKPOINT, METRICS, "report.json"):
-            (output / name).unlink(missing_ok=True)
-
-
-def _save(engine: Engine, recipe: StageRecipe, stage: str, report: StageReport, output: Path, digest: str) -> None:
-    """The artefact: an adapter that refers to its base, or after training all of the decoder the whole model."""
-    from qzoom.checkpoints.adapter import save_pretrained
-
-    figures = {name: value for name, value in asdict(report).items() if name != "model"}
-    facts: dict[str, Any] = {"recipe": recipe.decisive(), "report": figures, "base_weights": digest}
-    provenance = engine.config.provenance | {stage: json.loads(json.dumps(facts))}
-    for branch in (engine.gate, engine.region):
-        if branch is not None:
-            branch.to(engine.backbone.dtype).requires_grad_(False)
-    out = dataclasses.replace(engine, config=engine.config.replace(provenance=provenance))
-    target = output / "model"
-    if STAGES[stage].saves == "model" and not recipe.lora_rank:
-        stored = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-        for part in (engine.backbone.model, engine.gate, engine.region):
-            if part is not None:
-                part.to(stored)
-        save_pretrained(out, target, include_base=True)
-    else:
-        save_pretrained(out, target, base_id=_base_of(engine), base_revision=_revision_of(engine))
-    (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-
-
-def _base_of(engine: Engine) -> str:
-    """Hub id or folder that the base model was loaded from."""
-    name = str(getattr(engine.backbone.model.config, "_name_or_path", "") or "")
-    if not name:
-        raise ConfigError("Where the base model comes from is not known, so an adapter cannot refer to it.")
-    return name
-
-
-def _revision_of(engine: Engine) -> str | None:
-    revision = getattr(engine.backbone.model.config, "_commit_hash", None)
-    return None if revision is None else str(revision)
-
-
-def _ends(losses: tuple[float, ...]) -> tuple[float | None, float | None]:
-    """Means of the first and of the last tenth; None without steps."""
-    tenth = max(1, len(losses) // 10)
-    return (sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth) if losses else (None, None)

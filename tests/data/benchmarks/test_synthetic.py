@@ -1,7 +1,7 @@
 import pytest
 
 from qzoom.data.benchmarks.registry import open_task
-from qzoom.data.synthetic.records import HELD_OUT_SEEDS
+from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 from qzoom.errors import ConfigError
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from qzoom.data.synthetic.scenes import render_scene
-from qzoom.data.synthetic.wording import COLOURS
+from qzoom.data.synthetic.texts import COLOURS
 
 
 def test_same_seed_same_picture():

@@ -3,10 +3,8 @@
 import numpy as np
 
 from qzoom.data.synthetic import texts
-from qzoom.data.synthetic.fonts import font_paths
-from qzoom.data.synthetic.page import Page, ScanStyle, age, span_box
-from qzoom.data.synthetic.records import HELD_OUT_SEEDS, TRAIN_SEEDS, TextSpan
-from qzoom.data.synthetic.strips import render_strip
+from qzoom.data.synthetic.documents import render_strip
+from qzoom.data.synthetic.page import HELD_OUT_SEEDS, TRAIN_SEEDS, Page, ScanStyle, TextSpan, age, font_paths, span_box
 
 
 def test_strip_is_deterministic_and_spelled():

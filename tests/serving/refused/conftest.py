@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qzoom.serving.limits import ServerLimits
+from qzoom.serving.settings import ServerLimits
 from tests.serving.refusals import GOOD, send
 from tests.serving.running import running
 

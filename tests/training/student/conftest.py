@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qzoom.checkpoints.adapter import save_pretrained
-from qzoom.training.student.recipe import DistillRecipe, SftPart
+from qzoom.training.student.recipe import SftSettings, StudentRecipe
 from tests.tiny_models import build_engine
 
 COLOURS = ("red", "green", "blue", "black")
@@ -76,7 +76,7 @@ def student(tmp_path_factory) -> Path:
     return folder
 
 
-def recipe_of(student: Path, data: Path, **changes) -> DistillRecipe:
+def recipe_of(student: Path, data: Path, **changes) -> StudentRecipe:
     values = {
         "base": str(student),
         "data": str(data),
@@ -88,6 +88,6 @@ def recipe_of(student: Path, data: Path, **changes) -> DistillRecipe:
         "max_new_tokens": 4,
         "save_steps": 100,
         "tensorboard": False,
-        "sft": SftPart(learning_rate=3e-3, schedule="constant", warmup=0.0, batch=4, micro_batch=2, steps=2),
+        "sft": SftSettings(learning_rate=3e-3, schedule="constant", warmup=0.0, batch=4, micro_batch=2, steps=2),
     }
-    return DistillRecipe(**(values | changes))
+    return StudentRecipe(**(values | changes))

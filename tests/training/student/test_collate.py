@@ -8,10 +8,10 @@ import torch
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Options, make_request
-from qzoom.training.student.collate import Collator, Prompter, build_sequence, pad_sequences
+from qzoom.training.student.attention import packed_attention
+from qzoom.training.student.collate import Collator, Prompter, pack_questions, pad_sequences
 from qzoom.training.student.data import read_split
-from qzoom.training.student.schedule import Row
-from qzoom.training.student.sft import packed_attention
+from qzoom.training.student.schedule import ScheduleEntry
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
@@ -30,7 +30,7 @@ def test_prompt_equals_the_engines(made):
     features = student.backbone.encode([built.pictures[0].image], [prompter.budget_of(12)])
     wanted = build_prompt(student.backbone, built.ids, features)
     view = prompter.view(prompter.picture(question, "none", 12), 12)
-    sequence = build_sequence(prompter, view, [prompter.asked(question.text, question.answer)])
+    sequence = pack_questions(prompter, view, [prompter.tokenize(question.text, question.answer)])
     length = len(wanted.ids)
     assert torch.equal(sequence.ids[:length], wanted.ids)
     assert torch.equal(sequence.positions[:, :length], wanted.positions)
@@ -48,7 +48,7 @@ def test_logits_equal_the_engines_answer_path(made):
     question = split.train[0]
     answer = QZoom(student).ask(question.picture, question.text, zoom="never", max_new_tokens=1, coarse_tokens=12)
     view = prompter.view(prompter.picture(question, "none", 12), 12)
-    batch = pad_sequences([build_sequence(prompter, view, [prompter.asked(question.text, "x")])], 0)
+    batch = pad_sequences([pack_questions(prompter, view, [prompter.tokenize(question.text, "x")])], 0)
     at = int((batch["labels"][0] != -100).nonzero()[0]) - 1
     batch.pop("labels")
     with torch.no_grad():
@@ -61,12 +61,12 @@ def test_packed_questions_are_as_if_alone(made):
     questions = [q for q in split.train if q.picture == split.train[0].picture]
     assert len(questions) == 3
     view = prompter.view(prompter.picture(questions[0], "none", 12), 12)
-    asked = [prompter.asked(q.text, q.answer) for q in questions]
-    packed = pad_sequences([build_sequence(prompter, view, asked)], 0)
+    asked = [prompter.tokenize(q.text, q.answer) for q in questions]
+    packed = pad_sequences([pack_questions(prompter, view, asked)], 0)
     assert packed["attention_mask"].shape == (1, 1, packed["input_ids"].shape[1], packed["input_ids"].shape[1])
     with torch.no_grad():
         together = _scores(student, packed)
-        alone = torch.cat([_scores(student, pad_sequences([build_sequence(prompter, view, [a])], 0)) for a in asked])
+        alone = torch.cat([_scores(student, pad_sequences([pack_questions(prompter, view, [a])], 0)) for a in asked])
     assert together.shape == alone.shape
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
@@ -76,13 +76,13 @@ def test_plain_attention_gives_the_same_loss_and_leaves_the_model_as_it_was(data
     student = engine("qwen3_vl")
     prompter = Prompter(student, recipe_of(tmp_path, data))
     view = prompter.view(prompter.picture(split.train[0], "none", 12), 12)
-    asked = [prompter.asked(q.text, q.answer) for q in split.train[:3]]
+    asked = [prompter.tokenize(q.text, q.answer) for q in split.train[:3]]
     for some in (asked, asked[:1]):
-        batch = pad_sequences([build_sequence(prompter, view, some)], 0, masked=True)
+        batch = pad_sequences([pack_questions(prompter, view, some)], 0, masked=True)
         assert batch["attention_mask"].ndim == 4
         with torch.no_grad():
             stock = _scores(student, batch)
-            with packed_attention(student.backbone.model, batch, True):
+            with packed_attention(student.backbone.model, batch, enabled=True):
                 assert student.backbone.text_config._attn_implementation != "sdpa"
                 plain = _scores(student, batch)
         torch.testing.assert_close(plain, stock, rtol=1e-4, atol=1e-4)
@@ -104,7 +104,7 @@ def test_marked_questions_get_a_picture_of_their_own(data, tmp_path):
     split = read_split(data, tmp_path, 0.0, 0)
     student = engine("qwen3_vl")
     recipe = recipe_of(tmp_path, data, styles={"rectangle": 1.0})
-    rows = [Row((0, 1, 2), 0, 0.0, 12)]
+    rows = [ScheduleEntry((0, 1, 2), 0, 0.0, 12)]
     collator = Collator(Prompter(student, recipe), split.train, rows)
     sequences = collator.sequences(rows[0])
     assert len(sequences) == 3

@@ -1,4 +1,4 @@
-"""`qzoom train distill` as a command: in two processes it takes the steps that one takes."""
+"""`qzoom train student` as a command: in two processes it takes the steps that one takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECIPE = {
 def words(student, data, folder) -> list[str]:
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(RECIPE | {"base": str(student)}))
-    return ["train", "distill", str(path), "--data", str(data), "-o", str(folder), "--device", "cpu", "--json"]
+    return ["train", "student", str(path), "--data", str(data), "-o", str(folder), "--device", "cpu", "--json"]
 
 
 def losses(folder) -> list[float]:

@@ -15,8 +15,8 @@ from qzoom.distill.pictures import list_sources, scan
 from qzoom.errors import DataError
 from qzoom.images.load import load_image
 from qzoom.training.student.data import digest_of, read_split
-from qzoom.training.student.schedule import make_order, visit_rows
-from tests.distill.items import finished_item
+from qzoom.training.student.schedule import epoch_entries, make_schedule
+from tests.distill.views import finished_item
 from tests.training.student.conftest import SCHEMA, picture, row, write
 
 
@@ -67,7 +67,7 @@ def test_reads_what_distillation_exports(tmp_path, embed):
     write_dataset(iter([free, chosen]), tmp_path / "out", settings, lambda counts: "card")
     one, two = read_split(tmp_path / "out", tmp_path / "p", 0.0, 0).train
     assert (one.text, one.answer, one.choices) == ("Which code?", "K7", ())
-    assert one.box == free.region.box
+    assert one.box == free.target.box
     assert (two.answer, two.letter, two.choices) == ("A", "A", ("K7", "K1", "none of these"))
     assert two.text.startswith("Which code?\nA. K7\nB. K1\nC. none of these\n")
     assert one.picture == two.picture
@@ -132,17 +132,17 @@ def questions(data, tmp_path):
 
 
 def order(questions, **changes):
-    values = {"steps": 10, "batch": 4, "most": 2, "tokens": (8, 12), "negatives": None, "replay": 0.0, "seed": 0}
-    return make_order(questions, **(values | changes))
+    values = {"steps": 10, "batch": 4, "most": 2, "tokens": (8, 12), "negatives": None, "rehearsal": 0.0, "seed": 0}
+    return make_schedule(questions, **(values | changes))
 
 
 def test_every_question_once_a_pass(questions):
-    rows = visit_rows(questions, 2, None, 0, 0)
+    rows = epoch_entries(questions, 2, None, 0, 0)
     assert sorted(i for r in rows for i in r) == list(range(24))
     assert max(map(len, rows)) == 2
     assert all(len({questions[i].picture for i in r}) == 1 for r in rows)
-    assert rows != visit_rows(questions, 2, None, 1, 0)
-    assert rows == visit_rows(questions, 2, None, 0, 0)
+    assert rows != epoch_entries(questions, 2, None, 1, 0)
+    assert rows == epoch_entries(questions, 2, None, 0, 0)
 
 
 def test_order_is_fixed_and_says_where_it_is(questions):
@@ -150,7 +150,7 @@ def test_order_is_fixed_and_says_where_it_is(questions):
     assert rows == order(questions)
     assert rows != order(questions, seed=1)
     assert len(rows) == 40
-    assert [r.visit for r in rows] == sorted(r.visit for r in rows)
+    assert [r.epoch for r in rows] == sorted(r.epoch for r in rows)
     assert rows[20].progress == 0.5
     assert {len({r.tokens for r in rows[i : i + 4]}) for i in range(0, 40, 4)} == {1}
     assert {r.tokens for r in rows} == {8, 12}
@@ -159,17 +159,17 @@ def test_order_is_fixed_and_says_where_it_is(questions):
 
 @pytest.mark.parametrize("share", [0.25, 0.4])
 def test_replay_is_spread_evenly(questions, share):
-    rows = order(questions, steps=20, replay=share)
-    drawn = [r.drawn >= 0 for r in rows]
+    rows = order(questions, steps=20, rehearsal=share)
+    drawn = [r.rehearsal >= 0 for r in rows]
     assert sum(drawn) == round(80 * share)
     assert all(abs(sum(drawn[: i + 1]) - (i + 1) * share) <= 1 for i in range(80))
-    assert len({r.drawn for r in rows if r.drawn >= 0}) == sum(drawn)
-    assert all(not r.questions for r in rows if r.drawn >= 0)
+    assert len({r.rehearsal for r in rows if r.rehearsal >= 0}) == sum(drawn)
+    assert all(not r.questions for r in rows if r.rehearsal >= 0)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 16), (0.2, 4), (0.75, 48), (0.0, 0)])
 def test_share_of_negatives(questions, share, count):
-    seen = [i for r in visit_rows(questions, 1, share, 0, 0) for i in r]
+    seen = [i for r in epoch_entries(questions, 1, share, 0, 0) for i in r]
     assert sum(questions[i].negative for i in seen) == count
     assert sorted(i for i in seen if not questions[i].negative) == [i for i in range(24) if i % 3 != 2]
 

@@ -12,19 +12,20 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
 from qzoom.scoring.judge import open_judge
+from qzoom.training.run import Run
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import read_split
-from qzoom.training.student.grpo import RowReader, ViewProcessor, make_grpo_trainer, make_reward
-from qzoom.training.student.recipe import GrpoPart, Place
-from qzoom.training.student.run import prepare_student, train_distill
-from qzoom.training.student.schedule import make_order
+from qzoom.training.student.grpo import PromptProcessor, PromptReader, make_grpo_trainer, make_reward
+from qzoom.training.student.recipe import GrpoSettings
+from qzoom.training.student.run import prepare_student, train_student
+from qzoom.training.student.schedule import make_schedule
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
 
-def part(**changes) -> GrpoPart:
+def part(**changes) -> GrpoSettings:
     values = {"learning_rate": 1e-3, "batch": 2, "micro_batch": 4, "group": 4, "steps": 2, "max_new_tokens": 3}
-    return GrpoPart(**(values | changes))
+    return GrpoSettings(**(values | changes))
 
 
 def log(folder):
@@ -36,25 +37,26 @@ def reader(student, data, tmp_path):
     """Rows of one question each about a student of its own."""
     recipe = recipe_of(student, data, method="grpo", grpo=part())
     split = read_split(data, tmp_path / "p", 0.0, 0)
-    rows = make_order(split.train, steps=2, batch=2, most=1, tokens=(12,), negatives=None, replay=0.0, seed=0)
-    return recipe, RowReader(Prompter(load_engine(student), recipe), split.train, rows)
+    rows = make_schedule(split.train, steps=2, batch=2, most=1, tokens=(12,), negatives=None, rehearsal=0.0, seed=0)
+    return recipe, PromptReader(Prompter(load_engine(student), recipe), split.train, rows)
 
 
 def trainer_of(reader, tmp_path, reward=None):
     recipe, rows = reader
     model, weights = prepare_student(rows.prompter.engine, recipe)
-    trainer = make_grpo_trainer(model, rows, 4, 2, recipe, Place(tmp_path / "run"))
+    run = Run(rows.prompter.engine, recipe, tmp_path / "run")
+    trainer = make_grpo_trainer(run, model, rows, 2)
     if reward is not None:
         trainer.reward_funcs = [reward]
     return trainer, weights
 
 
 def test_two_steps_from_data_to_a_model(student, data, tmp_path):
-    recipe = recipe_of(student, data, method="grpo", grpo=part(), replay=0.25, validation_steps=1)
-    report = train_distill(recipe, tmp_path)
+    recipe = recipe_of(student, data, method="grpo", grpo=part(), rehearsal=0.25, validation_steps=1)
+    report = train_student(recipe, tmp_path)
     found = log(tmp_path)
     assert [line["step"] for line in found if "reward" in line] == [1, 2]
-    assert report.parts[0].steps == 2
+    assert report.phases[0].steps == 2
     assert {v.step for v in report.validations} == {0, 1, 2}
     assert QZoom.from_pretrained(tmp_path / "model").has_region
 
@@ -122,14 +124,14 @@ def test_logits_of_the_trainer_equal_the_engines(reader, tmp_path):
             **pictures,
         )
     for group in range(2):
-        shown = rows.shown(group)
-        assert made["prompt_ids"][4 * group][made["prompt_mask"][4 * group] == 1].tolist() == list(shown.ids)
+        prompts = rows.prompt(group)
+        assert made["prompt_ids"][4 * group][made["prompt_mask"][4 * group] == 1].tolist() == list(prompts.ids)
         with torch.no_grad():
             logits = rows.prompter.engine.backbone.model(
-                input_ids=torch.tensor([shown.ids]),
-                position_ids=rows.prompter.positions(shown.ids, shown.view.cells)[:, None],
-                pixel_values=shown.view.pixels,
-                image_grid_thw=shown.view.grid_thw,
+                input_ids=torch.tensor([prompts.ids]),
+                position_ids=rows.prompter.positions(prompts.ids, prompts.view.cells)[:, None],
+                pixel_values=prompts.view.pixels,
+                image_grid_thw=prompts.view.grid_thw,
                 use_cache=False,
             ).logits[0, -1]
         first = made["completion_ids"][4 * group, 0]
@@ -142,8 +144,8 @@ def test_a_judge_that_is_down_leaves_replies_unrewarded(reader):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     judge = open_judge(EndpointSettings(url, "none"), CallSettings(retries=0))
-    free_rows = [i for i in range(4) if not rows.target(i).answer.isdigit()]
-    right = rows.target(free_rows[0]).answer
+    free_rows = [i for i in range(4) if not rows.reference(i).answer.isdigit()]
+    right = rows.reference(free_rows[0]).answer
     noted = {}
     reward = make_reward(rows, recipe, judge.right)
     made = reward([_reply(right), _reply("a long guess")], row=free_rows[:1] * 2, log_metric=noted.__setitem__)
@@ -160,10 +162,10 @@ def _reply(text):
 def test_processor_pads_on_the_left(reader):
     _, rows = reader
     backbone = engine("qwen3_vl").backbone
-    made = ViewProcessor(backbone.image_processor, backbone.tokenizer, backbone.chat_template)
-    shown = [rows.shown(0), rows.shown(1)]
-    out = made(images=[[one] for one in shown])
-    for index, one in enumerate(shown):
+    made = PromptProcessor(backbone.image_processor, backbone.tokenizer, backbone.chat_template)
+    prompts = [rows.prompt(0), rows.prompt(1)]
+    out = made(images=[[one] for one in prompts])
+    for index, one in enumerate(prompts):
         kinds = out["mm_token_type_ids"][index]
         assert int(kinds.sum()) == one.view.cells[0] * one.view.cells[1]
-        assert kinds[-len(one.ids) :].tolist() == [int(token == one.mark) for token in one.ids]
+        assert kinds[-len(one.ids) :].tolist() == [int(token == one.image_token) for token in one.ids]

@@ -8,8 +8,8 @@ import pytest
 
 from qzoom.scoring.judge import JudgeFailure
 from qzoom.training.student.rewards import (
+    Reference,
     Reward,
-    Target,
     accuracy,
     answer_of,
     combine,
@@ -19,9 +19,9 @@ from qzoom.training.student.rewards import (
     wrap,
 )
 
-OPTIONS = Target("Which?", "B", ("a blue car", "a red bus", "A boat"), "B")
-COUNT = Target("How many?", "7", kind="counting")
-TEXT = Target("What does it say?", "EXIT ONLY")
+OPTIONS = Reference("Which?", "B", ("a blue car", "a red bus", "A boat"), "B")
+COUNT = Reference("How many?", "7", kind="counting")
+TEXT = Reference("What does it say?", "EXIT ONLY")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_numbers(reply, value):
 
 
 def test_amounts_keep_their_digits():
-    assert accuracy("RM 33.90", Target("Total?", "33.90")).accuracy == 1.0
-    assert accuracy("33.80", Target("Total?", "33.90")).accuracy == 0.0
-    assert accuracy("1,250", Target("Total?", "1250")).accuracy == 1.0
+    assert accuracy("RM 33.90", Reference("Total?", "33.90")).accuracy == 1.0
+    assert accuracy("33.80", Reference("Total?", "33.90")).accuracy == 0.0
+    assert accuracy("1,250", Reference("Total?", "1250")).accuracy == 1.0
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_counting_by_relative_error(said, known, value):
 
 
 def test_counting_is_an_option_for_counting_questions():
-    assert accuracy("6", Target("How many?", "8", kind="counting"), counting=True).accuracy == 0.75
-    assert accuracy("6", Target("How many?", "8", kind="counting")).accuracy == 0.0
-    assert accuracy("6", Target("Which bus?", "8", kind="ocr"), counting=True).accuracy == 0.0
+    assert accuracy("6", Reference("How many?", "8", kind="counting"), counting=True).accuracy == 0.75
+    assert accuracy("6", Reference("How many?", "8", kind="counting")).accuracy == 0.0
+    assert accuracy("6", Reference("Which bus?", "8", kind="ocr"), counting=True).accuracy == 0.0
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_free_text_by_rule_then_judge():
     assert judge.asked == []
     assert accuracy("only an exit", TEXT, judge=judge) == Reward(1.0, 1.0, "judge")
     assert accuracy("entrance", TEXT, judge=judge) == Reward(0.0, 1.0, "judge")
-    assert accuracy("yes", Target("Open?", "no"), judge=judge) == Reward(0.0, 1.0, "rule")
+    assert accuracy("yes", Reference("Open?", "no"), judge=judge) == Reward(0.0, 1.0, "rule")
     assert accuracy("entrance", TEXT) == Reward(0.0, 1.0, "unjudged")
     assert judge.asked == ["only an exit", "entrance"]
 

@@ -10,21 +10,21 @@ from __future__ import annotations
 import re
 
 from qzoom.data.benchmarks.table import Benchmark, Row, option_letter, optional_text, text, texts
-from qzoom.data.samples import EvalQuestion
+from qzoom.data.samples import SampleQuestion
 from qzoom.errors import DataError
 from qzoom.scoring.letters import LETTERS
 
 __all__ = ["HRBENCH_4K", "HRBENCH_8K", "MME_REALWORLD_LITE", "VSTAR"]
 
 
-def _question(row: Row) -> EvalQuestion:
+def _question(row: Row) -> SampleQuestion:
     given = {letter: optional_text(row, letter) for letter in LETTERS}
     options = {letter: option for letter, option in given.items() if option is not None}
     if "".join(options) != LETTERS[: len(options)] or not options:
         raise DataError("the options must fill the columns A, B, C and so on without a gap.")
     listed = "".join(f"{letter}. {option}\n" for letter, option in options.items())
     asked = f"{text(row, 'question').strip()}\n{listed}Answer the option letter directly."
-    return EvalQuestion(
+    return SampleQuestion(
         text(row, "category"),
         asked,
         option_letter(row, "answer", len(options)),
@@ -44,7 +44,7 @@ HRBENCH_8K = Benchmark(
 _OPTION = re.compile(r"\([A-D]\)\s*([^()]+?)(?=\s*\([A-D]\)|$)")
 
 
-def _question_vstar(row: Row) -> EvalQuestion:
+def _question_vstar(row: Row) -> SampleQuestion:
     given = text(row, "text")
     choices = tuple(option.strip() for option in _OPTION.findall(given))[:4]
     asked = given
@@ -53,7 +53,7 @@ def _question_vstar(row: Row) -> EvalQuestion:
         asked = "\n".join([given.split("(A)")[0].strip(), *lines])
     asked += "\nAnswer with the option's letter from the given choices directly."
     label = option_letter(row, "label", 4)
-    return EvalQuestion(
+    return SampleQuestion(
         optional_text(row, "category") or "unknown",
         asked,
         label,
@@ -68,7 +68,7 @@ VSTAR = Benchmark("vstar", "lmms-lab-encoder/vstar-bench", None, "test", 16, _qu
 _LABEL = re.compile(r"^\s*\([A-Z]\)\s*")
 
 
-def _question_mme_realworld_lite(row: Row) -> EvalQuestion:
+def _question_mme_realworld_lite(row: Row) -> SampleQuestion:
     options = texts(row, "multi-choice options")
     kind = "perception" if "perception" in text(row, "category").lower() else "reasoning"
     listed = "\n".join(options)
@@ -78,7 +78,7 @@ def _question_mme_realworld_lite(row: Row) -> EvalQuestion:
         "(A, B, C, D, or E) of the correct option.\nThe best answer is: "
     )
     choices = tuple(_LABEL.sub("", option) for option in options)
-    return EvalQuestion(kind, asked, option_letter(row, "answer", len(options)), choices=choices, metric="choice_mme")
+    return SampleQuestion(kind, asked, option_letter(row, "answer", len(options)), choices=choices, metric="choice_mme")
 
 
 MME_REALWORLD_LITE = Benchmark(

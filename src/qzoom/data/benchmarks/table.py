@@ -18,12 +18,15 @@ import binascii
 import hashlib
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qzoom.data.samples import EvalQuestion, EvalSample
+from qzoom.data.samples import Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, QZoomError
 
 __all__ = [
@@ -108,7 +111,7 @@ class Benchmark:
     config: str | None
     split: str
     max_new_tokens: int
-    question: Callable[[Row], EvalQuestion]
+    question: Callable[[Row], SampleQuestion]
     picture: str = "image"
     fields: tuple[str, ...] = ()
 
@@ -154,10 +157,10 @@ class TableTask:
         """Most tokens of an answer, as lmms-eval sets it."""
         return self.benchmark.max_new_tokens
 
-    def sample(self, index: int) -> EvalSample:
+    def sample(self, index: int) -> Sample:
         """One row's picture and question; with a reason where either cannot be used."""
         name = f"{self.name}-{index}"
-        question = EvalQuestion("unusable", "", "")
+        question = SampleQuestion("unusable", "", "")
         try:
             row = self.rows[index]
             if not isinstance(row, dict):
@@ -165,8 +168,8 @@ class TableTask:
             question = self.benchmark.question(row)
             image, size_px = _picture(row, self.benchmark.picture, self.folder)
         except QZoomError as problem:
-            return EvalSample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
-        return EvalSample(name, image, size_px, (question,))
+            return Sample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
+        return Sample(name, image, size_px, (question,))
 
 
 def _picture(row: Row, column: str, folder: Path | None) -> tuple[Any, tuple[int, int]]:
@@ -318,6 +321,8 @@ def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> TableTa
 
 def _load(path: str, shown: str, **how: Any) -> Any:
     datasets = _datasets()
+    if "data_files" in how and not _writable(Path(datasets.config.HF_DATASETS_CACHE)):
+        how["cache_dir"] = _temporary_cache().name
     try:
         return _undecoded(datasets.load_dataset(path, **how))
     except Exception as error:
@@ -326,6 +331,19 @@ def _load(path: str, shown: str, **how: Any) -> Any:
             f"The table {shown!r} could not be opened ({type(error).__name__}: {reason:.200}); check its name, the "
             "split and the network, or name a local folder with --data."
         ) from error
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, or into one that it would be made in."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+@cache
+def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """A cache of this process alone, removed when it ends."""
+    return tempfile.TemporaryDirectory(prefix="qzoom-datasets-")
 
 
 def _from_disk(folder: Path) -> Any:

@@ -12,43 +12,43 @@ OCRBench: five kinds of reading, from signs to formulas; the answer has to stand
 from __future__ import annotations
 
 from qzoom.data.benchmarks.table import Benchmark, Row, text, texts
-from qzoom.data.samples import EvalQuestion
+from qzoom.data.samples import SampleQuestion
 
 __all__ = ["CHARTQA", "DOCVQA", "INFOVQA", "OCRBENCH", "TEXTVQA"]
 
 
-def _question(row: Row) -> EvalQuestion:
+def _question(row: Row) -> SampleQuestion:
     kind = "human" if text(row, "type") == "human_test" else "augmented"
     asked = f"{text(row, 'question')}\nAnswer the question with a single word."
-    return EvalQuestion(kind, asked, text(row, "answer"), metric="relaxed_accuracy")
+    return SampleQuestion(kind, asked, text(row, "answer"), metric="relaxed_accuracy")
 
 
 CHARTQA = Benchmark("chartqa", "lmms-lab-encoder/ChartQA", None, "test", 16, _question, fields=("human", "augmented"))
 
 
-def _question_docvqa(row: Row) -> EvalQuestion:
+def _question_docvqa(row: Row) -> SampleQuestion:
     answers = texts(row, "answers")
     asked = f"{text(row, 'question')}\nAnswer the question using a single word or phrase."
-    return EvalQuestion("docvqa", asked, answers[0], answers=answers, metric="anls")
+    return SampleQuestion("docvqa", asked, answers[0], answers=answers, metric="anls")
 
 
 DOCVQA = Benchmark("docvqa", "lmms-lab-encoder/DocVQA", "DocVQA", "validation", 32, _question_docvqa)
 
 
-def _question_infovqa(row: Row) -> EvalQuestion:
+def _question_infovqa(row: Row) -> SampleQuestion:
     answers = texts(row, "answers")
     asked = f"{text(row, 'question')}\nAnswer the question using a single word or phrase."
-    return EvalQuestion("infovqa", asked, answers[0], answers=answers, metric="anls")
+    return SampleQuestion("infovqa", asked, answers[0], answers=answers, metric="anls")
 
 
 INFOVQA = Benchmark("infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, _question_infovqa)
 
 
-def _question_textvqa(row: Row) -> EvalQuestion:
+def _question_textvqa(row: Row) -> SampleQuestion:
     answers = texts(row, "answers")
     asked = f"{text(row, 'question').capitalize()}\nAnswer the question using a single word or phrase."
     most = max(answers, key=answers.count)
-    return EvalQuestion("textvqa", asked, most, answers=answers, metric="vqa_accuracy")
+    return SampleQuestion("textvqa", asked, most, answers=answers, metric="vqa_accuracy")
 
 
 TEXTVQA = Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 128, _question_textvqa)
@@ -57,10 +57,10 @@ TEXTVQA = Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 1
 _FORMULAS = "HME100k"
 
 
-def _question_ocrbench(row: Row) -> EvalQuestion:
+def _question_ocrbench(row: Row) -> SampleQuestion:
     answers = texts(row, "answer")
     metric = "contains_formula" if text(row, "dataset") == _FORMULAS else "contains"
-    return EvalQuestion(
+    return SampleQuestion(
         text(row, "question_type"), text(row, "question").strip(), answers[0], answers=answers, metric=metric
     )
 

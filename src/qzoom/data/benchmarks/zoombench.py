@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qzoom.data.benchmarks.table import Benchmark, Row, optional_text, text
-from qzoom.data.samples import EvalQuestion
+from qzoom.data.samples import SampleQuestion
 from qzoom.errors import DataError
 from qzoom.scoring.letters import LETTERS, chosen_letter
 from qzoom.types import Box
@@ -47,7 +47,7 @@ def without_instruction(query: str) -> str:
     return _INSTRUCTION.sub("", query.strip()).rstrip()
 
 
-def _question(row: Row) -> EvalQuestion:
+def _question(row: Row) -> SampleQuestion:
     query = text(row, "query" if "query" in row else "prompt").replace("<image>", "").strip()
     answer = text(row, "response" if "response" in row else "answer").strip()
     choices = options_in(query)
@@ -56,13 +56,13 @@ def _question(row: Row) -> EvalQuestion:
         raise DataError(f"the column 'question_type' must be mcq or blank, not {kind!r:.20}.")
     boxes = _boxes(row.get("bbox"))
     if kind == "blank":
-        return EvalQuestion(kind, f"{query}\n{SHORT_PROMPT}", answer, boxes, metric="blank_zoombench")
+        return SampleQuestion(kind, f"{query}\n{SHORT_PROMPT}", answer, boxes, metric="blank_zoombench")
     choices = choices or tuple("ABCD")
     letter = chosen_letter(answer, choices)
     if letter is None:
         raise DataError(f"the answer {answer!r:.40} names none of the {len(choices)} options.")
     asked = f"{without_instruction(query)}\n{LETTER_PROMPT}"
-    return EvalQuestion(kind, asked, letter, boxes, choices=choices, metric="choice_zoombench")
+    return SampleQuestion(kind, asked, letter, boxes, choices=choices, metric="choice_zoombench")
 
 
 def _kind(answer: str, choices: Sequence[str]) -> str:

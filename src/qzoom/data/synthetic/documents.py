@@ -1,6 +1,8 @@
-"""Documents from a seed: receipts, forms and tables, printed, aged and turned into questions with boxes.
+"""Documents from a seed: receipts, forms, tables and strips, printed, aged and turned into questions with boxes.
 
-About 600 x 1200 to 1200 x 2400 px. `render_document` is the only entry; the layouts live in files of their own.
+`render_document` draws a sheet of about 600 x 1200 to 1200 x 2400 px; receipts have a file of their own. `render_strip`
+prints a few lines on a small picture, the first reading exercise of the embedded model: one to three free lines ("what
+does line 2 say?") or label-and-value rows as forms and receipts have them ("what is the invoice no?").
 """
 
 from __future__ import annotations
@@ -8,15 +10,26 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qzoom.data.synthetic.fonts import FontSet
-from qzoom.data.synthetic.forms import print_form, print_table
-from qzoom.data.synthetic.page import Page, ScanStyle, age, spans_boxes
-from qzoom.data.synthetic.receipts import Answer, print_receipt
-from qzoom.data.synthetic.records import SyntheticQuestion, SyntheticSample
-from qzoom.data.synthetic.wording import COLOURS, ask
-from qzoom.data.synthetic.writer import Writer
+from qzoom.data.synthetic import texts
+from qzoom.data.synthetic.page import (
+    FontSet,
+    Page,
+    ScanStyle,
+    SyntheticQuestion,
+    SyntheticSample,
+    TextSpan,
+    Writer,
+    age,
+    font_paths,
+    load_font,
+    span_box,
+    spans_boxes,
+)
+from qzoom.data.synthetic.receipts import PrintedAnswer, print_receipt
+from qzoom.data.synthetic.texts import COLOURS, ask
 
-__all__ = ["DOCUMENT_KINDS", "render_document"]
+__all__ = ["DOCUMENT_KINDS", "print_form", "print_table", "render_document", "render_strip"]
+
 
 DOCUMENT_KINDS = ("receipt", "form", "table")
 _SHARES = (0.6, 0.22, 0.18)
@@ -88,10 +101,15 @@ def _stamp(page: Page, rng: np.random.Generator) -> str:
     return name
 
 
-def _question(page: Page, answer: Answer, rng: np.random.Generator | None) -> SyntheticQuestion:
+def _question(page: Page, answer: PrintedAnswer, rng: np.random.Generator | None) -> SyntheticQuestion:
     boxes = tuple(_union(spans_boxes(page.lines, spelling)) for spelling in answer.spellings)
     return SyntheticQuestion(
-        answer.field, ask(answer.field, rng, **answer.names), answer.text, boxes, answer.easy, answer.spellings[0]
+        answer.field,
+        ask(answer.field, rng, **answer.names),
+        answer.text,
+        boxes,
+        answer.easy,
+        spans=answer.spellings[0],
     )
 
 
@@ -110,4 +128,203 @@ def _page_questions(
     ]
     if stamp:
         questions.append(SyntheticQuestion("stamp_colour", ask("stamp_colour", rng), stamp, whole, True))
+    return questions
+
+
+_HEADINGS = (
+    "INVOICE",
+    "ORDER FORM",
+    "APPLICATION",
+    "STATEMENT",
+    "DELIVERY NOTE",
+    "QUOTATION",
+    "MEMBER CARD",
+    "WORK ORDER",
+    "PURCHASE ORDER",
+    "REGISTRATION",
+    "CERTIFICATE",
+    "TIME SHEET",
+    "PACKING LIST",
+    "CREDIT NOTE",
+)
+_TABLE_HEADINGS = (
+    "PRICE LIST",
+    "STOCK REPORT",
+    "TIMETABLE",
+    "SALES REPORT",
+    "INVENTORY",
+    "RESULTS",
+    "SCHEDULE",
+    "SUMMARY",
+)
+_COLUMNS = ("Price", "Qty", "Code", "Stock", "Date", "Amount", "Ref", "Weight", "Rate", "Score")
+_FOOTER = "This document is computer generated and no signature is required."
+
+
+def print_form(writer: Writer, rng: np.random.Generator) -> list[PrintedAnswer]:
+    """A heading, a company, ten to eighteen labelled fields in one or two blocks, small print at the bottom."""
+    heading = str(rng.choice(_HEADINGS))
+    line = writer.text(
+        heading, align=str(rng.choice(["left", "center"])), size=int(writer.size * rng.uniform(2.2, 3.4)), bold=True
+    )
+    answers = [PrintedAnswer("heading", heading, [(TextSpan(line, 0, len(heading)),)], easy=True)]
+    writer.skip(0.5)
+    company = texts.company(rng)
+    line = writer.text(company, size=int(writer.size * 1.2), bold=bool(rng.random() < 0.5))
+    answers.append(PrintedAnswer("company", company, [(TextSpan(line, 0, len(company)),)]))
+    style = str(rng.choice(["inline", "tab", "tab", "right"]))
+    colon = str(rng.choice(["", ":", " :"]))
+    names = [texts.LABELS[int(i)] for i in rng.permutation(len(texts.LABELS))[: int(rng.integers(9, 17))]]
+    for needed in ("Date", "Total", "Customer"):
+        if needed not in names:
+            names.insert(int(rng.integers(len(names))), needed)
+    writer.skip(0.7)
+    for index, name in enumerate(names):
+        if index and rng.random() < 0.15:
+            writer.rule(str(rng.choice(["line", "none"])))
+        writer.skip(float(rng.uniform(0.1, 0.8)))
+        value = texts.field_value(rng, name)
+        span = writer.labelled(name + colon, value, style)
+        answers.append(_field(name, texts.bare_amount(value), span))
+    writer.skip(1.5)
+    writer.text(_FOOTER, size=max(11, int(writer.size * 0.7)))
+    return answers
+
+
+def _field(name: str, value: str, span: TextSpan) -> PrintedAnswer:
+    """The answer of a labelled field (at the end of `span`); common fields have questions of their own."""
+    span = TextSpan(span.line, span.stop - len(value), span.stop)
+    kinds = {"Date": "date", "Total": "total", "Customer": "customer", "Time": "time", "Phone": "phone", "Cash": "cash",
+             "Change": "change", "Subtotal": "subtotal", "Tax": "tax"}  # fmt: skip
+    if name in kinds:
+        return PrintedAnswer(kinds[name], value, [(span,)])
+    numbers = {"Invoice No": "invoice", "Bill No": "bill", "Receipt No": "receipt", "Order No": "order"}
+    if name in numbers:
+        return PrintedAnswer("number", value, [(span,)], {"name": numbers[name]})
+    return PrintedAnswer("value", value, [(span,)], {"name": name.lower()})
+
+
+def print_table(writer: Writer, rng: np.random.Generator) -> list[PrintedAnswer]:
+    """A heading and a ruled table of 8 to 20 items with two or three columns of numbers."""
+    heading = str(rng.choice(_TABLE_HEADINGS))
+    line = writer.text(heading, align="center", size=int(writer.size * rng.uniform(2.0, 3.0)), bold=True)
+    answers = [PrintedAnswer("heading", heading, [(TextSpan(line, 0, len(heading)),)], easy=True)]
+    writer.skip(1.0)
+    columns = [str(c) for c in rng.choice(_COLUMNS, size=int(rng.integers(2, 4)), replace=False)]
+    stops = [0.0, *np.linspace(0.55, 1.0, len(columns)).tolist()]
+    top = writer.y
+    writer.cells(
+        [(0.0, "left", "Item"), *((stop, "right", name) for stop, name in zip(stops[1:], columns, strict=True))],
+        bold=True,
+    )
+    grid = rng.random() < 0.6
+    names = list(dict.fromkeys(texts.item_name(rng) for _ in range(int(rng.integers(8, 21)))))
+    for name in sorted(names, key=lambda _: rng.random()):
+        if grid:
+            writer.page.draw.line([(writer.margin, writer.y), (writer.right, writer.y)], fill=writer.ink, width=1)
+        writer.skip(0.2)
+        values = [texts.field_value(rng, column) for column in columns]
+        cells = [(0.0, "left", name), *((stop, "right", value) for stop, value in zip(stops[1:], values, strict=True))]
+        lines = writer.cells(cells)
+        writer.skip(0.2)
+        for column, value, index in zip(columns, values, lines[1:], strict=True):
+            answer = texts.bare_amount(value)
+            span = TextSpan(index, len(value) - len(answer), len(value))
+            if column == "Price":
+                answers.append(PrintedAnswer("price", answer, [(span,)], {"name": name}))
+            else:
+                answers.append(PrintedAnswer("cell", answer, [(span,)], {"name": name, "column": column.lower()}))
+    if grid:
+        box = [writer.margin - 4, top - 4, writer.right + 4, writer.y + 2]
+        writer.page.draw.rectangle(box, outline=writer.ink, width=2)
+    return answers
+
+
+def render_strip(
+    seed: int,
+    *,
+    width_px: int = 256,
+    height_px: int = 64,
+    max_lines: int = 3,
+    rows_share: float = 0.5,
+    font_set: FontSet = "core",
+) -> SyntheticSample:
+    """The strip of a seed: `rows_share` of them hold label-and-value rows, the others free lines."""
+    rng = np.random.default_rng([seed, 11])
+    paper = int(rng.integers(200, 256))
+    page = Page(width_px, height_px, paper)
+    ink = int(rng.integers(0, 90))
+    paths = font_paths(font_set)
+    path = paths[int(rng.integers(len(paths)))]
+    count = int(rng.integers(1, max_lines + 1))
+    pitch = height_px / count
+    size = int(np.clip(rng.uniform(0.5, 0.85) * pitch, 9, 46))
+    questions = (
+        _rows(page, rng, path=path, size=size, count=count, ink=ink)
+        if rng.random() < rows_share
+        else _free(page, rng, path=path, size=size, count=count, ink=ink)
+    )
+    style = ScanStyle(
+        blur_px=float(rng.choice([0.0, 0.0, 0.5, 0.8])),
+        noise=float(rng.uniform(0, 14)),
+        fade=float(rng.uniform(0, 0.35)),
+        erosion=float(rng.choice([0.0, 0.0, 0.02, 0.06])),
+    )
+    return SyntheticSample(
+        age(page.image, style, rng).convert("RGB"), tuple(questions), "strip", seed, tuple(page.lines)
+    )
+
+
+def _fit(path: str, size: int, text: str, room: float) -> int:
+    """The largest size up to `size` at which the text fits into `room` pixels (never below 8)."""
+    wide = load_font(path, size).getlength(text)
+    return size if wide <= room else max(8, int(size * room / wide))
+
+
+def _free(
+    page: Page, rng: np.random.Generator, *, path: str, size: int, count: int, ink: int
+) -> list[SyntheticQuestion]:
+    """Free lines, one below the other."""
+    width, height = page.image.size
+    questions = []
+    for number in range(count):
+        text = texts.random_text(rng)
+        fitted = _fit(path, size, text, width - 4)
+        free = max(1.0, width - 4 - load_font(path, fitted).getlength(text))
+        top = (number + rng.uniform(0.05, 0.2)) * height / count - 0.1 * fitted
+        line = page.print(2 + rng.uniform(0, free), max(0.0, top), text, path, fitted, fill=ink)
+        span = TextSpan(line, 0, len(text))
+        asked = ask("text", rng) if count == 1 else ask("line", rng, n=str(number + 1))
+        questions.append(SyntheticQuestion("text", asked, text, (span_box(page.lines, span),), False, spans=(span,)))
+    return questions
+
+
+def _rows(
+    page: Page, rng: np.random.Generator, *, path: str, size: int, count: int, ink: int
+) -> list[SyntheticQuestion]:
+    """Label-and-value rows."""
+    width, height = page.image.size
+    names = [texts.LABELS[i] for i in rng.choice(len(texts.LABELS), size=count, replace=False)]
+    mark = str(rng.choice(["", ":", " :", ": "]))
+    right = bool(rng.random() < 0.5)
+    capitals = bool(rng.random() < 0.4)
+    questions = []
+    for number, name in enumerate(names):
+        value = texts.field_value(rng, name)
+        shown = (name.upper() if capitals else name) + mark
+        fitted = min(_fit(path, size, shown + "  " + value, width - 6), size)
+        top = max(0.0, (number + rng.uniform(0.08, 0.15)) * height / count - 0.1 * fitted)
+        left = 2 + rng.uniform(0, 8)
+        page.print(left, top, shown, path, fitted, fill=ink)
+        after = left + load_font(path, fitted).getlength(shown + " ")
+        if right:
+            line = page.print(width - 3, top, value, path, fitted, fill=ink, align="right")
+        else:
+            line = page.print(after + rng.uniform(0, 4), top, value, path, fitted, fill=ink)
+        answer = texts.bare_amount(value)
+        span = TextSpan(line, len(value) - len(answer), len(value))
+        asked = ask("value", rng, name=name.lower())
+        questions.append(
+            SyntheticQuestion(name.lower(), asked, answer, (span_box(page.lines, span),), False, spans=(span,))
+        )
     return questions

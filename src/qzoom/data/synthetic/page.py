@@ -1,21 +1,173 @@
-"""A sheet to print on: draws text, remembers where every character went, then ages the sheet like a scan.
+"""Drawn pictures: their records, typefaces, a sheet to print on, and a cursor that prints line by line.
 
-All renderers print through `Page`, so the character boxes that training and labelling rely on are made in one place.
-The geometric changes (stretch, rotation) move picture and boxes together; noise comes afterwards.
+Every renderer returns a `SyntheticSample`: a picture, its printed lines, and questions with answers and boxes.
+Coordinates are original pixels of that picture, xyxy, half-open. All renderers print through `Page`, which records the
+box of every character and ages the sheet like a scan: stretch and rotation move picture and boxes together, noise comes
+afterwards. `Writer` keeps margins, typeface and line pitch, so that layouts only say what to print.
+
+matplotlib, a dependency, ships DejaVu, STIX and Computer Modern: these make up the `core` set, which every held-out
+picture uses, so that anyone can remake it. The `train` set adds Roboto and Source Sans when their packages are
+installed (extra `train`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from qzoom.data.synthetic.fonts import advances, load_font
-from qzoom.data.synthetic.records import TextLine, TextSpan
+from qzoom.data.samples import SampleQuestion
 
-__all__ = ["Page", "ScanStyle", "age", "span_box", "spans_boxes"]
+__all__ = [
+    "HELD_OUT_SEEDS",
+    "TRAIN_SEEDS",
+    "FontSet",
+    "Page",
+    "ScanStyle",
+    "SceneObject",
+    "SyntheticQuestion",
+    "SyntheticSample",
+    "TextLine",
+    "TextSpan",
+    "Writer",
+    "advances",
+    "age",
+    "bold_of",
+    "font_paths",
+    "load_font",
+    "span_box",
+    "spans_boxes",
+]
+
+
+TRAIN_SEEDS = range(0, 2**31)
+"""Seeds that training may draw from."""
+
+HELD_OUT_SEEDS = range(2**31, 2**31 + 1_000_000)
+"""Seeds of pictures that no training run may see; evaluation draws from these."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextLine:
+    """One printed run of text.
+
+    `char_boxes_px` has shape (len(text), 4), float32: the cell of every character, as wide as its advance and as high
+    as the line's ink.
+    """
+
+    text: str
+    char_boxes_px: np.ndarray
+
+    @property
+    def height_px(self) -> float:
+        """Height of the line's ink in pixels (0 for an empty line)."""
+        if not self.text:
+            return 0.0
+        return float((self.char_boxes_px[:, 3] - self.char_boxes_px[:, 1]).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Characters `start` to `stop` (half-open) of line number `line` of a sample."""
+
+    line: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticQuestion(SampleQuestion):
+    """A question about a drawn picture; `boxes` are all places that hold the answer.
+
+    Args:
+        spans: the printed characters that spell the answer, in order, when it is printed as it stands; else empty.
+    """
+
+    spans: tuple[TextSpan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """A drawn object: names of its colour and shape, and its box (xyxy, pixels), its tag included."""
+
+    colour: str
+    shape: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SyntheticSample:
+    """A rendered picture (RGB) with its printed lines and its questions; `kind` names the renderer's variety. `objects`
+    are a scene's objects."""
+
+    image: Image.Image
+    questions: tuple[SyntheticQuestion, ...]
+    kind: str
+    seed: int
+    lines: tuple[TextLine, ...] = ()
+    objects: tuple[SceneObject, ...] = ()
+
+
+FontSet = Literal["core", "train"] | tuple[str, ...]
+"""A named set of typefaces, or the paths of the faces to use."""
+
+_CORE = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "STIXGeneral.ttf",
+    "STIXGeneralBol.ttf",
+    "cmss10.ttf",
+    "cmtt10.ttf",
+)
+_EXTRA = {
+    "font_roboto": ("Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "Roboto-Light.ttf"),
+    "font_source_sans_pro": ("SourceSansPro-Regular.ttf", "SourceSansPro-Semibold.ttf", "SourceSansPro-Bold.ttf"),
+}
+
+
+@lru_cache(maxsize=4)
+def font_paths(font_set: FontSet = "core") -> tuple[str, ...]:
+    """Paths of the typefaces of a set, in a fixed order; the `train` set holds only what is installed."""
+    if isinstance(font_set, tuple):
+        return font_set
+    import matplotlib
+
+    base = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    paths = [base / name for name in _CORE]
+    if font_set == "train":
+        for package, names in _EXTRA.items():
+            spec = importlib.util.find_spec(package)
+            if spec is not None and spec.origin is not None:
+                paths += [Path(spec.origin).parent / "files" / name for name in names]
+    return tuple(str(path) for path in paths if path.is_file())
+
+
+@lru_cache(maxsize=2048)
+def load_font(path: str, size_px: int) -> ImageFont.FreeTypeFont:
+    """The face at an em size in pixels, loaded once; basic layout, so that advances do not depend on the machine."""
+    return ImageFont.truetype(path, size_px, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=200_000)
+def _advance(path: str, size_px: int, char: str) -> float:
+    return float(load_font(path, size_px).getlength(char))
+
+
+def advances(path: str, size_px: int, text: str) -> np.ndarray:
+    """Advance widths of the characters of `text` in pixels, float32, kerning left aside."""
+    return np.array([_advance(path, size_px, char) for char in text], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +323,120 @@ def spans_boxes(
 ) -> tuple[tuple[int, int, int, int], ...]:
     """One box for every span."""
     return tuple(span_box(lines, span) for span in spans)
+
+
+_BOLD = {
+    "DejaVuSans.ttf": "DejaVuSans-Bold.ttf",
+    "DejaVuSansMono.ttf": "DejaVuSansMono-Bold.ttf",
+    "DejaVuSerif.ttf": "DejaVuSerif-Bold.ttf",
+    "DejaVuSans-Oblique.ttf": "DejaVuSans-Bold.ttf",
+    "STIXGeneral.ttf": "STIXGeneralBol.ttf",
+    "Roboto-Regular.ttf": "Roboto-Bold.ttf",
+    "Roboto-Medium.ttf": "Roboto-Bold.ttf",
+    "Roboto-Light.ttf": "Roboto-Medium.ttf",
+    "SourceSansPro-Regular.ttf": "SourceSansPro-Bold.ttf",
+    "SourceSansPro-Semibold.ttf": "SourceSansPro-Bold.ttf",
+}
+
+
+def bold_of(path: str) -> str:
+    """The bold companion of a face, or the face itself."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{_BOLD[name]}" if name in _BOLD else path
+
+
+class Writer:
+    """Prints downwards on a page; `y` is the top of the next line in pixels."""
+
+    def __init__(self, page: Page, rng: np.random.Generator, font_set: FontSet, size_px: int, margin_px: float) -> None:
+        paths = font_paths(font_set)
+        self.page, self.rng = page, rng
+        self.size = size_px
+        self.margin = margin_px
+        self.width = page.image.size[0]
+        self.font = paths[int(rng.integers(len(paths)))]
+        self.pitch = float(rng.uniform(1.12, 1.5))
+        self.ink = int(rng.integers(0, 80))
+        self.y = 0.0
+
+    @property
+    def right(self) -> float:
+        """The right edge of the printed area."""
+        return self.width - self.margin
+
+    def fits(self, text: str, size: int, room: float, font: str | None = None) -> int:
+        """The largest size up to `size` at which the text is no wider than `room`, at least 10 px."""
+        wide = load_font(font or self.font, size).getlength(text)
+        return size if wide <= room else max(10, int(size * room / wide))
+
+    def skip(self, lines: float = 1.0) -> None:
+        """Leave some lines blank."""
+        self.y += lines * self.size * self.pitch
+
+    def text(
+        self, text: str, *, align: str = "left", size: int | None = None, bold: bool = False, x: float | None = None
+    ) -> int:
+        """Print one line of its own and move down; returns the line's index. Too long lines shrink to the page."""
+        font = bold_of(self.font) if bold else self.font
+        fitted = self.fits(text, size or self.size, self.right - self.margin, font)
+        at = x if x is not None else {"left": self.margin, "center": self.width / 2, "right": self.right}[align]
+        line = self.page.print(at, self.y, text, font, fitted, fill=self.ink, align=align)
+        self.y += max(fitted, 0.8 * self.size) * self.pitch
+        return line
+
+    def cells(
+        self, cells: Sequence[tuple[float, str, str]], *, size: int | None = None, bold: bool = False, move: bool = True
+    ) -> list[int]:
+        """Print (position, align, text) cells in one row; positions are shares of the printed width."""
+        font = bold_of(self.font) if bold else self.font
+        wide = self.right - self.margin
+        lines = [
+            self.page.print(
+                self.margin + share * wide, self.y, text, font, size or self.size, fill=self.ink, align=align
+            )
+            for share, align, text in cells
+        ]
+        if move:
+            self.y += (size or self.size) * self.pitch
+        return lines
+
+    def labelled(self, label: str, value: str, style: str, *, size: int | None = None, bold: bool = False) -> TextSpan:
+        """Print a label and its value: "inline" in one run, "tab" with the value at a tab stop, "right" with the value
+        at the right edge, "below" on the next line. Returns the value's span."""
+        font = bold_of(self.font) if bold else self.font
+        size = self.fits(f"{label}  {value}", size or self.size, self.right - self.margin, font)
+        if style == "inline":
+            line = self.page.print(self.margin, self.y, f"{label} {value}", font, size, fill=self.ink)
+            span = TextSpan(line, len(label) + 1, len(label) + 1 + len(value))
+        elif style == "below":
+            self.page.print(self.margin, self.y, label, font, size, fill=self.ink)
+            self.y += size * self.pitch
+            line = self.page.print(self.margin, self.y, value, font, size, fill=self.ink)
+            span = TextSpan(line, 0, len(value))
+        else:
+            self.page.print(self.margin, self.y, label, font, size, fill=self.ink)
+            if style == "right":
+                line = self.page.print(self.right, self.y, value, font, size, fill=self.ink, align="right")
+            else:
+                after = self.margin + load_font(font, size).getlength(label + " ")
+                at = max(after, self.margin + 0.3 * (self.right - self.margin))
+                line = self.page.print(at, self.y, value, font, size, fill=self.ink)
+            span = TextSpan(line, 0, len(value))
+        self.y += size * self.pitch
+        return span
+
+    def rule(self, style: str) -> None:
+        """A separator over the printed width: "dash", "equal", "star", "line" or "none"."""
+        if style == "none":
+            self.skip(0.4)
+        elif style == "line":
+            middle = self.y + 0.3 * self.size
+            self.page.draw.line(
+                [(self.margin, middle), (self.right, middle)], fill=self.ink, width=max(1, self.size // 12)
+            )
+            self.y += 0.6 * self.size
+        else:
+            char = {"dash": "-", "equal": "=", "star": "*"}[style]
+            count = int((self.right - self.margin) / max(1.0, load_font(self.font, self.size).getlength(char)))
+            self.page.print(self.margin, self.y, char * count, self.font, self.size, fill=self.ink)
+            self.y += 0.8 * self.size * self.pitch

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qzoom.data.synthetic import texts
-from qzoom.data.synthetic.records import TextSpan
-from qzoom.data.synthetic.writer import Writer
+from qzoom.data.synthetic.page import TextSpan, Writer
 
-__all__ = ["Answer", "print_receipt"]
+__all__ = ["PrintedAnswer", "print_receipt"]
 
 _TITLES = (
     "TAX INVOICE",
@@ -108,7 +107,7 @@ _PLACES = (
 
 
 @dataclass(slots=True)
-class Answer:
+class PrintedAnswer:
     """An answer while the page is made: `spellings` are all places where it is printed, each a tuple of spans."""
 
     field: str
@@ -135,7 +134,7 @@ def _one(rng: np.random.Generator, items: tuple[str, ...]) -> str:
     return items[int(rng.integers(len(items)))]
 
 
-def print_receipt(writer: Writer, rng: np.random.Generator) -> list[Answer]:
+def print_receipt(writer: Writer, rng: np.random.Generator) -> list[PrintedAnswer]:
     """Print a receipt from the writer's position; the page must be long enough (about 60 lines)."""
     style = _Style(
         align="center" if rng.random() < 0.8 else "left",
@@ -181,7 +180,7 @@ def print_receipt(writer: Writer, rng: np.random.Generator) -> list[Answer]:
     return answers
 
 
-def _header(writer: Writer, rng: np.random.Generator, style: _Style) -> Answer:
+def _header(writer: Writer, rng: np.random.Generator, style: _Style) -> PrintedAnswer:
     name = texts.company(rng)
     shown = name if rng.random() < 0.8 else name.title()
     size = int(writer.size * rng.choice([1.0, 1.0, 1.15, 1.35, 1.7]))
@@ -209,7 +208,7 @@ def _header(writer: Writer, rng: np.random.Generator, style: _Style) -> Answer:
             f"{_one(rng, ('GST ID: ', 'GST REG NO: ', 'GST No. ', '(GST ID No: '))}{rng.integers(10**11, 10**12)}",
             align=style.align,
         )
-    return Answer("company", name.upper(), [tuple(spans)], easy=size > 1.3 * writer.size)
+    return PrintedAnswer("company", name.upper(), [tuple(spans)], easy=size > 1.3 * writer.size)
 
 
 def _address(rng: np.random.Generator) -> list[str]:
@@ -222,14 +221,14 @@ def _address(rng: np.random.Generator) -> list[str]:
     return lines
 
 
-def _meta(writer: Writer, rng: np.random.Generator, style: _Style, *, with_date: bool) -> list[Answer]:
-    answers: list[Answer] = []
+def _meta(writer: Writer, rng: np.random.Generator, style: _Style, *, with_date: bool) -> list[PrintedAnswer]:
+    answers: list[PrintedAnswer] = []
     kind = _one(rng, tuple(_NUMBER_LABELS))
     number = texts.code(rng, 4, 10)
 
     def numbered() -> None:
         span = writer.labelled(_one(rng, _NUMBER_LABELS[kind]) + style.colon, number, style.meta)
-        answers.append(Answer("number", number, [(span,)], {"name": kind}))
+        answers.append(PrintedAnswer("number", number, [(span,)], {"name": kind}))
 
     def dated() -> None:
         answers.extend(_date_line(writer, rng, style))
@@ -238,13 +237,13 @@ def _meta(writer: Writer, rng: np.random.Generator, style: _Style, *, with_date:
         span = writer.labelled(
             _one(rng, ("Cashier", "CASHIER", "Served by", "Staff")) + style.colon, name := texts.person(rng), style.meta
         )
-        answers.append(Answer("value", name, [(span,)], {"name": "cashier"}))
+        answers.append(PrintedAnswer("value", name, [(span,)], {"name": "cashier"}))
 
     def table() -> None:
         span = writer.labelled(
             _one(rng, ("Table", "TABLE", "Table No")) + style.colon, text := str(rng.integers(1, 60)), style.meta
         )
-        answers.append(Answer("value", text, [(span,)], {"name": "table"}))
+        answers.append(PrintedAnswer("value", text, [(span,)], {"name": "table"}))
 
     parts = [numbered]
     if with_date:
@@ -255,7 +254,7 @@ def _meta(writer: Writer, rng: np.random.Generator, style: _Style, *, with_date:
     return answers
 
 
-def _date_line(writer: Writer, rng: np.random.Generator, style: _Style) -> list[Answer]:
+def _date_line(writer: Writer, rng: np.random.Generator, style: _Style) -> list[PrintedAnswer]:
     """The date, with or without a label, often with the time behind it."""
     day, clock = texts.date(rng), texts.time(rng)
     label = _one(rng, _DATE_LABELS)
@@ -268,16 +267,16 @@ def _date_line(writer: Writer, rng: np.random.Generator, style: _Style) -> list[
     else:
         line = writer.text(shown, align=_one(rng, ("left", style.align)))
         span = TextSpan(line, 0, len(shown))
-    answers = [Answer("date", day, [(TextSpan(span.line, span.start, span.start + len(day)),)])]
+    answers = [PrintedAnswer("date", day, [(TextSpan(span.line, span.start, span.start + len(day)),)])]
     if joined:
-        answers.append(Answer("time", clock, [(TextSpan(span.line, span.stop - len(clock), span.stop),)]))
+        answers.append(PrintedAnswer("time", clock, [(TextSpan(span.line, span.stop - len(clock), span.stop),)]))
     elif rng.random() < 0.5:
         span = writer.labelled(_one(rng, ("Time", "TIME")) + style.colon, clock, style.meta)
-        answers.append(Answer("time", clock, [(span,)]))
+        answers.append(PrintedAnswer("time", clock, [(span,)]))
     return answers
 
 
-def _items(writer: Writer, rng: np.random.Generator, style: _Style) -> tuple[list[Answer], int]:
+def _items(writer: Writer, rng: np.random.Generator, style: _Style) -> tuple[list[PrintedAnswer], int]:
     """Item rows; returns their answers and the sum in cents."""
     form = int(rng.integers(4))
     heads = [
@@ -312,17 +311,17 @@ def _items(writer: Writer, rng: np.random.Generator, style: _Style) -> tuple[lis
             lines = writer.cells(
                 [(0.0, "left", name), (0.5, "right", str(quantity)), (0.72, "right", unit), (1.0, "right", shown)]
             )
-        answers.append(Answer("price", shown, [(TextSpan(lines[-1], 0, len(shown)),)], {"name": name}))
+        answers.append(PrintedAnswer("price", shown, [(TextSpan(lines[-1], 0, len(shown)),)], {"name": name}))
     return answers, total
 
 
-def _totals(writer: Writer, rng: np.random.Generator, style: _Style, value: int) -> list[Answer]:
+def _totals(writer: Writer, rng: np.random.Generator, style: _Style, value: int) -> list[PrintedAnswer]:
     """Subtotal, tax, rounding, total, cash, change: some of them, total always and often more than once."""
     taxed = rng.random() < 0.5
     tax = round(value * 0.06) if taxed else 0
     total = round((value + tax) / 5) * 5
     cash = total if rng.random() < 0.3 else (total // 1000 + 1) * 1000
-    answers: list[Answer] = []
+    answers: list[PrintedAnswer] = []
     if rng.random() < 0.4:
         _amount_row(
             writer,
@@ -330,17 +329,16 @@ def _totals(writer: Writer, rng: np.random.Generator, style: _Style, value: int)
             style,
             _one(rng, ("Total Qty", "Item(s)", "Total Items", "QTY")),
             str(rng.integers(1, 20)),
-            False,
             plain=True,
         )
     if rng.random() < 0.6:
-        span = _amount_row(writer, rng, style, _one(rng, _SUBTOTAL_LABELS), f"{value / 100:.2f}", False)
-        answers.append(Answer("subtotal", f"{value / 100:.2f}", [(span,)]))
+        span = _amount_row(writer, rng, style, _one(rng, _SUBTOTAL_LABELS), f"{value / 100:.2f}")
+        answers.append(PrintedAnswer("subtotal", f"{value / 100:.2f}", [(span,)]))
     if taxed:
-        span = _amount_row(writer, rng, style, _one(rng, _TAX_LABELS), f"{tax / 100:.2f}", False)
-        answers.append(Answer("tax", f"{tax / 100:.2f}", [(span,)]))
+        span = _amount_row(writer, rng, style, _one(rng, _TAX_LABELS), f"{tax / 100:.2f}")
+        answers.append(PrintedAnswer("tax", f"{tax / 100:.2f}", [(span,)]))
     if rng.random() < 0.4:
-        _amount_row(writer, rng, style, _one(rng, ("Discount", "DISC", "Disc.")), "0.00", False)
+        _amount_row(writer, rng, style, _one(rng, ("Discount", "DISC", "Disc.")), "0.00")
     if rng.random() < 0.4:
         _amount_row(
             writer,
@@ -348,25 +346,31 @@ def _totals(writer: Writer, rng: np.random.Generator, style: _Style, value: int)
             style,
             _one(rng, ("Rounding", "ROUNDING ADJ", "Rounding Adj")),
             f"{(total - value - tax) / 100:.2f}",
-            False,
         )
     shown = f"{total / 100:.2f}"
     labels = list(_TOTAL_LABELS)
     found: list[tuple[TextSpan, ...]] = []
     for index in range(1 if rng.random() < 0.7 else 2):
         label = labels.pop(int(rng.integers(len(labels))))
-        found.append((_amount_row(writer, rng, style, label, shown, index == 0),))
-    answers.append(Answer("total", shown, found))
+        found.append((_amount_row(writer, rng, style, label, shown, main=index == 0),))
+    answers.append(PrintedAnswer("total", shown, found))
     if rng.random() < 0.75:
-        span = _amount_row(writer, rng, style, _one(rng, _CASH_LABELS), f"{cash / 100:.2f}", False)
-        answers.append(Answer("cash", f"{cash / 100:.2f}", [(span,)]))
-        span = _amount_row(writer, rng, style, _one(rng, _CHANGE_LABELS), f"{(cash - total) / 100:.2f}", False)
-        answers.append(Answer("change", f"{(cash - total) / 100:.2f}", [(span,)]))
+        span = _amount_row(writer, rng, style, _one(rng, _CASH_LABELS), f"{cash / 100:.2f}")
+        answers.append(PrintedAnswer("cash", f"{cash / 100:.2f}", [(span,)]))
+        span = _amount_row(writer, rng, style, _one(rng, _CHANGE_LABELS), f"{(cash - total) / 100:.2f}")
+        answers.append(PrintedAnswer("change", f"{(cash - total) / 100:.2f}", [(span,)]))
     return answers
 
 
 def _amount_row(
-    writer: Writer, rng: np.random.Generator, style: _Style, label: str, value: str, main: bool, *, plain: bool = False
+    writer: Writer,
+    rng: np.random.Generator,
+    style: _Style,
+    label: str,
+    value: str,
+    *,
+    main: bool = False,
+    plain: bool = False,
 ) -> TextSpan:
     """A label and an amount in the totals' style; the main total is often larger or bold."""
     size = int(writer.size * (rng.choice([1.0, 1.2, 1.5]) if main else 1.0))

@@ -13,10 +13,20 @@ import numpy as np
 from PIL import ImageDraw
 
 from qzoom.data.synthetic import texts
-from qzoom.data.synthetic.fonts import FontSet, font_paths, load_font
-from qzoom.data.synthetic.page import Page, ScanStyle, age, span_box
-from qzoom.data.synthetic.records import SceneObject, SyntheticQuestion, SyntheticSample, TextSpan
-from qzoom.data.synthetic.wording import COLOURS, SHAPES, ask
+from qzoom.data.synthetic.page import (
+    FontSet,
+    Page,
+    ScanStyle,
+    SceneObject,
+    SyntheticQuestion,
+    SyntheticSample,
+    TextSpan,
+    age,
+    font_paths,
+    load_font,
+    span_box,
+)
+from qzoom.data.synthetic.texts import COLOURS, SHAPES, ask
 
 __all__ = ["render_scene"]
 
@@ -87,17 +97,18 @@ def _things(
         y = (row + rng.uniform(0.1, 0.9)) * cell_h
         x = float(np.clip(x, column * cell_w + 0.6 * side, (column + 1) * cell_w - 0.6 * side))
         y = float(np.clip(y, row * cell_h + 0.55 * side, (row + 1) * cell_h - 0.95 * side))
-        things.append(_thing(page, rng, colour, shape, (x, y, side), path))
+        things.append(_thing(page, rng, (colour, shape), (x, y, side), path))
     return things
 
 
 def _thing(
-    page: Page, rng: np.random.Generator, colour: str, shape: str, place: tuple[float, float, float], path: str
+    page: Page, rng: np.random.Generator, kind: tuple[str, str], place: tuple[float, float, float], path: str
 ) -> _Thing:
     """Draw one object and, on a white tag below it, its code in print of 12 to 40 px."""
+    colour, shape = kind
     x, y, side = place
     half = side / 2
-    _shape(page.draw, shape, x, y, half, COLOURS[colour])
+    _shape(page.draw, shape, (x, y), half, COLOURS[colour])
     text = texts.code(rng, 2, 5)
     size = int(np.clip(side * rng.uniform(0.16, 0.34), 15, 52))
     while size > 13 and load_font(path, size).getlength(text) > 1.15 * side:
@@ -113,8 +124,11 @@ def _thing(
     return _Thing(colour, shape, text, box, TextSpan(line, 0, len(text)), (left + right) / 2)
 
 
-def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, half: float, fill: tuple[int, int, int]) -> None:
-    """One filled shape of half-width `half` centred at x, y."""
+def _shape(
+    draw: ImageDraw.ImageDraw, shape: str, centre: tuple[float, float], half: float, fill: tuple[int, int, int]
+) -> None:
+    """One filled shape of half-width `half`."""
+    x, y = centre
     edge = (40, 40, 40)
     if shape == "circle":
         draw.ellipse([x - half, y - half, x + half, y + half], fill=fill, outline=edge)
@@ -158,7 +172,7 @@ def _questions(
         thing = things[int(index)]
         box = span_box(page.lines, thing.span)
         asked = ask("code", wording, colour=thing.colour, shape=thing.shape)
-        questions.append(SyntheticQuestion("code", asked, thing.code, (box,), False, (thing.span,)))
+        questions.append(SyntheticQuestion("code", asked, thing.code, (box,), False, spans=(thing.span,)))
     thing = things[int(rng.integers(len(things)))]
     asked = ask("colour_of", wording, shape=thing.shape, code=thing.code)
     questions.append(SyntheticQuestion("colour_of", asked, thing.colour, (thing.box,), False))

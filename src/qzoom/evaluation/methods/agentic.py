@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qzoom.engine.batch import prefill
+from qzoom.engine.generate import prefill
 from qzoom.engine.request import Options
 from qzoom.evaluation.methods.base import Method, box_on, decode_row, start
 from qzoom.types import Answer, Box, GateDecision
 
 if TYPE_CHECKING:
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = ["AGENTIC", "AgenticZoom", "read_box"]
@@ -45,7 +45,7 @@ class AgenticZoom(Method):
     read: Callable[[str, tuple[int, int]], Box | None] = lambda text, size_px: read_box(text, size_px)
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         reading = start(model, images, question, options)

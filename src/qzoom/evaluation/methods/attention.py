@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzoom.engine.attention import response_attention
-from qzoom.engine.batch import prefill
+from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.request import Options
 from qzoom.errors import DataError
@@ -26,7 +26,7 @@ from qzoom.types import Answer, Box, GateDecision
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = ["ATTENTION", "AttentionCrop", "best_window", "prompt_attention"]
@@ -49,7 +49,7 @@ class AttentionCrop(Method):
     generic: str = GENERIC
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         reading = start(model, images, question, options)

@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qzoom.engine.batch import prefill, read_regions
 from qzoom.engine.chat import ChatEncoder, read_conversation
-from qzoom.engine.generate import DecodeBatch, DecodeRow, Stopwatch
-from qzoom.engine.perceive import CoarseResult, look
+from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import DecodeBatch, DecodeRow, prefill
+from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.prompt import prefix_length
 from qzoom.engine.request import Options, Request
 from qzoom.engine.session import Session
 from qzoom.engine.state import truncate
-from qzoom.heads.boxes import MapBox, cells_to_pixels
+from qzoom.engine.zoom import zoom
+from qzoom.heads.boxes import MapBox, map_box
 from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
 
 if TYPE_CHECKING:
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = [
@@ -60,7 +61,7 @@ class Method(ABC):
 
     @abstractmethod
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """Answer one question.
 
@@ -91,7 +92,7 @@ class EngineMethod(Method):
     zoom: ZoomMode | None = None
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         values = ask_kwargs(dataclasses.replace(options, zoom=self.zoom or options.zoom))
@@ -181,7 +182,7 @@ class Reading:
         if max_new_tokens is not None:
             options = dataclasses.replace(options, sampling=SamplingParams(max_new_tokens=max_new_tokens))
         other = Request(conversation, ids, request.pictures, options, truncate(state, end).on(prompt))
-        return look(engine, [other], self.clock)[0]
+        return coarse_pass(engine, [other], self.clock)[0]
 
     def answer_coarse(
         self, gate: GateDecision | None = None, row: DecodeRow | None = None
@@ -207,7 +208,7 @@ class Reading:
         """
         engine = self.model.engine
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, True), boxes=tuple(boxes))
-        zoomed, regions = read_regions(engine, [item], self.clock)
+        zoomed, regions = zoom(engine, [item], self.clock)
         answer = self._decoded(zoomed[0], prefill(engine, zoomed, self.clock)[0])
         usage = dataclasses.replace(answer.usage, region_tokens=sum(region.tokens for region in regions[0]))
         return dataclasses.replace(answer, regions=regions[0], usage=usage), dict(self.extra)
@@ -231,7 +232,7 @@ class Reading:
         )
 
 
-def start(model: QZoom, images: Any, question: EvalQuestion, options: Options) -> Reading:
+def start(model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Reading:
     """Do the coarse pass over a question, without gate and region branch.
 
     Args:
@@ -243,7 +244,7 @@ def start(model: QZoom, images: Any, question: EvalQuestion, options: Options) -
     else:
         request = model.request(images, question.question, coarse_tokens=options.coarse_tokens, **values)
     clock = Stopwatch(model.engine.backbone.device)
-    return Reading(model, look(model.engine, [request], clock)[0], clock)
+    return Reading(model, coarse_pass(model.engine, [request], clock)[0], clock)
 
 
 def decode_row(model: QZoom, row: DecodeRow, clock: Stopwatch) -> None:
@@ -265,12 +266,7 @@ def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
     """
     (width, height), (rows, columns) = reading.size_px, reading.grid
     x, y = columns / width, rows / height
-    cells = (
-        max(0.0, box[0] * x - margin_cells),
-        max(0.0, box[1] * y - margin_cells),
-        min(float(columns), box[2] * x + margin_cells),
-        min(float(rows), box[3] * y + margin_cells),
-    )
-    min_side_px = reading.model.config.box.min_side_px
-    pixels = cells_to_pixels(cells, (rows, columns), reading.size_px, min_side_px=min_side_px, scaling="exact")
-    return MapBox(0, cells, pixels, 0.0)
+    engine = reading.model.engine
+    rule = dataclasses.replace(engine.config.box, scaling="exact", margin_cells=margin_cells)
+    cells = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+    return map_box(cells, reading.grid, reading.size_px, rule=rule, token_px=engine.backbone.token_px)

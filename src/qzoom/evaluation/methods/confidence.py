@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qzoom.engine.batch import prefill
+from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import propose
 from qzoom.engine.request import Options, check_heads
 from qzoom.errors import ConfigError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qzoom.config import ZoomConfig
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = ["ENTROPY", "MARGIN", "ConfidenceGate", "calibrated_threshold", "entropy_doubt", "margin_doubt"]
@@ -81,7 +81,7 @@ class ConfidenceGate(Method):
     needs_region: bool = field(default=True, kw_only=True)
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
         check_heads(model.engine, "auto")
@@ -96,8 +96,7 @@ class ConfidenceGate(Method):
         gate = GateDecision(score, threshold, score >= threshold)
         if not gate.zoomed:
             return reading.answer_coarse(gate, row)
-        with reading.clock.step("region"):
-            proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)])[0]
+        proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)], reading.clock)[0]
         if not proposed.boxes:
             return reading.answer_coarse(proposed.gate, row)
         reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)

@@ -16,7 +16,7 @@ from qzoom.images.geometry import box_area_px
 from qzoom.types import Answer, Box, GateDecision
 
 if TYPE_CHECKING:
-    from qzoom.data.samples import EvalQuestion
+    from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
 __all__ = ["CENTRE", "ORACLE", "RANDOM", "FixedBox", "centre_box", "random_box"]
@@ -40,7 +40,7 @@ class FixedBox(Method):
     margin_cells: float = 0.5
 
     def answer(
-        self, model: QZoom, images: Any, question: EvalQuestion, options: Options
+        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`; without a known place the oracle answers from the coarse look and says so."""
         reading = start(model, images, question, options)

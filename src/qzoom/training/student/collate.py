@@ -1,18 +1,16 @@
-"""A question and its picture as the model is asked later: the engine's own words, tokens, positions and pixels.
+"""Schedule entries to tensors for the stock model, with the prompts that the engine makes later.
 
 Training and `qzoom ask --zoom never` share every function between the question and the tensors, so a student learns
 the prompt that it will get.
 
-Rows to tensors for the stock model: one sequence holds a picture and the questions about it.
+The questions about one image are packed into one sequence. Each attends to the image and to itself, and its positions
+start where the image ends, so it is trained as if it were alone while the image is encoded once. A question whose
+region is marked gets a sequence of its own, since its image is another one.
 
-Questions of one sequence are branches: each sees the picture and itself, and its positions start where the picture
-ends, so it is trained as if it were alone while the picture is paid for once. A question whose region is marked gets a
-sequence of its own, since its picture is another one.
-
-              picture   question 1   question 2          x: may attend
-    picture      x
-    question 1   x          x
-    question 2   x                       x
+              image   question 1   question 2          x: may attend
+    image        x
+    question 1   x         x
+    question 2   x                      x
 """
 
 from __future__ import annotations
@@ -35,24 +33,39 @@ from qzoom.engine.request import Options, budget, coarse_budget
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
 from qzoom.images.load import load_image
-from qzoom.training.student.data import Question
-from qzoom.training.student.recipe import DistillRecipe
+from qzoom.training.losses import IGNORE
+from qzoom.training.student.data import ExportedQuestion
+from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import wrap
-from qzoom.training.student.schedule import Row, questions_inside, regions_of, shifted, window_around
+from qzoom.training.student.schedule import (
+    ScheduleEntry,
+    box_in_crop,
+    questions_in_crop,
+    random_crop,
+    regions_of,
+)
 from qzoom.types import Box
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from qzoom.config import TokenBudget
-    from qzoom.training.student.schedule import Row
 
-__all__ = ["Asked", "Collator", "Drawn", "Prompter", "Sequence4", "View", "build_sequence", "pad_sequences"]
+__all__ = [
+    "Collator",
+    "DrawSample",
+    "ImageTensors",
+    "PackedSequence",
+    "Prompter",
+    "TokenizedQuestion",
+    "pack_questions",
+    "pad_sequences",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """A picture as the vision tower takes it.
+class ImageTensors:
+    """An image as the vision tower takes it.
 
     Args:
         pixels: (patches, values).
@@ -66,11 +79,11 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenizedQuestion:
     """A tokenised question with its right reply.
 
     Args:
-        ids: prompt up to the assistant's header, one placeholder for the picture.
+        ids: prompt up to the assistant's header, one placeholder for the image.
         reply: token ids of the reply, the end token last.
     """
 
@@ -86,13 +99,13 @@ class Prompter:
         recipe: overlay, clause, instruction and form of the answer.
     """
 
-    def __init__(self, engine: Engine, recipe: DistillRecipe) -> None:
+    def __init__(self, engine: Engine, recipe: StudentRecipe) -> None:
         self.engine = engine
         self.recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._room = int(recipe.cache_gb * 1e9)
-        self._kept: OrderedDict[tuple[str, int], PIL.Image.Image] = OrderedDict()
-        self._used = 0
+        self._free_bytes = int(recipe.cache_gb * 1e9)
+        self._cache: OrderedDict[tuple[str, int], PIL.Image.Image] = OrderedDict()
+        self._used_bytes = 0
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def budget_of(self, tokens: int) -> TokenBudget:
@@ -100,60 +113,54 @@ class Prompter:
         standard = coarse_budget(self.engine, Options())
         return (budget(tokens, standard) if tokens else None) or standard
 
-    def style_of(self, question: Question, visit: int, progress: float) -> str:
+    def style_of(self, question: ExportedQuestion, epoch: int, progress: float) -> str:
         """How the region is marked this time; "none" without a box, or when the schedule says so."""
-        if question.box is None or not has_box(question.id, visit, self.recipe.fade.share(progress)):
+        if question.box is None or not has_box(question.id, epoch, self.recipe.fade.share(progress)):
             return "none"
-        return choose_style(question.id, visit, self.recipe.styles)
+        return choose_style(question.id, epoch, self.recipe.styles)
 
-    def view(self, picture: PIL.Image.Image, tokens: int) -> View:
-        """The tensors of a picture; pixels in the precision that the recipe computes in, as autocast makes them."""
+    def view(self, picture: PIL.Image.Image, tokens: int) -> ImageTensors:
+        """The tensors of an image; pixels in the precision that the recipe computes in, as autocast makes them."""
         backbone: Any = self.engine.backbone
         pixels, grid_thw = backbone.pixels(picture, self.budget_of(tokens))
         pixels = pixels.to(getattr(torch, self.recipe.precision))
-        return View(pixels, grid_thw, backbone.grid(picture.size, self.budget_of(tokens)))
+        return ImageTensors(pixels, grid_thw, backbone.grid(picture.size, self.budget_of(tokens)))
 
-    def picture(self, question: Question, style: str, tokens: int) -> PIL.Image.Image:
-        """The picture with its region marked, or, unmarked, as it is; unmarked ones may come resized from memory."""
+    def picture(self, question: ExportedQuestion, style: str, tokens: int) -> PIL.Image.Image:
+        """The image with its region marked, or unmarked; unmarked images may come resized from the cache."""
         if style in ("none", "text"):
             return self._plain(question.picture, tokens)
         whole = self._open(question.picture)
         return draw(whole, question.box, style, tokens=self.budget_of(tokens).max_tokens)  # type: ignore[arg-type]
 
-    def part(self, questions: Sequence[Question], row: Row) -> tuple[PIL.Image.Image, Box]:
-        """What a row's window shows of a picture, and where it lies: around the region of one of the questions.
+    def random_crop(self, questions: Sequence[ExportedQuestion], entry: ScheduleEntry) -> tuple[PIL.Image.Image, Box]:
+        """An entry's random crop of an image, around the region of one of the questions, and its box.
 
         Args:
-            questions: about one picture; at least one of them with a region.
-            row: sharpness, size and place.
+            questions: about one image; at least one of them with a region.
+            entry: visual tokens and seed.
         """
-        rng = random.Random(row.place)
+        rng = random.Random(entry.crop_seed)
         whole = self._open(questions[0].picture)
         cell_area = self.engine.backbone.token_px**2
-        whole_scale = math.sqrt(self.budget_of(row.tokens).max_tokens * cell_area / (whole.width * whole.height))
-        window = window_around(
-            rng.choice(regions_of(questions)),
-            whole.size,
-            row.window * cell_area,
-            min(1.0, whole_scale),
-            self.recipe.windows,
-            rng,
-        )
-        return whole.crop(window), window
+        whole_scale = math.sqrt(self.budget_of(entry.tokens).max_tokens * cell_area / (whole.width * whole.height))
+        scales = (min(1.0, whole_scale), self.recipe.random_crops.scale)
+        box = random_crop(rng.choice(regions_of(questions)), whole.size, entry.crop_tokens * cell_area, scales, rng)
+        return whole.crop(box), box
 
     def size_px(self, path: str) -> tuple[int, int]:
-        """(width, height) of a picture, upright."""
+        """(width, height) of an image, upright."""
         if path not in self._sizes:
             self._open(path)
         return self._sizes[path]
 
     def _open(self, path: str) -> PIL.Image.Image:
-        """A picture, whose size is remembered."""
+        """An image, whose size is remembered."""
         whole = load_image(path).image
         self._sizes[path] = whole.size
         return whole
 
-    def wording(self, question: Question, style: str) -> str:
+    def wording(self, question: ExportedQuestion, style: str) -> str:
         """The question's text with the clause of its style and the recipe's instruction."""
         parts = [question.text]
         if self.recipe.clause and style != "none":
@@ -163,22 +170,22 @@ class Prompter:
             parts.append(self.recipe.instruction)
         return "\n".join(parts)
 
-    def asked(self, text: str, answer: str) -> Asked:
+    def tokenize(self, text: str, answer: str) -> TokenizedQuestion:
         """Tokens of a question and its right reply."""
         ids = self._chat.encode(read_conversation(_SOURCE, text))
         backbone = self.engine.backbone
         reply = backbone.tokenizer(wrap(answer, self.recipe.answer_form), add_special_tokens=False)["input_ids"]
-        return Asked(tuple(ids), (*reply, backbone.eos_ids[0]))
+        return TokenizedQuestion(tuple(ids), (*reply, backbone.eos_ids[0]))
 
     def expand(self, ids: Sequence[int], cells: tuple[int, int]) -> list[int]:
         """The prompt with one placeholder for every visual token.
 
         Raises:
-            DataError: not exactly one picture.
+            DataError: not exactly one image.
         """
         mark = self.engine.backbone.image_token_id
         if sum(token == mark for token in ids) != 1:
-            raise DataError("A distilled question must have exactly one picture in its prompt.")
+            raise DataError("A distilled question must have exactly one image in its prompt.")
         at = list(ids).index(mark)
         return [*ids[:at], *[mark] * (cells[0] * cells[1]), *ids[at + 1 :]]
 
@@ -188,24 +195,24 @@ class Prompter:
 
     def _plain(self, path: str, tokens: int) -> PIL.Image.Image:
         key = (path, tokens)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
         whole = self._open(path)
-        if not self._room:
+        if not self._free_bytes:
             return whole
         small = self._resized(whole, tokens)
         size = small.width * small.height * 3
-        while self._kept and self._used + size > self._room:
-            _, old = self._kept.popitem(last=False)
-            self._used -= old.width * old.height * 3
-        if size <= self._room:
-            self._kept[key] = small
-            self._used += size
+        while self._cache and self._used_bytes + size > self._free_bytes:
+            _, old = self._cache.popitem(last=False)
+            self._used_bytes -= old.width * old.height * 3
+        if size <= self._free_bytes:
+            self._cache[key] = small
+            self._used_bytes += size
         return small
 
     def _resized(self, picture: PIL.Image.Image, tokens: int) -> PIL.Image.Image:
-        """The picture at its view's size, by the backbone's own resampling; the view of either is the same."""
+        """The image at its view's size, by the backbone's own resampling; the view of either is the same."""
         from PIL import Image
 
         backbone: Any = self.engine.backbone
@@ -217,168 +224,170 @@ class Prompter:
 
 
 _SOURCE = object()
-"""Stands for a picture where only the words matter."""
+"""Stands for an image where only the words matter."""
 
 
-IGNORE = -100
-
-Drawn = Callable[[int], "tuple[PIL.Image.Image, list[tuple[str, str]]]"]
-"""From a seed to a picture and its (question, answer) pairs."""
+DrawSample = Callable[[int], "tuple[PIL.Image.Image, list[tuple[str, str]]]"]
+"""From a seed to an image and its (question, answer) pairs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sequence4:
-    """A picture with its questions.
+class PackedSequence:
+    """An image with its questions.
 
     Args:
         ids: (length,) tokens.
         positions: (axes, length).
-        branch: (length,) 0 for the picture and what stands before it, 1 and up for the questions.
+        segment: (length,) 0 for the image and what stands before it, 1 and up for the questions.
         labels: (length,) the token itself where it belongs to a reply, else -100.
-        view: the picture.
-        regions: (questions, length) true at the visual tokens that the question's region touches; None unless wanted.
+        view: the image.
+        regions: (questions, length) true at the visual tokens that the question's region touches; None for none.
     """
 
     ids: Tensor
     positions: Tensor
-    branch: Tensor
+    segment: Tensor
     labels: Tensor
-    view: View
+    view: ImageTensors
     regions: Tensor | None = None
 
 
 class Collator:
-    """Turns the rows of a dataset (numbers into the run's order) into one batch of tensors.
+    """Turns entries of the data set (numbers of schedule entries) into one batch of tensors.
 
     Args:
         prompter: makes views and prompts.
-        questions: that the rows point to.
-        rows: the run's order.
-        drawn: makes replayed pictures.
-        masked: give every batch a 4-D mask, for attention that wants one.
-        regions: give every batch its questions' regions, see `Sequence4`.
+        questions: that the entries refer to.
+        schedule: of the run.
+        rehearsal: draws rehearsal data.
+        masked: give every batch a 4-D mask, for attention that needs one.
+        regions: give every batch its questions' regions, see `PackedSequence`.
     """
 
     def __init__(
         self,
         prompter: Prompter,
-        questions: Sequence[Question],
-        rows: Sequence[Row],
-        drawn: Drawn | None = None,
+        questions: Sequence[ExportedQuestion],
+        schedule: Sequence[ScheduleEntry],
+        rehearsal: DrawSample | None = None,
         *,
         masked: bool = False,
         regions: bool = False,
     ) -> None:
         self._prompter = prompter
         self._questions = questions
-        self._rows = rows
-        self._drawn = drawn
+        self._schedule = schedule
+        self._rehearsal = rehearsal
         self._masked = masked
         self._regions = regions
 
-    def __call__(self, entries: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
-        """The batch of these entries, each {"row": number}."""
-        sequences = [sequence for entry in entries for sequence in self.sequences(self._rows[entry["row"]])]
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        """The batch of these rows of the data set, each {"row": number}."""
+        sequences = [sequence for row in rows for sequence in self.sequences(self._schedule[row["row"]])]
         pad = int(self._prompter.engine.backbone.tokenizer.pad_token_id)
         return pad_sequences(sequences, pad, masked=self._masked)
 
-    def sequences(self, row: Row) -> list[Sequence4]:
-        """A row's sequences: one for all unmarked questions, one for every marked one."""
+    def sequences(self, entry: ScheduleEntry) -> list[PackedSequence]:
+        """An entry's sequences: one for all unmarked questions, one for every marked one."""
         prompter = self._prompter
-        if row.drawn >= 0:
-            if self._drawn is None:
-                raise ValueError("A drawn row needs something that draws.")
-            picture, pairs = self._drawn(row.drawn)
-            return [build_sequence(prompter, prompter.view(picture, row.tokens), [prompter.asked(*p) for p in pairs])]
-        windowed = self._windowed(row) if row.window else None
-        if windowed is not None:
-            return [windowed]
-        alone: list[tuple[Question, str]] = []
-        shared: list[tuple[Question, str]] = []
-        for question in self._of(row):
-            style = prompter.style_of(question, row.visit, row.progress)
+        if entry.rehearsal >= 0:
+            if self._rehearsal is None:
+                raise ValueError("A rehearsal entry needs something that draws.")
+            image, pairs = self._rehearsal(entry.rehearsal)
+            questions = [prompter.tokenize(*pair) for pair in pairs]
+            return [pack_questions(prompter, prompter.view(image, entry.tokens), questions)]
+        cropped = self._cropped(entry) if entry.crop_tokens else None
+        if cropped is not None:
+            return [cropped]
+        alone: list[tuple[ExportedQuestion, str]] = []
+        shared: list[tuple[ExportedQuestion, str]] = []
+        for question in self._of(entry):
+            style = prompter.style_of(question, entry.epoch, entry.progress)
             (shared if style in ("none", "text") else alone).append((question, style))
         out = []
-        for group in ([shared] if shared else []) + [[entry] for entry in alone]:
+        for group in ([shared] if shared else []) + [[pair] for pair in alone]:
             first, style = group[0]
-            view = prompter.view(prompter.picture(first, style, row.tokens), row.tokens)
-            asked = [prompter.asked(prompter.wording(q, s), q.answer) for q, s in group]
-            made = build_sequence(prompter, view, asked)
-            size_px = self._prompter.size_px(first.picture)
-            out.append(self._with_regions(made, [q.box for q, _ in group], size_px))
+            view = prompter.view(prompter.picture(first, style, entry.tokens), entry.tokens)
+            questions = [prompter.tokenize(prompter.wording(q, s), q.answer) for q, s in group]
+            sequence = pack_questions(prompter, view, questions)
+            out.append(self._with_regions(sequence, [q.box for q, _ in group], prompter.size_px(first.picture)))
         return out
 
-    def _windowed(self, row: Row) -> Sequence4 | None:
-        """A part of the row's picture with the questions that it can be asked, unmarked; None where there are none."""
-        prompter, group = self._prompter, self._of(row)
+    def _cropped(self, entry: ScheduleEntry) -> PackedSequence | None:
+        """A random crop with the questions that can be asked about it, unmarked; None if there are none."""
+        prompter, group = self._prompter, self._of(entry)
         if not regions_of(group):
             return None
-        picture, window = prompter.part(group, row)
-        shown = questions_inside(group, window, row.place)
-        if not shown:
+        image, box = prompter.random_crop(group, entry)
+        inside = questions_in_crop(group, box, entry.crop_seed)
+        if not inside:
             return None
-        asked = [prompter.asked(prompter.wording(q, "none"), q.answer) for q in shown]
-        made = build_sequence(prompter, prompter.view(picture, row.window), asked)
-        return self._with_regions(made, [shifted(q.box, window) for q in shown], picture.size)
+        questions = [prompter.tokenize(prompter.wording(q, "none"), q.answer) for q in inside]
+        sequence = pack_questions(prompter, prompter.view(image, entry.crop_tokens), questions)
+        return self._with_regions(sequence, [box_in_crop(q.box, box) for q in inside], image.size)
 
-    def _of(self, row: Row) -> list[Question]:
-        return [self._questions[index] for index in row.questions]
+    def _of(self, entry: ScheduleEntry) -> list[ExportedQuestion]:
+        return [self._questions[index] for index in entry.questions]
 
-    def _with_regions(self, made: Sequence4, boxes: Sequence[Box | None], size_px: tuple[int, int]) -> Sequence4:
-        """The sequence with the visual tokens of its questions' regions, if wanted; none where there is no box."""
+    def _with_regions(
+        self, sequence: PackedSequence, boxes: Sequence[Box | None], size_px: tuple[int, int]
+    ) -> PackedSequence:
+        """The sequence with the visual tokens of its questions' regions, if asked for; none where there is no box."""
         if not self._regions:
-            return made
-        visual = (made.ids == self._prompter.engine.backbone.image_token_id).nonzero().squeeze(1)
-        regions = torch.zeros(len(boxes), len(made.ids), dtype=torch.bool)
+            return sequence
+        visual = (sequence.ids == self._prompter.engine.backbone.image_token_id).nonzero().squeeze(1)
+        regions = torch.zeros(len(boxes), len(sequence.ids), dtype=torch.bool)
         for index, box in enumerate(boxes):
             if box is not None:
-                touched = covered_cells([box], size_px, made.view.cells) > 0
+                touched = covered_cells([box], size_px, sequence.view.cells) > 0
                 regions[index, visual] = torch.from_numpy(touched.ravel())
-        return dataclasses.replace(made, regions=regions)
+        return dataclasses.replace(sequence, regions=regions)
 
 
-def build_sequence(prompter: Prompter, view: View, asked: Sequence[Asked]) -> Sequence4:
-    """One sequence of a picture and its questions, which share their prompt up to the picture's end."""
+def pack_questions(prompter: Prompter, view: ImageTensors, questions: Sequence[TokenizedQuestion]) -> PackedSequence:
+    """One sequence of an image and its questions, which share their prompt up to the image's end."""
     backbone = prompter.engine.backbone
-    first = prompter.expand(asked[0].ids, view.cells)
-    fork = _end_of_picture(first, backbone.image_token_id) + len(backbone.image_delimiters[1])
+    first = prompter.expand(questions[0].ids, view.cells)
+    fork = _end_of_image(first, backbone.image_token_id) + len(backbone.image_delimiters[1])
     prefix = first[:fork]
     stem = prompter.positions(prefix, view.cells)
-    ids, labels, branch, places = list(prefix), [IGNORE] * fork, [0] * fork, [stem]
+    ids, labels, segment, positions = list(prefix), [IGNORE] * fork, [0] * fork, [stem]
     begin = int(stem.max()) + 1
-    for number, one in enumerate(asked, start=1):
-        prompt = prompter.expand(one.ids, view.cells)
+    for number, question in enumerate(questions, start=1):
+        prompt = prompter.expand(question.ids, view.cells)
         if prompt[:fork] != prefix:
-            raise ValueError("Questions of one sequence must share what stands before the picture's end.")
-        tail = [*prompt[fork:], *one.reply]
+            raise ValueError("Questions of one sequence must share what stands before the image's end.")
+        tail = [*prompt[fork:], *question.reply]
         ids += tail
-        labels += [IGNORE] * (len(prompt) - fork) + list(one.reply)
-        branch += [number] * len(tail)
-        places.append(torch.arange(begin, begin + len(tail)).expand(stem.shape[0], -1))
-    return Sequence4(torch.tensor(ids), torch.cat(places, dim=1), torch.tensor(branch), torch.tensor(labels), view)
+        labels += [IGNORE] * (len(prompt) - fork) + list(question.reply)
+        segment += [number] * len(tail)
+        positions.append(torch.arange(begin, begin + len(tail)).expand(stem.shape[0], -1))
+    return PackedSequence(
+        torch.tensor(ids), torch.cat(positions, dim=1), torch.tensor(segment), torch.tensor(labels), view
+    )
 
 
-def pad_sequences(sequences: Sequence[Sequence4], pad: int, *, masked: bool = False) -> dict[str, Any]:
+def pad_sequences(sequences: Sequence[PackedSequence], pad: int, *, masked: bool = False) -> dict[str, Any]:
     """A batch (B, S) padded on the right, with a 4-D mask (B, 1, S, S), true = may attend.
 
-    A batch of single questions needs no branches and gets the usual 2-D mask, unless it is to be masked all the same.
+    A batch of single questions gets the usual 2-D mask unless `masked`.
     """
     length = max(len(s.ids) for s in sequences)
     count = len(sequences)
     ids = torch.full((count, length), pad)
     labels = torch.full((count, length), IGNORE)
-    branch = torch.full((count, length), -1)
+    segment = torch.full((count, length), -1)
     positions = torch.zeros(sequences[0].positions.shape[0], count, length, dtype=torch.long)
     for index, sequence in enumerate(sequences):
         size = len(sequence.ids)
         ids[index, :size] = sequence.ids
         labels[index, :size] = sequence.labels
-        branch[index, :size] = sequence.branch
+        segment[index, :size] = sequence.segment
         positions[:, index, :size] = sequence.positions
-    single = int(branch.max()) <= 1 and not masked
+    single = int(segment.max()) <= 1 and not masked
     return _padded_regions(sequences, length) | {
         "input_ids": ids,
-        "attention_mask": (branch >= 0).long() if single else _branch_mask(branch),
+        "attention_mask": (segment >= 0).long() if single else _packed_mask(segment),
         "position_ids": positions,
         "labels": labels,
         "pixel_values": torch.cat([s.view.pixels for s in sequences]),
@@ -386,28 +395,28 @@ def pad_sequences(sequences: Sequence[Sequence4], pad: int, *, masked: bool = Fa
     }
 
 
-def _padded_regions(sequences: Sequence[Sequence4], length: int) -> dict[str, Tensor]:
-    """Regions (B, most questions, S) and branches (B, S) where any sequence has regions; drawn pictures have none."""
+def _padded_regions(sequences: Sequence[PackedSequence], length: int) -> dict[str, Tensor]:
+    """Regions (B, most questions, S) and segments (B, S) where any sequence has regions; drawn pictures have none."""
     if all(s.regions is None for s in sequences):
         return {}
-    most = max(int(s.branch.max()) for s in sequences)
+    most = max(int(s.segment.max()) for s in sequences)
     regions = torch.zeros(len(sequences), most, length, dtype=torch.bool)
-    branch = torch.full((len(sequences), length), -1)
+    segment = torch.full((len(sequences), length), -1)
     for index, sequence in enumerate(sequences):
-        branch[index, : len(sequence.branch)] = sequence.branch
+        segment[index, : len(sequence.segment)] = sequence.segment
         if sequence.regions is not None:
             count, size = sequence.regions.shape
             regions[index, :count, :size] = sequence.regions
-    return {"regions": regions, "branch": branch}
+    return {"regions": regions, "segment": segment}
 
 
-def _branch_mask(branch: Tensor) -> Tensor:
-    """Causal, and only the picture or the own question; padding sees itself, so that no row is empty."""
-    length = branch.shape[1]
+def _packed_mask(segment: Tensor) -> Tensor:
+    """Causal, within the image and the own question; padding attends to itself, so that no row is empty."""
+    length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = branch[:, :, None] == branch[:, None, :]
-    return ((same | (branch == 0)[:, None, :]) & causal)[:, None]
+    same = segment[:, :, None] == segment[:, None, :]
+    return ((same | (segment == 0)[:, None, :]) & causal)[:, None]
 
 
-def _end_of_picture(ids: Sequence[int], mark: int) -> int:
+def _end_of_image(ids: Sequence[int], mark: int) -> int:
     return len(ids) - list(reversed(ids)).index(mark)

@@ -1,8 +1,7 @@
-"""Exported rows to questions about pictures: Parquet in, small records out, every picture once on disk.
+"""Exported data: Parquet rows to questions about images, every image once on disk.
 
-Parquet holds a picture with each of its questions. Here the picture's bytes are written once, under a hash of them,
-and rows keep the path; so memory does not grow with the data. Whole pictures are held out for validation, never single
-questions.
+Parquet holds an image with each of its questions. Here its bytes are written once, under a hash of them, and questions
+keep the path, so memory does not grow with the data. Whole images are held out for validation, never single questions.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from qzoom.errors import DataError
 from qzoom.types import Box
 
-__all__ = ["Question", "Split", "digest_of", "read_split"]
+__all__ = ["ExportedQuestion", "Split", "check_folder", "digest_of", "read_split"]
 
 
 _COLUMNS = ("id", "images", "prompt", "answer", "bbox", "choices", "letter", "extra_info")
@@ -28,7 +27,7 @@ _BATCH_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ExportedQuestion:
     """A question about a whole picture.
 
     Args:
@@ -60,8 +59,8 @@ class Question:
 class Split:
     """Questions to train on and questions to validate with; no picture is in both."""
 
-    train: tuple[Question, ...]
-    validation: tuple[Question, ...]
+    train: tuple[ExportedQuestion, ...]
+    validation: tuple[ExportedQuestion, ...]
 
 
 def read_split(folder: Path, pictures: Path, share: float, seed: int) -> Split:
@@ -79,7 +78,7 @@ def read_split(folder: Path, pictures: Path, share: float, seed: int) -> Split:
     Raises:
         DataError: no files, no questions, a missing column or a malformed row.
     """
-    files = _files(folder)
+    files = check_folder(folder)
     held = [path for path in files if path.name.startswith("val")]
     rest = [path for path in files if path not in held and not path.name.startswith("test")]
     pictures.mkdir(parents=True, exist_ok=True)
@@ -97,7 +96,7 @@ def read_split(folder: Path, pictures: Path, share: float, seed: int) -> Split:
     return Split(tuple(train), tuple(validation))
 
 
-def digest_of(questions: Sequence[Question]) -> str:
+def digest_of(questions: Sequence[ExportedQuestion]) -> str:
     """Twenty hex digits that change with any question, answer, box or picture, and with the order."""
     out = hashlib.sha256()
     for q in questions:
@@ -106,7 +105,12 @@ def digest_of(questions: Sequence[Question]) -> str:
     return out.hexdigest()[:20]
 
 
-def _files(folder: Path) -> list[Path]:
+def check_folder(folder: Path) -> list[Path]:
+    """The Parquet files of an exported folder.
+
+    Raises:
+        DataError: no folder, or none of them.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder that `qzoom distill` exported to.")
     found = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
@@ -115,7 +119,7 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _read(path: Path, pictures: Path) -> Iterator[Question]:
+def _read(path: Path, pictures: Path) -> Iterator[ExportedQuestion]:
     import pyarrow
     import pyarrow.parquet
 
@@ -135,7 +139,7 @@ def _read(path: Path, pictures: Path) -> Iterator[Question]:
         raise DataError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); export it again.") from error
 
 
-def _question(row: Mapping[str, Any], where: str, folder: Path, pictures: Path) -> Question:
+def _question(row: Mapping[str, Any], where: str, folder: Path, pictures: Path) -> ExportedQuestion:
     extra = row.get("extra_info") or {}
     if isinstance(extra, str):
         try:
@@ -150,7 +154,7 @@ def _question(row: Mapping[str, Any], where: str, folder: Path, pictures: Path) 
         letter = answer.strip()
     if choices and (len(letter) != 1 or not 0 <= ord(letter) - ord("A") < len(choices)):
         raise DataError(f"{where}: {letter!r} is the letter of none of its {len(choices)} choices.")
-    return Question(
+    return ExportedQuestion(
         id=str(row["id"]),
         picture=_keep(row["images"], where, folder, pictures),
         text=_text(row["prompt"], where),

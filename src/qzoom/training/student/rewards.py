@@ -16,13 +16,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qzoom.scoring.judge import JudgeFailure, rule
+from qzoom.scoring.agree import decide_exact, exact_match, normalise
+from qzoom.scoring.judge import JudgeFailure
 from qzoom.scoring.letters import chosen_letter
-from qzoom.scoring.metrics import exact_match, normalise
 
 __all__ = [
+    "Reference",
     "Reward",
-    "Target",
     "accuracy",
     "answer_of",
     "choice_reward",
@@ -76,7 +76,7 @@ JudgeCall = Callable[[str, Sequence[str], str], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Reference:
     """What a right reply says.
 
     Args:
@@ -111,7 +111,7 @@ class Reward:
 
 def accuracy(
     reply: str,
-    target: Target,
+    target: Reference,
     *,
     form: str = "plain",
     longest_plain: int = 300,
@@ -144,7 +144,7 @@ def accuracy(
     return _free(answer, target, fine, judge)
 
 
-def choice_reward(answer: str, target: Target) -> float:
+def choice_reward(answer: str, target: Reference) -> float:
     """1 for the right option, named by its letter or by its whole text, else 0."""
     return 1.0 if chosen_letter(answer, target.choices) == target.letter else 0.0
 
@@ -162,7 +162,7 @@ def free_reward(answer: str, right: str) -> float | None:
     """What exact rules say about a free answer: 1, 0, or None where they cannot tell."""
     if normalise(answer).rstrip(".") == normalise(right).rstrip("."):
         return 1.0
-    verdict = rule(answer, [right])
+    verdict = decide_exact(answer, [right])
     return None if verdict is None else float(verdict)
 
 
@@ -184,7 +184,7 @@ def combine(reward: Reward, format_weight: float) -> float | None:
     return (1.0 - format_weight) * reward.accuracy + format_weight * reward.form
 
 
-def _free(answer: str, target: Target, fine: float, judge: JudgeCall | None) -> Reward:
+def _free(answer: str, target: Reference, fine: float, judge: JudgeCall | None) -> Reward:
     verdict = free_reward(answer, target.answer)
     if verdict is not None:
         return Reward(verdict, fine, "rule")

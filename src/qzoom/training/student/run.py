@@ -1,10 +1,8 @@
-"""One part of a run, supervised or reinforced: order, trainer, resume, the best weights at its end.
+"""One run of a student from its recipe to a model folder: load, read data, train phase by phase, keep the best, save.
 
-One distillation run from its recipe to a model folder: load, read data, train part by part, keep the best, save.
-
-OUT/run.json       what decides the run, so that it is never gone on with other settings
-OUT/pictures/      the data's pictures, each once
-OUT/sft, OUT/grpo  checkpoints, metrics.jsonl, log.jsonl, the best and the final weights of a part
+OUT/run.json       what a resumed run must share
+OUT/pictures/      the images of the data, each once
+OUT/sft, OUT/grpo  checkpoints, metrics.jsonl, log.jsonl, the best and the final weights of a phase
 OUT/model          the result, heads included
 """
 
@@ -13,200 +11,57 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.training.loop import StepFacts, check_same_run
-from qzoom.training.student.collate import Prompter
-from qzoom.training.student.data import Split, digest_of, read_split
-from qzoom.training.student.recipe import DistillRecipe, JudgePart, Place
+from qzoom.training.lora import add_lora
+from qzoom.training.run import (
+    Run,
+    StepMetrics,
+    check_same_run,
+    clear_run,
+    copy_weights,
+    mean_losses,
+    read_tensors,
+    save_model,
+    save_tensors,
+    without_deprecations,
+)
+from qzoom.training.student.collate import Collator, Prompter
+from qzoom.training.student.data import Split, check_folder, digest_of, read_split
+from qzoom.training.student.recipe import RewardJudge, StudentRecipe
 from qzoom.training.student.rewards import JudgeCall
-from qzoom.training.student.schedule import Row, count_rows, draw_replay, make_order
-from qzoom.training.student.validate import Best, Follower, FollowSettings, Validation, Validator, last_checkpoint
+from qzoom.training.student.schedule import ScheduleEntry, count_entries, draw_rehearsal, make_schedule
+from qzoom.training.student.validate import (
+    BestWeights,
+    StudentCallback,
+    StudentValidator,
+    Validation,
+    last_checkpoint,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "DistillReport",
-    "PartReport",
+    "PhaseReport",
+    "StudentReport",
     "load_student",
-    "parts_of",
     "prepare_student",
-    "run_part",
-    "steps_of_part",
-    "train_distill",
+    "run_phase",
+    "steps_of_phase",
+    "train_student",
 ]
 
-
-FINAL = "final.safetensors"
-
-
-def run_part(
-    part: str,
-    engine: Engine,
-    model: Any,
-    weights: dict[str, nn.Parameter],
-    split: Split,
-    recipe: DistillRecipe,
-    folder: Path,
-    steps: int,
-    device: str,
-    on_step: Callable[[StepFacts], None],
-    on_validation: Callable[[Validation], None],
-) -> tuple[list[float], list[Validation], int | None]:
-    """Train a part, or go on with it; a finished one is only loaded.
-
-    Args:
-        part: "sft" or "grpo".
-        engine: the student, validated as it trains.
-        model: for the trainer.
-        weights: those that train, by name.
-        split: the data.
-        recipe: how.
-        folder: of this part.
-        steps: optimiser steps.
-        device: "cpu" or "cuda".
-        on_step: called with each step's facts.
-        on_validation: called with each validation.
-
-    Returns:
-        Losses and validations of this process, and the step of the weights that were kept (None without validation).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    best = Best(folder, weights, part, last=recipe.keep == "last")
-    if (folder / FINAL).is_file():
-        return [], [], _load_final(folder / FINAL, weights)
-    settings: Any = getattr(recipe, part)
-    rows = make_order(
-        split.train,
-        steps=steps,
-        batch=settings.batch,
-        most=recipe.sft.questions if part == "sft" else 1,
-        tokens=recipe.tokens,
-        negatives=recipe.negatives,
-        replay=recipe.replay,
-        seed=recipe.seed if part == "sft" else recipe.seed + 1,
-        windows=recipe.windows if part == "sft" else None,
-    )
-    told = FollowSettings(steps, settings.batch, recipe.validation_steps, recipe.tensorboard)
-    follower = Follower(folder, told, Validator(engine, split.validation, recipe), best, on_step, on_validation)
-    prompter = Prompter(engine, recipe)
-    with _judge(recipe.grpo.judge, folder.parent / "calls.sqlite") as judge, _stock_forward(engine), _no_advice():
-        make = _sft if part == "sft" else partial(_grpo, judge=judge)
-        place = Place(folder, device, int(os.environ.get("WORLD_SIZE", "1")))
-        trainer = make(model, prompter, split, rows, steps, recipe, place, follower)
-        last = last_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    kept = best.restore()
-    if not int(os.environ.get("RANK", "0")):
-        _save_final(folder / FINAL, weights, kept)
-    return follower.losses, follower.validations, kept
-
-
-def _sft(
-    model: Any,
-    prompter: Prompter,
-    split: Split,
-    rows: list[Row],
-    steps: int,
-    recipe: DistillRecipe,
-    place: Place,
-    follower: Follower,
-) -> Any:
-    from qzoom.training.student.collate import Collator
-    from qzoom.training.student.sft import fits_plain, make_sft_trainer
-
-    drawn = partial(draw_replay, most=max(2, recipe.sft.questions))
-    masked, regions = fits_plain(model, recipe, place), recipe.pointing.weight > 0
-    collator = Collator(prompter, split.train, rows, drawn, masked=masked, regions=regions)
-    tokenizer = prompter.engine.backbone.tokenizer
-    return make_sft_trainer(model, tokenizer, collator, len(rows), steps, recipe, place, [follower])
-
-
-def _grpo(
-    model: Any,
-    prompter: Prompter,
-    split: Split,
-    rows: list[Row],
-    steps: int,
-    recipe: DistillRecipe,
-    place: Place,
-    follower: Follower,
-    judge: JudgeCall | None = None,
-) -> Any:
-    from qzoom.training.student.grpo import RowReader, make_grpo_trainer
-
-    drawn = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_replay, most=1))
-    reader = RowReader(prompter, split.train, rows, drawn)
-    return make_grpo_trainer(model, reader, len(rows), steps, recipe, place, judge, [follower])
-
-
-@contextmanager
-def _judge(part: JudgePart, cache: Path) -> Iterator[JudgeCall | None]:
-    """The recipe's judge for as long as a part runs."""
-    if not part.url:
-        yield None
-        return
-    from qzoom.llm.settings import CallSettings, EndpointSettings
-    from qzoom.scoring.judge import open_judge
-
-    endpoint = EndpointSettings(part.url, part.model, part.key_env, part.timeout_s)
-    judge = open_judge(endpoint, CallSettings(retries=5, budget_requests=part.budget), cache)
-    try:
-        yield judge.right
-    finally:
-        judge.close()
-
-
-@contextmanager
-def _no_advice() -> Iterator[None]:
-    """Without the libraries' announcements of names that they will change."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-@contextmanager
-def _stock_forward(engine: Engine) -> Iterator[None]:
-    """Trainers put their own forward on the model; afterwards it is the class's again."""
-    model = engine.backbone.model
-    try:
-        yield
-    finally:
-        model.__dict__.pop("forward", None)
-
-
-def _save_final(path: Path, weights: dict[str, nn.Parameter], kept: int | None) -> None:
-    from safetensors.torch import save_file
-
-    part = path.with_name(path.name + ".part")
-    tensors = {name: weight.detach().cpu().contiguous().clone() for name, weight in weights.items()}
-    save_file(tensors, part, metadata={"step": "" if kept is None else str(kept)})
-    part.replace(path)
-
-
-def _load_final(path: Path, weights: dict[str, nn.Parameter]) -> int | None:
-    import torch
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file, torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(file.get_tensor(name))
-        step = (file.metadata() or {}).get("step", "")
-    return int(step) if step else None
-
-
-RUN = "run.json"
+FINAL_FILE = "final.safetensors"
+RUN_FILE = "run.json"
 HEADS_NOTE = (
     "Gate and region branch were fitted on the model before this training and are carried over unchanged. Fit them "
     "again: qzoom label regions, qzoom train regions --refit, qzoom label gate, qzoom train gate; see docs/training.md."
@@ -214,19 +69,21 @@ HEADS_NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class PartReport:
-    """What one part came to.
+class PhaseReport:
+    """Figures of a finished phase.
 
     Args:
-        part: "sft" or "grpo".
-        steps: optimiser steps.
-        first_loss: mean of the first tenth of this process's steps; None when there was nothing left to do.
+        phase: "sft" or "grpo".
+        start: optimiser steps that were done before this process.
+        steps: optimiser steps of the whole phase.
+        first_loss: mean of the first tenth of the phase's steps.
         last_loss: mean of the last tenth.
         best_step: of the weights that were kept; None without validation.
-        seconds: of this process's steps.
+        seconds: of this process.
     """
 
-    part: str
+    phase: str
+    start: int
     steps: int
     first_loss: float | None
     last_loss: float | None
@@ -235,8 +92,8 @@ class PartReport:
 
 
 @dataclass(frozen=True, slots=True)
-class DistillReport:
-    """What a run came to.
+class StudentReport:
+    """Figures of a finished run.
 
     Args:
         model: folder of the result.
@@ -244,7 +101,7 @@ class DistillReport:
         negatives: of them, whose target is absent.
         held_out: questions kept for validation.
         trained: number of weights that trained.
-        parts: in order.
+        phases: in order.
         validations: of this process, in order.
     """
 
@@ -253,25 +110,97 @@ class DistillReport:
     negatives: int
     held_out: int
     trained: int
-    parts: tuple[PartReport, ...]
+    phases: tuple[PhaseReport, ...]
     validations: tuple[Validation, ...]
 
 
-def parts_of(recipe: DistillRecipe) -> tuple[str, ...]:
-    """The parts of a method, in order."""
-    return tuple(recipe.method.split("+"))
+def train_student(
+    recipe: StudentRecipe,
+    output: Path,
+    *,
+    device: str = "cpu",
+    fresh: bool = False,
+    base: Engine | None = None,
+    on_phase: Callable[[str, int], None] = lambda phase, steps: None,
+    on_step: Callable[[StepMetrics], None] = lambda _: None,
+    on_validation: Callable[[Validation], None] = lambda _: None,
+) -> StudentReport:
+    """Run a recipe; the same call resumes a stopped run.
+
+    Nothing is written before the base and the folder of the data have been checked.
+
+    Args:
+        recipe: what to do.
+        output: see the module.
+        device: "cpu" or "cuda".
+        fresh: start over.
+        base: the loaded student, instead of loading the recipe's.
+        on_phase: called with each phase's name and number of steps.
+        on_step: called with each step's metrics.
+        on_validation: called with each validation.
+
+    Raises:
+        ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
+        DataError: data that cannot be used.
+    """
+    from qzoom.checkpoints.weights import base_digest
+
+    _check_packages()
+    if not recipe.data:
+        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
+    folder = Path(recipe.data).expanduser()
+    check_folder(folder)
+    engine = base or load_student(recipe, device)
+    run = Run(engine, recipe, output, device, on_step, on_phase, on_validation)
+    if run.is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            clear_run(output, ("sft", "grpo", RUN_FILE))
+    _wait_for_everyone(run)
+    split = read_split(folder, output / "pictures", recipe.validation, recipe.seed)
+    digest = base_digest(engine)
+    if run.is_main:
+        _check_run(run, digest, split)
+    model, weights = prepare_student(engine, recipe)
+    phases: list[PhaseReport] = []
+    validations: list[Validation] = []
+    for phase in recipe.phases:
+        report, found = run_phase(run, phase, model, weights, split)
+        phases.append(report)
+        validations += found
+    result = StudentReport(
+        model=str(output / "model"),
+        questions=len(split.train),
+        negatives=sum(q.negative for q in split.train),
+        held_out=len(split.validation),
+        trained=sum(weight.numel() for weight in weights.values()),
+        phases=tuple(phases),
+        validations=tuple(validations),
+    )
+    if run.is_main:
+        if recipe.lora_rank:
+            model.merge_and_unload()
+        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
+        if engine.gate is not None or engine.region is not None:
+            facts["heads"] = HEADS_NOTE
+        save_model(run, result, {"distill": facts}, whole=True)
+    return result
 
 
-def steps_of_part(recipe: DistillRecipe, part: str, split: Split) -> int:
-    """Optimiser steps of a part."""
-    settings: Any = getattr(recipe, part)
-    if settings.steps:
-        return int(settings.steps)
-    rows = count_rows(split.train, _questions_a_row(recipe, part), recipe.negatives, recipe.seed)
-    return max(1, round(settings.epochs * rows / (1.0 - recipe.replay) / settings.batch))
+def load_student(recipe: StudentRecipe, device: str) -> Engine:
+    """The recipe's base on a device; with LoRA, frozen weights are held in the recipe's precision.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    from qzoom.checkpoints.load import load_engine
+
+    dtype = "bfloat16" if recipe.lora_rank and recipe.precision == "bfloat16" else "float32"
+    target = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    return load_engine(recipe.base, dtype=dtype, device_map=target)
 
 
-def prepare_student(engine: Engine, recipe: DistillRecipe) -> tuple[Any, dict[str, nn.Parameter]]:
+def prepare_student(engine: Engine, recipe: StudentRecipe) -> tuple[Any, dict[str, nn.Parameter]]:
     """Choose what trains; with LoRA, put the matrices in.
 
     Args:
@@ -290,197 +219,173 @@ def prepare_student(engine: Engine, recipe: DistillRecipe) -> tuple[Any, dict[st
             branch.requires_grad_(False)
     model.requires_grad_(recipe.lora_rank == 0)
     if recipe.lora_rank:
-        model = _with_lora(model, recipe)
+        model = add_lora(engine, recipe.lora_rank, vision=recipe.vision)
     elif not recipe.vision:
-        model.model.visual.requires_grad_(False)
+        engine.backbone.vision_tower.requires_grad_(False)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for weight in weights.values():
         weight.data = weight.data.float()
     return model, weights
 
 
-def train_distill(
-    recipe: DistillRecipe,
-    output: Path,
-    *,
-    device: str = "cpu",
-    fresh: bool = False,
-    base: Engine | None = None,
-    on_part: Callable[[str, int], None] = lambda part, steps: None,
-    on_step: Callable[[StepFacts], None] = lambda _: None,
-    on_validation: Callable[[Validation], None] = lambda _: None,
-) -> DistillReport:
-    """Run a recipe; the same command goes on where it was stopped.
+def steps_of_phase(recipe: StudentRecipe, phase: str, split: Split) -> int:
+    """Optimiser steps of a phase."""
+    settings: Any = getattr(recipe, phase)
+    if settings.steps:
+        return int(settings.steps)
+    entries = count_entries(split.train, _questions_per_entry(recipe, phase), recipe.negatives, recipe.seed)
+    return max(1, round(settings.epochs * entries / (1.0 - recipe.rehearsal) / settings.batch))
+
+
+def run_phase(
+    run: Run[StudentRecipe], phase: str, model: Any, weights: dict[str, nn.Parameter], split: Split
+) -> tuple[PhaseReport, list[Validation]]:
+    """Train a phase, or resume it; the weights of a finished phase are only loaded.
 
     Args:
-        recipe: what to do.
-        output: see the module.
-        device: "cpu" or "cuda".
-        fresh: start over.
-        base: the loaded student, instead of loading the recipe's.
-        on_part: called with each part's name and steps.
-        on_step: called with each step's facts.
-        on_validation: called with each validation.
+        run: the student and its recipe; the phase gets a folder in the run's.
+        phase: "sft" or "grpo".
+        model: for the trainer.
+        weights: those that train, by name.
+        split: the data.
 
-    Raises:
-        ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
-        DataError: data that cannot be used.
+    Returns:
+        The report and the validations of this process.
     """
-    from qzoom.labels.label_regions import base_digest
+    began, recipe = time.monotonic(), run.recipe
+    steps = steps_of_phase(recipe, phase, split)
+    run.on_phase(phase, steps)
+    run = dataclasses.replace(run, folder=run.folder / phase)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    start, validations = steps, []
+    if (run.folder / FINAL_FILE).is_file():
+        tensors, metadata = read_tensors(run.folder / FINAL_FILE)
+        copy_weights(weights, tensors)
+        best_step = int(metadata["step"]) if metadata.get("step") else None
+    else:
+        best = BestWeights(run.folder, weights, phase, last=recipe.keep == "last")
+        validator = StudentValidator(run.engine, split.validation, recipe)
+        callback = StudentCallback(run, phase, steps, validator, best)
+        judge_cache = run.folder.parent / "calls.sqlite"
+        with _judge(recipe.grpo.judge, judge_cache) as judge, _stock_forward(run.engine), without_deprecations():
+            trainer = _trainer(run, phase, model, split, steps)(judge=judge, callbacks=[callback])
+            last = last_checkpoint(run.folder)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        best_step = best.restore()
+        if run.is_main:
+            save_tensors(run.folder / FINAL_FILE, weights, {"step": "" if best_step is None else str(best_step)})
+        start, validations = callback.start, callback.validations
+    seconds = time.monotonic() - began
+    return PhaseReport(phase, start, steps, *mean_losses(run.folder), best_step, seconds), validations
 
-    _need_trl()
-    first = not int(os.environ.get("RANK", "0"))
-    if first:
-        _make_folder(output, fresh)
-    _meet(device)
-    if not recipe.data:
-        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
-    split = read_split(Path(recipe.data).expanduser(), output / "pictures", recipe.validation, recipe.seed)
-    engine = base or load_student(recipe, device)
-    digest = base_digest(engine)
-    if first:
-        _check_run(output, recipe, digest, split)
-    model, weights = prepare_student(engine, recipe)
-    reports: list[PartReport] = []
-    validations: list[Validation] = []
-    for part in parts_of(recipe):
-        steps = steps_of_part(recipe, part, split)
-        on_part(part, steps)
-        began = time.monotonic()
-        losses, found, best = run_part(
-            part, engine, model, weights, split, recipe, output / part, steps, device, on_step, on_validation
+
+def _trainer(run: Run[StudentRecipe], phase: str, model: Any, split: Split, steps: int) -> Callable[..., Any]:
+    """What makes a phase's trainer from a judge and callbacks."""
+    recipe, prompter = run.recipe, Prompter(run.engine, run.recipe)
+    schedule = _schedule(recipe, phase, split, steps)
+    if phase == "sft":
+        from qzoom.training.student.sft import make_sft_trainer, uses_plain_attention
+
+        rehearsal = partial(draw_rehearsal, most=max(2, recipe.sft.questions))
+        collator = Collator(
+            prompter,
+            split.train,
+            schedule,
+            rehearsal,
+            masked=uses_plain_attention(run),
+            regions=recipe.attention_supervision.weight > 0,
         )
-        validations += found
-        reports.append(PartReport(part, steps, *_ends(losses), best, time.monotonic() - began))
-    report = _report(output, split, weights, reports, validations)
-    if first:
-        if recipe.lora_rank:
-            model.merge_and_unload()
-        _save(engine, recipe, report, output, digest)
-    return report
+        return lambda judge, callbacks: make_sft_trainer(run, model, collator, steps, callbacks)
+    from qzoom.training.student.grpo import PromptReader, make_grpo_trainer
+
+    cached = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_rehearsal, most=1))
+    return partial(make_grpo_trainer, run, model, PromptReader(prompter, split.train, schedule, cached), steps)
 
 
-def _report(
-    output: Path,
-    split: Split,
-    weights: dict[str, nn.Parameter],
-    parts: list[PartReport],
-    validations: list[Validation],
-) -> DistillReport:
-    negatives = sum(q.negative for q in split.train)
-    trained = sum(weight.numel() for weight in weights.values())
-    model, held_out = str(output / "model"), len(split.validation)
-    return DistillReport(model, len(split.train), negatives, held_out, trained, tuple(parts), tuple(validations))
+def _schedule(recipe: StudentRecipe, phase: str, split: Split, steps: int) -> list[ScheduleEntry]:
+    return make_schedule(
+        split.train,
+        steps=steps,
+        batch=getattr(recipe, phase).batch,
+        most=_questions_per_entry(recipe, phase),
+        tokens=recipe.tokens,
+        negatives=recipe.negatives,
+        rehearsal=recipe.rehearsal,
+        seed=recipe.seed if phase == "sft" else recipe.seed + 1,
+        crops=recipe.random_crops if phase == "sft" else None,
+    )
 
 
-def load_student(recipe: DistillRecipe, device: str) -> Engine:
-    """The recipe's base on a device; what does not train with LoRA is held in the recipe's precision.
-
-    Raises:
-        CheckpointError: it cannot be found or read.
-    """
-    from qzoom.checkpoints.load import load_engine
-
-    dtype = "bfloat16" if recipe.lora_rank and recipe.precision == "bfloat16" else "float32"
-    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
-    return load_engine(recipe.base, dtype=dtype, device_map=place)
+def _questions_per_entry(recipe: StudentRecipe, phase: str) -> int:
+    return recipe.sft.questions if phase == "sft" else 1
 
 
-def _with_lora(model: Any, recipe: DistillRecipe) -> Any:
-    """LoRA beside all linear maps of the decoder, and of the vision tower where it trains."""
+@contextmanager
+def _judge(settings: RewardJudge, cache: Path) -> Iterator[JudgeCall | None]:
+    """The recipe's judge for as long as a phase runs."""
+    if not settings.url:
+        yield None
+        return
+    from qzoom.llm.settings import CallSettings, EndpointSettings
+    from qzoom.scoring.judge import open_judge
+
+    endpoint = EndpointSettings(settings.url, settings.model, settings.key_env, settings.timeout_s)
+    judge = open_judge(endpoint, CallSettings(retries=5, budget_requests=settings.budget), cache)
     try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError("lora_rank needs the package peft; install it with: pip install 'qzoom[train]'.") from error
-    maps = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-    if recipe.vision:
-        maps = rf"({maps})|(.*visual\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj))"
-    maps = rf"({maps})(?<!patch_embed\.proj)"
-    settings = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.0, target_modules=maps)
-    return get_peft_model(model, settings)
+        yield judge.right
+    finally:
+        judge.close()
 
 
-def _questions_a_row(recipe: DistillRecipe, part: str) -> int:
-    return recipe.sft.questions if part == "sft" else 1
+@contextmanager
+def _stock_forward(engine: Engine) -> Iterator[None]:
+    """Trainers put their own forward on the model; afterwards it is the class's again."""
+    model = engine.backbone.model
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward", None)
 
 
-def _need_trl() -> None:
+def _check_packages() -> None:
     try:
         import datasets
         import trl
     except ImportError as error:
         raise ConfigError(
-            f"`qzoom train distill` needs the package {error.name}; install it with: "
+            f"`qzoom train student` needs the package {error.name}; install it with: "
             "pip install 'qzoom[distill,train]'."
         ) from error
     del datasets, trl
 
 
-def _make_folder(output: Path, fresh: bool) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        for name in ("sft", "grpo"):
-            shutil.rmtree(output / name, ignore_errors=True)
-        for name in (RUN, "report.json"):
-            (output / name).unlink(missing_ok=True)
-
-
-def _meet(device: str) -> None:
+def _wait_for_everyone(run: Run[StudentRecipe]) -> None:
     """Wait until all processes of a run have come here."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if run.processes > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu").wait_for_everyone()
+        PartialState(cpu=run.device == "cpu").wait_for_everyone()
 
 
-def _check_run(output: Path, recipe: DistillRecipe, weights: str, split: Split) -> None:
-    """Go on with the same run only; a new one is written down.
+def _check_run(run: Run[StudentRecipe], weights: str, split: Split) -> None:
+    """Resume the same run only; a new one is written down.
 
     Raises:
         ConfigError: the folder holds a run with other settings, base or data.
     """
-    here = recipe.decisive() | {
+    here = run.recipe.decisive() | {
         "weights": weights,
         "train": digest_of(split.train),
         "held_out": digest_of(split.validation),
     }
-    here.pop("data")
-    path = output / RUN
+    path = run.folder / RUN_FILE
     if path.is_file():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{path} is damaged; start over with --fresh.") from error
-        check_same_run(there, here, output)
+        check_same_run(there, here, run.folder)
         return
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(here, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def _save(engine: Engine, recipe: DistillRecipe, report: DistillReport, output: Path, digest: str) -> None:
-    """The whole model with its heads, and what it was made from."""
-    import torch
-
-    from qzoom.checkpoints.adapter import save_pretrained
-
-    figures = {name: value for name, value in asdict(report).items() if name != "model"}
-    facts: dict[str, Any] = {"recipe": recipe.decisive(), "report": figures, "base_weights": digest}
-    if engine.gate is not None or engine.region is not None:
-        facts["heads"] = HEADS_NOTE
-    facts["recipe"].pop("data")
-    provenance = engine.config.provenance | {"distill": json.loads(json.dumps(facts))}
-    stored = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-    for part in (engine.backbone.model, engine.gate, engine.region):
-        if part is not None:
-            part.to(stored).requires_grad_(False)
-    engine.backbone.model.eval()
-    out = dataclasses.replace(engine, config=engine.config.replace(provenance=provenance))
-    save_pretrained(out, output / "model", include_base=True)
-    (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-
-
-def _ends(losses: list[float]) -> tuple[float | None, float | None]:
-    """Means of the first and of the last tenth; None without steps."""
-    tenth = max(1, len(losses) // 10)
-    return (sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth) if losses else (None, None)
+    partial_path = path.with_name(path.name + ".partial")
+    partial_path.write_text(json.dumps(here, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial_path.replace(path)

@@ -1,0 +1,230 @@
+"""Command-line options from records: shared ones from dataclasses, a command's own from its settings class.
+
+A parameter of a command whose annotation is one of the two is replaced by one option per field:
+
+    @flatten
+    def gate(*, model: ModelOptions, recipe: Annotated[GateRecipe, Flags("QZOOM_LABEL_GATE_")]) -> None:
+
+- A plain dataclass annotates each field with its own `typer.Option`, as a parameter would be.
+- Of a settings class, name, type, default, range and help come from `qzoom.settings.setting_fields`; the environment
+  variable is the prefix and the field's name. `--recipe FILE` may hold all fields; options take precedence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from qzoom.errors import ConfigError
+
+__all__ = ["Flags", "flatten"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SIMPLE = (bool, int, float, str, Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """How a settings class becomes options.
+
+    Args:
+        prefix: of the environment variables, such as "QZOOM_SERVE_".
+        only: fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested.
+        names: option names that are not the field's, such as {"source": "--from"}.
+        recipe: whether there is a `--recipe FILE` with all fields.
+    """
+
+    prefix: str
+    only: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    recipe: bool = True
+
+
+def flatten(function: F) -> F:
+    """The command function with one keyword-only parameter per option."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters: dict[str, inspect.Parameter] = {}
+    builders: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        options, builders_of = _options_of(hints[name])
+        if builders_of is None:
+            options = {name: (hints[name], parameter.default)}
+        else:
+            builders[name] = builders_of
+        for option, (annotation, default) in options.items():
+            if option in parameters:
+                raise TypeError(f"{function.__name__} has two options {option!r}.")
+            parameters[option] = inspect.Parameter(
+                option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        built = {name: build(values) for name, build in builders.items()}
+        rest = {name: value for name, value in values.items() if name in hints and name not in built}
+        return function(**rest, **built)
+
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return typing.cast(F, command)
+
+
+_Options = dict[str, tuple[Any, Any]]  # parameter name to annotation and default
+
+
+def _options_of(annotation: Any) -> tuple[_Options, Callable[[dict[str, Any]], Any] | None]:
+    """The options of a parameter and what builds its value from them; no builder for a parameter of its own."""
+    if typing.get_origin(annotation) is Annotated:
+        cls, *metadata = typing.get_args(annotation)
+        for flags in metadata:
+            if isinstance(flags, Flags):
+                return _settings_options(cls, flags)
+        return {}, None
+    if not dataclasses.is_dataclass(annotation):
+        return {}, None
+    cls = typing.cast(type, annotation)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = [entry.name for entry in dataclasses.fields(cls)]
+    options = {
+        entry.name: (
+            hints[entry.name],
+            inspect.Parameter.empty if entry.default is dataclasses.MISSING else entry.default,
+        )
+        for entry in dataclasses.fields(cls)
+    }
+    return options, lambda values: cls(**{name: values[name] for name in names})
+
+
+def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict[str, Any]], Any]]:
+    from qzoom.settings import SettingField, setting_fields
+
+    def find(path: str) -> SettingField:
+        inside, _, last = path.rpartition(".")
+        fields = setting_fields(find(inside).kind if inside else cls)
+        return next(entry for entry in fields if entry.name == last)
+
+    paths = flags.only or tuple(entry.name for entry in setting_fields(cls) if not _nested(entry.kind))
+    fields = {path.rpartition(".")[2]: (path, find(path)) for path in paths}
+    options: _Options = {}
+    for name, (path, entry) in fields.items():
+        options[name] = (_option(entry, flags.names.get(path), f"{flags.prefix}{name.upper()}"), None)
+    if flags.recipe:
+        help_text = "YAML file with any of the settings; options take precedence."
+        options["recipe_file"] = (
+            Annotated[Path | None, typer.Option("--recipe", help=help_text, show_default=False)],
+            None,
+        )
+
+    def build(values: dict[str, Any]) -> Any:
+        given = {}
+        for name, (path, entry) in fields.items():
+            if values[name] is not None and values[name] != []:
+                given[path] = _value(entry.kind, values[name])
+        return _build(cls, values.get("recipe_file"), given)
+
+    return options, build
+
+
+def _build(cls: type, recipe: Path | None, given: Mapping[str, Any]) -> Any:
+    """The settings from a recipe and options.
+
+    Raises:
+        typer.BadParameter: an option with a wrong value.
+        ConfigError: a recipe that cannot be used.
+    """
+    from qzoom.settings import from_mapping, read_yaml
+
+    values = {} if recipe is None else read_yaml(recipe)
+    for path, value in given.items():
+        *inside, last = path.split(".")
+        target = values
+        for name in inside:
+            target = target.setdefault(name, {})
+        target[last] = value
+    try:
+        return from_mapping(cls, values, "The command line" if recipe is None else str(recipe))
+    except ConfigError as error:
+        if given:
+            raise typer.BadParameter(str(error)) from error
+        raise
+
+
+def _option(entry: Any, name: str | None, variable: str) -> Any:
+    """The annotation of a field's option: unset, it is None."""
+    flag = name or f"--{entry.name.replace('_', '-')}"
+    kind, items = entry.kind, _items(entry.kind)
+    if kind is bool and name is None:
+        flag = f"{flag}/--no-{entry.name.replace('_', '-')}"
+    text: Any = str
+    extra: dict[str, Any] = {}
+    if items is str:
+        text = list[str]
+    elif items is not None:
+        extra["metavar"] = "N,N,..."
+    elif kind in _SIMPLE or typing.get_origin(kind) is Literal:
+        text = kind
+    info = typer.Option(
+        flag, envvar=variable, help=_help(entry), show_default=_default(entry.default), show_envvar=False, **extra
+    )
+    return Annotated[text | None, info]
+
+
+def _help(entry: Any) -> str:
+    """The text of a field and its range."""
+    text = str(entry.help).strip().replace("\n", " ")
+    for word in ("number from ", "number of ", "number above "):
+        if word in entry.expects and "list" not in entry.expects:
+            limits = word.removeprefix("number ").removeprefix("of ") + entry.expects.split(word)[1]
+            return f"{text} ({limits.removesuffix(' or null')})"
+    return text
+
+
+def _default(default: Any) -> str | bool:
+    if default is None or default is dataclasses.MISSING or default in ((), ""):
+        return False
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """An option's value as YAML would have it."""
+    if isinstance(value, list):
+        return [part for text in value for part in str(text).split(",")] if _items(kind) is str else value
+    items = _items(kind)
+    if isinstance(value, str) and items is not None:
+        return [_literal(part) for part in value.split(",")]
+    if isinstance(value, str) and kind not in _SIMPLE and typing.get_origin(kind) is not Literal:
+        return _literal(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _literal(text: str) -> Any:
+    """JSON where the text is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
+
+
+def _items(kind: Any) -> Any:
+    """The item type of a tuple or list type; None for other types."""
+    if typing.get_origin(kind) not in (tuple, list):
+        return None
+    item = typing.get_args(kind)[0]
+    while typing.get_origin(item) is Annotated:
+        item = typing.get_args(item)[0]
+    return item
+
+
+def _nested(kind: Any) -> bool:
+    return bool(getattr(kind, "__pydantic_fields__", None)) or typing.get_origin(kind) is dict

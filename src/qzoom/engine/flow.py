@@ -1,0 +1,114 @@
+"""The method on one page, from requests to the first token of their answers (docs/method.md 1).
+
+    encode        pictures -> visual tokens -> prompts
+    coarse pass   the shared layers 0..K-1 read the prompts
+    gate          is the coarse pass enough?
+    propose       where it is not: the region branch's map -> boxes
+    zoom          crop and encode the boxes, insert them, run the shared layers over what is new
+    prefill       layers K..N-1
+    decode        token by token, in the running batch
+
+`QZoom.ask`, batches, sessions and the server all come through `answer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qzoom.engine.generate import DecodeRow, prefill
+from qzoom.engine.perceive import CoarseResult, Stopwatch, encode, gate, make_perception, propose
+from qzoom.engine.prefix_cache import PrefixCache
+from qzoom.engine.request import Request
+from qzoom.engine.state import Engine, State, advance_shared
+from qzoom.engine.zoom import zoom
+from qzoom.types import Perception, Region, StreamEvent
+
+__all__ = ["KeyedEvent", "Prefilled", "answer", "coarse_pass", "perceive"]
+
+KeyedEvent = tuple[int, StreamEvent]
+"""An event and the key of the request that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A request that is ready to be decoded.
+
+    Args:
+        row: what decoding needs, under the request's key.
+        coarse: what the answer's record needs: of the state, the prompt only.
+        regions: what was read at high resolution.
+        clock: milliseconds per step, shared by all requests that ran together.
+    """
+
+    row: DecodeRow
+    coarse: CoarseResult
+    regions: tuple[Region, ...]
+    clock: Stopwatch
+
+
+def answer(
+    engine: Engine,
+    requests: Mapping[int, Request],
+    decode: Callable[[Sequence[Prefilled]], Sequence[KeyedEvent]],
+    *,
+    prefixes: Mapping[int, bytes],
+    cache: PrefixCache,
+) -> Iterator[KeyedEvent]:
+    """Run requests up to the first token of their answers.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        requests: by key, of any sizes.
+        decode: takes the requests over and draws their first tokens.
+        prefixes: `prefix_key` of the requests that may use the cache.
+        cache: prefixes and regions of earlier requests.
+
+    Yields:
+        A "perception" for every request, then what `decode` returns.
+    """
+    for keys, prefix_keys, wave in cache.waves(requests, prefixes):
+        clock = Stopwatch(engine.backbone.device)
+        states = encode(engine, wave, clock)
+        with torch.inference_mode(), clock.step("shared_layers"):
+            states = advance_shared(engine, states)  # the coarse pass
+        coarse = gate(engine, wave, states, clock)
+        coarse = propose(engine, coarse, clock)
+        for key, item in zip(keys, coarse, strict=True):
+            yield key, StreamEvent("perception", perception=make_perception(engine, item, clock))
+        zoomed, regions = zoom(engine, coarse, clock, prefixes=prefix_keys, cache=cache.regions)
+        rows = prefill(engine, zoomed, clock, keys)
+        for prefix, item, row in zip(prefix_keys, coarse, rows, strict=True):
+            cache.store(prefix, engine, item, row.cache)
+        records = [dataclasses.replace(item, state=State.empty(engine, item.state.prompt)) for item in zoomed]
+        del states, coarse, zoomed, item  # what was computed belongs to the decode rows from here on
+        yield from decode([Prefilled(*parts, clock) for parts in zip(rows, records, regions, strict=True)])
+
+
+def coarse_pass(
+    engine: Engine, requests: Sequence[Request], clock: Stopwatch, *, everyone: bool = False
+) -> list[CoarseResult]:
+    """The first half alone: encode, coarse pass, gate, propose.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        requests: one or more, of any sizes.
+        clock: gets "vision", "shared_layers", "gate" and "region".
+        everyone: run gate and region branch for every request, whatever is decided.
+
+    Raises:
+        HeadsMissingError, BudgetError, QuestionError: see `encode`.
+    """
+    states = encode(engine, requests, clock)
+    with torch.inference_mode(), clock.step("shared_layers"):
+        states = advance_shared(engine, states)
+    return propose(engine, gate(engine, requests, states, clock, everyone=everyone), clock, everyone=everyone)
+
+
+def perceive(engine: Engine, requests: Sequence[Request]) -> list[Perception]:
+    """Gate and regions of every request, without an answer."""
+    clock = Stopwatch(engine.backbone.device)
+    return [make_perception(engine, item, clock) for item in coarse_pass(engine, requests, clock, everyone=True)]

@@ -1,0 +1,110 @@
+"""Settings of one server: what a request may cost, how much is done at once, its name, keys and times."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated
+
+from qzoom.errors import ConfigError
+from qzoom.images.fetch import FetchPolicy
+from qzoom.images.limits import ImageLimits
+from qzoom.settings import Between, settings
+
+__all__ = ["SchedulerLimits", "ServerLimits", "ServerSettings"]
+
+_MIB = 2**20
+Count = Annotated[int, Between(1)]
+Seconds = Annotated[float, Between(0.001, 86_400)]
+
+
+@settings
+class ServerLimits:
+    """Limits of one server; the defaults suit one that strangers may reach."""
+
+    body_bytes: Count = 32 * _MIB
+    """Bytes of a request body."""
+    messages: Count = 64
+    """Chat messages per request."""
+    parts: Count = 128
+    """Content parts per request, all messages together."""
+    text_chars: Count = 65_536
+    """Characters of text per request, all messages together."""
+    pictures: Count = 8
+    """Pictures per request."""
+    picture_bytes: Count = 16 * _MIB
+    """Bytes of one encoded picture, before base64."""
+    total_picture_bytes: Count = 24 * _MIB
+    """Bytes of all encoded pictures of a request."""
+    picture_pixels: Count = 50_000_000
+    """Width x height of one picture."""
+    total_pixels: Count = 100_000_000
+    """Pixels of all pictures of a request."""
+    max_new_tokens: Count = 1024
+    """Tokens of one answer."""
+    visual_tokens: Count = 16_384
+    """Most visual tokens that a request may ask for."""
+    reading: Count = 32
+    """Requests whose body is received or whose pictures are decoded at the same time; others wait."""
+    connections: Count = 1024
+    """Open connections; one more is answered with 503."""
+    header_timeout_s: Seconds = 10.0
+    """Seconds that request line and headers may take."""
+    body_timeout_s: Seconds = 60.0
+    """Seconds that the whole body may take, the wait for a slot included."""
+
+    @property
+    def json_values(self) -> int:
+        """Most brackets, commas and colons of a body: those of its text and ample room for its structure."""
+        return self.text_chars + 32 * (self.messages + self.parts) + 1024
+
+    def image_limits(self) -> ImageLimits:
+        """What the picture decoder is given."""
+        return ImageLimits(max_pixels=self.picture_pixels, max_bytes=self.picture_bytes)
+
+
+@settings
+class SchedulerLimits:
+    """How much is done at once."""
+
+    slots: Count = 16
+    """Answers decoded together."""
+    queue: Count = 64
+    """Requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels."""
+    prefill_tokens: Count = 4096
+    """Visual tokens of the coarse passes that start together; a single larger one runs alone."""
+    time_slice: Count = 64
+    """Tokens that an answer may take before a waiting request gets its slot."""
+    cache_bytes: Annotated[int, Between(0)] = 256 * 2**20
+    """Memory of the prefix cache; 0 turns it off. A server keeps decoded pictures in a quarter of it."""
+
+
+@settings
+class ServerSettings:
+    """Settings of one server."""
+
+    model_name: str
+    """What clients call the model."""
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the server; none leaves it open to all."""
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    """What one request may cost."""
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    """How many requests run and wait."""
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    """Which hosts pictures may be fetched from; none by default."""
+    deadline_s: Seconds = 120.0
+    """Seconds that one request may take from its first byte to its last."""
+    drain_s: Annotated[float, Between(0, 86_400)] = 30.0
+    """Seconds that running requests get to finish when the server stops."""
+    heartbeat_s: Seconds = 60.0
+    """Seconds without a heartbeat of the worker after which /ready says no."""
+
+    def __post_init__(self) -> None:
+        if not self.model_name.strip() or not self.model_name.isprintable():
+            raise ConfigError("The served model name must be a printable text that is not empty.")
+        for number, key in enumerate(self.api_keys, start=1):
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigError(
+                    f"API key {number} is empty or has characters that a header cannot carry; use printable ASCII "
+                    "without spaces."
+                )

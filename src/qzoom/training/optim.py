@@ -1,0 +1,73 @@
+"""The optimiser: Muon for the matrices inside the towers, AdamW for everything else, in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["MuonWithAdamW", "split_matrices"]
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for matrices and AdamW for all other weights, as one optimiser with one state.
+
+    Muon's update has the size of AdamW's (`match_rms_adamw`), so both share one learning rate and one schedule.
+
+    Args:
+        matrices: updated by Muon.
+        others: updated by AdamW, without decay.
+        lr: of both.
+        weight_decay: of the matrices.
+        betas: of AdamW.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        self._parts: tuple[torch.optim.Optimizer, ...] = ()
+        if matrices:
+            self._parts += (
+                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            )
+        if others:
+            self._parts += (torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=betas),)
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this optimiser's groups and state."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all weights."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+def split_matrices(weights: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices inside the towers, and all else: tables, norms, biases, convolutions and the guides."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, weight in weights:
+        table = "embed" in name or "glyph_head" in name or "object_head" in name or "lm_head" in name
+        (matrices if weight.ndim == 2 and not table else others).append(weight)
+    return matrices, others

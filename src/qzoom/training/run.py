@@ -1,0 +1,369 @@
+"""What every training run shares, whether it trains a stage or a student: context, files, metrics and results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+
+from qzoom.engine.state import Engine
+from qzoom.errors import ConfigError, DataError
+from qzoom.settings import from_mapping, read_yaml, to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "FEW_SAMPLES",
+    "MetricsLog",
+    "Run",
+    "StepMetrics",
+    "check_same_run",
+    "clear_run",
+    "copy_weights",
+    "load_recipe",
+    "mean_losses",
+    "read_metadata",
+    "read_tensors",
+    "resume_values",
+    "save_model",
+    "save_tensors",
+    "truncate_log",
+    "without_deprecations",
+]
+
+METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.json"
+FEW_SAMPLES = 32
+"""Fewer training samples than these say nothing about a method."""
+
+R = TypeVar("R")
+
+
+def _nothing(*_: Any) -> None:
+    """The callback of a run that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run(Generic[R]):
+    """The context of one run.
+
+    Args:
+        engine: the model; the weights that are selected train in place.
+        recipe: the settings.
+        folder: of checkpoints and metrics; a phase of a student has one of its own.
+        device: "cpu" or "cuda".
+        on_step: called on the main process with the metrics of each step.
+        on_phase: called when a phase of a student begins, with its name and number of optimiser steps.
+        on_validation: called with each validation of a student.
+    """
+
+    engine: Engine
+    recipe: R
+    folder: Path
+    device: str = "cpu"
+    on_step: Callable[[StepMetrics], None] = _nothing
+    on_phase: Callable[[str, int], None] = _nothing
+    on_validation: Callable[[Any], None] = _nothing
+
+    @property
+    def processes(self) -> int:
+        """Processes that share a batch, as torchrun or `accelerate launch` started them."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return not int(os.environ.get("RANK", "0"))
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def load_recipe(cls: type[R], path: Path, changes: Mapping[str, Any] | None = None) -> R:
+    """Read a YAML recipe.
+
+    Args:
+        cls: the settings class.
+        path: of the file.
+        changes: settings from the command line, which win over the file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, an unknown key (with the closest known one), or a bad value.
+    """
+    values = read_yaml(path) | dict(changes or {})
+    try:
+        return from_mapping(cls, values, str(path))
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def resume_values(recipe: Any, free: Sequence[str]) -> dict[str, Any]:
+    """The settings that a resumed run must share, as JSON values: all but the names in `free`, at any depth."""
+    return _without(to_dict(recipe), free)
+
+
+def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {k: _without(v, names) if isinstance(v, dict) else v for k, v in values.items() if k not in names}
+
+
+def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to resume with other settings.
+
+    Args:
+        there: what the folder's run was started with.
+        here: what this run is started with.
+        folder: of the run.
+
+    Raises:
+        ConfigError: it names what changed.
+    """
+    here = json.loads(json.dumps(here))
+    changed = []
+    for key in dict.fromkeys([*there, *here]):
+        if there.get(key) != here.get(key):
+            changed.append(f"{key} was {there.get(key)!r:.60}, is {here.get(key)!r:.60}")
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(changed[:3])}); use --fresh to replace it, or "
+            "another output."
+        )
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def clear_run(folder: Path, names: Sequence[str]) -> None:
+    """Delete files and folders of an earlier run."""
+    for name in (*names, REPORT_FILE):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file as a whole: an interrupted write leaves the file before.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file({name: _own(tensor) for name, tensor in tensors.items()}, partial, metadata=dict(metadata))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be written ({reason}); check space and rights, then run again.") from error
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that shares no memory, as safetensors demands."""
+    copy = tensor.detach().cpu().contiguous()
+    return copy.clone() if tensor.device.type == "cpu" else copy
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except Exception as error:
+        raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, without its tensors.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
+
+
+def copy_weights(weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the weights of the same names."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tensors[name])
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file that a run resumed after `step` writes again, and damaged ones."""
+    lines = [line for line in _lines(path) if step > 0 and line["step"] <= step]
+    if path.exists():
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+            _ = line["step"] + 0
+        except (ValueError, KeyError, TypeError):
+            continue
+        yield line
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """One optimiser step.
+
+    Args:
+        step: from 1.
+        steps: of the whole run.
+        loss: mean over the targets of the batch.
+        learning_rate: of this step.
+        gradient_norm: before clipping.
+        samples_per_s: since this process started.
+        left_s: seconds until the end at that rate.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    samples_per_s: float
+    left_s: float
+
+
+class MetricsLog:
+    """Writes the metrics of every step to `metrics.jsonl`; lines of steps that a resumed run repeats are dropped first.
+
+    Args:
+        run: folder and callback.
+        start: steps that are done already.
+        steps: of the whole run.
+        batch: samples per step.
+        tensorboard: also write event files, if tensorboard is installed.
+    """
+
+    def __init__(self, run: Run[Any], *, start: int, steps: int, batch: int, tensorboard: bool) -> None:
+        self._path = run.folder / METRICS_FILE
+        self._start, self._steps, self._batch = start, steps, batch
+        self._on_step = run.on_step
+        self._began = time.monotonic()
+        truncate_log(self._path, start)
+        self._path.touch()
+        self._board = _board(run.folder / "tensorboard", start) if tensorboard else None
+
+    def add(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
+        """Log a step (from 1)."""
+        done = step - self._start
+        rate = done * self._batch / max(time.monotonic() - self._began, 1e-9)
+        left = (self._steps - step) * self._batch / rate
+        metrics = StepMetrics(step, self._steps, loss, learning_rate, gradient_norm, rate, left)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+        if self._board is not None:
+            for name in ("loss", "learning_rate", "gradient_norm", "samples_per_s"):
+                self._board.add_scalar(name, getattr(metrics, name), step)
+        self._on_step(metrics)
+
+    def close(self) -> None:
+        """Close the event files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def mean_losses(folder: Path) -> tuple[float | None, float | None]:
+    """Mean loss of the first and of the last tenth of a run's steps, resumed or not; None without steps."""
+    losses = [float(line["loss"]) for line in _lines(folder / METRICS_FILE)]
+    tenth = max(1, len(losses) // 10)
+    return (sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth) if losses else (None, None)
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def save_model(run: Run[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
+    """Write `model` and `report.json`.
+
+    Args:
+        run: the model and its folder.
+        report: figures, a dataclass.
+        provenance: facts for the model's config, by the name of what trained; the report is added to them.
+        whole: write all weights instead of an adapter that refers to its base.
+    """
+    from qzoom.checkpoints.adapter import save_pretrained
+
+    engine, model = run.engine, run.engine.backbone.model
+    dtype = engine.backbone.dtype
+    if whole:
+        dtype = torch.bfloat16 if run.recipe.precision == "bfloat16" else torch.float32
+        model.to(dtype).requires_grad_(False).eval()
+    for branch in (engine.gate, engine.region):
+        if branch is not None:
+            branch.to(dtype).requires_grad_(False)
+    figures = {name: value for name, value in asdict(report).items() if name != "model"}
+    facts = {name: dict(values) | {"report": figures} for name, values in provenance.items()}
+    facts = engine.config.provenance | json.loads(json.dumps(facts))
+    engine = dataclasses.replace(engine, config=engine.config.replace(provenance=facts))
+    if whole:
+        save_pretrained(engine, run.folder / "model", include_base=True)
+    else:
+        revision = getattr(model.config, "_commit_hash", None)
+        save_pretrained(engine, run.folder / "model", base_id=base_of(engine), base_revision=revision)
+    text = json.dumps(asdict(report), indent=2) + "\n"
+    (run.folder / REPORT_FILE).write_text(text, encoding="utf-8")
+
+
+def base_of(engine: Engine) -> str:
+    """Hub id or folder that the base model was loaded from.
+
+    Raises:
+        ConfigError: it is not known.
+    """
+    name = str(getattr(engine.backbone.model.config, "_name_or_path", "") or "")
+    if not name:
+        raise ConfigError("Where the base model comes from is not known, so an adapter cannot refer to it.")
+    return name
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Hide the FutureWarnings of peft, transformers and trl about names that they will change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,0 +1,188 @@
+"""Supervised training from exported data to a model folder: it learns, goes on exactly, and carries the heads over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qzoom.checkpoints.load import load_engine
+from qzoom.data.overlay import ShareSchedule
+from qzoom.errors import ConfigError, DataError
+from qzoom.model import QZoom
+from qzoom.training.student.recipe import SftSettings
+from qzoom.training.student.run import prepare_student, train_student
+from qzoom.training.student.schedule import RandomCrops
+from tests.training.student.conftest import picture, recipe_of, row, write
+
+
+def part(**changes) -> SftSettings:
+    values = {"learning_rate": 3e-3, "schedule": "constant", "warmup": 0.0, "batch": 4, "micro_batch": 2, "steps": 2}
+    return SftSettings(**(values | changes))
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(student, data, tmp_path_factory):
+    """Six steps, saved every two, validated every three."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = recipe_of(student, data, sft=part(steps=6), save_steps=2, validation_steps=3, fade=ShareSchedule(1.0, 0.0))
+    return recipe, folder, train_student(recipe, folder)
+
+
+def test_loss_falls_and_is_written_down(trained):
+    _, folder, report = trained
+    found = losses(folder)
+    assert len(found) == 6
+    assert found[-1] < 0.8 * found[0]
+    assert (report.questions, report.negatives, report.held_out) == (24, 8, 4)
+    assert [v.step for v in report.validations] == [0, 3, 6]
+    assert {v.n_negative for v in report.validations} == {2}
+    assert json.loads((folder / "report.json").read_text())["phases"][0]["steps"] == 6
+
+
+def test_result_loads_with_its_heads_unchanged(trained, student):
+    _, folder, _ = trained
+    made, before = QZoom.from_pretrained(folder / "model"), QZoom.from_pretrained(student)
+    assert made.has_gate
+    assert made.has_region
+    for name in ("gate", "region"):
+        old, new = (getattr(m.engine, name).state_dict() for m in (before, made))
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[k], new[k]) for k in old)
+    facts = made.config.provenance["distill"]
+    assert "carried over unchanged" in facts["heads"]
+    assert facts["recipe"]["sft"]["steps"] == 6
+    old, new = load_engine(student).backbone.model.state_dict(), made.engine.backbone.model.state_dict()
+    assert not torch.equal(old["model.visual.patch_embed.proj.weight"], new["model.visual.patch_embed.proj.weight"])
+
+
+def test_batches_prepared_ahead_are_the_same_ones(student, data, tmp_path):
+    crops = RandomCrops(ShareSchedule(0.5, 0.5, "constant"), (4, 9), 1.0)
+    recipe = recipe_of(student, data, sft=part(steps=3), random_crops=crops)
+    train_student(recipe, tmp_path / "here")
+    train_student(dataclasses.replace(recipe, loaders=2), tmp_path / "ahead")
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "here")
+    here, ahead = weights(tmp_path / "here"), weights(tmp_path / "ahead")
+    assert all(torch.equal(here[name], ahead[name]) for name in here)
+
+
+def test_a_stopped_run_ends_as_an_undisturbed_one(trained, tmp_path):
+    recipe, folder, _ = trained
+    shutil.copytree(folder, tmp_path / "run")
+    stopped = tmp_path / "run"
+    for name in ("checkpoint-6",):
+        shutil.rmtree(stopped / "sft" / name)
+    (stopped / "sft" / "final.safetensors").unlink()
+    (stopped / "sft" / "best-sft.safetensors").unlink()
+    shutil.rmtree(stopped / "model")
+    (stopped / "sft" / "checkpoint-5").mkdir()
+    assert (stopped / "sft" / "checkpoint-4").is_dir()
+    train_student(dataclasses.replace(recipe, loaders=1), stopped)
+    assert losses(stopped)[:4] == losses(folder)[:4]
+    assert losses(stopped) == losses(folder)
+    last = torch.load(folder / "sft" / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    again = torch.load(stopped / "sft" / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    assert all(torch.equal(last["state"][k]["exp_avg"], again["state"][k]["exp_avg"]) for k in last["state"])
+    one, two = (load_file(f / "sft" / "checkpoint-6" / "model.safetensors") for f in (folder, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_muon_learns_and_goes_on_exactly(student, data, tmp_path):
+    recipe = recipe_of(student, data, sft=part(optimizer="muon", steps=4), save_steps=2)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_student(recipe, whole)
+    assert losses(whole)[-1] < 0.9 * losses(whole)[0]
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "sft" / "checkpoint-4")
+    shutil.rmtree(stopped / "model")
+    for path in stopped.glob("sft/*.safetensors"):
+        path.unlink()
+    train_student(recipe, stopped)
+    assert losses(stopped) == losses(whole)
+    old, new = weights(whole), weights(stopped)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_a_finished_run_is_left_alone_and_another_refused(trained, tmp_path):
+    recipe, folder, _ = trained
+    before = weights(folder)
+    report = train_student(recipe, folder)
+    assert report.phases[0].start == 6
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+    with pytest.raises(ConfigError, match="seed"):
+        train_student(recipe_of(recipe.base, recipe.data, sft=recipe.sft, seed=1), folder)
+
+
+def test_best_weights_are_kept(student, tmp_path):
+    """A learning rate that wrecks the student leaves it as it was."""
+    own = [row(n, "colour", answer=answer) for n, answer in enumerate(answers_of(student, range(4)))]
+    folder = write(tmp_path / "data", [row(n, "absent") for n in range(4, 8)])
+    write(folder, own, "validation")
+    recipe = recipe_of(student, folder, tokens=(), sft=part(learning_rate=0.5), validation_steps=1, max_new_tokens=4)
+    report = train_student(recipe, tmp_path / "run")
+    assert report.validations[0].exact == 1.0
+    assert report.validations[-1].exact < 1.0
+    assert report.phases[0].best_step == 0
+    old = load_engine(student).backbone.model.state_dict()
+    assert all(torch.equal(old[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+    last = train_student(dataclasses.replace(recipe, keep="last"), tmp_path / "last")
+    assert last.phases[0].best_step == last.phases[0].steps == report.validations[-1].step
+    assert not all(torch.equal(old[name], tensor) for name, tensor in weights(tmp_path / "last").items())
+
+
+def answers_of(student, numbers):
+    model = QZoom.from_pretrained(student)
+    asked = [(picture(n), "What colour?") for n in numbers]
+    found = [a.text for a in model.ask_batch(asked, zoom="never", max_new_tokens=4)]
+    assert all(text.strip() for text in found)
+    return found
+
+
+def test_lora_is_merged(student, data, tmp_path):
+    recipe = recipe_of(student, data, lora_rank=2, sft=part(learning_rate=0.02))
+    report = train_student(recipe, tmp_path)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    old, new = load_engine(student).backbone.model.state_dict(), weights(tmp_path)
+    changed = {name for name, tensor in new.items() if not torch.equal(old[name], tensor)}
+    if report.phases[0].best_step:
+        assert any("visual" in name for name in changed)
+        assert any("language_model" in name for name in changed)
+    assert not any("embed" in name or "norm" in name for name in changed)
+    assert "lora" not in " ".join(new)
+    QZoom.from_pretrained(tmp_path / "model")
+
+
+def test_what_trains(student):
+    engine = load_engine(student)
+    _, every = prepare_student(engine, recipe_of(student, student))
+    assert any("visual" in name for name in every)
+    _, some = prepare_student(load_engine(student), recipe_of(student, student, vision=False))
+    assert not any("visual" in name for name in some)
+    assert engine.gate is not None
+    assert not any(weight.requires_grad for weight in engine.gate.parameters())
+
+
+def test_rehearsal_and_no_validation(student, data, tmp_path):
+    recipe = recipe_of(student, data, rehearsal=0.5, validation=0.0, sft=part(steps=2))
+    report = train_student(recipe, tmp_path / "run")
+    assert report.phases[0].steps == 2
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_missing_data_is_refused(student, tmp_path):
+    with pytest.raises(DataError, match="is no folder"):
+        train_student(recipe_of(student, tmp_path / "none"), tmp_path / "run")
+    with pytest.raises(DataError, match="no Parquet file"):
+        train_student(recipe_of(student, tmp_path), tmp_path / "run")
