@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from qzoom.errors import DataError
 from qzoom.labels.maps import IGNORE
 from qzoom.labels.settings import LabelMapSettings
+from qzoom.store.log import atomic_path
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Attention, Question, RegionLabel, content_id
 
@@ -63,9 +63,8 @@ def draw_questions(
             drawn = (render_document if kind == "documents" else render_scene)(seed)
             path = folder / "images" / f"{kind}-{seed}.png"
             if not path.exists():
-                partial = path.with_suffix(".partial")
-                drawn.image.save(partial, "PNG", compress_level=1)
-                os.replace(partial, path)
+                with atomic_path(path) as partial:
+                    drawn.image.save(partial, "PNG", compress_level=1)
             chooser = random.Random(f"{first}/{kind}/{seed}")
             asked = chooser.sample(drawn.questions, min(per_picture, len(drawn.questions)))
             turns = [

@@ -67,15 +67,16 @@ def make_pictures(folder: Path, count: int) -> Path:
 
 def _draw(path: Path, number: int, boxes: list[tuple[int, int, int, int]]) -> None:
     """A smooth ground of this picture's own with white tags, written whole or not at all."""
+    from qzoom.store.log import atomic_path
+
     rng = np.random.default_rng(number)
     ground = Image.fromarray(rng.integers(60, 200, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
     draw = ImageDraw.Draw(ground)
     for place, (x, y, width, height) in enumerate(boxes):
         draw.rectangle((x, y, x + width, y + height), fill="white")
         draw.text((x + 10, y + 20), f"C{number}-{place}", fill="black", font_size=24)
-    partial = path.with_suffix(".tmp")
-    ground.save(partial, "JPEG", quality=90)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        ground.save(partial, "JPEG", quality=90)
 
 
 def recipe_text(questions: Path, engine: str) -> str:

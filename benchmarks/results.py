@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qzoom.errors import DataError, QZoomError
-from qzoom.evaluation.tables import write_text
+from qzoom.store.log import write_atomic
 
 PARTS = {
     "ladder": "the ladder of caps (equal accuracy, equal budget, peaks)",
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = compose(given.results, given.page, charts(given.runs, given.results, given.data, given.page))
     try:
         given.page.parent.mkdir(parents=True, exist_ok=True)
-        write_text(given.page, text)
+        write_atomic(given.page, text)
     except OSError as error:
         raise DataError(f"{given.page} cannot be written ({error.strerror}); check space and rights.") from error
     print(f"{given.page} is written.")

@@ -58,7 +58,7 @@ def test_from_questions_to_an_adapter(here, place, tmp_path):
     stage = {"stage": "regions", "base": str(place / "base"), "labels": [str(tmp_path / "labels")], "shared_layers": 3}
     path = recipe(tmp_path / "regions.yaml", **stage, zoom={"sink": "none", "region_threshold": 0.0})
     plan = json.loads(here("train", "regions", "--recipe", path, "--dry-run", "--json").out)
-    assert (plan["samples"], plan["steps"]) == (report["usable"], 2)
+    assert (plan["samples"], plan["phases"][0]["steps"]) == (report["usable"], 2)
     trained = here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL)
     assert trained.code == 0, trained.err
     assert json.loads(trained.out)["steps"] == 2

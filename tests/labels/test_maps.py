@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qzoom.data.cells import cells_touched, picture_in_square
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.maps import cells_touched, picture_in_square, region_labels
+from qzoom.labels.maps import region_labels
 from qzoom.labels.settings import LabelMapSettings
 
 NO_SINKS = np.zeros((6, 6), dtype=np.float32)

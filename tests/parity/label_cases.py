@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from qzoom.data.cells import picture_in_square
 from qzoom.heads.boxes import cells_to_pixels
 from qzoom.labels.gate import AnswersByResolution, Outcome, categorise, draw_label, label_outcomes, select_items
-from qzoom.labels.maps import picture_in_square, region_labels
+from qzoom.labels.maps import region_labels
 from qzoom.labels.settings import LabelMapSettings
 from qzoom.scoring.agree import normalise_answer
 from tests.parity.report import EXACT, Case, Report

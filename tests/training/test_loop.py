@@ -68,8 +68,8 @@ def test_the_region_branch_learns_where_to_look(world, tmp_path):
     assert report.last_loss < 0.5 * report.first_loss
     engine = load_engine(tmp_path / "model", dtype="float32")
     task = RegionTask(recipe, engine)
-    for corner, sample in enumerate(task._samples[:4]):
-        ids, _ = conversation_ids(task._chat, [("where?", "")])
+    for corner, sample in enumerate(task.samples[:4]):
+        ids, _ = conversation_ids(task.chat, [("where?", "")])
         prompt = prompt_of(engine, sample.question, ids, view="dynamic", tokens=12, images="")
         with torch.no_grad():
             (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, prompt)]))

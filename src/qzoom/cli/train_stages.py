@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qzoom.cli import options
 from qzoom.cli.console import Console
+from qzoom.cli.flags import flatten
+from qzoom.cli.options import Device, Fresh, OutputOptions, find_device
 
 if TYPE_CHECKING:
     from qzoom.training.plan import Plan
@@ -22,97 +23,81 @@ if TYPE_CHECKING:
 
 __all__ = ["answers", "gate", "regions", "student"]
 
-Recipe = Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
-Base = Annotated[str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option(help="Folder of records, instead of the recipe's; may be repeated.", show_default=False),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", show_default=False, help="Folder of the run; the model is in its `model`."),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Discard an earlier run in the output folder.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
-Refit = Annotated[bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch further.")]
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What is trained instead of the recipe's model, and where."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", show_default=False, help="Folder of the run; the model is in its `model`."),
+    ] = None
+    base: Annotated[
+        str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)
+    ] = None
+    fresh: Fresh = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False
+    device: Device = "auto"
+
+    def folder(self, of_recipe: str) -> Path:
+        """The folder of the run.
+
+        Raises:
+            typer.BadParameter: none is named.
+        """
+        if self.output is None and not of_recipe:
+            raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
+        return self.output or Path(of_recipe)
 
 
+@dataclass(frozen=True, slots=True)
+class StageOptions:
+    """The recipe of a stage and its data."""
+
+    recipe: Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of records, instead of the recipe's; may be repeated.", show_default=False),
+    ] = None
+
+
+@flatten
 def regions(
     *,
-    recipe: Recipe,
-    output: Output = None,
-    base: Base = None,
-    labels: Labels = None,
-    refit: Refit = False,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    device: options.Device = "auto",
+    stage: StageOptions,
+    run: RunOptions,
+    refit: Annotated[bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch.")] = False,
+    out: OutputOptions,
 ) -> None:
     """Train the region branch on labels of `qzoom label regions` (stage 1; with --refit stage 2.5).
 
     Example: qzoom train regions --recipe recipes/tiny/regions.yaml -o runs/regions
     """
-    settings = _stage_recipe("regions", recipe, base, labels)
-    console = _console(quiet=quiet)
-    if dry_run:
-        _plan_stage(settings, console, refit=refit, json=json)
-    else:
-        _run_stage(settings, _folder(output, settings.output), device, console, refit=refit, fresh=fresh, json=json)
+    _train_stage("regions", stage, run, out, refit=refit)
 
 
-def answers(
-    *,
-    recipe: Recipe,
-    output: Output = None,
-    base: Base = None,
-    labels: Labels = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    device: options.Device = "auto",
-) -> None:
+@flatten
+def answers(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
     """Train the decoder to answer from the coarse pass and the region, on `qzoom label hard-cases` (stage 2).
 
     Example: qzoom train answers --recipe recipes/tiny/answers.yaml -o runs/answers
     """
-    settings = _stage_recipe("answers", recipe, base, labels)
-    console = _console(quiet=quiet)
-    if dry_run:
-        _plan_stage(settings, console, json=json)
-    else:
-        _run_stage(settings, _folder(output, settings.output), device, console, fresh=fresh, json=json)
+    _train_stage("answers", stage, run, out)
 
 
-def gate(
-    *,
-    recipe: Recipe,
-    output: Output = None,
-    base: Base = None,
-    labels: Labels = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    device: options.Device = "auto",
-) -> None:
+@flatten
+def gate(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
     """Train the gate on records of `qzoom label gate` (stage 3).
 
     Example: qzoom train gate --recipe recipes/tiny/gate.yaml -o runs/gate
     """
-    settings = _stage_recipe("gate", recipe, base, labels)
-    console = _console(quiet=quiet)
-    if dry_run:
-        _plan_stage(settings, console, json=json)
-    else:
-        _run_stage(settings, _folder(output, settings.output), device, console, fresh=fresh, json=json)
+    _train_stage("gate", stage, run, out)
 
 
+@flatten
 def student(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
     *,
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
     data: Annotated[
         Path | None,
         typer.Option(help="Folder that `qzoom distill` exported to, instead of the recipe's.", show_default=False),
@@ -121,13 +106,8 @@ def student(
         Literal["sft", "grpo", "sft+grpo"] | None,
         typer.Option(help="What to run, instead of the recipe's.", show_default=False),
     ] = None,
-    base: Base = None,
-    output: Output = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    device: options.Device = "auto",
+    run: RunOptions,
+    out: OutputOptions,
 ) -> None:
     """Train a student on distilled questions: supervised, reinforced, or one after the other.
 
@@ -135,18 +115,18 @@ def student(
     """
     from qzoom.training.student.recipe import load_student_recipe
 
-    changes = {"data": data, "method": method, "base": base}
+    changes = {"data": data, "method": method, "base": run.base}
     settings = load_student_recipe(recipe, {name: str(value) for name, value in changes.items() if value is not None})
-    console = _console(quiet=quiet)
-    if dry_run:
-        _plan_student(settings, console, json=json)
+    console = _console(out)
+    if run.dry_run:
+        _plan_student(settings, console, json=out.json)
     else:
-        _run_student(settings, _folder(output, settings.output), device, console, fresh=fresh, json=json)
+        _run_student(settings, run, console, json=out.json)
 
 
-def _console(*, quiet: bool) -> Console:
+def _console(out: OutputOptions) -> Console:
     """The console of the main process; the others are quiet."""
-    console = Console(quiet=quiet or not _is_main())
+    console = Console(quiet=out.quiet or not _is_main())
     console.hush_libraries()
     return console
 
@@ -157,26 +137,20 @@ def _is_main() -> bool:
     return not int(os.environ.get("RANK", "0"))
 
 
-def _folder(output: Path | None, of_recipe: str) -> Path:
-    if output is None and not of_recipe:
-        raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
-    return output or Path(of_recipe)
-
-
-def _device(device: str) -> str:
-    from qzoom.checkpoints.base import choose_device
-
-    return str(choose_device(device))
-
-
-def _stage_recipe(stage: str, path: Path, base: str | None, labels: list[str] | None) -> StageRecipe:
+def _train_stage(name: str, stage: StageOptions, run: RunOptions, out: OutputOptions, *, refit: bool = False) -> None:
     from qzoom.training.stages import load_stage_recipe
 
-    changes: dict[str, Any] = {"base": base, "labels": list(labels or ()) or None}
-    return load_stage_recipe(path, stage, {name: value for name, value in changes.items() if value is not None})
+    changes: dict[str, Any] = {"base": run.base, "labels": list(stage.labels or ()) or None}
+    given = {key: value for key, value in changes.items() if value is not None}
+    recipe = load_stage_recipe(stage.recipe, name, given)
+    console = _console(out)
+    if run.dry_run:
+        _plan_stage(recipe, console, refit=refit, json=out.json)
+    else:
+        _run_stage(recipe, run, console, refit=refit, json=out.json)
 
 
-def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool = False, json: bool) -> None:
+def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool, json: bool) -> None:
     """What would be done; labels that do not exist yet are no mistake."""
     import os
 
@@ -199,7 +173,7 @@ def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool = False, j
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_stage(recipe, stage, sizes, samples, processes=processes)
     if json:
-        _record(plan, console)
+        console.record(asdict(plan))
         return
     console.result(f"stage       {stage} of {recipe.base} ({plan.base_weights:,} weights)")
     _weights(plan, console)
@@ -217,7 +191,7 @@ def _plan_student(recipe: StudentRecipe, console: Console, *, json: bool) -> Non
 
     plan = plan_student(recipe)
     if json:
-        _record(plan, console)
+        console.record(asdict(plan))
         return
     console.result(f"student     {recipe.base} ({plan.base_weights:,} weights), {recipe.method}")
     _weights(plan, console)
@@ -236,34 +210,18 @@ def _plan_student(recipe: StudentRecipe, console: Console, *, json: bool) -> Non
         )
 
 
-def _record(plan: Plan, console: Console) -> None:
-    from dataclasses import asdict
-
-    console.record(asdict(plan))
-
-
 def _weights(plan: Plan, console: Console) -> None:
     parts = ", ".join(f"{part} {count:,}" for part, count in plan.trained.items())
     console.result(f"trained     {plan.trained_weights:,} weights: {parts}")
     console.result(f"memory      {plan.memory_gb:.1f} GB a process, activations aside")
 
 
-def _run_stage(
-    recipe: StageRecipe,
-    folder: Path,
-    device: str,
-    console: Console,
-    *,
-    refit: bool = False,
-    fresh: bool,
-    json: bool,
-) -> None:
-    from dataclasses import asdict
-
+def _run_stage(recipe: StageRecipe, run: RunOptions, console: Console, *, refit: bool, json: bool) -> None:
     from qzoom.training.train_stage import train_stage
 
-    with _bar(console) as on_step:
-        report = train_stage(recipe, folder, refit=refit, device=_device(device), fresh=fresh, on_step=on_step)
+    folder, device = run.folder(recipe.output), find_device(run.device)
+    with _progress(console) as on_step:
+        report = train_stage(recipe, folder, refit=refit, device=device, fresh=run.fresh, on_step=on_step)
     if not _is_main():
         return
     _warn_few(report.samples, "samples", console)
@@ -274,19 +232,16 @@ def _run_stage(
     console.result(f"{report.steps} steps on {report.samples} samples, {losses}; the model is in {report.model}")
 
 
-def _run_student(
-    recipe: StudentRecipe, folder: Path, device: str, console: Console, *, fresh: bool, json: bool
-) -> None:
-    from dataclasses import asdict
-
+def _run_student(recipe: StudentRecipe, run: RunOptions, console: Console, *, json: bool) -> None:
     from qzoom.training.student.run import train_student
 
-    with _bar(console) as on_step:
+    folder, device = run.folder(recipe.output), find_device(run.device)
+    with _progress(console) as on_step:
         report = train_student(
             recipe,
             folder,
-            device=_device(device),
-            fresh=fresh,
+            device=device,
+            fresh=run.fresh,
             on_phase=lambda phase, steps: console.note(f"{phase}: {steps} steps"),
             on_step=on_step,
             on_validation=lambda validation: console.note(_validation(validation)),
@@ -324,30 +279,10 @@ def _validation(found: Validation) -> str:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[StepMetrics], None]]:
+def _progress(console: Console) -> Iterator[Callable[[StepMetrics], None]]:
     """Loss, samples a second and time left: a bar where a person watches, else a line now and then."""
-    import time
-
-    if console.quiet:
-        yield lambda _: None
-        return
-    if sys.stderr is not None and sys.stderr.isatty():
-        import rich.console
-        from rich.progress import MofNCompleteColumn, Progress
-
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn())
-        with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
-            line = bar.add_task("training", total=None)
-            yield lambda f: bar.update(line, completed=f.step, total=f.steps, description=_line(f))
-        return
-    printed = [0.0]
-
-    def write(metrics: StepMetrics) -> None:
-        if time.monotonic() - printed[0] > 30 or metrics.step == metrics.steps:
-            printed[0] = time.monotonic()
-            console.note(f"step {metrics.step} of {metrics.steps}: {_line(metrics)}")
-
-    yield write
+    with console.progress("training", note_every_s=30) as (update,):
+        yield lambda metrics: update(metrics.step, metrics.steps, _line(metrics))
 
 
 def _line(metrics: StepMetrics) -> str:

@@ -1,11 +1,9 @@
-"""How much of each visual cell an answer's places cover. Pure geometry, exact to the fraction of a cell.
+"""Cells (visual tokens) under boxes, and how large a target is. Pure geometry.
 
-Boxes are xyxy in original pixels, half-open; the grid divides the picture evenly, since the coarse look is the whole
-picture resized.
-
-How large what a question is about is: the share of the picture under the tight box around its places, in bins.
-
-Pure arithmetic. The bins are spaced about evenly on a logarithmic scale, since small things are what zooming is for.
+Boxes are xyxy in original pixels, half-open; the grid divides the picture evenly, since the coarse pass sees the whole
+picture resized. `covered_cells` gives exact shares, `cells_touched` every cell that holds a pixel of a box. A target's
+size is the share of the picture under the tight box around its boxes; its bins are spaced about evenly on a logarithmic
+scale, since small things are what zooming is for.
 """
 
 from __future__ import annotations
@@ -14,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qzoom.errors import DataError
 from qzoom.images.geometry import box_area_px, clip_box
 from qzoom.types import Box
 
-__all__ = ["AREA_BINS", "area_bin", "area_share", "around", "covered_cells"]
+__all__ = ["AREA_BINS", "area_bin", "area_share", "around", "cells_touched", "covered_cells", "picture_in_square"]
 
 
 def covered_cells(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -50,6 +49,39 @@ def covered_cells(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[in
 def _edges(sides: Sequence[int], length_px: int, cells: int) -> np.ndarray:
     """All borders in units of cells: those of the cells and those of the boxes, ascending."""
     return np.unique(np.concatenate([np.arange(cells + 1), np.asarray(sides, dtype=float) * cells / length_px]))
+
+
+def cells_touched(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, ...], view: str) -> np.ndarray:
+    """Cells that any of the boxes touches, (rows, columns) bool; "dynamic" fills the grid, "square" pads to one."""
+    rows, columns = grid
+    x0, y0, x1, y1 = (0, 0, columns, rows) if view == "dynamic" else picture_in_square(size_px, rows)
+    mask = np.zeros((rows, columns), dtype=bool)
+    for left, top, right, bottom in boxes:
+        xs = [x0 + left * (x1 - x0) // size_px[0], x0 - (-right * (x1 - x0) // size_px[0])]
+        ys = [y0 + top * (y1 - y0) // size_px[1], y0 - (-bottom * (y1 - y0) // size_px[1])]
+        mask[ys[0] : ys[1], xs[0] : xs[1]] = True
+    return mask
+
+
+def picture_in_square(size_px: tuple[int, int], cells: int) -> Box:
+    """Which cells of a square map show the picture when it was padded to a square before encoding.
+
+    The shorter side is rounded down to whole cells, at least one; an odd cell of padding counts as picture.
+
+    Args:
+        size_px: (width, height) of the picture before padding.
+        cells: rows (and columns) of the map.
+
+    Returns:
+        x0, y0, x1, y1 in cells, half-open.
+
+    Raises:
+        DataError: a side below 1.
+    """
+    if min(*size_px, cells) < 1:
+        raise DataError(f"A picture of {size_px[0]} x {size_px[1]} px on {cells} cells has no content; check its size.")
+    x0, y0 = ((cells - max(1, int(side / max(size_px) * cells))) // 2 for side in size_px)
+    return x0, y0, cells - x0, cells - y0
 
 
 _EDGES = (0.001, 0.003, 0.01, 0.03, 0.1)

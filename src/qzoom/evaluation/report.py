@@ -38,9 +38,9 @@ from qzoom.evaluation.tables import (
     percent,
     save_figure,
     times,
-    write_text,
 )
 from qzoom.scoring.metrics import hit
+from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -439,14 +439,14 @@ def write_report(
             shown = max(own, key=lambda run: sum(map(row_score, run.rows)))
             cards = failures(group, shown, failures_each, data)
             sections.append(_section(task, charts[-1], group.labels[group.runs.index(shown)], cards))
-        write_text(folder / "report.html", _page(title, software, sections))
-        write_text(folder / "report.md", _markdown(title, tasks, software, [chart.name for chart in charts]))
+        write_atomic(folder / "report.html", _page(title, software, sections))
+        write_atomic(folder / "report.md", _markdown(title, tasks, software, [chart.name for chart in charts]))
         figures = {"title": title, "ran": software, "seed": seed, "tasks": [task.to_dict() for task in tasks]}
-        write_text(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomic(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         if page is not None:
             page.parent.mkdir(parents=True, exist_ok=True)
             paths = [Path(os.path.relpath(chart, page.parent)).as_posix() for chart in charts]
-            write_text(page, _markdown(title, tasks, software, paths))
+            write_atomic(page, _markdown(title, tasks, software, paths))
     except OSError as error:
         where = error.filename or folder
         raise DataError(f"{where} cannot be written ({error.strerror or error}); check space and rights.") from error

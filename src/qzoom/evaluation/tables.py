@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.plots.style import ACCENTS, COARSE, HAIRLINE, INK, MUTED, Colour
+from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,6 @@ __all__ = [
     "text_table",
     "times",
     "write_figures",
-    "write_text",
 ]
 
 _NONE = "–"
@@ -222,18 +221,11 @@ def calibration_lines(calibration: Calibration) -> list[str]:
     return [*lines, f"interval          {low:.4g} to {high:.4g} ({what})"]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; it appears as a whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
-
-
 def write_figures(folder: Path, name: str, figures: Any, markdown: str) -> None:
     """Write NAME.json and NAME.md into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(folder / f"{name}.md", markdown)
+    write_atomic(folder / f"{name}.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(folder / f"{name}.md", markdown)
 
 
 def new_figure(panels: int, *, width: float = 4.8, height: float = 4.2) -> tuple[Figure, list[Axes]]:

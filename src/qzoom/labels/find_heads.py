@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from qzoom.backbones.base import Backbone
+from qzoom.data.cells import cells_touched
 from qzoom.data.questions import load_picture, open_questions
 from qzoom.engine.attention import ResponseAttention
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.labels.maps import cells_touched
 from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import RegionRecipe
 

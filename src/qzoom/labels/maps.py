@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from qzoom.data.cells import cells_touched, picture_in_square
 from qzoom.errors import DataError
 from qzoom.labels.settings import LabelMapSettings, View
 from qzoom.store.schema import RegionLabel
@@ -27,9 +28,7 @@ __all__ = [
     "IGNORE",
     "LabelMap",
     "box_labels",
-    "cells_touched",
     "label_record",
-    "picture_in_square",
     "region_labels",
 ]
 
@@ -70,18 +69,6 @@ def label_record(
     return record, labels
 
 
-def cells_touched(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, ...], view: View) -> np.ndarray:
-    """Cells that any of the boxes touches, (rows, columns) bool; with "square" the picture stands in the middle."""
-    rows, columns = grid
-    x0, y0, x1, y1 = (0, 0, columns, rows) if view == "dynamic" else picture_in_square(size_px, rows)
-    mask = np.zeros((rows, columns), dtype=bool)
-    for left, top, right, bottom in boxes:
-        xs = [x0 + left * (x1 - x0) // size_px[0], x0 - (-right * (x1 - x0) // size_px[0])]
-        ys = [y0 + top * (y1 - y0) // size_px[1], y0 - (-bottom * (y1 - y0) // size_px[1])]
-        mask[ys[0] : ys[1], xs[0] : xs[1]] = True
-    return mask
-
-
 @dataclass(frozen=True, slots=True)
 class LabelMap:
     """Labels of one map.
@@ -95,27 +82,6 @@ class LabelMap:
     labels: np.ndarray
     box: CellBounds
     usable: bool
-
-
-def picture_in_square(size_px: tuple[int, int], cells: int) -> CellBounds:
-    """Which cells of a square map show the picture when it was padded to a square before encoding.
-
-    The shorter side is rounded down to whole cells, at least one; an odd cell of padding counts as picture.
-
-    Args:
-        size_px: (width, height) of the picture before padding.
-        cells: rows (and columns) of the map.
-
-    Returns:
-        x0, y0, x1, y1 in cells, half-open.
-
-    Raises:
-        DataError: a side below 1.
-    """
-    if min(*size_px, cells) < 1:
-        raise DataError(f"A picture of {size_px[0]} x {size_px[1]} px on {cells} cells has no content; check its size.")
-    x0, y0 = ((cells - max(1, int(side / max(size_px) * cells))) // 2 for side in size_px)
-    return x0, y0, cells - x0, cells - y0
 
 
 def region_labels(

@@ -329,9 +329,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def unwritable(path: Path, error: OSError) -> DataError:
+def unwritable(path: Path, error: Exception) -> DataError:
     """The error for a file or folder that cannot be written."""
-    return DataError(f"{path} cannot be written ({error.strerror or error}); check space and rights, then run again.")
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{path} cannot be written ({reason}); check space and rights, then run again.")
 
 
 def differences(there: Any, here: Any, prefix: str = "") -> list[str]:

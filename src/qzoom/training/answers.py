@@ -1,18 +1,16 @@
-"""Stage 2: the decoder learns to answer from the coarse look and the region together (docs/method.md 6).
+"""Stage 2: the decoder learns to answer from the coarse view and the region together (docs/method.md 6).
 
-The target is the answer that was right: for hard cases the coarse look's own. The region is the branch's, or with some
-probability a random one; where the branch proposes none, the random one is taken, as there is no sample without.
+The target is the answer that was right: for hard cases that of the coarse pass. The region is the branch's, or at times
+random; if the branch proposes none, it is random.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from qzoom.config import TokenBudget
 from qzoom.data.questions import load_picture
-from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.perceive import propose_boxes, region_maps
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine, State, advance_region, advance_shared
@@ -32,15 +29,25 @@ from qzoom.labels.respond import prepare_image
 from qzoom.store.schema import Question, Verdict
 from qzoom.training.forward import hidden_states
 from qzoom.training.losses import IGNORE, answer_loss
-from qzoom.training.samples import SampleUse, conversation_ids, open_stores
-from qzoom.training.stages import StageRecipe
+from qzoom.training.samples import SampleUse, StageTask, question_of, sample_digest
+from qzoom.training.stages import KINDS, StageRecipe
 from qzoom.types import Box
 
 __all__ = ["AnswerTask", "random_cells"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class AnswerSample:
+    """One turn with its prompt and its target.
+
+    Args:
+        question: the record.
+        turn: index of the turn.
+        kind: what zooming changed.
+        ids: of the prompt.
+        answer: token ids of the target, the end token last.
+    """
+
     question: Question
     turn: int
     kind: ZoomEffect
@@ -48,7 +55,7 @@ class _Sample:
     answer: tuple[int, ...]
 
 
-class AnswerTask:
+class AnswerTask(StageTask):
     """Mined turns of one or more stores, mixed as the recipe says.
 
     Args:
@@ -61,34 +68,22 @@ class AnswerTask:
     """
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
-        self._recipe = recipe
-        chat = ChatEncoder(engine.backbone)
-        self.stores = open_stores(recipe.labels, "mine")
-        found: dict[ZoomEffect, list[tuple[Question, Verdict]]] = {}
+        super().__init__(recipe, engine, "mine")
+        kinds: dict[ZoomEffect, list[tuple[Question, Verdict]]] = {}
         for store in self.stores:
             for verdict in current_verdicts(store):
-                question = store.get(verdict.question).record
-                assert isinstance(question, Question)
-                found.setdefault(zoom_effect(verdict), []).append((question, verdict))
-        self.samples = [self._sample(engine, chat, *pair) for pair in _mixed(found, recipe)]
+                question = question_of(store, verdict.question)
+                kinds.setdefault(zoom_effect(verdict), []).append((question, verdict))
+        self.samples = [self._sample(engine, *pair) for pair in _mixed(kinds, recipe)]
         if not self.samples:
-            counts = ", ".join(f"{len(items)} {kind}" for kind, items in found.items()) or "nothing"
+            counts = ", ".join(f"{len(items)} {kind}" for kind, items in kinds.items()) or "nothing"
             raise DataError(f"No hard cases in {', '.join(recipe.labels)} ({counts}); mine more questions.")
-
-    @cached_property
-    def weights(self) -> Sequence[int]:
-        """Answer tokens of each sample, the end token included."""
-        return [len(sample.answer) for sample in self.samples]
-
-    @cached_property
-    def identity(self) -> str:
-        """Digest of questions and targets."""
-        text = repr([(s.question.values(), s.turn, s.answer) for s in self.samples])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.weights = [len(sample.answer) for sample in self.samples]
+        self.identity = sample_digest(repr([(s.question.values(), s.turn, s.answer) for s in self.samples]))
 
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Cross entropy, summed over the answer tokens."""
-        backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
+        backbone, recompute = engine.backbone, self.recipe.gradient_checkpointing
         chosen = [self.samples[use.index] for use in uses]
         prompts = [self._prompt(engine, sample, use) for sample, use in zip(chosen, uses, strict=True)]
         hidden = hidden_states(backbone, prompts, backbone.num_layers, recompute=recompute)
@@ -101,31 +96,30 @@ class AnswerTask:
         return total
 
     @torch.no_grad()
-    def _prompt(self, engine: Engine, sample: _Sample, use: SampleUse) -> Prompt:
-        """Coarse look, region, question and answer."""
-        recipe, backbone = self._recipe, engine.backbone
+    def _prompt(self, engine: Engine, sample: AnswerSample, use: SampleUse) -> Prompt:
+        """Coarse view, region, question and answer."""
+        recipe, backbone = self.recipe, engine.backbone
         rng = random.Random(f"{recipe.seed}/region/{use.index}/{use.epoch}")
         tokens = rng.choice(recipe.tokens) if recipe.tokens else self._coarse_tokens()
         picture = load_picture(sample.question, Path(recipe.images) if recipe.images else None)
         image = prepare_image(picture, "dynamic", tokens)
         features = backbone.encode([image.picture.image], [image.budget])
-        asked = build_prompt(backbone, sample.ids, features)
-        cells, box = self._region(engine, asked, picture.size_px, rng)
+        prompt = build_prompt(backbone, sample.ids, features)
+        cells, box = self._region(engine, prompt, picture.size_px, rng)
         crop = backbone.encode([picture.image.crop(box)], [TokenBudget(1, recipe.region_tokens)])[0]
         whole = build_prompt(backbone, [*sample.ids, *sample.answer], features)
-        prompt, _ = insert_regions(backbone, whole, [RegionBlock(0, cells, crop)], engine.config)
-        return prompt
+        return insert_regions(backbone, whole, [RegionBlock(0, cells, crop)], engine.config)[0]
 
     def _region(
-        self, engine: Engine, asked: Prompt, size_px: tuple[int, int], rng: random.Random
+        self, engine: Engine, prompt: Prompt, size_px: tuple[int, int], rng: random.Random
     ) -> tuple[CellBox, Box]:
-        recipe, config = self._recipe, engine.config
+        recipe, config = self.recipe, engine.config
         if rng.random() >= recipe.random_box:
-            (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, asked)]))
-            found = propose_boxes(engine, region_maps(engine, state), [size_px])
-            if found:
-                return found[0].cells, found[0].box
-        grid = asked.spans[0].features.grid
+            (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, prompt)]))
+            boxes = propose_boxes(engine, region_maps(engine, state), [size_px])
+            if boxes:
+                return boxes[0].cells, boxes[0].box
+        grid = prompt.spans[0].features.grid
         cells = random_cells(grid, recipe.random_side, rng)
         rule = dataclasses.replace(config.box, margin_cells=0.0)
         return cells, map_box(cells, grid, size_px, rule=rule, token_px=engine.backbone.token_px).box
@@ -134,13 +128,11 @@ class AnswerTask:
         settings = self.stores[0].settings
         return int(settings.get("coarse_tokens", 576))
 
-    def _sample(self, engine: Engine, chat: ChatEncoder, question: Question, verdict: Verdict) -> _Sample:
-        kind = zoom_effect(verdict)
-        found = conversation_ids(chat, [(question.turns[verdict.turn].question, "")])
-        assert found is not None
+    def _sample(self, engine: Engine, question: Question, verdict: Verdict) -> AnswerSample:
+        kind, ids = zoom_effect(verdict), self.question_ids(question, verdict.turn)
         text = verdict.zoomed if kind == "improvements" else verdict.coarse
         answer = engine.backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return _Sample(question, verdict.turn, kind, tuple(found[0]), (*answer, engine.backbone.eos_ids[0]))
+        return AnswerSample(question, verdict.turn, kind, tuple(ids), (*answer, engine.backbone.eos_ids[0]))
 
 
 def random_cells(grid: tuple[int, int], side: tuple[float, float], rng: random.Random) -> CellBox:
@@ -155,13 +147,13 @@ def random_cells(grid: tuple[int, int], side: tuple[float, float], rng: random.R
 def _mixed(
     found: dict[ZoomEffect, list[tuple[Question, Verdict]]], recipe: StageRecipe
 ) -> list[tuple[Question, Verdict]]:
-    """All hard cases, and of the other kinds as many for each as the mixture says."""
+    """All hard cases, and of the other kinds as many per hard case as the mixture says, in the order of `KINDS`."""
     if not recipe.mixture.get("hard"):
         raise ConfigError("mixture must name hard cases, to which the other shares are relative.")
     out: list[tuple[Question, Verdict]] = []
     hard = len(found.get("hard", []))
     rng = random.Random(recipe.seed)
-    for kind, share in sorted(recipe.mixture.items()):
+    for kind, share in ((kind, recipe.mixture[kind]) for kind in KINDS if kind in recipe.mixture):
         items = found.get(kind, [])  # type: ignore[call-overload]
         count = len(items) if kind == "hard" else min(len(items), round(share * hard))
         out += items if count == len(items) else rng.sample(items, count)

@@ -1,17 +1,14 @@
-"""Stage 3: the gate learns when the coarse look is enough (docs/method.md 2 and 8)."""
+"""Stage 3: the gate learns when the coarse pass is enough (docs/method.md 2 and 8)."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
@@ -28,7 +25,7 @@ from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, ResolutionSweep, ZoomComparison
 from qzoom.training.forward import run_stack
 from qzoom.training.losses import gate_loss
-from qzoom.training.samples import HiddenStateCache, SampleUse, conversation_ids, open_stores, prompt_of
+from qzoom.training.samples import SampleUse, StageTask, prompt_of, question_of, sample_digest
 from qzoom.training.stages import StageRecipe
 
 __all__ = ["GateSample", "GateTask", "gate_samples"]
@@ -68,23 +65,17 @@ def gate_samples(stores: Sequence[RecordStore], strategy: Strategy, seed: int) -
         store, sweep = sweeps[index]
         target, tokens = draw_label(answers[index], random.Random(f"{seed}/{sweep.question}/{sweep.turn}"), strategy)
         if target >= 0:
-            samples.append(GateSample(_question(store, sweep.question), sweep.turn, tokens, target))
+            samples.append(GateSample(question_of(store, sweep.question), sweep.turn, tokens, target))
     compared = [(store, comparison) for store in stores for _, comparison in store.of_kind(ZoomComparison)]
     labels = [zoom_label(comparison) for _, comparison in compared]
     for index in select_balanced(labels, seed):
         store, comparison = compared[index]
-        question = _question(store, comparison.question)
+        question = question_of(store, comparison.question)
         samples.append(GateSample(question, comparison.turn, comparison.tokens, labels[index] or 0))
     return samples
 
 
-def _question(store: RecordStore, record_id: str) -> Question:
-    question = store.get(record_id).record
-    assert isinstance(question, Question)
-    return question
-
-
-class GateTask:
+class GateTask(StageTask):
     """Gate targets of one or more stores of gate labels.
 
     Args:
@@ -96,10 +87,7 @@ class GateTask:
     """
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
-        self._recipe = recipe
-        self._chat = ChatEncoder(engine.backbone)
-        self._hidden = HiddenStateCache(recipe.cache_gb)
-        self.stores = open_stores(recipe.labels, "gate")
+        super().__init__(recipe, engine, "gate")
         self.samples = gate_samples(self.stores, recipe.strategy, recipe.seed)
         if not self.samples:
             reports = [gate_report(store.folder) for store in self.stores]
@@ -110,17 +98,8 @@ class GateTask:
                 f"No question of {', '.join(recipe.labels)} is wrong on coarse looks and right on finer ones "
                 f"({counts}); label more questions, or lower --tokens."
             )
-
-    @cached_property
-    def weights(self) -> Sequence[int]:
-        """One target each."""
-        return [1] * len(self.samples)
-
-    @cached_property
-    def identity(self) -> str:
-        """Digest of questions, coarse tokens and targets."""
-        text = repr([(s.question.values(), s.turn, s.tokens, s.target) for s in self.samples])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.weights = [1] * len(self.samples)
+        self.identity = sample_digest(repr([(s.question.values(), s.turn, s.tokens, s.target) for s in self.samples]))
 
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Binary cross entropy, summed over the samples."""
@@ -129,16 +108,14 @@ class GateTask:
         backbone = engine.backbone
         chosen = [self.samples[use.index] for use in uses]
 
-        def make(place: int) -> Prompt:
-            sample = chosen[place]
-            found = conversation_ids(self._chat, [(sample.question.turns[sample.turn].question, "")])
-            assert found is not None
-            images = self._recipe.images
-            return prompt_of(engine, sample.question, found[0], view="dynamic", tokens=sample.tokens, images=images)
+        def make(index: int) -> Prompt:
+            sample, images = chosen[index], self.recipe.images
+            ids = self.question_ids(sample.question, sample.turn)
+            return prompt_of(engine, sample.question, ids, view="dynamic", tokens=sample.tokens, images=images)
 
-        prompts, shared = self._hidden.get(engine, [use.index for use in uses], make)
+        prompts, shared = self.hidden.get(engine, [use.index for use in uses], make)
         positions = [prompt.positions for prompt in prompts]
-        recompute = self._recipe.gradient_checkpointing
+        recompute = self.recipe.gradient_checkpointing
         hidden = run_stack(backbone, list(gate.layers), shared, positions, recompute=recompute)
         logits = gate.logit(torch.stack([states[-1] for states in hidden]))
         targets = torch.tensor([sample.target for sample in chosen], device=logits.device)

@@ -1,18 +1,15 @@
-"""Stage 1 and 2.5: the region branch learns tri-state maps (docs/method.md 5.4)."""
+"""Stage 1 and 2.5: the region branch learns ternary label maps (docs/method.md 5.4)."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
@@ -21,15 +18,15 @@ from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Question, RegionLabel
 from qzoom.training.forward import region_logits_at, run_stack
 from qzoom.training.losses import region_loss
-from qzoom.training.samples import HiddenStateCache, SampleUse, conversation_ids, open_stores, prompt_of
+from qzoom.training.samples import SampleUse, StageTask, conversation_ids, prompt_of, question_of, sample_digest
 from qzoom.training.stages import StageRecipe
 
 __all__ = ["RegionTask"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """One sequence: turns in order; those with labels that can be learnt from carry them."""
+class RegionSample:
+    """One sequence: turns in order; those with usable labels carry them."""
 
     store: RecordStore
     question: Question
@@ -38,14 +35,15 @@ class _Sample:
 
     @property
     def weight(self) -> int:
+        """Valid cells of all labels."""
         return sum(t.valid for t, stored in zip(self.turns, self.labels, strict=True) if stored is not None)
 
 
-class RegionTask:
+class RegionTask(StageTask):
     """Label maps of one or more stores.
 
     Args:
-        recipe: which ones, and how pictures are looked at.
+        recipe: which ones, and at how many visual tokens.
         engine: whose tokenizer is used.
 
     Raises:
@@ -53,41 +51,30 @@ class RegionTask:
     """
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
-        self._recipe = recipe
-        self._chat = ChatEncoder(engine.backbone)
-        self._hidden = HiddenStateCache(recipe.cache_gb)
-        self.stores = open_stores(recipe.labels, "regions")
-        self._samples = [s for store in self.stores for s in self._of_store(store) if s.weight > 0]
-        if not self._samples:
+        super().__init__(recipe, engine, "regions")
+        self.samples = [s for store in self.stores for s in self._of_store(store) if s.weight > 0]
+        if not self.samples:
             raise DataError(f"There are no usable labels in {', '.join(recipe.labels)}; label more questions.")
-
-    @cached_property
-    def weights(self) -> Sequence[int]:
-        """Valid cells of each sample."""
-        return [sample.weight for sample in self._samples]
-
-    @cached_property
-    def identity(self) -> str:
-        """Digest of the labels' ids."""
-        names = [stored.id if stored else "-" for sample in self._samples for stored in sample.labels]
-        return hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
+        self.weights = [sample.weight for sample in self.samples]
+        names = [stored.id if stored else "-" for sample in self.samples for stored in sample.labels]
+        self.identity = sample_digest(" ".join(names))
 
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Binary cross entropy, summed over the valid cells."""
         assert engine.region is not None
-        backbone, recompute = engine.backbone, self._recipe.gradient_checkpointing
-        chosen = [self._samples[use.index] for use in uses]
+        backbone, recompute = engine.backbone, self.recipe.gradient_checkpointing
+        chosen = [self.samples[use.index] for use in uses]
         sequences = [self._sequence(sample) for sample in chosen]
         tokens = [self._tokens(sample, use) for sample, use in zip(chosen, uses, strict=True)]
 
-        def make(place: int) -> Prompt:
-            sample, ids = chosen[place], sequences[place][0]
+        def make(index: int) -> Prompt:
+            sample, ids = chosen[index], sequences[index][0]
             view: View = sample.turns[0].view
-            images = self._recipe.images
-            return prompt_of(engine, sample.question, ids, view=view, tokens=tokens[place], images=images)
+            images = self.recipe.images
+            return prompt_of(engine, sample.question, ids, view=view, tokens=tokens[index], images=images)
 
         keys = [(use.index, count) for use, count in zip(uses, tokens, strict=True)]
-        prompts, shared = self._hidden.get(engine, keys, make)
+        prompts, shared = self.hidden.get(engine, keys, make)
         # one placeholder became many visual tokens
         asking = [
             [query + len(prompt) - len(ids) for query in queries]
@@ -106,16 +93,16 @@ class RegionTask:
                 targets.append(torch.as_tensor(labels, device=states.device).long())
         return region_loss(logits, targets) * sum(sample.weight for sample in chosen)
 
-    def _sequence(self, sample: _Sample) -> tuple[list[int], list[int]]:
+    def _sequence(self, sample: RegionSample) -> tuple[list[int], list[int]]:
         """Token ids of a sample, and the indices of its asking tokens."""
-        found = conversation_ids(self._chat, [(turn.prompt, turn.text) for turn in sample.turns])
-        assert found is not None  # samples whose turns cannot share a sequence were taken apart
-        return found
+        ids = conversation_ids(self.chat, [(turn.prompt, turn.text) for turn in sample.turns])
+        assert ids is not None  # samples whose turns cannot share a sequence were taken apart
+        return ids
 
-    def _tokens(self, sample: _Sample, use: SampleUse) -> int:
-        """Visual tokens of the look: drawn from the recipe's, else those of the look that was labelled."""
-        if self._recipe.tokens:
-            return random.Random(f"{self._recipe.seed}/{use.index}/{use.epoch}").choice(self._recipe.tokens)
+    def _tokens(self, sample: RegionSample, use: SampleUse) -> int:
+        """Visual tokens of the coarse pass: drawn from the recipe's, else those of the pass that was labelled."""
+        if self.recipe.tokens:
+            return random.Random(f"{self.recipe.seed}/{use.index}/{use.epoch}").choice(self.recipe.tokens)
         wanted = sample.store.settings.get("tokens")
         if isinstance(wanted, int):
             return wanted
@@ -123,24 +110,23 @@ class RegionTask:
         rows, columns = sample.store.tensor(stored, "labels").shape
         return int(rows * columns)
 
-    def _of_store(self, store: RecordStore) -> list[_Sample]:
+    def _of_store(self, store: RecordStore) -> list[RegionSample]:
         """Samples in order: one per question with several turns, or one per turn."""
         grouped: dict[str, list[tuple[Stored, RegionLabel]]] = {}
         for stored, label in store.of_kind(RegionLabel):
             grouped.setdefault(label.question, []).append((stored, label))
         out = []
-        for question_id, found in grouped.items():
-            question = store.get(question_id).record
-            assert isinstance(question, Question)
-            together = self._recipe.multi_turn and len(found) > 1
-            turns = [(label.prompt, label.text) for _, label in found]
-            if together and conversation_ids(self._chat, turns) is not None:
-                out.append(_sample(store, question, found))
+        for question_id, labels in grouped.items():
+            question = question_of(store, question_id)
+            together = self.recipe.multi_turn and len(labels) > 1
+            turns = [(label.prompt, label.text) for _, label in labels]
+            if together and conversation_ids(self.chat, turns) is not None:
+                out.append(_sample(store, question, labels))
             else:
-                out += [_sample(store, question, [pair]) for pair in found]
+                out += [_sample(store, question, [pair]) for pair in labels]
         return out
 
 
-def _sample(store: RecordStore, question: Question, found: Sequence[tuple[Stored, RegionLabel]]) -> _Sample:
-    kept = tuple(stored if label.usable else None for stored, label in found)
-    return _Sample(store, question, tuple(label for _, label in found), kept)
+def _sample(store: RecordStore, question: Question, labels: Sequence[tuple[Stored, RegionLabel]]) -> RegionSample:
+    usable = tuple(stored if label.usable else None for stored, label in labels)
+    return RegionSample(store, question, tuple(label for _, label in labels), usable)

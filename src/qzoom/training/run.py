@@ -19,6 +19,7 @@ import torch
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
 from qzoom.settings import from_mapping, read_yaml, to_dict
+from qzoom.store.log import atomic_path, unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -158,18 +159,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     Raises:
         DataError: the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        save_file({name: _own(tensor) for name, tensor in tensors.items()}, partial, metadata=dict(metadata))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be written ({reason}); check space and rights, then run again.") from error
+        with atomic_path(path) as partial:
+            save_file({name: _own(tensor) for name, tensor in tensors.items()}, partial, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise unwritable(path, error) from error
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ do not depend on the rest of a batch: a resumed run ends as if it had not been s
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +29,19 @@ from qzoom.labels.settings import View
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
+from qzoom.training.stages import StageRecipe
 
-__all__ = ["HiddenStateCache", "SampleUse", "StageTask", "check_labels", "conversation_ids", "open_stores", "prompt_of"]
+__all__ = [
+    "HiddenStateCache",
+    "SampleUse",
+    "StageTask",
+    "check_labels",
+    "conversation_ids",
+    "open_stores",
+    "prompt_of",
+    "question_of",
+    "sample_digest",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +57,47 @@ class SampleUse:
     epoch: int
 
 
-class StageTask(Protocol):
-    """A stage's data and loss."""
+class StageTask(ABC):
+    """A stage's samples and loss.
 
-    @property
-    def stores(self) -> Sequence[RecordStore]:
-        """Where the samples come from."""
+    Args:
+        recipe: which records, and how samples are drawn.
+        engine: whose tokenizer is used.
+        purpose: of the records.
+    """
 
-    @property
-    def weights(self) -> Sequence[int]:
-        """Targets of each sample, all above zero."""
+    weights: Sequence[int]
+    """Targets of each sample, all above zero."""
+    identity: str
+    """A digest of the samples."""
 
-    @property
-    def identity(self) -> str:
-        """A digest of the samples."""
+    def __init__(self, recipe: StageRecipe, engine: Engine, purpose: str) -> None:
+        self.recipe = recipe
+        self.chat = ChatEncoder(engine.backbone)
+        self.hidden = HiddenStateCache(recipe.cache_gb)
+        self.stores = open_stores(recipe.labels, purpose)
 
+    @abstractmethod
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
         """Loss summed over all targets of some samples, with gradients to what trains."""
+
+    def question_ids(self, question: Question, turn: int) -> list[int]:
+        """Token ids of the prompt of one turn alone."""
+        conversation = conversation_ids(self.chat, [(question.turns[turn].question, "")])
+        assert conversation is not None
+        return conversation[0]
+
+
+def sample_digest(text: str) -> str:
+    """Sixteen hex digits for a task's `identity`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def question_of(store: RecordStore, record_id: str) -> Question:
+    """The question record that a label belongs to."""
+    question = store.get(record_id).record
+    assert isinstance(question, Question)
+    return question
 
 
 def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:

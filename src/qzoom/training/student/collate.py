@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from qzoom.data.cells import covered_cells
 from qzoom.data.overlay import choose_style, clause, draw, has_box
+from qzoom.engine.cache import LRUCache
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.request import Options, budget, coarse_budget
 from qzoom.engine.state import Engine
@@ -103,9 +103,7 @@ class Prompter:
         self.engine = engine
         self.recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._free_bytes = int(recipe.cache_gb * 1e9)
-        self._cache: OrderedDict[tuple[str, int], PIL.Image.Image] = OrderedDict()
-        self._used_bytes = 0
+        self._cache: LRUCache[PIL.Image.Image] = LRUCache(int(recipe.cache_gb * 1e9), _bytes_of)
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def budget_of(self, tokens: int) -> TokenBudget:
@@ -194,21 +192,15 @@ class Prompter:
         return self.engine.backbone.positions(torch.tensor(list(ids)), [cells])
 
     def _plain(self, path: str, tokens: int) -> PIL.Image.Image:
-        key = (path, tokens)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        key = f"{tokens} {path}".encode()
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
         whole = self._open(path)
-        if not self._free_bytes:
+        if not self._cache.max_bytes:
             return whole
         small = self._resized(whole, tokens)
-        size = small.width * small.height * 3
-        while self._cache and self._used_bytes + size > self._free_bytes:
-            _, old = self._cache.popitem(last=False)
-            self._used_bytes -= old.width * old.height * 3
-        if size <= self._free_bytes:
-            self._cache[key] = small
-            self._used_bytes += size
+        self._cache.put(key, small)
         return small
 
     def _resized(self, picture: PIL.Image.Image, tokens: int) -> PIL.Image.Image:
@@ -221,6 +213,10 @@ class Prompter:
         if picture.size == target:
             return picture
         return picture.resize(target, Image.Resampling(int(backbone.image_processor.resample)))
+
+
+def _bytes_of(image: PIL.Image.Image) -> int:
+    return image.width * image.height * 3
 
 
 _SOURCE = object()

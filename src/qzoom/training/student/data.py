@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qzoom.errors import DataError
+from qzoom.store.log import write_atomic
 from qzoom.types import Box
 
 __all__ = ["ExportedQuestion", "Split", "check_folder", "digest_of", "read_split"]
@@ -203,9 +203,7 @@ def _keep(images: Any, where: str, folder: Path, pictures: Path) -> str:
     if data:
         target = pictures / hashlib.sha256(data).hexdigest()[:32]
         if not target.exists():
-            part = target.with_name(f"{target.name}.{os.getpid()}.part")
-            part.write_bytes(data)
-            part.replace(target)
+            write_atomic(target, data)
         return str(target)
     if not path:
         raise DataError(f"{where}: the picture has neither bytes nor a path.")

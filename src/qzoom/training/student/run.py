@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
+from qzoom.store.log import write_atomic
 from qzoom.training.lora import add_lora
 from qzoom.training.run import (
     Run,
@@ -386,6 +387,4 @@ def _check_run(run: Run[StudentRecipe], weights: str, split: Split) -> None:
             raise DataError(f"{path} is damaged; start over with --fresh.") from error
         check_same_run(there, here, run.folder)
         return
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text(json.dumps(here, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial_path.replace(path)
+    write_atomic(path, json.dumps(here, indent=2, sort_keys=True) + "\n")
