@@ -136,9 +136,9 @@ class Run:
         """Minutes trained so far."""
         return float(self.counters["minutes"])
 
-    def loop(self) -> None:
+    def loop(self) -> bool:
         """All remaining minutes, with checkpoints, figures and exports along the way; a termination signal ends it
-        after the step in progress, with its state saved."""
+        after the step in progress, with its state saved, and returns False."""
         recipe = self.recipe
         stopping: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
@@ -164,10 +164,11 @@ class Run:
             mark = clock()
             if stopping:
                 self._save()
-                return
+                return False
         self._save()
         self.export(self.output / "model")
         self.evaluate()
+        return True
 
     def _train_step(self) -> None:
         recipe = self.recipe
@@ -299,8 +300,10 @@ def train_command(
             (output / name).unlink(missing_ok=True)
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    Run(load_recipe(recipe), output.resolve(), device).loop()
-    typer.echo(f"The model is in {output / 'model'}.")
+    if Run(load_recipe(recipe), output.resolve(), device).loop():
+        typer.echo(f"The model is in {output / 'model'}.")
+    else:
+        typer.echo("Stopped; the same command goes on from here.")
 
 
 @app.command("measure")
