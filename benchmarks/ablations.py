@@ -59,18 +59,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--recipes", type=Path, default=Path("recipes/tiny"), help="folder of the stages' recipes")
     made.add_argument("--looks", nargs="+", default=["64+64", "144+144"], help="coarse and region tokens of each cap")
     made.add_argument("--questions", type=int, default=300, help="that are answered, of each kind")
-    made.add_argument("--calibration-questions", type=int, default=80, help="that choose thresholds, likewise")
-    made.add_argument("--pictures", type=int, default=240, help="drawn pictures that are labelled, four questions each")
-    made.add_argument("--gate-pictures", type=int, default=400, help="that climb the ladder of the gate's labels")
-    made.add_argument("--mine-pictures", type=int, default=150, help="that are mined for stage 2")
-    made.add_argument("--probe-pictures", type=int, default=20, help="on which heads are found")
-    made.add_argument("--heads", default="auto", help="as for `qzoom label regions`")
-    made.add_argument("--teacher-tokens", type=int, default=400, help="visual tokens of the look that is labelled")
     made.add_argument(
-        "--ladder", type=int, nargs="+", default=[64, 100, 144, 288, 400], help="rungs of the gate's labels"
+        "--calibration-questions", type=int, default=80, help="number of calibration questions per drawn dataset"
+    )
+    made.add_argument("--pictures", type=int, default=240, help="drawn pictures that are labelled, four questions each")
+    made.add_argument("--gate-pictures", type=int, default=400, help="pictures that the gate's labels are made from")
+    made.add_argument("--mine-pictures", type=int, default=150, help="pictures searched for hard cases of stage 2")
+    made.add_argument("--probe-pictures", type=int, default=20, help="pictures on which attention heads are scored")
+    made.add_argument("--heads", default="auto", help="as for `qzoom label regions`")
+    made.add_argument("--teacher-tokens", type=int, default=400, help="visual tokens of a picture while it is labelled")
+    made.add_argument(
+        "--ladder",
+        type=int,
+        nargs="+",
+        default=[64, 100, 144, 288, 400],
+        help="resolutions that the gate's labels compare, in visual tokens",
     )
     made.add_argument("--label-tokens", type=int, default=32, help="longest answer while labelling")
-    made.add_argument("--steps", type=int, default=300, help="of each region training")
+    made.add_argument("--steps", type=int, default=300, help="steps of each region training")
     made.add_argument("--gate-steps", type=int, default=200)
     made.add_argument("--answer-steps", type=int, default=60)
     made.add_argument("--batch", type=int, default=32)

@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
-    from qzoom.cli.loading import load_model
+    from qzoom.cli.options import ModelOptions
     from qzoom.data.benchmarks.registry import open_task
     from qzoom.evaluation.runner import describe_model, describe_software
 
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         tasks.append(open_task("receipts", data=given.data, split=given.split))
     if given.pictures:
         tasks += [open_task(name, seed=given.seed, count=given.pictures) for name in ("documents", "scenes")]
-    model = load_model(given.model, None, given.device, "auto")
+    model = ModelOptions(given.model, None, given.device).load()
     about = describe_software(model) | describe_model(model) | {"threads": torch.get_num_threads()}
     ways = settings(given.coarse_tokens, given.region_tokens)
     ways = tuple(way for way in ways if model.has_region or way.zoom == "never")

@@ -56,8 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--budgets", type=int, nargs="+", default=[144, 288], help="totals of visual tokens")
-    made.add_argument("--questions", type=int, default=600, help="about drawn pictures of each kind")
-    made.add_argument("--methods", nargs="+", help="a few methods only")
+    made.add_argument("--questions", type=int, default=600, help="number of test questions per drawn dataset")
+    made.add_argument("--methods", nargs="+", help="only these methods")
     return checked(made.parse_args(arguments))
 
 

@@ -1,4 +1,4 @@
-"""What the evidence runs share: ways to look, pictures, a clock, and answers kept so that the next call goes on.
+"""What the benchmark programs share: token limits, tasks, a time limit, and stored answers that the next call resumes.
 
 Everything lies under RUNS/WEIGHTS, where WEIGHTS is a digest of the model's weights: other weights start anew beside
 the old ones. `ladder`, `baselines` and `ablations` ask; `results` reads what they kept.
@@ -252,9 +252,9 @@ def load(name: str, device: str = "auto") -> tuple[QZoom, str]:
     """A model and the first eight digits of its weights' digest."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from qzoom.checkpoints.weights import weights_digest
-    from qzoom.cli.loading import load_model
+    from qzoom.cli.options import ModelOptions
 
-    model = load_model(name, None, device, "auto")
+    model = ModelOptions(name, None, device).load()
     return model, weights_digest(model.engine)[:8]
 
 
@@ -276,8 +276,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of pictures")
     made.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
     made.add_argument("--limit", type=int, help="most pictures of each kind, to try it out")
-    made.add_argument("--minutes", type=float, help="stop in good time; the same command goes on")
-    made.add_argument("--dry-run", action="store_true", help="print what would be done and about how long it takes")
+    made.add_argument("--minutes", type=float, help="stop after so many minutes; the same command resumes")
+    made.add_argument("--dry-run", action="store_true", help="print the runs and an estimate of their time")
     made.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="where answers are kept")
     made.add_argument("--results", type=Path, default=Path("docs/results"), help="where the tables go")
     made.add_argument("--device", default="auto", help="cpu, cuda or auto")

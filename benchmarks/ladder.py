@@ -60,13 +60,24 @@ TOLERANCE = 0.005
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
-    made.add_argument("--caps", type=int, nargs="+", default=list(CAPS), help="visual-token caps of the ladder")
-    made.add_argument("--coarse", type=int, nargs="+", default=list(COARSE), help="coarse looks that are tried")
-    made.add_argument("--region", type=int, nargs="+", default=list(REGION), help="regions that are tried")
-    made.add_argument("--questions", type=int, default=2000, help="reported about drawn pictures of each kind")
-    made.add_argument("--calibration-questions", type=int, default=400, help="that choose, likewise")
+    made.add_argument("--caps", type=int, nargs="+", default=list(CAPS), help="visual-token limits that are compared")
+    made.add_argument(
+        "--coarse", type=int, nargs="+", default=list(COARSE), help="token limits of the coarse look that are tried"
+    )
+    made.add_argument(
+        "--region", type=int, nargs="+", default=list(REGION), help="token limits of the regions that are tried"
+    )
+    made.add_argument("--questions", type=int, default=2000, help="number of test questions per drawn dataset")
+    made.add_argument(
+        "--calibration-questions", type=int, default=400, help="number of calibration questions per drawn dataset"
+    )
     made.add_argument("--time", action="store_true", help="measure times instead; needs the rest to be done")
-    made.add_argument("--time-questions", type=int, default=150, help="of the equal-accuracy pair; a third at each cap")
+    made.add_argument(
+        "--time-questions",
+        type=int,
+        default=150,
+        help="questions timed for the equal-accuracy pair; a third of them at each limit",
+    )
     made.add_argument("--time-batch", type=int, default=8, help="questions at once where batches are timed")
     return checked(made.parse_args(arguments))
 

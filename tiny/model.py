@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from qzoom.checkpoints.weights import read_index, read_tensors
-from qzoom.checkpoints.writing import copy_side_files, fresh_folder
+from qzoom.checkpoints.writing import atomic_folder, copy_side_files
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.settings import settings
 from qzoom.training.student.attention import use_plain_attention
@@ -279,7 +279,7 @@ def average_models(folders: Sequence[Path], output: Path) -> None:
         parts = [read_tensors(index, [name])[name] for index in indexes]
         total = torch.stack([part.to(torch.float32) for part in parts]).mean(dim=0)
         mean[name] = total.to(parts[0].dtype).contiguous()
-    with fresh_folder(output, "plain") as part:
+    with atomic_folder(output, "plain") as part:
         save_file(mean, part / "model.safetensors", metadata={"format": "pt"})
         (part / "model.safetensors").chmod(0o644)
         shutil.copyfile(folders[0] / "config.json", part / "config.json")

@@ -173,7 +173,7 @@ class Perception:
         Args:
             heat_map: include the maps as nested lists.
         """
-        return _record(self, heat_map)
+        return _record(self, heat_map=heat_map)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class Answer:
         Args:
             heat_map: include the maps as nested lists.
         """
-        return _record(self, heat_map)
+        return _record(self, heat_map=heat_map)
 
     def plot(self, image: int = 0) -> PIL.Image.Image:
         """A picture of the answer: the page with heat map and boxes, the crops, gate, tokens and text.
@@ -262,7 +262,7 @@ class StreamEvent:
     answer: Answer | None = None
 
 
-def _record(value: Any, heat_map: bool) -> dict[str, Any]:
+def _record(value: Any, *, heat_map: bool) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if isinstance(value, Answer):
         out["text"] = value.text

@@ -13,7 +13,7 @@ import torch
 import qzoom.model
 from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
 from qzoom.checkpoints.load import load_engine
-from qzoom.checkpoints.writing import fresh_folder
+from qzoom.checkpoints.writing import atomic_folder
 from qzoom.config import BoxRule, Preset, TokenBudget
 from qzoom.errors import CheckpointError
 from tests import tiny_models
@@ -186,7 +186,7 @@ def test_folder_with_other_files_is_left_alone(tmp_path: Path, merged: dict[str,
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    for target, said in ((mine, "other files"), (mine / "thesis.txt", "is a file"), (merged["qwen3_vl"], "released")):
+    for target, said in ((mine, "other files"), (mine / "thesis.txt", "is a file"), (merged["qwen3_vl"], "upstream")):
         with pytest.raises(CheckpointError) as caught:
             save_pretrained(folders.engine("qwen3_vl"), target)
         assert_sentence(caught.value, said)
@@ -205,7 +205,7 @@ def test_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def interrupted(folder: Path) -> None:
-    with fresh_folder(folder, "adapter") as part:
+    with atomic_folder(folder, "adapter") as part:
         (part / "qzoom_config.json").write_text("{}")
         raise KeyboardInterrupt
 

@@ -43,7 +43,7 @@ def test_merged_to_ours_and_back_gives_the_same_files(
     source = folders.write_merged(made, tmp_path / "merged", shard_bytes=shard_bytes)
     (source / "README.md").write_text("A card.")
     report = convert(source, tmp_path / "ours")
-    assert (report.read_kind, report.written_kind, report.notes) == ("released", "adapter", ())
+    assert (report.read_kind, report.written_kind, report.notes) == ("upstream", "adapter", ())
     assert report.tensors == len(folders.all_tensors(source))
     loaded = load_engine(tmp_path / "ours")
     assert folders.same_branches(made, loaded)
@@ -138,7 +138,7 @@ def test_adapter_that_refers_to_its_base_becomes_a_whole_merged_model(tmp_path: 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("shard_bytes", [None, 200_000])
-@pytest.mark.parametrize("start", ["released", "adapter"])
+@pytest.mark.parametrize("start", ["upstream", "adapter"])
 def test_answer_only_model_gives_the_same_logits_in_plain_transformers(
     family: str, shard_bytes: int | None, start: str, tmp_path: Path
 ) -> None:

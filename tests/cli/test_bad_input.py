@@ -45,7 +45,7 @@ PICTURES = {
     "strip": (lambda at, page: sized(at / "strip.png", (1, 60000)), "1 x 60000 px"),
     "long strip": (lambda at, page: sized(at / "long.png", (2, 60000)), "200 times"),
     "bomb": (lambda at, page: write(at / "bomb.png", png_bomb(30000, 30000)), "30000 x 30000 px"),
-    "address": (lambda at, page: "https://example.com/a.png", "download"),
+    "address": (lambda at, page: "https://example.invalid/a.png", "host cannot be found"),
 }
 
 

@@ -1,4 +1,4 @@
-from qzoom.cli.describe import count_full_tokens, describe_cost, describe_gate, describe_regions
+from qzoom.cli.ask import count_full_tokens, describe_cost, describe_gate, describe_regions
 from qzoom.types import GateDecision, Region, Usage
 
 

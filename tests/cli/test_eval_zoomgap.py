@@ -84,7 +84,7 @@ WRONG = {
     "unknown task": (("docvqa",), "known: questions, documents, scenes, zoombench"),
     "views": (("--data", ".", "--views", "region"), "full"),
     "scale": (("--data", ".", "--crop-scale", "twice"), "crop_scale"),
-    "style": (("--data", ".", "--box-style", "text"), "rectangle, ellipse, dim"),
+    "style": (("--data", ".", "--box-style", "text"), "'rectangle', 'ellipse', 'dim'"),
     "fresh alone": (("--data", ".", "--fresh"), "--output"),
     "seed for files": (("--data", ".", "--seed", "3"), "--seed has no meaning"),
     "data for seeds": (("scenes", "--data", "."), "--data has no meaning"),

@@ -72,7 +72,7 @@ def test_wrong_usage_has_code_2(here, words, part):
 )
 def test_settings_that_cannot_be_used_are_one_sentence(here, words, part):
     result = here("serve", "--port", "0", *words)
-    assert result.code == 1
+    assert result.code == 2
     assert part in result.err
     assert result.is_one_sentence
 

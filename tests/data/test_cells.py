@@ -1,9 +1,11 @@
-"""Covered cells, worked out by hand."""
+"""Cells under boxes, and how large a target is."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from qzoom.data.cells import covered_cells
+from qzoom.data.cells import AREA_BINS, area_bin, area_share, around, covered_cells
 
 
 def test_fractions_of_cells():
@@ -37,3 +39,32 @@ def test_outside_the_picture():
     assert covered_cells([(50, 50, 60, 60)], (40, 40), (2, 2)).sum() == 0
     assert covered_cells([(30, 30, 90, 90)], (40, 40), (2, 2)) == pytest.approx(np.array([[0, 0], [0, 0.25]]))
     assert covered_cells([], (40, 40), (2, 2)).sum() == 0
+
+
+def test_around_all_boxes():
+    assert around([(10, 20, 30, 40), (5, 25, 12, 90)]) == (5, 20, 30, 90)
+    assert around([(1, 2, 3, 4)]) == (1, 2, 3, 4)
+
+
+def test_share_of_the_box_around():
+    assert area_share([(0, 0, 10, 10)], (100, 50)) == 0.02
+    assert area_share([(0, 0, 10, 10), (90, 40, 100, 50)], (100, 50)) == 1.0
+    assert area_share([(90, 40, 300, 300)], (100, 50)) == 0.02  # what lies outside does not count
+    assert area_share([(0, 0, 10, 10)], (0, 0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("share", "name"),
+    [
+        (0, "<0.1%"),
+        (0.0009, "<0.1%"),
+        (0.001, "0.1-0.3%"),
+        (0.0299, "1-3%"),
+        (0.05, "3-10%"),
+        (0.1, ">=10%"),
+        (1, ">=10%"),
+    ],
+)
+def test_bins(share, name):
+    assert area_bin(share) == name
+    assert name in AREA_BINS

@@ -21,7 +21,7 @@ from qzoom.engine.perceive import region_logits
 from qzoom.engine.state import State, advance_region, advance_shared
 from qzoom.errors import CheckpointError, ConfigError, DataError
 from qzoom.training.loop import batch_of, learning_rate_at, steps_of
-from qzoom.training.regions import RegionTask
+from qzoom.training.regions import RegionMapTask
 from qzoom.training.samples import conversation_ids, prompt_of
 from qzoom.training.stages import StageRecipe
 from qzoom.training.train_stage import prepare_engine, train_stage
@@ -67,7 +67,7 @@ def test_the_region_branch_learns_where_to_look(world, tmp_path):
     report = run(recipe, tmp_path)
     assert report.last_loss < 0.5 * report.first_loss
     engine = load_engine(tmp_path / "model", dtype="float32")
-    task = RegionTask(recipe, engine)
+    task = RegionMapTask(recipe, engine)
     for corner, sample in enumerate(task.samples[:4]):
         ids, _ = conversation_ids(task.chat, [("where?", "")])
         prompt = prompt_of(engine, sample.question, ids, view="dynamic", tokens=12, images="")
@@ -202,7 +202,7 @@ def test_bfloat16_stays_near_float32(world, tmp_path):
 
 def test_multi_turn_samples_share_a_sequence(world):
     engine = prepare_engine(load_engine(world / "base", dtype="float32"), recipe_of(world), "regions")
-    together, apart = (RegionTask(recipe_of(world, multi_turn=flag), engine) for flag in (True, False))
+    together, apart = (RegionMapTask(recipe_of(world, multi_turn=flag), engine) for flag in (True, False))
     assert len(together.weights) == 8
     assert len(apart.weights) == 11  # four pictures have two turns, one of which is not usable
     assert sum(together.weights) == sum(apart.weights)

@@ -19,8 +19,8 @@ from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseReference
 from qzoom.checkpoints.hub import is_transport_error
 from qzoom.checkpoints.lora import write_lora
-from qzoom.checkpoints.upstream import PROVENANCE_KEY, released_fields
-from qzoom.checkpoints.writing import fresh_folder
+from qzoom.checkpoints.upstream import PROVENANCE_KEY, upstream_fields
+from qzoom.checkpoints.writing import atomic_folder
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def save_pretrained(
         raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
     lora = None if include_base else engine.lora
     config = _describe(engine, reference, revision, lora)
-    tensors = branch_tensors(engine, compact)
+    tensors = branch_tensors(engine, compact=compact)
     if here and not (folder / CONFIG_FILE).is_file():
         _add_to_base(config, tensors, folder, max_shard_size, lora)
         return folder
-    with fresh_folder(folder, "adapter") as part:
+    with atomic_folder(folder, "adapter") as part:
         if include_base:
             _write_base(engine.backbone, part, max_shard_size)
         _write_branches(tensors, part, max_shard_size)
@@ -154,7 +154,7 @@ def push_to_hub(
     return str(getattr(done, "pr_url", None) or done.commit_url)
 
 
-def branch_tensors(engine: Engine, compact: bool | None = None) -> dict[str, Tensor]:
+def branch_tensors(engine: Engine, *, compact: bool | None = None) -> dict[str, Tensor]:
     """The branches' tensors under the names of our format, on the CPU.
 
     Args:
@@ -230,7 +230,7 @@ def _write_base(backbone: Backbone, folder: Path, max_shard_size: int | str) -> 
     (folder / "chat_template.jinja").write_text(str(backbone.chat_template), encoding="utf-8")
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    for name in released_fields(settings):
+    for name in upstream_fields(settings):
         del settings[name]
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -37,14 +37,14 @@ _FIRST_NORM = re.compile(r"((?:.*\.)?)layers\.0\.input_layernorm\.weight")
 
 
 def decoder_prefix(index: WeightIndex) -> str:
-    """What stands before `layers.0` in the names of a base model's decoder, e.g. "model.language_model.".
+    """What stands before `layers.0` in the names of a base model's decoder.
 
     Raises:
         CheckpointError: no decoder layers.
     """
     for name in sorted(index.tensors):
         match = _FIRST_NORM.fullmatch(name)
-        if match and "visual" not in name:
+        if match:
             return match[1]
     raise CheckpointError(f"{index.folder} holds no decoder layers; it is not the base model.")
 
@@ -54,6 +54,7 @@ def check_branch(
     names: Mapping[str, str],
     base: WeightIndex,
     zoom: ZoomConfig,
+    *,
     what: str,
     where: str,
     may_lack_unused: bool = False,
@@ -159,7 +160,7 @@ def build_gate(
     """
     from qzoom.heads.branches import GateBranch
 
-    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where, "gate")
+    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where=where, what="gate")
     gate = GateBranch(_empty_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
     gate.to(backbone.device, backbone.dtype)
     _fill(gate, tensors, where, lambda name: prefix + name)
@@ -176,7 +177,7 @@ def build_region(
     """
     from qzoom.heads.branches import RegionBranch
 
-    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where, "region branch")
+    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where=where, what="region branch")
     region = RegionBranch(_empty_layers(backbone, shared_layers, branch_layers))
     last = f"layers.{branch_layers - 1}."
     inner = [name.removeprefix(last) for name in tensors if name.startswith(last)]
@@ -195,7 +196,7 @@ def _empty_layers(backbone: Backbone, shared_layers: int, branch_layers: int) ->
     return nn.ModuleList(backbone.new_branch_layer(min(shared_layers + i, last)) for i in range(branch_layers))
 
 
-def _check_depth(backbone: Backbone, shared: int, depth: int, names: list[str], where: str, what: str) -> None:
+def _check_depth(backbone: Backbone, shared: int, depth: int, names: list[str], *, where: str, what: str) -> None:
     if shared >= backbone.num_layers:
         raise CheckpointError(
             f"{where}: K={shared} shared layers leave nothing of the base's {backbone.num_layers} layers; "

@@ -20,8 +20,8 @@ from qzoom.checkpoints.format import (
     BaseReference,
     Kind,
     default_sink,
+    detect_kind,
     family_of,
-    kind_of,
     read_adapter_config,
     text_settings,
 )
@@ -33,16 +33,15 @@ from qzoom.checkpoints.upstream import (
     ZOOM_KEY,
     branch_keys,
     is_branch_key,
-    is_released,
+    is_upstream,
     presets_of,
     read_zoom_config,
-    released_fields,
+    to_upstream_fields,
     upstream_fields,
 )
 from qzoom.checkpoints.weights import (
     MAX_FILE_BYTES,
     Change,
-    Copy,
     WeightIndex,
     copy_weights,
     maps_digest,
@@ -51,7 +50,7 @@ from qzoom.checkpoints.weights import (
     read_json,
     read_tensors,
 )
-from qzoom.checkpoints.writing import check_target, copy_side_files, fresh_folder
+from qzoom.checkpoints.writing import atomic_folder, check_target, copy_side_files
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class ConvertReport:
     Args:
         source: what was read.
         target: the folder written.
-        read_kind: "adapter", "released" or "plain".
+        read_kind: "adapter", "upstream" or "plain".
         written_kind: the same for the target.
         tensors: how many were written.
         size_bytes: their size.
@@ -84,7 +83,7 @@ class ConvertReport:
 
 
 def convert(
-    src: str | Path, dst: str | Path, answer_only: bool = False, *, max_file_bytes: int = MAX_FILE_BYTES
+    src: str | Path, dst: str | Path, *, answer_only: bool = False, max_file_bytes: int = MAX_FILE_BYTES
 ) -> ConvertReport:
     """Convert a merged checkpoint to ours, ours to a merged one, or either to a plain model that answers only.
 
@@ -100,12 +99,12 @@ def convert(
         CheckpointError: nothing to convert, tensors that do not fit, or a target that holds something else.
     """
     source, target = find_source(src), Path(dst)
-    read = kind_of(source.folder)
+    read = detect_kind(source.folder)
     if read is None:
         raise CheckpointError(f"{source.name} has neither config.json nor qzoom_config.json, so it is no model.")
-    if read == "plain" and not (answer_only and is_released(read_json(source.folder / "config.json"))):
+    if read == "plain" and not (answer_only and is_upstream(read_json(source.folder / "config.json"))):
         raise CheckpointError(f"{source.name} is a plain model already; it has no branches to convert or leave out.")
-    written: Kind = "plain" if answer_only else "adapter" if read == "released" else "released"
+    written: Kind = "plain" if answer_only else "adapter" if read == "upstream" else "upstream"
     if target.is_dir() and target.resolve() == source.folder.resolve():
         raise CheckpointError(f"{target} cannot be converted in place; choose another folder to write to.")
     check_target(target, written)
@@ -115,7 +114,7 @@ def convert(
         adapter = read_adapter_config(source.folder)
         base = find_base(adapter, source)
         lora = read_lora(source.folder, adapter.lora_base_weights) if adapter.lora_base_weights else None
-        work = _strip(base, target, lora) if answer_only else _to_released(source, adapter, base, target, lora)
+        work = _strip(base, target, lora) if answer_only else _to_upstream(source, adapter, base, target, lora)
     return ConvertReport(source.name, target, read, written, *work)
 
 
@@ -126,8 +125,8 @@ def _strip(base: Source, target: Path, lora: LoraWeights | None = None) -> Work:
     """A plain model: base tensors, the config without our or the authors' fields, processor files."""
     index = read_index(base.folder)
     changes = _merged_maps(index, lora)
-    with fresh_folder(target, "plain") as part:
-        done = merge_weights(index, _base_names(index), {}, {}, part, changes)
+    with atomic_folder(target, "plain") as part:
+        done = merge_weights(index, _base_names(index), part, changes=changes)
         _write_settings(base.folder, part)
         copy_side_files(base.folder, part)
     return (*done.counts, _lora_note(lora))
@@ -146,16 +145,16 @@ def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
     has_gate = bool(settings.get("enable_high_res"))
     for wanted, names, what in ((True, keys.region, "region branch"), (has_gate, keys.gate, "gate")):
         if wanted:
-            check_branch(index, names, index, zoom, what, where)
-    kept = {"fields": released_fields(settings)}
+            check_branch(index, names, index, zoom, what=what, where=where)
+    kept = {"fields": upstream_fields(settings)}
     if index.sharded and ZOOM_KEY not in settings:
         kept["shards"] = {name: index.tensors[name].file for name in index.tensors if is_branch_key(name)}
     if ZOOM_KEY not in settings:
         zoom = zoom.replace(provenance={PROVENANCE_KEY: kept}, presets=presets_of(source.name))
     text = text_settings(settings)
     base = BaseReference(HERE, None, family, int(text["hidden_size"]), int(text["num_hidden_layers"]))
-    with fresh_folder(target, "adapter") as part:
-        done = merge_weights(index, _base_names(index), {}, {}, part)
+    with atomic_folder(target, "adapter") as part:
+        done = merge_weights(index, _base_names(index), part)
         renamed = {f"region.{ours}": stored for ours, stored in keys.region.items()}
         renamed |= {f"gate.{ours}": stored for ours, stored in keys.gate.items()}
         done += copy_weights(index, renamed, part, "qzoom", max_file_bytes)
@@ -165,7 +164,7 @@ def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
     return (*done.counts, ())
 
 
-def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: Path, lora: LoraWeights | None) -> Work:
+def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: Path, lora: LoraWeights | None) -> Work:
     """Ours to merged: the branches go under the language model, in the files where they once were."""
     if not adapter.region:
         raise CheckpointError(f"{source.name} has no region branch, without which a merged checkpoint cannot work.")
@@ -176,41 +175,29 @@ def _to_released(source: Source, adapter: AdapterConfig, base: Source, target: P
     region = {n.removeprefix("region."): n for n in own.tensors if n.startswith("region.")}
     gate = {n.removeprefix("gate."): n for n in own.tensors if n.startswith("gate.")}
     where = str(source.folder)
-    check_branch(own, region, index, zoom, "region branch", where, may_lack_unused=True)
+    check_branch(own, region, index, zoom, what="region branch", where=where, may_lack_unused=True)
     if adapter.gate:
-        check_branch(own, gate, index, zoom, "gate", where)
+        check_branch(own, gate, index, zoom, what="gate", where=where)
     changes = _merged_maps(index, lora)
     notes = list(_lora_note(lora))
     filled = fill_last_layer(region, index, prefix, zoom)
     if filled:
         notes.append(f"{len(filled)} tensors that are never used were filled in from base layer {_last(zoom)}.")
-    fields = upstream_fields(zoom, has_gate=adapter.gate, default_sink=default_sink(family))
+    fields = to_upstream_fields(zoom, has_gate=adapter.gate, default_sink=default_sink(family))
     if ZOOM_KEY in fields:
         notes.append(f"The authors' fields cannot express all settings; they are under {ZOOM_KEY!r} in config.json.")
     stored = {f"{prefix}twig_{ours}": name for ours, name in region.items()}
     stored |= {f"{prefix}high_res_{ours}": name for ours, name in gate.items()}
-    with fresh_folder(target, "released") as part:
-        done = _merge_weights(index, own, stored, filled, zoom.provenance, part, changes)
+    with atomic_folder(target, "upstream") as part:
+        provenance = zoom.provenance.get(PROVENANCE_KEY)
+        shards = provenance.get("shards", {}) if isinstance(provenance, dict) else {}
+        added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
+        done = merge_weights(index, _base_names(index), part, added=added, files=shards, changes=changes)
         _write_settings(base.folder, part, fields)
         copy_side_files(base.folder, part)
         if source.folder != base.folder:
             copy_side_files(source.folder, part, lambda name: not (part / name).exists())
     return (*done.counts, tuple(notes))
-
-
-def _merge_weights(
-    index: WeightIndex,
-    own: WeightIndex,
-    stored: dict[str, str],
-    filled: dict[str, str],
-    provenance: dict[str, Any],
-    part: Path,
-    changes: dict[str, Change],
-) -> Copy:
-    kept = provenance.get(PROVENANCE_KEY)
-    shards = kept.get("shards", {}) if isinstance(kept, dict) else {}
-    added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
-    return merge_weights(index, _base_names(index), added, shards, part, changes)
 
 
 def _merged_maps(index: WeightIndex, lora: LoraWeights | None) -> dict[str, Change]:
@@ -245,7 +232,7 @@ def _write_settings(source: Path, target: Path, fields: dict[str, Any] | None = 
     settings = read_json(source / "config.json")
     text = (source / "config.json").read_text(encoding="utf-8")
     indent = re.match(r"\{\n( +)", text)
-    out = {key: value for key, value in settings.items() if key not in released_fields(settings)} | (fields or {})
+    out = {key: value for key, value in settings.items() if key not in upstream_fields(settings)} | (fields or {})
     if list(settings) == sorted(settings):
         out = dict(sorted(out.items()))
     new = json.dumps(out, indent=len(indent[1]) if indent else 2, ensure_ascii=text.isascii())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qzoom.checkpoints.upstream import is_released
+from qzoom.checkpoints.upstream import is_upstream
 from qzoom.checkpoints.weights import read_json
 from qzoom.config import ZoomConfig, from_mapping
 from qzoom.errors import CheckpointError, ConfigError
@@ -26,8 +26,8 @@ __all__ = [
     "BaseReference",
     "Kind",
     "default_sink",
+    "detect_kind",
     "family_of",
-    "kind_of",
     "read_adapter_config",
     "text_settings",
 ]
@@ -143,10 +143,10 @@ def _sentence(text: str) -> str:
     )
 
 
-Kind = Literal["adapter", "released", "plain"]
+Kind = Literal["adapter", "upstream", "plain"]
 
 
-def kind_of(folder: Path) -> Kind | None:
+def detect_kind(folder: Path) -> Kind | None:
     """The kind of checkpoint in a folder: ours, the authors' merged one, a plain base model; None for none.
 
     A merged checkpoint whose branches are switched off counts as a plain model.
@@ -159,7 +159,7 @@ def kind_of(folder: Path) -> Kind | None:
     if not (folder / "config.json").is_file():
         return None
     settings = read_json(folder / "config.json")
-    return "released" if is_released(settings) and settings.get("enable_twig", True) else "plain"
+    return "upstream" if is_upstream(settings) and settings.get("enable_twig", True) else "plain"
 
 
 def family_of(settings: Mapping[str, Any], where: str) -> str:

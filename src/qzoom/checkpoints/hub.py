@@ -144,7 +144,7 @@ def _unreachable(repo_id: str, where: str) -> str:
 
 
 def _hint(repo_id: str) -> str:
-    from qzoom.checkpoints.upstream import RELEASED_PRESETS
+    from qzoom.checkpoints.upstream import UPSTREAM_PRESETS
 
-    close = difflib.get_close_matches(repo_id, [EMBEDDED, *RELEASED_PRESETS], n=1, cutoff=0.75)
+    close = difflib.get_close_matches(repo_id, [EMBEDDED, *UPSTREAM_PRESETS], n=1, cutoff=0.75)
     return f" (did you mean {close[0]!r}?)" if close and close[0] != repo_id else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.base import load_backbone
 from qzoom.checkpoints.branches import build_gate, build_region
-from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, kind_of, read_adapter_config
+from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, detect_kind, read_adapter_config
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.lora import add_to_backbone, read_lora
 from qzoom.checkpoints.upstream import branch_keys, presets_of, read_zoom_config
@@ -62,7 +62,7 @@ def load_engine(
         "attn_implementation": attn_implementation,
         "processor": None if processor is None else Path(processor),
     }
-    kind = kind_of(source.folder)
+    kind = detect_kind(source.folder)
     if kind is None:
         raise CheckpointError(
             f"{source.name} has neither config.json nor {CONFIG_FILE}, so it is no model; "
@@ -72,8 +72,8 @@ def load_engine(
         return _load_adapter(source, options, config)
     backbone = load_backbone(source.folder, **options)
     _remember(backbone, source)
-    if kind == "released":
-        return _with_merged_branches(backbone, source, config)
+    if kind == "upstream":
+        return _with_upstream_branches(backbone, source, config)
     return _plain(backbone, config)
 
 
@@ -121,7 +121,7 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
     return Engine(backbone, gate, region, zoom, lora)
 
 
-def _with_merged_branches(backbone: Backbone, source: Source, config: ZoomConfig | None) -> Engine:
+def _with_upstream_branches(backbone: Backbone, source: Source, config: ZoomConfig | None) -> Engine:
     from qzoom.engine.state import Engine
 
     settings = read_json(source.folder / "config.json")

@@ -22,22 +22,22 @@ from qzoom.errors import CheckpointError, ConfigError
 
 __all__ = [
     "PROVENANCE_KEY",
-    "RELEASED_PRESETS",
+    "UPSTREAM_PRESETS",
     "ZOOM_KEY",
     "BranchKeys",
     "branch_keys",
     "is_branch_key",
-    "is_released",
+    "is_upstream",
     "presets_of",
     "read_zoom_config",
-    "released_fields",
+    "to_upstream_fields",
     "upstream_fields",
 ]
 
 
 # Published region ranges. 7B: document 0.125-0.15, high resolution 0.03-0.05. 4B: 0.125-0.15 and 0.05-0.10.
 # The 3B model has no published thresholds.
-RELEASED_PRESETS: dict[str, dict[str, Preset]] = {
+UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
     "YuhengSSS/Q-Zoom-Qwen2.5VL-7B": {
         "document": Preset(gate_threshold=0.05, region_threshold=0.125),
         "high_resolution": Preset(gate_threshold=0.02, region_threshold=0.03),
@@ -59,7 +59,7 @@ def presets_of(name: str) -> dict[str, Preset]:
         name: its hub id, or a folder whose last part is the id's last part; anything else has no presets.
     """
     last = name.replace("\\", "/").rstrip("/").split("/")[-1]
-    for repo_id, presets in RELEASED_PRESETS.items():
+    for repo_id, presets in UPSTREAM_PRESETS.items():
         if name == repo_id or last == repo_id.split("/")[1]:
             return dict(presets)
     return {}
@@ -92,7 +92,7 @@ def is_branch_key(name: str) -> bool:
     return _BRANCH.fullmatch(name) is not None
 
 
-def is_released(config: Mapping[str, Any]) -> bool:
+def is_upstream(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a merged checkpoint."""
     return "twig_K" in config or "enable_twig" in config
 
@@ -110,7 +110,7 @@ def branch_keys(names: Iterable[str]) -> BranchKeys:
     return BranchKeys(prefix, region, gate)
 
 
-def released_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a merged config.json that a plain base model's lacks."""
     return {key: value for key, value in config.items() if _FIELD.fullmatch(key) or key == ZOOM_KEY}
 
@@ -126,7 +126,7 @@ def read_zoom_config(config: Mapping[str, Any], default_sink: str, where: str) -
     Raises:
         CheckpointError: K or T missing, of the wrong kind, or different for gate and region branch.
     """
-    fields = released_fields(config)
+    fields = upstream_fields(config)
     if isinstance(fields.get(ZOOM_KEY), dict):
         return ZoomConfig.from_dict(fields[ZOOM_KEY], source=f"{where}: {ZOOM_KEY}")
     shared, depth = (_whole(fields, name, where) for name in ("twig_K", "twig_T"))
@@ -150,7 +150,7 @@ def read_zoom_config(config: Mapping[str, Any], default_sink: str, where: str) -
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def upstream_fields(config: ZoomConfig, *, has_gate: bool, default_sink: str) -> dict[str, Any]:
+def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, default_sink: str) -> dict[str, Any]:
     """The config fields of a merged checkpoint with this arithmetic.
 
     What the authors' fields cannot express is kept whole under one extra field, which their code ignores.

@@ -261,9 +261,10 @@ def copy_weights(
 def merge_weights(
     base: WeightIndex,
     names: Sequence[str],
-    added: Mapping[str, Place],
-    files: Mapping[str, str],
     target: Path,
+    *,
+    added: Mapping[str, Place] | None = None,
+    files: Mapping[str, str] | None = None,
     changes: Mapping[str, Change] | None = None,
 ) -> Copy:
     """Copy a base model's tensors, each into the file it was in, and add others.
@@ -271,12 +272,12 @@ def merge_weights(
     Args:
         base: the base model.
         names: which of its tensors.
+        target: folder to write to.
         added: new tensors by their names in the target, with where to take them from.
         files: the file of each new tensor, for sharded bases; those not named go into a file of their own.
-        target: folder to write to.
         changes: what to make of some of the base's tensors instead of copying them.
     """
-    changes = changes or {}
+    added, files, changes = added or {}, files or {}, changes or {}
     by_file: dict[str, dict[str, Place]] = {}
     for name in names:
         by_file.setdefault(base.tensors[name].file, {})[name] = (base, name)

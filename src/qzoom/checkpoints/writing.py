@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qzoom.checkpoints.format import CONFIG_FILE, Kind, kind_of
+from qzoom.checkpoints.format import CONFIG_FILE, Kind, detect_kind
 from qzoom.checkpoints.lora import LORA_FOLDER
 from qzoom.checkpoints.processor import is_processor_file
 from qzoom.errors import CheckpointError
 
-__all__ = ["check_target", "copy_side_files", "fresh_folder"]
+__all__ = ["atomic_folder", "check_target", "copy_side_files"]
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _SIDE = (".json", ".jinja", ".txt", ".model", ".md")
@@ -33,14 +33,14 @@ def check_target(folder: Path, kind: Kind) -> None:
         raise CheckpointError(f"{folder} is a file; choose a folder to write to.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    found = kind_of(folder)
+    found = detect_kind(folder)
     if found != kind:
         what = f"a checkpoint of another kind ({found})" if found else "other files"
         raise CheckpointError(f"{folder} holds {what}; choose a new or empty folder.")
 
 
 @contextlib.contextmanager
-def fresh_folder(folder: Path, kind: Kind) -> Iterator[Path]:
+def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
     """A folder to write into that takes the place of `folder` when the block ends well, and vanishes when it does not.
 
     Files of an earlier checkpoint there are replaced; others, such as a README, stay.

@@ -1,118 +1,144 @@
-"""`qzoom ask`: a question about one or more pictures, from the command line to the answer on the screen."""
+"""`qzoom ask` and `qzoom perceive`: a question about pictures, and the answer or the regions on the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qzoom.cli import options
 from qzoom.cli.console import Console
-from qzoom.cli.describe import count_full_tokens, describe_cost, describe_gate, describe_regions
+from qzoom.cli.flags import flatten
+from qzoom.cli.options import (
+    Inputs,
+    LookOptions,
+    ModelOptions,
+    OutputOptions,
+    RegionTokens,
+    parse_tokens,
+    read_pictures,
+    split_inputs,
+)
 
 if TYPE_CHECKING:
-    from qzoom.types import Answer, Perception, StreamEvent
+    from qzoom.model import QZoom
+    from qzoom.types import Answer, GateDecision, Perception, Region, StreamEvent, Usage
 
-__all__ = ["ask"]
-
+__all__ = ["ask", "count_full_tokens", "describe_cost", "describe_gate", "describe_regions", "perceive"]
 
 Save = Annotated[
-    Path | None, typer.Option(help="Draw where it looked and what it answered; the ending chooses the format.")
+    Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
-TopP = Annotated[float, typer.Option(help="Sample from this share of the likeliest tokens, above 0 to 1.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0 is all.")]
-Seed = Annotated[int | None, typer.Option(show_default=False, help="Makes sampling repeatable.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be given again.")
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens of the answer.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="Nucleus sampling: sample from the likeliest tokens with this total probability (above 0, up to 1)."
+    ),
 ]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 for all.")]
+Seed = Annotated[int | None, typer.Option(show_default=False, help="Seed of the sampling.")]
+Stop = Annotated[list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be repeated.")]
 
 
+@flatten
 def ask(
-    inputs: options.Inputs,
-    model: options.Model = "tiny",
-    zoom: options.Zoom = "auto",
+    inputs: Inputs,
+    *,
+    model: ModelOptions,
+    look: LookOptions,
+    out: OutputOptions,
     save: Save = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    region_tokens: RegionTokens = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     seed: Seed = None,
     stop: Stop = None,
-    coarse_tokens: options.CoarseTokens = None,
-    region_tokens: options.RegionTokens = None,
-    gate_threshold: options.GateThreshold = None,
-    region_threshold: options.RegionThreshold = None,
-    preset: options.Preset = None,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
 ) -> None:
-    """Ask a question about a picture.
+    """Ask a question about an image.
 
-    The coarse look comes first; when the gate finds it wanting, the region that the question is about is read at high
-    resolution. On a terminal the answer appears as it is made; into a file or pipe goes only its text.
+    The coarse pass comes first; if the gate finds it not enough, the region that the question asks about is read
+    at high resolution. On a terminal the answer appears as it is generated; a file or pipe gets its text only.
 
     Example: qzoom ask receipt.jpg "What is the total amount?" --save answer.png
     """
     settings: dict[str, Any] = {
-        "zoom": zoom,
+        "zoom": look.zoom,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
         "seed": seed,
         "stop": tuple(stop or ()),
-        "coarse_tokens": options.parse_tokens(coarse_tokens, "--coarse-tokens"),
-        "region_tokens": options.parse_tokens(region_tokens, "--region-tokens"),
+        "coarse_tokens": look.coarse(),
+        "region_tokens": parse_tokens(region_tokens, "--region-tokens"),
     }
-    source = (model, revision, device, dtype)
-    _answer(inputs, source, (preset, gate_threshold, region_threshold), settings, save, json, Console(quiet=quiet))
-
-
-def _answer(
-    inputs: list[str],
-    source: tuple[str, str | None, str, str],
-    limits: tuple[str | None, float | None, float | None],
-    settings: dict[str, Any],
-    save: Path | None,
-    json: bool,
-    console: Console,
-) -> None:
-    """Read the pictures, load the model, ask, and say everything in its place."""
-    from qzoom.cli.loading import load_model, read_pictures, thresholds
-
-    pictures, question = options.split_inputs(inputs)
-    images = read_pictures(pictures)
-    with console.waiting(f"loading {source[0]} ..."):
-        console.hush_libraries()
-        reader = load_model(*source)
-    settings["gate_threshold"], settings["region_threshold"] = thresholds(reader, *limits)
-    streamed = console.live and not json
+    console = out.console
+    reader, images, question = _open(inputs, model, console)
+    settings |= look.thresholds(reader)
+    streamed = console.live and not out.json
     if streamed:
         answer = _show(reader.stream(images, question, **settings), console)
     else:
         answer = reader.ask(images, question, **settings)
         _explain(answer, console)
-    written = None
+    figure = None
     if save is not None:
         plain = reader.ask(images, question, **(settings | {"zoom": "never"})).text if answer.gate.zoomed else None
-        written = _draw(answer, save, plain)
+        figure = _draw(answer, save, plain)
     for note in answer.notes:
         console.note(f"note    {note}")
     full = count_full_tokens(answer.image_sizes_px, answer.cell_px)
     console.note(describe_cost(answer.usage, answer.timing_ms, full))
-    if written is not None:
-        console.note(f"saved   {written}")
-    if json:
+    if figure is not None:
+        console.note(f"saved   {figure}")
+    if out.json:
         console.record(answer.to_dict())
     elif not streamed:
         console.result(answer.text)
+
+
+@flatten
+def perceive(
+    inputs: Inputs,
+    *,
+    model: ModelOptions,
+    look: LookOptions,
+    out: OutputOptions,
+    heatmap: Annotated[bool, typer.Option("--heatmap", help="Add the region map to the JSON line.")] = False,
+) -> None:
+    """Print the gate's score and the regions for a question, without an answer.
+
+    Regions are printed whatever the gate decides, in pixels of the original image.
+
+    Example: qzoom perceive receipt.jpg "What is the total amount?" --json
+    """
+    if heatmap and not out.json:
+        raise typer.BadParameter("--heatmap needs --json.")
+    console = out.console
+    coarse = look.coarse()
+    reader, images, question = _open(inputs, model, console)
+    perception = reader.perceive(images, question, zoom=look.zoom, coarse_tokens=coarse, **look.thresholds(reader))
+    console.note(describe_cost(perception.usage, perception.timing_ms))
+    if out.json:
+        console.record(perception.to_dict(heat_map=heatmap))
+        return
+    console.result(describe_gate(perception.gate))
+    for line in describe_regions(perception.regions, perception.image_sizes_px):
+        console.result(line)
+
+
+def _open(inputs: list[str], model: ModelOptions, console: Console) -> tuple[QZoom, list[Any], str]:
+    """The model, the pictures and the question; pictures are read first, so that a wrong path is reported at once."""
+    pictures, question = split_inputs(inputs)
+    images = read_pictures(pictures)
+    with console.waiting(f"loading {model.model} ..."):
+        console.hush_libraries()
+        return model.load(), images, question
 
 
 def _draw(answer: Answer, path: Path, coarse_text: str | None) -> Path:
@@ -145,3 +171,60 @@ def _explain(seen: Answer | Perception, console: Console) -> None:
     if seen.gate.zoomed:
         for line in describe_regions(seen.regions, seen.image_sizes_px):
             console.note(line)
+
+
+def count_full_tokens(sizes_px: Sequence[tuple[int, int]], cell_px: int) -> int:
+    """Visual tokens of pictures at native resolution; 0 if `cell_px`, the pixels per side of a token, is unknown.
+
+    Native means every pixel, unscaled and uncapped, even where the model's own processor would shrink the picture.
+    """
+    if not cell_px:
+        return 0
+    return sum(max(1, round(width / cell_px)) * max(1, round(height / cell_px)) for width, height in sizes_px)
+
+
+def describe_gate(gate: GateDecision) -> str:
+    """Score, threshold and decision on one line."""
+    decision = "zooms in" if gate.zoomed else "the coarse look is enough"
+    if gate.note:
+        decision = gate.note
+    if gate.score is None or gate.threshold is None:
+        return f"gate    not asked: {decision}" if gate.note or gate.zoomed else "gate    not asked"
+    return f"gate    {gate.score:.3f} (zooms from {gate.threshold:.3f}): {decision}"
+
+
+def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, int]]) -> list[str]:
+    """One line per region: where, how sure, and its share of the picture."""
+    lines = []
+    for region in regions:
+        x0, y0, x1, y1 = region.box
+        width, height = sizes_px[region.image]
+        share = (x1 - x0) * (y1 - y0) / (width * height)
+        where = f"picture {region.image + 1}, " if len(sizes_px) > 1 else ""
+        lines.append(
+            f"region  {where}[{x0}, {y0}, {x1}, {y1}] px, score {region.score:.3f}, {share:.1%} of the picture"
+        )
+    return lines
+
+
+def describe_cost(usage: Usage, timing_ms: dict[str, float], full_tokens: int = 0) -> str:
+    """Tokens and times on one line.
+
+    Args:
+        usage: tokens paid.
+        timing_ms: milliseconds per step, "total" among them.
+        full_tokens: visual tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known.
+    """
+    tokens = f"{usage.coarse_tokens} coarse + {usage.region_tokens} region visual tokens"
+    paid = usage.coarse_tokens + usage.region_tokens
+    if paid < full_tokens:
+        tokens += f" ({1 - paid / full_tokens:.0%} saved of {full_tokens} at native resolution)"
+    if usage.completion_tokens:
+        tokens += f", {usage.completion_tokens} generated"
+    if usage.reused_tokens:
+        tokens += f", {usage.reused_tokens} reused"
+    total = timing_ms.get("total")
+    steps = [f"{name} {ms:.0f}" for name, ms in timing_ms.items() if name != "total" and ms >= 0.5]
+    if total is None:
+        return f"cost    {tokens}; ms: {', '.join(steps)}" if steps else f"cost    {tokens}"
+    return f"cost    {tokens}; {total / 1000:.2f} s (ms: {', '.join(steps)})"

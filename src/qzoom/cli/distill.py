@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qzoom.cli import options
 from qzoom.cli.console import Console
+from qzoom.cli.flags import flatten
+from qzoom.cli.options import OutputOptions
 from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,32 +23,38 @@ __all__ = ["decontaminate", "distill"]
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ and the recipe's name.")
+    Path | None,
+    typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ followed by the recipe's name."),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="Folder that {data} in the recipe's pictures stands for.", show_default=False)
+    Path | None, typer.Option(help="Folder that replaces {data} in the recipe's `pictures`.", show_default=False)
 ]
 StepName = Annotated[
-    str | None, typer.Option("--step", help="With --fresh: start anew from this step on.", show_default=False)
+    str | None,
+    typer.Option(
+        "--step", help="With --fresh: discard the results of this step and the later ones.", show_default=False
+    ),
 ]
-Engine = Annotated[
-    Literal["inprocess", "ray"] | None, typer.Option(help="Instead of the recipe's.", show_default=False)
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first pictures.", show_default=False)]
+Engine = Annotated[Literal["inprocess", "ray"] | None, typer.Option(help="Overrides the recipe.", show_default=False)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.", show_default=False)]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Discard stored results; with --step, of that step and the later ones.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Against = Annotated[
     list[str], typer.Option("--against", help="Benchmark: folder or file, as qzoom eval reads it. May be repeated.")
 ]
 _NOT_COMPARED = "not compared with any benchmark"
-_Advance = Callable[[int, int], None]
-Bits = Annotated[int, typer.Option(min=0, max=64, help="Most differing bits of either hash (of 64).")]
+Bits = Annotated[
+    int, typer.Option(min=0, max=64, help="Maximum number of differing bits of a hash (of 64) for a match.")
+]
 
 
+@flatten
 def distill(
     recipe: Recipe,
+    *,
+    out: OutputOptions,
     output: Output = None,
     data: Data = None,
     step: StepName = None,
@@ -58,19 +62,17 @@ def distill(
     limit: Limit = None,
     fresh: Fresh = False,
     dry_run: DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
 ) -> None:
-    """Make training data: teachers look at small crops, the questions are about whole pictures.
+    """Make Region-to-Image training data: teachers answer from crops, the questions are about whole images.
 
-    A rerun takes what is stored and computes what is missing.
+    Running the command again uses stored results and computes what is missing.
 
     Example: qzoom distill recipes/distill/tiny-rules.yaml -o runs/distill/tiny-rules
     """
     from qzoom.distill.recipe import load_recipe
     from qzoom.distill.run import run_recipe
 
-    console = Console(quiet=quiet)
+    console = out.console
     if step is not None and not fresh:
         raise typer.BadParameter("--step names where --fresh starts; give both, or neither.")
     settings = load_recipe(recipe, data)
@@ -78,15 +80,15 @@ def distill(
         settings = dataclasses.replace(settings, engine=engine)
     folder = output or Path("runs/distill") / recipe.stem
     if dry_run:
-        _plan(settings, folder, limit, console, json)
+        _plan(settings, folder, limit, console, json=out.json)
         return
     _need("datasets", *(["imagehash"] if settings.decontaminate.against else []))
-    with _progress(console) as (pictures, exported):
+    with console.progress("pictures", "export") as (pictures, exported):
         fresh_from = (step or "pictures") if fresh else None
         report = run_recipe(
             settings, folder, limit=limit, fresh_from=fresh_from, on_picture=pictures, on_export=exported
         )
-    if json:
+    if out.json:
         console.record(report.to_dict())
     else:
         _say(report, console)
@@ -94,25 +96,26 @@ def distill(
         console.note(f"{count} items wait for a rerun: {reason}")
 
 
+@flatten
 def decontaminate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of pictures.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of images.")],
+    *,
+    out: OutputOptions,
     against: Against,
     bits: Bits = 8,
-    flips: Annotated[bool, typer.Option(help="Also compare mirrored pictures.")] = True,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    flips: Annotated[bool, typer.Option(help="Also compare mirrored images.")] = True,
 ) -> None:
-    """Look for pictures of benchmarks among the training pictures, by perceptual hashes.
+    """Search for images of benchmarks in the training data, by perceptual hashes.
 
     Example: qzoom distill decontaminate runs/distill/tiny-rules/dataset --against data/vstar
     """
     from qzoom.distill.decontaminate import DecontaminateSettings
     from qzoom.distill.decontaminate import decontaminate as run
 
-    console = Console(quiet=quiet)
+    console = out.console
     _need("imagehash", "pyarrow")
     report = run(folder, DecontaminateSettings(tuple(against), bits, bits, flips))
-    if json:
+    if out.json:
         console.record(report.to_dict())
         return
     for match in report.matches:
@@ -133,7 +136,7 @@ def _need(*packages: str) -> None:
         raise ConfigError(f"Distilling needs {', '.join(missing)}; install with: pip install 'qzoom[distill]'.")
 
 
-def _plan(recipe: DatasetRecipe, folder: Path, limit: int | None, console: Console, json: bool) -> None:
+def _plan(recipe: DatasetRecipe, folder: Path, limit: int | None, console: Console, *, json: bool) -> None:
     """Print what would be done."""
     from qzoom.distill.pictures import list_sources
 
@@ -167,28 +170,3 @@ def _say(report: RunReport, console: Console) -> None:
     rows = ", ".join(f"{count} {split}" for split, count in report.rows.items())
     compared = f"{len(report.matches)} pictures look like a benchmark's" if report.compared else _NOT_COMPARED
     console.result(f"{rows} rows in {report.folder}; {compared}")
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[tuple[_Advance | None, _Advance | None]]:
-    """Bars with rate and time left, of the pictures and of the export, where a person watches."""
-    if console.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield None, None
-        return
-    import rich.console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
-
-        def line(words: str) -> _Advance:
-            task = bar.add_task(words, total=None, rate="", visible=False)
-
-            def advance(done: int, total: int) -> None:
-                speed = bar.tasks[task].speed
-                bar.update(task, completed=done, total=total, visible=True, rate=f"{speed:.2f}/s" if speed else "")
-
-            return advance
-
-        yield line("pictures"), line("export")

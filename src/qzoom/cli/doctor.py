@@ -1,4 +1,4 @@
-"""`qzoom doctor`: whether qzoom can work here, and what to do where it cannot."""
+"""`qzoom doctor` and `qzoom convert`: check an installation, and convert checkpoints and label files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import typer
 
 from qzoom import __version__
 from qzoom.cli.console import Console
+from qzoom.cli.options import Quiet
 
-__all__ = ["Finding", "doctor", "examine"]
+__all__ = ["Finding", "convert", "doctor", "examine"]
 
 Level = Literal["ok", "warn", "fail"]
 _MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
@@ -39,11 +40,12 @@ class Finding:
 
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="One JSON line instead of a list.")] = False,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a list.")] = False,
 ) -> None:
-    """Check this installation: versions, device, threads, models.
+    """Check the installation: versions, device, threads, models.
 
-    The exit code is 1 when something needed is missing.
+    The exit code is 1 if something required is missing.
     """
     console = Console()
     findings = examine()
@@ -166,3 +168,69 @@ def _embedded_model() -> Finding:
         return Finding("embedded model", "missing", "fail", "install qzoom again, or name another model with --model.")
     size_mb = sum(path.stat().st_size for path in parts) / 1e6
     return Finding("embedded model", f"tiny, {size_mb:.1f} MB in {folder}")
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help='A model folder, a model id on the hub, or the word "labels".')
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DST",
+            help="The folder to write: new, empty, or a checkpoint to replace. With labels: the pickle file.",
+        ),
+    ],
+    *,
+    answer_only: Annotated[
+        bool,
+        typer.Option(
+            "--answer-only", help="Leave out gate and region branch, so that other engines can load the model."
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", show_default=False, help="labels: folder for the records.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(show_default=False, help="labels: folder that the image paths are relative to.")
+    ] = None,
+    made_with: Annotated[str, typer.Option(metavar="MODEL", help="labels: the model that made them.")] = "unknown",
+    fresh: Annotated[bool, typer.Option("--fresh", help="labels: discard earlier records in --output.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert the authors' merged checkpoint to an adapter, or an adapter to a merged checkpoint.
+
+    With --answer-only the result is a plain model of its family, without heads.
+
+    With the word labels, a published label file (a pickle) is converted to records; no code in it is executed.
+
+    Example: qzoom convert path/to/merged path/to/adapter
+
+    Example: qzoom convert labels stage1.pkl --images pictures --output labels/published
+    """
+    console = Console(quiet=quiet)
+    if source == "labels":
+        if output is None:
+            raise typer.BadParameter("name the folder for the records with --output.")
+        _convert_labels(target, output, images or target.parent, model=made_with, fresh=fresh, console=console)
+        return
+    for flag, given in (("--output", output), ("--images", images), ("--fresh", fresh or None)):
+        if given is not None:
+            raise typer.BadParameter(f"{flag} is for `qzoom convert labels PICKLE` only.")
+    from qzoom.checkpoints.convert import convert as run
+
+    console.hush_libraries()
+    report = run(source, target, answer_only=answer_only)
+    kinds = f"{report.read_kind} to {report.written_kind}"
+    console.note(f"saved   {report.target}: {kinds}, {report.tensors} tensors, {report.size_bytes / 1e6:.1f} MB")
+    for note in report.notes:
+        console.note(f"note    {note}")
+
+
+def _convert_labels(pickle: Path, output: Path, images: Path, *, model: str, fresh: bool, console: Console) -> None:
+    from qzoom.labels.published import convert_published
+
+    report = convert_published(pickle, output, images, model=model, fresh=fresh)
+    console.note(f"saved   {output}: {report.usable} usable label maps of {report.entries} entries")
+    if report.skipped:
+        console.note(f"note    {report.skipped} entries skipped; the first: {report.reasons[0]}")

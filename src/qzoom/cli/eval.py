@@ -1,25 +1,35 @@
-"""`qzoom eval`: how good the answers are on pictures with known answers, as one JSON line or a few lines to read."""
+"""`qzoom eval`, `qzoom calibrate` and `qzoom report`: measure answers, choose thresholds, compare runs on one page."""
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qzoom.cli import options
 from qzoom.cli.console import Console
+from qzoom.cli.flags import flatten
+from qzoom.cli.options import (
+    CoarseTokens,
+    Fresh,
+    LookOptions,
+    ModelOptions,
+    OutputOptions,
+    RegionTokens,
+    parse_tokens,
+)
 
 if TYPE_CHECKING:
-    from qzoom.config import TokenBudget
+    from qzoom.evaluation.calibrate import Calibration
     from qzoom.evaluation.runner import EvalOptions
     from qzoom.evaluation.score import Scores
     from qzoom.model import QZoom
-    from qzoom.types import ZoomMode
 
-__all__ = ["evaluate"]
-
+__all__ = ["DataOptions", "calibrate", "evaluate", "report"]
 
 Tasks = Annotated[
     list[str] | None,
@@ -30,154 +40,152 @@ Tasks = Annotated[
         "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
     ),
 ]
-Data = Annotated[
-    Path | None,
-    typer.Option(show_default=False, help="receipts: the folder of NAME.jsonl; benchmarks: files instead of the hub."),
-]
-Split = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", show_default=False, help="receipts: which file (dev); benchmarks: which split."),
-]
-DataRevision = Annotated[
-    str | None, typer.Option(show_default=False, help="benchmarks: revision of the data on the hub.")
-]
-Seed = Annotated[int | None, typer.Option(min=0, show_default="0", help="documents, scenes: number of first picture.")]
-Count = Annotated[int | None, typer.Option(min=1, show_default="100", help="documents, scenes: how many pictures.")]
-Limit = Annotated[int | None, typer.Option(min=1, show_default=False, help="The first so many pictures only.")]
-Method = Annotated[str, typer.Option(help="How to look: qzoom does as --zoom says, the others are baselines.")]
-Seeds = Annotated[
-    int, typer.Option(min=1, help="Ask all so many times, with seeds from 0 on, where answers are drawn.")
-]
-Temperature = Annotated[float, typer.Option(min=0, max=100, help="0 is greedy; above, answers are drawn.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered together; 1 shares a picture's look instead.")]
-MaxVisualTokens = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        show_default=False,
-        help="Most visual tokens of a question: all for the coarse look with --zoom never, else half for the "
-        "coarse look and half for the regions; where one of the two is given, the other gets the rest.",
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        show_default=False,
-        help="Keep every answer in this folder, or for one task in this file.jsonl; a rerun continues it.",
-    ),
-]
 Rescore = Annotated[
     list[Path] | None,
-    typer.Option(show_default=False, help="Score kept answers again, no model needed: files, or folders of them."),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start --output anew.")]
-MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, show_default="the benchmark's, else 128", help="Most tokens of an answer.")
+    typer.Option(show_default=False, help="Score stored answers again, without a model: a file or folder."),
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What one call asks for, options read and checked."""
+class DataOptions:
+    """Which pictures and questions of the tasks."""
 
-    zoom: ZoomMode
-    method: str
-    limits: tuple[TokenBudget | int | None, TokenBudget | int | None, int | None]  # coarse, region, both together
-    thresholds: tuple[str | None, float | None, float | None]
-    max_new_tokens: int | None
-    temperature: float
-    seeds: int
-    batch_size: int
-    limit: int | None
-    output: Path | None
-    fresh: bool
-    json: bool
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False, help="Folder of NAME.jsonl; benchmarks: folder of files to read instead of the hub."
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default=False, help="NAME of the file (default dev); benchmarks: name of the split."
+        ),
+    ] = None
+    data_revision: Annotated[
+        str | None, typer.Option(show_default=False, help="Benchmarks: revision of the data on the hub.")
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(min=0, show_default="0", help="documents, scenes: seed of the first image.")
+    ] = None
+    count: Annotated[
+        int | None, typer.Option(min=1, show_default="100", help="documents, scenes: number of images.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, show_default=False, help="Use only the first N images.")] = None
+
+    def for_files(self) -> dict[str, Any]:
+        """Options that only tasks of files take, by their flags."""
+        return {"--data": self.data, "--split": self.split, "--data-revision": self.data_revision}
+
+    def for_synthetic(self) -> dict[str, Any]:
+        """Options that only synthetic tasks take, by their flags."""
+        return {"--seed": self.seed, "--count": self.count}
+
+    def open(self, name: str) -> Any:
+        """One task.
+
+        Raises:
+            typer.BadParameter: an unknown task, or options that it cannot use.
+            DataError: data that cannot be used.
+        """
+        from qzoom.data.benchmarks.registry import open_task
+        from qzoom.errors import ConfigError
+
+        try:
+            return open_task(
+                name,
+                data=self.data,
+                split=self.split,
+                revision=self.data_revision,
+                seed=self.seed or 0,
+                count=self.count or 100,
+            )
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class AskingOptions:
+    """How every question of a run is asked."""
+
+    method: Annotated[
+        str, typer.Option(help="How the region is chosen: qzoom follows --zoom, the others are baselines.")
+    ] = "qzoom"
+    max_visual_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Maximum number of visual tokens per question: all for the coarse view with --zoom never, else "
+            "half for the coarse view and half for the regions; if one of the two limits is given, the other "
+            "gets the rest.",
+        ),
+    ] = None
+    region_tokens: RegionTokens = None
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat all questions with seeds 0 to N-1, if answers are sampled.")
+    ] = 1
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="Sampling temperature; 0 decodes greedily.")] = 0.0
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of questions answered as a batch; with 1, the questions about an image share its coarse pass.",
+        ),
+    ] = 1
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="the benchmark's, else 128", help="Maximum number of tokens of an answer."),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            help="Store every answer in this folder, or for one task in this file.jsonl; a rerun resumes.",
+        ),
+    ] = None
+    fresh: Fresh = False
+
+
+@flatten
 def evaluate(
     tasks: Tasks = None,
-    data: Data = None,
-    split: Split = None,
-    data_revision: DataRevision = None,
-    seed: Seed = None,
-    count: Count = None,
-    limit: Limit = None,
-    model: options.Model = "tiny",
-    method: Method = "qzoom",
-    zoom: options.Zoom = "auto",
-    max_visual_tokens: MaxVisualTokens = None,
-    coarse_tokens: options.CoarseTokens = None,
-    region_tokens: options.RegionTokens = None,
-    seeds: Seeds = 1,
-    temperature: Temperature = 0.0,
-    batch_size: BatchSize = 1,
-    output: Output = None,
-    fresh: Fresh = False,
+    *,
+    data: DataOptions,
+    model: ModelOptions,
+    look: LookOptions,
+    asking: AskingOptions,
+    out: OutputOptions,
     rescore: Rescore = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    max_new_tokens: MaxNewTokens = None,
-    gate_threshold: options.GateThreshold = None,
-    region_threshold: options.RegionThreshold = None,
-    preset: options.Preset = None,
-    revision: options.Revision = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
 ) -> None:
-    """Measure answers, regions, tokens and time on pictures with known answers.
+    """Evaluate answers, regions, tokens and time on images with known answers.
 
-    Exact match forgives case, spaces and currency. A picture is looked at once for all its questions, which share the
-    time of that look. A question that fails counts as wrong.
+    Exact match ignores case, spaces and currency. All questions about an image share one coarse pass and its time. A
+    question that fails counts as wrong.
 
     Example: qzoom eval receipts --data receipts --split dev --max-visual-tokens 288 --json
     """
-    console = Console(quiet=quiet)
+    console = out.console
     if rescore:
-        _rescore(rescore, tasks, console, json)
+        _rescore(rescore, tasks, console, json=out.json)
         return
-    limits = (
-        options.parse_tokens(coarse_tokens, "--coarse-tokens"),
-        options.parse_tokens(region_tokens, "--region-tokens"),
-        max_visual_tokens,
-    )
-    wanted = (preset, gate_threshold, region_threshold)
-    asked = _Asked(
-        zoom, method, limits, wanted, max_new_tokens, temperature, seeds, batch_size, limit, output, fresh, json
-    )
-    where = {"data": data, "split": split, "revision": data_revision}
-    opened = _open(list(dict.fromkeys(tasks or [])), where, {"seed": seed, "count": count}, asked)
+    names = list(dict.fromkeys(tasks or []))
+    _check_usage(names, data, asking)
+    run = _Run(look, asking, console, several=len(names) > 1, json=out.json)
+    run.check()
+    opened = [data.open(name) for name in names]
     console.hush_libraries()
-    _measure_all(opened, (model, revision, device, dtype), asked, console)
+    for task in opened:
+        for seed in range(asking.seeds):
+            run.file(task.name, seed)
+    reader = model.load()
+    for task in opened:
+        run.measure(reader, task, data.limit)
 
 
-def _open(names: list[str], where: dict[str, Any], drawn: dict[str, int | None], asked: _Asked) -> list[Any]:
-    """All tasks; everything is checked before the model is loaded.
-
-    Raises:
-        typer.BadParameter: a wrong call.
-    """
-    from qzoom.data.benchmarks.registry import open_task
-    from qzoom.errors import ConfigError
-
-    if not names:
-        raise typer.BadParameter("name at least one TASK, for example: receipts")
-    flags = {"revision": "--data-revision"}
-    for_files = {flags.get(name, f"--{name}"): value for name, value in where.items()}
-    for_seeds = {f"--{name}": value for name, value in drawn.items()}
-    _check_usage(names, for_files, for_seeds, asked.output, asked.fresh)
-    _check_method(asked)
-    seed, count = drawn["seed"] or 0, drawn["count"] or 100
-    try:
-        return [open_task(name, seed=seed, count=count, **where) for name in names]
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _check_usage(
-    names: list[str], for_files: dict[str, Any], for_seeds: dict[str, Any], output: Path | None, fresh: bool
-) -> None:
+def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> None:
     """Options that belong to none of the tasks are mistakes.
 
     Raises:
@@ -186,128 +194,334 @@ def _check_usage(
     from qzoom.data.benchmarks.registry import TASK_NAMES
     from qzoom.data.drawn import SYNTHETIC_TASKS
 
-    drawn = {name in SYNTHETIC_TASKS for name in names}
-    useless = ({} if False in drawn else for_files) | ({} if True in drawn else for_seeds)
+    if not names:
+        raise typer.BadParameter("name at least one TASK, for example: receipts")
+    synthetic = {name in SYNTHETIC_TASKS for name in names}
+    useless = ({} if False in synthetic else data.for_files()) | ({} if True in synthetic else data.for_synthetic())
     for flag, value in useless.items():
         if value is not None and set(names) <= set(TASK_NAMES):
             raise typer.BadParameter(f"{flag} has no meaning for the task {', '.join(names)}; leave it out.")
-    if fresh and output is None:
+    if asking.fresh and asking.output is None:
         raise typer.BadParameter("--fresh needs --output.")
 
 
-def _check_method(asked: _Asked) -> None:
-    """A known method, and seeds only where something is drawn.
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One call of `qzoom eval` over one or several tasks."""
 
-    Raises:
-        typer.BadParameter: otherwise.
-    """
-    from qzoom.errors import ConfigError
-    from qzoom.evaluation.runner import EvalOptions
+    look: LookOptions
+    asking: AskingOptions
+    console: Console
+    several: bool
+    json: bool
 
-    try:
-        asking = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-    if asked.seeds > 1 and not asking.is_random:
-        raise typer.BadParameter("--seeds changes nothing when nothing is drawn: give a --temperature above 0.")
+    def check(self) -> None:
+        """A known method, readable limits, and seeds only where answers are sampled.
+
+        Raises:
+            typer.BadParameter: otherwise.
+        """
+        from qzoom.errors import ConfigError
+
+        self.look.coarse()
+        parse_tokens(self.asking.region_tokens, "--region-tokens")
+        try:
+            options = self._plain(0)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+        if self.asking.seeds > 1 and not options.is_random:
+            raise typer.BadParameter("--seeds changes nothing when nothing is drawn: give a --temperature above 0.")
+
+    def measure(self, reader: QZoom, task: Any, limit: int | None) -> None:
+        """Ask every question of one task, once per seed, and print the figures."""
+        from qzoom.evaluation.runner import run
+        from qzoom.evaluation.score import score
+
+        results: list[Scores] = []
+        seeds = self.asking.seeds
+        for seed in range(seeds):
+            options = self._options(reader, task, seed)
+            with self.console.progress(f"{task.name}, pictures") as (update,):
+                rows = run(
+                    reader,
+                    task,
+                    options,
+                    limit=limit,
+                    output=self.file(task.name, seed),
+                    fresh=self.asking.fresh,
+                    on_picture=update,
+                    batch_size=self.asking.batch_size,
+                )
+            scores = score(rows, task.fields)
+            if scores.errors:
+                first = next(row.error for row in rows if row.error)
+                self.console.note(
+                    f"{scores.errors} of {scores.n} questions failed and count as wrong; the first: {first}"
+                )
+            about = task.identity | {"model": reader.name} | _asking_record(options)
+            title = f"{task.name}, seed {seed}" if seeds > 1 else task.name if self.several else ""
+            _figures(self.console, scores, about, json=self.json, title=title)
+            results.append(scores)
+        if seeds > 1:
+            _over_seeds(self.console, task.name, results, json=self.json)
+
+    def file(self, task: str, seed: int) -> Path | None:
+        """Where one run's answers go: the file that was named, or one of its own in the folder."""
+        output, seeds = self.asking.output, self.asking.seeds
+        if output is None:
+            return None
+        if output.suffix == ".jsonl" and not output.is_dir():
+            if self.several or seeds > 1:
+                raise typer.BadParameter(f"{output} is one file, but several runs are asked for; name a folder.")
+            return output
+        return output / (f"{task}-seed{seed}.jsonl" if seeds > 1 else f"{task}.jsonl")
+
+    def _plain(self, seed: int) -> EvalOptions:
+        from qzoom.evaluation.runner import EvalOptions
+
+        return EvalOptions(self.look.zoom, method=self.asking.method, temperature=self.asking.temperature, seed=seed)
+
+    def _options(self, reader: QZoom, task: Any, seed: int) -> EvalOptions:
+        """How the model is asked, its own limits and thresholds filled in."""
+        from qzoom.engine.request import share_tokens
+
+        plain = self._plain(seed)
+        thresholds = self.look.thresholds(reader)
+        longest: int = getattr(task, "max_new_tokens", 128)
+        coarse, region = share_tokens(
+            plain.zoom_mode,
+            reader.config,
+            reader.engine.backbone.default_budget(),
+            coarse=self.look.coarse(),
+            region=parse_tokens(self.asking.region_tokens, "--region-tokens"),
+            total=self.asking.max_visual_tokens,
+        )
+        return dataclasses.replace(
+            plain,
+            coarse_tokens=coarse,
+            region_tokens=region,
+            max_new_tokens=self.asking.max_new_tokens or longest,
+            gate_threshold=thresholds["gate_threshold"],
+            region_threshold=thresholds["region_threshold"],
+        )
 
 
-def _measure_all(tasks: list[Any], model: tuple[str, str | None, str, str], asked: _Asked, console: Console) -> None:
-    """Load the model (name, revision, device, dtype) once and put every task to it."""
-    from qzoom.cli.loading import load_model
-
-    for task in tasks:
-        for seed in range(asked.seeds):
-            _file(asked, task.name, seed, len(tasks) > 1)
-    reader = load_model(*model)
-    for task in tasks:
-        _measure(reader, task, asked, console, len(tasks) > 1)
-
-
-def _measure(reader: QZoom, task: Any, asked: _Asked, console: Console, several: bool) -> None:
-    """Ask every question of one task, once per seed, and print the figures."""
-    from qzoom.cli.eval_output import asked_how, figures, over_seeds, progress
-    from qzoom.evaluation.runner import run
-    from qzoom.evaluation.score import score
-
-    found: list[Scores] = []
-    for number in range(asked.seeds):
-        asking = _asking(reader, task, asked, number)
-        output = _file(asked, task.name, number, several)
-        with progress(console, task.name) as on_picture:
-            rows = run(
-                reader,
-                task,
-                asking,
-                limit=asked.limit,
-                output=output,
-                fresh=asked.fresh,
-                on_picture=on_picture,
-                batch_size=asked.batch_size,
-            )
-        scores = score(rows, task.fields)
-        if scores.errors:
-            first = next(row.error for row in rows if row.error)
-            console.note(f"{scores.errors} of {scores.n} questions failed and count as wrong; the first: {first}")
-        about = task.identity | {"model": reader.name} | asked_how(asking)
-        title = f"{task.name}, seed {number}" if asked.seeds > 1 else task.name if several else ""
-        figures(console, scores, about, json=asked.json, title=title)
-        found.append(scores)
-    if asked.seeds > 1:
-        over_seeds(console, task.name, found, json=asked.json)
-
-
-def _asking(reader: QZoom, task: Any, asked: _Asked, seed: int) -> EvalOptions:
-    """How the model is asked, its own limits and thresholds filled in."""
-    import dataclasses
-
-    from qzoom.cli.loading import thresholds
-    from qzoom.engine.request import share_tokens
-    from qzoom.evaluation.runner import EvalOptions
-
-    coarse, region, total = asked.limits
-    plain = EvalOptions(asked.zoom, method=asked.method, temperature=asked.temperature, seed=seed)
-    standard = reader.engine.backbone.default_budget()
-    limits = share_tokens(plain.zoom_mode, reader.config, standard, coarse=coarse, region=region, total=total)
-    gate, cell = thresholds(reader, *asked.thresholds)
-    own_length: int = getattr(task, "max_new_tokens", 128)
-    return dataclasses.replace(
-        plain,
-        coarse_tokens=limits[0],
-        region_tokens=limits[1],
-        gate_threshold=gate,
-        region_threshold=cell,
-        max_new_tokens=asked.max_new_tokens or own_length,
-    )
-
-
-def _file(asked: _Asked, task: str, seed: int, several: bool) -> Path | None:
-    """Where one run's answers go: the file that was named, or one of its own in the folder."""
-    if asked.output is None:
-        return None
-    if asked.output.suffix == ".jsonl" and not asked.output.is_dir():
-        if several or asked.seeds > 1:
-            raise typer.BadParameter(f"{asked.output} is one file, but several runs are asked for; name a folder.")
-        return asked.output
-    return asked.output / (f"{task}-seed{seed}.jsonl" if asked.seeds > 1 else f"{task}.jsonl")
-
-
-def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, json: bool) -> None:
-    """Figures of kept answers.
+def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, *, json: bool) -> None:
+    """Figures of stored answers.
 
     Raises:
         typer.BadParameter: tasks were named too.
         DataError: a file that holds something else.
     """
-    from qzoom.cli.eval_output import figures
     from qzoom.data.benchmarks.registry import fields_of
     from qzoom.data.samples import answer_files, read_answers
     from qzoom.evaluation.score import score
 
     if tasks:
-        raise typer.BadParameter("--rescore reads kept answers and asks nothing; leave the tasks out.")
+        raise typer.BadParameter("--rescore reads stored answers and asks nothing; leave the tasks out.")
     for file in answer_files(paths):
         header, rows = read_answers(file)
         questions = header["settings"].get("questions", {})
         scores = score(rows, fields_of(questions.get("task", "")))
-        figures(console, scores, questions | {"file": str(file)}, json=json, title=str(file))
+        _figures(console, scores, questions | {"file": str(file)}, json=json, title=str(file))
+
+
+def _asking_record(options: EvalOptions) -> dict[str, Any]:
+    """The settings beside the figures; a limit is [minimum, maximum] or null for the model's own."""
+    budgets = {"coarse_tokens": options.coarse_tokens, "region_tokens": options.region_tokens}
+    limits = {name: [b.min_tokens, b.max_tokens] if b else None for name, b in budgets.items()}
+    sampled = {"temperature": options.temperature, "draw": options.seed} if options.is_random else {}
+    return {"zoom": options.zoom_mode, "method": options.method, **limits, **sampled}
+
+
+def _figures(console: Console, scores: Scores, about: dict[str, Any], *, json: bool, title: str = "") -> None:
+    """One run's figures; `title` names the run where there are several."""
+    if json:
+        console.record(about | scores.to_dict())
+        return
+    if title:
+        console.result(f"{title}:")
+    from qzoom.evaluation.tables import score_lines
+
+    for line in score_lines(scores):
+        console.result(line)
+
+
+def _over_seeds(console: Console, name: str, runs: Sequence[Scores], *, json: bool) -> None:
+    """Mean and standard deviation of the task's metric over runs that differ in the seed."""
+    record: dict[str, Any] = {"task": name, "seeds": len(runs), "metric": runs[0].metric}
+    for variant in ("strict", "harness"):
+        values = [getattr(run, variant)["all"] for run in runs]
+        record |= {f"{variant}_mean": statistics.fmean(values), f"{variant}_sd": statistics.stdev(values)}
+    if json:
+        console.record(record)
+    else:
+        console.result(
+            f"{name}, {len(runs)} seeds: {record['metric']} {record['strict_mean']:.1%}, standard deviation "
+            f"{record['strict_sd']:.1%}"
+        )
+
+
+ShareZoomed = Annotated[
+    float | None, typer.Option(min=0, max=1, show_default=False, help="Goal: the share of questions that zoom.")
+]
+LatencyMs = Annotated[
+    float | None, typer.Option(min=0, show_default=False, help="Goal: at most this mean latency per question.")
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, show_default=False, help="Goal: lose at most this share of accuracy against always zooming."
+    ),
+]
+RegionThresholds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        show_default=False,
+        help="Region thresholds to compare as well, separated by commas; the questions need answers.",
+    ),
+]
+
+
+@flatten
+def calibrate(
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL file with one question per line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapter with the chosen thresholds.")],
+    *,
+    model: ModelOptions,
+    out: OutputOptions,
+    share_zoomed: ShareZoomed = None,
+    latency_ms: LatencyMs = None,
+    max_accuracy_loss: MaxLoss = None,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
+    ] = 0.95,
+    region_thresholds: RegionThresholds = None,
+    confidence_gates: Annotated[
+        bool,
+        typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="Folder for the answers; another goal then needs no new answers."),
+    ] = None,
+    date: Annotated[
+        str | None, typer.Option(show_default=False, help="Date that is recorded in the adapter's provenance.")
+    ] = None,
+    coarse_tokens: CoarseTokens = None,
+    region_tokens: RegionTokens = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
+) -> None:
+    """Choose the thresholds of gate and region map for one goal, and write an adapter with them to --output.
+
+    Every question is answered twice: from the coarse pass, and zoomed. With answers in the file, accuracy is measured
+    against them; without, the zoomed answer is the reference. A loss is bounded exactly, with the stated confidence, as
+    if the questions were drawn independently; too few questions are refused.
+
+    Example: qzoom calibrate questions.jsonl --share-zoomed 0.3 -o calibrated
+    """
+    from qzoom.checkpoints.adapter import save_pretrained
+    from qzoom.checkpoints.writing import check_target
+    from qzoom.data.questions import read_calibration_questions
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.calibrate import CalibrationGoal
+    from qzoom.evaluation.calibrate import calibrate as run
+    from qzoom.evaluation.runner import EvalOptions
+
+    goal = CalibrationGoal(share_zoomed, latency_ms, max_accuracy_loss, confidence)
+    coarse = parse_tokens(coarse_tokens, "--coarse-tokens")
+    region = parse_tokens(region_tokens, "--region-tokens")
+    task = read_calibration_questions(questions)
+    check_target(output, "adapter")
+    console = out.console
+    console.hush_libraries()
+    reader = model.load()
+    standard = reader.engine.backbone.default_budget()
+    limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
+    with console.waiting("asking ..."):
+        calibration = run(
+            reader,
+            task,
+            goal,
+            EvalOptions("auto", *limits, max_new_tokens=max_new_tokens),
+            region_thresholds=_numbers(region_thresholds),
+            keep=keep,
+            date=date,
+            confidence_gates=confidence_gates,
+        )
+    save_pretrained(dataclasses.replace(reader.engine, config=calibration.applied(reader.config)), output)
+    _tell(console, calibration, output, json=out.json)
+
+
+def _tell(console: Console, calibration: Calibration, output: Path, *, json: bool) -> None:
+    if json:
+        console.record(_calibration_record(calibration) | {"output": str(output)})
+        return
+    from qzoom.evaluation.tables import calibration_lines
+
+    for line in calibration_lines(calibration):
+        console.result(line)
+    console.note(f"saved   {output}")
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    """Comma-separated thresholds.
+
+    Raises:
+        typer.BadParameter: not numbers from 0 to 1.
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        numbers = (-1.0,)
+    if not all(0 <= number <= 1 for number in numbers):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers from 0 to 1, such as 0.4,0.6.")
+    return numbers
+
+
+def _calibration_record(calibration: Calibration) -> dict[str, object]:
+    return {
+        "gate_threshold": calibration.gate_threshold,
+        "region_threshold": calibration.region_threshold,
+        "asked": calibration.asked,
+        "failed": calibration.failed,
+        "always_accuracy": calibration.always,
+        **calibration.provenance,
+    }
+
+
+@flatten
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Answer files of `qzoom eval`, or folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, charts, Markdown and figures.")],
+    *,
+    out: OutputOptions,
+    data: Annotated[
+        Path | None, typer.Option(show_default=False, help="Folder of the receipts, to show their images.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "What zooming buys",
+    failures: Annotated[
+        int, typer.Option(min=0, max=50, help="Maximum number of failures of a kind that are shown.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
+    page: Annotated[Path | None, typer.Option(show_default=False, help="Also write the Markdown to this file.")] = None,
+) -> None:
+    """Compare evaluations: accuracy against seconds, visual tokens and FLOPs, paired differences, failures.
+
+    Runs with the same questions are compared with each other. report.html is self-contained.
+
+    Example: qzoom report runs/final -o out/report
+    """
+    from qzoom.evaluation.report import findings, write_report
+
+    console = out.console
+    tasks = write_report(runs, output, title=title, data=data, failures_each=failures, seed=seed, page=page)
+    if out.json:
+        console.record({"tasks": [task.to_dict() for task in tasks]})
+    else:
+        for task in tasks:
+            console.result(f"{task.name}: {len(task.runs)} runs, {task.questions} questions")
+            for sentence in findings(task):
+                console.result(f"  {sentence}")
+    console.note(f"saved   {output / 'report.html'}")

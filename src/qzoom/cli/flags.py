@@ -26,9 +26,10 @@ import typer
 
 from qzoom.errors import ConfigError
 
-__all__ = ["Flags", "flatten"]
+__all__ = ["Flags", "build_settings", "flatten"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 _SIMPLE = (bool, int, float, str, Path)
 
 
@@ -41,12 +42,14 @@ class Flags:
         only: fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested.
         names: option names that are not the field's, such as {"source": "--from"}.
         recipe: whether there is a `--recipe FILE` with all fields.
+        of: the settings class where the command wants the given values, for `build_settings`, and not the record.
     """
 
     prefix: str
     only: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     recipe: bool = True
+    of: type | None = None
 
 
 def flatten(function: F) -> F:
@@ -87,7 +90,7 @@ def _options_of(annotation: Any) -> tuple[_Options, Callable[[dict[str, Any]], A
         cls, *metadata = typing.get_args(annotation)
         for flags in metadata:
             if isinstance(flags, Flags):
-                return _settings_options(cls, flags)
+                return _settings_options(flags.of or cls, flags)
         return {}, None
     if not dataclasses.is_dataclass(annotation):
         return {}, None
@@ -116,7 +119,8 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
     fields = {path.rpartition(".")[2]: (path, find(path)) for path in paths}
     options: _Options = {}
     for name, (path, entry) in fields.items():
-        options[name] = (_option(entry, flags.names.get(path), f"{flags.prefix}{name.upper()}"), None)
+        flag = flags.names.get(path) or f"--{name.replace('_', '-')}"
+        options[name] = (_option(entry, flag, flags.prefix + flag[2:].replace("-", "_").upper()), None)
     if flags.recipe:
         help_text = "YAML file with any of the settings; options take precedence."
         options["recipe_file"] = (
@@ -125,17 +129,18 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
         )
 
     def build(values: dict[str, Any]) -> Any:
-        given = {}
+        given: dict[str, Any] = {}
         for name, (path, entry) in fields.items():
             if values[name] is not None and values[name] != []:
-                given[path] = _value(entry.kind, values[name])
-        return _build(cls, values.get("recipe_file"), given)
+                _put(given, path, _value(entry.kind, values[name]))
+        recipe = values.get("recipe_file")
+        return given if flags.of is not None else build_settings(cls, given, recipe)
 
     return options, build
 
 
-def _build(cls: type, recipe: Path | None, given: Mapping[str, Any]) -> Any:
-    """The settings from a recipe and options.
+def build_settings(cls: type[T], given: Mapping[str, Any], recipe: Path | None = None) -> T:
+    """The settings of a recipe file and the values given as options, which take precedence.
 
     Raises:
         typer.BadParameter: an option with a wrong value.
@@ -143,13 +148,7 @@ def _build(cls: type, recipe: Path | None, given: Mapping[str, Any]) -> Any:
     """
     from qzoom.settings import from_mapping, read_yaml
 
-    values = {} if recipe is None else read_yaml(recipe)
-    for path, value in given.items():
-        *inside, last = path.split(".")
-        target = values
-        for name in inside:
-            target = target.setdefault(name, {})
-        target[last] = value
+    values = _merged({} if recipe is None else read_yaml(recipe), given)
     try:
         return from_mapping(cls, values, "The command line" if recipe is None else str(recipe))
     except ConfigError as error:
@@ -158,16 +157,30 @@ def _build(cls: type, recipe: Path | None, given: Mapping[str, Any]) -> Any:
         raise
 
 
-def _option(entry: Any, name: str | None, variable: str) -> Any:
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a value at a path such as "maps.foreground"."""
+    *outer, last = path.split(".")
+    for name in outer:
+        values = values.setdefault(name, {})
+    values[last] = value
+
+
+def _merged(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values) if isinstance(values, Mapping) else {}
+    for name, value in changes.items():
+        merged[name] = _merged(merged.get(name), value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _option(entry: Any, flag: str, variable: str) -> Any:
     """The annotation of a field's option: unset, it is None."""
-    flag = name or f"--{entry.name.replace('_', '-')}"
     kind, items = entry.kind, _items(entry.kind)
-    if kind is bool and name is None:
-        flag = f"{flag}/--no-{entry.name.replace('_', '-')}"
+    if kind is bool and entry.default:
+        flag = f"{flag}/--no-{flag[2:]}"
     text: Any = str
     extra: dict[str, Any] = {}
-    if items is str:
-        text = list[str]
+    if items is str or typing.get_origin(items) is Literal:
+        text, extra["metavar"] = list[str], "A,B,..."
     elif items is not None:
         extra["metavar"] = "N,N,..."
     elif kind in _SIMPLE or typing.get_origin(kind) is Literal:
@@ -199,7 +212,7 @@ def _default(default: Any) -> str | bool:
 def _value(kind: Any, value: Any) -> Any:
     """An option's value as YAML would have it."""
     if isinstance(value, list):
-        return [part for text in value for part in str(text).split(",")] if _items(kind) is str else value
+        return [part.strip() for text in value for part in str(text).split(",")]
     items = _items(kind)
     if isinstance(value, str) and items is not None:
         return [_literal(part) for part in value.split(",")]

@@ -34,11 +34,11 @@ class LabelOptions:
         ),
     ]
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the records; a rerun resumes.")]
-    per_picture: Annotated[int, typer.Option(min=1, help="Most questions about a synthetic picture.")] = 4
-    images: Annotated[str, typer.Option(help="Folder of the pictures when they have moved.", show_default=False)] = ""
+    per_picture: Annotated[int, typer.Option(min=1, help="Maximum number of questions about a synthetic image.")] = 4
+    images: Annotated[str, typer.Option(help="Folder of the images, if they have moved.", show_default=False)] = ""
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count lines that cannot be used.")] = False
     processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1
-    seed: Annotated[int, typer.Option(min=0, help="Which questions about synthetic pictures are asked.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed that selects the questions about synthetic images.")] = 0
     fresh: Fresh = False
 
 
@@ -118,10 +118,10 @@ def regions(
     ],
     out: OutputOptions,
 ) -> None:
-    """Label where the model's own answers look (stage 1); `qzoom train regions` learns from it.
+    """Make region labels from the attention of the model's own answers (stage 1), for `qzoom train regions`.
 
-    With --from boxes the labels come from the known answer boxes instead. A recipe may also set what an ablation needs:
-    view, box_prompt, sink_by, sink_heads, maps, search.
+    With --from boxes the labels come from the known answer boxes instead. A recipe has further settings: view,
+    box_prompt, sink_by, sink_heads, maps, search.
 
     Example: qzoom label regions --model tiny --questions my.jsonl -o labels/regions
     """
@@ -141,7 +141,7 @@ def gate(
     recipe: Annotated[GateRecipe, Flags("QZOOM_LABEL_GATE_")],
     out: OutputOptions,
 ) -> None:
-    """Answer each question at rising resolutions, or coarse and zoomed (stage 3); for `qzoom train gate`.
+    """Make gate labels from answers at increasing resolutions, or coarse and zoomed (stage 3), for `qzoom train gate`.
 
     Questions need known answers. With --by zoom the model needs a region branch.
 
@@ -163,15 +163,18 @@ class JudgeOptions:
     """The language model that judges what exact rules leave undecided."""
 
     judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible API for what exact rules leave undecided.", show_default=False)
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible API of the judge, for answers that exact rules leave undecided.", show_default=False
+        ),
     ] = None
-    judge_model: Annotated[str, typer.Option(help="The judge's name there.", show_default=False)] = ""
+    judge_model: Annotated[str, typer.Option(help="Name of the judge's model at that API.", show_default=False)] = ""
     judge_budget: Annotated[
-        int, typer.Option(min=0, help="Most requests of all runs with this output; 0 for no limit.")
+        int, typer.Option(min=0, help="Maximum number of requests of all runs with this output folder; 0 for no limit.")
     ] = 100_000
-    judge_parallel: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4
-    judge_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 60.0
-    judge_retries: Annotated[int, typer.Option(min=0, help="Further tries after failures that may pass.")] = 5
+    judge_parallel: Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")] = 4
+    judge_timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")] = 60.0
+    judge_retries: Annotated[int, typer.Option(min=0, help="Number of retries after transient failures.")] = 5
 
     def open(self, folder: Path) -> Judge | None:
         """The judge, whose replies are cached beside the records; None without a URL.
@@ -200,10 +203,10 @@ def hard_cases(
     judge: JudgeOptions,
     out: OutputOptions,
 ) -> None:
-    """Answer from the coarse pass and zoomed, and judge both against known answers (stage 2).
+    """Find hard cases: answer from the coarse pass and zoomed, and judge both against known answers (stage 2).
 
-    Exact rules judge where they can. The rest goes to the judge, whose key is read from QZOOM_JUDGE_KEY; without one it
-    stays undecided and is not trained on.
+    Exact rules decide first. Other answers go to the judge, whose key is read from QZOOM_JUDGE_KEY; without a judge
+    they stay undecided and are not trained on.
 
     Example: qzoom label hard-cases --model runs/regions/model --questions my.jsonl -o labels/hard-cases
     """

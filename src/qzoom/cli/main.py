@@ -25,29 +25,29 @@ __all__ = ["app", "main", "run"]
 INTERRUPTED = 130
 
 _COMMANDS: dict[str, Any] = {
-    "ask": ("ask:ask", "Ask a question about a picture."),
-    "perceive": ("perceive:perceive", "Print where the model would look, without an answer."),
-    "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a page."),
-    "convert": ("convert:convert", "Convert checkpoints, and published label files to records."),
-    "doctor": ("doctor:doctor", "Check this installation: versions, device, threads, models."),
-    "eval": ("eval:evaluate", "Measure answers, regions, tokens and time on pictures with known answers."),
-    "eval zoomgap": ("eval_zoomgap:zoomgap", "Measure what a model reads in the region but not in the whole picture."),
-    "eval coverage": ("eval_coverage:coverage", "Measure how much attention falls on the answer's place."),
-    "calibrate": ("calibrate:calibrate", "Choose thresholds for a wanted operating point."),
-    "report": ("report:report", "Compare evaluations on one page."),
+    "ask": ("ask:ask", "Ask a question about an image."),
+    "perceive": ("ask:perceive", "Print the gate's score and the regions, without an answer."),
+    "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a web page."),
+    "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
+    "doctor": ("doctor:doctor", "Check the installation: versions, device, threads, models."),
+    "eval": ("eval:evaluate", "Evaluate answers, regions, tokens and time on images with known answers."),
+    "eval zoomgap": ("zoomgap:zoomgap", "Measure the accuracy on the region minus that on the whole image."),
+    "eval coverage": ("zoomgap:coverage", "Measure how much attention falls on the answer box."),
+    "calibrate": ("eval:calibrate", "Choose thresholds for a share of zooms, a latency or a loss."),
+    "report": ("eval:report", "Compare evaluations on one page."),
     "train": {
-        "regions": ("train_stages:regions", "Train the region branch (stages 1 and 2.5)."),
-        "answers": ("train_stages:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
-        "gate": ("train_stages:gate", "Train the gate (stage 3)."),
-        "student": ("train_stages:student", "Train on distilled questions: supervised, reinforced, or both."),
+        "regions": ("train:regions", "Train the region branch (stages 1 and 2.5)."),
+        "answers": ("train:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
+        "gate": ("train:gate", "Train the gate (stage 3)."),
+        "student": ("train:student", "Train a student on distilled questions: sft, grpo, or both."),
     },
     "label": {
-        "regions": ("label:regions", "Label where the model's own answers look, or from known boxes (stage 1)."),
-        "gate": ("label:gate", "Label whether the coarse pass is enough, by resolution or by zoom (stage 3)."),
-        "hard-cases": ("label:hard_cases", "Find where zooming loses and where it gains (stage 2)."),
+        "regions": ("label:regions", "Make region labels from attention, or from known boxes (stage 1)."),
+        "gate": ("label:gate", "Make gate labels by resolution, or by zoom (stage 3)."),
+        "hard-cases": ("label:hard_cases", "Find questions that zooming makes wrong, or right (stage 2)."),
     },
-    "distill": ("distill:distill", "Make training data: teachers look at crops, questions are about whole pictures."),
-    "distill decontaminate": ("distill:decontaminate", "Find pictures of benchmarks among the training pictures."),
+    "distill": ("distill:distill", "Make training data: teachers answer from crops."),
+    "distill decontaminate": ("distill:decontaminate", "Find images of benchmarks in the training data."),
 }
 """Every command: the function that runs it, below `qzoom.cli`, and its line in the help. A module is imported when its
 command is called or the help of that command is shown."""
@@ -122,7 +122,8 @@ def _load(name: str, target: str) -> Any:
 app = typer.Typer(
     name="qzoom",
     cls=_Group,
-    help="Look coarsely, decide, zoom, answer: questions about pictures with fine print.",
+    help="Ask vision-language models about images with fine print: a coarse pass first, then, if needed, "
+    "a zoom into a region.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -133,7 +134,7 @@ for _name, _help in _GROUPS.items():
     app.add_typer(typer.Typer(cls=_Group, callback=lambda: None, no_args_is_help=True, help=_help), name=_name)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: object) -> None:
     if wanted:
         print(f"qzoom {__version__}")
         raise typer.Exit
@@ -141,6 +142,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    *,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,

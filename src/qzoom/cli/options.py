@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from qzoom.cli.console import Console
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
+    from qzoom.images.load import LoadedImage
     from qzoom.labels.workers import ModelSpec
     from qzoom.model import QZoom
 
@@ -22,6 +24,7 @@ __all__ = [
     "GateThreshold",
     "Inputs",
     "Json",
+    "LookOptions",
     "Model",
     "ModelOptions",
     "OutputOptions",
@@ -33,6 +36,7 @@ __all__ = [
     "Zoom",
     "find_device",
     "parse_tokens",
+    "read_pictures",
     "split_inputs",
 ]
 
@@ -41,7 +45,7 @@ Inputs = Annotated[
     typer.Argument(
         metavar="IMAGE... QUESTION",
         show_default=False,
-        help="One or more pictures, then the question. A picture named - is read from standard input.",
+        help="One or more images, then the question. - reads an image from standard input.",
     ),
 ]
 Model = Annotated[
@@ -49,33 +53,42 @@ Model = Annotated[
     typer.Option("--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'),
 ]
 Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
-Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda when there is one).")]
+Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda if available).")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto is the checkpoint's own."),
+    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto keeps the checkpoint's."),
 ]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
-    typer.Option("--zoom", help="auto: the gate decides; never: the coarse look only; always: whatever the gate says."),
+    typer.Option(
+        "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help="Named thresholds of the checkpoint.", show_default=False)]
+Preset = Annotated[
+    str | None, typer.Option(help="Named pair of thresholds stored in the checkpoint.", show_default=False)
+]
 GateThreshold = Annotated[
     float | None,
-    typer.Option(min=0, max=1, show_default=False, help="Zoom at this gate score; lower zooms more often."),
+    typer.Option(
+        min=0, max=1, show_default=False, help="Zoom at or above this gate score; lower values zoom more often."
+    ),
 ]
 RegionThreshold = Annotated[
-    float | None, typer.Option(min=0, max=1, show_default=False, help="Map value above which a cell is of interest.")
+    float | None,
+    typer.Option(
+        min=0, max=1, show_default=False, help="Value of the region map above which a cell belongs to a region."
+    ),
 ]
 CoarseTokens = Annotated[
     str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse look at a picture."),
+    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse view of an image."),
 ]
 RegionTokens = Annotated[
     str | None,
     typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on standard error except errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]
 
 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the output folder.")]
@@ -122,6 +135,33 @@ class OutputOptions:
         return Console(quiet=self.quiet)
 
 
+@dataclass(frozen=True, slots=True)
+class LookOptions:
+    """When a question zooms, and with how many visual tokens the coarse pass looks."""
+
+    zoom: Zoom = "auto"
+    coarse_tokens: CoarseTokens = None
+    gate_threshold: GateThreshold = None
+    region_threshold: RegionThreshold = None
+    preset: Preset = None
+
+    def coarse(self) -> TokenBudget | int | None:
+        """The limit of the coarse pass."""
+        return parse_tokens(self.coarse_tokens, "--coarse-tokens")
+
+    def thresholds(self, model: QZoom) -> dict[str, float | None]:
+        """Gate and region threshold: given ones first, then the preset's, then None for the checkpoint's.
+
+        Raises:
+            ConfigError: no preset of that name.
+        """
+        given = {"gate_threshold": self.gate_threshold, "region_threshold": self.region_threshold}
+        if self.preset is None:
+            return given
+        chosen = model.config.with_preset(self.preset)
+        return {name: getattr(chosen, name) if value is None else value for name, value in given.items()}
+
+
 def find_device(name: str) -> str:
     """The device of a name; "auto" is a GPU where there is one."""
     from qzoom.checkpoints.base import choose_device
@@ -163,3 +203,23 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
         )
     numbers = [int(part) for part in parts]
     return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
+
+
+def read_pictures(names: list[str]) -> list[LoadedImage]:
+    """Decode the pictures; `-` is standard input.
+
+    Raises:
+        typer.BadParameter: `-` with nothing piped in.
+        ImageError: a picture that cannot be used.
+    """
+    from qzoom.images.load import load_image
+
+    return [load_image(_read_stdin() if name == "-" else name) for name in names]
+
+
+def _read_stdin() -> bytes:
+    from qzoom.images.limits import ImageLimits
+
+    if sys.stdin is None or sys.stdin.isatty():
+        raise typer.BadParameter("- reads a picture from standard input, but none is piped in.")
+    return sys.stdin.buffer.read(ImageLimits().max_bytes + 1)

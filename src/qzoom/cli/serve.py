@@ -2,95 +2,149 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qzoom.cli import options
-from qzoom.cli import serve_options as own
 from qzoom.cli.console import Console
+from qzoom.cli.flags import Flags, build_settings, flatten
+from qzoom.cli.options import ModelOptions, find_device
+from qzoom.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     import socket
 
     from qzoom.serving.server import DrainingServer
-    from qzoom.serving.settings import ServerSettings
 
-__all__ = ["serve"]
+__all__ = ["parse_limits", "serve"]
+
+_FIELDS = {
+    "model_name": "--served-model-name",
+    "scheduler.slots": "--slots",
+    "scheduler.queue": "--queue",
+    "deadline_s": "--deadline-seconds",
+    "drain_s": "--drain-seconds",
+    "fetch.allowed_hosts": "--allowed-media-domains",
+    "fetch.allow_http": "--allow-http-media",
+}
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """Where the server listens and what it logs, and settings that are written in another unit or form."""
+
+    host: Annotated[
+        str, typer.Option(envvar="QZOOM_SERVE_HOST", help="Address to listen on; 0.0.0.0 listens on every network.")
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="QZOOM_SERVE_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free port and prints it."
+        ),
+    ] = 8000
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QZOOM_API_KEY",
+            show_default=False,
+            show_envvar=True,
+            help="Key that clients must send; may be repeated. Other users of the machine can see the command "
+            "line, so prefer the environment variable.",
+        ),
+    ] = None
+    cache_mb: Annotated[
+        int,
+        typer.Option(
+            envvar="QZOOM_SERVE_CACHE_MB",
+            min=0,
+            max=10**7,
+            help="Memory in MB for earlier images; 0 turns the cache off.",
+        ),
+    ] = 256
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QZOOM_SERVE_LIMIT",
+            metavar="NAME=NUMBER",
+            show_default=False,
+            help="Limit of a request, such as pictures=4 or body_bytes=8000000; may be repeated. docs/security.md "
+            "lists the names.",
+        ),
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(envvar="QZOOM_SERVE_LOG_LEVEL", help="Log level; info logs every request to standard error."),
+    ] = "info"
+
+
+@flatten
 def serve(
-    model: options.Model = "tiny",
-    host: own.Host = "127.0.0.1",
-    port: own.Port = 8000,
-    api_key: own.ApiKey = None,
-    served_model_name: own.ServedName = None,
-    dtype: own.Dtype = "auto",
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    slots: own.Slots = 16,
-    queue: own.Queue = 64,
-    cache_mb: own.CacheMb = 256,
-    deadline_seconds: own.Deadline = 120,
-    drain_seconds: own.Drain = 30,
-    allowed_media_domains: own.MediaDomains = None,
-    allow_http_media: own.HttpMedia = False,
-    limit: own.Limit = None,
-    log_level: own.LogLevel = "info",
+    *,
+    model: ModelOptions,
+    network: NetworkOptions,
+    given: Annotated[dict[str, Any], Flags("QZOOM_SERVE_", tuple(_FIELDS), _FIELDS, recipe=False, of=ServerSettings)],
 ) -> None:
     """Serve a model over HTTP: OpenAI's chat completions, and a page at / to try it.
 
-    Prints its address on standard output once it answers; everything else goes to standard error. The first SIGTERM or
-    Ctrl-C lets running requests finish, a second one stops at once.
+    The address is printed to standard output when the server is ready; everything else goes to standard error. The
+    first SIGTERM or Ctrl-C lets running requests finish, a second one stops at once. On a CPU --dtype auto is float32,
+    so that answers do not depend on other requests.
 
     Example: qzoom serve --port 8000 --api-key "$KEY"
     """
     _need_libraries()
-    from qzoom.images.fetch import FetchPolicy
     from qzoom.serving.server import bind
-    from qzoom.serving.settings import SchedulerLimits, ServerSettings
 
-    if os.environ.get("QZOOM_API_KEY") == "" and not api_key:
+    if os.environ.get("QZOOM_API_KEY") == "" and not network.api_key:
         raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")
-    settings = ServerSettings(
-        model_name=served_model_name or _public_name(model),
-        api_keys=tuple(api_key or ()),
-        limits=own.parse_limits(limit),
-        scheduler=SchedulerLimits(slots=slots, queue=queue, cache_bytes=cache_mb * 2**20),
-        fetch=FetchPolicy(allowed_hosts=tuple(allowed_media_domains or ()), allow_http=allow_http_media),
-        deadline_s=deadline_seconds,
-        drain_s=drain_seconds,
-    )
-    _run(bind(host, port), settings, (model, revision, device, dtype), log_level)
+    values = {"model_name": _public_name(model.model)} | given
+    values |= {"api_keys": network.api_key or [], "limits": parse_limits(network.limit)}
+    values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
+    settings = build_settings(ServerSettings, values)
+    _run(bind(network.host, network.port), settings, model, network.log_level)
 
 
-def _run(listener: socket.socket, settings: ServerSettings, source: tuple[str, str | None, str, str], log: str) -> None:
+def parse_limits(words: list[str] | None) -> dict[str, int | float]:
+    """Read NAME=NUMBER words.
+
+    Raises:
+        typer.BadParameter: not of that form.
+    """
+    values: dict[str, int | float] = {}
+    for word in words or ():
+        name, _, number = word.partition("=")
+        try:
+            values[name] = int(number) if number.isdigit() else float(number)
+        except ValueError as error:
+            text = f"{word!r} is not NAME=NUMBER, such as pictures=4."
+            raise typer.BadParameter(text, param_hint="--limit") from error
+    return values
+
+
+def _run(listener: socket.socket, settings: ServerSettings, model: ModelOptions, log_level: str) -> None:
     """Load the model, serve until a signal, and turn the signal into an exit code."""
-
-    from qzoom.checkpoints.base import choose_device
-    from qzoom.cli.loading import load_model
     from qzoom.serving.scheduler import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
 
     limit_arenas()
     console = Console()
-    model, revision, device, dtype = source
-    device = str(choose_device(device)) if device == "auto" else device
-    if dtype == "auto" and device == "cpu":
-        dtype = "float32"
-    with console.waiting(f"loading {model} ..."):
+    device = find_device(model.device)
+    dtype = "float32" if model.dtype == "auto" and device == "cpu" else model.dtype
+    with console.waiting(f"loading {model.model} ..."):
         console.hush_libraries()
-        reader = load_model(model, revision, device, dtype)
+        reader = dataclasses.replace(model, device=device, dtype=dtype).load()
         settle()
     url = _url(listener)
     if not settings.api_keys and not _is_local(listener):
         console.note(f"note    {url} is open to everyone who can reach it; give --api-key to change that")
-    server = DrainingServer(Service(reader, settings), lambda: console.result(f"qzoom serves {url}"), log)
+    server = DrainingServer(Service(reader, settings), lambda: console.result(f"qzoom serves {url}"), log_level)
     server.run(sockets=[listener])
     _exit(server)
 

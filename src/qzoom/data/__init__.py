@@ -1,1 +1,1 @@
-"""."""
+"""Samples and question files, benchmarks, synthetic images, overlays and crops."""

@@ -1,9 +1,9 @@
-"""Cells (visual tokens) under boxes, and how large a target is. Pure geometry.
+"""Cells (visual tokens) under boxes, and the size of a target. Pure geometry.
 
-Boxes are xyxy in original pixels, half-open; the grid divides the picture evenly, since the coarse pass sees the whole
-picture resized. `covered_cells` gives exact shares, `cells_touched` every cell that holds a pixel of a box. A target's
-size is the share of the picture under the tight box around its boxes; its bins are spaced about evenly on a logarithmic
-scale, since small things are what zooming is for.
+Boxes are (x0, y0, x1, y1) in original pixels, with x1 and y1 exclusive. The grid divides the image evenly, since the
+coarse pass sees the whole image resized. `covered_cells` gives exact shares, `cells_touched` every cell with at least
+one pixel of a box. The size of a target is the share of the image that the smallest rectangle around its boxes covers;
+the bins are about evenly spaced on a logarithmic scale, to resolve small sizes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Held-out synthetic pictures: documents and scenes from seeds that no training run may use.
+"""Held-out synthetic images: documents and scenes from seeds that no training run may use.
 
-Each picture is drawn anew from its seed with the typefaces that every installation has, so that the same command asks
-the same questions everywhere. Places that are the whole picture are no places: such questions leave the hit rate alone.
+Each image is drawn from its seed with the fonts that every installation has, so that a command asks the same questions
+everywhere. An answer box that covers the whole image is ignored, so that such questions do not count in the hit rate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The box that a student sees while it learns: drawn when a sample is put together, faded out as training goes on.
+"""The box that marks the region while a student trains: drawn when a sample is loaded, and faded out over the training.
 
-The stored picture is never changed. A box is a hint that exists in training alone, so a student that always sees one
-learns to need it: `ShareSchedule` lowers the share of samples with a box, and `has_box` decides by item and epoch, so
-that a resumed run shows the same boxes.
+Stored images are never changed. A student that always sees a box learns to depend on it, so `ShareSchedule` lowers the
+share of samples with a box. `has_box` decides by item and epoch, so that a resumed run shows the same boxes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Samples (a picture and its questions with known answers) and answer rows (one per question that was asked).
+"""Samples (an image and its questions with known answers) and answer rows (one per question that was asked).
 
-Question files, benchmarks and drawn pictures all give samples. A row holds all that the figures need, so that scoring
-again costs nothing. Boxes are xyxy in original pixels, half-open.
+Question files, benchmarks and synthetic images all give samples. A row has everything that the figures need, so that
+stored answers can be scored again without a model. Boxes are (x0, y0, x1, y1) in original pixels, x1 and y1 exclusive.
 """
 
 from __future__ import annotations

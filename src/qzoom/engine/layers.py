@@ -87,7 +87,7 @@ def run_layers(
     cache = KVCache.stack([row.cache for row in rows], pasts)
     for offset, layer in enumerate(layers):
         if last_token_only and offset == len(layers) - 1:
-            hidden = _last_token(backbone, layer, hidden, rotary, mask, cache)
+            hidden = _last_token(backbone, layer, hidden, rotary, mask=mask, cache=cache)
         else:
             hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
         if deepstack is not None and first_layer is not None and first_layer + offset < deepstack.shape[1]:
@@ -112,7 +112,7 @@ def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torc
 
 
 def _last_token(
-    backbone: Backbone, layer: nn.Module, hidden: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache
+    backbone: Backbone, layer: nn.Module, hidden: Tensor, rotary: Rotary, *, mask: Tensor | None, cache: KVCache
 ) -> Tensor:
     """A layer's output (batch, 1, hidden) for the last token; earlier ones give keys and values only."""
     if hidden.shape[1] > 1:

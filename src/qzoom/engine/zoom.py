@@ -200,7 +200,9 @@ def insert_regions(
             length += len(ids[-1])
             if aligned:
                 previous = positions[-1][:, -1:]
-                positions.append(_aligned(prompt, span, block, previous, moved, config).to(previous.device))
+                first = prompt.positions[:, span.start].float() + moved
+                placed = _aligned(first, span.features.grid, block, previous, config)
+                positions.append(placed.to(previous.device))
                 shift += max(block.features.grid) + len(opening) + len(closing)
     ids.append(prompt.ids[start:])
     positions.append(prompt.positions[:, start:] + shift)
@@ -213,21 +215,18 @@ def insert_regions(
 
 
 def _aligned(
-    prompt: Prompt, span: VisualSpan, block: RegionBlock, previous: Tensor, moved: int, config: ZoomConfig
+    first: Tensor, coarse_grid: tuple[int, int], block: RegionBlock, previous: Tensor, config: ZoomConfig
 ) -> Tensor:
     """Positions (3, block) of one region: rows and columns between those of the coarse cells that its box covers.
 
-    `previous` is the position (3, 1) of the token before the block; `moved` is by how much regions of earlier pictures
-    pushed this picture.
+    `first` is the position (3,) of the picture's first visual token, where regions of earlier pictures pushed it;
+    `previous` is the position (3, 1) of the token before the block.
     """
     rows, columns = block.features.grid
-    coarse_rows, coarse_columns = span.features.grid
     x0, y0, x1, y1 = block.cells
-    first = prompt.positions[:, span.start].float() + moved
     height = torch.linspace(float(first[1] + y0), float(first[1] + y1 - 1), rows)
     width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
-    sides = (coarse_rows, coarse_columns)
-    time = float(first[0]) + (max(sides) + 2 if config.temporal_shift == "max" else min(sides))
+    time = float(first[0]) + (max(coarse_grid) + 2 if config.temporal_shift == "max" else min(coarse_grid))
     tokens = torch.stack(
         [
             torch.full((rows, columns), time),

@@ -1,1 +1,1 @@
-"""How good it is: tasks with known answers, a runner that asks, and the figures; after the engine in the flow."""
+"""Evaluation: runner, scores, methods to compare with, zoom gap, attention coverage, calibration and report."""

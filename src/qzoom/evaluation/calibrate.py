@@ -1,14 +1,14 @@
-"""Choose gate and region thresholds for a wanted operating point, from the user's own questions.
+"""Choose gate and region thresholds for a goal, from the user's own questions.
 
-Every question is asked without zooming, and for each region threshold to be compared zoomed whatever the gate says; its
-score is stored. Questions are sorted by that score: every cut between two scores is an operating point, and those above
-it zoom. Answer and time on either side of the cut have been measured, so no point and no other goal needs asking again.
+Every question is answered without zooming and, for each region threshold to be compared, with zooming; the gate's score
+is stored. Sorted by score, every cut between two questions is an operating point: the questions above it zoom. Both
+answers and their times have been measured, so other points and other goals need no further answers.
 
-A question is *harmed* at a point when it does not zoom there and the zoomed answer was right (without labels: another
-one) while the coarse answer is not. Accuracy lost against always zooming never exceeds the share harmed, and that
-share only grows with the threshold. So the largest threshold below which the exact upper bound of the harmed share
-stays within the limit keeps that limit with the stated confidence, whatever the scores (the fixed-sequence argument of
-risk-controlling prediction sets, arXiv 2101.02703).
+A question is *harmed* at a point if it does not zoom there, the zoomed answer is right, and the coarse answer is wrong
+(without labels: different from the zoomed one). The loss of accuracy against always zooming never exceeds the share of
+harmed questions, and that share can only grow with the threshold. Thresholds are therefore tested in rising order; the
+last one before the exact upper bound of the harmed share exceeds the limit keeps the limit with the stated confidence,
+whatever the distribution of scores (fixed-sequence testing, as in risk-controlling prediction sets, arXiv 2101.02703).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class PairedAnswers:
     zoomed_s: float
 
 
-@settings
+@settings(prefix=False)
 class CalibrationGoal:
     """The operating point that is wanted: exactly one of share, latency and loss."""
 
@@ -84,7 +84,7 @@ class CalibrationGoal:
     max_accuracy_loss: float | None = None
     """Most accuracy lost against always zooming."""
     confidence: float = 0.95
-    """Of the loss's bound and of the intervals."""
+    """Confidence of the bound on the loss and of the intervals."""
 
     def __post_init__(self) -> None:
         goals = [x for x in (self.share_zoomed, self.latency_ms, self.max_accuracy_loss) if x is not None]

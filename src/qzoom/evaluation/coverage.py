@@ -1,9 +1,9 @@
-"""Whether attention falls on the answer: relative maps, lift and pointing per layer and head.
+"""Attention coverage: whether attention falls on the answer. Relative maps, lift and hits per layer and head.
 
-The relative map divides the question's map by that of a request which asks for nothing in particular, so that sinks and
-fixed preferences of a head cancel (after the relative attention of arXiv 2502.17422). Layer and head are selected on
-one half of the pictures and reported on the other: the best of many heads always looks good on the questions that
-selected it. In all maps the last two axes are the grid.
+The relative map divides the question's map by that of a generic request, so that sinks and fixed preferences of a head
+cancel (after the relative attention of arXiv 2502.17422). Layer and head are selected on one half of the images and
+reported on the other half, since the best of many heads is biased on the questions that selected it. In all maps the
+last two axes are the grid.
 """
 
 from __future__ import annotations

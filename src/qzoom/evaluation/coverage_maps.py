@@ -1,6 +1,6 @@
-"""Attention of every question's last prompt token to the picture's cells, for all layers and heads.
+"""Attention of every question's last prompt token to the image's cells, for all layers and heads.
 
-It works for every backbone of the registry, since it uses nothing but their queries and layers.
+It works for every backbone of the registry, since it uses only its queries and layers.
 """
 
 from __future__ import annotations

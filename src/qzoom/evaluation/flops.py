@@ -1,8 +1,8 @@
 """Floating-point operations of an answer, from the model's sizes alone; a multiply and an add count as two. Pure.
 
-Counted are matrix products (projections, attention, feed-forward, mergers, logits), which are nearly all of the work;
-norms, rotary positions and resizing are left out. An answer is costed as if it were asked alone: the whole text stands
-after the picture, and nothing is shared with other questions.
+Matrix products are counted (projections, attention, feed-forward, mergers, logits), which are nearly all of the work;
+norms, rotary positions and resizing are not. An answer is counted as if it were asked alone: the whole text follows the
+image, and nothing is shared with other questions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write a report of several evaluations: figures, charts of accuracy against cost, and examples of failures.
 
-The page needs no other file: own style, embedded pictures, no scripts. The same runs give the same bytes.
+The page is self-contained: its style and images are embedded, and it has no scripts. The same runs give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The figures of a report: runs read and grouped by their questions, means with intervals, paired differences, fronts.
+"""The figures of a report: runs grouped by their questions, means with intervals, paired differences, Pareto fronts.
 
-Questions about one picture are not independent, so intervals come from drawing pictures, not questions, with
-replacement. Every run is scored on the same draws, so that differences are paired.
+Questions about one image are not independent, so intervals are bootstrapped over images instead of questions. Every run
+is scored on the same resamples, so that differences are paired.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ask a model every question of a task and store the answers.
 
-Each picture is encoded once and all its questions are asked in one session; the questions share the time of that pass.
-Questions may also be asked in batches. A question that fails becomes a wrong answer with its reason; only what concerns
-the whole run is raised.
+Each image is encoded once, and all its questions are asked in one session and share the time of that pass. Questions
+may also be asked in batches. A question that fails becomes a wrong answer with its reason; only errors that concern
+the whole run are raised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
@@ -22,6 +22,7 @@ from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.methods import METHODS, Method
 from qzoom.evaluation.methods.base import EngineMethod, ask_kwargs, with_needed_branches
+from qzoom.settings import Between, Share, settings
 from qzoom.store.log import LogWriter
 from qzoom.types import Answer, SamplingParams, ZoomMode
 
@@ -60,34 +61,28 @@ def describe_software(model: QZoom) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@settings(prefix=False)
 class EvalOptions:
-    """How every question of a run is asked; stored with its answers.
-
-    Args:
-        zoom: "auto", "never" or "always"; the mode of the method "qzoom".
-        coarse_tokens: limits of the coarse look; None for the model's own.
-        region_tokens: limits of all regions together; None for the model's own.
-        gate_threshold: None for the checkpoint's.
-        region_threshold: None for the checkpoint's.
-        max_new_tokens: most tokens of an answer.
-        method: name in `qzoom.evaluation.methods.METHODS`.
-        temperature: 0 is greedy; otherwise answers are sampled.
-        seed: of everything sampled: answers with a temperature, boxes of the method "random".
-
-    Raises:
-        ConfigError: an unknown method, or a temperature for one that cannot sample.
-    """
+    """How every question of a run is asked; stored with its answers."""
 
     zoom: ZoomMode = "auto"
+    """Mode of the method "qzoom"."""
     coarse_tokens: TokenBudget | None = None
+    """Limits of the coarse look; None for the model's own."""
     region_tokens: TokenBudget | None = None
-    gate_threshold: float | None = None
-    region_threshold: float | None = None
-    max_new_tokens: int = 128
+    """Limits of all regions together; None for the model's own."""
+    gate_threshold: Share | None = None
+    """Zoom from this score on; None for the checkpoint's."""
+    region_threshold: Share | None = None
+    """See `ZoomConfig.region_threshold`; None for the checkpoint's."""
+    max_new_tokens: Annotated[int, Between(1, 10**6)] = 128
+    """Maximum number of tokens of an answer."""
     method: str = "qzoom"
-    temperature: float = 0.0
+    """Name in `qzoom.evaluation.methods.METHODS`."""
+    temperature: Annotated[float, Between(0, 100)] = 0.0
+    """0 is greedy; otherwise answers are sampled."""
     seed: int = 0
+    """Of everything sampled: answers with a temperature, boxes of the method "random"."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -309,12 +304,12 @@ def run(
     with contextlib.ExitStack() as stack:
         log = None
         if output is not None:
-            settings = {
+            header = {
                 "questions": task.identity,
                 "options": dataclasses.asdict(options),
                 "model": describe_model(model),
             }
-            log = stack.enter_context(LogWriter(output, ANSWERS, settings, about=describe_software(model), fresh=fresh))
+            log = stack.enter_context(LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh))
             rows = rows_of(log)
         done = sum(name in rows for name in ids)
         missing = [index for index, name in enumerate(ids) if name not in rows]

@@ -1,4 +1,4 @@
-"""Figures of answers: shares, means and times of one run, and a paired count of two runs. Pure."""
+"""Figures of answers: shares, means and times of one run, and paired counts of two runs. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Figures as words, tables, files and charts: one set for the commands, the report and the benchmarks.
+"""Figures as text, tables, files and charts, for the commands, the report and the benchmarks.
 
-Shares are given from 0 to 1 and printed in per cent; None is printed as a dash.
+Shares are between 0 and 1 and are printed in per cent; None is printed as a dash.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The views of the zooming gap: settings, the region of a question, and the region and boxed views as tasks.
 
-Every question of these two tasks has a picture of its own, made from the question's boxes, and is asked by the same
+In these two tasks every question has an image of its own, made from the question's boxes. They are asked by the same
 runner as the full view.
 """
 
@@ -43,29 +43,31 @@ VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")
 Places = Literal["auto", "one", "all"]
 
 
-@settings
+@settings(prefix=False)
 class GapSettings:
     """Settings of the views; stored with the run and printed with its results."""
 
     views: tuple[View, ...] = VIEWS
-    """Which to ask, in the order of `VIEWS`; "full" is always among them."""
+    """Views to ask: full, region, boxed, zoom; must include full."""
     max_visual_tokens: Annotated[int, Between(2)] = 1024
-    """Most visual tokens of a question in any view; a zooming one shares them between both looks."""
+    """Maximum number of visual tokens per question in every view; the zoom view divides them between coarse view and
+    regions."""
     crop_scale: Annotated[float, Between(0.1, 16)] | Literal["fit", "shipped"] = 2.0
-    """Enlargement of the crop's sides; "fit" enlarges it until it fills the limit; "shipped" takes the crop that came
-    with the data."""
+    """Factor by which the crop is enlarged; "fit" enlarges it until it uses all visual tokens; "shipped" takes the crop
+    of the data set."""
     crop_margin: Annotated[float, Between(0, 10)] = 0.1
-    """Added on every side of the region, as a share of its own side."""
+    """Margin on every side of the region, as a share of its width or height."""
     crop_min_px: Annotated[int, Between(1, 100_000)] = 56
-    """Least width and height of the region in original pixels; smaller ones grow about their centre."""
+    """Minimum width and height of the region in original pixels; smaller regions are enlarged about their centre."""
     places: Places = "auto"
-    """Which boxes of an answer the region holds, see `target_boxes`."""
+    """Boxes of an answer that the region shows: one (the largest), all, or auto (all for counts and sides, else
+    one)."""
     box_style: Literal["rectangle", "ellipse", "dim"] = "rectangle"
-    """How the boxed view marks the region; the words are the same in every view."""
+    """How the boxed view marks the region; the prompt is the same in every view."""
     zoom: Literal["auto", "always"] = "auto"
-    """How the zoom view looks."""
+    """Zoom mode of the zoom view."""
     max_new_tokens: Annotated[int, Between(1)] = 128
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
 
     def __post_init__(self) -> None:
         if "full" not in self.views or tuple(v for v in VIEWS if v in self.views) != self.views:

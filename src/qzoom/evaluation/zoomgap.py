@@ -1,8 +1,8 @@
-"""The zooming gap: ask the views of a task, and measure how much more accurate a model is on the region alone.
+"""The zooming gap: ask a task in several views, and measure how much more accurate a model is on the region alone.
 
-Only questions whose answer has a box enter the gap, the same ones in every view: a question that failed in a view is
-wrong there, never left out. Negatives, whose target is absent, are counted apart. The full view is asked first: its
-answers say which questions have a box. All views may spend the same number of visual tokens. Figures are seeded.
+Only questions with an answer box enter the gap, the same questions in every view; a question that failed in a view is
+wrong there and is not left out. Negatives, whose target is absent, are counted separately. The full view is asked
+first: its answers show which questions have a box. All views have the same limit on visual tokens. Draws are seeded.
 """
 
 from __future__ import annotations

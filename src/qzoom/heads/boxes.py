@@ -135,13 +135,14 @@ def cells_to_pixels(
     rows, columns = grid
     width, height = size_px
     axis = _axis_float32 if scaling == "float32" else _axis_exact
-    x0, x1 = axis(cells[0], cells[2], columns, width, min_side_px, token_px)
-    y0, y1 = axis(cells[1], cells[3], rows, height, min_side_px, token_px)
+    x0, x1 = axis((cells[0], cells[2]), columns, width, min_side_px, token_px)
+    y0, y1 = axis((cells[1], cells[3]), rows, height, min_side_px, token_px)
     return (x0, y0, x1, y1)
 
 
-def _axis_float32(low: float, high: float, cells: int, side: int, least: int, token_px: int) -> tuple[int, int]:
+def _axis_float32(span: tuple[float, float], cells: int, side: int, least: int, token_px: int) -> tuple[int, int]:
     """The release's order of operations: cells -> resized pixels -> source pixels, each rounded to float32."""
+    low, high = span
     f = np.float32
     ratio = f(side / (cells * token_px))
     start, end = f(f(low * token_px) * ratio), f(f(high * token_px) * ratio)
@@ -156,8 +157,9 @@ def _axis_float32(low: float, high: float, cells: int, side: int, least: int, to
     return int(max(f(0), min(f(side), start))), int(max(f(0), min(f(side), end)))
 
 
-def _axis_exact(low: float, high: float, cells: int, side: int, least: int, token_px: int) -> tuple[int, int]:
+def _axis_exact(span: tuple[float, float], cells: int, side: int, least: int, token_px: int) -> tuple[int, int]:
     """Every original pixel that a chosen cell touches, in whole numbers."""
+    low, high = span
     start, end = floor(low * side / cells), ceil(high * side / cells)
     missing = min(least, side) - (end - start)
     if missing > 0:

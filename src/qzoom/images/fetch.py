@@ -53,10 +53,10 @@ class FetchPolicy:
     """
 
     allowed_hosts: tuple[str, ...] = ()
-    """"host" (the scheme's own port) or "host:port"; empty means that nothing is fetched. No wildcards: a host that is
-    not listed literally is refused."""
+    """Hosts that images may be fetched from: "host" (the scheme's default port) or "host:port", without wildcards.
+    Empty: no image is fetched."""
     allow_http: bool = False
-    """Also without TLS."""
+    """Also fetch from these hosts without TLS (http)."""
     max_redirects: Annotated[int, Between(0, 10)] = 3
     """Hops that are followed, each with all checks."""
     timeout_s: Annotated[float, Between(0.001, 600)] = 15.0

@@ -1,1 +1,1 @@
-"""Training labels made by the model itself: region maps (stage 1) and gate decisions (stage 3)."""
+"""Training labels from the model itself: region maps (stage 1), hard cases (stage 2), gate targets (stage 3)."""

@@ -1,8 +1,8 @@
-"""Which attention heads point at what an answer rests on: named ones, the authors' tables, or heads that are found.
+"""Which attention heads show the evidence of an answer: given ones, the authors' tables, or heads found by a search.
 
-The tables are chosen by hand per backbone and kind of picture (method.md 5.1); a backbone is known by its sizes. For
-any other backbone every head of every layer is scored on synthetic pictures whose answer boxes are known: documents
-stand for text, scenes for natural pictures.
+The tables were chosen by hand for each backbone and kind of image (docs/method.md 5); a backbone is recognised by its
+sizes. For other backbones every head of every layer is scored on synthetic images whose answer boxes are known:
+documents for text, scenes for natural images.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Stage 3, first half: gate labels (method.md 8); `qzoom label gate`.
+"""Stage 3, first half: gate labels (docs/method.md 8); `qzoom label gate`.
 
 By resolution, every question is answered once at each level of a resolution sweep. By zoom, it is answered from the
-coarse pass alone and with the region. The answers are stored as they are; the functions of this file turn them into
-targets when the gate is trained, so that the published rules and the naive ablation use the same records.
+coarse pass alone and with the region. The answers are stored unchanged; the functions of this file turn them into
+targets when the gate is trained, so that the paper's rules and the simpler ablation use the same records.
 
-    tokens      64    128   256   512        consensus: what the two highest agree on
+    tokens      64    128   256   512        consensus: the common answer of the two highest levels
     answers     12    72    72    72         wrong, right, right, right: a transition ("hard")
     label       1     0                      the two highest are never used: they define what is right
 
-What the answers of a question may become is given as an explicit distribution (`label_outcomes`), so that it can be
-tested, summed over a data set, or drawn from (`draw_label`). `select_items` picks the questions of a training set.
+The possible labels of a question are an explicit distribution (`label_outcomes`), so that it can be tested, summed over
+a data set, or sampled (`draw_label`). `select_items` selects the questions of a training set.
 
-Labels by zoom answer directly whether the region helps, for models whose answers rarely change with the resolution of
-the whole picture: 0 where the coarse answer is right, 1 where only the zoomed one is.
+Labels by zoom are 0 if the coarse answer is right and 1 if only the zoomed answer is. They suit models whose answers
+rarely depend on the resolution of the whole image.
 """
 
 from __future__ import annotations

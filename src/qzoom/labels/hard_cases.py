@@ -1,8 +1,8 @@
-"""Stage 2, first half: where zooming loses what the coarse pass knew, and where it gains (method.md 6).
+"""Stage 2, first half: questions on which zooming loses or gains the right answer (docs/method.md 6).
 
-`qzoom label hard-cases`: first every question is answered from the coarse pass and with the region, and exact rules
-judge both answers. Then a judge, if there is one, decides what the rules cannot; its verdict is a later record of the
-same turn and replaces the earlier one.
+`qzoom label hard-cases`: every question is answered from the coarse pass and with the region, and exact rules judge
+both answers. Then a judge, if there is one, decides what the rules cannot; its verdict is a later record of the same
+turn and replaces the earlier one.
 """
 
 from __future__ import annotations

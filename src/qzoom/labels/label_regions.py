@@ -1,8 +1,8 @@
-"""Stage 1, first half: label maps for a set of questions (method.md 5.1 to 5.3); `qzoom label regions`.
+"""Stage 1, first half: label maps for a set of questions (docs/method.md 5); `qzoom label regions`.
 
 A label map comes from the attention of the model's own answer, or from the known answer boxes of the question. Every
-picture is one sample of the store: the question, and for each of its turns the response, its attention maps and the
-label map. A turn or picture that cannot be used leaves a record that says why.
+image is one sample of the store: the question, and for each of its turns the response, its attention maps and the
+label map. A turn or image that cannot be used gets a record with the reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The authors' published stage-1 label files (pickles) as records, without running anything that they hold.
+"""The authors' published stage-1 label files (pickles) as records; no code in the pickle is executed.
 
 A file is a list of entries with `image`, `prompt` and `text`, and two attention maps (rows, columns): `sink_attn` and
-`grounding_attn_o2i`. The maps were taken on a picture padded to a square (method.md 5.1).
+`grounding_attn_o2i`. The maps were computed on an image padded to a square (docs/method.md 5).
 """
 
 from __future__ import annotations

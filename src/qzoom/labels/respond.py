@@ -1,6 +1,6 @@
-"""The model's own answers to all questions about a picture from one coarse pass, and the attention of those answers.
+"""The model's own answers to all questions about an image from one coarse pass, and the attention of those answers.
 
-picture --(square or as it is)--> one encoding --> one prefix --> each question's prompt, answer and keys and values
+image --(square or own shape)--> one encoding --> one prefix --> each question's prompt, answer, keys and values
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What decides the labels of each stage: the fields of the recipe files, and of the options, of `qzoom label`."""
+"""Settings of the labels of each stage: the recipe keys and options of `qzoom label`."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class LabelMapSettings:
 
 @settings
 class HeadSearch:
-    """How pointing heads are searched on synthetic pictures."""
+    """How attention heads are searched with synthetic images."""
 
     pictures: _Count = 40
-    """Number of pictures."""
+    """Number of images."""
     questions: _Count = 4
-    """Most questions about each picture."""
+    """Maximum number of questions about each image."""
     count: _Count = 3
     """Number of heads to take."""
 
@@ -55,13 +55,14 @@ class RegionRecipe:
     source: Literal["answers", "boxes"] = "answers"
     """answers: the attention of the model's own answers; boxes: the known answer boxes of the questions."""
     heads: str = "auto"
-    """auto (found on synthetic pictures), preset (the authors' tables), or '22:1,4 23:6,11'."""
+    """auto (found with synthetic images), preset (the authors' tables), or '22:1,4 23:6,11' (layer:heads)."""
     tokens: Annotated[int, Between(4, None)] = 576
-    """Visual tokens of the picture."""
+    """Number of visual tokens of the image."""
     view: View = "dynamic"
-    """dynamic: the picture as it is, at most `tokens`; square: padded with grey to a square, exactly `tokens`."""
+    """dynamic: the image with its own shape and at most `tokens`; square: padded with grey to a square of exactly
+    `tokens`."""
     max_new_tokens: Annotated[int, Between(2, None)] = 128
-    """Longest answer."""
+    """Maximum number of tokens of an answer."""
     sink_by: Literal["norm", "heads", "none"] = "norm"
     """What finds sinks: hidden-state norms, heads (where sink heads are known, else nothing), or nothing."""
     sink_heads: str = ""
@@ -71,7 +72,7 @@ class RegionRecipe:
     sink_layers: _Count = 3
     """With `sink_by: norm`: the layer after which hidden states are taken."""
     box_prompt: bool = True
-    """Ask for the bounding box as well in natural pictures."""
+    """Also ask for the bounding box in questions of mode `natural`."""
     maps: LabelMapSettings = LabelMapSettings()
     """Thresholds of the label maps."""
     search: HeadSearch = HeadSearch()
@@ -87,11 +88,12 @@ class GateRecipe:
     """Labels of stage 3: `qzoom label gate`."""
 
     by: Literal["resolution", "zoom"] = "resolution"
-    """resolution: answers at rising resolutions (method.md 8); zoom: the coarse answer against the zoomed one."""
+    """resolution: answers at increasing resolutions (docs/method.md 8); zoom: the coarse answer against the zoomed
+    one."""
     tokens: tuple[_Count, ...] = (64, 128, 256, 512)
-    """Visual tokens of the coarse pass: rising levels, at least three; by zoom one of them is drawn per picture."""
+    """Visual tokens of the coarse view: at least three increasing levels; by zoom, one of them is drawn per image."""
     max_new_tokens: _Count = 32
-    """Longest answer."""
+    """Maximum number of tokens of an answer."""
 
     def __post_init__(self) -> None:
         levels = list(self.tokens)
@@ -106,10 +108,10 @@ class HardCaseRecipe:
     """Labels of stage 2: `qzoom label hard-cases`."""
 
     coarse_tokens: Annotated[int, Between(4, None)] = 576
-    """Most visual tokens of the coarse pass."""
+    """Maximum number of visual tokens of the coarse view."""
     region_tokens: _Count = 576
-    """Most visual tokens of the regions."""
+    """Maximum number of visual tokens of the regions."""
     max_new_tokens: _Count = 128
-    """Longest answer."""
+    """Maximum number of tokens of an answer."""
     aligned: bool = True
-    """Give regions aligned positions, as stage 2 trains them, whatever the checkpoint says."""
+    """Use aligned positions for regions, as stage 2 trains them, instead of the checkpoint's."""

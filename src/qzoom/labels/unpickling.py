@@ -1,8 +1,8 @@
-"""Read a pickle that may be hostile: only numpy arrays and builtin containers, in a process of its own.
+"""Read an untrusted pickle: only numpy arrays and builtin containers, in a separate process.
 
-`labels.published` starts this file as a program. Nothing but the names in `_ALLOWED` can be looked up, and each stands
-here for a function of this module that checks its arguments: a pickle can neither import nor call anything, nor hand a
-state to numpy. The process has a limit on memory and time, because a pickle can still ask for huge objects.
+`labels.published` runs this file as a program. Only the names in `_ALLOWED` can be looked up, and each is replaced with
+a function of this module that checks its arguments. So a pickle can neither import nor call anything, nor pass a state
+to numpy. The process has limits on memory and time, because a pickle can still request huge objects.
 """
 
 from __future__ import annotations

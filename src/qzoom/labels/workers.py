@@ -1,8 +1,8 @@
 """Fill a record store with the labels of a question set, in one process or in data-parallel workers.
 
-Every worker loads the model, takes its share of the questions and writes a file of its own in the store. On GPUs every
-worker takes a device of its own; on a CPU each takes one thread. A worker that dies leaves the others running: finished
-questions stay in the store, and the same command resumes.
+Every worker loads the model, takes its share of the questions and writes its own file in the store. On GPUs every
+worker uses a separate device; on a CPU each uses one thread. If a worker dies, the others continue: finished questions
+stay in the store, and the same command resumes.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ answer, the gate, tokens and time. The figure is composed of panels and grows wi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,8 @@ def plot_answer(
     _check_picture(answer, image)
     source = answer.images[image].convert("RGB")
     regions = [region for region in answer.regions if region.image == image]
-    if source.width <= 1.15 * source.height:
-        body = _beside_page(answer, source, regions, image, coarse_text, token_px)
-    else:
-        body = _below_page(answer, source, regions, image, coarse_text, token_px)
+    subject = _Subject(answer, image, source, regions, coarse_text, token_px)
+    body = _beside_page(subject) if source.width <= 1.15 * source.height else _below_page(subject)
     parts = [body, _footer(answer, image)]
     if answer.question.strip():
         question = paragraph(answer.question, _INNER_PX, 38, weight="bold", max_lines=3)
@@ -106,34 +105,39 @@ def _check_picture(answer: Answer, image: int) -> None:
         raise DataError(f"Cannot draw picture {image}: the pictures of this answer are 0 to {count - 1}; name one.")
 
 
-def _page(
-    answer: Answer, source: PIL.Image.Image, regions: list[Region], image: int, width_px: int, height_px: int
-) -> tuple[PIL.Image.Image, list[Box]]:
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is drawn: one picture of an answer, its regions, and what `plot_answer` was given beside them."""
+
+    answer: Answer
+    image: int
+    source: PIL.Image.Image
+    regions: list[Region]
+    coarse_text: str | None
+    token_px: int | None
+
+
+def _page(subject: _Subject, width_px: int, height_px: int) -> tuple[PIL.Image.Image, list[Box]]:
     """The page within width x height, tinted and outlined, and its boxes in it."""
+    source, regions = subject.source, subject.regions
     scale = min(width_px / source.width, height_px / source.height)
     size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
     page = source.resize(size, Image.Resampling.LANCZOS)
-    for heat in answer.heat_maps:
-        if heat.image == image:
+    for heat in subject.answer.heat_maps:
+        if heat.image == subject.image:
             page = heat_overlay(page, heat.values)
     page, boxes = draw_boxes(page, [r.box for r in regions], source.size, numbered=len(regions) > 1)
     return rounded(page, RADIUS_PX, HAIRLINE), boxes
 
 
-def _beside_page(
-    answer: Answer,
-    source: PIL.Image.Image,
-    regions: list[Region],
-    image: int,
-    coarse_text: str | None,
-    token_px: int | None,
-) -> PIL.Image.Image:
+def _beside_page(subject: _Subject) -> PIL.Image.Image:
     """Page on the left, panels on the right."""
-    page, boxes = _page(answer, source, regions, image, 820, _TALL_PAGE_PX)
+    answer, source, regions = subject.answer, subject.source, subject.regions
+    page, boxes = _page(subject, 820, _TALL_PAGE_PX)
     column = max(page.width, 300)
     width = _INNER_PX - column - GAP_PX
-    texts = _texts(answer, coarse_text, width)
-    costs = stack(_costs(answer, token_px, width), 30)
+    texts = _texts(answer, subject.coarse_text, width)
+    costs = stack(_costs(answer, subject.token_px, width), 30)
     crops, places = _crops(source, regions, width, max(260, page.height - texts.height - costs.height - 3 * GAP_PX))
     middle = stack(crops, 24) if crops else None
     least = texts.height + costs.height + 44 + (middle.height + 44 if middle else 0)
@@ -156,18 +160,12 @@ def _beside_page(
     return out
 
 
-def _below_page(
-    answer: Answer,
-    source: PIL.Image.Image,
-    regions: list[Region],
-    image: int,
-    coarse_text: str | None,
-    token_px: int | None,
-) -> PIL.Image.Image:
+def _below_page(subject: _Subject) -> PIL.Image.Image:
     """Page above, panels below in two columns."""
-    page, boxes = _page(answer, source, regions, image, _INNER_PX, _WIDE_PAGE_PX)
+    answer, source, regions = subject.answer, subject.source, subject.regions
+    page, boxes = _page(subject, _INNER_PX, _WIDE_PAGE_PX)
     width = (_INNER_PX - GAP_PX) // 2
-    texts, costs = _texts(answer, coarse_text, width), stack(_costs(answer, token_px, width), 30)
+    texts, costs = _texts(answer, subject.coarse_text, width), stack(_costs(answer, subject.token_px, width), 30)
     crops, places = _crops(source, regions, width, 520)
     panels = beside([stack(crops, 24), stack([texts, costs], 40)] if crops else [texts, costs], GAP_PX)
     out = Image.new("RGBA", (_INNER_PX, page.height + 44 + panels.height), (*PAPER, 0))

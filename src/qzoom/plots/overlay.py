@@ -55,7 +55,7 @@ def _colours(heat: np.ndarray) -> np.ndarray:
 
 
 def draw_boxes(
-    page: PIL.Image.Image, boxes: Sequence[Box], size_px: tuple[int, int], numbered: bool
+    page: PIL.Image.Image, boxes: Sequence[Box], size_px: tuple[int, int], *, numbered: bool
 ) -> tuple[PIL.Image.Image, list[Box]]:
     """Outline boxes on a shown page.
 

@@ -50,7 +50,7 @@ def beside(blocks: Sequence[PIL.Image.Image], gap_px: int) -> PIL.Image.Image:
 
 def label(text: str, width_px: int, colour: Colour = MUTED) -> PIL.Image.Image:
     """A small heading."""
-    return paragraph(text, width_px, LABEL_PX, colour, "bold", max_lines=1)
+    return paragraph(text, width_px, LABEL_PX, colour, weight="bold", max_lines=1)
 
 
 def answer_panel(title: str, text: str, width_px: int, colour: Colour, max_lines: int = 4) -> PIL.Image.Image:
@@ -60,7 +60,12 @@ def answer_panel(title: str, text: str, width_px: int, colour: Colour, max_lines
     shown = text.strip() or "(no text)"
     size = next((s for s in sizes if len(wrap(shown, inner, s, "bold", max_lines + 1)) <= (1 if s > 40 else 2)), 26)
     body = paragraph(
-        shown, inner, size, INK if text.strip() else MUTED, "bold", max_lines if size > 26 else max_lines + 2
+        shown,
+        inner,
+        size,
+        INK if text.strip() else MUTED,
+        weight="bold",
+        max_lines=max_lines if size > 26 else max_lines + 2,
     )
     content = stack([label(title, inner, colour), body], 14)
     out = blank(width_px, content.height)
@@ -98,11 +103,11 @@ def gate_panel(gate: GateDecision, width_px: int) -> PIL.Image.Image:
     colour = ACCENTS[0] if gate.zoomed else COARSE
     head = blank(width_px, 36)
     draw = ImageDraw.Draw(head)
-    draw_text(draw, (0, 5), "Gate", LABEL_PX, MUTED, "bold")
+    draw_text(draw, (0, 5), "Gate", LABEL_PX, MUTED, weight="bold")
     verdict = "zoomed in" if gate.zoomed else "coarse look is enough" if not gate.note else "did not zoom"
     number = f"{score:.2f}" if score >= 0.005 or score == 0 else "< 0.01"
-    draw_text(draw, (width_px, 0), number, 30, colour, "bold", anchor="r")
-    draw_text(draw, (width_px - text_width(number, 30, "bold") - 18, 4), verdict, BODY_PX, INK, anchor="r")
+    draw_text(draw, (width_px, 0), number, 30, colour, weight="bold", anchor="r")
+    draw_text(draw, (width_px - text_width(number, 30, weight="bold") - 18, 4), verdict, BODY_PX, INK, anchor="r")
     bar = blank(width_px, BAR_PX + 44)
     _bar(bar, 8, [(score, colour)])
     if gate.threshold is not None:
@@ -125,8 +130,8 @@ def tokens_panel(usage: Usage, native_tokens: int | None, width_px: int) -> PIL.
     paid = usage.coarse_tokens + usage.region_tokens
     head = blank(width_px, 36)
     draw = ImageDraw.Draw(head)
-    draw_text(draw, (0, 5), "Visual tokens", LABEL_PX, MUTED, "bold")
-    draw_text(draw, (width_px, 0), f"{paid:,}", 30, INK, "bold", anchor="r")
+    draw_text(draw, (0, 5), "Visual tokens", LABEL_PX, MUTED, weight="bold")
+    draw_text(draw, (width_px, 0), f"{paid:,}", 30, INK, weight="bold", anchor="r")
     whole = max(paid, native_tokens or 0, 1)
     bar = blank(width_px, BAR_PX)
     _bar(bar, 0, [(usage.coarse_tokens / whole, COARSE), (usage.region_tokens / whole, ACCENTS[0])])
@@ -148,8 +153,8 @@ def time_panel(timing_ms: dict[str, float], width_px: int) -> PIL.Image.Image:
     total = timing_ms.get("total", sum(steps.values()))
     head = blank(width_px, 36)
     draw = ImageDraw.Draw(head)
-    draw_text(draw, (0, 5), "Time", LABEL_PX, MUTED, "bold")
-    draw_text(draw, (width_px, 0), _duration(total), 30, INK, "bold", anchor="r")
+    draw_text(draw, (0, 5), "Time", LABEL_PX, MUTED, weight="bold")
+    draw_text(draw, (width_px, 0), _duration(total), 30, INK, weight="bold", anchor="r")
     largest = sorted(steps, key=lambda name: -steps[name])[:4]
     words = "  ·  ".join(f"{name.replace('_', ' ')} {_duration(steps[name])}" for name in steps if name in largest)
     return stack([head, *([paragraph(words, width_px, 20, MUTED, max_lines=2)] if words else [])], 6)

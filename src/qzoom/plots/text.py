@@ -109,6 +109,7 @@ def draw_text(
     text: str,
     size_px: int,
     colour: Colour = INK,
+    *,
     weight: str = "regular",
     anchor: str = "l",
 ) -> None:
@@ -138,6 +139,7 @@ def paragraph(
     width_px: int,
     size_px: int,
     colour: Colour = INK,
+    *,
     weight: str = "regular",
     max_lines: int = 3,
 ) -> PIL.Image.Image:
@@ -147,7 +149,7 @@ def paragraph(
     out = Image.new("RGBA", (width_px, leading * (len(lines) - 1) + round(size_px * 1.16)), (*colour, 0))
     draw = ImageDraw.Draw(out)
     for i, line in enumerate(lines):
-        draw_text(draw, (0, i * leading), line, size_px, colour, weight)
+        draw_text(draw, (0, i * leading), line, size_px, colour, weight=weight)
     return out
 
 

@@ -1,7 +1,7 @@
-"""Bootstrap intervals of means and of paired differences, and exact binomial bounds. Pure and seeded.
+"""Intervals: of means, by drawing pictures with replacement, and exact binomial bounds of a share. Pure and seeded.
 
-Questions about one picture are not independent, so pictures are drawn with replacement, not questions. All runs are
-scored on the same draws, so that differences of two runs are paired.
+Questions about one picture are not independent, so pictures are drawn, not questions. All runs are scored on the same
+draws, so that differences of two rows are differences of pairs.
 """
 
 from __future__ import annotations

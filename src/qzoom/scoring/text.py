@@ -1,12 +1,10 @@
-"""How the VQA challenge rewrites an answer before it compares: digits for number words, no articles, no punctuation.
+"""How benchmarks read an answer before they compare it. No model is asked: what rules do not decide is wrong.
 
-A vote of ten people is only counted after this, so that "Two." and "2" agree. The quirks of the harnesses are kept
-behind a flag, since published figures contain them.
-
-How the authors' release of ZoomBench reads an answer, and the rules for numbers that stand for it here.
-
-The release takes a part of the reply, compares it with a maths grader, on some benchmarks by the first fitting capital
-letter, and asks a language model where both fail. No model is asked here: what the rules do not decide is wrong.
+`plain_answer` is the VQA challenge's form: digits for number words, no articles, no punctuation; votes of ten people
+are only counted after it, so that "Two." and "2" agree. The slips of the harnesses are kept behind a flag, since
+published figures contain them. `same_answer` compares ZoomBench's short answers, and the functions named `release` do
+what the authors' release of ZoomBench does: take a part of the reply, compare it with a maths grader or by the first
+fitting capital letter.
 """
 
 from __future__ import annotations

@@ -67,9 +67,9 @@ class SchedulerLimits:
     """How much is done at once."""
 
     slots: Count = 16
-    """Answers decoded together."""
+    """Number of answers decoded at the same time."""
     queue: Count = 64
-    """Requests that may wait; each holds its decoded pictures, some 12 MB for a page of three megapixels."""
+    """Number of requests that may wait; each holds its decoded images, about 12 MB for a page of three megapixels."""
     prefill_tokens: Count = 4096
     """Visual tokens of the coarse passes that start together; a single larger one runs alone."""
     time_slice: Count = 64
@@ -83,7 +83,7 @@ class ServerSettings:
     """Settings of one server."""
 
     model_name: str
-    """What clients call the model."""
+    """Name of the model for clients."""
     api_keys: tuple[str, ...] = ()
     """Any of them opens the server; none leaves it open to all."""
     limits: ServerLimits = field(default_factory=ServerLimits)
@@ -93,9 +93,9 @@ class ServerSettings:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     """Which hosts pictures may be fetched from; none by default."""
     deadline_s: Seconds = 120.0
-    """Seconds that one request may take from its first byte to its last."""
+    """Time limit of a request in seconds, from its first byte to its last."""
     drain_s: Annotated[float, Between(0, 86_400)] = 30.0
-    """Seconds that running requests get to finish when the server stops."""
+    """Time in seconds that running requests get to finish when the server stops."""
     heartbeat_s: Seconds = 60.0
     """Seconds without a heartbeat of the worker after which /ready says no."""
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.training.run import MetricsLog, Run, check_same_run, copy_weights, read_tensors, save_tensors
+from qzoom.training.run import MetricsLog, TrainingRun, check_same_run, copy_weights, read_tensors, save_tensors
 from qzoom.training.samples import SampleUse, StageTask
 from qzoom.training.stages import StageRecipe
 
@@ -154,7 +154,7 @@ def learning_rate_at(step: int, steps: int, recipe: StageRecipe) -> float:
 
 
 def run_loop(
-    run: Run[StageRecipe],
+    run: TrainingRun[StageRecipe],
     task: StageTask,
     weights: dict[str, nn.Parameter],
     accelerator: Accelerator,

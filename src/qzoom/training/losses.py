@@ -1,4 +1,4 @@
-"""The three losses as pure functions: region map, gate, answer (method.md 5.4, 2 and 6).
+"""The three losses as pure functions: region map, gate, answer (docs/method.md 5.4, 2 and 6).
 
 All share one rule: labels of -100 are left out, and a batch in which everything is left out costs 0 with a graph, so
 that a distributed step neither stops nor turns into NaN.
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
-__all__ = ["IGNORE", "answer_loss", "gate_loss", "insert_ignored", "region_loss"]
+from qzoom.labels.maps import IGNORE
 
-IGNORE = -100
+__all__ = ["IGNORE", "answer_loss", "gate_loss", "insert_ignored", "region_loss"]
 
 
 def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from qzoom.training.losses import region_loss
 from qzoom.training.samples import SampleUse, StageTask, conversation_ids, prompt_of, question_of, sample_digest
 from qzoom.training.stages import StageRecipe
 
-__all__ = ["RegionTask"]
+__all__ = ["RegionMapTask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RegionSample:
         return sum(t.valid for t, stored in zip(self.turns, self.labels, strict=True) if stored is not None)
 
 
-class RegionTask(StageTask):
+class RegionMapTask(StageTask):
     """Label maps of one or more stores.
 
     Args:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FEW_SAMPLES",
     "MetricsLog",
-    "Run",
     "StepMetrics",
+    "TrainingRun",
     "check_same_run",
     "clear_run",
     "copy_weights",
@@ -56,7 +56,7 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run(Generic[R]):
+class TrainingRun(Generic[R]):
     """The context of one run.
 
     Args:
@@ -268,7 +268,7 @@ class MetricsLog:
         tensorboard: also write event files, if tensorboard is installed.
     """
 
-    def __init__(self, run: Run[Any], *, start: int, steps: int, batch: int, tensorboard: bool) -> None:
+    def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int, tensorboard: bool) -> None:
         self._path = run.folder / METRICS_FILE
         self._start, self._steps, self._batch = start, steps, batch
         self._on_step = run.on_step
@@ -314,7 +314,7 @@ def mean_losses(folder: Path) -> tuple[float | None, float | None]:
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def save_model(run: Run[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
+def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
     """Write `model` and `report.json`.
 
     Args:

@@ -19,7 +19,7 @@ from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
 from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
 from qzoom.training.lora import add_lora, finish_lora
-from qzoom.training.run import METRICS_FILE, Run, StepMetrics, clear_run, copy_weights, mean_losses, save_model
+from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
 from qzoom.training.stages import STAGES, StageRecipe, frozen_in_bfloat16, select, trained_stage
 
@@ -88,9 +88,9 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
 def make_task(recipe: StageRecipe, engine: Engine) -> StageTask:
     """The stage's samples and loss."""
     if recipe.stage == "regions":
-        from qzoom.training.regions import RegionTask
+        from qzoom.training.regions import RegionMapTask
 
-        return RegionTask(recipe, engine)
+        return RegionMapTask(recipe, engine)
     if recipe.stage == "gate":
         from qzoom.training.gate import GateTask
 
@@ -134,7 +134,7 @@ def train_stage(
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
     loaded = base or load_engine(recipe.base, dtype=dtype, device_map=str(accelerator.device))
     digest = base_digest(loaded)
-    run = Run(prepare_engine(loaded, recipe, stage), recipe, output, device, on_step)
+    run = TrainingRun(prepare_engine(loaded, recipe, stage), recipe, output, device, on_step)
     task = make_task(recipe, run.engine)
     check_labels(task.stores, digest, foreign=recipe.foreign_labels)
     if accelerator.is_main_process:

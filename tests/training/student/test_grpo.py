@@ -12,7 +12,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
 from qzoom.scoring.judge import open_judge
-from qzoom.training.run import Run
+from qzoom.training.run import TrainingRun
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import read_split
 from qzoom.training.student.grpo import PromptProcessor, PromptReader, make_grpo_trainer, make_reward
@@ -44,7 +44,7 @@ def reader(student, data, tmp_path):
 def trainer_of(reader, tmp_path, reward=None):
     recipe, rows = reader
     model, weights = prepare_student(rows.prompter.engine, recipe)
-    run = Run(rows.prompter.engine, recipe, tmp_path / "run")
+    run = TrainingRun(rows.prompter.engine, recipe, tmp_path / "run")
     trainer = make_grpo_trainer(run, model, rows, 2)
     if reward is not None:
         trainer.reward_funcs = [reward]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from qzoom.checkpoints.load import load_engine
+from qzoom.cli.main import run as command
 from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError, DataError
 from qzoom.model import QZoom
@@ -92,6 +98,9 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(trained, tmp_path):
     train_student(dataclasses.replace(recipe, loaders=1), stopped)
     assert losses(stopped)[:4] == losses(folder)[:4]
     assert losses(stopped) == losses(folder)
+    reports = [json.loads((path / "report.json").read_text())["phases"][0] for path in (folder, stopped)]
+    assert [report["start"] for report in reports] == [0, 4]
+    assert len({(report["first_loss"], report["last_loss"]) for report in reports}) == 1
     last = torch.load(folder / "sft" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     again = torch.load(stopped / "sft" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     assert all(torch.equal(last["state"][k]["exp_avg"], again["state"][k]["exp_avg"]) for k in last["state"])
@@ -181,8 +190,47 @@ def test_rehearsal_and_no_validation(student, data, tmp_path):
     assert len(losses(tmp_path / "run")) == 2
 
 
-def test_missing_data_is_refused(student, tmp_path):
+def test_missing_data_is_refused_before_anything_is_written(student, tmp_path):
     with pytest.raises(DataError, match="is no folder"):
         train_student(recipe_of(student, tmp_path / "none"), tmp_path / "run")
     with pytest.raises(DataError, match="no Parquet file"):
         train_student(recipe_of(student, tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+ROOT = Path(__file__).parents[3]
+RECIPE = {
+    "method": "sft",
+    "tokens": [12],
+    "precision": "float32",
+    "gradient_checkpointing": False,
+    "validation_steps": 100,
+    "max_new_tokens": 4,
+    "tensorboard": False,
+    "sft": {"learning_rate": 0.003, "warmup": 0.0, "batch": 4, "micro_batch": 2, "steps": 2},
+}
+
+
+def words(student, data, folder) -> list[str]:
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(RECIPE | {"base": str(student)}))
+    return ["train", "student", str(path), "--data", str(data), "-o", str(folder), "--device", "cpu", "--json"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_take_the_steps_of_one(student, data, tmp_path, capsys):
+    assert command(words(student, data, tmp_path / "one")) == 0
+    alone = json.loads(capsys.readouterr().out)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "qzoom"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    together = words(student, data, tmp_path / "two")
+    done = subprocess.run(
+        launch + together, capture_output=True, text=True, env=env, cwd=ROOT, timeout=800, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared = json.loads(done.stdout.splitlines()[-1])
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    for found in (alone, shared):
+        assert (found["questions"], found["negatives"], found["held_out"]) == (24, 8, 4)
+        assert (Path(found["model"]) / "qzoom.safetensors").is_file()

@@ -1,1 +1,1 @@
-"""One file a task: where its pictures come from, what is asked about them, and what the right answers are."""
+"""The tasks of `qzoom eval`: where their images come from, the questions, and the right answers."""

@@ -1,8 +1,8 @@
-"""HR-Bench at 4K and 8K: every question asked with its options in four orders, which all count alike.
+"""Multiple-choice benchmarks: how their rows become questions.
 
-V*: small things in large photographs, as multiple choice; the options stand in the question's text.
-
-MME-RealWorld-Lite: perception and reasoning on large real pictures, five options each.
+hrbench4k, hrbench8k   every question with its options in four orders, all of which count equally
+vstar                  small objects in large photographs; the options are part of the question's text
+mme_realworld_lite     perception and reasoning on large real images, five options each
 """
 
 from __future__ import annotations
@@ -16,69 +16,57 @@ from qzoom.scoring.letters import LETTERS
 
 __all__ = ["HRBENCH_4K", "HRBENCH_8K", "MME_REALWORLD_LITE", "VSTAR"]
 
+_OPTION = re.compile(r"\([A-D]\)\s*([^()]+?)(?=\s*\([A-D]\)|$)")
+_LABEL = re.compile(r"^\s*\([A-Z]\)\s*")
 
-def _question(row: Row) -> SampleQuestion:
+
+def _hrbench(row: Row) -> SampleQuestion:
     given = {letter: optional_text(row, letter) for letter in LETTERS}
     options = {letter: option for letter, option in given.items() if option is not None}
     if "".join(options) != LETTERS[: len(options)] or not options:
         raise DataError("the options must fill the columns A, B, C and so on without a gap.")
     listed = "".join(f"{letter}. {option}\n" for letter, option in options.items())
-    asked = f"{text(row, 'question').strip()}\n{listed}Answer the option letter directly."
+    prompt = f"{text(row, 'question').strip()}\n{listed}Answer the option letter directly."
     return SampleQuestion(
         text(row, "category"),
-        asked,
+        prompt,
         option_letter(row, "answer", len(options)),
         choices=tuple(options.values()),
         metric="choice_hrbench",
     )
 
 
-HRBENCH_4K = Benchmark(
-    "hrbench4k", "DreamMr/HR-Bench", "hrbench_version_split", "hrbench_4k", 128, _question, fields=("single", "cross")
-)
-HRBENCH_8K = Benchmark(
-    "hrbench8k", "DreamMr/HR-Bench", "hrbench_version_split", "hrbench_8k", 128, _question, fields=("single", "cross")
-)
-
-
-_OPTION = re.compile(r"\([A-D]\)\s*([^()]+?)(?=\s*\([A-D]\)|$)")
-
-
-def _question_vstar(row: Row) -> SampleQuestion:
+def _vstar(row: Row) -> SampleQuestion:
     given = text(row, "text")
     choices = tuple(option.strip() for option in _OPTION.findall(given))[:4]
-    asked = given
+    prompt = given
     if choices:
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-        asked = "\n".join([given.split("(A)")[0].strip(), *lines])
-    asked += "\nAnswer with the option's letter from the given choices directly."
+        prompt = "\n".join([given.split("(A)")[0].strip(), *lines])
+    prompt += "\nAnswer with the option's letter from the given choices directly."
     label = option_letter(row, "label", 4)
     return SampleQuestion(
         optional_text(row, "category") or "unknown",
-        asked,
+        prompt,
         label,
         choices=choices or tuple("ABCD"),
         metric="choice_vstar",
     )
 
 
-VSTAR = Benchmark("vstar", "lmms-lab-encoder/vstar-bench", None, "test", 16, _question_vstar)
-
-
-_LABEL = re.compile(r"^\s*\([A-Z]\)\s*")
-
-
-def _question_mme_realworld_lite(row: Row) -> SampleQuestion:
+def _mme_realworld_lite(row: Row) -> SampleQuestion:
     options = texts(row, "multi-choice options")
     kind = "perception" if "perception" in text(row, "category").lower() else "reasoning"
     listed = "\n".join(options)
-    asked = (
+    prompt = (
         f"{text(row, 'question')} The choices are listed below:\n{listed}\n"
         "Select the best answer to the above multiple-choice question based on the image. Respond with only the letter "
         "(A, B, C, D, or E) of the correct option.\nThe best answer is: "
     )
     choices = tuple(_LABEL.sub("", option) for option in options)
-    return SampleQuestion(kind, asked, option_letter(row, "answer", len(options)), choices=choices, metric="choice_mme")
+    return SampleQuestion(
+        kind, prompt, option_letter(row, "answer", len(options)), choices=choices, metric="choice_mme"
+    )
 
 
 MME_REALWORLD_LITE = Benchmark(
@@ -87,7 +75,14 @@ MME_REALWORLD_LITE = Benchmark(
     None,
     "train",
     16,
-    _question_mme_realworld_lite,
+    _mme_realworld_lite,
     picture="bytes",
     fields=("perception", "reasoning"),
 )
+HRBENCH_4K = Benchmark(
+    "hrbench4k", "DreamMr/HR-Bench", "hrbench_version_split", "hrbench_4k", 128, _hrbench, fields=("single", "cross")
+)
+HRBENCH_8K = Benchmark(
+    "hrbench8k", "DreamMr/HR-Bench", "hrbench_version_split", "hrbench_8k", 128, _hrbench, fields=("single", "cross")
+)
+VSTAR = Benchmark("vstar", "lmms-lab-encoder/vstar-bench", None, "test", 16, _vstar)

@@ -1,4 +1,4 @@
-"""Tasks by name, as the command line asks for them."""
+"""Tasks by name, as the command line uses them."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""What a table holds where a picture is expected: bytes, a path, base64, or the mapping that `datasets` stores.
+"""A benchmark as a table with one image and one question per row, from the hub or from files on disk.
 
-A benchmark as a table: one row, one picture, one question; from the hub or from files on disk.
+Tables are opened with the `datasets` library: from the hub at a revision, or from a local folder. A folder holds
+SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; for several benchmarks,
+each has a subfolder of its name. Columns, prompts and splits are those of lmms-eval's tasks.
 
-Columns, prompts and splits are those of lmms-eval's tasks. A row that cannot be used becomes a question that counts as
-wrong and says why; only a table that cannot be opened at all is an error.
-
-Open a benchmark's table through the `datasets` library: from the hub at a revision, or from a local folder.
-
-A folder holds SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; several
-benchmarks in one folder lie in folders of their names. Pictures stay encoded until they are asked about.
+An image column holds bytes, a path, base64, or the mapping that `datasets` stores. Images stay encoded until their
+question is asked. A row that cannot be used becomes a question that counts as wrong and records the reason; only a
+table that cannot be opened at all is an error.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""ChartQA: charts with questions by people ("human") and by machine ("augmented").
+"""Benchmarks with free answers: how their rows become questions.
 
-DocVQA: scanned pages, answered by a short text from the page.
-
-InfographicVQA: long infographics, answered by a short text or a number worked out from them.
-
-TextVQA: photographs with writing, ten people's answers each. The prompt is lmms-eval's, lower-casing included.
-
-OCRBench: five kinds of reading, from signs to formulas; the answer has to stand in what is said.
+chartqa    charts, questions written by people ("human") and generated ones ("augmented"); numbers within 5 %
+docvqa     scanned pages, a short text from the page; ANLS
+infovqa    long infographics, a short text or a number derived from them; ANLS
+textvqa    photographs with text, ten annotators' answers each; prompt as lmms-eval's, including its lower case
+ocrbench   five kinds of reading, from signs to formulas; the prediction must contain the answer
 """
 
 from __future__ import annotations
@@ -16,48 +14,33 @@ from qzoom.data.samples import SampleQuestion
 
 __all__ = ["CHARTQA", "DOCVQA", "INFOVQA", "OCRBENCH", "TEXTVQA"]
 
-
-def _question(row: Row) -> SampleQuestion:
-    kind = "human" if text(row, "type") == "human_test" else "augmented"
-    asked = f"{text(row, 'question')}\nAnswer the question with a single word."
-    return SampleQuestion(kind, asked, text(row, "answer"), metric="relaxed_accuracy")
-
-
-CHARTQA = Benchmark("chartqa", "lmms-lab-encoder/ChartQA", None, "test", 16, _question, fields=("human", "augmented"))
-
-
-def _question_docvqa(row: Row) -> SampleQuestion:
-    answers = texts(row, "answers")
-    asked = f"{text(row, 'question')}\nAnswer the question using a single word or phrase."
-    return SampleQuestion("docvqa", asked, answers[0], answers=answers, metric="anls")
-
-
-DOCVQA = Benchmark("docvqa", "lmms-lab-encoder/DocVQA", "DocVQA", "validation", 32, _question_docvqa)
-
-
-def _question_infovqa(row: Row) -> SampleQuestion:
-    answers = texts(row, "answers")
-    asked = f"{text(row, 'question')}\nAnswer the question using a single word or phrase."
-    return SampleQuestion("infovqa", asked, answers[0], answers=answers, metric="anls")
-
-
-INFOVQA = Benchmark("infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, _question_infovqa)
-
-
-def _question_textvqa(row: Row) -> SampleQuestion:
-    answers = texts(row, "answers")
-    asked = f"{text(row, 'question').capitalize()}\nAnswer the question using a single word or phrase."
-    most = max(answers, key=answers.count)
-    return SampleQuestion("textvqa", asked, most, answers=answers, metric="vqa_accuracy")
-
-
-TEXTVQA = Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 128, _question_textvqa)
-
-
+_PHRASE = "Answer the question using a single word or phrase."
 _FORMULAS = "HME100k"
 
 
-def _question_ocrbench(row: Row) -> SampleQuestion:
+def _chartqa(row: Row) -> SampleQuestion:
+    kind = "human" if text(row, "type") == "human_test" else "augmented"
+    prompt = f"{text(row, 'question')}\nAnswer the question with a single word."
+    return SampleQuestion(kind, prompt, text(row, "answer"), metric="relaxed_accuracy")
+
+
+def _docvqa(row: Row, field: str = "docvqa") -> SampleQuestion:
+    answers = texts(row, "answers")
+    return SampleQuestion(field, f"{text(row, 'question')}\n{_PHRASE}", answers[0], answers=answers, metric="anls")
+
+
+def _infovqa(row: Row) -> SampleQuestion:
+    return _docvqa(row, "infovqa")
+
+
+def _textvqa(row: Row) -> SampleQuestion:
+    answers = texts(row, "answers")
+    prompt = f"{text(row, 'question').capitalize()}\n{_PHRASE}"
+    most = max(answers, key=answers.count)
+    return SampleQuestion("textvqa", prompt, most, answers=answers, metric="vqa_accuracy")
+
+
+def _ocrbench(row: Row) -> SampleQuestion:
     answers = texts(row, "answer")
     metric = "contains_formula" if text(row, "dataset") == _FORMULAS else "contains"
     return SampleQuestion(
@@ -65,4 +48,8 @@ def _question_ocrbench(row: Row) -> SampleQuestion:
     )
 
 
-OCRBENCH = Benchmark("ocrbench", "echo840/OCRBench", None, "test", 128, _question_ocrbench)
+CHARTQA = Benchmark("chartqa", "lmms-lab-encoder/ChartQA", None, "test", 16, _chartqa, fields=("human", "augmented"))
+DOCVQA = Benchmark("docvqa", "lmms-lab-encoder/DocVQA", "DocVQA", "validation", 32, _docvqa)
+INFOVQA = Benchmark("infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, _infovqa)
+TEXTVQA = Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 128, _textvqa)
+OCRBENCH = Benchmark("ocrbench", "echo840/OCRBench", None, "test", 128, _ocrbench)

@@ -1,7 +1,7 @@
-"""ZoomBench: fine detail in large pictures, as multiple choice ("mcq") or a short answer ("blank"), with its region.
+"""ZoomBench: fine detail in large images, as multiple choice ("mcq") or a short answer ("blank"), each with its region.
 
-Two spellings of the columns are read: query and response as published, prompt and answer as the authors' converter
-writes them. Only some of the published prompts ask for the letter; here all do, in the same words.
+Two sets of column names are read: query and response as published, and prompt and answer as the authors' converter
+writes them. Only some of the published prompts ask for the option's letter; here all prompts do, in the same words.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Pictures with questions, answers and boxes, drawn from a seed."""
+"""Synthetic images with questions, answers and boxes, each drawn from a seed."""

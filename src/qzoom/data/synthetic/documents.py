@@ -1,8 +1,8 @@
-"""Documents from a seed: receipts, forms, tables and strips, printed, aged and turned into questions with boxes.
+"""Synthetic documents: receipts, forms, tables and strips, printed, aged like a scan, with questions and boxes.
 
-`render_document` draws a sheet of about 600 x 1200 to 1200 x 2400 px; receipts have a file of their own. `render_strip`
-prints a few lines on a small picture, the first reading exercise of the embedded model: one to three free lines ("what
-does line 2 say?") or label-and-value rows as forms and receipts have them ("what is the invoice no?").
+`render_document` draws a sheet of about 600 x 1200 to 1200 x 2400 px; receipts have a module of their own.
+`render_strip` prints a few lines on a small image, the first reading task of the embedded model: one to three free
+lines ("what does line 2 say?") or label-and-value rows as in forms and receipts ("what is the invoice no?").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Shop receipts as thermal printers give them: header, details, items, totals, tax summary, thanks.
+"""Synthetic shop receipts as thermal printers print them: header, details, items, totals, tax summary, thanks.
 
-The layout varies in everything a real one varies in: order, labels, typeface, alignment, separators, which totals are
-printed and how often. Answers are collected while printing, so each knows its characters.
+The layout varies in order, labels, font, alignment, separators, and in which totals are printed and how often. Answers
+are recorded while printing, so each has the boxes of its characters.
 """
 
 from __future__ import annotations

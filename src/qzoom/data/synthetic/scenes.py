@@ -1,7 +1,8 @@
-"""Scenes from a seed: large pictures with many small tagged objects.
+"""Synthetic scenes: large images with many small labelled objects.
 
-Every object has a colour, a shape and a printed code; questions ask for the code, the colour, counts, existence and
-which of two is further left. Codes are fine print, the rest shows at the coarse look. 1024 to 2048 px a side.
+Every object has a colour, a shape and a printed code. Questions ask for the code, the colour, counts, existence, and
+which of two objects is further left. Codes are fine print; everything else is visible in the coarse view. Sides are
+1024 to 2048 px long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is printed (amounts, dates, codes, names, items, drawn from a generator) and how questions are worded.
+"""The printed texts (amounts, dates, codes, names, items, drawn at random) and the wording of questions.
 
-Every field has several phrasings; the first is its standard one, used for held-out pictures. The tokenizer of the
-embedded model learns its merges from these sentences only, so the list also decides which words are short in tokens.
+Every field has several phrasings; held-out images use the first. The tokenizer of the embedded model learns its merges
+from these sentences only, so the list also decides which words take few tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The methods that zooming is compared with, all with one interface (`base.Method`).
 
-`METHODS` holds them by name, as `qzoom eval --method` asks for them.
+`METHODS` maps the names of `qzoom eval --method` to them.
 """
 
 from __future__ import annotations

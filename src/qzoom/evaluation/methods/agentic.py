@@ -1,7 +1,7 @@
 """Agentic zoom: the model is asked for a bounding box in text, and the question is asked again with that region.
 
-The first round asks for a box in the model's own coordinates of 0 to 1000 on the same picture. The second reads the
-region as every other method does. A model that gives no box answers from its coarse pass, and the failure is counted.
+The first round asks for a box in coordinates from 0 to 1000 on the coarse view. The second round reads the region as
+every other method does. If the model gives no box, it answers from the coarse pass, and the failure is counted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Training-free crop: where the question draws more attention than a generic request does (relative attention).
+"""Training-free crop: the region that gets more attention from the question than from a generic request.
 
 After the relative attention of ViCrop ("MLLMs Know Where to Look", arXiv 2502.17422): one layer's attention of the last
-prompt token to the coarse cells, mean over heads, for the question divided by that for a request to describe the
-picture. Windows of several sizes slide over the quotient; the size whose best position exceeds its neighbours
-most is taken.
+prompt token to the coarse cells, averaged over heads, for the question, divided by that for a request to describe the
+image. Windows of several sizes slide over the quotient; the size whose best position exceeds its neighbours most is
+chosen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The common interface of all methods, and the engine's steps for methods that choose their own region.
 
-All methods get the same pictures, question and token limits. Prompt, crop, insertion and decoding are those of the
-engine, so methods differ in where they look and in nothing else.
+All methods get the same images, question and token limits, and use the engine's prompt, crop, insertion and decoding.
+They differ only in the choice of the region.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Gates without training: zoom when the first token of the coarse answer has low confidence.
+"""Training-free gates: zoom if the first token of the coarse answer has low confidence.
 
-They need the whole coarse prefill first, which the trained gate does not: a zoom pays for both.
+They require the full coarse prefill before the decision, which the trained gate does not, so a zoom costs more.
 """
 
 from __future__ import annotations

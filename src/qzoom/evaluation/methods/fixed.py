@@ -1,6 +1,6 @@
 """Fixed boxes: the centre, a random box, and the annotated box of the answer (the oracle).
 
-Centre and random box show what a second look gains wherever it falls; the oracle what the best box would gain.
+Centre and random box show the gain of any second view, the oracle the gain of the best possible box.
 """
 
 from __future__ import annotations

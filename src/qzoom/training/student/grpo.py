@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import BatchFeature, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from qzoom.training.run import Run
+from qzoom.training.run import TrainingRun
 from qzoom.training.student.collate import DrawSample, ImageTensors, Prompter
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.recipe import StudentRecipe, common_arguments, forwards_of, remove_printers
@@ -196,7 +196,7 @@ class GroupTrainer(GRPOTrainer):
 
 
 def make_grpo_trainer(
-    run: Run[StudentRecipe],
+    run: TrainingRun[StudentRecipe],
     model: Any,
     reader: PromptReader,
     steps: int,
@@ -231,7 +231,7 @@ def make_grpo_trainer(
     return trainer
 
 
-def _arguments(run: Run[StudentRecipe], steps: int) -> GRPOConfig:
+def _arguments(run: TrainingRun[StudentRecipe], steps: int) -> GRPOConfig:
     settings = run.recipe.grpo
     return GRPOConfig(
         **common_arguments(run),

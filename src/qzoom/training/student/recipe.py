@@ -16,7 +16,7 @@ from pydantic import Field
 from qzoom.data.overlay import STYLES, ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, Share, Text, settings
-from qzoom.training.run import Run, load_recipe, resume_values
+from qzoom.training.run import TrainingRun, load_recipe, resume_values
 from qzoom.training.stages import Count, CountOrNone
 from qzoom.training.student.schedule import RandomCrops
 
@@ -129,7 +129,7 @@ class GrpoSettings:
     temperature: Annotated[float, Between(1e-3, 10)] = 1.0
     """Of the sampled answers."""
     max_new_tokens: Count = 2048
-    """Longest answer."""
+    """Maximum number of tokens of an answer."""
     format_weight: Share = 0.0
     """Share of the reward for a well-formed answer."""
     counting: bool = False
@@ -249,7 +249,7 @@ def load_student_recipe(path: Path, changes: Mapping[str, Any] | None = None) ->
     return load_recipe(StudentRecipe, path, changes)
 
 
-def common_arguments(run: Run[StudentRecipe]) -> dict[str, Any]:
+def common_arguments(run: TrainingRun[StudentRecipe]) -> dict[str, Any]:
     """Arguments of trl's configurations that do not depend on the method."""
     recipe, cpu = run.recipe, run.device == "cpu"
     return {
@@ -272,7 +272,7 @@ def common_arguments(run: Run[StudentRecipe]) -> dict[str, Any]:
     }
 
 
-def forwards_of(run: Run[StudentRecipe], total: int) -> int:
+def forwards_of(run: TrainingRun[StudentRecipe], total: int) -> int:
     """Forward passes of each process in a step of so many.
 
     Raises:

@@ -24,8 +24,8 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.store.log import write_atomic
 from qzoom.training.lora import add_lora
 from qzoom.training.run import (
-    Run,
     StepMetrics,
+    TrainingRun,
     check_same_run,
     clear_run,
     copy_weights,
@@ -152,7 +152,7 @@ def train_student(
     folder = Path(recipe.data).expanduser()
     check_folder(folder)
     engine = base or load_student(recipe, device)
-    run = Run(engine, recipe, output, device, on_step, on_phase, on_validation)
+    run = TrainingRun(engine, recipe, output, device, on_step, on_phase, on_validation)
     if run.is_main:
         output.mkdir(parents=True, exist_ok=True)
         if fresh:
@@ -239,7 +239,7 @@ def steps_of_phase(recipe: StudentRecipe, phase: str, split: Split) -> int:
 
 
 def run_phase(
-    run: Run[StudentRecipe], phase: str, model: Any, weights: dict[str, nn.Parameter], split: Split
+    run: TrainingRun[StudentRecipe], phase: str, model: Any, weights: dict[str, nn.Parameter], split: Split
 ) -> tuple[PhaseReport, list[Validation]]:
     """Train a phase, or resume it; the weights of a finished phase are only loaded.
 
@@ -280,7 +280,7 @@ def run_phase(
     return PhaseReport(phase, start, steps, *mean_losses(run.folder), best_step, seconds), validations
 
 
-def _trainer(run: Run[StudentRecipe], phase: str, model: Any, split: Split, steps: int) -> Callable[..., Any]:
+def _trainer(run: TrainingRun[StudentRecipe], phase: str, model: Any, split: Split, steps: int) -> Callable[..., Any]:
     """What makes a phase's trainer from a judge and callbacks."""
     recipe, prompter = run.recipe, Prompter(run.engine, run.recipe)
     schedule = _schedule(recipe, phase, split, steps)
@@ -360,7 +360,7 @@ def _check_packages() -> None:
     del datasets, trl
 
 
-def _wait_for_everyone(run: Run[StudentRecipe]) -> None:
+def _wait_for_everyone(run: TrainingRun[StudentRecipe]) -> None:
     """Wait until all processes of a run have come here."""
     if run.processes > 1:
         from accelerate import PartialState
@@ -368,7 +368,7 @@ def _wait_for_everyone(run: Run[StudentRecipe]) -> None:
         PartialState(cpu=run.device == "cpu").wait_for_everyone()
 
 
-def _check_run(run: Run[StudentRecipe], weights: str, split: Split) -> None:
+def _check_run(run: TrainingRun[StudentRecipe], weights: str, split: Split) -> None:
     """Resume the same run only; a new one is written down.
 
     Raises:

@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qzoom.training.losses import IGNORE
 from qzoom.training.optim import MuonWithAdamW, split_matrices
-from qzoom.training.run import Run
+from qzoom.training.run import TrainingRun
 from qzoom.training.student.attention import (
     check_supervision,
     has_plain_attention,
@@ -80,7 +80,11 @@ class AnswerTrainer(SFTTrainer):
 
 
 def make_sft_trainer(
-    run: Run[StudentRecipe], model: Any, collator: Collator, steps: int, callbacks: Sequence[TrainerCallback] = ()
+    run: TrainingRun[StudentRecipe],
+    model: Any,
+    collator: Collator,
+    steps: int,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> AnswerTrainer:
     """The trainer, ready to run.
 
@@ -118,12 +122,12 @@ def make_optimizer(model: nn.Module, settings: SftSettings) -> torch.optim.Optim
     )
 
 
-def uses_plain_attention(run: Run[StudentRecipe]) -> bool:
+def uses_plain_attention(run: TrainingRun[StudentRecipe]) -> bool:
     """Whether plain attention computes the loss: on a CPU, without layers that are recomputed in the backward pass."""
     return run.device == "cpu" and not run.recipe.gradient_checkpointing and has_plain_attention(run.engine.backbone)
 
 
-def _arguments(run: Run[StudentRecipe], steps: int) -> SFTConfig:
+def _arguments(run: TrainingRun[StudentRecipe], steps: int) -> SFTConfig:
     recipe, settings = run.recipe, run.recipe.sft
     return SFTConfig(
         **common_arguments(run),

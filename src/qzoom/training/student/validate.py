@@ -20,7 +20,15 @@ from transformers import TrainerCallback
 
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
-from qzoom.training.run import MetricsLog, Run, copy_weights, read_metadata, read_tensors, save_tensors, truncate_log
+from qzoom.training.run import (
+    MetricsLog,
+    TrainingRun,
+    copy_weights,
+    read_metadata,
+    read_tensors,
+    save_tensors,
+    truncate_log,
+)
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.recipe import StudentRecipe
@@ -167,7 +175,7 @@ class StudentCallback(TrainerCallback):
     """
 
     def __init__(
-        self, run: Run[StudentRecipe], phase: str, steps: int, validator: StudentValidator, best: BestWeights
+        self, run: TrainingRun[StudentRecipe], phase: str, steps: int, validator: StudentValidator, best: BestWeights
     ) -> None:
         self.validations: list[Validation] = []
         self.start = 0

@@ -1,4 +1,4 @@
-"""`qzoom train regions|answers|gate` (the stages, each from records to a model) and `qzoom train student`."""
+"""`qzoom train`: the stages regions, answers and gate, and the student, each from a recipe."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ class RunOptions:
 
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", show_default=False, help="Folder of the run; the model is in its `model`."),
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            help="Folder of the run; the model is written to its subfolder `model`.",
+        ),
     ] = None
-    base: Annotated[
-        str | None, typer.Option(help="The model to train, instead of the recipe's.", show_default=False)
-    ] = None
+    base: Annotated[str | None, typer.Option(help="Model to train; overrides the recipe.", show_default=False)] = None
     fresh: Fresh = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False
     device: Device = "auto"
 
     def folder(self, of_recipe: str) -> Path:
@@ -57,7 +60,7 @@ class StageOptions:
     recipe: Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
     labels: Annotated[
         list[str] | None,
-        typer.Option(help="Folder of records, instead of the recipe's; may be repeated.", show_default=False),
+        typer.Option(help="Folder of labels; overrides the recipe; may be repeated.", show_default=False),
     ] = None
 
 
@@ -66,7 +69,9 @@ def regions(
     *,
     stage: StageOptions,
     run: RunOptions,
-    refit: Annotated[bool, typer.Option("--refit", help="Stage 2.5: train the model's own region branch.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Stage 2.5: continue training the model's own region branch.")
+    ] = False,
     out: OutputOptions,
 ) -> None:
     """Train the region branch on labels of `qzoom label regions` (stage 1; with --refit stage 2.5).
@@ -100,16 +105,16 @@ def student(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder that `qzoom distill` exported to, instead of the recipe's.", show_default=False),
+        typer.Option(help="Folder that `qzoom distill` exported to; overrides the recipe.", show_default=False),
     ] = None,
     method: Annotated[
         Literal["sft", "grpo", "sft+grpo"] | None,
-        typer.Option(help="What to run, instead of the recipe's.", show_default=False),
+        typer.Option(help="Phases to run; overrides the recipe.", show_default=False),
     ] = None,
     run: RunOptions,
     out: OutputOptions,
 ) -> None:
-    """Train a student on distilled questions: supervised, reinforced, or one after the other.
+    """Train a student on distilled questions: supervised, by reinforcement learning, or both in turn.
 
     Example: qzoom train student recipes/tiny/student.yaml --data distilled/dataset -o runs/distilled
     """

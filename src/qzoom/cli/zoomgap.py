@@ -1,0 +1,214 @@
+"""`qzoom eval zoomgap` and `qzoom eval coverage`: measures that need questions with known answer boxes."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qzoom.cli.console import Console
+from qzoom.cli.eval import DataOptions
+from qzoom.cli.flags import Flags, build_settings, flatten
+from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings
+
+if TYPE_CHECKING:
+    from qzoom.data.samples import Task
+    from qzoom.evaluation.coverage import Coverage
+    from qzoom.evaluation.zoom_views import View
+    from qzoom.evaluation.zoomgap import ViewAnswers
+    from qzoom.model import QZoom
+
+__all__ = ["coverage", "zoomgap"]
+
+QUESTIONS = "questions"
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="[TASK]",
+        help="questions (any question file with boxes, such as the receipts), documents, scenes or zoombench.",
+    ),
+]
+Compare = Annotated[
+    Path | None,
+    typer.Option(show_default=False, help="Folder of another run to compare with: paired differences with intervals."),
+]
+
+
+@flatten
+def zoomgap(
+    task: Source = QUESTIONS,
+    *,
+    data: DataOptions,
+    model: ModelOptions,
+    views: Annotated[dict[str, Any], Flags("QZOOM_EVAL_ZOOMGAP_", recipe=False, of=GapSettings)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", show_default=False, help="Store every answer in this folder; a rerun resumes."),
+    ] = None,
+    fresh: Fresh = False,
+    rescore: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="Compute the figures of a folder of stored answers, without a model."),
+    ] = None,
+    compare: Compare = None,
+    out: OutputOptions,
+) -> None:
+    """Measure the zooming gap: questions about the whole image, the region, the marked image, and with zooming.
+
+    The gap is the accuracy on the region minus that on the whole image, with a paired 95 % interval. Every view has the
+    same prompt and the same number of visual tokens, by default the checkpoint's. A question that fails in a view
+    counts as wrong there. For zoombench the crop has no margin and no minimum size unless they are given.
+
+    Example: qzoom eval zoomgap --data receipts --split dev --json
+    """
+    from qzoom.evaluation.zoomgap import ask_views, default_limit, read_views
+
+    console = out.console
+    if rescore is not None:
+        _print_gap(read_views(rescore), compare, console, json=out.json)
+        return
+    if fresh and output is None:
+        raise typer.BadParameter("--fresh needs --output.")
+    tight = {"crop_margin": 0.0, "crop_min_px": 1} if task == "zoombench" else {}
+    settings = build_settings(GapSettings, tight | views)
+    opened = _open_boxed(task, data)
+    if compare is not None:
+        read_views(compare)
+    console.hush_libraries()
+    reader = model.load()
+    if not reader.has_region and "views" not in views:
+        console.note("This model has no region branch, so the zoom view is left out.")
+        settings = dataclasses.replace(settings, views=tuple(view for view in VIEWS if view != "zoom"))
+    if "max_visual_tokens" not in views:
+        settings = dataclasses.replace(settings, max_visual_tokens=default_limit(reader))
+    with ExitStack() as bars:
+
+        def bar(view: View) -> Any:
+            bars.pop_all().close()
+            return bars.enter_context(console.progress(f"{opened.name}, {view} view, pictures"))[0]
+
+        answers = ask_views(reader, opened, settings, limit=data.limit, output=output, fresh=fresh, progress=bar)
+    _print_gap(answers, compare, console, json=out.json)
+
+
+def _print_gap(answers: ViewAnswers, compare: Path | None, console: Console, *, json: bool) -> None:
+    from qzoom.evaluation.tables import gap_comparison_lines, gap_lines
+    from qzoom.evaluation.zoomgap import compare_gaps, measure_gap, read_views
+
+    figures = measure_gap(answers.rows, places=answers.about.get("places", "auto"))
+    difference = None if compare is None else compare_gaps(answers.rows, read_views(compare).rows)
+    if json:
+        console.record(answers.about | figures.to_dict() | ({} if difference is None else {"compare": difference}))
+        return
+    for line in gap_lines(figures):
+        console.result(line)
+    for line in gap_comparison_lines(difference) if difference is not None else ():
+        console.result(line)
+
+
+@flatten
+def coverage(
+    task: Source = QUESTIONS,
+    *,
+    data: DataOptions,
+    model: ModelOptions,
+    max_visual_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="the checkpoint's coarse pass",
+            help="Maximum number of visual tokens of the coarse view.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", show_default=False, help="Folder for coverage.json (with every question) and the plot."
+        ),
+    ] = None,
+    compare: Compare = None,
+    out: OutputOptions,
+) -> None:
+    """Measure how much attention falls on the answer box.
+
+    The question's attention is divided by that of a request to describe the image. Lift is the share of it inside the
+    answer box, divided by the box's share of the image; 1 is chance. Layer and head are selected on half of the images
+    and reported on the other half.
+
+    Example: qzoom eval coverage scenes --count 20 -o out/coverage
+    """
+    from qzoom.evaluation.coverage import compare_coverage, read_coverage
+    from qzoom.evaluation.tables import coverage_lines
+
+    console = out.console
+    opened = _open_boxed(task, data)
+    other = None if compare is None else read_coverage(compare)
+    console.hush_libraries()
+    reader = model.load()
+    figures = _measure(reader, opened, max_visual_tokens, data.limit, console)
+    about = opened.identity | {"model": reader.name, "max_visual_tokens": max_visual_tokens}
+    difference = None if other is None else compare_coverage(figures.to_dict(), other)
+    if output is not None:
+        _write(figures, about, output, console)
+    if out.json:
+        extra = {} if difference is None else {"compare": difference}
+        console.record(about | figures.to_dict(rows=False) | extra)
+        return
+    for line in coverage_lines(figures, difference):
+        console.result(line)
+
+
+def _measure(reader: QZoom, opened: Any, most: int | None, limit: int | None, console: Console) -> Coverage:
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.coverage import measure_coverage
+    from qzoom.evaluation.coverage_maps import question_maps
+
+    coarse, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=most)
+    with console.progress(f"{opened.name}, attention, pictures") as (update,):
+        figures = measure_coverage(question_maps(reader, opened, coarse, limit=limit, on_picture=update))
+    if figures.errors:
+        console.note(f"{figures.errors} questions could not be asked and are in no figure.")
+    return figures
+
+
+def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Console) -> None:
+    import json
+
+    from qzoom.evaluation.tables import plot_coverage
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(about | figures.to_dict(), ensure_ascii=False, allow_nan=False)
+    (folder / "coverage.json").write_text(text + "\n", encoding="utf-8")
+    console.note(f"saved   {plot_coverage(figures, folder / 'coverage.png')}")
+
+
+def _open_boxed(name: str, data: DataOptions) -> Task:
+    """The questions of a task with boxes, checked.
+
+    Raises:
+        typer.BadParameter: a wrong call.
+        DataError: data that cannot be used.
+    """
+    from qzoom.data.drawn import SYNTHETIC_TASKS
+    from qzoom.data.questions import read_receipt_questions
+
+    if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):
+        raise typer.BadParameter(
+            f"No task with boxes is called {name!r}; known: questions, documents, scenes, zoombench."
+        )
+    useless = data.for_files() if name in SYNTHETIC_TASKS else data.for_synthetic()
+    if name != "zoombench":
+        useless |= {"--data-revision": data.data_revision}
+    for flag, value in useless.items():
+        if value is not None:
+            raise typer.BadParameter(f"{flag} has no meaning for the task {name}; leave it out.")
+    if name in (QUESTIONS, "receipts"):
+        if data.data is None:
+            raise typer.BadParameter("name the folder that holds the question file with --data.")
+        return read_receipt_questions(data.data, data.split or "dev")
+    return data.open(name)
