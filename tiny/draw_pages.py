@@ -58,7 +58,7 @@ def page_of_sample(sample: SyntheticSample, *, grey: bool) -> Page:
     lines = [PackedLine(line.text, _around(line.char_boxes_px), line.char_boxes_px) for line in sample.lines]
     questions = [
         PackedQuestion(
-            q.field, q.question, q.answer, q.boxes, q.easy, tuple((s.line, s.start, s.stop) for s in q.spans)
+            q.field, q.question, q.answer, q.boxes, bool(q.easy), tuple((s.line, s.start, s.stop) for s in q.spans)
         )
         for q in sample.questions
     ]
