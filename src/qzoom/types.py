@@ -240,7 +240,7 @@ class Answer:
         return save_plot(self, Path(path))
 
     def _repr_html_(self) -> str:
-        from qzoom.plots.notebook import answer_html
+        from qzoom.plots.answer import answer_html
 
         return answer_html(self)
 

@@ -214,7 +214,7 @@ def propose_boxes(
 
 
 def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
-    """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (method.md 3).
+    """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (docs/method.md 3).
 
     Args:
         engine: with a region branch.

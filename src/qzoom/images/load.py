@@ -1,9 +1,8 @@
-"""Sources to bytes, never more than the limit allows: paths, file objects and data URLs.
+"""`load_image`: any picture source to safe 8-bit RGB, the first step of every question.
 
-`load_image`: any picture source to safe 8-bit RGB (the first step of every question).
-
-Sources are read (`source`), checked against the limits by their header, decoded (`decode`) and converted (`convert`).
-Pillow's global settings are neither changed nor relied on; calls from several threads do not disturb each other.
+Sources (paths, bytes, file objects, data URLs, arrays, PIL pictures) are read up to the limit, checked against the
+limits by their header, decoded (`decode`) and converted (`convert`). Pillow's global settings are neither changed nor
+relied on; calls from several threads do not disturb each other.
 """
 
 from __future__ import annotations

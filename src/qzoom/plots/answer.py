@@ -1,11 +1,15 @@
-"""`plot_answer`: one figure of one answer, to look at and to share.
+"""`plot_answer`: one figure of one answer, to look at and to share; `answer_html`: the same in a notebook cell.
 
 Question on top; the page with heat map and boxes; its regions enlarged beside it (below it for wide pictures); the
-answer, the gate, tokens and time. The figure is composed of panels and grows with its content.
+answer, the gate, tokens and time. The figure is composed of panels and grows with its content. The HTML loads nothing
+from elsewhere: all texts are escaped and the figure is embedded as a JPEG, so the cell survives being shared.
 """
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +21,23 @@ from PIL import Image, ImageDraw
 from qzoom.errors import DataError
 from qzoom.plots.overlay import draw_boxes, heat_overlay, rounded
 from qzoom.plots.panels import answer_panel, beside, crop_panel, gate_panel, label, stack, time_panel, tokens_panel
-from qzoom.plots.style import ACCENTS, COARSE, FIGURE_WIDTH_PX, GAP_PX, HAIRLINE, MARGIN_PX, MUTED, PAPER, RADIUS_PX
-from qzoom.plots.text import paragraph
+from qzoom.plots.text import (
+    ACCENTS,
+    COARSE,
+    FIGURE_WIDTH_PX,
+    GAP_PX,
+    HAIRLINE,
+    MARGIN_PX,
+    MUTED,
+    PAPER,
+    RADIUS_PX,
+    clean,
+    paragraph,
+)
 from qzoom.types import Answer, Box, Region
 
-__all__ = ["plot_answer", "save_plot"]
+__all__ = ["answer_html", "plot_answer", "save_plot"]
+
 
 _INNER_PX = FIGURE_WIDTH_PX - 2 * MARGIN_PX
 _TALL_PAGE_PX = 1240  # most height of a page that stands beside the panels
@@ -258,3 +274,40 @@ def _footer(answer: Answer, image: int) -> PIL.Image.Image:
     if answer.finish_reason != "stop":
         words.append({"length": "answer cut at its token limit"}.get(answer.finish_reason, answer.finish_reason))
     return paragraph("   ·   ".join(["qzoom", *words]), _INNER_PX, 20, MUTED, max_lines=2)
+
+
+_WIDTH_PX = 900  # half the figure's width: sharp on dense displays
+
+
+def answer_html(answer: Answer) -> str:
+    """HTML for a notebook cell.
+
+    Args:
+        answer: with its pictures, which are drawn, the first region's one; without pictures only texts are shown.
+
+    Returns:
+        A single `<div>`.
+    """
+    question, text = html.escape(clean(answer.question)), html.escape(clean(answer.text) or "(no text)")
+    summary = f"<b>{text}</b><br><small>{html.escape(_summary(answer))}</small>"
+    if not answer.images:
+        return f'<div style="max-width:{_WIDTH_PX}px"><p>{question}</p><p>{summary}</p></div>'
+    image = answer.regions[0].image if answer.regions else 0
+    buffer = io.BytesIO()
+    plot_answer(answer, image=image if image < len(answer.images) else 0).save(buffer, "JPEG", quality=88)
+    payload = base64.b64encode(buffer.getvalue()).decode("ascii")
+    words = html.escape(f"{clean(answer.question)} {clean(answer.text)}", quote=True)
+    return (
+        f'<div style="max-width:{_WIDTH_PX}px">'
+        f'<img style="width:100%;height:auto;border-radius:8px" alt="{words}" src="data:image/jpeg;base64,{payload}">'
+        f"<details><summary>{text}</summary><small>{html.escape(_summary(answer))}</small></details></div>"
+    )
+
+
+def _summary(answer: Answer) -> str:
+    """Gate, boxes and tokens in one line of plain text."""
+    gate, usage = answer.gate, answer.usage
+    parts = ["gate not asked" if gate.score is None else f"gate {gate.score:.3f}, zooms from {gate.threshold}"]
+    parts += [f"region {list(region.box)} of picture {region.image + 1}" for region in answer.regions] or ["no zoom"]
+    parts.append(f"{usage.coarse_tokens} coarse + {usage.region_tokens} region tokens")
+    return "; ".join([*parts, *([gate.note] if gate.note else []), *answer.notes])

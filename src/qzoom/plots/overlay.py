@@ -9,7 +9,7 @@ import PIL.Image
 from PIL import Image, ImageDraw
 
 from qzoom.images.geometry import scale_box
-from qzoom.plots.style import ACCENTS, HEAT, Colour, font
+from qzoom.plots.text import ACCENTS, HEAT, Colour, font
 from qzoom.types import Box
 
 __all__ = ["draw_boxes", "heat_overlay", "rounded"]

@@ -11,8 +11,20 @@ import PIL.Image
 from PIL import Image, ImageDraw
 
 from qzoom.plots.overlay import rounded
-from qzoom.plots.style import ACCENTS, COARSE, HAIRLINE, INK, MUTED, RADIUS_PX, TRACK, Colour
-from qzoom.plots.text import draw_text, paragraph, text_width, wrap
+from qzoom.plots.text import (
+    ACCENTS,
+    COARSE,
+    HAIRLINE,
+    INK,
+    MUTED,
+    RADIUS_PX,
+    TRACK,
+    Colour,
+    draw_text,
+    paragraph,
+    text_width,
+    wrap,
+)
 from qzoom.types import GateDecision, Usage
 
 __all__ = ["answer_panel", "beside", "crop_panel", "gate_panel", "label", "stack", "time_panel", "tokens_panel"]
