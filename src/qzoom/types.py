@@ -36,10 +36,10 @@ ZoomMode: TypeAlias = Literal["auto", "never", "always"]
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
-    """Whether the coarse look was judged enough.
+    """Whether the coarse view was judged enough.
 
     Args:
-        score: the gate's probability that the coarse look is NOT enough; None when the gate was not asked.
+        score: the gate's probability that the coarse view is NOT enough; None when the gate was not asked.
         threshold: the score at which it zooms; None when the gate was not asked.
         zoomed: whether a region was read.
         note: why not, when zooming was wanted and did not happen (e.g. an empty map); else empty.
@@ -105,7 +105,7 @@ class Usage:
     """Tokens paid for one answer.
 
     Args:
-        coarse_tokens: visual tokens of the coarse look, all pictures.
+        coarse_tokens: visual tokens of the coarse view, all pictures.
         region_tokens: visual tokens of all regions.
         prompt_tokens: the prompt's length in tokens, coarse and region tokens included.
         completion_tokens: generated tokens, the end token included.
@@ -153,7 +153,7 @@ class Perception:
 
     Args:
         gate: score and what it decides (`zoomed` says whether an answer would zoom).
-        regions: where it would look, best first, whatever the gate says; empty for an empty map.
+        regions: what it would read, best first, whatever the gate says; empty for an empty map.
         heat_maps: one per picture.
         image_sizes_px: (width, height) of every picture, after EXIF rotation.
         usage: tokens paid.
@@ -184,7 +184,7 @@ class Answer:
         text: the answer.
         tokens: its token ids, the end token included.
         gate: what the gate said.
-        regions: what was read at high resolution; empty when the coarse look was enough.
+        regions: what was read at high resolution; empty when the coarse view was enough.
         heat_maps: the region branch's map, one per picture; empty when it did not run.
         usage: tokens paid.
         timing_ms: milliseconds per step, then "total" since the call began. Both are the whole batch's, whatever this
@@ -240,7 +240,7 @@ class Answer:
         return save_plot(self, Path(path))
 
     def _repr_html_(self) -> str:
-        from qzoom.plots.notebook import answer_html
+        from qzoom.plots.answer import answer_html
 
         return answer_html(self)
 

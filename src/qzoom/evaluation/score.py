@@ -27,7 +27,7 @@ class Scores:
         zoomed: share that read a region.
         hit_rate: of the zooms on questions with known places, the share whose regions hold one of the places.
         box_area: of the zooms, the mean share of the picture that the regions cover.
-        visual_tokens: mean visual tokens per question, both looks.
+        visual_tokens: mean visual tokens per question, coarse view and regions.
         seconds: mean wall-clock time per question.
         seconds_total: of all questions.
         errors: questions without an answer, counted as wrong.

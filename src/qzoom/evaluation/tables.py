@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.plots.style import ACCENTS, COARSE, HAIRLINE, INK, MUTED, Colour
+from qzoom.plots.text import ACCENTS, COARSE, HAIRLINE, INK, MUTED, Colour
 from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
