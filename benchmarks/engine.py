@@ -58,7 +58,7 @@ def build_model(shape: dict[str, int], dtype: torch.dtype, device: str) -> QZoom
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from qzoom.backbones.registry import build_backbone
-    from qzoom.training.tokenizer import build_tokenizer
+    from tiny.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer([FIRST, SECOND], 400)
     ids = {

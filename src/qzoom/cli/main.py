@@ -36,8 +36,6 @@ _COMMANDS: dict[str, Any] = {
     "calibrate": ("eval:calibrate", "Choose thresholds for a share of zooms, a latency or a loss."),
     "report": ("eval:report", "Compare evaluations on one page."),
     "train": {
-        "base": ("train:base", "Train the embedded base model."),
-        "average": ("train:average", "Write the mean of the weights of several models."),
         "regions": ("train:regions", "Train the region branch (stages 1 and 2.5)."),
         "answers": ("train:answers", "Train the decoder to answer from coarse pass and region (stage 2)."),
         "gate": ("train:gate", "Train the gate (stage 3)."),

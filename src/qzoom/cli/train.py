@@ -1,4 +1,4 @@
-"""`qzoom train`: the stages regions, answers and gate, the student, and the embedded model, each from a recipe."""
+"""`qzoom train`: the stages regions, answers and gate, and the student, each from a recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qzoom.training.student.recipe import StudentRecipe
     from qzoom.training.student.validate import Validation
 
-__all__ = ["answers", "average", "base", "gate", "regions", "student"]
+__all__ = ["answers", "gate", "regions", "student"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,37 +127,6 @@ def student(
         _plan_student(settings, console, json=out.json)
     else:
         _run_student(settings, run, console, json=out.json)
-
-
-def base(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for checkpoints, metrics and the model.")
-    ] = Path("runs/tiny"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    *,
-    fresh: Fresh = False,
-) -> None:
-    """Train the embedded base model; the same command resumes a stopped run."""
-    from qzoom.errors import DeviceError
-    from qzoom.training.base import train_base
-    from qzoom.training.recipe import load_recipe
-
-    if device not in ("cpu", "cuda"):
-        raise DeviceError(f"--device {device} is not supported; use cpu or cuda.")
-    model = train_base(load_recipe(recipe), output, device=device, fresh=fresh)
-    typer.echo(f"The model is in {model}.")
-
-
-def average(
-    models: Annotated[list[Path], typer.Argument(help="Folders of models trained from the same weights.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for their mean.")],
-) -> None:
-    """Write the mean of the weights of two or more models that were trained from the same weights."""
-    from qzoom.training.average import average_models
-
-    average_models(models, output)
-    typer.echo(f"The mean of {len(models)} models is in {output}.")
 
 
 def _console(out: OutputOptions) -> Console:

@@ -96,6 +96,8 @@ def score_lines(scores: Scores) -> list[str]:
             f"{scores.metric:<15}{_per_field(scores.strict)}",
             f"as lmms-eval   {percent(scores.harness['all'], unit='%')}",
         ]
+    if scores.unread:
+        lines.insert(3, f"unread         {scores.unread} answers name no option clearly and count as wrong")
     groups = [(name, "exact match", group["exact_match"], group) for name, group in scores.difficulty.items()]
     if scores.metric != "exact_match":
         metric = scores.metric.replace("_", " ")

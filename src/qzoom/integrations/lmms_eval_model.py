@@ -17,7 +17,6 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
 
-from qzoom.cli.options import find_device
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, QZoomError
 from qzoom.model import QZoom
@@ -79,9 +78,7 @@ class QZoomChat(lmms):
             raise ConfigError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
-        self.qzoom = QZoom.from_pretrained(
-            str(pretrained), revision=revision, dtype=dtype, device_map=find_device(device or "auto")
-        )
+        self.qzoom = QZoom.from_pretrained(str(pretrained), revision=revision, dtype=dtype, device_map=device or "auto")
         coarse, region = share_tokens(
             zoom,
             self.qzoom.config,

@@ -1,4 +1,4 @@
-"""The page with what was looked at: a soft heat map, box outlines, and nothing that hides the print."""
+"""The image with a soft heat map and box outlines, which do not hide the text."""
 
 from __future__ import annotations
 

@@ -1,41 +1,14 @@
-"""The optimiser: Muon for the matrices inside the towers, AdamW for everything else, one learning-rate factor."""
+"""The optimiser: Muon for the matrices inside the towers, AdamW for everything else, in one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["MuonWithAdamW", "Optimisers", "build_optimisers", "split_matrices"]
-
-
-@dataclass(frozen=True, slots=True)
-class Optimisers:
-    """Both optimisers, stepped together; `base_lrs` are their learning rates at factor 1."""
-
-    muon: torch.optim.Optimizer
-    adamw: torch.optim.Optimizer
-    base_lrs: tuple[float, float]
-
-    def step(self, factor: float) -> None:
-        """One update with both learning rates multiplied by `factor`; gradients are cleared."""
-        for optimiser, rate in zip((self.muon, self.adamw), self.base_lrs, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of both, for `torch.save`."""
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.muon.load_state_dict(state["muon"])
-        self.adamw.load_state_dict(state["adamw"])
+__all__ = ["MuonWithAdamW", "split_matrices"]
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -98,13 +71,3 @@ def split_matrices(weights: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn
         table = "embed" in name or "glyph_head" in name or "object_head" in name or "lm_head" in name
         (matrices if weight.ndim == 2 and not table else others).append(weight)
     return matrices, others
-
-
-def build_optimisers(model: nn.Module, *, muon_lr: float, adamw_lr: float, weight_decay: float) -> Optimisers:
-    """Optimisers over all weights of `model`, tied ones once."""
-    matrices, others = split_matrices(model.named_parameters())
-    muon = torch.optim.Muon(
-        matrices, lr=muon_lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
-    adamw = torch.optim.AdamW(others, lr=adamw_lr, weight_decay=0.0, betas=(0.9, 0.98))
-    return Optimisers(muon, adamw, (muon_lr, adamw_lr))

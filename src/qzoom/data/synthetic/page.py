@@ -115,7 +115,8 @@ class SyntheticSample:
     objects: tuple[SceneObject, ...] = ()
 
 
-FontSet = Literal["core", "train"]
+FontSet = Literal["core", "train"] | tuple[str, ...]
+"""A named set of typefaces, or the paths of the faces to use."""
 
 _CORE = (
     "DejaVuSans.ttf",
@@ -139,6 +140,8 @@ _EXTRA = {
 @lru_cache(maxsize=4)
 def font_paths(font_set: FontSet = "core") -> tuple[str, ...]:
     """Paths of the typefaces of a set, in a fixed order; the `train` set holds only what is installed."""
+    if isinstance(font_set, tuple):
+        return font_set
     import matplotlib
 
     base = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -1,8 +1,9 @@
-"""From examples to tensors: one sequence holds a picture (or a coarse picture and a crop) and several questions.
+"""From examples to tensors: one sequence holds a picture (or several, e.g. a coarse view and a crop) and questions.
 
 Every question of a sequence is a branch of its own: it sees the pictures and itself, never another question, and its
 positions start where the pictures end. So each question is trained exactly as if it were the only one, and the
-pictures are paid for once. The result feeds the stock model: 4-D mask, 3-D positions.
+pictures are encoded once. The result feeds the stock model: 4-D mask, 3-D positions. `split_pool` sorts the examples
+of a step by length and cuts them into batches of about equally many positions, so that little is padding.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from qzoom.training.patches import patchify
-from qzoom.training.tiny import TOKEN_PX
+from tiny.model import PATCH_PX, TOKEN_PX
+from tiny.render_views import patchify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Batch", "Example", "Glyphs", "Objects", "Query", "collate", "glyph_classes"]
+__all__ = ["Batch", "Example", "Glyphs", "Objects", "Query", "ReadLine", "collate", "glyph_classes", "split_pool"]
 
 GLYPHS = "".join(chr(code) for code in range(33, 127))
-SLOTS = 8
+SLOT_W, SLOT_H = 4, 16
+"""Pixels of a slot: every visual token is divided into 2 rows of 8 slots, each of which may name one character."""
+SLOTS = (TOKEN_PX // SLOT_W) * (TOKEN_PX // SLOT_H)
 IGNORE = -100
+_USER = "<|im_start|>user\n"
+_ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+_LEAST_SHARE = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +40,17 @@ class Glyphs:
     centers_px: np.ndarray
     heights_px: np.ndarray
     classes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadLine:
+    """A printed line of one view whose characters' places are not known: middle of its left and of its right edge
+    (view pixels), its text without spaces, and whether capitals stand for small letters too."""
+
+    left_px: tuple[float, float]
+    right_px: tuple[float, float]
+    text: str
+    capitals: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,15 +81,23 @@ class Example:
     glyphs: tuple[Glyphs | None, ...]
     queries: tuple[Query, ...]
     objects: tuple[Objects, ...] | None = None
+    read_lines: tuple[tuple[ReadLine, ...], ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of all views."""
+        return sum(view.shape[0] * view.shape[1] for view in self.views) // TOKEN_PX**2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Tensors of B sequences of S positions. `labels` (B, S): the next token where it belongs to an answer, else -100.
     `branch` (B, S): question number at labelled positions. `read_target`, `locate_target` (B, S): the sequence position
-    of the visual token that holds the next answer character in the finest and in the first view, else -100.
-    `glyph_target` (visual tokens, 8): character classes, 0 for empty, -100 unknown. `object_target` (visual tokens, 2):
-    colour and shape of the object there, 0 for none, -100 unknown."""
+    of the visual token that holds the next answer character in the last and in the first view that show it, else -100.
+    `glyph_target` (visual tokens, 16): character classes, 0 for empty, -100 unknown. `object_target` (visual tokens,
+    2): colour and shape of the object there, 0 for none, -100 unknown. `line_frames` (lines, frames): slot numbers
+    along each read line, counted over all visual tokens, -1 past its end; `line_text` (lines, characters): classes, 0
+    past the end; `line_capitals` (lines,)."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -85,6 +110,9 @@ class Batch:
     grid_thw: torch.Tensor
     glyph_target: torch.Tensor
     object_target: torch.Tensor
+    line_frames: torch.Tensor
+    line_text: torch.Tensor
+    line_capitals: torch.Tensor
     tasks: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
@@ -111,35 +139,60 @@ def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int, .
     return tuple(encoded["input_ids"]), tuple(start for start, _ in encoded["offset_mapping"])
 
 
+def split_pool(examples: list[Example], tokenizer: PreTrainedTokenizerFast, positions: int) -> list[list[Example]]:
+    """The examples in groups that each fill about `positions` positions once padded (an example longer than that makes
+    a group of its own) and whose lengths differ little. Views alone, without questions, are kept apart: they need no
+    decoder."""
+    groups: list[list[Example]] = []
+    for asked in (False, True):
+        chosen = [example for example in examples if bool(example.queries) == asked]
+        lengths = [_length(example, tokenizer) for example in chosen]
+        shortest = 0
+        for index in np.argsort(lengths, kind="stable"):
+            example, length = chosen[index], (lengths[index] + 7) // 8 * 8
+            size = len(groups[-1]) if groups else 0
+            other = not size or bool(groups[-1][0].queries) != asked
+            padded = length > 1.2 * shortest and size * shortest > positions // _LEAST_SHARE
+            if other or padded or (size + 1) * length > positions:
+                groups.append([])
+                shortest = length
+            groups[-1].append(example)
+    return [sorted(group, key=lambda e: e.views[0].shape) for group in groups]
+
+
+def _length(example: Example, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Positions of an example: as many as `_Row` makes of it; for views alone about their cost in positions."""
+    if not example.queries:
+        return example.tokens * 3 // 2 + 1
+    template = len(_encode(tokenizer, _USER)[0]), len(_encode(tokenizer, _ASSISTANT)[0])
+    texts = [len(_encode(tokenizer, q.question)[0]) + len(_encode(tokenizer, q.answer)[0]) for q in example.queries]
+    return template[0] + example.tokens + 2 * len(example.views) + sum(texts) + (template[1] + 1) * len(texts)
+
+
 def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batch:
     """The batch of these examples; sequences are padded on the right to the longest."""
     rows = [_Row(example, tokenizer) for example in examples]
-    length = max(len(row.ids) for row in rows)
+    length = (max(len(row.ids) for row in rows) + 7) // 8 * 8
     count = len(rows)
-    pad = int(tokenizer.pad_token_id)
-    ids = np.full((count, length), pad, dtype=np.int64)
+    ids = np.full((count, length), int(tokenizer.pad_token_id), dtype=np.int64)
     positions = np.zeros((3, count, length), dtype=np.int64)
     marks = np.full((count, length), -1, dtype=np.int64)
-    extra = {name: np.full((count, length), IGNORE, dtype=np.int64) for name in ("labels", "branch", "read", "locate")}
+    names = ("labels", "branch", "read", "locate")
+    extra = {name: np.full((count, length), IGNORE, dtype=np.int64) for name in names}
     for index, row in enumerate(rows):
         size = len(row.ids)
         ids[index, :size] = row.ids
         positions[:, index, :size] = np.array(row.positions, dtype=np.int64).T
         marks[index, :size] = row.marks
-        for name, values in (
-            ("labels", row.labels),
-            ("branch", row.branch),
-            ("read", row.read),
-            ("locate", row.locate),
-        ):
-            extra[name][index, :size] = values
+        for name in names:
+            extra[name][index, :size] = getattr(row, name)
     views = [view for example in examples for view in example.views]
-    grid = [(1, view.shape[0] // 16, view.shape[1] // 16) for view in views]
     glyphs = [
         _glyph_slots(view, glyph)
         for example in examples
         for view, glyph in zip(example.views, example.glyphs, strict=True)
     ]
+    frames, text, capitals = _line_tensors(examples)
     return Batch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
@@ -149,11 +202,59 @@ def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batc
         read_target=torch.from_numpy(extra["read"]),
         locate_target=torch.from_numpy(extra["locate"]),
         pixels=torch.from_numpy(np.concatenate([patchify(view) for view in views])),
-        grid_thw=torch.tensor(grid),
+        grid_thw=torch.tensor([(1, view.shape[0] // PATCH_PX, view.shape[1] // PATCH_PX) for view in views]),
         glyph_target=torch.from_numpy(np.concatenate(glyphs)),
         object_target=torch.from_numpy(np.concatenate([_object_cells(example) for example in examples])),
+        line_frames=frames,
+        line_text=text,
+        line_capitals=capitals,
         tasks=tuple(example.task for example in examples),
     )
+
+
+def _line_tensors(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Frames, classes and the capitals flag of all read lines but those that share their slots with another line, as
+    rows closer than a slot is high do, or have fewer slots than characters."""
+    frames: list[np.ndarray] = []
+    texts: list[np.ndarray] = []
+    capitals: list[bool] = []
+    start = 0
+    for example in examples:
+        for number, view in enumerate(example.views):
+            lines = example.read_lines[number] if example.read_lines else ()
+            paths = [_line_path(line, view.shape) for line in lines]
+            uses = np.bincount(np.concatenate(paths)) if paths else np.zeros(0)
+            for line, path in zip(lines, paths, strict=True):
+                classes = glyph_classes(line.text)
+                repeats = int((classes[1:] == classes[:-1]).sum())
+                alone = bool(len(path)) and (uses[path] > 1).mean() < 0.15
+                if alone and len(classes) and len(path) >= len(classes) + repeats:
+                    frames.append(path + start * SLOTS)
+                    texts.append(classes)
+                    capitals.append(line.capitals)
+            start += view.shape[0] * view.shape[1] // TOKEN_PX**2
+    return _padded(frames, -1), _padded(texts, 0), torch.tensor(capitals, dtype=torch.bool)
+
+
+def _padded(rows: list[np.ndarray], fill: int) -> torch.Tensor:
+    out = np.full((len(rows), max((len(row) for row in rows), default=0)), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def _line_path(line: ReadLine, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of the slots along a line in its view, one a column, from just left of it to just right of it."""
+    first = max(0, int(line.left_px[0] // SLOT_W) - 1)
+    last = min(shape[1] // SLOT_W - 1, int(line.right_px[0] // SLOT_W) + 1)
+    columns = np.arange(first, last + 1)
+    run = max(1e-3, line.right_px[0] - line.left_px[0])
+    share = np.clip(((columns + 0.5) * SLOT_W - line.left_px[0]) / run, 0, 1)
+    y = line.left_px[1] + share * (line.right_px[1] - line.left_px[1])
+    rows = np.clip((y // SLOT_H).astype(np.int64), 0, shape[0] // SLOT_H - 1)
+    across, down = TOKEN_PX // SLOT_W, TOKEN_PX // SLOT_H
+    token = rows // down * (shape[1] // TOKEN_PX) + columns // across
+    return token * SLOTS + rows % down * across + columns % across
 
 
 def _branch_mask(marks: torch.Tensor) -> torch.Tensor:
@@ -178,7 +279,7 @@ class _Row:
         self.locate: list[int] = []
         self._next = 0
         special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in _SPECIALS}  # type: ignore[arg-type]
-        self._text(_encode(tokenizer, "<|im_start|>user\n")[0], 0)
+        self._text(_encode(tokenizer, _USER)[0], 0)
         starts: list[tuple[int, int]] = []
         for view in example.views:
             self._text((special["<|vision_start|>"],), 0)
@@ -189,7 +290,7 @@ class _Row:
         for number, query in enumerate(example.queries):
             self._next = fork
             self._text(_encode(tokenizer, query.question)[0], number + 1)
-            self._text(_encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")[0], number + 1)
+            self._text(_encode(tokenizer, _ASSISTANT)[0], number + 1)
             answer, begins = _encode(tokenizer, query.answer)
             at = len(self.ids) - 1
             self._text((*answer, special["<|im_end|>"]), number + 1)
@@ -223,10 +324,9 @@ class _Row:
             start + int(y // TOKEN_PX) * wide + int(x // TOKEN_PX) if x == x else None
             for (start, wide), (x, y) in zip(starts, points, strict=True)
         ]
-        if cells[0] is not None:
-            self.locate[at] = cells[0]
         known = [cell for cell in cells if cell is not None]
         if known:
+            self.locate[at] = known[0]
             self.read[at] = known[-1]
 
 
@@ -262,21 +362,24 @@ def _overlap(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
 
 
 def _glyph_slots(view: np.ndarray, glyphs: Glyphs | None, min_height_px: float = 6.0) -> np.ndarray:
-    """Character classes for the eight slots (two rows of four, 16 x 8 px) of every visual token, (tokens, 8).
+    """Character classes for the slots of every visual token, (tokens, 16).
 
-    Where several characters share a slot the one nearest to its centre counts; slots under text too small to read are
-    unknown; without glyphs everything is unknown.
+    A character is named by the slot that holds its centre (where several share one, the nearest); the slots beside it
+    are unknown, since a centre is not known to the pixel; so are slots under text too small to read. Without glyphs
+    everything is unknown.
     """
-    high, wide = view.shape[0] // 16, view.shape[1] // 8
+    high, wide = view.shape[0] // SLOT_H, view.shape[1] // SLOT_W
     if glyphs is None:
-        return np.full((high // 2 * (wide // 4), SLOTS), IGNORE, dtype=np.int64)
-    slots = np.zeros((high, wide), dtype=np.int64)
+        return np.full((high * wide // SLOTS, SLOTS), IGNORE, dtype=np.int64)
+    slots = np.zeros((high, wide + 2), dtype=np.int64)
     x, y = glyphs.centers_px[:, 0], glyphs.centers_px[:, 1]
     inside = (x >= 0) & (y >= 0) & (x < view.shape[1]) & (y < view.shape[0]) & (glyphs.classes > 0)
     x, y, kinds, sizes = x[inside], y[inside], glyphs.classes[inside], glyphs.heights_px[inside]
-    rows, columns = (y // 16).astype(np.int64), (x // 8).astype(np.int64)
-    distance = np.hypot(x - (columns * 8 + 4), (y - (rows * 16 + 8)) / 2)
+    rows, columns = (y // SLOT_H).astype(np.int64), (x // SLOT_W).astype(np.int64) + 1
+    slots[rows, columns - 1] = IGNORE
+    slots[rows, columns + 1] = IGNORE
+    distance = np.hypot(x - ((columns - 1) * SLOT_W + SLOT_W / 2), (y - (rows * SLOT_H + SLOT_H / 2)) / 2)
     order = np.argsort(-distance, kind="stable")
     slots[rows[order], columns[order]] = np.where(sizes < min_height_px, IGNORE, kinds)[order]
-    merged = slots.reshape(high // 2, 2, wide // 4, 4).transpose(0, 2, 1, 3)
-    return merged.reshape(-1, SLOTS)
+    across, down = TOKEN_PX // SLOT_W, TOKEN_PX // SLOT_H
+    return slots[:, 1:-1].reshape(high // down, down, wide // across, across).transpose(0, 2, 1, 3).reshape(-1, SLOTS)

@@ -3,7 +3,7 @@
 import pytest
 
 from qzoom.data.synthetic.texts import vocabulary_sentences
-from qzoom.training.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
 
 @pytest.fixture(scope="module")

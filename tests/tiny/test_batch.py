@@ -1,17 +1,29 @@
 """Batches: patches equal the stock processor's, positions the stock model's, branches do not see each other."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from qzoom.data.synthetic.texts import vocabulary_sentences
-from qzoom.training.batch import IGNORE, Example, Glyphs, Query, collate, glyph_classes
-from qzoom.training.guidance import GuidedModel
-from qzoom.training.patches import fit_to_tokens, patchify, resize_to_tokens
-from qzoom.training.student.attention import use_plain_attention
-from qzoom.training.tiny import TinyArchitecture, build_tiny
-from qzoom.training.tokenizer import build_tokenizer
+from tiny.aux_losses import GuidedModel, GuideWeights, count_targets, line_loss
+from tiny.batch import (
+    GLYPHS,
+    IGNORE,
+    SLOTS,
+    Example,
+    Glyphs,
+    Query,
+    ReadLine,
+    collate,
+    glyph_classes,
+    split_pool,
+)
+from tiny.model import TinyArchitecture, build_tiny, use_fast_kernels
+from tiny.render_views import fit_to_tokens, patchify
+from tiny.tokenizer import build_tokenizer
 
 SMALL = TinyArchitecture(
     vision_width=32,
@@ -27,6 +39,7 @@ SMALL = TinyArchitecture(
     text_head_dim=16,
     text_mlp=48,
 )
+POINTING = GuideWeights(pointing_layer=1, pointing_heads=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +50,13 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     return build_tiny(SMALL, tokenizer, 3).eval()
+
+
+@pytest.fixture(scope="module")
+def fast_model(tokenizer):
+    model = build_tiny(SMALL, tokenizer, 3).eval()
+    use_fast_kernels(model)
+    return model
 
 
 def _noise(seed, high, wide):
@@ -53,7 +73,9 @@ def test_patches_equal_the_stock_processor():
     size = {"shortest_edge": 1024, "longest_edge": 1024 * 1024}
     stock = processor(images=[Image.fromarray(picture)], size=size, return_tensors="np")
     assert stock["image_grid_thw"].tolist() == [[1, 6, 10]]
-    assert np.allclose(stock["pixel_values"], patchify(picture), atol=1e-6)
+    frames = stock["pixel_values"].reshape(-1, 3, 2, 256)
+    assert np.allclose(frames[:, :, 0], frames[:, :, 1])
+    assert np.allclose(frames[:, :, 0].reshape(-1, 768), patchify(picture), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +86,6 @@ def test_fit_keeps_the_budget(size, budget):
     assert w >= 1
     assert h >= 1
     assert w * h <= budget
-    assert resize_to_tokens(Image.new("RGB", size), (w, h)).shape == (h * 32, w * 32, 3)
 
 
 def test_fit_enlarges_small_crops():
@@ -81,22 +102,23 @@ def test_positions_equal_the_stock_model(tokenizer, model):
         mm_token_type_ids=(batch.input_ids == model.config.image_token_id).int(),
         image_grid_thw=batch.grid_thw,
     )
-    assert torch.equal(stock, batch.position_ids)
+    real = int((batch.input_ids[0] != tokenizer.pad_token_id).sum())
+    assert torch.equal(stock[..., :real], batch.position_ids[..., :real])
 
 
 def test_sequence_is_the_chat_template(tokenizer):
     example = Example("t", (_noise(1, 1, 2),), (None,), (Query("What is it?", "A1"),))
-    text = tokenizer.decode(collate([example], tokenizer).input_ids[0])
+    text = tokenizer.decode(collate([example], tokenizer).input_ids[0]).replace("<|endoftext|>", "")
     picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
     assert text == f"<|im_start|>user\n{picture}What is it?<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"
 
 
-def test_each_question_is_answered_as_if_alone(tokenizer, model):
+def test_each_question_is_answered_as_if_alone(tokenizer, fast_model):
     queries = (Query("What is the date?", "1/2"), Query("Is there a stamp?", "yes"))
     views = (_noise(5, 2, 2),)
     together = collate([Example("t", views, (None,), queries)], tokenizer)
     alone = collate([Example("t", views, (None,), queries[1:])], tokenizer)
-    guided = GuidedModel(model, pointing_layer=1, pointing_heads=(0, 1))
+    guided = GuidedModel(fast_model, POINTING)
     core = guided.model.model
 
     def logits(batch):
@@ -115,20 +137,28 @@ def test_each_question_is_answered_as_if_alone(tokenizer, model):
     assert torch.allclose(logits(together)[second], logits(alone)[alone.labels != IGNORE], atol=1e-5)
 
 
-def test_plain_attention_equals_the_stock_kernels(tokenizer, model):
+def test_fast_kernels_change_no_number_and_no_gradient(tokenizer, model, fast_model):
     examples = [
         Example("t", (_noise(6, 2, 2), _noise(7, 1, 3)), (None, None), (Query("Is there a stamp?", "no"),)),
         Example("t", (_noise(8, 2, 2),), (None,), (Query("What?", "7.50"),)),
     ]
     batch = collate(examples, tokenizer)
-    guided = GuidedModel(model, pointing_layer=1, pointing_heads=(0, 1))
-    with torch.no_grad():
-        stock = guided(batch).answer_loss
-        use_plain_attention(guided.model)
-        plain = guided(batch).answer_loss
-    guided.model.config.text_config._attn_implementation = "sdpa"
-    guided.model.config.vision_config._attn_implementation = "sdpa"
-    assert plain == pytest.approx(stock, abs=1e-5)
+    doubled = batch.pixels.view(-1, 3, 1, 256).expand(-1, 3, 2, 256).reshape(-1, 1536)
+    torch.manual_seed(0)
+    stock = GuidedModel(model, POINTING)
+    torch.manual_seed(0)
+    fast = GuidedModel(fast_model, POINTING)
+    first = stock(dataclasses.replace(batch, pixels=doubled))
+    second = fast(batch)
+    assert first.parts["answer"] == pytest.approx(second.parts["answer"], abs=1e-5)
+    first.loss.backward()
+    second.loss.backward()
+    for (name, one), (_, two) in zip(model.named_parameters(), fast_model.named_parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None), name
+        if one.grad is not None:
+            assert torch.allclose(one.grad, two.grad, atol=1e-5), name
+    model.zero_grad()
+    fast_model.zero_grad()
 
 
 def test_glyph_slots_know_where_characters_are(tokenizer):
@@ -137,9 +167,48 @@ def test_glyph_slots_know_where_characters_are(tokenizer):
     )
     example = Example("t", (_noise(9, 1, 2),), (glyphs,), (Query("?", "A"),))
     slots = collate([example], tokenizer).glyph_target
-    assert slots.shape == (2, 8)
-    assert slots[0].tolist() == [ord("A") - 32, 0, 0, 0, 0, 0, 0, 0]
-    assert slots[1].tolist() == [0, 0, 0, IGNORE, ord("7") - 32, 0, 0, 0]
+    assert slots.shape == (2, SLOTS)
+    assert slots[0].tolist() == [IGNORE, ord("A") - 32, IGNORE, *[0] * 13]
+    # The 7 is in the lower row; text 3 px high is unknown, and so are its neighbours.
+    assert slots[1].tolist() == [*[0] * 6, IGNORE, IGNORE, IGNORE, ord("7") - 32, IGNORE, *[0] * 5]
+
+
+def _spelled(text, shape, frames):
+    """Slot logits, all but certain, that spell a text along the given columns of the upper row of slots."""
+    slots = torch.full((shape[0] * shape[1] // 1024 * SLOTS, len(GLYPHS) + 1), -10.0)
+    slots[:, 0] = 0.0
+    for column, char in zip(frames, text, strict=True):
+        slots[column // 8 * SLOTS + column % 8, glyph_classes(char)[0]] = 10.0
+    return slots
+
+
+@pytest.mark.parametrize(("capitals", "exact"), [(True, True), (False, False)])
+def test_the_line_guide_reads_along_the_line(tokenizer, capitals, exact):
+    line = ReadLine((4.0, 8.0), (60.0, 8.0), "ABB7", capitals)
+    batch = collate([Example("t", (_noise(1, 1, 2),), (None,), (), read_lines=((line,),))], tokenizer)
+    assert batch.line_frames.shape == (1, 16)
+    assert count_targets(batch).characters == 4
+    loss, right = line_loss(_spelled("aBB7", (32, 64), (2, 5, 8, 12)), batch)
+    assert right.tolist() == [exact]
+    assert (float(loss) < 1.0) == exact
+
+
+def test_a_line_with_more_characters_than_slots_is_left_out(tokenizer):
+    line = ReadLine((4.0, 8.0), (12.0, 8.0), "TOO LONG", True)
+    batch = collate([Example("t", (_noise(1, 1, 2),), (None,), (), read_lines=((line,),))], tokenizer)
+    assert len(batch.line_frames) == 0
+    loss, right = line_loss(torch.zeros(2 * SLOTS, len(GLYPHS) + 1), batch)
+    assert float(loss) == 0.0
+    assert len(right) == 0
+
+
+def test_a_pool_is_cut_into_batches_of_one_kind(tokenizer):
+    asked = [Example("a", (_noise(n, 1, n + 1),), (None,), (Query("What?", "1"),)) for n in range(9)]
+    silent = [Example("s", (_noise(n, 2, 2),), (None,), ()) for n in range(5)]
+    groups = split_pool([*asked, *silent], tokenizer, 100)
+    assert sum(len(group) for group in groups) == 14
+    assert all(len({bool(example.queries) for example in group}) == 1 for group in groups)
+    assert len(groups) > 2
 
 
 def test_pointing_targets_are_the_visual_tokens_of_the_characters(tokenizer):
@@ -152,7 +221,7 @@ def test_pointing_targets_are_the_visual_tokens_of_the_characters(tokenizer):
     assert batch.read_target[0, asked].tolist() == [pads[2 + 5], pads[1], IGNORE]
 
 
-def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model):
+def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model, fast_model):
     picture = _noise(11, 2, 2)
     batch = collate([Example("t", (picture,), (None,), (Query("Read the text.", "AB"),))], tokenizer)
     prompt = batch.input_ids[:, : int((batch.labels[0] != IGNORE).nonzero()[0]) + 1]
@@ -161,7 +230,7 @@ def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model):
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             mm_token_type_ids=(prompt == model.config.image_token_id).int(),
-            pixel_values=batch.pixels,
+            pixel_values=batch.pixels.view(-1, 3, 1, 256).expand(-1, 3, 2, 256).reshape(-1, 1536),
             image_grid_thw=batch.grid_thw,
             max_new_tokens=3,
             do_sample=False,
@@ -169,6 +238,11 @@ def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model):
     text = tokenizer.decode(written[:1])
     again = collate([Example("t", (picture,), (None,), (Query("Read the text.", text),))], tokenizer)
     with torch.no_grad():
-        result = GuidedModel(model, pointing_layer=1, pointing_heads=(0, 1))(again)
-    assert result.predictions[0][0] == written[0]
+        result = GuidedModel(fast_model, POINTING)(again)
     assert int(result.exact[0, 0]) == int(len(written) > 1 and written[1] == tokenizer.eos_token_id)
+
+
+def test_rows_that_share_their_slots_teach_nothing(tokenizer):
+    lines = tuple(ReadLine((4.0, y), (60.0, y), "ABC", True) for y in (6.0, 14.0, 24.0))
+    batch = collate([Example("t", (_noise(1, 1, 2),), (None,), (), read_lines=(lines,))], tokenizer)
+    assert len(batch.line_frames) == 1

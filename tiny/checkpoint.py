@@ -1,0 +1,118 @@
+"""The training state on disk: master weights, optimiser state and counters in one safetensors file.
+
+The file is written beside the old one and takes its place in one move, so a process that is killed at any time leaves
+either the old state or the new one. Numbers that are not tensors travel as JSON in the file's header.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qzoom.errors import CheckpointError
+from qzoom.training.optim import MuonWithAdamW, split_matrices
+
+__all__ = ["MasterWeights", "load_state", "save_state"]
+
+
+class MasterWeights:
+    """Float32 copies of a module's weights, which the optimiser updates while the module itself computes in bfloat16.
+
+    Args:
+        module: its parameters are the working copies; tied ones count once.
+        rates: learning rates of Muon (matrices inside the towers) and AdamW (all else) at factor 1.
+        weight_decay: of the matrices.
+    """
+
+    def __init__(self, module: nn.Module, rates: tuple[float, float], weight_decay: float) -> None:
+        self._working = dict(module.named_parameters())
+        self.weights = {
+            name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in self._working.items()
+        }
+        matrices, others = split_matrices(self.weights.items())
+        self.optimizer = MuonWithAdamW(matrices, others, lr=rates[0], weight_decay=weight_decay, betas=(0.9, 0.98))
+        self._rates = rates
+
+    def collect(self) -> None:
+        """Add the working copies' gradients to the masters' and clear them."""
+        for name, weight in self._working.items():
+            if weight.grad is None:
+                continue
+            master = self.weights[name]
+            if master.grad is None:
+                master.grad = weight.grad.to(torch.float32)
+            else:
+                master.grad += weight.grad
+            weight.grad = None
+
+    def step(self, factor: float, clip_norm: float) -> float:
+        """One update at this learning-rate factor; returns the gradient's norm before it was clipped."""
+        norm = nn.utils.clip_grad_norm_(
+            [weight for weight in self.weights.values() if weight.grad is not None], clip_norm
+        )
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.publish()
+        return float(norm)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters into the working weights."""
+        for name, weight in self._working.items():
+            weight.copy_(self.weights[name])
+
+
+def save_state(path: Path, masters: MasterWeights, counters: dict[str, Any]) -> None:
+    """Write everything that a run needs to go on."""
+    from safetensors.torch import save_file
+
+    tensors = {f"weight/{name}": weight.detach().cpu() for name, weight in masters.weights.items()}
+    state = masters.optimizer.state_dict()
+    plain: dict[str, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{number}/{key}"] = value.detach().cpu().contiguous()
+            else:
+                plain.setdefault(str(number), {})[key] = value
+    header = {"state": json.dumps({"counters": counters, "plain": plain})}
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata=header)
+    os.replace(part, path)
+
+
+def load_state(path: Path, masters: MasterWeights) -> dict[str, Any] | None:
+    """Restore what `save_state` wrote and return its counters; None where there is no state yet.
+
+    Raises:
+        CheckpointError: the state belongs to another model.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["state"])
+        names = list(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if name.startswith("weight/")}
+        if shapes != {f"weight/{name}": tuple(weight.shape) for name, weight in masters.weights.items()}:
+            raise CheckpointError(f"{path} belongs to a model of other sizes; give another folder or --fresh.")
+        with torch.no_grad():
+            for name, weight in masters.weights.items():
+                weight.copy_(file.get_tensor(f"weight/{name}"))
+        state: dict[int, dict[str, Any]] = {int(n): dict(values) for n, values in header["plain"].items()}
+        for name in names:
+            if name.startswith("optimizer/"):
+                _, number, key = name.split("/", 2)
+                state.setdefault(int(number), {})[key] = file.get_tensor(name)
+    groups = masters.optimizer.state_dict()["param_groups"]
+    masters.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    masters.publish()
+    return dict(header["counters"])
