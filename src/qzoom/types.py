@@ -87,7 +87,7 @@ class Region:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HeatMap:
     """The region branch's map over one picture's coarse cells.
 
@@ -162,10 +162,10 @@ class Perception:
 
     gate: GateDecision
     regions: tuple[Region, ...]
-    heat_maps: tuple[HeatMap, ...]
+    heat_maps: tuple[HeatMap, ...] = field(compare=False)
     image_sizes_px: tuple[tuple[int, int], ...]
     usage: Usage
-    timing_ms: dict[str, float]
+    timing_ms: dict[str, float] = field(compare=False)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
         """Plain JSON types.
@@ -178,7 +178,7 @@ class Perception:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answered question.
+    """One answered question. Answers are equal if everything but times, heat maps and pictures is equal.
 
     Args:
         text: the answer.
@@ -201,9 +201,9 @@ class Answer:
     tokens: tuple[int, ...]
     gate: GateDecision
     regions: tuple[Region, ...]
-    heat_maps: tuple[HeatMap, ...]
+    heat_maps: tuple[HeatMap, ...] = field(compare=False)
     usage: Usage
-    timing_ms: dict[str, float]
+    timing_ms: dict[str, float] = field(compare=False)
     image_sizes_px: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     finish_reason: Literal["stop", "length", "cancelled"] = "stop"

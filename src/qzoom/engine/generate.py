@@ -29,17 +29,23 @@ __all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "TextStream", 
 class TextStream:
     """Text of one answer as its tokens arrive; white space around the whole answer is left out.
 
-    The pieces that `push` and `finish` return join to `text`.
+    The pieces that `push` and `finish` return join to `text`. Each token costs the decoding of a few tokens, however
+    long the answer is: a token's text is what it adds to the text of the token before it. A character whose last bytes
+    never come is left out.
 
     Args:
         tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer and are not part of it.
     """
 
+    _LONGEST_WINDOW = 64
+    """Tokens that may wait for the end of a character."""
+
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._ids: list[int] = []
+        self._window: list[int] = []  # the last tokens whose text is complete, then those that wait
+        self._complete = 0
         self._raw = ""
         self._sent = 0
         self.stopped = False
@@ -51,19 +57,29 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Add a token; returns the new text that is certain."""
-        self._ids.append(token)
-        self._raw = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        hits = [at for at in (self._raw.find(s) for s in self._stop) if at >= 0]
+        self._window.append(token)
+        before, after = self._decode(self._window[: self._complete]), self._decode(self._window)
+        if len(self._window) - self._complete < self._LONGEST_WINDOW and (
+            after.endswith("\ufffd") or len(after) <= len(before)
+        ):
+            return ""
+        length = len(self._raw)
+        self._raw += after[len(before) :]
+        self._window = self._window[self._complete :]
+        self._complete = len(self._window)
+        hits = [at for at in (self._raw.find(s, max(0, length - len(s) + 1)) for s in self._stop) if at >= 0]
         if hits:
             self.stopped = True
             self._raw = self._raw[: min(hits)]
             return self.finish()
-        held = [len(self._raw) - len(self._raw.rstrip("�")), *(_overlap(self._raw, s) for s in self._stop)]
-        return self._release(len(self._raw) - max(held))
+        return self._release(len(self._raw) - max((_overlap(self._raw, s) for s in self._stop), default=0))
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""
         return self._release(len(self._raw))
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
     def _release(self, until: int) -> str:
         shown = self._raw[:until].strip()
