@@ -27,10 +27,10 @@ export QZOOM_MAKE_REFERENCE := $(value REFERENCE)
 export QZOOM_MAKE_RUNS := $(value RUNS)
 export QZOOM_MAKE_DATA := $(value DATA)
 
-.PHONY: help setup demo test lint format parity bench results
+.PHONY: help setup demo test test-clients lint format parity bench results
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## Make .venv with the exact versions of constraints.txt
 
@@ -46,6 +46,11 @@ demo: setup ## Ask about a picture: make demo IMAGE=page.jpg QUESTION="What is t
 
 test: setup ## Run the tests: make test ARGS="tests/cli -k json"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-clients: setup ## Run client libraries against a server, in .venv-clients
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install -q -r tests/clients/requirements.txt
+	QZOOM=$(BIN)/qzoom .venv-clients/bin/python -m pytest -q -c /dev/null --noconftest $(CURDIR)/tests/clients/check_clients.py $(ARGS)
 
 lint: setup ## ruff (rules and layout) and mypy
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
