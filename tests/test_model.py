@@ -117,3 +117,34 @@ def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
     ).split()
     assert float(seconds) < 0.5
     assert (torch_loaded, transformers_loaded) == ("False", "False")
+
+
+def test_answers_compare_and_hash(model: QZoom) -> None:
+    first, second = (model.ask("examples/receipt.jpg", "What is the date?", max_new_tokens=4) for _ in range(2))
+    assert first == second
+    assert first in [second]
+    assert hash(first) == hash(second)
+    assert model.perceive("examples/receipt.jpg", "What is the date?") == model.perceive(
+        "examples/receipt.jpg", "What is the date?"
+    )
+    assert first != model.ask("examples/receipt.jpg", "What is the total amount?", max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "sentence"),
+    [
+        (None, "ask_batch needs a list of .image, question. pairs, not NoneType"),
+        ("page.png", "ask_batch needs a list of .image, question. pairs, not str"),
+        (["examples/receipt.jpg", "What is it?"], "Sample 1: expected an .image, question. pair"),
+        ([("examples/receipt.jpg",)], "Sample 1: expected an .image, question. pair"),
+        ([("examples/receipt.jpg", "A?"), ("missing.png", "B?")], "Sample 2: Cannot read 'missing.png'"),
+    ],
+)
+def test_a_bad_sample_of_a_batch_is_named(model: QZoom, samples: object, sentence: str) -> None:
+    with pytest.raises(QZoomError, match=sentence):
+        model.ask_batch(samples)  # type: ignore[arg-type]
+
+
+def test_an_unknown_option_of_loading_is_refused_with_a_hint() -> None:
+    with pytest.raises(ConfigError, match="no option 'torch_dtype'; did you mean 'dtype'"):
+        QZoom.from_pretrained("tiny", torch_dtype="float32")

@@ -47,6 +47,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"qzoom", "qzoom-0.1.0.dist-info"}
     assert any(name.startswith("qzoom/assets/tiny/") and name.endswith(".safetensors") for name in names)
     assert {
+        "qzoom/py.typed",
         "qzoom/serving/page/index.html",
         "qzoom/serving/page/app.js",
         "qzoom/serving/page/examples/receipt.jpg",

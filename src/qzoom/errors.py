@@ -23,6 +23,7 @@ __all__ = [
     "ImageError",
     "InternalError",
     "LaterError",
+    "LengthError",
     "QZoomError",
     "QuestionError",
     "QueueFullError",
@@ -53,6 +54,28 @@ class FetchTimeoutError(FetchFailedError):
 
 class QuestionError(QZoomError):
     """A question or chat message that cannot be used: empty, too long, of the wrong shape."""
+
+
+class LengthError(QuestionError):
+    """Prompt and answer together are longer than the model reads.
+
+    Args:
+        prompt: tokens of the prompt.
+        new: most tokens of the answer.
+        most: what the model reads.
+    """
+
+    def __init__(self, prompt: int, new: int, most: int) -> None:
+        super().__init__(
+            f"{self.facts(prompt, new, most)}; shorten the question, or lower max_new_tokens, coarse_tokens or "
+            "region_tokens."
+        )
+        self.numbers = (prompt, new, most)
+
+    @staticmethod
+    def facts(prompt: int, new: int, most: int) -> str:
+        """The sentence without its advice, which depends on how the question was asked."""
+        return f"The prompt takes {prompt} tokens and the answer up to {new}, but the model reads at most {most}"
 
 
 class ConfigError(QZoomError):

@@ -13,7 +13,7 @@ from qzoom.engine.flow import perceive
 from qzoom.engine.request import Limit, Options, Request, check_heads, make_options, make_request
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
-from qzoom.errors import ConfigError
+from qzoom.errors import ConfigError, QuestionError, QZoomError
 from qzoom.images.load import ImageLimits, load_image
 from qzoom.types import Answer, Perception, StreamEvent
 
@@ -49,6 +49,7 @@ class QZoom:
         device_map: str | None = None,
         attn_implementation: str = "sdpa",
         config: ZoomConfig | None = None,
+        **unknown: Any,
     ) -> QZoom:
         """Load the embedded model ("tiny"), a qzoom adapter, a released Q-Zoom checkpoint or a plain base model.
 
@@ -59,13 +60,17 @@ class QZoom:
             device_map: "cpu", "cuda", "cuda:0", or "auto"; one device only.
             attn_implementation: "sdpa" or "eager".
             config: overrides the checkpoint's own arithmetic.
+            **unknown: anything else is refused with the closest known name.
 
         Raises:
+            ConfigError: an unknown option.
             CheckpointError: it cannot be found, read, or matched to its base.
             DeviceError: a placement that is not supported.
         """
         from qzoom.checkpoints.load import load_engine
 
+        for name in unknown:
+            raise ConfigError(f"from_pretrained has no option {name!r}; {_closest_option(name)}")
         engine = load_engine(
             id_or_path,
             revision=revision,
@@ -144,18 +149,28 @@ class QZoom:
                 stop texts of every sample; a (min, max) tuple of tokens is one value.
 
         Raises:
-            ConfigError: a list that is not as long as the samples; otherwise as in `ask`.
+            QuestionError: a sample that is no (image, question) pair.
+            ConfigError: a list that is not as long as the samples; otherwise as in `ask`, with the sample's number.
         """
-        requests = [
-            self.request(image, question, **_options_of(options, i, len(samples)))
-            for i, (image, question) in enumerate(samples)
-        ]
+        if isinstance(samples, str | bytes) or not isinstance(samples, Sequence):
+            raise QuestionError(f"ask_batch needs a list of (image, question) pairs, not {type(samples).__name__}.")
+        requests = [self._batch_request(samples, i, options) for i in range(len(samples))]
         answers: dict[int, Answer] = {}
         if requests:
             for i, event in events(self.engine, requests):
                 if event.answer is not None:
                     answers[i] = event.answer
         return [answers[i] for i in range(len(requests))]
+
+    def _batch_request(self, samples: Sequence[Any], index: int, options: dict[str, Any]) -> Request:
+        sample = samples[index]
+        own = _options_of(options, index, len(samples))
+        if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
+            raise QuestionError(f"Sample {index + 1}: expected an (image, question) pair, not {_shown(sample)}.")
+        try:
+            return self.request(sample[0], sample[1], **own)
+        except QZoomError as error:
+            raise type(error)(f"Sample {index + 1}: {error}") from error
 
     def perceive(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Perception:
         """Gate and regions only, without an answer; arguments as in `ask`.
@@ -217,3 +232,15 @@ def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, An
             raise ConfigError(f"{name} is a list of {len(value)} values for {count} samples; give one each{hint}.")
         out[name] = value[index] if per_sample else value
     return out
+
+
+def _closest_option(name: str) -> str:
+    """The end of the sentence about an unknown option of `from_pretrained`."""
+    from qzoom.settings import closest
+
+    return closest(name, ("revision", "dtype", "device_map", "attn_implementation", "config"))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -87,7 +87,7 @@ class Region:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HeatMap:
     """The region branch's map over one picture's coarse cells.
 
@@ -132,19 +132,19 @@ class SamplingParams:
     """
 
     max_new_tokens: Annotated[int, Between(1, 10**6)] = 128
-    """Most tokens to generate."""
+    """Maximum number of tokens of the answer."""
     temperature: Annotated[float, Between(0, 100)] = 0.0
-    """0 is greedy, and so is all below 0.00001."""
+    """Sampling temperature; 0 (or below 0.00001) decodes greedily."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus share."""
+    """Nucleus sampling: sample from the likeliest tokens with this total probability."""
     top_k: Annotated[int, Between(0, 2**31 - 1)] = 0
-    """Most likely tokens kept; 0 keeps all."""
+    """Sample from the k likeliest tokens; 0 for all."""
     stop: tuple[Text, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    """Texts that end the answer and are not part of it."""
     seed: Annotated[int, Between(-(2**63), 2**64 - 1)] | None = None
-    """Seed of this sample's own generator; None draws one."""
+    """Seed of the sampling; None draws a new one."""
     ignore_eos: bool = False
-    """Go on after the end token, so that every answer has `max_new_tokens` tokens (for load tests)."""
+    """Continue after the end token, so that every answer has `max_new_tokens` tokens (for load tests)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +162,10 @@ class Perception:
 
     gate: GateDecision
     regions: tuple[Region, ...]
-    heat_maps: tuple[HeatMap, ...]
+    heat_maps: tuple[HeatMap, ...] = field(compare=False)
     image_sizes_px: tuple[tuple[int, int], ...]
     usage: Usage
-    timing_ms: dict[str, float]
+    timing_ms: dict[str, float] = field(compare=False)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
         """Plain JSON types.
@@ -178,7 +178,7 @@ class Perception:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answered question.
+    """One answered question. Answers are equal if everything but times, heat maps and pictures is equal.
 
     Args:
         text: the answer.
@@ -201,9 +201,9 @@ class Answer:
     tokens: tuple[int, ...]
     gate: GateDecision
     regions: tuple[Region, ...]
-    heat_maps: tuple[HeatMap, ...]
+    heat_maps: tuple[HeatMap, ...] = field(compare=False)
     usage: Usage
-    timing_ms: dict[str, float]
+    timing_ms: dict[str, float] = field(compare=False)
     image_sizes_px: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     finish_reason: Literal["stop", "length", "cancelled"] = "stop"

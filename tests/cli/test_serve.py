@@ -68,6 +68,7 @@ def test_wrong_usage_has_code_2(here, words, part):
         (["--limit", "picture=3"], "did you mean 'pictures'?"),
         (["--api-key", ""], "API key 1 is empty"),
         (["--allowed-media-domains", "http://x/"], "is not a host"),
+        (["--allowed-origins", "app.example"], "is not an origin"),
     ],
 )
 def test_settings_that_cannot_be_used_are_one_sentence(here, words, part):

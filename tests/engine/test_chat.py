@@ -106,14 +106,38 @@ def test_several_turns_answer_as_transformers_does() -> None:
     assert list(model.ask(PAGE, messages, zoom="never", max_new_tokens=8).tokens) == expected
 
 
+def test_turns_of_one_role_are_one() -> None:
+    question = [{"role": "user", "content": "What is it?"}, {"role": "user", "content": [{"type": "image"}]}]
+    whole = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}]
+    assert encode(PAGE, question) == encode(PAGE, whole)
+    assert read_conversation(PAGE, question).question == "What is it?"
+    rules = [{"role": "system", "content": "A."}, {"role": "developer", "content": "B."}]
+    assert encode(PAGE, [*rules, *whole]) == encode(PAGE, whole, system="A.\nB.")
+
+
+def test_an_assistant_may_have_said_nothing() -> None:
+    def asked(**turn: Any) -> list[int]:
+        last = {"role": "user", "content": "And?"}
+        return encode(PAGE, [{"role": "user", "content": "What?"}, {"role": "assistant", **turn}, last])
+
+    assert asked() == asked(content=None) == asked(content="")
+    assert asked(content=None, refusal="No.") == asked(content="No.")
+    assert asked(content="No.", tool_calls=[], function_call=None) == asked(content="No.")
+    for call in ({"tool_calls": [{"id": "c"}]}, {"function_call": {"name": "f"}}):
+        with pytest.raises(QuestionError, match=r"Message 2 .*calls of tools are not read"):
+            asked(content=None, **call)
+
+
 def test_pictures_may_come_inside_the_messages() -> None:
     model = QZoom(tiny_models.engine("qwen3_vl"))
     buffer = io.BytesIO()
     PAGE.save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     expected = model.ask(PAGE, "What?", max_new_tokens=4)
-    for source in ({"image": PAGE}, {"image": buffer.getvalue()}, {"url": url}):
-        messages = [{"role": "user", "content": [{"type": "image", **source}, {"type": "text", "text": "What?"}]}]
+    sources: list[dict[str, Any]] = [{"image": PAGE}, {"image": buffer.getvalue()}, {"url": url}]
+    sources += [{"type": "image_url", "image_url": url}, {"type": "image_url", "image_url": {"url": url}}]
+    for source in sources:
+        messages = [{"role": "user", "content": [{"type": "image"} | source, {"type": "text", "text": "What?"}]}]
         assert model.ask(None, messages, max_new_tokens=4).tokens == expected.tokens
     bare = [{"role": "user", "content": "What?"}]
     assert model.ask(PAGE, bare, max_new_tokens=4).tokens == expected.tokens

@@ -40,13 +40,13 @@ def test_no_piece_holds_half_a_character(text: str) -> None:
     assert len([p for p in pieces if p]) >= len(text) // 2
 
 
-def test_a_character_that_never_ends_is_shown_at_the_end() -> None:
+def test_a_character_that_never_ends_is_left_out() -> None:
     stream = TextStream(tiny_models.tokenizer())
     euro = bytes_of("€")
     assert len(euro) == 3
     assert [stream.push(t) for t in [*bytes_of("a"), *euro[:2]]] == ["a", "", ""]
-    assert stream.finish() == "\ufffd"
-    assert stream.text == "a\ufffd"
+    assert stream.finish() == ""
+    assert stream.text == "a"
 
 
 def test_a_broken_character_in_the_middle_is_shown_when_text_goes_on() -> None:
@@ -84,3 +84,29 @@ def test_special_tokens_are_not_text() -> None:
     stream = TextStream(tiny_models.tokenizer())
     tokens = [tiny_models.token_id("<|im_start|>"), *bytes_of("ok"), tiny_models.token_id("<|vision_end|>")]
     assert "".join(stream.push(t) for t in tokens) + stream.finish() == "ok"
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_answer() -> None:
+    class Counting:
+        decoded = 0
+
+        def __init__(self) -> None:
+            self.inner = tiny_models.tokenizer()
+
+        def decode(self, ids: list[int], **options: object) -> str:
+            self.decoded += len(ids)
+            return str(self.inner.decode(ids, **options))
+
+    text = "Müller 12.50 日本 " * 200
+    tokenizer = Counting()
+    stream = TextStream(tokenizer, ("END",))
+    tokens = bytes_of(text)
+    assert "".join([*(stream.push(token) for token in tokens), stream.finish()]) == text.strip()
+    assert tokenizer.decoded < 12 * len(tokens)
+
+
+def test_special_tokens_and_endless_broken_bytes_do_not_pile_up() -> None:
+    stream = TextStream(tiny_models.tokenizer())
+    for _ in range(500):
+        stream.push(bytes_of("€")[0])
+    assert len(stream._window) <= 2 * TextStream._LONGEST_WINDOW

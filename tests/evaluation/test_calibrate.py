@@ -365,7 +365,7 @@ def test_the_command_writes_a_model_that_zooms_as_wished(tmp_path, capsys):
 def test_the_command_refuses_what_the_questions_cannot_show(tmp_path, capsys):
     path = str(write(tmp_path, "x", pictures=1))
     out = str(tmp_path / "out")
-    assert command(["calibrate", path, "-o", out]) == 1
+    assert command(["calibrate", path, "-o", out]) == 2
     assert "exactly one wish" in capsys.readouterr().err
     source = tmp_path / "random"
     QZoom(engine("qwen3_vl"), "random").save_pretrained(source, include_base=True)

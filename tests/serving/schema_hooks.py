@@ -23,9 +23,11 @@ def before_call(context, case, kwargs):
         return
     body = case.body
     for message in body["messages"]:
-        if isinstance(message["content"], list):
+        if isinstance(message.get("content"), list):
             for part in message["content"]:
-                if part["type"] == "image_url":
+                if part["type"] == "image_url" and isinstance(part["image_url"], str):
+                    part["image_url"] = PICTURE
+                elif part["type"] == "image_url":
                     part["image_url"]["url"] = PICTURE
     if body["messages"][-1] != QUESTION:  # generated lists are shared between requests
         body["messages"].append(dict(QUESTION))

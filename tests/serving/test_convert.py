@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 from typing import Any
@@ -14,12 +15,12 @@ from PIL import Image
 from qzoom import QZoom
 from qzoom.config import TokenBudget
 from qzoom.engine.prefix_cache import prefix_key
-from qzoom.errors import BudgetError, ImageError
+from qzoom.errors import BudgetError, ImageError, QuestionError
 from qzoom.images.fetch import FetchPolicy
 from qzoom.images.limits import ImageLimits
 from qzoom.serving.convert import Converter, PictureCache, most_demanding
 from qzoom.serving.errors import ApiError
-from qzoom.serving.protocol import ChatRequest, validate
+from qzoom.serving.protocol import ChatRequest, PerceiveRequest, validate
 from qzoom.serving.settings import SchedulerLimits, ServerLimits
 from tests.serving.running import chat, data_url, image_part, page, running, user
 
@@ -139,12 +140,102 @@ def test_the_servers_ceiling_holds_for_the_checkpoints_own_budgets(convert):
 
 @pytest.mark.parametrize(
     ("more", "param"),
-    [({"max_tokens": 65}, "max_tokens"), ({"qzoom": {"max_visual_tokens": 401}}, "qzoom.max_visual_tokens")],
+    [
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 65}, "max_completion_tokens"),
+        ({"qzoom": {"max_visual_tokens": 401}}, "qzoom.max_visual_tokens"),
+    ],
 )
 def test_asking_for_more_than_the_ceiling_is_refused(convert, more, param):
     with pytest.raises(ApiError) as caught:
         convert(limits=ServerLimits(max_new_tokens=64, visual_tokens=400), **more)
     assert (caught.value.status, caught.value.param) == (400, param)
+    assert str(caught.value).startswith(f"{param} is above")
+
+
+def test_too_many_pictures_for_the_ceiling_is_not_called_a_budget_of_the_clients(convert):
+    with pytest.raises(ApiError, match="2 pictures need more visual tokens") as caught:
+        convert(user(image_part(), image_part(), "What?"), limits=ServerLimits(visual_tokens=2))
+    assert caught.value.param == "messages"
+
+
+def test_turns_of_one_role_belong_together(convert):
+    split = [{"role": "user", "content": "What is the date?"}, user(image_part())]
+    whole = convert(user("What is the date?", image_part()))
+    assert convert(*split).ids == whole.ids
+    assert convert(*split).conversation.question == "What is the date?"
+    assert (
+        convert({"role": "user", "content": "One."}, {"role": "user", "content": "Two?"}).ids
+        == convert({"role": "user", "content": "One.\nTwo?"}).ids
+    )
+    with pytest.raises(QuestionError, match="question is empty"):
+        convert(user(image_part()), user(image_part()))
+
+
+@pytest.mark.parametrize(
+    ("turn", "text"),
+    [
+        ({"content": None}, ""),
+        ({}, ""),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"content": [{"type": "refusal", "refusal": "I cannot."}]}, "I cannot."),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "7"}]}, "7"),
+        ({"content": "7", "reasoning_content": "hm", "provider_specific_fields": {"qzoom": {}}}, "7"),
+    ],
+)
+def test_what_an_assistant_said_is_its_text(convert, turn, text):
+    first, last = user(image_part(), "One?"), user("Two?")
+    expected = convert(first, {"role": "assistant", "content": text}, last)
+    assert convert(first, {"role": "assistant"} | turn, last).ids == expected.ids
+
+
+@pytest.mark.parametrize("role", ["developer", "system", "assistant"])
+def test_a_refusal_names_the_role_that_was_sent(convert, role):
+    with pytest.raises(QuestionError, match=f"not one of role '{role}'"):
+        convert(user("What?"), {"role": role, "content": "x"})
+
+
+@pytest.fixture
+def plain(model):
+    bare = QZoom(dataclasses.replace(model.engine, region=None, gate=None))
+
+    def call(*messages, kind=ChatRequest, **more):
+        body = chat(*messages) | more
+        if kind is PerceiveRequest:
+            del body["max_tokens"]
+        return Converter(bare, ServerLimits(), FetchPolicy(), print, PictureCache(0)).request(validate(kind, body))
+
+    return call
+
+
+@pytest.mark.parametrize("detail", ["low", "auto", "high", "original"])
+def test_a_model_that_cannot_zoom_reads_every_detail_and_says_so(plain, detail):
+    made = plain(user(image_part(detail=detail), "What?"))
+    assert made.options.zoom == "never"
+    notes = made.pictures[0].notes
+    assert bool(notes) == (detail in ("high", "original"))
+    assert not notes or f'detail "{detail}"' in notes[0]
+
+
+def test_a_model_that_cannot_zoom_refuses_what_needs_it(plain):
+    with pytest.raises(ApiError, match="no region branch") as caught:
+        plain(qzoom={"zoom": "always"})
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "cannot_zoom", "qzoom.zoom")
+    with pytest.raises(ApiError, match=r"no region branch, .*/v1/chat/completions") as caught:
+        plain(kind=PerceiveRequest)
+    assert (caught.value.status, caught.value.code) == (400, "cannot_zoom")
+    assert plain(qzoom={"zoom": "auto"}).options.zoom == "never"
+
+
+def test_errors_about_pictures_say_which(convert):
+    cut = io.BytesIO()
+    page().save(cut, "JPEG")
+    damaged = base64.b64encode(cut.getvalue()[:-128]).decode()
+    for url in (f"data:image/jpeg;base64,{damaged}", "data:image/png;base64,!!!!", "file:///x", "http://127.0.0.1:9/x"):
+        with pytest.raises(ApiError) as caught:
+            convert(user(image_part(), {"type": "image_url", "image_url": url}, "What?"))
+        assert "picture 2" in str(caught.value).lower()
+        assert "picture bytes" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

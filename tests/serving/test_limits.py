@@ -12,7 +12,7 @@ from qzoom.errors import ConfigError, ImageError
 from qzoom.images.limits import ImageLimits
 from qzoom.serving.convert import check_pictures, check_tokens
 from qzoom.serving.errors import ApiError
-from qzoom.serving.protocol import read_payload
+from qzoom.serving.protocol import ChatRequest, read_payload, validate
 from qzoom.serving.settings import ServerLimits
 from tests.serving.refusals import png_of
 
@@ -117,7 +117,7 @@ def test_a_text_of_nothing_but_marks_is_not_taken_for_structure():
     [
         b"",
         b"\xff\xfe{}",
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf{",
         b"{",
         b"{}x",
         b"{'a': 1}",
@@ -161,11 +161,14 @@ def test_other_shapes_are_left_to_the_protocol(payload):
 
 
 def test_token_ceilings():
-    check_tokens(None, None, LIMITS)
-    check_tokens(10, 20, LIMITS)
-    assert refusal(check_tokens, 11, None).param == "max_tokens"
-    assert refusal(check_tokens, None, 21).param == "qzoom.max_visual_tokens"
-    assert refusal(check_tokens, 10**400, None).status == 400
+    def body(**more):
+        return validate(ChatRequest, {"model": "tiny", "messages": [{"role": "user", "content": "x"}], **more})
+
+    check_tokens(body(), LIMITS)
+    check_tokens(body(max_tokens=10, qzoom={"max_visual_tokens": 20}), LIMITS)
+    for name in ("max_tokens", "max_completion_tokens"):
+        assert refusal(check_tokens, body(**{name: 11})).param == name
+    assert refusal(check_tokens, body(qzoom={"max_visual_tokens": 21})).param == "qzoom.max_visual_tokens"
 
 
 def png(width, height):

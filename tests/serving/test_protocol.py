@@ -1,9 +1,13 @@
 """What may be sent, and what is said about the rest."""
 
+import codecs
+import json
+
 import pytest
 
 from qzoom.serving.errors import ApiError
-from qzoom.serving.protocol import ChatRequest, PerceiveRequest, validate
+from qzoom.serving.protocol import KNOWN, ChatRequest, PerceiveRequest, read_payload, validate
+from qzoom.serving.settings import ServerLimits
 
 BASE = {"model": "tiny", "messages": [{"role": "user", "content": "What?"}]}
 TEXT = {"type": "text", "text": "What?"}
@@ -67,7 +71,7 @@ def test_what_openai_clients_send_is_taken(values):
             "audio, video and files are not read",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "http://a"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
             "messages[0].content[0].image_url",
             "must be an object",
         ),
@@ -106,6 +110,142 @@ def test_a_refusal_names_the_field_and_what_to_do(values, param, part):
     assert part in error["message"]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "http://a"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reasoning_content": "hm"},
+        {"reasoning": "hm"},
+        {"reasoning_content": None, "reasoning_details": [{"type": "reasoning.text"}], "thinking_blocks": []},
+        {"refusal": ""},
+        {"provider_specific_fields": {"qzoom": {}}},
+        {"annotations": [], "citations": None, "images": []},
+        {"audio": None, "function_call": None, "tool_calls": None, "tool_call_id": None, "name": None, "id": "x"},
+        {"tool_calls": []},
+        {"cache_control": {"type": "ephemeral"}},
+        {"content": None},
+        {"content": None, "refusal": "I cannot."},
+        {"content": [{"type": "refusal", "refusal": "I cannot."}]},
+        {"content": [{"type": "thinking", "thinking": "hm", "signature": "x"}, TEXT]},
+    ],
+)
+def test_what_clients_add_to_an_answer_may_come_back(more):
+    for kind in (ChatRequest, PerceiveRequest):
+        turns = [*BASE["messages"], {"role": "assistant", "content": "7"} | more, *BASE["messages"]]
+        assert len(validate(kind, BASE | {"messages": turns}).messages) == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"top_k": -1},
+        {"top_k": 0, "min_p": 0, "repetition_penalty": 1.0, "length_penalty": 1, "typical_p": 1.0, "min_tokens": 0},
+        {"skip_special_tokens": True, "spaces_between_special_tokens": True, "include_stop_str_in_output": False},
+        {"stop_token_ids": None, "bad_words": [], "logits_processors": None, "allowed_token_ids": None},
+        {"stop_token_ids": [], "stop": [], "logit_bias": {}, "best_of": 1, "use_beam_search": False, "echo": False},
+        {"chat_template_kwargs": {}, "mm_processor_kwargs": None, "chat_template": None, "documents": None},
+        {"chat_template_kwargs": {"enable_thinking": False}, "thinking": {"type": "disabled"}},
+        {"add_generation_prompt": True, "continue_final_message": False, "add_special_tokens": False, "priority": 0},
+        {"guided_json": None, "guided_regex": None, "structured_outputs": None, "prompt_logprobs": None},
+        {"tools": None, "tool_choice": None, "functions": None, "function_call": None, "response_format": None},
+        {"logit_bias": None, "audio": None, "prediction": None, "modalities": None, "web_search_options": None},
+        {"stream": None, "stream_options": None, "seed": None, "user": None, "metadata": None, "logprobs": None},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": False}, "return_token_ids": False},
+    ],
+)
+def test_wishes_for_what_happens_anyway_are_taken(values):
+    assert validate(ChatRequest, BASE | values).model == "tiny"
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_known_field_may_be_null(name):
+    assert validate(ChatRequest, BASE | {name: None}).model == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("values", "param", "part"),
+    [
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "set it to 1"),
+        ({"min_p": 0.1}, "min_p", "set it to 0"),
+        ({"skip_special_tokens": False}, "skip_special_tokens", "no special tokens"),
+        ({"stop_token_ids": [5]}, "stop_token_ids", "give 'stop'"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking", "template"),
+        ({"guided_json": {}}, "guided_json", "plain text"),
+        ({"best_of": 3}, "best_of", "one answer"),
+        (of("user", TEXT) | {"top_k": -2}, "top_k", "greater than or equal to -1"),
+        ({"messages": [{"role": "user", "content": "a", "reasoning": "b"}]}, "messages[0].reasoning", "assistant"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, *BASE["messages"]]},
+            "messages[0].tool_calls",
+            "calls of tools are not read",
+        ),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f"}}, *BASE["messages"]]},
+            "messages[0].function_call",
+            "calls of tools are not read",
+        ),
+    ],
+)
+def test_known_fields_that_wish_for_more_are_refused_with_a_reason(values, param, part):
+    error = refusal(values)
+    assert error["param"] == param
+    assert part in error["message"]
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, PerceiveRequest])
+def test_a_pictures_address_alone_is_enough(kind):
+    for part in (IMAGE | {"image_url": "http://a"}, IMAGE | {"uuid": "x", "cache_control": {"type": "ephemeral"}}):
+        assert validate(kind, BASE | of("user", TEXT, part)).messages[0].content[1].image_url.url == "http://a"
+    address = {"url": "http://a", "format": "image/png", "uuid": "x", "detail": None}
+    assert validate(kind, BASE | of("user", {"type": "image_url", "image_url": address})).messages
+    assert validate(kind, BASE | of("user", TEXT | {"cache_control": {"type": "ephemeral"}})).messages
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_image", "image_url": "http://a"},
+        {"type": "image", "source": {"type": "base64", "data": ""}},
+        {"type": "image", "image": "x"},
+        {"type": "image_file", "image_file": {}},
+        {"image_url": "http://a"},
+    ],
+)
+def test_another_form_of_picture_is_shown_the_right_one(part):
+    error = refusal(of("user", TEXT, part))
+    assert error["param"] == "messages[0].content[1]"
+    assert '{"type": "image_url", "image_url": {"url": "..."}}' in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("values", "param", "part"),
+    [
+        ({"zoom": "always"}, "zoom", "belongs into 'qzoom'"),
+        ({"heatmap": True}, "heatmap", "belongs into 'qzoom'"),
+        ({"gate_threshold": 0.5}, "gate_threshold", "belongs into 'qzoom'"),
+        ({"max_visual_tokens": 100}, "max_visual_tokens", "belongs into 'qzoom'"),
+        ({"heat_map": True}, "heat_map", "did you mean 'heatmap', which belongs into 'qzoom'?"),
+        ({"detail": "high"}, "detail", "belongs into 'image_url'"),
+        (of("user", IMAGE | {"detail": "high"}), "messages[0].content[0].detail", "belongs into 'image_url'"),
+        ({"qzoom": {"detail": "high"}}, "qzoom.detail", "belongs into 'image_url'"),
+        ({"include_usage": True}, "include_usage", "belongs into 'stream_options'"),
+        ({"qzoom": {"temperature": 0}}, "qzoom.temperature", "belongs on top"),
+        ({"stream_options": {"stream": True}}, "stream_options.stream", "belongs on top"),
+        ({"messages": [{"role": "user", "content": "a", "zoom": "never"}]}, "messages[0].zoom", "into 'qzoom'"),
+        ({"role": "user"}, "role", "belongs into a message"),
+        ({"extra_body": {"qzoom": {}}}, "extra_body", "on top"),
+    ],
+)
+def test_a_known_name_at_the_wrong_place_is_told_its_place(values, param, part):
+    error = refusal(values)
+    assert (error["param"], error["code"]) == (param, "unknown_field")
+    assert part in error["message"]
+    assert "did you mean" not in error["message"] or "which belongs" in error["message"]
+
+
 def test_a_missing_model_is_said_to_be_missing():
     with pytest.raises(ApiError, match="model: it is missing"):
         validate(ChatRequest, {"messages": BASE["messages"]})
@@ -117,3 +257,18 @@ def test_perceive_takes_no_sampling():
 
 def test_values_are_not_echoed():
     assert "secret" not in refusal({"temperature": "secret" * 50})["message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_of_unicode_are_read(encoding):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Größe?"}]}
+    assert read_payload(json.dumps(body, ensure_ascii=False).encode(encoding), ServerLimits()) == body
+
+
+@pytest.mark.parametrize(
+    "raw", [codecs.BOM_UTF16_LE + b"\x00", codecs.BOM_UTF8 + b"\xff", codecs.BOM_UTF16_LE + b"\x00\xd8"]
+)
+def test_what_is_not_in_its_own_encoding_is_refused(raw):
+    with pytest.raises(ApiError) as caught:
+        read_payload(raw, ServerLimits())
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")

@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import gzip
 import json
 import logging
+import socket
 
 import httpx
 import pytest
@@ -12,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import qzoom
 from qzoom import QZoom
+from qzoom.errors import ConfigError
+from qzoom.serving import replies
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerSettings
 from tests.serving.running import chat, data_url, image_part, page, running, user
@@ -336,3 +340,154 @@ def test_a_server_without_heads_says_that_it_never_zooms(model, caplog, monkeypa
         answer = httpx.post(f"{site.url}/v1/chat/completions", json=chat(), timeout=120).json()
     assert card["qzoom"]["zooms"] is with_heads
     assert with_heads or answer["choices"][0]["message"]["qzoom"]["regions"] == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/version", "/metrics", "/v1/models", "/openapi.json", "/", "/app.js"]
+)
+def test_head_is_get_without_the_body(http, path):
+    reply, whole = http.head(path), http.get(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert reply.headers["content-type"] == whole.headers["content-type"]
+    assert http.head("/nowhere").status_code == 404
+    assert http.head("/v1/chat/completions").status_code == 405
+
+
+def test_a_last_slash_does_not_lead_to_another_host(http):
+    strange = {"Host": "other.example", "X-Forwarded-Proto": "https"}
+    reply = http.post("/v1/chat/completions/", json=chat(max_tokens=1), headers=strange)
+    assert reply.status_code == 200
+    assert http.get("/v1/models/", headers=strange).json()["data"][0]["id"] == "tiny"
+    for path in ("/v1//", "/nowhere/"):
+        reply = http.get(path, headers=strange)
+        assert reply.status_code == 404
+        assert "location" not in reply.headers
+        assert error_of(reply)["code"] == "not_found"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/perceive"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP, identity"])
+def test_a_packed_body_is_refused_by_its_name(http, path, encoding):
+    body = gzip.compress(json.dumps(chat()).encode())
+    reply = http.post(path, content=body, headers={"Content-Type": "application/json", "Content-Encoding": encoding})
+    assert reply.status_code == 415
+    assert "Content-Encoding" in error_of(reply)["message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_read(http, encoding):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    body = json.dumps(chat(max_tokens=1)).encode(encoding)
+    assert http.post("/v1/chat/completions", content=body, headers=headers).status_code == 200
+
+
+def raw(site, request):
+    """All that comes back on one connection."""
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_both_kinds_of_length_are_refused_and_the_connection_closed(site):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    lengths = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    reply = raw(site, head + lengths + b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert reply.count(b"HTTP/1.1 ") == 1
+    assert b"Transfer-Encoding" in reply
+
+
+def test_a_whole_address_as_the_target_is_its_path(site):
+    request = b"GET http://any.example/health HTTP/1.1\r\nHost: any.example\r\nConnection: close\r\n\r\n"
+    assert raw(site, request).startswith(b"HTTP/1.1 200 ")
+
+
+PREFLIGHT = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+
+
+def test_other_origins_are_not_allowed_by_default(http):
+    reply = http.options("/v1/chat/completions", headers=PREFLIGHT)
+    assert reply.status_code == 405
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origins", [("https://app.example",), ("*",)])
+def test_allowed_origins_may_read(model, origins):
+    with running(model, api_keys=("key",), allowed_origins=origins) as site:
+        address = f"{site.url}/v1/chat/completions"
+        asked = httpx.options(address, headers=PREFLIGHT | {"Access-Control-Request-Headers": "authorization,x-a"})
+        assert asked.status_code == 204
+        assert asked.headers["access-control-allow-origin"] == "https://app.example"
+        assert asked.headers["access-control-allow-headers"] == "authorization,x-a"
+        assert "POST" in asked.headers["access-control-allow-methods"]
+        for key, status in (("key", 200), ("none", 401)):
+            headers = {"Origin": "https://app.example", "Authorization": f"Bearer {key}"}
+            reply = httpx.post(address, json=chat(max_tokens=1), headers=headers, timeout=120)
+            assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (status, "https://app.example")
+        other = httpx.options(address, headers=PREFLIGHT | {"Origin": "https://other.example"})
+        assert ("access-control-allow-origin" in other.headers) == (origins == ("*",))
+
+
+@pytest.mark.parametrize("origin", ["", "app.example", "https://app.example/", "https://a b", "https://ä.example"])
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(ConfigError, match="not an origin"):
+        ServerSettings("tiny", allowed_origins=("https://app.example", origin))
+
+
+def strict(text):
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=no_constant)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_leave_as_null_with_a_note(model, bad):
+    answer = model.ask(page(), QUESTION, max_new_tokens=2, zoom="always")
+    values = answer.heat_maps[0].values.copy()
+    values[0, 0] = bad
+    damaged = dataclasses.replace(
+        answer,
+        gate=dataclasses.replace(answer.gate, score=bad),
+        regions=tuple(dataclasses.replace(region, score=bad) for region in answer.regions),
+        heat_maps=(dataclasses.replace(answer.heat_maps[0], values=values),),
+    )
+    record = strict(json.dumps(replies.zoom_record(damaged, heatmap=True), allow_nan=False))
+    assert record["gate"]["score"] is None
+    assert record["regions"][0]["score"] is None
+    assert record["heatmap"][0][0][0] is None
+    assert any("not finite" in note for note in record["notes"])
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"temperature": 1.0}])
+def test_an_answer_without_numbers_is_an_error(model, monkeypatch, more):
+    head = type(model.engine.backbone).lm_logits
+    monkeypatch.setattr(
+        type(model.engine.backbone), "lm_logits", lambda self, hidden: head(self, hidden) * float("nan")
+    )
+    with running(model) as site:
+        reply = httpx.post(f"{site.url}/v1/chat/completions", json=chat(**more), timeout=120)
+        assert httpx.get(f"{site.url}/ready").status_code == 200
+    if reply.status_code == 200:
+        *_, error, done = [part.removeprefix("data: ") for part in reply.text.split("\n\n") if part]
+        assert done == "[DONE]"
+        assert strict(error)["error"]["code"] == "internal_error"
+    else:
+        assert (reply.status_code, error_of(reply)["code"]) == (500, "internal_error")
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"max_completion_tokens": 900}, "max_completion_tokens"),
+        ({"max_tokens": 900}, "max_tokens"),
+        ({"max_tokens": 900, "qzoom": {"max_visual_tokens": 500}}, "max_tokens or qzoom.max_visual_tokens"),
+        ({}, ""),
+    ],
+)
+def test_too_long_a_prompt_names_what_was_sent(http, more, name):
+    body = {"model": "tiny", "messages": [user("word " * 9000)]} | more
+    error = error_of(http.post("/v1/chat/completions", json=body))
+    assert error["param"] == "messages"
+    assert error["message"].endswith(f"shorten the messages or lower {name}." if name else "shorten the messages.")

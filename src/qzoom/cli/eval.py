@@ -166,8 +166,8 @@ def evaluate(
 ) -> None:
     """Evaluate answers, regions, tokens and time on images with known answers.
 
-    Exact match ignores case, spaces, currency and a final mark. All questions about an image share one coarse pass and
-    its time. A question that fails counts as wrong.
+    Exact match ignores case, spaces, currency and final punctuation. All questions about an image share a coarse pass
+    and its time. A question that fails counts as wrong.
 
     Example: qzoom eval receipts --data receipts --split dev --max-visual-tokens 288 --json
     """

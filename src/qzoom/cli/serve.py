@@ -30,6 +30,7 @@ _FIELDS = {
     "scheduler.queue": "--queue",
     "deadline_s": "--deadline-seconds",
     "drain_s": "--drain-seconds",
+    "allowed_origins": "--allowed-origins",
     "fetch.allowed_hosts": "--allowed-media-domains",
     "fetch.allow_http": "--allow-http-media",
 }

@@ -28,7 +28,7 @@ class Conversation:
     Args:
         messages: role and parts; parts are {"type": "text", "text": ...} or {"type": "image"}.
         sources: the pictures in the order of the parts, as given by the caller.
-        question: text of the last user turn.
+        question: text of the last user turn; turns of one role that follow each other are one.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -43,7 +43,9 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
         image: one picture source, a list of them, or None. With messages, pictures fill the image parts that have no
             source of their own, in order; with no image part at all they go before the first user text.
         question: a text, or messages with "role" and "content" (a string or a list of parts; an image part may carry
-            its source under "image", "path" or "url").
+            its source under "image", "path" or "url", and OpenAI's "image_url" parts are taken too). Turns of one role
+            that follow each other are read as one, and "developer" is another name of "system". An assistant's turn
+            may have null instead of a content.
         system: a system turn to put first.
 
     Raises:
@@ -64,15 +66,32 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     if messages[-1]["role"] != "user":
         raise QuestionError(f"The last message must be the user's question, not one of role {messages[-1]['role']!r}.")
+    _check_unicode(messages)
+    messages = _joined(messages)
     text = "".join(p["text"] for p in messages[-1]["content"] if p["type"] == "text")
     _not_blank(text)
-    _check_unicode(messages)
     return Conversation(tuple(messages), tuple(sources), text)
 
 
 def _not_blank(text: str) -> None:
     if not text.strip():
         raise QuestionError("The question is empty; ask something about the picture.")
+
+
+def _joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages; those of one role that follow each other become one, with a new line between their texts."""
+    joined: list[dict[str, Any]] = []
+    for message in messages:
+        role = "system" if message["role"] == "developer" else message["role"]
+        parts = message["content"]
+        if not joined or joined[-1]["role"] != role:
+            joined.append({"role": role, "content": list(parts)})
+            continue
+        before = joined[-1]["content"]
+        if before and parts and before[-1]["type"] == parts[0]["type"] == "text":
+            before.append({"type": "text", "text": "\n"})
+        before.extend(parts)
+    return joined
 
 
 def _check_unicode(messages: Sequence[dict[str, Any]]) -> None:
@@ -94,9 +113,9 @@ def _read_messages(raw: Sequence[dict[str, Any]], given: list[Any]) -> tuple[lis
     messages: list[dict[str, Any]] = []
     sources: list[Any] = []
     for number, message in enumerate(raw, start=1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        if not isinstance(message, dict) or message.get("role") not in (*ROLES, "developer"):
             raise QuestionError(f'Message {number} must have a "role" out of {", ".join(ROLES)}.')
-        content = message.get("content")
+        content = _content(message, number)
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
             raise QuestionError(f'Message {number}: "content" must be a text or a list of parts.')
@@ -113,12 +132,27 @@ def _read_messages(raw: Sequence[dict[str, Any]], given: list[Any]) -> tuple[lis
     return messages, sources
 
 
+def _content(message: dict[str, Any], number: int) -> Any:
+    """A message's content; where an assistant's is null, its refusal or an empty text."""
+    content = message.get("content")
+    if message["role"] != "assistant":
+        return content
+    if message.get("tool_calls") or message.get("function_call"):
+        raise QuestionError(
+            f"Message {number} calls tools; calls of tools are not read: leave the turn out, or write what it said as "
+            "its content."
+        )
+    return message.get("refusal") or "" if content is None else content
+
+
 def _read_part(part: Any, number: int, waiting: list[Any], sources: list[Any]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    if kind == "image":
-        own = next((part[k] for k in ("image", "path", "url") if part.get(k) is not None), None)
+    if kind in ("image", "image_url"):
+        own = next((part[k] for k in ("image", "path", "url", "image_url") if part.get(k) is not None), None)
+        if kind == "image_url" and isinstance(own, dict):
+            own = own.get("url")
         if own is None and not waiting:
             raise QuestionError(f"Message {number} has an image part without a picture.")
         sources.append(own if own is not None else waiting.pop(0))

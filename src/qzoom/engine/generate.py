@@ -7,6 +7,7 @@ piece by piece: no half characters, nothing past a stop text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import decode_mask
 from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.state import Engine, State, advance_upper
+from qzoom.errors import CheckpointError
 from qzoom.types import SamplingParams
 
 __all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "TextStream", "prefill"]
@@ -27,17 +29,23 @@ __all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "TextStream", 
 class TextStream:
     """Text of one answer as its tokens arrive; white space around the whole answer is left out.
 
-    The pieces that `push` and `finish` return join to `text`.
+    The pieces that `push` and `finish` return join to `text`. Each token costs the decoding of a few tokens, however
+    long the answer is: a token's text is what it adds to the text of the token before it. A character whose last bytes
+    never come is left out.
 
     Args:
         tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer and are not part of it.
     """
 
+    _LONGEST_WINDOW = 64
+    """Tokens that may wait for the end of a character."""
+
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._ids: list[int] = []
+        self._window: list[int] = []  # the last tokens whose text is complete, then those that wait
+        self._complete = 0
         self._raw = ""
         self._sent = 0
         self.stopped = False
@@ -49,19 +57,29 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Add a token; returns the new text that is certain."""
-        self._ids.append(token)
-        self._raw = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        hits = [at for at in (self._raw.find(s) for s in self._stop) if at >= 0]
+        self._window.append(token)
+        before, after = self._decode(self._window[: self._complete]), self._decode(self._window)
+        if len(self._window) - self._complete < self._LONGEST_WINDOW and (
+            after.endswith("\ufffd") or len(after) <= len(before)
+        ):
+            return ""
+        length = len(self._raw)
+        self._raw += after[len(before) :]
+        self._window = self._window[self._complete :]
+        self._complete = len(self._window)
+        hits = [at for at in (self._raw.find(s, max(0, length - len(s) + 1)) for s in self._stop) if at >= 0]
         if hits:
             self.stopped = True
             self._raw = self._raw[: min(hits)]
             return self.finish()
-        held = [len(self._raw) - len(self._raw.rstrip("�")), *(_overlap(self._raw, s) for s in self._stop)]
-        return self._release(len(self._raw) - max(held))
+        return self._release(len(self._raw) - max((_overlap(self._raw, s) for s in self._stop), default=0))
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""
         return self._release(len(self._raw))
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
     def _release(self, until: int) -> str:
         shown = self._raw[:until].strip()
@@ -107,9 +125,19 @@ class Sampler:
             self._warp.append(TopPLogitsWarper(params.top_p))
 
     def draw(self, logits: Tensor) -> int:
-        """The next token for logits (vocabulary,)."""
+        """The next token for logits (vocabulary,).
+
+        Raises:
+            CheckpointError: they are not numbers.
+        """
+        best = int(logits.argmax())  # a NaN or infinity, where there is one
+        if not math.isfinite(float(logits[best])):
+            raise CheckpointError(
+                "The model's output is not a number (NaN or infinity), so it has no answer; its weights are damaged, "
+                "or its dtype is too small for them."
+            )
         if self._greedy:
-            return int(logits.argmax())
+            return best
         scores = self._warp(torch.empty(1, 0, dtype=torch.long), logits[None].float().cpu())  # type: ignore[arg-type]
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
 

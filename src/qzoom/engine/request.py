@@ -18,7 +18,7 @@ from qzoom.backbones.base import Backbone
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
 from qzoom.engine.state import Engine, State
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
+from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, LengthError
 from qzoom.heads.boxes import MapBox
 from qzoom.images.geometry import box_area_px
 from qzoom.images.load import ImageLimits, LoadedImage, load_image
@@ -316,14 +316,11 @@ def check_length(length: int, request: Request, backbone: Backbone) -> None:
     """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads.
 
     Raises:
-        QuestionError: it does not fit.
+        LengthError: it does not fit.
     """
     new = request.options.sampling.max_new_tokens
     if length + new > backbone.max_positions:
-        raise QuestionError(
-            f"The prompt takes {length} tokens and the answer up to {new}, but the model reads at most "
-            f"{backbone.max_positions}; shorten the question, or lower max_new_tokens, coarse_tokens or region_tokens."
-        )
+        raise LengthError(length, new, backbone.max_positions)
 
 
 def fit_regions(

@@ -1,6 +1,6 @@
 """The application: middleware, routes, error handlers, the OpenAPI document, and the files of the page at `/`.
 
-A request passes the middleware in this order: API key, drain, body limits; then its route.
+A request passes the middleware in this order: origin, address, API key, drain, body limits; then its route.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from starlette.responses import JSONResponse, Response
 from qzoom import __version__
 from qzoom.errors import QZoomError
 from qzoom.serving.errors import ApiError, from_exception, from_status, log_failure
-from qzoom.serving.middleware import ApiKeyMiddleware, BodyLimitMiddleware, DrainMiddleware
+from qzoom.serving.middleware import (
+    AddressMiddleware,
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    DrainMiddleware,
+    OriginMiddleware,
+)
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest
 from qzoom.serving.routes import router
 from qzoom.serving.service import Service
@@ -62,6 +68,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        redirect_slashes=False,  # an answer must not depend on the Host header
         swagger_ui_oauth2_redirect_url=None,
         telemetry={"auto_configure": False},  # whatever the environment names, nothing is reported anywhere
     )
@@ -88,6 +95,8 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limits=service.settings.limits, on_refusal=service.metrics.rejected)
     app.add_middleware(DrainMiddleware, service=service)
     app.add_middleware(ApiKeyMiddleware, keys=service.settings.api_keys)
+    app.add_middleware(AddressMiddleware)
+    app.add_middleware(OriginMiddleware, origins=service.settings.allowed_origins)
     return app
 
 

@@ -23,7 +23,15 @@ from qzoom.images.limits import ImageLimits
 from qzoom.images.load import LoadedImage, load_image, pixel_digest, read_data_url
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception, pictures_too_large
-from qzoom.serving.protocol import ChatRequest, ImageUrlPart, Message, PerceiveRequest, ZoomControls
+from qzoom.serving.protocol import (
+    ChatRequest,
+    ImageUrlPart,
+    Message,
+    PerceiveRequest,
+    RefusalPart,
+    TextPart,
+    ZoomControls,
+)
 from qzoom.serving.settings import ServerLimits
 from qzoom.types import ZoomMode
 
@@ -31,6 +39,11 @@ __all__ = ["Converter", "PictureCache", "check_pictures", "check_tokens", "image
 
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
+_THINGS = {
+    "the picture bytes": "{name}",
+    "the data URL": "the data URL of {name}",
+    "Cannot read the picture:": "Cannot read {name}:",
+}
 _DECODERS = 4
 _PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
 
@@ -106,13 +119,15 @@ class Converter:
         Raises:
             QZoomError: a picture, a text or an option that cannot be used.
         """
-        options = self._options(body)
+        options, note = self._options(body)
         parts = list(image_parts(body.messages))
         try:
             pictures = self._pictures(parts, tenant)
         except (ApiError, ImageError) as error:
             self.on_rejected(from_exception(error).code)
             raise
+        if note:
+            pictures[0] = replace(pictures[0], notes=(*pictures[0].notes, note))
         by_part = {id(part): picture for (_, part), picture in zip(parts, pictures, strict=True)}
         return self.model.request(None, [_message(message, by_part) for message in body.messages], **options)
 
@@ -122,14 +137,14 @@ class Converter:
 
     def _pictures(self, parts: Sequence[tuple[str, ImageUrlPart]], tenant: str) -> list[LoadedImage]:
         files: list[bytes] = []
-        for where, part in parts:
-            with _naming(where):
+        for number, (where, part) in enumerate(parts, start=1):
+            with _naming(where, number):
                 files.append(self._read(part.image_url.url, self.limits.total_picture_bytes - sum(map(len, files))))
-                check_pictures(files[-1:], self.limits)
+                check_pictures(files[-1:], self.limits, first=number)
         check_pictures(files, self.limits)
         pictures = []
-        for (where, _), data in zip(parts, files, strict=True):
-            with _naming(where):
+        for number, ((where, _), data) in enumerate(zip(parts, files, strict=True), start=1):
+            with _naming(where, number):
                 pictures.append(self.cache.load(data, self.limits.image_limits(), tenant))
         return pictures
 
@@ -144,26 +159,40 @@ class Converter:
             "Cannot read the picture: it is neither a data URL nor http(s); write data:image/png;base64,<data>."
         )
 
-    def _options(self, body: PerceiveRequest) -> dict[str, Any]:
+    def _options(self, body: PerceiveRequest) -> tuple[dict[str, Any], str]:
+        """Options of the library, and a note on what was wished and cannot be."""
         controls = body.qzoom or ZoomControls()
         sampling = _sampling(body, self.limits) if isinstance(body, ChatRequest) else {}
-        check_tokens(sampling.get("max_new_tokens"), controls.max_visual_tokens, self.limits)
+        check_tokens(body, self.limits)
         details = [part.image_url.detail for _, part in image_parts(body.messages)]
         detail = most_demanding(details)
-        zoom = controls.zoom or _MODES[detail]
-        if zoom == "auto" and not self.model.has_region:
-            zoom = "never"
+        zoom, note = controls.zoom or _MODES[detail], ""
+        if not self.model.has_region:
+            self._check_heads(body)
+            if zoom == "always":
+                note = f'The model has no region branch and cannot zoom, so detail "{detail}" is read as "low".'
+            zoom, detail = "never", "low"
         largest = detail == "original" and controls.zoom is None and controls.max_visual_tokens is None
         coarse, region = None, None
         if details:
             coarse, region = self._budgets(zoom, len(details), controls.max_visual_tokens, largest=largest)
-        return sampling | {
+        looking = {
             "zoom": zoom,
             "gate_threshold": controls.gate_threshold,
             "region_threshold": controls.region_threshold,
             "coarse_tokens": coarse,
             "region_tokens": region,
         }
+        return sampling | looking, note
+
+    def _check_heads(self, body: PerceiveRequest) -> None:
+        """Refuse what only a model that zooms can do."""
+        text = "This server's model has no region branch, so it cannot zoom; "
+        if not isinstance(body, ChatRequest):
+            text += "ask /v1/chat/completions instead of /v1/perceive."
+            raise ApiError(400, text, param="model", code="cannot_zoom")
+        if body.qzoom and body.qzoom.zoom == "always":
+            raise ApiError(400, text + 'leave "zoom" out.', param="qzoom.zoom", code="cannot_zoom")
 
     def _budgets(
         self, zoom: ZoomMode, pictures: int, total: int | None, *, largest: bool
@@ -186,32 +215,39 @@ class Converter:
         if total is None:
             most = min(most, coarse.max_tokens)
             second = second and _cut(second, min(second.max_tokens, region.max_tokens))
+        if most < 1 and total is None:
+            text = f"{pictures} pictures need more visual tokens than this server allows; send fewer."
+            raise ApiError(400, text, param="messages", code="too_many_tokens")
         if most < 1:
             raise BudgetError(f"max_visual_tokens is too little for {pictures} pictures; allow {2 * pictures} or more.")
         return _cut(coarse, most), second
 
 
-def check_tokens(max_new_tokens: int | None, max_visual_tokens: int | None, limits: ServerLimits) -> None:
-    """Refuse token budgets above the server's ceilings; None asks for nothing.
+def check_tokens(body: PerceiveRequest, limits: ServerLimits) -> None:
+    """Refuse token budgets above the server's ceilings.
 
     Raises:
-        ApiError: status 400.
+        ApiError: status 400; it names the fields that were sent.
     """
-    for name, value, most in (
-        ("max_tokens", max_new_tokens, limits.max_new_tokens),
-        ("qzoom.max_visual_tokens", max_visual_tokens, limits.visual_tokens),
-    ):
-        if value is not None and value > most:
-            text = f"{name} is above this server's limit of {most}; ask for less."
+    most = dict.fromkeys(("max_tokens", "max_completion_tokens"), limits.max_new_tokens)
+    sent = {name: getattr(body, name, None) for name in most}
+    if sent["max_completion_tokens"] is not None:
+        del sent["max_tokens"]
+    sent["qzoom.max_visual_tokens"] = body.qzoom and body.qzoom.max_visual_tokens
+    for name, value in sent.items():
+        limit = most.get(name, limits.visual_tokens)
+        if value is not None and value > limit:
+            text = f"{name} is above this server's limit of {limit}; ask for less."
             raise ApiError(400, text, param=name, code="too_many_tokens")
 
 
-def check_pictures(pictures: Sequence[bytes], limits: ServerLimits) -> None:
+def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: int = 1) -> None:
     """Refuse encoded pictures that together unpack to too much; only their headers are read.
 
     Args:
         pictures: the files' bytes, from data URLs or fetched.
         limits: the server's limits.
+        first: number of the first of them, for errors.
 
     Raises:
         ApiError: status 413, too many bytes or pixels together.
@@ -221,7 +257,7 @@ def check_pictures(pictures: Sequence[bytes], limits: ServerLimits) -> None:
         raise pictures_too_large(limits.total_picture_bytes)
     own = limits.image_limits()
     pixels = 0
-    for number, data in enumerate(pictures, start=1):
+    for number, data in enumerate(pictures, start=first):
         width, height = picture_size(data, f"picture {number}", own)
         pixels += width * height
     if pixels > limits.total_pixels:
@@ -250,16 +286,19 @@ def _cut(budget: TokenBudget, most: int) -> TokenBudget:
 
 
 def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
+    if message.content is None:
+        return {"role": message.role, "content": None, "refusal": message.refusal}
     if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    parts: list[dict[str, Any]] = [
-        {"type": "image", "image": pictures[id(part)]}
-        if isinstance(part, ImageUrlPart)
-        else {"type": "text", "text": part.text}
-        for part in message.content
-    ]
-    return {"role": role, "content": parts}
+        return {"role": message.role, "content": message.content}
+    parts: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, ImageUrlPart):
+            parts.append({"type": "image", "image": pictures[id(part)]})
+        elif isinstance(part, TextPart):
+            parts.append({"type": "text", "text": part.text})
+        elif isinstance(part, RefusalPart):
+            parts.append({"type": "text", "text": part.refusal})
+    return {"role": message.role, "content": parts}
 
 
 def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
@@ -269,7 +308,7 @@ def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
         "max_new_tokens": min(128, limits.max_new_tokens) if tokens is None else tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "top_k": body.top_k,
+        "top_k": body.top_k and max(body.top_k, 0),  # -1 is how some clients write "all"
         "stop": body.stop,
         "seed": body.seed,
         "ignore_eos": body.ignore_eos,
@@ -278,9 +317,15 @@ def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Adds the path of a picture to errors about it."""
+def _naming(where: str, number: int) -> Iterator[None]:
+    """Adds to errors about a picture which one it is."""
     try:
         yield
     except ImageError as error:
-        raise from_exception(error, where) from error
+        refusal = from_exception(error, where)
+        name, text = f"picture {number}", str(error)
+        if name not in text.lower():
+            for thing, named in _THINGS.items():
+                text = text.replace(thing, named.format(name=name), 1)
+            text = text if name in text else f"Picture {number}: {text}"
+        raise ApiError(refusal.status, text, param=where, code=refusal.code, headers=refusal.headers) from error

@@ -54,7 +54,7 @@ _KINDS: tuple[tuple[type[QZoomError], int, str | None, str | None], ...] = (
     (errors.FetchFailedError, 503, "media_unavailable", None),
     (errors.ImageError, 400, "invalid_image", None),
     (errors.QuestionError, 400, "invalid_question", "messages"),
-    (errors.BudgetError, 400, "invalid_budget", "qzoom"),
+    (errors.BudgetError, 400, "invalid_budget", "qzoom.max_visual_tokens"),
     (errors.ConfigError, 400, None, None),
     (errors.HeadsMissingError, 400, "cannot_zoom", "qzoom.zoom"),
 )

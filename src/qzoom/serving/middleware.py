@@ -1,4 +1,4 @@
-"""What a request passes before its route, outermost first: API key, drain, body limits (pure ASGI).
+"""What a request passes before its route, outermost first: origin, address, API key, drain, body limits (pure ASGI).
 
 The key comes first, so that only clients with one can send bodies. A body is received whole, within its limits, and
 handed to the application in one piece.
@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -24,13 +25,98 @@ from qzoom.serving.settings import ServerLimits
 if TYPE_CHECKING:
     from qzoom.serving.service import Service
 
-__all__ = ["OPEN_PATHS", "TENANT", "ApiKeyMiddleware", "BodyLimitMiddleware", "DrainMiddleware", "release_body_slot"]
+__all__ = [
+    "OPEN_PATHS",
+    "TENANT",
+    "AddressMiddleware",
+    "ApiKeyMiddleware",
+    "BodyLimitMiddleware",
+    "DrainMiddleware",
+    "OriginMiddleware",
+    "release_body_slot",
+]
 
 OPEN_PATHS = ("/health", "/ready")
 TENANT = "qzoom.tenant"
 
 _SLOT = "qzoom.body_slot"
 _LINGER_S = 2.0
+
+
+class OriginMiddleware:
+    """Lets pages of other origins read answers (CORS), for the origins that are allowed; none are by default.
+
+    Args:
+        app: the application.
+        origins: as "https://app.example", or "*" for every one.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self._app = app
+        self._origins = [origin.lower().encode("ascii") for origin in origins]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or not self._origins:
+            await self._app(scope, receive, send)
+            return
+        sent = dict(scope["headers"])
+        origin = sent.get(b"origin", b"")
+        allowed = bool(origin) and (b"*" in self._origins or origin.lower() in self._origins)
+        headers = [(b"vary", b"Origin")]
+        if allowed:
+            headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", b"Retry-After")]
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        if allowed and scope["method"] == "OPTIONS" and b"access-control-request-method" in sent:
+            # The browser asks before it sends a request, and without a key.
+            wanted = sent.get(b"access-control-request-headers", b"authorization, content-type")
+            headers += [
+                (b"access-control-allow-methods", b"GET, HEAD, POST"),
+                (b"access-control-allow-headers", wanted),
+            ]
+            headers += [(b"access-control-max-age", b"600")]
+            await with_headers({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, with_headers)
+
+
+class AddressMiddleware:
+    """Reads what a request is addressed to as RFC 9112 wants it.
+
+    HEAD is answered as GET is, without the body, which the server leaves out. `http://host/path` is `/path`, and a last
+    slash does not matter. A request with both Content-Length and Transfer-Encoding is refused and its connection
+    closed, since a proxy may have read another end of it than this server would.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        names = {name for name, _ in scope["headers"]}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            text = "The request has both Content-Length and Transfer-Encoding; send one of them."
+            await _respond(ApiError(400, text, code="invalid_http"), send)
+            return
+        path: str = scope["path"]
+        if absolute := re.match(r"https?://[^/]+", path, re.IGNORECASE):
+            path = path[absolute.end() :] or "/"
+        if path.endswith("/") and not path.endswith("//"):
+            path = path[:-1] or "/"
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self._app({**scope, "path": path, "method": method}, receive, send)
 
 
 class ApiKeyMiddleware:

@@ -2,15 +2,17 @@
 
 `read_payload` checks sizes and counts before anything is decoded, `validate` the types and values.
 
-Fields that OpenAI's clients commonly send and that change nothing here are accepted; those that ask for something this
-server does not do are refused with a sentence (`UNSUPPORTED`), and unknown ones with the closest known name.
+Fields that clients commonly send and that change nothing here are accepted; the same fields are refused with a sentence
+when they ask for something that this server does not do (`KNOWN`, `KNOWN_OF_TURNS`). Other fields are unknown: the
+refusal says where they belong, or names the closest known one.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -24,6 +26,8 @@ __all__ = [
     "ImageUrlPart",
     "Message",
     "PerceiveRequest",
+    "RefusalPart",
+    "TextPart",
     "ZoomControls",
     "read_payload",
     "validate",
@@ -31,24 +35,6 @@ __all__ = [
 
 Model = TypeVar("Model", bound=BaseModel)
 
-UNSUPPORTED = {
-    "n": "this server gives one answer per request; leave it out or set it to 1.",
-    "logprobs": "this server gives no log probabilities; leave it out or set it to false.",
-    "top_logprobs": "this server gives no log probabilities; leave it out or set it to 0.",
-    "presence_penalty": "this server has no penalties; leave it out or set it to 0.",
-    "frequency_penalty": "this server has no penalties; leave it out or set it to 0.",
-    "logit_bias": "this server does not change the odds of tokens; leave it out.",
-    "response_format": "answers are plain text; leave it out or set it to {'type': 'text'}.",
-    "modalities": "answers are text only; leave it out or set it to ['text'].",
-    "tools": "the model calls no tools; leave them out.",
-    "tool_choice": "the model calls no tools; leave it out.",
-    "tool_calls": "the model calls no tools; leave them out.",
-    "functions": "the model calls no functions; leave them out.",
-    "function_call": "the model calls no functions; leave it out.",
-    "audio": "the model neither hears nor speaks; leave it out.",
-    "prediction": "this server takes no predicted answers; leave it out.",
-    "web_search_options": "this server searches nothing; leave it out.",
-}
 _WORDS = {
     "too_short": "it needs at least {min_length}.",
     "too_long": "it may have at most {max_length}.",
@@ -90,7 +76,9 @@ Detail = Literal["low", "auto", "high", "original"]
 Nothing = Annotated[None, Field(description="Taken only when it is null.")]
 Unused = Annotated[Any, Field(description="Taken and ignored.")]
 Empty = Annotated[list[Any], Field(max_length=0)]
+EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+Unit = Annotated[float, Field(ge=1, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(_whole)
 One = Annotated[int, Field(ge=1, le=1), Whole]
@@ -109,14 +97,184 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TextPart(_Strict):
+class TextFormat(_Strict):
+    """The one format of answers."""
+
+    type: Literal["text"]
+
+
+class ThinkingOff(_Strict):
+    """Thinking that is turned off."""
+
+    type: Literal["disabled"]
+
+
+class TemplateOptions(_Strict):
+    """Options of chat templates, turned off."""
+
+    enable_thinking: Literal[False] | None = None
+    thinking: Literal[False] | None = None
+    add_generation_prompt: Literal[True] | None = None
+
+
+_PENALTIES = "this server has no penalties; leave it out or set it to"
+_SHAPES = "answers are plain text; leave it out."
+_TEMPLATE = "the model's own chat template is used as it is; leave it out."
+_CHANCES = "this server does not change the odds of tokens; leave it out."
+_TOOLS = "the model calls no tools; leave them out."
+_TURN_TOOLS = "calls of tools are not read; leave this turn out, or write what it said into 'content'."
+_ANSWERS = "only turns of the assistant have it; leave it out."
+
+KNOWN: dict[str, tuple[Any, str]] = {
+    "n": (One, "this server gives one answer per request; leave it out or set it to 1."),
+    "best_of": (One, "this server gives one answer per request; leave it out or set it to 1."),
+    "use_beam_search": (Literal[False], "this server searches no beams; leave it out or set it to false."),
+    "length_penalty": (Unit, f"{_PENALTIES} 1."),
+    "logprobs": (Literal[False], "this server gives no log probabilities; leave it out or set it to false."),
+    "top_logprobs": (Naught, "this server gives no log probabilities; leave it out or set it to 0."),
+    "prompt_logprobs": (Nothing, "this server gives no log probabilities; leave it out."),
+    "presence_penalty": (Zero, f"{_PENALTIES} 0."),
+    "frequency_penalty": (Zero, f"{_PENALTIES} 0."),
+    "repetition_penalty": (Unit, f"{_PENALTIES} 1."),
+    "no_repeat_ngram_size": (Naught, f"{_PENALTIES} 0."),
+    "min_p": (Zero, "this server samples with temperature, top_p and top_k only; leave it out or set it to 0."),
+    "typical_p": (Unit, "this server samples with temperature, top_p and top_k only; leave it out or set it to 1."),
+    "min_tokens": (Naught, "an answer ends where the model ends it; leave it out or set it to 0."),
+    "logit_bias": (EmptyObject, _CHANCES),
+    "bad_words": (Empty, _CHANCES),
+    "allowed_token_ids": (Empty, _CHANCES),
+    "logits_processors": (Empty, _CHANCES),
+    "stop_token_ids": (Empty, "answers end at texts; leave it out and give 'stop'."),
+    "include_stop_str_in_output": (Literal[False], "a stop text is never part of the answer; leave it out."),
+    "skip_special_tokens": (Literal[True], "answers have no special tokens; leave it out or set it to true."),
+    "return_token_ids": (Literal[False], "answers are texts; leave it out or set it to false."),
+    "return_tokens_as_token_ids": (Literal[False], "answers are texts; leave it out or set it to false."),
+    "echo": (Literal[False], "an answer does not repeat the question; leave it out or set it to false."),
+    "truncate_prompt_tokens": (Nothing, "no prompt is cut; leave it out and shorten the messages."),
+    "response_format": (TextFormat, "answers are plain text; leave it out or set it to {'type': 'text'}."),
+    "guided_json": (Nothing, _SHAPES),
+    "guided_regex": (Nothing, _SHAPES),
+    "guided_choice": (Nothing, _SHAPES),
+    "guided_grammar": (Nothing, _SHAPES),
+    "structured_outputs": (Nothing, _SHAPES),
+    "modalities": (
+        Annotated[list[Literal["text"]], Field(max_length=1)],
+        "answers are text only; leave it out or set it to ['text'].",
+    ),
+    "audio": (Nothing, "the model neither hears nor speaks; leave it out."),
+    "tools": (Empty, _TOOLS),
+    "tool_choice": (Literal["none", "auto"], "the model calls no tools; leave it out."),
+    "functions": (Empty, "the model calls no functions; leave them out."),
+    "function_call": (Literal["none", "auto"], "the model calls no functions; leave it out."),
+    "prediction": (Nothing, "this server takes no predicted answers; leave it out."),
+    "web_search_options": (Nothing, "this server searches nothing; leave it out."),
+    "documents": (Empty, "this server reads no documents; leave them out."),
+    "chat_template": (Nothing, _TEMPLATE),
+    "chat_template_kwargs": (TemplateOptions, _TEMPLATE),
+    "add_generation_prompt": (Literal[True], _TEMPLATE),
+    "continue_final_message": (Literal[False], "an answer is a turn of its own; leave it out or set it to false."),
+    "add_special_tokens": (Literal[False], _TEMPLATE),
+    "mm_processor_kwargs": (EmptyObject, "pictures are sized by 'qzoom.max_visual_tokens'; leave it out."),
+    "enable_thinking": (Literal[False], "the model does not think aloud; leave it out or set it to false."),
+    "thinking": (ThinkingOff, "the model does not think aloud; leave it out."),
+    "priority": (Naught, "all requests have the same priority; leave it out or set it to 0."),
+    "cache_salt": (Nothing, "caches are apart by API key; leave it out."),
+    "store": (Unused, ""),
+    "parallel_tool_calls": (Unused, ""),
+    "service_tier": (Unused, ""),
+    "safety_identifier": (Unused, ""),
+    "prompt_cache_key": (Unused, ""),
+    "prompt_cache_retention": (Unused, ""),
+    "reasoning_effort": (Unused, ""),
+    "include_reasoning": (Unused, ""),
+    "verbosity": (Unused, ""),
+    "spaces_between_special_tokens": (Unused, ""),
+    "request_id": (Unused, ""),
+}
+"""Fields of a chat request that change nothing: the values that are taken, and what is said of others. Null always is
+taken."""
+
+KNOWN_OF_TURNS: dict[str, tuple[Any, str]] = {
+    "name": (Unused, ""),
+    "cache_control": (Unused, ""),
+    "id": (Unused, ""),
+    "tool_calls": (Empty, _TURN_TOOLS),
+    "tool_call_id": (Nothing, _TURN_TOOLS),
+    "function_call": (Nothing, _TURN_TOOLS),
+    "audio": (Nothing, "the model neither hears nor speaks; leave it out."),
+    "parsed": (Nothing, "answers are plain text; leave it out."),
+}
+"""The same for messages of every role."""
+
+_OUTPUT_ONLY = (
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "thinking_blocks",
+    "provider_specific_fields",
+    "annotations",
+    "citations",
+    "images",
+    "qzoom",
+)
+"""What servers and clients add to answers: ignored when it comes back in a turn of the assistant."""
+_PART_EXTRAS: dict[str, tuple[Any, str]] = dict.fromkeys(("cache_control", "annotations", "id", "index"), (Unused, ""))
+_PICTURE_EXTRAS: dict[str, tuple[Any, str]] = dict.fromkeys(("format", "uuid"), (Unused, ""))
+_ONLY_ANSWERS: dict[str, tuple[Any, str]] = dict.fromkeys(("refusal", *_OUTPUT_ONLY), (Nothing, _ANSWERS))
+_SENTENCES = {name: sentence for name, (_, sentence) in (_ONLY_ANSWERS | KNOWN_OF_TURNS | KNOWN).items()}
+del _SENTENCES["qzoom"]  # as a field of the request it has its own checks
+
+
+def _with(table: Mapping[str, tuple[Any, str]]) -> Any:
+    """A base class that has a table's fields, each of which may also be null."""
+    fields: dict[str, Any] = {name: (Optional[kind], None) for name, (kind, _) in table.items()}  # noqa: UP045
+    return pydantic.create_model("_Known", __base__=_Strict, **fields)
+
+
+if TYPE_CHECKING:
+    _KnownOfRequest = _Strict
+    _KnownOfTurn = _Strict
+    _KnownOfAnswer = _Strict
+    _PartExtras = _Strict
+    _PictureExtras = _Strict
+    _ImagePartExtras = _Strict
+else:
+    _KnownOfRequest = _with(KNOWN)
+    _KnownOfTurn = _with(KNOWN_OF_TURNS | _ONLY_ANSWERS)
+    _KnownOfAnswer = _with(KNOWN_OF_TURNS | dict.fromkeys(_OUTPUT_ONLY, (Unused, "")))
+    _PartExtras = _with(_PART_EXTRAS)
+    _PictureExtras = _with(_PICTURE_EXTRAS)
+    _ImagePartExtras = _with(_PART_EXTRAS | _PICTURE_EXTRAS)
+
+
+def _address(value: Any) -> Any:
+    """A picture's address alone is short for an object with it."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+class TextPart(_PartExtras):
     """A piece of a turn's text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
+class RefusalPart(_PartExtras):
+    """An assistant's refusal in an earlier turn: a text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ThinkingPart(BaseModel):
+    """What an assistant thought aloud in an earlier turn; it is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["thinking", "redacted_thinking", "reasoning"]
+
+
+class ImageUrl(_PictureExtras):
     """Where a picture is.
 
     Args:
@@ -129,11 +287,11 @@ class ImageUrl(_Strict):
     detail: Detail | None = None
 
 
-class ImageUrlPart(_Strict):
-    """A picture in a user's turn."""
+class ImageUrlPart(_ImagePartExtras):
+    """A picture in a user's turn; its address alone is enough."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_address, json_schema_input_type=ImageUrl | str)]
 
 
 _CONTENT = _choice(_text_or_list, "a text or a list of parts")
@@ -142,41 +300,51 @@ Part = Annotated[
     _by_key(
         "type",
         {"text": "<text part>", "image_url": "<image part>"},
-        "a part of type text or image_url (audio, video and files are not read)",
+        'a part of type text or image_url: {"type": "text", "text": "..."} or {"type": "image_url", "image_url": '
+        '{"url": "..."}} (audio, video and files are not read)',
+    ),
+]
+AnswerPart = Annotated[
+    Annotated[TextPart, Tag("<text part>")]
+    | Annotated[RefusalPart, Tag("<refusal part>")]
+    | Annotated[ThinkingPart, Tag("<thinking part>")],
+    _by_key(
+        "type",
+        {"text": "<text part>", "refusal": "<refusal part>"}
+        | dict.fromkeys(("thinking", "redacted_thinking", "reasoning"), "<thinking part>"),
+        'a part of type text: {"type": "text", "text": "..."} (pictures stand in turns of the user)',
     ),
 ]
 TextContent = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<list>")], _CONTENT]
 Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<list>")], _CONTENT]
+AnswerContent = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[AnswerPart], Tag("<list>")], _CONTENT]
 
 
-class SystemMessage(_Strict):
+class SystemMessage(_KnownOfTurn):
     """Instructions that come before the conversation."""
 
     role: Literal["system", "developer"]
     content: TextContent
-    name: Unused = None
 
 
-class UserMessage(_Strict):
+class UserMessage(_KnownOfTurn):
     """A user's turn: text and pictures."""
 
     role: Literal["user"]
     content: Content
-    name: Unused = None
 
 
-class AssistantMessage(_Strict):
-    """An earlier answer; the fields that this server adds to its answers may come back with it."""
+class AssistantMessage(_KnownOfAnswer):
+    """An earlier answer; the fields that servers and clients add to answers may come back with it.
+
+    Args:
+        content: what it said; without it, `refusal` is.
+        refusal: why it did not answer.
+    """
 
     role: Literal["assistant"]
-    content: TextContent
-    name: Unused = None
-    refusal: Nothing = None
-    tool_calls: Empty | None = None
-    function_call: Nothing = None
-    audio: Nothing = None
-    annotations: Unused = None
-    qzoom: Unused = None
+    content: AnswerContent | None = None
+    refusal: str | None = None
 
 
 Message = Annotated[
@@ -201,12 +369,7 @@ class StreamOptions(_Strict):
 
     include_usage: bool | None = None
     include_obfuscation: Unused = None
-
-
-class TextFormat(_Strict):
-    """The one format of answers."""
-
-    type: Literal["text"]
+    continuous_usage_stats: Literal[False] | None = None
 
 
 class ZoomControls(_Strict):
@@ -237,7 +400,7 @@ class PerceiveRequest(_Strict):
     metadata: Unused = None
 
 
-class ChatRequest(PerceiveRequest):
+class ChatRequest(PerceiveRequest, _KnownOfRequest):
     """One chat completion. `temperature` is 0 and `max_tokens` 128 unless given, as in `QZoom.ask`."""
 
     stream: bool | None = None
@@ -246,35 +409,10 @@ class ChatRequest(PerceiveRequest):
     max_completion_tokens: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), Whole] | None = None
     stop: Stop | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), Whole] | None = None
     ignore_eos: bool | None = None
-    # Taken when they ask for what this server does anyway.
-    n: One | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Naught | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    response_format: TextFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    tools: Empty | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    functions: Empty | None = None
-    function_call: Literal["none", "auto"] | None = None
-    audio: Nothing = None
-    prediction: Nothing = None
-    web_search_options: Nothing = None
-    # Taken and ignored.
-    store: Unused = None
-    parallel_tool_calls: Unused = None
-    service_tier: Unused = None
-    safety_identifier: Unused = None
-    prompt_cache_key: Unused = None
-    prompt_cache_retention: Unused = None
-    reasoning_effort: Unused = None
-    verbosity: Unused = None
 
 
 def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
@@ -297,7 +435,7 @@ def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
         text = f"The body has more JSON values than the limit of about {limits.json_values}; send fewer."
         raise ApiError(400, text, code="too_many_values")
     try:
-        payload = from_json(body, allow_inf_nan=False, cache_strings="none")
+        payload = from_json(_as_utf8(body), allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         text = f"The body is not valid JSON: {str(error)[:200]}."
         raise ApiError(400, text, code="invalid_json") from error
@@ -308,6 +446,16 @@ def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
     return payload
 
 
+def _as_utf8(body: bytes) -> bytes:
+    """JSON without a byte order mark, from UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        UnicodeError: it is not what its first bytes say.
+    """
+    encoding = json.detect_encoding(body)
+    return body if encoding == "utf-8" else body.decode(encoding).encode("utf-8")
+
+
 def _check_messages(messages: list[Any], limits: ServerLimits) -> None:
     """Refuse messages beyond the counts and sizes; other shapes than messages with parts are left to `validate`."""
     _check_count(len(messages), limits.messages, "messages", "too_many_messages")
@@ -315,7 +463,9 @@ def _check_messages(messages: list[Any], limits: ServerLimits) -> None:
     parts = [p for content in contents if isinstance(content, list) for p in content if isinstance(p, dict)]
     count = sum(len(content) for content in contents if isinstance(content, list))
     _check_count(count, limits.parts, "content parts", "too_many_parts")
-    texts = [text for text in [*contents, *(part.get("text") for part in parts)] if isinstance(text, str)]
+    refusals = [m.get("refusal") for m in messages if isinstance(m, dict)]
+    pieces = [part.get(name) for part in parts for name in ("text", "refusal")]
+    texts = [text for text in [*contents, *refusals, *pieces] if isinstance(text, str)]
     _check_count(sum(map(len, texts)), limits.text_chars, "characters of text", "text_too_long")
     urls = [_url(part) for part in parts if "image_url" in part or part.get("type") == "image_url"]
     _check_count(len(urls), limits.pictures, "pictures", "too_many_images")
@@ -368,13 +518,12 @@ def _explain(model: type[BaseModel], failure: Mapping[str, Any]) -> ApiError:
         path.append(last)
     where = _dotted(path)
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(last)[:80], _field_names(model), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "leave it out."
-        text = f"Unknown field {ascii(str(last))[:80]}; {hint}"
+        text = f"Unknown field {ascii(str(last))[:80]}; {_hint(model, path[:-1], str(last))}"
         return ApiError(400, text, param=where, code="unknown_field")
-    name = next((str(step) for step in path if step in UNSUPPORTED), None)
-    if name is not None:
-        return ApiError(400, f"{where}: {UNSUPPORTED[name]}", param=where, code="unsupported")
+    name = next((str(step) for step in path if _SENTENCES.get(str(step))), None)
+    if name is not None and kind != "no_such_kind":
+        sentence = _TURN_TOOLS if path[0] == "messages" and name == "function_call" else _SENTENCES[name]
+        return ApiError(400, f"{where}: {sentence}", param=where, code="unsupported")
     text = _WORDS[kind].format(**failure.get("ctx", {})) if kind in _WORDS else _sentence(str(failure["msg"]))
     return ApiError(400, f"{where}: {text}", param=where)
 
@@ -391,11 +540,34 @@ def _dotted(path: Sequence[int | str]) -> str:
     return out or "the body"
 
 
-def _field_names(model: type[BaseModel]) -> list[str]:
-    """All field names of a model and of the models inside it."""
-    schema = model.model_json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return sorted({name for part in parts for name in part.get("properties", {})})
+def _hint(model: type[BaseModel], above: Sequence[int | str], name: str) -> str:
+    """Where an unknown field of a body belongs, or which known one is close to it."""
+    if name == "extra_body":
+        return "it is an argument of OpenAI's Python client; write what it holds on top of the request."
+    homes: dict[str, Mapping[str, Any]] = {
+        "qzoom": ZoomControls.model_fields,
+        "image_url": dict.fromkeys(("url", "detail")),
+        "stream_options": StreamOptions.model_fields,
+        "": model.model_fields,
+        "messages": dict.fromkeys(("role", "content")),
+        "content": dict.fromkeys(("type", "text", "image_url")),
+    }
+    here = next((step for step in reversed(above) if isinstance(step, str)), "")
+    home = next((home for home, names in homes.items() if name in names), None)
+    if home is not None:
+        return f"it {_belongs(home)}."
+    if name in ChatRequest.model_fields:
+        return "only /v1/chat/completions takes it."
+    for home in sorted(homes, key=lambda home: home != here):
+        close = difflib.get_close_matches(name[:80], homes[home], n=1)
+        if close:
+            return f"did you mean {close[0]!r}{'' if home == here else f', which {_belongs(home)}'}?"
+    return "leave it out."
+
+
+def _belongs(home: str) -> str:
+    places = {"": "on top of the request", "messages": "into a message", "content": "into a part of 'content'"}
+    return f"belongs {places.get(home, f'into {home!r}')}"
 
 
 def _sentence(text: str) -> str:

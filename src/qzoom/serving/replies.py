@@ -5,6 +5,7 @@ The records are typed dictionaries: the same declaration checks the code that fi
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from typing import Any, Literal, NotRequired, cast
@@ -46,7 +47,7 @@ class RegionRecord(TypedDict):
 
     box: list[int]
     image: int
-    score: float
+    score: float | None
 
 
 class ZoomRecord(TypedDict):
@@ -56,7 +57,7 @@ class ZoomRecord(TypedDict):
     regions: list[RegionRecord]
     image_sizes: list[list[int]]
     timing_ms: dict[str, float]
-    heatmap: list[list[list[float]]] | None
+    heatmap: list[list[list[float | None]]] | None
     notes: NotRequired[list[str]]
 
 
@@ -219,9 +220,22 @@ def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = 
         "timing_ms": {name: round(ms, 2) for name, ms in result.timing_ms.items()},
         "heatmap": [_rows(item) for item in result.heat_maps] if heatmap else None,
     }
-    if isinstance(result, Answer) and result.notes:
-        record["notes"] = list(result.notes)
-    return record
+    notes = list(result.notes) if isinstance(result, Answer) else []
+    strict = cast(ZoomRecord, _finite(record))
+    if strict != record:
+        notes.append("A number of gate, regions or map is not finite and is given as null; the checkpoint is damaged.")
+    if notes:
+        strict["notes"] = notes
+    return strict
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 def usage_record(usage: Usage) -> UsageRecord:
@@ -239,6 +253,6 @@ def usage_record(usage: Usage) -> UsageRecord:
     }
 
 
-def _rows(heat_map: HeatMap) -> list[list[float]]:
+def _rows(heat_map: HeatMap) -> list[list[float | None]]:
     """Rows of the map, top to bottom, rounded to six places."""
     return [[round(value, 6) for value in row] for row in heat_map.values.tolist()]

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from qzoom import __version__
+from qzoom.errors import LengthError
 from qzoom.serving import replies
 from qzoom.serving.errors import ApiError, from_exception, log_failure
 from qzoom.serving.metrics import CONTENT_TYPE
@@ -140,14 +141,25 @@ async def _begin(request: Request, kind: type[Body]) -> tuple[Body, ResponseStre
             body, engine_request = await service.read(kind, raw, tenant)
         finally:
             release_body_slot(request.scope)
-        stream = await service.submit(engine_request, tenant, arrived_s, perceive=kind is PerceiveRequest)
         try:
-            return body, stream, await stream.next()
-        except BaseException:
-            stream.cancel()
-            raise
+            stream = await service.submit(engine_request, tenant, arrived_s, perceive=kind is PerceiveRequest)
+            try:
+                return body, stream, await stream.next()
+            except BaseException:
+                stream.cancel()
+                raise
+        except LengthError as error:
+            raise _too_long(body, error) from error
 
     return await _unless_disconnected(request, begin())
+
+
+def _too_long(body: PerceiveRequest, error: LengthError) -> ApiError:
+    """The refusal of a prompt that does not fit, with the fields that the client sent."""
+    limits = [name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name, None) is not None][:1]
+    limits += ["qzoom.max_visual_tokens"] * bool(body.qzoom and body.qzoom.max_visual_tokens)
+    advice = f"shorten the messages or lower {' or '.join(limits)}" if limits else "shorten the messages"
+    return ApiError(400, f"{error.facts(*error.numbers)}; {advice}.", param="messages", code="invalid_question")
 
 
 async def _json_body(request: Request) -> bytes:
@@ -158,6 +170,10 @@ async def _json_body(request: Request) -> bytes:
     Raises:
         ApiError: status 415.
     """
+    packed = ", ".join(request.headers.getlist("content-encoding")).strip()
+    if packed.lower() not in ("", "identity"):
+        text = f"Content-Encoding {ascii(packed)[1:-1][:40]} is not read; send the body as it is, without that header."
+        raise ApiError(415, text, param="Content-Encoding")
     kinds = request.headers.getlist("content-type")
     kind = kinds[0].partition(";")[0].strip().lower() if len(kinds) == 1 else ""
     if kind != "application/json":
@@ -245,7 +261,11 @@ def _chunk(common: dict[str, Any], delta: dict[str, Any], finish: str | None = N
 
 
 def _data(record: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+        + b"\n\n"
+    )
 
 
 def _card(service: Service) -> replies.ModelCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Annotated
 
@@ -86,6 +87,8 @@ class ServerSettings:
     """Name of the model for clients."""
     api_keys: tuple[str, ...] = ()
     """Any of them opens the server; none leaves it open to all."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may read answers, as https://app.example, or * for all; none by default (CORS)."""
     limits: ServerLimits = field(default_factory=ServerLimits)
     """What one request may cost."""
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
@@ -107,4 +110,10 @@ class ServerSettings:
                 raise ConfigError(
                     f"API key {number} is empty or has characters that a header cannot carry; use printable ASCII "
                     "without spaces."
+                )
+        for origin in self.allowed_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[!-.0-~]+", origin, re.IGNORECASE | re.ASCII):
+                raise ConfigError(
+                    f"{ascii(origin)[:80]} is not an origin; write scheme, host and port without a path, as "
+                    "https://app.example or http://localhost:3000, or * for every origin."
                 )

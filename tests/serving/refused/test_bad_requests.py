@@ -40,8 +40,7 @@ def test_bodies_that_are_not_json_objects(server):
             b'"text"',
             b"\x00",
             b"\xff\xfe\x00",
-            b"\xef\xbb\xbf" + whole,
-            whole.decode().encode("utf-16"),
+            whole.decode().encode("utf-16")[:-1],
             whole[:-1],
             whole[1:],
             whole + b"x",
@@ -102,7 +101,7 @@ WRONG = {
     "max_completion_tokens": [0, "5"],
     "temperature": [-0.1, 2.1, "0", [], True, -1e308],
     "top_p": [0, -1, 1.1, "1", {}],
-    "top_k": [-1, 1.5, "3", 2**40],
+    "top_k": [-2, 1.5, "3", 2**40],
     "seed": [1.5, "1", 2**70, -(2**70), []],
     "stop": [5, {}, [5], [None], [""], "", ["x"] * 17, ["x" * 1001], [["x"]]],
     "stream": ["yes", 1, [], {}],
@@ -179,12 +178,11 @@ def test_wrong_messages(server):
         {"role": "user", "content": [words, {"type": "image"}]},
         {"role": "user", "content": [words, {"type": "image_url"}]},
         {"role": "user", "content": [words, {"type": "image_url", "image_url": None}]},
-        {"role": "user", "content": [words, {"type": "image_url", "image_url": data_url()}]},
         {"role": "user", "content": [words, {"type": "image_url", "image_url": {}}]},
         {"role": "user", "content": [words, {"type": "image_url", "image_url": {"url": None}}]},
         {"role": "user", "content": [words, {"type": "image_url", "image_url": {"url": ["x"]}}]},
         {"role": "user", "content": [words, {"type": "image_url", "image_url": {"url": data_url(), "detail": "max"}}]},
-        {"role": "user", "content": [words, {"type": "image_url", "image_url": {"url": data_url(), "uuid": "x"}}]},
+        {"role": "user", "content": [words, {"type": "image_url", "image_url": {"url": data_url(), "uid": "x"}}]},
         {"role": "user", "content": [words, {"type": "image_embeds", "image_embeds": "AAAA"}]},
         {"role": "user", "content": [words, {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AA"}}]},
         {"role": "user", "content": [words, {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]},
@@ -202,15 +200,15 @@ def test_unknown_fields_and_names(server):
         "max_token",
         "mesages",
         "grammar",
-        "guided_regex",
-        "chat_template",
-        "mm_processor_kwargs",
-        "cache_salt",
+        "zoom",
+        "include_usage",
         "",
     ]
     names += ["__proto__", "x" * 5000, "ä", "\x00", "<|im_start|>"]
     expect(server, [GOOD | {name: 1} for name in names], 400, "unknown_field")
-    expect(server, [GOOD | {"stream": True, "best_of": 3}], 400, "unknown_field")
+    known = ["guided_regex", "chat_template", "mm_processor_kwargs", "cache_salt"]
+    expect(server, [GOOD | {name: 1} for name in known], 400, "unsupported")
+    expect(server, [GOOD | {"stream": True, "best_of": 3}], 400, "unsupported")
     models = ["", "gpt-4o", "TINY", "tiny ", "../tiny", "/etc/passwd", "x" * 100_000, "\x00", "<script>", "tïny"]
     expect(server, [GOOD | {"model": name} for name in models], 404, "model_not_found")
     expect(server, [GOOD | {"model": name, "stream": True} for name in models[:2]], 404, "model_not_found")
@@ -279,8 +277,8 @@ def test_wrong_addresses_methods_and_types(server):
     status, raw = send(server, GOOD, headers={})
     assert status == 415
     status, raw = send(server, zlib.compress(json.dumps(GOOD).encode()), headers=JSON | {"Content-Encoding": "deflate"})
-    assert status == 400
-    check_error(status, raw)
+    assert status == 415
+    assert "Content-Encoding" in check_error(status, raw)["message"]
 
 
 def test_perceive_refuses_the_same(server):
