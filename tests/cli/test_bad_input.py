@@ -132,10 +132,23 @@ def usage(result):
     return json.loads(result.out)["usage"]
 
 
-def test_budget_too_small_for_the_picture(here, picture):
-    result = here("ask", picture, QUESTION, "--coarse-tokens", "0")
-    assert result.code == 1
-    assert "token" in result.err
+@pytest.mark.parametrize("command", ["ask", "perceive"])
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("0", "0 is too small; the least is 1"),
+        ("0:5", "0 is too small"),
+        ("9:4", "the minimum 9 is above the maximum 4"),
+        ("-3", "neither MAX nor MIN:MAX"),
+        ("1e3", "neither MAX nor MIN:MAX"),
+    ],
+)
+def test_budgets_that_are_none(here, picture, command, value, part):
+    result = here(command, picture, QUESTION, f"--coarse-tokens={value}")
+    assert result.code == 2
+    assert "--coarse-tokens" in result.err
+    assert part in result.err
+    assert "min_tokens" not in result.err
     assert result.is_one_sentence
 
 
@@ -144,7 +157,7 @@ def test_budget_too_small_for_the_picture(here, picture):
 )
 def test_absurd_budget(here, picture, verb, flag):
     result = here(verb, picture, QUESTION, flag, "90000000:99999999")
-    assert result.code == 1
+    assert result.code == 2
     assert "at least 90000000 visual tokens" in result.err
     assert result.is_one_sentence
 
@@ -182,7 +195,7 @@ def test_revision_of_what_is_not_on_the_hub(here, picture, tmp_path, folder):
 
 def test_unknown_preset(here, picture):
     result = here("ask", picture, QUESTION, "--preset", "nonsense")
-    assert result.code == 1
+    assert result.code == 2
     assert "No preset 'nonsense'" in result.err
     assert result.is_one_sentence
 

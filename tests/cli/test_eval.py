@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -252,6 +253,11 @@ WRONG_CALLS = {
     "negative limit": (("scenes", "--limit", "-1"), "--limit"),
     "no tokens": (("scenes", "--max-visual-tokens", "0"), "--max-visual-tokens"),
     "tokens in words": (("scenes", "--coarse-tokens", "many"), "MAX nor MIN:MAX"),
+    "a table": (("scenes", "--output", "one.txt"), "does not end in .jsonl"),
+    "tables": (("scenes", "documents", "-o", "new/one.json"), "does not end in .jsonl"),
+    "a file": (("scenes", "--output", __file__), "is no folder"),
+    "zero tokens": (("scenes", "--coarse-tokens", "0"), "0 is too small; the least is 1"),
+    "one token to share": (("scenes", "--count", "1", "--max-visual-tokens", "1"), "at least 2 to share"),
     "fresh alone": (("scenes", "--fresh"), "--output"),
     "unknown zoom": (("scenes", "--zoom", "often"), "often"),
 }
@@ -262,6 +268,7 @@ def test_wrong_calls(evaluate, kind):
     words, said = WRONG_CALLS[kind]
     result = evaluate(*words)
     assert result.code == 2
+    assert not any(Path(name).exists() for name in ("one.txt", "new"))
     assert said in result.err
     assert result.is_one_sentence
 

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from qzoom.checkpoints.adapter import save_pretrained
-from qzoom.store.records import RecordStore
+from qzoom.store.records import RecordStore, missing_samples
 from tests.tiny_models import build_engine
 
 SMALL = ("--device", "cpu", "--quiet", "--json")
@@ -40,7 +40,7 @@ def label(here, place, *more):
     words = ("label", "regions", "--questions", place / "q.jsonl", "-m", place / "base", "--tokens", "20")
     settings = place / "labels.yaml"
     if "--recipe" not in more:
-        settings.write_text("maps: {min_peak: 0.0}\n")
+        settings.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95}\n")
         more = (*more, "--recipe", settings)
     return here(*words, "--max-new-tokens", "4", "--heads", "2:1 4:3", *SMALL, *more)
 
@@ -99,10 +99,69 @@ def test_two_processes_label_what_one_does(here, place, tmp_path):
     ]
 
 
+def test_no_usable_label_is_code_1_with_the_reasons(here, place, tmp_path):
+    settings = tmp_path / "labels.yaml"
+    settings.write_text("maps: {min_peak: 0.0, ignore_share: 0.0}\n")
+    spread = label(here, place, "-o", tmp_path / "spread", "--recipe", settings)
+    figures = json.loads(spread.out)
+    assert (spread.code, figures["usable"], figures["too_weak"], figures["too_large"]) == (1, 0, 0, 6)
+    settings.write_text("maps: {min_peak: 100.0, ignore_share: 1.0}\n")
+    weak = label(here, place, "-o", tmp_path / "weak", "--recipe", settings)
+    figures = json.loads(weak.out)
+    assert (weak.code, figures["usable"], figures["too_weak"], figures["too_large"]) == (1, 0, 6, 0)
+
+
+def test_unfinished_labels_are_counted_before_training(here, place, tmp_path):
+    assert label(here, place, "-o", tmp_path / "labels", "--foreground", "0.95").code == 0
+    store = tmp_path / "labels" / "records-00.jsonl"
+    assert missing_samples(tmp_path / "labels") == 0
+    store.write_text("".join(store.read_text().splitlines(keepends=True)[:4]))
+    assert missing_samples(tmp_path / "labels") == 3
+    path = recipe(
+        tmp_path / "regions.yaml", stage="regions", base=str(place / "base"), labels=[str(tmp_path / "labels")]
+    )
+    plan = here("train", "regions", "--recipe", path, "--dry-run", "--json")
+    assert "the labels of 3 questions are missing" in plan.err
+    assert label(here, place, "-o", tmp_path / "labels", "--foreground", "0.95").code == 0
+    assert missing_samples(tmp_path / "labels") == 0
+
+
+def test_a_file_in_place_of_the_folder_is_refused_first(here, place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    made = label(here, place, "-o", tmp_path / "file")
+    path = recipe(tmp_path / "r.yaml", stage="regions", base=str(place / "base"), labels=["none"])
+    trained = here("train", "regions", "--recipe", path, "-o", tmp_path / "file", *SMALL)
+    for result in (made, trained):
+        assert result.code == 2
+        assert result.is_one_sentence
+        assert "is a file; name a folder" in result.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_nothing_is_left_by_a_training_whose_base_or_labels_are_missing(here, place, tmp_path):
+    for base in ("no/such/base", str(place / "base")):
+        path = recipe(tmp_path / "r.yaml", stage="regions", base=base, labels=[str(tmp_path / "none")])
+        result = here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL)
+        assert result.code == 1
+        assert result.is_one_sentence
+        assert not (tmp_path / "run").exists()
+
+
+def test_nan_in_a_settings_file_is_refused(here, place, tmp_path):
+    settings = tmp_path / "nan.yaml"
+    for text, key in (("maps: {min_peak: .nan}", "maps.min_peak"), ("sink_ratio: .inf", "sink_ratio")):
+        settings.write_text(text + "\n")
+        result = label(here, place, "-o", tmp_path / "labels", "--recipe", settings)
+        assert result.code in (1, 2)
+        assert key in result.err
+        assert result.is_one_sentence
+        assert not (tmp_path / "labels").exists()
+
+
 def test_changed_settings_are_one_sentence(here, place, tmp_path):
     assert label(here, place, "-o", tmp_path / "labels").code == 0
     other = tmp_path / "other.yaml"
-    other.write_text("maps: {min_peak: 0.0, background: 0.01}\n")
+    other.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95, background: 0.01}\n")
     refused = label(here, place, "-o", tmp_path / "labels", "--recipe", other)
     assert refused.code == 1
     assert refused.is_one_sentence
@@ -114,7 +173,9 @@ def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
     bad = place / "bad.jsonl"
     bad.write_text((place / "q.jsonl").read_text() + '{"id": "x"}\n')
     words = ("label", "regions", "--questions", bad, "-m", place / "base", "--heads", "2:1", "--tokens", "20")
-    words = (*words, "--max-new-tokens", "3", "-o", tmp_path / "labels")
+    easy = tmp_path / "easy.yaml"
+    easy.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95}\n")
+    words = (*words, "--max-new-tokens", "3", "-o", tmp_path / "labels", "--recipe", easy)
     refused = here(*words, *SMALL)
     assert refused.code == 1
     assert refused.is_one_sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from qzoom.model import QZoom
 
 __all__ = ["DataOptions", "calibrate", "evaluate", "report"]
+
+_FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
+"""What a folder's name is not expected to end in, in contrast to runs/auto-0.5."""
 
 Tasks = Annotated[
     list[str] | None,
@@ -274,6 +278,8 @@ class _Evaluation:
             if self.several or seeds > 1:
                 raise typer.BadParameter(f"{output} is one file, but several runs are asked for; name a folder.")
             return output
+        if output.is_file() or (not output.is_dir() and _FILE_ENDING.fullmatch(output.suffix)):
+            raise typer.BadParameter(f"{output} is no folder and does not end in .jsonl; name one of the two.")
         return output / (f"{task}-seed{seed}.jsonl" if seeds > 1 else f"{task}.jsonl")
 
     def _plain(self, seed: int) -> EvalOptions:

@@ -72,6 +72,8 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
     from qzoom.labels.workers import LabelRun
 
     console = out.console
+    if labels.output.exists() and not labels.output.is_dir():
+        raise typer.BadParameter(f"{labels.output} is a file; name a folder.", param_hint="--output")
     read = open_questions(labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed)
     for _, reason in read.skipped[:5]:
         console.note(f"left out: {reason}")
@@ -131,6 +133,25 @@ def regions(
         report = label_regions(job.run, job.questions, recipe)
     agreement = "" if report.agreement is None else f", {report.agreement:.1%} of them on a known answer"
     job.report(report, f"{report.usable} of {report.maps} label maps usable{agreement}")
+    if report.too_weak:
+        out.console.note(
+            f"{report.too_weak} label maps not usable: the highest attention is below maps.min_peak "
+            f"({recipe.maps.min_peak:g}). Choose other --heads, or set a lower min_peak in a recipe."
+        )
+    if report.too_large:
+        share = 0.5 if recipe.source == "boxes" else recipe.maps.ignore_share
+        advice = (
+            "The boxes mark too much of these images."
+            if recipe.source == "boxes"
+            else "The attention is spread out: choose other --heads or a trained model, set a higher ignore_share in a "
+            "recipe, or take known boxes with --from boxes."
+        )
+        out.console.note(
+            f"{report.too_large} label maps not usable: the box around the foreground covers {share:.0%} of the map or "
+            f"more. {advice}"
+        )
+    if not report.usable:
+        raise typer.Exit(1)
 
 
 @flatten

@@ -18,7 +18,7 @@ from typer.models import CommandInfo
 
 from qzoom import __version__
 from qzoom.cli.console import one_line
-from qzoom.errors import QZoomError
+from qzoom.errors import BudgetError, QZoomError
 
 __all__ = ["app", "main", "run"]
 
@@ -165,6 +165,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if code == INTERRUPTED:
             return _fail("interrupted.", code)
         return code if isinstance(code, int) else 0
+    except BudgetError as error:
+        return _fail(str(error), 2)
     except QZoomError as error:
         return _fail(str(error), 1)
     except TyperException as error:

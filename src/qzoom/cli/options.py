@@ -153,12 +153,17 @@ class LookOptions:
         """Gate and region threshold: given ones first, then the preset's, then None for the checkpoint's.
 
         Raises:
-            ConfigError: no preset of that name.
+            typer.BadParameter: no preset of that name.
         """
+        from qzoom.errors import ConfigError
+
         given = {"gate_threshold": self.gate_threshold, "region_threshold": self.region_threshold}
         if self.preset is None:
             return given
-        chosen = model.config.with_preset(self.preset)
+        try:
+            chosen = model.config.with_preset(self.preset)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error), param_hint="--preset") from error
         return {name: getattr(chosen, name) if value is None else value for name, value in given.items()}
 
 
@@ -189,10 +194,9 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
     """Read MAX or MIN:MAX.
 
     Raises:
-        typer.BadParameter: not whole numbers, or numbers that contradict each other.
+        typer.BadParameter: not whole numbers of at least 1, or a minimum above the maximum.
     """
     from qzoom.config import TokenBudget
-    from qzoom.errors import BudgetError
 
     if text is None:
         return None
@@ -202,10 +206,11 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
             f"{text!r} is neither MAX nor MIN:MAX in visual tokens, such as 144 or 64:144.", param_hint=flag
         )
     numbers = [int(part) for part in parts]
-    try:
-        return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
-    except BudgetError as error:
-        raise typer.BadParameter(str(error), param_hint=flag) from error
+    if numbers[0] < 1:
+        raise typer.BadParameter(f"{numbers[0]} is too small; the least is 1 visual token.", param_hint=flag)
+    if numbers[0] > numbers[-1]:
+        raise typer.BadParameter(f"the minimum {numbers[0]} is above the maximum {numbers[1]}.", param_hint=flag)
+    return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
 
 
 def read_pictures(names: list[str]) -> list[LoadedImage]:

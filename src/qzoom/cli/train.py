@@ -50,7 +50,10 @@ class RunOptions:
         """
         if self.output is None and not of_recipe:
             raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
-        return self.output or Path(of_recipe)
+        folder = self.output or Path(of_recipe)
+        if folder.exists() and not folder.is_dir():
+            raise typer.BadParameter(f"{folder} is a file; name a folder.", param_hint="--output")
+        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,7 @@ def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool, json: boo
     from qzoom.training.stages import trained_stage
     from qzoom.training.train_stage import make_task
 
+    _warn_unfinished(recipe, console)
     samples = None
     exists = Path(recipe.base).expanduser().is_dir() or not recipe.original
     missing = [name for name in recipe.labels if not Path(name).expanduser().is_dir()]
@@ -225,6 +229,7 @@ def _run_stage(recipe: StageRecipe, run: RunOptions, console: Console, *, refit:
     from qzoom.training.train_stage import train_stage
 
     folder, device = run.folder(recipe.output), find_device(run.device)
+    _warn_unfinished(recipe, console)
     with _progress(console) as on_step:
         report = train_stage(recipe, folder, refit=refit, device=device, fresh=run.fresh, on_step=on_step)
     if not _is_main():
@@ -264,6 +269,20 @@ def _run_student(recipe: StudentRecipe, run: RunOptions, console: Console, *, js
     console.result(
         f"{report.questions} questions, {report.negatives} of them about absent things; model in {report.model}"
     )
+
+
+def _warn_unfinished(recipe: StageRecipe, console: Console) -> None:
+    """Labels of a run that was stopped are used, and the number of those that are missing is printed."""
+    from qzoom.store.records import missing_samples
+
+    for name in recipe.labels:
+        folder = Path(name).expanduser()
+        missing = missing_samples(folder) if folder.is_dir() else 0
+        if missing:
+            console.note(
+                f"warning: {name} is unfinished: the labels of {missing} questions are missing. Run the same `qzoom "
+                "label` command again to make them; training uses what is there."
+            )
 
 
 def _losses(start: int, steps: int, first: float | None, last: float | None) -> str:

@@ -25,11 +25,11 @@ from qzoom.errors import QZoomError
 from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
 from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
-from qzoom.labels.settings import RegionRecipe
+from qzoom.labels.settings import LabelMapSettings, RegionRecipe
 from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
-from qzoom.settings import to_dict
+from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import write_atomic
-from qzoom.store.records import RecordStore
+from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Attention, Question, RegionLabel, Response, Skip, content_id, tensor_digest
 
 __all__ = ["RegionReport", "box_prompt", "label_regions", "region_labeller", "region_report"]
@@ -45,6 +45,9 @@ class RegionReport:
         questions: pictures with questions, done.
         maps: label maps.
         usable: maps with something to learn from.
+        too_weak: maps that are not usable because their maximum is below `maps.min_peak`, or without answer boxes.
+        too_large: maps that are not usable because the box around the foreground is too large (`maps.ignore_share`;
+            half of the map for labels from boxes).
         skipped: questions or turns left out.
         reasons: the first few reasons.
         agreement: share of usable maps from attention with a foreground cell on a known answer box; None where no box
@@ -54,6 +57,8 @@ class RegionReport:
     questions: int
     maps: int
     usable: int
+    too_weak: int
+    too_large: int
     skipped: int
     reasons: tuple[str, ...]
     agreement: float | None
@@ -90,16 +95,33 @@ def region_report(folder: Path) -> RegionReport:
     """Figures of a store of region labels."""
     store = RecordStore(folder)
     labels = [label for _, label in store.of_kind(RegionLabel)]
+    weak = [_is_weak(store, stored, label) for stored, label in store.of_kind(RegionLabel) if not label.usable]
     reasons = [skip.reason for _, skip in store.of_kind(Skip)]
     agreeing = [label.agrees for label in labels if label.agrees is not None]
     return RegionReport(
         questions=len(store.samples),
         maps=len(labels),
         usable=sum(label.usable for label in labels),
+        too_weak=sum(weak),
+        too_large=len(weak) - sum(weak),
         skipped=len(reasons),
         reasons=tuple(reasons[:5]),
         agreement=sum(agreeing) / len(agreeing) if agreeing else None,
     )
+
+
+def _is_weak(store: RecordStore, stored: Stored, label: RegionLabel) -> bool:
+    """Whether an unusable map has too low a maximum; its box is too large otherwise."""
+    settings = from_mapping(LabelMapSettings, store.settings.get("maps", {}), f"{store.folder}: maps")
+    x0, y0, x1, y1 = label.box
+    share = settings.ignore_share if label.attention else 0.5
+    if (x1 - x0) * (y1 - y0) < share * store.tensor(stored, "labels").size:
+        return True
+    if not label.attention:
+        return False
+    attention = store.get(label.attention)
+    sinks = store.tensor(attention, "sink") >= settings.sink_threshold
+    return float(np.where(sinks, 0.0, store.tensor(attention, "grounding")).max()) < settings.min_peak
 
 
 def box_prompt(question: str) -> str:

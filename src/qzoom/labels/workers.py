@@ -19,7 +19,7 @@ import numpy as np
 from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError, QZoomError
-from qzoom.store.records import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, note_pending, start_store
 from qzoom.store.schema import Provenance, Question, Record, content_id
 
 __all__ = [
@@ -130,6 +130,7 @@ def fill_store(
         sizes=dict(sizes),
     )
     start_store(run.folder, purpose, settings, provenance, fresh=run.fresh)
+    note_pending(run.folder, map(sample_key, questions))
     if run.processes == 1:
         label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
     else:

@@ -4,6 +4,8 @@
     tensors/part-00-000000412.safetensors       tensors of one sample: "<record id>.<tensor>"
     tensors/shard-00-000001.safetensors         many parts of writer 00 in one file
 
+    pending.json                                keys of the samples that were asked for and not there at the last start
+
 Several writers may fill one folder, each with a number (and so a log) of its own. Tensors are on the disk before the
 records that name them, so a killed writer loses the sample in progress and nothing else; `.partial` files and tensors
 that no record names are removed when the folder is next opened for writing.
@@ -24,9 +26,19 @@ from qzoom.errors import DataError
 from qzoom.store.log import Log, LogWriter, write_atomic
 from qzoom.store.schema import Provenance, Record, content_id, from_values, record_from_values, tensor_digest
 
-__all__ = ["GATHER", "RecordStore", "RecordWriter", "Stored", "TensorFiles", "start_store"]
+__all__ = [
+    "GATHER",
+    "RecordStore",
+    "RecordWriter",
+    "Stored",
+    "TensorFiles",
+    "missing_samples",
+    "note_pending",
+    "start_store",
+]
 
 
+_PENDING = "pending.json"
 GATHER = 256
 """Samples per shard."""
 _MAX_HEADER = 100_000_000
@@ -69,13 +81,42 @@ def start_store(
     """
     first, *others = _log_paths(folder) or [_log_path(folder, 0)]
     if fresh:
-        for path in (first, *others, *(folder / "tensors").glob("*-*.safetensors")):
+        for path in (first, *others, *(folder / "tensors").glob("*-*.safetensors"), folder / _PENDING):
             path.unlink(missing_ok=True)
     elif first != _log_path(folder, 0):
         raise DataError(f"{folder} has records but no {_log_path(folder, 0).name}; {_HINT}.")
     header = {"settings": dict(settings), "provenance": asdict(provenance)}
     advice = "use --fresh to replace the records, or another folder"
     LogWriter(_log_path(folder, 0), purpose, header, fresh=fresh, advice=advice).close()
+
+
+def note_pending(folder: Path, samples: Iterable[str]) -> None:
+    """Write down which of these samples, and of those of earlier runs, a store does not have yet.
+
+    Args:
+        folder: of a store.
+        samples: keys of all samples that a run is to add, done or not.
+    """
+    missing = _not_in(folder, dict.fromkeys([*_pending(folder), *samples]))
+    write_atomic(folder / _PENDING, json.dumps(missing, ensure_ascii=False) + "\n")
+
+
+def missing_samples(folder: Path) -> int:
+    """The number of samples that were asked of the runs that filled a store and that it does not have."""
+    return len(_not_in(folder, _pending(folder)))
+
+
+def _pending(folder: Path) -> list[str]:
+    try:
+        keys = json.loads((folder / _PENDING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+
+
+def _not_in(folder: Path, keys: Iterable[str]) -> list[str]:
+    logs = [Log(path) for path in _log_paths(folder)]
+    return [key for key in keys if not any(key in log for log in logs)]
 
 
 class RecordStore:

@@ -54,7 +54,10 @@ class RegionMapTask(StageTask):
         super().__init__(recipe, engine, "regions")
         self.samples = [s for store in self.stores for s in self._of_store(store) if s.weight > 0]
         if not self.samples:
-            raise DataError(f"There are no usable labels in {', '.join(recipe.labels)}; label more questions.")
+            raise DataError(
+                f"There are no usable labels in {', '.join(recipe.labels)}; `qzoom label regions` on the same folder "
+                "says why (no answers, attention too weak or too spread out)."
+            )
         self.weights = [sample.weight for sample in self.samples]
         names = [stored.id if stored else "-" for sample in self.samples for stored in sample.labels]
         self.identity = sample_digest(" ".join(names))
