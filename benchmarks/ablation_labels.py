@@ -1,8 +1,8 @@
-"""The ablations' labels: pictures drawn once, answers and attention taken once, then label maps changed at no cost.
+"""The ablations' labels: images are drawn once, answers and attention computed once, and label maps made from them.
 
-pictures -> questions.jsonl -> own answers, their attention (slow, once) -> tri-state labels
-                                                                         -> other labels from the kept attention
-                            -> known answers, their attention (once)     -> tri-state labels
+images -> questions.jsonl -> own answers, their attention (slow, once) -> ternary labels
+                                                                       -> other labels from the stored attention
+                          -> known answers, their attention (once)     -> ternary labels
 """
 
 from __future__ import annotations

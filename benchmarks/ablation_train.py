@@ -1,4 +1,4 @@
-"""One variant of the ablations: its labels, its small training, and its answers. Every step is kept on the disk."""
+"""One variant of the ablations: its labels, its small training, and its answers. Every step is stored on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ablations as figures and tables: differences with intervals, the paper's row beside each, and what reproduced."""
+"""The ablations as figures and tables: differences with intervals, beside the paper's rows, and what was reproduced."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _gate_figures(bench: Bench, strategy: str, found: Mapping[str, Any]) -> dict
 
 
 def skips(plain: Sequence[AnswerRow], zoomed: Sequence[AnswerRow]) -> dict[str, Any]:
-    """How many questions a gate may answer from the coarse look at no loss and at the loss of a point."""
+    """How many questions a gate may answer from the coarse pass at no loss and at the loss of a point."""
     from qzoom.evaluation.score import is_right
 
     scored = [

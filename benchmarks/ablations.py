@@ -1,14 +1,14 @@
-"""The ablations: what each part of the recipe is worth on the embedded model, with the paper's row beside it.
+"""The ablations: the effect of each part of the recipe on the embedded model, beside the paper's results.
 
     python -m benchmarks.ablations --dry-run
-    python -m benchmarks.ablations --minutes 60      # stops in good time; the same command goes on
-    python -m benchmarks.ablations --only K2 K4      # some variants; the reference always
+    python -m benchmarks.ablations --minutes 60      # stops after 60 minutes; the same command resumes
+    python -m benchmarks.ablations --only K2 K4      # some variants, always with the reference
 
-Labels are made once, from the base's own answers; other labels come from the kept attention. Every variant is one small
-training of the region branch (`qzoom train regions`, the recipe of recipes/tiny with fewer steps), a region threshold
-chosen on other pictures, and the answers to the same questions, always zoomed, at two caps. Gates are trained on the
-reference's branch, stage 2 on what its zooming gets wrong. All is kept under RUNS; docs/results/ablations.md is written
-from it.
+Labels are made once, from the base's own answers; other labels come from the stored attention. Every variant is one
+small training of the region branch (`qzoom train regions`, the recipe of recipes/tiny with fewer steps), a region
+threshold chosen on other images, and the answers to the same questions, always zoomed, at two token limits. Gates are
+trained on the reference's branch, stage 2 on its hard cases. Everything is stored under RUNS; docs/results/ablations.md
+is written from it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from qzoom.model import QZoom
 
 LADDER = (16, 36, 64, 100, 144, 288, 400)
-"""The lowest rungs are there because a small model changes its answers between them, if anywhere."""
+"""The lowest levels are included because the answers of a small model change between them, if anywhere."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,26 +57,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.set_defaults(kinds=["documents", "scenes"])
     made.add_argument("--only", nargs="+", help=f"names of variants, or {GATES}")
     made.add_argument("--recipes", type=Path, default=Path("recipes/tiny"), help="folder of the stages' recipes")
-    made.add_argument("--looks", nargs="+", default=["64+64", "144+144"], help="coarse and region tokens of each cap")
-    made.add_argument("--questions", type=int, default=300, help="that are answered, of each kind")
+    made.add_argument("--looks", nargs="+", default=["64+64", "144+144"], help="coarse and region tokens of each limit")
+    made.add_argument("--questions", type=int, default=300, help="number of test questions per synthetic dataset")
     made.add_argument(
-        "--calibration-questions", type=int, default=80, help="number of calibration questions per drawn dataset"
+        "--calibration-questions", type=int, default=80, help="number of calibration questions per synthetic dataset"
     )
-    made.add_argument("--pictures", type=int, default=240, help="drawn pictures that are labelled, four questions each")
-    made.add_argument("--gate-pictures", type=int, default=400, help="pictures that the gate's labels are made from")
-    made.add_argument("--mine-pictures", type=int, default=150, help="pictures searched for hard cases of stage 2")
-    made.add_argument("--probe-pictures", type=int, default=20, help="pictures on which attention heads are scored")
-    made.add_argument("--heads", default="auto", help="as for `qzoom label regions`")
-    made.add_argument("--teacher-tokens", type=int, default=400, help="visual tokens of a picture while it is labelled")
+    made.add_argument("--pictures", type=int, default=240, help="synthetic images to label, four questions each")
+    made.add_argument("--gate-pictures", type=int, default=400, help="number of images for gate labels")
+    made.add_argument("--mine-pictures", type=int, default=150, help="images searched for hard cases (stage 2)")
+    made.add_argument("--probe-pictures", type=int, default=20, help="images for the search of attention heads")
+    made.add_argument("--heads", default="auto", help="attention heads, as in `qzoom label regions --heads`")
+    made.add_argument("--teacher-tokens", type=int, default=400, help="visual tokens of an image for labels")
     made.add_argument(
         "--ladder",
         type=int,
         nargs="+",
         default=[64, 100, 144, 288, 400],
-        help="resolutions that the gate's labels compare, in visual tokens",
+        help="resolutions of the gate labels, in visual tokens",
     )
-    made.add_argument("--label-tokens", type=int, default=32, help="longest answer while labelling")
-    made.add_argument("--steps", type=int, default=300, help="steps of each region training")
+    made.add_argument("--label-tokens", type=int, default=32, help="maximum number of answer tokens for labels")
+    made.add_argument("--steps", type=int, default=300, help="training steps of each region branch")
     made.add_argument("--gate-steps", type=int, default=200)
     made.add_argument("--answer-steps", type=int, default=60)
     made.add_argument("--batch", type=int, default=32)

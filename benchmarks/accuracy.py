@@ -1,10 +1,10 @@
-"""What zooming buys: accuracy, tokens and time of one model with and without it, as tables.
+"""Accuracy, tokens and time of one model with and without zooming, as tables.
 
     python benchmarks/accuracy.py --data RECEIPTS_FOLDER
 
-Asks the questions of the scanned receipts (with --data) and of held-out synthetic documents and scenes four times: the
-coarse look alone, the gate's choice, always zooming, and the plain look at the total that zooming may spend. Writes
-`accuracy.md` and `accuracy.json` into --results; raw answers stay in --raw, so that a rerun continues.
+Asks the questions of the scanned receipts (with --data) and of held-out synthetic documents and scenes in four ways:
+the coarse pass alone, with the gate, always zooming, and a single view with the same total number of tokens. Writes
+`accuracy.md` and `accuracy.json` into --results; raw answers stay in --raw, so that the same command resumes.
 """
 
 from __future__ import annotations
@@ -159,19 +159,19 @@ def report(about: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the scanned receipts; left out without it")
-    parser.add_argument("--split", default="dev", help="which of its files")
-    parser.add_argument("--limit", type=int, help="receipts: the first so many pictures only")
+    parser.add_argument("--data", type=Path, help="folder of the scanned receipts; without it they are skipped")
+    parser.add_argument("--split", default="dev", help="split of the receipts")
+    parser.add_argument("--limit", type=int, help="use only the first N receipts")
     parser.add_argument("--model", default="tiny", help="embedded model, folder or hub id")
-    parser.add_argument("--pictures", type=int, default=60, help="synthetic pictures of each kind; 0 leaves them out")
-    parser.add_argument("--seed", type=int, default=0, help="number of the first held-out picture")
+    parser.add_argument("--pictures", type=int, default=60, help="number of synthetic images of each kind; 0 for none")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first held-out image")
     parser.add_argument("--coarse-tokens", type=int, default=144)
     parser.add_argument("--region-tokens", type=int, default=144)
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="maximum number of tokens of an answer")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where the tables go")
-    parser.add_argument("--raw", type=Path, default=Path("runs/accuracy"), help="where the raw answers go")
-    parser.add_argument("--fresh", action="store_true", help="ask everything anew")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder for the tables")
+    parser.add_argument("--raw", type=Path, default=Path("runs/accuracy"), help="folder for the raw answers")
+    parser.add_argument("--fresh", action="store_true", help="discard stored answers")
     return parser.parse_args(arguments)
 
 

@@ -1,11 +1,11 @@
-"""Zooming beside every other way to look: the same pictures, questions and limits, and who is on the Pareto front.
+"""Zooming compared with all other methods: the same images, questions and limits, and the Pareto front.
 
     python -m benchmarks.baselines --data RECEIPTS --dry-run
     python -m benchmarks.baselines --data RECEIPTS
 
-Asks every method of `qzoom eval --method` at one or two totals of visual tokens, half of them for the coarse look, and
-writes docs/results/baselines.md. The plain model's answers are those of the ladder, so run `benchmarks.ladder` first to
-have it at all caps. The same command goes on where it was stopped.
+Asks every method of `qzoom eval --method` at one or two totals of visual tokens, half of them for the coarse view, and
+writes docs/results/baselines.md. The plain model's answers are those of `benchmarks.ladder`; run it first to have them
+at all limits. The same command resumes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--budgets", type=int, nargs="+", default=[144, 288], help="totals of visual tokens")
-    made.add_argument("--questions", type=int, default=600, help="number of test questions per drawn dataset")
+    made.add_argument("--questions", type=int, default=600, help="number of test questions per synthetic dataset")
     made.add_argument("--methods", nargs="+", help="only these methods")
     return checked(made.parse_args(arguments))
 

@@ -1,7 +1,7 @@
-"""How settings are chosen from measured points, and what pairs of runs say. Pure.
+"""How settings are chosen from measured points, and paired comparisons of runs. Pure.
 
-A point is one way to look with its figures on a set of questions. Gates are tried without asking again: an answer of
-the run that always zooms, or of the plain look at the same coarse tokens, is taken by the kept gate score.
+A point is one method with its figures on a set of questions. Gate thresholds are tried without asking again: each
+answer is taken from the run that always zooms or from the plain run at the same coarse tokens, by the gate score.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Point:
     """A way to look and what it came to.
 
     Args:
-        coarse: most tokens of the coarse look.
+        coarse: most tokens of the coarse view.
         region: most tokens of the regions; 0 is the plain model.
         gate: threshold; None for the plain model.
         accuracy: share of right answers.
@@ -56,7 +56,7 @@ def gated(plain: Sequence[AnswerRow], zoomed: Sequence[AnswerRow], threshold: fl
     """The answers that a gate threshold would have given.
 
     Args:
-        plain: of the coarse look alone.
+        plain: of the coarse pass alone.
         zoomed: of the same questions, gate asked and always zoomed.
         threshold: zoom from this score on; a question without a score zooms.
 

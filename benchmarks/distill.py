@@ -1,7 +1,7 @@
-"""How fast pictures of 8 megapixels go through the distillation pipeline, and whether memory grows with their number.
+"""Throughput of the distillation pipeline with images of 8 megapixels, and whether memory grows with their number.
 
-Makes pictures once (kept for the next call), then runs propose to export with rules in every role, so that only the
-pipeline itself is measured: decoding, hashing, selecting, storing, writing Parquet. Each case is a process of its own;
+Makes images once (stored for the next call), then runs propose to export with rules in every role, so that only the
+pipeline itself is measured: decoding, hashing, selecting, storing, writing Parquet. Each case is a separate process;
 memory is the sum of the proportional shares (PSS) of the process and all its children, sampled every half second.
 
 Usage: python benchmarks/distill.py [--counts 250 1000] [--engines inprocess ray] [--folder DIR] [--results DIR]

@@ -1,12 +1,12 @@
-"""Time the engine beside transformers' own `generate` on the same random weights.
+"""Time the engine against transformers' own `generate` on the same random weights.
 
-One run measures, with repetitions of all cases interleaved so that a busy moment hits every case alike:
+One run measures the following, with the repetitions of all cases interleaved so that other load affects all equally:
 
-- a fresh question that is not zoomed (gate asked, and gate not asked) against `generate`;
+- a fresh question that is not zoomed (with and without the gate) against `generate`;
 - a second such question in a session against `generate`;
 - a fresh zoomed question;
 - a batch of eight, half of them zoomed, against eight single calls;
-- prefill (an answer of one token) and decoding (time per further token) apart;
+- prefill (an answer of one token) and decoding (time per further token);
 - the time of `import qzoom`, the load time and the peak memory of `qzoom ask` (embedded model).
 
 Random weights: figures of speed only, never of accuracy. Usage: python benchmarks/engine.py [--quick]
@@ -306,7 +306,7 @@ def print_table(dtype: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--quick", action="store_true", help="a small shape, to try the benchmark itself")
+    parser.add_argument("--quick", action="store_true", help="use a small model shape, to test the benchmark itself")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "both"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,7 +1,7 @@
-"""What the benchmark programs share: token limits, tasks, a time limit, and stored answers that the next call resumes.
+"""Common parts of the benchmark programs: token limits, tasks, a time limit, and stored answers that a rerun resumes.
 
-Everything lies under RUNS/WEIGHTS, where WEIGHTS is a digest of the model's weights: other weights start anew beside
-the old ones. `ladder`, `baselines` and `ablations` ask; `results` reads what they kept.
+Everything is stored under RUNS/WEIGHTS, where WEIGHTS is a digest of the model's weights, so other weights get a folder
+of their own. `ladder`, `baselines` and `ablations` ask; `results` reads the stored answers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Look:
     """One way to look.
 
     Args:
-        coarse: most visual tokens of the coarse look.
+        coarse: most visual tokens of the coarse view.
         region: most visual tokens of the regions; 0 is the plain model.
         gate: zoom at this score; None takes the checkpoint's own.
         method: see `qzoom.evaluation.methods`.
@@ -272,14 +272,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options that all evidence programs have."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", default="tiny", help="embedded model, folder or hub id")
-    made.add_argument("--data", type=Path, help="folder of the scanned receipts; left out without it")
-    made.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of pictures")
-    made.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
-    made.add_argument("--limit", type=int, help="most pictures of each kind, to try it out")
-    made.add_argument("--minutes", type=float, help="stop after so many minutes; the same command resumes")
+    made.add_argument("--data", type=Path, help="folder of the scanned receipts; without it they are skipped")
+    made.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of images")
+    made.add_argument("--max-new-tokens", type=int, default=128, help="maximum number of tokens of an answer")
+    made.add_argument("--limit", type=int, help="use only the first N images of each kind")
+    made.add_argument("--minutes", type=float, help="stop after N minutes; the same command resumes")
     made.add_argument("--dry-run", action="store_true", help="print the runs and an estimate of their time")
-    made.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="where answers are kept")
-    made.add_argument("--results", type=Path, default=Path("docs/results"), help="where the tables go")
+    made.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the stored answers")
+    made.add_argument("--results", type=Path, default=Path("docs/results"), help="folder for the tables")
     made.add_argument("--device", default="auto", help="cpu, cuda or auto")
     return made
 

@@ -1,17 +1,17 @@
-"""Does zooming pay? One model over a ladder of visual-token caps, plain and zooming, and what the two come to.
+"""Accuracy with and without zooming over a range of visual-token limits.
 
-    python -m benchmarks.ladder --data RECEIPTS --dry-run     # what would be asked, and about how long it takes
+    python -m benchmarks.ladder --data RECEIPTS --dry-run     # the plan and the estimated time
     python -m benchmarks.ladder --data RECEIPTS               # ask, then write docs/results/ladder.md
     python -m benchmarks.ladder --data RECEIPTS --time        # then, on a quiet machine, the times side by side
 
-1. Calibration, on drawn pictures of their own: every split of the tokens between coarse look and region, gate asked
-   and always zoomed; gate thresholds are tried on the kept scores. Per cap the cheapest split within half a point of
-   the best one is taken; at the largest cap, where the peak is looked for, the best one.
-2. Report, on other pictures: the plain model at every cap, and the zooming one with the split chosen for that cap.
-   Receipts are few, so both halves of them are used: each is reported with what the other one chose.
+1. Calibration, on separate synthetic images: every split of the tokens between coarse view and region, with the gate
+   and always zoomed; gate thresholds are tried on the stored scores. At each limit the cheapest split within half a
+   point of the best one is chosen; at the largest limit, where the maximum is measured, the best one.
+2. Report, on other images: the plain model at every limit, and zooming with the split chosen for that limit. Receipts
+   are few, so both halves of them are used: each is reported with the choices made on the other one.
 3. Times: the chosen pairs, question by question in turn, each asked alone.
 
-All answers are kept; the same command goes on where it was stopped.
+All answers are stored; the same command resumes.
 """
 
 from __future__ import annotations
@@ -60,25 +60,23 @@ TOLERANCE = 0.005
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
-    made.add_argument("--caps", type=int, nargs="+", default=list(CAPS), help="visual-token limits that are compared")
+    made.add_argument("--caps", type=int, nargs="+", default=list(CAPS), help="visual-token limits to compare")
     made.add_argument(
-        "--coarse", type=int, nargs="+", default=list(COARSE), help="token limits of the coarse look that are tried"
+        "--coarse", type=int, nargs="+", default=list(COARSE), help="token limits of the coarse view to try"
     )
+    made.add_argument("--region", type=int, nargs="+", default=list(REGION), help="token limits of the regions to try")
+    made.add_argument("--questions", type=int, default=2000, help="number of test questions per synthetic dataset")
     made.add_argument(
-        "--region", type=int, nargs="+", default=list(REGION), help="token limits of the regions that are tried"
+        "--calibration-questions", type=int, default=400, help="number of calibration questions per synthetic dataset"
     )
-    made.add_argument("--questions", type=int, default=2000, help="number of test questions per drawn dataset")
-    made.add_argument(
-        "--calibration-questions", type=int, default=400, help="number of calibration questions per drawn dataset"
-    )
-    made.add_argument("--time", action="store_true", help="measure times instead; needs the rest to be done")
+    made.add_argument("--time", action="store_true", help="measure times; requires the finished answers")
     made.add_argument(
         "--time-questions",
         type=int,
         default=150,
         help="questions timed for the equal-accuracy pair; a third of them at each limit",
     )
-    made.add_argument("--time-batch", type=int, default=8, help="questions at once where batches are timed")
+    made.add_argument("--time-batch", type=int, default=8, help="batch size of the timed batches")
     return checked(made.parse_args(arguments))
 
 

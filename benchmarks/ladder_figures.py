@@ -1,4 +1,4 @@
-"""The figures and words of the ladder: equal accuracy, equal budget, peaks, and what arithmetic allows."""
+"""Figures and texts of `benchmarks.ladder`: equal accuracy, equal budget, maxima, and theoretical limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds of two ways to look, side by side: questions are asked both ways, in turn, each alone or some at once."""
+"""Times of two methods side by side: questions are asked with both in turn, each alone or in batches."""
 
 from __future__ import annotations
 

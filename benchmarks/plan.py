@@ -1,4 +1,4 @@
-"""How long the evidence would take: a few questions of each kind, then arithmetic."""
+"""Estimate the time of the benchmarks: a few questions of each kind are measured, the rest is arithmetic."""
 
 from __future__ import annotations
 

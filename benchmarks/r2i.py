@@ -1,10 +1,10 @@
-"""Did the student learn to see it in one glance? Base and student on the same held-out pictures, in every view.
+"""The distilled student: base and student on the same held-out images, in every view.
 
     python -m benchmarks.r2i --student weights/tiny-r2i --distilled runs/distill/tiny-teachers --data RECEIPTS
 
-Asks both models about the whole picture, the cut-out region, the marked picture and with zooming at the main cap
-(`qzoom eval zoomgap`), about the whole picture and with zooming at the other caps, and measures where the attention
-goes (`qzoom eval coverage`). Writes docs/results/r2i.md. The same command goes on where it was stopped.
+Asks both models about the whole image, the cropped region, the marked image and with zooming at the main token limit
+(`qzoom eval zoomgap`), and about the whole image and with zooming at the other limits, and measures where the attention
+goes (`qzoom eval coverage`). Writes docs/results/r2i.md. The same command resumes.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--distilled", type=Path, help="run of `qzoom distill` behind the student, for its counts")
     made.add_argument("--cap", type=int, default=288, help="visual tokens of all four views and of the attention")
     made.add_argument("--caps", type=int, nargs="*", default=[144, 576], help="further limits, full and zoom view only")
-    made.add_argument("--questions", type=int, default=1000, help="number of test questions per drawn dataset")
-    made.add_argument("--coverage", type=int, default=40, help="pictures of each kind whose attention is measured")
-    made.add_argument("--zoom", choices=("auto", "always"), default="auto", help="how the zoom view looks")
-    made.add_argument("--no-boxed", action="store_true", help="leave out the marked picture, the slowest view")
-    made.add_argument("--crop-scale", type=float, default=1.0, help="enlargement of the crops")
-    made.add_argument("--crop-min-px", type=int, default=224, help="least side of a region")
+    made.add_argument("--questions", type=int, default=1000, help="number of test questions per synthetic dataset")
+    made.add_argument("--coverage", type=int, default=40, help="images of each kind for the attention coverage")
+    made.add_argument("--zoom", choices=("auto", "always"), default="auto", help="zoom mode of the zoom view")
+    made.add_argument("--no-boxed", action="store_true", help="skip the marked image, the slowest view")
+    made.add_argument("--crop-scale", type=float, default=1.0, help="factor by which crops are enlarged")
+    made.add_argument("--crop-min-px", type=int, default=224, help="minimum side of a region in pixels")
     given = checked(made.parse_args(arguments))
     if given.cap in given.caps:
         raise ConfigError(f"--caps must not name {given.cap} again.")

@@ -1,4 +1,4 @@
-"""The words of `benchmarks.r2i`: what training from crops changed, as one Markdown page."""
+"""The texts of `benchmarks.r2i`: what training from crops changed, as one Markdown page."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Make docs/results.md: what the evidence programs wrote, one after the other, and the charts of the kept answers.
+"""Make docs/results.md: the results of the benchmark programs in order, and the charts of the stored answers.
 
     python -m benchmarks.results --runs runs/evidence --data RECEIPTS      # the same as `make results`
 
-Takes ladder.md, baselines.md and ablations.md from the results folder, says which of them are missing and how to make
+Reads ladder.md, baselines.md and ablations.md from the results folder, names missing ones with the command that makes
 them, and draws the report (`qzoom report`) of the newest weights' answers. RUNS may also hold answers of `qzoom eval`;
-without any the report that is there stays.
-Nothing is asked, no model is loaded.
+without any, the existing report stays. No question is asked, no model is loaded.
 """
 
 from __future__ import annotations
@@ -92,10 +91,10 @@ def compose(results: Path, page: Path, drawn: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="where answers are kept")
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the stored answers")
     parser.add_argument("--data", type=Path, help="folder of the scanned receipts, for the gallery of failures")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where the tables are")
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="what to write")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the tables")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page to write")
     given = parser.parse_args(arguments)
     text = compose(given.results, given.page, charts(given.runs, given.results, given.data, given.page))
     try:

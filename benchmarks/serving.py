@@ -1,12 +1,12 @@
-"""Load the HTTP server as clients would, and print ratios.
+"""Load the HTTP server like clients do, and print ratios.
 
-Starts `qzoom serve` on this machine, then with one run of it:
+Starts `qzoom serve` on this machine and measures in one run of it:
 
-- throughput of 16 clients on mixed questions (half zoom, every answer 32 tokens) against one client after the other;
-- time to the first piece of the answer with 1, 4, 16 and 64 clients, and whether anything was lost;
-- a second question about the same picture against the first;
-- with --soak SECONDS: twice the load that it can sustain, the statuses, the server's memory, and whether answers
-  stayed what they were.
+- throughput of 16 clients with mixed questions (half zoom, every answer 32 tokens) against one client after the other;
+- time to the first piece of the answer with 1, 4, 16 and 64 clients, and whether any answer was lost;
+- a second question about the same image against the first;
+- with --soak SECONDS: twice the sustainable load, the statuses, the server's memory, and whether answers stayed the
+  same.
 
 Usage: python benchmarks/serving.py [--soak 300] [--model M] [--results docs/results]
 """
@@ -295,8 +295,8 @@ def _soak_lines(run: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--requests", type=int, default=48, help="questions per phase; 0: the soak alone")
-    parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the sustainable load; 0: none")
+    parser.add_argument("--requests", type=int, default=48, help="number of questions per phase; 0 for the soak alone")
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the sustainable load; 0 for none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of the server")
     parser.add_argument("--results", type=Path, help="folder for serving.md and serving.json")
     given = parser.parse_args()

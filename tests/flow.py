@@ -23,7 +23,7 @@ __all__ = ["Run", "count_tokens", "request", "run"]
 
 @dataclass(frozen=True)
 class Run:
-    """One request's coarse look, the look with its regions read, and the logits of the first answer token."""
+    """One request's coarse view, the look with its regions read, and the logits of the first answer token."""
 
     before: CoarseResult
     after: CoarseResult

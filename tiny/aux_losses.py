@@ -1,11 +1,11 @@
-"""One training pass: the stock model's answer loss plus four guides that known text and geometry make possible.
+"""Forward pass and loss: the language-model loss plus four auxiliary losses (guides) from known text and geometry.
 
-Glyph guide: from every visual token that the vision tower hands to the decoder, a throw-away linear layer names the
+Glyph guide: from every visual token that the vision tower hands to the decoder, a temporary linear layer predicts the
 characters printed in its 16 slots (drawn pages, where every character's place is known).
 Line guide: the same layer read along a printed line is trained with CTC (connectionist temporal classification) on the
-line's transcription, so real lines teach the tower without anyone knowing where a character stands.
-Object guide: another layer names colour and shape of the object that the token shows.
-Pointing guide: two attention heads of one decoder layer are asked to look at the visual token that holds the next
+line's transcription, so real lines train the tower although the positions of their characters are unknown.
+Object guide: another layer predicts colour and shape of the object that the token shows.
+Pointing guide: two attention heads of one decoder layer are trained to attend to the visual token with the next
 answer character (one in the first view that shows it, one in the last).
 The guides exist in training only: the exported weights are those of the plain model.
 """

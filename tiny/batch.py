@@ -1,8 +1,8 @@
-"""From examples to tensors: one sequence holds a picture (or several, say a coarse look and a crop) and questions.
+"""From examples to tensors: one sequence holds a picture (or several, e.g. a coarse view and a crop) and questions.
 
 Every question of a sequence is a branch of its own: it sees the pictures and itself, never another question, and its
 positions start where the pictures end. So each question is trained exactly as if it were the only one, and the
-pictures are paid for once. The result feeds the stock model: 4-D mask, 3-D positions. `split_pool` sorts the examples
+pictures are encoded once. The result feeds the stock model: 4-D mask, 3-D positions. `split_pool` sorts the examples
 of a step by length and cuts them into batches of about equally many positions, so that little is padding.
 """
 

@@ -7,9 +7,9 @@ spot). Names say where the pages come from (`real`, `sheet`, `document`, `scene`
 - *_strip: two to four neighbouring rows, "What does line 2 say?";
 - *_window: a part of any size between a few lines and the page, asked about what it shows;
 - *_views: the same parts without a question, for the vision tower alone (guides only, no decoder: many a second);
-- *_pair: the coarse look plus a region crop, as the zoom gives them;
-- *_page: the plain look at any rung of the ladder; `album`: several pages in one question;
-- cards: a small readable scene; places: a scene at a coarse look, where locating is learned.
+- *_pair: the coarse view plus a region crop, as in a zoom;
+- *_page: a single view at any of the resolutions; `album`: several pages in one question;
+- cards: a small readable scene; places: a scene at coarse resolution, which trains locating.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes into the packs: sheets of printed lines, documents and scenes drawn from a seed, and real receipts.
+"""Pages of the packs: sheets of printed lines, documents and scenes drawn from a seed, and real receipts.
 
 A sheet is a page full of unrelated lines in bands; every band has a typeface and a print process of its own (dot
 matrix, worn thermal head, bold, condensed, letter-spaced, reversed, photocopied). Sheets teach reading; documents and

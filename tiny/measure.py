@@ -3,7 +3,7 @@
 All figures are exact match of whole answers under teacher forcing (every answer token the arg-max given the ones
 before it), which is what greedy decoding writes. `<exercise>` counts every question of the exercise on held-out pages;
 `<exercise>/seen` counts the lines that the guide layer alone spells right (spaces aside), which says what the vision
-tower can read. `dev_*` are the development receipts, one look at a crop of the known answer box grown by 30 % of its
+tower can read. `dev_*` are the development receipts, a single view, a crop of the known answer box grown by 30 % of its
 height on every side, enlarged to 32 visual tokens as the zoom does; `dev_pair_*` show the page at 144 tokens first.
 """
 

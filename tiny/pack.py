@@ -4,7 +4,7 @@ Drawing a page costs more than training on a crop of it, so pages are drawn once
 them. A pack is two files: `<name>.pixels` holds raw uint8 pictures and int16 character boxes one after the other,
 `<name>.jsonl` holds a header line (kind, renderer version, seed, count) and one line a page that says where its bytes
 are. A page counts once its index line is complete, and the index line is written after its bytes are on disk, so a
-process that was killed goes on with the next page. A pack of another renderer version or seed, and one whose pixels
+killed process resumes with the next page. A pack of another renderer version or seed, and one whose pixels
 are cut short, are refused in one sentence.
 """
 

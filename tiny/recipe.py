@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: everything that decides its weights, as one checked YAML file.
+"""The recipe of the embedded model: one checked YAML file with everything that determines its weights.
 
 A recipe holds the architecture, the optimiser's numbers, the packs to draw from and a list of stages; a stage says how
 many minutes to train and which exercises to mix. Minutes are the process's own CPU time (on a GPU: of the clock), so

@@ -5,8 +5,8 @@
     python tiny/train.py measure --recipe recipes/tiny/reader.yaml --output runs/tiny
     python tiny/train.py average runs/a/model runs/b/model --output runs/mean
 
-Every command can be stopped at any time (also by kill -9) and goes on where it was when given again. `train` writes
-`state.safetensors` (to go on from), `training_curve.jsonl` (loss and held-out exact match) and the exported `model`.
+Every command can be stopped at any time (also by kill -9) and is resumed by the same command. `train` writes
+`state.safetensors` (to resume from), `training_curve.jsonl` (loss and held-out exact match) and the exported `model`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""qzoom: look coarsely, decide, zoom, answer.
+"""qzoom: coarse pass, gate, zoom, answer.
 
 `QZoom.from_pretrained(...).ask(picture, question)` is the whole library in one line. Names are loaded on first use, so
 that `import qzoom` stays fast.

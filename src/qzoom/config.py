@@ -11,9 +11,8 @@ import dataclasses
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from qzoom import settings as _settings
 from qzoom.errors import BudgetError, ConfigError
-from qzoom.settings import Between, Share, read_yaml, refuse_unknown, settings
+from qzoom.settings import Between, Share, from_mapping, refuse_unknown, settings
 
 __all__ = [
     "OUR_BOX_RULE",
@@ -21,12 +20,6 @@ __all__ = [
     "Preset",
     "TokenBudget",
     "ZoomConfig",
-    "check_choice",
-    "check_count",
-    "check_range",
-    "from_mapping",
-    "read_yaml",
-    "refuse_unknown",
     "with_current_words",
 ]
 
@@ -91,7 +84,7 @@ class Preset:
 
 @settings
 class ZoomConfig:
-    """All that turns a base model's hidden states into a decision, boxes and a second look.
+    """All that turns a base model's hidden states into a decision and boxes, and how crops are read.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range.
@@ -138,7 +131,7 @@ class ZoomConfig:
         Raises:
             ConfigError: an unknown key (with the closest known one) or a bad value.
         """
-        return _settings.from_mapping(cls, with_current_words(values), source)
+        return from_mapping(cls, with_current_words(values), source)
 
     def replace(self, **changes: Any) -> ZoomConfig:
         """A copy with some fields changed; unknown names are refused with a hint."""
@@ -171,41 +164,3 @@ def with_current_words(values: Any) -> Any:
         return values
     words = {key: _FORMER_WORDS.get((key, word), word) if isinstance(word, str) else word for key, word in box.items()}
     return values | {"box": words}
-
-
-def from_mapping(cls: type, values: Any, source: str) -> Any:
-    """`settings.from_mapping`, also for dataclasses that are not settings classes yet.
-
-    Raises:
-        ConfigError: not a mapping, an unknown key, or a bad value.
-    """
-    if hasattr(cls, "__pydantic_fields__"):
-        return _settings.from_mapping(cls, values, source)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
-    refuse_unknown(cls, values, source)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(f"{source}: {error}.") from error
-
-
-def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Raise `ConfigError` when a field holds none of the choices."""
-    value = getattr(config, name)
-    if value not in choices:
-        raise ConfigError(f"{type(config).__name__}.{name} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def check_range(config: Any, name: str, low: float, high: float) -> None:
-    """Raise `ConfigError` when a field is no number from `low` to `high`."""
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{type(config).__name__}.{name} must be a number from {low} to {high}, not {value!r}.")
-
-
-def check_count(config: Any, name: str, low: int, high: int) -> None:
-    """Raise `ConfigError` when a field is no whole number from `low` to `high`."""
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{type(config).__name__}.{name} must be a whole number from {low} to {high}, not {value!r}.")

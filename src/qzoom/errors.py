@@ -118,7 +118,7 @@ class EndpointError(StopRunError):
 
 class LaterError(QZoomError):
     """This item could not be worked on now (an endpoint failed for too long). Nothing is stored, so that a rerun tries
-    it again; the run goes on with the other items."""
+    it again; the run continues with the other items."""
 
 
 class CallRefusedError(QZoomError):

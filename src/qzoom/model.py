@@ -1,4 +1,4 @@
-"""The library in one class: load a model, ask about pictures, see where it looked."""
+"""The library in one class: load a model, ask about pictures, see what it zoomed into."""
 
 from __future__ import annotations
 

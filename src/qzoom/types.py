@@ -36,10 +36,10 @@ ZoomMode: TypeAlias = Literal["auto", "never", "always"]
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
-    """Whether the coarse look was judged enough.
+    """Whether the coarse view was judged enough.
 
     Args:
-        score: the gate's probability that the coarse look is NOT enough; None when the gate was not asked.
+        score: the gate's probability that the coarse view is NOT enough; None when the gate was not asked.
         threshold: the score at which it zooms; None when the gate was not asked.
         zoomed: whether a region was read.
         note: why not, when zooming was wanted and did not happen (e.g. an empty map); else empty.
@@ -105,7 +105,7 @@ class Usage:
     """Tokens paid for one answer.
 
     Args:
-        coarse_tokens: visual tokens of the coarse look, all pictures.
+        coarse_tokens: visual tokens of the coarse view, all pictures.
         region_tokens: visual tokens of all regions.
         prompt_tokens: the prompt's length in tokens, coarse and region tokens included.
         completion_tokens: generated tokens, the end token included.
@@ -132,19 +132,19 @@ class SamplingParams:
     """
 
     max_new_tokens: Annotated[int, Between(1, 10**6)] = 128
-    """Most tokens to generate."""
+    """Maximum number of tokens of the answer."""
     temperature: Annotated[float, Between(0, 100)] = 0.0
-    """0 is greedy, and so is all below 0.00001."""
+    """Sampling temperature; 0 (or below 0.00001) decodes greedily."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus share."""
+    """Nucleus sampling: sample from the likeliest tokens with this total probability."""
     top_k: Annotated[int, Between(0, 2**31 - 1)] = 0
-    """Most likely tokens kept; 0 keeps all."""
+    """Sample from the k likeliest tokens; 0 for all."""
     stop: tuple[Text, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    """Texts that end the answer and are not part of it."""
     seed: Annotated[int, Between(-(2**63), 2**64 - 1)] | None = None
-    """Seed of this sample's own generator; None draws one."""
+    """Seed of the sampling; None draws a new one."""
     ignore_eos: bool = False
-    """Go on after the end token, so that every answer has `max_new_tokens` tokens (for load tests)."""
+    """Continue after the end token, so that every answer has `max_new_tokens` tokens (for load tests)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Perception:
 
     Args:
         gate: score and what it decides (`zoomed` says whether an answer would zoom).
-        regions: where it would look, best first, whatever the gate says; empty for an empty map.
+        regions: what it would read, best first, whatever the gate says; empty for an empty map.
         heat_maps: one per picture.
         image_sizes_px: (width, height) of every picture, after EXIF rotation.
         usage: tokens paid.
@@ -184,7 +184,7 @@ class Answer:
         text: the answer.
         tokens: its token ids, the end token included.
         gate: what the gate said.
-        regions: what was read at high resolution; empty when the coarse look was enough.
+        regions: what was read at high resolution; empty when the coarse view was enough.
         heat_maps: the region branch's map, one per picture; empty when it did not run.
         usage: tokens paid.
         timing_ms: milliseconds per step, then "total" since the call began. Both are the whole batch's, whatever this
@@ -240,7 +240,7 @@ class Answer:
         return save_plot(self, Path(path))
 
     def _repr_html_(self) -> str:
-        from qzoom.plots.notebook import answer_html
+        from qzoom.plots.answer import answer_html
 
         return answer_html(self)
 

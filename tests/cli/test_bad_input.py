@@ -103,7 +103,7 @@ def test_bytes_that_are_no_text(apart, picture, verb):
 @pytest.mark.parametrize("seed", ["1" + "0" * 30, "-9223372036854775809", "18446744073709551616"])
 def test_seed_out_of_range(here, picture, seed):
     result = here("ask", picture, QUESTION, "--temperature", "1", "--seed", seed)
-    assert result.code == 1
+    assert result.code == 2
     assert "seed must be a whole number" in result.err
     assert result.is_one_sentence
 

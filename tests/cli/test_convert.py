@@ -30,7 +30,7 @@ def test_there_and_back_answers_the_same(here, adapter, picture, tmp_path):
     merged, again = tmp_path / "merged", tmp_path / "again"
     first = here("convert", adapter, merged)
     assert (first.code, first.out) == (0, "")
-    assert f"saved   {merged}: adapter to released" in first.err
+    assert f"saved   {merged}: adapter to upstream" in first.err
     assert here("convert", merged, again, "--quiet").err == ""
     expected = answer(here, adapter, picture)
     assert answer(here, merged, picture) == expected

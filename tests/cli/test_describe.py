@@ -5,7 +5,7 @@ from qzoom.types import GateDecision, Region, Usage
 def test_gate_in_words():
     assert describe_gate(GateDecision(0.25, 0.1, True)) == "gate    0.250 (zooms from 0.100): zooms in"
     assert (
-        describe_gate(GateDecision(0.05, 0.1, False)) == "gate    0.050 (zooms from 0.100): the coarse look is enough"
+        describe_gate(GateDecision(0.05, 0.1, False)) == "gate    0.050 (zooms from 0.100): the coarse view is enough"
     )
     assert describe_gate(GateDecision(0.9, 0.1, False, "the map is empty")).endswith("0.100): the map is empty")
     assert describe_gate(GateDecision(None, None, False)) == "gate    not asked"

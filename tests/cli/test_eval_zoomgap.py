@@ -83,7 +83,7 @@ WRONG = {
     "no data": ((), "--data"),
     "unknown task": (("docvqa",), "known: questions, documents, scenes, zoombench"),
     "views": (("--data", ".", "--views", "region"), "full"),
-    "scale": (("--data", ".", "--crop-scale", "twice"), "crop_scale"),
+    "scale": (("--data", ".", "--crop-scale", "twice"), "--crop-scale"),
     "style": (("--data", ".", "--box-style", "text"), "'rectangle', 'ellipse', 'dim'"),
     "fresh alone": (("--data", ".", "--fresh"), "--output"),
     "seed for files": (("--data", ".", "--seed", "3"), "--seed has no meaning"),

@@ -70,9 +70,9 @@ def test_wrong_usage_is_one_line_with_code_2(here, words, part):
     assert result.err.rstrip().endswith("--help")
 
 
-def test_budgets_that_contradict_are_one_sentence_with_code_1(here):
+def test_budgets_that_contradict_are_one_sentence_with_code_2(here):
     result = here("ask", "a.png", "What?", "--coarse-tokens", "200:100")
-    assert result.code == 1
+    assert result.code == 2
     assert result.is_one_sentence
     assert "min_tokens=200, max_tokens=100" in result.err
 

@@ -3,7 +3,6 @@ import typer
 
 from qzoom.cli.options import parse_tokens, split_inputs
 from qzoom.config import TokenBudget
-from qzoom.errors import BudgetError
 
 
 @pytest.mark.parametrize(
@@ -21,7 +20,7 @@ def test_token_limits_that_are_no_numbers(text):
 
 @pytest.mark.parametrize("text", ["9:8", "0:8"])
 def test_token_limits_that_contradict(text):
-    with pytest.raises(BudgetError, match="contradict"):
+    with pytest.raises(typer.BadParameter, match="contradict"):
         parse_tokens(text, "--coarse-tokens")
 
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.items import Item
-from qzoom.distill.pictures import ImageSource, Views, list_sources, picture_digest, scan
+from qzoom.distill.pictures import ImageSource, Views, list_sources, scan
 from qzoom.errors import ConfigError, ImageError
+from qzoom.images.load import picture_digest
 from tests.distill.data import make_pictures
 
 

@@ -48,7 +48,7 @@ def test_a_zoom_runs_only_what_is_new(family: str, positions: str) -> None:
     whole = usage.prompt_tokens
     coarse_prompt = whole - usage.region_tokens - 2
     question = len(engine.backbone.tokenizer(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n")["input_ids"])
-    for i in range(3):  # the coarse look, then region and question on the kept prefix
+    for i in range(3):  # the coarse view, then region and question on the kept prefix
         assert counts[f"layer{i}"] == coarse_prompt + usage.region_tokens + 2 + question
     for i in range(3, tiny_models.LAYERS - 1):
         assert counts[f"layer{i}"] == whole

@@ -113,7 +113,7 @@ def test_an_empty_map_gives_the_coarse_answer_and_says_so(family: str) -> None:
     answer = model.ask(PAGE, QUESTION, zoom="always", region_threshold=1.0, max_new_tokens=8)
     assert answer.tokens == plain.tokens
     assert answer.gate.zoomed is False
-    assert "coarse look" in answer.gate.note
+    assert "coarse pass" in answer.gate.note
     assert answer.regions == ()
     assert len(answer.heat_maps) == 1
     assert answer.heat_maps[0].values.max() < 1

@@ -41,7 +41,7 @@ def answered(name, reader, options=OPTIONS):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_session_changes_nothing_but_the_cost(name):
-    """The same answer fresh and on a shared coarse look, within the budget."""
+    """The same answer fresh and on a shared coarse view, within the budget."""
     asked = model()
     fresh = ask(name, asked, PICTURE, ASKED, OPTIONS)
     shared = ask(name, asked, asked.session(PICTURE, coarse_tokens=COARSE), ASKED, OPTIONS)

@@ -3,6 +3,7 @@ import pytest
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
 from qzoom.evaluation.score import compare, score
+from qzoom.evaluation.tables import score_lines
 from tests.evaluation.samples import row
 
 ROWS = [
@@ -31,6 +32,31 @@ def test_figures():
         "easy": {"n": 2, "exact_match": 0.5, "zoomed": 0.0},
         "hard": {"n": 2, "exact_match": 0.5, "zoomed": 1.0},
     }
+
+
+@pytest.mark.parametrize(
+    ("predictions", "unread", "strict"),
+    [
+        (["**B**", "\\boxed{B}", "(B)", "B. blue"], 0, 1.0),
+        (["**B**", "I cannot tell", "", "A or B"], 3, 0.25),
+    ],
+)
+def test_unread_answers_to_choices_are_counted(predictions, unread, strict):
+    rows = [
+        row(text, "B", metric="choice_vstar", choices=("red", "blue"), picture=str(i))
+        for i, text in enumerate(predictions)
+    ]
+    failed = row("", "B", metric="choice_vstar", choices=("red", "blue"), error="damaged")
+    figures = score(rows)
+    assert (figures.unread, figures.strict["all"]) == (unread, strict)
+    assert figures.to_dict()["unread"] == unread
+    assert any("name no option" in line for line in score_lines(figures)) is (unread > 0)
+    assert score([*rows, failed, row()]).unread == unread
+
+
+def test_unread_stands_only_beside_multiple_choice():
+    assert score([row()]).unread is None
+    assert "unread" not in score([row()]).to_dict()
 
 
 def test_shares_of_nothing_are_none():

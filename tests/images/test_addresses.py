@@ -3,7 +3,7 @@ import ipaddress
 import pytest
 
 from qzoom.errors import FetchRefusedError
-from qzoom.images.addresses import Target, is_allowed, is_public, numeric_addresses, parse_host, parse_url
+from qzoom.images.fetch import Target, is_allowed, is_public, numeric_addresses, parse_host, parse_url
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from qzoom.backbones.registry import backbone_class
 from qzoom.engine.attention import ResponseAttention
 from qzoom.errors import ConfigError
-from qzoom.labels.find_heads import HeadSet, choose_heads, find_heads, parse_heads, published_heads, rank_heads
-from qzoom.labels.settings import HeadSearch, RegionRecipe
+from qzoom.labels.find_heads import HeadSet, choose_heads, find_heads, published_heads, rank_heads
+from qzoom.labels.settings import HeadSearch, RegionRecipe, parse_heads
 from tests.tiny_models import build_engine
 
 

@@ -139,7 +139,7 @@ def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):
     path.write_bytes(pickle.dumps([entry(), *bad]))
     report = convert_published(path, tmp_path / "store", tmp_path, model="base")
     # the last one points at the padding of the wide picture, so nothing in it is foreground
-    assert (report.entries, report.usable, report.skipped) == (6, 1, 4)
+    assert (report.questions, report.usable, report.skipped) == (6, 1, 4)
     assert "entry 1: The picture" in report.reasons[0]
     store = RecordStore(tmp_path / "store")
     assert store.provenance.model == "base"
@@ -157,7 +157,7 @@ def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):
     assert (question.name, question.source, question.image) == ("7", "gqa", "a.png")
     assert len(list(store.of_kind(Skip))) == 4
     again = convert_published(path, tmp_path / "store", tmp_path, model="base")
-    assert (again.usable, again.skipped) == (0, 0)
+    assert (again.usable, again.skipped) == (1, 4)  # a rerun adds nothing
 
 
 def test_other_pickles_are_no_label_files(tmp_path):

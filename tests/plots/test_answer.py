@@ -7,7 +7,7 @@ from PIL import Image
 
 from qzoom.errors import DataError
 from qzoom.plots.answer import plot_answer, save_plot
-from qzoom.plots.style import ACCENTS, FIGURE_WIDTH_PX
+from qzoom.plots.text import ACCENTS, FIGURE_WIDTH_PX
 from qzoom.types import GateDecision, HeatMap, Region
 
 from .conftest import GREEN, MAGENTA, count_colour, make_answer

@@ -5,7 +5,7 @@ import re
 
 from PIL import Image
 
-from qzoom.plots.notebook import answer_html
+from qzoom.plots.answer import answer_html
 from qzoom.types import Region
 
 from .conftest import MAGENTA, count_colour, make_answer

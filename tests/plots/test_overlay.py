@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from qzoom.plots.overlay import draw_boxes, heat_overlay, rounded
-from qzoom.plots.style import ACCENTS
+from qzoom.plots.text import ACCENTS
 
 
 def peak_map(rows=10, columns=10, at=(5, 5), value=0.8):

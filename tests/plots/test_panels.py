@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from qzoom.plots.panels import answer_panel, beside, crop_panel, gate_panel, label, stack, time_panel, tokens_panel
-from qzoom.plots.style import ACCENTS, COARSE, INK, TRACK
+from qzoom.plots.text import ACCENTS, COARSE, INK, TRACK
 from qzoom.types import GateDecision, Usage
 
 from .conftest import MAGENTA, count_colour

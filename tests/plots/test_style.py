@@ -1,6 +1,6 @@
 import numpy as np
 
-from qzoom.plots.style import ACCENTS, COARSE, INK, MUTED, PAPER, font, font_folder
+from qzoom.plots.text import ACCENTS, COARSE, INK, MUTED, PAPER, font, font_folder
 
 
 def luminance(colour):

@@ -19,6 +19,50 @@ COLOURS = ("red", "blue", "Dark green", "black")
         ("The answer is C, I think", "C"),
         ("Answer: (D)", "D"),
         ("dark  green", "C"),
+        ("**D**", "D"),
+        ("__d__", "D"),
+        ("*D*.", "D"),
+        ("`D`", "D"),
+        ("**(D)**", "D"),
+        ("(**D**)", "D"),
+        ("**D.** black", "D"),
+        ("**D. black**", "D"),
+        ("<b>D</b>", "D"),
+        ("\\boxed{D}", "D"),
+        ("$\\boxed{\\text{D}}$", "D"),
+        ("So it is \\boxed{D. black}.", "D"),
+        ("$D$", "D"),
+        ("\\(D\\)", "D"),
+        ("(D)", "D"),
+        ("(d) black", "D"),
+        ("D!", "D"),
+        ('"D"', "D"),
+        ("Answer: **D**", "D"),
+        ("**Answer:** D", "D"),
+        ("**Answer: D**", "D"),
+        ("Answer: [D]", "D"),
+        ("The correct option is **(D)**.", "D"),
+        ("The answer is \\boxed{D}", "D"),
+        ("D is the correct answer", "D"),
+        ("I look at it: **D** it is", "D"),
+        ("D black", "D"),
+        ("D - black", "D"),
+        ("D.black", "D"),
+        ("D: it is black", "D"),
+        ("d dark green", None),
+        ("D\n\nThe car is black.", "D"),
+        ("The car is black.\n\nD", "D"),
+        ("A\nThe car is blue.\nB", None),
+        ("<think>A or B?</think>\n**D**", "D"),
+        ("<answer>A</answer> no, <answer>D</answer>", "D"),
+        ("black.", "D"),
+        ("**Black**", "D"),
+        ("Between **A** and **B**", None),
+        ("\\boxed{A} or \\boxed{B}", None),
+        ("(A) or (B)", None),
+        ("The answer is a mystery", None),
+        ("**E**", None),
+        ("**", None),
         ("E", None),
         ("Blue skies", None),
         ("A dog", None),
@@ -29,6 +73,12 @@ COLOURS = ("red", "blue", "Dark green", "black")
 )
 def test_clear_answers(said, letter):
     assert chosen_letter(said, COLOURS) == letter
+
+
+def test_signs_inside_the_texts_of_options_are_no_markup():
+    assert chosen_letter("2*3*4", ["234", "2*3*4"]) == "B"
+    assert chosen_letter("$5 and $6", ["5 and 6", "$5 and $6"]) == "B"
+    assert chosen_letter("5'", ["5", "5'"]) == "B"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from qzoom.scoring.metrics import (
     contains_answer_harness,
     edit_distance,
     hit,
+    is_unread,
     relaxed_match,
     relaxed_match_harness,
     union_share,
@@ -28,6 +29,11 @@ from qzoom.scoring.metrics import (
         ("MR D.I.Y. (JOHOR) SDN BHD", "mr d.i.y.(johor) sdn bhd", "Mr D.I.Y. (Johor)  Sdn\nBhd"),
         ("12-01-19", "12 - 01 - 19"),
         ("STRASSE", "straße"),
+        ("12.30", "12.30.", "12.30!", "12.30,", '"12.30"', "12.30 .", "“12.30”.", "12.30.”"),
+        ("Yes", "Yes.", "yes!", "'Yes'", "«Yes».", 'Yes"', "„Yes“", "Yes。"),
+        ("33.90", "33.90.", "33.90 RM."),
+        (".", "."),
+        ("the", "The."),
     ],
 )
 def test_equal_texts(same):
@@ -40,7 +46,11 @@ def test_equal_texts(same):
         ("33.9", "33.90"),
         ("33,90", "33.90"),
         ("1007.50", "1,007.50"),
-        ("33.90.", "33.90 RM."),
+        ("33.90;", "33.90"),
+        (".", ""),
+        (".", "!"),
+        ("5'", '5"'),
+        ('5"', "5"),
         ("Total: 33.90", "33.90"),
         ("33.90 34.00", "33.90"),
         ("-33.90", "33.90"),
@@ -86,7 +96,16 @@ def test_edit_distance(first, second, distance):
         ("33.96", ["33.90"], 0.8),
         ("  SYL   Roasted ", ["syl roasted"], 1.0),
         ("ab", ["ba"], 0.0),  # 2 edits of 2
-        ("abcd", ["abxy"], 0.5),  # exactly the threshold counts
+        ("abcd", ["abxy"], 0.0),  # a distance of exactly one half
+        ("ab", ["a"], 0.0),
+        ("ab", ["ac"], 0.0),
+        ("ab", ["a", "ac", "xy"], 0.0),
+        ("abc", ["abd"], 2 / 3),
+        ("33.90.", ["33.90"], 1.0),
+        ("33.90", ["33.90!"], 1.0),
+        ('"Yes."', ["yes"], 1.0),
+        ("Yes,", ["Yes"], 1.0),
+        (".", [""], 0.0),
         ("abcde", ["abxyz"], 0.0),  # 0.4 is below it
         ("kitten", ["dog", "sitting"], 1 - 3 / 7),
         ("", ["33.90"], 0.0),
@@ -98,7 +117,9 @@ def test_anls(prediction, answers, score):
 
 
 def test_anls_threshold():
-    assert anls("abcde", ["abxyz"], threshold=0.4) == pytest.approx(0.4)
+    assert anls("abcde", ["abxyz"], threshold=0.4) == 0.0
+    assert anls("abcde", ["abxyz"], threshold=0.39) == pytest.approx(0.4)
+    assert anls_harness("abcd", ["abxy"]) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -168,6 +189,30 @@ def test_vqa_accuracy(said, score):
     assert PEOPLE[2] == "Nike."
 
 
+@pytest.mark.parametrize(
+    ("said", "answer", "strict", "harness"),
+    [
+        ("", "A", 0.0, 1.0),
+        ("the", "A", 0.0, 1.0),
+        (".", "the", 0.0, 1.0),
+        ("?", "!", 0.0, 1.0),
+        ("a", "A", 1.0, 1.0),
+        ("A.", "A", 1.0, 1.0),
+        ("the cat", "A cat!", 1.0, 1.0),
+    ],
+)
+def test_an_answer_that_normalisation_erases_equals_only_itself(said, answer, strict, harness):
+    assert vqa_accuracy(said, [answer]) == strict
+    assert vqa_accuracy(said, [answer] * 10) == strict
+    assert vqa_accuracy(said, [answer] * 10, harness=True) == harness
+
+
+def test_unread_are_answers_to_choices_that_name_no_option():
+    assert is_unread("choice_vstar", "I cannot tell", ("red", "blue"))
+    assert not is_unread("choice_mme", "**B**", ("red", "blue"))
+    assert not is_unread("anls", "I cannot tell", ())
+
+
 def test_vqa_accuracy_with_one_answer():
     assert vqa_accuracy("Two", ["2"]) == 1.0
     assert vqa_accuracy("Two", ["2"], harness=True) == 0.0
@@ -190,6 +235,32 @@ def test_vqa_accuracy_with_one_answer():
         ("nan", "5", False, False),
         ("", "5", False, False),
         ("1,00", "100", False, False),
+        ("Yes.", "Yes", True, False),
+        ("Yes!", "yes", True, False),
+        ('"Yes"', "Yes", True, False),
+        ("Yes,", "Yes", True, False),
+        ("10.4.", "10", True, False),
+        ("1_000", "1000", False, True),
+        ("30%%", "30%", False, True),
+        ("30 %", "30%", True, True),
+        ("inf", "5", False, False),
+        ("nan", "nan", True, False),
+        ("1e2", "100", False, True),
+        ("+5", "5", True, True),
+        (".5", "0.5", True, True),
+        ("1,00,000", "100000", False, False),
+        ("2008", "2010", False, True),
+        ("2010", "2010.", True, True),
+        ("2010.0", "2010", True, True),
+        ("2,010", "2010", True, False),
+        ("2008", "2,010", True, False),
+        ("2008", "2010.0", True, True),
+        ("-2008", "-2010", True, True),
+        ("20.08%", "20.10%", True, True),
+        ("1000", "1001", False, True),
+        ("2999", "2998", False, True),
+        ("3000", "3010", True, True),
+        ("998", "999", True, True),
     ],
 )
 def test_relaxed_match(said, answer, strict, harness):
@@ -209,6 +280,8 @@ def test_relaxed_match(said, answer, strict, harness):
         ("中文字", "文", True, True),
         ("anything", "", False, True),
         ("x", "y", False, False),
+        ("go to stop now", "Stop.", True, False),
+        ("go", ".", False, False),
     ],
 )
 def test_contained_answers(said, answer, strict, harness):

@@ -1,9 +1,8 @@
-"""Do branch tensors fit a base model? Answered from file headers alone, by comparing with the base's own layers.
+"""Branches out of checkpoints: fit checks from file headers alone, and branch modules from named tensors.
 
-Branches from named tensors, each tensor checked against the layer it goes into.
-
-Both formats end here: a mapping of our names (`layers.0.self_attn.q_proj.weight`, `head.bias`) to tensors. The region
-branch may come without the parts of its last layer that are never used (method.md 3: only norm, queries and keys run).
+Both formats end here as a mapping of our names (`layers.0.self_attn.q_proj.weight`, `head.bias`) to tensors. The region
+branch may come without the parts of its last layer that are never used: only norm, queries and keys run
+(docs/method.md 3).
 """
 
 from __future__ import annotations

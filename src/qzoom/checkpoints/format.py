@@ -1,6 +1,6 @@
 """`qzoom_config.json`: which base model an adapter belongs to, which branches it has, and its arithmetic.
 
-What kind of checkpoint a folder holds, and what is known of a model from its config.json alone.
+Also format detection: what kind of checkpoint a folder holds, and what is known of a model from its config.json alone.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from qzoom.checkpoints.upstream import is_upstream
 from qzoom.checkpoints.weights import read_json
-from qzoom.config import ZoomConfig, from_mapping
+from qzoom.config import ZoomConfig, with_current_words
 from qzoom.errors import CheckpointError, ConfigError
+from qzoom.settings import Between, Text, from_mapping, settings
 
 __all__ = [
     "CONFIG_FILE",
@@ -39,55 +39,41 @@ FORMAT_VERSION = 2
 HERE = "."
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class BaseReference:
-    """The base model that an adapter needs.
+    """The base model that an adapter needs."""
 
-    Args:
-        id: hub id, folder (relative ones start at the adapter's), or "." when the base lies in the same folder.
-        revision: hub revision; None is the default branch.
-        family: its model type, e.g. "qwen3_vl".
-        hidden_size: width of its decoder.
-        layers: number of its decoder layers.
-    """
-
-    id: str
+    id: Text
+    """Hub id, folder (relative ones start at the adapter's), or "." when the base lies in the same folder."""
     revision: str | None
-    family: str
-    hidden_size: int
-    layers: int
-
-    def __post_init__(self) -> None:
-        for name, kind in (("id", str), ("family", str), ("hidden_size", int), ("layers", int)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool) or not value:
-                raise ConfigError(f"base.{name} must be a {kind.__name__}, not {value!r}.")
-        if self.revision is not None and not isinstance(self.revision, str):
-            raise ConfigError(f"base.revision must be a text or null, not {self.revision!r}.")
+    """Hub revision; None is the default branch."""
+    family: Text
+    """Its model type."""
+    hidden_size: Annotated[int, Between(1)]
+    """Width of its decoder."""
+    layers: Annotated[int, Between(1)]
+    """Number of its decoder layers."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class AdapterConfig:
-    """All of `qzoom_config.json`.
-
-    Args:
-        base: the model it belongs to.
-        zoom: the arithmetic.
-        gate: whether there is a gate to use.
-        region: whether there is a region branch to use.
-        lora_base_weights: digest of the base's linear maps that the LoRA weights in `lora/` belong to (see
-            `checkpoints.lora.maps_digest`); empty without LoRA weights.
-        format_version: of the file; newer ones than this library's are refused.
-        qzoom_version: what wrote it.
-    """
+    """All of `qzoom_config.json`."""
 
     base: BaseReference
+    """The model it belongs to."""
     zoom: ZoomConfig
+    """The arithmetic."""
     gate: bool
+    """Whether there is a gate to use."""
     region: bool
+    """Whether there is a region branch to use."""
     lora_base_weights: str = ""
+    """Digest of the base's linear maps that the LoRA weights in `lora/` belong to (see `weights.maps_digest`); empty
+    without LoRA weights."""
     format_version: int = 1
+    """Of the file; newer ones than this library's are refused."""
     qzoom_version: str = ""
+    """What wrote it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -118,29 +104,12 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(
             f"{path} has format version {version}, but this qzoom reads up to {FORMAT_VERSION}; upgrade qzoom."
         )
+    if "zoom" in values:
+        values |= {"zoom": with_current_words(values["zoom"])}
     try:
-        ready = dict(values)
-        if "base" in values:
-            ready["base"] = from_mapping(BaseReference, values["base"], f"{path}: base")
-        if "zoom" in values:
-            ready["zoom"] = ZoomConfig.from_dict(values["zoom"], source=f"{path}: zoom")
-        config: AdapterConfig = from_mapping(AdapterConfig, ready, str(path))
+        return from_mapping(AdapterConfig, values, str(path))
     except ConfigError as error:
-        raise CheckpointError(_sentence(str(error))) from error
-    if not isinstance(config.gate, bool) or not isinstance(config.region, bool):
-        raise CheckpointError(f"{path}: gate and region must be true or false.")
-    if not isinstance(config.lora_base_weights, str):
-        raise CheckpointError(f"{path}: lora_base_weights must be a text.")
-    return config
-
-
-def _sentence(text: str) -> str:
-    """Python's words for a missing argument in those of the file."""
-    return (
-        text.replace("AdapterConfig.__init__() ", "")
-        .replace("BaseReference.__init__() ", "")
-        .replace("required positional argument", "required key")
-    )
+        raise CheckpointError(str(error)) from error
 
 
 Kind = Literal["adapter", "upstream", "plain"]

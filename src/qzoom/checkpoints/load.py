@@ -1,7 +1,7 @@
 """From a name to an engine: finds out what kind of checkpoint it is and puts base, branches and arithmetic together.
 
 The kinds, in the order in which they are recognised: our adapter (`qzoom_config.json`), the authors' merged checkpoint
-(branch fields in config.json, method.md 9), a plain base model (no branches; it answers without zooming).
+(branch fields in config.json, docs/method.md 9), a plain base model (no branches; it answers without zooming).
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
-"""Thresholds published for the released models (method.md 2, 3 and 9).
+"""The authors' format, "upstream": a whole model with the branches under its language model (docs/method.md 9).
 
-The gate's thresholds are published as single values; the region's only as ranges, out of which the lower end is taken
-here: a low threshold finds more and crops more. "document" is for documents and text, "high_resolution" for large
-pictures at up to 4096 coarse tokens, "high_resolution_below_2048" for those at fewer than 2048.
-
-The authors' merged format: a whole model with the branches under its language model (method.md 9).
-
-Their config fields become a `ZoomConfig` and back; fields that mean nothing here are kept as they are, so that a
-checkpoint can be written back without loss.
+Its config fields become a `ZoomConfig` and back; fields that mean nothing here are kept as they are, so that a
+checkpoint can be written back without loss. The published models' thresholds are here too (docs/method.md 2, 3 and 9):
+the gate's are published as single values; the region's only as ranges, of which the lower end is taken, since a low
+threshold finds more and crops more. "document" is for documents and text, "high_resolution" for large pictures at up to
+4096 coarse tokens, "high_resolution_below_2048" for those at fewer than 2048.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Tensors in safetensors files by name, one file or many, read without loading the rest.
+"""Tensors in safetensors files: read by name, copied file by file, and digested.
 
 Only safetensors are read. What a folder holds is known from file headers, so that shapes can be checked and single
-tensors taken before (or without) building a model.
-
-Copies of weight files with tensors left out, renamed or added, bit by bit and one file at a time.
+tensors taken before (or without) building a model. Copies leave tensors out, rename or add them, bit by bit and one
+file at a time. Digests tell which weights an answer, a label or an adapter belongs to.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from qzoom.checkpoints.base import is_processor_file
 from qzoom.checkpoints.format import CONFIG_FILE, Kind, detect_kind
 from qzoom.checkpoints.lora import LORA_FOLDER
-from qzoom.checkpoints.processor import is_processor_file
 from qzoom.errors import CheckpointError
 
 __all__ = ["atomic_folder", "check_target", "copy_side_files"]

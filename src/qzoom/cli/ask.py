@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import Flags, build_settings, flatten
 from qzoom.cli.options import (
     Inputs,
     LookOptions,
@@ -20,6 +20,7 @@ from qzoom.cli.options import (
     read_pictures,
     split_inputs,
 )
+from qzoom.types import SamplingParams
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -30,17 +31,15 @@ __all__ = ["ask", "count_full_tokens", "describe_cost", "describe_gate", "descri
 Save = Annotated[
     Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens of the answer.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")]
-TopP = Annotated[
-    float,
-    typer.Option(
-        help="Nucleus sampling: sample from the likeliest tokens with this total probability (above 0, up to 1)."
+Sampling = Annotated[
+    dict[str, Any],
+    Flags(
+        "QZOOM_ASK_",
+        ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
+        recipe=False,
+        of=SamplingParams,
     ),
 ]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 for all.")]
-Seed = Annotated[int | None, typer.Option(show_default=False, help="Seed of the sampling.")]
-Stop = Annotated[list[str] | None, typer.Option(show_default=False, help="Text that ends the answer; may be repeated.")]
 
 
 @flatten
@@ -52,12 +51,7 @@ def ask(
     out: OutputOptions,
     save: Save = None,
     region_tokens: RegionTokens = None,
-    max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = None,
-    stop: Stop = None,
+    sampling: Sampling,
 ) -> None:
     """Ask a question about an image.
 
@@ -66,14 +60,9 @@ def ask(
 
     Example: qzoom ask receipt.jpg "What is the total amount?" --save answer.png
     """
-    settings: dict[str, Any] = {
+    build_settings(SamplingParams, sampling)
+    settings: dict[str, Any] = sampling | {
         "zoom": look.zoom,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "stop": tuple(stop or ()),
         "coarse_tokens": look.coarse(),
         "region_tokens": parse_tokens(region_tokens, "--region-tokens"),
     }
@@ -142,7 +131,7 @@ def _open(inputs: list[str], model: ModelOptions, console: Console) -> tuple[QZo
 
 
 def _draw(answer: Answer, path: Path, coarse_text: str | None) -> Path:
-    """Write the figure of an answer, beside what the coarse look alone would have said."""
+    """Write the figure of an answer, beside what the coarse pass alone would have said."""
     from qzoom.plots.answer import save_plot
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +174,7 @@ def count_full_tokens(sizes_px: Sequence[tuple[int, int]], cell_px: int) -> int:
 
 def describe_gate(gate: GateDecision) -> str:
     """Score, threshold and decision on one line."""
-    decision = "zooms in" if gate.zoomed else "the coarse look is enough"
+    decision = "zooms in" if gate.zoomed else "the coarse view is enough"
     if gate.note:
         decision = gate.note
     if gate.score is None or gate.threshold is None:

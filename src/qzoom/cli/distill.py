@@ -1,4 +1,4 @@
-"""`qzoom distill`: questions about small regions, answered by teachers on crops, for whole pictures."""
+"""`qzoom distill` and `qzoom distill decontaminate`: Region-to-Image data, and a search for benchmark images."""
 
 from __future__ import annotations
 

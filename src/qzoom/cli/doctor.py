@@ -231,6 +231,6 @@ def _convert_labels(pickle: Path, output: Path, images: Path, *, model: str, fre
     from qzoom.labels.published import convert_published
 
     report = convert_published(pickle, output, images, model=model, fresh=fresh)
-    console.note(f"saved   {output}: {report.usable} usable label maps of {report.entries} entries")
+    console.note(f"saved   {output}: {report.usable} usable label maps of {report.questions} entries")
     if report.skipped:
         console.note(f"note    {report.skipped} entries skipped; the first: {report.reasons[0]}")

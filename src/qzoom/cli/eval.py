@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import build_settings, flatten
 from qzoom.cli.options import (
     CoarseTokens,
     Fresh,
@@ -162,8 +162,8 @@ def evaluate(
 ) -> None:
     """Evaluate answers, regions, tokens and time on images with known answers.
 
-    Exact match ignores case, spaces and currency. All questions about an image share one coarse pass and its time. A
-    question that fails counts as wrong.
+    Exact match ignores case, spaces, currency and final punctuation. All questions about an image share a coarse pass
+    and its time. A question that fails counts as wrong.
 
     Example: qzoom eval receipts --data receipts --split dev --max-visual-tokens 288 --json
     """
@@ -173,7 +173,7 @@ def evaluate(
         return
     names = list(dict.fromkeys(tasks or []))
     _check_usage(names, data, asking)
-    run = _Run(look, asking, console, several=len(names) > 1, json=out.json)
+    run = _Evaluation(look, asking, console, several=len(names) > 1, json=out.json)
     run.check()
     opened = [data.open(name) for name in names]
     console.hush_libraries()
@@ -206,7 +206,7 @@ def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Evaluation:
     """One call of `qzoom eval` over one or several tasks."""
 
     look: LookOptions
@@ -429,7 +429,8 @@ def calibrate(
     from qzoom.evaluation.calibrate import calibrate as run
     from qzoom.evaluation.runner import EvalOptions
 
-    goal = CalibrationGoal(share_zoomed, latency_ms, max_accuracy_loss, confidence)
+    wishes = {"share_zoomed": share_zoomed, "latency_ms": latency_ms, "max_accuracy_loss": max_accuracy_loss}
+    goal = build_settings(CalibrationGoal, wishes | {"confidence": confidence})
     coarse = parse_tokens(coarse_tokens, "--coarse-tokens")
     region = parse_tokens(region_tokens, "--region-tokens")
     task = read_calibration_questions(questions)

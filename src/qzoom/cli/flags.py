@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ __all__ = ["Flags", "build_settings", "flatten"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+_SOURCE = "The command line"
 _SIMPLE = (bool, int, float, str, Path)
 
 
@@ -42,7 +44,7 @@ class Flags:
         only: fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested.
         names: option names that are not the field's, such as {"source": "--from"}.
         recipe: whether there is a `--recipe FILE` with all fields.
-        of: the settings class where the command wants the given values, for `build_settings`, and not the record.
+        of: the settings class, where the command takes the given values for `build_settings` and not the record.
     """
 
     prefix: str
@@ -134,12 +136,14 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
             if values[name] is not None and values[name] != []:
                 _put(given, path, _value(entry.kind, values[name]))
         recipe = values.get("recipe_file")
-        return given if flags.of is not None else build_settings(cls, given, recipe)
+        return given if flags.of is not None else build_settings(cls, given, recipe, names=flags.names)
 
     return options, build
 
 
-def build_settings(cls: type[T], given: Mapping[str, Any], recipe: Path | None = None) -> T:
+def build_settings(
+    cls: type[T], given: Mapping[str, Any], recipe: Path | None = None, *, names: Mapping[str, str] | None = None
+) -> T:
     """The settings of a recipe file and the values given as options, which take precedence.
 
     Raises:
@@ -150,11 +154,23 @@ def build_settings(cls: type[T], given: Mapping[str, Any], recipe: Path | None =
 
     values = _merged({} if recipe is None else read_yaml(recipe), given)
     try:
-        return from_mapping(cls, values, "The command line" if recipe is None else str(recipe))
+        return from_mapping(cls, values, _SOURCE if recipe is None else str(recipe))
     except ConfigError as error:
         if given:
-            raise typer.BadParameter(str(error)) from error
+            raise typer.BadParameter(_with_flag(str(error), names or {})) from error
         raise
+
+
+def _with_flag(sentence: str, names: Mapping[str, str]) -> str:
+    """The error sentence with the name of the option in place of the field's."""
+    match = re.match(rf"{_SOURCE}: ([a-z_.]+)", sentence)
+    if match is None:
+        return sentence.removeprefix(f"{_SOURCE}: ")
+    path, rest = match[1], sentence[match.end() :]
+    if rest.startswith(": ") and path not in names:  # a rule of a nested record
+        return rest[2:]
+    flag = names.get(path) or "--" + path.rpartition(".")[2].replace("_", "-")
+    return flag + rest
 
 
 def _put(values: dict[str, Any], path: str, value: Any) -> None:
@@ -179,7 +195,9 @@ def _option(entry: Any, flag: str, variable: str) -> Any:
         flag = f"{flag}/--no-{flag[2:]}"
     text: Any = str
     extra: dict[str, Any] = {}
-    if items is str or typing.get_origin(items) is Literal:
+    if items is str:
+        text = list[str]
+    elif typing.get_origin(items) is Literal:
         text, extra["metavar"] = list[str], "A,B,..."
     elif items is not None:
         extra["metavar"] = "N,N,..."
@@ -212,7 +230,7 @@ def _default(default: Any) -> str | bool:
 def _value(kind: Any, value: Any) -> Any:
     """An option's value as YAML would have it."""
     if isinstance(value, list):
-        return [part.strip() for text in value for part in str(text).split(",")]
+        return value if _items(kind) is str else [part.strip() for text in value for part in text.split(",")]
     items = _items(kind)
     if isinstance(value, str) and items is not None:
         return [_literal(part) for part in value.split(",")]

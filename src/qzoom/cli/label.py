@@ -153,7 +153,7 @@ def gate(
         report = label_gate(job.run, job.questions, recipe)
     job.report(
         report,
-        f"{report.questions} questions: {report.closer} need a closer look, for {report.enough} the coarse pass is "
+        f"{report.questions} questions: {report.closer} need zooming, for {report.enough} the coarse pass is "
         f"enough, {report.dropped} dropped",
     )
 

@@ -189,10 +189,10 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
     """Read MAX or MIN:MAX.
 
     Raises:
-        typer.BadParameter: not whole numbers.
-        BudgetError: numbers that contradict each other.
+        typer.BadParameter: not whole numbers, or numbers that contradict each other.
     """
     from qzoom.config import TokenBudget
+    from qzoom.errors import BudgetError
 
     if text is None:
         return None
@@ -202,7 +202,10 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
             f"{text!r} is neither MAX nor MIN:MAX in visual tokens, such as 144 or 64:144.", param_hint=flag
         )
     numbers = [int(part) for part in parts]
-    return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
+    try:
+        return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
+    except BudgetError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from error
 
 
 def read_pictures(names: list[str]) -> list[LoadedImage]:

@@ -1,4 +1,4 @@
-"""`qzoom serve`: the model behind OpenAI's HTTP interface, and a page to look at."""
+"""`qzoom serve`: the model behind OpenAI's HTTP interface, and a web page."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def serve(
     values = {"model_name": _public_name(model.model)} | given
     values |= {"api_keys": network.api_key or [], "limits": parse_limits(network.limit)}
     values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
-    settings = build_settings(ServerSettings, values)
+    settings = build_settings(ServerSettings, values, names=_FIELDS)
     _run(bind(network.host, network.port), settings, model, network.log_level)
 
 

@@ -278,9 +278,11 @@ def _warn_few(count: int, unit: str, console: Console) -> None:
         console.note(f"warning: trained on {count} {unit}; so few say nothing about the method. Label or export more.")
 
 
-def _validation(found: Validation) -> str:
-    negative = "" if found.exact_negative is None else f", {found.exact_negative:.1%} of {found.n_negative} negatives"
-    return f"step {found.step}: {found.exact:.1%} of {found.n} held-out questions right{negative}"
+def _validation(validation: Validation) -> str:
+    negative = ""
+    if validation.exact_negative is not None:
+        negative = f", {validation.exact_negative:.1%} of {validation.n_negative} negatives"
+    return f"step {validation.step}: {validation.exact:.1%} of {validation.n} held-out questions right{negative}"
 
 
 @contextmanager

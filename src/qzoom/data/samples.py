@@ -103,7 +103,7 @@ class AnswerRow:
         boxes: places that hold the answer.
         easy: see `SampleQuestion`.
         size_px: (width, height) of the picture.
-        seconds: wall-clock time of the answer, with the question's share of the picture's first look.
+        seconds: wall-clock time of the answer, with the question's share of the picture's coarse pass.
         prediction: what the model said; empty after an error.
         finish_reason: see `qzoom.types.Answer`; "error" after an error.
         gate: the gate's decision; None after an error.
@@ -115,7 +115,7 @@ class AnswerRow:
         choices: see `SampleQuestion`.
         metric: see `SampleQuestion`.
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
-        coarse_size_px: (width, height) of the picture as the coarse look saw it; what regions saw is in `regions`.
+        coarse_size_px: (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`.
         extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
         negative: see `SampleQuestion`.
     """
@@ -147,7 +147,7 @@ class AnswerRow:
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens paid, both looks."""
+        """Visual tokens of coarse view and regions."""
         return self.usage.coarse_tokens + self.usage.region_tokens
 
     @property

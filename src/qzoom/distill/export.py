@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.data.overlay import Style
 from qzoom.distill.items import NONE_OPTION, ImageRef, Item, choice_text
-from qzoom.distill.pictures import load_source, picture_digest
+from qzoom.distill.pictures import load_source
 from qzoom.errors import DataError
+from qzoom.images.load import picture_digest
 from qzoom.settings import Between, settings
 from qzoom.store.log import write_atomic
 

@@ -18,13 +18,14 @@ from qzoom.data.crop import cut
 from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
 from qzoom.distill.items import ImageRef, Item, Known, KnownObject, KnownQuestion, KnownText
 from qzoom.errors import ConfigError, DataError, ImageError
+from qzoom.images.load import load_image, picture_digest
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from qzoom.store.schema import Question
 
-__all__ = ["ImageSource", "Loaded", "Views", "list_sources", "load_source", "picture_digest", "scan"]
+__all__ = ["ImageSource", "Loaded", "Views", "list_sources", "load_source", "scan"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -103,8 +104,6 @@ def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ())
     Raises:
         ImageError: missing, damaged, of an unknown format or outside the limits.
     """
-    from qzoom.images.load import load_image
-
     kind, _, number = source.partition(":")
     if not root and kind in DRAWN and number.isdigit():
         return _draw(kind, int(number))
@@ -124,16 +123,6 @@ def scan(source: ImageSource) -> tuple[ImageRef, Loaded]:
     width, height = loaded.image.size
     digest = picture_digest(loaded.image)
     return ImageRef(digest, source.source, width, height, source.root, source.dataset), loaded
-
-
-def picture_digest(image: PIL.Image.Image) -> str:
-    """Twenty hex digits of a hash over the size and the pixels of an RGB image."""
-    import numpy as np
-
-    pixels = np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
-    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
-    digest.update(pixels.data)
-    return digest.hexdigest()[:20]
 
 
 def _folder(folder: Path) -> Iterator[ImageSource]:

@@ -1,1 +1,1 @@
-"""The flow of one question: coarse look, gate, region, fused read, answer."""
+"""The flow of one question: coarse pass, gate, region, zoomed pass, answer."""

@@ -1,4 +1,4 @@
-"""Attention of a response to the visual cells of its prompt (method.md 5.1).
+"""Attention of a response to the visual cells of its prompt (docs/method.md 5.1).
 
 Nothing runs with eager attention: the response is run once more over the cached keys, and only the chosen layers'
 queries are multiplied with them.

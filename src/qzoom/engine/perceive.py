@@ -187,7 +187,7 @@ def propose(
             boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
             decision = item.gate
             if decision.zoomed and not boxes:
-                note = "No region stood out, so the answer is from the coarse look."
+                note = "No region stood out, so the answer is from the coarse pass."
                 decision = dataclasses.replace(decision, zoomed=False, note=note)
             out[i] = CoarseResult(item.request, state, decision, maps, boxes)
     return out
@@ -214,7 +214,7 @@ def propose_boxes(
 
 
 def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
-    """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (method.md 3).
+    """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (docs/method.md 3).
 
     Args:
         engine: with a region branch.

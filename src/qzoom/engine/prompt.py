@@ -23,7 +23,7 @@ class VisualSpan:
         start: index of the first visual token.
         features: what stands there.
         picture: index of the picture, in the order of the conversation.
-        role: the coarse look at a picture, or a region of it.
+        role: the coarse view of a picture, or a region of it.
     """
 
     start: int
@@ -66,7 +66,7 @@ def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[Visu
     Args:
         backbone: the family.
         ids: token ids with one placeholder per picture.
-        pictures: the coarse looks, in order.
+        pictures: the coarse views, in order.
 
     Raises:
         QuestionError: placeholders and pictures do not match.

@@ -1,4 +1,4 @@
-"""One question as the engine takes it: a conversation, its pictures, and how to look and answer.
+"""One question as the engine takes it: a conversation, its pictures, and its options.
 
 Whether a question fits into what the model reads is decided here by arithmetic alone, before any picture is resized or
 encoded. The coarse pass is checked before it runs. A region is made to fit: the maximum of its token budget is lowered
@@ -50,7 +50,7 @@ _Limit = TokenBudget | int | None
 
 @settings(prefix=False)
 class Options:
-    """How one question is looked at and answered; None takes the checkpoint's own value."""
+    """Options of one question; None takes the checkpoint's own value."""
 
     zoom: ZoomMode = "auto"
     """"auto" asks the gate, "never" answers from the coarse pass, "always" reads the region."""
@@ -74,7 +74,7 @@ class Request:
         conversation: the messages.
         ids: their token ids, one placeholder per picture.
         pictures: the decoded pictures, in order.
-        options: how to look and answer.
+        options: zooming, token limits, decoding.
         prefix: what a session has computed of the pictures; None for a fresh question.
     """
 
@@ -169,16 +169,16 @@ def share_tokens(
     region: TokenBudget | int | None = None,
     total: int | None = None,
 ) -> tuple[TokenBudget | None, TokenBudget | None]:
-    """Limits of the coarse look and of all regions together: from one total, or from a limit for each.
+    """Limits of the coarse view and of all regions together: from one total, or from a limit for each.
 
-    A total goes to the coarse look alone when nothing may zoom, else half to each; a stated limit wins and the other
-    look gets the rest. A maximum on its own keeps the checkpoint's minimum.
+    A total goes to the coarse pass alone when nothing may zoom, else half to each; a stated limit wins and the other
+    view gets the rest. A maximum on its own keeps the checkpoint's minimum.
 
     Args:
         zoom: "never" leaves the regions out.
         config: the checkpoint's arithmetic.
         default: the limits of the model's own image processor.
-        coarse: limit of the coarse look.
+        coarse: limit of the coarse view.
         region: limit of the regions.
         total: most visual tokens of both together.
 
@@ -211,7 +211,7 @@ def _split_total(zoom: ZoomMode, coarse: _Limit, region: _Limit, total: int) -> 
         return (total if coarse is None else coarse), None
     if coarse is None and region is None:
         if total < 2:
-            raise BudgetError("max_visual_tokens must be at least 2 to share between a coarse look and a region.")
+            raise BudgetError("max_visual_tokens must be at least 2 to share between a coarse view and a region.")
         return total - total // 2, total // 2
     if coarse is None:
         _check_total(_maximum(region) + 1, total)
@@ -226,8 +226,8 @@ def _split_total(zoom: ZoomMode, coarse: _Limit, region: _Limit, total: int) -> 
 def _check_total(wanted: int, total: int) -> None:
     if wanted > total:
         raise BudgetError(
-            f"Visual-token limits contradict: the looks may take {wanted} tokens, but max_visual_tokens is {total}; "
-            "raise the total or lower coarse_tokens and region_tokens."
+            f"Visual-token limits contradict: coarse view and regions may take {wanted} tokens, but max_visual_tokens "
+            f"is {total}; raise the total or lower coarse_tokens and region_tokens."
         )
 
 
@@ -279,17 +279,17 @@ def check_heads(engine: Engine, zoom: str) -> None:
 
 
 def coarse_budget(engine: Engine, options: Options) -> TokenBudget:
-    """Limits of the coarse look: the question's own, else the checkpoint's, else the image processor's."""
+    """Limits of the coarse view: the question's own, else the checkpoint's, else the image processor's."""
     return options.coarse_tokens or engine.config.coarse_tokens or engine.backbone.default_budget()
 
 
 def region_budget(engine: Engine, options: Options) -> TokenBudget:
-    """Limits of all regions together: the question's own, else the checkpoint's, else those of the coarse look."""
+    """Limits of all regions together: the question's own, else the checkpoint's, else those of the coarse view."""
     return options.region_tokens or engine.config.region_tokens or coarse_budget(engine, options)
 
 
 def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
-    """Refuse requests whose coarse look cannot fit; nothing is computed but sizes.
+    """Refuse requests whose coarse view cannot fit; nothing is computed but sizes.
 
     Raises:
         BudgetError: a token budget asks for more than the model reads in all.

@@ -68,7 +68,7 @@ class Session:
     def request(self, question: str, **options: Any) -> Request:
         """The question as the engine takes it, on top of what is computed; options as in `ask`."""
         if options.get("coarse_tokens") is not None:
-            raise QuestionError("A session's coarse look is fixed; open another one for another coarse_tokens.")
+            raise QuestionError("A session's coarse view is fixed; open another one for another coarse_tokens.")
         if not isinstance(question, str):
             raise QuestionError("A session takes each question as a text; for chat messages use `ask`.")
         conversation = read_conversation(list(self.pictures), question, self.system)

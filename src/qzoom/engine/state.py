@@ -2,7 +2,7 @@
 
 Four stacks of layers read a prompt: the shared layers 0..K-1, the gate, the region branch, and the upper layers
 K..N-1. Each remembers how far it has come; `advance_*` brings it to the end of a prompt. A session keeps the state of
-its prefix and every question goes on from there.
+its prefix and every question continues from there.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def _within_latency(
         fastest = min(point.latency_ms for point in points)
         raise DataError(
             f"No threshold answers within {goal.latency_ms:g} ms on average: the fastest takes {fastest:.1f} ms; allow "
-            "more time or fewer tokens for the coarse look."
+            "more time or fewer tokens for the coarse view."
         )
     best = min(within, key=lambda point: point.threshold)
     times = [1000 * (s.zoomed_s if s.score >= best.threshold else s.coarse_s) for s in samples]

@@ -66,7 +66,7 @@ def question_maps(
     Args:
         model: the model under test; its branches are not used.
         task: pictures, questions and places.
-        coarse: limits of the coarse look; None for the model's own.
+        coarse: limits of the coarse view; None for the model's own.
         limit: the first so many pictures only.
         on_picture: called with (pictures done, in all) after each.
     """

@@ -125,9 +125,9 @@ def answer_flops(
 
     Args:
         shape: the model's.
-        coarse_tokens: visual tokens of the coarse look.
+        coarse_tokens: visual tokens of the coarse view.
         region_tokens: of the regions; 0 when it did not zoom.
-        prompt_tokens: the answered prompt's length, both looks included.
+        prompt_tokens: the answered prompt's length, coarse view and crops included.
         completion_tokens: generated tokens.
         gate: whether the gate ran.
         region_branch: whether the region branch ran.

@@ -49,9 +49,9 @@ class RunFigures:
 
     Args:
         label: the run's name in its task.
-        method: how it looked.
+        method: name of the method.
         model: whose answers.
-        caps: most tokens of the coarse look and of the regions.
+        caps: most tokens of the coarse view and of the regions.
         accuracy: mean of the task's metric.
         interval: its 95 % interval.
         difference: accuracy less that of the best plain run.
@@ -244,7 +244,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """How it looked; "plain" and "always" also when they were asked for by the zoom mode."""
+        """The method; "plain" and "always" also when they were asked for by the zoom mode."""
         options = self.settings.get("options", {})
         name = str(options.get("method", "qzoom"))
         if name != "qzoom":
@@ -258,7 +258,7 @@ class Run:
 
     @property
     def caps(self) -> tuple[int | None, int | None]:
-        """Most tokens of the coarse look and of the regions; None for the model's own or for none."""
+        """Most tokens of the coarse view and of the regions; None for the model's own or for none."""
         options = self.settings.get("options", {})
         coarse, region = (options.get(f"{name}_tokens") for name in ("coarse", "region"))
         most = [limits["max_tokens"] if isinstance(limits, dict) else None for limits in (coarse, region)]

@@ -68,7 +68,7 @@ class EvalOptions:
     zoom: ZoomMode = "auto"
     """Mode of the method "qzoom"."""
     coarse_tokens: TokenBudget | None = None
-    """Limits of the coarse look; None for the model's own."""
+    """Limits of the coarse view; None for the model's own."""
     region_tokens: TokenBudget | None = None
     """Limits of all regions together; None for the model's own."""
     gate_threshold: Share | None = None
@@ -231,7 +231,7 @@ def _prompt(model: QZoom, question: str) -> str:
 
 
 def _coarse_size(model: QZoom, sample: Sample, options: EvalOptions) -> tuple[int, int] | None:
-    """Width and height in pixels that the coarse look resizes to."""
+    """Width and height in pixels that the coarse view resizes to."""
     backbone = model.engine.backbone
     limits = options.coarse_tokens or model.config.coarse_tokens or backbone.default_budget()
     try:

@@ -11,7 +11,7 @@ from qzoom.data.cells import AREA_BINS, area_bin, area_share
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
 from qzoom.scoring.agree import exact_match
-from qzoom.scoring.metrics import METRICS, anls, hit, union_share
+from qzoom.scoring.metrics import METRICS, anls, hit, is_unread, union_share
 
 __all__ = ["Paired", "Scores", "compare", "is_right", "mean", "row_score", "score"]
 
@@ -27,7 +27,7 @@ class Scores:
         zoomed: share that read a region.
         hit_rate: of the zooms on questions with known places, the share whose regions hold one of the places.
         box_area: of the zooms, the mean share of the picture that the regions cover.
-        visual_tokens: mean visual tokens per question, both looks.
+        visual_tokens: mean visual tokens per question, coarse view and regions.
         seconds: mean wall-clock time per question.
         seconds_total: of all questions.
         errors: questions without an answer, counted as wrong.
@@ -36,6 +36,8 @@ class Scores:
         strict: mean of the task's metric per field and for "all"; see `qzoom.scoring.metrics.METRICS`.
         harness: the same as lmms-eval computes it.
         areas: per bin of the area of the answer's places, for questions that have one: n, strict and zoomed.
+        unread: answers to multiple-choice questions in which no option could be read, counted as wrong by the strict
+            metric; None without such questions.
     """
 
     n: int
@@ -53,12 +55,13 @@ class Scores:
     strict: dict[str, float | None] = dataclass_field(default_factory=dict)
     harness: dict[str, float | None] = dataclass_field(default_factory=dict)
     areas: dict[str, dict[str, float | None]] = dataclass_field(default_factory=dict)
+    unread: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `difficulty` and `areas` only where they are known."""
+        """Plain JSON types; `difficulty`, `areas` and `unread` only where they are known."""
         out = asdict(self)
-        for name in ("difficulty", "areas"):
-            if not out[name]:
+        for name in ("difficulty", "areas", "unread"):
+            if out[name] in ({}, None):
                 del out[name]
         return out
 
@@ -122,7 +125,15 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
         strict=_per_field(rows, names, row_score),
         harness=_per_field(rows, names, lambda row: row_score(row, "harness")),
         areas=_areas(rows),
+        unread=_unread(rows),
     )
+
+
+def _unread(rows: Sequence[AnswerRow]) -> int | None:
+    choices = [row for row in rows if row.choices and METRICS[row.metric].is_choice]
+    if not choices:
+        return None
+    return sum(row.error is None and is_unread(row.metric, row.prediction, row.choices) for row in choices)
 
 
 def _per_field(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.plots.style import ACCENTS, COARSE, HAIRLINE, INK, MUTED, Colour
+from qzoom.plots.text import ACCENTS, COARSE, HAIRLINE, INK, MUTED, Colour
 from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def score_lines(scores: Scores) -> list[str]:
             f"{scores.metric:<15}{_per_field(scores.strict)}",
             f"as lmms-eval   {percent(scores.harness['all'], unit='%')}",
         ]
+    if scores.unread:
+        lines.insert(3, f"unread         {scores.unread} answers name no option clearly and count as wrong")
     groups = [(name, "exact match", group["exact_match"], group) for name, group in scores.difficulty.items()]
     if scores.metric != "exact_match":
         metric = scores.metric.replace("_", " ")

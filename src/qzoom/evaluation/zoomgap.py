@@ -355,7 +355,7 @@ class ViewAnswers:
 
 
 def default_limit(model: QZoom) -> int:
-    """Visual tokens of a question where none are stated: what the checkpoint's own two looks may spend together, else
+    """Visual tokens of a question where none are stated: what the checkpoint allows for both views together, else
     the most that the image processor allows."""
     config, standard = model.config, model.engine.backbone.default_budget()
     if config.coarse_tokens is None:

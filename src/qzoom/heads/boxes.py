@@ -1,4 +1,4 @@
-"""Region map -> boxes: threshold, one union box or connected components, cells to original pixels (method.md 3).
+"""Region map -> boxes: threshold, one union box or connected components, cells to original pixels (docs/method.md 3).
 
 The release's arithmetic is the default (float32 scaling, absolute threshold, one union box); `BoxRule` chooses ours.
 """

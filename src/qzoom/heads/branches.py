@@ -1,7 +1,7 @@
 """The two branches as modules: T decoder layers of the backbone's own class, and for the gate a linear score.
 
-Both read H_K, the hidden states after the shared layers, and start as copies of base layers K..K+T-1 (method.md 2, 3).
-They hold weights only; the engine runs them, because it owns the caches.
+Both read H_K, the hidden states after the shared layers, and start as copies of base layers K..K+T-1
+(docs/method.md 2, 3). They hold weights only; the engine runs them, because it owns the caches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["GateBranch", "RegionBranch", "new_gate", "new_region"]
 
 
 class GateBranch(nn.Module):
-    """Decides whether the coarse look is enough.
+    """Decides whether the coarse view is enough.
 
     Args:
         layers: T decoder layers.

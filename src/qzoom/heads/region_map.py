@@ -1,4 +1,4 @@
-"""From the region branch's queries and keys to a probability map over the coarse cells (method.md 3).
+"""From the region branch's queries and keys to a probability map over the coarse cells (docs/method.md 3).
 
 Pure functions of tensors. The sink rules are the release's: the first token's map for Qwen3-VL, corner cells for
 Qwen2.5-VL. Maps of one row or one column, on which the release fails, are blurred along their long side only.

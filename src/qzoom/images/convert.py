@@ -193,7 +193,7 @@ def _check_finite(values: np.ndarray[Any, Any], name: str) -> None:
 
 
 def _with_8bit_key(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture from a 16-bit file, whose colours were cut to 8 bits, with its transparent colour cut likewise."""
+    """A picture from a 16-bit file, whose colours and transparent colour were cut to 8 bits."""
     clear = image.info.get("transparency")
     if not isinstance(clear, tuple) or max(clear) <= 255:
         return image

@@ -1,6 +1,6 @@
 """Pure arithmetic of visual-token grids and boxes; no pixels, no tensors.
 
-`fit_grid` decides how many visual tokens a picture or a crop takes (method.md 1 and 4: coarse look, region look). The
+`fit_grid` decides how many visual tokens a picture or a crop takes (method.md 1 and 4: coarse view, region look). The
 box helpers serve heads, labels, figures and evaluation. Boxes are xyxy in original pixels, half-open.
 """
 

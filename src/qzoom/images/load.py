@@ -1,9 +1,8 @@
-"""Sources to bytes, never more than the limit allows: paths, file objects and data URLs.
+"""`load_image`: any picture source to safe 8-bit RGB, the first step of every question.
 
-`load_image`: any picture source to safe 8-bit RGB (the first step of every question).
-
-Sources are read (`source`), checked against the limits by their header, decoded (`decode`) and converted (`convert`).
-Pillow's global settings are neither changed nor relied on; calls from several threads do not disturb each other.
+Sources (paths, bytes, file objects, data URLs, arrays, PIL pictures) are read up to the limit, checked against the
+limits by their header, decoded (`decode`) and converted (`convert`). Pillow's global settings are neither changed nor
+relied on; calls from several threads do not disturb each other.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ __all__ = [
     "ImageLimits",
     "LoadedImage",
     "load_image",
+    "picture_digest",
     "pixel_digest",
     "read_data_url",
     "read_file_object",
@@ -197,6 +197,14 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
 def pixel_digest(image: PIL.Image.Image) -> bytes:
     """SHA-256 of the pixels alone: pictures of other sizes or modes may share it."""
     return hashlib.sha256(image.tobytes()).digest()
+
+
+def picture_digest(image: PIL.Image.Image) -> str:
+    """Twenty hex digits of a hash over the size and the pixels of an RGB picture: its name in stored data."""
+    pixels = np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()[:20]
 
 
 def _load(source: Any, limits: ImageLimits) -> LoadedImage:

@@ -1,6 +1,6 @@
 """A qzoom model as lmms-eval's harness drives it: chat messages in, answers and token counts out.
 
-The harness makes the prompts and scores the answers; qzoom only looks and answers, through the same engine and the same
+The harness makes the prompts and scores the answers; qzoom only answers, with the same engine and the same
 token limits as `qzoom eval`.
 """
 
@@ -17,7 +17,6 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
 
-from qzoom.cli.options import find_device
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, QZoomError
 from qzoom.model import QZoom
@@ -38,7 +37,7 @@ class QZoomChat(lmms):
         pretrained: "tiny", a folder or a hub id.
         zoom: "auto", "never" or "always".
         max_visual_tokens: most visual tokens of a question, shared as `qzoom eval` shares them.
-        coarse_tokens: most visual tokens of the coarse look.
+        coarse_tokens: most visual tokens of the coarse view.
         region_tokens: most visual tokens of all regions.
         gate_threshold: None for the checkpoint's.
         region_threshold: None for the checkpoint's.
@@ -79,9 +78,7 @@ class QZoomChat(lmms):
             raise ConfigError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
-        self.qzoom = QZoom.from_pretrained(
-            str(pretrained), revision=revision, dtype=dtype, device_map=find_device(device or "auto")
-        )
+        self.qzoom = QZoom.from_pretrained(str(pretrained), revision=revision, dtype=dtype, device_map=device or "auto")
         coarse, region = share_tokens(
             zoom,
             self.qzoom.config,

@@ -8,7 +8,6 @@ documents for text, scenes for natural images.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,12 +23,11 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
 from qzoom.labels.respond import attention_of, generate, prepare_image
-from qzoom.labels.settings import RegionRecipe
+from qzoom.labels.settings import Pairs, RegionRecipe, parse_heads
 
-__all__ = ["HeadScore", "HeadSet", "Mode", "choose_heads", "find_heads", "parse_heads", "published_heads", "rank_heads"]
+__all__ = ["HeadScore", "HeadSet", "Mode", "choose_heads", "find_heads", "published_heads", "rank_heads"]
 
 Mode = Literal["text", "natural"]
-Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +41,6 @@ class HeadSet:
 
     pointing: Pairs
     sinks: Pairs = ()
-
-
-def parse_heads(text: str) -> Pairs:
-    """Heads as "22:1,4 23:6,11" (layer, then its heads).
-
-    Raises:
-        ConfigError: written in another way.
-    """
-    pairs = []
-    for part in text.split():
-        if not re.fullmatch(r"\d{1,3}:\d{1,3}(,\d{1,3})*", part):
-            raise ConfigError(f"{text!r} does not name heads; write LAYER:HEAD,HEAD such as '22:1,4 23:6,11'.")
-        layer, heads = part.split(":")
-        pairs += [(int(layer), int(head)) for head in heads.split(",")]
-    if not pairs:
-        raise ConfigError("No heads are named; write LAYER:HEAD,HEAD such as '22:1,4 23:6,11'.")
-    return tuple(dict.fromkeys(pairs))
 
 
 def published_heads(backbone: type[Backbone] | Backbone, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:

@@ -63,7 +63,7 @@ Category = Literal["hard", "easy", "dropped"]
 Strategy = Literal["consistency", "prediction_vs_gt"]
 
 TOP = 2  # the highest resolutions, whose shared answer is the reference
-WRONG_SHARE = 0.9  # how often a transition is drawn as "look closer"
+WRONG_SHARE = 0.9  # how often a transition is drawn with label 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Outcome:
     """A label that a question may get.
 
     Args:
-        label: 1 look closer, 0 enough, -100 leave out.
+        label: 1 zoom, 0 coarse is enough, -100 leave out.
         tokens: resolution of the coarse pass for this sample (the lowest when left out).
         probability: share of draws.
     """

@@ -134,8 +134,16 @@ def region_labeller(engine: Engine, *, recipe: RegionRecipe, heads: Heads, image
             responses = generate(plain, chat, image, prompts, max_new_tokens=recipe.max_new_tokens)
             records: LabelRecords = [(question, {})]
             for index in range(len(question.turns)):
-                context = _Turn(question, index, image, prompts[index], responses)
-                records += _from_answer(plain, recipe, heads[question.mode], context)
+                records += _from_answer(
+                    plain,
+                    recipe,
+                    heads[question.mode],
+                    responses,
+                    question=question,
+                    index=index,
+                    image=image,
+                    prompt=prompts[index],
+                )
             return records
         except QZoomError as error:
             return [(question, {}), (Skip(content_id(question), str(error)), {})]
@@ -168,38 +176,37 @@ def _from_boxes(engine: Engine, question: Question, image: PreparedImage) -> Lab
     return records
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One turn of a question with the responses to all of them."""
-
-    question: Question
-    index: int
-    image: PreparedImage
-    prompt: str
-    responses: Responses
-
-
-def _from_answer(engine: Engine, recipe: RegionRecipe, heads: HeadSet, turn: _Turn) -> LabelRecords:
+def _from_answer(
+    engine: Engine,
+    recipe: RegionRecipe,
+    heads: HeadSet,
+    responses: Responses,
+    *,
+    question: Question,
+    index: int,
+    image: PreparedImage,
+    prompt: str,
+) -> LabelRecords:
     """Response, attention and label map of one turn."""
     by_heads = recipe.sink_by == "heads" and bool(heads.sinks)
     layers = sorted({layer for layer, _ in (*heads.pointing, *(heads.sinks if by_heads else ()))})
-    state = turn.responses.states[turn.index]
-    text = turn.responses.texts[turn.index]
+    turn, state = question.turns[index], responses.states[index]
+    text = responses.texts[index]
     span = state.prompt.spans[0]
-    question_id = content_id(turn.question)
+    question_id = content_id(question)
     response = Response(
         question_id,
-        turn.index,
-        turn.prompt,
+        index,
+        prompt,
         text,
-        turn.responses.tokens[turn.index],
-        turn.image.picture.size_px,
+        responses.tokens[index],
+        image.picture.size_px,
         span.features.grid,
         recipe.view,
     )
-    attention = attention_of(engine, turn.responses, turn.index, layers)
+    attention = attention_of(engine, responses, index, layers)
     if attention is None:
-        reason = f"Turn {turn.index + 1}: the model gave no answer, so there is no attention to take."
+        reason = f"Turn {index + 1}: the model gave no answer, so there is no attention to take."
         return [(response, {}), (Skip(question_id, reason), {})]
     grounding = attention.mean_of(heads.pointing).cpu().numpy().astype(np.float32)
     if by_heads:
@@ -211,18 +218,18 @@ def _from_answer(engine: Engine, recipe: RegionRecipe, heads: HeadSet, turn: _Tu
     sink_by: Literal["norm", "heads", "none"] = "heads" if by_heads else "norm" if recipe.sink_by == "norm" else "none"
     maps = {"grounding": grounding, "sink": sink}
     source = Attention(content_id(response), heads.pointing, sink_by, heads.sinks if by_heads else ())
-    size_px, boxes = turn.image.size_px, turn.question.turns[turn.index].boxes
+    size_px, boxes = image.size_px, turn.boxes
     label, labels = label_record(
         region_labels(sink, grounding, recipe.maps, padded_from_px=size_px if recipe.view == "square" else None),
         view=recipe.view,
         size_px=size_px,
         boxes=boxes,
         question=question_id,
-        turn=turn.index,
+        turn=index,
         response=content_id(response),
         attention=content_id(source, {name: tensor_digest(array) for name, array in maps.items()}),
         text=text,
-        prompt=turn.question.turns[turn.index].question,
+        prompt=turn.question,
     )
     return [(response, {}), (source, maps), (label, {"labels": labels})]
 

@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,33 +18,18 @@ import numpy as np
 from qzoom.data.questions import load_picture
 from qzoom.errors import DataError, ImageError
 from qzoom.labels import unpickling
+from qzoom.labels.label_regions import RegionReport, region_report
 from qzoom.labels.maps import label_record, region_labels
 from qzoom.labels.settings import LabelMapSettings
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
 
-__all__ = ["PublishedReport", "convert_published", "read_pickle"]
+__all__ = ["convert_published", "read_pickle"]
 
 
 MEMORY_BYTES = 16 * 2**30
 SECONDS = 3600
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedReport:
-    """What became of a file.
-
-    Args:
-        entries: in the file.
-        usable: label maps with at least one cell to learn from.
-        skipped: entries that could not be used, with the first few reasons.
-    """
-
-    entries: int
-    usable: int
-    skipped: int
-    reasons: tuple[str, ...]
 
 
 def read_pickle(path: Path, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS) -> tuple[Any, dict[str, Any]]:
@@ -80,8 +64,8 @@ def read_pickle(path: Path, *, memory_bytes: int = MEMORY_BYTES, seconds: int = 
             raise DataError(f"{path} could not be read in time, so it was left alone.") from error
         if done.returncode != 0:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            known = done.returncode == unpickling.REFUSED and lines
-            reason = lines[-1] if known else "reading it ended the process that tried"
+            explained = done.returncode == unpickling.REFUSED and lines
+            reason = lines[-1] if explained else "reading it ended the process that tried"
             raise DataError(f"{path} is not a file of labels: {reason}; nothing of it was used.")
         content = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
         return content, load_file(target.with_suffix(".safetensors"))
@@ -95,7 +79,7 @@ def convert_published(
     model: str = "unknown",
     settings: LabelMapSettings | None = None,
     fresh: bool = False,
-) -> PublishedReport:
+) -> RegionReport:
     """Write a store of region labels from a published file.
 
     Args:
@@ -113,25 +97,21 @@ def convert_published(
     content, arrays = read_pickle(path)
     if not isinstance(content, list) or not content:
         raise DataError(f"{path} is not a file of labels: it holds no list of entries.")
-    chosen = settings or LabelMapSettings()
-    made = {"maps": to_dict(chosen), "images": str(images.resolve()), "entries": len(content), "file": path.name}
+    settings = settings or LabelMapSettings()
+    header = {"maps": to_dict(settings), "images": str(images.resolve()), "entries": len(content), "file": path.name}
     provenance = Provenance(model=model, prompt="published", sizes={"view": "square"})
-    start_store(folder, "regions", made, provenance, fresh=fresh)
-    reasons: list[str] = []
-    usable = 0
+    start_store(folder, "regions", header, provenance, fresh=fresh)
     with RecordWriter(folder) as writer:
         for number, entry in enumerate(content):
             sample = f"entry-{number}"
             if sample in writer.done:
                 continue
             try:
-                records = _records(entry, arrays, images, chosen, number)
+                records = _records(entry, arrays, images, settings, number)
             except (DataError, ImageError) as error:
-                reasons.append(f"entry {number}: {error}")
-                records = [(Skip(sample, str(error)), {})]
+                records = [(Skip(sample, f"entry {number}: {error}"), {})]
             writer.append(sample, records)
-            usable += any(getattr(record, "usable", False) for record, _ in records)
-    return PublishedReport(len(content), usable, len(reasons), tuple(reasons[:5]))
+    return region_report(folder)
 
 
 def _records(

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, Positive, Share, settings
 
-__all__ = ["GateRecipe", "HardCaseRecipe", "HeadSearch", "LabelMapSettings", "RegionRecipe", "View"]
+__all__ = [
+    "GateRecipe",
+    "HardCaseRecipe",
+    "HeadSearch",
+    "LabelMapSettings",
+    "Pairs",
+    "RegionRecipe",
+    "View",
+    "parse_heads",
+]
 
 View = Literal["dynamic", "square"]
+Pairs = tuple[tuple[int, int], ...]
 _Count = Annotated[int, Between(1, None)]
+
+
+def parse_heads(text: str) -> Pairs:
+    """Heads as "22:1,4 23:6,11" (layer, then its heads).
+
+    Raises:
+        ConfigError: written in another way.
+    """
+    pairs = []
+    for part in text.split():
+        if not re.fullmatch(r"\d{1,3}:\d{1,3}(,\d{1,3})*", part):
+            raise ConfigError(f"{text!r} does not name heads; write LAYER:HEAD,HEAD such as '22:1,4 23:6,11'.")
+        layer, heads = part.split(":")
+        pairs += [(int(layer), int(head)) for head in heads.split(",")]
+    if not pairs:
+        raise ConfigError("No heads are named; write LAYER:HEAD,HEAD such as '22:1,4 23:6,11'.")
+    return tuple(dict.fromkeys(pairs))
 
 
 @settings
@@ -79,6 +107,8 @@ class RegionRecipe:
     """How heads are found with `heads: auto`."""
 
     def __post_init__(self) -> None:
+        for text in ({self.heads} - {"auto", "preset"}) | ({self.sink_heads} - {""}):
+            parse_heads(text)
         if self.view == "square" and int(self.tokens**0.5) ** 2 != self.tokens:
             raise ConfigError(f"A square view needs a square number of tokens such as 576, not {self.tokens}.")
 

@@ -91,7 +91,7 @@ class Sampling:
     temperature: Annotated[float, Between(0.0, 100.0)] | None = 0.7
     """0 is greedy."""
     top_p: Annotated[float, Between(1e-6, 1.0)] | None = 0.9
-    """Nucleus share."""
+    """Nucleus sampling: total probability of the likeliest tokens."""
     max_tokens: Annotated[int, Between(1, 10**6)] | None = 1024
     """Longest reply."""
     send_seed: bool = True

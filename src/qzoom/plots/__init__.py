@@ -1,1 +1,1 @@
-"""Figures of answers: what was asked, where it looked, what it read, and what that cost."""
+"""Figures of answers: question, heat map, regions, answer, tokens and times."""

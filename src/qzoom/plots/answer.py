@@ -1,11 +1,15 @@
-"""`plot_answer`: one figure of one answer, to look at and to share.
+"""`plot_answer`: one figure of one answer, to look at and to share; `answer_html`: the same in a notebook cell.
 
 Question on top; the page with heat map and boxes; its regions enlarged beside it (below it for wide pictures); the
-answer, the gate, tokens and time. The figure is composed of panels and grows with its content.
+answer, the gate, tokens and time. The figure is composed of panels and grows with its content. The HTML loads nothing
+from elsewhere: all texts are escaped and the figure is embedded as a JPEG, so the cell survives being shared.
 """
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +21,23 @@ from PIL import Image, ImageDraw
 from qzoom.errors import DataError
 from qzoom.plots.overlay import draw_boxes, heat_overlay, rounded
 from qzoom.plots.panels import answer_panel, beside, crop_panel, gate_panel, label, stack, time_panel, tokens_panel
-from qzoom.plots.style import ACCENTS, COARSE, FIGURE_WIDTH_PX, GAP_PX, HAIRLINE, MARGIN_PX, MUTED, PAPER, RADIUS_PX
-from qzoom.plots.text import paragraph
+from qzoom.plots.text import (
+    ACCENTS,
+    COARSE,
+    FIGURE_WIDTH_PX,
+    GAP_PX,
+    HAIRLINE,
+    MARGIN_PX,
+    MUTED,
+    PAPER,
+    RADIUS_PX,
+    clean,
+    paragraph,
+)
 from qzoom.types import Answer, Box, Region
 
-__all__ = ["plot_answer", "save_plot"]
+__all__ = ["answer_html", "plot_answer", "save_plot"]
+
 
 _INNER_PX = FIGURE_WIDTH_PX - 2 * MARGIN_PX
 _TALL_PAGE_PX = 1240  # most height of a page that stands beside the panels
@@ -37,7 +53,7 @@ def plot_answer(
     Args:
         answer: with its pictures (`answer.images`).
         image: index of the picture to draw.
-        coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
+        coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
         token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
 
@@ -69,7 +85,7 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
         answer: with its pictures.
         path: where to; missing folders are made.
         image: index of the picture to draw; None takes the one whose region was read first.
-        coarse_text: the answer of the coarse look alone, shown beside the zoomed one.
+        coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
 
     Returns:
         The path written.
@@ -182,14 +198,14 @@ def _below_page(subject: _Subject) -> PIL.Image.Image:
 def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.Image:
     """The answer, with the coarse one beside it if given."""
     colour = ACCENTS[0] if answer.regions else COARSE
-    title = "Answer, zoomed" if answer.regions else "Answer from the coarse look"
+    title = "Answer, zoomed" if answer.regions else "Answer from the coarse view"
     if coarse_text is None:
         return answer_panel(title, answer.text, width_px, colour)
     half = (width_px - 36) // 2
     return beside(
         [
             answer_panel(title, answer.text, half, colour),
-            answer_panel("Coarse look alone", coarse_text, half, COARSE),
+            answer_panel("Coarse pass alone", coarse_text, half, COARSE),
         ],
         36,
     )
@@ -258,3 +274,40 @@ def _footer(answer: Answer, image: int) -> PIL.Image.Image:
     if answer.finish_reason != "stop":
         words.append({"length": "answer cut at its token limit"}.get(answer.finish_reason, answer.finish_reason))
     return paragraph("   ·   ".join(["qzoom", *words]), _INNER_PX, 20, MUTED, max_lines=2)
+
+
+_WIDTH_PX = 900  # half the figure's width: sharp on dense displays
+
+
+def answer_html(answer: Answer) -> str:
+    """HTML for a notebook cell.
+
+    Args:
+        answer: with its pictures, which are drawn, the first region's one; without pictures only texts are shown.
+
+    Returns:
+        A single `<div>`.
+    """
+    question, text = html.escape(clean(answer.question)), html.escape(clean(answer.text) or "(no text)")
+    summary = f"<b>{text}</b><br><small>{html.escape(_summary(answer))}</small>"
+    if not answer.images:
+        return f'<div style="max-width:{_WIDTH_PX}px"><p>{question}</p><p>{summary}</p></div>'
+    image = answer.regions[0].image if answer.regions else 0
+    buffer = io.BytesIO()
+    plot_answer(answer, image=image if image < len(answer.images) else 0).save(buffer, "JPEG", quality=88)
+    payload = base64.b64encode(buffer.getvalue()).decode("ascii")
+    words = html.escape(f"{clean(answer.question)} {clean(answer.text)}", quote=True)
+    return (
+        f'<div style="max-width:{_WIDTH_PX}px">'
+        f'<img style="width:100%;height:auto;border-radius:8px" alt="{words}" src="data:image/jpeg;base64,{payload}">'
+        f"<details><summary>{text}</summary><small>{html.escape(_summary(answer))}</small></details></div>"
+    )
+
+
+def _summary(answer: Answer) -> str:
+    """Gate, boxes and tokens in one line of plain text."""
+    gate, usage = answer.gate, answer.usage
+    parts = ["gate not asked" if gate.score is None else f"gate {gate.score:.3f}, zooms from {gate.threshold}"]
+    parts += [f"region {list(region.box)} of picture {region.image + 1}" for region in answer.regions] or ["no zoom"]
+    parts.append(f"{usage.coarse_tokens} coarse + {usage.region_tokens} region tokens")
+    return "; ".join([*parts, *([gate.note] if gate.note else []), *answer.notes])

@@ -1,4 +1,4 @@
-"""The page with what was looked at: a soft heat map, box outlines, and nothing that hides the print."""
+"""The image with a soft heat map and box outlines, which do not hide the text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import PIL.Image
 from PIL import Image, ImageDraw
 
 from qzoom.images.geometry import scale_box
-from qzoom.plots.style import ACCENTS, HEAT, Colour, font
+from qzoom.plots.text import ACCENTS, HEAT, Colour, font
 from qzoom.types import Box
 
 __all__ = ["draw_boxes", "heat_overlay", "rounded"]

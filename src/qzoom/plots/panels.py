@@ -11,8 +11,20 @@ import PIL.Image
 from PIL import Image, ImageDraw
 
 from qzoom.plots.overlay import rounded
-from qzoom.plots.style import ACCENTS, COARSE, HAIRLINE, INK, MUTED, RADIUS_PX, TRACK, Colour
-from qzoom.plots.text import draw_text, paragraph, text_width, wrap
+from qzoom.plots.text import (
+    ACCENTS,
+    COARSE,
+    HAIRLINE,
+    INK,
+    MUTED,
+    RADIUS_PX,
+    TRACK,
+    Colour,
+    draw_text,
+    paragraph,
+    text_width,
+    wrap,
+)
 from qzoom.types import GateDecision, Usage
 
 __all__ = ["answer_panel", "beside", "crop_panel", "gate_panel", "label", "stack", "time_panel", "tokens_panel"]
@@ -96,7 +108,7 @@ def crop_panel(
 def gate_panel(gate: GateDecision, width_px: int) -> PIL.Image.Image:
     """The gate's score on a bar from 0 to 1, the threshold as a mark, and what it decided."""
     if gate.score is None:
-        verdict = "Not asked: the region was read in any case" if gate.zoomed else "Not asked: coarse look only"
+        verdict = "Not asked: the region was read in any case" if gate.zoomed else "Not asked: coarse pass only"
         parts = [label("Gate", width_px), paragraph(verdict, width_px, BODY_PX, INK)]
         return stack([*parts, *_note(gate.note, width_px)], 12)
     score = min(max(gate.score, 0.0), 1.0)
@@ -104,7 +116,7 @@ def gate_panel(gate: GateDecision, width_px: int) -> PIL.Image.Image:
     head = blank(width_px, 36)
     draw = ImageDraw.Draw(head)
     draw_text(draw, (0, 5), "Gate", LABEL_PX, MUTED, weight="bold")
-    verdict = "zoomed in" if gate.zoomed else "coarse look is enough" if not gate.note else "did not zoom"
+    verdict = "zoomed in" if gate.zoomed else "coarse view is enough" if not gate.note else "did not zoom"
     number = f"{score:.2f}" if score >= 0.005 or score == 0 else "< 0.01"
     draw_text(draw, (width_px, 0), number, 30, colour, weight="bold", anchor="r")
     draw_text(draw, (width_px - text_width(number, 30, weight="bold") - 18, 4), verdict, BODY_PX, INK, anchor="r")

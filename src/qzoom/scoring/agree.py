@@ -1,6 +1,7 @@
 """Are two short answers the same? Three rules side by side; each has its place, and none stands in for another.
 
-    exact        `exact_match`, `decide_exact`   equal but for case, spaces and currency: figures, rewards, judging
+    exact        `exact_match`, `decide_exact`   equal but for case, spaces, currency and a final mark: figures,
+                                                rewards, judging
     agreement    `same`                          also articles, punctuation, 1,234.50 = 1234.5, two = 2: votes
     containment  `answers_match`                 one contains the other, as upstream: labels of the gate (method.md 8.1)
 
@@ -16,6 +17,8 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
+
+from qzoom.scoring.text import without_final_marks
 
 __all__ = [
     "answers_match",
@@ -42,12 +45,12 @@ _YES_NO = {"yes", "no", "true", "false"}
 
 
 def normalise(text: str) -> str:
-    """The text without case and white space, and, if it is an amount, without its currency.
+    """The text without case, white space and final marks, and, if it is an amount, without its currency.
 
     An amount is a number with at most a sign, separators and a currency before or after it. Symbols are those that
     Unicode calls currencies; words are common codes and names, and the letters fixed to a symbol as in US$.
     """
-    plain = "".join(text.casefold().split())
+    plain = "".join(without_final_marks(text).casefold().split())
     bare = "".join(c for c in plain if unicodedata.category(c) != "Sc")
     symbols = len(plain) - len(bare)
     before = _BEFORE_AMOUNT.fullmatch(bare)
@@ -58,7 +61,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether two texts are equal, case, spaces and currency aside."""
+    """Whether two texts are equal, case, spaces, currency and marks at the end aside."""
     return normalise(prediction) == normalise(answer)
 
 

@@ -5,36 +5,74 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from qzoom.scoring.text import without_final_marks
+
 __all__ = ["LETTERS", "chosen_letter", "chosen_letter_hrbench", "chosen_letter_mme", "chosen_letter_vstar"]
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_BARE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?[.:,;]?")
-_LEADING_LETTER = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])(?:\s|$)")
-_STATED_LETTER = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')", re.IGNORECASE)
+_BARE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?[.:,;]?", re.IGNORECASE)
+_LEADING_LETTER = re.compile(
+    r"(?:[(\[]([A-Za-z])[)\]][.:,]?(?=\s|$)|([A-Z])(?:[.):](?=\s|$)|(?=\s+[-\u2013\u2014]\s)))"
+)
+_SECOND_LETTER = re.compile(r"\s*(?:or|and|/|,)\s*[(\[]?[A-Z]\b")
+_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\]]?[\s.:,;)\u2013\u2014-]*(\S.*)", re.IGNORECASE | re.DOTALL)
+_STATED_LETTER = re.compile(
+    r"""\b(?:answer|option|choice)(?:\s+is)?\s*[:\uff1a=-]?\s*["'\u201c(\[]*(?!(?-i:a)\s+\w)([A-Z])\b(?!')"""
+    r"""|(?-i:\b([A-Z])\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b)""",
+    re.IGNORECASE,
+)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_STYLED = re.compile(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}|</?(?:b|i|em|strong|code)>|\\[()\[\]]")
+_EMPHASISED = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|`+|\$+)(?=\S)(.+?)(?<=\S)\1(?!\w)", re.DOTALL)
+_EMPHASISED_LETTER = re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|`+|\$+)[(\[]?([A-Z])[)\]]?[.:,]?\1(?!\w)")
 
 
 def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
     """The letter of the option that an answer clearly names; None where it names none or several.
 
-    Clear are a letter alone, one that leads ("B. the red one"), one that is stated ("the answer is B"), and the whole
-    text of one option.
+    Clear are a letter alone, also on the first or last line, one that leads ("B. the red one"), one that is stated
+    ("the answer is B"), one letter in a box or in bold, the whole text of one option, and a letter followed by the text
+    of its own option. Thoughts, answer tags and markup (`**B**`, `\\boxed{B}`, `$B$`) are taken off first.
 
     Args:
         prediction: what was answered.
         choices: the options' texts, A first.
     """
-    text = prediction.strip()
+    text = prediction.rpartition("</think>")[2]
+    tags = _ANSWER_TAG.findall(text)
+    text = tags[-1] if tags else text
+    boxes = _BOXED.findall(text)
+    named = {_named(part, choices) for part in boxes or [text]}
+    return named.pop() if len(named) == 1 else None
+
+
+def _named(text: str, choices: Sequence[str]) -> str | None:
     known = LETTERS[: len(choices)]
-    bare = _BARE_LETTER.fullmatch(text.upper())
-    leading = _LEADING_LETTER.match(text)
-    if bare or leading:
-        found = [bare[1] if bare else (leading[1] or leading[2] if leading else "")]
+    styled = _STYLED.sub(lambda found: found[1] or "", text).strip().lstrip("#").lstrip()
+    plain = styled
+    while plain != (plain := _EMPHASISED.sub(r"\2", plain)):
+        pass
+    plain = without_final_marks(plain)
+    bare, leading = _BARE_LETTER.fullmatch(plain), _LEADING_LETTER.match(plain)
+    if bare:
+        found = [bare[1]]
+    elif leading:
+        found = [] if _SECOND_LETTER.match(plain, leading.end()) else [leading[1] or leading[2]]
     else:
-        found = [letter.upper() for letter in _STATED_LETTER.findall(text)]
-        found += [known[i] for i, choice in enumerate(choices) if _same(choice, text)]
-    different = set(found)
-    return found[0] if len(different) == 1 and found[0] in known else None
+        lines = [line.strip() for line in plain.splitlines()]
+        ends = [_BARE_LETTER.fullmatch(line) for line in (*lines[:1], *lines[-1:])]
+        found = [first or second for first, second in _STATED_LETTER.findall(plain)]
+        found += [match[1] for match in ends if match and match[1].isupper()]
+        found += [known[i] for i, choice in enumerate(choices) if _same(choice, plain) or _same(choice, text)]
+        both = _LETTER_AND_TEXT.fullmatch(plain)
+        at = known.find(both[1].upper()) if both else -1
+        if both and at >= 0 and _same(choices[at], both[2]):
+            found.append(known[at])
+        found = found or [match[1] for match in _EMPHASISED_LETTER.findall(styled)]
+    different = {letter.upper() for letter in found}
+    return different.pop() if len(different) == 1 and next(iter(different)) in known else None
 
 
 _VSTAR_CASCADE = tuple(
@@ -112,4 +150,5 @@ def chosen_letter_hrbench(prediction: str, choices: Sequence[str]) -> str | None
 
 
 def _same(first: str, second: str) -> bool:
-    return " ".join(first.casefold().split()) == " ".join(second.casefold().split())
+    one, other = (" ".join(without_final_marks(text).casefold().split()) for text in (first, second))
+    return one == other

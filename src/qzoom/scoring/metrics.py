@@ -1,9 +1,9 @@
 """The figures of the evaluation as pure functions of texts and boxes (no model, no files).
 
-Exact match forgives case, spaces and currency, nothing else: 33.90, RM33.90 and "$ 33.90" are the same amount, 33.9 is
-another text. `METRICS` holds each benchmark's metric twice: "strict" does what the metric's name promises, "harness"
-gives lmms-eval's figure to the last slip, which is what published tables contain. Boxes are xyxy in original pixels,
-half-open.
+Exact match forgives case, spaces, currency and marks at the end, nothing else: 33.90, RM33.90 and "$ 33.90." are the
+same amount, 33.9 is another text. `METRICS` holds each benchmark's metric twice: "strict" does what the metric's name
+promises, "harness" gives lmms-eval's figure to the last slip, which is what published tables contain. Boxes are xyxy in
+original pixels, half-open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from itertools import pairwise
 from qzoom.images.geometry import clip_box, contains
 from qzoom.scoring.agree import exact_match
 from qzoom.scoring.letters import chosen_letter, chosen_letter_hrbench, chosen_letter_mme, chosen_letter_vstar
-from qzoom.scoring.text import plain_answer, release_letter, same_answer, same_answer_release
+from qzoom.scoring.text import (
+    plain_answer,
+    read_number,
+    release_letter,
+    same_answer,
+    same_answer_release,
+    without_final_marks,
+)
 from qzoom.types import Box
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "contains_answer_harness",
     "edit_distance",
     "hit",
+    "is_unread",
     "relaxed_match",
     "relaxed_match_harness",
     "union_share",
@@ -40,7 +48,7 @@ __all__ = [
 
 
 ANLS_THRESHOLD = 0.5
-"""Similarities below it count as 0."""
+"""Strict similarities up to it count as 0; the harness variant still counts it."""
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -56,31 +64,32 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = ANLS_THRESHOLD) -> float:
-    """Normalised Levenshtein similarity to the closest of the right answers, 0 below the threshold.
+    """Normalised Levenshtein similarity to the closest of the right answers, 0 up to the threshold.
 
-    Texts are compared in lower case with runs of white space as one space; lengths are those of the compared texts.
+    Texts are compared in lower case with runs of white space as one space and without marks at their ends; lengths are
+    those of the compared texts.
 
     Args:
         prediction: what was answered.
         answers: at least one right answer.
-        threshold: the least similarity that counts.
+        threshold: the similarity must lie above it; so a distance of exactly one half scores 0.
 
     Returns:
         A number from 0 to 1.
     """
-    said = " ".join(prediction.lower().split())
+    said = " ".join(without_final_marks(prediction).lower().split())
     best = 0.0
     for answer in answers:
-        wanted = " ".join(answer.lower().split())
+        wanted = " ".join(without_final_marks(answer).lower().split())
         longest = max(len(said), len(wanted))
         best = max(best, 1.0 - edit_distance(said, wanted) / longest if longest else 1.0)
-    return best if best >= threshold else 0.0
+    return best if best > threshold else 0.0
 
 
 def anls_harness(prediction: str, answers: Sequence[str], threshold: float = ANLS_THRESHOLD) -> float:
     """ANLS as the harnesses compute it: distances of the normalised texts over lengths of the raw ones.
 
-    Args: as in `anls`.
+    Args: as in `anls`, but a similarity of exactly `threshold` counts.
     """
     said = " ".join(prediction.strip().lower().split())
     distances = []
@@ -111,12 +120,17 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, harness: bool = Fal
 def relaxed_match(prediction: str, answer: str, tolerance: float = 0.05) -> bool:
     """Numbers within a relative tolerance, other texts equal up to case and outer spaces.
 
-    A per cent sign divides by 100, thousands may be set apart by commas, and 0 is met by 0 alone.
+    Numbers are what `qzoom.scoring.text.read_number` reads. 0 is met by 0 alone, and a bare four-digit year (1000 to
+    2999 without sign, comma or unit) by the same number alone.
     """
-    said, wanted = _number(prediction), _number(answer)
+    prediction, answer = without_final_marks(prediction), without_final_marks(answer)
+    said, wanted = read_number(prediction), read_number(answer)
     if said is not None and wanted is not None:
-        return abs(said - wanted) <= tolerance * abs(wanted)
-    return prediction.strip().casefold() == answer.strip().casefold()
+        return abs(said - wanted) <= (0.0 if _YEAR.fullmatch(answer) else tolerance * abs(wanted))
+    return prediction.casefold() == answer.casefold()
+
+
+_YEAR = re.compile(r"[12]\d{3}")
 
 
 def relaxed_match_harness(prediction: str, answer: str, tolerance: float = 0.05) -> bool:
@@ -125,15 +139,6 @@ def relaxed_match_harness(prediction: str, answer: str, tolerance: float = 0.05)
     if said is not None and wanted:
         return abs(said - wanted) / abs(wanted) <= tolerance
     return prediction.lower() == answer.lower()
-
-
-_GROUPED = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?%?")
-
-
-def _number(text: str) -> float | None:
-    bare = text.strip()
-    value = _plain_float(bare.replace(",", "") if _GROUPED.fullmatch(bare) else bare)
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _plain_float(text: str) -> float | None:
@@ -153,7 +158,7 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
     """
     said = _folded(prediction, formula=formula)
     for answer in answers:
-        wanted = _folded(answer, formula=formula)
+        wanted = _folded(answer if formula else without_final_marks(answer), formula=formula)
         start = said.find(wanted) if wanted else -1
         while start >= 0:
             end = start + len(wanted)
@@ -199,6 +204,11 @@ class Metric:
     strict: Callable[[str, Sequence[str], Sequence[str]], float]
     harness: Callable[[str, Sequence[str], Sequence[str]], float]
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether an option is to be named."""
+        return self.strict is _letter
+
 
 def _exact(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
     return float(any(exact_match(said, answer) for answer in answers))
@@ -206,6 +216,11 @@ def _exact(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
 
 def _letter(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
     return float(chosen_letter(said, choices) in answers)
+
+
+def is_unread(metric: str, prediction: str, choices: Sequence[str]) -> bool:
+    """Whether an answer to a multiple-choice question names no option clearly, so that it counts as wrong unread."""
+    return METRICS[metric].is_choice and chosen_letter(prediction, choices) is None
 
 
 METRICS: dict[str, Metric] = {

@@ -9,9 +9,70 @@ fitting capital letter.
 
 from __future__ import annotations
 
+import math
 import re
 
-__all__ = ["number_in", "plain_answer", "release_letter", "release_part", "same_answer", "same_answer_release"]
+__all__ = [
+    "number_in",
+    "plain_answer",
+    "read_number",
+    "release_letter",
+    "release_part",
+    "same_answer",
+    "same_answer_release",
+    "without_final_marks",
+]
+
+
+_FINAL = ".!,\u3002\uff0e\uff01\uff0c"
+_QUOTES = {
+    '"': '"',
+    "'": "'",
+    "\u201d": "\u201c\u201e\u201d",
+    "\u2019": "\u2018\u201a\u2019",
+    "\u201c": "\u201e",
+    "\u2018": "\u201a",
+    "\xbb": "\xab",
+    "\xab": "\xbb",
+    "\u300d": "\u300c",
+    "\u300f": "\u300e",
+}
+_ALSO_OPEN = "\u201c\u2018\xab"
+
+
+def without_final_marks(text: str) -> str:
+    """The text without the full stops, exclamation marks, commas and closing quotes at its end.
+
+    The opening quote goes with its closing one. A straight quote after a digit that nothing opens is a unit (feet,
+    inches) and stays. A text of such marks alone stays as it is, so that it equals only itself.
+    """
+    bare = text.strip()
+    while bare:
+        last, rest = bare[-1], bare[:-1].rstrip()
+        opened = len(rest) > 0 and rest[0] in _QUOTES.get(last, "")
+        unit = last in "\"'" and bare[-2:-1].isdigit()
+        if last not in _FINAL and not opened and (last not in _QUOTES or last in _ALSO_OPEN or unit):
+            break
+        bare = rest[1:].lstrip() if opened else rest
+    return bare or text.strip()
+
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_WRITTEN_NUMBER = re.compile(rf"([-+]?(?:{_DIGITS}(?:\.\d+)?|\.\d+))(\s?%)?")
+
+
+def read_number(text: str) -> float | None:
+    """The value of a text that is one number; None for any other text.
+
+    A number is an optional sign, digits with or without commas between thousands, optional decimals after a full stop,
+    and at most one per cent sign, which divides by 100. Exponents, underscores, nan and inf are no numbers.
+    """
+    number = _WRITTEN_NUMBER.fullmatch(text.strip())
+    if number is None:
+        return None
+    value = float(number[1].replace(",", ""))
+    value = value / 100 if number[2] else value
+    return value if math.isfinite(value) else None
 
 
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -47,14 +108,17 @@ def plain_answer(text: str, *, harness: bool = False) -> str:
 
     Args:
         text: an answer, a person's or the model's.
-        harness: with the harnesses' slips: only 32 full stops go, and "somebody'd" loses its apostrophe.
+        harness: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its apostrophe, and an answer that
+            consists of articles and punctuation becomes empty, where else it stays as it is.
     """
+    given = text = text if harness else without_final_marks(text)
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = _unmarked(text.strip().replace("\n", " ").replace("\t", " ").strip())
     text = _FULL_STOP.sub("", text, count=_HARNESS_STOPS if harness else 0)
     mended = _HARNESS_MENDED if harness else _MENDED
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(mended.get(word, word) for word in words if word not in _ARTICLES)
+    plain = " ".join(mended.get(word, word) for word in words if word not in _ARTICLES)
+    return plain if plain or harness else " ".join(given.lower().split())
 
 
 def _unmarked(text: str) -> str:
@@ -68,7 +132,7 @@ def _unmarked(text: str) -> str:
 
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w]|[.,]\d)")
+_NUMBER = re.compile(rf"(?<![\w.,])[-+]?{_DIGITS}(?:\.\d+)?(?![\w]|[.,]\d)")
 _NAMES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
@@ -143,4 +207,4 @@ def _is_number(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
+    return " ".join(without_final_marks(text).casefold().split())

@@ -148,7 +148,7 @@ async def _disconnected(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return _reply(from_exception(error))  # the error itself goes on to the server's log
+    return _reply(from_exception(error))  # the error itself is written to the server's log
 
 
 def _reply(refusal: ApiError, headers: dict[str, str] | None = None) -> Response:

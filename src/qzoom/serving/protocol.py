@@ -210,10 +210,10 @@ class TextFormat(_Strict):
 
 
 class ZoomControls(_Strict):
-    """How to look; `extra_body={"qzoom": {...}}` in OpenAI's clients.
+    """Options of zooming; `extra_body={"qzoom": {...}}` in OpenAI's clients.
 
     Args:
-        zoom: overrules every picture's `detail`.
+        zoom: overrides every picture's `detail`.
         gate_threshold: zoom at this gate score.
         region_threshold: map value above which a cell is of interest.
         max_visual_tokens: most visual tokens of the coarse pass and all regions together.

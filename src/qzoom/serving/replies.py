@@ -50,7 +50,7 @@ class RegionRecord(TypedDict):
 
 
 class ZoomRecord(TypedDict):
-    """Where the model looked; `heatmap` has one list of rows per picture, or is null when not requested."""
+    """Gate, regions and region maps; `heatmap` has one list of rows per picture, or is null when not requested."""
 
     gate: GateRecord
     regions: list[RegionRecord]

@@ -51,7 +51,7 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation about pictures.
 
     Answers equal `QZoom.ask`'s: greedy unless a temperature is given, at most 128 tokens unless `max_tokens` says
-    otherwise. `qzoom` in the request steers the zooming; `qzoom` in the answer's message says where it looked.
+    otherwise. `qzoom` in the request sets the zooming; `qzoom` in the answer's message has gate and regions.
     """
     body, stream, first = await _begin(request, ChatRequest)
     heatmap = bool(body.qzoom and body.qzoom.heatmap)
@@ -66,9 +66,9 @@ async def chat_completions(request: Request) -> Response:
 
 @router.post("/v1/perceive", **_documented(replies.PerceptionReply, *_REFUSALS))
 async def perceive(request: Request) -> Response:
-    """Say where a question would make the model look.
+    """Return gate, regions and region map for a question, without an answer.
 
-    Regions are given whatever the gate says. The map comes along unless `qzoom.heatmap` is false.
+    Regions are returned whatever the gate decides, the map unless `qzoom.heatmap` is false.
     """
     body, stream, first = await _begin(request, PerceiveRequest)
     stream.cancel()

@@ -105,7 +105,7 @@ class Question(Record):
         name: the user's id.
         image: path below `root`, or "documents:SEED", "scenes:SEED".
         turns: one or more questions.
-        mode: "text" or "natural": which heads are looked at, and how the question is put.
+        mode: "text" or "natural": which attention heads are used, and how the question is asked.
         source: which data set.
         root: folder that a path starts from.
     """
@@ -130,7 +130,7 @@ class Response(Record):
         text: the answer.
         tokens: its ids.
         picture_px: (width, height) of the picture as it was shown, padding included.
-        grid: (rows, columns) of the look.
+        grid: (rows, columns) of the view.
         view: "dynamic", or "square" when padded to one.
     """
 
@@ -147,7 +147,7 @@ class Response(Record):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Record):
-    """Where a response looked. Tensors: `grounding` and `sink`, (rows, columns) float32.
+    """Attention of a response. Tensors: `grounding` and `sink`, (rows, columns) float32.
 
     Args:
         response: id of the response.
@@ -172,7 +172,7 @@ class RegionLabel(Record):
         question: id of the question.
         turn: index of the turn.
         response: id of the response; "" for labels from known boxes.
-        attention: id of the attention record, likewise.
+        attention: id of the attention record.
         text: the response that comes after the question when several turns are trained in one sequence.
         prompt: the question as it is to be put in training.
         box: x0, y0, x1, y1 in cells around the foreground.
@@ -250,10 +250,10 @@ class Verdict(Record):
     Args:
         question: id of the question.
         turn: index of the turn.
-        coarse: the answer of the coarse look.
+        coarse: the answer of the coarse pass.
         zoomed: the answer with the region read.
         coarse_right: whether the first is right; None when nobody could say.
-        zoomed_right: likewise the second.
+        zoomed_right: whether the zoomed answer is right.
         by: what decided: "rule", "judge", or "nobody".
         boxes: regions that were read, xyxy in original pixels.
         note: why nobody could.

@@ -56,14 +56,14 @@ class AnswerSample:
 
 
 class AnswerTask(StageTask):
-    """Mined turns of one or more stores, mixed as the recipe says.
+    """Turns of one or more label stores, mixed as the recipe says.
 
     Args:
         recipe: which ones, and how regions are drawn.
         engine: whose tokenizer is used.
 
     Raises:
-        DataError: none of the wanted kinds was mined.
+        DataError: no turn of the wanted kinds.
         ConfigError: hard cases are not among the wanted kinds, to which the mixture is relative.
     """
 

@@ -39,7 +39,7 @@ class GateSample:
         question: the record.
         turn: index of the turn.
         tokens: visual tokens of the coarse pass.
-        target: 1 look closer, 0 enough.
+        target: 1 zoom, 0 coarse is enough.
     """
 
     question: Question
@@ -83,7 +83,7 @@ class GateTask(StageTask):
         engine: whose tokenizer is used.
 
     Raises:
-        DataError: no question needs a closer look, so there is nothing to learn.
+        DataError: no question needs zooming, so there is nothing to learn.
     """
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
@@ -95,7 +95,7 @@ class GateTask(StageTask):
                 f"{sum(getattr(report, name) for report in reports)} {name}" for name in ("closer", "enough", "dropped")
             )
             raise DataError(
-                f"No question of {', '.join(recipe.labels)} is wrong on coarse looks and right on finer ones "
+                f"No question of {', '.join(recipe.labels)} is wrong on coarse views and right on finer ones "
                 f"({counts}); label more questions, or lower --tokens."
             )
         self.weights = [1] * len(self.samples)

@@ -44,7 +44,7 @@ def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: gate logits of any shape, one per sample.
-        targets: as many labels: 1 look closer, 0 enough, -100 ignored.
+        targets: as many labels: 1 zoom, 0 coarse is enough, -100 ignored.
 
     Returns:
         A scalar.

@@ -183,7 +183,40 @@ def test_saved_to_disk_with_one_damaged_picture(tmp_path, parquet):
     assert task.sample(1).questions[0].answer == "12"
 
 
+IN_LISTS = {
+    "mapping": ([{"bytes": png(), "path": None}], None),
+    "bytes": ([png()], None),
+    "base64": ([coded()], None),
+    "several": ([{"bytes": png(), "path": None}] * 2, "holds a list of 2 pictures: expected exactly one"),
+    "several bytes": ([png(), png()], "holds a list of 2 pictures: expected exactly one"),
+    "none": ([], "holds a list of 0 pictures"),
+    "mapping without a picture": ([{"bytes": None, "path": None}], "holds no picture"),
+}
+
+
+@pytest.mark.parametrize("feature", [False, True])
+@pytest.mark.parametrize("kind", IN_LISTS)
+def test_lists_of_pictures(tmp_path, parquet, kind, feature):
+    import datasets
+
+    cell, reason = IN_LISTS[kind]
+    if feature and kind != "mapping" and kind != "several":
+        pytest.skip("a column of pictures holds mappings")
+    table = parquet([with_picture("infovqa", cell)], feature=False)
+    if feature:
+        table = table.cast_column("image", datasets.List(datasets.Image()))
+    table.to_parquet(tmp_path / "validation.parquet")
+    sample = open_task("infovqa", data=tmp_path).sample(0)
+    if reason is None:
+        assert (sample.error, sample.size_px) == (None, (120, 80))
+    else:
+        assert reason in sample.error
+        assert "x89" not in sample.error
+        assert len(sample.error) < 150
+
+
 BAD = {
+    "bytes as question": (with_picture("infovqa", coded(), question=[1, 2]), "'question' must hold a text, not a list"),
     "not json": ("{oops", "is not JSON"),
     "no object": ("[1]", "is no object"),
     "no question": ({"image": coded(), "answers": ["1"]}, "'question' is missing"),
@@ -193,6 +226,7 @@ BAD = {
     "no answers": (with_picture("infovqa", coded(), answers=[]), "'answers' must hold a list of texts"),
     "no picture": (ROWS["infovqa"], "'image' is missing"),
     "null picture": (with_picture("infovqa", None), "holds no picture"),
+    "list of pictures": (with_picture("infovqa", [coded(), coded(1)]), "holds a list of 2 pictures"),
     "picture elsewhere": (with_picture("infovqa", "../secret.png"), "inside the data folder"),
     "absolute picture": (with_picture("infovqa", "/etc/hostname"), "inside the data folder"),
     "missing picture": (with_picture("infovqa", "gone.png"), "is not in"),

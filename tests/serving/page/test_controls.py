@@ -41,7 +41,7 @@ def test_a_threshold_is_tried_out_and_then_asked_with(open_page, url):
     message, _ = truth(url, RECEIPT, DATE, gate_threshold=1)
     assert not message["qzoom"]["regions"]
     assert page.locator("#answer").inner_text() == message["content"].strip()
-    assert page.locator("#answer-title").inner_text() == "Answer from the coarse look"
+    assert page.locator("#answer-title").inner_text() == "Answer from the coarse view"
 
 
 def test_region_threshold_moves_the_box_and_reset_brings_it_back(open_page, url):

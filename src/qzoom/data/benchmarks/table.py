@@ -4,9 +4,9 @@ Tables are opened with the `datasets` library: from the hub at a revision, or fr
 SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; for several benchmarks,
 each has a subfolder of its name. Columns, prompts and splits are those of lmms-eval's tasks.
 
-An image column holds bytes, a path, base64, or the mapping that `datasets` stores. Images stay encoded until their
-question is asked. A row that cannot be used becomes a question that counts as wrong and records the reason; only a
-table that cannot be opened at all is an error.
+An image column holds bytes, a path, base64, the mapping that `datasets` stores, or a list with one of these. Images
+stay encoded until their question is asked. A row that cannot be used becomes a question that counts as wrong and
+records the reason; only a table that cannot be opened at all is an error.
 """
 
 from __future__ import annotations
@@ -54,12 +54,18 @@ def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path
     Raises:
         DataError: nothing that could be a picture, or a path that leaves the folder.
     """
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise DataError(f"the column {column!r} holds a list of {len(value)} pictures: expected exactly one.")
+        (value,) = value
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return value
     if not isinstance(value, str) or not value:
-        raise DataError(f"the column {column!r} holds no picture: expected bytes, a path or base64, not {value!r:.40}.")
+        raise DataError(
+            f"the column {column!r} holds no picture: expected bytes, a path or base64, not {_kind_of(value)}."
+        )
     if value.startswith("data:"):
         return _decoded(value.partition(",")[2], column)
     if len(value) <= _LONGEST_PATH and "\0" not in value:
@@ -74,6 +80,15 @@ def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path
         elif path.suffix:
             raise DataError(f"the picture {value!r:.80} is not in {folder}.")
     return _decoded(value, column)
+
+
+def _kind_of(value: Any) -> str:
+    """A cell in words; contents of bytes and containers are never shown."""
+    if value is None:
+        return "nothing"
+    if not value and isinstance(value, str | bytes):
+        return "an empty value"
+    return f"{value}" if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
 
 
 def _decoded(value: str, column: str) -> bytes:
@@ -191,7 +206,7 @@ def text(row: Row, column: str) -> str:
     """
     value = _cell(row, column)
     if not isinstance(value, str):
-        raise DataError(f"the column {column!r} must hold a text, not {value!r:.60}.")
+        raise DataError(f"the column {column!r} must hold a text, not {_kind_of(value)}.")
     if not value.strip():
         raise DataError(f"the column {column!r} is empty.")
     return value
@@ -215,7 +230,7 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
-        raise DataError(f"the column {column!r} must hold a list of texts, not {value!r:.60}.")
+        raise DataError(f"the column {column!r} must hold a list of texts, not {_kind_of(value)}.")
     return tuple(value)
 
 
@@ -354,11 +369,23 @@ def _from_disk(folder: Path) -> Any:
 
 def _undecoded(table: Any) -> Any:
     """The table with its pictures as stored, so that one damaged picture spoils one row only."""
-    datasets = _datasets()
     for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
+        stored = _undecoded_feature(feature)
+        if stored is not feature:
+            table = table.cast_column(name, stored)
     return table
+
+
+def _undecoded_feature(feature: Any) -> Any:
+    """A column's type with pictures as bytes and path, also in lists; other types are returned as they are."""
+    image = _datasets().Image
+    if isinstance(feature, image):
+        return image(decode=False)
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+    if not isinstance(inner, image):
+        return feature
+    stored = image(decode=False)
+    return [stored] if isinstance(feature, list) else type(feature)(stored)
 
 
 def _datasets() -> Any:

@@ -120,7 +120,7 @@ def _union(boxes: tuple[tuple[int, int, int, int], ...]) -> tuple[int, int, int,
 def _page_questions(
     kind: str, stamp: str | None, image: Image.Image, rng: np.random.Generator | None
 ) -> list[SyntheticQuestion]:
-    """Questions about the page as a whole, which the coarse look can answer."""
+    """Questions about the page as a whole, which the coarse view can answer."""
     whole = ((0, 0, *image.size),)
     questions = [
         SyntheticQuestion("kind", ask("kind", rng), kind, whole, True),

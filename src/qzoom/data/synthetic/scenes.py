@@ -167,7 +167,7 @@ def _shape(
 def _questions(
     page: Page, things: list[_Thing], rng: np.random.Generator, wording: np.random.Generator | None
 ) -> list[SyntheticQuestion]:
-    """Codes of up to six objects (hard), then colour, counts, existence and sides (coarse looks suffice for most)."""
+    """Codes of up to six objects (hard), then colour, counts, existence and sides (coarse views suffice for most)."""
     questions = []
     for index in rng.permutation(len(things))[:6]:
         thing = things[int(index)]

@@ -45,11 +45,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Method(ABC):
-    """How a question is looked at and answered. One object answers any number of questions and keeps no state.
+    """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state.
 
     Args:
         name: on the command line.
-        zooms: whether it reads regions, so that a total of visual tokens is shared between two looks.
+        zooms: whether it reads regions, so that a total of visual tokens is divided between coarse view and regions.
         needs_region: whether the model must have a region branch.
         asks_gate: whether the model's gate decides, where the zoom is "auto".
     """

@@ -42,7 +42,7 @@ class FixedBox(Method):
     def answer(
         self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`; without a known place the oracle answers from the coarse look and says so."""
+        """See `Method.answer`; without a known place the oracle answers from the coarse pass and says so."""
         reading = start(model, images, question, options)
         if self.place != "oracle":
             return reading.answer_zoomed([box_on(reading, self._box(reading, question.question))])

@@ -4,7 +4,7 @@ import { $, calm, count, flag, make, milliseconds, say } from "./dom.js";
 import { cachedWords, tokenBar } from "./result.js";
 
 const WAYS = [
-  ["never", "Never", "answers from the coarse look"],
+  ["never", "Never", "answers from the coarse pass"],
   ["auto", "Auto", "the gate decides"],
   ["always", "Always", "reads the region"],
 ];

@@ -42,6 +42,6 @@ export function verdict(gate, mode) {
     return mode === "always" ? "Not asked: it always zooms." : "Not asked: it never zooms.";
   }
   const at = `zooms from ${gate.threshold.toFixed(2)}`;
-  if (gate.score < gate.threshold) return `The coarse look is enough; it ${at}.`;
+  if (gate.score < gate.threshold) return `The coarse view is enough; it ${at}.`;
   return gate.zoomed === false && gate.note ? `It wanted to zoom: ${gate.note}` : `A closer look is needed; it ${at}.`;
 }

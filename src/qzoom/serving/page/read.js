@@ -4,7 +4,7 @@
  * Gate, regions and map of the first chunk (or of /v1/perceive).
  *
  * Returns gate, regions of the picture, its size as the server saw it, `rows` (the map), `grid` (columns, rows of the
- * coarse look, null if unknown) and `cell`, the pixels of a cell's side.
+ * coarse view, null if unknown) and `cell`, the pixels of a cell's side.
  */
 export function readSeen(qzoom, sent, cell) {
   const rows = qzoom.heatmap?.[0] ?? [];
@@ -29,7 +29,7 @@ export function readUsage(usage) {
   };
 }
 
-/** The coarse look's (columns, rows), from its tokens and the picture's shape, where no map tells them. */
+/** The coarse view's (columns, rows), from its tokens and the picture's shape, where no map tells them. */
 export function guessGrid(tokens, [width, height]) {
   const columns = Math.max(1, Math.round(Math.sqrt((tokens * width) / height)));
   return [columns, Math.max(1, Math.round(tokens / columns))];

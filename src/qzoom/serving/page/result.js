@@ -65,7 +65,7 @@ export async function reveal(seen, mode, first, alive = () => true) {
   await pause("gate", first);
   if (!alive()) return;
   flag($("result"), "zoomed", zoomed ? "yes" : "no");
-  $("answer-title").textContent = zoomed ? "Answer, zoomed" : "Answer from the coarse look";
+  $("answer-title").textContent = zoomed ? "Answer, zoomed" : "Answer from the coarse view";
   step("zoom", zoomed ? "active" : "skipped", zoomed ? "" : "not needed");
   showHeat(seen.rows);
   showCoarse(false);

@@ -1,4 +1,4 @@
-// The picture with what was seen in it: coarse look, heat map, boxes, and the line from the box to its crop.
+// The picture with what was seen in it: coarse view, heat map, boxes, and the line from the box to its crop.
 
 import { $, HUES, calm, count, flag, make } from "./dom.js";
 import { drawHeat, isBright } from "./heat.js";
@@ -33,7 +33,7 @@ export function clearSeen() {
 
 export const busy = (on) => flag(photo, "busy", on);
 
-/** Draw the picture as the coarse look saw it: `grid` is (columns, rows) of cells, `cell` their side in pixels. */
+/** Draw the picture as the coarse view saw it: `grid` is (columns, rows) of cells, `cell` their side in pixels. */
 export function drawCoarse(grid, cell) {
   const canvas = $("coarse");
   [canvas.width, canvas.height] = grid.map((n) => Math.max(1, Math.round(n * cell)));
@@ -43,7 +43,7 @@ export function drawCoarse(grid, cell) {
   $("show-coarse").disabled = false;
 }
 
-/** Show or hide the coarse look; hiding leaves it where the person has switched it on. */
+/** Show or hide the coarse view; hiding leaves it where the person has switched it on. */
 export function showCoarse(on) {
   flag(photo, "coarse", on || $("show-coarse").getAttribute("aria-pressed") === "true");
 }

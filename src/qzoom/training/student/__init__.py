@@ -1,1 +1,1 @@
-"""."""
+"""The student of a distilled data set: supervised training and GRPO, on trl."""

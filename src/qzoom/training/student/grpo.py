@@ -115,7 +115,7 @@ class PromptProcessor(ProcessorMixin):
             kinds[index, length - len(one.ids) :] = (torch.tensor(one.ids) == one.image_token).long()
         return BatchFeature({**_pixels(prompts), "mm_token_type_ids": kinds})
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """The tokenizer alone; the image processor is the base's."""
         self.tokenizer.save_pretrained(save_directory)
 
@@ -183,7 +183,7 @@ class GroupTrainer(GRPOTrainer):
         images: Any,
         multimodal_fields: Any,
         num_generations: Any,
-        has_tool_images: Any = False,
+        has_tool_images: Any = None,
     ) -> Any:
         out: list[list[int]] = []
         for begin in range(0, len(prompt_ids), self._at_once):

@@ -1,7 +1,7 @@
-"""The recipe of a student: one YAML file, checked when it is read. The defaults are those of a large model.
+"""The recipe of a student: one YAML file, checked when it is read. The defaults are those for a large model.
 
-`method` names what runs: supervised training on the agreed answers (sft), reinforcement with a reward by rule (grpo),
-or one after the other.
+`method` selects the phases: supervised training on the agreed answers (sft), GRPO with a rule-based reward (grpo), or
+one after the other.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""What a reply answers: the text of its last answer tag, read strictly.
+"""Rewards: extract the answer from a reply, then score it by rule, and free text by a judge.
 
-Only a closed tag counts, of any case and over several lines. A reply without tags is an answer only when it is short,
-and only for models that answer without tags.
+The answer is the text of the last answer tag. Only a closed tag counts, in upper or lower case and over several lines.
+A reply without tags is an answer only if it is short, and only for models that answer without tags.
 
-How good a reply is, as small pure functions: rules first, a judge for free text only, and never a guess.
-
-A reply that cannot be scored (the judge failed) has no reward: None takes it out of its group's mean and leaves it
-without a gradient. It is never 0, which would teach that it was wrong.
+A reply that cannot be scored (the judge failed) has no reward: None leaves it out of its group's mean and without a
+gradient. It is never 0, which would train against an answer that may be right.
 """
 
 from __future__ import annotations

@@ -51,26 +51,21 @@ class AnswerTrainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none."""
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         """The trainer's own loss, and that of the supervised heads where the batch has regions."""
         packed = {name: inputs.pop(name) for name in ("regions", "segment") if name in inputs}
         with packed_attention(self.model, inputs, enabled=self.plain_attention):
             if not packed:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return super().compute_loss(model, inputs, **options)
             layer = self.layers[self.supervision.layer]
             with layer_inputs(layer) as entered:
-                result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, *rest = result if return_outputs else (result,)
+                result = super().compute_loss(model, inputs, **options)
+        with_outputs = options.get("return_outputs")
+        loss, *rest = result if with_outputs else (result,)
         labels, heads = inputs["labels"], self.supervision.heads
         extra = supervision_loss(layer, entered, labels, packed, heads)
-        loss = loss + self.supervision.weight * self._per_token(extra, labels, num_items_in_batch)
-        return (loss, *rest) if return_outputs else loss
+        loss = loss + self.supervision.weight * self._per_token(extra, labels, options.get("num_items_in_batch"))
+        return (loss, *rest) if with_outputs else loss
 
     def _per_token(self, total: Tensor, labels: Tensor, items: Any) -> Tensor:
         """Per answer token of the whole batch, as trl counts it: over all forwards and processes of a step."""
