@@ -6,6 +6,7 @@ either the old state or the new one. Numbers that are not tensors travel as JSON
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -34,9 +35,20 @@ class MasterWeights:
         self.weights = {
             name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in self._working.items()
         }
-        matrices, others = split_matrices(self.weights.items())
-        self.optimizer = MuonWithAdamW(matrices, others, lr=rates[0], weight_decay=weight_decay, betas=(0.9, 0.98))
-        self._rates = rates
+        groups: list[list[dict[str, Any]]] = []
+        self._rates: list[tuple[float, bool]] = []
+        in_decoder = {id(weight): "language_model" in name for name, weight in self.weights.items()}
+        for weights, rate in zip(split_matrices(self.weights.items()), rates, strict=True):
+            runs = [(key, list(run)) for key, run in itertools.groupby(weights, key=lambda w: in_decoder[id(w)])]
+            groups.append([{"params": run} for _, run in runs])
+            self._rates += [(rate, key) for key, _ in runs]
+        self.optimizer = MuonWithAdamW(
+            groups[0],
+            groups[1],
+            lr=rates[0],
+            weight_decay=weight_decay,
+            betas=(0.9, 0.98),
+        )
 
     def collect(self) -> None:
         """Add the working copies' gradients to the masters' and clear them."""
@@ -50,13 +62,14 @@ class MasterWeights:
                 master.grad += weight.grad
             weight.grad = None
 
-    def step(self, factor: float, clip_norm: float) -> float:
-        """One update at this learning-rate factor; returns the gradient's norm before it was clipped."""
+    def step(self, factor: float, decoder_factor: float, clip_norm: float) -> float:
+        """One update at this learning-rate factor, the decoder's once more by its own; returns the norm of the
+        gradient before it was clipped."""
         norm = nn.utils.clip_grad_norm_(
             [weight for weight in self.weights.values() if weight.grad is not None], clip_norm
         )
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        for group, (rate, decoder) in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor * (decoder_factor if decoder else 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.publish()

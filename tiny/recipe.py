@@ -37,6 +37,9 @@ class Stage:
     """Factor of the learning rates at its beginning; in between it changes linearly."""
     lr_end: NotNegative = 1.0
     """Factor of the learning rates at its end."""
+    decoder_lr: NotNegative = 1.0
+    """Factor on top for the decoder: Muon's updates are as large for the few questions of a stage that mostly trains
+    the tower as for many, and would undo what the decoder knows."""
 
     def __post_init__(self) -> None:
         if not self.mix or min(self.mix.values()) <= 0:

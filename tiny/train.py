@@ -173,7 +173,8 @@ class Run:
     def _train_step(self) -> None:
         recipe = self.recipe
         step = self.counters["step"]
-        factor = recipe.at(self.minutes)[1] * min(1.0, (step + 1) / recipe.warmup_steps)
+        stage, factor = recipe.at(self.minutes)
+        factor *= min(1.0, (step + 1) / recipe.warmup_steps)
         self.guided.shield_tower = recipe.start_from is not None and step < recipe.guide_steps
         started = time.process_time()
         groups = split_pool(self.draw(step), self.tokenizer, recipe.batch_positions)
@@ -188,7 +189,7 @@ class Run:
             for name, value in result.parts.items():
                 parts[name] += value
             self._count_exact(batch, result.exact, result.lines_exact)
-        parts["norm"] = self.masters.step(factor, recipe.clip_norm)
+        parts["norm"] = self.masters.step(factor, stage.decoder_lr, recipe.clip_norm)
         self.counters["samples"] += sum(len(group) for group in groups)
         for name, value in parts.items():
             self._window[name].append(value)

@@ -138,6 +138,16 @@ def test_kill_9_while_training(tmp_path, packs):
     run._train_step()
 
 
+def test_the_decoder_may_stand_still(tmp_path, packs):
+    stages = [{"name": "read", "minutes": 1, "mix": {"sheet_line": 1.0}, "decoder_lr": 0.0}]
+    _steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 0)
+    before = _weights(tmp_path / "run")
+    _steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 2)
+    changed = {name for name, weight in _weights(tmp_path / "run").items() if not torch.equal(weight, before[name])}
+    assert any("visual" in name for name in changed)
+    assert not any("language_model" in name for name in changed)
+
+
 def test_guides_spare_the_tower_at_first(tmp_path, packs):
     stages = [{"name": "read", "minutes": 1, "mix": {"sheet_lines_seen": 1.0}}]
     first = _steps(_recipe(packs, 1), tmp_path / "first", 1)

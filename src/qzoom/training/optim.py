@@ -17,7 +17,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Muon's update has the size of AdamW's (`match_rms_adamw`), so both share one learning rate and one schedule.
 
     Args:
-        matrices: updated by Muon.
+        matrices: updated by Muon; weights, or groups of weights as torch takes them.
         others: updated by AdamW, without decay.
         lr: of both.
         weight_decay: of the matrices.
@@ -26,8 +26,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        matrices: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
+        others: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
         *,
         lr: float,
         weight_decay: float,
