@@ -18,9 +18,6 @@ NAMES = re.compile(
 EXEMPT = (
     "backbones/",
     "checkpoints/upstream.py",  # hub ids of published checkpoints, which contain a family's name
-    "training/export.py",  # the making of the embedded model, which belongs to one family
-    "training/guidance.py",
-    "training/tiny.py",
 )
 
 
