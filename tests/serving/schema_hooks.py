@@ -1,6 +1,6 @@
 """Loaded by schemathesis: what a document cannot say is put right in requests that fit it.
 
-They get readable pictures, a question at the end, and token numbers that this server allows.
+They get readable pictures, not too many, a question at the end, and token numbers that this server allows.
 """
 
 import base64
@@ -22,13 +22,18 @@ def before_call(context, case, kwargs):
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE or not isinstance(case.body, dict):
         return
     body = case.body
+    pictures = 0
     for message in body["messages"]:
         if isinstance(message.get("content"), list):
             for part in message["content"]:
-                if part["type"] == "image_url" and isinstance(part["image_url"], str):
-                    part["image_url"] = PICTURE
-                elif part["type"] == "image_url":
-                    part["image_url"]["url"] = PICTURE
+                if part["type"] == "image_url":
+                    pictures += 1
+                    if isinstance(part["image_url"], str):
+                        part["image_url"] = PICTURE
+                    else:
+                        part["image_url"]["url"] = PICTURE
+            if pictures > 8:  # more than the server takes
+                message["content"] = "What?"
     if body["messages"][-1] != QUESTION:  # generated lists are shared between requests
         body["messages"].append(dict(QUESTION))
     for name in ("max_tokens", "max_completion_tokens"):
