@@ -67,7 +67,7 @@ class Sheet:
         self.draw = ImageDraw.Draw(self.image)
         self.y_px = 0
 
-    def text(self, x_px: float, text: str, face: str, size_px: int, align: str = "left", ink: int = INK) -> None:
+    def text(self, x_px: float, text: str, face: str, size_px: int, align: str = "left", *, ink: int = INK) -> None:
         """Print at the pen's height; x is the left edge, the right edge or the centre."""
         anchor = {"left": "la", "right": "ra", "centre": "ma"}[align]
         self.draw.text((x_px, self.y_px), text, font=font(face, size_px), fill=ink, anchor=anchor)

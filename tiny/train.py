@@ -290,6 +290,7 @@ def train_command(
     recipe: RecipeOption,
     output: OutputOption = Path("runs/tiny"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    *,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run in the output folder.")] = False,
 ) -> None:
     """Train; a stopped run goes on when the same command is given again."""

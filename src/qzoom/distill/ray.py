@@ -153,7 +153,7 @@ def _ray(recipe: DatasetRecipe) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
-        import ray.data
+        import ray.data  # noqa: F401 - a submodule that ray itself does not import
     except ImportError as error:
         raise ConfigError(
             "The engine ray needs Ray Data: pip install 'qzoom[ray]', or use --engine inprocess."
