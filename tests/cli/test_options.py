@@ -18,9 +18,11 @@ def test_token_limits_that_are_no_numbers(text):
         parse_tokens(text, "--coarse-tokens")
 
 
-@pytest.mark.parametrize("text", ["9:8", "0:8"])
-def test_token_limits_that_contradict(text):
-    with pytest.raises(typer.BadParameter, match="contradict"):
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("9:8", "the minimum 9 is above the maximum 8"), ("0:8", "0 is too small")]
+)
+def test_token_limits_that_contradict(text, sentence):
+    with pytest.raises(typer.BadParameter, match=sentence):
         parse_tokens(text, "--coarse-tokens")
 
 

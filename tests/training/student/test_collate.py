@@ -53,7 +53,7 @@ def test_logits_equal_the_engines_answer_path(made):
     batch.pop("labels")
     with torch.no_grad():
         logits = student.backbone.model(**batch, use_cache=False).logits[0, at]
-    assert student.backbone.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True) == answer.text
+    assert answer.tokens == (int(logits.argmax()),)
 
 
 def test_packed_questions_are_as_if_alone(made):
