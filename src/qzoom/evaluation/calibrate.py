@@ -325,14 +325,9 @@ def calibrate(
         DataError: too few questions for the confidence, or no threshold reaches the goal.
         ConfigError: region thresholds to compare without labels.
     """
-    if not (model.has_gate and model.has_region):
-        raise HeadsMissingError(
-            "Only a model with a gate and a region branch has thresholds to choose; train them with `qzoom train`."
-        )
     own = model.config.region_threshold
     thresholds = tuple(sorted(set(region_thresholds))) or (own,)
-    if len(thresholds) > 1 and not questions.labelled:
-        raise ConfigError("Region thresholds can only be compared on questions with answers; add them or compare none.")
+    _check_calibration(model, questions, thresholds)
     asked = _Questions(model, questions, options or EvalOptions(), keep, on_picture)
     never = asked.never()
     always = {t: asked.always(t) for t in thresholds}
@@ -362,6 +357,16 @@ def calibrate(
         }
     share = right[best] / len(always[best]) if questions.labelled else None
     return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
+
+
+def _check_calibration(model: QZoom, questions: QuestionTask, thresholds: Sequence[float]) -> None:
+    """Find what makes a calibration impossible before the first question."""
+    if not (model.has_gate and model.has_region):
+        raise HeadsMissingError(
+            "Only a model with a gate and a region branch has thresholds to choose; train them with `qzoom train`."
+        )
+    if len(thresholds) > 1 and not questions.labelled:
+        raise ConfigError("Region thresholds can only be compared on questions with answers; add them or compare none.")
 
 
 def pair_answers(

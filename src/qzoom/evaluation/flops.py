@@ -10,15 +10,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from qzoom.backbones.base import VisionShape
+
 if TYPE_CHECKING:
     from qzoom.engine.state import Engine
 
 __all__ = ["ModelShape", "answer_flops", "decoder_flops", "shape_of", "vision_flops"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Sizes that decide the cost.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape(VisionShape):
+    """Sizes that decide the cost: those of the vision encoder, and of the decoder.
 
     Args:
         layers: N, decoder layers.
@@ -29,15 +31,6 @@ class ModelShape:
         vocabulary: tokens.
         shared_layers: K.
         branch_layers: T.
-        vision_layers: of the encoder.
-        vision_hidden: its width.
-        vision_feed: width of its feed-forward layers.
-        vision_gated: whether these have a gate, so three matrices instead of two.
-        vision_full_layers: encoder layers that see the whole picture; the others see a window.
-        window_patches: patches in a window; 0 without windows.
-        patch_values: numbers in a patch as it enters.
-        merge: patches on a side of a visual token.
-        mergers: how often patches are merged to tokens (once, and once per DeepStack level).
     """
 
     layers: int
@@ -48,15 +41,6 @@ class ModelShape:
     vocabulary: int
     shared_layers: int
     branch_layers: int
-    vision_layers: int
-    vision_hidden: int
-    vision_feed: int
-    vision_gated: bool
-    vision_full_layers: int
-    window_patches: int
-    patch_values: int
-    merge: int
-    mergers: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

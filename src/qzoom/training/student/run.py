@@ -179,13 +179,18 @@ def train_student(
         validations=tuple(validations),
     )
     if run.is_main:
-        if recipe.lora_rank:
-            model.merge_and_unload()
-        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
-        if engine.gate is not None or engine.region is not None:
-            facts["heads"] = HEADS_NOTE
-        save_model(run, result, {"distill": facts}, whole=True)
+        _save_student(run, recipe, model, result, digest)
     return result
+
+
+def _save_student(run: TrainingRun, recipe: StudentRecipe, model: Any, result: StudentReport, digest: str) -> None:
+    """Write the whole model, LoRA merged, with what it was made from."""
+    if recipe.lora_rank:
+        model.merge_and_unload()
+    facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
+    if run.engine.gate is not None or run.engine.region is not None:
+        facts["heads"] = HEADS_NOTE
+    save_model(run, result, {"distill": facts}, whole=True)
 
 
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
