@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw"]
-
 INK, PLAIN, ZOOM = "#181c24", "#8a92a0", "#de5426"
 
 

@@ -18,8 +18,6 @@ from qzoom.engine.state import Engine
 from qzoom.engine.zoom import zoom
 from qzoom.types import Region
 
-__all__ = ["Run", "count_tokens", "request", "run"]
-
 
 @dataclass(frozen=True)
 class Run:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from qzoom.backbones.base import Backbone
 
-__all__ = ["plain_generate", "plain_inputs"]
-
 
 def plain_inputs(backbone: Backbone, pictures: Sequence[Image.Image], question: str | list[dict[str, Any]]) -> Any:
     """`generate`'s arguments for a question about pictures, made with the processor's own resizing."""

@@ -26,8 +26,6 @@ from tiny.batch import GLYPHS, IGNORE, SLOTS, Batch
 if TYPE_CHECKING:
     from transformers import Qwen3VLForConditionalGeneration
 
-__all__ = ["GuideWeights", "GuidedModel", "PassResult", "Targets", "count_targets"]
-
 OBJECT_KINDS = (len(COLOURS) + 1, len(SHAPES) + 1)
 CLASSES = len(GLYPHS) + 1
 _SMALL = torch.arange(ord("a") - 32, ord("z") - 31)

@@ -21,8 +21,6 @@ from tiny.render_views import patchify
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Batch", "Example", "Glyphs", "Objects", "Query", "ReadLine", "collate", "glyph_classes", "split_pool"]
-
 GLYPHS = "".join(chr(code) for code in range(33, 127))
 SLOT_W, SLOT_H = 4, 16
 """Pixels of a slot: every visual token is divided into 2 rows of 8 slots, each of which may name one character."""

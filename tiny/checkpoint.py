@@ -18,8 +18,6 @@ from torch import nn
 from qzoom.errors import CheckpointError
 from qzoom.training.optim import MuonWithAdamW, split_matrices
 
-__all__ = ["MasterWeights", "load_state", "save_state"]
-
 
 class MasterWeights:
     """Float32 copies of a module's weights, which the optimiser updates while the module itself computes in bfloat16.

@@ -31,8 +31,6 @@ from tiny.pack import Box, Pack, PackedLine, PackedQuestion, Page
 from tiny.receipt_data import rows_of
 from tiny.render_views import Look, View, crop_around, fit_to_tokens, random_look, region_tokens, snippet_box
 
-__all__ = ["EXERCISES", "LADDER", "Context", "examples_of", "packs_needed"]
-
 LADDER = (64, 100, 128, 144, 196, 256, 288, 400, 512, 1024)
 """Visual-token budgets of the plain look that evaluation uses."""
 

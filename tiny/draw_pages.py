@@ -18,8 +18,6 @@ from tiny.pack import PackedLine, PackedObject, PackedQuestion, PackHeader, Page
 from tiny.sheet_texts import sheet_line
 from tiny.typefaces import typeface_digest, typefaces
 
-__all__ = ["RENDERER", "SOURCES", "draw_page", "draw_sheet", "pack_header", "page_of_sample"]
-
 RENDERER = "3"
 """Raise it whenever a drawn page would look different: packs of another version are refused."""
 

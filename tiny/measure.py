@@ -24,8 +24,6 @@ from tiny.render_views import View, fit_to_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["dev_examples", "exact_match", "measure"]
-
 
 def measure(
     guided: GuidedModel, tokenizer: PreTrainedTokenizerFast, packs: dict[str, Pack], tasks: Iterable[str], count: int

@@ -30,18 +30,6 @@ from qzoom.training.student.attention import use_plain_attention
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-__all__ = [
-    "PATCH_PX",
-    "TOKEN_PX",
-    "TinyArchitecture",
-    "average_models",
-    "build_tiny",
-    "export_model",
-    "load_weights",
-    "tiny_config",
-    "use_fast_kernels",
-]
-
 PATCH_PX = 16
 TOKEN_PX = 32
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.linear_fc2.weight")

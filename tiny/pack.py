@@ -23,8 +23,6 @@ import numpy as np
 
 from qzoom.errors import DataError
 
-__all__ = ["Pack", "PackHeader", "PackedLine", "PackedObject", "PackedQuestion", "Page", "build_pack"]
-
 Box = tuple[int, int, int, int]
 
 

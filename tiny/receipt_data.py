@@ -20,8 +20,6 @@ from PIL import Image, ImageOps
 from qzoom.errors import DataError
 from tiny.pack import Box, PackedLine, PackedQuestion, PackHeader, Page
 
-__all__ = ["ReceiptFolder", "is_held_out", "rows_of", "target_text", "value_questions"]
-
 _HELD_OUT_SHARE = 16
 _ASKED_OTHERWISE = ("total", "date", "company")
 _LABEL = re.compile(r"^[A-Z][A-Z .&#/()]{1,22}$")

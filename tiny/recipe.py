@@ -17,8 +17,6 @@ from tiny.aux_losses import GuideWeights
 from tiny.curriculum import EXERCISES
 from tiny.model import TinyArchitecture
 
-__all__ = ["PackCounts", "Recipe", "Stage", "load_recipe"]
-
 Count = Annotated[int, Between(1)]
 NotNegative = Annotated[float, Between(0)]
 

@@ -17,18 +17,6 @@ from PIL import Image, ImageFilter
 
 from tiny.model import PATCH_PX, TOKEN_PX
 
-__all__ = [
-    "Box",
-    "Look",
-    "View",
-    "crop_around",
-    "fit_to_tokens",
-    "patchify",
-    "random_look",
-    "region_tokens",
-    "snippet_box",
-]
-
 Box = tuple[float, float, float, float]
 
 

@@ -6,8 +6,6 @@ import numpy as np
 
 from qzoom.data.synthetic import texts
 
-__all__ = ["sheet_line"]
-
 _TAILS = ("GST", "SR", "ZRL", "RM", "QTY", "PCS", "KG", "EA", "S", "Z", "T", "X", "@", "-", ":", "*", "#")
 _HEADS = (
     "TOTAL", "SUB TOTAL", "SUBTOTAL", "GRAND TOTAL", "CASH", "CHANGE", "ROUNDING", "TOTAL QTY", "ITEM(S)", "AMOUNT",

@@ -43,8 +43,6 @@ from tiny.receipt_data import ReceiptFolder
 from tiny.recipe import Recipe, load_recipe
 from tiny.tokenizer import build_tokenizer
 
-__all__ = ["Run", "make_packs", "open_packs"]
-
 CURVE_FILE = "training_curve.jsonl"
 STATE_FILE = "state.safetensors"
 _RECEIPT_SPLITS = ("train", "held_out", "dev")

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from qzoom.data.synthetic.page import font_paths
 
-__all__ = ["FOLDER", "PACKAGES", "printable", "typeface_digest", "typefaces"]
-
 FOLDER = Path("/usr/share/fonts")
 
 PACKAGES = (

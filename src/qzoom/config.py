@@ -14,15 +14,6 @@ from typing import Annotated, Any, Literal
 from qzoom.errors import BudgetError, ConfigError
 from qzoom.settings import Between, Share, from_mapping, refuse_unknown, settings
 
-__all__ = [
-    "OUR_BOX_RULE",
-    "BoxRule",
-    "Preset",
-    "TokenBudget",
-    "ZoomConfig",
-    "with_current_words",
-]
-
 
 @settings(error=BudgetError, prefix=False)
 class TokenBudget:

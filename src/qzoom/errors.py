@@ -6,31 +6,6 @@ wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-__all__ = [
-    "BudgetError",
-    "BudgetSpentError",
-    "CallRefusedError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DeadlineError",
-    "DeviceError",
-    "EndpointError",
-    "FetchFailedError",
-    "FetchRefusedError",
-    "FetchTimeoutError",
-    "HeadsMissingError",
-    "ImageError",
-    "InternalError",
-    "LaterError",
-    "LengthError",
-    "QZoomError",
-    "QuestionError",
-    "QueueFullError",
-    "StopRunError",
-    "StoppingError",
-]
-
 
 class QZoomError(Exception):
     """Base of all deliberate errors."""

@@ -20,8 +20,6 @@ from qzoom.types import Answer, Perception, StreamEvent
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QZoom"]
-
 
 class QZoom:
     """A vision-language model that zooms. One instance may be used from several threads.

@@ -32,23 +32,6 @@ from pydantic.fields import FieldInfo
 
 from qzoom.errors import ConfigError, QZoomError
 
-__all__ = [
-    "Between",
-    "Positive",
-    "SettingField",
-    "Share",
-    "Text",
-    "closest",
-    "from_environment",
-    "from_mapping",
-    "read_settings",
-    "read_yaml",
-    "refuse_unknown",
-    "setting_fields",
-    "settings",
-    "to_dict",
-]
-
 T = TypeVar("T")
 
 _CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -17,19 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-__all__ = [
-    "Answer",
-    "Box",
-    "GateDecision",
-    "HeatMap",
-    "Perception",
-    "Region",
-    "SamplingParams",
-    "StreamEvent",
-    "Usage",
-    "ZoomMode",
-]
-
 Box: TypeAlias = tuple[int, int, int, int]
 ZoomMode: TypeAlias = Literal["auto", "never", "always"]
 

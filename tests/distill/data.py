@@ -8,8 +8,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-__all__ = ["code_of", "make_pictures", "recipe_values"]
-
 
 def code_of(picture: int, place: int) -> str:
     return f"K{picture}{place}Z"

@@ -18,8 +18,6 @@ from qzoom.labels.settings import LabelMapSettings
 from qzoom.scoring.agree import normalise_answer
 from tests.parity.report import EXACT, Case, Report
 
-__all__ = ["FILES", "run_labels"]
-
 FILES = ("box_to_pixels.json", "stage1_labels.json", "stage1_labels.safetensors", "stage3_labels.json")
 STRATEGIES = {"default": "consistency", "prediction_vs_gt": "prediction_vs_gt"}
 PROBABILITY = 1e-6  # recorded with six digits

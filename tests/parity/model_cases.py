@@ -25,8 +25,6 @@ from qzoom.types import SamplingParams
 from tests.parity.model_folder import ModelFolder
 from tests.parity.report import EXACT, Case
 
-__all__ = ["Tensors", "run_batch_case", "run_single_case"]
-
 MAP, HIDDEN, LOGITS, BATCH, POSITION = 1e-5, 1e-4, 2e-4, 1e-4, 1e-5  # absolute, float32
 PIXEL = 1e-5
 

@@ -16,8 +16,6 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.engine.state import Engine
 from tests.parity.report import Report
 
-__all__ = ["ModelFolder", "run_model_folder"]
-
 
 class ModelFolder:
     """Reads a folder and loads its checkpoint, once per config.

@@ -12,8 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["EXACT", "Case", "Report"]
-
 EXACT = 0.0  # a tolerance: every value must be equal
 
 

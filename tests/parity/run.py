@@ -7,8 +7,6 @@ from pathlib import Path
 from tests.parity import label_cases
 from tests.parity.report import Report
 
-__all__ = ["run_all"]
-
 
 def run_all(root: Path) -> Report:
     """Run every case below `root`.

@@ -23,8 +23,6 @@ from tests.parity.model_cases import EXACT, MAP, POSITION, Tensors, grid_thw
 from tests.parity.model_folder import ModelFolder
 from tests.parity.report import Case
 
-__all__ = ["run_training_case"]
-
 RELATIVE, ABSOLUTE = 1e-4, 1e-7
 _PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
 

@@ -8,21 +8,6 @@ import zlib
 
 from tests.serving.running import chat, image_part, user
 
-__all__ = [
-    "CHAT",
-    "GOOD",
-    "JSON",
-    "MESSAGES",
-    "PERCEIVE",
-    "ask",
-    "check_error",
-    "chunk",
-    "expect",
-    "picture_url",
-    "png_of",
-    "send",
-]
-
 CHAT, PERCEIVE = "/v1/chat/completions", "/v1/perceive"
 JSON = {"Content-Type": "application/json"}
 GOOD = chat(user(image_part(detail="low"), "What is the total amount?"), max_tokens=3)

@@ -19,8 +19,6 @@ from qzoom.serving.server import DrainingServer, bind
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerSettings
 
-__all__ = ["Site", "chat", "data_url", "idle", "image_part", "page", "running", "user", "wait_until"]
-
 
 @dataclass(frozen=True)
 class Site:

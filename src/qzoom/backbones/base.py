@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from qzoom.config import TokenBudget
 
-__all__ = ["Backbone", "LabelHeads", "ModelSizes", "Rotary", "VisionShape", "VisualFeatures"]
-
 Rotary = tuple[Tensor, Tensor]
 LabelHeads = Mapping[tuple[int, int], Mapping[str, tuple[str, str]]]
 """(hidden size, layers) -> kind of question ("text", "natural") -> pointing heads and sink heads ("22:1,4 23:6,11")."""

@@ -17,8 +17,6 @@ from qzoom.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LoraWeights"]
-
 _NAME = re.compile(r"base_model\.model\.(?:.*\.)?(layers\.\d+\.(?:self_attn|mlp)\.\w+_proj)\.lora_([AB])\.weight")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),

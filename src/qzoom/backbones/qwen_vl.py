@@ -19,8 +19,6 @@ from qzoom.config import TokenBudget
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Qwen2_5VLBackbone", "Qwen3VLBackbone", "QwenVLBackbone"]
-
 
 class QwenVLBackbone(Backbone):
     """Common to the Qwen vision-language families; subclasses name their sink rule and published models."""

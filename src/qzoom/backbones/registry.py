@@ -8,8 +8,6 @@ from typing import Any
 from qzoom.backbones.base import Backbone, ModelSizes
 from qzoom.errors import CheckpointError
 
-__all__ = ["FAMILIES", "backbone_class", "build_backbone", "published_sizes"]
-
 FAMILIES: dict[str, str] = {
     "qwen2_5_vl": "qzoom.backbones.qwen_vl:Qwen2_5VLBackbone",
     "qwen3_vl": "qzoom.backbones.qwen_vl:Qwen3VLBackbone",

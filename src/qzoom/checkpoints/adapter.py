@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from qzoom.backbones.lora import LoraWeights
     from qzoom.engine.state import Engine
 
-__all__ = ["MAX_SHARD_SIZE", "branch_tensors", "push_to_hub", "save_pretrained"]
-
 MAX_SHARD_SIZE = "5GB"
 
 

@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
     from qzoom.backbones.base import Backbone
 
-__all__ = [
-    "PROCESSOR_FILES",
-    "choose_device",
-    "choose_dtype",
-    "is_processor_file",
-    "load_backbone",
-    "load_processor",
-    "quiet_transformers",
-]
-
-
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",

@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     from qzoom.backbones.base import Backbone
     from qzoom.heads.branches import GateBranch, RegionBranch
 
-__all__ = [
-    "build_gate",
-    "build_region",
-    "check_branch",
-    "decoder_prefix",
-    "fill_last_layer",
-    "is_used_in_last",
-    "layer_count",
-]
-
-
 _FIRST_NORM = re.compile(r"((?:.*\.)?)layers\.0\.input_layernorm\.weight")
 
 

@@ -56,8 +56,6 @@ from qzoom.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ConvertReport", "convert"]
-
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:

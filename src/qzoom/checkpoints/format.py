@@ -18,21 +18,6 @@ from qzoom.config import ZoomConfig, with_current_words
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.settings import Between, Text, from_mapping, settings
 
-__all__ = [
-    "CONFIG_FILE",
-    "FORMAT_VERSION",
-    "HERE",
-    "AdapterConfig",
-    "BaseReference",
-    "Kind",
-    "default_sink",
-    "detect_kind",
-    "family_of",
-    "read_adapter_config",
-    "text_settings",
-]
-
-
 CONFIG_FILE = "qzoom_config.json"
 FORMAT_VERSION = 2
 """1 is written where nothing needs more, so that older versions of qzoom read it; 2 has LoRA weights."""

@@ -15,9 +15,6 @@ from pathlib import Path
 from qzoom.checkpoints.weights import read_json
 from qzoom.errors import CheckpointError
 
-__all__ = ["EMBEDDED", "Source", "find_source", "is_transport_error"]
-
-
 EMBEDDED = "tiny"
 _ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]

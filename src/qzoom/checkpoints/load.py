@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from qzoom.backbones.base import Backbone
     from qzoom.engine.state import Engine
 
-__all__ = ["find_base", "load_engine"]
-
 
 def load_engine(
     id_or_path: str | Path = "tiny",

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from qzoom.backbones.base import Backbone
 
-__all__ = ["LORA_FOLDER", "add_to_backbone", "read_lora", "weight_in", "write_lora"]
-
 LORA_FOLDER = "lora"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

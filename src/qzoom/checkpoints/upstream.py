@@ -17,21 +17,6 @@ from typing import Any
 from qzoom.config import Preset, ZoomConfig
 from qzoom.errors import CheckpointError, ConfigError
 
-__all__ = [
-    "PROVENANCE_KEY",
-    "UPSTREAM_PRESETS",
-    "ZOOM_KEY",
-    "BranchKeys",
-    "branch_keys",
-    "is_branch_key",
-    "is_upstream",
-    "presets_of",
-    "read_zoom_config",
-    "to_upstream_fields",
-    "upstream_fields",
-]
-
-
 # Published region ranges. 7B: document 0.125-0.15, high resolution 0.03-0.05. 4B: 0.125-0.15 and 0.05-0.10.
 # The 3B model has no published thresholds.
 UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {

@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 
     from qzoom.engine.state import Engine
 
-__all__ = [
-    "MAX_FILE_BYTES",
-    "Copy",
-    "TensorInfo",
-    "WeightIndex",
-    "base_digest",
-    "copy_weights",
-    "maps_digest",
-    "merge_weights",
-    "read_index",
-    "read_json",
-    "read_tensors",
-    "weights_digest",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:

@@ -13,8 +13,6 @@ from qzoom.checkpoints.format import CONFIG_FILE, Kind, detect_kind
 from qzoom.checkpoints.lora import LORA_FOLDER
 from qzoom.errors import CheckpointError
 
-__all__ = ["atomic_folder", "check_target", "copy_side_files"]
-
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _SIDE = (".json", ".jinja", ".txt", ".model", ".md")
 

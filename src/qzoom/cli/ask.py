@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from qzoom.model import QZoom
     from qzoom.types import Answer, GateDecision, Perception, Region, StreamEvent, Usage
 
-__all__ = ["ask", "count_full_tokens", "describe_cost", "describe_gate", "describe_regions", "perceive"]
-
 Save = Annotated[
     Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
 ]

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-__all__ = ["Console", "Update", "one_line", "printable"]
-
 Update = Callable[..., None]
 """`update(done, total, text="")` of one progress bar; a total of None keeps the known one."""
 

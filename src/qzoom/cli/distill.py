@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from qzoom.distill.recipe import DatasetRecipe
     from qzoom.distill.run import RunReport
 
-__all__ = ["decontaminate", "distill"]
-
-
 Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
 Output = Annotated[
     Path | None,

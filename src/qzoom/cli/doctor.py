@@ -16,8 +16,6 @@ from qzoom import __version__
 from qzoom.cli.console import Console
 from qzoom.cli.options import Quiet
 
-__all__ = ["Finding", "convert", "doctor", "examine"]
-
 Level = Literal["ok", "warn", "fail"]
 _MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from qzoom.evaluation.score import Scores
     from qzoom.model import QZoom
 
-__all__ = ["DataOptions", "calibrate", "evaluate", "report"]
-
 _FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
 """What a folder's name is not expected to end in, in contrast to runs/auto-0.5."""
 

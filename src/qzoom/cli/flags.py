@@ -27,8 +27,6 @@ import typer
 
 from qzoom.errors import ConfigError
 
-__all__ = ["Flags", "build_settings", "flatten"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 _SOURCE = "The command line"

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qzoom.scoring.judge import Judge
     from qzoom.store.schema import Question
 
-__all__ = ["gate", "hard_cases", "regions"]
-
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:

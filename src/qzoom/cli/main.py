@@ -20,8 +20,6 @@ from qzoom import __version__
 from qzoom.cli.console import one_line
 from qzoom.errors import BudgetError, QZoomError
 
-__all__ = ["app", "main", "run"]
-
 INTERRUPTED = 130
 
 _COMMANDS: dict[str, Any] = {

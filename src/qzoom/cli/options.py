@@ -16,30 +16,6 @@ if TYPE_CHECKING:
     from qzoom.labels.workers import ModelSpec
     from qzoom.model import QZoom
 
-__all__ = [
-    "CoarseTokens",
-    "Device",
-    "Dtype",
-    "Fresh",
-    "GateThreshold",
-    "Inputs",
-    "Json",
-    "LookOptions",
-    "Model",
-    "ModelOptions",
-    "OutputOptions",
-    "Preset",
-    "Quiet",
-    "RegionThreshold",
-    "RegionTokens",
-    "Revision",
-    "Zoom",
-    "find_device",
-    "parse_tokens",
-    "read_pictures",
-    "split_inputs",
-]
-
 Inputs = Annotated[
     list[str],
     typer.Argument(

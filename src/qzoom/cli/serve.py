@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from qzoom.serving.server import DrainingServer
 
-__all__ = ["parse_limits", "serve"]
-
 _FIELDS = {
     "model_name": "--served-model-name",
     "scheduler.slots": "--slots",

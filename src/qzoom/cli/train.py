@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qzoom.training.student.recipe import StudentRecipe
     from qzoom.training.student.validate import Validation
 
-__all__ = ["answers", "gate", "regions", "student"]
-
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
-__all__ = ["coverage", "zoomgap"]
-
 QUESTIONS = "questions"
 
 Source = Annotated[

@@ -16,8 +16,6 @@ from qzoom.errors import DataError
 from qzoom.images.geometry import box_area_px, clip_box
 from qzoom.types import Box
 
-__all__ = ["AREA_BINS", "area_bin", "area_share", "around", "cells_touched", "covered_cells", "picture_in_square"]
-
 
 def covered_cells(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     """The covered share of every cell.

@@ -15,8 +15,6 @@ from qzoom.store.schema import Box4
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["CropSettings", "crop_box", "crop_scale", "cut"]
-
 
 @settings
 class CropSettings:

@@ -16,9 +16,6 @@ from qzoom.errors import ConfigError
 if TYPE_CHECKING:
     from qzoom.data.synthetic.page import SyntheticSample
 
-__all__ = ["SYNTHETIC_TASKS", "SyntheticTask", "open_synthetic"]
-
-
 SYNTHETIC_TASKS = ("documents", "scenes")
 
 

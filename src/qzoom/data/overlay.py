@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-__all__ = [
-    "MARGIN",
-    "STYLES",
-    "ShareSchedule",
-    "Style",
-    "choose_style",
-    "clause",
-    "draw",
-    "has_box",
-    "line_width_px",
-    "with_margin",
-]
-
-
 Style = Literal["rectangle", "ellipse", "dim", "text", "none"]
 STYLES: tuple[Style, ...] = get_args(Style)
 MARGIN = 0.05

@@ -35,21 +35,6 @@ from qzoom.store.schema import Box4, Question, Turn
 if TYPE_CHECKING:
     from qzoom.images.load import LoadedImage
 
-__all__ = [
-    "DRAWN",
-    "RECEIPT_FIELDS",
-    "QuestionSet",
-    "QuestionTask",
-    "drawn_numbers",
-    "load_picture",
-    "open_questions",
-    "read_calibration_questions",
-    "read_questions",
-    "read_receipt_questions",
-    "read_receipts",
-]
-
-
 DRAWN = ("documents", "scenes")
 RECEIPT_FIELDS = ("total", "date", "company")
 _LINE: dict[str, type] = {"id": str, "image": str}

@@ -19,8 +19,6 @@ from qzoom.types import Box, GateDecision, Region, Usage
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["ANSWERS", "AnswerRow", "Sample", "SampleQuestion", "Task", "answer_files", "read_answers", "rows_of"]
-
 ANSWERS = "answers"
 """Purpose of a log of answers: one line per picture with its rows."""
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from qzoom.distill.pictures import Views
     from qzoom.distill.roles import Teacher
 
-__all__ = ["answer_step", "plain_text", "read_vote"]
-
 _SHORT = 200
 _LONG = 1000
 _ABSTENTIONS = (

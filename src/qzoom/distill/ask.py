@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from qzoom.distill.pictures import Views
     from qzoom.distill.roles import QuestionWriter, Validator
 
-__all__ = ["ask_step", "validate_step"]
-
 
 def ask_step(writer: QuestionWriter, views: Views) -> Step:
     """One item for every question of the writer; a target without a question is refused."""

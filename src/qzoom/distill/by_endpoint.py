@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from qzoom.distill.pictures import Views
     from qzoom.distill.roles import RoleSettings
 
-__all__ = [
-    "answer",
-    "distractors_prompt",
-    "questions_prompt",
-    "read",
-    "reader_prompt",
-    "teacher_prompt",
-    "validate",
-    "validator_prompt",
-    "write_distractors",
-    "write_questions",
-]
-
-
 _TRIES = 3
 """Samples of a reply that must be JSON before it is given up."""
 _BEGINNINGS = 20

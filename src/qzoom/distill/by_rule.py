@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from qzoom.distill.items import Known, KnownQuestion
     from qzoom.distill.pictures import Views
 
-__all__ = ["answer", "kind_of", "leak", "lies_in", "read", "validate", "write_distractors", "write_questions"]
-
-
 _KINDS: dict[str, QuestionKind] = {
     "count": "counting",
     "colour_of": "colour",

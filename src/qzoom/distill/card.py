@@ -17,9 +17,6 @@ from qzoom.distill.recipe import DatasetRecipe, step_settings
 from qzoom.scoring.agree import same
 from qzoom.scoring.judge import same_texts
 
-__all__ = ["Stats", "make_card"]
-
-
 _MOST_REASONS = 200
 _OTHERS = "other reasons"
 _NAMED = re.compile(r"^(?:Cannot read|The picture) .*?(?:: | (?=is missing|was changed))", re.DOTALL)

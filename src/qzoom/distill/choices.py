@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from qzoom.distill.roles import DistractorWriter, Reader
     from qzoom.scoring.judge import Judge
 
-__all__ = ["NONE_ANSWER", "ChoicesSettings", "ChoicesStep", "absent", "distinct_options"]
-
-
 NONE_ANSWER = "none"
 _TRIES = 50
 

@@ -23,17 +23,6 @@ from qzoom.settings import Between, settings
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = [
-    "BenchmarkHashes",
-    "DecontaminateReport",
-    "DecontaminateSettings",
-    "Match",
-    "decontaminate",
-    "picture_hashes",
-    "read_pictures",
-]
-
-
 _BASE64_STARTS = ("/9j/", "iVBORw0K", "UklGR", "R0lGOD", "Qk0", "SUkq", "TU0A")
 """The first characters of JPEG, PNG, WebP, GIF, BMP and TIFF in base64."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qzoom.distill.roles import Reader
     from qzoom.scoring.judge import Judge
 
-__all__ = ["DifficultySettings", "difficulty_step"]
-
 
 @settings
 class DifficultySettings:

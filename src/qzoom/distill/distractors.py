@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 
 from qzoom.scoring.agree import normal
 
-__all__ = ["draw_distractors", "format_of"]
-
-
 _CLOSED: tuple[tuple[str, ...], ...] = (("yes", "no"), ("left", "right"))
 _WIDE: tuple[tuple[str, ...], ...] = (
     ("receipt", "form", "table", "invoice"),

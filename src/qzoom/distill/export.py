@@ -29,9 +29,6 @@ from qzoom.store.log import write_atomic
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["COLUMNS", "ExportSettings", "encode_picture", "split_of", "to_row", "write_dataset"]
-
-
 _ORIENTATION_TAG = 0x0112
 _PLAIN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 

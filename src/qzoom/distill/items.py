@@ -22,34 +22,6 @@ from typing import Any, Literal
 from qzoom.errors import CheckpointError, ConfigError, DataError, DeviceError, LaterError, QZoomError, StopRunError
 from qzoom.store.schema import Box4, from_values
 
-__all__ = [
-    "ITEM_SCHEMA",
-    "LETTER_INSTRUCTION",
-    "NONE_OPTION",
-    "Agreement",
-    "Choices",
-    "Decision",
-    "Difficulty",
-    "ImageRef",
-    "Item",
-    "Known",
-    "KnownObject",
-    "KnownQuestion",
-    "KnownText",
-    "QuestionDraft",
-    "QuestionKind",
-    "Step",
-    "TargetRegion",
-    "Vote",
-    "apply",
-    "choice_text",
-    "draft_of",
-    "item_from_values",
-    "target_of",
-    "with_model",
-]
-
-
 ITEM_SCHEMA = 2
 QuestionKind = Literal["counting", "ocr", "colour", "structure", "material", "identification", "spatial", "other"]
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from qzoom.store.schema import Question
 
-__all__ = ["ImageSource", "Loaded", "Views", "list_sources", "load_source", "scan"]
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 

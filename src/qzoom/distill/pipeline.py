@@ -27,20 +27,6 @@ from qzoom.distill.vote import vote_step
 from qzoom.errors import ConfigError, DataError, ImageError, LaterError
 from qzoom.store.schema import from_values
 
-__all__ = [
-    "CACHE",
-    "SCAN",
-    "Advance",
-    "PictureResult",
-    "Pipeline",
-    "Row",
-    "Stored",
-    "make_steps",
-    "open_pipeline",
-    "process_picture",
-]
-
-
 SCAN = "pictures"
 """Name under which the records of opened images are stored."""
 CACHE = "calls.sqlite"

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from qzoom.distill.pictures import Views
     from qzoom.model import QZoom
 
-__all__ = [
-    "DetectorSettings",
-    "GivenSettings",
-    "GridSettings",
-    "MapsSettings",
-    "Proposal",
-    "ProposeSettings",
-    "Proposer",
-    "crop_step",
-    "make_proposer",
-    "propose_step",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

@@ -25,8 +25,6 @@ from qzoom.errors import ConfigError, LaterError, QZoomError, StopRunError
 from qzoom.settings import to_dict
 from qzoom.store.log import Log
 
-__all__ = ["compute_with_ray"]
-
 
 def compute_with_ray(
     recipe: DatasetRecipe,

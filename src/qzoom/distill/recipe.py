@@ -31,8 +31,6 @@ from qzoom.distill.vote import VoteSettings
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, from_mapping, read_yaml, settings
 
-__all__ = ["AnswerSettings", "DatasetRecipe", "RaySettings", "load_recipe", "recipe_from_values", "step_settings"]
-
 _DATA = "{data}"
 
 

@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 
     from qzoom.distill.pictures import Views
 
-__all__ = [
-    "DistractorWriter",
-    "QuestionWriter",
-    "Reader",
-    "Role",
-    "RoleSettings",
-    "Roles",
-    "RolesSettings",
-    "Teacher",
-    "Validator",
-    "build_roles",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -28,8 +28,6 @@ from qzoom.distill.recipe import DatasetRecipe, step_settings
 from qzoom.errors import ConfigError
 from qzoom.store.log import LogWriter, write_atomic
 
-__all__ = ["RunReport", "SpillFile", "run_recipe"]
-
 _SYNC_S = 2.0
 
 

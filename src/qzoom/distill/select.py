@@ -15,9 +15,6 @@ from qzoom.images.geometry import box_area_px, clip_box
 from qzoom.settings import Between, Share, settings
 from qzoom.store.schema import Box4
 
-__all__ = ["SelectSettings", "area_bin", "iou", "select"]
-
-
 Count = Annotated[int, Between(1, 10_000)]
 AreaShare = Annotated[float, Between(1e-9, 1)]
 

@@ -18,8 +18,6 @@ from qzoom.scoring.agree import normal, same
 from qzoom.scoring.judge import Judge
 from qzoom.settings import Between, settings
 
-__all__ = ["VoteSettings", "agree", "reachable", "same_answer", "vote_step"]
-
 Same = Callable[[str, str], bool | None]
 
 

@@ -16,8 +16,6 @@ from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
 from qzoom.engine.prompt import Prompt
 
-__all__ = ["ResponseAttention", "response_attention"]
-
 
 @dataclass(frozen=True, slots=True)
 class ResponseAttention:

@@ -17,8 +17,6 @@ from qzoom.engine.request import Request
 from qzoom.engine.state import Engine
 from qzoom.types import Answer, StreamEvent
 
-__all__ = ["ContinuousBatch", "answer_events", "events", "make_answer"]
-
 
 def make_answer(engine: Engine, ended: Prefilled) -> Answer:
     """The record of a decoded request."""

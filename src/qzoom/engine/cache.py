@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache", "LRUCache"]
-
 GROWTH = 128  # positions added when a reserved cache runs out of room
 
 

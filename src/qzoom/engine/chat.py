@@ -16,8 +16,6 @@ from typing import Any
 from qzoom.backbones.base import Backbone
 from qzoom.errors import QuestionError
 
-__all__ = ["ChatEncoder", "Conversation", "read_conversation"]
-
 ROLES = ("system", "user", "assistant")
 
 

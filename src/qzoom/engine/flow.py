@@ -27,8 +27,6 @@ from qzoom.engine.state import Engine, State, advance_shared
 from qzoom.engine.zoom import zoom
 from qzoom.types import Perception, Region, StreamEvent
 
-__all__ = ["KeyedEvent", "Prefilled", "answer", "coarse_pass", "perceive"]
-
 KeyedEvent = tuple[int, StreamEvent]
 """An event and the key of the request that it belongs to."""
 

@@ -23,8 +23,6 @@ from qzoom.engine.state import Engine, State, advance_upper
 from qzoom.errors import CheckpointError
 from qzoom.types import SamplingParams
 
-__all__ = ["GREEDY_BELOW", "DecodeBatch", "DecodeRow", "Sampler", "TextStream", "prefill"]
-
 
 class TextStream:
     """Text of one answer as its tokens arrive; white space around the whole answer is left out.

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from qzoom.backbones.base import Backbone, Rotary
 from qzoom.engine.cache import KVCache
 
-__all__ = ["RowResult", "SequenceSlice", "decode_mask", "run_layers"]
-
 
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:

@@ -22,20 +22,6 @@ from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
-__all__ = [
-    "CoarseResult",
-    "Stopwatch",
-    "encode",
-    "gate",
-    "heat_maps",
-    "make_perception",
-    "propose",
-    "propose_boxes",
-    "region_logits",
-    "region_maps",
-    "usage_of",
-]
-
 
 class Stopwatch:
     """Adds up wall time by step name; on CUDA it waits for the device before reading the clock.

@@ -21,8 +21,6 @@ from qzoom.engine.state import Engine, LayerCache, State, truncate
 from qzoom.engine.zoom import clone_features, features_bytes
 from qzoom.images.load import pixel_digest
 
-__all__ = ["PrefixCache", "prefix_key", "prefix_state"]
-
 _REGION_PART = 8
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from qzoom.backbones.base import Backbone, VisualFeatures
 from qzoom.errors import QuestionError
 
-__all__ = ["Prompt", "VisualSpan", "build_prompt", "embed_prompt", "prefix_length"]
-
 
 @dataclass(frozen=True, slots=True)
 class VisualSpan:

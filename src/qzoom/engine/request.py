@@ -25,24 +25,6 @@ from qzoom.images.load import ImageLimits, LoadedImage, load_image
 from qzoom.settings import Share, closest, settings
 from qzoom.types import SamplingParams, ZoomMode
 
-__all__ = [
-    "Limit",
-    "Options",
-    "Request",
-    "budget",
-    "check_heads",
-    "check_length",
-    "check_requests",
-    "coarse_budget",
-    "fit_regions",
-    "make_options",
-    "make_request",
-    "region_budget",
-    "share_tokens",
-    "split_budget",
-]
-
-
 Limit = TokenBudget | int | tuple[int, int] | None
 """Visual tokens as users write them: a budget, a maximum, a (minimum, maximum) pair, or None for the checkpoint's."""
 _Limit = TokenBudget | int | None

@@ -24,8 +24,6 @@ from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage
 from qzoom.types import Answer, Perception, SamplingParams, StreamEvent
 
-__all__ = ["Session", "open_session"]
-
 
 @dataclass(frozen=True)
 class Session:

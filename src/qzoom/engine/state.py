@@ -22,8 +22,6 @@ from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.prompt import Prompt, embed_prompt
 from qzoom.heads.branches import GateBranch, RegionBranch
 
-__all__ = ["Engine", "State", "advance_gate", "advance_region", "advance_shared", "advance_upper", "truncate"]
-
 
 @dataclass(frozen=True, slots=True)
 class Engine:

@@ -32,8 +32,6 @@ from qzoom.types import Box, Region
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Crop", "RegionBlock", "clone_features", "encode_crops", "features_bytes", "insert_regions", "zoom"]
-
 
 @torch.inference_mode()
 def zoom(

@@ -35,19 +35,6 @@ from qzoom.settings import Positive, Share, settings
 if TYPE_CHECKING:
     from qzoom.model import QZoom
 
-__all__ = [
-    "CONFIDENCE_GATES",
-    "Calibration",
-    "CalibrationGoal",
-    "OperatingPoint",
-    "PairedAnswers",
-    "calibrate",
-    "choose",
-    "confidence_threshold",
-    "pair_answers",
-    "sweep",
-]
-
 CONFIDENCE_GATES = ("margin", "entropy")
 """Names in `qzoom.evaluation.methods.METHODS`."""
 

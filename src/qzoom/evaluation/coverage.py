@@ -22,24 +22,6 @@ from qzoom.errors import DataError
 from qzoom.evaluation.coverage_maps import QuestionMaps
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 
-__all__ = [
-    "EPSILON",
-    "MEASURES",
-    "Coverage",
-    "SelectedHead",
-    "choose",
-    "choosing_half",
-    "compare_coverage",
-    "depth",
-    "lift",
-    "measure_coverage",
-    "pointing",
-    "read_coverage",
-    "relative",
-    "scores",
-]
-
-
 EPSILON = 0.001
 """Added to the generic map before dividing, as a share of its mean, so that cells without attention do not explode."""
 

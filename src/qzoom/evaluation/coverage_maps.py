@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from qzoom.engine.session import Session
     from qzoom.model import QZoom
 
-__all__ = ["QuestionMaps", "question_maps"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuestionMaps:

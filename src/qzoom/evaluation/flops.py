@@ -15,8 +15,6 @@ from qzoom.backbones.base import VisionShape
 if TYPE_CHECKING:
     from qzoom.engine.state import Engine
 
-__all__ = ["ModelShape", "answer_flops", "decoder_flops", "shape_of", "vision_flops"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape(VisionShape):

@@ -45,9 +45,6 @@ from qzoom.store.log import write_atomic
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["COLUMNS", "KINDS", "Card", "cells", "failure_kind", "failures", "findings", "plot_task", "write_report"]
-
-
 NOTE = (
     "Shares are per cent. Intervals hold in 95 % of cases and come from drawing pictures with replacement; differences "
     "are those of pairs, against the most accurate plain run. `hit`: of the zooms on questions with known places, "

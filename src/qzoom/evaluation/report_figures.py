@@ -21,20 +21,6 @@ from qzoom.evaluation.score import row_score
 from qzoom.scoring.intervals import bootstrap, interval_of
 from qzoom.scoring.metrics import hit
 
-__all__ = [
-    "COSTS",
-    "Run",
-    "RunFigures",
-    "TaskFigures",
-    "TaskRuns",
-    "front",
-    "group_runs",
-    "measure",
-    "read_run",
-    "read_runs",
-]
-
-
 COSTS = {
     "seconds": "seconds per question",
     "visual_tokens": "visual tokens per question",

@@ -29,8 +29,6 @@ from qzoom.types import Answer, SamplingParams, ZoomMode
 if TYPE_CHECKING:
     from qzoom.model import QZoom
 
-__all__ = ["EvalOptions", "ask_many", "ask_sample", "describe_model", "describe_software", "run"]
-
 
 def describe_model(model: QZoom) -> dict[str, Any]:
     """Fingerprint of what decides a model's answers: weights, arithmetic, number format, kind of device, attention."""

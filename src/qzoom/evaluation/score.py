@@ -13,8 +13,6 @@ from qzoom.errors import DataError
 from qzoom.scoring.agree import exact_match
 from qzoom.scoring.metrics import METRICS, anls, hit, is_unread, union_share
 
-__all__ = ["Paired", "Scores", "compare", "is_right", "mean", "row_score", "score"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scores:

@@ -23,24 +23,6 @@ if TYPE_CHECKING:
     from qzoom.evaluation.score import Scores
     from qzoom.evaluation.zoomgap import GapFigures
 
-__all__ = [
-    "calibration_lines",
-    "coverage_lines",
-    "gap_comparison_lines",
-    "gap_lines",
-    "interval",
-    "log_ticks",
-    "markdown_table",
-    "new_figure",
-    "percent",
-    "plot_coverage",
-    "save_figure",
-    "score_lines",
-    "text_table",
-    "times",
-    "write_figures",
-]
-
 _NONE = "–"
 
 

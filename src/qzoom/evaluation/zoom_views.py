@@ -22,21 +22,6 @@ from qzoom.types import Box
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = [
-    "TOGETHER",
-    "VIEWS",
-    "GapSettings",
-    "Places",
-    "RegionTask",
-    "View",
-    "base_question",
-    "crop",
-    "enlargement",
-    "region_of",
-    "target_boxes",
-]
-
-
 View = Literal["full", "region", "boxed", "zoom"]
 VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")
 """The whole picture; the cut-out region; the whole picture with the region marked; the model's own zooming."""

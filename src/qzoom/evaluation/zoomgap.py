@@ -28,21 +28,6 @@ from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 if TYPE_CHECKING:
     from qzoom.model import QZoom
 
-__all__ = [
-    "GapFigures",
-    "ScoredQuestion",
-    "ViewAnswers",
-    "ask_views",
-    "compare_gaps",
-    "default_limit",
-    "enters_gap",
-    "is_negative",
-    "measure_gap",
-    "read_views",
-    "scored",
-]
-
-
 Rows = Mapping[View, Sequence[AnswerRow]]
 
 

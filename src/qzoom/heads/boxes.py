@@ -15,8 +15,6 @@ from torch import Tensor
 from qzoom.config import BoxRule
 from qzoom.types import Box
 
-__all__ = ["CellBox", "MapBox", "boxes_from_maps", "cells_to_pixels", "map_box"]
-
 CellBox = tuple[float, float, float, float]  # x0, y0, x1, y1 in coarse cells
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from qzoom.backbones.base import Backbone
 from qzoom.errors import ConfigError
 
-__all__ = ["GateBranch", "RegionBranch", "new_gate", "new_region"]
-
 
 class GateBranch(nn.Module):
     """Decides whether the coarse view is enough.

@@ -14,8 +14,6 @@ from torch.nn.functional import pad
 
 from qzoom.config import ZoomConfig
 
-__all__ = ["RegionMap", "blur", "corner_keep", "mean_head_logits", "region_map"]
-
 CORNER_RULE_CELLS = 256  # maps with more cells than this lose their first quarter row and column
 
 

@@ -13,8 +13,6 @@ import numpy as np
 import PIL.Image
 from PIL import Image
 
-__all__ = ["apply_png_colours", "apply_profile"]
-
 _MAX_PROFILE_BYTES = 4 << 20
 _SRGB_GAMMA = 0.45455
 _PRIMARIES = {9: "BT.2020", 12: "Display P3"}

@@ -16,8 +16,6 @@ from PIL import Image
 from qzoom.images.colour import apply_profile
 from qzoom.images.limits import ImageLimits, check_size, refuse
 
-__all__ = ["array_to_rgb", "deep_colours", "image_to_rgb"]
-
 _WHITE = (255, 255, 255)
 _HIDDEN_RANGE = 24
 """Pictures with transparency whose values lie closer together than this once they are on white show nothing."""

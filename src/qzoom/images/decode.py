@@ -32,9 +32,6 @@ from qzoom.images.convert import deep_colours, image_to_rgb
 from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_bytes, check_size, refuse
 from qzoom.images.repair import jpeg_fillers, readable_png, same_pixels, unsupported_kind
 
-__all__ = ["MAX_SCANS", "count_scans", "decode_bytes", "finish_image", "frame_note", "picture_size"]
-
-
 MAX_SCANS = 64
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte, a restart nor padding
 _SCAN, _END, _BARE = 0xDA, 0xD9, 0x01  # _BARE has no length field

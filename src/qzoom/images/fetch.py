@@ -28,20 +28,6 @@ from qzoom.errors import ConfigError, FetchFailedError, FetchRefusedError, Fetch
 from qzoom.images.limits import refuse
 from qzoom.settings import Between, settings
 
-__all__ = [
-    "FetchPolicy",
-    "Resolve",
-    "Target",
-    "fetch_image",
-    "is_allowed",
-    "is_public",
-    "numeric_addresses",
-    "parse_host",
-    "parse_url",
-    "refused",
-]
-
-
 Resolve = Callable[[str, int], Sequence[str]]
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

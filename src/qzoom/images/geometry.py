@@ -12,8 +12,6 @@ from qzoom.config import TokenBudget
 from qzoom.errors import ImageError
 from qzoom.types import Box
 
-__all__ = ["box_area_px", "clip_box", "contains", "fit_grid", "scale_box"]
-
 
 def fit_grid(width_px: int, height_px: int, token_px: int, budget: TokenBudget) -> tuple[int, int]:
     """Rows and columns of visual tokens for a picture, within a budget and near its aspect ratio.

@@ -7,8 +7,6 @@ from typing import Annotated
 from qzoom.errors import ImageError
 from qzoom.settings import Between, settings
 
-__all__ = ["FORMAT_NAMES", "ImageLimits", "check_bytes", "check_size", "refuse"]
-
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, GIF or BMP"
 
 

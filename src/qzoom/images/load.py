@@ -29,19 +29,6 @@ from qzoom.images.convert import array_to_rgb
 from qzoom.images.decode import decode_bytes, finish_image
 from qzoom.images.limits import ImageLimits, check_bytes, check_size, refuse
 
-__all__ = [
-    "ImageLimits",
-    "LoadedImage",
-    "load_image",
-    "picture_digest",
-    "pixel_digest",
-    "read_data_url",
-    "read_file_object",
-    "read_path",
-    "shown",
-]
-
-
 _CHUNK_BYTES = 1 << 20
 _MAX_PATH = 255
 

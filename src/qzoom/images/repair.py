@@ -12,8 +12,6 @@ import zlib
 import numpy as np
 import PIL.Image
 
-__all__ = ["jpeg_fillers", "readable_png", "same_pixels", "unsupported_kind"]
-
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _COLOUR_CHUNKS = (b"iCCP", b"gAMA", b"sRGB", b"cHRM", b"cICP", b"sBIT", b"eXIf", b"bKGD", b"acTL", b"fcTL", b"fdAT")
 _TIFF_COMPRESSIONS = {

@@ -11,8 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["manifest", "tasks_folder"]
-
 
 def manifest() -> Any:
     """The entry point's payload; lmms-eval calls it when it starts."""

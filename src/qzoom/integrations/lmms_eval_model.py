@@ -22,8 +22,6 @@ from qzoom.errors import ConfigError, QZoomError
 from qzoom.model import QZoom
 from qzoom.types import Answer
 
-__all__ = ["QZoomChat"]
-
 _ARGUMENTS = (
     *("pretrained", "zoom", "max_visual_tokens", "coarse_tokens", "region_tokens", "gate_threshold"),
     *("region_threshold", "max_new_tokens", "batch_size", "device", "dtype", "revision"),

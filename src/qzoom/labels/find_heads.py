@@ -25,8 +25,6 @@ from qzoom.errors import ConfigError, DataError
 from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import Pairs, RegionRecipe, parse_heads
 
-__all__ = ["HeadScore", "HeadSet", "Mode", "choose_heads", "find_heads", "published_heads", "rank_heads"]
-
 Mode = Literal["text", "natural"]
 
 

@@ -41,24 +41,6 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, Record, ResolutionSweep, Skip, ZoomComparison, content_id
 
-__all__ = [
-    "AnswersByResolution",
-    "Category",
-    "GateReport",
-    "Outcome",
-    "Strategy",
-    "answers_of",
-    "categorise",
-    "draw_label",
-    "gate_labeller",
-    "gate_report",
-    "label_gate",
-    "label_outcomes",
-    "select_balanced",
-    "select_items",
-    "zoom_label",
-]
-
 Category = Literal["hard", "easy", "dropped"]
 Strategy = Literal["consistency", "prediction_vs_gt"]
 

@@ -28,17 +28,6 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter
 from qzoom.store.schema import Question, Skip, Verdict, content_id
 
-__all__ = [
-    "HardCaseReport",
-    "ZoomEffect",
-    "current_verdicts",
-    "hard_case_labeller",
-    "hard_case_report",
-    "judge_undecided",
-    "label_hard_cases",
-    "zoom_effect",
-]
-
 ZoomEffect = Literal["hard", "improvements", "both_right", "both_wrong", "undecided"]
 JUDGE_WRITER = 99
 

@@ -32,8 +32,6 @@ from qzoom.store.log import write_atomic
 from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Attention, Question, RegionLabel, Response, Skip, content_id, tensor_digest
 
-__all__ = ["RegionReport", "box_prompt", "label_regions", "region_labeller", "region_report"]
-
 Heads = Mapping[Mode, HeadSet]
 
 

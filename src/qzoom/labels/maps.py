@@ -24,14 +24,6 @@ from qzoom.labels.settings import LabelMapSettings, View
 from qzoom.store.schema import RegionLabel
 from qzoom.types import Box
 
-__all__ = [
-    "IGNORE",
-    "LabelMap",
-    "box_labels",
-    "label_record",
-    "region_labels",
-]
-
 IGNORE = -100
 
 CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open

@@ -25,9 +25,6 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordWriter, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
 
-__all__ = ["convert_published", "read_pickle"]
-
-
 MEMORY_BYTES = 16 * 2**30
 SECONDS = 3600
 

@@ -28,17 +28,6 @@ from qzoom.labels.settings import View
 from qzoom.model import QZoom
 from qzoom.types import Answer, SamplingParams
 
-__all__ = [
-    "PADDING",
-    "PreparedImage",
-    "Responses",
-    "answer_both_ways",
-    "attention_of",
-    "generate",
-    "prepare_image",
-    "sink_cells",
-]
-
 PADDING = (127, 127, 127)
 
 

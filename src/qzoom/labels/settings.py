@@ -8,17 +8,6 @@ from typing import Annotated, Literal
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, Positive, Share, settings
 
-__all__ = [
-    "GateRecipe",
-    "HardCaseRecipe",
-    "HeadSearch",
-    "LabelMapSettings",
-    "Pairs",
-    "RegionRecipe",
-    "View",
-    "parse_heads",
-]
-
 View = Literal["dynamic", "square"]
 Pairs = tuple[tuple[int, int], ...]
 _Count = Annotated[int, Between(1, None)]

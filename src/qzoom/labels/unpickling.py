@@ -18,9 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["RefusedError", "load_restricted", "main"]
-
-
 REFUSED = 3
 """Exit code for a pickle that names something else or is damaged."""
 

@@ -22,16 +22,6 @@ from qzoom.errors import DataError, QZoomError
 from qzoom.store.records import RecordWriter, note_pending, start_store
 from qzoom.store.schema import Provenance, Question, Record, content_id
 
-__all__ = [
-    "LabelRecords",
-    "LabelRun",
-    "Labeller",
-    "ModelSpec",
-    "fill_store",
-    "label_share",
-    "sample_key",
-]
-
 LabelRecords = list[tuple[Record, Mapping[str, np.ndarray]]]
 Labeller = Callable[[Question], LabelRecords]
 """Makes all records of one question; a question that cannot be labelled gives a `Skip` record."""

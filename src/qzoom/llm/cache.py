@@ -21,8 +21,6 @@ from typing import Literal
 from qzoom.errors import BudgetSpentError, ConfigError, StopRunError
 from qzoom.llm.settings import CallSettings, EndpointSettings
 
-__all__ = ["CACHE_SCHEMA", "CallCache", "Cost", "Failure", "Reply"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:

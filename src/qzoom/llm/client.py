@@ -38,9 +38,6 @@ from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ChatImage", "Client", "Message", "SharedClient", "call_key", "read_reply", "wire"]
-
-
 _KEY_SCHEMA = 1
 _ALL_REFUSED = 3
 """First calls that are all refused before the run stops."""

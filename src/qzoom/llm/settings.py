@@ -11,9 +11,6 @@ from urllib.parse import urlsplit
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, settings
 
-__all__ = ["CallSettings", "EndpointSettings", "Sampling"]
-
-
 _KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_FIELDS = {"model", "messages", "n", "stream"}
 Seconds = Annotated[float, Between(0.0, 86_400.0)]

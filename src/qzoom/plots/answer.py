@@ -36,9 +36,6 @@ from qzoom.plots.text import (
 )
 from qzoom.types import Answer, Box, Region
 
-__all__ = ["answer_html", "plot_answer", "save_plot"]
-
-
 _INNER_PX = FIGURE_WIDTH_PX - 2 * MARGIN_PX
 _TALL_PAGE_PX = 1240  # most height of a page that stands beside the panels
 _WIDE_PAGE_PX = 940  # most height of a page that lies above them

@@ -12,8 +12,6 @@ from qzoom.images.geometry import scale_box
 from qzoom.plots.text import ACCENTS, HEAT, Colour, font
 from qzoom.types import Box
 
-__all__ = ["draw_boxes", "heat_overlay", "rounded"]
-
 _SMOOTH = 4  # corners are drawn at this multiple and shrunk
 _FAINTEST_PEAK = 0.02  # a map without any higher value is noise and is not drawn
 

@@ -27,8 +27,6 @@ from qzoom.plots.text import (
 )
 from qzoom.types import GateDecision, Usage
 
-__all__ = ["answer_panel", "beside", "crop_panel", "gate_panel", "label", "stack", "time_panel", "tokens_panel"]
-
 LABEL_PX = 22
 BODY_PX = 26
 BAR_PX = 26

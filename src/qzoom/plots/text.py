@@ -19,31 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qzoom.errors import QZoomError
 
-__all__ = [
-    "ACCENTS",
-    "CARD",
-    "COARSE",
-    "FIGURE_WIDTH_PX",
-    "GAP_PX",
-    "HAIRLINE",
-    "HEAT",
-    "INK",
-    "MARGIN_PX",
-    "MUTED",
-    "PAPER",
-    "RADIUS_PX",
-    "TRACK",
-    "Colour",
-    "clean",
-    "draw_text",
-    "font",
-    "font_folder",
-    "paragraph",
-    "text_width",
-    "wrap",
-]
-
-
 Colour = tuple[int, int, int]
 
 PAPER: Colour = (247, 247, 245)

@@ -20,19 +20,6 @@ from decimal import Decimal
 
 from qzoom.scoring.text import without_final_marks
 
-__all__ = [
-    "answers_match",
-    "decide_exact",
-    "exact_match",
-    "lowered",
-    "mentions",
-    "normal",
-    "normalise",
-    "normalise_answer",
-    "same",
-]
-
-
 _CURRENCIES = (
     "rm|myr|usd|sgd|eur|gbp|jpy|cny|rmb|idr|thb|php|vnd|inr|aud|cad|nzd|hkd|twd|krw|chf|"
     "ringgit|dollars?|euros?|pounds?|yen|yuan"

@@ -14,9 +14,6 @@ import numpy as np
 
 from qzoom.errors import ConfigError
 
-__all__ = ["DRAWS", "binomial_cdf", "bootstrap", "interval_of", "paired_difference", "questions_needed", "upper_bound"]
-
-
 DRAWS = 2000
 
 

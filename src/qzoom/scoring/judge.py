@@ -19,8 +19,6 @@ from qzoom.llm.cache import CallCache
 from qzoom.llm.client import Client, Message, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 
-__all__ = ["CACHE", "JUDGE_CALLS", "Judge", "JudgeFailure", "open_judge"]
-
 CACHE = "calls.sqlite"
 """Name of the cache of paid calls in a folder of results."""
 JUDGE_CALLS = CallSettings(retries=5, budget_requests=100_000)

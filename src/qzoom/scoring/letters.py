@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 from qzoom.scoring.text import without_final_marks
 
-__all__ = ["LETTERS", "chosen_letter", "chosen_letter_hrbench", "chosen_letter_mme", "chosen_letter_vstar"]
-
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BARE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?[.:,;]?", re.IGNORECASE)
 _LEADING_LETTER = re.compile(

@@ -28,25 +28,6 @@ from qzoom.scoring.text import (
 )
 from qzoom.types import Box
 
-__all__ = [
-    "ANLS_THRESHOLD",
-    "METRICS",
-    "Metric",
-    "anls",
-    "anls_harness",
-    "contains_answer",
-    "contains_answer_harness",
-    "edit_distance",
-    "hit",
-    "is_unread",
-    "relaxed_match",
-    "relaxed_match_harness",
-    "union_share",
-    "vqa_accuracy",
-    "wilson_interval",
-]
-
-
 ANLS_THRESHOLD = 0.5
 """Strict similarities up to it count as 0; the harness variant still counts it."""
 

@@ -12,18 +12,6 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = [
-    "number_in",
-    "plain_answer",
-    "read_number",
-    "release_letter",
-    "release_part",
-    "same_answer",
-    "same_answer_release",
-    "without_final_marks",
-]
-
-
 _FINAL = ".!,\u3002\uff0e\uff01\uff0c"
 _QUOTES = {
     '"': '"',

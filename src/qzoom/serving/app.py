@@ -31,8 +31,6 @@ from qzoom.serving.routes import router
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerSettings
 
-__all__ = ["create_app"]
-
 PAGE = Path(__file__).parent / "page"
 _TYPES = {
     ".html": "text/html; charset=utf-8",

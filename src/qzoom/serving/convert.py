@@ -35,8 +35,6 @@ from qzoom.serving.protocol import (
 from qzoom.serving.settings import ServerLimits
 from qzoom.types import ZoomMode
 
-__all__ = ["Converter", "PictureCache", "check_pictures", "check_tokens", "image_parts", "most_demanding"]
-
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
 _THINGS = {

@@ -14,17 +14,6 @@ from typing import Any
 from qzoom import errors
 from qzoom.errors import QZoomError
 
-__all__ = [
-    "ApiError",
-    "body_too_large",
-    "from_exception",
-    "from_status",
-    "key_error",
-    "log_failure",
-    "mib",
-    "pictures_too_large",
-]
-
 INTERNAL = "The server failed on this request; its log says why."
 
 _LOG = logging.getLogger("qzoom.serving")

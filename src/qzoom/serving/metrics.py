@@ -15,8 +15,6 @@ from qzoom.serving.convert import PictureCache
 from qzoom.serving.scheduler import Scheduler
 from qzoom.types import Answer, Perception
 
-__all__ = ["CONTENT_TYPE", "ServerMetrics"]
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TENTHS = tuple(i / 10 for i in range(1, 11))

@@ -25,17 +25,6 @@ from qzoom.serving.settings import ServerLimits
 if TYPE_CHECKING:
     from qzoom.serving.service import Service
 
-__all__ = [
-    "OPEN_PATHS",
-    "TENANT",
-    "AddressMiddleware",
-    "ApiKeyMiddleware",
-    "BodyLimitMiddleware",
-    "DrainMiddleware",
-    "OriginMiddleware",
-    "release_body_slot",
-]
-
 OPEN_PATHS = ("/health", "/ready")
 TENANT = "qzoom.tenant"
 

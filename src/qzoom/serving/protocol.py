@@ -21,18 +21,6 @@ from pydantic_core import from_json
 from qzoom.serving.errors import ApiError, body_too_large, mib, pictures_too_large
 from qzoom.serving.settings import ServerLimits
 
-__all__ = [
-    "ChatRequest",
-    "ImageUrlPart",
-    "Message",
-    "PerceiveRequest",
-    "RefusalPart",
-    "TextPart",
-    "ZoomControls",
-    "read_payload",
-    "validate",
-]
-
 Model = TypeVar("Model", bound=BaseModel)
 
 _WORDS = {

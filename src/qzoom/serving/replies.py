@@ -15,21 +15,6 @@ from typing_extensions import TypedDict
 from qzoom import __version__
 from qzoom.types import Answer, HeatMap, Perception, Usage
 
-__all__ = [
-    "ChatCompletion",
-    "ErrorReply",
-    "ModelCard",
-    "ModelList",
-    "PerceptionReply",
-    "StatusReply",
-    "VersionReply",
-    "completion",
-    "header",
-    "perception_reply",
-    "usage_record",
-    "zoom_record",
-]
-
 FINGERPRINT = f"qzoom-{__version__}"
 
 

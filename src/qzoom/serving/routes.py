@@ -27,8 +27,6 @@ from qzoom.serving.protocol import ChatRequest, PerceiveRequest
 from qzoom.serving.service import ResponseStream, Service
 from qzoom.types import StreamEvent
 
-__all__ = ["router"]
-
 Body = TypeVar("Body", bound=PerceiveRequest)
 Result = TypeVar("Result")
 

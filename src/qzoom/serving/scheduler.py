@@ -27,8 +27,6 @@ from qzoom.model import QZoom
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import StreamEvent
 
-__all__ = ["Listener", "RequestHandle", "Scheduler", "limit_arenas", "settle", "trim_memory"]
-
 Listener = Callable[[StreamEvent | QZoomError], None]
 """Called on the worker thread; must not block."""
 

@@ -23,8 +23,6 @@ from qzoom.serving.errors import ApiError
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerLimits
 
-__all__ = ["DrainingServer", "bind", "guarded_protocol"]
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0  # for the responses of requests that the drain did not wait for
 _IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the same time may lose a request

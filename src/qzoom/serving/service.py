@@ -23,8 +23,6 @@ from qzoom.serving.scheduler import RequestHandle, Scheduler
 from qzoom.serving.settings import ServerSettings
 from qzoom.types import Answer, StreamEvent
 
-__all__ = ["ResponseStream", "Service"]
-
 Body = TypeVar("Body", bound=PerceiveRequest)
 Result = TypeVar("Result")
 _GRACE_S = 5.0

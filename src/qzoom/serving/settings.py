@@ -11,8 +11,6 @@ from qzoom.images.fetch import FetchPolicy
 from qzoom.images.limits import ImageLimits
 from qzoom.settings import Between, settings
 
-__all__ = ["SchedulerLimits", "ServerLimits", "ServerSettings"]
-
 _MIB = 2**20
 Count = Annotated[int, Between(1)]
 Seconds = Annotated[float, Between(0.001, 86_400)]

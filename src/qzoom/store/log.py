@@ -26,8 +26,6 @@ import numpy as np
 
 from qzoom.errors import ConfigError, DataError
 
-__all__ = ["SCHEMA", "Log", "LogWriter", "atomic_path", "differences", "unwritable", "write_atomic"]
-
 SCHEMA = 2
 _HINT = "restore it from a copy, or start over with --fresh"
 _START, _MIDDLE, _END = b'{"key": "', b'", "items": [', b"]}\n"

@@ -26,18 +26,6 @@ from qzoom.errors import DataError
 from qzoom.store.log import Log, LogWriter, write_atomic
 from qzoom.store.schema import Provenance, Record, content_id, from_values, record_from_values, tensor_digest
 
-__all__ = [
-    "GATHER",
-    "RecordStore",
-    "RecordWriter",
-    "Stored",
-    "TensorFiles",
-    "missing_samples",
-    "note_pending",
-    "start_store",
-]
-
-
 _PENDING = "pending.json"
 GATHER = 256
 """Samples per shard."""

@@ -23,27 +23,6 @@ import numpy as np
 
 from qzoom.errors import DataError
 
-__all__ = [
-    "KINDS",
-    "SCHEMA",
-    "Attention",
-    "Provenance",
-    "Question",
-    "Record",
-    "RegionLabel",
-    "ResolutionSweep",
-    "Response",
-    "Skip",
-    "Turn",
-    "Verdict",
-    "ZoomComparison",
-    "content_id",
-    "from_values",
-    "record_from_values",
-    "tensor_digest",
-]
-
-
 SCHEMA = 1
 Pairs = tuple[tuple[int, int], ...]
 Box4 = tuple[int, int, int, int]

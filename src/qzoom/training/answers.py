@@ -33,8 +33,6 @@ from qzoom.training.samples import SampleUse, StageTask, question_of, sample_dig
 from qzoom.training.stages import KINDS, StageRecipe
 from qzoom.types import Box
 
-__all__ = ["AnswerTask", "random_cells"]
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerSample:

@@ -17,8 +17,6 @@ from qzoom.backbones.base import Backbone
 from qzoom.engine.prompt import Prompt, embed_prompt
 from qzoom.heads.region_map import mean_head_logits
 
-__all__ = ["hidden_states", "region_logits_at", "run_stack"]
-
 
 def run_stack(
     backbone: Backbone,

@@ -28,8 +28,6 @@ from qzoom.training.losses import gate_loss
 from qzoom.training.samples import SampleUse, StageTask, prompt_of, question_of, sample_digest
 from qzoom.training.stages import StageRecipe
 
-__all__ = ["GateSample", "GateTask", "gate_samples"]
-
 
 @dataclass(frozen=True, slots=True)
 class GateSample:

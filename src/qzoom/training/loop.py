@@ -38,18 +38,6 @@ from qzoom.training.stages import StageRecipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "LoopResult",
-    "StageModule",
-    "batch_of",
-    "learning_rate_at",
-    "load_checkpoint",
-    "make_accelerator",
-    "run_loop",
-    "save_checkpoint",
-    "steps_of",
-]
-
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 

@@ -17,8 +17,6 @@ from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.training.run import base_of, without_deprecations
 
-__all__ = ["add_lora", "finish_lora"]
-
 
 def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
     """Put LoRA matrices into the decoder's layers and freeze everything else.

@@ -14,8 +14,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from qzoom.labels.maps import IGNORE
 
-__all__ = ["IGNORE", "answer_loss", "gate_loss", "insert_ignored", "region_loss"]
-
 
 def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """Binary cross entropy on the raw mean-head logits, one plain mean over the valid cells of the whole batch.

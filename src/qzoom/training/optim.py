@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["MuonWithAdamW", "split_matrices"]
-
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for matrices and AdamW for all other weights, as one optimiser with one state.

@@ -19,8 +19,6 @@ from qzoom.training.stages import STAGES, Part, StageRecipe, frozen_in_bfloat16
 if TYPE_CHECKING:
     from qzoom.training.student.recipe import StudentRecipe
 
-__all__ = ["Plan", "PlannedPhase", "find_sizes", "plan_stage", "plan_student", "sizes_of"]
-
 
 def trained_weights(sizes: ModelSizes, stage: str, branch_layers: int) -> dict[Part, int]:
     """Weights that a stage trains, by part."""

@@ -21,8 +21,6 @@ from qzoom.training.losses import region_loss
 from qzoom.training.samples import SampleUse, StageTask, conversation_ids, prompt_of, question_of, sample_digest
 from qzoom.training.stages import StageRecipe
 
-__all__ = ["RegionMapTask"]
-
 
 @dataclass(frozen=True, slots=True)
 class RegionSample:

@@ -24,25 +24,6 @@ from qzoom.store.log import atomic_path, unwritable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "FEW_SAMPLES",
-    "MetricsLog",
-    "StepMetrics",
-    "TrainingRun",
-    "check_same_run",
-    "clear_run",
-    "copy_weights",
-    "load_recipe",
-    "mean_losses",
-    "read_metadata",
-    "read_tensors",
-    "resume_values",
-    "save_model",
-    "save_tensors",
-    "truncate_log",
-    "without_deprecations",
-]
-
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 FEW_SAMPLES = 32

@@ -31,18 +31,6 @@ from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
 from qzoom.training.stages import StageRecipe
 
-__all__ = [
-    "HiddenStateCache",
-    "SampleUse",
-    "StageTask",
-    "check_labels",
-    "conversation_ids",
-    "open_stores",
-    "prompt_of",
-    "question_of",
-    "sample_digest",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class SampleUse:

@@ -33,19 +33,6 @@ if TYPE_CHECKING:
 
     from qzoom.engine.state import Engine
 
-__all__ = [
-    "PARTS",
-    "STAGES",
-    "StageRecipe",
-    "StageSpec",
-    "frozen_in_bfloat16",
-    "load_stage_recipe",
-    "named_parts",
-    "select",
-    "trained_stage",
-]
-
-
 RESUMABLE_CHANGES = (
     "micro_batch",
     "save_steps",

@@ -23,8 +23,6 @@ from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run
 from qzoom.training.samples import StageTask, check_labels
 from qzoom.training.stages import STAGES, StageRecipe, frozen_in_bfloat16, select, trained_stage
 
-__all__ = ["StageReport", "make_task", "prepare_engine", "train_stage"]
-
 
 @dataclass(frozen=True, slots=True)
 class StageReport:

@@ -14,8 +14,6 @@ from qzoom.data.samples import SampleQuestion
 from qzoom.errors import DataError
 from qzoom.scoring.letters import LETTERS
 
-__all__ = ["HRBENCH_4K", "HRBENCH_8K", "MME_REALWORLD_LITE", "VSTAR"]
-
 _OPTION = re.compile(r"\([A-D]\)\s*([^()]+?)(?=\s*\([A-D]\)|$)")
 _LABEL = re.compile(r"^\s*\([A-Z]\)\s*")
 

@@ -14,8 +14,6 @@ from qzoom.data.questions import RECEIPT_FIELDS, read_receipts
 from qzoom.data.samples import Task
 from qzoom.errors import ConfigError
 
-__all__ = ["BENCHMARKS", "TASK_NAMES", "fields_of", "open_task"]
-
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (

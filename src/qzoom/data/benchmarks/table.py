@@ -27,19 +27,6 @@ from typing import Any
 from qzoom.data.samples import Sample, SampleQuestion
 from qzoom.errors import ConfigError, DataError, QZoomError
 
-__all__ = [
-    "Benchmark",
-    "Row",
-    "TableTask",
-    "open_table",
-    "option_letter",
-    "optional_text",
-    "picture_source",
-    "text",
-    "texts",
-]
-
-
 _LONGEST_PATH = 1024
 
 

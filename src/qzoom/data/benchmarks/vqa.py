@@ -12,8 +12,6 @@ from __future__ import annotations
 from qzoom.data.benchmarks.table import Benchmark, Row, text, texts
 from qzoom.data.samples import SampleQuestion
 
-__all__ = ["CHARTQA", "DOCVQA", "INFOVQA", "OCRBENCH", "TEXTVQA"]
-
 _PHRASE = "Answer the question using a single word or phrase."
 _FORMULAS = "HME100k"
 

@@ -17,8 +17,6 @@ from qzoom.errors import DataError
 from qzoom.scoring.letters import LETTERS, chosen_letter
 from qzoom.types import Box
 
-__all__ = ["LETTER_PROMPT", "SHORT_PROMPT", "ZOOMBENCH", "options_in", "without_instruction"]
-
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
 SHORT_PROMPT = "Answer the question using a single word, number or phrase."
 _LINE = re.compile(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", re.MULTILINE)

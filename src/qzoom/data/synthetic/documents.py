@@ -28,9 +28,6 @@ from qzoom.data.synthetic.page import (
 from qzoom.data.synthetic.receipts import PrintedAnswer, print_receipt
 from qzoom.data.synthetic.texts import COLOURS, ask
 
-__all__ = ["DOCUMENT_KINDS", "print_form", "print_table", "render_document", "render_strip"]
-
-
 DOCUMENT_KINDS = ("receipt", "form", "table")
 _SHARES = (0.6, 0.22, 0.18)
 _TALLEST_PX = 2600

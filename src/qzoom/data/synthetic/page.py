@@ -25,28 +25,6 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from qzoom.data.samples import SampleQuestion
 
-__all__ = [
-    "HELD_OUT_SEEDS",
-    "TRAIN_SEEDS",
-    "FontSet",
-    "Page",
-    "ScanStyle",
-    "SceneObject",
-    "SyntheticQuestion",
-    "SyntheticSample",
-    "TextLine",
-    "TextSpan",
-    "Writer",
-    "advances",
-    "age",
-    "bold_of",
-    "font_paths",
-    "load_font",
-    "span_box",
-    "spans_boxes",
-]
-
-
 TRAIN_SEEDS = range(0, 2**31)
 """Seeds that training may draw from."""
 

@@ -14,8 +14,6 @@ import numpy as np
 from qzoom.data.synthetic import texts
 from qzoom.data.synthetic.page import TextSpan, Writer
 
-__all__ = ["PrintedAnswer", "print_receipt"]
-
 _TITLES = (
     "TAX INVOICE",
     "Tax Invoice",

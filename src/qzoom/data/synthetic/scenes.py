@@ -29,8 +29,6 @@ from qzoom.data.synthetic.page import (
 )
 from qzoom.data.synthetic.texts import COLOURS, SHAPES, ask
 
-__all__ = ["render_scene"]
-
 _GROUNDS = {"white": (244, 244, 240), "grey": (150, 152, 155), "brown": (150, 115, 80), "cyan": (150, 205, 210)}
 _Box = tuple[int, int, int, int]
 

@@ -8,27 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = [
-    "COLOURS",
-    "FIELD_WORDINGS",
-    "LABELS",
-    "SHAPES",
-    "amount",
-    "ask",
-    "bare_amount",
-    "code",
-    "company",
-    "date",
-    "field_value",
-    "item_name",
-    "label",
-    "person",
-    "phone",
-    "random_text",
-    "time",
-    "vocabulary_sentences",
-]
-
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())

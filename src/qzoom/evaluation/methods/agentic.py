@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
-__all__ = ["AGENTIC", "AgenticZoom", "read_box"]
-
 REQUEST = (
     "{question}\nFirst say where to look: write the box of the region that holds the answer as [x0, y0, x1, y1], "
     "in whole numbers from 0 to 1000 across and down the picture, and nothing else."

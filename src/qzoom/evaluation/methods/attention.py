@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
-__all__ = ["ATTENTION", "AttentionCrop", "best_window", "prompt_attention"]
-
 GENERIC = "Write a general description of the image."
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 """Sides of the sliding windows as shares of the grid's sides."""

@@ -28,20 +28,6 @@ if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
-__all__ = [
-    "ALWAYS",
-    "PLAIN",
-    "QZOOM",
-    "EngineMethod",
-    "Method",
-    "Reading",
-    "ask_kwargs",
-    "box_on",
-    "decode_row",
-    "start",
-    "with_needed_branches",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Method(ABC):

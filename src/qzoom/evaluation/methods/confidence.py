@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
-__all__ = ["ENTROPY", "MARGIN", "ConfidenceGate", "calibrated_threshold", "entropy_doubt", "margin_doubt"]
-
 
 def margin_doubt(logits: Tensor) -> float:
     """One less the distance between the two most likely tokens' probabilities: 0 is sure, 1 is a tie.

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
-__all__ = ["CENTRE", "ORACLE", "RANDOM", "FixedBox", "centre_box", "random_box"]
-
 SIDE = 0.4
 """Share of each side of the picture that the centre and the random box take."""
 

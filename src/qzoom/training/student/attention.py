@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from qzoom.backbones.base import Backbone
     from qzoom.training.student.recipe import AttentionSupervision
 
-__all__ = [
-    "attention_logits",
-    "check_supervision",
-    "has_plain_attention",
-    "layer_inputs",
-    "packed_attention",
-    "supervision_loss",
-    "use_plain_attention",
-]
-
 TEXT_ATTENTION = "qzoom_plain"
 VISION_ATTENTION = "flash_attention_qzoom_packed"
 

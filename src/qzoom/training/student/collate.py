@@ -51,17 +51,6 @@ if TYPE_CHECKING:
 
     from qzoom.config import TokenBudget
 
-__all__ = [
-    "Collator",
-    "DrawSample",
-    "ImageTensors",
-    "PackedSequence",
-    "Prompter",
-    "TokenizedQuestion",
-    "pack_questions",
-    "pad_sequences",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTensors:

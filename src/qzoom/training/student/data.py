@@ -17,9 +17,6 @@ from qzoom.errors import DataError
 from qzoom.store.log import write_atomic
 from qzoom.types import Box
 
-__all__ = ["ExportedQuestion", "Split", "check_folder", "digest_of", "read_split"]
-
-
 _COLUMNS = ("id", "images", "prompt", "answer", "bbox", "choices", "letter", "extra_info")
 _NEEDED = ("id", "images", "prompt", "answer")
 _PLACEHOLDER = "<image>"

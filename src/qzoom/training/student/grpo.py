@@ -23,8 +23,6 @@ from qzoom.training.student.recipe import StudentRecipe, common_arguments, forwa
 from qzoom.training.student.rewards import JudgeCall, Reference, accuracy, combine
 from qzoom.training.student.schedule import ScheduleEntry
 
-__all__ = ["GroupTrainer", "GrpoPrompt", "PromptProcessor", "PromptReader", "make_grpo_trainer", "make_reward"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GrpoPrompt:

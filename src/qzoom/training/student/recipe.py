@@ -20,18 +20,6 @@ from qzoom.training.run import TrainingRun, load_recipe, resume_values
 from qzoom.training.stages import Count, CountOrNone
 from qzoom.training.student.schedule import RandomCrops
 
-__all__ = [
-    "AttentionSupervision",
-    "GrpoSettings",
-    "RewardJudge",
-    "SftSettings",
-    "StudentRecipe",
-    "common_arguments",
-    "forwards_of",
-    "load_student_recipe",
-    "remove_printers",
-]
-
 RESUMABLE_CHANGES = (
     "data",
     "micro_batch",

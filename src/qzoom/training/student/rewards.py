@@ -18,21 +18,6 @@ from qzoom.scoring.agree import decide_exact, exact_match, normalise
 from qzoom.scoring.judge import JudgeFailure
 from qzoom.scoring.letters import chosen_letter
 
-__all__ = [
-    "Reference",
-    "Reward",
-    "accuracy",
-    "answer_of",
-    "choice_reward",
-    "combine",
-    "counting_reward",
-    "free_reward",
-    "number_of",
-    "well_formed",
-    "wrap",
-]
-
-
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 

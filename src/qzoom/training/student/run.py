@@ -51,16 +51,6 @@ from qzoom.training.student.validate import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "PhaseReport",
-    "StudentReport",
-    "load_student",
-    "prepare_student",
-    "run_phase",
-    "steps_of_phase",
-    "train_student",
-]
-
 FINAL_FILE = "final.safetensors"
 RUN_FILE = "run.json"
 HEADS_NOTE = (

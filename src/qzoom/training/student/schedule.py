@@ -34,19 +34,6 @@ from qzoom.types import Box
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = [
-    "RandomCrops",
-    "ScheduleEntry",
-    "box_in_crop",
-    "count_entries",
-    "draw_rehearsal",
-    "epoch_entries",
-    "make_schedule",
-    "questions_in_crop",
-    "random_crop",
-    "regions_of",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ScheduleEntry:

@@ -36,8 +36,6 @@ from qzoom.training.student.recipe import (
     remove_printers,
 )
 
-__all__ = ["AnswerTrainer", "make_optimizer", "make_sft_trainer", "uses_plain_attention"]
-
 _AHEAD = 2
 
 

@@ -37,9 +37,6 @@ from qzoom.training.student.rewards import Reference, accuracy
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BestWeights", "StudentCallback", "StudentValidator", "Validation", "last_checkpoint", "some_of"]
-
-
 _AT_ONCE = 8
 
 

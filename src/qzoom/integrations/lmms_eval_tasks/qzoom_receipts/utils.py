@@ -14,8 +14,6 @@ from qzoom.data.questions import read_receipts
 from qzoom.errors import ConfigError
 from qzoom.scoring.metrics import METRICS
 
-__all__ = ["ReceiptsTask", "doc_to_text", "doc_to_visual", "process_results"]
-
 
 class ReceiptsTask(ConfigurableMessagesTask):
     """A task whose rows come from the checked question file instead of the hub."""

@@ -21,9 +21,6 @@ from qzoom.errors import ConfigError
 from qzoom.evaluation.zoom_views import GapSettings, RegionTask
 from qzoom.scoring.metrics import METRICS
 
-__all__ = ["ZoomBenchTask", "doc_to_text", "doc_to_visual", "mean_of_all", "mean_of_kind", "process_results"]
-
-
 _TIGHT = GapSettings(crop_margin=0.0, crop_min_px=1)
 
 
