@@ -1,8 +1,7 @@
 """Which attention heads show the evidence of an answer: given ones, the authors' tables, or heads found by a search.
 
-The tables were chosen by hand for each backbone and kind of image (docs/method.md 5); a backbone is recognised by its
-sizes. For other backbones every head of every layer is scored on synthetic images whose answer boxes are known:
-documents for text, scenes for natural images.
+The search scores every head of every layer on synthetic images whose answer boxes are known: documents for text, scenes
+for natural images (docs/method.md 5).
 """
 
 from __future__ import annotations
@@ -37,14 +36,7 @@ class HeadSet:
 
 
 def published_heads(backbone: type[Backbone] | Backbone, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
-    """The heads that a family declares for a base of these sizes (`Backbone.label_heads`); None where it gives none.
-
-    Args:
-        backbone: the family.
-        hidden_size: of the decoder.
-        layers: of the decoder.
-        mode: kind of question.
-    """
+    """The heads that a family declares for a decoder of these sizes (`Backbone.label_heads`); None without a table."""
     tables = backbone.label_heads.get((hidden_size, layers))
     if tables is None:
         return None

@@ -77,11 +77,11 @@ def convert_published(
     settings: LabelMapSettings | None = None,
     fresh: bool = False,
 ) -> RegionReport:
-    """Write a store of region labels from a published file.
+    """Write a store of region labels from a published file; a rerun continues it.
 
     Args:
         path: the pickle.
-        folder: the store to write; a rerun continues it.
+        folder: the store to write.
         images: folder that the entries' picture paths start from.
         model: which model the labels were made with, for the record.
         settings: thresholds of the label maps.

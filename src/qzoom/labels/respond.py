@@ -75,15 +75,7 @@ def generate(
     max_new_tokens: int,
     system: str | None = None,
 ) -> Responses:
-    """Answer greedily from the coarse pass alone, all questions as one batch.
-
-    Args:
-        engine: its branches are not used.
-        chat: of its backbone.
-        image: the picture.
-        questions: one or more texts.
-        max_new_tokens: longest answer.
-        system: a system turn to put first.
+    """Answer greedily from the coarse pass alone, all questions as one batch, perhaps after a system turn.
 
     Raises:
         QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
@@ -148,15 +140,8 @@ def answer_both_ways(
     coarse_tokens: int,
     region_tokens: int | None = None,
 ) -> list[tuple[Answer, Answer]]:
-    """Each question answered from the coarse pass alone, and with the region.
-
-    Args:
-        model: with a region branch.
-        picture: the picture.
-        questions: one or more texts.
-        max_new_tokens: longest answer.
-        coarse_tokens: most visual tokens of the coarse pass.
-        region_tokens: most visual tokens of the regions; None takes the checkpoint's budget.
+    """Each question answered from the coarse pass alone, and with the region; without `region_tokens` in the
+    checkpoint's budget.
 
     Raises:
         QuestionError, BudgetError, ImageError: as in `QZoom.ask`.

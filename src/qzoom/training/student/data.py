@@ -1,7 +1,7 @@
-"""Exported data: Parquet rows to questions about images, every image once on disk.
+"""Exported data: Parquet rows to questions about images.
 
-Parquet holds an image with each of its questions. Here its bytes are written once, under a hash of them, and questions
-keep the path, so memory does not grow with the data. Whole images are held out for validation, never single questions.
+Every image is written to disk once, under a hash of its bytes, and questions keep the path, so that memory does not
+grow with the data. Whole images are held out for validation, never single questions.
 """
 
 from __future__ import annotations
