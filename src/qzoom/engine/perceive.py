@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -260,7 +261,7 @@ def make_region(request: Request, box: MapBox, features: VisualFeatures | None =
     """
     page = request.pictures[box.image].page
     size_px, tokens = (features.size_px, features.tokens.shape[0]) if features is not None else (None, 0)
-    place = {} if page is None else {"page": page.number, "box_pt": page.points(box.box)}
+    place: dict[str, Any] = {} if page is None else {"page": page.number, "box_pt": page.points(box.box)}
     return Region(box.box, box.score, box.image, size_px, tokens, **place)
 
 

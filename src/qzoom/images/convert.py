@@ -112,7 +112,7 @@ def array_of(source: Any) -> np.ndarray[Any, Any] | None:
     An array's channels come last, or first where only the first axis can hold them; a tensor's come first, or last
     where only the last axis can.
     """
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     tensor = torch is not None and isinstance(source, torch.Tensor)
     if tensor:
         plain = source.detach().cpu()

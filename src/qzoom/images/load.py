@@ -30,7 +30,7 @@ from qzoom.errors import ConfigError, ImageError
 from qzoom.images.convert import array_of, array_to_rgb
 from qzoom.images.decode import decode_bytes, finish_image
 from qzoom.images.limits import ImageLimits, check_bytes, check_size, refuse
-from qzoom.images.pdf import Page, draw_pages, is_pdf
+from qzoom.images.pdf import PdfPage, draw_pages, is_pdf
 
 _CHUNK_BYTES = 1 << 20
 _MAX_PATH = 255
@@ -158,7 +158,7 @@ class LoadedImage:
     format: str | None = None
     notes: tuple[str, ...] = ()
     digest: bytes = field(default=b"", repr=False, compare=False)
-    page: Page | None = None
+    page: PdfPage | None = None
 
 
 def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:

@@ -39,7 +39,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PdfPage:
     """Where a drawn page comes from.
 
     Args:
@@ -91,7 +91,7 @@ def parse_pages(text: str, count: int, most: int | None = None) -> list[int]:
 
 def draw_pages(
     data: bytes, name: str, limits: ImageLimits, pages: str = ""
-) -> list[tuple[Image.Image, Page, tuple[str, ...]]]:
+) -> list[tuple[Image.Image, PdfPage, tuple[str, ...]]]:
     """Draw pages of a PDF.
 
     Args:
@@ -147,7 +147,7 @@ def _close(stream: Any) -> None:
 
 def _talk(
     child: subprocess.Popen[bytes], data: bytes, name: str, limits: ImageLimits, pages: str
-) -> list[tuple[Image.Image, Page, tuple[str, ...]]]:
+) -> list[tuple[Image.Image, PdfPage, tuple[str, ...]]]:
     """Ask the drawing process for facts, sizes and pages, and check each before the next."""
     assert child.stdin is not None
     seconds = math.ceil(limits.max_seconds) + 1
@@ -173,7 +173,7 @@ def _talk(
     for number in numbers:
         width, height = _hear(child, name)["size"]
         image = Image.frombuffer("RGB", (width, height), _exactly(child, 3 * width * height), "raw", "RGB", 0, 1)
-        drawn.append((image, Page(number, count, dpi), ()))
+        drawn.append((image, PdfPage(number, count, dpi), ()))
     notes = _notes(drawn[0][1], len(drawn), scripts=bool(facts["scripts"]))
     return [(image, page, () if i else notes) for i, (image, page, _) in enumerate(drawn)]
 
@@ -193,7 +193,7 @@ def _resolution(sizes: Sequence[Sequence[float]], numbers: Sequence[int], name: 
     return dpi
 
 
-def _notes(page: Page, drawn: int, *, scripts: bool) -> tuple[str, ...]:
+def _notes(page: PdfPage, drawn: int, *, scripts: bool) -> tuple[str, ...]:
     which = f"{drawn} of {page.pages} pages" if drawn < page.pages else f"all {drawn} pages"
     which = "the only page" if page.pages == 1 else which
     note = f"{which} of the PDF as drawn at {page.dpi:.4g} dots per inch; text layers are not read"
