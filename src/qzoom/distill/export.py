@@ -176,7 +176,7 @@ def write_dataset(
     make_card: Callable[[dict[str, int]], str],
     drop: Callable[[ImageRef], bool] | None = None,
 ) -> dict[str, int]:
-    """Write the Parquet files and the card; the folder appears complete or stays as it was.
+    """Write the Parquet files and the card; returns the rows of each split. The folder appears complete or not at all.
 
     Args:
         items: kept ones, those of a picture one after the other, in the order of the rows.
@@ -184,9 +184,6 @@ def write_dataset(
         settings: of the export.
         make_card: the card's text from the rows of each split.
         drop: whether an image is left out.
-
-    Returns:
-        Rows of each split.
 
     Raises:
         DataError: an item lacks a part, or the folder cannot be written.

@@ -254,22 +254,14 @@ def with_model(item: Item, role: str, model: str) -> Item:
 
 
 def target_of(item: Item) -> TargetRegion:
-    """The item's target.
-
-    Raises:
-        DataError: it has none.
-    """
+    """The item's target (DataError: it has none)."""
     if item.target is None:
         raise DataError("This item has no target; run the step propose first.")
     return item.target
 
 
 def draft_of(item: Item) -> QuestionDraft:
-    """The item's question.
-
-    Raises:
-        DataError: it has none.
-    """
+    """The item's question (DataError: it has none)."""
     if item.draft is None:
         raise DataError("This item has no question; run the step ask first.")
     return item.draft

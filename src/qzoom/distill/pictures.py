@@ -83,11 +83,7 @@ def list_sources(names: Sequence[str]) -> list[ImageSource]:
 
 
 def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ()) -> Loaded:
-    """Decode or draw an image.
-
-    Raises:
-        ImageError: missing, damaged, of an unknown format or outside the limits.
-    """
+    """Decode or draw an image (ImageError: missing, damaged, of an unknown format or outside the limits)."""
     kind, _, number = source.partition(":")
     if not root and kind in DRAWN and number.isdigit():
         return _draw(kind, int(number))
@@ -98,11 +94,7 @@ def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ())
 
 
 def scan(source: ImageSource) -> tuple[ImageRef, Loaded]:
-    """Open a source and give its record.
-
-    Raises:
-        ImageError: as `load_source`.
-    """
+    """Open a source and give its record (ImageError: as `load_source`)."""
     loaded = load_source(source.source, source.root, source.questions)
     width, height = loaded.image.size
     digest = picture_digest(loaded.image)
@@ -164,11 +156,7 @@ class Views:
         self._open: dict[str, Loaded] = {}
 
     def whole(self, item: Item) -> PIL.Image.Image:
-        """The whole image, RGB, upright.
-
-        Raises:
-            ImageError: it is missing or cannot be decoded.
-        """
+        """The whole image, RGB, upright (ImageError: it is missing or cannot be decoded)."""
         return self._loaded(item.picture).image
 
     def crop(self, item: Item) -> PIL.Image.Image:

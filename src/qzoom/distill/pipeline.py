@@ -46,13 +46,7 @@ class PictureResult:
 
 
 def process_picture(source: ImageSource, steps: Mapping[str, Step], views: Views, stored: Stored) -> PictureResult:
-    """Take an image through the steps.
-
-    Args:
-        source: the image.
-        steps: by name, in order.
-        views: where its pixels are kept meanwhile.
-        stored: (step, key of the input) -> the stored results, None when there are none yet.
+    """Take an image through the steps, in order; `stored` gives the results that are there for a step and an input.
 
     Raises:
         StopRunError: the run cannot go on.

@@ -34,17 +34,7 @@ def compute_with_ray(
     stores: Mapping[str, Log],
     on_picture: Advance | None = None,
 ) -> Iterator[list[Row]]:
-    """Compute what is missing, image by image.
-
-    Args:
-        recipe: what to make.
-        folder: of the run.
-        sources: all images.
-        stores: stored results, by step.
-        on_picture: called with (images done, images in all).
-
-    Yields:
-        The new results of an image, for the store.
+    """Compute what is missing in the stores of a run, and yield the new results image by image.
 
     Raises:
         ConfigError: Ray is not installed, or its cluster cannot be reached.

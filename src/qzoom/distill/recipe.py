@@ -107,11 +107,7 @@ class DatasetRecipe:
 
 
 def load_recipe(path: Path, data: Path | None = None) -> DatasetRecipe:
-    """Read and check a recipe.
-
-    Args:
-        path: of the YAML file.
-        data: folder that `{data}` in `pictures` stands for.
+    """Read and check a YAML recipe; `data` is the folder that `{data}` in `pictures` stands for.
 
     Raises:
         ConfigError: it cannot be read, a key or value is wrong, or `{data}` is not given; it says which.

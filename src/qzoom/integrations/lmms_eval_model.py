@@ -112,19 +112,11 @@ class QZoomChat(lmms):
         return ordered.get_original(results)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not offered (NotImplementedError: always)."""
         raise NotImplementedError("qzoom answers questions; it does not rate given answers.")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not offered (NotImplementedError: always)."""
         raise NotImplementedError("qzoom answers one question at a time; tasks with several rounds are not supported.")
 
     def _answer(self, chunk: list[Any]) -> list[GenerationResult]:

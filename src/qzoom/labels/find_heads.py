@@ -59,14 +59,7 @@ class HeadScore:
 
 
 def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[HeadScore]:
-    """Score every head, best first (by hit rate, then lift).
-
-    Args:
-        samples: the attention of a response and the (rows, columns) bool cells of its answer.
-
-    Raises:
-        ValueError: no samples.
-    """
+    """Score every head, best first, by responses' attention and the (rows, columns) bool cells of their answers."""
     if not samples:
         raise ValueError("Heads cannot be ranked without samples.")
     layers, heads = samples[0][0].layers, samples[0][0].values.shape[1]
@@ -121,10 +114,7 @@ def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[H
 def choose_heads(
     engine: Engine, modes: Sequence[Mode], recipe: RegionRecipe
 ) -> tuple[dict[Mode, HeadSet], dict[str, Any]]:
-    """The heads of a recipe for the modes that occur.
-
-    Returns:
-        The heads, and the scores of those that were found, as JSON values.
+    """The heads of a recipe for the modes that occur, and the scores of those that were found, as JSON values.
 
     Raises:
         ConfigError: heads that the model does not have, or no table for it.

@@ -72,11 +72,7 @@ def label_hard_cases(
     judge: Judge | None = None,
     parallel: int = 4,
 ) -> HardCaseReport:
-    """Answer, then judge; a rerun resumes both. Further arguments and errors as `label_regions`.
-
-    Args:
-        judge: for what the rules leave undecided; None leaves it undecided.
-        parallel: how many requests it gets at once.
+    """Answer, then judge what the rules leave undecided; a rerun resumes both. Errors as `label_regions`.
 
     Raises:
         HeadsMissingError: the model has no region branch.

@@ -117,13 +117,7 @@ def box_labels(
 ) -> LabelMap:
     """Label every cell from known answer boxes: touched cells are foreground, their neighbours ignored, the rest 0.
 
-    The map is unusable without boxes, or when they touch half of it or more.
-
-    Args:
-        boxes: xyxy in original pixels, half-open.
-        size_px: (width, height) of the picture without padding.
-        grid: (rows, columns) of the map.
-        view: "square" when the picture was padded to one.
+    The map, of (rows, columns) cells, is unusable without boxes, or when they touch half of it or more.
     """
     inside = cells_touched(boxes, size_px, grid, view)
     labels = np.full(grid, IGNORE, dtype=np.int64)

@@ -117,15 +117,9 @@ def attention_of(engine: Engine, responses: Responses, index: int, layers: Seque
 
 
 def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
-    """Cells whose hidden state is outsized: norm above `ratio` times the median of the picture's cells.
+    """(rows, columns) float32, 1 at cells whose hidden state has a norm above `ratio` times the picture's median.
 
-    Args:
-        hidden: (length, hidden) states of the prompt, e.g. H_K.
-        span: the picture.
-        ratio: how much larger.
-
-    Returns:
-        (rows, columns) float32, 1 at sinks.
+    `hidden` (length, hidden) are the states of the prompt, e.g. H_K.
     """
     norms = hidden[span.start : span.stop].float().norm(dim=-1)
     return (norms > ratio * norms.median()).float().view(span.features.grid)

@@ -39,11 +39,7 @@ class ModelSpec:
     dtype: str = "auto"  # "auto", "float32" or "bfloat16"
 
     def load(self, number: int = 0, *, zooms: bool = False) -> Engine:
-        """The engine for worker `number`.
-
-        Raises:
-            HeadsMissingError: it has to zoom and has no region branch.
-        """
+        """The engine for worker `number` (HeadsMissingError: it has to zoom and has no region branch)."""
         import torch
 
         from qzoom.checkpoints.load import load_engine

@@ -16,15 +16,12 @@ from qzoom.labels.maps import IGNORE
 
 
 def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Binary cross entropy on the raw mean-head logits, one plain mean over the valid cells of the whole batch.
+    """Binary cross entropy on the raw mean-head logits (a scalar), one plain mean over the valid cells of the batch.
 
     Args:
         logits: one (rows, columns) map per question, before the sigmoid; sizes may differ.
         targets: one (rows', columns') map per question: 1, 0 or -100. Logits of another size are resized bilinearly
             to the target's, corners not aligned.
-
-    Returns:
-        A scalar.
 
     Raises:
         ValueError: not one target per map, or no map at all.

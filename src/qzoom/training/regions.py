@@ -38,11 +38,7 @@ class RegionSample:
 
 
 class RegionMapTask(StageTask):
-    """Label maps of one or more stores.
-
-    Raises:
-        DataError: no usable labels.
-    """
+    """Label maps of one or more stores (DataError: no usable labels)."""
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         super().__init__(recipe, engine, "regions")

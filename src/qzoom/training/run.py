@@ -73,11 +73,7 @@ def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to resume a run that was started with other settings.
-
-    Raises:
-        ConfigError: it names what changed.
-    """
+    """Refuse to resume a run that was started with other settings (ConfigError: it names what changed)."""
     changed = differences(there, json.loads(json.dumps(here)))
     if changed:
         raise ConfigError(
@@ -235,13 +231,9 @@ def mean_losses(folder: Path) -> tuple[float | None, float | None]:
 
 
 def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
-    """Write `model` and `report.json`.
+    """Write `report.json` and `model`: the whole model, or an adapter that refers to its base.
 
-    Args:
-        run: the model and its folder.
-        report: figures, a dataclass.
-        provenance: facts for the model's config, by the name of what trained; the report is added to them.
-        whole: write all weights instead of an adapter that refers to its base.
+    The provenance holds facts for the model's config, by the name of what trained; the report is added to them.
     """
     from qzoom.checkpoints.adapter import save_pretrained
 
@@ -267,11 +259,7 @@ def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any]
 
 
 def base_of(engine: Engine) -> str:
-    """Hub id or folder that the base model was loaded from.
-
-    Raises:
-        ConfigError: it is not known.
-    """
+    """Hub id or folder that the base model was loaded from (ConfigError: it is not known)."""
     name = str(getattr(engine.backbone.model.config, "_name_or_path", "") or "")
     if not name:
         raise ConfigError("Where the base model comes from is not known, so an adapter cannot refer to it.")

@@ -140,11 +140,7 @@ class StageRecipe:
 
 
 def trained_stage(recipe: StageRecipe, *, refit: bool) -> str:
-    """The row of the stage table that a recipe runs.
-
-    Raises:
-        ConfigError: a refit of anything but regions.
-    """
+    """The row of the stage table that a recipe runs (ConfigError: a refit of anything but regions)."""
     if refit and recipe.stage != "regions":
         raise ConfigError(f"--refit belongs to the stage regions; the recipe is of stage {recipe.stage}.")
     return "refit" if refit else recipe.stage

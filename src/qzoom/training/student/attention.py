@@ -142,11 +142,7 @@ def packed_attention(model: Any, inputs: Mapping[str, Any], *, enabled: bool) ->
 
 
 def check_supervision(backbone: Backbone, supervision: AttentionSupervision) -> None:
-    """Refuse a layer, heads or a family that cannot be supervised.
-
-    Raises:
-        ConfigError: it says which.
-    """
+    """Refuse a layer, heads or a family that cannot be supervised (ConfigError: it says which)."""
     if not supervision.weight:
         return
     if not has_plain_attention(backbone):
@@ -189,11 +185,8 @@ def supervision_loss(
         layer: of the decoder.
         inputs: of the layer, see `layer_inputs`.
         labels: (B, S), -100 outside the answers.
-        packed: `regions` (B, questions, S) and `segment` (B, S), see `qzoom.training.student.collate`.
+        packed: `regions` (B, questions, S) and `segment` (B, S) of `collate`; without any region the result is 0.
         heads: that are supervised.
-
-    Returns:
-        A scalar, 0 without any region.
     """
     regions, segment = packed["regions"], packed["segment"]
     writes = torch.zeros_like(labels, dtype=torch.bool)

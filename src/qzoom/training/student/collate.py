@@ -140,11 +140,7 @@ class Prompter:
         return ids, [*reply, backbone.eos_ids[0]]
 
     def expand(self, ids: Sequence[int], cells: tuple[int, int]) -> list[int]:
-        """The prompt with one placeholder for every visual token.
-
-        Raises:
-            DataError: not exactly one image.
-        """
+        """The prompt with one placeholder for every visual token (DataError: not exactly one image)."""
         mark = self.engine.backbone.image_token_id
         if sum(token == mark for token in ids) != 1:
             raise DataError("A distilled question must have exactly one image in its prompt.")

@@ -25,10 +25,7 @@ _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNO
 def answer_of(reply: str, form: str = "plain", longest_plain: int = 300) -> str | None:
     """The answer in a reply; None where there is none.
 
-    Args:
-        reply: the whole text.
-        form: "tags" demands a tag; "plain" also takes a short reply as a whole.
-        longest_plain: characters up to which a reply without tags is short.
+    The form "tags" demands a tag; "plain" also takes a reply of at most `longest_plain` characters as a whole.
     """
     found = _TAG.findall(reply)
     if found:
@@ -79,13 +76,8 @@ def accuracy(
 ) -> Reward:
     """The reward of a reply to a question; `form` and `longest_plain` as in `answer_of`.
 
-    Args:
-        reply: the whole text.
-        target: the question.
-        form: "tags" or "plain".
-        longest_plain: in characters.
-        counting: reward numbers of counting questions by relative error.
-        judge: asked where rules cannot decide; without one such answers are wrong.
+    With `counting`, numbers of counting questions are rewarded by relative error. Without a judge, answers that rules
+    cannot decide are wrong.
     """
     fine = 1.0 if well_formed(reply, form, longest_plain) else 0.0
     answer = answer_of(reply, form, longest_plain)

@@ -311,11 +311,7 @@ def _common_arguments(run: TrainingRun[StudentRecipe]) -> dict[str, Any]:
 
 
 def _forwards_of(run: TrainingRun[StudentRecipe], total: int) -> int:
-    """Forward passes of each process in a step of so many.
-
-    Raises:
-        ConfigError: the processes cannot share them equally.
-    """
+    """Forward passes of each process in a step of so many (ConfigError: the processes cannot share them equally)."""
     if total % run.processes:
         raise ConfigError(
             f"A step of {total} forwards cannot be shared by {run.processes} processes; change batch or micro_batch."

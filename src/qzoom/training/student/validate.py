@@ -142,11 +142,7 @@ class StudentCallback(TrainerCallback):
             self._validate(0, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Log a step.
-
-        Raises:
-            DataError: the loss is not finite.
-        """
+        """Log a step (DataError: the loss is not finite)."""
         if self._metrics is None or not logs or "loss" not in logs:
             return
         loss = float(logs["loss"])
