@@ -10,7 +10,9 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
+import pydantic
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +22,13 @@ QUESTION = {"type": "text", "text": "What is the date?"}
 PARTS = [{"type": "image_url", "image_url": {"url": URL}}, QUESTION]
 TURN = {"role": "user", "content": PARTS}
 AGAIN = {"role": "user", "content": "And the total amount?"}
+
+
+class Page(pydantic.BaseModel):
+    """The form of an answer."""
+
+    date: str = pydantic.Field(max_length=12)
+    kind: Literal["receipt", "page"]
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +78,13 @@ def test_openai_in_all_its_ways(client, base, answer):
             return await own.chat.completions.create(model="tiny", messages=[TURN])
 
     assert asyncio.run(ask()).choices[0].message.content == answer.content
+    page = create(model="tiny", messages=[TURN], max_tokens=4096, n=2, logprobs=True, top_logprobs=2).choices
+    assert [choice.message.content for choice in page] == [answer.content] * 2
+    assert len(page[0].logprobs.content[0].top_logprobs) == 2
+    parsed = client.chat.completions.parse(model="tiny", messages=[TURN], response_format=Page).choices[0].message
+    assert parsed.parsed.kind in ("receipt", "page")
+    assert create(model="tiny", messages=[TURN, parsed.model_dump(), AGAIN]).choices[0].message.content
+    assert raw.headers["x-request-id"]
 
 
 def test_openai_is_refused_in_words(client):
@@ -78,9 +94,11 @@ def test_openai_is_refused_in_words(client):
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     with pytest.raises(openai.BadRequestError, match="calls no tools"):
         create(model="tiny", messages=[TURN], tools=[tool])
-    for call in (client.responses.create, lambda **_: client.embeddings.create(model="tiny", input="x")):
-        with pytest.raises(openai.NotFoundError):
+    for call in (client.responses.create, client.embeddings.create):
+        with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
             call(model="tiny", input="x")
+    with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
+        client.completions.create(model="tiny", prompt="x")
 
 
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
@@ -100,6 +118,8 @@ def test_litellm_with_its_own_message_in_the_second_turn(base, provider):
         assert litellm.completion(messages=[TURN, turn, AGAIN], **options).choices[0].message.content == second
     text_url = {"role": "user", "content": [{"type": "image_url", "image_url": URL}, QUESTION]}
     marked = {"role": "user", "content": [PARTS[0], QUESTION | {"cache_control": {"type": "ephemeral"}}]}
+    page = litellm.completion(messages=[TURN], response_format=Page, **options).choices[0].message.content
+    assert Page.model_validate_json(page).kind in ("receipt", "page")
     for turn in (text_url, marked):
         assert litellm.completion(messages=[turn], **options).choices[0].message.content == first.content
 
@@ -127,6 +147,9 @@ def test_langchain_with_every_form_of_picture(base, answer):
     assert chat.invoke([turn, thought, again]).content == second
     assert "".join(piece.content for piece in chat.stream([turn])) == answer.content
     assert [reply.content for reply in chat.batch([[turn], [turn]])] == [answer.content] * 2
+    page = chat.with_structured_output(Page, method="json_schema").invoke([turn])
+    assert page.kind in ("receipt", "page")
+    assert chat.bind(logprobs=True).invoke([turn]).response_metadata["logprobs"]["content"]
 
 
 def test_llama_index(base, answer):

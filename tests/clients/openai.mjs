@@ -1,7 +1,9 @@
-// OpenAI's client for Node: answer, stream, helper, second turn, models, errors. BASE and PICTURE are in the environment.
+// OpenAI's client for Node: answer, stream, helper, second turn, JSON by schema, models, errors. BASE and PICTURE are in the environment.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import OpenAI from "openai";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
 const { BASE, PICTURE } = process.env;
 const bytes = await readFile(PICTURE);
@@ -27,6 +29,14 @@ const helper = client.chat.completions.stream({ model: "tiny", messages, stream_
 const final = await helper.finalChatCompletion();
 assert.equal(final.choices[0].message.content, answer.content);
 assert.ok(final.usage.completion_tokens > 0);
+
+const form = zodResponseFormat(z.object({ date: z.string().max(12), kind: z.enum(["receipt", "page"]) }), "page");
+const options = { model: "tiny", messages, response_format: form, n: 2, logprobs: true, top_logprobs: 2 };
+const parsed = await client.chat.completions.parse(options);
+assert.equal(parsed.choices.length, 2);
+assert.ok(["receipt", "page"].includes(parsed.choices[1].message.parsed.kind));
+assert.equal(parsed.choices[0].logprobs.content[0].top_logprobs.length, 2);
+assert.ok(parsed._request_id);
 
 const { data } = await client.models.list();
 assert.equal(data[0].id, "tiny");

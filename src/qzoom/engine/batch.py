@@ -24,6 +24,7 @@ def make_answer(engine: Engine, ended: Prefilled) -> Answer:
     return Answer(
         text=row.stream.text,
         tokens=tuple(row.tokens),
+        logprobs=tuple(row.sampler.logprobs),
         gate=item.gate,
         regions=ended.regions,
         heat_maps=heat_maps(item),
@@ -147,7 +148,7 @@ class ContinuousBatch:
     def _events_of(self, row: DecodeRow, text: str) -> Iterator[KeyedEvent]:
         """A row's new text, and its answer when it has ended."""
         if text:
-            yield row.key, StreamEvent("text", text=text)
+            yield row.key, StreamEvent("text", text=text, logprobs=row.new_logprobs())
         if row.finish:
             item = self._answering.pop(row.key)
             yield row.key, StreamEvent("answer", answer=make_answer(self._engine, item))

@@ -107,7 +107,14 @@ class Service:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._converter = Converter(engine.model, settings.limits, settings.fetch, self.metrics.rejected, self.pictures)
+        self._converter = Converter(
+            engine.model,
+            settings.limits,
+            settings.fetch,
+            self.metrics.rejected,
+            self.pictures,
+            strict=settings.strict_max_tokens,
+        )
         workers = min(4, os.cpu_count() or 1)
         self._readers = ThreadPoolExecutor(max(2, workers), thread_name_prefix="qzoom-read")
         self._fetchers = ThreadPoolExecutor(settings.limits.reading, thread_name_prefix="qzoom-fetch")
