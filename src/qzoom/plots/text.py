@@ -66,16 +66,8 @@ def font(size_px: int, weight: str = "regular") -> ImageFont.FreeTypeFont:
 _MAX_CHARS = 4000  # more than any figure shows
 _FIRST_RARE = "\u0530"  # below it the main typeface has every letter
 _FALLBACKS = (
-    "NotoSansCJK",
-    "NotoSansSC",
-    "SourceHanSans",
-    "wqy",
-    "DroidSansFallback",
-    "msyh",
-    "PingFang",
-    "Arial Unicode",
-    "NotoSans",
-    "unifont",
+    *("NotoSansCJK", "NotoSansSC", "SourceHanSans", "wqy", "DroidSansFallback", "msyh", "PingFang"),
+    *("Arial Unicode", "NotoSans", "unifont"),
 )
 _LOCK = threading.Lock()
 

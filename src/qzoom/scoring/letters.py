@@ -95,23 +95,17 @@ def chosen_letter_vstar(prediction: str) -> str | None:
     return letters[0] if len(letters) == 1 else None
 
 
-_MME_PREFIXES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "The best option is",
-    "The correct option is",
-    "Best answer:",
-    "Best option:",
+_MME_OPENINGS = (
+    *("The best answer is", "The correct answer is", "The answer is", "The answer"),
+    *("The best option is", "The correct option is", "Best answer:", "Best option:"),
 )
 
 
 def chosen_letter_mme(prediction: str) -> str:
     """MME-RealWorld as lmms-eval reads it: the first capital A to E after the usual openings are cut out."""
     text = prediction.strip()
-    for prefix in _MME_PREFIXES:
-        text = text.replace(prefix, "")
+    for opening in _MME_OPENINGS:
+        text = text.replace(opening, "")
     found = re.search("[A-E]", text)
     if found:
         return found[0]
