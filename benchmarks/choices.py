@@ -110,18 +110,23 @@ def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], seed: int = 
 
     Pictures are drawn with replacement, since questions about one picture depend on each other.
     """
-    from qzoom.evaluation.score import compare, row_score
+    from qzoom.evaluation.score import row_score
     from qzoom.scoring.intervals import paired_difference
 
-    counts, pictures = compare(first, second), [row.picture for row in first]
-    pair = paired_difference(*([row_score(row) for row in rows] for rows in (first, second)), pictures, seed)
+    keys = [[(row.picture, row.index, row.question, row.answer) for row in rows] for rows in (first, second)]
+    if keys[0] != keys[1]:
+        raise DataError("Only runs over the same questions in the same order can be compared.")
+    scores = [[row_score(row) for row in rows] for rows in (first, second)]
+    pictures = [row.picture for row in first]
+    pair = paired_difference(*scores, pictures, seed)
+    right = [(one == 1.0, two == 1.0) for one, two in zip(*scores, strict=True)]
     return {
-        "questions": counts.n,
+        "questions": len(first),
         "pictures": len(set(pictures)),
         "difference": pair["difference"],
         "interval": pair["interval"],
-        "only_first": counts.only_first,
-        "only_second": counts.only_second,
+        "only_first": right.count((True, False)),
+        "only_second": right.count((False, True)),
     }
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from qzoom.data.questions import read_receipt_questions
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
-from qzoom.evaluation.zoom_views import GapSettings, RegionTask, base_question
+from qzoom.evaluation.zoom_views import GapSettings, base_question, region_task
 from qzoom.evaluation.zoomgap import (
     ask_views,
     compare_gaps,
@@ -226,15 +226,15 @@ def test_a_rerun_continues(reader, task, tmp_path):
 
 def test_pictures_of_the_views(task):
     targets = (("a", 0, 0), ("b", 1, 1))
-    region = RegionTask(task, "region", targets, SETTINGS, 32)
+    region = region_task(task, "region", targets, SETTINGS, 32)
     assert region.ids == ("a#0", "b#1")
     # the box (10, 100, 60, 120) with half its sides added lies at (0, 90, 85, 130), twice enlarged
     assert region.sample(0).size_px == (170, 80)
-    whole = Image.open(task.samples[0].image).convert("RGB")
+    whole = Image.open(task.sample(0).image).convert("RGB")
     assert region.sample(0).image == whole.crop((0, 90, 85, 130)).resize((170, 80), Image.Resampling.LANCZOS)
     # of two places the larger one (40, 40, 80, 90), cut off at the right edge
     assert region.sample(1).size_px == (2 * (90 - 20), 2 * (115 - 15))
-    boxed = RegionTask(task, "boxed", targets, SETTINGS, 32)
+    boxed = region_task(task, "boxed", targets, SETTINGS, 32)
     assert boxed.sample(0).size_px == whole.size
     changed = [
         (x, y)
@@ -257,19 +257,19 @@ def test_rotated_and_palette_pictures(tmp_path):
     palette.putpalette([0, 0, 0, 200, 10, 20])
     palette.save(folder / record["image"])
     settings = dataclasses.replace(SETTINGS, crop_margin=0.0)
-    cut = RegionTask(read_receipt_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
+    cut = region_task(read_receipt_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
     assert (cut.image.mode, cut.image.getpixel((3, 3)), cut.size_px) == ("RGB", (200, 10, 20), (20, 20))
     turned = Image.new("RGB", (40, 60), "white")
     turned.paste("red", (0, 50, 10, 60))  # lower left before, upper left after a quarter turn to the right
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(folder / record["image"], exif=exif)
-    cut = RegionTask(read_receipt_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
+    cut = region_task(read_receipt_questions(folder, "dev"), "region", (("a", 0, 0),), settings, 32).sample(0)
     assert cut.image.getcolors() == [(400, (255, 0, 0))]
 
 
 def test_a_broken_picture_is_wrong_in_every_view(reader, task, tmp_path):
-    task.samples[1].image.write_bytes(b"\x89PNG no more")
+    task.sample(1).image.write_bytes(b"\x89PNG no more")
     found = measure_gap(ask_views(reader, task, SETTINGS).rows)
     assert (found.n, found.errors) == (3, {"full": 1, "region": 1, "boxed": 1, "zoom": 1})
 
@@ -300,6 +300,6 @@ def test_the_limit_where_none_is_stated(reader):
 
 
 def test_the_shipped_crop_is_taken_on_request_only(task):
-    shipped = RegionTask(task, "region", (("a", 0, 0),), dataclasses.replace(SETTINGS, crop_scale="shipped"), 32)
+    shipped = region_task(task, "region", (("a", 0, 0),), dataclasses.replace(SETTINGS, crop_scale="shipped"), 32)
     assert "No crop came with this question" in shipped.sample(0).error
     assert json.loads(json.dumps(shipped.identity))["crop_scale"] == "shipped"

@@ -291,7 +291,6 @@ class _Evaluation:
 
         plain = self._plain(seed)
         thresholds = self.look.thresholds(reader)
-        longest: int = getattr(task, "max_new_tokens", 128)
         coarse, region = share_tokens(
             plain.zoom_mode,
             reader.config,
@@ -304,7 +303,7 @@ class _Evaluation:
             plain,
             coarse_tokens=coarse,
             region_tokens=region,
-            max_new_tokens=self.asking.max_new_tokens or longest,
+            max_new_tokens=self.asking.max_new_tokens or task.max_new_tokens,
             gate_threshold=thresholds["gate_threshold"],
             region_threshold=thresholds["region_threshold"],
         )

@@ -7,10 +7,10 @@ stored answers can be scored again without a model. Boxes are (x0, y0, x1, y1) i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import DataError
 from qzoom.store.log import Log
@@ -64,42 +64,40 @@ class Sample:
     error: str | None = None
 
 
-class Task(Protocol):
-    """A fixed list of pictures with questions; samples are made or read only when they are wanted."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A fixed list of pictures with questions; samples are made or read only when they are wanted.
 
-    @property
-    def name(self) -> str:
-        """The task's name on the command line."""
+    Args:
+        name: on the command line.
+        ids: the pictures' ids, in order, each once.
+        identity: what decides the questions (file digest, seeds), as JSON values.
+        sample: the sample of `ids[number]`.
+        fields: fields that always appear among the figures.
+        max_new_tokens: most tokens of an answer.
+        shipped_crop: the crop that came with the sample of a number, where the data has crops.
+    """
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Fields that always appear among the figures."""
+    name: str
+    ids: tuple[str, ...]
+    identity: dict[str, Any]
+    sample: Callable[[int], Sample]
+    fields: tuple[str, ...] = ()
+    max_new_tokens: int = 128
+    shipped_crop: Callable[[int], bytes | Path] | None = None
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The pictures' ids, in order, each once."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the questions (file digest, seeds), as JSON values."""
-
-    def sample(self, index: int) -> Sample:
-        """The sample of `ids[index]`."""
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.sample, range(len(self.ids)))
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow(SampleQuestion):
     """One question as it was answered.
 
     Args:
         picture: id of the picture.
         index: number of the question among the picture's.
         count: number of questions about the picture.
-        field: see `SampleQuestion`.
-        question: see `SampleQuestion`.
-        answer: the right answer.
-        boxes: places that hold the answer.
-        easy: see `SampleQuestion`.
         size_px: (width, height) of the picture.
         seconds: wall-clock time of the answer, with the question's share of the picture's coarse pass.
         prediction: what the model said; empty after an error.
@@ -109,23 +107,14 @@ class AnswerRow:
         usage: tokens paid.
         timing_ms: milliseconds per step.
         error: why there is no answer; None when there is one.
-        answers: see `SampleQuestion`.
-        choices: see `SampleQuestion`.
-        metric: see `SampleQuestion`.
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
         coarse_size_px: (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`.
-        extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
-        negative: see `SampleQuestion`.
+        extra: what a method paid on top, see `qzoom.evaluation.methods.base.Answered`.
     """
 
     picture: str
     index: int
     count: int
-    field: str
-    question: str
-    answer: str
-    boxes: tuple[Box, ...]
-    easy: bool | None
     size_px: tuple[int, int]
     seconds: float
     prediction: str = ""
@@ -135,13 +124,9 @@ class AnswerRow:
     usage: Usage = dataclasses.field(default_factory=Usage)
     timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
-    answers: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    metric: str = "exact_match"
     prompt: str = ""
     coarse_size_px: tuple[int, int] | None = None
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
-    negative: bool = False
 
     @property
     def visual_tokens(self) -> int:
@@ -154,19 +139,12 @@ class AnswerRow:
         return self.gate is not None and self.gate.zoomed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        out["boxes"] = [list(box) for box in self.boxes]
-        out["size_px"] = list(self.size_px)
-        out["seconds"] = self.seconds
-        out["gate"] = self.gate.to_dict() if self.gate else None
-        out["regions"] = [region.to_dict() for region in self.regions]
-        out["usage"] = self.usage.to_dict()
-        out["timing_ms"] = dict(self.timing_ms)
-        out["answers"], out["choices"] = list(self.answers), list(self.choices)
-        out["coarse_size_px"] = list(self.coarse_size_px) if self.coarse_size_px else None
-        out["extra"] = dict(self.extra)
-        return out
+        """JSON types."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
+            "gate": self.gate.to_dict() if self.gate else None,
+            "regions": [region.to_dict() for region in self.regions],
+            "usage": self.usage.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AnswerRow:

@@ -14,6 +14,7 @@ whatever the distribution of scores (fixed-sequence testing, as in risk-controll
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import ZoomConfig
-from qzoom.data.questions import QuestionTask
-from qzoom.data.samples import AnswerRow
+from qzoom.data.samples import AnswerRow, Task
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.scoring.agree import exact_match
@@ -245,45 +245,9 @@ class Calibration:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Questions:
-    """The questions and how they are asked; arguments as in `calibrate`."""
-
-    model: QZoom
-    questions: QuestionTask
-    options: EvalOptions
-    keep: Path | None
-    on_picture: Callable[[str, int, int], None] | None
-
-    def never(self) -> list[AnswerRow]:
-        """Answers without zooming."""
-        return self._ask("never", zoom="never", region_tokens=None)
-
-    def always(self, region_threshold: float) -> list[AnswerRow]:
-        """Answers zoomed at a region threshold whatever the gate says, whose score they carry."""
-        name = f"zoom-{region_threshold:g}"
-        return self._ask(name, zoom="auto", gate_threshold=0.0, region_threshold=region_threshold)
-
-    def doubts(self, gate: str) -> list[AnswerRow]:
-        """First tokens of the coarse answers with the score of one of `CONFIDENCE_GATES`."""
-        return self._ask(gate, zoom="auto", region_tokens=None, gate_threshold=1.0, max_new_tokens=1, method=gate)
-
-    def _ask(self, name: str, **changes: Any) -> list[AnswerRow]:
-        on_picture = self.on_picture
-        return run(
-            self.model,
-            self.questions,
-            dataclasses.replace(self.options, **changes),
-            output=self.keep and self.keep / f"{name}.jsonl",
-            on_picture=None if on_picture is None else lambda done, total: on_picture(name, done, total),
-            # a question that the gate leaves alone has paid for the branches' part of its session too
-            all_branches="method" not in changes,
-        )
-
-
 def calibrate(
     model: QZoom,
-    questions: QuestionTask,
+    questions: Task,
     goal: CalibrationGoal,
     options: EvalOptions | None = None,
     *,
@@ -314,20 +278,35 @@ def calibrate(
     """
     own = model.config.region_threshold
     thresholds = tuple(sorted(set(region_thresholds))) or (own,)
-    _check_calibration(model, questions, thresholds)
-    asked = _Questions(model, questions, options or EvalOptions(), keep, on_picture)
-    never = asked.never()
-    always = {t: asked.always(t) for t in thresholds}
-    right = {t: sum(_is_right(row, questions) for row in rows) for t, rows in always.items()}
+    answers = _right_answers(questions)
+    labelled = any(answers.values())
+    _check_calibration(model, thresholds, labelled=labelled)
+    options = options or EvalOptions()
+
+    def ask(name: str, **changes: Any) -> list[AnswerRow]:
+        return run(
+            model,
+            questions,
+            dataclasses.replace(options, **changes),
+            output=keep and keep / f"{name}.jsonl",
+            on_picture=None if on_picture is None else functools.partial(on_picture, name),
+            # a question that the gate leaves alone has paid for the branches' part of its session too
+            all_branches="method" not in changes,
+        )
+
+    never = ask("never", zoom="never", region_tokens=None)
+    # zoomed whatever the gate says, whose score the answers carry
+    always = {t: ask(f"zoom-{t:g}", zoom="auto", gate_threshold=0.0, region_threshold=t) for t in thresholds}
+    right = {t: sum(_is_right(row, answers) for row in rows) for t, rows in always.items()}
     best = max(thresholds, key=lambda t: (right[t], -abs(t - own), t))
     pairs, failed = pair_answers(never, always[best], questions)
     if not pairs:
         raise DataError(f"None of the {failed} questions could be asked; try one with `qzoom ask`.")
     point = choose(pairs, goal, len(thresholds))
-    limits = {"coarse_tokens": asked.options.coarse_tokens, "region_tokens": asked.options.region_tokens}
+    limits = {"coarse_tokens": options.coarse_tokens, "region_tokens": options.region_tokens}
     provenance: dict[str, Any] = {
-        "questions_sha256": questions.sha256,
-        "labelled": questions.labelled,
+        "questions_sha256": questions.identity["sha256"],
+        "labelled": labelled,
         "failed": failed,
         "weights": weights_digest(model.engine),
         "wish": {name: value for name, value in asdict(goal).items() if value is not None},
@@ -338,26 +317,27 @@ def calibrate(
     if date is not None:
         provenance["date"] = date
     if confidence_gates:
+        first_token = {"zoom": "auto", "region_tokens": None, "gate_threshold": 1.0, "max_new_tokens": 1}
         provenance["confidence_gates"] = {
-            name: confidence_threshold(asked.doubts(name), always[best], point.share_zoomed)
+            name: confidence_threshold(ask(name, **first_token, method=name), always[best], point.share_zoomed)
             for name in CONFIDENCE_GATES
         }
-    share = right[best] / len(always[best]) if questions.labelled else None
+    share = right[best] / len(always[best]) if labelled else None
     return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
 
 
-def _check_calibration(model: QZoom, questions: QuestionTask, thresholds: Sequence[float]) -> None:
+def _check_calibration(model: QZoom, thresholds: Sequence[float], *, labelled: bool) -> None:
     """Find what makes a calibration impossible before the first question."""
     if not (model.has_gate and model.has_region):
         raise HeadsMissingError(
             "Only a model with a gate and a region branch has thresholds to choose; train them with `qzoom train`."
         )
-    if len(thresholds) > 1 and not questions.labelled:
+    if len(thresholds) > 1 and not labelled:
         raise ConfigError("Region thresholds can only be compared on questions with answers; add them or compare none.")
 
 
 def pair_answers(
-    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: QuestionTask
+    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: Task
 ) -> tuple[list[PairedAnswers], int]:
     """Pair both answers to every question.
 
@@ -369,12 +349,14 @@ def pair_answers(
     Returns:
         The pairs, and how many questions were left out because one of their answers failed.
     """
+    answers = _right_answers(questions)
+    labelled = any(answers.values())
     out: list[PairedAnswers] = []
     for coarse, zoomed in zip(never, always, strict=True):
         if coarse.error or zoomed.error or zoomed.gate is None or zoomed.gate.score is None:
             continue
-        if questions.labelled:
-            first, second = _is_right(coarse, questions), _is_right(zoomed, questions)
+        if labelled:
+            first, second = _is_right(coarse, answers), _is_right(zoomed, answers)
         else:
             first, second = exact_match(coarse.prediction, zoomed.prediction), True
         gate_s = zoomed.timing_ms.get("gate", 0.0) / 1000
@@ -413,6 +395,10 @@ def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow
     return {"threshold": point.threshold, "share_zoomed": round(point.share_zoomed, 6)}
 
 
-def _is_right(row: AnswerRow, questions: QuestionTask) -> bool:
-    answers = questions.answers[row.picture, row.index]
-    return row.error is None and any(exact_match(row.prediction, answer) for answer in answers)
+def _right_answers(questions: Task) -> dict[tuple[str, int], tuple[str, ...]]:
+    """The right answers of every (picture, number of its question), any of which counts; none without labels."""
+    return {(sample.id, i): question.answers for sample in questions for i, question in enumerate(sample.questions)}
+
+
+def _is_right(row: AnswerRow, answers: dict[tuple[str, int], tuple[str, ...]]) -> bool:
+    return row.error is None and any(exact_match(row.prediction, one) for one in answers[row.picture, row.index])

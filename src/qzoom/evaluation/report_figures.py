@@ -27,6 +27,8 @@ COSTS = {
     "gflops": "GFLOPs per question",
 }
 """Names of the costs and how they read."""
+ZOOMING = ("qzoom", "always")
+"""Methods in which the model itself chooses where to zoom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def _mean_tokens(run: Run) -> float:
 
 def _equal_accuracy(lines: Sequence[RunFigures], plain: RunFigures) -> dict[str, Any] | None:
     """The cheapest of the model's own zooming runs that is at least as accurate as the best plain run."""
-    able = [line for line in lines if line.method in ("qzoom", "always") and line.accuracy >= plain.accuracy]
+    able = [line for line in lines if line.method in ZOOMING and line.accuracy >= plain.accuracy]
     able = [line for line in able if line.model == plain.model]
     if not able:
         return None
@@ -197,7 +199,7 @@ def _equal_budget(
     out = []
     for i, run in enumerate(group.runs):
         other = plain.get((run.model, run.total_cap))
-        if run.method not in ("qzoom", "always") or run.total_cap is None or other is None:
+        if run.method not in ZOOMING or run.total_cap is None or other is None:
             continue
         out.append(
             {
@@ -278,7 +280,7 @@ class Run:
         if not isinstance(sizes, dict) or row.error is not None:
             return None
         asked = row.gate is not None and row.gate.score is not None
-        learned = self.method in ("qzoom", "always", "margin", "entropy")
+        learned = self.method in (*ZOOMING, "margin", "entropy")
         proposed = row.zoomed or bool(row.gate and row.gate.note.startswith("No region stood out"))
         usage, extra = row.usage, row.extra
         return 1e-9 * answer_flops(

@@ -64,22 +64,6 @@ class Scores:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """Two runs over the same questions: how many both, only one, or neither got right."""
-
-    n: int
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-
-
-def is_right(row: AnswerRow) -> bool:
-    """Whether the answer gets all that the question's strict metric gives, which mostly is an exact match."""
-    return row_score(row) == 1.0
-
-
 def row_score(row: AnswerRow, variant: Literal["strict", "harness"] = "strict") -> float:
     """What one answer gets by its question's metric, from 0 to 1; an error gets 0.
 
@@ -141,25 +125,6 @@ def _per_field(
     values = [(row.field, value(row)) for row in rows]
     means = {name: mean(v for field, v in values if field == name) for name in names}
     return means | {"all": mean(v for _, v in values)}
-
-
-def compare(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> Paired:
-    """Count the questions that two runs got right, together and alone.
-
-    Raises:
-        DataError: the runs asked different questions.
-    """
-    keys = [[(row.picture, row.index, row.question, row.answer) for row in rows] for rows in (first, second)]
-    if keys[0] != keys[1]:
-        raise DataError("Only runs over the same questions in the same order can be compared.")
-    pairs = [(is_right(a), is_right(b)) for a, b in zip(first, second, strict=True)]
-    return Paired(
-        n=len(pairs),
-        both=pairs.count((True, True)),
-        only_first=pairs.count((True, False)),
-        only_second=pairs.count((False, True)),
-        neither=pairs.count((False, False)),
-    )
 
 
 def _difficulty(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]:

@@ -21,7 +21,7 @@ from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import mean, row_score
-from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, View, base_question, region_task, target_boxes
 from qzoom.scoring.agree import normalise
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 
@@ -375,11 +375,13 @@ def ask_views(
     """
     if output is not None and output.is_file():
         raise ConfigError(f"{output} is a file; the answers of the views need a folder.")
+    numbers = {name: number for number, name in enumerate(task.ids)}
     rows: dict[View, list[AnswerRow]] = {}
     for view in settings.views:
-        view_task: Task = task
+        view_task = task
         if view in ("region", "boxed"):
-            view_task = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
+            targets = [(row.picture, numbers[row.picture], row.index) for row in rows["full"] if enters_gap(row)]
+            view_task = region_task(task, view, targets, settings, model.engine.backbone.token_px)
         rows[view] = run(
             model,
             view_task,
@@ -422,12 +424,6 @@ def read_views(folder: Path) -> ViewAnswers:
 def _total(options: dict[str, Any]) -> int | None:
     limits = options.get("coarse_tokens")
     return limits.get("max_tokens") if isinstance(limits, dict) else None
-
-
-def _placed(task: Task, full: list[AnswerRow], view: Any, settings: GapSettings, token_px: int) -> RegionTask:
-    numbers = {name: number for number, name in enumerate(task.ids)}
-    targets = tuple((row.picture, numbers[row.picture], row.index) for row in full if enters_gap(row))
-    return RegionTask(task, view, targets, settings, token_px)
 
 
 def _options(model: QZoom, view: View, settings: GapSettings) -> EvalOptions:

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qzoom.data.samples import Sample, SampleQuestion
+from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.errors import ConfigError, DataError, QZoomError
 
 _LONGEST_PATH = 1024
@@ -116,9 +116,8 @@ class Benchmark:
     fields: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TableTask:
-    """An opened table; see `qzoom.data.samples.Task`.
+def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin: dict[str, Any]) -> Task:
+    """An opened table as a task.
 
     Args:
         benchmark: whose table.
@@ -127,49 +126,33 @@ class TableTask:
         origin: repository or files, split, revision and digest, as JSON values.
     """
 
-    benchmark: Benchmark
-    rows: Sequence[Any]
-    folder: Path | None
-    origin: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The task's name on the command line."""
-        return self.benchmark.name
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Fields that always appear among the figures."""
-        return self.benchmark.fields
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Row numbers from 0."""
-        return tuple(f"{self.name}-{number}" for number in range(len(self.rows)))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The benchmark and where its rows came from."""
-        return {"task": self.name} | self.origin
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Most tokens of an answer, as lmms-eval sets it."""
-        return self.benchmark.max_new_tokens
-
-    def sample(self, index: int) -> Sample:
-        """One row's picture and question; with a reason where either cannot be used."""
-        name = f"{self.name}-{index}"
-        question = SampleQuestion("unusable", "", "")
+    def sample(number: int) -> Sample:
+        name, question = f"{benchmark.name}-{number}", SampleQuestion("unusable", "", "")
         try:
-            row = self.rows[index]
+            row = rows[number]
             if not isinstance(row, dict):
                 raise DataError(str(row))
-            question = self.benchmark.question(row)
-            image, size_px = _picture(row, self.benchmark.picture, self.folder)
+            question = benchmark.question(row)
+            image, size_px = _picture(row, benchmark.picture, folder)
         except QZoomError as problem:
-            return Sample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
+            return Sample(name, None, (0, 0), (question,), f"Row {number}: {problem}")
         return Sample(name, image, size_px, (question,))
+
+    def shipped_crop(number: int) -> bytes | Path:
+        row, column = rows[number], "crop_image"
+        if not isinstance(row, dict) or column not in row:
+            raise DataError("No crop came with this question; give crop_scale as a number or 'fit'.")
+        return picture_source(row[column], column, folder)
+
+    return Task(
+        benchmark.name,
+        tuple(f"{benchmark.name}-{number}" for number in range(len(rows))),
+        {"task": benchmark.name} | origin,
+        sample,
+        benchmark.fields,
+        benchmark.max_new_tokens,
+        shipped_crop,
+    )
 
 
 def _picture(row: Row, column: str, folder: Path | None) -> tuple[Any, tuple[int, int]]:
@@ -237,7 +220,7 @@ def option_letter(row: Row, column: str, choices: int) -> str:
 
 def open_table(
     benchmark: Benchmark, *, data: Path | None = None, split: str | None = None, revision: str | None = None
-) -> TableTask:
+) -> Task:
     """The benchmark's table.
 
     Args:
@@ -259,13 +242,13 @@ def open_table(
         files = _parquet(base, split)
         if files:
             rows = _load("parquet", str(base), data_files=[str(file) for file in files], split="train")
-            return TableTask(benchmark, rows, base, _origin(files, split))
+            return _task(benchmark, rows, base, _origin(files, split))
         lines = base / f"{split}.jsonl"
         if lines.is_file():
-            return TableTask(benchmark, _read_lines(lines), base, _origin([lines], split))
+            return _task(benchmark, _read_lines(lines), base, _origin([lines], split))
         for saved in (base / split, base):
             if (saved / "state.json").is_file():
-                return TableTask(benchmark, _from_disk(saved), base, _origin(sorted(saved.glob("*.arrow")), split))
+                return _task(benchmark, _from_disk(saved), base, _origin(sorted(saved.glob("*.arrow")), split))
     raise DataError(
         f"{data}: no table of {benchmark.name} with the split {split!r}; put {split}.parquet or {split}.jsonl into it "
         f"or into its folder {benchmark.name}."
@@ -313,10 +296,10 @@ def _read_lines(path: Path) -> list[Any]:
     return rows
 
 
-def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> TableTask:
+def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> Task:
     rows = _load(benchmark.repo, benchmark.repo, name=benchmark.config, split=split, revision=revision)
     origin = {"source": benchmark.repo, "config": benchmark.config, "split": split, "revision": revision}
-    return TableTask(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
+    return _task(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
 
 
 def _load(path: str, shown: str, **how: Any) -> Any:

@@ -7,8 +7,7 @@ They differ only in the choice of the region.
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,26 +28,34 @@ if TYPE_CHECKING:
     from qzoom.model import QZoom
 
 
+Answered = tuple[Answer, dict[str, float]]
+"""An answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds, "failures"
+(1 when a round gave nothing to use)."""
+
+
 @dataclass(frozen=True, slots=True)
-class Method(ABC):
+class Method:
     """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state.
 
     Args:
         name: on the command line.
+        run: what `answer` does; None for the engine as it is.
+        zoom: the engine's mode; None takes that of the options.
         zooms: whether it reads regions, so that a total of visual tokens is divided between coarse view and regions.
         needs_region: whether the model must have a region branch.
         asks_gate: whether the model's gate decides, where the zoom is "auto".
+        draws: whether it draws places, so that `run` takes a `seed`.
     """
 
     name: str
-    zooms: bool = field(default=True, kw_only=True)
-    needs_region: bool = field(default=False, kw_only=True)
-    asks_gate: bool = field(default=False, kw_only=True)
+    run: Callable[[QZoom, Any, SampleQuestion, Options], Answered] | None = None
+    zoom: ZoomMode | None = None
+    zooms: bool = True
+    needs_region: bool = False
+    asks_gate: bool = False
+    draws: bool = False
 
-    @abstractmethod
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
+    def answer(self, model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Answered:
         """Answer one question.
 
         Args:
@@ -56,40 +63,22 @@ class Method(ABC):
             images: pictures as `QZoom.ask` takes them, or a `Session` over them, whose coarse pass all its questions
                 share.
             question: what to ask; its right answer is never read, its boxes only by the oracle.
-            options: limits, thresholds and decoding; the zoom mode counts for `EngineMethod` only.
-
-        Returns:
-            The answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds,
-            "failures" (1 when a round gave nothing to use).
+            options: limits, thresholds and decoding; the zoom mode counts where the engine answers.
 
         Raises:
             QZoomError: the question cannot be asked.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMethod(Method):
-    """The engine as it is.
-
-    Args:
-        zoom: the mode; None takes that of the options.
-    """
-
-    zoom: ZoomMode | None = None
-
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`."""
+        if self.run is not None:
+            return self.run(model, images, question, options)
         values = ask_kwargs(dataclasses.replace(options, zoom=self.zoom or options.zoom))
         if isinstance(images, Session):
             return images.ask(question.question, **values), {}
         return model.ask(images, question.question, coarse_tokens=options.coarse_tokens, **values), {}
 
 
-QZOOM = EngineMethod("qzoom", needs_region=True, asks_gate=True)
-PLAIN = EngineMethod("plain", zoom="never", zooms=False)
-ALWAYS = EngineMethod("always", zoom="always", needs_region=True)
+QZOOM = Method("qzoom", needs_region=True, asks_gate=True)
+PLAIN = Method("plain", zoom="never", zooms=False)
+ALWAYS = Method("always", zoom="always", needs_region=True)
 
 
 def ask_kwargs(options: Options) -> dict[str, Any]:
@@ -131,7 +120,7 @@ class Reading:
         model: the model under test.
         coarse: the coarse pass over the question; nothing has been decided.
         clock: milliseconds per step.
-        extra: see `Method.answer`.
+        extra: see `Answered`.
     """
 
     model: QZoom
@@ -170,9 +159,7 @@ class Reading:
         other = Request(conversation, ids, request.pictures, options, truncate(state, end).on(prompt))
         return coarse_pass(engine, [other], self.clock)[0]
 
-    def answer_coarse(
-        self, gate: GateDecision | None = None, row: DecodeRow | None = None
-    ) -> tuple[Answer, dict[str, float]]:
+    def answer_coarse(self, gate: GateDecision | None = None, row: DecodeRow | None = None) -> Answered:
         """Answer from the coarse pass.
 
         Args:
@@ -183,9 +170,7 @@ class Reading:
         answer = self._decoded(item, row or prefill(self.model.engine, [item], self.clock)[0])
         return answer, dict(self.extra)
 
-    def answer_zoomed(
-        self, boxes: Sequence[MapBox], gate: GateDecision | None = None
-    ) -> tuple[Answer, dict[str, float]]:
+    def answer_zoomed(self, boxes: Sequence[MapBox], gate: GateDecision | None = None) -> Answered:
         """Answer with regions read at high resolution.
 
         Args:
