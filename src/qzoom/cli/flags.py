@@ -52,6 +52,11 @@ class Flags:
     of: type | None = None
 
 
+def optional(text: str, *names: str, **more: Any) -> Any:
+    """An option whose default is not shown, with its help."""
+    return typer.Option(*names, help=text, show_default=False, **more)
+
+
 def flatten(function: F) -> F:
     """The command function with one keyword-only parameter per option."""
     hints = typing.get_type_hints(function, include_extras=True)
@@ -122,11 +127,8 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
         flag = flags.names.get(path) or f"--{name.replace('_', '-')}"
         options[name] = (_option(entry, flag, flags.prefix + flag[2:].replace("-", "_").upper()), None)
     if flags.recipe:
-        help_text = "YAML file with any of the settings; options take precedence."
-        options["recipe_file"] = (
-            Annotated[Path | None, typer.Option("--recipe", help=help_text, show_default=False)],
-            None,
-        )
+        option = optional("YAML file with any of the settings; options take precedence.", "--recipe")
+        options["recipe_file"] = (Annotated[Path | None, option], None)
 
     def build(values: dict[str, Any]) -> Any:
         given: dict[str, Any] = {}

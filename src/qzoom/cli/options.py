@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qzoom.cli.console import Console
+from qzoom.cli.flags import optional
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
@@ -40,28 +41,22 @@ Zoom = Annotated[
         "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
     ),
 ]
-Preset = Annotated[
-    str | None, typer.Option(help="Named pair of thresholds stored in the checkpoint.", show_default=False)
-]
+Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Zoom at or above this gate score; lower values zoom more often."
-    ),
+    optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1),
 ]
 RegionThreshold = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Value of the region map above which a cell belongs to a region."
-    ),
+    optional("Value of the region map above which a cell belongs to a region.", min=0, max=1),
 ]
 CoarseTokens = Annotated[
     str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse view of an image."),
+    optional("Visual tokens of the coarse view of an image.", metavar="MAX|MIN:MAX"),
 ]
 RegionTokens = Annotated[
     str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
+    optional("Visual tokens of all regions together.", metavar="MAX|MIN:MAX"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]

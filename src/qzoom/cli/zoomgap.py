@@ -11,7 +11,7 @@ import typer
 
 from qzoom.cli.console import Console
 from qzoom.cli.eval import DataOptions
-from qzoom.cli.flags import Flags, build_settings, flatten
+from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings
 
@@ -33,7 +33,7 @@ Source = Annotated[
 ]
 Compare = Annotated[
     Path | None,
-    typer.Option(show_default=False, help="Folder of another run to compare with: paired differences with intervals."),
+    optional("Folder of another run to compare with: paired differences with intervals."),
 ]
 
 
@@ -46,12 +46,12 @@ def zoomgap(
     views: Annotated[dict[str, Any], Flags("QZOOM_EVAL_ZOOMGAP_", recipe=False, of=GapSettings)],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", show_default=False, help="Store every answer in this folder; a rerun resumes."),
+        optional("Store every answer in this folder; a rerun resumes.", "--output", "-o"),
     ] = None,
     fresh: Fresh = False,
     rescore: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Compute the figures of a folder of stored answers, without a model."),
+        optional("Compute the figures of a folder of stored answers, without a model."),
     ] = None,
     compare: Compare = None,
     out: OutputOptions,
@@ -125,9 +125,7 @@ def coverage(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", show_default=False, help="Folder for coverage.json (with every question) and the plot."
-        ),
+        optional("Folder for coverage.json (with every question) and the plot.", "--output", "-o"),
     ] = None,
     compare: Compare = None,
     out: OutputOptions,

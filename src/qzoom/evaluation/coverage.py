@@ -155,8 +155,8 @@ def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed:
         seed: of the draws behind the intervals.
 
     Returns:
-        `layer` and `head` (indices from 0; None for the mean over the layer's heads), `depth` (share of the layers up to
-        and with this one); on the half that did not choose `lift` and `hit`, each with its 95 % interval (drawn by
+        `layer` and `head` (indices from 0; None for the mean over the layer's heads), `depth` (share of the layers up
+        to and with this one); on the half that did not choose `lift` and `hit`, each with its 95 % interval (drawn by
         picture) as `lift_interval` and `hit_interval`; and `lift_when_chosen`, on the half that chose it.
 
     Raises:
