@@ -22,8 +22,7 @@ def calibrate(
     share_zoomed: Annotated[float | None, optional("Goal: the share of questions that zoom.", min=0, max=1)] = None,
     latency_ms: Annotated[float | None, optional("Goal: at most this mean latency per question.", min=0)] = None,
     max_accuracy_loss: Annotated[
-        float | None,
-        optional("Goal: lose at most this share of accuracy against always zooming.", min=0, max=1),
+        float | None, optional("Goal: lose at most this share of accuracy against always zooming.", min=0, max=1)
     ] = None,
     confidence: Annotated[
         float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
@@ -38,10 +37,7 @@ def calibrate(
         bool,
         typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
     ] = False,
-    keep: Annotated[
-        Path | None,
-        optional("Folder for the answers; another goal then needs no new answers."),
-    ] = None,
+    keep: Annotated[Path | None, optional("Folder for the answers; another goal then needs no new answers.")] = None,
     date: Annotated[str | None, optional("Date that is recorded in the adapter's provenance.")] = None,
     coarse_tokens: CoarseTokens = None,
     region_tokens: RegionTokens = None,

@@ -25,8 +25,7 @@ Output = Annotated[
 ]
 Data = Annotated[Path | None, optional("Folder that replaces {data} in the recipe's `pictures`.")]
 StepName = Annotated[
-    str | None,
-    optional("With --fresh: discard the results of this step and the later ones.", "--step"),
+    str | None, optional("With --fresh: discard the results of this step and the later ones.", "--step")
 ]
 Engine = Annotated[Literal["inprocess", "ray"] | None, optional("Overrides the recipe.")]
 Limit = Annotated[int | None, optional("Use only the first N images.", min=1)]

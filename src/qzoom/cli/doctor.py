@@ -39,8 +39,7 @@ class Finding:
 
 
 def doctor(
-    *,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a list.")] = False,
+    *, json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a list.")] = False
 ) -> None:
     """Check the installation: versions, device, threads, models.
 

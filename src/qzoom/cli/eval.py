@@ -14,14 +14,7 @@ import typer
 
 from qzoom.cli.console import Console
 from qzoom.cli.flags import flatten, optional
-from qzoom.cli.options import (
-    Fresh,
-    LookOptions,
-    ModelOptions,
-    OutputOptions,
-    RegionTokens,
-    parse_tokens,
-)
+from qzoom.cli.options import Fresh, LookOptions, ModelOptions, OutputOptions, RegionTokens, parse_tokens
 
 if TYPE_CHECKING:
     from qzoom.evaluation.runner import EvalOptions
@@ -40,10 +33,7 @@ Tasks = Annotated[
         "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
     ),
 ]
-Rescore = Annotated[
-    list[Path] | None,
-    optional("Score stored answers again, without a model: a file or folder."),
-]
+Rescore = Annotated[list[Path] | None, optional("Score stored answers again, without a model: a file or folder.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +41,10 @@ class DataOptions:
     """Which pictures and questions of the tasks."""
 
     data: Annotated[
-        Path | None,
-        optional("Folder of NAME.jsonl; benchmarks: folder of files to read instead of the hub."),
+        Path | None, optional("Folder of NAME.jsonl; benchmarks: folder of files to read instead of the hub.")
     ] = None
     split: Annotated[
-        str | None,
-        optional("NAME of the file (default dev); benchmarks: name of the split.", metavar="NAME"),
+        str | None, optional("NAME of the file (default dev); benchmarks: name of the split.", metavar="NAME")
     ] = None
     data_revision: Annotated[str | None, optional("Benchmarks: revision of the data on the hub.")] = None
     seed: Annotated[

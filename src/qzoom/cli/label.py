@@ -177,8 +177,7 @@ class JudgeOptions:
     """The language model that judges what exact rules leave undecided."""
 
     judge_url: Annotated[
-        str | None,
-        optional("OpenAI-compatible API of the judge, for answers that exact rules leave undecided."),
+        str | None, optional("OpenAI-compatible API of the judge, for answers that exact rules leave undecided.")
     ] = None
     judge_model: Annotated[str, optional("Name of the judge's model at that API.")] = ""
     judge_budget: Annotated[

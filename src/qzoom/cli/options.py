@@ -43,21 +43,13 @@ Zoom = Annotated[
 ]
 Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
-    float | None,
-    optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1),
+    float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
-    float | None,
-    optional("Value of the region map above which a cell belongs to a region.", min=0, max=1),
+    float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
 ]
-CoarseTokens = Annotated[
-    str | None,
-    optional("Visual tokens of the coarse view of an image.", metavar="MAX|MIN:MAX"),
-]
-RegionTokens = Annotated[
-    str | None,
-    optional("Visual tokens of all regions together.", metavar="MAX|MIN:MAX"),
-]
+CoarseTokens = Annotated[str | None, optional("Visual tokens of the coarse view of an image.", metavar="MAX|MIN:MAX")]
+RegionTokens = Annotated[str | None, optional("Visual tokens of all regions together.", metavar="MAX|MIN:MAX")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]
 

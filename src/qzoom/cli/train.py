@@ -27,8 +27,7 @@ class RunOptions:
     """What is trained instead of the recipe's model, and where."""
 
     output: Annotated[
-        Path | None,
-        optional("Folder of the run; the model is written to its subfolder `model`.", "--output", "-o"),
+        Path | None, optional("Folder of the run; the model is written to its subfolder `model`.", "--output", "-o")
     ] = None
     base: Annotated[str | None, optional("Model to train; overrides the recipe.")] = None
     fresh: Fresh = False
@@ -54,10 +53,7 @@ class StageOptions(RunOptions):
     """The recipe of a stage, its data, and what is trained where."""
 
     recipe: Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
-    labels: Annotated[
-        list[str] | None,
-        optional("Folder of labels; overrides the recipe; may be repeated."),
-    ] = None
+    labels: Annotated[list[str] | None, optional("Folder of labels; overrides the recipe; may be repeated.")] = None
 
 
 @flatten
@@ -98,13 +94,9 @@ def gate(*, stage: StageOptions, out: OutputOptions) -> None:
 def student(
     *,
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
-    data: Annotated[
-        Path | None,
-        optional("Folder that `qzoom distill` exported to; overrides the recipe."),
-    ] = None,
+    data: Annotated[Path | None, optional("Folder that `qzoom distill` exported to; overrides the recipe.")] = None,
     method: Annotated[
-        Literal["sft", "grpo", "sft+grpo"] | None,
-        optional("Phases to run; overrides the recipe."),
+        Literal["sft", "grpo", "sft+grpo"] | None, optional("Phases to run; overrides the recipe.")
     ] = None,
     run: RunOptions,
     out: OutputOptions,

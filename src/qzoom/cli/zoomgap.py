@@ -31,10 +31,7 @@ Source = Annotated[
         help="questions (any question file with boxes, such as the receipts), documents, scenes or zoombench.",
     ),
 ]
-Compare = Annotated[
-    Path | None,
-    optional("Folder of another run to compare with: paired differences with intervals."),
-]
+Compare = Annotated[Path | None, optional("Folder of another run to compare with: paired differences with intervals.")]
 
 
 @flatten
@@ -45,13 +42,11 @@ def zoomgap(
     model: ModelOptions,
     views: Annotated[dict[str, Any], Flags("QZOOM_EVAL_ZOOMGAP_", recipe=False, of=GapSettings)],
     output: Annotated[
-        Path | None,
-        optional("Store every answer in this folder; a rerun resumes.", "--output", "-o"),
+        Path | None, optional("Store every answer in this folder; a rerun resumes.", "--output", "-o")
     ] = None,
     fresh: Fresh = False,
     rescore: Annotated[
-        Path | None,
-        optional("Compute the figures of a folder of stored answers, without a model."),
+        Path | None, optional("Compute the figures of a folder of stored answers, without a model.")
     ] = None,
     compare: Compare = None,
     out: OutputOptions,
@@ -124,8 +119,7 @@ def coverage(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        optional("Folder for coverage.json (with every question) and the plot.", "--output", "-o"),
+        Path | None, optional("Folder for coverage.json (with every question) and the plot.", "--output", "-o")
     ] = None,
     compare: Compare = None,
     out: OutputOptions,

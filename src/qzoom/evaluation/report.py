@@ -31,15 +31,7 @@ from qzoom.evaluation.report_figures import (
     read_runs,
 )
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.tables import (
-    interval,
-    log_ticks,
-    markdown_table,
-    new_figure,
-    percent,
-    save_figure,
-    times,
-)
+from qzoom.evaluation.tables import interval, log_ticks, markdown_table, new_figure, percent, save_figure, times
 from qzoom.scoring.metrics import hit
 from qzoom.store.log import write_atomic
 

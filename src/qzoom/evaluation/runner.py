@@ -213,10 +213,7 @@ def _question_values(model: QZoom, sample: Sample, index: int, options: EvalOpti
     values = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
     values |= {"picture": sample.id, "index": index, "count": len(sample.questions), "size_px": sample.size_px}
     if sample.error is None:
-        values |= {
-            "prompt": _prompt(model, question.question),
-            "coarse_size_px": _coarse_size(model, sample, options),
-        }
+        values |= {"prompt": _prompt(model, question.question), "coarse_size_px": _coarse_size(model, sample, options)}
     return values
 
 

@@ -448,10 +448,7 @@ def _price(cost: Cost, endpoint: EndpointSettings, outcome: Reply | Failure) -> 
         return replace(cost, failures=1)
     money = outcome.prompt_tokens * endpoint.prompt_price + outcome.completion_tokens * endpoint.completion_price
     return replace(
-        cost,
-        prompt_tokens=outcome.prompt_tokens,
-        completion_tokens=outcome.completion_tokens,
-        money=money / 1000,
+        cost, prompt_tokens=outcome.prompt_tokens, completion_tokens=outcome.completion_tokens, money=money / 1000
     )
 
 

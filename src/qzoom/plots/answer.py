@@ -200,10 +200,7 @@ def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.
         return answer_panel(title, answer.text, width_px, colour)
     half = (width_px - 36) // 2
     return beside(
-        [
-            answer_panel(title, answer.text, half, colour),
-            answer_panel("Coarse pass alone", coarse_text, half, COARSE),
-        ],
+        [answer_panel(title, answer.text, half, colour), answer_panel("Coarse pass alone", coarse_text, half, COARSE)],
         36,
     )
 

@@ -172,13 +172,7 @@ def draw_text(
 
 
 def paragraph(
-    text: str,
-    width_px: int,
-    size_px: int,
-    colour: Colour = INK,
-    *,
-    weight: str = "regular",
-    max_lines: int = 3,
+    text: str, width_px: int, size_px: int, colour: Colour = INK, *, weight: str = "regular", max_lines: int = 3
 ) -> PIL.Image.Image:
     """Wrapped text as a transparent picture of exactly `width_px`, as high as its lines."""
     lines = wrap(text, width_px, size_px, weight, max_lines)
