@@ -101,14 +101,11 @@ def _options_of(annotation: Any) -> tuple[_Options, Callable[[dict[str, Any]], A
         return {}, None
     cls = typing.cast(type, annotation)
     hints = typing.get_type_hints(cls, include_extras=True)
-    names = [entry.name for entry in dataclasses.fields(cls)]
-    options = {
-        entry.name: (
-            hints[entry.name],
-            inspect.Parameter.empty if entry.default is dataclasses.MISSING else entry.default,
-        )
-        for entry in dataclasses.fields(cls)
-    }
+    fields = dataclasses.fields(cls)
+    names = [entry.name for entry in fields]
+    defaults = [inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default for f in fields]
+    options = {f.name: (hints[f.name], default) for f, default in zip(fields, defaults, strict=True)}
+    options = dict(sorted(options.items(), key=lambda option: option[1][1] is not inspect.Parameter.empty))
     return options, lambda values: cls(**{name: values[name] for name in names})
 
 
