@@ -16,9 +16,7 @@ def open_synthetic(name: str, first: int, count: int) -> Task:
     """Held-out pictures from number `first` on; more may be added to a run.
 
     Args:
-        name: "documents" or "scenes".
         first: number of the first picture, from 0.
-        count: how many pictures.
 
     Raises:
         ConfigError: numbers outside the held-out range.

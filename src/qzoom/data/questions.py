@@ -66,7 +66,6 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
         names: paths of JSONL files, or names as in this module's text.
         skip_bad: leave out and count lines that cannot be used, instead of stopping at the first.
         per_picture: most questions about a drawn picture.
-        seed: which of them.
 
     Raises:
         DataError: a file or a line cannot be used; it says which.
@@ -94,10 +93,6 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
 
 def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
     """Read and check a question file; lines may have either form.
-
-    Args:
-        path: of the JSONL file.
-        skip_bad: as in `open_questions`.
 
     Raises:
         DataError: the file cannot be read or holds nothing to use, or (unless skipped) a malformed line, a missing
@@ -178,7 +173,6 @@ def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
     """The picture of a question, drawn or read.
 
     Args:
-        question: whose picture.
         images: folder that paths start from instead of the one noted in the record, for data that has moved.
 
     Raises:
@@ -207,7 +201,6 @@ def drawn_numbers(kind: str, rest: str) -> range:
     """The seeds that a name of drawn pictures means.
 
     Args:
-        kind: "documents" or "scenes".
         rest: "FIRST:COUNT".
 
     Raises:

@@ -29,8 +29,6 @@ class SampleQuestion:
 
     Args:
         field: what is asked for; figures are given per field.
-        question: the text that the model gets.
-        answer: the right answer.
         boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
         easy: whether the coarse pass should be enough; None if unknown.
         answers: all accepted answers, or one per person asked; empty for `answer` alone.
@@ -95,16 +93,10 @@ class AnswerRow(SampleQuestion):
     """One question as it was answered.
 
     Args:
-        picture: id of the picture.
-        index: number of the question among the picture's.
-        count: number of questions about the picture.
         size_px: (width, height) of the picture.
         seconds: wall-clock time of the answer, with the question's share of the picture's coarse pass.
         prediction: what the model said; empty after an error.
         finish_reason: see `qzoom.types.Answer`; "error" after an error.
-        gate: the gate's decision; None after an error.
-        regions: what was read at high resolution.
-        usage: tokens paid.
         timing_ms: milliseconds per step.
         error: why there is no answer; None when there is one.
         prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.

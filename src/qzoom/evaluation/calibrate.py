@@ -44,7 +44,6 @@ class PairedAnswers:
     """One question, asked without zooming and with.
 
     Args:
-        score: the gate's.
         zooms: whether a region was found; without one the coarse answer stands whatever the gate says.
         harmed: whether not zooming loses the answer.
         gained: whether not zooming saves the answer (the zoomed one is wrong, the coarse one right).
@@ -85,11 +84,6 @@ class OperatingPoint:
     """What a gate threshold gives.
 
     Args:
-        threshold: of the gate.
-        n: questions.
-        share_zoomed: of them.
-        latency_ms: mean.
-        harmed: share harmed.
         loss: accuracy lost against always zooming, negative for a gain (without labels: share of other answers).
         interval: of what the goal names, with its confidence: two-sided for share and latency; for the loss from 0 to
             the exact upper bound.
@@ -143,8 +137,6 @@ def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: 
     """The point that meets a goal.
 
     Args:
-        samples: what was measured.
-        goal: what is wanted.
         candidates: how many region thresholds were compared on the same questions; the loss's confidence is shared
             among them.
 
@@ -219,13 +211,10 @@ class Calibration:
     """What was chosen and on what grounds.
 
     Args:
-        gate_threshold: to zoom from.
-        region_threshold: of the map.
         point: what these give on the questions.
         asked: questions that count.
         failed: questions left out, because they could not be asked.
         always: share that always zooming answers right at `region_threshold`; None without labels.
-        provenance: for the config.
     """
 
     gate_threshold: float
@@ -260,9 +249,6 @@ def calibrate(
     """Choose thresholds for an operating point.
 
     Args:
-        model: with gate and region branch.
-        questions: the user's.
-        goal: the operating point.
         options: token limits and longest answer; the rest of it is not used.
         region_thresholds: to be compared (questions with answers only); empty keeps the checkpoint's own.
         keep: folder of the answers; a rerun, also with another goal, asks only what is missing.
@@ -342,7 +328,6 @@ def pair_answers(
     """Pair both answers to every question.
 
     Args:
-        never: asked without zooming.
         always: the same questions, zoomed whatever the gate's score, which they carry.
         questions: with the right answers, or without; then the zoomed answer counts as right.
 
@@ -379,7 +364,6 @@ def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow
     Args:
         doubts: with the gate's score of every question.
         always: the same questions, zoomed where a region was found.
-        share: wanted.
 
     Raises:
         DataError: no question with both.

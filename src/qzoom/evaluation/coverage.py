@@ -35,7 +35,6 @@ def relative(question: np.ndarray, generic: np.ndarray, epsilon: float = EPSILON
     Args:
         question: (..., rows, columns), not negative.
         generic: the same shape.
-        epsilon: see `EPSILON`.
     """
     guard = epsilon * generic.mean((-2, -1), keepdims=True)
     return question / np.maximum(generic + guard, np.finfo(np.float64).tiny)
@@ -109,10 +108,7 @@ def read_coverage(path: Path) -> dict[str, Any]:
 def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """This run less another, each at the layer and head that it chose itself, over the questions both reported.
 
-    Args:
-        this: figures with rows, as `Coverage.to_dict` gives them.
-        other: those of the run that it is compared with.
-        seed: of the draws.
+    Both are figures with rows, as `Coverage.to_dict` gives them.
 
     Returns:
         `n` and for each of layer_lift, layer_hit, head_lift, head_hit: this, other, difference, interval.
@@ -150,9 +146,7 @@ def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed:
 
     Args:
         values: (questions, 2 figures, layers, heads + 1) of one measure, see `scores`.
-        pictures: of each question.
         of_heads: choose among single heads instead of means over a layer's heads.
-        seed: of the draws behind the intervals.
 
     Returns:
         `layer` and `head` (indices from 0; None for the mean over the layer's heads), `depth` (share of the layers up
@@ -222,10 +216,6 @@ class Coverage:
 
 def measure_coverage(maps: Iterable[QuestionMaps], *, seed: int = 0) -> Coverage:
     """The figures of a run.
-
-    Args:
-        maps: the questions' maps; they are taken one by one.
-        seed: of the draws behind the intervals.
 
     Raises:
         DataError: fewer than two pictures with places that could be asked about.

@@ -31,10 +31,6 @@ class QuestionMaps:
     """One question's attention.
 
     Args:
-        picture: id of the picture.
-        index: number of the question among the picture's.
-        kind: the question's field.
-        boxes: places of the answer.
         size_px: (width, height) of the picture.
         question: (layers, heads, rows, columns) of the question.
         generic: the same of the request that asks for nothing in particular.
@@ -63,7 +59,6 @@ def question_maps(
 
     Args:
         model: the model under test; its branches are not used.
-        task: pictures, questions and places.
         coarse: limits of the coarse view; None for the model's own.
         limit: the first so many pictures only.
         on_picture: called with (pictures done, in all) after each.

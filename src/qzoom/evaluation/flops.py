@@ -21,12 +21,10 @@ class ModelShape(VisionShape):
     """Sizes that decide the cost: those of the vision encoder, and of the decoder.
 
     Args:
-        layers: N, decoder layers.
         hidden: width of the decoder.
         query: width of all queries together.
         key: width of all keys together (values are as wide).
         feed: width of the decoder's gated feed-forward layers.
-        vocabulary: tokens.
         shared_layers: K.
         branch_layers: T.
     """
@@ -79,14 +77,7 @@ def vision_flops(shape: ModelShape, tokens: int) -> int:
 
 
 def decoder_flops(shape: ModelShape, layers: int, new: int, past: int = 0) -> int:
-    """Running decoder layers over new tokens, each of which sees what came before it.
-
-    Args:
-        shape: the model's.
-        layers: how many.
-        new: tokens to run.
-        past: tokens before them, already run.
-    """
+    """Running decoder layers over `new` tokens, each of which sees the `past` ones and those before it."""
     linear = 2 * new * shape.hidden * (2 * shape.query + 2 * shape.key + 3 * shape.feed)
     return layers * (linear + 4 * shape.query * (new * past + new * (new + 1) // 2))
 
@@ -106,13 +97,8 @@ def answer_flops(
     """One answer.
 
     Args:
-        shape: the model's.
-        coarse_tokens: visual tokens of the coarse view.
         region_tokens: of the regions; 0 when it did not zoom.
         prompt_tokens: the answered prompt's length, coarse view and crops included.
-        completion_tokens: generated tokens.
-        gate: whether the gate ran.
-        region_branch: whether the region branch ran.
         extra_prompt_tokens: of further rounds of the same kind, run through all layers; their pictures are not
             encoded again.
         extra_completion_tokens: that these generated.

@@ -132,11 +132,6 @@ def plot_task(task: TaskFigures, methods: Sequence[str], path: Path) -> Path:
 
     Every method is a line through its budgets; whiskers are 95 % intervals; runs on the front carry a ring.
 
-    Args:
-        task: the figures.
-        methods: all of the report, so that a method has the same colour in every chart.
-        path: the file.
-
     Returns:
         The path written.
     """
@@ -194,8 +189,6 @@ class Card:
     """One failure.
 
     Args:
-        kind: a key of `KINDS`.
-        row: the question and what was answered.
         jpeg: the page with what was read (orange) and the known places (green), the region enlarged below it, as
             base64; empty without the picture.
     """
@@ -217,14 +210,7 @@ def failure_kind(row: AnswerRow) -> str:
 
 
 def failures(group: TaskRuns, run: Run, count: int, data: Path | None = None) -> list[Card]:
-    """Some failures of every kind, from different pictures, spread evenly over the run.
-
-    Args:
-        group: the task's runs.
-        run: one of them.
-        count: most cards of a kind.
-        data: folder of the task's pictures, where it has one.
-    """
+    """Some failures of every kind, from different pictures, spread evenly over the run."""
     wrong: dict[str, dict[str, AnswerRow]] = {kind: {} for kind in KINDS}
     for row in run.rows:
         if row_score(row) == 0:
@@ -349,11 +335,8 @@ def write_report(
 
     Args:
         places: answer files, or folders of them.
-        folder: where to write; it is made.
-        title: of the page.
         data: folder of the pictures of tasks that read files, for the gallery.
         failures_each: most failures of a kind in the gallery.
-        seed: of the intervals' draws.
         page: also write the Markdown here, with paths to the charts.
 
     Returns:

@@ -36,17 +36,12 @@ class RunFigures:
     """One line of the table; shares from 0 to 1, None for a share of nothing.
 
     Args:
-        label: the run's name in its task.
-        method: name of the method.
-        model: whose answers.
         caps: most tokens of the coarse view and of the regions.
         accuracy: mean of the task's metric.
-        interval: its 95 % interval.
         difference: accuracy less that of the best plain run.
         difference_interval: its 95 % interval, by pairs; None without a plain run.
         zoomed: share of questions for which a region was read.
         hit_rate: of the zooms on questions with known places, the share that holds one.
-        seconds, visual_tokens, gflops: means.
         errors: questions that failed and count as wrong.
     """
 
@@ -76,11 +71,7 @@ class TaskFigures:
     """All figures of one task.
 
     Args:
-        name: of the task.
-        questions: how many.
-        pictures: how many.
         dropped: pictures that not every run answered.
-        runs: in order.
         best_plain: label of the most accurate plain run, which the others are compared with; None without one.
         fronts: for each cost the labels of the runs that no other beats in both.
         equal_accuracy: the cheapest zooming run at least as accurate as the best plain one, and its savings; None when
@@ -104,12 +95,7 @@ class TaskFigures:
 
 
 def measure(group: TaskRuns, seed: int = 0) -> TaskFigures:
-    """The figures of one task.
-
-    Args:
-        group: its runs.
-        seed: of the draws.
-    """
+    """The figures of one task."""
     scores = np.array([[row_score(row) for row in run.rows] for run in group.runs])
     names = [row.picture for row in group.runs[0].rows]
     drawn = bootstrap(scores, names, seed)
@@ -219,10 +205,8 @@ class Run:
     """One answer file.
 
     Args:
-        path: the file.
         about: what ran: model name, versions, sizes.
         settings: what decided the answers.
-        rows: the answers.
     """
 
     path: Path
@@ -301,7 +285,6 @@ class TaskRuns:
     """Runs over the same questions.
 
     Args:
-        name: of the task.
         questions: what decides them (digest, seeds).
         runs: in the report's order; their rows are those of the pictures that all of them answered.
         dropped: pictures that not all runs answered.

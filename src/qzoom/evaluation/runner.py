@@ -142,9 +142,6 @@ def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branch
     """All questions about one picture in one session; they share the time of the coarse pass.
 
     Args:
-        model: the model under test.
-        sample: the picture and its questions.
-        options: how to ask.
         all_branches: run gate and region branch in the session's prefix even if the method does not use them.
     """
     if not all_branches:
@@ -278,9 +275,6 @@ def run(
     """Ask all questions, or those that are not stored yet.
 
     Args:
-        model: the model under test.
-        task: pictures, questions and right answers.
-        options: how to ask.
         limit: the first so many pictures only.
         output: file of the answers; a rerun with the same settings resumes it.
         fresh: start `output` anew.

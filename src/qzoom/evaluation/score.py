@@ -19,15 +19,11 @@ class Scores:
     """Figures of one run; shares lie between 0 and 1, None stands for a share of nothing.
 
     Args:
-        n: questions.
         exact_match: share answered right, per field and for "all".
         anls: mean similarity to the right answer.
         zoomed: share that read a region.
         hit_rate: of the zooms on questions with known places, the share whose regions hold one of the places.
         box_area: of the zooms, the mean share of the picture that the regions cover.
-        visual_tokens: mean visual tokens per question, coarse view and regions.
-        seconds: mean wall-clock time per question.
-        seconds_total: of all questions.
         errors: questions without an answer, counted as wrong.
         difficulty: for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed.
         metric: name of the task's own metric; names joined by "+" where questions differ in it.
@@ -85,7 +81,6 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
     """The figures of a run.
 
     Args:
-        rows: one per question.
         fields: fields to list even when nothing was asked about them; the others follow in alphabetical order.
     """
     names = dict.fromkeys([*fields, *sorted({row.field for row in rows})])

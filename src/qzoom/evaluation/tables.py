@@ -216,7 +216,6 @@ def new_figure(panels: int, *, width: float = 4.8, height: float = 4.2) -> tuple
     """A figure of panels side by side, each with a grid and without a frame.
 
     Args:
-        panels: how many.
         width: of a panel, in inches.
         height: in inches.
     """
@@ -253,11 +252,6 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def plot_coverage(coverage: Coverage, path: Path, *, title: str = "") -> Path:
     """Draw lift and pointing over the depth of the model.
-
-    Args:
-        coverage: the figures.
-        path: the file; its folder is made.
-        title: above the drawing.
 
     Returns:
         The path written.

@@ -73,7 +73,6 @@ def target_boxes(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ..
     """The boxes that the region has to hold.
 
     Args:
-        kind: the question's field.
         boxes: all boxes of the answer, in original pixels.
         rule: "one" takes the largest, "all" takes all, "auto" decides by `TOGETHER`.
     """
@@ -87,8 +86,6 @@ def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSetti
 
     Args:
         boxes: at least one, in original pixels.
-        size_px: (width, height) of the picture.
-        settings: margin and least size.
 
     Raises:
         DataError: no box, or a region that is empty or outside the picture.
@@ -111,7 +108,6 @@ def enlargement(size_px: tuple[int, int], settings: GapSettings, token_px: int) 
 
     Args:
         size_px: (width, height) of the crop.
-        settings: scale and limit.
         token_px: side of the square of pixels that one visual token covers.
     """
     if isinstance(settings.crop_scale, str):
@@ -121,14 +117,7 @@ def enlargement(size_px: tuple[int, int], settings: GapSettings, token_px: int) 
 
 
 def crop(image: PIL.Image.Image, region: Box, settings: GapSettings, token_px: int) -> PIL.Image.Image:
-    """Cut a region out and enlarge it.
-
-    Args:
-        image: RGB.
-        region: inside the picture.
-        settings: scale and limit.
-        token_px: see `enlargement`.
-    """
+    """Cut a region out and enlarge it."""
     return cut(image, region, enlargement((region[2] - region[0], region[3] - region[1]), settings, token_px))
 
 
@@ -145,10 +134,7 @@ def region_task(
     """One picture per question of another task; with a reason where the picture cannot be made.
 
     Args:
-        base: whose questions.
-        view: what the picture shows.
         targets: (picture's id, its number in `base`, question's number) of every question to ask.
-        settings: how the picture is made.
         token_px: see `enlargement`.
     """
     decoded: dict[int, Sample] = {}

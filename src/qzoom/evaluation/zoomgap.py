@@ -35,9 +35,7 @@ def compare_gaps(rows: Rows, other: Rows, seed: int = 0) -> dict[str, Any]:
     """This run less another, over the pictures that both answered.
 
     Args:
-        rows: per view.
         other: the run that it is compared with, for example the model before training.
-        seed: of the draws.
 
     Returns:
         `n`, `dropped` (questions that only one run answered), and for each view that both asked, for "gap" (region
@@ -94,13 +92,9 @@ class ScoredQuestion:
     """One question with its score in every view; the unit of all figures.
 
     Args:
-        picture: id of the picture.
-        index: number of the question among the picture's.
         question: its text and right answer, to tell runs over other data apart.
-        kind: the question's field.
         area: bin of its region; None where the region is not known.
         scores: from 0 to 1, by view.
-        negative: see `is_negative`.
     """
 
     picture: str
@@ -198,7 +192,6 @@ def scored(
     """All questions of the full view with their scores in every view.
 
     Args:
-        rows: per view.
         variant: of the metric.
         places: the rule that the region follows.
 
@@ -230,7 +223,6 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
 
     Args:
         rows: per view; the full view's are all questions, the others' at least those that enter the gap.
-        seed: of the draws behind the intervals.
         places: the rule that the region follows, for the bins of its area.
     """
     views = [view for view in VIEWS if view in rows]
@@ -361,12 +353,8 @@ def ask_views(
     """Ask all questions in every view.
 
     Args:
-        model: the model under test.
-        task: pictures and questions.
-        settings: the views.
         limit: the first so many pictures only.
         output: folder of the kept answers, one file a view; a rerun continues them.
-        fresh: start them anew.
         progress: gives each view's listener for (pictures done, in all).
 
     Raises:

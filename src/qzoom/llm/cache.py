@@ -29,7 +29,6 @@ class Reply:
     Args:
         text: what the model wrote; "" is an answer without content.
         cut_off: it ran into its token limit.
-        model: the model that answered, as the endpoint names it.
         prompt_tokens: as counted by the endpoint, 0 when it does not say.
         completion_tokens: as counted by the endpoint.
     """
@@ -77,14 +76,10 @@ class Cost:
     """Requests and cost of one endpoint in one role.
 
     Args:
-        role: "teacher" and so on.
-        name: of the role's member.
         url: of the endpoint; "" where cached replies are counted.
         requests: sent, retries included.
         failures: requests without a usable reply.
         kept: replies taken from the cache instead.
-        prompt_tokens: as the endpoint counts them.
-        completion_tokens: as counted by the endpoint.
         money: by the settings' prices.
     """
 
@@ -108,9 +103,6 @@ class Cost:
 
 class CallCache:
     """The cache file; opened at first use. Locks lie in a folder beside it.
-
-    Args:
-        path: of the SQLite file; its folder is created.
 
     Raises:
         ConfigError: on first use, a file that is no call cache or one of another schema.
@@ -145,8 +137,6 @@ class CallCache:
         """Store a reply or a refusal and its cost in one transaction.
 
         Args:
-            key: of the call.
-            outcome: what came back.
             cost: of the call; its requests were counted by `reserve`.
         """
         reply = outcome if isinstance(outcome, Reply) else Reply("")
@@ -168,7 +158,6 @@ class CallCache:
         """Count a request before it is sent.
 
         Args:
-            cost: with one request.
             calls: the budgets; calls under way may exceed the budget in money.
 
         Raises:
@@ -195,11 +184,7 @@ class CallCache:
         return tuple(Cost(*row) for row in rows)
 
     def turn(self, url: str, interval_s: float) -> float:
-        """Reserve the next time slot of an endpoint with a rate limit.
-
-        Args:
-            url: of the endpoint.
-            interval_s: between two requests.
+        """Reserve the next time slot of an endpoint, `interval_s` after the last one.
 
         Returns:
             Seconds to wait for it.

@@ -54,12 +54,7 @@ def font_folder() -> Path:
 
 @lru_cache(maxsize=64)
 def font(size_px: int, weight: str = "regular") -> ImageFont.FreeTypeFont:
-    """The typeface at a size.
-
-    Args:
-        size_px: em size in pixels.
-        weight: "regular" or "bold".
-    """
+    """The typeface at a size."""
     return ImageFont.truetype(str(font_folder() / _FILES[weight]), size_px)
 
 
@@ -153,12 +148,7 @@ def draw_text(
     """One line of text.
 
     Args:
-        draw: where.
         at: x of the anchor and y of the top of the line's em box.
-        text: one line, cleaned here.
-        size_px: em size.
-        colour: of the letters.
-        weight: "regular" or "bold".
         anchor: "l", "m" or "r": whether x is the left end, the middle or the right end.
     """
     line = clean(text).replace("\n", " ")

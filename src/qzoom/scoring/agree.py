@@ -56,10 +56,6 @@ def decide_exact(prediction: str, answers: Sequence[str]) -> bool | None:
     """The exact rule: True for a match, False for a contradiction, None where it cannot tell.
 
     Numbers and yes or no contradict any other number or yes or no. An empty prediction is wrong.
-
-    Args:
-        prediction: the given answer.
-        answers: at least one right answer.
     """
     if any(exact_match(prediction, answer) for answer in answers):
         return True

@@ -34,7 +34,6 @@ def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
     of its own option. Thoughts, answer tags and markup (`**B**`, `\\boxed{B}`, `$B$`) are taken off first.
 
     Args:
-        prediction: what was answered.
         choices: the options' texts, A first.
     """
     text = prediction.rpartition("</think>")[2]

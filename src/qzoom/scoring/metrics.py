@@ -51,8 +51,6 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = ANLS_THRESH
     those of the compared texts.
 
     Args:
-        prediction: what was answered.
-        answers: at least one right answer.
         threshold: the similarity must lie above it; so a distance of exactly one half scores 0.
 
     Returns:
@@ -86,7 +84,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, harness: bool = Fal
     """Agreement with ten people: the mean over all choices of nine of them of min(1, agreeing / 3).
 
     Args:
-        prediction: what was answered.
         answers: one per person; equal answers are repeated. A single one must be met.
         harness: see `qzoom.scoring.text.plain_answer`; and a single answer then counts for nothing.
     """
@@ -133,8 +130,6 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
     """Whether one of the answers stands in the prediction as words of its own, case and width of characters aside.
 
     Args:
-        prediction: what was answered.
-        answers: accepted texts.
         formula: spaces and word borders do not matter, case does.
     """
     said = _folded(prediction, formula=formula)
@@ -242,12 +237,7 @@ def hit(regions: Sequence[Box], boxes: Sequence[Box]) -> bool:
 
 
 def union_share(boxes: Sequence[Box], size_px: tuple[int, int]) -> float:
-    """Share of a picture that boxes cover together; what they share counts once.
-
-    Args:
-        boxes: any number of boxes; parts outside the picture do not count.
-        size_px: (width, height) of the picture.
-    """
+    """Share of a picture that boxes cover together; what they share counts once."""
     inside = [clip_box(box, size_px) for box in boxes]
     edges = sorted({x for box in inside for x in (box[0], box[2])})
     covered = 0

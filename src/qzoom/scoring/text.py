@@ -95,7 +95,6 @@ def plain_answer(text: str, *, harness: bool = False) -> str:
     """The answer as it is compared.
 
     Args:
-        text: an answer, a person's or the model's.
         harness: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its apostrophe, and an answer that
             consists of articles and punctuation becomes empty, where else it stays as it is.
     """
@@ -172,7 +171,6 @@ def same_answer(reply: str, answer: str) -> bool:
 
     Args:
         reply: what was answered; of several answer tags the last one counts.
-        answer: the right answer.
     """
     said = final_part(reply)
     if _plain(said) == _plain(answer):

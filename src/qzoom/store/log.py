@@ -36,7 +36,6 @@ class Log:
     """A log for reading. Reading repairs nothing; a torn last line is not seen. Several threads may read.
 
     Args:
-        path: of the file.
         purpose: what it must hold, e.g. "answers"; None accepts every purpose.
 
     Raises:
@@ -163,7 +162,6 @@ class LogWriter(Log):
 
     Args:
         path: of the file; its folder is made.
-        purpose: what the log is for.
         settings: everything that decides what it holds, as JSON values.
         about: facts that may change between runs, for its readers.
         fresh: replace what is there.

@@ -40,8 +40,6 @@ class Stored:
 
     Args:
         id: hash of its content.
-        sample: what it was made for; a sample's records come together.
-        record: the record.
         digests: hashes of its tensors by name.
     """
 
@@ -58,9 +56,7 @@ def start_store(
 
     Args:
         folder: of the store; made if need be.
-        purpose: "regions", "gate", "mine" or the like.
         settings: everything that decides the records, as JSON values.
-        provenance: what makes them.
         fresh: remove the records that are there.
 
     Raises:
@@ -109,9 +105,6 @@ def _not_in(folder: Path, keys: Iterable[str]) -> list[str]:
 
 class RecordStore:
     """The records of a folder, for reading. Reading repairs nothing; a torn last line is not seen.
-
-    Args:
-        folder: of the store.
 
     Raises:
         DataError: no store, a newer schema, or a damaged line; it says which.
@@ -189,10 +182,6 @@ class RecordStore:
 class RecordWriter:
     """Adds samples to a store; a context manager. One process at a time may hold a number.
 
-    Args:
-        folder: a store made by `start_store`.
-        number: of this writer, from 0.
-
     Raises:
         ConfigError: another process holds this number.
         DataError: as `RecordStore`.
@@ -259,7 +248,6 @@ class TensorFiles:
     """All tensor files of a store's folder.
 
     Args:
-        folder: the store's `tensors` folder.
         writer: number of this writer; None only reads.
     """
 
@@ -275,11 +263,7 @@ class TensorFiles:
                 self._where.update(dict.fromkeys(_keys(path), path))
 
     def tidy(self, known: Iterable[str]) -> None:
-        """Remove this writer's leftovers: unfinished files, tensors of no record, parts that a shard holds.
-
-        Args:
-            known: ids of the records that exist.
-        """
+        """Remove this writer's leftovers: unfinished files, tensors of no record, parts that a shard holds."""
         records = set(known)
         for path in self._folder.glob(f"*-{self._writer:02d}-*.partial"):
             path.unlink(missing_ok=True)

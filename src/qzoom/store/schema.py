@@ -33,9 +33,7 @@ class Provenance:
     """What made the records of a store.
 
     Args:
-        model: hub id or folder.
         weights: digest of the base model's weights; "" when unknown (published labels).
-        revision: hub revision, if any.
         prompt: how questions were put.
         seed: of everything drawn.
         sizes: visual tokens and the like.
@@ -54,7 +52,6 @@ class Turn:
     """One question about a picture.
 
     Args:
-        question: the text.
         answers: right answers, any of which counts; empty when unknown.
         boxes: places that hold the answer, xyxy in original pixels; empty when unknown.
     """
@@ -83,7 +80,6 @@ class Question(Record):
     Args:
         name: the user's id.
         image: path below `root`, or "documents:SEED", "scenes:SEED".
-        turns: one or more questions.
         mode: "text" or "natural": which attention heads are used, and how the question is asked.
         source: which data set.
         root: folder that a path starts from.
@@ -103,10 +99,7 @@ class Response(Record):
     """What the model answered to one turn.
 
     Args:
-        question: id of the question record.
-        turn: index of the turn.
         prompt: the text that was asked.
-        text: the answer.
         tokens: its ids.
         picture_px: (width, height) of the picture as it was shown, padding included.
         grid: (rows, columns) of the view.
@@ -129,7 +122,6 @@ class Attention(Record):
     """Attention of a response. Tensors: `grounding` and `sink`, (rows, columns) float32.
 
     Args:
-        response: id of the response.
         heads: (layer, head) pairs of the grounding map.
         sink_by: "norm" of hidden states, "heads", or "none".
         sink_heads: (layer, head) pairs of the sink map.
@@ -148,17 +140,13 @@ class RegionLabel(Record):
     """Tri-state labels of one turn. Tensor: `labels`, (rows, columns) int8: 1, 0 or -100.
 
     Args:
-        question: id of the question.
-        turn: index of the turn.
         response: id of the response; "" for labels from known boxes.
-        attention: id of the attention record.
         text: the response that comes after the question when several turns are trained in one sequence.
         prompt: the question as it is to be put in training.
         box: x0, y0, x1, y1 in cells around the foreground.
         usable: False when the whole map is ignored.
         foreground: number of foreground cells.
         valid: number of cells that are not ignored.
-        view: as in the response.
         size_px: (width, height) of the picture without padding.
         agrees: whether a foreground cell lies on a known answer box; None where none is known.
     """
@@ -185,8 +173,6 @@ class ResolutionSweep(Record):
     """One turn answered at rising resolutions.
 
     Args:
-        question: id of the question.
-        turn: index of the turn.
         tokens: visual tokens allowed at each level, rising.
         answers: one per level.
         annotation: the data set's answer.
@@ -205,8 +191,6 @@ class ZoomComparison(Record):
     """One turn answered from the coarse pass alone and with the region.
 
     Args:
-        question: id of the question.
-        turn: index of the turn.
         tokens: visual tokens allowed in the coarse pass.
         coarse: the answer of the coarse pass.
         zoomed: the answer with the region.
@@ -227,12 +211,9 @@ class Verdict(Record):
     """The coarse answer against the zoomed one.
 
     Args:
-        question: id of the question.
-        turn: index of the turn.
         coarse: the answer of the coarse pass.
         zoomed: the answer with the region read.
         coarse_right: whether the first is right; None when nobody could say.
-        zoomed_right: whether the zoomed answer is right.
         by: what decided: "rule", "judge", or "nobody".
         boxes: regions that were read, xyxy in original pixels.
         note: why nobody could.
@@ -252,12 +233,7 @@ class Verdict(Record):
 
 @dataclass(frozen=True, slots=True)
 class Skip(Record):
-    """A question that could not be used.
-
-    Args:
-        question: id of the question.
-        reason: one sentence.
-    """
+    """A question that could not be used."""
 
     kind: ClassVar[str] = "skip"
     question: str

@@ -35,7 +35,6 @@ def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path
 
     Args:
         value: a table's cell.
-        column: its name, for the error text.
         folder: relative paths start here and may not leave it; None where only the hub's own cache is read.
 
     Raises:
@@ -96,14 +95,12 @@ class Benchmark:
     """What is known of a benchmark before its table is read.
 
     Args:
-        name: on the command line.
         repo: dataset id on the hub.
         config: the dataset's configuration there; None for its only one.
         split: the split that figures are published for.
         max_new_tokens: most tokens of an answer, as lmms-eval sets it.
         question: a row to its question; DataError where the row cannot be used.
         picture: the column that holds the picture.
-        fields: fields that always appear among the figures.
     """
 
     name: str
@@ -224,9 +221,7 @@ def open_table(
     """The benchmark's table.
 
     Args:
-        benchmark: which.
         data: folder of its files; None reads the hub.
-        split: None for the benchmark's own.
         revision: branch, tag or commit of the dataset on the hub.
 
     Raises:

@@ -45,7 +45,6 @@ def crop_by_attention(
     """Read the window with the highest relative attention; see `Method.answer`.
 
     Args:
-        model, images, question, options: as there.
         layer: whose attention is taken; None takes the one two thirds up.
         generic: the request that the question is compared with.
     """
@@ -93,9 +92,7 @@ def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]
     The last token is run once more over the cached keys, and only its queries are multiplied with them.
 
     Args:
-        reading: for the model and the clock.
         item: the prompt, its coarse pass done.
-        layers: which layers.
 
     Returns:
         (layers, heads, rows, columns) float32.

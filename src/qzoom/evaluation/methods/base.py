@@ -38,7 +38,6 @@ class Method:
     """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state.
 
     Args:
-        name: on the command line.
         run: what `answer` does; None for the engine as it is.
         zoom: the engine's mode; None takes that of the options.
         zooms: whether it reads regions, so that a total of visual tokens is divided between coarse view and regions.
@@ -59,7 +58,6 @@ class Method:
         """Answer one question.
 
         Args:
-            model: the model under test.
             images: pictures as `QZoom.ask` takes them, or a `Session` over them, whose coarse pass all its questions
                 share.
             question: what to ask; its right answer is never read, its boxes only by the oracle.
@@ -98,8 +96,6 @@ def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
     """The model with those branches alone that a method uses, so that a session pays for no others.
 
     Args:
-        model: the model under test; it is not changed.
-        method: the method.
         zoom: the mode of "qzoom"; "never" uses no branch at all, whatever the method.
     """
     from qzoom.model import QZoom
@@ -117,9 +113,7 @@ class Reading:
     """A question whose coarse pass is done.
 
     Args:
-        model: the model under test.
         coarse: the coarse pass over the question; nothing has been decided.
-        clock: milliseconds per step.
         extra: see `Answered`.
     """
 
@@ -142,7 +136,6 @@ class Reading:
         """The coarse pass over another question about the same pictures, which are not encoded or read again.
 
         Args:
-            text: what to ask instead.
             max_new_tokens: of its answer; None keeps that of the options.
         """
         engine, request, state = self.model.engine, self.coarse.request, self.coarse.state
@@ -204,11 +197,7 @@ class Reading:
 
 
 def start(model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Reading:
-    """Do the coarse pass over a question, without gate and region branch.
-
-    Args:
-        model, images, question, options: see `Method.answer`.
-    """
+    """Do the coarse pass over a question, without gate and region branch."""
     values = ask_kwargs(dataclasses.replace(options, zoom="never"))
     if isinstance(images, Session):
         request = images.request(question.question, **values)
@@ -231,7 +220,6 @@ def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
     """A box in original pixels of the first picture as the engine reads it.
 
     Args:
-        reading: for the picture's size, its grid and the checkpoint's smallest box.
         box: xyxy, half-open.
         margin_cells: coarse cells added on every side.
     """

@@ -78,7 +78,6 @@ def zoom_by_doubt(
     It zooms from the options' gate threshold, else from the one that the model was calibrated to, else from 0.5.
 
     Args:
-        model, images, question, options: as there.
         name: of the gate, for its calibrated threshold.
         doubt: from the first token's logits to a score in [0, 1], higher for less sure.
     """

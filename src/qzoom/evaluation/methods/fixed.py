@@ -36,8 +36,6 @@ def read_fixed_box(
     """Always read one box; see `Method.answer`. Without a known place the oracle answers from the coarse pass.
 
     Args:
-        model, images, question, options: as there.
-        place: where the box is.
         seed: of the random places, together with the question and the picture's size.
         margin_cells: coarse cells around the oracle's box; the least that a checkpoint's own boxes have is kept.
     """
@@ -54,24 +52,12 @@ def read_fixed_box(
 
 
 def centre_box(size_px: tuple[int, int], side: float = SIDE) -> Box:
-    """The middle of a picture.
-
-    Args:
-        size_px: (width, height).
-        side: share of each side.
-    """
+    """The middle of a picture."""
     return _placed(size_px, side, 0.5, 0.5)
 
 
 def random_box(size_px: tuple[int, int], text: str, seed: int = 0, side: float = SIDE) -> Box:
-    """A place drawn evenly; the same for the same question, picture size and seed, in every process.
-
-    Args:
-        size_px: (width, height).
-        text: the question.
-        seed: chooses another draw.
-        side: share of each side.
-    """
+    """A place drawn evenly; the same for the same question, picture size and seed, in every process."""
     digest = hashlib.sha256(f"{seed}|{size_px[0]}x{size_px[1]}|{text}".encode()).digest()
     drawn = random.Random(digest)
     return _placed(size_px, side, drawn.random(), drawn.random())
