@@ -168,17 +168,21 @@ def _narrow(text: str) -> str:
     return "".join(chr(ord(c) - 0xFEE0) if 0xFF01 <= ord(c) <= 0xFF5E else " " if c == "\u3000" else c for c in text)
 
 
+Score = Callable[[str, Sequence[str], Sequence[str]], float]
+"""Prediction, accepted answers and options' texts to a score from 0 to 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One benchmark's metric in both variants.
 
     Args:
-        strict: prediction, accepted answers and options' texts to a score from 0 to 1; see the module.
+        strict: what the metric's name promises.
         harness: the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does.
     """
 
-    strict: Callable[[str, Sequence[str], Sequence[str]], float]
-    harness: Callable[[str, Sequence[str], Sequence[str]], float]
+    strict: Score
+    harness: Score
 
     @property
     def is_choice(self) -> bool:
@@ -186,12 +190,17 @@ class Metric:
         return self.strict is _letter
 
 
-def _exact(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
-    return float(any(exact_match(said, answer) for answer in answers))
+def _any(same: Callable[[str, str], bool]) -> Score:
+    """Full marks for an answer that is the same as one of those accepted."""
+    return lambda said, answers, _: float(any(same(said, answer) for answer in answers))
 
 
 def _letter(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
     return float(chosen_letter(said, choices) in answers)
+
+
+def _letter_harness(read: Callable[[str], str | None]) -> Score:
+    return lambda said, answers, _: float(read(said) in answers)
 
 
 def is_unread(metric: str, prediction: str, choices: Sequence[str]) -> bool:
@@ -200,15 +209,14 @@ def is_unread(metric: str, prediction: str, choices: Sequence[str]) -> bool:
 
 
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(_exact, _exact),
+    "exact_match": Metric(_any(exact_match), _any(exact_match)),
     "anls": Metric(lambda said, answers, _: anls(said, answers), lambda said, answers, _: anls_harness(said, answers)),
     "vqa_accuracy": Metric(
         lambda said, answers, _: vqa_accuracy(said, answers),
         lambda said, answers, _: vqa_accuracy(said, answers, harness=True),
     ),
     "relaxed_accuracy": Metric(
-        lambda said, answers, _: float(any(relaxed_match(said, answer) for answer in answers)),
-        lambda said, answers, _: float(relaxed_match_harness(said, answers[0])),
+        _any(relaxed_match), lambda said, answers, _: float(relaxed_match_harness(said, answers[0]))
     ),
     "contains": Metric(
         lambda said, answers, _: float(contains_answer(said, answers)),
@@ -218,16 +226,13 @@ METRICS: dict[str, Metric] = {
         lambda said, answers, _: float(contains_answer(said, answers, formula=True)),
         lambda said, answers, _: float(contains_answer_harness(said, answers, formula=True)),
     ),
-    "choice_vstar": Metric(_letter, lambda said, answers, _: float(chosen_letter_vstar(said) in answers)),
-    "choice_mme": Metric(_letter, lambda said, answers, _: float(chosen_letter_mme(said) in answers)),
+    "choice_vstar": Metric(_letter, _letter_harness(chosen_letter_vstar)),
+    "choice_mme": Metric(_letter, _letter_harness(chosen_letter_mme)),
     "choice_hrbench": Metric(
         _letter, lambda said, answers, choices: float(chosen_letter_hrbench(said, choices) in answers)
     ),
-    "choice_zoombench": Metric(_letter, lambda said, answers, _: float(release_letter(said) in answers)),
-    "blank_zoombench": Metric(
-        lambda said, answers, _: float(any(same_answer(said, answer) for answer in answers)),
-        lambda said, answers, _: float(any(same_answer_release(said, answer) for answer in answers)),
-    ),
+    "choice_zoombench": Metric(_letter, _letter_harness(release_letter)),
+    "blank_zoombench": Metric(_any(same_answer), _any(same_answer_release)),
 }
 
 
