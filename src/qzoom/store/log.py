@@ -355,8 +355,8 @@ def _read_header(line: bytes, path: Path, purpose: str | None) -> dict[str, Any]
         complete = False
     if complete and schema != SCHEMA:
         raise DataError(
-            f"{path} has schema {schema}, but this qzoom reads {SCHEMA}: use a matching version, convert it with "
-            "`python benchmarks/convert_stores.py`, or replace it with --fresh."
+            f"{path} has schema {schema}, but this qzoom reads {SCHEMA}: use a matching version, replace it with "
+            "--fresh, or convert it in a checkout of qzoom's repository with `python benchmarks/convert_stores.py`."
         )
     wanted = purpose or "what qzoom writes"
     if not complete or not {"purpose", "about"} <= set(header):

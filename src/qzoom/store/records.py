@@ -14,7 +14,6 @@ that no record names are removed when the folder is next opened for writing.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ from qzoom.store.schema import Provenance, Record, content_id, from_values, reco
 _PENDING = "pending.json"
 GATHER = 256
 """Samples per shard."""
-_MAX_HEADER = 100_000_000
 _HINT = "restore it from a copy, or start over with --fresh"
 _R = TypeVar("_R", bound=Record)
 
@@ -337,16 +335,14 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 def _keys(path: Path) -> list[str]:
     """Names of the tensors in a safetensors file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > _MAX_HEADER:
-                raise ValueError
-            header = json.loads(file.read(size))
-        return [name for name in header if name != "__metadata__"]
+        with safe_open(path, "np") as file:
+            return list(file.keys())
     except FileNotFoundError:
         return []  # another writer has just gathered it
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"{path} is no readable safetensors file; restore it or label again with --fresh.") from error
 
 
