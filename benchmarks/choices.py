@@ -105,6 +105,27 @@ def lowest_match(points: Iterable[Point], accuracy: float) -> Point | None:
     return min(able, key=lambda p: (p.cap, p.gflops, p.tokens), default=None)
 
 
+def is_right(row: AnswerRow) -> bool:
+    """Whether the answer gets all that the question's strict metric gives, which mostly is an exact match."""
+    from qzoom.evaluation.score import row_score
+
+    return row_score(row) == 1.0
+
+
+def right_counts(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> dict[str, int]:
+    """Questions that two runs got right: both, one alone, neither.
+
+    Raises:
+        DataError: the runs asked different questions.
+    """
+    keys = [[(row.picture, row.index, row.question, row.answer) for row in rows] for rows in (first, second)]
+    if keys[0] != keys[1]:
+        raise DataError("Only runs over the same questions in the same order can be compared.")
+    right = [(is_right(one), is_right(other)) for one, other in zip(first, second, strict=True)]
+    kinds = {"both": (True, True), "only_first": (True, False), "only_second": (False, True), "neither": (False, False)}
+    return {"n": len(right)} | {name: right.count(kind) for name, kind in kinds.items()}
+
+
 def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], seed: int = 0) -> dict[str, Any]:
     """Two runs over the same questions: the difference with its interval, and who was right alone.
 
@@ -113,20 +134,15 @@ def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], seed: int = 
     from qzoom.evaluation.score import row_score
     from qzoom.scoring.intervals import paired_difference
 
-    keys = [[(row.picture, row.index, row.question, row.answer) for row in rows] for rows in (first, second)]
-    if keys[0] != keys[1]:
-        raise DataError("Only runs over the same questions in the same order can be compared.")
-    scores = [[row_score(row) for row in rows] for rows in (first, second)]
-    pictures = [row.picture for row in first]
-    pair = paired_difference(*scores, pictures, seed)
-    right = [(one == 1.0, two == 1.0) for one, two in zip(*scores, strict=True)]
+    counts, pictures = right_counts(first, second), [row.picture for row in first]
+    pair = paired_difference(*([row_score(row) for row in rows] for rows in (first, second)), pictures, seed)
     return {
-        "questions": len(first),
+        "questions": counts["n"],
         "pictures": len(set(pictures)),
         "difference": pair["difference"],
         "interval": pair["interval"],
-        "only_first": right.count((True, False)),
-        "only_second": right.count((False, True)),
+        "only_first": counts["only_first"],
+        "only_second": counts["only_second"],
     }
 
 
