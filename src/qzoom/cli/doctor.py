@@ -23,19 +23,12 @@ _MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact about this installation.
+    """One fact about this installation."""
 
-    Args:
-        name: what was looked at.
-        value: what was found.
-        level: "ok", "warn" (works, could be better) or "fail" (needed and missing).
-        remedy: what to do about it; empty when nothing.
-    """
-
-    name: str
-    value: str
-    level: Level = "ok"
-    remedy: str = ""
+    name: str  # what was looked at
+    value: str  # what was found
+    level: Level = "ok"  # "ok", "warn" (works, could be better) or "fail" (needed and missing)
+    remedy: str = ""  # what to do about it; empty when nothing
 
 
 def doctor(

@@ -35,20 +35,15 @@ _SIMPLE = (bool, int, float, str, Path)
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """How a settings class becomes options.
+    """How a settings class becomes options."""
 
-    Args:
-        prefix: of the environment variables, such as "QZOOM_SERVE_".
-        only: fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested.
-        names: option names that are not the field's, such as {"source": "--from"}.
-        recipe: whether there is a `--recipe FILE` with all fields.
-        of: the settings class, where the command takes the given values for `build_settings` and not the record.
-    """
-
-    prefix: str
+    prefix: str  # of the environment variables, such as "QZOOM_SERVE_"
+    # fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested
     only: tuple[str, ...] = ()
+    # option names that are not the field's, such as {"source": "--from"}
     names: Mapping[str, str] = field(default_factory=dict)
-    recipe: bool = True
+    recipe: bool = True  # whether there is a `--recipe FILE` with all fields
+    # the settings class, where the command takes the given values for `build_settings` and not the record
     of: type | None = None
 
 

@@ -68,11 +68,7 @@ class ModelOptions:
     dtype: Dtype = "auto"
 
     def load(self) -> QZoom:
-        """The model.
-
-        Raises:
-            QZoomError: it cannot be found, read or placed.
-        """
+        """The model (QZoomError: it cannot be found, read or placed)."""
         from qzoom.model import QZoom
 
         return QZoom.from_pretrained(

@@ -74,11 +74,7 @@ def has_box(item_id: str, epoch: int, share: float) -> bool:
 
 
 def choose_style(item_id: str, epoch: int, styles: Mapping[str, float]) -> Style:
-    """A style by weight, decided by item and epoch.
-
-    Raises:
-        ConfigError: an unknown style, or no positive weight.
-    """
+    """A style by weight, decided by item and epoch (ConfigError: an unknown style, or no positive weight)."""
     for style in styles:
         _check_style(style)
     total = sum(styles.values())

@@ -48,14 +48,10 @@ _TYPES = {str: "a text", int: "a whole number", list: "a list", bool: "true or f
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """Checked questions.
+    """Checked questions."""
 
-    Args:
-        questions: those that can be used, in order.
-        skipped: (line number, reason) of those that cannot, when they were to be skipped.
-    """
-
-    questions: tuple[Question, ...]
+    questions: tuple[Question, ...]  # those that can be used, in order
+    # (line number, reason) of those that cannot, when they were to be skipped
     skipped: tuple[tuple[int, str], ...] = ()
 
 

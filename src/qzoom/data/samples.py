@@ -25,27 +25,18 @@ ANSWERS = "answers"
 
 @dataclass(frozen=True, slots=True)
 class SampleQuestion:
-    """A question with its right answer.
+    """A question with its right answer."""
 
-    Args:
-        field: what is asked for; figures are given per field.
-        boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
-        easy: whether the coarse pass should be enough; None if unknown.
-        answers: all accepted answers, or one per person asked; empty for `answer` alone.
-        choices: texts of the options of a multiple-choice question, A first.
-        metric: name in `qzoom.scoring.metrics.METRICS`.
-        negative: what is asked about is not in the picture.
-    """
-
-    field: str
+    field: str  # what is asked for; figures are given per field
     question: str
     answer: str
+    # every place that holds the answer; empty when the place is unknown or the whole picture
     boxes: tuple[Box, ...] = ()
-    easy: bool | None = None
-    answers: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    metric: str = "exact_match"
-    negative: bool = False
+    easy: bool | None = None  # whether the coarse pass should be enough; None if unknown
+    answers: tuple[str, ...] = ()  # all accepted answers, or one per person asked; empty for `answer` alone
+    choices: tuple[str, ...] = ()  # texts of the options of a multiple-choice question, A first
+    metric: str = "exact_match"  # name in `qzoom.scoring.metrics.METRICS`
+    negative: bool = False  # what is asked about is not in the picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,24 +55,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A fixed list of pictures with questions; samples are made or read only when they are wanted.
+    """A fixed list of pictures with questions; samples are made or read only when they are wanted."""
 
-    Args:
-        name: on the command line.
-        ids: the pictures' ids, in order, each once.
-        identity: what decides the questions (file digest, seeds), as JSON values.
-        sample: the sample of `ids[number]`.
-        fields: fields that always appear among the figures.
-        max_new_tokens: most tokens of an answer.
-        shipped_crop: the crop that came with the sample of a number, where the data has crops.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    identity: dict[str, Any]
-    sample: Callable[[int], Sample]
-    fields: tuple[str, ...] = ()
-    max_new_tokens: int = 128
+    name: str  # on the command line
+    ids: tuple[str, ...]  # the pictures' ids, in order, each once
+    identity: dict[str, Any]  # what decides the questions (file digest, seeds), as JSON values
+    sample: Callable[[int], Sample]  # the sample of `ids[number]`
+    fields: tuple[str, ...] = ()  # fields that always appear among the figures
+    max_new_tokens: int = 128  # most tokens of an answer
+    # the crop that came with the sample of a number, where the data has crops
     shipped_crop: Callable[[int], bytes | Path] | None = None
 
     def __iter__(self) -> Iterator[Sample]:
@@ -90,34 +72,24 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRow(SampleQuestion):
-    """One question as it was answered.
-
-    Args:
-        size_px: (width, height) of the picture.
-        seconds: wall-clock time of the answer, with the question's share of the picture's coarse pass.
-        prediction: what the model said; empty after an error.
-        finish_reason: see `qzoom.types.Answer`; "error" after an error.
-        timing_ms: milliseconds per step.
-        error: why there is no answer; None when there is one.
-        prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
-        coarse_size_px: (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`.
-        extra: what a method paid on top, see `qzoom.evaluation.methods.base.Answered`.
-    """
+    """One question as it was answered."""
 
     picture: str
     index: int
     count: int
-    size_px: tuple[int, int]
-    seconds: float
-    prediction: str = ""
-    finish_reason: str = "error"
+    size_px: tuple[int, int]  # (width, height) of the picture
+    seconds: float  # wall-clock time of the answer, with the question's share of the picture's coarse pass
+    prediction: str = ""  # what the model said; empty after an error
+    finish_reason: str = "error"  # see `qzoom.types.Answer`; "error" after an error
     gate: GateDecision | None = None
     regions: tuple[Region, ...] = ()
     usage: Usage = dataclasses.field(default_factory=Usage)
-    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
-    error: str | None = None
-    prompt: str = ""
+    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # milliseconds per step
+    error: str | None = None  # why there is no answer; None when there is one
+    prompt: str = ""  # the rendered conversation with one placeholder per picture; empty where nothing was asked
+    # (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`
     coarse_size_px: tuple[int, int] | None = None
+    # what a method paid on top, see `qzoom.evaluation.methods.base.Answered`
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -140,11 +112,7 @@ class AnswerRow(SampleQuestion):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AnswerRow:
-        """The inverse of `to_dict`.
-
-        Raises:
-            DataError: not such a row.
-        """
+        """The inverse of `to_dict` (DataError: not such a row)."""
         try:
             given = dict(values)
             given["boxes"] = tuple(tuple(box) for box in given["boxes"])
@@ -180,11 +148,7 @@ def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
 
 
 def answer_files(places: Sequence[Path]) -> list[Path]:
-    """All answer files named, or lying below the folders named, each once.
-
-    Raises:
-        DataError: nothing there.
-    """
+    """All answer files named, or lying below the folders named, each once (DataError: nothing there)."""
     files: dict[Path, None] = {}
     for place in places:
         if place.is_dir():

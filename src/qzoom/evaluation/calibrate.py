@@ -41,22 +41,14 @@ CONFIDENCE_GATES = ("margin", "entropy")
 
 @dataclass(frozen=True, slots=True)
 class PairedAnswers:
-    """One question, asked without zooming and with.
-
-    Args:
-        zooms: whether a region was found; without one the coarse answer stands whatever the gate says.
-        harmed: whether not zooming loses the answer.
-        gained: whether not zooming saves the answer (the zoomed one is wrong, the coarse one right).
-        coarse_s: seconds of the coarse answer, the gate included.
-        zoomed_s: seconds of the answer when the gate says zoom.
-    """
+    """One question, asked without zooming and with."""
 
     score: float
-    zooms: bool
-    harmed: bool
-    gained: bool
-    coarse_s: float
-    zoomed_s: float
+    zooms: bool  # whether a region was found; without one the coarse answer stands whatever the gate says
+    harmed: bool  # whether not zooming loses the answer
+    gained: bool  # whether not zooming saves the answer (the zoomed one is wrong, the coarse one right)
+    coarse_s: float  # seconds of the coarse answer, the gate included
+    zoomed_s: float  # seconds of the answer when the gate says zoom
 
 
 @settings(prefix=False)
@@ -81,20 +73,16 @@ class CalibrationGoal:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """What a gate threshold gives.
-
-    Args:
-        loss: accuracy lost against always zooming, negative for a gain (without labels: share of other answers).
-        interval: of what the goal names, with its confidence: two-sided for share and latency; for the loss from 0 to
-            the exact upper bound.
-    """
+    """What a gate threshold gives."""
 
     threshold: float
     n: int
     share_zoomed: float
     latency_ms: float
     harmed: float
-    loss: float
+    loss: float  # accuracy lost against always zooming, negative for a gain (without labels: share of other answers)
+    # of what the goal names, with its confidence: two-sided for share and latency; for the loss from 0 to the exact
+    # upper bound
     interval: tuple[float, float] = (0.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,21 +196,14 @@ def _between(low: float, high: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was chosen and on what grounds.
-
-    Args:
-        point: what these give on the questions.
-        asked: questions that count.
-        failed: questions left out, because they could not be asked.
-        always: share that always zooming answers right at `region_threshold`; None without labels.
-    """
+    """What was chosen and on what grounds."""
 
     gate_threshold: float
     region_threshold: float
-    point: OperatingPoint
-    asked: int
-    failed: int
-    always: float | None
+    point: OperatingPoint  # what these give on the questions
+    asked: int  # questions that count
+    failed: int  # questions left out, because they could not be asked
+    always: float | None  # share that always zooming answers right at `region_threshold`; None without labels
     provenance: dict[str, Any]
 
     def applied(self, config: ZoomConfig) -> ZoomConfig:

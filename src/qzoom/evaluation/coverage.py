@@ -182,32 +182,22 @@ def depth(layer: int, layers: int) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coverage:
-    """The figures of one run.
+    """The figures of one run."""
 
-    Args:
-        n: questions with a place.
-        pictures: how many pictures they are about.
-        errors: questions that could not be asked; they have no maps and are in no figure.
-        reported: questions of the half that did not choose.
-        area: mean share of the picture that a place covers.
-        chance_hit: mean share of the cells that a place touches: what pointing at random would hit.
-        measures: per name in `MEASURES`: "layer" and "head" as chosen, and the curves over all layers of the whole run:
-            "lift" and "hit" of the mean over the heads, "best_lift" of each layer's best head.
-        per_kind: n and the chosen layer's relative lift and hit per field, on the reported half.
-        rows: per question its picture, number and the values at the chosen places, for comparisons.
-        depths: of every layer.
-    """
-
-    n: int
-    pictures: int
-    errors: int
-    reported: int
-    area: float
-    chance_hit: float
+    n: int  # questions with a place
+    pictures: int  # how many pictures they are about
+    errors: int  # questions that could not be asked; they have no maps and are in no figure
+    reported: int  # questions of the half that did not choose
+    area: float  # mean share of the picture that a place covers
+    chance_hit: float  # mean share of the cells that a place touches: what pointing at random would hit
+    # per name in `MEASURES`: "layer" and "head" as chosen, and the curves over all layers of the whole run: "lift" and
+    # "hit" of the mean over the heads, "best_lift" of each layer's best head
     measures: dict[str, dict[str, Any]]
+    # n and the chosen layer's relative lift and hit per field, on the reported half
     per_kind: dict[str, dict[str, Any]]
+    # per question its picture, number and the values at the chosen places, for comparisons
     rows: tuple[dict[str, Any], ...]
-    depths: tuple[float, ...]
+    depths: tuple[float, ...]  # of every layer
 
     def to_dict(self, *, rows: bool = True) -> dict[str, Any]:
         """JSON types, with or without every question."""
@@ -215,11 +205,7 @@ class Coverage:
 
 
 def measure_coverage(maps: Iterable[QuestionMaps], *, seed: int = 0) -> Coverage:
-    """The figures of a run.
-
-    Raises:
-        DataError: fewer than two pictures with places that could be asked about.
-    """
+    """The figures of a run (DataError: fewer than two pictures with places that could be asked about)."""
     names: list[tuple[str, int, str]] = []
     values, areas, touched = [], [], []
     failures: list[str] = []

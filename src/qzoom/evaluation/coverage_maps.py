@@ -28,23 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuestionMaps:
-    """One question's attention.
-
-    Args:
-        size_px: (width, height) of the picture.
-        question: (layers, heads, rows, columns) of the question.
-        generic: the same of the request that asks for nothing in particular.
-        error: why there are no maps; the arrays are empty then.
-    """
+    """One question's attention."""
 
     picture: str
     index: int
     kind: str
     boxes: tuple[Box, ...]
-    size_px: tuple[int, int]
-    question: np.ndarray
-    generic: np.ndarray
-    error: str | None = None
+    size_px: tuple[int, int]  # (width, height) of the picture
+    question: np.ndarray  # (layers, heads, rows, columns) of the question
+    generic: np.ndarray  # the same of the request that asks for nothing in particular
+    error: str | None = None  # why there are no maps; the arrays are empty then
 
 
 def question_maps(

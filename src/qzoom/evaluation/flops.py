@@ -18,25 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape(VisionShape):
-    """Sizes that decide the cost: those of the vision encoder, and of the decoder.
-
-    Args:
-        hidden: width of the decoder.
-        query: width of all queries together.
-        key: width of all keys together (values are as wide).
-        feed: width of the decoder's gated feed-forward layers.
-        shared_layers: K.
-        branch_layers: T.
-    """
+    """Sizes that decide the cost: those of the vision encoder, and of the decoder."""
 
     layers: int
-    hidden: int
-    query: int
-    key: int
-    feed: int
+    hidden: int  # width of the decoder
+    query: int  # width of all queries together
+    key: int  # width of all keys together (values are as wide)
+    feed: int  # width of the decoder's gated feed-forward layers
     vocabulary: int
-    shared_layers: int
-    branch_layers: int
+    shared_layers: int  # K
+    branch_layers: int  # T
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -44,11 +35,7 @@ class ModelShape(VisionShape):
 
 
 def shape_of(engine: Engine) -> ModelShape:
-    """The sizes of a loaded model, from its config.
-
-    Raises:
-        ConfigError: its family states no vision shape.
-    """
+    """The sizes of a loaded model, from its config (ConfigError: its family states no vision shape)."""
     text = engine.backbone.text_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(

@@ -186,15 +186,12 @@ _PLACE = (24, 138, 118)
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One failure.
-
-    Args:
-        jpeg: the page with what was read (orange) and the known places (green), the region enlarged below it, as
-            base64; empty without the picture.
-    """
+    """One failure."""
 
     kind: str
     row: AnswerRow
+    # the page with what was read (orange) and the known places (green), the region enlarged below it, as base64; empty
+    # without the picture
     jpeg: str
 
 

@@ -33,32 +33,22 @@ ZOOMING = ("qzoom", "always")
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """One line of the table; shares from 0 to 1, None for a share of nothing.
-
-    Args:
-        caps: most tokens of the coarse view and of the regions.
-        accuracy: mean of the task's metric.
-        difference: accuracy less that of the best plain run.
-        difference_interval: its 95 % interval, by pairs; None without a plain run.
-        zoomed: share of questions for which a region was read.
-        hit_rate: of the zooms on questions with known places, the share that holds one.
-        errors: questions that failed and count as wrong.
-    """
+    """One line of the table; shares from 0 to 1, None for a share of nothing."""
 
     label: str
     method: str
     model: str
-    caps: tuple[int | None, int | None]
-    accuracy: float
+    caps: tuple[int | None, int | None]  # most tokens of the coarse view and of the regions
+    accuracy: float  # mean of the task's metric
     interval: tuple[float, float]
-    difference: float | None
-    difference_interval: tuple[float, float] | None
-    zoomed: float
-    hit_rate: float | None
+    difference: float | None  # accuracy less that of the best plain run
+    difference_interval: tuple[float, float] | None  # its 95 % interval, by pairs; None without a plain run
+    zoomed: float  # share of questions for which a region was read
+    hit_rate: float | None  # of the zooms on questions with known places, the share that holds one
     seconds: float
     visual_tokens: float
     gflops: float | None
-    errors: int
+    errors: int  # questions that failed and count as wrong
 
     def cost(self, name: str) -> float | None:
         """One of `COSTS`."""
@@ -68,25 +58,18 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True)
 class TaskFigures:
-    """All figures of one task.
-
-    Args:
-        dropped: pictures that not every run answered.
-        best_plain: label of the most accurate plain run, which the others are compared with; None without one.
-        fronts: for each cost the labels of the runs that no other beats in both.
-        equal_accuracy: the cheapest zooming run at least as accurate as the best plain one, and its savings; None when
-            there is none.
-        equal_budget: zooming runs beside the plain run of the same total, with the difference by pairs.
-    """
+    """All figures of one task."""
 
     name: str
     questions: int
     pictures: int
-    dropped: int
+    dropped: int  # pictures that not every run answered
     runs: tuple[RunFigures, ...]
-    best_plain: str | None
-    fronts: dict[str, tuple[str, ...]]
+    best_plain: str | None  # label of the most accurate plain run, which the others are compared with; None without one
+    fronts: dict[str, tuple[str, ...]]  # for each cost the labels of the runs that no other beats in both
+    # the cheapest zooming run at least as accurate as the best plain one, and its savings; None when there is none
     equal_accuracy: dict[str, Any] | None
+    # zooming runs beside the plain run of the same total, with the difference by pairs
     equal_budget: tuple[dict[str, Any], ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,16 +185,11 @@ def _equal_budget(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One answer file.
-
-    Args:
-        about: what ran: model name, versions, sizes.
-        settings: what decided the answers.
-    """
+    """One answer file."""
 
     path: Path
-    about: dict[str, Any]
-    settings: dict[str, Any]
+    about: dict[str, Any]  # what ran: model name, versions, sizes
+    settings: dict[str, Any]  # what decided the answers
     rows: tuple[AnswerRow, ...]
 
     @property
@@ -282,18 +260,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskRuns:
-    """Runs over the same questions.
-
-    Args:
-        questions: what decides them (digest, seeds).
-        runs: in the report's order; their rows are those of the pictures that all of them answered.
-        dropped: pictures that not all runs answered.
-    """
+    """Runs over the same questions."""
 
     name: str
-    questions: dict[str, Any]
-    runs: tuple[Run, ...]
-    dropped: int
+    questions: dict[str, Any]  # what decides them (digest, seeds)
+    runs: tuple[Run, ...]  # in the report's order; their rows are those of the pictures that all of them answered
+    dropped: int  # pictures that not all runs answered
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -314,11 +286,7 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """One answer file; it is not changed.
-
-    Raises:
-        DataError: it holds something else, or no answers yet.
-    """
+    """One answer file; it is not changed (DataError: it holds something else, or no answers yet)."""
     header, rows = read_answers(path)
     if not rows:
         raise DataError(f"{path} holds no answers yet; let its run finish, or leave it out.")

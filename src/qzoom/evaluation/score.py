@@ -16,39 +16,29 @@ from qzoom.scoring.metrics import METRICS, anls, hit, is_unread, union_share
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Figures of one run; shares lie between 0 and 1, None stands for a share of nothing.
-
-    Args:
-        exact_match: share answered right, per field and for "all".
-        anls: mean similarity to the right answer.
-        zoomed: share that read a region.
-        hit_rate: of the zooms on questions with known places, the share whose regions hold one of the places.
-        box_area: of the zooms, the mean share of the picture that the regions cover.
-        errors: questions without an answer, counted as wrong.
-        difficulty: for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed.
-        metric: name of the task's own metric; names joined by "+" where questions differ in it.
-        strict: mean of the task's metric per field and for "all"; see `qzoom.scoring.metrics.METRICS`.
-        harness: the same as lmms-eval computes it.
-        areas: per bin of the area of the answer's places, for questions that have one: n, strict and zoomed.
-        unread: answers to multiple-choice questions in which no option could be read, counted as wrong by the strict
-            metric; None without such questions.
-    """
+    """Figures of one run; shares lie between 0 and 1, None stands for a share of nothing."""
 
     n: int
-    exact_match: dict[str, float | None]
-    anls: float | None
-    zoomed: float | None
+    exact_match: dict[str, float | None]  # share answered right, per field and for "all"
+    anls: float | None  # mean similarity to the right answer
+    zoomed: float | None  # share that read a region
+    # of the zooms on questions with known places, the share whose regions hold one of the places
     hit_rate: float | None
-    box_area: float | None
+    box_area: float | None  # of the zooms, the mean share of the picture that the regions cover
     visual_tokens: float | None
     seconds: float | None
     seconds_total: float
-    errors: int
+    errors: int  # questions without an answer, counted as wrong
+    # for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed
     difficulty: dict[str, dict[str, float | None]]
-    metric: str = ""
+    metric: str = ""  # name of the task's own metric; names joined by "+" where questions differ in it
+    # mean of the task's metric per field and for "all"; see `qzoom.scoring.metrics.METRICS`
     strict: dict[str, float | None] = dataclass_field(default_factory=dict)
-    harness: dict[str, float | None] = dataclass_field(default_factory=dict)
+    harness: dict[str, float | None] = dataclass_field(default_factory=dict)  # the same as lmms-eval computes it
+    # per bin of the area of the answer's places, for questions that have one: n, strict and zoomed
     areas: dict[str, dict[str, float | None]] = dataclass_field(default_factory=dict)
+    # answers to multiple-choice questions in which no option could be read, counted as wrong by the strict metric; None
+    # without such questions
     unread: int | None = None
 
     def to_dict(self) -> dict[str, Any]:

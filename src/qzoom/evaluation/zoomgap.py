@@ -89,62 +89,38 @@ _NONE = ("none", "noneofthese", "noneoftheabove", "noneofthem", "notpresent", "a
 
 @dataclass(frozen=True, slots=True)
 class ScoredQuestion:
-    """One question with its score in every view; the unit of all figures.
-
-    Args:
-        question: its text and right answer, to tell runs over other data apart.
-        area: bin of its region; None where the region is not known.
-        scores: from 0 to 1, by view.
-    """
+    """One question with its score in every view; the unit of all figures."""
 
     picture: str
     index: int
-    question: tuple[str, str]
+    question: tuple[str, str]  # its text and right answer, to tell runs over other data apart
     kind: str
-    area: str | None
-    scores: Mapping[View, float]
+    area: str | None  # bin of its region; None where the region is not known
+    scores: Mapping[View, float]  # from 0 to 1, by view
     negative: bool
 
 
 @dataclass(frozen=True, slots=True)
 class GapFigures:
-    """The figures of one run; shares from 0 to 1, None for a share of nothing or a view that was not asked.
+    """The figures of one run; shares from 0 to 1, None for a share of nothing or a view that was not asked."""
 
-    Args:
-        n: questions with a place.
-        pictures: how many pictures they are about.
-        accuracy: mean score per view.
-        intervals: 95 % interval of each accuracy.
-        gap: region less full.
-        gap_interval: its 95 % interval by pairs, drawn by picture.
-        zoom_gain: zoom less full, with its interval.
-        per_kind: n, accuracies, gap and its interval per field.
-        per_area: the same per bin of the region's area.
-        negatives: n and accuracy of the full and the zoom view on questions whose target is absent.
-        yes_no: of questions answered with yes or no: n, the share that truly is yes, the share said yes by view.
-        without_place: questions that are neither.
-        harness: accuracies as a benchmark's own harness gives them.
-        errors: questions with a place that failed, per view; they count as wrong.
-        visual_tokens: mean per view.
-        dropped: pictures that some view has not answered yet (a run that was stopped).
-    """
-
-    n: int
-    pictures: int
-    accuracy: dict[View, float | None]
-    intervals: dict[View, tuple[float, float] | None]
-    gap: float | None
-    gap_interval: tuple[float, float] | None
-    zoom_gain: tuple[float, tuple[float, float]] | None
-    per_kind: dict[str, dict[str, Any]]
-    per_area: dict[str, dict[str, Any]]
-    negatives: dict[str, Any]
+    n: int  # questions with a place
+    pictures: int  # how many pictures they are about
+    accuracy: dict[View, float | None]  # mean score per view
+    intervals: dict[View, tuple[float, float] | None]  # 95 % interval of each accuracy
+    gap: float | None  # region less full
+    gap_interval: tuple[float, float] | None  # its 95 % interval by pairs, drawn by picture
+    zoom_gain: tuple[float, tuple[float, float]] | None  # zoom less full, with its interval
+    per_kind: dict[str, dict[str, Any]]  # n, accuracies, gap and its interval per field
+    per_area: dict[str, dict[str, Any]]  # the same per bin of the region's area
+    negatives: dict[str, Any]  # n and accuracy of the full and the zoom view on questions whose target is absent
+    # of questions answered with yes or no: n, the share that truly is yes, the share said yes by view
     yes_no: dict[str, Any]
-    without_place: int
-    harness: dict[View, float | None]
-    errors: dict[View, int]
-    visual_tokens: dict[View, float | None]
-    dropped: int
+    without_place: int  # questions that are neither
+    harness: dict[View, float | None]  # accuracies as a benchmark's own harness gives them
+    errors: dict[View, int]  # questions with a place that failed, per view; they count as wrong
+    visual_tokens: dict[View, float | None]  # mean per view
+    dropped: int  # pictures that some view has not answered yet (a run that was stopped)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the accuracies by the views' names."""
@@ -320,15 +296,10 @@ Progress = Callable[[View], Callable[[int, int], None] | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ViewAnswers:
-    """The answers of a run.
+    """The answers of a run."""
 
-    Args:
-        rows: per view, in the order asked.
-        about: what stands beside the figures: the task's identity, model, settings.
-    """
-
-    rows: dict[View, list[AnswerRow]]
-    about: dict[str, Any]
+    rows: dict[View, list[AnswerRow]]  # per view, in the order asked
+    about: dict[str, Any]  # what stands beside the figures: the task's identity, model, settings
 
 
 def default_limit(model: QZoom) -> int:
@@ -385,11 +356,7 @@ def ask_views(
 
 
 def read_views(folder: Path) -> ViewAnswers:
-    """The stored answers of a run.
-
-    Raises:
-        DataError: not the folder of such a run.
-    """
+    """The stored answers of a run (DataError: not the folder of such a run)."""
     rows: dict[View, list[AnswerRow]] = {}
     about: dict[str, Any] = {}
     for view in VIEWS:

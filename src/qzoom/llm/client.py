@@ -152,11 +152,7 @@ class SharedClient:
     def complete(
         self, endpoint: EndpointSettings, messages: Sequence[Message], fields: Mapping[str, Any]
     ) -> Reply | Failure:
-        """Send one chat completion request.
-
-        Raises:
-            StopRunError: `close` was called meanwhile.
-        """
+        """Send one chat completion request (StopRunError: `close` was called meanwhile)."""
         api, headers = self._api(endpoint)
         chat: Any = wire(messages)
         request = api.chat.completions.with_raw_response.create(

@@ -174,15 +174,10 @@ Score = Callable[[str, Sequence[str], Sequence[str]], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One benchmark's metric in both variants.
+    """One benchmark's metric in both variants."""
 
-    Args:
-        strict: what the metric's name promises.
-        harness: the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does.
-    """
-
-    strict: Score
-    harness: Score
+    strict: Score  # what the metric's name promises
+    harness: Score  # the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does
 
     @property
     def is_choice(self) -> bool:

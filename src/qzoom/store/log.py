@@ -79,11 +79,7 @@ class Log:
             yield self._parse(line, f"line {number}")
 
     def get(self, key: str) -> list[Any] | None:
-        """The items of a key; None if it was not added.
-
-        Raises:
-            DataError: the line was changed after it was written.
-        """
+        """The items of a key; None if it was not added (DataError: the line was changed after it was written)."""
         offset = self._find(key)
         return None if offset is None else self._parse(self._line_at(offset), f"the line of {key}")[1]
 

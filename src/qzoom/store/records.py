@@ -34,17 +34,12 @@ _R = TypeVar("_R", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A record in a store.
+    """A record in a store."""
 
-    Args:
-        id: hash of its content.
-        digests: hashes of its tensors by name.
-    """
-
-    id: str
+    id: str  # hash of its content
     sample: str
     record: Record
-    digests: dict[str, str]
+    digests: dict[str, str]  # hashes of its tensors by name
 
 
 def start_store(
@@ -138,11 +133,7 @@ class RecordStore:
         return record_id in self._records
 
     def get(self, record_id: str) -> Stored:
-        """One record.
-
-        Raises:
-            DataError: no such record.
-        """
+        """One record (DataError: no such record)."""
         if record_id not in self._records:
             raise DataError(f"{self.folder} holds no record {record_id!r}.")
         _, log, sample = self._records[record_id]
@@ -157,11 +148,7 @@ class RecordStore:
                 yield stored, cast(_R, stored.record)
 
     def tensor(self, stored: Stored, name: str) -> np.ndarray:
-        """One tensor of a record.
-
-        Raises:
-            DataError: it is missing or was changed.
-        """
+        """One tensor of a record (DataError: it is missing or was changed)."""
         array = self._files.read(f"{stored.id}.{name}")
         if tensor_digest(array) != stored.digests.get(name):
             raise DataError(f"{self.folder}: the tensor {name} of record {stored.id} was changed; {_HINT}.")
@@ -305,11 +292,7 @@ class TensorFiles:
         self._parts = []
 
     def read(self, key: str) -> np.ndarray:
-        """One tensor.
-
-        Raises:
-            DataError: no file holds it.
-        """
+        """One tensor (DataError: no file holds it)."""
         from safetensors import safe_open
 
         if key not in self._where:
@@ -366,11 +349,7 @@ def _checked(record: Record, tensors: Mapping[str, np.ndarray]) -> Mapping[str, 
 
 
 def _parse(row: Any, sample: str, where: str) -> Stored:
-    """A record as it was written.
-
-    Raises:
-        DataError: it is not what was written.
-    """
+    """A record as it was written (DataError: it is not what was written)."""
     try:
         record_id, digests = row["id"], row["tensors"]
         record = record_from_values(row["kind"], row["values"], where)

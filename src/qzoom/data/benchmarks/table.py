@@ -92,24 +92,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """What is known of a benchmark before its table is read.
-
-    Args:
-        repo: dataset id on the hub.
-        config: the dataset's configuration there; None for its only one.
-        split: the split that figures are published for.
-        max_new_tokens: most tokens of an answer, as lmms-eval sets it.
-        question: a row to its question; DataError where the row cannot be used.
-        picture: the column that holds the picture.
-    """
+    """What is known of a benchmark before its table is read."""
 
     name: str
-    repo: str
-    config: str | None
-    split: str
-    max_new_tokens: int
-    question: Callable[[Row], SampleQuestion]
-    picture: str = "image"
+    repo: str  # dataset id on the hub
+    config: str | None  # the dataset's configuration there; None for its only one
+    split: str  # the split that figures are published for
+    max_new_tokens: int  # most tokens of an answer, as lmms-eval sets it
+    question: Callable[[Row], SampleQuestion]  # a row to its question; DataError where the row cannot be used
+    picture: str = "image"  # the column that holds the picture
     fields: tuple[str, ...] = ()
 
 
@@ -166,11 +157,7 @@ def _cell(row: Row, column: str) -> Any:
 
 
 def text(row: Row, column: str) -> str:
-    """A column's text.
-
-    Raises:
-        DataError: it is missing, no text or empty.
-    """
+    """A column's text (DataError: it is missing, no text or empty)."""
     value = _cell(row, column)
     if not isinstance(value, str):
         raise DataError(f"the column {column!r} must hold a text, not {_kind_of(value)}.")
@@ -188,11 +175,7 @@ def optional_text(row: Row, column: str) -> str | None:
 
 
 def texts(row: Row, column: str) -> tuple[str, ...]:
-    """A column's texts; a single text counts as one.
-
-    Raises:
-        DataError: it is missing, empty or holds something else.
-    """
+    """A column's texts; a single text counts as one (DataError: it is missing, empty or holds something else)."""
     value = _cell(row, column)
     if isinstance(value, str):
         value = [value]
@@ -202,11 +185,7 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
 
 
 def option_letter(row: Row, column: str, choices: int) -> str:
-    """The letter of the right option.
-
-    Raises:
-        DataError: no letter of one of the options.
-    """
+    """The letter of the right option (DataError: no letter of one of the options)."""
     from qzoom.scoring.letters import LETTERS
 
     letter = text(row, column).strip().upper()

@@ -63,12 +63,9 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticQuestion(SampleQuestion):
-    """A question about a drawn picture; `boxes` are all places that hold the answer.
+    """A question about a drawn picture; `boxes` are all places that hold the answer."""
 
-    Args:
-        spans: the printed characters that spell the answer, in order, when it is printed as it stands; else empty.
-    """
-
+    # the printed characters that spell the answer, in order, when it is printed as it stands; else empty
     spans: tuple[TextSpan, ...] = ()
 
 

@@ -35,24 +35,17 @@ Answered = tuple[Answer, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state.
-
-    Args:
-        run: what `answer` does; None for the engine as it is.
-        zoom: the engine's mode; None takes that of the options.
-        zooms: whether it reads regions, so that a total of visual tokens is divided between coarse view and regions.
-        needs_region: whether the model must have a region branch.
-        asks_gate: whether the model's gate decides, where the zoom is "auto".
-        draws: whether it draws places, so that `run` takes a `seed`.
-    """
+    """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state."""
 
     name: str
+    # what `answer` does; None for the engine as it is
     run: Callable[[QZoom, Any, SampleQuestion, Options], Answered] | None = None
-    zoom: ZoomMode | None = None
+    zoom: ZoomMode | None = None  # the engine's mode; None takes that of the options
+    # whether it reads regions, so that a total of visual tokens is divided between coarse view and regions
     zooms: bool = True
-    needs_region: bool = False
-    asks_gate: bool = False
-    draws: bool = False
+    needs_region: bool = False  # whether the model must have a region branch
+    asks_gate: bool = False  # whether the model's gate decides, where the zoom is "auto"
+    draws: bool = False  # whether it draws places, so that `run` takes a `seed`
 
     def answer(self, model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Answered:
         """Answer one question.
@@ -110,17 +103,12 @@ def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A question whose coarse pass is done.
-
-    Args:
-        coarse: the coarse pass over the question; nothing has been decided.
-        extra: see `Answered`.
-    """
+    """A question whose coarse pass is done."""
 
     model: QZoom
-    coarse: CoarseResult
+    coarse: CoarseResult  # the coarse pass over the question; nothing has been decided
     clock: Stopwatch
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)  # see `Answered`
 
     @property
     def size_px(self) -> tuple[int, int]:
