@@ -96,7 +96,7 @@ def _print_gap(answers: ViewAnswers, compare: Path | None, console: Console, *, 
     figures = measure_gap(answers.rows, places=answers.about.get("places", "auto"))
     difference = None if compare is None else compare_gaps(answers.rows, read_views(compare).rows)
     if json:
-        console.record(answers.about | figures.to_dict() | ({} if difference is None else {"compare": difference}))
+        console.record(answers.about | figures | ({} if difference is None else {"compare": difference}))
         return
     for line in gap_lines(figures):
         console.result(line)

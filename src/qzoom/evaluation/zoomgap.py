@@ -100,52 +100,6 @@ class ScoredQuestion:
     negative: bool
 
 
-@dataclass(frozen=True, slots=True)
-class GapFigures:
-    """The figures of one run; shares from 0 to 1, None for a share of nothing or a view that was not asked."""
-
-    n: int  # questions with a place
-    pictures: int  # how many pictures they are about
-    accuracy: dict[View, float | None]  # mean score per view
-    intervals: dict[View, tuple[float, float] | None]  # 95 % interval of each accuracy
-    gap: float | None  # region less full
-    gap_interval: tuple[float, float] | None  # its 95 % interval by pairs, drawn by picture
-    zoom_gain: tuple[float, tuple[float, float]] | None  # zoom less full, with its interval
-    per_kind: dict[str, dict[str, Any]]  # n, accuracies, gap and its interval per field
-    per_area: dict[str, dict[str, Any]]  # the same per bin of the region's area
-    negatives: dict[str, Any]  # n and accuracy of the full and the zoom view on questions whose target is absent
-    # of questions answered with yes or no: n, the share that truly is yes, the share said yes by view
-    yes_no: dict[str, Any]
-    without_place: int  # questions that are neither
-    harness: dict[View, float | None]  # accuracies as a benchmark's own harness gives them
-    errors: dict[View, int]  # questions with a place that failed, per view; they count as wrong
-    visual_tokens: dict[View, float | None]  # mean per view
-    dropped: int  # pictures that some view has not answered yet (a run that was stopped)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, the accuracies by the views' names."""
-        gain = self.zoom_gain
-        return {
-            "n": self.n,
-            "pictures": self.pictures,
-            **{view: self.accuracy.get(view) for view in VIEWS},
-            "gap": self.gap,
-            "gap_interval": None if self.gap_interval is None else list(self.gap_interval),
-            "zoom_gain": None if gain is None else gain[0],
-            "zoom_gain_interval": None if gain is None else list(gain[1]),
-            "intervals": {view: None if v is None else list(v) for view, v in self.intervals.items()},
-            "per_kind": self.per_kind,
-            "per_area": self.per_area,
-            "negatives": self.negatives,
-            "yes_no": self.yes_no,
-            "without_place": self.without_place,
-            "harness": dict(self.harness),
-            "errors": dict(self.errors),
-            "visual_tokens": dict(self.visual_tokens),
-            "dropped": self.dropped,
-        }
-
-
 def is_negative(row: AnswerRow | SampleQuestion) -> bool:
     """Whether what is asked about is absent: marked so, or answered with "none", also as the right option's text."""
     if row.negative:
@@ -194,12 +148,22 @@ def scored(
     return out, len(missing)
 
 
-def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places: Places = "auto") -> GapFigures:
-    """The figures of a run.
+def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places: Places = "auto") -> dict[str, Any]:
+    """The figures of a run as JSON values; shares from 0 to 1, None for a share of nothing or a view not asked.
 
     Args:
         rows: per view; the full view's are all questions, the others' at least those that enter the gap.
+        seed: of the draws behind the intervals.
         places: the rule that the region follows, for the bins of its area.
+
+    Returns:
+        `n` and `pictures`: questions with a place, and how many pictures they are about; the mean score of each view by
+        its name, and `intervals`, 95 % by pictures; `gap` (region less full) and `zoom_gain` (zoom less full), each
+        with its paired interval; `per_kind` and `per_area`: n, accuracies, gap and its interval per field and per bin
+        of the region's area; `negatives`: n and accuracy on questions whose target is absent; `yes_no`: of questions
+        answered so n, the share that truly is yes, and the share said yes by view; `without_place`: questions that
+        are neither; `harness`: accuracies as a benchmark's own harness gives them; `errors`: failed questions per view,
+        counted as wrong; `visual_tokens`: means; `dropped`: pictures that some view has not answered yet.
     """
     views = [view for view in VIEWS if view in rows]
     every, dropped = scored(rows, places=places)
@@ -210,27 +174,28 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
     used = {(item.picture, item.index) for item in placed}
     own = {view: [row for row in rows[view] if _key(view, row) in used] for view in views}
     drawn = _drawn(placed, views, seed)
-    both = "region" in views and bool(placed)
-    return GapFigures(
-        n=len(placed),
-        pictures=len({item.picture for item in placed}),
-        accuracy=_accuracy(placed, views),
-        intervals={view: interval_of(drawn[view]) if placed else None for view in views},
-        gap=_difference(placed, "region", "full") if both else None,
-        gap_interval=interval_of(drawn["region"] - drawn["full"]) if both else None,
-        zoom_gain=(_difference(placed, "zoom", "full"), interval_of(drawn["zoom"] - drawn["full"]))
-        if "zoom" in views and placed
-        else None,
-        per_kind=_groups(placed, views, seed, lambda item: item.kind, sorted({item.kind for item in placed})),
-        per_area=_groups(placed, views, seed, lambda item: item.area, AREA_BINS),
-        negatives={"n": len(negatives)} | _accuracy(negatives, [v for v in views if v in ("full", "zoom")]),
-        yes_no=_yes_no(rows),
-        without_place=len(every) - len(placed) - sum(not _in(item, used) for item in negatives),
-        harness=_accuracy([item for item in harness if _in(item, used)], views),
-        errors={view: sum(row.error is not None for row in own[view]) for view in views},
-        visual_tokens={view: mean(row.visual_tokens for row in own[view] if row.error is None) for view in views},
-        dropped=dropped,
-    )
+    gap, gap_interval = _less_full("region", placed, drawn)
+    gain, gain_interval = _less_full("zoom", placed, drawn)
+    return {
+        "n": len(placed),
+        "pictures": len({item.picture for item in placed}),
+        **dict.fromkeys(VIEWS),
+        **_accuracy(placed, views),
+        "intervals": {view: list(interval_of(drawn[view])) if placed else None for view in views},
+        "gap": gap,
+        "gap_interval": gap_interval,
+        "zoom_gain": gain,
+        "zoom_gain_interval": gain_interval,
+        "per_kind": _groups(placed, views, seed, lambda item: item.kind, sorted({item.kind for item in placed})),
+        "per_area": _groups(placed, views, seed, lambda item: item.area, AREA_BINS),
+        "negatives": {"n": len(negatives)} | _accuracy(negatives, [v for v in views if v in ("full", "zoom")]),
+        "yes_no": _yes_no(rows),
+        "without_place": len(every) - len(placed) - sum(not _in(item, used) for item in negatives),
+        "harness": _accuracy([item for item in harness if _in(item, used)], views),
+        "errors": {view: sum(row.error is not None for row in own[view]) for view in views},
+        "visual_tokens": {view: mean(row.visual_tokens for row in own[view] if row.error is None) for view in views},
+        "dropped": dropped,
+    }
 
 
 def _key(view: View, row: AnswerRow) -> tuple[str, int]:
@@ -249,8 +214,14 @@ def _accuracy(items: Sequence[ScoredQuestion], views: Sequence[View]) -> dict[An
     return {view: mean(item.scores[view] for item in items) for view in views}
 
 
-def _difference(items: Sequence[ScoredQuestion], first: View, second: View) -> float:
-    return float(np.mean([item.scores[first] - item.scores[second] for item in items]))
+def _less_full(
+    view: View, items: Sequence[ScoredQuestion], drawn: Mapping[View, np.ndarray]
+) -> tuple[float | None, list[float] | None]:
+    """A view less the full one, with its interval by pairs; None where it was not asked or nothing counts."""
+    if view not in drawn:
+        return None, None
+    difference = float(np.mean([item.scores[view] - item.scores["full"] for item in items]))
+    return difference, list(interval_of(drawn[view] - drawn["full"]))
 
 
 def _drawn(items: Sequence[ScoredQuestion], views: Sequence[View], seed: int) -> dict[View, np.ndarray]:
@@ -276,9 +247,7 @@ def _groups(
             continue
         out[value] = {"n": len(group), **_accuracy(group, views)}
         if "region" in views:
-            drawn = _drawn(group, views, seed)
-            out[value]["gap"] = _difference(group, "region", "full")
-            out[value]["gap_interval"] = list(interval_of(drawn["region"] - drawn["full"]))
+            out[value]["gap"], out[value]["gap_interval"] = _less_full("region", group, _drawn(group, views, seed))
     return out
 
 
