@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qzoom.cli.flags import build_settings, flatten, optional
 from qzoom.cli.options import CoarseTokens, ModelOptions, OutputOptions, RegionTokens, parse_tokens
+
+if TYPE_CHECKING:
+    from qzoom.evaluation.calibrate import Calibration
+
+MaxLoss = Annotated[
+    float | None, optional("Goal: lose at most this share of accuracy against always zooming.", min=0, max=1)
+]
+Confidence = Annotated[
+    float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
+]
+RegionThresholds = Annotated[
+    str | None,
+    optional(
+        "Region thresholds to compare as well, separated by commas; the questions need answers.", metavar="A,B,..."
+    ),
+]
+ConfidenceGates = Annotated[
+    bool,
+    typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
+]
 
 
 @flatten
@@ -21,22 +41,10 @@ def calibrate(
     out: OutputOptions,
     share_zoomed: Annotated[float | None, optional("Goal: the share of questions that zoom.", min=0, max=1)] = None,
     latency_ms: Annotated[float | None, optional("Goal: at most this mean latency per question.", min=0)] = None,
-    max_accuracy_loss: Annotated[
-        float | None, optional("Goal: lose at most this share of accuracy against always zooming.", min=0, max=1)
-    ] = None,
-    confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
-    ] = 0.95,
-    region_thresholds: Annotated[
-        str | None,
-        optional(
-            "Region thresholds to compare as well, separated by commas; the questions need answers.", metavar="A,B,..."
-        ),
-    ] = None,
-    confidence_gates: Annotated[
-        bool,
-        typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
-    ] = False,
+    max_accuracy_loss: MaxLoss = None,
+    confidence: Confidence = 0.95,
+    region_thresholds: RegionThresholds = None,
+    confidence_gates: ConfidenceGates = False,
     keep: Annotated[Path | None, optional("Folder for the answers; another goal then needs no new answers.")] = None,
     date: Annotated[str | None, optional("Date that is recorded in the adapter's provenance.")] = None,
     coarse_tokens: CoarseTokens = None,
@@ -58,7 +66,6 @@ def calibrate(
     from qzoom.evaluation.calibrate import CalibrationGoal
     from qzoom.evaluation.calibrate import calibrate as run
     from qzoom.evaluation.runner import EvalOptions
-    from qzoom.evaluation.tables import calibration_lines
 
     wishes = {"share_zoomed": share_zoomed, "latency_ms": latency_ms, "max_accuracy_loss": max_accuracy_loss}
     goal = build_settings(CalibrationGoal, wishes | {"confidence": confidence})
@@ -83,22 +90,21 @@ def calibrate(
             confidence_gates=confidence_gates,
         )
     save_pretrained(dataclasses.replace(reader.engine, config=calibration.applied(reader.config)), output)
-    if out.json:
-        console.record(
-            {
-                "gate_threshold": calibration.gate_threshold,
-                "region_threshold": calibration.region_threshold,
-                "asked": calibration.asked,
-                "failed": calibration.failed,
-                "always_accuracy": calibration.always,
-                **calibration.provenance,
-                "output": str(output),
-            }
-        )
+    _tell(calibration, output, out)
+
+
+def _tell(calibration: Calibration, output: Path, out: OutputOptions) -> None:
+    from qzoom.evaluation.tables import calibration_lines
+
+    console = out.console
+    if not out.json:
+        for line in calibration_lines(calibration):
+            console.result(line)
+        console.note(f"saved   {output}")
         return
-    for line in calibration_lines(calibration):
-        console.result(line)
-    console.note(f"saved   {output}")
+    names = ("gate_threshold", "region_threshold", "asked", "failed")
+    figures = {name: getattr(calibration, name) for name in names} | {"always_accuracy": calibration.always}
+    console.record(figures | calibration.provenance | {"output": str(output)})
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

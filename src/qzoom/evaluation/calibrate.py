@@ -23,7 +23,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.weights import weights_digest
-from qzoom.config import ZoomConfig
+from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.data.samples import AnswerRow, Task
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
@@ -251,15 +251,11 @@ def calibrate(
     options = options or EvalOptions()
 
     def ask(name: str, **changes: Any) -> list[AnswerRow]:
-        return run(
-            model,
-            questions,
-            dataclasses.replace(options, **changes),
-            output=keep and keep / f"{name}.jsonl",
-            on_picture=None if on_picture is None else functools.partial(on_picture, name),
-            # a question that the gate leaves alone has paid for the branches' part of its session too
-            all_branches="method" not in changes,
-        )
+        output, listener = keep and keep / f"{name}.jsonl", on_picture and functools.partial(on_picture, name)
+        # a question that the gate leaves alone has paid for the branches' part of its session too
+        branches = {"all_branches": "method" not in changes}
+        changed = dataclasses.replace(options, **changes)
+        return run(model, questions, changed, output=output, on_picture=listener, **branches)
 
     never = ask("never", zoom="never", region_tokens=None)
     # zoomed whatever the gate says, whose score the answers carry
@@ -270,7 +266,6 @@ def calibrate(
     if not pairs:
         raise DataError(f"None of the {failed} questions could be asked; try one with `qzoom ask`.")
     point = choose(pairs, goal, len(thresholds))
-    limits = {"coarse_tokens": options.coarse_tokens, "region_tokens": options.region_tokens}
     provenance: dict[str, Any] = {
         "questions_sha256": questions.identity["sha256"],
         "labelled": labelled,
@@ -278,11 +273,10 @@ def calibrate(
         "weights": weights_digest(model.engine),
         "wish": {name: value for name, value in asdict(goal).items() if value is not None},
         "region_thresholds": list(thresholds),
-        **{name: [b.min_tokens, b.max_tokens] if b else None for name, b in limits.items()},
+        "coarse_tokens": _ends(options.coarse_tokens),
+        "region_tokens": _ends(options.region_tokens),
         "reached": point.to_dict(),
-    }
-    if date is not None:
-        provenance["date"] = date
+    } | ({} if date is None else {"date": date})
     if confidence_gates:
         first_token = {"zoom": "auto", "region_tokens": None, "gate_threshold": 1.0, "max_new_tokens": 1}
         provenance["confidence_gates"] = {
@@ -291,6 +285,10 @@ def calibrate(
         }
     share = right[best] / len(always[best]) if labelled else None
     return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
+
+
+def _ends(limits: TokenBudget | None) -> list[int] | None:
+    return [limits.min_tokens, limits.max_tokens] if limits else None
 
 
 def _check_calibration(model: QZoom, thresholds: Sequence[float], *, labelled: bool) -> None:
