@@ -41,7 +41,7 @@ class LabelOptions:
     fresh: Fresh = False
 
 
-Job = tuple["LabelRun", "tuple[Question, ...]", Callable[[Any, str], None]]
+Job = tuple["LabelRun", "list[Question]", Callable[[Any, str], None]]
 
 
 @contextmanager
@@ -53,11 +53,12 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
     console = out.console
     if labels.output.exists() and not labels.output.is_dir():
         raise typer.BadParameter(f"{labels.output} is a file; name a folder.", param_hint="--output")
-    read = open_questions(labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed)
-    for _, reason in read.skipped[:5]:
+    how = {"skip_bad": labels.skip_bad, "per_picture": labels.per_picture, "seed": labels.seed}
+    questions, skipped = open_questions(labels.questions, **how)
+    for _, reason in skipped[:5]:
         console.note(f"left out: {reason}")
-    if len(read.skipped) > 5:
-        console.note(f"left out: {len(read.skipped)} lines in all")
+    if len(skipped) > 5:
+        console.note(f"left out: {len(skipped)} lines in all")
     console.hush_libraries()
     with console.progress(title) as (update,):
         run = LabelRun(
@@ -67,9 +68,9 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
             labels.seed,
             labels.processes,
             labels.fresh,
-            _counting(update, len(read.questions)),
+            _counting(update, len(questions)),
         )
-        yield run, read.questions, functools.partial(_report, labels, len(read.skipped), out)
+        yield run, questions, functools.partial(_report, labels, len(skipped), out)
 
 
 def _report(labels: LabelOptions, skipped_lines: int, out: OutputOptions, report: Any, text: str) -> None:

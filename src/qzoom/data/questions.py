@@ -24,7 +24,6 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,16 +45,11 @@ _QUESTION: dict[str, type] = {"field": str, "question": str, "answer": str, "box
 _TYPES = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionSet:
-    """Checked questions."""
-
-    questions: tuple[Question, ...]  # those that can be used, in order
-    # (line number, reason) of those that cannot, when they were to be skipped
-    skipped: tuple[tuple[int, str], ...] = ()
+Read = tuple[list[Question], list[tuple[int, str]]]
+"""Questions in order, and line numbers with reasons of those that were skipped."""
 
 
-def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0) -> QuestionSet:
+def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0) -> Read:
     """The questions of several files or drawn sets together.
 
     Args:
@@ -76,18 +70,18 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
         elif kind == "receipts" and rest:
             questions += _receipts(rest)
         else:
-            found = read_questions(Path(name), skip_bad=skip_bad)
-            questions += found.questions
-            skipped += found.skipped
+            good, bad = read_questions(Path(name), skip_bad=skip_bad)
+            questions += good
+            skipped += bad
     seen: set[tuple[str, str]] = set()
     for question in questions:
         if (question.source, question.name) in seen:
             raise DataError(f"The question {question.name!r} of {question.source!r} comes from two of the given sets.")
         seen.add((question.source, question.name))
-    return QuestionSet(tuple(questions), tuple(skipped))
+    return questions, skipped
 
 
-def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
+def read_questions(path: Path, *, skip_bad: bool = False) -> Read:
     """Read and check a question file; lines may have either form.
 
     Raises:
@@ -112,7 +106,7 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
         questions.append(question)
     if not questions:
         raise DataError(f"{path}: no questions that can be used; expected one JSON object a line.")
-    return QuestionSet(tuple(questions), tuple(skipped))
+    return questions, skipped
 
 
 def read_receipts(folder: Path, split: str) -> Task:
@@ -141,7 +135,7 @@ def read_calibration_questions(path: Path) -> Task:
     """
     grouped: dict[str, list[SampleQuestion]] = {}
     labels: dict[bool, str] = {}
-    for record in read_questions(path).questions:
+    for record in read_questions(path)[0]:
         for turn in record.turns:
             labels.setdefault(bool(turn.answers), record.name)
             answer = next(iter(turn.answers), "")

@@ -39,7 +39,7 @@ class Method:
 
     name: str
     # what `answer` does; None for the engine as it is
-    run: Callable[[QZoom, Any, SampleQuestion, Options], Answered] | None = None
+    run: Callable[..., Answered] | None = None
     zoom: ZoomMode | None = None  # the engine's mode; None takes that of the options
     # whether it reads regions, so that a total of visual tokens is divided between coarse view and regions
     zooms: bool = True
