@@ -139,7 +139,8 @@ def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: 
     if goal.share_zoomed is not None:
         wanted = goal.share_zoomed
         best = min(points, key=lambda p: (round(abs(p.share_zoomed - wanted), 12), p.share_zoomed))
-        return dataclasses.replace(best, interval=_wilson(best.share_zoomed, best.n, goal.confidence))
+        z = NormalDist().inv_cdf((1 + goal.confidence) / 2)
+        return dataclasses.replace(best, interval=wilson_interval(round(best.share_zoomed * best.n), best.n, z))
     if goal.latency_ms is not None:
         return _within_latency(samples, points, goal)
     assert goal.max_accuracy_loss is not None
@@ -182,10 +183,6 @@ def _mean_interval(values: Sequence[float], confidence: float) -> tuple[float, f
     mean = fmean(values)
     half = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0
     return (mean - half, mean + half) if len(values) > 1 else (0.0, math.inf)
-
-
-def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    return wilson_interval(round(share * n), n, NormalDist().inv_cdf((1 + confidence) / 2))
 
 
 def _between(low: float, high: float) -> float:

@@ -280,9 +280,11 @@ class TensorFiles:
         """Join the parts into one shard when there are at least `least` of them."""
         if not self._parts or len(self._parts) < least:
             return
+        from safetensors.numpy import load_file
+
         tensors: dict[str, np.ndarray] = {}
         for path in self._parts:
-            tensors |= _load(path)
+            tensors |= load_file(path)
         taken = [int(p.stem.split("-")[2]) for p in self._folder.glob(f"shard-{self._writer:02d}-*.safetensors")]
         shard = self._folder / f"shard-{self._writer:02d}-{max(taken, default=0) + 1:06d}.safetensors"
         _save(shard, tensors)
@@ -308,12 +310,6 @@ def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save
 
     write_atomic(path, save({key: np.ascontiguousarray(value) for key, value in tensors.items()}))
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return dict(load_file(path))
 
 
 def _keys(path: Path) -> list[str]:

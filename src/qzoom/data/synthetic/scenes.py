@@ -152,7 +152,11 @@ def _questions(
     questions.append(SyntheticQuestion("colour_of", asked, thing.colour, (thing.box,), False))
     shape = str(rng.choice(SHAPES))
     held = tuple(thing.box for thing in things if thing.shape == shape)
-    questions.append(SyntheticQuestion("count", f"How many {_plural(shape)} are there?", str(len(held)), held, True))
+    questions.append(
+        SyntheticQuestion(
+            "count", f"How many {shape}{'es' if shape.endswith('s') else 's'} are there?", str(len(held)), held, True
+        )
+    )
     questions.append(_exists(things, rng, wording))
     if len(things) > 1:
         first, second = (things[int(i)] for i in rng.choice(len(things), size=2, replace=False))
@@ -164,10 +168,6 @@ def _questions(
             answer = "left" if gap < 0 else "right"
             questions.append(SyntheticQuestion("side", asked, answer, (first.box, second.box), True))
     return questions
-
-
-def _plural(shape: str) -> str:
-    return shape + ("es" if shape.endswith("s") else "s")
 
 
 def _exists(
