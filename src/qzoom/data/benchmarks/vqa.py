@@ -46,8 +46,7 @@ def _ocrbench(row: Row) -> SampleQuestion:
 
 CHARTQA = Benchmark("chartqa", "lmms-lab-encoder/ChartQA", None, "test", 16, _chartqa, fields=("human", "augmented"))
 DOCVQA = Benchmark("docvqa", "lmms-lab-encoder/DocVQA", "DocVQA", "validation", 32, _docvqa)
-INFOVQA = Benchmark(
-    "infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, partial(_docvqa, field="infovqa")
-)
+_infovqa = partial(_docvqa, field="infovqa")
+INFOVQA = Benchmark("infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, _infovqa)
 TEXTVQA = Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 128, _textvqa)
 OCRBENCH = Benchmark("ocrbench", "echo840/OCRBench", None, "test", 128, _ocrbench)

@@ -48,9 +48,8 @@ def _question(row: Row) -> SampleQuestion:
     query = text(row, "query" if "query" in row else "prompt").replace("<image>", "").strip()
     answer = text(row, "response" if "response" in row else "answer").strip()
     choices = options_in(query)
-    kind = (
-        (optional_text(row, "question_type") or ("mcq" if chosen_letter(answer, choices) else "blank")).strip().lower()
-    )
+    guess = "mcq" if chosen_letter(answer, choices) else "blank"
+    kind = (optional_text(row, "question_type") or guess).strip().lower()
     if kind not in ("mcq", "blank"):
         raise DataError(f"the column 'question_type' must be mcq or blank, not {kind!r:.20}.")
     boxes = _boxes(row.get("bbox"))

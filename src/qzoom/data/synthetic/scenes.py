@@ -152,11 +152,8 @@ def _questions(
     questions.append(SyntheticQuestion("colour_of", asked, thing.colour, (thing.box,), False))
     shape = str(rng.choice(SHAPES))
     held = tuple(thing.box for thing in things if thing.shape == shape)
-    questions.append(
-        SyntheticQuestion(
-            "count", f"How many {shape}{'es' if shape.endswith('s') else 's'} are there?", str(len(held)), held, True
-        )
-    )
+    several = shape + ("es" if shape.endswith("s") else "s")
+    questions.append(SyntheticQuestion("count", f"How many {several} are there?", str(len(held)), held, True))
     questions.append(_exists(things, rng, wording))
     if len(things) > 1:
         first, second = (things[int(i)] for i in rng.choice(len(things), size=2, replace=False))
