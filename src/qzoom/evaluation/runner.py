@@ -116,11 +116,7 @@ class EvalOptions:
         return self.temperature > 0 or METHODS[self.method].draws
 
     def to_engine(self, seed: int | None = None) -> Options:
-        """The same as the engine's options.
-
-        Args:
-            seed: of the question, see `question_seed`.
-        """
+        """The same as the engine's options. `seed`: of the question, see `question_seed`."""
         return Options(
             zoom=self.zoom_mode,
             sampling=SamplingParams(self.max_new_tokens, self.temperature, seed=seed),

@@ -230,11 +230,7 @@ class RecordWriter:
 
 
 class TensorFiles:
-    """All tensor files of a store's folder.
-
-    Args:
-        writer: number of this writer; None only reads.
-    """
+    """All tensor files of a store's folder. `writer`: number of this writer; None only reads."""
 
     def __init__(self, folder: Path, writer: int | None = None) -> None:
         self._folder = folder
