@@ -53,8 +53,9 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
     console = out.console
     if labels.output.exists() and not labels.output.is_dir():
         raise typer.BadParameter(f"{labels.output} is a file; name a folder.", param_hint="--output")
-    how = {"skip_bad": labels.skip_bad, "per_picture": labels.per_picture, "seed": labels.seed}
-    questions, skipped = open_questions(labels.questions, **how)
+    questions, skipped = open_questions(
+        labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed
+    )
     for _, reason in skipped[:5]:
         console.note(f"left out: {reason}")
     if len(skipped) > 5:
