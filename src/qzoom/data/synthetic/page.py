@@ -61,6 +61,9 @@ class TextSpan:
     stop: int
 
 
+_NOWHERE = TextSpan(0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class SyntheticQuestion(SampleQuestion):
     """A question about a drawn picture; `boxes` are all places that hold the answer."""
@@ -77,9 +80,9 @@ class SceneObject:
     colour: str
     shape: str
     box: Box
-    code: str
-    span: TextSpan
-    middle_px: float
+    code: str = ""
+    span: TextSpan = _NOWHERE
+    middle_px: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
