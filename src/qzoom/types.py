@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from qzoom.errors import QZoomError
 from qzoom.settings import Between, Text, settings
 
 if TYPE_CHECKING:
@@ -268,17 +269,20 @@ class StreamEvent:
     """One step of a streamed answer.
 
     Args:
-        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end).
+        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end). In
+            batches an answer that fails ends with "error"; `QZoom.stream` raises it instead.
         text: the new piece, for "text".
         perception: for "perception".
         answer: for "answer".
+        error: for "error".
         logprobs: with "text", of the tokens since the last "text", if they are asked for.
     """
 
-    kind: Literal["perception", "text", "answer"]
+    kind: Literal["perception", "text", "answer", "error"]
     text: str = ""
     perception: Perception | None = None
     answer: Answer | None = None
+    error: QZoomError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
 
 

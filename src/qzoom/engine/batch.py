@@ -146,10 +146,13 @@ class ContinuousBatch:
         self._batch.resume([self._preempted.pop(key) for key in keys])
 
     def _events_of(self, row: DecodeRow, text: str) -> Iterator[KeyedEvent]:
-        """A row's new text, and its answer when it has ended."""
+        """A row's new text, and its answer or error when it has ended."""
         if text:
             yield row.key, StreamEvent("text", text=text, logprobs=row.new_logprobs())
-        if row.finish:
+        if row.error is not None:
+            del self._answering[row.key]
+            yield row.key, StreamEvent("error", error=row.error)
+        elif row.finish:
             item = self._answering.pop(row.key)
             yield row.key, StreamEvent("answer", answer=make_answer(self._engine, item))
 

@@ -21,6 +21,7 @@ from qzoom.engine.layers import decode_mask
 from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_upper
+from qzoom.errors import CheckpointError, SchemaError
 from qzoom.types import SamplingParams, TokenLogprob
 
 
@@ -120,10 +121,18 @@ class DecodeRow:
     tokens: list[int] = field(default_factory=list)
     finish: Literal["", "stop", "length", "cancelled"] = ""
     reported: int = 0
+    error: CheckpointError | SchemaError | None = None
 
     def take(self, eos_ids: Sequence[int]) -> str:
-        """Draw a token from the logits; returns the new text and sets `finish` when the row has ended."""
-        token = self.sampler.draw(self.logits)
+        """Draw a token from the logits; returns the new text and sets `finish` when the row has ended.
+
+        Logits that are no numbers, or a grammar that has become too complex, end this row alone, with `error`.
+        """
+        try:
+            token = self.sampler.draw(self.logits)
+        except (CheckpointError, SchemaError) as error:
+            self.error, self.finish = error, "stop"
+            return ""
         self.tokens.append(token)
         ended = token in eos_ids and not self.params.ignore_eos
         piece = "" if ended else self.stream.push(token)

@@ -8,6 +8,7 @@ that has ended always fits the schema.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from decimal import Decimal
 from functools import lru_cache
@@ -107,7 +108,7 @@ def _check_numbers(rules: Any) -> None:
 
 def _check(matcher: Any, what: str) -> None:
     if matcher.is_error():
-        reason = " ".join(matcher.get_error().partition("\n<state>")[0].split())
+        reason = " ".join(re.split(r"\n<state>|; consider| <non-verbose", matcher.get_error())[0].split())
         raise SchemaError(f"{what} ({ascii(reason)[1:-1][:200]}); simplify it.")
 
 
