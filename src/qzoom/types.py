@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
+    from qzoom.errors import QZoomError
+
 Box: TypeAlias = tuple[int, int, int, int]
 ZoomMode: TypeAlias = Literal["auto", "never", "always"]
 
@@ -96,7 +98,7 @@ class Usage:
         region_tokens: visual tokens of all regions.
         prompt_tokens: the prompt's length in tokens, coarse and region tokens included.
         completion_tokens: generated tokens, the end token included.
-        reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session.
+        reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session or batch.
     """
 
     coarse_tokens: int = 0
@@ -237,16 +239,19 @@ class StreamEvent:
     """One step of a streamed answer.
 
     Args:
-        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end).
+        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end). In
+            batches an answer that fails ends with "error"; `QZoom.stream` raises it instead.
         text: the new piece, for "text".
         perception: for "perception".
         answer: for "answer".
+        error: for "error".
     """
 
-    kind: Literal["perception", "text", "answer"]
+    kind: Literal["perception", "text", "answer", "error"]
     text: str = ""
     perception: Perception | None = None
     answer: Answer | None = None
+    error: QZoomError | None = None
 
 
 def _record(value: Any, *, heat_map: bool) -> dict[str, Any]:

@@ -9,7 +9,8 @@ refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,7 +22,7 @@ from qzoom.engine.state import Engine, State
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, LengthError
 from qzoom.heads.boxes import MapBox
 from qzoom.images.geometry import box_area_px
-from qzoom.images.load import ImageLimits, LoadedImage, load_image
+from qzoom.images.load import LoadedImage, load_image
 from qzoom.settings import Share, closest, settings
 from qzoom.types import SamplingParams, ZoomMode
 
@@ -74,17 +75,22 @@ def make_request(
     options: Options,
     *,
     system: str | None = None,
-    limits: ImageLimits | None = None,
+    load: Callable[[Any], LoadedImage] = load_image,
 ) -> Request:
     """Read the messages, load the pictures and tokenise.
+
+    Args:
+        chat: tokenises.
+        image, question, system: as in `QZoom.ask`.
+        options: zooming, token limits, decoding.
+        load: reads a picture.
 
     Raises:
         QuestionError: the messages cannot be used.
         ImageError: a picture cannot be used.
     """
     conversation = read_conversation(image, question, system)
-    limits = limits or ImageLimits()
-    pictures = tuple(load_image(source, limits) for source in conversation.sources)
+    pictures = tuple(load(source) for source in conversation.sources)
     return Request(conversation, tuple(chat.encode(conversation)), pictures, options)
 
 
@@ -292,6 +298,33 @@ def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
             grids = [engine.backbone.grid(picture.size_px, coarse) for picture in request.pictures]
             visual = [rows * columns for rows, columns in grids]
         check_length(len(request.ids) - len(visual) + sum(visual), request, engine.backbone)
+
+
+def estimate_bytes(engine: Engine, request: Request) -> int:
+    """About how much memory a request takes at its peak, everything included that a coarse pass, one region as large
+    as its limits allow and the longest answer need."""
+    backbone, options, text = engine.backbone, request.options, engine.backbone.text_config
+    coarse, region = coarse_budget(engine, options), region_budget(engine, options)
+
+    def tokens(limits: TokenBudget) -> list[int]:
+        return [math.prod(backbone.grid(picture.size_px, limits)) for picture in request.pictures]
+
+    visual = sum(tokens(coarse)) + (max(tokens(region), default=0) if options.zoom != "never" else 0)
+    length = len(request.ids) + visual + options.sampling.max_new_tokens
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = heads * (getattr(text, "head_dim", None) or backbone.hidden_size // text.num_attention_heads)
+    keys_and_values = 2 * _CACHE_COPIES * width * backbone.num_layers
+    states = keys_and_values + _STATES_PER_TOKEN * backbone.hidden_size + length  # with a row of the attention mask
+    pixels = _BYTES_PER_PIXEL * backbone.token_px**2
+    return length * states * backbone.dtype.itemsize + visual * pixels
+
+
+_CACHE_COPIES = 3
+"""Of keys and values while requests join a batch: their own, those before the region was inserted, the batch's."""
+_STATES_PER_TOKEN = 16
+"""Hidden states that one layer's pass holds per token, its MLP and the branches included."""
+_BYTES_PER_PIXEL = 48
+"""Float32 colours of two frames, before and after normalisation."""
 
 
 def check_length(length: int, request: Request, backbone: Backbone) -> None:
