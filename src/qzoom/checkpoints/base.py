@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.upstream import is_branch_key
-from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.checkpoints.weights import WeightIndex, check_finite, read_index, read_json
 from qzoom.errors import CheckpointError, ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -118,7 +118,17 @@ def load_backbone(
     number_format = choose_dtype(dtype, device, index)
     parts = load_processor(processor or folder)
     model = _load_model(folder, number_format, device, attn_implementation)
+    check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     return build_backbone(model.eval().requires_grad_(False), *parts)
+
+
+def _place(index: WeightIndex, name: str) -> str:
+    """A parameter with the file that it is from; transformers may have put other words before its last ones."""
+    inner = name.removeprefix("model.").removeprefix("language_model.")
+    stored = next(
+        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
+    )
+    return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 
 def choose_device(device_map: Any) -> torch.device:
