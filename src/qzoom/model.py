@@ -199,7 +199,7 @@ class QZoom:
         Raises:
             HeadsMissingError: the checkpoint has no region branch.
         """
-        check_heads(self.engine, "auto")
+        check_heads(self.engine, "always")
         return perceive(self.engine, [self.request(image, question, **options)])[0]
 
     def request(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Request:

@@ -39,6 +39,12 @@ class GateDecision:
     zoomed: bool
     note: str = ""
 
+    def figures(self) -> tuple[str, str]:
+        """Score and threshold of a gate that was asked, with as many digits as it takes to tell them apart, at least
+        three."""
+        pairs = [(f"{self.score:.{digits}f}", f"{self.threshold:.{digits}f}") for digits in range(3, 17)]
+        return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `note` only when there is one."""
         out: dict[str, Any] = {"score": self.score, "threshold": self.threshold, "zoomed": self.zoomed}

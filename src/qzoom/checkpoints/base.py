@@ -9,6 +9,7 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def load_processor(folder: Path) -> tuple[Any, Any, str]:
     Raises:
         CheckpointError: a part is missing or cannot be read.
     """
+    _check_docstrings()
     from transformers import AutoTokenizer
 
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
@@ -69,6 +71,19 @@ def load_processor(folder: Path) -> tuple[Any, Any, str]:
             "copy the files from the base model."
         ) from error
     return tokenizer, image_processor, _chat_template(folder, tokenizer)
+
+
+def _check_docstrings() -> None:
+    """Refuse an interpreter that leaves docstrings out, from which transformers builds parts of itself.
+
+    Raises:
+        ConfigError: it was started with -OO or PYTHONOPTIMIZE=2.
+    """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
+            "-O or PYTHONOPTIMIZE=1 at most."
+        )
 
 
 def _chat_template(folder: Path, tokenizer: Any) -> str:

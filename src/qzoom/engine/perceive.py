@@ -89,7 +89,7 @@ def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> lis
         clock: gets "vision".
 
     Raises:
-        HeadsMissingError: zooming asked of a model without a region branch.
+        HeadsMissingError: zoom "always" asked of a model without a region branch.
         BudgetError: a token budget larger than what the model reads.
         QuestionError: a prompt longer than the model reads.
     """
@@ -132,7 +132,8 @@ def gate(
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
-    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures)]
+    can_zoom = engine.region is not None
+    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures and can_zoom)]
     scores: dict[int, float] = {}
     if asking and engine.gate is not None:
         with clock.step("gate"):
@@ -148,6 +149,8 @@ def gate(
         zooms = options.zoom == "always" or (options.zoom == "auto" and (score is None or score >= threshold))
         if options.zoom == "always" and not request.pictures:
             note = "There is no picture to zoom into."
+        elif options.zoom == "auto" and request.pictures and not can_zoom:
+            zooms, note = False, "The model has no region branch, so the answer is from the coarse pass."
         if score is not None and not math.isfinite(score):
             score, note = None, f"The gate's score {_NOT_A_NUMBER}"
         decision = GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)

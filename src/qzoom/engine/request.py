@@ -254,15 +254,15 @@ def _shares(total: int, areas_px: Sequence[int]) -> list[int]:
 
 
 def check_heads(engine: Engine, zoom: str) -> None:
-    """Zooming needs a region branch.
+    """Zooming needs a region branch; where "auto" may zoom, it does not without one, and says so in the gate's note.
 
     Raises:
-        HeadsMissingError: the checkpoint has none and zooming was asked for.
+        HeadsMissingError: the checkpoint has none and zoom is "always".
     """
-    if zoom != "never" and engine.region is None:
+    if zoom == "always" and engine.region is None:
         raise HeadsMissingError(
             "This model has no region branch, so it cannot zoom: load a qzoom adapter or a released Q-Zoom checkpoint "
-            "made for it, train one with `qzoom train`, or ask with zoom='never'."
+            'made for it, train one with `qzoom train`, or ask with zoom "auto" or "never".'
         )
 
 

@@ -82,7 +82,7 @@ class ConfidenceGate(Method):
         self, model: QZoom, images: Any, question: SampleQuestion, options: Options
     ) -> tuple[Answer, dict[str, float]]:
         """See `Method.answer`."""
-        check_heads(model.engine, "auto")
+        check_heads(model.engine, "always")
         reading = start(model, images, question, options)
         threshold = options.gate_threshold
         if threshold is None:
