@@ -13,6 +13,7 @@ FLOORS = (
     ("settings",),
     ("types",),
     ("config",),
+    ("cluster",),
     ("images",),
     ("store", "llm"),
     ("scoring",),
@@ -26,7 +27,8 @@ FLOORS = (
     ("labels",),
     ("evaluation",),
     ("training", "distill"),
-    ("serving", "integrations"),
+    ("integrations",),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from qzoom.engine.request import (
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, QuestionError, QZoomError
-from qzoom.images.load import ImageLimits, LoadedImage, load_image, pixel_digest
+from qzoom.images.load import ImageLimits, LoadedImage, load_groups, load_pictures, pixel_digest
 from qzoom.types import Answer, Perception, StreamEvent
 
 if TYPE_CHECKING:
@@ -117,14 +116,14 @@ class QZoom:
         """Answer one question.
 
         Args:
-            image: a path, bytes, file object, data URL, array or PIL picture, or a list of them; None if the messages
-                carry their pictures.
+            image: a path, web address, bytes, file object, data URL, array, tensor or PIL picture, or a list of them;
+                None if the messages carry their pictures. Of a PDF all pages are pictures of the question.
             question: a text, or chat messages in transformers' format.
             on_text: called with each new piece of the answer.
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
                 ignore_eos, gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max)
-                tuple or a `TokenBudget`), and system (a system turn to put first).
+                tuple or a `TokenBudget`), system (a system turn to put first), and pages (of PDFs, such as "1-5,9").
 
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
@@ -177,7 +176,7 @@ class QZoom:
             raise QuestionError(f"ask_batch needs a list of (image, question) pairs, not {type(samples).__name__}.")
         if memory_mib is not None and (not isinstance(memory_mib, int) or memory_mib < 1):
             raise ConfigError(f"memory_mib must be a whole number of at least 1, not {memory_mib!r}.")
-        load = _loading_once(self.image_limits)
+        load = _loading_once()
         requests = []
         for index in range(len(samples)):
             with _numbered(index):
@@ -204,15 +203,18 @@ class QZoom:
 
     def request(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Request:
         """Decode the pictures and tokenise the question; arguments and errors as in `ask`."""
-        return self._request(image, question, partial(load_image, limits=self.image_limits), **options)
+        return self._request(image, question, load_groups, **options)
 
-    def _request(self, image: Any, question: Any, load: Callable[[Any], LoadedImage], **options: Any) -> Request:
-        system = options.pop("system", None)
+    def _request(self, image: Any, question: Any, load: Callable[..., Any], **options: Any) -> Request:
+        system, pages = options.pop("system", None), options.pop("pages", None) or ""
         settled = self.make_options(**options)
         check_heads(self.engine, settled.zoom)
-        return make_request(self.chat, image, question, settled, system=system, load=load)
+        limits = self.image_limits
+        return make_request(self.chat, image, question, settled, system=system, limits=limits, pages=pages, load=load)
 
-    def session(self, image: Any, *, system: str | None = None, coarse_tokens: Limit = None) -> Session:
+    def session(
+        self, image: Any, *, system: str | None = None, coarse_tokens: Limit = None, pages: str = ""
+    ) -> Session:
         """Encode and prefill pictures once, for many questions.
 
         In float32 its answers equal those of `ask`; in bfloat16 and float16 they may differ, since products of other
@@ -221,10 +223,10 @@ class QZoom:
         Args:
             image: as in `ask`.
             system: a system turn.
-            coarse_tokens: visual tokens of the coarse pass, per picture.
+            coarse_tokens: visual tokens of the coarse pass, per picture; the pages of PDFs share those of one picture.
+            pages: as in `ask`.
         """
-        sources = list(image) if isinstance(image, list | tuple) else [image]
-        pictures = tuple(load_image(source, self.image_limits) for source in sources)
+        pictures = load_pictures(image, self.image_limits, pages)
         options = self.make_options(coarse_tokens=coarse_tokens)
         return open_session(self.engine, self.chat, pictures, system=system, options=options)
 
@@ -266,19 +268,24 @@ def _numbered(index: int) -> Iterator[None]:
         raise
 
 
-def _loading_once(limits: ImageLimits) -> Callable[[Any], LoadedImage]:
-    """`load_image` for a batch: a source is read once, and equal pictures are one in memory."""
-    read: dict[Any, tuple[Any, LoadedImage]] = {}  # with the source, so that its id stays its own
+def _loading_once() -> Callable[[Sequence[Any], ImageLimits, str], list[tuple[LoadedImage, ...]]]:
+    """`load_groups` for a batch: a source is read once, and equal pictures are one in memory."""
+    read: dict[Any, tuple[Any, tuple[LoadedImage, ...]]] = {}  # with the source, so that its id stays its own
     different: dict[Any, LoadedImage] = {}
 
-    def load(source: Any) -> LoadedImage:
-        key = source if isinstance(source, str) else id(source)
-        if key not in read:
-            picture = load_image(source, limits)
-            picture = dataclasses.replace(picture, digest=picture.digest or pixel_digest(picture.image))
-            facts = (picture.digest, picture.size_px, picture.format, picture.notes)
-            read[key] = (source, different.setdefault(facts, picture))
-        return read[key][1]
+    def one(picture: LoadedImage) -> LoadedImage:
+        picture = dataclasses.replace(picture, digest=picture.digest or pixel_digest(picture.image))
+        facts = (picture.digest, picture.size_px, picture.format, picture.notes, picture.page)
+        return different.setdefault(facts, picture)
+
+    def load(sources: Sequence[Any], limits: ImageLimits, pages: str) -> list[tuple[LoadedImage, ...]]:
+        if pages:
+            return [tuple(map(one, group)) for group in load_groups(sources, limits, pages)]
+        keys = [source if isinstance(source, str) else id(source) for source in sources]
+        for key, source in zip(keys, sources, strict=True):
+            if key not in read:
+                read[key] = (source, tuple(map(one, load_groups([source], limits)[0])))
+        return [read[key][1] for key in keys]
 
     return load
 

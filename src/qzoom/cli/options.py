@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qzoom.cli.console import Console
+from qzoom.cli.flags import optional
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
@@ -23,7 +24,7 @@ Inputs = Annotated[
     typer.Argument(
         metavar="IMAGE... QUESTION",
         show_default=False,
-        help="One or more images, then the question. - reads an image from standard input.",
+        help="One or more images or PDFs (files, web addresses, or - for standard input), then the question.",
     ),
 ]
 Model = Annotated[
@@ -45,29 +46,16 @@ Zoom = Annotated[
         "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
     ),
 ]
-Preset = Annotated[
-    str | None, typer.Option(help="Named pair of thresholds stored in the checkpoint.", show_default=False)
-]
+Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Zoom at or above this gate score; lower values zoom more often."
-    ),
+    float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Value of the region map above which a cell belongs to a region."
-    ),
+    float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
 ]
-CoarseTokens = Annotated[
-    str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse view of an image."),
-]
-RegionTokens = Annotated[
-    str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
-]
+CoarseTokens = Annotated[str | None, optional("Visual tokens of the coarse view of an image.", metavar="MAX|MIN:MAX")]
+RegionTokens = Annotated[str | None, optional("Visual tokens of all regions together.", metavar="MAX|MIN:MAX")]
+Pages = Annotated[str, optional("Pages of a PDF, such as 1-5,9; default: all.", metavar="N,N-M,...")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]
 
@@ -85,11 +73,7 @@ class ModelOptions:
     dtype: Dtype = "auto"
 
     def load(self) -> QZoom:
-        """The model.
-
-        Raises:
-            QZoomError: it cannot be found, read or placed.
-        """
+        """The model (QZoomError: it cannot be found, read or placed)."""
         from qzoom.model import QZoom
 
         return QZoom.from_pretrained(
@@ -208,16 +192,20 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
     return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
 
 
-def read_pictures(names: list[str]) -> list[LoadedImage]:
-    """Decode the pictures; `-` is standard input.
+def read_pictures(names: list[str], pages: str = "") -> list[LoadedImage]:
+    """Decode the pictures and the pages of PDFs; `-` is standard input.
 
     Raises:
-        typer.BadParameter: `-` with nothing piped in.
+        typer.BadParameter: `-` with nothing piped in, or pages that are not there.
         ImageError: a picture that cannot be used.
     """
-    from qzoom.images.load import load_image
+    from qzoom.errors import ConfigError
+    from qzoom.images.load import load_pictures
 
-    return [load_image(_read_stdin() if name == "-" else name) for name in names]
+    try:
+        return list(load_pictures([_read_stdin() if name == "-" else name for name in names], pages=pages))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--pages") from error
 
 
 def _read_stdin() -> bytes:

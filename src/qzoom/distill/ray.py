@@ -1,29 +1,28 @@
 """The same steps on Ray Data, from this machine to a cluster.
 
 Ray's processes do not write: each takes an image with its stored results through the steps, and the driver stores what
-comes back. The cache of paid calls is one file, so processes of one machine never pay for the same call; on a cluster
-the folder must be visible to all machines.
+comes back. The cache of paid calls is one file; on a cluster the folder must be visible to all machines.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qzoom.distill.items import Item, KnownQuestion, Step
+from qzoom.cluster import ray_data, ray_running
+from qzoom.distill.items import Item
 from qzoom.distill.pictures import ImageSource, Views
-from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, open_pipeline, process_picture
-from qzoom.distill.recipe import DatasetRecipe, recipe_from_values
-from qzoom.errors import ConfigError, LaterError, QZoomError, StopRunError
-from qzoom.settings import to_dict
+from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, make_steps, process_picture
+from qzoom.distill.recipe import DatasetRecipe
+from qzoom.distill.roles import CACHE, build_roles
+from qzoom.errors import LaterError, QZoomError, StopRunError
+from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import Log
+from qzoom.store.schema import from_values
 
 
 def compute_with_ray(
@@ -33,17 +32,7 @@ def compute_with_ray(
     stores: Mapping[str, Log],
     on_picture: Advance | None = None,
 ) -> Iterator[list[Row]]:
-    """Compute what is missing, image by image.
-
-    Args:
-        recipe: what to make.
-        folder: of the run.
-        sources: all images.
-        stores: stored results, by step.
-        on_picture: called with (images done, images in all).
-
-    Yields:
-        The new results of an image, for the store.
+    """Compute what is missing in the stores of a run, and yield the new results image by image.
 
     Raises:
         ConfigError: Ray is not installed, or its cluster cannot be reached.
@@ -55,12 +44,8 @@ def compute_with_ray(
         on_picture(whole, len(sources))
     if not rows:
         return
-    with _ray(recipe) as ray:
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        data = ray.data.from_items(rows, override_num_blocks=min(len(rows), 4 * recipe.ray.actors))
+    with ray_running(recipe.ray.address, recipe.ray.actors + 1, ", or use --engine inprocess") as ray:
+        data = ray_data(ray, rows, blocks=4 * recipe.ray.actors)
         about = {"recipe": to_dict(recipe), "folder": str(folder.resolve())}
         results = data.map_batches(
             _Worker,
@@ -83,11 +68,13 @@ class _Worker:
 
     def __init__(self, about: str) -> None:
         values = json.loads(about)
-        recipe = recipe_from_values(values["recipe"], "the recipe")
-        self._open = open_pipeline(recipe, Path(values["folder"]), recipe.ray.threads)
+        recipe = from_mapping(DatasetRecipe, values["recipe"], "the recipe")
+        self._views = Views()
         self._failed = ""
         try:
-            self._pipeline = self._open.__enter__()
+            roles = build_roles(recipe.roles, Path(values["folder"]) / CACHE)
+            roles.check()
+            self._steps = make_steps(recipe, self._views, roles)
         except QZoomError as error:
             self._failed = str(error)
         self._pool = ThreadPoolExecutor(recipe.ray.threads)
@@ -100,15 +87,10 @@ class _Worker:
         if self._failed:
             return json.dumps({"stop": self._failed})
         values = json.loads(text)
-        questions = [
-            KnownQuestion(q["text"], q["answer"], tuple(tuple(box) for box in q["boxes"]), q["field"])
-            for q in values["source"].pop("questions")
-        ]
-        source = ImageSource(**values["source"], questions=tuple(questions))
+        source: ImageSource = from_values(ImageSource, values["source"], "the image")
         stored = {(step, key): out for step, key, out in values["stored"]}
         try:
-            pipeline = self._pipeline
-            result = process_picture(source, pipeline.steps, pipeline.views, lambda *at: stored.get(at))
+            result = process_picture(source, self._steps, self._views, lambda *at: stored.get(at))
         except QZoomError as error:
             return json.dumps({"stop": str(error)})
         return json.dumps({"rows": result.rows})
@@ -121,7 +103,7 @@ def _missing(recipe: DatasetRecipe, sources: Sequence[ImageSource], stores: Mapp
         raise LaterError("a step has not been run")
 
     rows: list[dict[str, str]] = []
-    steps, views = [Step(name, not_yet) for name in recipe.steps], Views()
+    steps, views = dict.fromkeys(recipe.steps, not_yet), Views()
     for source in sources:
         stored: list[Row] = []
         complete = source.key in stores[SCAN]
@@ -142,33 +124,3 @@ def _recording(stores: Mapping[str, Log], rows: list[Row]) -> Stored:
         return out
 
     return look_up
-
-
-@contextmanager
-def _ray(recipe: DatasetRecipe) -> Iterator[Any]:
-    """Ray, started for this run unless it runs already; it reports nowhere and shows no dashboard."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.data  # noqa: F401 - a submodule that ray itself does not import
-    except ImportError as error:
-        raise ConfigError(
-            "The engine ray needs Ray Data: pip install 'qzoom[ray]', or use --engine inprocess."
-        ) from error
-    own = not ray.is_initialized()
-    if own:
-        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-        if recipe.ray.address:
-            options = {"address": recipe.ray.address, "log_to_driver": False, "logging_level": "error"}
-        else:
-            options["num_cpus"] = recipe.ray.actors + 1
-        try:
-            ray.init(**options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"Ray did not start ({' '.join(str(error).split())[:200]}).") from error
-    try:
-        yield ray
-    finally:
-        if own:
-            ray.shutdown()

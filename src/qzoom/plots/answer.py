@@ -50,7 +50,6 @@ def plot_answer(
 
     Args:
         answer: with its pictures (`answer.images`).
-        image: index of the picture to draw.
         coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
         token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
@@ -80,7 +79,6 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
     """Draw an answer and write it; the file ending chooses the format.
 
     Args:
-        answer: with its pictures.
         path: where to; missing folders are made.
         image: index of the picture to draw; None takes the one whose region was read first.
         coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
@@ -219,10 +217,7 @@ def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.
         return answer_panel(title, answer.text, width_px, colour)
     half = (width_px - 36) // 2
     return beside(
-        [
-            answer_panel(title, answer.text, half, colour),
-            answer_panel("Coarse pass alone", coarse_text, half, COARSE),
-        ],
+        [answer_panel(title, answer.text, half, colour), answer_panel("Coarse pass alone", coarse_text, half, COARSE)],
         36,
     )
 
@@ -281,8 +276,11 @@ def _wedge(image: PIL.Image.Image, corners: list[tuple[int, int]]) -> None:
 def _footer(answer: Answer, image: int) -> PIL.Image.Image:
     width, height = answer.images[image].size
     words = [f"{width:,} × {height:,} px"]
+    page = next((region.page for region in answer.regions if region.image == image and region.page), None)
     if len(answer.images) > 1:
         words.insert(0, f"picture {image + 1} of {len(answer.images)}")
+    if page:
+        words.insert(0, f"page {page} of the PDF")
         elsewhere = sorted({r.image + 1 for r in answer.regions if r.image != image})
         if elsewhere:
             words.append(f"also looked closely at picture {', '.join(map(str, elsewhere))}")
@@ -297,9 +295,6 @@ _WIDTH_PX = 900  # half the figure's width: sharp on dense displays
 
 def answer_html(answer: Answer) -> str:
     """HTML for a notebook cell.
-
-    Args:
-        answer: with its pictures, which are drawn, the first region's one; without pictures only texts are shown.
 
     Returns:
         A single `<div>`.
