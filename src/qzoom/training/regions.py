@@ -88,7 +88,7 @@ class RegionMapTask(StageTask):
         targets: list[Tensor] = []
         for sample, prompt, queries, states in zip(chosen, prompts, asking, hidden, strict=True):
             kept = [i for i, stored in enumerate(sample.labels) if stored is not None]
-            logits += region_logits_at(backbone, layers[-1], states, prompt, [queries[i] for i in kept])
+            logits += region_logits_at(engine, states, prompt, [queries[i] for i in kept])
             for i in kept:
                 labels = sample.store.tensor(cast(Stored, sample.labels[i]), "labels")
                 targets.append(torch.as_tensor(labels, device=states.device).long())
