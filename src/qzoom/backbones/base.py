@@ -194,9 +194,12 @@ class Backbone(ABC):
         """Fields of `ZoomConfig` in which the family's release differs from the class's own defaults."""
         return {"sink": cls.default_sink}
 
+    released: ClassVar[ReleasedLayout | None] = None
+    """The layout of the authors' files, where transformers does not read it."""
+
     @classmethod
     def released_layout(cls, settings: Mapping[str, Any]) -> ReleasedLayout | None:
-        """How to read a folder with this config.json, where transformers does not.
+        """`released`, if a folder with this config.json has it.
 
         Raises:
             CheckpointError: a variant of the family that is not supported.

@@ -186,6 +186,8 @@ class LlavaBackbone(Backbone):
         )  # fmt: skip
         return {"sink": "none", "region_threshold": 0.15, "map_rotary": False, "branch_norm": True, "box": box}
 
+    released: ClassVar[ReleasedLayout | None] = RELEASED
+
     @classmethod
     def released_layout(cls, settings: Mapping[str, Any]) -> ReleasedLayout | None:
         """The authors' layout, told by the setting that names the vision tower."""

@@ -57,10 +57,10 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
     """
     from transformers import AutoTokenizer
 
-    from qzoom.backbones.registry import backbone_class
-
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from qzoom.backbones.registry import backbone_class
 
     family = None if settings is None else backbone_class(str(settings.get("model_type")))
     standard = None if family is None or settings is None else family.image_processor_for(settings)

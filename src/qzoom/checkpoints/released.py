@@ -1,4 +1,4 @@
-"""Models in their authors' own layout: which stored tensor is which of transformers', and what must come from elsewhere.
+"""Models in their authors' own layout: which stored tensor is which of transformers', and what comes from elsewhere.
 
 A released checkpoint may leave its vision tower in a folder of its own, and one as it was trained holds only the layers
 that were needed for that. What is missing is taken from the tower's folder and from a base of the same family.
@@ -37,9 +37,6 @@ def stock_places(
     Raises:
         CheckpointError: a tower that cannot be had, or half a model without a base.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
-
     index = read_index(folder)
     places = _places(index, index.tensors, layout)
     base = base or base_of(str(folder))
@@ -48,8 +45,7 @@ def stock_places(
         tower, found = _tower(folder, settings, layout, base)
         places |= {name: place for name, place in found.items() if name not in places}
     config = layout.config(settings, tower)
-    with torch.device("meta"):
-        needed = AutoModelForImageTextToText.from_config(config).state_dict().keys()
+    needed = set(empty_model(config).state_dict())
     if needed - places.keys():
         if base is None:
             raise CheckpointError(_half(folder, places, needed - places.keys(), config))
@@ -67,6 +63,15 @@ def read_stock(config: Any, layout: ReleasedLayout, places: Mapping[str, Place])
         out |= {new: read[old] for new, old in mine.items()}
     rows = config.get_text_config().vocab_size
     return out | {name: out[name][:rows] for name in layout.table if name in out}
+
+
+def empty_model(config: Any) -> Any:
+    """A model of a config without storage."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
 
 
 def _places(index: WeightIndex, names: Iterable[str], layout: ReleasedLayout) -> dict[str, Place]:

@@ -84,7 +84,9 @@ def base_of(name: str) -> str | None:
 PROVENANCE_KEY = "released"
 ZOOM_KEY = "qzoom"
 _DEFAULTS = ZoomConfig()
-_BRANCH = re.compile(r"(?P<prefix>.*?)(?P<branch>twig_|high_res_)(?P<name>(layers\.\d+\..+)|(head\.(weight|bias))|norm\.weight)")
+_BRANCH = re.compile(
+    r"(?P<prefix>.*?)(?P<branch>twig_|high_res_)(?P<name>(layers\.\d+\..+)|(head\.(weight|bias))|norm\.weight)"
+)
 _FIELD = re.compile(r"(twig|roi|high_res)_.+|enable_(twig|high_res)|reuse_src_pos|add_noise_to_roi")
 
 

@@ -166,9 +166,7 @@ def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> Vi
     return _with_tokens(features, (rows, columns), resized)
 
 
-def _with_tokens(
-    features: VisualFeatures, grid: tuple[int, int], change: Callable[[Tensor], Tensor]
-) -> VisualFeatures:
+def _with_tokens(features: VisualFeatures, grid: tuple[int, int], change: Callable[[Tensor], Tensor]) -> VisualFeatures:
     deepstack = tuple(change(level) for level in features.deepstack)
     return dataclasses.replace(features, tokens=change(features.tokens), deepstack=deepstack, grid=grid)
 

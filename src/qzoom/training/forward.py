@@ -72,9 +72,7 @@ def hidden_states(
     )
 
 
-def region_logits_at(
-    engine: Engine, hidden: Tensor, prompt: Prompt, queries: Sequence[int]
-) -> list[Tensor]:
+def region_logits_at(engine: Engine, hidden: Tensor, prompt: Prompt, queries: Sequence[int]) -> list[Tensor]:
     """Mean-head logits (rows, columns) of the first picture, one map per query token (method.md 3 and 5.4).
 
     Args:

@@ -21,7 +21,7 @@ from qzoom.engine.request import Options, Request
 from qzoom.engine.session import Session
 from qzoom.engine.state import truncate
 from qzoom.engine.zoom import zoom
-from qzoom.heads.boxes import MapBox, map_box
+from qzoom.heads.boxes import MapBox, map_box, picture_bounds
 from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
 
 if TYPE_CHECKING:
