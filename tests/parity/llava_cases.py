@@ -121,7 +121,7 @@ def _prompt(case: Case, engine: Engine, entry: dict[str, Any], saved: Tensors, i
     case.equal("input_ids", _ids(engine, torch.tensor(item.request.ids)), saved["input_ids"][0])
     case.equal("expanded_ids", _ids(engine, prompt.ids), saved["expanded_ids"][0])
     case.equal("position_ids", prompt.positions[0], saved["position_ids"][0])
-    pieces = [piece for piece in entry["text"].split("<image>")]
+    pieces = entry["text"].split("<image>")
     decoded = engine.backbone.tokenizer.decode(list(item.request.ids), skip_special_tokens=False)
     case.equal("text", [p.strip() for p in decoded.removeprefix("<s>").split("<image>")], [p.strip() for p in pieces])
     case.close("branch_hidden_last", item.state.hidden[len(prompt) - 1], saved["branch_hidden_last"][0], HIDDEN)

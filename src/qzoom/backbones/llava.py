@@ -68,7 +68,10 @@ _TO_STOCK = [
     (r"vision_model\.(.+)", r"model.vision_tower.\1"),
     (r"(?:model\.)?multi_modal_projector\.(.+)", r"model.multi_modal_projector.\1"),
     (r"(?:language_model\.)?lm_head\.weight", r"lm_head.weight"),
-    (r"(?:model\.language_model|language_model\.model|model)\.((?:embed_tokens|layers|norm)\..+)", r"model.language_model.\1"),
+    (
+        r"(?:model\.language_model|language_model\.model|model)\.((?:embed_tokens|layers|norm)\..+)",
+        r"model.language_model.\1",
+    ),
 ]  # fmt: skip
 """Names of the authors, of their vision tower's folder, and of transformers 4 and 5; the first that fits counts."""
 _TO_RELEASED = [

@@ -28,7 +28,7 @@ from qzoom.checkpoints.format import (
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.load import find_base
 from qzoom.checkpoints.lora import read_lora
-from qzoom.checkpoints.released import released_places, write_stock
+from qzoom.checkpoints.relayout import released_places, write_stock
 from qzoom.checkpoints.upstream import (
     PROVENANCE_KEY,
     ZOOM_KEY,
@@ -171,9 +171,7 @@ def _to_adapter(source: Source, target: Path, fill: str | None, max_file_bytes: 
     kept: dict[str, Any] = {"fields": upstream_fields(settings)}
     if layout is not None:
         kept["settings"] = {key: value for key, value in settings.items() if key not in kept["fields"]}
-        kept["names"] = sorted(
-            name for name in index.tensors if name not in {*keys.region.values(), *keys.gate.values()}
-        )
+        kept["names"] = sorted(index.tensors.keys() - {*keys.region.values(), *keys.gate.values()})
     if index.sharded and ZOOM_KEY not in settings:
         kept["shards"] = {name: index.tensors[name].file for name in index.tensors if is_branch_key(name)}
     if ZOOM_KEY not in settings:

@@ -19,6 +19,14 @@ from qzoom.errors import CheckpointError, ConfigError
 
 # Published region ranges. 7B: document 0.125-0.15, high resolution 0.03-0.05. 4B: 0.125-0.15 and 0.05-0.10.
 # The 3B model has no published thresholds.
+_LLAVA_7B = "YuhengSSS/llava-v1.5-7b-roi-K15T3-152k-v1bf16Mheads-twiginit-filled"
+_LLAVA_13B = "YuhengSSS/llava-v1.5-13b-roi-K15T3-152k-v1bf16Mheads-twiginit"
+_LLAVA_PRESETS = {
+    "scene_text": Preset(gate_threshold=0.1, region_threshold=0.15),
+    "document": Preset(gate_threshold=0.1, region_threshold=0.1),
+    "high_resolution": Preset(gate_threshold=0.1, region_threshold=0.1),
+    "characters": Preset(gate_threshold=0.1, region_threshold=0.05),
+}
 UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
     "YuhengSSS/Q-Zoom-Qwen2.5VL-7B": {
         "document": Preset(gate_threshold=0.05, region_threshold=0.125),
@@ -31,18 +39,8 @@ UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
         "high_resolution_below_2048": Preset(gate_threshold=0.05, region_threshold=0.05),
     },
     "YuhengSSS/Q-Zoom-Qwen2.5VL-3B": {},
-    **dict.fromkeys(
-        (
-            "YuhengSSS/llava-v1.5-7b-roi-K15T3-152k-v1bf16Mheads-twiginit-filled",
-            "YuhengSSS/llava-v1.5-13b-roi-K15T3-152k-v1bf16Mheads-twiginit",
-        ),
-        {
-            "scene_text": Preset(gate_threshold=0.1, region_threshold=0.15),
-            "document": Preset(gate_threshold=0.1, region_threshold=0.1),
-            "high_resolution": Preset(gate_threshold=0.1, region_threshold=0.1),
-            "characters": Preset(gate_threshold=0.1, region_threshold=0.05),
-        },
-    ),
+    _LLAVA_7B: dict(_LLAVA_PRESETS),
+    _LLAVA_13B: dict(_LLAVA_PRESETS),
 }
 
 
@@ -60,8 +58,8 @@ def presets_of(name: str) -> dict[str, Preset]:
 
 
 UPSTREAM_BASES = {
-    "YuhengSSS/llava-v1.5-7b-roi-K15T3-152k-v1bf16Mheads-twiginit-filled": "llava-hf/llava-1.5-7b-hf",
-    "YuhengSSS/llava-v1.5-13b-roi-K15T3-152k-v1bf16Mheads-twiginit": "llava-hf/llava-1.5-13b-hf",
+    _LLAVA_7B: "llava-hf/llava-1.5-7b-hf",
+    _LLAVA_13B: "llava-hf/llava-1.5-13b-hf",
 }
 """Released models that lack tensors, and a complete model that has them: the 7B's vision tower, where the one that it
 names cannot be read, and all of the 13B above its branch. The bases are transformers' copies in safetensors of those

@@ -186,6 +186,12 @@ def convert(
             "--answer-only", help="Leave out gate and region branch, so that other engines can load the model."
         ),
     ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", show_default=False, help="A complete model of the family, for what SRC lacks of its own."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", show_default=False, help="labels: folder for the records.")
     ] = None,
@@ -218,7 +224,7 @@ def convert(
     from qzoom.checkpoints.convert import convert as run
 
     console.hush_libraries()
-    report = run(source, target, answer_only=answer_only)
+    report = run(source, target, answer_only=answer_only, base=base)
     kinds = f"{report.read_kind} to {report.written_kind}"
     console.note(f"saved   {report.target}: {kinds}, {report.tensors} tensors, {report.size_bytes / 1e6:.1f} MB")
     for note in report.notes:

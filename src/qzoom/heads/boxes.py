@@ -228,7 +228,7 @@ def _axis_exact(span: tuple[float, float], cells: int, side: int, least: int, to
 def _axis_padded(
     span: tuple[float, float], cells: int, side: int, *, longest: int, least: int, token_px: int
 ) -> tuple[int, int]:
-    """Through the padded square, whose side is `longest`; with a `token_px` in the order and rounding of the release."""
+    """Through the padded square, whose side is `longest`; with a `token_px` in the release's order and rounding."""
     if token_px:
         f = np.float32
         ratio = cells * token_px / longest
