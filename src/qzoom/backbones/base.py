@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -362,6 +362,10 @@ class Backbone(ABC):
             ConfigError: the family does not state them.
         """
         raise ConfigError(f"FLOPs cannot be counted for models of type {self.family!r}, which state no vision shape.")
+
+    def map_view(self, view: Literal["dynamic", "square"]) -> Literal["dynamic", "square"]:
+        """How a map shows its picture: "square" where the caller ("square") or `encode` padded it to one."""
+        return view if self.square_padding is None else "square"
 
     def crop(self, image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
         """A region as `encode` is to get it.

@@ -202,7 +202,8 @@ class ChatEncoder:
     @cached_property
     def _inner(self) -> Any:
         """The same for text that goes on after a special token, where SentencePiece's tokenizers put no blank."""
-        core = copy.deepcopy(self._plain)
+        core = copy.deepcopy(self._tokenizer.backend_tokenizer)
+        core.encode_special_tokens = True
         if getattr(core.pre_tokenizer, "prepend_scheme", None) == "first":
             marks = core.pre_tokenizer
             marks.prepend_scheme = "never"

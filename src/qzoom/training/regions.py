@@ -92,7 +92,8 @@ class RegionMapTask(StageTask):
             for i in kept:
                 labels = sample.store.tensor(cast(Stored, sample.labels[i]), "labels")
                 targets.append(torch.as_tensor(labels, device=states.device).long())
-        return region_loss(logits, targets) * sum(sample.weight for sample in chosen)
+        focal = self.recipe.region_loss == "focal"
+        return region_loss(logits, targets, focal=focal) * sum(sample.weight for sample in chosen)
 
     def _sequence(self, sample: RegionSample) -> tuple[list[int], list[int]]:
         """Token ids of a sample, and the indices of its asking tokens."""

@@ -158,6 +158,8 @@ def prompt_of(
     """
     import torch
 
+    if engine.backbone.square_padding is not None:  # it pads them itself
+        view = "dynamic"
     shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
     with torch.no_grad():
         features = engine.backbone.encode([shown.picture.image], [shown.budget])
