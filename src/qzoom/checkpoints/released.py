@@ -41,7 +41,10 @@ def stock_places(
     places = _places(index, index.tensors, layout)
     base = base or base_of(str(folder))
     tower: Mapping[str, Any] | None = None
-    if not any(name.startswith(layout.tower) for name in places):
+    own = tower_folder(folder, str(settings.get(layout.tower_setting)))
+    if any(name.startswith(layout.tower) for name in places):
+        tower = None if own is None else read_json(own / "config.json")
+    else:
         tower, found = _tower(folder, settings, layout, base)
         places |= {name: place for name, place in found.items() if name not in places}
     config = layout.config(settings, tower)
