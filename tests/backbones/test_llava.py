@@ -49,12 +49,12 @@ def full_pass(engine: Engine, one: Run) -> torch.Tensor:
         return engine.backbone.model.lm_head(out.last_hidden_state[0, -1])
 
 
-def outcomes(engine: Engine, pictures: Any) -> dict[tuple[int, bool], Run]:
-    """A run for every number of regions, masked or not, that some threshold gives."""
-    out: dict[tuple[int, bool], Run] = {}
-    for threshold in np.linspace(0.2, 0.8, 41):
-        one = found(engine, pictures, float(threshold))
-        out.setdefault((len(one.regions), any(box.keep is not None for box in one.before.boxes)), one)
+def outcomes(engine: Engine, pictures: Any) -> dict[tuple[int, bool], tuple[float, Run]]:
+    """A threshold and its run for every number of regions, masked or not, that some threshold gives."""
+    out: dict[tuple[int, bool], tuple[float, Run]] = {}
+    for threshold in np.linspace(0.2, 0.8, 41).tolist():
+        one = found(engine, pictures, threshold)
+        out.setdefault((len(one.regions), any(box.keep is not None for box in one.before.boxes)), (threshold, one))
     return out
 
 
@@ -75,7 +75,7 @@ def test_pictures_are_padded_with_the_mean_and_regions_stretched() -> None:
 def test_one_two_and_masked_crops_equal_a_full_pass() -> None:
     every = outcomes(made(MASK), [PAGE, WIDE]) | outcomes(made(BOTH), PAGE) | outcomes(made(MASK), PAGE)
     assert {(1, False), (2, False), (1, True)} <= every.keys()
-    for (count, masked), one in every.items():
+    for (count, masked), (_, one) in every.items():
         engine = made()
         torch.testing.assert_close(one.logits, full_pass(engine, one), atol=1e-4, rtol=0)
         regions = [span for span in one.after.state.prompt.spans if span.role == "region"]
@@ -88,9 +88,8 @@ def test_one_two_and_masked_crops_equal_a_full_pass() -> None:
 
 def test_the_zoomed_answer_is_transformers_own_with_a_second_picture() -> None:
     engine = made(BOTH)
-    one = outcomes(engine, PAGE)[2, False]
-    threshold = next(t for t in np.linspace(0.2, 0.8, 41) if len(found(engine, PAGE, float(t)).regions) == 2)
-    answer = QZoom(engine).ask(PAGE, QUESTION, zoom="always", region_threshold=float(threshold), max_new_tokens=8)
+    threshold, one = outcomes(engine, PAGE)[2, False]
+    answer = QZoom(engine).ask(PAGE, QUESTION, zoom="always", region_threshold=threshold, max_new_tokens=8)
     assert [region.box for region in answer.regions] == [region.box for region in one.regions]
     inputs = plain_inputs_with(engine, [PAGE, *(engine.backbone.crop(PAGE, r.box) for r in answer.regions)])
     out = engine.backbone.model.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -186,9 +185,10 @@ def test_two_pictures_both_zoom_and_batches_of_unequal_blocks_equal_single_calls
     engine = made()
     every = outcomes(engine, [PAGE, WIDE])
     assert any(count == 2 for count, _ in every)  # one region of each picture
-    one = next(run for (count, _), run in every.items() if count == 2)
+    one = next(run for (count, _), (_, run) in every.items() if count == 2)
     assert [region.image for region in one.regions] == [0, 1]
-    samples: list[tuple[Any, float]] = [(PAGE, 0.4), ([PAGE, WIDE], 0.5), (WIDE, 0.6), (PAGE, 0.99), (PAGE, 0.55)]
+    samples: list[tuple[Any, float]] = [([PAGE, WIDE], threshold) for threshold, _ in every.values()]
+    samples += [(PAGE, threshold) for threshold, _ in outcomes(engine, PAGE).values()]
     requests = [request(engine, p, QUESTION, zoom="always", region_threshold=t) for p, t in samples]
     together = run(engine, requests)
     alone = [run(engine, [one])[0] for one in requests]
