@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,27 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from qzoom.backbones.llava import LlavaBackbone
+from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule, TokenBudget
+from qzoom.distill.recipe import load_recipe
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.state import Engine, map_inputs
 from qzoom.errors import BudgetError, CheckpointError, ConfigError, QuestionError
 from qzoom.heads.boxes import boxes_from_maps
+from qzoom.labels.find_heads import HeadSet, published_heads
+from qzoom.labels.label_regions import region_labeller
+from qzoom.labels.settings import LabelMapSettings, RegionRecipe
 from qzoom.model import QZoom
+from qzoom.store.schema import Question, RegionLabel, Turn
+from qzoom.training.stages import load_stage_recipe, named_parts
+from qzoom.training.train_stage import train_stage
 from tests import tiny_models
 from tests.flow import Run, request, run
 from tests.plain import plain_generate
+from tests.training.conftest import make_world
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 PAGE = tiny_models.picture(31, 400, 300)
 WIDE = tiny_models.picture(32, 500, 90)
 QUESTION = "What is the total amount?"
@@ -253,8 +265,6 @@ def test_llamas_tokenizer_gets_the_release_pieces() -> None:
 
 
 def test_variants_of_the_family_that_are_not_supported_are_named() -> None:
-    from qzoom.backbones.llava import LlavaBackbone
-
     assert LlavaBackbone.released_layout({"model_type": "llava"}) is None
     with pytest.raises(CheckpointError, match="mm_projector_type='linear'"):
         LlavaBackbone.released_layout({"mm_vision_tower": "x", "mm_projector_type": "linear"})
@@ -265,3 +275,59 @@ def test_the_plain_answer_is_that_of_generate() -> None:
     for pictures in ([], [PAGE], [PAGE, WIDE]):
         expected, _ = plain_generate(model.engine.backbone, pictures, QUESTION, 10)
         assert list(model.ask(pictures, QUESTION, zoom="never", max_new_tokens=10).tokens) == expected
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_the_recipes_train_two_steps(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world("llava", tmp_path)
+    for stage, part in (("regions", "region"), ("gate", "gate")):
+        path = RECIPES / f"llava-1.5-{size}" / f"{stage}.yaml"
+        changes = {
+            "base": str(world / "base"),
+            "labels": [str(world / stage)],
+            "batch": 4,
+            "micro_batch": 2,
+            "steps": 2,
+        }
+        changes |= {"precision": "float32", "tensorboard": False, "learning_rate": 1e-3}
+        recipe = load_stage_recipe(path, stage, changes)
+        if stage == "regions":
+            assert (recipe.shared_layers, recipe.branch_layers, recipe.betas) == (15, 3, (0.9, 0.98))
+            assert load_stage_recipe(path, stage).learning_rate == 5e-5
+            if size == "13b":
+                recipe = dataclasses.replace(recipe, region_loss="focal")
+        engine = load_engine(world / "base", dtype="float32")
+        before = {name: weight.detach().clone() for name, (_, weight) in named_parts(engine).items()}
+        report = train_stage(recipe, tmp_path / stage, base=engine)
+        assert (report.steps, report.last_loss > 0) == (2, True)  # type: ignore[operator]
+        trained = named_parts(load_engine(tmp_path / stage / "model", dtype="float32"))
+        moved = {name for name, (_, weight) in trained.items() if not torch.equal(weight, before[name])}
+        assert {name.split(".")[0] for name in moved} == {part}
+        assert ("region.norm.weight" in moved) == (stage == "regions")
+
+
+def test_labels_by_the_release_rules(tmp_path: Path) -> None:
+    recipe = load_recipe(RegionRecipe, RECIPES / "labels" / "llava-1.5.yaml")
+    assert recipe.maps == LabelMapSettings(
+        sink_threshold=1e-3, foreground=0.2, background=0.1, blur_cells=0, min_peak=0.0
+    )
+    for sizes, count, sinks in (((4096, 32), 3, 32), ((5120, 40), 7, 2)):
+        heads = published_heads(LlavaBackbone, *sizes, "natural")
+        assert heads is not None
+        assert (len(heads.pointing), len(heads.sinks)) == (count, sinks)
+    tiny_models.picture(0, 200, 80).save(tmp_path / "0.png")
+    turn = Turn("What?", ("x",), ((0, 0, 200, 80),))
+    question = Question("a", "0.png", (turn,), "natural", "set", str(tmp_path))
+    engine = made()
+    heads = HeadSet(((2, 1), (4, 3)), ((1, 0),))
+    easy = dataclasses.replace(recipe, tokens=36, max_new_tokens=4)
+    records = region_labeller(engine, recipe=easy, heads={"natural": heads})(question)
+    label, tensors = next((record, tensors) for record, tensors in records if isinstance(record, RegionLabel))
+    assert (label.view, label.size_px, label.prompt) == ("dynamic", (200, 80), "What?")
+    assert tensors["labels"].shape == (6, 6)
+    known = region_labeller(engine, recipe=dataclasses.replace(easy, source="boxes"), heads={})(
+        dataclasses.replace(question, turns=(dataclasses.replace(turn, boxes=((0, 0, 40, 40),)),))
+    )
+    cells = next(tensors for record, tensors in known if isinstance(record, RegionLabel))["labels"] == 1
+    assert cells[:2].sum() == cells[4:].sum() == 0  # the padding above and below
+    assert cells[2:4, :2].any()
