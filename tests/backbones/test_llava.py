@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 from qzoom.backbones.llava import LlavaBackbone
 from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule, TokenBudget
-from qzoom.distill.recipe import load_recipe
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.state import Engine, map_inputs
 from qzoom.errors import BudgetError, CheckpointError, ConfigError, QuestionError
@@ -25,6 +24,7 @@ from qzoom.labels.find_heads import HeadSet, published_heads
 from qzoom.labels.label_regions import region_labeller
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
 from qzoom.model import QZoom
+from qzoom.settings import read_settings
 from qzoom.store.schema import Question, RegionLabel, Turn
 from qzoom.training.stages import load_stage_recipe, named_parts
 from qzoom.training.train_stage import train_stage
@@ -307,7 +307,7 @@ def test_the_recipes_train_two_steps(size: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_labels_by_the_release_rules(tmp_path: Path) -> None:
-    recipe = load_recipe(RegionRecipe, RECIPES / "labels" / "llava-1.5.yaml")
+    recipe = read_settings(RegionRecipe, RECIPES / "labels" / "llava-1.5.yaml")
     assert recipe.maps == LabelMapSettings(
         sink_threshold=1e-3, foreground=0.2, background=0.1, blur_cells=0, min_peak=0.0
     )
