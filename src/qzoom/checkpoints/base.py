@@ -71,10 +71,11 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
     if not own and standard is None:
         raise CheckpointError(f"{folder} has no preprocessor_config.json; copy it from the base model.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        image_processor = standard
-        if own:
-            image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            image_processor = standard
+            if own:
+                image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
     except Exception as error:  # transformers raises many kinds for a damaged file
         reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         raise CheckpointError(

@@ -72,6 +72,7 @@ def released_places(
     layout: ReleasedLayout,
     added: Mapping[str, Place],
     *,
+    prefix: str,
     kept: Mapping[str, Any],
     changes: Mapping[str, Change],
 ) -> tuple[dict[str, Place], dict[str, Change], dict[str, Any]]:
@@ -81,7 +82,8 @@ def released_places(
         index: its tensors.
         settings: its config.json.
         layout: of its family.
-        added: branch tensors under the decoder, by transformers' prefix.
+        added: branch tensors under the decoder, with its prefix.
+        prefix: of the decoder's names in the index.
         kept: of the authors' files that it once came from: "settings" and "names"; empty for others.
         changes: what to make of some tensors, by their present names.
 
@@ -101,7 +103,9 @@ def released_places(
                 cut[new] = changes[old]
             if stock in layout.table:
                 cut[new] = _table(int(flat["vocab_size"]), int(flat["vocab_size"]))
-    places |= {layout.released_name(name): place for name, place in added.items()}
+    first = "layers.0.input_layernorm.weight"
+    own = layout.released_name(str(layout.stock_name(prefix + first))).removesuffix(first)
+    places |= {own + name.removeprefix(prefix): place for name, place in added.items()}
     for new, old in layout.copies.items():
         if "names" not in kept or new in kept["names"]:
             source = next(name for name in index.tensors if layout.stock_name(name) == old)

@@ -190,8 +190,9 @@ def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[
     fields: dict[str, Any] = dict(kept.get("fields", {})) if isinstance(kept, dict) else dict(_NEW_FIELDS)
     fields.pop(ZOOM_KEY, None)
     fields |= {"twig_K": config.shared_layers, "twig_T": config.branch_layers}
-    fields["reuse_src_pos"] = config.positions == "aligned"
-    fields["enable_high_res"] = has_gate
+    for name, on in (("reuse_src_pos", config.positions == "aligned"), ("enable_high_res", has_gate)):
+        if on or name in fields or not isinstance(kept, dict):
+            fields[name] = on
     if has_gate:
         for name, value in (("high_res_K", config.shared_layers), ("high_res_T", config.branch_layers)):
             if name in fields or not isinstance(kept, dict):
