@@ -19,6 +19,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.engine.state import Engine
 from qzoom.errors import CheckpointError
 from qzoom.model import QZoom
+from qzoom.training.plan import sizes_of
 from tests import tiny_models
 from tests.checkpoints import folders
 from tests.checkpoints.test_load import assert_sentence
@@ -99,6 +100,7 @@ def test_the_authors_layout_loads(tower: str, tmp_path: Path) -> None:
     made = engine()
     folder = released(made, tmp_path, tower=tower)
     loaded = load_engine(folder, dtype="float32")
+    assert sizes_of(folder).layers == tiny_models.LAYERS
     assert loaded.config.replace(provenance={}) == made.config
     assert folders.same_branches(made, loaded)
     assert answers(loaded) == answers(made)
@@ -165,6 +167,14 @@ def test_published_checkpoints_are_known_by_id_and_in_the_hubs_cache() -> None:
         cached = f"/cache/models--{repo_id.replace('/', '--')}/snapshots/0123"
         assert upstream.base_of(cached) == base
     assert upstream.base_of("/models/other") is None
+
+
+def test_a_tokenizer_that_needs_sentencepiece_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = released(engine(), tmp_path)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    monkeypatch.setattr("qzoom.checkpoints.base.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install sentencepiece"):
+        load_engine(folder)
 
 
 def test_a_missing_tower_is_one_sentence(tmp_path: Path) -> None:

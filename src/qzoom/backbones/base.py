@@ -135,7 +135,7 @@ class ReleasedLayout:
 
     Args:
         config: their config.json and the vision tower's, if there is one, to transformers' config.
-        settings: transformers' config.json and the tower's name to theirs.
+        settings: transformers' config.json to theirs.
         stock_name: a stored tensor's name, in any layout of the family, to transformers'; None for what is not used.
         released_name: transformers' name to theirs.
         tower: start of transformers' names of the vision tower, which may lie in a folder of its own.
@@ -145,7 +145,7 @@ class ReleasedLayout:
     """
 
     config: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Any]
-    settings: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    settings: Callable[[Mapping[str, Any]], dict[str, Any]]
     stock_name: Callable[[str], str | None]
     released_name: Callable[[str], str]
     tower: str

@@ -49,8 +49,8 @@ CHAT_FORMAT = (
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
 """Vicuna's prompt; the text is cut at the pictures, and every piece is tokenised alone."""
-_7B = ModelSizes(4096, 11008, 32, 32, 32, 128, 32000, False, 324_487_168)
-_13B = ModelSizes(5120, 13824, 40, 40, 40, 128, 32000, False, 334_977_024)
+_7B = ModelSizes(4096, 11008, 32, 32, 32, 128, 32064, False, 324_487_168)
+_13B = ModelSizes(5120, 13824, 40, 40, 40, 128, 32064, False, 334_974_976)
 
 
 TOWER_SETTING = "mm_vision_tower"
@@ -120,7 +120,7 @@ def _stock_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None) 
     )
 
 
-def _released_settings(settings: Mapping[str, Any], tower: str) -> dict[str, Any]:
+def _released_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' flat config.json from transformers' config.json."""
     from transformers import LlavaConfig
 
@@ -135,7 +135,7 @@ def _released_settings(settings: Mapping[str, Any], tower: str) -> dict[str, Any
         "rope_theta": rope.get("rope_theta", 10000.0),
         "image_aspect_ratio": "pad",
         "mm_hidden_size": config.vision_config.hidden_size,
-        TOWER_SETTING: tower,
+        TOWER_SETTING: "openai/clip-vit-large-patch14-336",
         "mm_vision_select_layer": config.vision_feature_layer,
         "use_mm_proj": True,
         "mm_use_im_patch_token": False,
@@ -168,8 +168,6 @@ class LlavaBackbone(Backbone):
     published: ClassVar[Mapping[str, ModelSizes]] = {
         "llava-hf/llava-1.5-7b-hf": _7B,
         "llava-hf/llava-1.5-13b-hf": _13B,
-        "liuhaotian/llava-v1.5-7b": _7B,
-        "liuhaotian/llava-v1.5-13b": _13B,
     }
     label_heads: ClassVar[LabelHeads] = {
         (4096, 32): dict.fromkeys(("text", "natural"), ("14:13,24,26", "2:" + ",".join(map(str, range(32))))),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,11 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
     present = {path.name for path in folder.iterdir()}
     if not present & {"tokenizer.json", "vocab.json", "tokenizer.model"}:
         raise CheckpointError(f"{folder} has no tokenizer files (tokenizer.json); copy them from the base model.")
+    if not present & {"tokenizer.json", "vocab.json"} and find_spec("sentencepiece") is None:
+        raise CheckpointError(
+            f"{folder} has its tokenizer as tokenizer.model only, which sentencepiece reads; run `pip install "
+            "sentencepiece`, or copy tokenizer.json from the base model."
+        )
     own = bool(present & {"preprocessor_config.json", "processor_config.json"})
     if not own and standard is None:
         raise CheckpointError(f"{folder} has no preprocessor_config.json; copy it from the base model.")

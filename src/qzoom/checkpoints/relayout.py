@@ -90,7 +90,7 @@ def released_places(
     Returns:
         Where the tensors are by their new names, what to make of some, and the config.json without branch fields.
     """
-    flat = kept.get("settings") or layout.settings(settings, "openai/clip-vit-large-patch14-336")
+    flat = kept.get("settings") or layout.settings(settings)
     places, cut = {}, {}
     for old in index.tensors:
         stock = layout.stock_name(old)

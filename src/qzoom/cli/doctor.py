@@ -179,9 +179,7 @@ def convert(
             "--answer-only", help="Leave out gate and region branch, so that other engines can load the model."
         ),
     ] = False,
-    base: Annotated[
-        str | None, optional("A complete model, for what SRC lacks.", metavar="MODEL")
-    ] = None,
+    base: Annotated[str | None, optional("A complete model, for what SRC lacks.", metavar="MODEL")] = None,
     output: Annotated[Path | None, optional("labels: folder for the records.", "--output", "-o")] = None,
     images: Annotated[Path | None, optional("labels: folder that the image paths are relative to.")] = None,
     made_with: Annotated[str, typer.Option(metavar="MODEL", help="labels: the model that made them.")] = "unknown",
