@@ -233,11 +233,11 @@ def _axis_padded(
         f = np.float32
         ratio = cells * token_px / longest
         margin = f((cells * token_px - int(side * ratio)) / 2)
-        low, high = (f(f(f(end * token_px) - margin) / f(ratio)) for end in span)
+        ends = [float(f(f(f(end * token_px) - margin) / f(ratio))) for end in span]
     else:
-        margin = (longest - side) // 2
-        low, high = floor(span[0] * longest / cells) - margin, ceil(span[1] * longest / cells) - margin
-    start, end = (int(min(max(value, 0), side)) for value in (low, high))
+        before = (longest - side) // 2
+        ends = [floor(span[0] * longest / cells) - before, ceil(span[1] * longest / cells) - before]
+    start, end = (int(min(max(value, 0), side)) for value in ends)
     missing = min(least, side) - (end - start) if end > start else 0
     if missing > 0:
         start = min(max(0, start - missing // 2), side - min(least, side))
