@@ -105,7 +105,7 @@ def _stock_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None) 
     """transformers' config from the authors' flat one and their vision tower's, which is CLIP's own if it has none."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    vision = dict(_TOWER) if tower is None else dict(tower.get("vision_config") or tower)
+    vision: dict[str, Any] = dict(_TOWER) if tower is None else dict(tower.get("vision_config") or tower)
     known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
     skipped = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype")
     text = {key: value for key, value in settings.items() if key in known and key not in skipped}
@@ -124,7 +124,9 @@ def _released_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' flat config.json from transformers' config.json."""
     from transformers import LlavaConfig
 
-    config = LlavaConfig(**{k: v for k, v in settings.items() if k not in ("architectures", "transformers_version")})
+    config: Any = LlavaConfig(
+        **{k: v for k, v in settings.items() if k not in ("architectures", "transformers_version")}
+    )
     text = config.text_config.to_dict()
     rope = text.pop("rope_parameters", None) or {}
     names = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "head_dim", "mlp_bias")

@@ -213,7 +213,7 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
         added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
         layout = backbone_class(family).released
         if layout is not None and _layout(base.folder) is None:
-            origin = {"prefix": prefix, "kept": provenance if isinstance(provenance, dict) else {}}
+            origin: dict[str, Any] = {"prefix": prefix, "kept": provenance if isinstance(provenance, dict) else {}}
             places, cut, flat = released_places(index, settings, layout, added, changes=changes, **origin)
             done = copy_weights(places, part, "model", changes=cut)
             (part / "config.json").write_text(json.dumps(flat | fields, indent=2, sort_keys=True) + "\n")
