@@ -44,11 +44,7 @@ def refuse(name: str, what: str, remedy: str) -> ImageError:
 
 
 def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
-    """Refuse an empty or too large file.
-
-    Raises:
-        ImageError: 0 bytes or more than `max_bytes`.
-    """
+    """Refuse an empty or too large file (ImageError: 0 bytes or more than `max_bytes`)."""
     if count == 0:
         raise refuse(name, "it is empty (0 bytes)", "save or download the picture again")
     if count > limits.max_bytes:
