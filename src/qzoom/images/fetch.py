@@ -186,8 +186,6 @@ def fetch_image(
     """The bytes behind a web address. Blocks; call it in a bounded pool.
 
     Args:
-        url: http(s).
-        policy: what may be fetched.
         resolve: (host, port) to numeric addresses; raises OSError.
         tls: None for the system's certificates.
 

@@ -59,11 +59,6 @@ def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
 def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
     """Refuse sides, pixel counts and shapes outside the limits.
 
-    Args:
-        size_px: (width, height) from the header.
-        name: the source, for the error.
-        limits: the limits.
-
     Raises:
         ImageError: too small, too many pixels, or too long a strip.
     """

@@ -164,7 +164,6 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
             bool, uint8, uint16 or floats from 0 to 1), a PIL image,
             `{"bytes": ..., "path": ...}` as in `datasets`, an OpenAI `{"type": "image_url", ...}` part, or a
             `LoadedImage`.
-        limits: checked before decoding; None for the defaults.
 
     Returns:
         The first page or frame as RGB; for all pages of a PDF see `load_pictures`.

@@ -89,8 +89,6 @@ def draw_pages(
     """Draw pages of a PDF.
 
     Args:
-        data: the file's bytes.
-        name: the source, for errors.
         limits: pages, pixels of all pages together, seconds, and what holds for every picture.
         pages: which, such as "1-5,9"; "" for all.
 
