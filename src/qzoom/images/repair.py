@@ -79,7 +79,7 @@ def same_pixels(first: PIL.Image.Image, second: PIL.Image.Image) -> bool:
 
 
 def unsupported_kind(data: bytes) -> str:
-    """What makes an intact file unreadable for the decoders here, e.g. "a lossless JPEG"; "" for what they should read."""
+    """What makes an intact file unreadable for the decoders here ("a lossless JPEG"); "" for what they should read."""
     try:
         if data[:3] == b"\xff\xd8\xff":
             return _jpeg_kind(data)
