@@ -44,13 +44,6 @@ class TextLine:
     text: str
     char_boxes_px: np.ndarray
 
-    @property
-    def height_px(self) -> float:
-        """Height of the line's ink in pixels (0 for an empty line)."""
-        if not self.text:
-            return 0.0
-        return float((self.char_boxes_px[:, 3] - self.char_boxes_px[:, 1]).mean())
-
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:

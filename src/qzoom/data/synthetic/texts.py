@@ -258,24 +258,9 @@ FIELD_WORDINGS: dict[str, tuple[str, ...]] = {
     "sign": ("What does the large sign say?", "What is written on the big sign?"),
 }
 
-_EXTRA_SENTENCES = (
-    "what is the name of the item in the first row second third last bottom top of the page yes no left right middle",
-    "receipt invoice form table order member account bill document reference number amount quantity address city phone",
-    "grand rounding cash change paid payment due service charge discount balance price unit cost item code description",
-    "where is it who when which how many much does do are was were has have printed shown given written on in at for",
-)
-
 
 def ask(field: str, rng: np.random.Generator | None = None, **names: str) -> str:
     """A question on a field, its blanks filled from `names`; without a generator the standard wording."""
     choices = FIELD_WORDINGS[field]
     wording = choices[0] if rng is None else choices[int(rng.integers(len(choices)))]
     return wording.format(**names)
-
-
-def vocabulary_sentences() -> list[str]:
-    """The lower-case sentences from which tokenizer merges are learned; always the same list in the same order."""
-    blank = dict.fromkeys(("n", "name", "column", "code", "colour", "shape", "colour2", "shape2"), "")
-    sentences = [wording.format(**blank).lower() for wordings in FIELD_WORDINGS.values() for wording in wordings]
-    words = " ".join((*COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES)))
-    return [*sentences, words, *_EXTRA_SENTENCES]
