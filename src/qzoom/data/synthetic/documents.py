@@ -45,7 +45,7 @@ def render_document(
     writer.y = float(rng.uniform(0.02, 0.12)) * width
     layout = {"receipt": print_receipt, "form": print_form, "table": print_table}[kind]
     answers = layout(writer, rng)
-    _cut_to_length(page, writer, rng, paper, width)
+    _cut_to_length(page, writer, rng, width)
     stamp = _stamp(page, rng) if rng.random() < 0.2 else None
     style = _scan_style(rng)
     stretch = (float(rng.uniform(0.9, 1.05)), float(rng.uniform(0.92, 1.18))) if rng.random() < 0.5 else (1.0, 1.0)
@@ -57,7 +57,7 @@ def render_document(
     return SyntheticSample(image, tuple(questions), kind, seed, tuple(page.lines))
 
 
-def _cut_to_length(page: Page, writer: Writer, rng: np.random.Generator, paper: int, width: int) -> None:
+def _cut_to_length(page: Page, writer: Writer, rng: np.random.Generator, width: int) -> None:
     """Cut the sheet below the last line, never shorter than 1.3 times its width, sometimes with blank paper."""
     blank = rng.uniform(0.02, 0.1) if rng.random() < 0.8 else rng.uniform(0.2, 0.6)
     length = int(max(writer.y + blank * width, 1.3 * width))
