@@ -208,11 +208,7 @@ def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
 )
 def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path: Path, fault: Any, reason: str) -> None:
     stub = Stub(always(fault))
-    with (
-        serve(stub) as url,
-        client_at(tmp_path, url) as client,
-        pytest.raises(StopRunError, match=reason) as failure,
-    ):
+    with serve(stub) as url, client_at(tmp_path, url) as client, pytest.raises(StopRunError, match=reason) as failure:
         client.call(chat())
     assert f"The teacher 'one' at {url}" in str(failure.value)
     assert "Check url, model" in str(failure.value)
