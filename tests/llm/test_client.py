@@ -26,7 +26,7 @@ FAST = CallSettings(retries=5, backoff_s=0.001, longest_s=5.0)
 
 
 def chat(text: str = "Q?") -> list[Message]:
-    return [Message("user", (text,))]
+    return [("user", (text,))]
 
 
 @contextmanager
@@ -351,7 +351,7 @@ RED = Image.new("RGB", (40, 30), "red")
 
 
 def shown(image: Image.Image = RED, text: str = "Q?", most: int = 10_000) -> list[Message]:
-    return [Message("user", (ChatImage(image, most), text))]
+    return [("user", (ChatImage(image, most), text))]
 
 
 def key_of(
@@ -370,7 +370,7 @@ def test_pictures_go_as_png_with_that_media_type() -> None:
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.format == "PNG"
         assert image.getpixel((5, 5)) == (255, 0, 0)
-    assert wire([Message("system", ("Hello",))]) == [{"role": "system", "content": "Hello"}]
+    assert wire([("system", ("Hello",))]) == [{"role": "system", "content": "Hello"}]
 
 
 def test_large_pictures_are_scaled_down_in_shape() -> None:
@@ -395,7 +395,7 @@ def test_equal_content_is_one_call() -> None:
         key_of(shown(), sample=1),
         key_of(shown(), sampling=dataclasses.replace(Sampling(), temperature=0.8)),
         key_of(shown(), qzoom={"zoom": "never"}),
-        key_of([Message("user", ("Q?",))]),
+        key_of([("user", ("Q?",))]),
     ],
 )
 def test_anything_else_is_another(other: str) -> None:
