@@ -2,13 +2,9 @@
 
     messages -> key -> cache -> (endpoints in turn, with retries) -> reply, stored before it is returned
 
-The `openai` package sends the requests and keeps the connections. What it does not do is here: replies are paid once
-(`CallCache`), a failing endpoint is followed by the next one, budgets count every request, and a time limit holds for
-the whole of a request (the timeouts of HTTP libraries start anew with every byte, so a server that drips would hold a
-thread forever). Requests run on an event loop of their own, where they can be cancelled.
-
-Permanent failures end the run at once with role, address and reason: a refused key, an unknown model, endpoints that
-were down from the start or stay down.
+The `openai` package sends the requests and keeps the connections. Here replies are paid once (`CallCache`), a failing
+endpoint is followed by the next one, budgets count every request, and a time limit holds for the whole of a request
+(HTTP libraries' timeouts start anew with every byte). Permanent failures end the run with role, address and reason.
 """
 
 from __future__ import annotations
