@@ -6,7 +6,6 @@ import pytest
 
 from qzoom.scoring.agree import answers_match, decide_exact, lowered, mentions, normal, normalise_answer, same
 
-
 AGREE = {
     True: [
         ("1,234.50", "1234.5"), ("RM 12.50", "12.50"), ("$1,000", "1000.00"), ("Two", "2"),

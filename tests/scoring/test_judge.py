@@ -12,7 +12,6 @@ from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.scoring.judge import JudgeFailure, open_judge, yes_or_no
 from tests.llm.stub import Stub, in_turn, serve
 
-
 REPLIES = {
     True: ["Yes.", "<think>no, no</think> yes", "Both say a dozen: <answer>yes</answer>"],
     False: ["**NO**", "\\boxed{no}"],
