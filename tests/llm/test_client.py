@@ -9,6 +9,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,18 +94,8 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
 
 def test_many_threads_pay_once(tmp_path: Path) -> None:
     stub = Stub(lambda body, before: time.sleep(0.02) or "A4")
-    texts: list[str] = []
-    with serve(stub) as url, client_at(tmp_path, url) as client:
-
-        def work() -> None:
-            for i in range(5):
-                texts.append(client.call(chat(f"Q{i}?")).text)
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with serve(stub) as url, client_at(tmp_path, url) as client, ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda i: client.call(chat(f"Q{i % 5}?")).text, range(40)))
     assert texts == ["A4"] * 40
     assert list(stub.asked.values()) == [1] * 5
 
@@ -294,14 +285,9 @@ def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
         serve(stub) as url,
         client_at(tmp_path, url, concurrency=2) as one,
         client_at(tmp_path, url, name="two", concurrency=2) as two,
+        ThreadPoolExecutor(16) as pool,
     ):
-        threads = [
-            threading.Thread(target=client.call, args=(chat(f"Q{i}?"),)) for i in range(8) for client in (one, two)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        list(pool.map(lambda i: (one, two)[i % 2].call(chat(f"Q{i // 2}?")), range(16)))
     assert len(stub.bodies) == 16
     assert stub.most == 2
 
@@ -337,12 +323,9 @@ def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
 def test_the_rate_holds(tmp_path: Path) -> None:
     stub = Stub(always("A4"))
     with serve(stub) as url, client_at(tmp_path, url, requests_per_minute=600.0) as client:
-        threads = [threading.Thread(target=client.call, args=(chat(f"Q{i}?"),)) for i in range(5)]
         start = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(lambda i: client.call(chat(f"Q{i}?")), range(5)))
         assert time.monotonic() - start >= 0.39  # four turns of 0.1 s after the first
     assert len(stub.bodies) == 5
 
