@@ -64,29 +64,21 @@ def amount(rng: np.random.Generator) -> str:
     return text if rng.random() < 0.3 else text.replace(",", "")
 
 
+_DATES = (
+    *["{day:02d}/{month:02d}/{year}"] * 9,
+    *["{day:02d}-{month:02d}-{year}"] * 3,
+    *("{day:02d}/{month:02d}/{short:02d}", "{day:02d}-{month:02d}-{short:02d}", "{day:02d}.{month:02d}.{year}"),
+    *("{day} {name} {year}", "{day:02d}-{name}-{year}", "{day} {title} {year}"),
+    *("{year}-{month:02d}-{day:02d}", "{day}/{month}/{year}"),
+)
+
+
 def date(rng: np.random.Generator) -> str:
     """A date in one of many formats."""
     day, month, year = int(rng.integers(1, 32)), int(rng.integers(1, 13)), int(rng.integers(2010, 2026))
-    form = int(rng.integers(20))
-    if form < 9:
-        return f"{day:02d}/{month:02d}/{year}"
-    if form < 12:
-        return f"{day:02d}-{month:02d}-{year}"
-    if form == 12:
-        return f"{day:02d}/{month:02d}/{year % 100:02d}"
-    if form == 13:
-        return f"{day:02d}-{month:02d}-{year % 100:02d}"
-    if form == 14:
-        return f"{day:02d}.{month:02d}.{year}"
-    if form == 15:
-        return f"{day} {_MONTHS[month - 1]} {year}"
-    if form == 16:
-        return f"{day:02d}-{_MONTHS[month - 1]}-{year}"
-    if form == 17:
-        return f"{day} {_MONTHS[month - 1].title()} {year}"
-    if form == 18:
-        return f"{year}-{month:02d}-{day:02d}"
-    return f"{day}/{month}/{year}"
+    name = _MONTHS[month - 1]
+    form = _DATES[int(rng.integers(len(_DATES)))]
+    return form.format(day=day, month=month, year=year, short=year % 100, name=name, title=name.title())
 
 
 def time(rng: np.random.Generator) -> str:
