@@ -108,6 +108,7 @@ class DecodeRow:
         params: how to decode.
         sampler: draws tokens.
         stream: collects text.
+        error: why it has no answer.
     """
 
     key: int
