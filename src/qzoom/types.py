@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from qzoom.errors import QZoomError
 from qzoom.settings import Between, Text, settings
 
 if TYPE_CHECKING:
