@@ -28,6 +28,7 @@ from qzoom.serving.settings import ServerLimits
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0  # for the responses of requests that the drain did not wait for
 _SPARE = 64  # connections beyond the limit on which probes of /health and /ready are still answered
+_SPARE_S = 2.0  # for their headers
 _IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the same time may lose a request
 
 
@@ -156,6 +157,7 @@ class _GuardedProtocol(H11Protocol):
             return
         if over > 0:
             self.app = only_health(self.app)
+            self._header_timer = self.loop.call_later(_SPARE_S, self._close_with, too_many_connections())
         self._watch_headers()
 
     def data_received(self, data: bytes) -> None:
