@@ -9,6 +9,7 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.released import read_stock, stock_places
 from qzoom.checkpoints.upstream import is_branch_key
-from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.checkpoints.weights import WeightIndex, check_finite, read_index, read_json
 from qzoom.errors import CheckpointError, ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
     Raises:
         CheckpointError: a part is missing or cannot be read.
     """
+    _check_docstrings()
     from transformers import AutoTokenizer
 
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
@@ -89,6 +91,19 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
             "copy the files from the base model."
         ) from error
     return tokenizer, image_processor, _chat_template(folder, tokenizer, "" if family is None else family.chat_format)
+
+
+def _check_docstrings() -> None:
+    """Refuse an interpreter that leaves docstrings out, from which transformers builds parts of itself.
+
+    Raises:
+        ConfigError: it was started with -OO or PYTHONOPTIMIZE=2.
+    """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
+            "-O or PYTHONOPTIMIZE=1 at most."
+        )
 
 
 def _chat_template(folder: Path, tokenizer: Any, standard: str) -> str:
@@ -139,7 +154,17 @@ def load_backbone(
     number_format = choose_dtype(dtype, device, index)
     parts = load_processor(processor or folder, settings)
     model = _load_model(folder, number_format, device, attn_implementation)
+    check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     return build_backbone(model.eval().requires_grad_(False), *parts)
+
+
+def _place(index: WeightIndex, name: str) -> str:
+    """A parameter with the file that it is from; transformers may have put other words before its last ones."""
+    inner = name.removeprefix("model.").removeprefix("language_model.")
+    stored = next(
+        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
+    )
+    return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 
 def choose_device(device_map: Any) -> torch.device:

@@ -119,7 +119,7 @@ class Crop:
 def encode_crops(
     backbone: Backbone, crops: Sequence[Crop], cache: LRUCache[VisualFeatures] | None = None
 ) -> list[VisualFeatures]:
-    """Features of every region; those that are not cached are cut out and encoded in one call.
+    """Features of every region; those that are not cached are cut out and encoded in one call, equal ones once.
 
     Args:
         backbone: the family.
@@ -128,12 +128,17 @@ def encode_crops(
     """
     keys = [crop.key if cache is not None else b"" for crop in crops]
     out = [cache.get(key) if cache is not None and key else None for key in keys]
-    new = [i for i, features in enumerate(out) if features is None]
+    first: dict[bytes, int] = {}
+    missing = [i for i, features in enumerate(out) if features is None]
+    new = [i for i in missing if not keys[i] or first.setdefault(keys[i], i) == i]
     pictures = [backbone.crop(crops[i].picture, crops[i].box) for i in new]
     for i, features in zip(new, backbone.encode(pictures, [crops[i].budget for i in new]), strict=True):
         out[i] = features
         if cache is not None and keys[i]:
             cache.put(keys[i], clone_features(features))
+    for i in missing:
+        if out[i] is None:
+            out[i] = out[first[keys[i]]]
     return [features for features in out if features is not None]
 
 
