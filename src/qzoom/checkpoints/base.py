@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from qzoom.backbones.base import Backbone
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -98,7 +99,8 @@ def load_backbone(
         folder: config.json, safetensors, tokenizer and image processor settings.
         dtype: "auto" (as stored), "float32", "bfloat16", or a torch dtype.
         device_map: None or "cpu", "cuda", "cuda:0", "auto".
-        attn_implementation: "sdpa" or "eager".
+        attn_implementation: one of `ATTENTIONS`; flash attention serves the vision encoder, whose pictures have many
+            sizes, and the decoder runs on sdpa, which takes its masks.
         processor: another folder to take tokenizer and image processor from.
 
     Raises:
@@ -108,17 +110,40 @@ def load_backbone(
     """
     from qzoom.backbones.registry import FAMILIES, build_backbone
 
-    if attn_implementation not in ("sdpa", "eager"):
-        raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
+    if attn_implementation not in ATTENTIONS:
+        raise ConfigError(f"attn_implementation must be one of {', '.join(ATTENTIONS)}, not {attn_implementation!r}.")
     device = choose_device(device_map)
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
     index = read_index(folder)
     number_format = choose_dtype(dtype, device, index)
+    check_flash(attn_implementation, device, number_format)
     parts = load_processor(processor or folder)
     model = _load_model(folder, number_format, device, attn_implementation)
     return build_backbone(model.eval().requires_grad_(False), *parts)
+
+
+def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse flash attention where it cannot run.
+
+    Raises:
+        DeviceError: on another device than a GPU.
+        ConfigError: in float32, or without its package.
+    """
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if not attn_implementation.startswith("flash"):
+        return
+    if device.type != "cuda":
+        raise DeviceError(f"{attn_implementation} runs on CUDA only, not on {device.type}; use 'sdpa'.")
+    if dtype == torch.float32:
+        raise ConfigError(f"{attn_implementation} has no float32; load with dtype='bfloat16' or 'float16'.")
+    second = attn_implementation.endswith("2")
+    if not (is_flash_attn_2_available() if second else is_flash_attn_3_available()):
+        package = "flash-attn" if second else "flash-attn-3"
+        raise ConfigError(f"{attn_implementation} needs {package}, which is not installed or fits no GPU; use 'sdpa'.")
 
 
 def choose_device(device_map: Any) -> torch.device:
@@ -199,10 +224,13 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
         torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with quiet_transformers():
+            flash = attn_implementation.startswith("flash")
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 str(folder),
                 dtype=dtype,
-                attn_implementation=attn_implementation,
+                attn_implementation={"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
+                if flash
+                else attn_implementation,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,

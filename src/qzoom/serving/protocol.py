@@ -413,20 +413,24 @@ class ZoomControls(_Strict):
     pages: Annotated[str, Field(max_length=200)] | None = None
 
 
-class PerceiveRequest(_Strict):
-    """A question to the gate and the region branch only."""
+class ModelRequest(_Strict):
+    """What every body names."""
 
     model: str
+
+
+class PerceiveRequest(ModelRequest):
+    """A question to the gate and the region branch only."""
+
     messages: Annotated[list[Message], Field(min_length=1)]
     qzoom: ZoomControls | None = None
     user: Unused = None
     metadata: Unused = None
 
 
-class PagesRequest(_Strict):
+class PagesRequest(ModelRequest):
     """A PDF whose pages are wanted as pictures."""
 
-    model: str
     file: FileData
     qzoom: ZoomControls | None = None
 

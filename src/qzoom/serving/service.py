@@ -17,13 +17,13 @@ from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.errors import ApiError
 from qzoom.serving.metrics import ServerMetrics
-from qzoom.serving.protocol import PagesRequest, PerceiveRequest, read_payload, validate
+from qzoom.serving.protocol import ModelRequest, PagesRequest, PerceiveRequest, read_payload, validate
 from qzoom.serving.replies import PagesReply, pages_reply
 from qzoom.serving.settings import ServerSettings
 from qzoom.types import Answer, StreamEvent
 
 Body = TypeVar("Body", bound=PerceiveRequest)
-Checked = TypeVar("Checked", PerceiveRequest, PagesRequest)
+Checked = TypeVar("Checked", bound=ModelRequest)
 Result = TypeVar("Result")
 _log = logging.getLogger("qzoom.serving")
 
