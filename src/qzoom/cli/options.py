@@ -31,8 +31,10 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
 Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda if available).")]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto keeps the checkpoint's."),
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        envvar="QZOOM_DTYPE", help="Number format of the weights; auto keeps the checkpoint's, float16 needs CUDA."
+    ),
 ]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
