@@ -46,6 +46,7 @@ _THINGS = {
     "the data URL": "the data URL of {name}",
     "Cannot read the picture:": "Cannot read {name}:",
 }
+_PDF_LETTERS, _HEAD_CHARS = "JVBER", 200
 _DECODERS = 4
 _PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
 
@@ -139,8 +140,8 @@ class Converter:
         return self._pictures([("file", FilePart(type="file", file=body.file))], tenant, body.qzoom)[0]
 
     def must_fetch(self, body: PerceiveRequest) -> bool:
-        """Whether pictures come over the network, so that reading them may take long."""
-        return any(_address(part)[:5].lower() != "data:" for _, part in image_parts(body.messages))
+        """Whether pictures come over the network or are pages of PDFs, so that reading them may take long."""
+        return any(not _is_quick(_address(part)) for _, part in image_parts(body.messages))
 
     def _pictures(
         self, parts: Sequence[tuple[str, PicturePart]], tenant: str, controls: ZoomControls | None
@@ -326,6 +327,11 @@ def _pixels(pictures: Sequence[LoadedImage]) -> int:
 
 def _address(part: PicturePart) -> str:
     return part.image_url.url if isinstance(part, ImageUrlPart) else part.file.file_data
+
+
+def _is_quick(address: str) -> bool:
+    """Whether an address holds a picture itself; base64 of a PDF begins with these letters."""
+    return address[:5].lower() == "data:" and _PDF_LETTERS not in address[:_HEAD_CHARS]
 
 
 def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, PicturePart]]:
