@@ -27,6 +27,7 @@ _COMMANDS: dict[str, Any] = {
     "perceive": ("ask:perceive", "Print the gate's score and the regions, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a web page."),
     "mcp": ("mcp:mcp", "Serve tools to agents: ask about a picture, get the region as a picture."),
+    "batch": ("batch:batch", "Answer a file of questions: OpenAI's batch lines or our own, resumable."),
     "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
     "models": ("models:models", "List the model ids that work, and the memory that they need."),
     "recipes": ("models:recipes", "List the recipes that come with qzoom."),
@@ -35,7 +36,7 @@ _COMMANDS: dict[str, Any] = {
     "eval": ("eval:evaluate", "Evaluate answers, regions, tokens and time on images with known answers."),
     "eval zoomgap": ("zoomgap:zoomgap", "Measure the accuracy on the region minus that on the whole image."),
     "eval coverage": ("zoomgap:coverage", "Measure how much attention falls on the answer box."),
-    "calibrate": ("eval:calibrate", "Choose thresholds for a share of zooms, a latency or a loss."),
+    "calibrate": ("calibrate:calibrate", "Choose thresholds for a share of zooms, a latency or a loss."),
     "report": ("eval:report", "Compare evaluations on one page."),
     "train": {
         "regions": ("train:regions", "Train the region branch (stages 1 and 2.5)."),
