@@ -34,11 +34,11 @@ from qzoom.images.load import load_pictures
 from qzoom.scoring.intervals import bootstrap, interval_of
 from qzoom.store.log import LogWriter
 
-PAGES = {1: 0.2, 5: 0.5, 20: 0.3}  # share of the documents
+PAGES = {1: 0.3, 5: 0.5, 20: 0.2}  # share of the documents
 ARMS = ("shared", "whole")
 FUZZED = 30
 SECONDS = 10.0  # limit of a fuzzed file
-_DPI = 100
+_DPI = 200
 
 
 def compose(number: int, pages: int) -> tuple[list[SyntheticSample], int, int]:
