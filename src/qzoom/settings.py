@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import os
 import types
 import typing
@@ -117,11 +118,26 @@ def from_mapping(cls: type[T], values: Any, source: str) -> T:
     text = json.dumps(dict(values), default=str)
     reading = _reading.set(True)
     try:
-        return TypeAdapter(cls).validate_json(text)
+        made: T = TypeAdapter(cls).validate_json(text)
     except ValidationError as failure:
         raise ConfigError(_sentence(failure, cls, source, ": ")) from None
     finally:
         _reading.reset(reading)
+    if path := _not_a_number(values):  # where any value is allowed
+        raise ConfigError(f"{source}: {path[1:]} must be a number, not NaN or infinity.")
+    return made
+
+
+def _not_a_number(value: Any) -> str:
+    """The place of the first NaN or infinity in nested mappings and lists, with a dot before it; empty for none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "."
+    if isinstance(value, Mapping | list | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in pairs:
+            if path := _not_a_number(inner):
+                return f".{key}{path.removesuffix('.')}"
+    return ""
 
 
 _reading = contextvars.ContextVar("reading", default=False)

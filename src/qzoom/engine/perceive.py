@@ -7,6 +7,7 @@ order; `Stopwatch` adds up what each of them took.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from torch import Tensor
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
-from qzoom.engine.state import Engine, State, advance_gate, advance_region
-from qzoom.heads.boxes import MapBox, boxes_from_maps
+from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
+from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
@@ -56,6 +57,9 @@ class Stopwatch:
         return time.perf_counter()
 
 
+_NOT_A_NUMBER = "is not a number (NaN or infinity), so the answer is from the coarse pass."
+
+
 @dataclass(frozen=True, slots=True)
 class CoarseResult:
     """What the coarse pass gave for one request.
@@ -87,7 +91,7 @@ def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> lis
         clock: gets "vision".
 
     Raises:
-        HeadsMissingError: zooming asked of a model without a region branch.
+        HeadsMissingError: zoom "always" asked of a model without a region branch.
         BudgetError: a token budget larger than what the model reads.
         QuestionError: a prompt longer than the model reads.
     """
@@ -120,6 +124,8 @@ def gate(
 ) -> list[CoarseResult]:
     """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
 
+    A score that is no number counts as none, does not zoom, and says so in the note.
+
     Args:
         engine: backbone, branches, arithmetic.
         requests: one or more.
@@ -128,7 +134,8 @@ def gate(
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
-    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures)]
+    can_zoom = engine.region is not None
+    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures and can_zoom)]
     scores: dict[int, float] = {}
     if asking and engine.gate is not None:
         with clock.step("gate"):
@@ -140,11 +147,15 @@ def gate(
     for i, request in enumerate(requests):
         options = request.options
         threshold = options.gate_threshold if options.gate_threshold is not None else engine.config.gate_threshold
-        zooms = options.zoom == "always" or (options.zoom == "auto" and scores.get(i, 1.0) >= threshold)
-        note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
-        decision = GateDecision(
-            scores.get(i), threshold if i in scores else None, zooms and bool(request.pictures), note
-        )
+        score, note = scores.get(i), ""
+        zooms = options.zoom == "always" or (options.zoom == "auto" and (score is None or score >= threshold))
+        if options.zoom == "always" and not request.pictures:
+            note = "There is no picture to zoom into."
+        elif options.zoom == "auto" and request.pictures and not can_zoom:
+            zooms, note = False, "The model has no region branch, so the answer is from the coarse pass."
+        if score is not None and not math.isfinite(score):
+            score, note = None, f"The gate's score {_NOT_A_NUMBER}"
+        decision = GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)
         out.append(CoarseResult(request, states[i], decision))
     return out
 
@@ -155,7 +166,7 @@ def propose(
 ) -> list[CoarseResult]:
     """Run the region branch and draw boxes for the requests that zoom.
 
-    An empty map takes the intention to zoom back and says so in the gate's note.
+    A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
 
     Args:
         engine: backbone, branches, arithmetic.
@@ -172,10 +183,12 @@ def propose(
             item = out[i]
             maps = region_maps(engine, state)
             sizes = [picture.size_px for picture in item.request.pictures]
+            decision, note = item.gate, "No region stood out, so the answer is from the coarse pass."
+            if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
+                maps, note = (), f"The region map {_NOT_A_NUMBER}"
+                decision = dataclasses.replace(decision, note=note)
             boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
-            decision = item.gate
             if decision.zoomed and not boxes:
-                note = "No region stood out, so the answer is from the coarse pass."
                 decision = dataclasses.replace(decision, zoomed=False, note=note)
             out[i] = CoarseResult(item.request, state, decision, maps, boxes)
     return out
@@ -198,6 +211,7 @@ def propose_boxes(
         threshold=engine.config.region_threshold if threshold is None else threshold,
         rule=engine.config.box,
         token_px=engine.backbone.token_px,
+        padded=engine.backbone.square_padding is not None,
     )
 
 
@@ -211,12 +225,13 @@ def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
     if engine.region is None or state.region_last is None or not state.keys:
         return ()
     backbone, last = engine.backbone, engine.region.layers[-1]
-    hidden = state.region_last[None, None]
-    rotary = backbone.rotary(hidden, state.prompt.positions[:, None, -1:])
+    hidden, rotary = map_inputs(engine, state.region_last[None, None], state.prompt.positions[:, None, -1:])
     query = backbone.query(last, hidden, rotary)[0, :, 0]
     spans = (s for s in state.prompt.spans if s.role == "coarse")
+    joined = engine.config.map_heads == "joined"
     return tuple(
-        mean_head_logits(query, keys).view(span.features.grid) for span, keys in zip(spans, state.keys, strict=True)
+        mean_head_logits(query, keys, joined=joined).view(span.features.grid)
+        for span, keys in zip(spans, state.keys, strict=True)
     )
 
 
@@ -265,9 +280,14 @@ def make_region(request: Request, box: MapBox, features: VisualFeatures | None =
     return Region(box.box, box.score, box.image, size_px, tokens, **place)
 
 
-def heat_maps(item: CoarseResult) -> tuple[HeatMap, ...]:
-    """The blurred map of every picture."""
-    return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
+def heat_maps(engine: Engine, item: CoarseResult) -> tuple[HeatMap, ...]:
+    """The blurred map of every picture, without the cells that show nothing but padding."""
+    maps = [m.blurred.cpu().numpy() for m in item.maps]
+    if engine.backbone.square_padding is not None:
+        for i, picture in enumerate(item.request.pictures[: len(maps)]):
+            x0, y0, x1, y1 = picture_bounds(picture.size_px, maps[i].shape)
+            maps[i] = maps[i][math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
+    return tuple(HeatMap(values, i) for i, values in enumerate(maps))
 
 
 def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Perception:
@@ -275,7 +295,7 @@ def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Per
     return Perception(
         gate=item.gate,
         regions=tuple(make_region(item.request, b) for b in item.boxes),
-        heat_maps=heat_maps(item),
+        heat_maps=heat_maps(engine, item),
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         usage=usage_of(engine, item, (), 0),
         timing_ms=clock.snapshot(),

@@ -299,7 +299,9 @@ class Scheduler:
             if handle is None or (event.kind == "perception" and handle.perceived):
                 continue
             handle.perceived = handle.perceived or event.kind == "perception"
-            if event.kind == "answer" or handle.perceive:
+            if event.error is not None:
+                self._end(handle, event.error)
+            elif event.kind == "answer" or handle.perceive:
                 self._end(handle, event)
             elif not handle.ended:
                 self._notify(handle, event)
