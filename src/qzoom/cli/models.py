@@ -17,11 +17,6 @@ from qzoom.cli.options import Json
 if TYPE_CHECKING:
     from qzoom.backbones.base import ModelSizes
 
-_BASES = {
-    "YuhengSSS/Q-Zoom-Qwen2.5VL-3B": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "YuhengSSS/Q-Zoom-Qwen2.5VL-7B": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "YuhengSSS/Q-Zoom-Qwen3VL-4B": "Qwen/Qwen3-VL-4B-Instruct",
-}
 _BRANCH_LAYERS = 6  # of gate and region branch together, in all released checkpoints
 _BYTES = 2  # of a weight in bfloat16
 
@@ -41,7 +36,7 @@ def models(*, json: Json = False) -> None:
         {"id": "tiny", "zooms": True, "gigabytes": 0.02, "here": True, "note": "embedded; for trying out"}
     ]
     for name in UPSTREAM_PRESETS:
-        own = sizes[_BASES[name]]
+        own = next(own for base, own in sizes.items() if _letters(base) in _letters(name))
         rows.append(_row(name, _weights(own) + _BRANCH_LAYERS * own.layer, zooms=True, note="the authors' checkpoint"))
     rows += [_row(name, _weights(own), zooms=False, note="base; train heads for it") for name, own in sizes.items()]
     console = Console()
@@ -53,6 +48,12 @@ def models(*, json: Json = False) -> None:
     for row in rows:
         zooms, here = ("yes" if row[name] else "no" for name in ("zooms", "here"))
         console.result(f"{row['id']:<{width}}  {zooms:<5}  {row['gigabytes']:>14}  {here:<4}  {row['note']}")
+
+
+def _letters(name: str) -> str:
+    """What the name of a base and that of a checkpoint made of it share: family, version and size."""
+    last = name.rpartition("/")[2].lower().removesuffix("-instruct").removesuffix("-hf").replace("-v1.5", "-1.5")
+    return "".join(letter for letter in last if letter.isalnum())
 
 
 def _weights(own: ModelSizes) -> int:
