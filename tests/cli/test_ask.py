@@ -97,7 +97,8 @@ def test_token_limits_are_kept(here, picture):
 
 
 def test_several_regions_and_the_box_rule(here, picture):
-    words = (
+    look = ("--zoom", "always", "--region-threshold", "0.7", "--max-new-tokens", "1")
+    words = ("ask", picture, QUESTION, "--json", *look)
         "ask",
         picture,
         QUESTION,
