@@ -134,11 +134,7 @@ def _open(inputs: list[str], model: ModelOptions, console: Console, pages: str) 
 
 
 def _check_save(path: Path) -> None:
-    """Refuse a file that cannot be written before the model is loaded.
-
-    Raises:
-        typer.BadParameter: its ending, or its place.
-    """
+    """Refuse a file that cannot be written before the model is loaded."""
     from qzoom.errors import DataError
     from qzoom.plots.answer import check_plot_path
 

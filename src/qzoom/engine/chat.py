@@ -21,17 +21,11 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A validated conversation.
+    """A validated conversation."""
 
-    Args:
-        messages: role and parts; parts are {"type": "text", "text": ...} or {"type": "image"}.
-        sources: the pictures in the order of the parts, as given by the caller.
-        question: text of the last user turn; turns of one role that follow each other are one.
-    """
-
-    messages: tuple[dict[str, Any], ...]
-    sources: tuple[Any, ...]
-    question: str
+    messages: tuple[dict[str, Any], ...]  # role and parts; parts are {"type": "text", "text": ...} or {"type": "image"}
+    sources: tuple[Any, ...]  # the pictures in the order of the parts, as given by the caller
+    question: str  # text of the last user turn; turns of one role that follow each other are one
 
 
 def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], system: str | None = None) -> Conversation:

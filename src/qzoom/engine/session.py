@@ -27,24 +27,16 @@ from qzoom.types import Answer, Perception, SamplingParams, StreamEvent
 
 @dataclass(frozen=True)
 class Session:
-    """Questions about the same pictures. Made by `QZoom.session`.
+    """Questions about the same pictures. Made by `QZoom.session`."""
 
-    Args:
-        engine: backbone, branches, arithmetic.
-        encoder: tokenises.
-        pictures: the decoded pictures.
-        system: the system turn, or None.
-        prefix: everything computed up to the end of the last picture.
-        coarse_tokens: limits of the coarse pass that were asked for; None took the checkpoint's own.
-        turns: questions and answers of `chat` so far, as messages; clear it to begin again.
-    """
-
-    engine: Engine
-    encoder: ChatEncoder
-    pictures: tuple[LoadedImage, ...]
-    system: str | None
-    prefix: State
+    engine: Engine  # backbone, branches, arithmetic
+    encoder: ChatEncoder  # tokenises
+    pictures: tuple[LoadedImage, ...]  # the decoded pictures
+    system: str | None  # the system turn, or None
+    prefix: State  # everything computed up to the end of the last picture
+    # limits of the coarse pass that were asked for; None took the checkpoint's own
     coarse_tokens: TokenBudget | None = None
+    # questions and answers of `chat` so far, as messages; clear it to begin again
     turns: list[dict[str, Any]] = field(default_factory=list, compare=False)
 
     def ask(self, question: str, **options: Any) -> Answer:

@@ -201,12 +201,7 @@ def _say(child: subprocess.Popen[bytes], value: Any) -> None:
 
 
 def _hear(child: subprocess.Popen[bytes], name: str) -> dict[str, Any]:
-    """The next line of the drawing process.
-
-    Raises:
-        ImageError: it says that it cannot go on.
-        EOFError: it ended.
-    """
+    """The next line of the drawing process (ImageError: it cannot go on; EOFError: it ended)."""
     assert child.stdout is not None
     line = child.stdout.readline()
     if not line:
