@@ -99,17 +99,6 @@ def test_token_limits_are_kept(here, picture):
 def test_several_regions_and_the_box_rule(here, picture):
     look = ("--zoom", "always", "--region-threshold", "0.7", "--max-new-tokens", "1")
     words = ("ask", picture, QUESTION, "--json", *look)
-        "ask",
-        picture,
-        QUESTION,
-        "--json",
-        "--zoom",
-        "always",
-        "--region-threshold",
-        "0.7",
-        "--max-new-tokens",
-        "1",
-    )
     own = record(here(*words))
     many = record(here(*words, "--max-regions", 3))
     best = record(here(*words, "--max-regions", 3, "--components", "peak_component", "--positions", "second_image"))
