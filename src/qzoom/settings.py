@@ -53,23 +53,14 @@ Text = Annotated[str, Field(min_length=1)]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SettingField:
-    """One field of a settings class, for command lines and documentation.
+    """One field of a settings class, for command lines and documentation."""
 
-    Args:
-        name: as in Python and YAML.
-        kind: its type without range and None ("int", `tuple[str, ...]`, a nested settings class, ...).
-        default: its default value; `dataclasses.MISSING` if one must be given.
-        help: the text below the field.
-        expects: what the error sentence says is expected, e.g. "a whole number from 1 to 64".
-        optional: whether None is allowed.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    help: str
-    expects: str
-    optional: bool
+    name: str  # as in Python and YAML
+    kind: Any  # its type without range and None ("int", `tuple[str, ...]`, a nested settings class, ...)
+    default: Any  # its default value; `dataclasses.MISSING` if one must be given
+    help: str  # the text below the field
+    expects: str  # what the error sentence says is expected, e.g. "a whole number from 1 to 64"
+    optional: bool  # whether None is allowed
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -205,11 +196,7 @@ def from_environment(cls: type, prefix: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML recipe.
-
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
-    """
+    """The settings in a YAML recipe (ConfigError: the file cannot be read, is not YAML, or holds no mapping)."""
     import yaml
 
     try:

@@ -93,21 +93,13 @@ def zoom(
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A region to be encoded.
+    """A region to be encoded."""
 
-    Args:
-        picture: the whole picture, RGB.
-        number: which of its conversation's pictures it is.
-        box: xyxy in original pixels, half-open.
-        budget: limits on its visual tokens.
-        prefix: `prefix_key` of the conversation; b"" caches nothing.
-    """
-
-    picture: PIL.Image.Image
-    number: int
-    box: Box
-    budget: TokenBudget
-    prefix: bytes = b""
+    picture: PIL.Image.Image  # the whole picture, RGB
+    number: int  # which of its conversation's pictures it is
+    box: Box  # xyxy in original pixels, half-open
+    budget: TokenBudget  # limits on its visual tokens
+    prefix: bytes = b""  # `prefix_key` of the conversation; b"" caches nothing
 
     @property
     def key(self) -> bytes:
@@ -189,17 +181,11 @@ def clone_features(features: VisualFeatures) -> VisualFeatures:
 
 @dataclass(frozen=True, slots=True)
 class RegionBlock:
-    """An encoded region, ready to be inserted.
+    """An encoded region, ready to be inserted."""
 
-    Args:
-        picture: index of its picture in the prompt.
-        cells: x0, y0, x1, y1 in coarse cells of that picture, half-open.
-        features: the encoded crop.
-    """
-
-    picture: int
-    cells: tuple[float, float, float, float]
-    features: VisualFeatures
+    picture: int  # index of its picture in the prompt
+    cells: tuple[float, float, float, float]  # x0, y0, x1, y1 in coarse cells of that picture, half-open
+    features: VisualFeatures  # the encoded crop
 
 
 def insert_regions(

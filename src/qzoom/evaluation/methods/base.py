@@ -196,11 +196,7 @@ def start(model: QZoom, images: Any, question: SampleQuestion, options: Options)
 
 
 def decode_row(model: QZoom, row: DecodeRow, clock: Stopwatch) -> None:
-    """Generate until the row ends; text and tokens stay on it.
-
-    Raises:
-        CheckpointError: the model's output is not a number.
-    """
+    """Generate until the row ends; text and tokens stay on it (CheckpointError: the model's output is not a number)."""
     batch = DecodeBatch(model.engine.backbone)
     with clock.step("decode"):
         batch.start([row])
