@@ -124,7 +124,7 @@ class AddressMiddleware:
             path = path[:-1] or "/"
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         own = {"path": path, "method": method, REQUEST_ID: request_id.decode("ascii")}
-        await self._app(scope | own, receive, with_id)
+        await self._app({**scope, **own}, receive, with_id)
 
 
 def only_health(app: ASGIApp) -> ASGIApp:
