@@ -27,11 +27,12 @@ from qzoom.engine.perceive import (
     gate_threshold,
     heat_maps,
     make_perception,
+    make_region,
     usage_of,
     with_maps,
 )
 from qzoom.engine.prompt import blank_features, build_prompt
-from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budget, fit_regions
+from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
 from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.errors import ImageError, InternalError, QueueFullError
@@ -201,8 +202,8 @@ class ZoomingEngine(ServingEngine):
         backbone = engine.backbone
         check_heads(engine, request.options.zoom)
         check_requests(engine, [request])
-        budget = coarse_budget(engine, request.options)
-        pictures = tuple((backbone.resize(picture.image, budget),) for picture in request.pictures)
+        budgets = coarse_budgets(engine, request.options, request.pictures)
+        pictures = tuple((backbone.resize(p.image, own),) for p, own in zip(request.pictures, budgets, strict=True))
         view = View(request, job.tenant, request.ids, pictures)
         prompt = build_prompt(backbone, request.ids, [self._features(image) for image in view.images])
         return State.empty(engine, prompt), view
@@ -215,7 +216,7 @@ class ZoomingEngine(ServingEngine):
                 f"A picture or region of {columns} x {rows} visual tokens is longer than the engine takes, {_ASPECT} "
                 "times its breadth; cut it into pieces."
             )
-        return blank_features((rows, columns), torch.empty(0))
+        return blank_features((rows, columns), torch.empty(0), image.size)
 
     def _zoom(self, item: CoarseResult, view: View) -> tuple[CoarseResult, View, tuple[Region, ...]]:
         """Crop the regions and put them behind their pictures; see `engine.zoom`."""
@@ -227,7 +228,7 @@ class ZoomingEngine(ServingEngine):
             crop = backbone.resize(request.pictures[box.image].image.crop(box.box), budget)
             features = self._features(crop)
             blocks.append(RegionBlock(box.image, box.cells, features))
-            regions.append(Region(box.box, box.score, box.image, crop.size, features.tokens.shape[0]))
+            regions.append(make_region(request, box, features))
             crops[box.image].append(crop)
         zoomed, _ = insert_regions(backbone, prompt, blocks, engine.config)
         check_length(len(zoomed), request, backbone)
