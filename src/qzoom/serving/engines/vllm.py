@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -28,6 +29,7 @@ class VllmEngine(ZoomingEngine):
 
     def __init__(self, model: QZoom, limits: SchedulerLimits, arguments: dict[str, Any]) -> None:
         super().__init__(model, limits)
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output has the address alone
         try:
             from vllm import AsyncEngineArgs
             from vllm.config import KVTransferConfig
