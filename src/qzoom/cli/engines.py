@@ -81,12 +81,15 @@ class EngineOptions:
             return NativeEngine(dataclasses.replace(model, device=device, dtype=dtype).load(), settings)
         from qzoom.integrations.vllm.arguments import engine_arguments
 
-        arguments = engine_arguments(model.model, revision=model.revision, visual_tokens=settings.limits.visual_tokens)
+        own = {"dtype": model.dtype, "max_num_seqs": settings.scheduler.slots} | parse_options(self.engine_option)
+        limits = settings.limits
+        arguments = engine_arguments(
+            model.model, revision=model.revision, visual_tokens=limits.visual_tokens, pictures=limits.pictures
+        )
         front = _front(model)
         if self.name == "vllm":
             from qzoom.serving.engines.vllm import VllmEngine
 
-            own = {"dtype": model.dtype, "max_num_seqs": settings.scheduler.slots} | parse_options(self.engine_option)
             return VllmEngine(front, settings.scheduler, arguments | own)
         from qzoom.checkpoints.hub import find_source
         from qzoom.checkpoints.load import checkpoint_identity
@@ -133,7 +136,7 @@ def vllm_args(
     visual_tokens: Annotated[
         int, typer.Option(min=1, help="Most visual tokens of one picture; vLLM sets memory aside for such a picture.")
     ] = 16_384,
-    pictures: Annotated[int, typer.Option(min=1, help="Most pictures and regions of one request.")] = 16,
+    pictures: Annotated[int, typer.Option(min=1, help="Most pictures of one request.")] = 8,
 ) -> None:
     """Print the arguments with which vLLM serves a model that looks: vllm serve $(qzoom vllm-args MODEL).
 

@@ -31,7 +31,7 @@ def test_a_shell_may_split_what_is_printed(capsys: pytest.CaptureFixture[str]) -
     folder = str(find_source("tiny").folder.resolve())
     assert words[0] == folder
     assert json.loads(options["--hf-overrides"])["qzoom_checkpoint"] == folder
-    assert json.loads(options["--limit-mm-per-prompt"]) == {"image": 3, "video": 0}
+    assert json.loads(options["--limit-mm-per-prompt"]) == {"image": 4, "video": 0}
     assert json.loads(options["--mm-processor-kwargs"]) == {
         "size": {"shortest_edge": 32 * 32, "longest_edge": 100 * 32 * 32}
     }

@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 pytest.importorskip("vllm")
 
 from qzoom import QZoom
+from qzoom.backbones.registry import build_backbone
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.load import checkpoint_identity, load_engine
 from qzoom.data.benchmarks.registry import open_task
+from qzoom.errors import EngineDownError
 from qzoom.integrations.vllm.arguments import command_line, engine_arguments
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.engines.remote import RemoteEngine
@@ -36,8 +39,8 @@ from qzoom.serving.server import bind
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer
 from tests.checkpoints.folders import copy, edit_json, write_merged
-from tests.checkpoints.folders import engine as random_engine
 from tests.serving.running import chat, image_part, page, running, user
+from tests.tiny_models import build_engine, build_model, image_processor, tokenizer
 
 COUNT = int(os.environ.get("QZOOM_VLLM_QUESTIONS", "60"))
 SMALL = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 2048, "max_num_seqs": 8}
@@ -198,6 +201,28 @@ def test_short_chunks_and_a_cache_so_small_that_requests_are_preempted(native: Q
         compare(native, engine, runner, questions[8:])
 
 
+def test_an_engine_that_was_killed_is_said_to_be_down() -> None:
+    others = {child.pid for child in psutil.Process().children(recursive=True)}
+    with vllm("tiny") as (engine, runner):
+        case = Case([EXAMPLES / "receipt.jpg"], "What is the date?", {"ignore_eos": True, "max_new_tokens": 900})
+
+        async def scene() -> None:
+            async with aclosing(engine.answer(Job(engine.model.request(case.pictures, case.question)))) as events:
+                await anext(events)
+                for child in psutil.Process().children(recursive=True):
+                    if child.pid not in others:
+                        child.kill()
+                async for _ in events:
+                    pass
+
+        with pytest.raises(EngineDownError, match="has ended; ask again when it is back"):
+            runner.run(asyncio.wait_for(scene(), 100))
+        with pytest.raises(EngineDownError):
+            runner.run(asyncio.wait_for(ask(engine, case), 100))
+        assert runner.run(engine.health()) == "engine ended"
+        assert engine.running == 0
+
+
 @pytest.mark.parametrize("lost", ["gate", "region"])
 def test_checkpoints_without_a_branch(tmp_path: Path, lost: str) -> None:
     folder = copy(find_source("tiny").folder, tmp_path / lost)
@@ -209,11 +234,16 @@ def test_checkpoints_without_a_branch(tmp_path: Path, lost: str) -> None:
         compare(native, engine, runner, [case for case in questions if case.pictures[0].exists()])
 
 
-def test_the_other_family(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "ranks"), [("qwen2_5_vl", 1), ("qwen3_vl", 2)])
+def test_both_families_and_two_ranks(tmp_path: Path, family: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights: arithmetic only."""
-    folder = write_merged(random_engine("qwen2_5_vl"), tmp_path / "merged", reuse_src_pos=False)
+    model = build_model(family, num_attention_heads=2, num_key_value_heads=2)  # heads of 32, the least on CPUs
+    made = build_engine(family, backbone=build_backbone(model, tokenizer(), image_processor(family)))
+    folder = write_merged(made, tmp_path / "merged", reuse_src_pos=False)
     native = QZoom.from_pretrained(folder, dtype="float32")
-    with vllm(str(folder)) as (engine, runner):
+    if ranks > 1:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with vllm(str(folder), tensor_parallel_size=ranks) as (engine, runner):
         options = {"max_new_tokens": 12, "zoom": "always", "region_threshold": 0.01}
         pictures = [EXAMPLES / "receipt.jpg", EXAMPLES / "delivery-note.jpg"]
         compare(

@@ -22,7 +22,7 @@ from qzoom.errors import CheckpointError, ConfigError
 from qzoom.integrations.vllm import ARCHITECTURES, TESTED
 
 VISUAL_TOKENS = 16_384
-PICTURES = 16
+PICTURES = 8
 _POSITIONS = (
     "{name} gives crops aligned positions (fractional ones, positions='aligned'), which vLLM's rotary tables do not "
     "have; use the native engine, or a checkpoint with positions='second_image'."
@@ -38,7 +38,7 @@ def engine_arguments(
         model: "tiny", a folder or a hub id, as for `QZoom.from_pretrained`.
         revision: on the hub.
         visual_tokens: most visual tokens of one picture; vLLM sets memory aside for such a picture.
-        pictures: most pictures and regions of one prompt.
+        pictures: most pictures of one request; the checkpoint's regions come on top.
 
     Raises:
         CheckpointError: not found, or of a kind that vLLM cannot serve.
@@ -58,7 +58,7 @@ def engine_arguments(
     arguments: dict[str, Any] = {
         "model": _place(base),
         "generation_config": "vllm",
-        "limit_mm_per_prompt": {"image": pictures, "video": 0},
+        "limit_mm_per_prompt": {"image": pictures + (zoom.box.max_regions if zoom else 0), "video": 0},
         "mm_processor_kwargs": {"size": {"shortest_edge": token_pixels, "longest_edge": token_pixels * visual_tokens}},
         "hf_overrides": {"architectures": [f"QZoom{architecture}"], "qzoom_checkpoint": _place(source)},
         "kv_transfer_config": {
