@@ -46,11 +46,7 @@ def add_to_backbone(backbone: Backbone, lora: LoraWeights, where: str) -> None:
 
 
 def weight_in(backbone: Backbone, target: str, where: str) -> Tensor:
-    """The weight of a map, by its name in `LoraWeights.targets`.
-
-    Raises:
-        CheckpointError: the base has no such map.
-    """
+    """The weight of a map, by its name in `LoraWeights.targets` (CheckpointError: the base has no such map)."""
     number, inner = target.removeprefix("layers.").split(".", 1)
     try:
         weight: Tensor = backbone.layers[int(number)].get_submodule(inner).weight  # type: ignore[assignment]

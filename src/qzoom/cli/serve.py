@@ -15,7 +15,7 @@ import typer
 
 from qzoom.cli.console import Console
 from qzoom.cli.engines import EngineOptions
-from qzoom.cli.flags import Flags, build_settings, flatten
+from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import ModelOptions
 from qzoom.serving.settings import ServerSettings
 
@@ -52,12 +52,11 @@ class NetworkOptions:
     ] = 8000
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="QZOOM_API_KEY",
-            show_default=False,
-            show_envvar=True,
-            help="Key that clients must send; may be repeated. Other users of the machine can see the command "
+        optional(
+            "Key that clients must send; may be repeated. Other users of the machine can see the command "
             "line, so prefer the environment variable.",
+            envvar="QZOOM_API_KEY",
+            show_envvar=True,
         ),
     ] = None
     cache_mb: Annotated[
@@ -71,12 +70,11 @@ class NetworkOptions:
     ] = 256
     limit: Annotated[
         list[str] | None,
-        typer.Option(
+        optional(
+            "Limit of a request, such as pictures=4 or body_bytes=8000000; may be repeated. docs/security.md "
+            "lists the names.",
             envvar="QZOOM_SERVE_LIMIT",
             metavar="NAME=NUMBER",
-            show_default=False,
-            help="Limit of a request, such as pictures=4 or body_bytes=8000000; may be repeated. docs/security.md "
-            "lists the names.",
         ),
     ] = None
     log_level: Annotated[
@@ -106,7 +104,7 @@ def serve(
 
     if os.environ.get("QZOOM_API_KEY") == "" and not network.api_key:
         raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")
-    values = {"model_name": _public_name(model.model)} | given
+    values = {"model_name": public_name(model.model)} | given
     values |= {"api_keys": network.api_key or [], "limits": parse_limits(network.limit)}
     values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
     settings = build_settings(ServerSettings, values, names=_FIELDS)
@@ -168,7 +166,7 @@ def _need_libraries() -> None:
         raise ConfigError(f"Serving needs {', '.join(missing)}; install them with: pip install 'qzoom[serve]'.")
 
 
-def _public_name(model: str) -> str:
+def public_name(model: str) -> str:
     """What clients see: a hub id as it is, of a folder only its name."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
