@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from qzoom.checkpoints.load import load_engine
 from qzoom.engine.perceive import region_logits, sink_logits
-from qzoom.engine.prompt import blank_features, build_prompt
+from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.state import LayerCache, State, advance_gate, advance_region
 from qzoom.errors import QuestionError
 from qzoom.settings import Share, from_mapping, settings
@@ -103,9 +102,10 @@ class Heads:
 
     def _state(self, look: Look) -> State:
         """The state of a prompt after the shared layers; keys and values stay in vLLM's cache."""
+        grids = look.params.grids
         image = self.engine.backbone.image_token_id
-        ids = [token for before, token in pairwise((-1, *look.ids)) if token != image or before != image]
-        prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in look.params.grids])
+        ids = unexpanded(look.ids, image, [rows * columns for rows, columns in grids])
+        prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in grids])
         if prompt.ids.tolist() != list(look.ids):
             raise QuestionError("The grids of the look do not fit the pictures of its prompt.")
         return State(prompt, look.hidden, shared=LayerCache(length=len(look.ids)))

@@ -31,7 +31,7 @@ from qzoom.engine.perceive import (
     usage_of,
     with_maps,
 )
-from qzoom.engine.prompt import blank_features, build_prompt
+from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
 from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
@@ -232,21 +232,11 @@ class ZoomingEngine(ServingEngine):
             crops[box.image].append(crop)
         zoomed, _ = insert_regions(backbone, prompt, blocks, engine.config)
         check_length(len(zoomed), request, backbone)
-        opening, closing = (list(ids) for ids in backbone.image_delimiters)
-        added = iter([len(own) - 1 for own in crops])
-        ids, frame = list[int](), [*opening, backbone.image_token_id, *closing]
-        due = 0  # closing delimiters of a picture come before its crops
-        for position, token in enumerate(request.ids):
-            ids.append(token)
-            if token == backbone.image_token_id:
-                due = position + len(closing)
-                count = next(added)
-            if due and position == due:
-                ids += frame * count
-                due = 0
+        sizes = [span.stop - span.start for span in zoomed.spans]
+        ids = tuple(unexpanded(zoomed.ids.tolist(), backbone.image_token_id, sizes))
         pictures = tuple(tuple(own) for own in crops)
         item = dataclasses.replace(item, boxes=boxes, state=item.state.on(zoomed))
-        return item, View(request, view.tenant, tuple(ids), pictures), tuple(regions)
+        return item, View(request, view.tenant, ids, pictures), tuple(regions)
 
     def look_params(self, view: View, mode: LookMode) -> dict[str, Any]:
         """What the plug-in is asked: `integrations.vllm.heads.LookParams`."""
