@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,7 +65,8 @@ class Heads:
         """Replies of all looks of a step, as one batch; one that cannot be read costs only itself.
 
         Returns:
-            For each {"score": of the gate or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or {"error"}.
+            For each {"score": of the gate, "nan" or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or
+            {"error"}.
         """
         replies: list[dict[str, Any]] = [{} for _ in looks]
         states: dict[int, State] = {}
@@ -98,7 +100,10 @@ class Heads:
             for i, state in zip(zooming, advance_region(engine, [states[i] for i in zooming]), strict=True):
                 pairs = zip(region_logits(engine, state), sink_logits(engine, state), strict=True)
                 maps[i] = [{"logits": pack(logits), "sinks": pack(sinks)} for logits, sinks in pairs]
-        return [{"score": score, "maps": own} for score, own in zip(scores, maps, strict=True)]
+        return [
+            {"score": "nan" if score is not None and math.isnan(score) else score, "maps": own}
+            for score, own in zip(scores, maps, strict=True)
+        ]
 
     def _state(self, look: Look) -> State:
         """The state of a prompt after the shared layers; keys and values stay in vLLM's cache."""

@@ -130,7 +130,7 @@ class ZoomingEngine(ServingEngine):
 
     async def look(self, job: Job) -> Perception:
         """See `ServingEngine.look`."""
-        check_heads(self.model.engine, "auto")
+        check_heads(self.model.engine, "always")
         async with self._slot():
             clock = Stopwatch(self.model.engine.backbone.device)
             item, _ = await self._coarse(job, clock, everyone=True)
@@ -184,11 +184,12 @@ class ZoomingEngine(ServingEngine):
         with clock.step("resize"):
             state, view = await self._thread(partial(self._view, job))
         mode: LookMode = "both" if everyone else "always" if options.zoom == "always" else "auto"
-        if not everyone and (options.zoom == "never" or not request.pictures):
-            return CoarseResult(request, state, decide(engine.config, request, None)), view
+        if not everyone and (options.zoom == "never" or not request.pictures or engine.region is None):
+            return CoarseResult(request, state, decide(engine, request, None)), view
         with clock.step("look"):
             reply = await self.send_look(view, mode)
-        item = CoarseResult(request, state, decide(engine.config, request, reply["score"]))
+        score = reply["score"]
+        item = CoarseResult(request, state, decide(engine, request, None if score is None else float(score)))
         if everyone or item.gate.zoomed:
             grids = [span.features.grid for span in state.prompt.spans]
             maps = tuple(
@@ -228,7 +229,7 @@ class ZoomingEngine(ServingEngine):
         boxes, budgets = fit_regions(engine, request, len(prompt), item.boxes)
         blocks, regions, crops = [], [], [list(own) for own in view.pictures]
         for box, budget in zip(boxes, budgets, strict=True):
-            crop = backbone.resize(request.pictures[box.image].image.crop(box.box), budget)
+            crop = backbone.resize(backbone.crop(request.pictures[box.image].image, box.box), budget)
             features = self._features(crop)
             blocks.append(RegionBlock(box.image, box.cells, features))
             regions.append(make_region(request, box, features))
@@ -245,8 +246,7 @@ class ZoomingEngine(ServingEngine):
         """What the plug-in is asked: `integrations.vllm.heads.LookParams`."""
         side, engine = self.model.engine.backbone.token_px, self.model.engine
         grids = [(image.height // side, image.width // side) for image in view.images]
-        threshold = gate_threshold(engine.config, view.request.options)
-        return {"grids": grids, "mode": mode, "threshold": threshold}
+        return {"grids": grids, "mode": mode, "threshold": gate_threshold(engine, view.request)}
 
     def sampling(self, view: View) -> dict[str, Any]:
         """How vLLM draws tokens; text, stop texts and the end token are this side's business."""
@@ -309,7 +309,7 @@ class _Record:
             tokens=tuple(self._tokens),
             gate=item.gate,
             regions=self._regions,
-            heat_maps=heat_maps(item),
+            heat_maps=heat_maps(engine, item),
             usage=dataclasses.replace(usage, reused_tokens=self._cached),
             timing_ms=self._clock.snapshot(),
             image_sizes_px=tuple(p.size_px for p in pictures),
