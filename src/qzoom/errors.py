@@ -47,6 +47,10 @@ class LengthError(QuestionError):
         )
         self.numbers = (prompt, new, most)
 
+    def __reduce__(self) -> tuple[type, tuple[int, int, int]]:
+        """Between processes."""
+        return type(self), self.numbers
+
     @staticmethod
     def facts(prompt: int, new: int, most: int) -> str:
         """The sentence without its advice, which depends on how the question was asked."""
@@ -88,6 +92,10 @@ class QueueFullError(QZoomError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type, tuple[str, float]]:
+        """Between processes."""
+        return type(self), (str(self), self.retry_after_s)
 
 
 class StoppingError(QZoomError):
