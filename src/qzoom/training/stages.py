@@ -186,6 +186,7 @@ def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
         ("embedding", engine.backbone.embedding),
         ("region", engine.region),
         ("gate", engine.gate),
+        ("vision", model),  # what is left of it
     ]
     out: dict[str, tuple[Part, nn.Parameter]] = {}
     seen: set[int] = set()
@@ -194,10 +195,6 @@ def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
             if id(weight) not in seen:
                 seen.add(id(weight))
                 out[f"{part}.{name}"] = (part, weight)
-    for name, weight in model.named_parameters():
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            out[f"vision.{name}"] = ("vision", weight)
     return out
 
 
