@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from qzoom.backbones.base import VisualFeatures
+from qzoom.config import ZoomConfig
 from qzoom.engine.prompt import build_prompt
-from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
+from qzoom.engine.request import Options, Request, check_heads, check_length, check_requests, coarse_budgets
 from qzoom.engine.state import Engine, State, advance_gate, advance_region
 from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
@@ -136,17 +137,23 @@ def gate(
             probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
         for i, state, score in zip(asking, advanced, probabilities, strict=True):
             states[i], scores[i] = state, score
-    out = []
-    for i, request in enumerate(requests):
-        options = request.options
-        threshold = options.gate_threshold if options.gate_threshold is not None else engine.config.gate_threshold
-        zooms = options.zoom == "always" or (options.zoom == "auto" and scores.get(i, 1.0) >= threshold)
-        note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
-        decision = GateDecision(
-            scores.get(i), threshold if i in scores else None, zooms and bool(request.pictures), note
-        )
-        out.append(CoarseResult(request, states[i], decision))
-    return out
+    return [
+        CoarseResult(request, states[i], decide(engine.config, request, scores.get(i)))
+        for i, request in enumerate(requests)
+    ]
+
+
+def gate_threshold(config: ZoomConfig, options: Options) -> float:
+    """The score at which a question zooms: its own, else the checkpoint's."""
+    return config.gate_threshold if options.gate_threshold is None else options.gate_threshold
+
+
+def decide(config: ZoomConfig, request: Request, score: float | None) -> GateDecision:
+    """What the gate's score (None where it was not asked) and the question's options decide."""
+    options, threshold = request.options, gate_threshold(config, request.options)
+    zooms = options.zoom == "always" or (options.zoom == "auto" and (1.0 if score is None else score) >= threshold)
+    note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
+    return GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)
 
 
 @torch.inference_mode()
@@ -169,16 +176,19 @@ def propose(
         return out
     with clock.step("region"):
         for i, state in zip(chosen, advance_region(engine, [out[i].state for i in chosen]), strict=True):
-            item = out[i]
-            maps = region_maps(engine, state)
-            sizes = [picture.size_px for picture in item.request.pictures]
-            boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
-            decision = item.gate
-            if decision.zoomed and not boxes:
-                note = "No region stood out, so the answer is from the coarse pass."
-                decision = dataclasses.replace(decision, zoomed=False, note=note)
-            out[i] = CoarseResult(item.request, state, decision, maps, boxes)
+            out[i] = with_maps(engine, dataclasses.replace(out[i], state=state), region_maps(engine, state))
     return out
+
+
+def with_maps(engine: Engine, item: CoarseResult, maps: tuple[RegionMap, ...]) -> CoarseResult:
+    """A coarse pass with its region maps and the boxes drawn from them; see `propose`."""
+    sizes = [picture.size_px for picture in item.request.pictures]
+    boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
+    decision = item.gate
+    if decision.zoomed and not boxes:
+        note = "No region stood out, so the answer is from the coarse pass."
+        decision = dataclasses.replace(decision, zoomed=False, note=note)
+    return dataclasses.replace(item, gate=decision, maps=maps, boxes=boxes)
 
 
 def propose_boxes(
@@ -222,13 +232,17 @@ def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
 
 def region_maps(engine: Engine, state: State) -> tuple[RegionMap, ...]:
     """The map of every picture: logits, sinks removed, blurred."""
-    maps = []
-    for logits, keys in zip(region_logits(engine, state), state.keys, strict=False):
-        sinks = None
-        if engine.config.sink == "first_token" and state.sink_query is not None:
-            sinks = mean_head_logits(state.sink_query, keys)
-        maps.append(region_map(logits, sinks, (logits.shape[0], logits.shape[1]), engine.config))
-    return tuple(maps)
+    return tuple(
+        region_map(logits, sinks, (logits.shape[0], logits.shape[1]), engine.config)
+        for logits, sinks in zip(region_logits(engine, state), sink_logits(engine, state), strict=False)
+    )
+
+
+def sink_logits(engine: Engine, state: State) -> tuple[Tensor | None, ...]:
+    """Logits (n,) of the first token's query for every picture; None where the sink rule needs none."""
+    if engine.config.sink != "first_token" or state.sink_query is None:
+        return (None,) * len(state.keys)
+    return tuple(mean_head_logits(state.sink_query, keys) for keys in state.keys)
 
 
 def usage_of(engine: Engine, item: CoarseResult, regions: Sequence[Region], completion: int) -> Usage:

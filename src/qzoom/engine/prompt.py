@@ -86,6 +86,17 @@ def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[Visu
     return Prompt(tensor, backbone.positions(tensor, [p.grid for p in pictures]), tuple(spans))
 
 
+def blank_features(grid: tuple[int, int], like: Tensor, size_px: tuple[int, int] = (0, 0)) -> VisualFeatures:
+    """Features of a picture that is encoded elsewhere: its grid, and tokens without values.
+
+    Args:
+        grid: (rows, columns) of visual tokens.
+        like: gives number format and device.
+        size_px: (width, height) that the vision encoder sees, where that matters.
+    """
+    return VisualFeatures(like.new_empty(grid[0] * grid[1], 0), (), grid, size_px)
+
+
 def prefix_length(backbone: Backbone, prompt: Prompt) -> int:
     """Tokens up to the end of the last picture's block: what does not depend on the question."""
     if not prompt.spans:
