@@ -26,8 +26,8 @@ def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
-        import ray.data
-        import ray.serve  # noqa: F401 - submodules that ray itself does not import
+        import ray.data  # noqa: F401 - submodules that ray itself does not import
+        import ray.serve  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"This needs Ray: pip install 'qzoom[ray]'{advice}.") from error
     own = not ray.is_initialized()

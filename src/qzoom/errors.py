@@ -110,6 +110,10 @@ class EngineDownError(QZoomError):
     """The engine behind a server cannot answer now (HTTP 503)."""
 
 
+class EngineRefusedError(QZoomError):
+    """The engine behind a server refuses this request, or sends no answer (HTTP 502)."""
+
+
 class InternalError(QZoomError):
     """A defect of qzoom or the machine; the text names no internals, the log has them."""
 

@@ -176,7 +176,9 @@ def _light(event: StreamEvent) -> StreamEvent:
     return dataclasses.replace(event, answer=dataclasses.replace(event.answer, images=()))
 
 
-def bind_engine(open_engine: OpenEngine, limits: SchedulerLimits, replicas: int, gpus: float = 0.0) -> serve.Application:
+def bind_engine(
+    open_engine: OpenEngine, limits: SchedulerLimits, replicas: int, gpus: float = 0.0
+) -> serve.Application:
     """The deployment of the replicas, to be run.
 
     Args:
@@ -206,9 +208,7 @@ def start_replicas(open_engine: OpenEngine, settings: ServerSettings, replicas: 
     Raises:
         EngineDownError: a replica did not start; Ray's log says why.
     """
-    from ray.serve.config import HTTPOptions
-
-    serve.start(http_options=HTTPOptions(location="NoServer"))
+    serve.start(proxy_location="Disabled")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         return serve.run(bind_engine(open_engine, settings.scheduler, replicas, gpus), name=APP, route_prefix=None)
@@ -216,15 +216,25 @@ def start_replicas(open_engine: OpenEngine, settings: ServerSettings, replicas: 
         raise EngineDownError(f"The replicas did not start ({' '.join(str(error).split())[:300]}).") from error
 
 
-def front_end(front: Callable[[], QZoom], settings: ServerSettings) -> Any:
-    """The application of the front end inside Ray Serve.
+def stop_replicas() -> None:
+    """End the replicas on a Ray that goes on."""
+    serve.delete(APP)
+
+
+def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSettings) -> Any:
+    """The front end as a deployment before the replicas, for a cluster whose Serve answers HTTP.
 
     Args:
+        engine: from `bind_engine`.
         front: loads what `RayEngine` needs of the model.
         settings: of the server.
     """
-    from qzoom.serving.app import create_app
-    from qzoom.serving.service import Service
 
-    handle = serve.get_deployment_handle(ENGINE, APP)
-    return create_app(Service(RayEngine(front(), handle, settings.scheduler), settings))
+    def build() -> Any:
+        from qzoom.serving.app import create_app
+        from qzoom.serving.service import Service
+
+        handle = serve.get_deployment_handle(ENGINE, APP)
+        return create_app(Service(RayEngine(front(), handle, settings.scheduler), settings))
+
+    return serve.deployment(serve.ingress(build)(), name="front-end").bind(engine)
