@@ -48,6 +48,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert any(name.startswith("qzoom/assets/tiny/") and name.endswith(".safetensors") for name in names)
     assert {
         "qzoom/py.typed",
+        "qzoom/evaluation/report.html.jinja",
         "qzoom/serving/page/index.html",
         "qzoom/serving/page/app.js",
         "qzoom/serving/page/examples/receipt.jpg",

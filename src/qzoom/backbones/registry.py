@@ -11,6 +11,8 @@ from qzoom.errors import CheckpointError
 FAMILIES: dict[str, str] = {
     "qwen2_5_vl": "qzoom.backbones.qwen_vl:Qwen2_5VLBackbone",
     "qwen3_vl": "qzoom.backbones.qwen_vl:Qwen3VLBackbone",
+    "llava": "qzoom.backbones.llava:LlavaBackbone",
+    "llava_llama": "qzoom.backbones.llava:LlavaBackbone",
 }
 
 

@@ -9,12 +9,15 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qzoom.checkpoints.released import read_stock, stock_places
 from qzoom.checkpoints.upstream import is_branch_key
-from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.checkpoints.weights import WeightIndex, check_finite, read_index, read_json
 from qzoom.errors import CheckpointError, ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -43,43 +46,75 @@ def is_processor_file(name: str) -> bool:
     return name in PROCESSOR_FILES
 
 
-def load_processor(folder: Path) -> tuple[Any, Any, str]:
+def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[Any, Any, str]:
     """The tokenizer, the image processor and the chat template of a folder.
+
+    Args:
+        folder: where they are.
+        settings: the model's config.json, whose family may have an image processor and a template of its own for
+            folders without one.
 
     Raises:
         CheckpointError: a part is missing or cannot be read.
     """
+    _check_docstrings()
     from transformers import AutoTokenizer
 
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    from qzoom.backbones.registry import backbone_class
+
+    family = None if settings is None else backbone_class(str(settings.get("model_type")))
+    standard = None if family is None or settings is None else family.image_processor_for(settings)
     present = {path.name for path in folder.iterdir()}
     if not present & {"tokenizer.json", "vocab.json", "tokenizer.model"}:
         raise CheckpointError(f"{folder} has no tokenizer files (tokenizer.json); copy them from the base model.")
-    if not present & {"preprocessor_config.json", "processor_config.json"}:
+    if not present & {"tokenizer.json", "vocab.json"} and find_spec("sentencepiece") is None:
+        raise CheckpointError(
+            f"{folder} has its tokenizer as tokenizer.model only, which sentencepiece reads; run `pip install "
+            "sentencepiece`, or copy tokenizer.json from the base model."
+        )
+    own = bool(present & {"preprocessor_config.json", "processor_config.json"})
+    if not own and standard is None:
         raise CheckpointError(f"{folder} has no preprocessor_config.json; copy it from the base model.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            image_processor = standard
+            if own:
+                image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
     except Exception as error:  # transformers raises many kinds for a damaged file
         reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         raise CheckpointError(
             f"The tokenizer or image processor in {folder} cannot be loaded ({reason}); "
             "copy the files from the base model."
         ) from error
-    return tokenizer, image_processor, _chat_template(folder, tokenizer)
+    return tokenizer, image_processor, _chat_template(folder, tokenizer, "" if family is None else family.chat_format)
 
 
-def _chat_template(folder: Path, tokenizer: Any) -> str:
+def _check_docstrings() -> None:
+    """Refuse an interpreter that leaves docstrings out, from which transformers builds parts of itself.
+
+    Raises:
+        ConfigError: it was started with -OO or PYTHONOPTIMIZE=2.
+    """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
+            "-O or PYTHONOPTIMIZE=1 at most."
+        )
+
+
+def _chat_template(folder: Path, tokenizer: Any, standard: str) -> str:
     jinja, in_json = folder / "chat_template.jinja", folder / "chat_template.json"
     template: Any = None
     if jinja.is_file():
         template = jinja.read_text(encoding="utf-8")
     elif in_json.is_file():
         template = read_json(in_json).get("chat_template")
-    template = template or tokenizer.chat_template
-    if not isinstance(template, str):
+    template = template or tokenizer.chat_template or standard
+    if not isinstance(template, str) or not template:
         raise CheckpointError(f"{folder} has no chat template (chat_template.jinja); copy it from the base model.")
     return template
 
@@ -114,19 +149,32 @@ def load_backbone(
     if attn_implementation not in ("sdpa", "eager"):
         raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
     device = choose_device(device_map)
-    kind = read_json(folder / "config.json").get("model_type")
+    settings = read_json(folder / "config.json")
+    kind = settings.get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
-    number_format = choose_dtype(dtype, device, read_index(folder) if weights or dtype == "auto" else None)
-    parts = load_processor(processor or folder)
+    index = read_index(folder) if weights or dtype == "auto" else None
+    number_format = choose_dtype(dtype, device, index)
+    parts = load_processor(processor or folder, settings)
     load = _load_model if weights else _build_model
     model = load(folder, number_format, device, attn_implementation)
     backbone = build_backbone(model.eval().requires_grad_(False), *parts)
-    if not weights:
+    if weights and index is not None:
+        check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
+    else:
         with device:
             rotary: Any = type(backbone.decoder.rotary_emb)
             backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
     return backbone
+
+
+def _place(index: WeightIndex, name: str) -> str:
+    """A parameter with the file that it is from; transformers may have put other words before its last ones."""
+    inner = name.removeprefix("model.").removeprefix("language_model.")
+    stored = next(
+        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
+    )
+    return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 
 def choose_device(device_map: Any) -> torch.device:
@@ -198,25 +246,31 @@ def _stored_dtype(index: WeightIndex) -> torch.dtype:
 
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
 
-    placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    from qzoom.backbones.registry import backbone_class
+
+    options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    options |= {"dtype": dtype, "attn_implementation": attn_implementation}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    settings = read_json(folder / "config.json")
+    layout = backbone_class(str(settings["model_type"])).released_layout(settings)
     if device.type == "cuda":
         # For the whole process. On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it
         # meets, and pictures come in every size. vLLM turns it off too; flash and memory-efficient attention remain.
         torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                str(folder),
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **placement,
-            )
+            if layout is None:
+                kind: Any = AutoModelForImageTextToText
+                loaded = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+            else:
+                config, places = stock_places(folder, settings, layout)
+                kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+                tensors = read_stock(config, layout, places)
+                loaded = kind.from_pretrained(None, config=config, state_dict=tensors, **options)
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers raises many kinds for settings and weights that do not fit
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
         raise CheckpointError(f"The model in {folder} cannot be loaded: {reason}.") from error

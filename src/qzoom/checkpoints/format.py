@@ -6,7 +6,6 @@ Also format detection: what kind of checkpoint a folder holds, and what is known
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,8 +68,15 @@ class AdapterConfig:
         return out
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder."""
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        """Write it into a folder.
+
+        Raises:
+            CheckpointError: a value in `provenance` that JSON does not have, such as NaN.
+        """
+        try:
+            text = json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"The config's provenance cannot be written as JSON ({error}); change it.") from error
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
@@ -122,20 +128,12 @@ def family_of(settings: Mapping[str, Any], where: str) -> str:
     Raises:
         CheckpointError: it is not.
     """
-    from qzoom.backbones.registry import FAMILIES
+    from qzoom.backbones.registry import FAMILIES, backbone_class
 
     kind = settings.get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"{where} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
-    return str(kind)
-
-
-def default_sink(family: str) -> Any:
-    """The sink rule that the release uses for a family."""
-    from qzoom.backbones.registry import FAMILIES
-
-    module, name = FAMILIES[family].split(":")
-    return getattr(importlib.import_module(module), name).default_sink
+    return backbone_class(kind).family
 
 
 def text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoom.backbones.lora import LoraWeights
-from qzoom.checkpoints.weights import maps_digest, read_json
+from qzoom.checkpoints.weights import check_finite, maps_digest, read_json
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
         base_weights: what its config says that they belong to.
 
     Raises:
-        CheckpointError: files missing or damaged, or no plain LoRA.
+        CheckpointError: files missing or damaged, NaN or infinity, or no plain LoRA.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -89,4 +89,5 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         raise CheckpointError(f"{inner / _WEIGHTS} cannot be read ({reason}); fetch the file again.") from error
+    check_finite(tensors.items(), str(inner / _WEIGHTS))
     return LoraWeights(base_weights, settings, tensors)

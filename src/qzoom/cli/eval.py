@@ -159,6 +159,9 @@ def evaluate(
         for seed in range(asking.seeds):
             run.file(task.name, seed)
     reader = model.load()
+    if asking.method == "qzoom" and look.zoom == "auto" and not reader.has_region:
+        console.note("note    The model has no region branch, so it is measured with --zoom never.")
+        run = dataclasses.replace(run, look=dataclasses.replace(look, zoom="never"))
     for task in opened:
         run.measure(reader, task, data.limit)
 

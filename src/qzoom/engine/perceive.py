@@ -7,6 +7,7 @@ order; `Stopwatch` adds up what each of them took.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,10 @@ import torch
 from torch import Tensor
 
 from qzoom.backbones.base import VisualFeatures
-from qzoom.config import ZoomConfig
 from qzoom.engine.prompt import build_prompt
-from qzoom.engine.request import Options, Request, check_heads, check_length, check_requests, coarse_budgets
-from qzoom.engine.state import Engine, State, advance_gate, advance_region
-from qzoom.heads.boxes import MapBox, boxes_from_maps
+from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
+from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
+from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
@@ -57,6 +57,9 @@ class Stopwatch:
         return time.perf_counter()
 
 
+_NOT_A_NUMBER = "is not a number (NaN or infinity), so the answer is from the coarse pass."
+
+
 @dataclass(frozen=True, slots=True)
 class CoarseResult:
     """What the coarse pass gave for one request.
@@ -88,7 +91,7 @@ def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> lis
         clock: gets "vision".
 
     Raises:
-        HeadsMissingError: zooming asked of a model without a region branch.
+        HeadsMissingError: zoom "always" asked of a model without a region branch.
         BudgetError: a token budget larger than what the model reads.
         QuestionError: a prompt longer than the model reads.
     """
@@ -121,6 +124,8 @@ def gate(
 ) -> list[CoarseResult]:
     """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
 
+    A score that is no number counts as none, does not zoom, and says so in the note.
+
     Args:
         engine: backbone, branches, arithmetic.
         requests: one or more.
@@ -129,7 +134,8 @@ def gate(
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
-    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures)]
+    can_zoom = engine.region is not None
+    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures and can_zoom)]
     scores: dict[int, float] = {}
     if asking and engine.gate is not None:
         with clock.step("gate"):
@@ -138,21 +144,26 @@ def gate(
         for i, state, score in zip(asking, advanced, probabilities, strict=True):
             states[i], scores[i] = state, score
     return [
-        CoarseResult(request, states[i], decide(engine.config, request, scores.get(i)))
-        for i, request in enumerate(requests)
+        CoarseResult(request, states[i], decide(engine, request, scores.get(i))) for i, request in enumerate(requests)
     ]
 
 
-def gate_threshold(config: ZoomConfig, options: Options) -> float:
+def gate_threshold(engine: Engine, request: Request) -> float:
     """The score at which a question zooms: its own, else the checkpoint's."""
-    return config.gate_threshold if options.gate_threshold is None else options.gate_threshold
+    own = request.options.gate_threshold
+    return engine.config.gate_threshold if own is None else own
 
 
-def decide(config: ZoomConfig, request: Request, score: float | None) -> GateDecision:
+def decide(engine: Engine, request: Request, score: float | None) -> GateDecision:
     """What the gate's score (None where it was not asked) and the question's options decide."""
-    options, threshold = request.options, gate_threshold(config, request.options)
-    zooms = options.zoom == "always" or (options.zoom == "auto" and (1.0 if score is None else score) >= threshold)
-    note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
+    zoom, threshold, note = request.options.zoom, gate_threshold(engine, request), ""
+    zooms = zoom == "always" or (zoom == "auto" and (score is None or score >= threshold))
+    if zoom == "always" and not request.pictures:
+        note = "There is no picture to zoom into."
+    elif zoom == "auto" and request.pictures and engine.region is None:
+        zooms, note = False, "The model has no region branch, so the answer is from the coarse pass."
+    if score is not None and not math.isfinite(score):
+        score, note = None, f"The gate's score {_NOT_A_NUMBER}"
     return GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)
 
 
@@ -162,7 +173,7 @@ def propose(
 ) -> list[CoarseResult]:
     """Run the region branch and draw boxes for the requests that zoom.
 
-    An empty map takes the intention to zoom back and says so in the gate's note.
+    A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
 
     Args:
         engine: backbone, branches, arithmetic.
@@ -183,12 +194,14 @@ def propose(
 def with_maps(engine: Engine, item: CoarseResult, maps: tuple[RegionMap, ...]) -> CoarseResult:
     """A coarse pass with its region maps and the boxes drawn from them; see `propose`."""
     sizes = [picture.size_px for picture in item.request.pictures]
+    decision, note = item.gate, "No region stood out, so the answer is from the coarse pass."
+    if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
+        maps, note = (), f"The region map {_NOT_A_NUMBER}"
+        decision = dataclasses.replace(decision, note=note)
     boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
-    decision = item.gate
     if decision.zoomed and not boxes:
-        note = "No region stood out, so the answer is from the coarse pass."
         decision = dataclasses.replace(decision, zoomed=False, note=note)
-    return dataclasses.replace(item, gate=decision, maps=maps, boxes=boxes)
+    return CoarseResult(item.request, item.state, decision, maps, boxes)
 
 
 def propose_boxes(
@@ -208,6 +221,7 @@ def propose_boxes(
         threshold=engine.config.region_threshold if threshold is None else threshold,
         rule=engine.config.box,
         token_px=engine.backbone.token_px,
+        padded=engine.backbone.square_padding is not None,
     )
 
 
@@ -221,12 +235,13 @@ def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
     if engine.region is None or state.region_last is None or not state.keys:
         return ()
     backbone, last = engine.backbone, engine.region.layers[-1]
-    hidden = state.region_last[None, None]
-    rotary = backbone.rotary(hidden, state.prompt.positions[:, None, -1:])
+    hidden, rotary = map_inputs(engine, state.region_last[None, None], state.prompt.positions[:, None, -1:])
     query = backbone.query(last, hidden, rotary)[0, :, 0]
     spans = (s for s in state.prompt.spans if s.role == "coarse")
+    joined = engine.config.map_heads == "joined"
     return tuple(
-        mean_head_logits(query, keys).view(span.features.grid) for span, keys in zip(spans, state.keys, strict=True)
+        mean_head_logits(query, keys, joined=joined).view(span.features.grid)
+        for span, keys in zip(spans, state.keys, strict=True)
     )
 
 
@@ -279,9 +294,14 @@ def make_region(request: Request, box: MapBox, features: VisualFeatures | None =
     return Region(box.box, box.score, box.image, size_px, tokens, **place)
 
 
-def heat_maps(item: CoarseResult) -> tuple[HeatMap, ...]:
-    """The blurred map of every picture."""
-    return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
+def heat_maps(engine: Engine, item: CoarseResult) -> tuple[HeatMap, ...]:
+    """The blurred map of every picture, without the cells that show nothing but padding."""
+    maps = [m.blurred.cpu().numpy() for m in item.maps]
+    if engine.backbone.square_padding is not None:
+        for i, picture in enumerate(item.request.pictures[: len(maps)]):
+            x0, y0, x1, y1 = picture_bounds(picture.size_px, maps[i].shape)
+            maps[i] = maps[i][math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
+    return tuple(HeatMap(values, i) for i, values in enumerate(maps))
 
 
 def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Perception:
@@ -289,7 +309,7 @@ def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Per
     return Perception(
         gate=item.gate,
         regions=tuple(make_region(item.request, b) for b in item.boxes),
-        heat_maps=heat_maps(item),
+        heat_maps=heat_maps(engine, item),
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         usage=usage_of(engine, item, (), 0),
         timing_ms=clock.snapshot(),

@@ -14,7 +14,7 @@ import torch
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.engine.batch import answer_events
+from qzoom.engine.batch import answer_events, raise_error
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import perceive
 from qzoom.engine.prompt import build_prompt, prefix_length
@@ -50,14 +50,15 @@ class Session:
         cancel = options.pop("cancel", None)
         answer = None
         for _, event in answer_events(self.engine, self.request(question, **options), cancel):
-            answer = event.answer or answer
+            answer = raise_error(event).answer or answer
         assert answer is not None
         return answer
 
     def stream(self, question: str, **options: Any) -> Iterator[StreamEvent]:
         """The same as events; options as in `QZoom.stream`."""
         cancel = options.pop("cancel", None)
-        return (event for _, event in answer_events(self.engine, self.request(question, **options), cancel))
+        events = answer_events(self.engine, self.request(question, **options), cancel)
+        return (raise_error(event) for _, event in events)
 
     def perceive(self, question: str, **options: Any) -> Perception:
         """Gate and regions only."""

@@ -19,29 +19,22 @@ CORNER_RULE_CELLS = 256  # maps with more cells than this lose their first quart
 
 @dataclass(frozen=True, slots=True)
 class RegionMap:
-    """Every step of one picture's map, each (rows, columns) float32.
+    """Every step of one picture's map, each (rows, columns) float32."""
 
-    Args:
-        logits: scaled query-key products, mean over heads.
-        sink_prob: the first token's map after the sigmoid; None when the config has another sink rule.
-        keep: 1 where a cell may be foreground, 0 for sinks.
-        masked: sigmoid(logits) * keep.
-        blurred: masked after the 3x3 blur; boxes are drawn on it.
-    """
-
-    logits: Tensor
-    sink_prob: Tensor | None
-    keep: Tensor
-    masked: Tensor
-    blurred: Tensor
+    logits: Tensor  # scaled query-key products, mean over heads
+    sink_prob: Tensor | None  # the first token's map after the sigmoid; None when the config has another sink rule
+    keep: Tensor  # 1 where a cell may be foreground, 0 for sinks
+    masked: Tensor  # sigmoid(logits) * keep
+    blurred: Tensor  # masked after the 3x3 blur; boxes are drawn on it
 
 
-def mean_head_logits(query: Tensor, keys: Tensor) -> Tensor:
+def mean_head_logits(query: Tensor, keys: Tensor, *, joined: bool = False) -> Tensor:
     """Scaled products of one query with every key, mean over query heads.
 
     Args:
         query: (heads, head_dim), or (1, head_dim) to use one query against the keys of every head.
         keys: (kv_heads, n, head_dim); shared by heads / kv_heads query heads each.
+        joined: one product over all heads together instead, not scaled.
 
     Returns:
         (n,) float32.
@@ -50,7 +43,8 @@ def mean_head_logits(query: Tensor, keys: Tensor) -> Tensor:
     groups = query.shape[0] // keys.shape[0]
     if groups > 1:
         keys = keys.repeat_interleave(groups, dim=0)
-    return (query[:, None, :] * keys).sum(-1).mul(keys.shape[-1] ** -0.5).mean(0)
+    products = (query[:, None, :] * keys).sum(-1)
+    return products.sum(0) if joined else products.mul(keys.shape[-1] ** -0.5).mean(0)
 
 
 def corner_keep(grid: tuple[int, int]) -> Tensor:

@@ -40,17 +40,11 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class PdfPage:
-    """Where a drawn page comes from.
+    """Where a drawn page comes from."""
 
-    Args:
-        number: from 1, counted in the file.
-        pages: of the whole file.
-        dpi: dots per inch that it was drawn at.
-    """
-
-    number: int
-    pages: int
-    dpi: float
+    number: int  # from 1, counted in the file
+    pages: int  # of the whole file
+    dpi: float  # dots per inch that it was drawn at
 
     def points(self, box: Sequence[float]) -> tuple[float, ...]:
         """A box in pixels as points (1/72 inch) from the page's top left corner, to a tenth."""
@@ -95,8 +89,6 @@ def draw_pages(
     """Draw pages of a PDF.
 
     Args:
-        data: the file's bytes.
-        name: the source, for errors.
         limits: pages, pixels of all pages together, seconds, and what holds for every picture.
         pages: which, such as "1-5,9"; "" for all.
 

@@ -49,8 +49,8 @@ def _documented(reply: Any, *refusals: int, unready: Any = None, **ok: Any) -> d
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation about pictures.
 
-    Answers equal `QZoom.ask`'s: greedy unless a temperature is given, at most 128 tokens unless `max_tokens` says
-    otherwise. `qzoom` in the request sets the zooming; `qzoom` in the answer's message has gate and regions.
+    Answers equal `QZoom.ask`'s in float32: greedy unless a temperature is given, at most 128 tokens unless `max_tokens`
+    says otherwise. `qzoom` in the request sets the zooming; `qzoom` in the answer's message has gate and regions.
     """
     body, stream, first = await _begin(request, ChatRequest)
     heatmap = bool(body.qzoom and body.qzoom.heatmap)

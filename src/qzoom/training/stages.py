@@ -92,6 +92,8 @@ class StageRecipe:
     """Answers: most visual tokens of the region."""
     lora_rank: CountOrNone = 0
     """Answers: 0 trains all weights of the decoder; above 0, LoRA of this rank, kept in the adapter."""
+    region_loss: Literal["bce", "focal"] = "bce"
+    """Regions: binary cross entropy, plain or with every cell weighed by how wrong it is (alpha 0.9, gamma 2)."""
     learning_rate: Share = 1e-4
     """Peak."""
     batch: Count = 128

@@ -25,6 +25,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.metrics.reader import get_metrics_snapshot
+
 from qzoom import QZoom
 from qzoom.backbones.registry import build_backbone
 from qzoom.checkpoints.hub import find_source
@@ -199,6 +201,7 @@ def test_short_chunks_and_a_cache_so_small_that_requests_are_preempted(native: Q
     with vllm("tiny", max_num_batched_tokens=64, num_gpu_blocks_override=48, max_model_len=1400) as (engine, runner):
         compare(native, engine, runner, [case for pair in zip(long, questions[:8], strict=True) for case in pair])
         compare(native, engine, runner, questions[8:])
+        assert sum(m.value for m in get_metrics_snapshot() if m.name == "vllm:num_preemptions") > 0
 
 
 def test_an_engine_that_was_killed_is_said_to_be_down() -> None:

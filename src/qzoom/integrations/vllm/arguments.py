@@ -85,7 +85,7 @@ def _parts(source: Source) -> tuple[Source, ZoomConfig | None]:
         return find_base(adapter, source), adapter.zoom
     if kind == "upstream":
         path = source.folder / "config.json"
-        return source, read_zoom_config(read_json(path), "none", str(path))
+        return source, read_zoom_config(read_json(path), {}, str(path))
     return source, None
 
 

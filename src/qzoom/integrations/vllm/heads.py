@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qzoom.checkpoints.load import load_engine
 from qzoom.engine.perceive import region_logits, sink_logits
-from qzoom.engine.prompt import blank_features, build_prompt
+from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.state import LayerCache, State, advance_gate, advance_region
 from qzoom.errors import QuestionError
 from qzoom.settings import Share, from_mapping, settings
@@ -65,7 +65,8 @@ class Heads:
         """Replies of all looks of a step, as one batch; one that cannot be read costs only itself.
 
         Returns:
-            For each {"score": of the gate or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or {"error"}.
+            For each {"score": of the gate, "nan" or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or
+            {"error"}.
         """
         replies: list[dict[str, Any]] = [{} for _ in looks]
         states: dict[int, State] = {}
@@ -99,13 +100,17 @@ class Heads:
             for i, state in zip(zooming, advance_region(engine, [states[i] for i in zooming]), strict=True):
                 pairs = zip(region_logits(engine, state), sink_logits(engine, state), strict=True)
                 maps[i] = [{"logits": pack(logits), "sinks": pack(sinks)} for logits, sinks in pairs]
-        return [{"score": score, "maps": own} for score, own in zip(scores, maps, strict=True)]
+        return [
+            {"score": "nan" if score is not None and math.isnan(score) else score, "maps": own}
+            for score, own in zip(scores, maps, strict=True)
+        ]
 
     def _state(self, look: Look) -> State:
         """The state of a prompt after the shared layers; keys and values stay in vLLM's cache."""
+        grids = look.params.grids
         image = self.engine.backbone.image_token_id
-        ids = [token for before, token in pairwise((-1, *look.ids)) if token != image or before != image]
-        prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in look.params.grids])
+        ids = unexpanded(look.ids, image, [rows * columns for rows, columns in grids])
+        prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in grids])
         if prompt.ids.tolist() != list(look.ids):
             raise QuestionError("The grids of the look do not fit the pictures of its prompt.")
         return State(prompt, look.hidden, shared=LayerCache(length=len(look.ids)))

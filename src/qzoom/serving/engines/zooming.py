@@ -33,22 +33,24 @@ from qzoom.engine.perceive import (
     usage_of,
     with_maps,
 )
-from qzoom.engine.prompt import blank_features, build_prompt
+from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
 from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
-from qzoom.errors import ImageError, InternalError, QueueFullError
+from qzoom.errors import ConfigError, ImageError, InternalError, QueueFullError
 from qzoom.heads.region_map import region_map
 from qzoom.integrations.vllm.heads import LookMode, unpack
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.settings import SchedulerLimits
-from qzoom.types import Answer, Perception, Region, StreamEvent
+from qzoom.types import Answer, Perception, Region, SamplingParams, StreamEvent
 
 if TYPE_CHECKING:
     import PIL.Image
 
 Result = TypeVar("Result")
+_PASSED = ("presence_penalty", "frequency_penalty")  # they mean the same to vLLM
+_HANDLED = ("max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed", "ignore_eos", *_PASSED)
 _ASPECT = 200  # the processors of vLLM refuse longer pictures
 
 
@@ -133,7 +135,7 @@ class ZoomingEngine(ServingEngine):
 
     async def look(self, job: Job) -> Perception:
         """See `ServingEngine.look`."""
-        check_heads(self.model.engine, "auto")
+        check_heads(self.model.engine, "always")
         async with self._slot():
             clock = Stopwatch(self.model.engine.backbone.device)
             item, _ = await self._coarse(job, clock, everyone=True)
@@ -187,11 +189,12 @@ class ZoomingEngine(ServingEngine):
         with clock.step("resize"):
             state, view = await self._thread(partial(self._view, job))
         mode: LookMode = "both" if everyone else "always" if options.zoom == "always" else "auto"
-        if not everyone and (options.zoom == "never" or not request.pictures):
-            return CoarseResult(request, state, decide(engine.config, request, None)), view
+        if not everyone and (options.zoom == "never" or not request.pictures or engine.region is None):
+            return CoarseResult(request, state, decide(engine, request, None)), view
         with clock.step("look"):
             reply = await self.send_look(view, mode)
-        item = CoarseResult(request, state, decide(engine.config, request, reply["score"]))
+        score = reply["score"]
+        item = CoarseResult(request, state, decide(engine, request, None if score is None else float(score)))
         if everyone or item.gate.zoomed:
             grids = [span.features.grid for span in state.prompt.spans]
             maps = tuple(
@@ -207,6 +210,7 @@ class ZoomingEngine(ServingEngine):
         backbone = engine.backbone
         check_heads(engine, request.options.zoom)
         check_requests(engine, [request])
+        check_sampling(request.options.sampling)
         budgets = coarse_budgets(engine, request.options, request.pictures)
         pictures = tuple((backbone.resize(p.image, own),) for p, own in zip(request.pictures, budgets, strict=True))
         view = View(request, job.tenant, request.ids, pictures)
@@ -230,35 +234,24 @@ class ZoomingEngine(ServingEngine):
         boxes, budgets = fit_regions(engine, request, len(prompt), item.boxes)
         blocks, regions, crops = [], [], [list(own) for own in view.pictures]
         for box, budget in zip(boxes, budgets, strict=True):
-            crop = backbone.resize(request.pictures[box.image].image.crop(box.box), budget)
+            crop = backbone.resize(backbone.crop(request.pictures[box.image].image, box.box), budget)
             features = self._features(crop)
             blocks.append(RegionBlock(box.image, box.cells, features))
             regions.append(make_region(request, box, features))
             crops[box.image].append(crop)
         zoomed, _ = insert_regions(backbone, prompt, blocks, engine.config)
         check_length(len(zoomed), request, backbone)
-        opening, closing = (list(ids) for ids in backbone.image_delimiters)
-        added = iter([len(own) - 1 for own in crops])
-        ids, frame = list[int](), [*opening, backbone.image_token_id, *closing]
-        due = 0  # closing delimiters of a picture come before its crops
-        for position, token in enumerate(request.ids):
-            ids.append(token)
-            if token == backbone.image_token_id:
-                due = position + len(closing)
-                count = next(added)
-            if due and position == due:
-                ids += frame * count
-                due = 0
+        sizes = [span.stop - span.start for span in zoomed.spans]
+        ids = tuple(unexpanded(zoomed.ids.tolist(), backbone.image_token_id, sizes))
         pictures = tuple(tuple(own) for own in crops)
         item = dataclasses.replace(item, boxes=boxes, state=item.state.on(zoomed))
-        return item, View(request, view.tenant, tuple(ids), pictures), tuple(regions)
+        return item, View(request, view.tenant, ids, pictures), tuple(regions)
 
     def look_params(self, view: View, mode: LookMode) -> dict[str, Any]:
         """What the plug-in is asked: `integrations.vllm.heads.LookParams`."""
         side, engine = self.model.engine.backbone.token_px, self.model.engine
         grids = [(image.height // side, image.width // side) for image in view.images]
-        threshold = gate_threshold(engine.config, view.request.options)
-        return {"grids": grids, "mode": mode, "threshold": threshold}
+        return {"grids": grids, "mode": mode, "threshold": gate_threshold(engine, view.request)}
 
     def sampling(self, view: View) -> dict[str, Any]:
         """How vLLM draws tokens; text, stop texts and the end token are this side's business."""
@@ -271,6 +264,7 @@ class ZoomingEngine(ServingEngine):
             "ignore_eos": True,
             "detokenize": False,
         }
+        out |= {name: getattr(params, name) for name in _PASSED if hasattr(params, name)}
         if not params.ignore_eos:
             out["stop_token_ids"] = list(self.model.engine.backbone.eos_ids)
         if params.seed is not None:
@@ -323,7 +317,7 @@ class _Record:
             tokens=tuple(self._tokens),
             gate=item.gate,
             regions=self._regions,
-            heat_maps=heat_maps(item),
+            heat_maps=heat_maps(engine, item),
             usage=dataclasses.replace(usage, reused_tokens=self._cached, **self._counted),
             timing_ms=self._clock.snapshot(),
             image_sizes_px=tuple(p.size_px for p in pictures),
@@ -333,6 +327,17 @@ class _Record:
             cell_px=engine.backbone.token_px,
             images=tuple(p.image for p in pictures),
         )
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Refuse ways of decoding that only the native engine has.
+
+    Raises:
+        ConfigError: it names the option.
+    """
+    for field in dataclasses.fields(params):
+        if field.name not in _HANDLED and getattr(params, field.name) != field.default:
+            raise ConfigError(f"{field.name} is not available with this server's engine; leave it out.")
 
 
 def _known(values: torch.Tensor | None) -> torch.Tensor:
