@@ -10,7 +10,9 @@ import httpx
 import pytest
 import yaml
 
-serve = pytest.importorskip("ray.serve", exc_type=ImportError)
+pytest.importorskip("ray.serve", exc_type=ImportError)
+
+from ray import serve
 
 from qzoom.cli.engines import ray_app
 from qzoom.cluster import ray_running

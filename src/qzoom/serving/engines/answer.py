@@ -42,10 +42,12 @@ class AnswerEngine(ZoomingEngine):
         key: its API key.
 
     Raises:
-        ConfigError: nobody answers at the address, or the key is refused.
+        ConfigError: nobody answers at the address, the key is refused, or the model's family cannot look alone.
     """
 
     def __init__(self, model: QZoom, settings: ServerSettings, url: str, name: str, *, key: str = "") -> None:
+        if model.engine.backbone.square_padding is not None:
+            raise ConfigError(f"{model.name} pads pictures to a square; --engine answer takes Qwen-VL models only.")
         super().__init__(model, settings.scheduler)
         self.url, self.name = url, name
         self._native = NativeEngine(model, settings)
@@ -76,10 +78,10 @@ class AnswerEngine(ZoomingEngine):
         with clock.step("resize"):
             state, view = await self._thread(partial(self._view, job))
         if not everyone and (request.options.zoom == "never" or not request.pictures):
-            return CoarseResult(request, state, decide(engine.config, request, None)), view
+            return CoarseResult(request, state, decide(engine, request, None)), view
         with clock.step("look"):
             perception = await self._native.look(job)
-        item = CoarseResult(request, state, decide(engine.config, request, perception.gate.score))
+        item = CoarseResult(request, state, decide(engine, request, perception.gate.score))
         if everyone or item.gate.zoomed:
             blurred = [torch.from_numpy(heat_map.values) for heat_map in perception.heat_maps]
             maps = tuple(RegionMap(values, None, torch.ones_like(values), values, values) for values in blurred)
