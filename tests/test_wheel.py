@@ -52,6 +52,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         "qzoom/serving/page/index.html",
         "qzoom/serving/page/app.js",
         "qzoom/serving/page/examples/receipt.jpg",
+        "qzoom/recipes/qwen3-vl-4b/regions.yaml",
     } <= set(names)
     assert "qzoom-0.1.0.dist-info/licenses/LICENSE" in names
     assert size <= 24_000_000

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from qzoom.engine.request import (
 )
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
+from qzoom.engine.worker import Worker
 from qzoom.errors import ConfigError, QuestionError, QZoomError
 from qzoom.images.load import ImageLimits, LoadedImage, load_groups, load_pictures, pixel_digest
 from qzoom.types import Answer, Perception, StreamEvent
@@ -64,9 +66,11 @@ class QZoom:
         Args:
             id_or_path: a folder or a hub id.
             revision: branch, tag or commit on the hub.
-            dtype: "auto" (as stored), "float32", "bfloat16" or a torch dtype.
+            dtype: "auto" (as stored), "float32", "bfloat16", "float16" (CUDA) or a torch dtype; `torch_dtype` is taken
+                as another name.
             device_map: "cpu", "cuda", "cuda:0", or "auto"; one device only.
-            attn_implementation: "sdpa" or "eager".
+            attn_implementation: "sdpa" or "eager"; "flash_attention_2" or "flash_attention_3" on CUDA, for the vision
+                encoder.
             config: overrides the checkpoint's own arithmetic.
             **unknown: anything else is refused with the closest known name.
 
@@ -77,6 +81,11 @@ class QZoom:
         """
         from qzoom.checkpoints.load import load_engine
 
+        if "torch_dtype" in unknown:
+            other = unknown.pop("torch_dtype")
+            if dtype not in ("auto", other):
+                raise ConfigError(f"dtype={dtype!r} and torch_dtype={other!r} name the same option; give one of them.")
+            dtype = other
         for name in unknown:
             raise ConfigError(f"from_pretrained has no option {name!r}; {_closest_option(name)}")
         engine = load_engine(
@@ -148,6 +157,28 @@ class QZoom:
         """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
         request = self.request(image, question, **options)
         return (raise_error(event) for _, event in answer_events(self.engine, request, cancel))
+
+    async def ask_async(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Answer:
+        """`ask` for notebooks and web apps: a thread of the model's own works, one question after the other.
+
+        A task that is cancelled ends its answer before the next token, or before it begins. Arguments and errors as in
+        `ask`, without `on_text` and `cancel`.
+        """
+        answer = None
+        async for event in self.stream_async(image, question, **options):
+            answer = event.answer or answer
+        assert answer is not None
+        return answer
+
+    def stream_async(
+        self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """`stream` as an asynchronous iterator; leaving it early (`aclose`, or a cancelled task) ends the answer."""
+        return self._worker.events(lambda cancel: self.stream(image, question, cancel=cancel, **options))
+
+    @cached_property
+    def _worker(self) -> Worker:
+        return Worker()
 
     def ask_batch(
         self,

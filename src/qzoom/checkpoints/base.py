@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from qzoom.backbones.base import Backbone
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -134,7 +135,8 @@ def load_backbone(
         folder: config.json, safetensors, tokenizer and image processor settings.
         dtype: "auto" (as stored), "float32", "bfloat16", or a torch dtype.
         device_map: None or "cpu", "cuda", "cuda:0", "auto".
-        attn_implementation: "sdpa" or "eager".
+        attn_implementation: one of `ATTENTIONS`; flash attention serves the vision encoder, whose pictures have many
+            sizes, and the decoder runs on sdpa, which takes its masks.
         processor: another folder to take tokenizer and image processor from.
         weights: False leaves the base's weights on disk, for programs whose decoder runs elsewhere; tokenizer, image
             processor, positions, rotary table and branch layers work all the same.
@@ -146,8 +148,8 @@ def load_backbone(
     """
     from qzoom.backbones.registry import FAMILIES, build_backbone
 
-    if attn_implementation not in ("sdpa", "eager"):
-        raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
+    if attn_implementation not in ATTENTIONS:
+        raise ConfigError(f"attn_implementation must be one of {', '.join(ATTENTIONS)}, not {attn_implementation!r}.")
     device = choose_device(device_map)
     settings = read_json(folder / "config.json")
     kind = settings.get("model_type")
@@ -155,6 +157,7 @@ def load_backbone(
         raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
     index = read_index(folder) if weights or dtype == "auto" else None
     number_format = choose_dtype(dtype, device, index)
+    check_flash(attn_implementation, device, number_format)
     parts = load_processor(processor or folder, settings)
     load = _load_model if weights else _build_model
     model = load(folder, number_format, device, attn_implementation)
@@ -166,6 +169,28 @@ def load_backbone(
             rotary: Any = type(backbone.decoder.rotary_emb)
             backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
     return backbone
+
+
+def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse flash attention where it cannot run.
+
+    Raises:
+        DeviceError: on another device than a GPU.
+        ConfigError: in float32, or without its package.
+    """
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if not attn_implementation.startswith("flash"):
+        return
+    if device.type != "cuda":
+        raise DeviceError(f"{attn_implementation} runs on CUDA only, not on {device.type}; use 'sdpa'.")
+    if dtype == torch.float32:
+        raise ConfigError(f"{attn_implementation} has no float32; load with dtype='bfloat16' or 'float16'.")
+    second = attn_implementation.endswith("2")
+    if not (is_flash_attn_2_available() if second else is_flash_attn_3_available()):
+        package = "flash-attn" if second else "flash-attn-3"
+        raise ConfigError(f"{attn_implementation} needs {package}, which is not installed or fits no GPU; use 'sdpa'.")
 
 
 def _place(index: WeightIndex, name: str) -> str:
@@ -251,7 +276,10 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
     from qzoom.backbones.registry import backbone_class
 
     options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
-    options |= {"dtype": dtype, "attn_implementation": attn_implementation}
+    attention: Any = attn_implementation
+    if attn_implementation.startswith("flash"):
+        attention = {"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
+    options |= {"dtype": dtype, "attn_implementation": attention}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     settings = read_json(folder / "config.json")
     layout = backbone_class(str(settings["model_type"])).released_layout(settings)

@@ -179,12 +179,7 @@ def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Cons
 
 
 def _open_boxed(name: str, data: DataOptions) -> Task:
-    """The questions of a task with boxes, checked.
-
-    Raises:
-        typer.BadParameter: a wrong call.
-        DataError: data that cannot be used.
-    """
+    """The questions of a task with boxes, checked."""
     from qzoom.data.drawn import SYNTHETIC_TASKS
     from qzoom.data.questions import read_receipt_questions
 

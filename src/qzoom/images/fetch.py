@@ -306,11 +306,7 @@ def _get(
 
 
 def _dial(target: Target, addresses: list[IpAddress], tls: ssl.SSLContext | None, deadline: _Deadline) -> socket.socket:
-    """A connection to the first of the checked addresses that takes it, with TLS for the name where asked.
-
-    Raises:
-        OSError: none does.
-    """
+    """A connection to the first checked address that takes it, with TLS for the name where asked (OSError: none)."""
     raw = _connect(addresses, target.port, deadline)
     if target.scheme == "http":
         return raw

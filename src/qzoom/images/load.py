@@ -118,11 +118,7 @@ def _unwrapped(encoded: bytes) -> bytes:
 
 
 def _read_at_most(file: Any, most: int) -> bytes:
-    """Up to `most` bytes; raw streams may give less at a time than asked.
-
-    Raises:
-        TypeError: the stream gives something other than bytes.
-    """
+    """Up to `most` bytes; raw streams may give less at a time than asked (TypeError: something other than bytes)."""
     parts: list[bytes] = []
     left = most
     while left > 0:

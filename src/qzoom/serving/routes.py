@@ -78,6 +78,20 @@ async def perceive(request: Request) -> Response:
     return JSONResponse(replies.perception_reply(body.model, first.perception, heatmap=heatmap))
 
 
+@router.post("/v1/pages", **_documented(replies.PagesReply, *_REFUSALS))
+async def pages(request: Request) -> Response:
+    """Return the pages of a PDF as pictures, drawn as they are read for a question about it."""
+    raw = await _json_body(request)
+
+    async def draw() -> replies.PagesReply:
+        try:
+            return await _service(request).pages(raw, request.scope[TENANT])
+        finally:
+            release_body_slot(request.scope)
+
+    return JSONResponse(await _unless_disconnected(request, draw()))
+
+
 @router.get("/v1/models", **_documented(replies.ModelList))
 async def models(request: Request) -> Response:
     """The one model served, with what it can do and what a request may ask for."""
@@ -290,6 +304,7 @@ def _card(service: Service) -> replies.ModelCard:
                 "pictures": limits.pictures,
                 "picture_bytes": limits.picture_bytes,
                 "picture_pixels": limits.picture_pixels,
+                "pdf_pages": limits.pdf_pages,
                 "max_tokens": limits.max_new_tokens,
                 "max_visual_tokens": limits.visual_tokens,
             },

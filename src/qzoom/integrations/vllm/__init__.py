@@ -7,8 +7,11 @@ is in the response's `kv_transfer_params`. `arguments` has the options that an e
 
 from __future__ import annotations
 
-ARCHITECTURES = ("Qwen3VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
-"""vLLM's model classes that have a subclass here, named QZoom..."""
+ARCHITECTURES = {
+    "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
+}
+"""vLLM's model classes that have a subclass here, named QZoom..., and those of their decoders."""
 TESTED = ("0.28", "0.32")
 """Minor versions of vLLM that were tested."""
 

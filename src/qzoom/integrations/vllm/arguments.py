@@ -67,6 +67,8 @@ def engine_arguments(
             "kv_role": "kv_producer",
         },
     }
+    if vllm_version() < Version("0.29"):  # it looks for the decoder's own class, which the models' settings leave out
+        arguments["hf_overrides"]["text_config"] = {"architectures": [ARCHITECTURES[architecture]]}
     return arguments
 
 
