@@ -93,7 +93,8 @@ class AnswerEngine(ZoomingEngine):
         finish = ""
         try:
             messages = await self._thread(partial(_messages, view))
-            stream: Any = await self._client.chat.completions.create(
+            create: Any = self._client.chat.completions.create
+            stream = await create(
                 model=self.name,
                 messages=messages,
                 stream=True,

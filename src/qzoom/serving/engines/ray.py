@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -37,7 +37,7 @@ class PictureRouter(RequestRouter):
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> Sequence[Sequence[RunningReplica]]:
+    ) -> list[list[RunningReplica]]:
         """The replicas to try, one after the other."""
         if pending_request is None or not candidate_replicas:
             return [candidate_replicas]
@@ -46,6 +46,9 @@ class PictureRouter(RequestRouter):
         key = pending_request.args[0]
         first = choose(key, loads)
         return [[replicas[name]] for name in (first, *(name for name in rank(key, replicas) if name != first))]
+
+
+_ROUTER: Any = RequestRouterConfig(request_router_class=PictureRouter)  # type: ignore[arg-type]
 
 
 class Replica:
@@ -105,7 +108,7 @@ class RayEngine(ServingEngine):
 
     async def health(self) -> str:
         """See `ServingEngine.health`; one replica that runs is enough."""
-        states = (await asyncio.to_thread(serve.status)).applications.get(APP)
+        states: Any = (await asyncio.to_thread(serve.status)).applications.get(APP)
         deployment = states.deployments.get(ENGINE) if states else None
         return "" if deployment and deployment.replica_states.get("RUNNING", 0) else "no replica runs"
 
@@ -187,13 +190,13 @@ def bind_engine(
         replicas: how many.
         gpus: of one replica.
     """
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         name=ENGINE,
         num_replicas=replicas,
         max_ongoing_requests=limits.slots + limits.queue,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        request_router_config=RequestRouterConfig(request_router_class=PictureRouter),
+        request_router_config=_ROUTER,
         health_check_period_s=_HEALTH_S,
     )
     return deployment.bind(open_engine)
@@ -237,4 +240,5 @@ def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSett
         handle = serve.get_deployment_handle(ENGINE, APP)
         return create_app(Service(RayEngine(front(), handle, settings.scheduler), settings))
 
-    return serve.deployment(serve.ingress(build)(), name="front-end").bind(engine)
+    deployment: Any = serve.deployment(serve.ingress(build)(), name="front-end")
+    return deployment.bind(engine)
