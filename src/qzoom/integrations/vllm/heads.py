@@ -110,10 +110,11 @@ class Heads:
         grids = look.params.grids
         image = self.engine.backbone.image_token_id
         ids = unexpanded(look.ids, image, [rows * columns for rows, columns in grids])
-        prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in grids])
-        if prompt.ids.tolist() != list(look.ids):
-            raise QuestionError("The grids of the look do not fit the pictures of its prompt.")
-        return State(prompt, look.hidden, shared=LayerCache(length=len(look.ids)))
+        if ids.count(image) == len(grids):
+            prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in grids])
+            if prompt.ids.tolist() == list(look.ids):
+                return State(prompt, look.hidden, shared=LayerCache(length=len(look.ids)))
+        raise QuestionError("The grids of the look do not fit the pictures of its prompt.")
 
 
 def _zooms(params: LookParams, score: float | None) -> bool:

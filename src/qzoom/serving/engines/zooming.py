@@ -37,20 +37,18 @@ from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
 from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
-from qzoom.errors import ConfigError, ImageError, InternalError, QueueFullError
+from qzoom.errors import ImageError, InternalError, QueueFullError
 from qzoom.heads.region_map import region_map
 from qzoom.integrations.vllm.heads import LookMode, unpack
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.settings import SchedulerLimits
-from qzoom.types import Answer, Perception, Region, SamplingParams, StreamEvent
+from qzoom.types import Answer, Perception, Region, StreamEvent
 
 if TYPE_CHECKING:
     import PIL.Image
 
 Result = TypeVar("Result")
-_PASSED = ("presence_penalty", "frequency_penalty")  # they mean the same to vLLM
-_HANDLED = ("max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed", "ignore_eos", *_PASSED)
 _ASPECT = 200  # the processors of vLLM refuse longer pictures
 
 
@@ -210,7 +208,6 @@ class ZoomingEngine(ServingEngine):
         backbone = engine.backbone
         check_heads(engine, request.options.zoom)
         check_requests(engine, [request])
-        check_sampling(request.options.sampling)
         budgets = coarse_budgets(engine, request.options, request.pictures)
         pictures = tuple((backbone.resize(p.image, own),) for p, own in zip(request.pictures, budgets, strict=True))
         view = View(request, job.tenant, request.ids, pictures)
@@ -264,7 +261,6 @@ class ZoomingEngine(ServingEngine):
             "ignore_eos": True,
             "detokenize": False,
         }
-        out |= {name: getattr(params, name) for name in _PASSED if hasattr(params, name)}
         if not params.ignore_eos:
             out["stop_token_ids"] = list(self.model.engine.backbone.eos_ids)
         if params.seed is not None:
@@ -327,17 +323,6 @@ class _Record:
             cell_px=engine.backbone.token_px,
             images=tuple(p.image for p in pictures),
         )
-
-
-def check_sampling(params: SamplingParams) -> None:
-    """Refuse ways of decoding that only the native engine has.
-
-    Raises:
-        ConfigError: it names the option.
-    """
-    for field in dataclasses.fields(params):
-        if field.name not in _HANDLED and getattr(params, field.name) != field.default:
-            raise ConfigError(f"{field.name} is not available with this server's engine; leave it out.")
 
 
 def _known(values: torch.Tensor | None) -> torch.Tensor:
