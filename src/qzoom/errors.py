@@ -102,6 +102,10 @@ class DeadlineError(QZoomError):
     """A request was not answered in the time it had."""
 
 
+class EngineDownError(QZoomError):
+    """The engine behind a server cannot answer now (HTTP 503)."""
+
+
 class InternalError(QZoomError):
     """A defect of qzoom or the machine; the text names no internals, the log has them."""
 

@@ -27,6 +27,7 @@ _COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about an image."),
     "perceive": ("ask:perceive", "Print the gate's score and the regions, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a web page."),
+    "vllm-args": ("engines:vllm_args", "Print the arguments with which vLLM serves a model that looks."),
     "mcp": ("mcp:mcp", "Serve tools to agents: ask about a picture, get the region as a picture."),
     "batch": ("batch:batch", "Answer a file of questions: OpenAI's batch lines or our own, resumable."),
     "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
