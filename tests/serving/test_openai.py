@@ -9,6 +9,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from qzoom.errors import ConfigError
+from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.logprobs import token_bytes
 from qzoom.serving.settings import ServerLimits, ServerSettings
 from tests.serving.running import chat, page, running
@@ -24,6 +25,8 @@ SCHEMA = {
     "required": ["date", "kind"],
     "additionalProperties": False,
 }
+
+FORM = {"type": "json_object"}
 
 
 @pytest.fixture
@@ -121,6 +124,15 @@ def test_a_form_that_cannot_be_followed_is_refused(client, form, param, word):
         client.chat.completions.create(**chat(), response_format=form)
     assert caught.value.param == param
     assert word in caught.value.message
+
+
+@pytest.mark.parametrize("more", [{"logprobs": True}, {"response_format": FORM}])
+def test_an_engine_without_them_refuses(http, monkeypatch, more):
+    monkeypatch.setattr(NativeEngine, "full_sampling", False)
+    reply = http.post("/v1/chat/completions", json=chat(**more))
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] in more
+    assert http.post("/v1/chat/completions", json=chat(max_tokens=1)).status_code == 200
 
 
 def test_penalties_equal_the_librarys(client, model):

@@ -258,6 +258,8 @@ class ZoomingEngine(ServingEngine):
             "temperature": params.temperature if params.temperature >= 1e-5 else 0.0,
             "top_p": params.top_p,
             "top_k": params.top_k,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
             "ignore_eos": True,
             "detokenize": False,
         }
