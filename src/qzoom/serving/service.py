@@ -179,7 +179,7 @@ class Service:
     async def pages(self, raw: bytes, tenant: str) -> PagesReply:
         """Check a body with a PDF and draw its pages; arguments and errors as in `read`."""
         body = await self._validated(PagesRequest, raw)
-        return await _run(self._readers, lambda: pages_reply(body.model, self._converter.pages(body, tenant)))
+        return await _run(self._fetchers, lambda: pages_reply(body.model, self._converter.pages(body, tenant)))
 
     async def _validated(self, kind: type[Checked], raw: bytes) -> Checked:
         if self.engine.waiting >= self.settings.scheduler.queue:
