@@ -140,17 +140,19 @@ def model_config(family: str, **text: Any) -> Any:
         **text,
     }
     vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": HIDDEN}
+    head_dim = HIDDEN // decoder["num_attention_heads"]
+    eighth = head_dim // 8
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     if family == "qwen3_vl":
-        rope |= {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+        rope |= {"mrope_section": [2 * eighth, eighth, eighth], "mrope_interleaved": True}
         return Qwen3VLConfig(
-            text_config=decoder | {"head_dim": 16, "rope_parameters": rope},
+            text_config=decoder | {"head_dim": head_dim, "rope_parameters": rope},
             vision_config=vision
             | {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]},
             tie_word_embeddings=decoder["tie_word_embeddings"],
             **ids,
         )
-    rope |= {"mrope_section": [2, 3, 3]}
+    rope |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
     return Qwen2_5_VLConfig(
         text_config=decoder | {"rope_parameters": rope, "use_sliding_window": False},
         vision_config=vision

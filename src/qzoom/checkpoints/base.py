@@ -127,6 +127,7 @@ def load_backbone(
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     processor: Path | None = None,
+    weights: bool = True,
 ) -> Backbone:
     """Load a base model, in eval mode and frozen.
 
@@ -137,6 +138,8 @@ def load_backbone(
         attn_implementation: one of `ATTENTIONS`; flash attention serves the vision encoder, whose pictures have many
             sizes, and the decoder runs on sdpa, which takes its masks.
         processor: another folder to take tokenizer and image processor from.
+        weights: False leaves the base's weights on disk, for programs whose decoder runs elsewhere; tokenizer, image
+            processor, positions, rotary table and branch layers work all the same.
 
     Raises:
         CheckpointError: files missing or damaged, an unsupported type, tensors missing or misshapen.
@@ -152,13 +155,20 @@ def load_backbone(
     kind = settings.get("model_type")
     if kind not in FAMILIES:
         raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
-    index = read_index(folder)
+    index = read_index(folder) if weights or dtype == "auto" else None
     number_format = choose_dtype(dtype, device, index)
     check_flash(attn_implementation, device, number_format)
     parts = load_processor(processor or folder, settings)
-    model = _load_model(folder, number_format, device, attn_implementation)
-    check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
-    return build_backbone(model.eval().requires_grad_(False), *parts)
+    load = _load_model if weights else _build_model
+    model = load(folder, number_format, device, attn_implementation)
+    backbone = build_backbone(model.eval().requires_grad_(False), *parts)
+    if weights and index is not None:
+        check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
+    else:
+        with device:
+            rotary: Any = type(backbone.decoder.rotary_emb)
+            backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
+    return backbone
 
 
 def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -224,7 +234,7 @@ def choose_device(device_map: Any) -> torch.device:
     return device
 
 
-def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex | None) -> torch.dtype:
     """The number format to load in; half precision stored for a CPU becomes float32.
 
     Raises:
@@ -235,7 +245,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIn
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     known |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if dtype == "auto":
+    if dtype == "auto" and index is not None:
         stored = _stored_dtype(index)
         return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
     chosen = known.get(dtype) if isinstance(dtype, str) else dtype
@@ -299,6 +309,25 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
     misshapen = [f"{name} {tuple(has)} instead of {tuple(needs)}" for name, has, needs in report["mismatched_keys"]]
     if misshapen:
         raise CheckpointError(f"The weights in {folder} do not fit its config.json: {_list(sorted(misshapen))}.")
+    return model
+
+
+def _build_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
+    """The model of a config.json with tensors that have sizes and no values, wherever it would be placed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"), quiet_transformers():
+            model: Any = AutoModelForImageTextToText.from_config(
+                config, dtype=dtype, attn_implementation=attn_implementation
+            )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for settings that do not fit
+        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        raise CheckpointError(f"The config.json in {folder} cannot be used: {reason}.") from error
     return model
 
 
