@@ -51,6 +51,7 @@ _KINDS: tuple[tuple[type[QZoomError], int, str | None, str | None], ...] = (
     (errors.QueueFullError, 429, None, None),
     (errors.StoppingError, 503, "stopping", None),
     (errors.EngineDownError, 503, "engine_down", None),
+    (errors.EngineRefusedError, 502, "engine_refused", None),
     (errors.DeadlineError, 504, None, None),
     (errors.FetchRefusedError, 422, None, None),
     (errors.FetchTimeoutError, 504, "media_timeout", None),

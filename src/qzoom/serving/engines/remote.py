@@ -7,28 +7,30 @@ never reach these addresses: what they send in `kv_transfer_params` is not passe
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import io
 import json
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from qzoom.errors import CheckpointError, ConfigError, EngineDownError, InternalError
-from qzoom.images.load import pixel_digest
 from qzoom.integrations.vllm.heads import LookMode
 from qzoom.model import QZoom
-from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine, cache_salt, checked_reply, lower_max_positions
+from qzoom.serving.engines.zooming import (
+    Piece,
+    View,
+    ZoomingEngine,
+    cache_salt,
+    checked_reply,
+    image_url,
+    lower_max_positions,
+)
+from qzoom.serving.routing import choose, picture_key, rank
 from qzoom.serving.settings import SchedulerLimits
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 _GENERATE = "/inference/v1/generate"
 _CONNECT_S = 5.0
@@ -60,6 +62,7 @@ class RemoteEngine(ZoomingEngine):
         self._identity = dict(identity)
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._names = dict[str, str]()
+        self._loads = dict.fromkeys(self.urls, 0)
         with httpx.Client(timeout=_HELLO_S, headers=self._headers, trust_env=False) as client:
             for url in self.urls:
                 self._greet(client, url)
@@ -160,41 +163,41 @@ class RemoteEngine(ZoomingEngine):
         """A response that has begun, of the first server that takes the request."""
         failures = []
         for url in self._order(view):
-            request = self._client.build_request("POST", url + _GENERATE, json=body | {"model": self._names[url]})
+            self._loads[url] += 1
             try:
-                response = await self._client.send(request, stream=True)
-            except httpx.HTTPError as error:  # nothing was answered yet, so another one may be asked
-                failures.append(f"{url}: {_reason(error)}")
-                continue
-            try:
-                if response.status_code >= 500 or response.status_code == 429:
-                    failures.append(f"{url}: status {response.status_code}")
+                request = self._client.build_request("POST", url + _GENERATE, json=body | {"model": self._names[url]})
+                try:
+                    response = await self._client.send(request, stream=True)
+                except httpx.HTTPError as error:  # nothing was answered yet, so another one may be asked
+                    failures.append(f"{url}: {_reason(error)}")
                     continue
-                if response.status_code != 200:
-                    said = (await response.aread())[:500].decode(errors="replace")
-                    _log.error("the engine at %s refused a request: %s %s", url, response.status_code, said)
-                    raise InternalError(f"The engine refused the request with status {response.status_code}.")
-                yield url, response
-                return
+                async with aclosing(response):
+                    if response.status_code >= 500 or response.status_code == 429:
+                        failures.append(f"{url}: status {response.status_code}")
+                        continue
+                    if response.status_code != 200:
+                        said = (await response.aread())[:500].decode(errors="replace")
+                        _log.error("the engine at %s refused a request: %s %s", url, response.status_code, said)
+                        raise InternalError(f"The engine refused the request with status {response.status_code}.")
+                    yield url, response
+                    return
             finally:
-                await response.aclose()
+                self._loads[url] -= 1
         _log.error("no engine answers: %s", "; ".join(failures))
         raise EngineDownError("No engine behind this server answers now; try again in a moment.")
 
     def _order(self, view: View) -> list[str]:
-        """The servers, the one first that a conversation's pictures belong to, so that it finds them in its cache."""
+        """The servers, the one first that has a conversation's pictures and is not overloaded."""
         if len(self.urls) == 1:
             return list(self.urls)
-        digest = hashlib.sha256(view.tenant.encode())
-        for picture in view.request.pictures:
-            digest.update(picture.digest or pixel_digest(picture.image))
-        key = digest.digest()
-        return sorted(self.urls, key=lambda url: hashlib.sha256(key + url.encode()).digest())
+        key = picture_key(view.request, view.tenant)
+        first = choose(key, self._loads)
+        return [first, *(url for url in rank(key, self.urls) if url != first)]
 
     def _body(self, view: View, sampling: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         body = {"token_ids": list(view.ids), "sampling_params": {"detokenize": False} | sampling} | more
         if view.images:
-            body["content_parts"] = [{"type": "image_url", "url": _data_url(image)} for image in view.images]
+            body["content_parts"] = [{"type": "image_url", "url": image_url(image)} for image in view.images]
         if view.tenant:
             body["cache_salt"] = cache_salt(view.tenant)
         return body
@@ -220,9 +223,3 @@ def _ended(url: str) -> EngineDownError:
 def _reason(error: httpx.HTTPError) -> str:
     text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))[:100].rstrip(". ")
     return text.lower() or type(error).__name__
-
-
-def _data_url(image: PIL.Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

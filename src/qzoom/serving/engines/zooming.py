@@ -7,8 +7,10 @@ subclasses only say how a prompt is sent.
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import hashlib
+import io
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,12 +83,15 @@ class Piece:
         text: new text, from engines that send no tokens.
         finish: "stop" or "length" with the last piece.
         cached_tokens: prompt tokens that the engine had computed before.
+        prompt_tokens, completion_tokens: as the engine counts them, from engines that send no tokens.
     """
 
     tokens: Sequence[int] = ()
     text: str = ""
     finish: str = ""
     cached_tokens: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class ZoomingEngine(ServingEngine):
@@ -253,6 +258,8 @@ class ZoomingEngine(ServingEngine):
             "temperature": params.temperature if params.temperature >= 1e-5 else 0.0,
             "top_p": params.top_p,
             "top_k": params.top_k,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
             "ignore_eos": True,
             "detokenize": False,
         }
@@ -272,6 +279,7 @@ class _Record:
         self._stream = TextStream(model.engine.backbone.tokenizer, self._params.stop)
         self._tokens: list[int] = []
         self._cached = 0
+        self._counted: dict[str, int] = {}
         self._text = ""
         self.finish: Any = ""
 
@@ -279,6 +287,8 @@ class _Record:
         """Add a piece; returns the new text and sets `finish` at the end."""
         text, eos = piece.text, self._model.engine.backbone.eos_ids
         self._cached = max(self._cached, piece.cached_tokens)
+        if piece.prompt_tokens:
+            self._counted = {"prompt_tokens": piece.prompt_tokens, "completion_tokens": piece.completion_tokens}
         for token in piece.tokens:
             self._tokens.append(token)
             ended = token in eos and not self._params.ignore_eos
@@ -306,7 +316,7 @@ class _Record:
             gate=item.gate,
             regions=self._regions,
             heat_maps=heat_maps(engine, item),
-            usage=dataclasses.replace(usage, reused_tokens=self._cached),
+            usage=dataclasses.replace(usage, reused_tokens=self._cached, **self._counted),
             timing_ms=self._clock.snapshot(),
             image_sizes_px=tuple(p.size_px for p in pictures),
             notes=tuple(note for p in pictures for note in p.notes),
@@ -320,6 +330,13 @@ class _Record:
 def _known(values: torch.Tensor | None) -> torch.Tensor:
     assert values is not None
     return values
+
+
+def image_url(image: PIL.Image.Image) -> str:
+    """A picture as a data URL, without loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def cache_salt(tenant: str) -> str:
