@@ -115,7 +115,9 @@ def test_a_line_that_cannot_be_asked_does_not_end_the_job(here: Command, folder:
     *records, last = read_lines(output)
     faults = [r["error"] or r["response"]["body"].get("error") or {} for r in records]
     for fault, words_of_it in zip(
-        faults, ("not valid JSON", "surrogate", "malformed", "outside", "no 'question'", "no 'question'", ""), strict=True
+        faults,
+        ("not valid JSON", "surrogate", "malformed", "outside", "no 'question'", "no 'question'", ""),
+        strict=True,
     ):
         assert words_of_it in fault.get("message", "")
     assert records[-1]["custom_id"] == "line 8"
