@@ -63,8 +63,8 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
 
     Args:
         max_bytes: memory of all pictures together; 0 keeps none.
-        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes. Half as many PDFs
-            are drawn beside them, which may take long.
+        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes. Half as many
+            PDFs, which may take long, are drawn beside them.
     """
 
     def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
