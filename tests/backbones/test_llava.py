@@ -227,6 +227,12 @@ def test_limits_that_exclude_the_grid_are_refused() -> None:
         BoxRule(components="groups", too_many="mask", margin_cells=1)
 
 
+def test_work_that_takes_the_map_for_the_picture_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Training a student does not work with models that pad pictures"):
+        made().backbone.need_bare_grid("Training a student")
+    tiny_models.engine("qwen3_vl").backbone.need_bare_grid("Training a student")
+
+
 def test_maps_show_the_picture_without_its_padding() -> None:
     answer = QZoom(made()).perceive(WIDE, QUESTION)
     assert answer.heat_maps[0].values.shape == (2, 6)  # 500 x 90 px in a map of 6 x 6
