@@ -77,6 +77,8 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
             "sentencepiece`, or copy tokenizer.json from the base model."
         )
     own = bool(present & {"preprocessor_config.json", "processor_config.json"})
+    for name in sorted(present & {"preprocessor_config.json", "processor_config.json"}):
+        read_json(folder / name)  # refuses what is not JSON, NaN included
     if not own and standard is None:
         raise CheckpointError(f"{folder} has no preprocessor_config.json; copy it from the base model.")
     try:
