@@ -310,7 +310,7 @@ def test_the_recipes_train_two_steps(size: str, tmp_path: Path, monkeypatch: pyt
             "micro_batch": 2,
             "steps": 2,
         }
-        changes |= {"precision": "float32", "tensorboard": False, "learning_rate": 1e-3}
+        changes |= {"precision": "float32", "trackers": [], "learning_rate": 1e-3}
         recipe = load_stage_recipe(path, stage, changes)
         if stage == "regions":
             assert (recipe.shared_layers, recipe.branch_layers, recipe.betas) == (15, 3, (0.9, 0.98))
