@@ -240,6 +240,12 @@ def test_limits_that_exclude_the_grid_are_refused() -> None:
         BoxRule(components="groups", too_many="mask", margin_cells=1)
 
 
+def test_work_that_takes_the_map_for_the_picture_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Training a student does not work with models that pad pictures"):
+        made().backbone.need_bare_grid("Training a student")
+    tiny_models.engine("qwen3_vl").backbone.need_bare_grid("Training a student")
+
+
 def test_maps_show_the_picture_without_its_padding() -> None:
     answer = QZoom(made()).perceive(WIDE, QUESTION)
     assert answer.heat_maps[0].values.shape == (2, 6)  # 500 x 90 px in a map of 6 x 6
@@ -317,7 +323,7 @@ def test_the_recipes_train_two_steps(size: str, tmp_path: Path, monkeypatch: pyt
             "micro_batch": 2,
             "steps": 2,
         }
-        changes |= {"precision": "float32", "tensorboard": False, "learning_rate": 1e-3}
+        changes |= {"precision": "float32", "trackers": [], "learning_rate": 1e-3}
         recipe = load_stage_recipe(path, stage, changes)
         if stage == "regions":
             assert (recipe.shared_layers, recipe.branch_layers, recipe.betas) == (15, 3, (0.9, 0.98))

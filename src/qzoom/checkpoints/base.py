@@ -197,7 +197,7 @@ def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dty
 
 def _place(index: WeightIndex, name: str) -> str:
     """A parameter with the file that it is from; transformers may have put other words before its last ones."""
-    inner = name.removeprefix("model.").removeprefix("language_model.")
+    inner = name.split(".", 2)[-1] if name.count(".") > 2 else name
     stored = next(
         (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
     )

@@ -50,7 +50,9 @@ class AnswerEngine(ZoomingEngine):
 
     def __init__(self, model: QZoom, settings: ServerSettings, url: str, name: str, *, key: str = "") -> None:
         if model.engine.backbone.square_padding is not None:
-            raise ConfigError(f"{model.name} pads pictures to a square; --engine answer takes Qwen-VL models only.")
+            raise ConfigError(
+                f"{model.name} pads pictures to a square; --engine answer takes models whose view of a picture is bare."
+            )
         super().__init__(model, settings.scheduler)
         self.url, self.name = url, name
         self._native = NativeEngine(model, settings)
