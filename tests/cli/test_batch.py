@@ -116,7 +116,7 @@ def test_a_line_that_cannot_be_asked_does_not_end_the_job(here: Command, folder:
     faults = [r["error"] or r["response"]["body"].get("error") or {} for r in records]
     for fault, words_of_it in zip(
         faults,
-        ("not valid JSON", "surrogate", "malformed", "outside", "no 'question'", "no 'question'", ""),
+        ("not valid JSON", "not valid JSON", "malformed", "outside", "no 'question'", "no 'question'", ""),
         strict=True,
     ):
         assert words_of_it in fault.get("message", "")
