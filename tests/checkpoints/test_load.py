@@ -290,6 +290,16 @@ def test_weights_of_an_adapter_that_are_no_numbers_are_refused(tmp_path: Path, m
         assert_sentence(caught.value, str(path), "no number" if word == "NaN" else "region_threshold must be a number")
 
 
+def test_settings_of_the_image_processor_that_are_no_numbers_are_refused(
+    tmp_path: Path, merged: dict[str, Path]
+) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    folders.edit_json(folder / "preprocessor_config.json", image_mean=[float("nan")] * 3)
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, str(folder / "preprocessor_config.json"), "NaN", "no number")
+
+
 def assert_sentence(error: Exception, *said: str) -> None:
     """One sentence on one line that holds all of these."""
     text = str(error)
