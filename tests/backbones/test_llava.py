@@ -84,6 +84,19 @@ def test_pictures_are_padded_with_the_mean_and_regions_stretched() -> None:
     assert crop.getpixel((0, 0)) == crop.getpixel((83, 83)) == (250, 0, 0)
 
 
+def test_the_square_of_a_long_strip_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_models.engine("llava").backbone
+    strip = Image.new("RGB", (2000, 100), (250, 0, 0))
+    expected = backbone.pixels(strip, None)[0]
+    squares: list[Any] = []
+    new = Image.new
+    monkeypatch.setattr(Image, "new", lambda mode, size, *a: (squares.append(size), new(mode, size, *a))[1])
+    monkeypatch.setattr("qzoom.backbones.llava._MOST_SIDE_PX", 500)
+    torch.testing.assert_close(backbone.pixels(strip, None)[0], expected, atol=0.2, rtol=0)
+    assert set(squares) == {(500, 500)}
+    assert strip.size == (2000, 100)
+
+
 def test_one_two_and_masked_crops_equal_a_full_pass() -> None:
     every = outcomes(made(MASK), [PAGE, WIDE]) | outcomes(made(BOTH), PAGE) | outcomes(made(MASK), PAGE)
     assert {(1, False), (2, False), (1, True)} <= every.keys()

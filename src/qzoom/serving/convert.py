@@ -63,12 +63,14 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
 
     Args:
         max_bytes: memory of all pictures together; 0 keeps none.
-        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes.
+        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes. Half as many
+            PDFs, which may take long, are drawn beside them.
     """
 
     def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
         super().__init__(max_bytes, lambda pictures: _PIXEL_BYTES * _pixels(pictures))
         self._decoders = threading.BoundedSemaphore(decoders)
+        self._drawers = threading.BoundedSemaphore(max(1, decoders // 2))
 
     def load(self, data: bytes, limits: ImageLimits, tenant: str, pages: str = "") -> tuple[LoadedImage, ...]:
         """The picture, or the pages of a PDF, from memory or decoded.
@@ -97,29 +99,20 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
         return pictures
 
     def _decode(self, data: bytes, limits: ImageLimits, pages: str) -> tuple[LoadedImage, ...]:
-        with self._decoders:
+        with self._drawers if is_pdf(data) else self._decoders:
             return load_pictures(data, limits, pages)
 
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """Makes the engine's requests for one model.
+    """Makes the engine's requests for one model."""
 
-    Args:
-        model: whose limits and tokenizer count.
-        limits: of the server.
-        fetch: which hosts pictures may come from.
-        on_rejected: called with a short reason for every picture that is refused.
-        cache: decodes pictures and keeps them.
-        strict: refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit.
-    """
-
-    model: QZoom
-    limits: ServerLimits
-    fetch: FetchPolicy
-    on_rejected: Callable[[str], None]
-    cache: PictureCache
-    strict: bool = False
+    model: QZoom  # whose limits and tokenizer count
+    limits: ServerLimits  # of the server
+    fetch: FetchPolicy  # which hosts pictures may come from
+    on_rejected: Callable[[str], None]  # called with a short reason for every picture that is refused
+    cache: PictureCache  # decodes pictures and keeps them
+    strict: bool = False  # refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit
 
     def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
         """Read the pictures and tokenise.
