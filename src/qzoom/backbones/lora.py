@@ -17,7 +17,8 @@ from qzoom.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NAME = re.compile(r"base_model\.model\.(?:.*\.)?(layers\.\d+\.(?:self_attn|mlp)\.\w+_proj)\.lora_([AB])\.weight")
+_MAPS = r"(?:self_attn|mlp|linear_attn|mlp\.shared_expert)\.(?:\w+_proj|in_proj_(?:qkv|z))"
+_NAME = re.compile(rf"base_model\.model\.(?:.*\.)?(layers\.\d+\.{_MAPS})\.lora_([AB])\.weight")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (None, False),

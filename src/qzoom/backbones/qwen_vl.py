@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, Rotary, VisionShape, VisualFeatures
 from qzoom.config import TokenBudget
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -208,3 +209,15 @@ class Qwen3VLBackbone(QwenVLBackbone):
         (2560, 36): {"text": ("19:24,27 24:21,23", "24:6,10"), "natural": ("20:15,21,23 21:8,10,11", "20:1,24")},
         (4096, 36): {"text": ("19:24,26,27 24:21,22,23", "24:1,2"), "natural": ("20:15,21,23 21:8,10,11", "21:7")},
     }
+
+
+class Qwen3VLMoeBackbone(Qwen3VLBackbone):
+    """`Qwen3VLMoeForConditionalGeneration`, unforked; experts are fused, so that LoRA goes on attention only."""
+
+    family: ClassVar[str] = "qwen3_vl_moe"
+    published: ClassVar[Mapping[str, ModelSizes]] = {}
+    label_heads: ClassVar[LabelHeads] = {}
+
+    def vision_shape(self) -> VisionShape:
+        """See `Backbone.vision_shape`; the decoder's FLOPs are not stated."""
+        raise ConfigError(f"FLOPs cannot be counted for models of type {self.family!r}: experts are not stated.")

@@ -106,14 +106,12 @@ def load_backbone(
         ConfigError: an unknown number format or attention.
         DeviceError: a placement that is not supported.
     """
-    from qzoom.backbones.registry import FAMILIES, build_backbone
+    from qzoom.backbones.registry import backbone_class, build_backbone
 
     if attn_implementation not in ("sdpa", "eager"):
         raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
     device = choose_device(device_map)
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind not in FAMILIES:
-        raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
+    backbone_class(read_json(folder / "config.json").get("model_type"), str(folder))
     index = read_index(folder)
     number_format = choose_dtype(dtype, device, index)
     parts = load_processor(processor or folder)

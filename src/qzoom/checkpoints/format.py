@@ -6,7 +6,6 @@ Also format detection: what kind of checkpoint a folder holds, and what is known
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,20 +121,16 @@ def family_of(settings: Mapping[str, Any], where: str) -> str:
     Raises:
         CheckpointError: it is not.
     """
-    from qzoom.backbones.registry import FAMILIES
+    from qzoom.backbones.registry import backbone_class
 
-    kind = settings.get("model_type")
-    if kind not in FAMILIES:
-        raise CheckpointError(f"{where} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
-    return str(kind)
+    return backbone_class(settings.get("model_type"), where).family
 
 
 def default_sink(family: str) -> Any:
     """The sink rule that the release uses for a family."""
-    from qzoom.backbones.registry import FAMILIES
+    from qzoom.backbones.registry import backbone_class
 
-    module, name = FAMILIES[family].split(":")
-    return getattr(importlib.import_module(module), name).default_sink
+    return backbone_class(family).default_sink
 
 
 def text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

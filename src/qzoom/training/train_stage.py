@@ -68,7 +68,9 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
             )
     config = base.config
     if base.region is None and base.gate is None:
-        depth = recipe.shared_layers or max(1, round(0.6 * base.backbone.num_layers))
+        depth = recipe.shared_layers or base.backbone.nearest_depth(
+            round(0.6 * base.backbone.num_layers), recipe.branch_layers
+        )
         config = config.replace(shared_layers=depth, branch_layers=recipe.branch_layers)
     config = ZoomConfig.from_dict(config.to_dict() | recipe.zoom, source="zoom")
     gate, region = base.gate, base.region
