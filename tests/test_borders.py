@@ -26,7 +26,8 @@ FLOORS = (
     ("labels",),
     ("evaluation",),
     ("training", "distill"),
-    ("serving", "integrations"),
+    ("integrations",),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )

@@ -14,7 +14,7 @@ from qzoom.engine.request import Limit, Options, Request, check_heads, make_opti
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, QuestionError, QZoomError
-from qzoom.images.load import ImageLimits, load_image
+from qzoom.images.load import ImageLimits, load_pictures
 from qzoom.types import Answer, Perception, StreamEvent
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ class QZoom:
         """Answer one question.
 
         Args:
-            image: a path, bytes, file object, data URL, array or PIL picture, or a list of them; None if the messages
-                carry their pictures.
+            image: a path, web address, bytes, file object, data URL, array, tensor or PIL picture, or a list of them;
+                None if the messages carry their pictures. Of a PDF all pages are pictures of the question.
             question: a text, or chat messages in transformers' format.
             on_text: called with each new piece of the answer.
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
                 ignore_eos, gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max)
-                tuple or a `TokenBudget`), and system (a system turn to put first).
+                tuple or a `TokenBudget`), system (a system turn to put first), and pages (of PDFs, such as "1-5,9").
 
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
@@ -181,21 +181,23 @@ class QZoom:
 
     def request(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Request:
         """Decode the pictures and tokenise the question; arguments and errors as in `ask`."""
-        system = options.pop("system", None)
+        system, pages = options.pop("system", None), options.pop("pages", None) or ""
         settled = self.make_options(**options)
         check_heads(self.engine, settled.zoom)
-        return make_request(self.chat, image, question, settled, system=system, limits=self.image_limits)
+        return make_request(self.chat, image, question, settled, system=system, limits=self.image_limits, pages=pages)
 
-    def session(self, image: Any, *, system: str | None = None, coarse_tokens: Limit = None) -> Session:
+    def session(
+        self, image: Any, *, system: str | None = None, coarse_tokens: Limit = None, pages: str = ""
+    ) -> Session:
         """Encode and prefill pictures once, for many questions.
 
         Args:
             image: as in `ask`.
             system: a system turn.
-            coarse_tokens: visual tokens of the coarse pass, per picture.
+            coarse_tokens: visual tokens of the coarse pass, per picture; the pages of PDFs share those of one picture.
+            pages: as in `ask`.
         """
-        sources = list(image) if isinstance(image, list | tuple) else [image]
-        pictures = tuple(load_image(source, self.image_limits) for source in sources)
+        pictures = load_pictures(image, self.image_limits, pages)
         options = self.make_options(coarse_tokens=coarse_tokens)
         return open_session(self.engine, self.chat, pictures, system=system, options=options)
 

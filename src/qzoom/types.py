@@ -55,6 +55,8 @@ class Region:
         image: index of the picture, in the order of the conversation.
         crop_size_px: (width, height) of the crop after resizing, as the vision encoder sees it; None if not read.
         tokens: visual tokens that the crop takes; 0 if not read.
+        page: for a page of a PDF, its number in the file, from 1; else None.
+        box_pt: the box in points (1/72 inch) from the top left corner of that page as drawn.
     """
 
     box: Box
@@ -62,15 +64,19 @@ class Region:
     image: int = 0
     crop_size_px: tuple[int, int] | None = None
     tokens: int = 0
+    page: int | None = None
+    box_pt: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Plain JSON types; `page` and `box_pt` only for a page of a PDF."""
+        place = {"page": self.page, "box_pt": list(self.box_pt)} if self.page and self.box_pt else {}
         return {
             "box": list(self.box),
             "score": self.score,
             "image": self.image,
             "crop_size_px": list(self.crop_size_px) if self.crop_size_px else None,
             "tokens": self.tokens,
+            **place,
         }
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qzoom.cli.console import printable
+from tests.pdfs import locked, of_pictures
 
 QUESTION = "What is the total amount?"
 KEYS = {"text", "gate", "regions", "usage", "timing_ms"}
@@ -169,3 +170,46 @@ def test_model_by_environment(apart, picture):
     result = apart("ask", picture, QUESTION, env={"QZOOM_MODEL": "./no/such/folder"})
     assert result.code == 1
     assert "no/such/folder" in result.err
+
+
+@pytest.fixture
+def document(tmp_path, picture):
+    """Three pages: the picture between two empty ones."""
+    path = tmp_path / "pages.pdf"
+    empty = Image.new("RGB", (420, 640), "white")
+    path.write_bytes(of_pictures([empty, picture, empty], dpi=200))
+    return path
+
+
+def test_pdf(here, document, tmp_path):
+    result = here("ask", document, QUESTION, "--json", "--zoom", "always", "--save", tmp_path / "look.png")
+    values = record(result)
+    assert values["image_sizes_px"] == [[420, 640]] * 3
+    (region,) = values["regions"]
+    assert region["page"] == 2
+    assert region["box_pt"] == [round(value * 72 / 200, 1) for value in region["box"]]
+    assert f"page 2, {region['box']} px ({region['box_pt']} pt), score" in result.err
+    assert "all 3 pages of the PDF as drawn at 200 dots per inch; text layers are not read" in result.err
+    assert Image.open(tmp_path / "look.png").width == 1800
+
+
+@pytest.mark.parametrize(
+    ("pages", "sentence"),
+    [
+        ("9", "The PDF has 3 pages, so there is no page 9; choose from 1 to 3."),
+        ("x", "'x' names no pages; write numbers and ranges, such as 1-5,9."),
+    ],
+)
+def test_pdf_wrong_pages(here, document, pages, sentence):
+    result = here("ask", document, QUESTION, "--pages", pages)
+    assert result.is_one_sentence
+    assert result.code == 2
+    assert sentence in result.err
+
+
+def test_pdf_with_a_password(here, tmp_path):
+    (tmp_path / "locked.pdf").write_bytes(locked())
+    result = here("perceive", tmp_path / "locked.pdf", QUESTION)
+    assert result.is_one_sentence
+    assert result.code == 1
+    assert "it is protected by a password; print it into a new PDF without one." in result.err

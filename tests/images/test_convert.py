@@ -144,7 +144,7 @@ def test_array_colours_order_and_alpha():
         (np.zeros(5), "shape 5"),
         (np.array(3.0), "shape a single number"),
         (np.zeros((2, 2, 2), np.uint8), "shape 2x2x2"),
-        (np.zeros((3, 50, 60), np.uint8), "numpy.moveaxis"),
+        (np.zeros((2, 50, 60), np.uint8), "2x50x60 is not that of a picture; pass height x width, or that with"),
         (np.zeros((2, 4, 4, 3), np.uint8), "shape 2x4x4x3"),
         (np.zeros((0, 5), np.uint8), "5 x 0 px"),
         (np.zeros((5, 5), object), "type object"),

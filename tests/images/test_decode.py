@@ -8,6 +8,7 @@ import warnings
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -19,6 +20,8 @@ from .conftest import encode, png, png_chunk
 
 LIMITS = ImageLimits()
 FORMATS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "TIFF": "TIFF", "GIF": "GIF", "BMP": "BMP"}
+FORMATS |= {"AVIF": "AVIF", "HEIF": "HEIF"}
+pillow_heif.register_heif_opener()  # so that tests can write HEIC; reading does not need it
 
 
 def decode(data):
@@ -73,12 +76,16 @@ def test_hostile_bytes_give_a_picture_or_one_sentence(pil_name):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"just some text", "not a picture of a known format (JPEG, PNG, WebP, TIFF, GIF or BMP)"),
+        (b"just some text", "not a picture of a known format (JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF or BMP)"),
         (b"%PDF-1.7 rest", "render the page to PNG"),
         (b"<svg xmlns='x'></svg>", "SVG"),
         (b"\xef\xbb\xbf <?xml version='1.0'?>\n<!-- c -->\n<svg></svg>", "render it to PNG"),
         (b"<!DOCTYPE html><html>", "web page"),
-        (b"\x00\x00\x00\x20ftypheic", "HEIC"),
+        (b"\x00\x00\x00\x20ftypheic", "damaged or cut off"),
+        (b"\x00\x00\x00\x20ftypavif", "damaged or cut off"),
+        (b"\x00\x00\x00\x20ftypisom", "it is a video"),
+        (b"\xff\x0a rest", "it is JPEG XL"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "it is JPEG XL"),
         (b"PK\x03\x04rest", "ZIP"),
         (b"\x89PN", "cut off"),
         (b"\x00\x00\x01\x00\x01\x00", "icon"),
@@ -264,3 +271,24 @@ def test_large_but_allowed():
         image, _, _ = decode_bytes(data, "x", LIMITS)
     assert image.size == (9_500, 9_500)
     assert io.BytesIO(data).getbuffer().nbytes < 2_000_000
+
+
+@pytest.mark.parametrize("pil_name", ["AVIF", "HEIF"])
+def test_phone_pictures_are_upright(pil_name, four_corners):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right
+    large = four_corners.resize((400, 200), Image.Resampling.NEAREST)
+    image, _, _ = decode(encode(large, pil_name, exif=exif.tobytes(), quality=95))
+    assert image.size == (200, 400)
+    assert np.abs(np.array(image.getpixel((150, 50))) - (255, 0, 0)).max() < 40  # red was the left end of the top row
+
+
+def test_heic_without_its_library(monkeypatch):
+    import sys
+
+    data = encode(Image.new("RGB", (40, 30)), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert "it is HEIC, and pillow-heif is not installed; install qzoom[heic], or save it as PNG or JPEG" in refusal(
+        data
+    )
+    assert "cut off" in refusal(encode(Image.new("RGB", (40, 30)), "AVIF")[:60])

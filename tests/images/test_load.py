@@ -166,3 +166,22 @@ def test_blanks_in_base64_are_plus_signs_and_line_breaks_are_nothing():
     wrapped = "\r\n  ".join(text[at : at + 76] for at in range(0, len(text), 76))
     for form in (text.replace("+", " "), wrapped, text + "\n"):
         assert np.array_equal(np.asarray(load_image("data:image/jpeg;base64," + form).image), expected)
+
+
+def test_tensors_and_channels_first():
+    import torch
+
+    red = np.zeros((50, 60, 3), np.uint8)
+    red[..., 0] = 200
+    first = np.moveaxis(red, -1, 0)
+    sources = [first, torch.from_numpy(first), torch.from_numpy(red), torch.from_numpy(first / 255).to(torch.bfloat16)]
+    for source in [*sources, torch.from_numpy(first / 255).requires_grad_()]:
+        picture = load_image(source)
+        assert picture.size_px == (60, 50)
+        assert abs(picture.image.getpixel((5, 5))[0] - 200) < 2
+        assert picture.image.getpixel((5, 5))[1:] == (0, 0)
+    square = np.zeros((3, 40, 3), np.uint8)
+    assert load_image(square).size_px == (40, 3)
+    assert load_image(torch.from_numpy(square)).size_px == (3, 40)
+    with pytest.raises(ImageError, match="1x3x40x3 is not that of a picture"):
+        load_image(torch.from_numpy(square)[None])

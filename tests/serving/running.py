@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from qzoom import QZoom
+from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.server import DrainingServer, bind
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerSettings
@@ -37,7 +38,8 @@ class Site:
 def running(model: QZoom, **settings: Any) -> Iterator[Site]:
     """Serve until the block ends; `settings` as in `ServerSettings`."""
     listener = bind("127.0.0.1", 0)
-    service = Service(model, ServerSettings(**({"model_name": "tiny", "drain_s": 1.0} | settings)))
+    known = ServerSettings(**({"model_name": "tiny", "drain_s": 1.0} | settings))
+    service = Service(NativeEngine(model, known), known)
     loops: list[asyncio.AbstractEventLoop] = []
     up = threading.Event()
 
@@ -70,8 +72,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def idle(site: Site) -> bool:
     """Whether nothing runs, waits or is in flight."""
-    scheduler = site.service.scheduler
-    return not (scheduler.running or scheduler.waiting or site.service.in_flight)
+    engine = site.service.engine
+    return not (engine.running or engine.waiting or site.service.in_flight)
 
 
 def page(text: str = "TOTAL 3.55", size: tuple[int, int] = (320, 400)) -> Image.Image:

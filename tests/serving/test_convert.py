@@ -332,7 +332,7 @@ def test_a_known_digest_decides_the_same_prefix(model: QZoom) -> None:
 def test_a_second_question_finds_its_picture_and_answers_as_the_library_does(model: QZoom) -> None:
     with running(model, scheduler=SchedulerLimits(cache_bytes=2**24)) as site:
         service = site.service
-        prefixes = service.scheduler.cache
+        prefixes = service.engine.scheduler.cache
         assert service.pictures.max_bytes + prefixes.max_bytes + prefixes.regions.max_bytes == 2**24
         for question in ("What is the date?", "What is the total amount?"):
             body = chat(user(image_part(), question), qzoom={"zoom": "always"})

@@ -95,7 +95,7 @@ def test_leaving_a_stream(server, chunks, rudely):
 def test_leaving_while_the_model_works(server):
     connection = connect(server)
     connection.sendall(head(len(LONG)) + LONG)
-    wait_until(lambda: server.service.scheduler.running > 0)
+    wait_until(lambda: server.service.engine.running > 0)
     leave(connection, False)
 
 

@@ -16,6 +16,7 @@ import qzoom
 from qzoom import QZoom
 from qzoom.errors import ConfigError
 from qzoom.serving import replies
+from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerSettings
 from tests.serving.running import chat, data_url, image_part, page, running, user
@@ -331,7 +332,8 @@ def test_a_server_without_heads_says_that_it_never_zooms(model, caplog, monkeypa
     log = logging.getLogger("qzoom.serving")
     monkeypatch.setattr(log, "handlers", [caplog.handler])  # whatever earlier servers made of the log
     caplog.set_level("WARNING", log.name)
-    service = Service(QZoom(engine), ServerSettings("tiny"))
+    settings = ServerSettings("tiny")
+    service = Service(NativeEngine(QZoom(engine), settings), settings)
     service.start()
     asyncio.run(service.close())
     assert ("tiny has no region head: this server never zooms" in caplog.text) is not with_heads

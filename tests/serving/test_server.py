@@ -75,7 +75,7 @@ def test_what_outlives_the_drain_is_told_so(endless):
     with running(endless, drain_s=0.2) as site:
         client = Client(site, max_tokens=1000)
         client.send()
-        wait_until(lambda: site.service.scheduler.running == 1)
+        wait_until(lambda: site.service.engine.running == 1)
         site.stop()
         reply = client.connection.getresponse()
         assert reply.status == 503
@@ -116,7 +116,7 @@ def test_a_client_that_leaves_frees_its_slot(narrow, stream):
         assert reply.read1(4096).startswith(b"data: ")
         reply.close()
     else:
-        wait_until(lambda: narrow.service.scheduler.running == 1)
+        wait_until(lambda: narrow.service.engine.running == 1)
     client.leave()
     wait_until(lambda: idle(narrow))
     generated = narrow.service.metrics.text().decode()
@@ -131,12 +131,12 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten(narrow):
 def test_a_client_that_leaves_the_queue_makes_room(narrow):
     first, second = Client(narrow), Client(narrow)
     first.send()
-    wait_until(lambda: narrow.service.scheduler.running == 1)
+    wait_until(lambda: narrow.service.engine.running == 1)
     second.send()
-    wait_until(lambda: narrow.service.scheduler.waiting == 1)
+    wait_until(lambda: narrow.service.engine.waiting == 1)
     second.leave()
-    wait_until(lambda: narrow.service.scheduler.waiting == 0)
-    assert narrow.service.scheduler.running == 1
+    wait_until(lambda: narrow.service.engine.waiting == 0)
+    assert narrow.service.engine.running == 1
     first.leave()
     wait_until(lambda: idle(narrow))
 
@@ -144,9 +144,9 @@ def test_a_client_that_leaves_the_queue_makes_room(narrow):
 def test_a_full_queue_is_429_with_retry_after(narrow):
     clients = [Client(narrow), Client(narrow)]
     clients[0].send()
-    wait_until(lambda: narrow.service.scheduler.running == 1)
+    wait_until(lambda: narrow.service.engine.running == 1)
     clients[1].send()
-    wait_until(lambda: narrow.service.scheduler.waiting == 1)
+    wait_until(lambda: narrow.service.engine.waiting == 1)
     reply = httpx.post(f"{narrow.url}/v1/chat/completions", json=chat(), timeout=WAIT_S)
     assert reply.status_code == 429
     assert int(reply.headers["Retry-After"]) >= 1

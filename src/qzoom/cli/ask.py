@@ -15,6 +15,7 @@ from qzoom.cli.options import (
     LookOptions,
     ModelOptions,
     OutputOptions,
+    Pages,
     RegionTokens,
     parse_tokens,
     read_pictures,
@@ -47,6 +48,7 @@ def ask(
     model: ModelOptions,
     look: LookOptions,
     out: OutputOptions,
+    pages: Pages = "",
     save: Save = None,
     region_tokens: RegionTokens = None,
     sampling: Sampling,
@@ -55,6 +57,7 @@ def ask(
 
     The coarse pass comes first; if the gate finds it not enough, the region that the question asks about is read
     at high resolution. On a terminal the answer appears as it is generated; a file or pipe gets its text only.
+    Of a PDF, all pages are looked at, as they are drawn; text layers are not read.
 
     Example: qzoom ask receipt.jpg "What is the total amount?" --save answer.png
     """
@@ -65,7 +68,7 @@ def ask(
         "region_tokens": parse_tokens(region_tokens, "--region-tokens"),
     }
     console = out.console
-    reader, images, question = _open(inputs, model, console)
+    reader, images, question = _open(inputs, model, console, pages)
     settings |= look.thresholds(reader)
     streamed = console.live and not out.json
     if streamed:
@@ -96,6 +99,7 @@ def perceive(
     model: ModelOptions,
     look: LookOptions,
     out: OutputOptions,
+    pages: Pages = "",
     heatmap: Annotated[bool, typer.Option("--heatmap", help="Add the region map to the JSON line.")] = False,
 ) -> None:
     """Print the gate's score and the regions for a question, without an answer.
@@ -108,7 +112,7 @@ def perceive(
         raise typer.BadParameter("--heatmap needs --json.")
     console = out.console
     coarse = look.coarse()
-    reader, images, question = _open(inputs, model, console)
+    reader, images, question = _open(inputs, model, console, pages)
     perception = reader.perceive(images, question, zoom=look.zoom, coarse_tokens=coarse, **look.thresholds(reader))
     console.note(describe_cost(perception.usage, perception.timing_ms))
     if out.json:
@@ -119,10 +123,10 @@ def perceive(
         console.result(line)
 
 
-def _open(inputs: list[str], model: ModelOptions, console: Console) -> tuple[QZoom, list[Any], str]:
+def _open(inputs: list[str], model: ModelOptions, console: Console, pages: str) -> tuple[QZoom, list[Any], str]:
     """The model, the pictures and the question; pictures are read first, so that a wrong path is reported at once."""
     pictures, question = split_inputs(inputs)
-    images = read_pictures(pictures)
+    images = read_pictures(pictures, pages)
     with console.waiting(f"loading {model.model} ..."):
         console.hush_libraries()
         return model.load(), images, question
@@ -187,9 +191,11 @@ def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, in
         x0, y0, x1, y1 = region.box
         width, height = sizes_px[region.image]
         share = (x1 - x0) * (y1 - y0) / (width * height)
-        where = f"picture {region.image + 1}, " if len(sizes_px) > 1 else ""
+        where, points = f"picture {region.image + 1}, " if len(sizes_px) > 1 else "", ""
+        if region.page is not None and region.box_pt is not None:
+            where, points = f"page {region.page}, ", f" ({list(region.box_pt)} pt)"
         lines.append(
-            f"region  {where}[{x0}, {y0}, {x1}, {y1}] px, score {region.score:.3f}, {share:.1%} of the picture"
+            f"region  {where}[{x0}, {y0}, {x1}, {y1}] px{points}, score {region.score:.3f}, {share:.1%} of the picture"
         )
     return lines
 

@@ -21,7 +21,7 @@ Inputs = Annotated[
     typer.Argument(
         metavar="IMAGE... QUESTION",
         show_default=False,
-        help="One or more images, then the question. - reads an image from standard input.",
+        help="One or more images or PDFs (files, web addresses, or - for standard input), then the question.",
     ),
 ]
 Model = Annotated[
@@ -62,6 +62,9 @@ CoarseTokens = Annotated[
 RegionTokens = Annotated[
     str | None,
     typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
+]
+Pages = Annotated[
+    str, typer.Option(metavar="N,N-M,...", show_default=False, help="Pages of a PDF, such as 1-5,9; default: all.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]
@@ -189,16 +192,20 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
     return TokenBudget(numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
 
 
-def read_pictures(names: list[str]) -> list[LoadedImage]:
-    """Decode the pictures; `-` is standard input.
+def read_pictures(names: list[str], pages: str = "") -> list[LoadedImage]:
+    """Decode the pictures and the pages of PDFs; `-` is standard input.
 
     Raises:
-        typer.BadParameter: `-` with nothing piped in.
+        typer.BadParameter: `-` with nothing piped in, or pages that are not there.
         ImageError: a picture that cannot be used.
     """
-    from qzoom.images.load import load_image
+    from qzoom.errors import ConfigError
+    from qzoom.images.load import load_pictures
 
-    return [load_image(_read_stdin() if name == "-" else name) for name in names]
+    try:
+        return list(load_pictures([_read_stdin() if name == "-" else name for name in names], pages=pages))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--pages") from error
 
 
 def _read_stdin() -> bytes:

@@ -128,6 +128,7 @@ def parse_limits(words: list[str] | None) -> dict[str, int | float]:
 
 def _run(listener: socket.socket, settings: ServerSettings, model: ModelOptions, log_level: str) -> None:
     """Load the model, serve until a signal, and turn the signal into an exit code."""
+    from qzoom.serving.engines.native import NativeEngine
     from qzoom.serving.scheduler import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
@@ -143,7 +144,8 @@ def _run(listener: socket.socket, settings: ServerSettings, model: ModelOptions,
     url = _url(listener)
     if not settings.api_keys and not _is_local(listener):
         console.note(f"note    {url} is open to everyone who can reach it; give --api-key to change that")
-    server = DrainingServer(Service(reader, settings), lambda: console.result(f"qzoom serves {url}"), log_level)
+    service = Service(NativeEngine(reader, settings), settings)
+    server = DrainingServer(service, lambda: console.result(f"qzoom serves {url}"), log_level)
     server.run(sockets=[listener])
     _exit(server)
 

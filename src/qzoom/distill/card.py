@@ -24,39 +24,23 @@ _NAMED = re.compile(r"^(?:Cannot read|The picture) .*?(?:: | (?=is missing|was c
 
 @dataclass(slots=True)
 class Stats:
-    """Counts of a run; the same after a rerun.
+    """Counts of a run; the same after a rerun."""
 
-    Args:
-        pictures: images that could be opened, each once.
-        duplicates: images with the content of an earlier one.
-        refused_pictures: reason to count.
-        entered: step to items that went in.
-        kept: step to items that it kept.
-        refused: step to reason to count.
-        waiting: reason to items that a rerun has to try again.
-        kinds: kind of question to kept items.
-        datasets: where kept items come from.
-        bins: size bin to kept items.
-        negatives: kept items about absent things.
-        known: kind of question to kept items whose right answer is known, without negatives.
-        right: how many of those agree with it.
-        models: (role, model) to kept items.
-    """
-
-    pictures: int = 0
-    duplicates: int = 0
-    refused_pictures: Counter[str] = field(default_factory=Counter)
-    entered: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
-    refused: dict[str, Counter[str]] = field(default_factory=dict)
-    waiting: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    datasets: Counter[str] = field(default_factory=Counter)
-    bins: Counter[int] = field(default_factory=Counter)
-    negatives: int = 0
+    pictures: int = 0  # images that could be opened, each once
+    duplicates: int = 0  # images with the content of an earlier one
+    refused_pictures: Counter[str] = field(default_factory=Counter)  # reason to count
+    entered: Counter[str] = field(default_factory=Counter)  # step to items that went in
+    kept: Counter[str] = field(default_factory=Counter)  # step to items that it kept
+    refused: dict[str, Counter[str]] = field(default_factory=dict)  # step to reason to count
+    waiting: Counter[str] = field(default_factory=Counter)  # reason to items that a rerun has to try again
+    kinds: Counter[str] = field(default_factory=Counter)  # kind of question to kept items
+    datasets: Counter[str] = field(default_factory=Counter)  # where kept items come from
+    bins: Counter[int] = field(default_factory=Counter)  # size bin to kept items
+    negatives: int = 0  # kept items about absent things
+    # kind of question to kept items whose right answer is known, without negatives
     known: Counter[str] = field(default_factory=Counter)
-    right: Counter[str] = field(default_factory=Counter)
-    models: Counter[tuple[str, str]] = field(default_factory=Counter)
+    right: Counter[str] = field(default_factory=Counter)  # how many of those agree with it
+    models: Counter[tuple[str, str]] = field(default_factory=Counter)  # (role, model) to kept items
 
     def add(self, result: PictureResult) -> None:
         """Count an image."""

@@ -162,21 +162,13 @@ class ChoicesSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoicesStep:
-    """Gives questions their options and their negatives; `step` makes it a step of the pipeline.
+    """Gives questions their options and their negatives; `step` makes it a step of the pipeline."""
 
-    Args:
-        writer: writes wrong options; None leaves all questions open.
-        views: images for the writer.
-        settings: of the step.
-        guesser: answers without the image.
-        judge: says whether an option means the same as the right answer where rules cannot.
-    """
-
-    writer: DistractorWriter | None
-    views: Views
-    settings: ChoicesSettings = dataclasses.field(default_factory=ChoicesSettings)
-    guesser: Reader | None = None
-    judge: Judge | None = None
+    writer: DistractorWriter | None  # writes wrong options; None leaves all questions open
+    views: Views  # images for the writer
+    settings: ChoicesSettings = dataclasses.field(default_factory=ChoicesSettings)  # of the step
+    guesser: Reader | None = None  # answers without the image
+    judge: Judge | None = None  # says whether an option means the same as the right answer where rules cannot
 
     @property
     def step(self) -> Step:

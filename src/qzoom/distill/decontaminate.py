@@ -45,38 +45,23 @@ class DecontaminateSettings:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A training image that looks like one of a benchmark.
+    """A training image that looks like one of a benchmark."""
 
-    Args:
-        picture: the training image.
-        benchmark: the benchmark's image.
-        phash: differing bits of pHash.
-        dhash: differing bits of dHash.
-        mirrored: whether the mirrored image matches.
-    """
-
-    picture: str
-    benchmark: str
-    phash: int
-    dhash: int
-    mirrored: bool
+    picture: str  # the training image
+    benchmark: str  # the benchmark's image
+    phash: int  # differing bits of pHash
+    dhash: int  # differing bits of dHash
+    mirrored: bool  # whether the mirrored image matches
 
 
 @dataclass(frozen=True, slots=True)
 class DecontaminateReport:
-    """Result of a comparison.
+    """Result of a comparison."""
 
-    Args:
-        pictures: number of training images.
-        benchmark_pictures: number of images they were compared with.
-        unreadable: number of images that could not be decoded.
-        matches: the nearest benchmark image of every training image that has one within the distances.
-    """
-
-    pictures: int
-    benchmark_pictures: int
-    unreadable: int
-    matches: tuple[Match, ...]
+    pictures: int  # number of training images
+    benchmark_pictures: int  # number of images they were compared with
+    unreadable: int  # number of images that could not be decoded
+    matches: tuple[Match, ...]  # the nearest benchmark image of every training image that has one within the distances
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -28,46 +28,27 @@ QuestionKind = Literal["counting", "ocr", "colour", "structure", "material", "id
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A whole image.
+    """A whole image."""
 
-    Args:
-        digest: twenty hex digits of a hash over its pixels as RGB (orientation applied) and its size.
-        source: path below `root`, or "documents:SEED", "scenes:SEED".
-        root: folder that a path starts from.
-        width: pixels.
-        height: pixels.
-        dataset: where it comes from, for the card.
-    """
-
-    digest: str
-    source: str
-    width: int
-    height: int
-    root: str = ""
-    dataset: str = ""
+    digest: str  # twenty hex digits of a hash over its pixels as RGB (orientation applied) and its size
+    source: str  # path below `root`, or "documents:SEED", "scenes:SEED"
+    width: int  # pixels
+    height: int  # pixels
+    root: str = ""  # folder that a path starts from
+    dataset: str = ""  # where it comes from, for the card
 
 
 @dataclass(frozen=True, slots=True)
 class TargetRegion:
-    """A proposed region of the image.
+    """A proposed region of the image."""
 
-    Args:
-        box: tight box of the target.
-        crop_box: what teachers see: the box with its margin, clipped.
-        scale: by how much the crop is enlarged for them.
-        proposer: which plug-in proposed it.
-        score: the proposer's own, 0 to 1.
-        phrase: the target in words; "" when unknown.
-        area_bin: index of the area bin that it was drawn for, 0 the smallest.
-    """
-
-    box: Box4
-    crop_box: Box4
-    proposer: str
-    scale: float = 1.0
-    score: float = 1.0
-    phrase: str = ""
-    area_bin: int = 0
+    box: Box4  # tight box of the target
+    crop_box: Box4  # what teachers see: the box with its margin, clipped
+    proposer: str  # which plug-in proposed it
+    scale: float = 1.0  # by how much the crop is enlarged for them
+    score: float = 1.0  # the proposer's own, 0 to 1
+    phrase: str = ""  # the target in words; "" when unknown
+    area_bin: int = 0  # index of the area bin that it was drawn for, 0 the smallest
 
     def area_share(self, picture: ImageRef) -> float:
         """Share of the picture that the tight box covers."""
@@ -82,94 +63,58 @@ class TargetRegion:
 
 @dataclass(frozen=True, slots=True)
 class QuestionDraft:
-    """A question about a target.
+    """A question about a target."""
 
-    Args:
-        text: the question, which names no box.
-        kind: of the question.
-        writer: model or rule that wrote it.
-        negative: the target is absent, or no listed option holds.
-        pair: id of the positive item that a negative belongs to; "" otherwise.
-        known: right answer, where the question writer is a rule that knows it ("" otherwise); never shown to a teacher.
-    """
-
-    text: str
-    kind: QuestionKind
-    writer: str
-    negative: bool = False
-    pair: str = ""
+    text: str  # the question, which names no box
+    kind: QuestionKind  # of the question
+    writer: str  # model or rule that wrote it
+    negative: bool = False  # the target is absent, or no listed option holds
+    pair: str = ""  # id of the positive item that a negative belongs to; "" otherwise
+    # right answer, where the question writer is a rule that knows it ("" otherwise); never shown to a teacher
     known: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One sample of one teacher.
+    """One sample of one teacher."""
 
-    Args:
-        teacher: its name.
-        sample: index among the teacher's samples.
-        text: the answer extracted from its reply; "" when it abstained or failed.
-        status: "answered", "abstained" (it said that it cannot tell), "failed" (no usable reply; never a vote), or
-            "skipped" (not asked, because no agreement was possible any more).
-        reason: why it failed.
-    """
-
-    teacher: str
-    sample: int
-    text: str
+    teacher: str  # its name
+    sample: int  # index among the teacher's samples
+    text: str  # the answer extracted from its reply; "" when it abstained or failed
+    # "answered", "abstained" (it said that it cannot tell), "failed" (no usable reply; never a vote), or "skipped" (not
+    # asked, because no agreement was possible any more)
     status: Literal["answered", "abstained", "failed", "skipped"] = "answered"
-    reason: str = ""
+    reason: str = ""  # why it failed
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The agreed answer.
+    """The agreed answer."""
 
-    Args:
-        text: the answer, as most of them wrote it.
-        count: votes for it.
-        votes: answered votes in all, abstentions not among them.
-        by_teacher: (teacher, votes for it), sorted by name.
-        by: "rule" or the judge that joined undecided answers.
-    """
-
-    text: str
-    count: int
-    votes: int
-    by_teacher: tuple[tuple[str, int], ...]
-    by: str = "rule"
+    text: str  # the answer, as most of them wrote it
+    count: int  # votes for it
+    votes: int  # answered votes in all, abstentions not among them
+    by_teacher: tuple[tuple[str, int], ...]  # (teacher, votes for it), sorted by name
+    by: str = "rule"  # "rule" or the judge that joined undecided answers
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """A multiple-choice form.
+    """A multiple-choice form."""
 
-    Args:
-        options: texts in the order shown, A first.
-        letter: the right one's.
-        writer: model or rule that wrote the distractors.
-    """
-
-    options: tuple[str, ...]
-    letter: str
-    writer: str
+    options: tuple[str, ...]  # texts in the order shown, A first
+    letter: str  # the right one's
+    writer: str  # model or rule that wrote the distractors
 
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """The student's pass rate on the training view.
+    """The student's pass rate on the training view."""
 
-    Args:
-        passes: right answers.
-        samples: answers asked for and received.
-        student: its name.
-        view: overlay style of the view, "none" without a box.
-    """
-
-    passes: int
-    samples: int
-    student: str
-    view: str
+    passes: int  # right answers
+    samples: int  # answers asked for and received
+    student: str  # its name
+    view: str  # overlay style of the view, "none" without a box
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,31 +128,18 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One training question on its way through the pipeline; parts that no step has filled yet are None or empty.
+    """One training question on its way through the pipeline; parts that no step has filled yet are None or empty."""
 
-    Args:
-        picture: the whole image.
-        target: the region that the question is about.
-        draft: the question.
-        votes: the teachers' answers from the crop.
-        answer: agreed on by the teachers.
-        choices: multiple-choice form, for items that have one.
-        difficulty: the student's pass rate.
-        decisions: in order, one per step that decided about it.
-        models: (role, model and weights) of every model that was asked.
-        seed: of everything that is drawn at random for it.
-    """
-
-    picture: ImageRef
-    target: TargetRegion | None = None
-    draft: QuestionDraft | None = None
-    votes: tuple[Vote, ...] = ()
-    answer: Agreement | None = None
-    choices: Choices | None = None
-    difficulty: Difficulty | None = None
-    decisions: tuple[Decision, ...] = ()
-    models: tuple[tuple[str, str], ...] = ()
-    seed: int = 0
+    picture: ImageRef  # the whole image
+    target: TargetRegion | None = None  # the region that the question is about
+    draft: QuestionDraft | None = None  # the question
+    votes: tuple[Vote, ...] = ()  # the teachers' answers from the crop
+    answer: Agreement | None = None  # agreed on by the teachers
+    choices: Choices | None = None  # multiple-choice form, for items that have one
+    difficulty: Difficulty | None = None  # the student's pass rate
+    decisions: tuple[Decision, ...] = ()  # in order, one per step that decided about it
+    models: tuple[tuple[str, str], ...] = ()  # (role, model and weights) of every model that was asked
+    seed: int = 0  # of everything that is drawn at random for it
 
     @property
     def id(self) -> str:
@@ -266,19 +198,12 @@ NONE_OPTION = "none of these"
 
 @dataclass(frozen=True, slots=True)
 class KnownQuestion:
-    """A question that comes with the image, for roles by rule.
+    """A question that comes with the image, for roles by rule."""
 
-    Args:
-        text: the question.
-        answer: the right answer; "" when unknown.
-        boxes: of the answer, xyxy in original pixels; empty when unknown or absent.
-        field: of a drawn image that it asks for ("code", "total", ...); "" otherwise.
-    """
-
-    text: str
-    answer: str
-    boxes: tuple[Box4, ...]
-    field: str = ""
+    text: str  # the question
+    answer: str  # the right answer; "" when unknown
+    boxes: tuple[Box4, ...]  # of the answer, xyxy in original pixels; empty when unknown or absent
+    field: str = ""  # of a drawn image that it asks for ("code", "total", ...); "" otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,16 +234,12 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the pipeline.
+    """One step of the pipeline."""
 
-    Args:
-        name: as in the recipe.
-        run: returns the item with this step's part filled in, or several items; refused ones with their decision. It
-            may raise `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings,
-            models and devices (the run ends) or any other `QZoomError` (the item is refused for that reason).
-    """
-
-    name: str
+    name: str  # as in the recipe
+    # returns the item with this step's part filled in, or several items; refused ones with their decision. It may raise
+    # `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings, models and devices
+    # (the run ends) or any other `QZoomError` (the item is refused for that reason).
     run: Callable[[Item], Sequence[Item]]
 
     def __call__(self, item: Item) -> Sequence[Item]:

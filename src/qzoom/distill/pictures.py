@@ -30,19 +30,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image that has not been opened.
+    """An image that has not been opened."""
 
-    Args:
-        source: path below `root`, or "documents:SEED", "scenes:SEED".
-        root: folder that a path starts from; "" for drawn pictures.
-        dataset: where it comes from.
-        questions: those that come with it in a question file.
-    """
-
-    source: str
-    root: str
-    dataset: str
-    questions: tuple[KnownQuestion, ...] = ()
+    source: str  # path below `root`, or "documents:SEED", "scenes:SEED"
+    root: str  # folder that a path starts from; "" for drawn pictures
+    dataset: str  # where it comes from
+    questions: tuple[KnownQuestion, ...] = ()  # those that come with it in a question file
 
     @property
     def key(self) -> str:

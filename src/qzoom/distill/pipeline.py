@@ -39,25 +39,15 @@ _MADE_QUESTIONS = ("validate", "choices")
 
 @dataclass(slots=True)
 class PictureResult:
-    """The result of one image.
+    """The result of one image."""
 
-    Args:
-        source: where it came from.
-        picture: its record; None when it cannot be used.
-        reason: why not.
-        items: all items in their last state, in order.
-        rows: (step, key of the input, results) that the store does not hold yet.
-        waiting: reasons of items that a rerun has to try again.
-        counts: (step, items that went in, items that it kept).
-    """
-
-    source: ImageSource
-    picture: ImageRef | None = None
-    reason: str = ""
-    items: list[Item] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
-    counts: list[tuple[str, int, int]] = field(default_factory=list)
+    source: ImageSource  # where it came from
+    picture: ImageRef | None = None  # its record; None when it cannot be used
+    reason: str = ""  # why not
+    items: list[Item] = field(default_factory=list)  # all items in their last state, in order
+    rows: list[Row] = field(default_factory=list)  # (step, key of the input, results) that the store does not hold yet
+    waiting: list[str] = field(default_factory=list)  # reasons of items that a rerun has to try again
+    counts: list[tuple[str, int, int]] = field(default_factory=list)  # (step, items that went in, items that it kept)
 
 
 def process_picture(source: ImageSource, steps: Sequence[Step], views: Views, stored: Stored) -> PictureResult:
@@ -159,19 +149,12 @@ def _item(values: dict[str, Any], picture: ImageRef, step: str) -> Item:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What a run works with.
+    """What a run works with."""
 
-    Args:
-        steps: in order.
-        views: images for the steps.
-        workers: images worked on at once.
-        roles: who answers.
-    """
-
-    steps: tuple[Step, ...]
-    views: Views
-    workers: int
-    roles: Roles
+    steps: tuple[Step, ...]  # in order
+    views: Views  # images for the steps
+    workers: int  # images worked on at once
+    roles: Roles  # who answers
 
     def cost(self) -> list[dict[str, Any]]:
         """Costs of this run's calls, by role and endpoint; empty without endpoints."""

@@ -28,17 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A box that may be worth asking about.
+    """A box that may be worth asking about."""
 
-    Args:
-        box: xyxy in original pixels; it may extend beyond the image.
-        score: 0 to 1.
-        phrase: the content in words; "" when unknown.
-    """
-
-    box: Box4
-    score: float = 1.0
-    phrase: str = ""
+    box: Box4  # xyxy in original pixels; it may extend beyond the image
+    score: float = 1.0  # 0 to 1
+    phrase: str = ""  # the content in words; "" when unknown
 
 
 Proposer: TypeAlias = "Callable[[Item, Views], Sequence[Proposal]]"

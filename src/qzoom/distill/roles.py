@@ -33,17 +33,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Role(Generic[F]):
-    """One member of a role.
+    """One member of a role."""
 
-    Args:
-        name: as in the recipe.
-        model: model and weights as far as known, for the records.
-        call: does the work. It may raise `StopRunError`, `LaterError`, or `CallRefusedError` for this one call.
-    """
-
-    name: str
-    model: str
-    call: F
+    name: str  # as in the recipe
+    model: str  # model and weights as far as known, for the records
+    call: F  # does the work. It may raise `StopRunError`, `LaterError`, or `CallRefusedError` for this one call.
 
 
 QuestionWriter: TypeAlias = "Role[Callable[[Item, Views], Sequence[QuestionDraft]]]"
@@ -144,31 +138,18 @@ class RolesSettings:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The roles of a run, ready to be asked; None takes no part.
+    """The roles of a run, ready to be asked; None takes no part."""
 
-    Args:
-        question_writer: writes questions.
-        validator: checks them.
-        teachers: answer from the crop.
-        judge: compares answers.
-        distractor_writer: writes wrong options.
-        student: answers the training view.
-        guesser: answers without an image.
-        shared: what the endpoints share; None when all roles are rules.
-        clients: of all endpoints.
-        before: costs when the run began.
-    """
-
-    question_writer: QuestionWriter
-    validator: Validator
-    teachers: tuple[Teacher, ...]
-    judge: Judge | None = None
-    distractor_writer: DistractorWriter | None = None
-    student: Reader | None = None
-    guesser: Reader | None = None
-    shared: SharedClient | None = None
-    clients: tuple[Client, ...] = ()
-    before: tuple[Cost, ...] = ()
+    question_writer: QuestionWriter  # writes questions
+    validator: Validator  # checks them
+    teachers: tuple[Teacher, ...]  # answer from the crop
+    judge: Judge | None = None  # compares answers
+    distractor_writer: DistractorWriter | None = None  # writes wrong options
+    student: Reader | None = None  # answers the training view
+    guesser: Reader | None = None  # answers without an image
+    shared: SharedClient | None = None  # what the endpoints share; None when all roles are rules
+    clients: tuple[Client, ...] = ()  # of all endpoints
+    before: tuple[Cost, ...] = ()  # costs when the run began
 
     def check(self) -> None:
         """Make sure that every endpoint is there, before anything is computed.

@@ -33,25 +33,15 @@ _SYNC_S = 2.0
 
 @dataclass(slots=True)
 class RunReport:
-    """The report of a run.
+    """The report of a run."""
 
-    Args:
-        stats: images and items, counted.
-        rows: exported rows of each split.
-        computed: step to inputs that were computed in this run.
-        compared: whether the images were compared with benchmarks.
-        matches: training images that look like a benchmark's.
-        cost: costs of this run's calls, by role and endpoint.
-        folder: of the data set.
-    """
-
-    stats: Stats = field(default_factory=Stats)
-    rows: dict[str, int] = field(default_factory=dict)
-    computed: dict[str, int] = field(default_factory=dict)
-    compared: bool = False
-    matches: list[Match] = field(default_factory=list)
-    cost: list[dict[str, Any]] = field(default_factory=list)
-    folder: str = ""
+    stats: Stats = field(default_factory=Stats)  # images and items, counted
+    rows: dict[str, int] = field(default_factory=dict)  # exported rows of each split
+    computed: dict[str, int] = field(default_factory=dict)  # step to inputs that were computed in this run
+    compared: bool = False  # whether the images were compared with benchmarks
+    matches: list[Match] = field(default_factory=list)  # training images that look like a benchmark's
+    cost: list[dict[str, Any]] = field(default_factory=list)  # costs of this run's calls, by role and endpoint
+    folder: str = ""  # of the data set
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

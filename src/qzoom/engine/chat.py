@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +69,23 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
     text = "".join(p["text"] for p in messages[-1]["content"] if p["type"] == "text")
     _not_blank(text)
     return Conversation(tuple(messages), tuple(sources), text)
+
+
+def with_pages(conversation: Conversation, counts: Sequence[int]) -> Conversation:
+    """The conversation with several image parts in place of one whose source holds several pictures.
+
+    Args:
+        conversation: one image part per source.
+        counts: pictures of every source.
+    """
+    if all(count == 1 for count in counts):
+        return conversation
+    left = iter(counts)
+    messages = []
+    for message in conversation.messages:
+        parts = [[part] * next(left) if part["type"] == "image" else [part] for part in message["content"]]
+        messages.append({**message, "content": [part for group in parts for part in group]})
+    return replace(conversation, messages=tuple(messages))
 
 
 def _not_blank(text: str) -> None:

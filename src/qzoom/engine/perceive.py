@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import build_prompt
-from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budget
+from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
 from qzoom.engine.state import Engine, State, advance_gate, advance_region
 from qzoom.heads.boxes import MapBox, boxes_from_maps
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
@@ -97,7 +99,7 @@ def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> lis
     for request in requests:
         if request.prefix is None:
             images += [p.image for p in request.pictures]
-            budgets += [coarse_budget(engine, request.options)] * len(request.pictures)
+            budgets += coarse_budgets(engine, request.options, request.pictures)
     with clock.step("vision"):
         features = iter(backbone.encode(images, budgets))
     states = []
@@ -249,6 +251,20 @@ def _reused(item: CoarseResult, prefix: State, opening: int) -> int:
     return min([prefix.shared.length, *inserted])
 
 
+def make_region(request: Request, box: MapBox, features: VisualFeatures | None = None) -> Region:
+    """The record of a box, with its page where the picture is one.
+
+    Args:
+        request: whose pictures it is about.
+        box: where.
+        features: of the crop, if it was read.
+    """
+    page = request.pictures[box.image].page
+    size_px, tokens = (features.size_px, features.tokens.shape[0]) if features is not None else (None, 0)
+    place: dict[str, Any] = {} if page is None else {"page": page.number, "box_pt": page.points(box.box)}
+    return Region(box.box, box.score, box.image, size_px, tokens, **place)
+
+
 def heat_maps(item: CoarseResult) -> tuple[HeatMap, ...]:
     """The blurred map of every picture."""
     return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
@@ -258,7 +274,7 @@ def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Per
     """The record of a coarse pass."""
     return Perception(
         gate=item.gate,
-        regions=tuple(Region(b.box, b.score, b.image) for b in item.boxes),
+        regions=tuple(make_region(item.request, b) for b in item.boxes),
         heat_maps=heat_maps(item),
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         usage=usage_of(engine, item, (), 0),

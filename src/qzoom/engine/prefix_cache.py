@@ -16,7 +16,7 @@ import torch
 from qzoom.engine.cache import KVCache, LRUCache
 from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.prompt import Prompt, prefix_length
-from qzoom.engine.request import Request, coarse_budget
+from qzoom.engine.request import Request, coarse_budgets
 from qzoom.engine.state import Engine, LayerCache, State, truncate
 from qzoom.engine.zoom import clone_features, features_bytes
 from qzoom.images.load import pixel_digest
@@ -96,8 +96,8 @@ def prefix_key(engine: Engine, request: Request, tenant: str = "") -> bytes:
     image = engine.backbone.image_token_id
     last = len(request.ids) - 1 - request.ids[::-1].index(image)
     end = last + 1 + len(engine.backbone.image_delimiters[1])
-    budget = coarse_budget(engine, request.options)
-    facts = [tenant, request.ids[:end], budget.min_tokens, budget.max_tokens]
+    budgets = coarse_budgets(engine, request.options, request.pictures)
+    facts = [tenant, request.ids[:end], [(budget.min_tokens, budget.max_tokens) for budget in budgets]]
     facts += [(picture.image.mode, picture.size_px) for picture in request.pictures]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for picture in request.pictures:

@@ -16,18 +16,20 @@ from typing import Any
 
 from qzoom.backbones.base import Backbone
 from qzoom.config import TokenBudget, ZoomConfig
-from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation
+from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation, with_pages
 from qzoom.engine.state import Engine, State
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, LengthError
 from qzoom.heads.boxes import MapBox
 from qzoom.images.geometry import box_area_px
-from qzoom.images.load import ImageLimits, LoadedImage, load_image
+from qzoom.images.load import ImageLimits, LoadedImage, load_groups
 from qzoom.settings import Share, closest, settings
 from qzoom.types import SamplingParams, ZoomMode
 
 Limit = TokenBudget | int | tuple[int, int] | None
 """Visual tokens as users write them: a budget, a maximum, a (minimum, maximum) pair, or None for the checkpoint's."""
 _Limit = TokenBudget | int | None
+LEAST_PAGE_TOKENS = 64
+"""Visual tokens that every page of a PDF may have, however many pages share the coarse budget."""
 
 
 @settings(prefix=False)
@@ -75,16 +77,26 @@ def make_request(
     *,
     system: str | None = None,
     limits: ImageLimits | None = None,
+    pages: str = "",
 ) -> Request:
     """Read the messages, load the pictures and tokenise.
+
+    Args:
+        chat: tokenises.
+        image, question, system: see `read_conversation`.
+        options: of the question.
+        limits: what pictures are accepted.
+        pages: pages of PDFs, such as "1-5,9"; "" for all.
 
     Raises:
         QuestionError: the messages cannot be used.
         ImageError: a picture cannot be used.
+        ConfigError: pages that a PDF does not have.
     """
     conversation = read_conversation(image, question, system)
-    limits = limits or ImageLimits()
-    pictures = tuple(load_image(source, limits) for source in conversation.sources)
+    groups = load_groups(conversation.sources, limits, pages)
+    conversation = with_pages(conversation, [len(group) for group in groups])
+    pictures = tuple(picture for group in groups for picture in group)
     return Request(conversation, tuple(chat.encode(conversation)), pictures, options)
 
 
@@ -265,6 +277,21 @@ def coarse_budget(engine: Engine, options: Options) -> TokenBudget:
     return options.coarse_tokens or engine.config.coarse_tokens or engine.backbone.default_budget()
 
 
+def coarse_budgets(engine: Engine, options: Options, pictures: Sequence[LoadedImage]) -> list[TokenBudget]:
+    """Limits of the coarse view of every picture; the pages of PDFs share those of one picture."""
+    whole = coarse_budget(engine, options)
+    share = share_among_pages(whole, sum(picture.page is not None for picture in pictures))
+    return [whole if picture.page is None else share for picture in pictures]
+
+
+def share_among_pages(whole: TokenBudget, pages: int) -> TokenBudget:
+    """What one of several pages gets of a coarse budget: an equal share, but at least `LEAST_PAGE_TOKENS`."""
+    if pages < 2:
+        return whole
+    most = max(whole.max_tokens // pages, min(whole.max_tokens, max(whole.min_tokens, LEAST_PAGE_TOKENS)))
+    return TokenBudget(min(whole.min_tokens, most), most)
+
+
 def region_budget(engine: Engine, options: Options) -> TokenBudget:
     """Limits of all regions together: the question's own, else the checkpoint's, else those of the coarse view."""
     return options.region_tokens or engine.config.region_tokens or coarse_budget(engine, options)
@@ -289,7 +316,8 @@ def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
         if request.prefix is not None:
             visual = [span.stop - span.start for span in request.prefix.prompt.spans]
         else:
-            grids = [engine.backbone.grid(picture.size_px, coarse) for picture in request.pictures]
+            budgets = coarse_budgets(engine, request.options, request.pictures)
+            grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
             visual = [rows * columns for rows, columns in grids]
         check_length(len(request.ids) - len(visual) + sum(visual), request, engine.backbone)
 

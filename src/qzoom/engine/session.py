@@ -18,7 +18,7 @@ from qzoom.engine.batch import answer_events
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import perceive
 from qzoom.engine.prompt import build_prompt, prefix_length
-from qzoom.engine.request import Options, Request, check_requests, coarse_budget, make_options
+from qzoom.engine.request import Options, Request, check_requests, coarse_budgets, make_options
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared, advance_upper
 from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage
@@ -95,8 +95,7 @@ def open_session(
     conversation = read_conversation(list(pictures), "?", system)
     shortest = replace(options, sampling=SamplingParams(max_new_tokens=1))
     check_requests(engine, [Request(conversation, tuple(chat.encode(conversation)), pictures, shortest)])
-    budget = coarse_budget(engine, options)
-    features = engine.backbone.encode([p.image for p in pictures], [budget] * len(pictures))
+    features = engine.backbone.encode([p.image for p in pictures], coarse_budgets(engine, options, pictures))
     state = prefill_prefix(engine, chat, features, system)
     return Session(engine, chat, pictures, system, state, options.coarse_tokens)
 

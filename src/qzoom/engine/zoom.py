@@ -23,7 +23,7 @@ from torch import Tensor
 from qzoom.backbones.base import Backbone, VisualFeatures
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.cache import LRUCache
-from qzoom.engine.perceive import CoarseResult, Stopwatch
+from qzoom.engine.perceive import CoarseResult, Stopwatch, make_region
 from qzoom.engine.prompt import Prompt, VisualSpan
 from qzoom.engine.request import check_length, fit_regions
 from qzoom.engine.state import Engine, advance_shared, truncate
@@ -81,8 +81,7 @@ def zoom(
         check_length(len(prompt), item.request, engine.backbone)
         states.append(truncate(item.state, reused).on(prompt))
         regions[i] = tuple(
-            Region(b.box, b.score, b.image, block.features.size_px, block.features.tokens.shape[0])
-            for b, block in zip(item.boxes, blocks, strict=True)
+            make_region(item.request, b, block.features) for b, block in zip(item.boxes, blocks, strict=True)
         )
     with clock.step("region_layers"):
         for i, state in zip(chosen, advance_shared(engine, states), strict=True):

@@ -7,6 +7,7 @@ floats are stretched from their lowest to their highest. A note says what was do
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _WHITE = (255, 255, 255)
 _HIDDEN_RANGE = 24
 """Pictures with transparency whose values lie closer together than this once they are on white show nothing."""
 _QUANTILE = 0.999
+_CHANNELS = (1, 3, 4)
 _PHOTOMETRIC_TAG = 262
 
 
@@ -104,12 +106,34 @@ def deep_colours(high: PIL.Image.Image, low: PIL.Image.Image, name: str) -> tupl
     return out, note
 
 
+def array_of(source: Any) -> np.ndarray[Any, Any] | None:
+    """The array of a numpy array or torch tensor, channels last; None for other sources.
+
+    An array's channels come last, or first where only the first axis can hold them; a tensor's come first, or last
+    where only the last axis can.
+    """
+    torch: Any = sys.modules.get("torch")
+    tensor = torch is not None and isinstance(source, torch.Tensor)
+    if tensor:
+        plain = source.detach().cpu()
+        array = (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
+    elif isinstance(source, np.ndarray):
+        array = source
+    else:
+        return None
+    if array.ndim == 3:
+        first, last = (array.shape[axis] in _CHANNELS for axis in (0, 2))
+        if first and (tensor or not last):
+            array = np.moveaxis(array, 0, -1)
+    return array
+
+
 def array_to_rgb(array: np.ndarray[Any, Any], name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, str]:
     """An RGB picture of an array.
 
     Args:
         array: (height, width) or (height, width, 1, 3 or 4); bool, uint8, uint16, or floats from 0 to 1. The channel
-            axis comes last, colours in the order RGB or RGBA.
+            axis comes last (see `array_of`), colours in the order RGB or RGBA.
         name: the source, for errors.
         limits: limits on its size.
 
@@ -120,13 +144,8 @@ def array_to_rgb(array: np.ndarray[Any, Any], name: str, limits: ImageLimits) ->
         ImageError: wrong shape, type or values.
     """
     shape = "x".join(str(n) for n in array.shape) or "a single number"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        remedy = (
-            "move the channels last with numpy.moveaxis(array, 0, -1)"
-            if channels_first
-            else "pass height x width, or height x width x 1, 3 or 4 channels"
-        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
+        remedy = "pass height x width, or that with 1, 3 or 4 channels last or first"
         raise refuse(name, f"its shape {shape} is not that of a picture", remedy)
     check_size((array.shape[1], array.shape[0]), name, limits)
     values, note = _array_to_uint8(array, name)

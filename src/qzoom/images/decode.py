@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import PIL.Image
-from PIL import Image
+from PIL import Image, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -70,7 +70,7 @@ def frame_note(data: bytes, format_name: str, decoder_frames: int) -> str:
     Args:
         data: the encoded file.
         format_name: its format, e.g. "TIFF".
-        decoder_frames: frames that the decoder knows of without seeking (PNG, WebP); 1 otherwise.
+        decoder_frames: frames that the decoder knows of without seeking (PNG, WebP, AVIF, HEIF); 1 otherwise.
     """
     count, complete = decoder_frames, True
     try:
@@ -147,10 +147,12 @@ _DECODERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
 )
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"%PDF", "a PDF", "render the page to PNG first"),
+    (b"%PDF", "a PDF", "give it where several pictures may stand, or render the page to PNG"),
     (b"%!PS", "PostScript", "render the page to PNG first"),
     (b"PK\x03\x04", "a ZIP archive or office document", "unpack it or export the page as PNG"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000", "convert it to PNG or JPEG"),
+    (b"\xff\x0a", "JPEG XL", "convert it to PNG or JPEG"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL", "convert it to PNG or JPEG"),
     (b"8BPS", "a Photoshop file", "export it as PNG or JPEG"),
     (b"\x00\x00\x01\x00", "an icon file", "convert it to PNG"),
 )
@@ -165,6 +167,7 @@ _TRANSPOSE = {
 }
 _ORIENTATION_TAG = 0x0112
 _LOCK = threading.Lock()
+_KNOWN_FRAMES = ("PNG", "WebP", "AVIF", "HEIF")
 
 
 def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, str, tuple[str, ...]]:
@@ -182,7 +185,7 @@ def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image
         ImageError: not a picture, of another format, damaged, or outside the limits.
     """
     opened, format_name, repaired = _decoded(data, name, limits)
-    frames = int(getattr(opened, "n_frames", 1)) if format_name in ("PNG", "WebP") else 1
+    frames = int(getattr(opened, "n_frames", 1)) if format_name in _KNOWN_FRAMES else 1
     pages = frame_note(data, format_name, frames)
     image, deep = _all_bits(data, opened, name, limits)
     colours = ""
@@ -346,10 +349,34 @@ def _decoder_of(data: bytes, name: str) -> type[ImageFile]:
     if head.startswith((b"<!doctype html", b"<html")):
         raise refuse(name, "it is a web page, not a picture", "download the picture itself")
     if data[4:8] == b"ftyp":
-        raise refuse(name, f"it is HEIC, AVIF or video, not {FORMAT_NAMES}", "convert it to PNG or JPEG")
+        return _phone_decoder(data, name)
     if any(known.startswith(data) for known, _ in _DECODERS):
         raise _damaged(name, data)
     raise refuse(name, f"it is not a picture of a known format ({FORMAT_NAMES})", "convert it to one of these")
+
+
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+
+def _phone_decoder(data: bytes, name: str) -> type[ImageFile]:
+    """The decoder of AVIF or HEIC, which share a container with video; its brands tell which it is."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[at : at + 4] for at in (8, *range(16, end, 4))}
+    decoder: type[ImageFile]
+    if brands & _AVIF:
+        if not features.check("avif"):
+            raise refuse(name, "it is AVIF, which this build of Pillow cannot read", "convert it to PNG or JPEG")
+        from PIL.AvifImagePlugin import AvifImageFile as decoder
+    elif brands & _HEIC:
+        try:
+            from pillow_heif import HeifImageFile as decoder
+        except ImportError as error:
+            what = "it is HEIC, and pillow-heif is not installed"
+            raise refuse(name, what, "install qzoom[heic], or save it as PNG or JPEG") from error
+    else:
+        raise refuse(name, f"it is a video, not {FORMAT_NAMES}", "give a picture of one of its frames")
+    return decoder
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 from qzoom.errors import ImageError
 from qzoom.settings import Between, settings
 
-FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, GIF or BMP"
+FORMAT_NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF or BMP"
 
 
 @settings
@@ -26,6 +26,10 @@ class ImageLimits:
     """Longest side over shortest side, at most."""
     min_side_px: Annotated[int, Between(1)] = 2
     """Shortest side, at least."""
+    max_pages: Annotated[int, Between(1, 10_000)] = 100
+    """Most pages of a PDF that are read for one question; together they have at most `max_pixels`."""
+    max_seconds: Annotated[float, Between(0.01, 3600)] = 60.0
+    """Most seconds that drawing the pages of a PDF may take."""
 
 
 def refuse(name: str, what: str, remedy: str) -> ImageError:

@@ -1,7 +1,8 @@
 """`load_image`: any picture source to safe 8-bit RGB, the first step of every question.
 
 Sources (paths, bytes, file objects, data URLs, arrays, PIL pictures) are read up to the limit, checked against the
-limits by their header, decoded (`decode`) and converted (`convert`). Pillow's global settings are neither changed nor
+limits by their header, decoded (`decode`) and converted (`convert`). `load_pictures` also takes PDFs, whose pages are
+several pictures (`pdf`). Pillow's global settings are neither changed nor
 relied on; calls from several threads do not disturb each other.
 """
 
@@ -14,6 +15,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ import numpy as np
 import PIL.Image
 from PIL import Image
 
-from qzoom.errors import ImageError
-from qzoom.images.convert import array_to_rgb
+from qzoom.errors import ConfigError, ImageError
+from qzoom.images.convert import array_of, array_to_rgb
 from qzoom.images.decode import decode_bytes, finish_image
 from qzoom.images.limits import ImageLimits, check_bytes, check_size, refuse
+from qzoom.images.pdf import PdfPage, draw_pages, is_pdf
 
 _CHUNK_BYTES = 1 << 20
 _MAX_PATH = 255
@@ -143,9 +146,11 @@ class LoadedImage:
     Args:
         image: RGB, EXIF rotation applied, transparency on white, without metadata.
         size_px: (width, height); "original pixels" are those of `image`.
-        format: the file's format ("JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP"); None for arrays and new PIL images.
+        format: the file's format ("JPEG", "PNG", "WebP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "PDF"); None for arrays
+            and new PIL images.
         notes: what the reader should know, e.g. "first of 3 pages".
         digest: `pixel_digest` of the picture where it is known, so that nobody computes it again; else b"".
+        page: for a page of a PDF, which one of what.
     """
 
     image: PIL.Image.Image
@@ -153,6 +158,7 @@ class LoadedImage:
     format: str | None = None
     notes: tuple[str, ...] = ()
     digest: bytes = field(default=b"", repr=False, compare=False)
+    page: PdfPage | None = None
 
 
 def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
@@ -161,24 +167,47 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
     Args:
         source: a path (str or Path), a web address (fetched from public hosts only), a `file://` or
             `data:...;base64,` URL, the file's bytes, an open binary file (read from its position on), a numpy array
-            (height x width, or with 1, 3 or 4 channels last; bool, uint8, uint16 or floats from 0 to 1), a PIL image,
+            or torch tensor (height x width, or with 1, 3 or 4 channels last or first, which for a tensor is the rule;
+            bool, uint8, uint16 or floats from 0 to 1), a PIL image,
             `{"bytes": ..., "path": ...}` as in `datasets`, an OpenAI `{"type": "image_url", ...}` part, or a
             `LoadedImage`.
         limits: checked before decoding; None for the defaults.
 
     Returns:
-        The first page or frame as RGB.
+        The first page or frame as RGB; for all pages of a PDF see `load_pictures`.
 
     Raises:
         ImageError: one sentence that says what is wrong with which source and what to do.
     """
-    limits = limits or ImageLimits()
-    if isinstance(source, LoadedImage):
-        return source
-    try:
-        return _load(source, limits)
-    except MemoryError as error:
-        raise ImageError("Cannot read the picture: there is not enough memory for it; shrink it.") from error
+    return _load(source, limits or ImageLimits(), "1")[0]
+
+
+def load_pictures(source: Any, limits: ImageLimits | None = None, pages: str = "") -> tuple[LoadedImage, ...]:
+    """Read one picture, or the pages of a PDF.
+
+    Args:
+        source: as in `load_image`, or a list of such sources.
+        limits: as in `load_image`; the pages of one PDF have at most `max_pixels` together.
+        pages: pages of the PDF, such as "1-5,9"; "" for all.
+
+    Raises:
+        ImageError: one sentence that says what is wrong with which source and what to do.
+        ConfigError: pages that the PDF does not have, or pages without any PDF.
+    """
+    sources = source if isinstance(source, list | tuple) else [source]
+    return tuple(picture for group in load_groups(sources, limits, pages) for picture in group)
+
+
+def load_groups(
+    sources: Sequence[Any], limits: ImageLimits | None = None, pages: str = ""
+) -> list[tuple[LoadedImage, ...]]:
+    """The pictures of every source, in order; see `load_pictures`."""
+    if not isinstance(pages, str):
+        raise ConfigError(f"pages must be a text such as '1-5,9', not {pages!r}.")
+    groups = [_load(source, limits or ImageLimits(), pages) for source in sources]
+    if pages and not any(picture.page for group in groups for picture in group):
+        raise ConfigError(f"Pages {pages!r} can be chosen of a PDF only, but there is none; leave them out.")
+    return groups
 
 
 def pixel_digest(image: PIL.Image.Image) -> bytes:
@@ -194,15 +223,23 @@ def picture_digest(image: PIL.Image.Image) -> str:
     return digest.hexdigest()[:20]
 
 
-def _load(source: Any, limits: ImageLimits) -> LoadedImage:
-    if isinstance(source, Image.Image):
-        return _from_pil(source, limits)
-    if isinstance(source, np.ndarray):
-        rgb, note = array_to_rgb(source, "the array", limits)
-        return LoadedImage(rgb, rgb.size, None, (note,) if note else ())
-    data, name = _read(source, limits)
-    rgb, format_name, notes = decode_bytes(data, name, limits)
-    return LoadedImage(rgb, rgb.size, format_name, notes)
+def _load(source: Any, limits: ImageLimits, pages: str) -> tuple[LoadedImage, ...]:
+    if isinstance(source, LoadedImage):
+        return (source,)
+    try:
+        if isinstance(source, Image.Image):
+            return (_from_pil(source, limits),)
+        if (array := array_of(source)) is not None:
+            rgb, note = array_to_rgb(array, "the array", limits)
+            return (LoadedImage(rgb, rgb.size, None, (note,) if note else ()),)
+        data, name = _read(source, limits)
+        if is_pdf(data):
+            drawn = draw_pages(data, name, limits, pages)
+            return tuple(LoadedImage(image, image.size, "PDF", notes, page=page) for image, page, notes in drawn)
+        rgb, format_name, notes = decode_bytes(data, name, limits)
+    except MemoryError as error:
+        raise ImageError("Cannot read the picture: there is not enough memory for it; shrink it.") from error
+    return (LoadedImage(rgb, rgb.size, format_name, notes),)
 
 
 def _read(source: Any, limits: ImageLimits) -> tuple[bytes, str]:
@@ -222,7 +259,7 @@ def _read(source: Any, limits: ImageLimits) -> tuple[bytes, str]:
         return read_file_object(source, limits)
     raise refuse(
         f"a picture from {type(source).__name__!r}",
-        "it is not a path, address, bytes, binary file, numpy array or PIL image",
+        "it is not a path, address, bytes, binary file, numpy array, tensor or PIL image",
         "pass one of these",
     )
 

@@ -30,15 +30,10 @@ Mode = Literal["text", "natural"]
 
 @dataclass(frozen=True, slots=True)
 class HeadSet:
-    """Heads of one kind of question.
+    """Heads of one kind of question."""
 
-    Args:
-        pointing: (layer, head) pairs whose mean is the grounding map.
-        sinks: (layer, head) pairs whose mean shows sinks; empty: sinks are found by hidden-state norm.
-    """
-
-    pointing: Pairs
-    sinks: Pairs = ()
+    pointing: Pairs  # (layer, head) pairs whose mean is the grounding map
+    sinks: Pairs = ()  # (layer, head) pairs whose mean shows sinks; empty: sinks are found by hidden-state norm
 
 
 def published_heads(backbone: type[Backbone] | Backbone, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
@@ -63,19 +58,12 @@ FIRST_SEED = 1_900_000_000
 
 @dataclass(frozen=True, slots=True)
 class HeadScore:
-    """How well one head points.
+    """How well one head points."""
 
-    Args:
-        layer: index of the decoder layer.
-        head: index of the query head.
-        hit: share of questions whose highest cell touches an answer box.
-        lift: share of the head's visual attention inside the boxes, divided by the boxes' share of the cells.
-    """
-
-    layer: int
-    head: int
-    hit: float
-    lift: float
+    layer: int  # index of the decoder layer
+    head: int  # index of the query head
+    hit: float  # share of questions whose highest cell touches an answer box
+    lift: float  # share of the head's visual attention inside the boxes, divided by the boxes' share of the cells
 
 
 def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[HeadScore]:

@@ -52,18 +52,13 @@ WRONG_SHARE = 0.9  # how often a transition is drawn with label 1
 class AnswersByResolution:
     """One question answered at rising resolutions.
 
-    Args:
-        tokens: visual tokens of each level, rising.
-        answers: the model's answer at each level (texts; anything else is turned into one).
-        annotation: the data set's answer.
-
     Raises:
         DataError: no levels, levels that do not rise, or another number of answers.
     """
 
-    tokens: tuple[int, ...]
-    answers: tuple[Any, ...]
-    annotation: Any
+    tokens: tuple[int, ...]  # visual tokens of each level, rising
+    answers: tuple[Any, ...]  # the model's answer at each level (texts; anything else is turned into one)
+    annotation: Any  # the data set's answer
 
     def __post_init__(self) -> None:
         if not self.tokens or len(self.tokens) != len(self.answers):
@@ -95,17 +90,11 @@ class AnswersByResolution:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A label that a question may get.
+    """A label that a question may get."""
 
-    Args:
-        label: 1 zoom, 0 coarse is enough, -100 leave out.
-        tokens: resolution of the coarse pass for this sample (the lowest when left out).
-        probability: share of draws.
-    """
-
-    label: int
-    tokens: int
-    probability: float
+    label: int  # 1 zoom, 0 coarse is enough, -100 leave out
+    tokens: int  # resolution of the coarse pass for this sample (the lowest when left out)
+    probability: float  # share of draws
 
 
 def categorise(question: AnswersByResolution) -> Category:
@@ -206,23 +195,14 @@ def select_balanced(labels: Sequence[int | None], seed: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """Figures of a store of gate labels.
+    """Figures of a store of gate labels."""
 
-    Args:
-        questions: turns with an answer at every level, or both ways.
-        closer: a closer look is needed: wrong at the first levels and right from one on, or right only when zoomed.
-        enough: the coarse pass is enough: right at every level, or from the coarse pass alone.
-        dropped: neither can be said, for example since the answers are unstable or contradict the annotation.
-        skipped: questions left out.
-        reasons: the first few reasons.
-    """
-
-    questions: int
-    closer: int
-    enough: int
-    dropped: int
-    skipped: int
-    reasons: tuple[str, ...]
+    questions: int  # turns with an answer at every level, or both ways
+    closer: int  # a closer look is needed: wrong at the first levels and right from one on, or right only when zoomed
+    enough: int  # the coarse pass is enough: right at every level, or from the coarse pass alone
+    dropped: int  # neither can be said, for example since the answers are unstable or contradict the annotation
+    skipped: int  # questions left out
+    reasons: tuple[str, ...]  # the first few reasons
 
 
 def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe) -> GateReport:

@@ -34,29 +34,17 @@ JUDGE_WRITER = 99
 
 @dataclass(frozen=True, slots=True)
 class HardCaseReport:
-    """Figures of a store of verdicts, in turns.
+    """Figures of a store of verdicts, in turns."""
 
-    Args:
-        turns: answered both ways.
-        hard: the coarse answer was right, the zoomed one wrong.
-        improvements: the other way round.
-        both_right: both right.
-        both_wrong: both wrong.
-        undecided: neither rules nor judge could say; they are in no other count.
-        skipped: questions left out.
-        judge_failures: failed requests of this run.
-        reasons: the first few of either.
-    """
-
-    turns: int
-    hard: int
-    improvements: int
-    both_right: int
-    both_wrong: int
-    undecided: int
-    skipped: int
-    judge_failures: int = 0
-    reasons: tuple[str, ...] = ()
+    turns: int  # answered both ways
+    hard: int  # the coarse answer was right, the zoomed one wrong
+    improvements: int  # the other way round
+    both_right: int  # both right
+    both_wrong: int  # both wrong
+    undecided: int  # neither rules nor judge could say; they are in no other count
+    skipped: int  # questions left out
+    judge_failures: int = 0  # failed requests of this run
+    reasons: tuple[str, ...] = ()  # the first few of either
 
 
 def zoom_effect(verdict: Verdict) -> ZoomEffect:

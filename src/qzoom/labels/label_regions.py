@@ -37,28 +37,18 @@ Heads = Mapping[Mode, HeadSet]
 
 @dataclass(frozen=True, slots=True)
 class RegionReport:
-    """Figures of a store of region labels.
+    """Figures of a store of region labels."""
 
-    Args:
-        questions: pictures with questions, done.
-        maps: label maps.
-        usable: maps with something to learn from.
-        too_weak: maps that are not usable because their maximum is below `maps.min_peak`, or without answer boxes.
-        too_large: maps that are not usable because the box around the foreground is too large (`maps.ignore_share`;
-            half of the map for labels from boxes).
-        skipped: questions or turns left out.
-        reasons: the first few reasons.
-        agreement: share of usable maps from attention with a foreground cell on a known answer box; None where no box
-            is known.
-    """
-
-    questions: int
-    maps: int
-    usable: int
-    too_weak: int
+    questions: int  # pictures with questions, done
+    maps: int  # label maps
+    usable: int  # maps with something to learn from
+    too_weak: int  # maps that are not usable because their maximum is below `maps.min_peak`, or without answer boxes
+    # maps that are not usable because the box around the foreground is too large (`maps.ignore_share`; half of the map
+    # for labels from boxes)
     too_large: int
-    skipped: int
-    reasons: tuple[str, ...]
+    skipped: int  # questions or turns left out
+    reasons: tuple[str, ...]  # the first few reasons
+    # share of usable maps from attention with a foreground cell on a known answer box; None where no box is known
     agreement: float | None
 
 

@@ -63,17 +63,12 @@ def label_record(
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
-    """Labels of one map.
+    """Labels of one map."""
 
-    Args:
-        labels: (rows, columns) int64: 1 foreground, 0 background, -100 ignored.
-        box: x0, y0, x1, y1 in cells, half-open, around the blurred foreground; the whole map when there is none.
-        usable: False when the box is too large or the peak too low; then every label is -100.
-    """
-
-    labels: np.ndarray
+    labels: np.ndarray  # (rows, columns) int64: 1 foreground, 0 background, -100 ignored
+    # x0, y0, x1, y1 in cells, half-open, around the blurred foreground; the whole map when there is none
     box: CellBounds
-    usable: bool
+    usable: bool  # False when the box is too large or the peak too low; then every label is -100
 
 
 def region_labels(

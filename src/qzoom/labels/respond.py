@@ -33,19 +33,12 @@ PADDING = (127, 127, 127)
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A picture as the model is to see it.
+    """A picture as the model is to see it."""
 
-    Args:
-        picture: padded to a square with grey, or as it was.
-        size_px: (width, height) before padding.
-        budget: visual tokens allowed; both limits are the same for a square.
-        view: which of the two.
-    """
-
-    picture: LoadedImage
-    size_px: tuple[int, int]
-    budget: TokenBudget
-    view: View
+    picture: LoadedImage  # padded to a square with grey, or as it was
+    size_px: tuple[int, int]  # (width, height) before padding
+    budget: TokenBudget  # visual tokens allowed; both limits are the same for a square
+    view: View  # which of the two
 
 
 def prepare_image(picture: LoadedImage, view: View, tokens: int) -> PreparedImage:
@@ -64,19 +57,12 @@ def prepare_image(picture: LoadedImage, view: View, tokens: int) -> PreparedImag
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """The answers to all questions about a picture.
+    """The answers to all questions about a picture."""
 
-    Args:
-        states: per question, the state after the shared layers.
-        texts: the answers.
-        tokens: their ids, an end token included.
-        caches: keys and values of all layers for each prompt.
-    """
-
-    states: tuple[State, ...]
-    texts: tuple[str, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    caches: tuple[KVCache, ...]
+    states: tuple[State, ...]  # per question, the state after the shared layers
+    texts: tuple[str, ...]  # the answers
+    tokens: tuple[tuple[int, ...], ...]  # their ids, an end token included
+    caches: tuple[KVCache, ...]  # keys and values of all layers for each prompt
 
 
 @torch.inference_mode()

@@ -30,19 +30,12 @@ MakeLabeller = Callable[[Engine], Labeller]
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Which model labels, so that every worker can load it.
+    """Which model labels, so that every worker can load it."""
 
-    Args:
-        name: hub id, folder or "tiny".
-        revision: hub revision.
-        device: "cpu", "cuda" or "cuda:1"; with "cuda" worker i takes device i.
-        dtype: "auto", "float32" or "bfloat16".
-    """
-
-    name: str
-    revision: str | None = None
-    device: str = "cpu"
-    dtype: str = "auto"
+    name: str  # hub id, folder or "tiny"
+    revision: str | None = None  # hub revision
+    device: str = "cpu"  # "cpu", "cuda" or "cuda:1"; with "cuda" worker i takes device i
+    dtype: str = "auto"  # "auto", "float32" or "bfloat16"
 
     def load(self, number: int = 0) -> Engine:
         """The engine for worker `number`."""
@@ -58,25 +51,15 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class LabelRun:
-    """Where and how a labelling command runs; none of it but the model decides a label.
+    """Where and how a labelling command runs; none of it but the model decides a label."""
 
-    Args:
-        model: which model.
-        folder: the store to fill; a rerun continues it.
-        images: folder of the pictures when they have moved; "" takes the records' own.
-        seed: noted in the provenance.
-        processes: number of workers.
-        fresh: discard the records in `folder`.
-        on_question: called with the number of questions done since the last call.
-    """
-
-    model: ModelSpec
-    folder: Path
-    images: str = ""
-    seed: int = 0
-    processes: int = 1
-    fresh: bool = False
-    on_question: Callable[[int], None] = lambda _: None
+    model: ModelSpec  # which model
+    folder: Path  # the store to fill; a rerun continues it
+    images: str = ""  # folder of the pictures when they have moved; "" takes the records' own
+    seed: int = 0  # noted in the provenance
+    processes: int = 1  # number of workers
+    fresh: bool = False  # discard the records in `folder`
+    on_question: Callable[[int], None] = lambda _: None  # called with the number of questions done since the last call
 
 
 def sample_key(question: Question) -> str:

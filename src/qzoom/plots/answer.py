@@ -262,8 +262,11 @@ def _wedge(image: PIL.Image.Image, corners: list[tuple[int, int]]) -> None:
 def _footer(answer: Answer, image: int) -> PIL.Image.Image:
     width, height = answer.images[image].size
     words = [f"{width:,} × {height:,} px"]
+    page = next((region.page for region in answer.regions if region.image == image and region.page), None)
     if len(answer.images) > 1:
         words.insert(0, f"picture {image + 1} of {len(answer.images)}")
+    if page:
+        words.insert(0, f"page {page} of the PDF")
         elsewhere = sorted({r.image + 1 for r in answer.regions if r.image != image})
         if elsewhere:
             words.append(f"also looked closely at picture {', '.join(map(str, elsewhere))}")

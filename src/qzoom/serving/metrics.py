@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from qzoom.images.geometry import box_area_px
 from qzoom.serving.convert import PictureCache
-from qzoom.serving.scheduler import Scheduler
+from qzoom.serving.engines.base import ServingEngine
 from qzoom.types import Answer, Perception
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,12 +25,12 @@ class ServerMetrics:
     """Counters and histograms of one server.
 
     Args:
-        scheduler: its gauges and prefix cache are read at each scrape.
+        engine: its measures are read at each scrape.
         pictures: the same for the decoded pictures.
     """
 
-    def __init__(self, scheduler: Scheduler, pictures: PictureCache) -> None:
-        self._scheduler = scheduler
+    def __init__(self, engine: ServingEngine, pictures: PictureCache) -> None:
+        self._engine = engine
         self._pictures = pictures
         self._registry = CollectorRegistry()
         self._registry.register(self)  # for what `collect` reads at each scrape
@@ -76,25 +76,20 @@ class ServerMetrics:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """The scheduler's gauges and the caches' counters; called at each scrape."""
-        cache, pictures = self._scheduler.cache, self._pictures
+        """The engine's measures and the picture cache's; called at each scrape."""
+        engine, pictures = self._engine, self._pictures
         for name, text, value in (
-            ("num_requests_running", "Answers being decoded.", self._scheduler.running),
-            ("num_requests_waiting", "Requests that wait for a slot.", self._scheduler.waiting),
-            ("worker_beat_age_seconds", "Since the worker's last step.", self._scheduler.heartbeat_age_s),
-            ("prefix_cache_bytes", "Memory of the prefix cache.", cache.nbytes + cache.regions.nbytes),
-            ("prefix_cache_entries", "Prefixes kept.", cache.entries),
+            ("num_requests_running", "Answers being decoded.", engine.running),
+            ("num_requests_waiting", "Requests that wait for a slot.", engine.waiting),
+            *engine.gauges(),
             ("picture_cache_bytes", "Memory of the decoded pictures.", pictures.nbytes),
             ("picture_cache_entries", "Decoded pictures kept.", pictures.entries),
         ):
             yield GaugeMetricFamily(f"qzoom:{name}", text, value=value)
         for name, text, count in (
-            ("prefix_cache_hits", "Prompts that began with a kept prefix.", cache.hits),
-            ("prefix_cache_misses", "Prompts that did not.", cache.misses),
+            *engine.counters(),
             ("picture_cache_hits", "Pictures that were kept decoded.", pictures.hits),
             ("picture_cache_misses", "Pictures that were not.", pictures.misses),
-            ("region_cache_hits", "Regions kept encoded.", cache.regions.hits),
-            ("region_cache_misses", "Regions that were not.", cache.regions.misses),
         ):
             yield CounterMetricFamily(f"qzoom:{name}", text, value=count)
 

@@ -102,7 +102,7 @@ async def health(request: Request) -> Response:
 @router.get("/ready", **_documented(replies.StatusReply, unready=replies.StatusReply))
 async def ready(request: Request) -> Response:
     """The worker made a step a moment ago, and the server is not stopping; else status 503."""
-    reason = _service(request).ready()
+    reason = await _service(request).ready()
     return JSONResponse({"status": reason or "ready"}, status_code=503 if reason else 200)
 
 
@@ -140,7 +140,7 @@ async def _begin(request: Request, kind: type[Body]) -> tuple[Body, ResponseStre
         finally:
             release_body_slot(request.scope)
         try:
-            stream = await service.submit(engine_request, tenant, arrived_s, perceive=kind is PerceiveRequest)
+            stream = service.submit(engine_request, tenant, arrived_s, perceive=kind is PerceiveRequest)
             try:
                 return body, stream, await stream.next()
             except BaseException:
@@ -267,7 +267,7 @@ def _data(record: Mapping[str, Any]) -> bytes:
 
 
 def _card(service: Service) -> replies.ModelCard:
-    engine, config, limits = service.model.engine, service.model.config, service.settings.limits
+    engine, config, limits = service.engine.model.engine, service.engine.model.config, service.settings.limits
     coarse = config.coarse_tokens or engine.backbone.default_budget()
     region = config.region_tokens or coarse
     return {
@@ -277,14 +277,14 @@ def _card(service: Service) -> replies.ModelCard:
         "owned_by": "qzoom",
         "max_model_len": engine.backbone.max_positions,
         "qzoom": {
-            "zooms": service.model.has_region,
-            "gate": service.model.has_gate,
+            "zooms": service.engine.model.has_region,
+            "gate": service.engine.model.has_gate,
             "gate_threshold": config.gate_threshold,
             "region_threshold": config.region_threshold,
             "coarse_tokens": [coarse.min_tokens, coarse.max_tokens],
             "region_tokens": [region.min_tokens, region.max_tokens],
             "cell_px": engine.backbone.token_px,
-            "embedded": service.model.name == "tiny",
+            "embedded": service.engine.model.name == "tiny",
             "limits": {
                 "body_bytes": limits.body_bytes,
                 "pictures": limits.pictures,

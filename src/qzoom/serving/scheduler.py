@@ -21,7 +21,7 @@ from functools import cache
 from qzoom.engine.batch import ContinuousBatch
 from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
-from qzoom.engine.request import Request, check_requests, coarse_budget
+from qzoom.engine.request import Request, check_requests, coarse_budgets
 from qzoom.errors import DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
 from qzoom.serving.settings import SchedulerLimits
@@ -152,8 +152,8 @@ class Scheduler:
         """
         engine = self._model.engine
         check_requests(engine, [request])
-        budget = coarse_budget(engine, request.options)
-        grids = [engine.backbone.grid(picture.size_px, budget) for picture in request.pictures]
+        budgets = coarse_budgets(engine, request.options, request.pictures)
+        grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
         handle = RequestHandle(
             key=next(self._keys),
             request=request,

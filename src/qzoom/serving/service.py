@@ -1,68 +1,59 @@
-"""One running server: the model behind its scheduler, and the way of a request between HTTP and the worker."""
+"""One running server: what all routes share, and the way of a request between HTTP and the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import aclosing
 from typing import TypeVar
 
 from qzoom.engine.request import Request
-from qzoom.errors import DeadlineError, QueueFullError, QZoomError, StoppingError
-from qzoom.model import QZoom
+from qzoom.errors import DeadlineError, QueueFullError, StoppingError
 from qzoom.serving.convert import Converter, PictureCache
+from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.errors import ApiError
 from qzoom.serving.metrics import ServerMetrics
 from qzoom.serving.protocol import PerceiveRequest, read_payload, validate
-from qzoom.serving.scheduler import RequestHandle, Scheduler
 from qzoom.serving.settings import ServerSettings
 from qzoom.types import Answer, StreamEvent
 
 Body = TypeVar("Body", bound=PerceiveRequest)
 Result = TypeVar("Result")
-_GRACE_S = 5.0
-_PICTURE_SHARE = 0.25  # of the memory for caches; the rest is for prefixes
 _log = logging.getLogger("qzoom.serving")
 
 
 class ResponseStream:
-    """Events of one submitted request, brought from the worker's thread to the event loop and measured on the way.
+    """Events of one submitted request, measured on the way; a task of its own draws them from the engine.
 
     Args:
+        events: of the engine.
         metrics: get its times and its result.
         arrived_s: when the request arrived, on the monotonic clock.
-        deadline_s: on the same clock; a worker that is silent beyond it is given up.
+        deadline_s: on the same clock; an engine that is silent beyond it is given up.
     """
 
-    def __init__(self, metrics: ServerMetrics, arrived_s: float, deadline_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[StreamEvent | QZoomError] = asyncio.Queue()
+    def __init__(
+        self, events: AsyncGenerator[StreamEvent, None], metrics: ServerMetrics, arrived_s: float, deadline_s: float
+    ) -> None:
+        self._events: asyncio.Queue[StreamEvent | Exception] = asyncio.Queue()
         self._metrics = metrics
         self._arrived_s = arrived_s
-        self._deadline_s = deadline_s
         self._has_text = False
-        self._handle: RequestHandle | None = None
-        self._cancelled = False
-        self._lock = threading.Lock()
+        self._task = asyncio.create_task(self._draw(events, deadline_s - time.monotonic()))
 
-    def attach(self, handle: RequestHandle) -> None:
-        """Keep the handle, or cancel it at once when nobody waits any more; from any thread."""
-        with self._lock:
-            self._handle, cancelled = handle, self._cancelled
-        if cancelled:
-            handle.cancel()
-
-    def listen(self, event: StreamEvent | QZoomError) -> None:
-        """Take an event; called on the worker's thread."""
+    async def _draw(self, events: AsyncGenerator[StreamEvent, None], seconds: float) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop has ended, and with it everyone who could read this
-            self.cancel()
+            async with asyncio.timeout(seconds), aclosing(events):
+                async for event in events:
+                    self._events.put_nowait(event)
+        except TimeoutError:
+            self._events.put_nowait(DeadlineError("The answer did not come in the time that a request has."))
+        except Exception as error:  # raised again where the events are read
+            self._events.put_nowait(error)
 
     async def next(self) -> StreamEvent:
         """The next event.
@@ -70,12 +61,8 @@ class ResponseStream:
         Raises:
             QZoomError: what ended the request instead of an answer.
         """
-        left = self._deadline_s + _GRACE_S - time.monotonic()
-        try:
-            event = await asyncio.wait_for(self._events.get(), max(0.0, left))
-        except TimeoutError as error:
-            raise DeadlineError("The answer did not come in the time that a request has.") from error
-        if isinstance(event, QZoomError):
+        event = await self._events.get()
+        if isinstance(event, Exception):
             raise event
         if event.answer is not None and event.answer.finish_reason == "cancelled":
             raise StoppingError("The server stopped before the answer was complete; ask again.")
@@ -89,11 +76,8 @@ class ResponseStream:
         return event.answer
 
     def cancel(self) -> None:
-        """Free the slot, now or as soon as there is one; harmless once the answer has ended."""
-        with self._lock:
-            self._cancelled, handle = True, self._handle
-        if handle is not None:
-            handle.cancel()
+        """End the request and free its slot; harmless once the answer has ended."""
+        self._task.cancel()
 
     def _measure(self, event: StreamEvent) -> None:
         elapsed_s = time.monotonic() - self._arrived_s
@@ -109,42 +93,34 @@ class Service:
     """What the routes share.
 
     Args:
-        model: the model.
+        engine: what answers; not started yet.
         settings: of this server.
     """
 
-    def __init__(self, model: QZoom, settings: ServerSettings) -> None:
-        self.model = model
+    def __init__(self, engine: ServingEngine, settings: ServerSettings) -> None:
+        self.engine = engine
         self.settings = settings
-        memory = settings.scheduler.cache_bytes
-        self.pictures = PictureCache(int(memory * _PICTURE_SHARE))
-        self.scheduler = Scheduler(model, replace(settings.scheduler, cache_bytes=memory - self.pictures.max_bytes))
-        self.metrics = ServerMetrics(self.scheduler, self.pictures)
+        self.pictures = PictureCache(settings.scheduler.picture_cache_bytes)
+        self.metrics = ServerMetrics(engine, self.pictures)
         self.started = int(time.time())
         self.draining = False
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._converter = Converter(model, settings.limits, settings.fetch, self.metrics.rejected, self.pictures)
+        self._converter = Converter(engine.model, settings.limits, settings.fetch, self.metrics.rejected, self.pictures)
         workers = min(4, os.cpu_count() or 1)
         self._readers = ThreadPoolExecutor(max(2, workers), thread_name_prefix="qzoom-read")
         self._fetchers = ThreadPoolExecutor(settings.limits.reading, thread_name_prefix="qzoom-fetch")
 
     def start(self) -> None:
-        """Start the worker."""
-        if not self.model.has_region:
+        """Start the engine."""
+        if not self.engine.model.has_region:
             _log.warning("%s has no region head: this server never zooms.", self.settings.model_name)
-        self.scheduler.start()
+        self.engine.start()
 
-    def ready(self) -> str:
+    async def ready(self) -> str:
         """Empty when requests are answered; else why not."""
-        if self.draining:
-            return "draining"
-        if not self.scheduler.alive:
-            return "worker ended"
-        if self.scheduler.heartbeat_age_s > self.settings.heartbeat_s:
-            return "worker silent"
-        return ""
+        return "draining" if self.draining else await self.engine.health()
 
     def begin_request(self) -> None:
         """Count a request as in flight.
@@ -176,7 +152,7 @@ class Service:
     async def close(self) -> None:
         """Cancel what still runs, and end all threads."""
         self.draining = True
-        await asyncio.get_running_loop().run_in_executor(None, self.scheduler.close, 0.0)
+        await self.engine.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
@@ -194,7 +170,7 @@ class Service:
         Raises:
             QZoomError: anything that cannot be used, or a full queue, before anything is decoded.
         """
-        if self.scheduler.waiting >= self.settings.scheduler.queue:
+        if self.engine.waiting >= self.settings.scheduler.queue:
             raise QueueFullError("The server has more requests than it can queue; try again in a moment.", 1.0)
         body = await _run(self._readers, lambda: validate(kind, read_payload(raw, self.settings.limits)))
         if body.model != self.settings.model_name:
@@ -202,10 +178,8 @@ class Service:
         pool = self._fetchers if self._converter.must_fetch(body) else self._readers
         return body, await _run(pool, lambda: self._converter.request(body, tenant))
 
-    async def submit(
-        self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False
-    ) -> ResponseStream:
-        """Hand a request to the worker.
+    def submit(self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False) -> ResponseStream:
+        """Hand a request to the engine.
 
         Args:
             request: from `read`.
@@ -214,26 +188,18 @@ class Service:
             perceive: gate and regions only.
 
         Raises:
-            QueueFullError, StoppingError: it cannot be taken now.
-            QuestionError, BudgetError: it cannot fit into what the model reads.
+            DeadlineError: its time is over already. Whatever else is wrong, the stream's first event raises.
         """
         deadline = arrived_s + self.settings.deadline_s
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineError("Reading the request took all the time that a request has.")
-        stream = ResponseStream(self.metrics, arrived_s, deadline)
+        job = Job(request, tenant, left)
+        events = self._look(job) if perceive else self.engine.answer(job)
+        return ResponseStream(events, self.metrics, arrived_s, deadline + self.engine.grace_s)
 
-        def hand_over() -> None:  # on a reader's thread, since it hashes the pictures
-            stream.attach(
-                self.scheduler.submit(request, stream.listen, tenant=tenant, deadline_s=left, perceive=perceive)
-            )
-
-        try:
-            await _run(self._readers, hand_over)
-        except BaseException:
-            stream.cancel()
-            raise
-        return stream
+    async def _look(self, job: Job) -> AsyncGenerator[StreamEvent, None]:
+        yield StreamEvent("perception", perception=await self.engine.look(job))
 
     def no_model(self, name: str) -> ApiError:
         """The refusal for a model that is not served here."""

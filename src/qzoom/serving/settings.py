@@ -76,6 +76,11 @@ class SchedulerLimits:
     cache_bytes: Annotated[int, Between(0)] = 256 * 2**20
     """Memory of the prefix cache; 0 turns it off. A server keeps decoded pictures in a quarter of it."""
 
+    @property
+    def picture_cache_bytes(self) -> int:
+        """The part of `cache_bytes` in which a server keeps decoded pictures; the rest is for prefixes."""
+        return self.cache_bytes // 4
+
 
 @settings
 class ServerSettings:

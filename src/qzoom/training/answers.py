@@ -36,21 +36,13 @@ from qzoom.types import Box
 
 @dataclass(frozen=True, slots=True)
 class AnswerSample:
-    """One turn with its prompt and its target.
+    """One turn with its prompt and its target."""
 
-    Args:
-        question: the record.
-        turn: index of the turn.
-        kind: what zooming changed.
-        ids: of the prompt.
-        answer: token ids of the target, the end token last.
-    """
-
-    question: Question
-    turn: int
-    kind: ZoomEffect
-    ids: tuple[int, ...]
-    answer: tuple[int, ...]
+    question: Question  # the record
+    turn: int  # index of the turn
+    kind: ZoomEffect  # what zooming changed
+    ids: tuple[int, ...]  # of the prompt
+    answer: tuple[int, ...]  # token ids of the target, the end token last
 
 
 class AnswerTask(StageTask):

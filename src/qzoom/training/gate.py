@@ -31,19 +31,12 @@ from qzoom.training.stages import StageRecipe
 
 @dataclass(frozen=True, slots=True)
 class GateSample:
-    """One question at one number of coarse tokens.
+    """One question at one number of coarse tokens."""
 
-    Args:
-        question: the record.
-        turn: index of the turn.
-        tokens: visual tokens of the coarse pass.
-        target: 1 zoom, 0 coarse is enough.
-    """
-
-    question: Question
-    turn: int
-    tokens: int
-    target: int
+    question: Question  # the record
+    turn: int  # index of the turn
+    tokens: int  # visual tokens of the coarse pass
+    target: int  # 1 zoom, 0 coarse is enough
 
 
 def gate_samples(stores: Sequence[RecordStore], strategy: Strategy, seed: int) -> list[GateSample]:

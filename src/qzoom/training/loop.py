@@ -73,17 +73,11 @@ class StageModule(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoopResult:
-    """What `run_loop` returns.
+    """What `run_loop` returns."""
 
-    Args:
-        start: optimiser steps that were done before.
-        sharded: whether the engine's trained weights are left in shards.
-        weights: the trained weights by name; with FSDP whole on the main process only.
-    """
-
-    start: int
-    sharded: bool
-    weights: dict[str, Tensor]
+    start: int  # optimiser steps that were done before
+    sharded: bool  # whether the engine's trained weights are left in shards
+    weights: dict[str, Tensor]  # the trained weights by name; with FSDP whole on the main process only
 
 
 def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:

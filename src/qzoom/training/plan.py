@@ -42,48 +42,28 @@ def lora_layer(sizes: ModelSizes, rank: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPhase:
-    """One phase in figures: a stage, or "sft" or "grpo" of a student.
+    """One phase in figures: a stage, or "sft" or "grpo" of a student."""
 
-    Args:
-        phase: its name.
-        steps: optimiser steps; None while the data do not exist.
-        batch: units per step.
-        unit: "samples", "images" or "questions".
-        forwards: forward passes per step: of each process in a stage, of all processes together for a student.
-        learning_rate: peak.
-    """
-
-    phase: str
-    steps: int | None
-    batch: int
-    unit: str
-    forwards: int
-    learning_rate: float
+    phase: str  # its name
+    steps: int | None  # optimiser steps; None while the data do not exist
+    batch: int  # units per step
+    unit: str  # "samples", "images" or "questions"
+    forwards: int  # forward passes per step: of each process in a stage, of all processes together for a student
+    learning_rate: float  # peak
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run in figures.
+    """A run in figures."""
 
-    Args:
-        base_weights: of the base model.
-        trained: weights that train, by part.
-        memory_gb: weights, gradients and optimiser state in GB (10^9 bytes), without activations.
-        samples: labels or questions to train on; None while the data do not exist, as the next three.
-        images: of a student's data.
-        negatives: questions of a student's data whose target is absent.
-        held_out: questions of a student's data to validate with.
-        phases: in order.
-    """
-
-    base_weights: int
-    trained: dict[str, int]
-    memory_gb: float
-    samples: int | None
-    images: int | None
-    negatives: int | None
-    held_out: int | None
-    phases: tuple[PlannedPhase, ...]
+    base_weights: int  # of the base model
+    trained: dict[str, int]  # weights that train, by part
+    memory_gb: float  # weights, gradients and optimiser state in GB (10^9 bytes), without activations
+    samples: int | None  # labels or questions to train on; None while the data do not exist, as the next three
+    images: int | None  # of a student's data
+    negatives: int | None  # questions of a student's data whose target is absent
+    held_out: int | None  # questions of a student's data to validate with
+    phases: tuple[PlannedPhase, ...]  # in order
 
     @property
     def trained_weights(self) -> int:

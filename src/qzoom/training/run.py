@@ -38,25 +38,16 @@ def _nothing(*_: Any) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingRun(Generic[R]):
-    """The context of one run.
+    """The context of one run."""
 
-    Args:
-        engine: the model; the weights that are selected train in place.
-        recipe: the settings.
-        folder: of checkpoints and metrics; a phase of a student has one of its own.
-        device: "cpu" or "cuda".
-        on_step: called on the main process with the metrics of each step.
-        on_phase: called when a phase of a student begins, with its name and number of optimiser steps.
-        on_validation: called with each validation of a student.
-    """
-
-    engine: Engine
-    recipe: R
-    folder: Path
-    device: str = "cpu"
-    on_step: Callable[[StepMetrics], None] = _nothing
+    engine: Engine  # the model; the weights that are selected train in place
+    recipe: R  # the settings
+    folder: Path  # of checkpoints and metrics; a phase of a student has one of its own
+    device: str = "cpu"  # "cpu" or "cuda"
+    on_step: Callable[[StepMetrics], None] = _nothing  # called on the main process with the metrics of each step
+    # called when a phase of a student begins, with its name and number of optimiser steps
     on_phase: Callable[[str, int], None] = _nothing
-    on_validation: Callable[[Any], None] = _nothing
+    on_validation: Callable[[Any], None] = _nothing  # called with each validation of a student
 
     @property
     def processes(self) -> int:
@@ -217,25 +208,15 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One optimiser step.
+    """One optimiser step."""
 
-    Args:
-        step: from 1.
-        steps: of the whole run.
-        loss: mean over the targets of the batch.
-        learning_rate: of this step.
-        gradient_norm: before clipping.
-        samples_per_s: since this process started.
-        left_s: seconds until the end at that rate.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    samples_per_s: float
-    left_s: float
+    step: int  # from 1
+    steps: int  # of the whole run
+    loss: float  # mean over the targets of the batch
+    learning_rate: float  # of this step
+    gradient_norm: float  # before clipping
+    samples_per_s: float  # since this process started
+    left_s: float  # seconds until the end at that rate
 
 
 class MetricsLog:

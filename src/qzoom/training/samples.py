@@ -34,15 +34,10 @@ from qzoom.training.stages import StageRecipe
 
 @dataclass(frozen=True, slots=True)
 class SampleUse:
-    """One use of a sample in a batch.
+    """One use of a sample in a batch."""
 
-    Args:
-        index: of the sample.
-        epoch: how often it has been used before; seeds the random choices of this use.
-    """
-
-    index: int
-    epoch: int
+    index: int  # of the sample
+    epoch: int  # how often it has been used before; seeds the random choices of this use
 
 
 class StageTask(ABC):

@@ -174,17 +174,13 @@ PARTS: tuple[Part, ...] = ("vision", "embedding", "layers", "norm", "lm_head", "
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:
-    """One stage.
+    """One stage."""
 
-    Args:
-        trains: parts whose weights move.
-        saves: "adapter" (branches beside a reference to the base) or "model" (everything; with LoRA an adapter that has
-            the matrices too).
-        needs: branches that must be there before; a missing one that trains is made from the base's layers.
-    """
-
-    trains: tuple[Part, ...]
+    trains: tuple[Part, ...]  # parts whose weights move
+    # "adapter" (branches beside a reference to the base) or "model" (everything; with LoRA an adapter that has the
+    # matrices too)
     saves: Literal["adapter", "model"]
+    # branches that must be there before; a missing one that trains is made from the base's layers
     needs: tuple[Part, ...] = ()
 
 

@@ -26,29 +26,17 @@ from qzoom.training.stages import STAGES, StageRecipe, frozen_in_bfloat16, selec
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """Figures of a finished stage.
+    """Figures of a finished stage."""
 
-    Args:
-        stage: row of the stage table.
-        model: folder of the result.
-        samples: trained on.
-        start: optimiser steps that were done before this process.
-        steps: optimiser steps of the whole run.
-        trained: number of weights that trained.
-        first_loss: mean of the first tenth of the run's steps.
-        last_loss: mean of the last tenth.
-        seconds: of this process.
-    """
-
-    stage: str
-    model: str
-    samples: int
-    start: int
-    steps: int
-    trained: int
-    first_loss: float | None
-    last_loss: float | None
-    seconds: float
+    stage: str  # row of the stage table
+    model: str  # folder of the result
+    samples: int  # trained on
+    start: int  # optimiser steps that were done before this process
+    steps: int  # optimiser steps of the whole run
+    trained: int  # number of weights that trained
+    first_loss: float | None  # mean of the first tenth of the run's steps
+    last_loss: float | None  # mean of the last tenth
+    seconds: float  # of this process
 
 
 def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:

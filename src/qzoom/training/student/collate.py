@@ -54,30 +54,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTensors:
-    """An image as the vision tower takes it.
+    """An image as the vision tower takes it."""
 
-    Args:
-        pixels: (patches, values).
-        grid_thw: (1, 3) patches in time, height and width.
-        cells: (rows, columns) of visual tokens.
-    """
-
-    pixels: Tensor
-    grid_thw: Tensor
-    cells: tuple[int, int]
+    pixels: Tensor  # (patches, values)
+    grid_thw: Tensor  # (1, 3) patches in time, height and width
+    cells: tuple[int, int]  # (rows, columns) of visual tokens
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedQuestion:
-    """A tokenised question with its right reply.
+    """A tokenised question with its right reply."""
 
-    Args:
-        ids: prompt up to the assistant's header, one placeholder for the image.
-        reply: token ids of the reply, the end token last.
-    """
-
-    ids: tuple[int, ...]
-    reply: tuple[int, ...]
+    ids: tuple[int, ...]  # prompt up to the assistant's header, one placeholder for the image
+    reply: tuple[int, ...]  # token ids of the reply, the end token last
 
 
 class Prompter:
@@ -218,22 +207,14 @@ DrawSample = Callable[[int], "tuple[PIL.Image.Image, list[tuple[str, str]]]"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedSequence:
-    """An image with its questions.
+    """An image with its questions."""
 
-    Args:
-        ids: (length,) tokens.
-        positions: (axes, length).
-        segment: (length,) 0 for the image and what stands before it, 1 and up for the questions.
-        labels: (length,) the token itself where it belongs to a reply, else -100.
-        view: the image.
-        regions: (questions, length) true at the visual tokens that the question's region touches; None for none.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    segment: Tensor
-    labels: Tensor
-    view: ImageTensors
+    ids: Tensor  # (length,) tokens
+    positions: Tensor  # (axes, length)
+    segment: Tensor  # (length,) 0 for the image and what stands before it, 1 and up for the questions
+    labels: Tensor  # (length,) the token itself where it belongs to a reply, else -100
+    view: ImageTensors  # the image
+    # (questions, length) true at the visual tokens that the question's region touches; None for none
     regions: Tensor | None = None
 
 

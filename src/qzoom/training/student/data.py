@@ -25,31 +25,18 @@ _BATCH_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class ExportedQuestion:
-    """A question about a whole picture.
+    """A question about a whole picture."""
 
-    Args:
-        id: of the exported item.
-        picture: path of the original picture.
-        text: as it is put, options included.
-        answer: right reply: a letter for multiple choice, else the text.
-        box: region that it is about, original pixels; None without one.
-        choices: options in the order shown; empty for free questions.
-        letter: of the right option.
-        kind: what it tests.
-        negative: the target is absent.
-        pair: id of its positive.
-    """
-
-    id: str
-    picture: str
-    text: str
-    answer: str
-    box: Box | None = None
-    choices: tuple[str, ...] = ()
-    letter: str = ""
-    kind: str = "other"
-    negative: bool = False
-    pair: str = ""
+    id: str  # of the exported item
+    picture: str  # path of the original picture
+    text: str  # as it is put, options included
+    answer: str  # right reply: a letter for multiple choice, else the text
+    box: Box | None = None  # region that it is about, original pixels; None without one
+    choices: tuple[str, ...] = ()  # options in the order shown; empty for free questions
+    letter: str = ""  # of the right option
+    kind: str = "other"  # what it tests
+    negative: bool = False  # the target is absent
+    pair: str = ""  # id of its positive
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,17 +26,11 @@ from qzoom.training.student.schedule import ScheduleEntry
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GrpoPrompt:
-    """A prompt ready for the model.
+    """A prompt ready for the model."""
 
-    Args:
-        view: the image.
-        ids: tokens, the image's placeholders expanded.
-        image_token: id of the placeholder.
-    """
-
-    view: ImageTensors
-    ids: tuple[int, ...]
-    image_token: int
+    view: ImageTensors  # the image
+    ids: tuple[int, ...]  # tokens, the image's placeholders expanded
+    image_token: int  # id of the placeholder
 
 
 class PromptReader:

@@ -60,36 +60,22 @@ JudgeCall = Callable[[str, Sequence[str], str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a right reply says.
+    """What a right reply says."""
 
-    Args:
-        question: as it was asked.
-        answer: right text.
-        choices: options in the order shown; empty for free questions.
-        letter: of the right option.
-        kind: what the question tests; "counting" may be rewarded by relative error.
-    """
-
-    question: str
-    answer: str
-    choices: tuple[str, ...] = ()
-    letter: str = ""
-    kind: str = "other"
+    question: str  # as it was asked
+    answer: str  # right text
+    choices: tuple[str, ...] = ()  # options in the order shown; empty for free questions
+    letter: str = ""  # of the right option
+    kind: str = "other"  # what the question tests; "counting" may be rewarded by relative error
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reply's reward.
+    """A reply's reward."""
 
-    Args:
-        accuracy: 0 to 1; None when it could not be judged.
-        form: 1 for a well-formed reply, else 0.
-        by: "empty", "letter", "number", "rule", "judge", "unjudged" or "failed".
-    """
-
-    accuracy: float | None
-    form: float
-    by: str
+    accuracy: float | None  # 0 to 1; None when it could not be judged
+    form: float  # 1 for a well-formed reply, else 0
+    by: str  # "empty", "letter", "number", "rule", "judge", "unjudged" or "failed"
 
 
 def accuracy(

@@ -61,48 +61,28 @@ HEADS_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class PhaseReport:
-    """Figures of a finished phase.
+    """Figures of a finished phase."""
 
-    Args:
-        phase: "sft" or "grpo".
-        start: optimiser steps that were done before this process.
-        steps: optimiser steps of the whole phase.
-        first_loss: mean of the first tenth of the phase's steps.
-        last_loss: mean of the last tenth.
-        best_step: of the weights that were kept; None without validation.
-        seconds: of this process.
-    """
-
-    phase: str
-    start: int
-    steps: int
-    first_loss: float | None
-    last_loss: float | None
-    best_step: int | None
-    seconds: float
+    phase: str  # "sft" or "grpo"
+    start: int  # optimiser steps that were done before this process
+    steps: int  # optimiser steps of the whole phase
+    first_loss: float | None  # mean of the first tenth of the phase's steps
+    last_loss: float | None  # mean of the last tenth
+    best_step: int | None  # of the weights that were kept; None without validation
+    seconds: float  # of this process
 
 
 @dataclass(frozen=True, slots=True)
 class StudentReport:
-    """Figures of a finished run.
+    """Figures of a finished run."""
 
-    Args:
-        model: folder of the result.
-        questions: trained on.
-        negatives: of them, whose target is absent.
-        held_out: questions kept for validation.
-        trained: number of weights that trained.
-        phases: in order.
-        validations: of this process, in order.
-    """
-
-    model: str
-    questions: int
-    negatives: int
-    held_out: int
-    trained: int
-    phases: tuple[PhaseReport, ...]
-    validations: tuple[Validation, ...]
+    model: str  # folder of the result
+    questions: int  # trained on
+    negatives: int  # of them, whose target is absent
+    held_out: int  # questions kept for validation
+    trained: int  # number of weights that trained
+    phases: tuple[PhaseReport, ...]  # in order
+    validations: tuple[Validation, ...]  # of this process, in order
 
 
 def train_student(

@@ -37,25 +37,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleEntry:
-    """One image of one step.
+    """One image of one step."""
 
-    Args:
-        questions: indices of its questions; empty for rehearsal.
-        epoch: which pass over the data, from 0.
-        progress: share of the training that is done before it.
-        tokens: largest number of visual tokens; 0 takes the model's own.
-        rehearsal: seed of a drawn image; -1 for the data's own.
-        crop_tokens: most visual tokens of a random crop; 0 shows the whole image.
-        crop_seed: decides where the crop lies.
-    """
-
-    questions: tuple[int, ...]
-    epoch: int
-    progress: float
-    tokens: int
-    rehearsal: int = -1
-    crop_tokens: int = 0
-    crop_seed: int = 0
+    questions: tuple[int, ...]  # indices of its questions; empty for rehearsal
+    epoch: int  # which pass over the data, from 0
+    progress: float  # share of the training that is done before it
+    tokens: int  # largest number of visual tokens; 0 takes the model's own
+    rehearsal: int = -1  # seed of a drawn image; -1 for the data's own
+    crop_tokens: int = 0  # most visual tokens of a random crop; 0 shows the whole image
+    crop_seed: int = 0  # decides where the crop lies
 
 
 def epoch_entries(

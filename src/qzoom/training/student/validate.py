@@ -42,23 +42,14 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Figures of a validation.
+    """Figures of a validation."""
 
-    Args:
-        step: optimiser steps done.
-        n: questions.
-        exact: share answered rightly.
-        n_negative: questions whose target is absent.
-        exact_negative: share of those; None without any.
-        exact_positive: share of the others; None without any.
-    """
-
-    step: int
-    n: int
-    exact: float
-    n_negative: int
-    exact_negative: float | None
-    exact_positive: float | None
+    step: int  # optimiser steps done
+    n: int  # questions
+    exact: float  # share answered rightly
+    n_negative: int  # questions whose target is absent
+    exact_negative: float | None  # share of those; None without any
+    exact_positive: float | None  # share of the others; None without any
 
 
 def some_of(questions: Sequence[ExportedQuestion], most: int) -> tuple[ExportedQuestion, ...]:

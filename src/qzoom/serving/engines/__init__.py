@@ -1,0 +1,1 @@
+"""What answers behind the server: one small protocol, and the engines that implement it."""
