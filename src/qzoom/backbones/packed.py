@@ -47,7 +47,7 @@ class Rows:
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Append packed keys and values (1, kv_heads, tokens, head_dim) to the caches; all of them for `PACKED`."""
         if self.mask is not None:
-            return self.caches[0].update(key, value, layer_idx)  # type: ignore[no-any-return]
+            return self.caches[0].update(key, value, layer_idx)
         parts = zip(self.caches, key.split(self.new, dim=2), value.split(self.new, dim=2), strict=True)
         return PackedKeys(self.new, tuple(cache.update(k, v, layer_idx) for cache, k, v in parts)), None
 
@@ -109,13 +109,17 @@ def _attention(
         alike.setdefault((key.new[i], keys.shape[2]), []).append(i)
     outputs: list[Any] = [None] * len(queries)
     for (new, total), members in alike.items():
-        parts = [[queries[i] for i in members], *([key.pairs[i][side] for i in members] for side in (0, 1))]
-        stacked = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+        stacked = _stacked([queries[i] for i in members])
+        keys, values = (_stacked([key.pairs[i][side] for i in members]) for side in (0, 1))
         mask = None if new in (1, total) else _lower_right(new, total, query.device)
-        out, _ = sdpa_attention_forward(module, *stacked, mask, **options)
+        out, _ = sdpa_attention_forward(module, stacked, keys, values, mask, **options)
         for i, one in zip(members, out.split(1), strict=True):
             outputs[i] = one
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _lower_right(new: int, total: int, device: torch.device) -> Tensor:

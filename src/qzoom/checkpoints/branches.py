@@ -106,7 +106,7 @@ def fill_last_layer(region: Mapping[str, str], base: WeightIndex, prefix: str, z
 def _expected(base: WeightIndex, prefix: str, shared: int, depth: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a branch: those of the base layers that it began as, which need not be alike."""
     last = layer_count([n.removeprefix(prefix) for n in base.tensors if n.startswith(f"{prefix}layers.")]) - 1
-    out = {}
+    out: dict[str, tuple[int, ...]] = {}
     for i in range(depth):
         origin = f"{prefix}layers.{min(shared + i, last)}."
         inner = {n.removeprefix(origin): info.shape for n, info in base.tensors.items() if n.startswith(origin)}
