@@ -76,7 +76,8 @@ class Recipe:
     pack_counts: PackCounts = field(default_factory=PackCounts)
     """How many pages to draw."""
     receipts: str | None = None
-    """Folder of the scanned receipts, for exercises that begin with `real`."""
+    """Folder of the scanned receipts, for exercises that begin with `real`; null takes the one that QZOOM_RECEIPTS
+    names."""
     start_from: str | None = None
     """Folder of an exported model to go on from; its guides are learned anew. None starts from scratch."""
     guide_steps: Annotated[int, Between(0)] = 60

@@ -67,9 +67,13 @@ def make_packs(recipe: Recipe) -> None:
 
 
 def _receipts(recipe: Recipe, split: str) -> ReceiptFolder:
-    if recipe.receipts is None:
-        raise ConfigError("The mix holds real receipts: set `receipts` in the recipe to the folder that holds them.")
-    return ReceiptFolder(Path(recipe.receipts), split)
+    folder = recipe.receipts or os.environ.get("QZOOM_RECEIPTS")
+    if not folder:
+        raise ConfigError(
+            "The mix holds real receipts: set `receipts` in the recipe, or the variable QZOOM_RECEIPTS, to the folder "
+            "that holds them."
+        )
+    return ReceiptFolder(Path(folder), split)
 
 
 def _progress(name: str) -> Any:

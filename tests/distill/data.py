@@ -1,7 +1,5 @@
 """Pictures with printed codes and a question file about them, and recipes that rules can run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

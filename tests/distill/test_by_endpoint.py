@@ -1,7 +1,5 @@
 """What roles behind an endpoint send, and what they make of replies."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io
@@ -16,8 +14,7 @@ import pytest
 from PIL import Image
 
 from qzoom.distill import by_endpoint
-from qzoom.distill.answer import answer_step
-from qzoom.distill.ask import ask_step, validate_step
+from qzoom.distill.ask import answer_step, ask_step, validate_step
 from qzoom.distill.items import Agreement, Vote
 from qzoom.distill.roles import Role, RoleSettings
 from qzoom.llm.cache import CallCache

@@ -1,26 +1,15 @@
 """Options, the check without a picture, and paired negatives."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from qzoom.data.synthetic.page import SceneObject
 from qzoom.distill import by_rule
 from qzoom.distill.choices import ChoicesSettings, ChoicesStep, absent
-from qzoom.distill.items import (
-    NONE_OPTION,
-    Agreement,
-    Item,
-    Known,
-    KnownObject,
-    KnownQuestion,
-    KnownText,
-    QuestionDraft,
-    Vote,
-)
+from qzoom.distill.items import NONE_OPTION, Agreement, Item, Known, KnownQuestion, QuestionDraft, Vote
 from qzoom.distill.pictures import load_source
 from qzoom.distill.roles import DistractorWriter, Role
 from qzoom.errors import CallRefusedError, ConfigError, DataError
@@ -242,8 +231,8 @@ def asking(text: str, answer: str = "x", seed: int = 0) -> Item:
 
 
 def facts_of(text: str, answer: str, field: str, printed: str = "") -> Known:
-    things = (KnownObject("red", "star", (0, 0, 9, 9)), KnownObject("blue", "cross", (20, 0, 29, 9)))
-    lines = (KnownText(printed, (0, 0, 9, 9)),) if printed else ()
+    things = (SceneObject("red", "star", (0, 0, 9, 9)), SceneObject("blue", "cross", (20, 0, 29, 9)))
+    lines = ((printed, (0, 0, 9, 9)),) if printed else ()
     return Known((KnownQuestion(text, answer, ((0, 0, 9, 9),), field),), () if printed else things, lines)
 
 
@@ -298,7 +287,7 @@ def test_the_negative_is_the_items_own() -> None:
 @pytest.mark.parametrize("source", ["scenes:5", "documents:11"])
 def test_drawn_pictures_never_have_what_a_negative_asks_for(source: str) -> None:
     facts = load_source(source, "").known
-    printed = [line.text.casefold() for line in facts.texts]
+    printed = [text.casefold() for text, _ in facts.texts]
     made = 0
     for question in facts.questions:
         negative = absent(asking(question.text, question.answer), facts)

@@ -1,7 +1,5 @@
 """The student's pass rate, and the band that is kept."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from typing import Any

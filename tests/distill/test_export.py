@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from qzoom.distill.export import COLUMNS, ExportSettings, split_of, write_dataset
+from qzoom.distill.export import ExportSettings, split_of, write_dataset
 from qzoom.distill.items import Choices, ImageRef, choice_text
 from qzoom.distill.pictures import ImageSource, list_sources, scan
 from qzoom.errors import ConfigError, DataError
@@ -41,7 +41,8 @@ def test_datasets_reads_it_and_decodes_upright_pictures(folder, tmp_path):
     data = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "out/train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert tuple(data.column_names) == tuple(COLUMNS)
+    first = ["id", "images", "prompt", "completion", "question", "answer", "source", "kind", "extra_info"]
+    assert data.column_names == [*first, "bbox", "bbox_norm", "choices", "letter", "style", "provenance"]
     by_source = {json.loads(row["provenance"])["picture"]["source"]: row for row in data}
     turned = by_source["turned.jpg"]["images"][0]
     assert turned.size == (40, 60)

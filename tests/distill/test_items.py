@@ -1,7 +1,5 @@
 """The pipeline's record and its steps: there and back, decisions, and what ends a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -13,7 +11,6 @@ from qzoom.distill.items import (
     ImageRef,
     Item,
     QuestionDraft,
-    Step,
     TargetRegion,
     Vote,
     apply,
@@ -82,10 +79,6 @@ class Scripted:
         self.what = what
         self.calls = 0
 
-    @property
-    def step(self):
-        return Step("ask", self)
-
     def __call__(self, item):
         self.calls += 1
         if isinstance(self.what, Exception):
@@ -96,13 +89,13 @@ class Scripted:
 def test_refused_items_go_through_untouched_and_unseen():
     step = Scripted(())
     refused = PLAIN.decide("crop", "too small")
-    assert apply(step.step, refused) == (refused,)
+    assert apply("ask", step, refused) == (refused,)
     assert step.calls == 0
 
 
 @pytest.mark.parametrize("error", [DataError("no region"), ImageError("cannot be decoded")])
 def test_an_item_that_cannot_be_used_is_refused_with_the_sentence(error):
-    (item,) = apply(Scripted(error).step, PLAIN)
+    (item,) = apply("ask", Scripted(error), PLAIN)
     assert (item.kept, item.decisions[-1].step, item.decisions[-1].reason) == (False, "ask", str(error))
 
 
@@ -111,11 +104,11 @@ def test_an_item_that_cannot_be_used_is_refused_with_the_sentence(error):
 )
 def test_what_concerns_the_run_gets_out(error):
     with pytest.raises(type(error), match=str(error)):
-        apply(Scripted(error).step, PLAIN)
+        apply("ask", Scripted(error), PLAIN)
 
 
 def test_of_equal_items_only_the_first_stays():
     draft = [dataclasses.replace(PLAIN, draft=QuestionDraft(text, "ocr", "r")) for text in ("a", "b", "a")]
-    made = apply(Scripted((draft[0].decide("ask", "no"), *draft)).step, PLAIN)
+    made = apply("ask", Scripted((draft[0].decide("ask", "no"), *draft)), PLAIN)
     assert [item.kept for item in made] == [False, True, True, False]
     assert made[3].decisions[-1].reason == "the same as another item of this picture"

@@ -34,7 +34,7 @@ def test_drawn_pictures_know_their_questions_objects_and_texts():
     assert (picture.source, picture.dataset) == ("scenes:5", "scenes")
     assert loaded.known.objects
     codes = {question.answer for question in loaded.known.questions if question.field == "code"}
-    assert codes <= {text.text for text in loaded.known.texts}
+    assert codes <= {text for text, _ in loaded.known.texts}
     again, _ = scan(source)
     assert again == picture
 

@@ -26,11 +26,15 @@ from qzoom.distill.proposers import (
     GridSettings,
     MapsSettings,
     ProposeSettings,
+    SelectSettings,
+    area_bin,
     crop_step,
     make_proposer,
     propose_step,
+    select,
 )
 from qzoom.errors import CheckpointError, ConfigError
+from qzoom.images.geometry import iou
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +121,20 @@ def test_a_detector_that_is_none_stops_the_run_with_a_sentence(scene, tmp_path):
     item, views, _ = scene
     settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(tmp_path), device="cpu"))
     with pytest.raises(CheckpointError, match="cannot be loaded for object-detection"):
-        apply(propose_step(settings, views, 0), item)
+        apply("propose", propose_step(settings, views, 0), item)
 
 
 def test_step_makes_items_with_seeds_of_their_own_and_refuses_empty_pictures(scene, tmp_path):
     item, views, known = scene
-    made = apply(propose_step(ProposeSettings(), views, 3), item)
+    made = apply("propose", propose_step(ProposeSettings(), views, 3), item)
     kept = [one for one in made if one.kept]
     assert 0 < len(kept) <= 8
     assert len({one.seed for one in kept}) == len(kept)
-    other = apply(propose_step(ProposeSettings(), views, 4), item)
+    other = apply("propose", propose_step(ProposeSettings(), views, 4), item)
     assert {one.seed for one in other}.isdisjoint({one.seed for one in made})
     Image.new("RGB", (300, 200)).save(tmp_path / "x.png")
     alone, _ = scan(ImageSource("x.png", str(tmp_path), "x"))
-    (refused,) = apply(propose_step(ProposeSettings(), views, 3), Item(alone))
+    (refused,) = apply("propose", propose_step(ProposeSettings(), views, 3), Item(alone))
     assert refused.decisions[-1].reason == "nothing proposed"
 
 
@@ -186,5 +190,83 @@ def test_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
 
 def test_a_box_outside_is_refused_and_not_cropped():
     target = TargetRegion((2000, 10, 2100, 50), (0, 0, 1, 1), "given")
-    (item,) = apply(crop_step(CropSettings()), Item(ImageRef("0" * 20, "x", 1000, 600), target))
+    (item,) = apply("crop", crop_step(CropSettings()), Item(ImageRef("0" * 20, "x", 1000, 600), target))
     assert (item.kept, item.decisions[-1].reason) == (False, "the box lies outside the picture")
+
+
+SIZE = (1000, 1000)
+
+
+def reasons(boxes, scores=None, **settings):
+    return [reason for _, _, reason in select(boxes, scores or [1.0] * len(boxes), SIZE, SelectSettings(**settings))]
+
+
+def box(x, y, width, height):
+    return x, y, x + width, y + height
+
+
+def test_each_limit_has_its_reason():
+    boxes = [
+        box(0, 0, 100, 100),
+        box(0, 0, 400, 400),
+        box(500, 500, 2, 2),
+        box(500, 500, 11, 200),
+        box(500, 100, 20, 20),
+        box(100, 700, 800, 20),
+        box(1200, 0, 50, 50),
+        box(950, 950, 100, 100),
+    ]
+    assert reasons(boxes, min_share=1e-5, max_share=0.1, min_side_px=12) == [
+        "",
+        "larger than the area band",
+        "smaller than the area band",
+        "too few pixels",
+        "too few visual tokens",
+        "too long and thin",
+        "outside the picture",
+        "",
+    ]
+
+
+def test_clipped_box_is_what_is_kept():
+    ((clipped, _, reason),) = select([(950, -20, 1100, 60)], [1.0], SIZE, SelectSettings())
+    assert (clipped, reason) == ((950, 0, 1000, 60), "")
+
+
+def test_of_overlapping_boxes_the_better_stays():
+    boxes = [box(0, 0, 100, 100), box(10, 0, 100, 100), box(60, 0, 100, 100)]
+    assert reasons(boxes, [0.5, 0.9, 0.4]) == ["overlaps a better one", "", ""]
+    assert reasons(boxes) == ["", "overlaps a better one", ""]
+
+
+def test_bins_are_filled_in_turn_up_to_the_picture_s_share():
+    small = [box(100 * n, 0, 30, 30) for n in range(5)]
+    large = [box(300 * n, 300, 280, 280) for n in range(3)]
+    found = reasons(small + large, min_share=5e-4, bins=2, per_bin=3, per_picture=4)
+    assert found == [
+        "",
+        "",
+        "enough of this picture",
+        "enough of its size",
+        "enough of its size",
+        "",
+        "",
+        "enough of this picture",
+    ]
+
+
+def test_bins_have_equal_ratios():
+    settings = SelectSettings(min_share=1e-4, max_share=1e-1, bins=3)
+    sides = (10, 31, 32, 99, 101, 316)
+    assert [area_bin(box(0, 0, side, side), SIZE, settings) for side in sides] == [0, 0, 1, 1, 2, 2]
+
+
+def test_iou_by_hand():
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0.0
+    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
+
+
+def test_a_band_without_room_is_refused():
+    with pytest.raises(ConfigError, match="leaves no room"):
+        SelectSettings(min_share=0.2, max_share=0.1)

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from qzoom.distill.recipe import recipe_from_values
+from qzoom.distill.recipe import DatasetRecipe
 from qzoom.distill.run import run_recipe
+from qzoom.settings import from_mapping
 from tests.distill.data import make_pictures, recipe_values
 from tests.llm.stub import Stub, serve, text_of
 
@@ -26,8 +27,8 @@ def test_ray_equals_in_process_resumes_and_shares_the_kept_calls(tmp_path):
             {"by": "endpoint", "name": name, "endpoints": [{"url": url, "model": name}]} for name in ("one", "two")
         ]
         values = recipe_values(make_pictures(tmp_path / "in", 6), roles={"teachers": members})
-        here = recipe_from_values(values, "test")
-        there = recipe_from_values(values | {"engine": "ray", "ray": {"actors": 2, "threads": 2}}, "test")
+        here = from_mapping(DatasetRecipe, values, "test")
+        there = from_mapping(DatasetRecipe, values | {"engine": "ray", "ray": {"actors": 2, "threads": 2}}, "test")
         calm = run_recipe(here, tmp_path / "here")
         stub.asked = Counter()
         run_recipe(there, tmp_path / "there", limit=2)

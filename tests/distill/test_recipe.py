@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qzoom.distill.recipe import load_recipe, recipe_from_values, step_settings
+from qzoom.distill.recipe import DatasetRecipe, load_recipe, step_settings
 from qzoom.errors import ConfigError
-from qzoom.settings import to_dict
+from qzoom.settings import from_mapping, to_dict
 from tests.distill.data import recipe_values
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes/distill").glob("*.yaml"))
@@ -22,9 +22,9 @@ def test_shipped_recipes_load_and_their_first_line_runs_them(path):
 
 
 def test_a_recipe_survives_json():
-    recipe = recipe_from_values(recipe_values("scenes:0:2", choices={}, roles=RULES), "test")
+    recipe = from_mapping(DatasetRecipe, recipe_values("scenes:0:2", choices={}, roles=RULES), "test")
     values = json.loads(json.dumps(to_dict(recipe)))
-    assert recipe_from_values(values, "again") == recipe
+    assert from_mapping(DatasetRecipe, values, "again") == recipe
 
 
 RULES = {"teachers": [{"by": "rule", "name": "a"}, {"by": "rule", "name": "b"}], "distractor_writer": {"by": "rule"}}
@@ -52,14 +52,14 @@ RULES = {"teachers": [{"by": "rule", "name": "a"}, {"by": "rule", "name": "b"}],
 )
 def test_mistakes_are_named(changes, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        recipe_from_values(recipe_values("scenes:0:2") | changes, "test")
+        from_mapping(DatasetRecipe, recipe_values("scenes:0:2") | changes, "test")
 
 
 def test_what_is_missing_is_named():
     values = recipe_values("scenes:0:2")
     del values["roles"]
     with pytest.raises(ConfigError, match="test: roles is missing"):
-        recipe_from_values(values, "test")
+        from_mapping(DatasetRecipe, values, "test")
 
 
 def test_files_that_are_no_recipes_are_refused(tmp_path):
@@ -78,7 +78,7 @@ def test_addresses_and_speeds_decide_nothing():
         member = {"by": "endpoint", "name": "t", "endpoints": [{"url": "http://one/v1", "model": "m", **endpoint}]}
         vote = {"quorum": 3, "per_teacher": 3, "teachers": 1}
         values = recipe_values("scenes:0:2", roles={"teachers": [member]}, vote=vote)
-        return step_settings(recipe_from_values(values, "test"), "answer")
+        return step_settings(from_mapping(DatasetRecipe, values, "test"), "answer")
 
     assert settings() == settings(url="http://two/v1", concurrency=2, timeout_s=3.0, key_env="KEY")
     assert settings() != settings(extra_body={"qzoom": {"zoom": "never"}})

@@ -1,13 +1,11 @@
 """Roles of a recipe: what is read, what is refused, what is built."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qzoom.distill.answer import answer_step
+from qzoom.distill.ask import answer_step
 from qzoom.distill.roles import RolesSettings, build_roles
 from qzoom.errors import ConfigError, StopRunError
 from qzoom.llm.cache import Cost
@@ -61,10 +59,7 @@ def test_a_recipe_is_read() -> None:
         ({"judge": {"by": "rule"}}, "judge must be by: endpoint"),
         ({"calls": {"retry": 1}}, "r.yaml: roles: calls: unknown key 'retry'; did you mean 'retries'"),
         ({"calls": {"retries": -1}}, "r.yaml: roles: calls.retries must be a whole number"),
-        (
-            {"question_writer": {"sampling": {"temperature": -1}}},
-            "writer.sampling.temperature must be a number",
-        ),
+        ({"question_writer": {"sampling": {"temperature": -1}}}, "writer.sampling.temperature must be a number"),
         ({"question_writer": {"sampling": {"send_seed": 1}}}, "send_seed must be true or false"),
     ],
 )

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from qzoom.distill.items import ImageRef
-from qzoom.distill.recipe import recipe_from_values, step_settings
-from qzoom.distill.run import SpillFile, run_recipe
+from qzoom.distill.recipe import DatasetRecipe, step_settings
+from qzoom.distill.run import add_kept, open_kept, read_kept, run_recipe
 from qzoom.errors import ConfigError, StopRunError
+from qzoom.settings import from_mapping
 from qzoom.store.log import LogWriter
 from tests.distill.data import code_of, make_pictures, recipe_values
 from tests.distill.views import finished_item
@@ -22,7 +23,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 
 def recipe_of(*pictures, **changes):
-    return recipe_from_values(recipe_values(*pictures, **changes), "test")
+    return from_mapping(DatasetRecipe, recipe_values(*pictures, **changes), "test")
 
 
 def rows_of(folder):
@@ -210,10 +211,10 @@ def test_order_is_by_picture_and_id_and_equal_items_come_once(tmp_path):
     found = []
     for seed in range(3):
         random.Random(seed).shuffle(items)
-        with SpillFile(tmp_path / "kept.tmp") as spill:
+        with open_kept(tmp_path / "kept.tmp") as kept:
             for item in (*items, items[0]):
-                spill.add(item)
-            found.append(list(spill.in_order()))
+                add_kept(kept, item)
+            found.append(list(read_kept(kept)))
     assert found[0] == found[1] == found[2]
     assert found[0] == sorted(items, key=lambda one: (one.picture.digest, one.id))
     assert not (tmp_path / "kept.tmp").exists()
@@ -225,7 +226,7 @@ FILES = ("dataset/train.parquet", "dataset/README.md")
 def recipe_at(url, questions, **calls):
     members = [{"by": "endpoint", "name": name, "endpoints": [{"url": url, "model": name}]} for name in ("a", "b")]
     roles = {"teachers": members, "calls": {"retries": 1, "backoff_s": 0.001, **calls}}
-    return recipe_from_values(recipe_values(questions, roles=roles), "test")
+    return from_mapping(DatasetRecipe, recipe_values(questions, roles=roles), "test")
 
 
 def good(body, before):

@@ -1,13 +1,11 @@
 """The embedded model behind `qzoom serve` as a teacher: two crops over real HTTP."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
 from qzoom import QZoom
 from qzoom.data.crop import cut
-from qzoom.distill.answer import answer_step, read_vote
+from qzoom.distill.ask import answer_step, read_vote
 from qzoom.distill.items import ImageRef, Item, QuestionDraft, TargetRegion
 from qzoom.distill.pictures import load_source
 from qzoom.distill.roles import RolesSettings, build_roles

@@ -1,7 +1,5 @@
 """What the teachers agree on, and when they do not."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import random

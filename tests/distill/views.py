@@ -1,20 +1,9 @@
 """Items and views of a fixed picture, and roles that answer as they are told, for tests of steps."""
 
-from __future__ import annotations
-
 from PIL import Image
 
-from qzoom.distill.items import (
-    Agreement,
-    ImageRef,
-    Item,
-    Known,
-    KnownObject,
-    KnownQuestion,
-    KnownText,
-    QuestionDraft,
-    TargetRegion,
-)
+from qzoom.data.synthetic.page import SceneObject
+from qzoom.distill.items import Agreement, ImageRef, Item, Known, KnownQuestion, QuestionDraft, TargetRegion
 
 ITEM = Item(
     ImageRef("a" * 20, "x.png", 400, 200),
@@ -31,8 +20,8 @@ KNOWN = Known(
         KnownQuestion("Is there a green cross?", "no", (), "exists"),
         KnownQuestion("What is nearby?", "B9", ((95, 45, 101, 51),), "code"),
     ),
-    (KnownObject("red", "star", (100, 50, 160, 90)), KnownObject("blue", "cross", (290, 40, 330, 80))),
-    (KnownText("A4", (110, 60, 130, 70)), KnownText("C7", (300, 60, 320, 70))),
+    (SceneObject("red", "star", (100, 50, 160, 90)), SceneObject("blue", "cross", (290, 40, 330, 80))),
+    (("A4", (110, 60, 130, 70)), ("C7", (300, 60, 320, 70))),
 )
 
 

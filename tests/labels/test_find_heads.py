@@ -1,7 +1,5 @@
 """Heads: how they are written, the authors' tables by a backbone's sizes, their ranking, and the search."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Gate labels: the rules, the answers by resolution and by zoom in the store, and the samples to train on."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 
@@ -11,7 +9,6 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
 from qzoom.labels.gate import (
-    AnswersByResolution,
     Outcome,
     categorise,
     draw_label,
@@ -35,11 +32,11 @@ from tests.tiny_models import build_engine, picture
 LEVELS = (64, 128, 256, 512, 1024)
 
 
-def sweep(*answers: object, truth: object = "72") -> AnswersByResolution:
-    return AnswersByResolution(LEVELS[: len(answers)], answers, truth)
+def sweep(*answers: object, truth: object = "72") -> ResolutionSweep:
+    return ResolutionSweep("", 0, LEVELS[: len(answers)], answers, truth)
 
 
-def shares(question: AnswersByResolution, strategy: str = "consistency") -> dict[tuple[int, int], float]:
+def shares(question: ResolutionSweep, strategy: str = "consistency") -> dict[tuple[int, int], float]:
     return {(o.label, o.tokens): pytest.approx(o.probability) for o in label_outcomes(question, strategy)}
 
 
@@ -119,9 +116,9 @@ def test_selection_keeps_hard_ones_and_draws_as_many_easy_ones():
 
 def test_contradicting_answers_are_named():
     with pytest.raises(DataError, match="one answer per level"):
-        AnswersByResolution((64, 128), ("a",), "a")
+        ResolutionSweep("", 0, (64, 128), ("a",), "a")
     with pytest.raises(DataError, match="must rise"):
-        AnswersByResolution((128, 64), ("a", "b"), "a")
+        ResolutionSweep("", 0, (128, 64), ("a", "b"), "a")
 
 
 RECIPE = GateRecipe(tokens=(4, 8, 16, 24), max_new_tokens=3)
@@ -251,12 +248,7 @@ def test_naive_samples_compare_with_the_annotation(tmp_path):
     for seed in range(30):
         for sample in gate_samples([store], "prediction_vs_gt", seed):
             targets.setdefault(sample.question.name, set()).add((sample.target, sample.tokens))
-    assert targets == {
-        "q0": {(0, 4), (0, 8)},
-        "q1": {(1, 4), (1, 8)},
-        "q2": {(0, 4), (1, 8)},
-        "q3": {(1, 4), (1, 8)},
-    }
+    assert targets == {"q0": {(0, 4), (0, 8)}, "q1": {(1, 4), (1, 8)}, "q2": {(0, 4), (1, 8)}, "q3": {(1, 4), (1, 8)}}
 
 
 def test_samples_by_zoom_are_as_many_of_either_target(tmp_path):

@@ -1,7 +1,5 @@
 """Hard cases: both answers as the engine gives them, rules before the judge, and failures that never become votes."""
 
-from __future__ import annotations
-
 import pytest
 
 from qzoom.config import TokenBudget

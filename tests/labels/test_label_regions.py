@@ -1,7 +1,5 @@
 """Labels of stage 1: the records hold what the model did, or what the known boxes say."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

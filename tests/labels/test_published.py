@@ -1,7 +1,5 @@
 """Published label pickles: hostile ones do nothing, good ones become records."""
 
-from __future__ import annotations
-
 import collections
 import io
 import os

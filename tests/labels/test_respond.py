@@ -1,7 +1,5 @@
 """Attention of the own response equals what eager attention reports for the same sequence."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from PIL import Image

@@ -12,8 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from qzoom.distill.answer import answer_step
-from qzoom.distill.ask import ask_step, validate_step
+from qzoom.distill.ask import answer_step, ask_step, validate_step
 from qzoom.distill.choices import ChoicesSettings, ChoicesStep
 from qzoom.distill.difficulty import DifficultySettings, difficulty_step
 from qzoom.distill.items import ImageRef, Item, TargetRegion, apply
@@ -91,19 +90,20 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
         )
         roles.check()
         views = Crops()
-        steps = [
-            ask_step(roles.question_writer, views),
-            validate_step(roles.validator, views),
-            answer_step(roles.teachers, views, 4),
-            vote_step(VoteSettings(), roles.judge),
-            ChoicesStep(roles.distractor_writer, views, ChoicesSettings(none_share=0.2, negatives=0.5)).step,
-            difficulty_step(roles.student, views, DifficultySettings(samples=2, low=0.0)),
-        ]
+        choices = ChoicesSettings(none_share=0.2, negatives=0.5)
+        steps = {
+            "ask": ask_step(roles.question_writer, views),
+            "validate": validate_step(roles.validator, views),
+            "answer": answer_step(roles.teachers, views, 4),
+            "vote": vote_step(VoteSettings(), roles.judge),
+            "choices": ChoicesStep(roles.distractor_writer, views, choices),
+            "difficulty": difficulty_step(roles.student, views, DifficultySettings(samples=2, low=0.0)),
+        }
 
         def follow(start: Item) -> list[Item]:
             items = [start]
-            for step in steps:
-                items = [made for item in items for made in apply(step, item)]
+            for name, step in steps.items():
+                items = [made for item in items for made in apply(name, step, item)]
             return items
 
         starts = [

@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 
 from qzoom.data.cells import picture_in_square
 from qzoom.heads.boxes import cells_to_pixels
-from qzoom.labels.gate import AnswersByResolution, Outcome, categorise, draw_label, label_outcomes, select_items
+from qzoom.labels.gate import Outcome, categorise, draw_label, label_outcomes, select_items
 from qzoom.labels.maps import region_labels
 from qzoom.labels.settings import LabelMapSettings
 from qzoom.scoring.agree import normalise_answer
+from qzoom.store.schema import ResolutionSweep
 from tests.parity.report import EXACT, Case, Report
 
 FILES = ("box_to_pixels.json", "stage1_labels.json", "stage1_labels.safetensors", "stage3_labels.json")
@@ -97,7 +98,7 @@ def _boxes(folder: Path, report: Report) -> None:
 def _stage3(folder: Path, report: Report) -> None:
     recorded = _read(folder / "stage3_labels.json")
     trajectories = [
-        AnswersByResolution(tuple(item["res"]), tuple(item["ms_answers"]), item["text"])
+        ResolutionSweep("", 0, tuple(item["res"]), tuple(item["ms_answers"]), item["text"])
         for item in recorded["trajectories"]
     ]
     for item, trajectory in zip(recorded["trajectories"], trajectories, strict=True):
@@ -113,7 +114,7 @@ def _stage3(folder: Path, report: Report) -> None:
             case.equal("order", select_items(trajectories, int(seed)), order)
 
 
-def _outcomes(case: Case, trajectory: AnswersByResolution, name: str, recorded: list[dict[str, Any]]) -> None:
+def _outcomes(case: Case, trajectory: ResolutionSweep, name: str, recorded: list[dict[str, Any]]) -> None:
     """Equal distributions; where the release raises, ours must leave the sample out instead of labelling it."""
     import random
 

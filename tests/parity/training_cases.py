@@ -18,13 +18,18 @@ from qzoom.engine.prompt import Prompt, build_prompt, embed_prompt
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, advance_shared
 from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.heads.boxes import boxes_from_maps
-from qzoom.training.losses import IGNORE, answer_loss, gate_loss, insert_ignored, region_loss
+from qzoom.training.losses import IGNORE, answer_loss, gate_loss, region_loss
 from tests.parity.model_cases import EXACT, MAP, POSITION, Tensors, grid_thw
 from tests.parity.model_folder import ModelFolder
 from tests.parity.report import Case
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-7
 _PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
+
+
+def insert_ignored(labels: torch.Tensor, at: int, count: int) -> torch.Tensor:
+    """Labels (length,) with room for a region block: ignored ones in front of index `at`."""
+    return torch.cat([labels[:at], labels.new_full((count,), IGNORE), labels[at:]])
 
 
 def run_training_case(case: Case, folder: ModelFolder, name: str, entry: dict[str, Any]) -> None:

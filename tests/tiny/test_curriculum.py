@@ -134,11 +134,16 @@ def test_held_out_pictures_are_never_trained_on(tmp_path):
     assert train.header.kind != held_out.header.kind
 
 
-def test_missing_receipts_are_named(tmp_path, packs):
+def test_missing_receipts_are_named(tmp_path, packs, monkeypatch):
+    monkeypatch.delenv("QZOOM_RECEIPTS", raising=False)
+    recipe = _recipe(tmp_path, 1, stages=[{"name": "a", "minutes": 1, "mix": {"real_line": 1.0}}])
     with pytest.raises(DataError, match=r"train_lines\.jsonl is missing"):
         ReceiptFolder(tmp_path, "train")
     with pytest.raises(ConfigError, match="set `receipts` in the recipe"):
-        make_packs(_recipe(tmp_path, 1, stages=[{"name": "a", "minutes": 1, "mix": {"real_line": 1.0}}]))
+        make_packs(recipe)
+    monkeypatch.setenv("QZOOM_RECEIPTS", str(tmp_path))
+    with pytest.raises(DataError, match=r"train_lines\.jsonl is missing"):
+        make_packs(recipe)
     with pytest.raises(ConfigError, match="no exercise `reading`"):
         examples_of("reading", Context(packs, np.random.default_rng(1)))
     assert packs_needed(["real_line", "album", "cards"]) == {"receipts", "documents"}

@@ -1,7 +1,5 @@
 """Pictures with one dark quadrant, labels that say which, and a small random model in a folder to train on them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Stage 2: what is mixed, where regions come from, and that the loss is that of the engine's own forward pass."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 

@@ -1,7 +1,5 @@
 """Training's forward passes give what the engine gives, for every row of a batch and every turn of a conversation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The loop: it learns, and neither parts, nor processes, nor being killed change what comes out."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """LoRA weights in an adapter: they give what peft gives, go on through later stages, and stay with their own base."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

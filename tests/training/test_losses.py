@@ -1,13 +1,11 @@
 """The three losses against values worked out by hand, and batches in which nothing counts."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 
-from qzoom.training.losses import answer_loss, gate_loss, insert_ignored, region_loss
+from qzoom.training.losses import answer_loss, gate_loss, region_loss
 
 
 def test_region_loss_is_one_mean_over_all_valid_cells():
@@ -46,10 +44,6 @@ def test_answer_loss_predicts_the_next_token():
 def test_answer_loss_takes_float16_logits():
     logits = torch.zeros(3, 5, dtype=torch.bfloat16)
     assert answer_loss(logits, torch.tensor([0, 1, 2])).item() == pytest.approx(math.log(5), rel=1e-6)
-
-
-def test_inserted_labels_are_ignored():
-    assert insert_ignored(torch.tensor([5, 6, 7]), 1, 2).tolist() == [5, -100, -100, 6, 7]
 
 
 @pytest.mark.parametrize("extreme", [0.5, float("inf"), float("nan")])

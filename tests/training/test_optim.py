@@ -10,7 +10,7 @@ from torch import nn
 from qzoom.errors import ConfigError
 from qzoom.training.optim import MuonWithAdamW
 from qzoom.training.student.recipe import SftSettings
-from qzoom.training.student.sft import make_optimizer
+from qzoom.training.student.trainers import make_optimizer
 
 
 class Small(nn.Module):

@@ -1,7 +1,5 @@
 """The shipped recipes load, say how they are run, differ only where they should, and run on a model of their family."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

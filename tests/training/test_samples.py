@@ -1,14 +1,18 @@
 """Cached states of the frozen layers: the same as computed ones, made once, within their limit."""
 
-from __future__ import annotations
-
 import torch
 
 from qzoom.config import TokenBudget
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import build_prompt
-from qzoom.training.samples import HiddenStateCache, conversation_ids
+from qzoom.training.gate import GateTask
+from qzoom.training.samples import conversation_ids
+from qzoom.training.stages import StageRecipe
 from tests.tiny_models import engine, picture
+
+
+def task_of(world, made, cache_gb):
+    return GateTask(StageRecipe("gate", "x", (str(world / "gate"),), cache_gb=cache_gb), made)
 
 
 def prompts_of(made):
@@ -19,7 +23,7 @@ def prompts_of(made):
     ]
 
 
-def test_kept_states_are_those_computed_in_a_batch_and_are_made_once():
+def test_kept_states_are_those_computed_in_a_batch_and_are_made_once(world):
     made = engine("qwen3_vl")
     prompts = prompts_of(made)
     asked = []
@@ -28,14 +32,13 @@ def test_kept_states_are_those_computed_in_a_batch_and_are_made_once():
         asked.append(index)
         return prompts[index]
 
-    plain, expected = HiddenStateCache(0.0).get(made, "abc", make)
-    cache = HiddenStateCache(0.1)
+    plain, expected = task_of(world, made, 0.0).shared_states(made, "abc", make)
+    task = task_of(world, made, 0.1)
     for _ in range(2):
-        lean, found = cache.get(made, "abc", make)
+        lean, found = task.shared_states(made, "abc", make)
         for one, two in zip(found, expected, strict=True):
             torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
     assert asked == [0, 1, 2, 0, 1, 2]
-    assert len(cache) == 3
     for short, whole in zip(lean, prompts, strict=True):
         assert (short.spans[0].start, short.spans[0].stop) == (whole.spans[0].start, whole.spans[0].stop)
         assert short.spans[0].features.grid == whole.spans[0].features.grid
@@ -44,14 +47,13 @@ def test_kept_states_are_those_computed_in_a_batch_and_are_made_once():
     assert [len(p) for p in plain] == [len(p) for p in prompts]
 
 
-def test_what_does_not_fit_is_made_again():
+def test_what_does_not_fit_is_made_again(world):
     made = engine("qwen3_vl")
     prompts = prompts_of(made)
     size = prompts[0].ids.numel() * (made.backbone.hidden_size * 4 + 32)
-    cache = HiddenStateCache(1.2 * size / 1e9)
+    task = task_of(world, made, 1.2 * size / 1e9)
     calls = []
     for _ in range(2):
-        _, found = cache.get(made, [0, 1], lambda i: calls.append(i) or prompts[i])
+        _, found = task.shared_states(made, [0, 1], lambda i: calls.append(i) or prompts[i])
         assert [len(hidden) for hidden in found] == [len(prompts[0]), len(prompts[1])]
-    assert len(cache) == 1
     assert calls == [0, 1, 1]

@@ -1,7 +1,5 @@
 """A training run for the kill test: says each step, until it is done or killed."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

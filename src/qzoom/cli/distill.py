@@ -113,7 +113,7 @@ def decontaminate(
     _need("imagehash", "pyarrow")
     report = run(folder, DecontaminateSettings(tuple(against), bits, bits, flips))
     if out.json:
-        console.record(report.to_dict())
+        console.record(dataclasses.asdict(report))
         return
     for match in report.matches:
         mirrored = ", mirrored" if match.mirrored else ""

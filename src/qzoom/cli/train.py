@@ -119,10 +119,13 @@ def student(
 
     Example: qzoom train student recipes/tiny/student.yaml --data distilled/dataset -o runs/distilled
     """
-    from qzoom.training.student.recipe import load_student_recipe
+    from qzoom.settings import read_settings
+    from qzoom.training.student.recipe import StudentRecipe
 
     changes = {"data": data, "method": method, "base": run.base}
-    settings = load_student_recipe(recipe, {name: str(value) for name, value in changes.items() if value is not None})
+    settings = read_settings(
+        StudentRecipe, recipe, changes={name: str(value) for name, value in changes.items() if value is not None}
+    )
     console = _console(out)
     if run.dry_run:
         _plan_student(settings, console, json=out.json)

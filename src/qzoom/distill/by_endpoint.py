@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from qzoom.distill.answer import read_vote
+from qzoom.distill.ask import read_vote
 from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of
 from qzoom.errors import CallRefusedError
 from qzoom.llm.client import ChatImage, Client, Message

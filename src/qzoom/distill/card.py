@@ -74,18 +74,15 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, in a fixed order."""
+        steps = {
+            step: {"entered": n, "kept": self.kept[step], "refused": _sorted(self.refused.get(step, Counter()))}
+            for step, n in self.entered.items()
+        }
         return {
             "pictures": self.pictures,
             "duplicates": self.duplicates,
             "refused_pictures": _sorted(self.refused_pictures),
-            "steps": {
-                step: {
-                    "entered": self.entered[step],
-                    "kept": self.kept[step],
-                    "refused": _sorted(self.refused.get(step, Counter())),
-                }
-                for step in self.entered
-            },
+            "steps": steps,
             "waiting": _sorted(self.waiting),
             "kinds": _sorted(self.kinds),
             "datasets": _sorted(self.datasets),
@@ -122,14 +119,7 @@ _TITLES = {
 
 
 def make_card(recipe: DatasetRecipe, stats: Stats, rows: Mapping[str, int], matches: Sequence[Match]) -> str:
-    """The card as Markdown with the front matter that the hub reads; the same for the same data.
-
-    Args:
-        recipe: of the data set.
-        stats: counts of images and items.
-        rows: of each split.
-        matches: images that look like a benchmark's.
-    """
+    """The card as Markdown with the front matter that the hub reads; `rows` are those of each split."""
     parts = [
         _front(rows),
         "# Region-to-image questions\n",

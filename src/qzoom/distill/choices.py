@@ -1,12 +1,8 @@
 """Step choices: options for a question, checked and shuffled, and the negatives that belong to it.
 
-Options differ, no wrong option means the same as the right one, and where a guesser is named the right one must not be
-found without the image. "none of these" is the right option of a negative and now and then a wrong option of a
-positive, so that its presence gives nothing away.
-
-A negative asks about something that is absent: the question names a thing (a red star, an item, a label), and another
-thing that the image is known not to have takes its place; the right answer is "none", "no" or "0". Only images whose
-contents are known have such negatives. The other kind, choices without the right option, needs no knowledge.
+"none of these" is the right option of a negative and now and then a wrong option of a positive, so that its presence
+gives nothing away. One kind of negative asks about something absent: what the question names (a red star, an item, a
+label) gives way to a thing that the image is known not to have. The other kind removes the right option.
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ from qzoom.distill.items import (
     Known,
     KnownQuestion,
     QuestionDraft,
-    Step,
     choice_text,
     draft_of,
     with_model,
@@ -46,14 +41,9 @@ _TRIES = 50
 
 
 def absent(item: Item, known: Known) -> Item | None:
-    """The negative of an item: its question about something that the picture does not have.
+    """The negative of a positive item: its question about something that the picture does not have.
 
-    Args:
-        item: a positive with its answer.
-        known: about its picture.
-
-    Returns:
-        The item with the same region, answered by rule; None when the question names nothing that can be exchanged.
+    It has the same region and is answered by rule; None when the question names nothing that can be exchanged.
     """
     draft = draft_of(item)
     rng = random.Random(f"{item.seed}/{item.id}/absent")
@@ -100,7 +90,7 @@ def _other_name(text: str, field: str, known: Known, rng: random.Random) -> str:
     """Another item for a price or cell, another label for a labelled value, that is printed nowhere."""
     from qzoom.data.synthetic import texts
 
-    printed = [line.text for line in known.texts]
+    printed = [text for text, _ in known.texts]
     if field == "value":
         labels = [label.casefold() for label in texts.LABELS]
         name = max((label for label in labels if mentions(text, label)), key=len, default="")
@@ -162,18 +152,13 @@ class ChoicesSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoicesStep:
-    """Gives questions their options and their negatives; `step` makes it a step of the pipeline."""
+    """The step: gives questions their options and their negatives."""
 
     writer: DistractorWriter | None  # writes wrong options; None leaves all questions open
     views: Views  # images for the writer
     settings: ChoicesSettings = dataclasses.field(default_factory=ChoicesSettings)  # of the step
     guesser: Reader | None = None  # answers without the image
     judge: Judge | None = None  # says whether an option means the same as the right answer where rules cannot
-
-    @property
-    def step(self) -> Step:
-        """The step of the pipeline."""
-        return Step("choices", self)
 
     def __call__(self, item: Item) -> Sequence[Item]:
         """The item, and after it its negative if it gets one."""
@@ -191,7 +176,7 @@ class ChoicesStep:
         if item.choices is not None and self._guessed(item):
             return (item.decide("choices", "solved without the picture"),)
         negative = self._negative(item, wrong[:wanted])
-        out = [item.keep("choices", reason)]
+        out = [item.decide("choices", note=reason)]
         if negative is not None:
             out.append(with_model(negative, "negatives", "rule").decide("choices"))
         return out
@@ -261,13 +246,7 @@ class ChoicesStep:
 
 
 def distinct_options(right: str, offered: Sequence[str], alike: Callable[[str, str], bool]) -> list[str]:
-    """The offered texts without those that may mean the same as the right answer or as an earlier one.
-
-    Args:
-        right: the right answer.
-        offered: best first.
-        alike: (one, other) -> whether both may mean the same.
-    """
+    """The offered texts, best first, without those that may mean the same as the right answer or as an earlier one."""
     out: list[str] = []
     for text in offered:
         text = " ".join(text.split())

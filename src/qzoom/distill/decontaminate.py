@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,16 +63,9 @@ class DecontaminateReport:
     unreadable: int  # number of images that could not be decoded
     matches: tuple[Match, ...]  # the nearest benchmark image of every training image that has one within the distances
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
 
 class BenchmarkHashes:
     """Hashes of benchmark images: sixteen bytes and a name each.
-
-    Args:
-        settings: benchmarks and distances.
 
     Raises:
         ConfigError: an entry of `against` cannot be read, or holds no image.
@@ -105,22 +98,15 @@ class BenchmarkHashes:
 
         best: Match | None = None
         for mirrored in (False, True) if self.settings.flips else (False,):
-            found = self._nearest(
-                picture_hashes(ImageOps.mirror(image) if mirrored else image), name, mirrored=mirrored
-            )
-            if found is not None and (best is None or found.phash + found.dhash < best.phash + best.dhash):
-                best = found
+            hashes = picture_hashes(ImageOps.mirror(image) if mirrored else image)
+            bits = np.bitwise_count(self._hashes ^ np.array(hashes, np.uint64)).astype(int)
+            close = (bits[:, 0] <= self.settings.phash) & (bits[:, 1] <= self.settings.dhash)
+            if close.any():
+                at = int(np.where(close, bits.sum(axis=1), 1000).argmin())
+                phash, dhash = map(int, bits[at])
+                if best is None or phash + dhash < best.phash + best.dhash:
+                    best = Match(name, self.names[at], phash, dhash, mirrored)
         return best
-
-    def _nearest(self, hashes: tuple[int, int], name: str, *, mirrored: bool) -> Match | None:
-        if not self.names:
-            return None
-        bits = np.bitwise_count(self._hashes ^ np.array(hashes, np.uint64)).astype(int)
-        close = (bits[:, 0] <= self.settings.phash) & (bits[:, 1] <= self.settings.dhash)
-        if not close.any():
-            return None
-        at = int(np.where(close, bits.sum(axis=1), 1000).argmin())
-        return Match(name, self.names[at], int(bits[at, 0]), int(bits[at, 1]), mirrored)
 
 
 def picture_hashes(image: PIL.Image.Image) -> tuple[int, int]:
@@ -158,11 +144,7 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
 
 
 def decontaminate(folder: Path, settings: DecontaminateSettings) -> DecontaminateReport:
-    """Compare the images of an exported data set with benchmarks.
-
-    Args:
-        folder: with the Parquet files that `qzoom distill` wrote, or any folder of pictures.
-        settings: benchmarks and distances.
+    """Compare the images of a data set of `qzoom distill`, or of any folder of pictures, with benchmarks.
 
     Raises:
         ConfigError: nothing to compare, or a file that cannot be read.

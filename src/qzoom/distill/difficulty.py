@@ -52,14 +52,7 @@ class DifficultySettings:
 
 
 def difficulty_step(student: Reader, views: Views, settings: DifficultySettings, judge: Judge | None = None) -> Step:
-    """Measures the student's pass rate and decides.
-
-    Args:
-        student: whose pass rate is measured.
-        views: images for the student.
-        settings: the band.
-        judge: says whether a free answer means the right one where rules cannot; without it only equal answers count.
-    """
+    """Measures the student's pass rate and decides; without a judge only equal free answers count as right."""
 
     def run(item: Item) -> Sequence[Item]:
         if item.answer is None:
@@ -78,7 +71,7 @@ def difficulty_step(student: Reader, views: Views, settings: DifficultySettings,
         reason = "" if draft.negative and not settings.negatives else _reason(passes, len(received), settings)
         return (dataclasses.replace(item, difficulty=measured).decide("difficulty", reason),)
 
-    return Step("difficulty", run)
+    return run
 
 
 def _reason(passes: int, received: int, settings: DifficultySettings) -> str:

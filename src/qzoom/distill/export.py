@@ -1,11 +1,8 @@
-"""The finished data as Parquet: trl's columns, and the same as a plain table.
+"""The finished data as Parquet: trl's columns, and the same as a plain table; the same items give the same bytes.
 
-    dataset/train.parquet, validation.parquet     one row a question, sorted by image and id
-    dataset/images/                               only when images are kept as files
-    dataset/README.md                             the card
-
-The image in a row is the original one, upright and without a box: boxes are drawn when training needs them. Its own
-file is used where every reader sees what a person sees; else it is encoded anew. The same items give the same bytes.
+dataset/train.parquet, validation.parquet     one row a question, sorted by image and id
+dataset/images/                               only when images are kept as files
+dataset/README.md                             the card
 """
 
 from __future__ import annotations
@@ -36,13 +33,10 @@ _PLAIN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 def encode_picture(
     picture: ImageRef, encoding: str = "png", quality: int = 95, images: tuple[Path, Path] | None = None
 ) -> dict[str, Any]:
-    """The upright RGB image as `datasets` stores it: {"bytes": ..., "path": ...}.
+    """The upright RGB image, without a box, as `datasets` stores it: {"bytes": ..., "path": ...}.
 
-    Args:
-        picture: its record.
-        encoding: "png" or "jpeg", for images whose own file cannot be used.
-        quality: of JPEG.
-        images: write it to the first folder and name it as in the second; None returns the bytes.
+    Its own file is used where every reader finds the same pixels in it; else it is encoded anew. With `images` it is
+    written to the first folder and named as in the second.
 
     Raises:
         ImageError: the picture is missing or cannot be decoded.
@@ -83,23 +77,6 @@ def _own_file(picture: ImageRef) -> tuple[bytes | None, str]:
 
 
 SPLITS = ("train", "validation")
-COLUMNS = [
-    "id",
-    "images",
-    "prompt",
-    "completion",
-    "question",
-    "answer",
-    "source",
-    "kind",
-    "extra_info",
-    "bbox",
-    "bbox_norm",
-    "choices",
-    "letter",
-    "style",
-    "provenance",
-]
 
 
 @settings
@@ -128,12 +105,7 @@ def split_of(picture: ImageRef, settings: ExportSettings) -> str:
 
 
 def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
-    """An item as a row; None for an item that has no row in the chosen form.
-
-    Args:
-        item: with target, question and answer.
-        image: as `encode_picture` gives it.
-        settings: of the export.
+    """An item as a row, with an image of `encode_picture`; None for an item that has no row in the chosen form.
 
     Raises:
         DataError: a part is missing.
@@ -187,31 +159,14 @@ def schema() -> pyarrow.Schema:
     """The columns, with what `datasets` needs to decode the pictures."""
     from datasets import Features, Image, List, Value
 
-    text, whole = Value("string"), Value("int32")
+    text, whole, real = Value("string"), Value("int32"), Value("float64")
     message = {"role": text, "content": text}
-    extra = {
-        "question": text,
-        "kind": text,
-        "negative": Value("bool"),
-        "pair": text,
-        "text": text,
-        "split": text,
-        "area": Value("float64"),
-        "area_bin": whole,
-        "passes": whole,
-        "samples": whole,
-    }
-    kinds: dict[str, Any] = dict.fromkeys(COLUMNS, text)
-    kinds |= {
-        "images": List(Image()),
-        "prompt": List(message),
-        "completion": List(message),
-        "extra_info": extra,
-        "bbox": List(whole),
-        "bbox_norm": List(Value("float64")),
-        "choices": List(text),
-    }
-    return Features(kinds).arrow_schema
+    extra = {"question": text, "kind": text, "negative": Value("bool"), "pair": text, "text": text, "split": text}
+    extra |= {"area": real, "area_bin": whole, "passes": whole, "samples": whole}
+    columns = {"id": text, "images": List(Image()), "prompt": List(message), "completion": List(message)}
+    columns |= {"question": text, "answer": text, "source": text, "kind": text, "extra_info": extra}
+    columns |= {"bbox": List(whole), "bbox_norm": List(real), "choices": List(text), "letter": text}
+    return Features(columns | {"style": text, "provenance": text}).arrow_schema
 
 
 def write_dataset(
@@ -221,7 +176,7 @@ def write_dataset(
     make_card: Callable[[dict[str, int]], str],
     drop: Callable[[ImageRef], bool] | None = None,
 ) -> dict[str, int]:
-    """Write the Parquet files and the card; the folder appears complete or stays as it was.
+    """Write the Parquet files and the card; returns the rows of each split. The folder appears complete or not at all.
 
     Args:
         items: kept ones, those of a picture one after the other, in the order of the rows.
@@ -229,9 +184,6 @@ def write_dataset(
         settings: of the export.
         make_card: the card's text from the rows of each split.
         drop: whether an image is left out.
-
-    Returns:
-        Rows of each split.
 
     Raises:
         DataError: an item lacks a part, or the folder cannot be written.

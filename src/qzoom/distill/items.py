@@ -1,13 +1,11 @@
-"""The record that passes through the pipeline, and what a step is.
+"""The record that passes through the pipeline, what is known about its image, and what a step is.
 
     image -> target -> question -> validation -> votes -> answer -> choices -> difficulty
     propose  propose    ask        validate     answer    vote     choices    difficulty
 
-Every step takes an item and returns the same item with its own part filled in. Propose makes several items of an
-image, ask several of a target, choices may add a paired negative; all other steps return one item for one. A step that
-refuses an item adds the reason to `decisions` and the item stays in the data, so that every filter can be counted;
-later steps pass refused items on unchanged. Boxes are xyxy in original pixels, half-open, of the upright image (EXIF
-orientation applied).
+Every step fills in its own part. Propose makes several items of an image, ask several of a target, choices may add a
+paired negative. A refused item stays in the data with the reason in `decisions`, so that every filter can be counted.
+Boxes are xyxy in original pixels, half-open, of the upright image.
 """
 
 from __future__ import annotations
@@ -17,10 +15,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qzoom.errors import CheckpointError, ConfigError, DataError, DeviceError, LaterError, QZoomError, StopRunError
 from qzoom.store.schema import Box4, from_values
+
+if TYPE_CHECKING:
+    from qzoom.data.synthetic.page import SceneObject
 
 ITEM_SCHEMA = 2
 QuestionKind = Literal["counting", "ocr", "colour", "structure", "material", "identification", "spatial", "other"]
@@ -156,13 +157,9 @@ class Item:
         """Whether no step has refused it."""
         return all(decision.kept for decision in self.decisions)
 
-    def decide(self, step: str, reason: str = "") -> Item:
-        """The item with one more decision: refused for a reason, kept without one."""
-        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, not reason, reason)))
-
-    def keep(self, step: str, note: str) -> Item:
-        """The item with one more decision, kept with a note."""
-        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, True, note)))
+    def decide(self, step: str, reason: str = "", *, note: str = "") -> Item:
+        """The item with one more decision: refused for a reason, or kept, perhaps with a note."""
+        return dataclasses.replace(self, decisions=(*self.decisions, Decision(step, not reason, reason or note)))
 
     def to_json(self) -> str:
         """One line, keys sorted, so that equal items are equal texts."""
@@ -207,61 +204,28 @@ class KnownQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownObject:
-    """An object of a drawn scene: names of its colour and shape, and its box."""
-
-    colour: str
-    shape: str
-    box: Box4
-
-
-@dataclass(frozen=True, slots=True)
-class KnownText:
-    """A printed line of a drawn image and its box."""
-
-    text: str
-    box: Box4
-
-
-@dataclass(frozen=True, slots=True)
 class Known:
     """All that is known about an image without a model; empty for images that come alone."""
 
     questions: tuple[KnownQuestion, ...] = ()
-    objects: tuple[KnownObject, ...] = ()
-    texts: tuple[KnownText, ...] = ()
+    objects: tuple[SceneObject, ...] = ()  # of a drawn scene
+    texts: tuple[tuple[str, Box4], ...] = ()  # printed lines of a drawn image, each with its box
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the pipeline."""
-
-    name: str  # as in the recipe
-    # returns the item with this step's part filled in, or several items; refused ones with their decision. It may raise
-    # `StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings, models and devices
-    # (the run ends) or any other `QZoomError` (the item is refused for that reason).
-    run: Callable[[Item], Sequence[Item]]
-
-    def __call__(self, item: Item) -> Sequence[Item]:
-        """`run`, without the rules of `apply`."""
-        return self.run(item)
+Step: TypeAlias = Callable[[Item], Sequence[Item]]
+"""Returns the item with its own part filled in, or several items; refused ones with their decision. It may raise
+`StopRunError` (the run ends), `LaterError` (the item waits for a rerun), errors of settings, models and devices (the
+run ends) or any other `QZoomError` (the item is refused for that reason)."""
 
 
-def apply(step: Step, item: Item) -> tuple[Item, ...]:
-    """Run a step on an item.
-
-    Args:
-        step: the step.
-        item: refused ones come back untouched.
+def apply(name: str, step: Step, item: Item) -> tuple[Item, ...]:
+    """Run the step of a name on an item; a refused one comes back untouched.
 
     Returns:
         The step's items. Of equal ids the later ones are refused, so that no two kept items have the same.
 
     Raises:
-        StopRunError: the run cannot go on.
-        LaterError: the item has to wait.
-        ConfigError: the settings are wrong.
-        CheckpointError, DeviceError: a model cannot be loaded.
+        StopRunError, LaterError, ConfigError, CheckpointError, DeviceError: as `Step`.
     """
     if not item.kept:
         return (item,)
@@ -270,12 +234,12 @@ def apply(step: Step, item: Item) -> tuple[Item, ...]:
     except (StopRunError, LaterError, ConfigError, CheckpointError, DeviceError):
         raise
     except QZoomError as error:
-        return (item.decide(step.name, str(error) or type(error).__name__),)
+        return (item.decide(name, str(error) or type(error).__name__),)
     seen: set[str] = set()
     out = []
     for one in results:
         if one.kept and one.id in seen:
-            one = one.decide(step.name, "the same as another item of this picture")
+            one = one.decide(name, "the same as another item of this picture")
         if one.kept:
             seen.add(one.id)
         out.append(one)
@@ -290,22 +254,14 @@ def with_model(item: Item, role: str, model: str) -> Item:
 
 
 def target_of(item: Item) -> TargetRegion:
-    """The item's target.
-
-    Raises:
-        DataError: it has none.
-    """
+    """The item's target (DataError: it has none)."""
     if item.target is None:
         raise DataError("This item has no target; run the step propose first.")
     return item.target
 
 
 def draft_of(item: Item) -> QuestionDraft:
-    """The item's question.
-
-    Raises:
-        DataError: it has none.
-    """
+    """The item's question (DataError: it has none)."""
     if item.draft is None:
         raise DataError("This item has no question; run the step ask first.")
     return item.draft

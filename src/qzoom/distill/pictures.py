@@ -1,8 +1,4 @@
-"""Where images come from: folders, question files, receipts and drawn sets, listed in a fixed order.
-
-A source is named before it is opened. `scan` decodes it once and returns the image's record; what comes with it
-(questions with boxes, a scene's objects) is `Known`, for roles by rule and for given boxes. `Views` is what steps see.
-"""
+"""Where images come from (folders, question files, receipts, drawn sets), and `Views`, what steps see of them."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qzoom.data.crop import cut
 from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
-from qzoom.distill.items import ImageRef, Item, Known, KnownObject, KnownQuestion, KnownText
+from qzoom.distill.items import ImageRef, Item, Known, KnownQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.images.load import load_image, picture_digest
 
@@ -59,10 +55,7 @@ class Loaded:
 
 
 def list_sources(names: Sequence[str]) -> list[ImageSource]:
-    """All images of a recipe in its order, folders sorted by path.
-
-    Args:
-        names: folders, JSONL question files, "documents:FIRST:COUNT", "scenes:FIRST:COUNT", "receipts:FOLDER:SPLIT".
+    """All images of a recipe's `pictures` in their order, folders sorted by path.
 
     Raises:
         ConfigError: a name that means nothing, or a folder without pictures.
@@ -90,11 +83,7 @@ def list_sources(names: Sequence[str]) -> list[ImageSource]:
 
 
 def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ()) -> Loaded:
-    """Decode or draw an image.
-
-    Raises:
-        ImageError: missing, damaged, of an unknown format or outside the limits.
-    """
+    """Decode or draw an image (ImageError: missing, damaged, of an unknown format or outside the limits)."""
     kind, _, number = source.partition(":")
     if not root and kind in DRAWN and number.isdigit():
         return _draw(kind, int(number))
@@ -105,11 +94,7 @@ def load_source(source: str, root: str, questions: Sequence[KnownQuestion] = ())
 
 
 def scan(source: ImageSource) -> tuple[ImageRef, Loaded]:
-    """Open a source and give its record.
-
-    Raises:
-        ImageError: as `load_source`.
-    """
+    """Open a source and give its record (ImageError: as `load_source`)."""
     loaded = load_source(source.source, source.root, source.questions)
     width, height = loaded.image.size
     digest = picture_digest(loaded.image)
@@ -152,13 +137,12 @@ def _draw(kind: str, number: int) -> Loaded:
 
     sample = (render_document if kind == "documents" else render_scene)(number)
     questions = tuple(KnownQuestion(q.question, q.answer, q.boxes, q.field) for q in sample.questions)
-    objects = tuple(KnownObject(thing.colour, thing.shape, thing.box) for thing in sample.objects)
     texts = []
     for line in sample.lines:
         if line.text.strip():
             low, high = line.char_boxes_px.min(axis=0), line.char_boxes_px.max(axis=0)
-            texts.append(KnownText(line.text, (int(low[0]), int(low[1]), int(high[2]) + 1, int(high[3]) + 1)))
-    return Loaded(sample.image.convert("RGB"), Known(questions, objects, tuple(texts)))
+            texts.append((line.text, (int(low[0]), int(low[1]), int(high[2]) + 1, int(high[3]) + 1)))
+    return Loaded(sample.image.convert("RGB"), Known(questions, sample.objects, tuple(texts)))
 
 
 class Views:
@@ -172,11 +156,7 @@ class Views:
         self._open: dict[str, Loaded] = {}
 
     def whole(self, item: Item) -> PIL.Image.Image:
-        """The whole image, RGB, upright.
-
-        Raises:
-            ImageError: it is missing or cannot be decoded.
-        """
+        """The whole image, RGB, upright (ImageError: it is missing or cannot be decoded)."""
         return self._loaded(item.picture).image
 
     def crop(self, item: Item) -> PIL.Image.Image:
@@ -201,13 +181,7 @@ class Views:
     def working_on(
         self, picture: ImageRef, questions: Sequence[KnownQuestion], loaded: Loaded | None = None
     ) -> Iterator[None]:
-        """Keep an image in memory while its items are worked on.
-
-        Args:
-            picture: its record.
-            questions: that come with it.
-            loaded: its pixels, when it was just opened.
-        """
+        """Keep an image (`loaded` when it was just opened) and its questions while its items are worked on."""
         self._questions[picture.digest] = tuple(questions)
         if loaded is not None:
             self._open[picture.digest] = loaded

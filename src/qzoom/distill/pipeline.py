@@ -1,36 +1,31 @@
 """The steps of a recipe, and one image through all of them.
 
-What is stored is taken, what is missing is computed. Both engines run `process_picture`. It writes nothing itself, so
-that it can run on another machine: new results come back as rows for the store.
+What is stored is taken, what is missing is computed. `process_picture` writes nothing, so that it can run on another
+machine: new results come back as rows for the store.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from qzoom.distill.answer import answer_step
-from qzoom.distill.ask import ask_step, validate_step
+from qzoom.distill.ask import answer_step, ask_step, validate_step
 from qzoom.distill.choices import ChoicesStep
 from qzoom.distill.difficulty import difficulty_step
 from qzoom.distill.items import ImageRef, Item, Step, apply, item_from_values
 from qzoom.distill.pictures import ImageSource, Loaded, Views, scan
 from qzoom.distill.proposers import crop_step, propose_step
 from qzoom.distill.recipe import DatasetRecipe
-from qzoom.distill.roles import Roles, build_roles
+from qzoom.distill.roles import Roles
 from qzoom.distill.vote import vote_step
 from qzoom.errors import ConfigError, DataError, ImageError, LaterError
 from qzoom.store.schema import from_values
 
 SCAN = "pictures"
 """Name under which the records of opened images are stored."""
-CACHE = "calls.sqlite"
-"""Cache of paid calls in the folder of a run."""
 Stored = Callable[[str, str], list[Any] | None]
 Row = tuple[str, str, list[Any]]
 Advance = Callable[[int, int], None]
@@ -50,14 +45,8 @@ class PictureResult:
     counts: list[tuple[str, int, int]] = field(default_factory=list)  # (step, items that went in, items that it kept)
 
 
-def process_picture(source: ImageSource, steps: Sequence[Step], views: Views, stored: Stored) -> PictureResult:
-    """Take an image through the steps.
-
-    Args:
-        source: the image.
-        steps: in order.
-        views: where its pixels are kept meanwhile.
-        stored: the stored results of a step for an input, None when there are none yet.
+def process_picture(source: ImageSource, steps: Mapping[str, Step], views: Views, stored: Stored) -> PictureResult:
+    """Take an image through the steps, in order; `stored` gives the results that are there for a step and an input.
 
     Raises:
         StopRunError: the run cannot go on.
@@ -69,13 +58,11 @@ def process_picture(source: ImageSource, steps: Sequence[Step], views: Views, st
         return result
     with views.working_on(result.picture, source.questions, loaded):
         items = [Item(result.picture)]
-        for step in steps:
-            out: list[Item] = []
-            for item in items:
-                out += _run_step(step, item, result, stored)
+        for name, step in steps.items():
             entered = sum(item.kept for item in items)
-            items = _without_repeats(out, step.name) if step.name in _MADE_QUESTIONS else out
-            result.counts.append((step.name, entered, sum(item.kept for item in items)))
+            items = [made for item in items for made in _run_step(name, step, item, result, stored)]
+            items = _without_repeats(items, name) if name in _MADE_QUESTIONS else items
+            result.counts.append((name, entered, sum(item.kept for item in items)))
         result.items = items
     return result
 
@@ -100,20 +87,20 @@ def _open(result: PictureResult, stored: Stored) -> Loaded | None:
     return loaded
 
 
-def _run_step(step: Step, item: Item, result: PictureResult, stored: Stored) -> Sequence[Item]:
+def _run_step(name: str, step: Step, item: Item, result: PictureResult, stored: Stored) -> Sequence[Item]:
     """One item through one step; nothing for an item that has to wait."""
     if not item.kept:
         return (item,)
     key = item.id
-    rows = stored(step.name, key)
+    rows = stored(name, key)
     if rows is not None:
-        return [_item(row, item.picture, step.name) for row in rows]
+        return [_item(row, item.picture, name) for row in rows]
     try:
-        out = apply(step, item)
+        out = apply(name, step, item)
     except LaterError as error:
         result.waiting.append(str(error))
         return ()
-    result.rows.append((step.name, key, [_plain(one) for one in out]))
+    result.rows.append((name, key, [_plain(one) for one in out]))
     return out
 
 
@@ -147,56 +134,20 @@ def _item(values: dict[str, Any], picture: ImageRef, step: str) -> Item:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """What a run works with."""
-
-    steps: tuple[Step, ...]  # in order
-    views: Views  # images for the steps
-    workers: int  # images worked on at once
-    roles: Roles  # who answers
-
-    def cost(self) -> list[dict[str, Any]]:
-        """Costs of this run's calls, by role and endpoint; empty without endpoints."""
-        return [asdict(cost) for cost in self.roles.costs()]
-
-
-@contextmanager
-def open_pipeline(recipe: DatasetRecipe, folder: Path, workers: int | None = None) -> Iterator[Pipeline]:
-    """The steps of a recipe; connections are closed at the end.
-
-    Args:
-        recipe: which.
-        folder: of the run; the cache of paid calls lies there.
-        workers: images at once; None takes the recipe's.
-
-    Raises:
-        StopRunError: an endpoint is down or refuses the key.
-        ConfigError: the cache is a file of another kind.
-    """
-    workers = workers or recipe.workers
-    views = Views()
-    roles = build_roles(recipe.roles, folder / CACHE)
-    try:
-        roles.check()
-        yield Pipeline(make_steps(recipe, views, roles), views, workers, roles)
-    finally:
-        roles.close()
-
-
-def make_steps(recipe: DatasetRecipe, views: Views, roles: Roles) -> tuple[Step, ...]:
-    """The steps of a recipe, in order, without the export."""
+def make_steps(recipe: DatasetRecipe, views: Views, roles: Roles) -> dict[str, Step]:
+    """The steps of a recipe by name, in order, without the export."""
     agreement = recipe.vote if recipe.answer.give_up else None
-    steps = [
-        propose_step(recipe.propose, views, recipe.seed),
-        crop_step(recipe.crop),
-        ask_step(roles.question_writer, views),
-        validate_step(roles.validator, views),
-        answer_step(roles.teachers, views, recipe.answer.samples, agreement, judged=roles.judge is not None),
-        vote_step(recipe.vote, roles.judge),
-    ]
+    judged = roles.judge is not None
+    steps = {
+        "propose": propose_step(recipe.propose, views, recipe.seed),
+        "crop": crop_step(recipe.crop),
+        "ask": ask_step(roles.question_writer, views),
+        "validate": validate_step(roles.validator, views),
+        "answer": answer_step(roles.teachers, views, recipe.answer.samples, agreement, judged=judged),
+        "vote": vote_step(recipe.vote, roles.judge),
+    }
     if recipe.choices is not None:
-        steps.append(ChoicesStep(roles.distractor_writer, views, recipe.choices, roles.guesser, roles.judge).step)
+        steps["choices"] = ChoicesStep(roles.distractor_writer, views, recipe.choices, roles.guesser, roles.judge)
     if recipe.difficulty is not None and roles.student is not None:
-        steps.append(difficulty_step(roles.student, views, recipe.difficulty, roles.judge))
-    return tuple(steps)
+        steps["difficulty"] = difficulty_step(roles.student, views, recipe.difficulty, roles.judge)
+    return steps

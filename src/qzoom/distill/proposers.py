@@ -1,23 +1,23 @@
 """Step propose: boxes that may be worth asking about become items, those left out with their reason.
 
-Proposers: "given" (boxes that come with the image), "grid" (tiles of equal size), "maps" (region maps of a model with
-zoom heads) and "detector" (an object detector of transformers).
+Kept are boxes inside an area band, large enough to see, few of each size, without duplicates. Sizes are drawn from bins
+of equal ratio, so that small and less small targets both come.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from qzoom.data.crop import CropSettings, crop_box, crop_scale
 from qzoom.distill.items import Item, Step, TargetRegion
-from qzoom.distill.select import SelectSettings, select
 from qzoom.errors import CheckpointError, ConfigError, DataError
-from qzoom.images.geometry import box_area_px
+from qzoom.images.geometry import box_area_px, clip_box, iou
 from qzoom.settings import Between, Share, settings
 from qzoom.store.schema import Box4
 
@@ -96,6 +96,40 @@ class DetectorSettings:
     """"cpu", "cuda" or "auto"."""
 
 
+Count = Annotated[int, Between(1, 10_000)]
+AreaShare = Annotated[float, Between(1e-9, 1)]
+
+
+@settings
+class SelectSettings:
+    """Limits of the boxes that are kept."""
+
+    min_share: AreaShare = 1e-5
+    """Smallest share of the image's area."""
+    max_share: AreaShare = 0.1
+    """Largest share of the image's area; 0.1 is the paper's."""
+    bins: Count = 3
+    """Size bins of equal ratio inside the band."""
+    per_bin: Count = 4
+    """Most boxes of a bin."""
+    per_picture: Count = 8
+    """Most boxes of an image, taken from the bins in turn."""
+    min_side_px: Count = 12
+    """Shortest side of a box."""
+    min_tokens: Annotated[float, Between(0, 1e6)] = 1.0
+    """Fewest visual tokens that its pixels make."""
+    token_px: Count = 28
+    """Side of one visual token in pixels."""
+    max_overlap: Share = 0.5
+    """A box whose intersection over union with a better one is above this is left out."""
+    max_aspect: Annotated[float, Between(1, 1e4)] = 20.0
+    """Longest side over shortest side, at most."""
+
+    def __post_init__(self) -> None:
+        if self.min_share >= self.max_share:
+            raise ConfigError(f"min_share {self.min_share} leaves no room below max_share {self.max_share}.")
+
+
 @settings
 class ProposeSettings:
     """Proposers, and which of their boxes are kept."""
@@ -123,10 +157,10 @@ class ProposeSettings:
 def make_proposer(name: str, recipe: ProposeSettings) -> Proposer:
     """The proposer of a name; models are loaded when it is first called."""
     makers: dict[str, Callable[[], Proposer]] = {
-        "given": lambda: partial(given_boxes, recipe.given),
-        "grid": lambda: partial(grid_boxes, recipe.grid),
-        "maps": lambda: MapsProposer(recipe.maps),
-        "detector": lambda: DetectorProposer(recipe.detector),
+        "given": lambda: functools.partial(given_boxes, recipe.given),
+        "grid": lambda: functools.partial(grid_boxes, recipe.grid),
+        "maps": lambda: maps_proposer(recipe.maps),
+        "detector": lambda: detector_proposer(recipe.detector),
     }
     return makers[name]()
 
@@ -161,122 +195,88 @@ def _spans(side_px: int, count: int, overlap: float) -> list[tuple[int, int]]:
     return [span for span in spans if span[1] > span[0]]
 
 
-class MapsProposer:
-    """Region maps of a model for given questions, as proposals.
+def maps_proposer(settings: MapsSettings) -> Proposer:
+    """The regions that a model with zoom heads finds for given questions, each box once with its best score.
 
-    The model is loaded at the first image; one image at a time.
-
-    Args:
-        settings: the model and its questions.
+    The model is loaded at the first image; one image at a time. The proposer raises HeadsMissingError for a model
+    without a region branch, and CheckpointError for one that cannot be loaded.
     """
+    lock = threading.Lock()
 
-    def __init__(self, settings: MapsSettings) -> None:
-        self.settings = settings
-        self._model: QZoom | None = None
-        self._lock = threading.Lock()
+    @functools.cache
+    def model() -> QZoom:
+        from qzoom.model import QZoom
 
-    def __call__(self, item: Item, views: Views) -> tuple[Proposal, ...]:
-        """The regions of all questions, each box once with its best score.
+        return QZoom.from_pretrained(settings.model, revision=settings.revision, device_map=settings.device)
 
-        Raises:
-            HeadsMissingError: the model has no region branch.
-            CheckpointError: it cannot be loaded.
-        """
-        questions = list(self.settings.questions)
-        if self.settings.own_questions:
+    def propose(item: Item, views: Views) -> tuple[Proposal, ...]:
+        questions = list(settings.questions)
+        if settings.own_questions:
             questions += [question.text for question in views.known(item).questions]
         scores: dict[Box4, float] = {}
         image = views.whole(item)
-        with self._lock:
-            model = self._loaded()
+        with lock:
             for question in dict.fromkeys(questions):
-                perception = model.perceive(image, question, region_threshold=self.settings.region_threshold)
+                perception = model().perceive(image, question, region_threshold=settings.region_threshold)
                 for region in perception.regions:
                     scores[region.box] = max(region.score, scores.get(region.box, 0.0))
         return tuple(Proposal(box, score) for box, score in scores.items())
 
-    def _loaded(self) -> QZoom:
-        if self._model is None:
-            from qzoom.model import QZoom
-
-            settings = self.settings
-            self._model = QZoom.from_pretrained(settings.model, revision=settings.revision, device_map=settings.device)
-        return self._model
+    return propose
 
 
-class DetectorProposer:
-    """An object detector of transformers, with phrases or with classes of its own.
+def detector_proposer(settings: DetectorSettings) -> Proposer:
+    """The detections of an object detector of transformers, the best first.
 
-    The model is loaded at the first image; one image at a time.
-
-    Args:
-        settings: with phrases, a zero-shot detector (OWL-ViT, Grounding DINO); without, a plain one (DETR, RT-DETR).
+    With phrases it is a zero-shot detector (OWL-ViT, Grounding DINO), without them one with classes of its own (DETR,
+    RT-DETR). It is loaded at the first image; one image at a time. The proposer raises CheckpointError for a detector
+    that cannot be loaded.
     """
+    lock = threading.Lock()
+    options: dict[str, Any] = {"threshold": settings.threshold}
+    if settings.phrases:
+        options["candidate_labels"] = list(settings.phrases)
 
-    def __init__(self, settings: DetectorSettings) -> None:
-        self.settings = settings
-        self._detect: Any = None
-        self._lock = threading.Lock()
+    @functools.cache
+    def detector() -> Any:
+        import transformers
 
-    def __call__(self, item: Item, views: Views) -> tuple[Proposal, ...]:
-        """Detections, the best first.
+        from qzoom.checkpoints.base import choose_device
 
-        Raises:
-            CheckpointError: the detector cannot be loaded.
-        """
+        device = str(choose_device("auto")) if settings.device == "auto" else settings.device
+        task = "zero-shot-object-detection" if settings.phrases else "object-detection"
+        make: Any = transformers.pipeline
+        try:
+            return make(task, model=settings.model, revision=settings.revision, device=device, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"The detector {settings.model} cannot be loaded for {task} ({reason}); name one of that kind, "
+                "with phrases only where it takes words."
+            ) from error
+
+    def propose(item: Item, views: Views) -> tuple[Proposal, ...]:
         image = views.whole(item)
-        options: dict[str, Any] = {"threshold": self.settings.threshold}
-        if self.settings.phrases:
-            options["candidate_labels"] = list(self.settings.phrases)
-        with self._lock:
-            detections = self._loaded()(image, **options)
+        with lock:
+            detections = detector()(image, **options)
         proposals = [
             Proposal(tuple(entry["box"][side] for side in _SIDES), float(entry["score"]), str(entry["label"]))
             for entry in detections
         ]
         return tuple(sorted(proposals, key=lambda one: (-one.score, one.box, one.phrase)))
 
-    def _loaded(self) -> Any:
-        if self._detect is None:
-            import transformers
-
-            from qzoom.checkpoints.base import choose_device
-
-            settings = self.settings
-            device = str(choose_device("auto")) if settings.device == "auto" else settings.device
-            task = "zero-shot-object-detection" if settings.phrases else "object-detection"
-            try:
-                make: Any = transformers.pipeline
-                self._detect = make(
-                    task, model=settings.model, revision=settings.revision, device=device, trust_remote_code=False
-                )
-            except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise CheckpointError(
-                    f"The detector {settings.model} cannot be loaded for {task} ({reason}); name one of that kind, "
-                    "with phrases only where it takes words."
-                ) from error
-        return self._detect
+    return propose
 
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def propose_step(
-    recipe: ProposeSettings, views: Views, seed: int, proposers: dict[str, Proposer] | None = None
-) -> Step:
-    """One item for every proposed box; an image on which nothing is proposed is refused.
-
-    Args:
-        recipe: proposers and selection.
-        views: what proposers may look at.
-        seed: of the recipe.
-        proposers: by name, in order; None makes those of the recipe.
-    """
-    used = proposers or {name: make_proposer(name, recipe) for name in recipe.by}
+def propose_step(recipe: ProposeSettings, views: Views, seed: int) -> Step:
+    """One item for every proposed box; an image on which nothing is proposed is refused."""
+    proposers = {name: make_proposer(name, recipe) for name in recipe.by}
 
     def run(item: Item) -> Sequence[Item]:
-        named = [(name, proposal) for name, proposer in used.items() for proposal in proposer(item, views)]
+        named = [(name, proposal) for name, proposer in proposers.items() for proposal in proposer(item, views)]
         if not named:
             raise DataError("nothing proposed")
         picture = item.picture
@@ -291,7 +291,7 @@ def propose_step(
             out.append(proposed.decide("propose", reason))
         return out
 
-    return Step("propose", run)
+    return run
 
 
 def crop_step(crop: CropSettings) -> Step:
@@ -306,10 +306,74 @@ def crop_step(crop: CropSettings) -> Step:
         target = replace(item.target, crop_box=box, scale=crop_scale(box, crop))
         return (replace(item, target=target).decide("crop"),)
 
-    return Step("crop", run)
+    return run
 
 
 def item_seed(seed: int, digest: str, box: Sequence[int]) -> int:
     """The seed of all that is drawn for a region: 31 bits of a hash."""
     text = f"{seed}/{digest}/{','.join(map(str, box))}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+# -- selection ------------------------------------------------------------------------------------------------------
+
+
+def select(
+    boxes: Sequence[Box4], scores: Sequence[float], size_px: tuple[int, int], settings: SelectSettings
+) -> list[tuple[Box4, int, str]]:
+    """Decide about each box: those with a high score come first, of equal ones the earlier.
+
+    Returns:
+        Of each box, in order: the box clipped to the image, its size bin (0 the smallest; 0 also outside the band), and
+        why it is left out ("" for one that is kept).
+    """
+    clipped = [clip_box(box, size_px) for box in boxes]
+    reasons = [_unfit(box, size_px, settings) for box in clipped]
+    bins = [0 if reason else area_bin(box, size_px, settings) for box, reason in zip(clipped, reasons, strict=True)]
+    queues: list[list[int]] = [[] for _ in range(settings.bins)]
+    kept: list[int] = []
+    for index in sorted((i for i, reason in enumerate(reasons) if not reason), key=lambda i: (-scores[i], i)):
+        if any(iou(clipped[index], clipped[other]) > settings.max_overlap for other in kept):
+            reasons[index] = "overlaps a better one"
+            continue
+        kept.append(index)
+        queue = queues[bins[index]]
+        if len(queue) == settings.per_bin:
+            reasons[index] = "enough of its size"
+        else:
+            queue.append(index)
+    for index in _beyond(queues, settings.per_picture):
+        reasons[index] = "enough of this picture"
+    return list(zip(clipped, bins, reasons, strict=True))
+
+
+def area_bin(box: Box4, size_px: tuple[int, int], settings: SelectSettings) -> int:
+    """The size bin of a box inside the band."""
+    share = box_area_px(box) / (size_px[0] * size_px[1])
+    span = math.log(settings.max_share / settings.min_share)
+    return min(settings.bins - 1, max(0, int(settings.bins * math.log(share / settings.min_share) / span)))
+
+
+def _unfit(box: Box4, size_px: tuple[int, int], settings: SelectSettings) -> str:
+    """Why a clipped box cannot be used by itself; "" when it can."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if width <= 0 or height <= 0:
+        return "outside the picture"
+    share = width * height / (size_px[0] * size_px[1])
+    if share < settings.min_share:
+        return "smaller than the area band"
+    if share > settings.max_share:
+        return "larger than the area band"
+    if min(width, height) < settings.min_side_px:
+        return "too few pixels"
+    if width * height < settings.min_tokens * settings.token_px**2:
+        return "too few visual tokens"
+    if max(width, height) > settings.max_aspect * min(width, height):
+        return "too long and thin"
+    return ""
+
+
+def _beyond(queues: list[list[int]], most: int) -> list[int]:
+    """Indices left over when `most` are taken from the queues in turn."""
+    turns = [(turn, number, index) for number, queue in enumerate(queues) for turn, index in enumerate(queue)]
+    return [index for _, _, index in sorted(turns)[most:]]

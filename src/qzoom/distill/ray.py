@@ -1,8 +1,7 @@
 """The same steps on Ray Data, from this machine to a cluster.
 
 Ray's processes do not write: each takes an image with its stored results through the steps, and the driver stores what
-comes back. The cache of paid calls is one file, so processes of one machine never pay for the same call; on a cluster
-the folder must be visible to all machines.
+comes back. The cache of paid calls is one file; on a cluster the folder must be visible to all machines.
 """
 
 from __future__ import annotations
@@ -17,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qzoom.distill.items import Item, KnownQuestion, Step
+from qzoom.distill.items import Item
 from qzoom.distill.pictures import ImageSource, Views
-from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, open_pipeline, process_picture
-from qzoom.distill.recipe import DatasetRecipe, recipe_from_values
+from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, make_steps, process_picture
+from qzoom.distill.recipe import DatasetRecipe
+from qzoom.distill.roles import CACHE, build_roles
 from qzoom.errors import ConfigError, LaterError, QZoomError, StopRunError
-from qzoom.settings import to_dict
+from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import Log
+from qzoom.store.schema import from_values
 
 
 def compute_with_ray(
@@ -33,17 +34,7 @@ def compute_with_ray(
     stores: Mapping[str, Log],
     on_picture: Advance | None = None,
 ) -> Iterator[list[Row]]:
-    """Compute what is missing, image by image.
-
-    Args:
-        recipe: what to make.
-        folder: of the run.
-        sources: all images.
-        stores: stored results, by step.
-        on_picture: called with (images done, images in all).
-
-    Yields:
-        The new results of an image, for the store.
+    """Compute what is missing in the stores of a run, and yield the new results image by image.
 
     Raises:
         ConfigError: Ray is not installed, or its cluster cannot be reached.
@@ -83,11 +74,13 @@ class _Worker:
 
     def __init__(self, about: str) -> None:
         values = json.loads(about)
-        recipe = recipe_from_values(values["recipe"], "the recipe")
-        self._open = open_pipeline(recipe, Path(values["folder"]), recipe.ray.threads)
+        recipe = from_mapping(DatasetRecipe, values["recipe"], "the recipe")
+        self._views = Views()
         self._failed = ""
         try:
-            self._pipeline = self._open.__enter__()
+            roles = build_roles(recipe.roles, Path(values["folder"]) / CACHE)
+            roles.check()
+            self._steps = make_steps(recipe, self._views, roles)
         except QZoomError as error:
             self._failed = str(error)
         self._pool = ThreadPoolExecutor(recipe.ray.threads)
@@ -100,15 +93,10 @@ class _Worker:
         if self._failed:
             return json.dumps({"stop": self._failed})
         values = json.loads(text)
-        questions = [
-            KnownQuestion(q["text"], q["answer"], tuple(tuple(box) for box in q["boxes"]), q["field"])
-            for q in values["source"].pop("questions")
-        ]
-        source = ImageSource(**values["source"], questions=tuple(questions))
+        source: ImageSource = from_values(ImageSource, values["source"], "the image")
         stored = {(step, key): out for step, key, out in values["stored"]}
         try:
-            pipeline = self._pipeline
-            result = process_picture(source, pipeline.steps, pipeline.views, lambda *at: stored.get(at))
+            result = process_picture(source, self._steps, self._views, lambda *at: stored.get(at))
         except QZoomError as error:
             return json.dumps({"stop": str(error)})
         return json.dumps({"rows": result.rows})
@@ -121,7 +109,7 @@ def _missing(recipe: DatasetRecipe, sources: Sequence[ImageSource], stores: Mapp
         raise LaterError("a step has not been run")
 
     rows: list[dict[str, str]] = []
-    steps, views = [Step(name, not_yet) for name in recipe.steps], Views()
+    steps, views = dict.fromkeys(recipe.steps, not_yet), Views()
     for source in sources:
         stored: list[Row] = []
         complete = source.key in stores[SCAN]

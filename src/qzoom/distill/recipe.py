@@ -107,16 +107,12 @@ class DatasetRecipe:
 
 
 def load_recipe(path: Path, data: Path | None = None) -> DatasetRecipe:
-    """Read and check a recipe.
-
-    Args:
-        path: of the YAML file.
-        data: folder that `{data}` in `pictures` stands for.
+    """Read and check a YAML recipe; `data` is the folder that `{data}` in `pictures` stands for.
 
     Raises:
         ConfigError: it cannot be read, a key or value is wrong, or `{data}` is not given; it says which.
     """
-    recipe = recipe_from_values(read_yaml(path), str(path))
+    recipe = from_mapping(DatasetRecipe, read_yaml(path), str(path))
     open_names = [name for name in recipe.pictures if _DATA in name]
     if open_names and data is None:
         raise ConfigError(
@@ -129,54 +125,35 @@ def load_recipe(path: Path, data: Path | None = None) -> DatasetRecipe:
     return dataclasses.replace(recipe, pictures=names)
 
 
-def recipe_from_values(values: Any, source: str) -> DatasetRecipe:
-    """A recipe from plain values.
-
-    Args:
-        values: as YAML gives them, or as `settings.to_dict` of a recipe.
-        source: file, for the error sentence.
-
-    Raises:
-        ConfigError: as `load_recipe`.
-    """
-    return from_mapping(DatasetRecipe, values, source)
+_PARTS: dict[str, tuple[str, ...]] = {
+    "pictures": (),
+    "propose": ("propose", "seed"),
+    "ask": ("question_writer",),
+    "validate": ("validator",),
+    "vote": ("vote", "judge"),
+    "choices": ("choices", "distractor_writer", "guesser", "judge"),
+    "difficulty": ("difficulty", "student", "judge"),
+}
+"""Parts of the recipe, roles among them, that decide a step's results."""
 
 
 def step_settings(recipe: DatasetRecipe, step: str) -> dict[str, Any]:
     """The settings that decide a step's results, as JSON values: neither addresses nor speeds."""
-    roles = recipe.roles
-    parts: dict[str, dict[str, Any]] = {
-        "pictures": {},
-        "propose": {"propose": dataclasses.asdict(recipe.propose), "seed": recipe.seed},
-        "crop": dataclasses.asdict(recipe.crop),
-        "ask": {"question_writer": _decides(roles.question_writer)},
-        "validate": {"validator": _decides(roles.validator)},
-        "answer": {"samples": recipe.answer.samples, "teachers": [_decides(one) for one in roles.teachers]}
-        | ({"give_up": dataclasses.asdict(recipe.vote)} if recipe.answer.give_up else {}),
-        "vote": {"vote": dataclasses.asdict(recipe.vote), "judge": _decides(roles.judge)},
-    }
-    if recipe.choices is not None:
-        parts["choices"] = {
-            "choices": dataclasses.asdict(recipe.choices),
-            "distractor_writer": _decides(roles.distractor_writer),
-            "guesser": _decides(roles.guesser),
-            "judge": _decides(roles.judge),
-        }
-    if recipe.difficulty is not None:
-        parts["difficulty"] = {
-            "difficulty": dataclasses.asdict(recipe.difficulty),
-            "student": _decides(roles.student),
-            "judge": _decides(roles.judge),
-        }
-    return parts[step]
+    if step == "crop":
+        return dataclasses.asdict(recipe.crop)
+    if step == "answer":
+        values = {"samples": recipe.answer.samples, "teachers": [_decides(one) for one in recipe.roles.teachers]}
+        return values | ({"give_up": dataclasses.asdict(recipe.vote)} if recipe.answer.give_up else {})
+    return {part: _decides(getattr(recipe, part, getattr(recipe.roles, part, None))) for part in _PARTS[step]}
 
 
-def _decides(role: RoleSettings | None) -> dict[str, Any] | None:
-    """The settings of a role without those that only decide how fast or where it answers."""
-    if role is None:
-        return None
-    values = dataclasses.asdict(role)
-    bodies = [one.extra_body for one in role.endpoints]
-    values["endpoints"] = {"model": role.endpoints[0].model, "extra_body": bodies} if bodies else None
-    values["name"] = role.label
+def _decides(part: Any) -> Any:
+    """A part of the recipe as JSON values; of a role without what only decides how fast or where it answers."""
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    values = dataclasses.asdict(part)
+    if isinstance(part, RoleSettings):
+        bodies = [one.extra_body for one in part.endpoints]
+        values["endpoints"] = {"model": part.endpoints[0].model, "extra_body": bodies} if bodies else None
+        values["name"] = part.label
     return values

@@ -1,9 +1,4 @@
-"""Roles: who writes questions, checks, answers and judges, and their settings.
-
-A step knows a role only as a `Role`: a name, a model for the records, and one function. Whether a rule
-(`qzoom.distill.by_rule`) or a model behind an endpoint (`qzoom.distill.by_endpoint`) is behind it is decided by the
-recipe.
-"""
+"""Roles: who writes questions, checks, answers and judges, by rule (`by_rule`) or by endpoint (`by_endpoint`)."""
 
 from __future__ import annotations
 
@@ -174,12 +169,12 @@ class Roles:
             self.shared.close()
 
 
-def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
-    """The roles of a recipe. Nothing is asked yet; see `Roles.check`.
+CACHE = "calls.sqlite"
+"""The cache of paid calls in the folder of a run."""
 
-    Args:
-        recipe: who plays which role.
-        cache: SQLite file of paid calls, created when there are endpoints.
+
+def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
+    """The roles of a recipe, with an SQLite cache of paid calls. Nothing is asked yet; see `Roles.check`.
 
     Raises:
         ConfigError: the file is no call cache, or one of another schema.
@@ -187,6 +182,10 @@ def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
     by_models = any(member.by == "endpoint" for _, member in recipe.members())
     shared = SharedClient(CallCache(cache), recipe.calls) if by_models else None
     clients: list[Client] = []
+
+    def client_of(kind: str, member: RoleSettings, shared: SharedClient) -> Client:
+        clients.append(Client(kind.replace("_", " "), member.label, member.endpoints, member.sampling, shared))
+        return clients[-1]
 
     def role(kind: str, member: RoleSettings | None, rule: Callable[..., Any], ask: Callable[..., Any]) -> Any:
         """A member as a role: a rule, or a function that asks its endpoints."""
@@ -197,25 +196,18 @@ def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
             name = member.name or ("knows-the-answer" if knows else "rule")
             model = "rule that knows the answer" if knows else "rule"
             return Role(name, model, partial(rule, name=name, error_rate=member.error_rate) if knows else rule)
-        client = Client(kind.replace("_", " "), member.label, member.endpoints, member.sampling, shared)
-        clients.append(client)
+        client = client_of(kind, member, shared)
         return Role(client.name, client.model, partial(ask, client=client, member=member))
 
-    judge = recipe.judge
-    judging = (
-        None
-        if judge is None or shared is None
-        else Client("judge", judge.label, judge.endpoints, judge.sampling, shared)
-    )
     return Roles(
         role("question_writer", recipe.question_writer, by_rule.write_questions, by_endpoint.write_questions),
         role("validator", recipe.validator, by_rule.validate, by_endpoint.validate),
         tuple(role("teacher", one, by_rule.answer, by_endpoint.answer) for one in recipe.teachers),
-        None if judging is None else Judge(judging),
+        None if recipe.judge is None or shared is None else Judge(client_of("judge", recipe.judge, shared)),
         role("distractor_writer", recipe.distractor_writer, by_rule.write_distractors, by_endpoint.write_distractors),
         role("student", recipe.student, by_rule.read, by_endpoint.read),
         role("guesser", recipe.guesser, by_rule.read, by_endpoint.read),
         shared,
-        (*clients, *([] if judging is None else [judging])),
+        tuple(clients),
         shared.cache.costs() if shared is not None else (),
     )

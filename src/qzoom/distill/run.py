@@ -7,24 +7,23 @@ images, and only counts stay in memory. A rerun takes what is stored and compute
 from __future__ import annotations
 
 import json
-from array import array
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from qzoom.distill.card import Stats, make_card
 from qzoom.distill.decontaminate import BenchmarkHashes, Match
 from qzoom.distill.export import write_dataset
 from qzoom.distill.items import ImageRef, Item, item_from_values
-from qzoom.distill.pictures import ImageSource, list_sources, load_source
-from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, open_pipeline, process_picture
+from qzoom.distill.pictures import ImageSource, Views, list_sources, load_source
+from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, make_steps, process_picture
 from qzoom.distill.recipe import DatasetRecipe, step_settings
+from qzoom.distill.roles import CACHE, build_roles
 from qzoom.errors import ConfigError
 from qzoom.store.log import LogWriter, write_atomic
 
@@ -86,7 +85,10 @@ def run_recipe(
     with ExitStack() as stack:
         stores = _open_stores(recipe, folder, fresh_from, stack)
         report = RunReport(computed=dict.fromkeys(stores, 0))
-        pipeline = stack.enter_context(open_pipeline(recipe, folder))
+        roles = stack.enter_context(closing(build_roles(recipe.roles, folder / CACHE)))
+        roles.check()
+        views = Views()
+        steps = make_steps(recipe, views, roles)
         if recipe.engine == "ray":
             from qzoom.distill.ray import compute_with_ray
 
@@ -95,20 +97,20 @@ def run_recipe(
             on_picture = None
 
         def work(source: ImageSource) -> PictureResult:
-            return process_picture(source, pipeline.steps, pipeline.views, lambda step, key: stores[step].get(key))
+            return process_picture(source, steps, views, lambda step, key: stores[step].get(key))
 
-        with SpillFile(folder / "steps" / "kept.tmp") as spill:
-            results = _in_order(sources, work, pipeline.workers)
+        with open_kept(folder / "steps" / "kept.tmp") as kept:
+            results = _in_order(sources, work, recipe.workers)
             for number, result in enumerate(_without_duplicates(results, report), start=1):
                 store_rows(result.rows, stores, report.computed)
                 report.stats.add(result)
                 for item in result.items:
                     if item.kept:
-                        spill.add(item)
+                        add_kept(kept, item)
                 if on_picture is not None:
                     on_picture(number, len(sources))
-            report.cost = pipeline.cost()
-            _export(recipe, folder / "dataset", spill, report, on_export)
+            report.cost = [asdict(cost) for cost in roles.costs()]
+            _export(recipe, folder / "dataset", kept, report, on_export)
     write_atomic(folder / "report.json", (json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n").encode())
     return report
 
@@ -168,9 +170,10 @@ def _in_order(
 
 
 def _export(
-    recipe: DatasetRecipe, target: Path, spill: SpillFile, report: RunReport, on_export: Advance | None
+    recipe: DatasetRecipe, target: Path, kept: sqlite3.Connection, report: RunReport, on_export: Advance | None
 ) -> None:
     """Write the data set from the kept items."""
+    (total,) = kept.execute("SELECT count(*) FROM kept").fetchone()
     hashes = BenchmarkHashes(recipe.decontaminate) if recipe.decontaminate.against else None
     report.compared = hashes is not None
 
@@ -183,9 +186,9 @@ def _export(
         return match is not None and recipe.decontaminate.drop
 
     def items() -> Iterator[Item]:
-        for number, item in enumerate(spill.in_order()):
+        for number, item in enumerate(read_kept(kept)):
             if on_export is not None:
-                on_export(number, len(spill))
+                on_export(number, total)
             report.stats.add_kept(item)
             yield item
 
@@ -196,52 +199,28 @@ def _export(
     report.folder = str(target)
 
 
-_KEY = 40
+@contextmanager
+def open_kept(path: Path) -> Iterator[sqlite3.Connection]:
+    """A file of kept items, sorted by image and id and removed at the end: workers finish in any order and a rerun
+    skips what is stored, but the data is always the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            file.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+            file.execute("CREATE TABLE kept (picture, id, item BLOB, PRIMARY KEY (picture, id)) WITHOUT ROWID")
+            yield file
+    finally:
+        path.unlink(missing_ok=True)
 
 
-class SpillFile:
-    """Kept items on disk, returned in the order of the exported rows; a context manager that removes the file.
+def add_kept(file: sqlite3.Connection, item: Item) -> None:
+    """Add an item; of equal ids the first one stays."""
+    row = (item.picture.digest, item.id, item.to_json().encode("utf-8", "surrogatepass"))
+    file.execute("INSERT OR IGNORE INTO kept VALUES (?, ?, ?)", row)
 
-    Workers finish in any order and a rerun skips what is stored; sorted by image and id, the data is always the same.
-    Memory holds 48 bytes an item.
 
-    Args:
-        path: of the file; replaced.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._keys = bytearray()
-        self._offsets = array("q")
-
-    def __enter__(self) -> SpillFile:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w+b")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def add(self, item: Item) -> None:
-        """Add a kept item."""
-        self._keys += (item.picture.digest + item.id).encode()
-        self._offsets.append(self._file.tell())
-        self._file.write(item.to_json().encode("utf-8", "surrogatepass") + b"\n")
-
-    def in_order(self) -> Iterator[Item]:
-        """All items, by the digest of their image and then by id; of equal ids the first that was added."""
-        self._file.flush()
-        keys = np.frombuffer(bytes(self._keys), f"S{_KEY}")
-        last = b""
-        with self._path.open("rb") as file:
-            for index in np.argsort(keys, kind="stable"):
-                if keys[index] == last:
-                    continue
-                last = keys[index]
-                file.seek(self._offsets[int(index)])
-                line = file.readline().decode("utf-8", "surrogatepass")
-                yield item_from_values(json.loads(line), str(self._path))
+def read_kept(file: sqlite3.Connection) -> Iterator[Item]:
+    """All items by the digest of their image and then by id."""
+    for (line,) in file.execute("SELECT item FROM kept ORDER BY picture, id"):
+        yield item_from_values(json.loads(line.decode("utf-8", "surrogatepass")), "a kept item")

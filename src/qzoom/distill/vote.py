@@ -40,11 +40,7 @@ class VoteSettings:
             )
 
     def check_counts(self, teachers: int, samples: int) -> None:
-        """Refuse a quorum that cannot be reached.
-
-        Args:
-            teachers: how many answer.
-            samples: of each.
+        """Refuse a quorum that so many teachers with so many samples each cannot reach.
 
         Raises:
             ConfigError: it asks for more than there is.
@@ -57,12 +53,7 @@ class VoteSettings:
 
 
 def vote_step(settings: VoteSettings, judge: Judge | None = None) -> Step:
-    """Decides on the answer; the item is kept when the quorum is reached.
-
-    Args:
-        settings: how many must agree.
-        judge: compares what rules leave undecided; None keeps such answers apart.
-    """
+    """Keeps an item whose answers reach the quorum; without a judge undecided answers stay apart."""
 
     def run(item: Item) -> Sequence[Item]:
         question = draft_of(item).text
@@ -87,19 +78,16 @@ def vote_step(settings: VoteSettings, judge: Judge | None = None) -> Step:
             item = with_model(item, "judge", judge.model)
         return (dataclasses.replace(item, answer=agreement).decide("vote", reason),)
 
-    return Step("vote", run)
+    return run
 
 
 def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None) -> tuple[Agreement | None, str]:
-    """The most common answer, and why it does not hold.
+    """The most common answer (None without any), and why it does not hold ("" when it does).
 
     Args:
         votes: of all teachers, in any order.
         settings: how many must agree.
         ask: says whether two answers mean the same where rules cannot; None for an unusable reply.
-
-    Returns:
-        The largest group of answers (None without any answer) and the reason of a refusal ("" when it holds).
     """
     answered = [vote for vote in votes if vote.status == "answered"]
     abstained = sum(vote.status == "abstained" for vote in votes)
@@ -126,11 +114,7 @@ def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None
 def reachable(votes: Sequence[Vote], left: Mapping[str, int], settings: VoteSettings, *, judged: bool) -> bool:
     """Whether answers still to come could bring an agreement about, at the very best.
 
-    Args:
-        votes: so far.
-        left: samples that each teacher still has to give.
-        settings: how many must agree.
-        judged: a judge may find any two answers equal.
+    Each teacher still gives so many samples as it has left; with `judged` a judge may find any two answers equal.
     """
     answered = [vote for vote in votes if vote.status == "answered"]
     groups = [answered] if judged else [*_groups(answered), []]

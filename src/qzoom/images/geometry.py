@@ -98,6 +98,13 @@ def contains(outer: Box, inner: Box) -> bool:
     )
 
 
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes; 0 without area."""
+    common = box_area_px((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    union = box_area_px(a) + box_area_px(b) - common
+    return common / union if union else 0.0
+
+
 def scale_box(box: Box, from_size_px: tuple[int, int], to_size_px: tuple[int, int]) -> Box:
     """A box on a resized copy of its picture; rounded outwards, so that it covers all that it covered.
 

@@ -6,7 +6,6 @@ token limits as `qzoom eval`.
 
 from __future__ import annotations
 
-import difflib
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ from loguru import logger
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, QZoomError
 from qzoom.model import QZoom
+from qzoom.settings import closest
 from qzoom.types import Answer
 
 _ARGUMENTS = (
@@ -31,19 +31,12 @@ _ARGUMENTS = (
 class QZoomChat(lmms):
     """The model `qzoom` of lmms-eval; arguments are those of `--model_args`.
 
+    They mean what they mean in `QZoom.from_pretrained` and `QZoom.ask`.
+
     Args:
-        pretrained: "tiny", a folder or a hub id.
-        zoom: "auto", "never" or "always".
         max_visual_tokens: most visual tokens of a question, shared as `qzoom eval` shares them.
-        coarse_tokens: most visual tokens of the coarse view.
-        region_tokens: most visual tokens of all regions.
-        gate_threshold: None for the checkpoint's.
-        region_threshold: None for the checkpoint's.
         max_new_tokens: most tokens of an answer; None for the task's, else 128.
         batch_size: questions answered together.
-        device: "cpu", "cuda", "cuda:1" or "auto".
-        dtype: "auto", "float32" or "bfloat16".
-        revision: branch, tag or commit of a hub id.
         **others: what the harness adds without a value; anything else is refused.
 
     Raises:
@@ -119,19 +112,11 @@ class QZoomChat(lmms):
         return ordered.get_original(results)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not offered (NotImplementedError: always)."""
         raise NotImplementedError("qzoom answers questions; it does not rate given answers.")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Not offered.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not offered (NotImplementedError: always)."""
         raise NotImplementedError("qzoom answers one question at a time; tasks with several rounds are not supported.")
 
     def _answer(self, chunk: list[Any]) -> list[GenerationResult]:
@@ -174,6 +159,4 @@ def _refuse_unknown(others: dict[str, Any]) -> None:
     for name, value in others.items():
         if name == "max_batch_size" or value is None:
             continue
-        close = difflib.get_close_matches(name, _ARGUMENTS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(_ARGUMENTS)}."
-        raise ConfigError(f"model_args: unknown argument {name!r}; {hint}")
+        raise ConfigError(f"model_args: unknown argument {name!r}; {closest(name, _ARGUMENTS)}")

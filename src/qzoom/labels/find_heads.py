@@ -1,8 +1,7 @@
 """Which attention heads show the evidence of an answer: given ones, the authors' tables, or heads found by a search.
 
-The tables were chosen by hand for each backbone and kind of image (docs/method.md 5); a backbone is recognised by its
-sizes. For other backbones every head of every layer is scored on synthetic images whose answer boxes are known:
-documents for text, scenes for natural images.
+The search scores every head of every layer on synthetic images whose answer boxes are known: documents for text, scenes
+for natural images (docs/method.md 5).
 """
 
 from __future__ import annotations
@@ -37,14 +36,7 @@ class HeadSet:
 
 
 def published_heads(backbone: type[Backbone] | Backbone, hidden_size: int, layers: int, mode: Mode) -> HeadSet | None:
-    """The heads that a family declares for a base of these sizes (`Backbone.label_heads`); None where it gives none.
-
-    Args:
-        backbone: the family.
-        hidden_size: of the decoder.
-        layers: of the decoder.
-        mode: kind of question.
-    """
+    """The heads that a family declares for a decoder of these sizes (`Backbone.label_heads`); None without a table."""
     tables = backbone.label_heads.get((hidden_size, layers))
     if tables is None:
         return None
@@ -67,14 +59,7 @@ class HeadScore:
 
 
 def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[HeadScore]:
-    """Score every head, best first (by hit rate, then lift).
-
-    Args:
-        samples: the attention of a response and the (rows, columns) bool cells of its answer.
-
-    Raises:
-        ValueError: no samples.
-    """
+    """Score every head, best first, by responses' attention and the (rows, columns) bool cells of their answers."""
     if not samples:
         raise ValueError("Heads cannot be ranked without samples.")
     layers, heads = samples[0][0].layers, samples[0][0].values.shape[1]
@@ -129,10 +114,7 @@ def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[H
 def choose_heads(
     engine: Engine, modes: Sequence[Mode], recipe: RegionRecipe
 ) -> tuple[dict[Mode, HeadSet], dict[str, Any]]:
-    """The heads of a recipe for the modes that occur.
-
-    Returns:
-        The heads, and the scores of those that were found, as JSON values.
+    """The heads of a recipe for the modes that occur, and the scores of those that were found, as JSON values.
 
     Raises:
         ConfigError: heads that the model does not have, or no table for it.

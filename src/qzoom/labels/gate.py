@@ -1,18 +1,13 @@
 """Stage 3, first half: gate labels (docs/method.md 8); `qzoom label gate`.
 
-By resolution, every question is answered once at each level of a resolution sweep. By zoom, it is answered from the
-coarse pass alone and with the region. The answers are stored unchanged; the functions of this file turn them into
-targets when the gate is trained, so that the paper's rules and the simpler ablation use the same records.
+By resolution, every question is answered once at each level of a resolution sweep; by zoom, from the coarse pass alone
+and with the region. The answers are stored; they become targets when the gate is trained.
 
     tokens      64    128   256   512        consensus: the common answer of the two highest levels
     answers     12    72    72    72         wrong, right, right, right: a transition ("hard")
     label       1     0                      the two highest are never used: they define what is right
 
-The possible labels of a question are an explicit distribution (`label_outcomes`), so that it can be tested, summed over
-a data set, or sampled (`draw_label`). `select_items` selects the questions of a training set.
-
-Labels by zoom are 0 if the coarse answer is right and 1 if only the zoomed answer is. They suit models whose answers
-rarely depend on the resolution of the whole image.
+Labels by zoom suit models whose answers rarely depend on the resolution of the whole image.
 """
 
 from __future__ import annotations
@@ -24,17 +19,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
-from qzoom.errors import DataError, HeadsMissingError, QZoomError
 from qzoom.images.load import LoadedImage
 from qzoom.labels.maps import IGNORE
 from qzoom.labels.respond import answer_both_ways, generate, prepare_image
 from qzoom.labels.settings import GateRecipe
-from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
+from qzoom.labels.workers import Labeller, LabelRun, fill_store, turn_labeller
 from qzoom.model import QZoom
 from qzoom.scoring.agree import answers_match, exact_match, lowered, normalise_answer
 from qzoom.settings import to_dict
@@ -48,44 +41,22 @@ TOP = 2  # the highest resolutions, whose shared answer is the reference
 WRONG_SHARE = 0.9  # how often a transition is drawn with label 1
 
 
-@dataclass(frozen=True, slots=True)
-class AnswersByResolution:
-    """One question answered at rising resolutions.
+def consensus(sweep: ResolutionSweep) -> str | None:
+    """The normalised answer that the two highest levels share (of a single level: its own), None if they differ."""
+    top = {normalise_answer(answer) for answer in sweep.answers[-TOP:]}
+    return top.pop() if len(top) == 1 else None
 
-    Raises:
-        DataError: no levels, levels that do not rise, or another number of answers.
-    """
 
-    tokens: tuple[int, ...]  # visual tokens of each level, rising
-    answers: tuple[Any, ...]  # the model's answer at each level (texts; anything else is turned into one)
-    annotation: Any  # the data set's answer
+def right_levels(sweep: ResolutionSweep) -> list[bool]:
+    """For each level whether its answer matches the consensus; empty without one."""
+    shared = consensus(sweep)
+    return [] if shared is None else [answers_match(shared, normalise_answer(answer)) for answer in sweep.answers]
 
-    def __post_init__(self) -> None:
-        if not self.tokens or len(self.tokens) != len(self.answers):
-            raise DataError(
-                f"Answers by resolution need one answer per level, but there are {len(self.answers)} answers for "
-                f"{len(self.tokens)} resolutions."
-            )
-        if list(self.tokens) != sorted(set(self.tokens)):
-            raise DataError(f"The resolutions of answers must rise: {list(self.tokens)}.")
 
-    @property
-    def consensus(self) -> str | None:
-        """The normalised answer that the two highest levels share (of a single level: its own), None if they differ."""
-        top = {normalise_answer(answer) for answer in self.answers[-TOP:]}
-        return top.pop() if len(top) == 1 else None
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the consensus and the annotation contain each other."""
-        return self.consensus is not None and answers_match(self.consensus, lowered(self.annotation))
-
-    def right(self) -> list[bool]:
-        """For each level whether its answer matches the consensus; empty without one."""
-        consensus = self.consensus
-        if consensus is None:
-            return []
-        return [answers_match(consensus, normalise_answer(answer)) for answer in self.answers]
+def _agrees(sweep: ResolutionSweep) -> bool:
+    """Whether the consensus and the annotation contain each other."""
+    shared = consensus(sweep)
+    return shared is not None and answers_match(shared, lowered(sweep.annotation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,40 +68,40 @@ class Outcome:
     probability: float  # share of draws
 
 
-def categorise(question: AnswersByResolution) -> Category:
+def categorise(sweep: ResolutionSweep) -> Category:
     """What the item filter does with a question.
 
     "hard": wrong at the first levels, right at all later ones. "easy": right everywhere. "dropped": the two highest
     levels differ, their answer contradicts the annotation, or right and wrong alternate.
     """
-    right = question.right()
-    if not question.agrees or not _is_step(right):
+    right = right_levels(sweep)
+    if not _agrees(sweep) or not _is_step(right):
         return "dropped"
     return "easy" if all(right) else "hard"
 
 
-def label_outcomes(question: AnswersByResolution, strategy: Strategy = "consistency") -> tuple[Outcome, ...]:
+def label_outcomes(sweep: ResolutionSweep, strategy: Strategy = "consistency") -> tuple[Outcome, ...]:
     """All labels that may be drawn, with their probabilities, by label and resolution.
 
     Sweeps of at most two levels have no level below the reference, so a question that is right at all of them says
     nothing about how few tokens would be enough: it is left out (the release stops with an error there).
 
     Args:
-        question: its answers.
+        sweep: its answers.
         strategy: "consistency" (method.md 8.6), or the ablation "prediction_vs_gt": one level at random, compared with
             the annotation.
     """
     if strategy == "prediction_vs_gt":
-        return _naive_outcomes(question)
-    lowest, tokens = question.tokens[0], question.tokens
-    right = question.right()
+        return _naive_outcomes(sweep)
+    lowest, tokens = sweep.tokens[0], sweep.tokens
+    right = right_levels(sweep)
     if not _is_step(right):
         return (Outcome(IGNORE, lowest, 1.0),)
     wrong = [i for i, is_right in enumerate(right) if not is_right]
     enough = [i for i, is_right in enumerate(right[: max(0, len(right) - TOP)]) if is_right]
     shares: list[tuple[int, int, float]] = []
     zero_share = 1 - WRONG_SHARE if wrong else 1.0
-    if wrong and question.agrees:
+    if wrong and _agrees(sweep):
         last = wrong[-2:]
         shares += [(1, tokens[i], WRONG_SHARE / len(last)) for i in last]
     elif wrong:
@@ -141,40 +112,19 @@ def label_outcomes(question: AnswersByResolution, strategy: Strategy = "consiste
     return _merged(shares)
 
 
-def draw_label(
-    question: AnswersByResolution, rng: random.Random, strategy: Strategy = "consistency"
-) -> tuple[int, int]:
-    """One draw from `label_outcomes`.
-
-    Args:
-        question: its answers.
-        rng: a seeded generator.
-        strategy: as in `label_outcomes`.
-
-    Returns:
-        The label and the resolution in visual tokens.
-    """
-    outcomes = label_outcomes(question, strategy)
+def draw_label(sweep: ResolutionSweep, rng: random.Random, strategy: Strategy = "consistency") -> tuple[int, int]:
+    """One draw from `label_outcomes`: the label and the resolution in visual tokens."""
+    outcomes = label_outcomes(sweep, strategy)
     chosen = rng.choices(outcomes, weights=[o.probability for o in outcomes])[0]
     return chosen.label, chosen.tokens
 
 
-def select_items(questions: Sequence[AnswersByResolution], seed: int) -> list[int]:
-    """Indices of the questions to train on: all hard ones in order, then as many easy ones drawn at random.
-
-    Args:
-        questions: all answered ones.
-        seed: of Python's generator.
-    """
-    kinds = [categorise(question) for question in questions]
+def select_items(sweeps: Sequence[ResolutionSweep], seed: int) -> list[int]:
+    """Indices of the questions to train on: all hard ones in order, then as many easy ones drawn at random."""
+    kinds = [categorise(sweep) for sweep in sweeps]
     hard = [i for i, kind in enumerate(kinds) if kind == "hard"]
     easy = [i for i, kind in enumerate(kinds) if kind == "easy"]
     return hard + random.Random(seed).sample(easy, min(len(hard), len(easy)))
-
-
-def answers_of(sweep: ResolutionSweep) -> AnswersByResolution:
-    """The answers of a stored sweep."""
-    return AnswersByResolution(sweep.tokens, sweep.answers, sweep.annotation)
 
 
 def zoom_label(comparison: ZoomComparison) -> int | None:
@@ -211,9 +161,7 @@ def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe)
     Raises:
         HeadsMissingError: labels by zoom of a model without a region branch.
     """
-    engine = run.model.load()
-    if recipe.by == "zoom" and engine.region is None:
-        raise HeadsMissingError(f"{run.model.name} has no region branch, so it cannot zoom; name the model of stage 1.")
+    engine = run.model.load(zooms=recipe.by == "zoom")
     fill_store(
         run,
         engine,
@@ -227,38 +175,23 @@ def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe)
 
 
 def gate_labeller(engine: Engine, *, recipe: GateRecipe, images: str = "", seed: int = 0) -> Labeller:
-    """The function that answers one question's turns that have a known answer.
-
-    Args:
-        engine: the model; with a region branch for labels by zoom.
-        recipe: what decides the answers.
-        images: folder of the pictures when they have moved.
-        seed: by zoom: of the coarse tokens that are drawn per picture.
-    """
+    """The function that answers one question; `seed` draws the coarse tokens of a picture for labels by zoom."""
     model, chat = QZoom(engine), ChatEncoder(engine.backbone)
+    plain = dataclasses.replace(engine, gate=None, region=None)
 
-    def sweep(picture: LoadedImage, question: Question, turns: Sequence[int]) -> list[Record]:
-        plain = dataclasses.replace(engine, gate=None, region=None)
+    def sweep(picture: LoadedImage, question: Question, turns: list[int]) -> list[Record]:
         texts = [question.turns[i].question for i in turns]
-        levels = [
-            generate(
-                plain, chat, prepare_image(picture, "dynamic", tokens), texts, max_new_tokens=recipe.max_new_tokens
-            ).texts
-            for tokens in recipe.tokens
-        ]
+        levels = []
+        for tokens in recipe.tokens:
+            image = prepare_image(picture, "dynamic", tokens)
+            levels.append(generate(plain, chat, image, texts, max_new_tokens=recipe.max_new_tokens).texts)
         question_id = content_id(question)
         return [
-            ResolutionSweep(
-                question_id,
-                index,
-                recipe.tokens,
-                tuple(level[place] for level in levels),
-                question.turns[index].answers[0],
-            )
-            for place, index in enumerate(turns)
+            ResolutionSweep(question_id, index, recipe.tokens, answers, question.turns[index].answers[0])
+            for index, answers in zip(turns, zip(*levels, strict=True), strict=True)
         ]
 
-    def compare(picture: LoadedImage, question: Question, turns: Sequence[int]) -> list[Record]:
+    def compare(picture: LoadedImage, question: Question, turns: list[int]) -> list[Record]:
         tokens = random.Random(f"{seed}/{question.image}").choice(recipe.tokens)
         texts = [question.turns[i].question for i in turns]
         answers = answer_both_ways(model, picture, texts, max_new_tokens=recipe.max_new_tokens, coarse_tokens=tokens)
@@ -268,25 +201,14 @@ def gate_labeller(engine: Engine, *, recipe: GateRecipe, images: str = "", seed:
             for index, (coarse, zoomed) in zip(turns, answers, strict=True)
         ]
 
-    def label(question: Question) -> LabelRecords:
-        turns = [i for i, turn in enumerate(question.turns) if turn.answers]
-        if not turns:
-            reason = "No turn has an answer, which gate labels need."
-            return [(question, {}), (Skip(content_id(question), reason), {})]
-        try:
-            picture = load_picture(question, Path(images) if images else None)
-            records = (sweep if recipe.by == "resolution" else compare)(picture, question, turns)
-        except QZoomError as error:
-            return [(question, {}), (Skip(content_id(question), str(error)), {})]
-        return [(question, {}), *((record, {}) for record in records)]
-
-    return label
+    no_answer = "No turn has an answer, which gate labels need."
+    return turn_labeller(images, no_answer, sweep if recipe.by == "resolution" else compare)
 
 
 def gate_report(folder: Path) -> GateReport:
     """Figures of a store of gate labels."""
     store = RecordStore(folder)
-    kinds = Counter(categorise(answers_of(sweep)) for _, sweep in store.of_kind(ResolutionSweep))
+    kinds = Counter(categorise(sweep) for _, sweep in store.of_kind(ResolutionSweep))
     labels = Counter(zoom_label(comparison) for _, comparison in store.of_kind(ZoomComparison))
     reasons = [skip.reason for _, skip in store.of_kind(Skip)]
     return GateReport(
@@ -304,14 +226,14 @@ def _is_step(right: list[bool]) -> bool:
     return bool(right) and right == sorted(right)
 
 
-def _naive_outcomes(question: AnswersByResolution) -> tuple[Outcome, ...]:
-    annotation = normalise_answer(question.annotation)
-    levels = range(max(len(question.tokens) - TOP, 1))
+def _naive_outcomes(sweep: ResolutionSweep) -> tuple[Outcome, ...]:
+    annotation = normalise_answer(sweep.annotation)
+    levels = range(max(len(sweep.tokens) - TOP, 1))
     shares = []
     for i in levels:
-        answer = normalise_answer(question.answers[i])
+        answer = normalise_answer(sweep.answers[i])
         enough = bool(answer and annotation) and answers_match(answer, annotation)
-        shares.append((0 if enough else 1, question.tokens[i], 1 / len(levels)))
+        shares.append((0 if enough else 1, sweep.tokens[i], 1 / len(levels)))
     return _merged(shares)
 
 

@@ -1,8 +1,7 @@
 """Stage 2, first half: questions on which zooming loses or gains the right answer (docs/method.md 6).
 
-`qzoom label hard-cases`: every question is answered from the coarse pass and with the region, and exact rules judge
-both answers. Then a judge, if there is one, decides what the rules cannot; its verdict is a later record of the same
-turn and replaces the earlier one.
+Every question is answered from the coarse pass and with the region, and exact rules judge both answers. What they
+cannot decide a judge may; its verdict is a later record of the same turn and replaces the earlier one.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
-from qzoom.errors import HeadsMissingError, QZoomError
+from qzoom.images.load import LoadedImage
 from qzoom.labels.respond import answer_both_ways
 from qzoom.labels.settings import HardCaseRecipe
-from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
+from qzoom.labels.workers import Labeller, LabelRun, fill_store, turn_labeller
 from qzoom.model import QZoom
 from qzoom.scoring.agree import decide_exact
 from qzoom.scoring.judge import Judge, JudgeFailure
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter
-from qzoom.store.schema import Question, Skip, Verdict, content_id
+from qzoom.store.schema import Question, Record, Skip, Verdict, content_id
 
 ZoomEffect = Literal["hard", "improvements", "both_right", "both_wrong", "undecided"]
 JUDGE_WRITER = 99
@@ -74,18 +72,12 @@ def label_hard_cases(
     judge: Judge | None = None,
     parallel: int = 4,
 ) -> HardCaseReport:
-    """Answer, then judge; a rerun resumes both. Further arguments and errors as `label_regions`.
-
-    Args:
-        judge: for what the rules leave undecided; None leaves it undecided.
-        parallel: how many requests it gets at once.
+    """Answer, then judge what the rules leave undecided; a rerun resumes both. Errors as `label_regions`.
 
     Raises:
         HeadsMissingError: the model has no region branch.
     """
-    engine = run.model.load()
-    if engine.region is None:
-        raise HeadsMissingError(f"{run.model.name} has no region branch, so it cannot zoom; name the model of stage 1.")
+    engine = run.model.load(zooms=True)
     fill_store(
         run,
         engine,
@@ -101,38 +93,25 @@ def label_hard_cases(
 
 
 def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = "") -> Labeller:
-    """The function that answers one question's turns both ways and judges the answers by exact rules.
-
-    Args:
-        engine: with a region branch.
-        recipe: what decides the answers.
-        images: folder of the pictures when they have moved.
-    """
+    """The function that answers one question's turns both ways and judges the answers by exact rules."""
     positions = "aligned" if recipe.aligned else engine.config.positions
     model = QZoom(dataclasses.replace(engine, config=engine.config.replace(positions=positions)))
 
-    def label(question: Question) -> LabelRecords:
-        question_id = content_id(question)
-        turns = [i for i, turn in enumerate(question.turns) if turn.answers]
-        if not turns:
-            return [(question, {}), (Skip(question_id, "No turn has an answer to judge by."), {})]
-        try:
-            answers = answer_both_ways(
-                model,
-                load_picture(question, Path(images) if images else None),
-                [question.turns[i].question for i in turns],
-                max_new_tokens=recipe.max_new_tokens,
-                coarse_tokens=recipe.coarse_tokens,
-                region_tokens=recipe.region_tokens,
-            )
-        except QZoomError as error:
-            return [(question, {}), (Skip(question_id, str(error)), {})]
-        records: LabelRecords = [(question, {})]
+    def label(picture: LoadedImage, question: Question, turns: list[int]) -> list[Record]:
+        answers = answer_both_ways(
+            model,
+            picture,
+            [question.turns[i].question for i in turns],
+            max_new_tokens=recipe.max_new_tokens,
+            coarse_tokens=recipe.coarse_tokens,
+            region_tokens=recipe.region_tokens,
+        )
+        records: list[Record] = []
         for index, (coarse, zoomed) in zip(turns, answers, strict=True):
             rights = [decide_exact(answer.text, question.turns[index].answers) for answer in (coarse, zoomed)]
             decided = None not in rights
             verdict = Verdict(
-                question_id,
+                content_id(question),
                 index,
                 coarse.text,
                 zoomed.text,
@@ -142,10 +121,10 @@ def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = 
                 tuple(region.box for region in zoomed.regions),
                 "" if decided else "The rules cannot tell, and no judge has said.",
             )
-            records.append((verdict, {}))
+            records.append(verdict)
         return records
 
-    return label
+    return turn_labeller(images, "No turn has an answer to judge by.", label)
 
 
 def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:

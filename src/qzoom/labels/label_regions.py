@@ -1,8 +1,7 @@
-"""Stage 1, first half: label maps for a set of questions (docs/method.md 5); `qzoom label regions`.
+"""Stage 1, first half: label maps from the attention of the model's own answers, or from known answer boxes.
 
-A label map comes from the attention of the model's own answer, or from the known answer boxes of the question. Every
-image is one sample of the store: the question, and for each of its turns the response, its attention maps and the
-label map. A turn or image that cannot be used gets a record with the reason.
+Every image is one sample of the store: the question, and for each of its turns the response, its attention maps and the
+label map (docs/method.md 5). A turn or image that cannot be used gets a record with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
-from qzoom.errors import QZoomError
+from qzoom.errors import DataError, QZoomError
 from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
 from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
@@ -30,7 +29,7 @@ from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
 from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import write_atomic
 from qzoom.store.records import RecordStore, Stored
-from qzoom.store.schema import Attention, Question, RegionLabel, Response, Skip, content_id, tensor_digest
+from qzoom.store.schema import Attention, Question, RegionLabel, Response, Skip, content_id, from_values, tensor_digest
 
 Heads = Mapping[Mode, HeadSet]
 
@@ -121,14 +120,7 @@ def box_prompt(question: str) -> str:
 
 
 def region_labeller(engine: Engine, *, recipe: RegionRecipe, heads: Heads, images: str = "") -> Labeller:
-    """The function that labels one question.
-
-    Args:
-        engine: the model; its branches are not used.
-        recipe: what decides the labels.
-        heads: whose attention, per mode; not used for labels from boxes.
-        images: folder of the pictures when they have moved.
-    """
+    """The function that labels one question by the attention of the mode's heads, or from boxes."""
     depth = min(recipe.sink_layers, engine.backbone.num_layers - 1)
     plain = dataclasses.replace(engine, gate=None, region=None, config=engine.config.replace(shared_layers=depth))
     chat = ChatEncoder(engine.backbone)
@@ -200,20 +192,10 @@ def _from_answer(
     """Response, attention and label map of one turn."""
     by_heads = recipe.sink_by == "heads" and bool(heads.sinks)
     layers = sorted({layer for layer, _ in (*heads.pointing, *(heads.sinks if by_heads else ()))})
-    turn, state = question.turns[index], responses.states[index]
-    text = responses.texts[index]
-    span = state.prompt.spans[0]
-    question_id = content_id(question)
-    response = Response(
-        question_id,
-        index,
-        prompt,
-        text,
-        responses.tokens[index],
-        image.picture.size_px,
-        span.features.grid,
-        recipe.view,
-    )
+    turn, state, text = question.turns[index], responses.states[index], responses.texts[index]
+    span, size_px, question_id = state.prompt.spans[0], image.size_px, content_id(question)
+    tokens, shown_px = responses.tokens[index], image.picture.size_px
+    response = Response(question_id, index, prompt, text, tokens, shown_px, span.features.grid, recipe.view)
     attention = attention_of(engine, responses, index, layers)
     if attention is None:
         reason = f"Turn {index + 1}: the model gave no answer, so there is no attention to take."
@@ -228,12 +210,11 @@ def _from_answer(
     sink_by: Literal["norm", "heads", "none"] = "heads" if by_heads else "norm" if recipe.sink_by == "norm" else "none"
     maps = {"grounding": grounding, "sink": sink}
     source = Attention(content_id(response), heads.pointing, sink_by, heads.sinks if by_heads else ())
-    size_px, boxes = image.size_px, turn.boxes
     label, labels = label_record(
         region_labels(sink, grounding, recipe.maps, padded_from_px=size_px if recipe.view == "square" else None),
         view=recipe.view,
         size_px=size_px,
-        boxes=boxes,
+        boxes=turn.boxes,
         question=question_id,
         turn=index,
         response=content_id(response),
@@ -266,12 +247,6 @@ def _stored_heads(path: Path, identity: dict[str, Any]) -> Heads | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["identity"] != json.loads(json.dumps(identity)):
             return None
-        return {
-            mode: HeadSet(_pairs(heads["pointing"]), _pairs(heads["sinks"])) for mode, heads in values["heads"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+        return {mode: from_values(HeadSet, heads, str(path)) for mode, heads in values["heads"].items()}
+    except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
-
-
-def _pairs(values: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((int(layer), int(head)) for layer, head in values)

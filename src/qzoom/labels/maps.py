@@ -32,7 +32,7 @@ CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
 def label_record(
     label_map: LabelMap, *, view: View, size_px: tuple[int, int], boxes: Sequence[Box], **facts: Any
 ) -> tuple[RegionLabel, np.ndarray]:
-    """The record of a turn's label map.
+    """The record of a turn's label map, and its labels (rows, columns) int8.
 
     Args:
         label_map: the labels.
@@ -40,9 +40,6 @@ def label_record(
         size_px: (width, height) of the picture without padding.
         boxes: known answer boxes, to measure agreement; empty when there are none or the labels come from them.
         **facts: question, turn, response, attention, text and prompt of the record.
-
-    Returns:
-        The record and its labels (rows, columns) int8.
     """
     labels = label_map.labels.astype(np.int8)
     agrees = None
@@ -120,13 +117,7 @@ def box_labels(
 ) -> LabelMap:
     """Label every cell from known answer boxes: touched cells are foreground, their neighbours ignored, the rest 0.
 
-    The map is unusable without boxes, or when they touch half of it or more.
-
-    Args:
-        boxes: xyxy in original pixels, half-open.
-        size_px: (width, height) of the picture without padding.
-        grid: (rows, columns) of the map.
-        view: "square" when the picture was padded to one.
+    The map, of (rows, columns) cells, is unusable without boxes, or when they touch half of it or more.
     """
     inside = cells_touched(boxes, size_px, grid, view)
     labels = np.full(grid, IGNORE, dtype=np.int64)

@@ -30,15 +30,9 @@ SECONDS = 3600
 
 
 def read_pickle(path: Path, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS) -> tuple[Any, dict[str, Any]]:
-    """What a pickle holds, as JSON types and arrays; read by a process of its own.
+    """What a pickle holds: JSON types with {"__array__": name} for arrays, and the arrays by name.
 
-    Args:
-        path: the pickle.
-        memory_bytes: most address space of that process.
-        seconds: most processor seconds.
-
-    Returns:
-        The content, with {"__array__": name} for arrays, and the arrays by name.
+    It is read by a process of its own, with at most so much address space and so many processor seconds.
 
     Raises:
         DataError: it cannot be read, is damaged, or holds anything but arrays and builtin containers.
@@ -77,11 +71,11 @@ def convert_published(
     settings: LabelMapSettings | None = None,
     fresh: bool = False,
 ) -> RegionReport:
-    """Write a store of region labels from a published file.
+    """Write a store of region labels from a published file; a rerun continues it.
 
     Args:
         path: the pickle.
-        folder: the store to write; a rerun continues it.
+        folder: the store to write.
         images: folder that the entries' picture paths start from.
         model: which model the labels were made with, for the record.
         settings: thresholds of the label maps.

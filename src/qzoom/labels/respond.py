@@ -75,15 +75,7 @@ def generate(
     max_new_tokens: int,
     system: str | None = None,
 ) -> Responses:
-    """Answer greedily from the coarse pass alone, all questions as one batch.
-
-    Args:
-        engine: its branches are not used.
-        chat: of its backbone.
-        image: the picture.
-        questions: one or more texts.
-        max_new_tokens: longest answer.
-        system: a system turn to put first.
+    """Answer greedily from the coarse pass alone, all questions as one batch, perhaps after a system turn.
 
     Raises:
         QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
@@ -125,15 +117,9 @@ def attention_of(engine: Engine, responses: Responses, index: int, layers: Seque
 
 
 def sink_cells(hidden: Tensor, span: VisualSpan, ratio: float = 3.0) -> Tensor:
-    """Cells whose hidden state is outsized: norm above `ratio` times the median of the picture's cells.
+    """(rows, columns) float32, 1 at cells whose hidden state has a norm above `ratio` times the picture's median.
 
-    Args:
-        hidden: (length, hidden) states of the prompt, e.g. H_K.
-        span: the picture.
-        ratio: how much larger.
-
-    Returns:
-        (rows, columns) float32, 1 at sinks.
+    `hidden` (length, hidden) are the states of the prompt, e.g. H_K.
     """
     norms = hidden[span.start : span.stop].float().norm(dim=-1)
     return (norms > ratio * norms.median()).float().view(span.features.grid)
@@ -148,15 +134,8 @@ def answer_both_ways(
     coarse_tokens: int,
     region_tokens: int | None = None,
 ) -> list[tuple[Answer, Answer]]:
-    """Each question answered from the coarse pass alone, and with the region.
-
-    Args:
-        model: with a region branch.
-        picture: the picture.
-        questions: one or more texts.
-        max_new_tokens: longest answer.
-        coarse_tokens: most visual tokens of the coarse pass.
-        region_tokens: most visual tokens of the regions; None takes the checkpoint's budget.
+    """Each question answered from the coarse pass alone, and with the region; without `region_tokens` in the
+    checkpoint's budget.
 
     Raises:
         QuestionError, BudgetError, ImageError: as in `QZoom.ask`.

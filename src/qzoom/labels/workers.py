@@ -1,8 +1,7 @@
 """Fill a record store with the labels of a question set, in one process or in data-parallel workers.
 
-Every worker loads the model, takes its share of the questions and writes its own file in the store. On GPUs every
-worker uses a separate device; on a CPU each uses one thread. If a worker dies, the others continue: finished questions
-stay in the store, and the same command resumes.
+Every worker loads the model, takes its share of the questions and writes its own file in the store. If one dies, the
+others continue: finished questions stay in the store, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from qzoom.checkpoints.weights import base_digest
+from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
-from qzoom.errors import DataError, QZoomError
+from qzoom.errors import DataError, HeadsMissingError, QZoomError
+from qzoom.images.load import LoadedImage
 from qzoom.store.records import RecordWriter, note_pending, start_store
-from qzoom.store.schema import Provenance, Question, Record, content_id
+from qzoom.store.schema import Provenance, Question, Record, Skip, content_id
 
 LabelRecords = list[tuple[Record, Mapping[str, np.ndarray]]]
 Labeller = Callable[[Question], LabelRecords]
@@ -37,8 +38,8 @@ class ModelSpec:
     device: str = "cpu"  # "cpu", "cuda" or "cuda:1"; with "cuda" worker i takes device i
     dtype: str = "auto"  # "auto", "float32" or "bfloat16"
 
-    def load(self, number: int = 0) -> Engine:
-        """The engine for worker `number`."""
+    def load(self, number: int = 0, *, zooms: bool = False) -> Engine:
+        """The engine for worker `number` (HeadsMissingError: it has to zoom and has no region branch)."""
         import torch
 
         from qzoom.checkpoints.load import load_engine
@@ -46,7 +47,10 @@ class ModelSpec:
         device = self.device
         if device == "cuda":
             device = f"cuda:{number % max(1, torch.cuda.device_count())}"
-        return load_engine(self.name, revision=self.revision, dtype=self.dtype, device_map=device)
+        engine = load_engine(self.name, revision=self.revision, dtype=self.dtype, device_map=device)
+        if zooms and engine.region is None:
+            raise HeadsMissingError(f"{self.name} has no region branch, so it cannot zoom; name the model of stage 1.")
+        return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,30 @@ class LabelRun:
     processes: int = 1  # number of workers
     fresh: bool = False  # discard the records in `folder`
     on_question: Callable[[int], None] = lambda _: None  # called with the number of questions done since the last call
+
+
+def turn_labeller(
+    images: str, no_answer: str, label: Callable[[LoadedImage, Question, list[int]], Sequence[Record]]
+) -> Labeller:
+    """A labeller of the turns that have a known answer; a question without one, or with an error, is skipped.
+
+    Args:
+        images: folder of the pictures when they have moved; "" takes the records' own.
+        no_answer: the reason of a question without any such turn.
+        label: picture, question and indices of the turns to records.
+    """
+
+    def records_of(question: Question) -> LabelRecords:
+        turns = [i for i, turn in enumerate(question.turns) if turn.answers]
+        records: Sequence[Record] = [Skip(content_id(question), no_answer)]
+        try:
+            if turns:
+                records = label(load_picture(question, Path(images) if images else None), question, turns)
+        except QZoomError as error:
+            records = [Skip(content_id(question), str(error))]
+        return [(record, {}) for record in (question, *records)]
+
+    return records_of
 
 
 def sample_key(question: Question) -> str:
@@ -84,7 +112,7 @@ def fill_store(
         run: model, folder, workers.
         engine: the loaded model.
         questions: what to label.
-        make: gives each worker its labeller; must be picklable for more than one process.
+        make: gives each worker its labeller; picklable.
         purpose: of the store.
         settings: everything that decides the labels, as JSON values.
         sizes: visual tokens and the like, for the provenance.

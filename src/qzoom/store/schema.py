@@ -199,6 +199,15 @@ class ResolutionSweep(Record):
     answers: tuple[str, ...]
     annotation: str
 
+    def __post_init__(self) -> None:
+        if not self.tokens or len(self.tokens) != len(self.answers):
+            raise DataError(
+                f"Answers by resolution need one answer per level, but there are {len(self.answers)} answers for "
+                f"{len(self.tokens)} resolutions."
+            )
+        if list(self.tokens) != sorted(set(self.tokens)):
+            raise DataError(f"The resolutions of answers must rise: {list(self.tokens)}.")
+
 
 @dataclass(frozen=True, slots=True)
 class ZoomComparison(Record):

@@ -48,10 +48,6 @@ class AnswerSample:
 class AnswerTask(StageTask):
     """Turns of one or more label stores, mixed as the recipe says.
 
-    Args:
-        recipe: which ones, and how regions are drawn.
-        engine: whose tokenizer is used.
-
     Raises:
         DataError: no turn of the wanted kinds.
         ConfigError: hard cases are not among the wanted kinds, to which the mixture is relative.

@@ -1,7 +1,6 @@
-"""Forward passes for training: sequences of different lengths through a stack of layers, with gradients.
+"""Forward passes for training: sequences of different lengths, padded on the right, through a stack of layers.
 
-Unlike `engine.rows` nothing is kept between calls, so layers can be recomputed in the backward pass. Rows are padded on
-the right; a causal layer never looks there.
+Unlike in `engine.rows` nothing is kept between calls, so layers can be recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ def run_stack(
     deepstack: Sequence[Tensor | None] | None = None,
     recompute: bool = False,
 ) -> list[Tensor]:
-    """Outputs (length, hidden) of a stack of layers for each row.
+    """Outputs (length, hidden) of a stack of layers, which may be empty, for each row.
 
     Args:
         backbone: the family.
-        layers: the stack; may be empty.
+        layers: the stack.
         hidden: inputs (length, hidden) of each row.
         positions: (axes, length) of each row.
         deepstack: (levels, length, hidden) of each row, added after layers 0, 1, ...; for stacks that start at layer 0.
@@ -74,14 +73,9 @@ def hidden_states(
 def region_logits_at(
     backbone: Backbone, last: nn.Module, hidden: Tensor, prompt: Prompt, queries: Sequence[int]
 ) -> list[Tensor]:
-    """Mean-head logits (rows, columns) of the first picture, one map per query token (method.md 3 and 5.4).
+    """Mean-head logits (rows, columns) of the first picture, one map per asking token (method.md 3 and 5.4).
 
-    Args:
-        backbone: the family.
-        last: the region branch's last layer.
-        hidden: (length, hidden) after the layers before it.
-        prompt: the sequence.
-        queries: indices of the asking tokens.
+    `last` is the region branch's last layer, `hidden` (length, hidden) the states of the prompt before it.
     """
     span = prompt.spans[0]
     rotary = backbone.rotary(hidden[None], prompt.positions[:, None])

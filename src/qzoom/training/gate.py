@@ -12,15 +12,7 @@ from torch import Tensor
 from qzoom.engine.prompt import Prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
-from qzoom.labels.gate import (
-    Strategy,
-    answers_of,
-    draw_label,
-    gate_report,
-    select_balanced,
-    select_items,
-    zoom_label,
-)
+from qzoom.labels.gate import Strategy, draw_label, gate_report, select_balanced, select_items, zoom_label
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, ResolutionSweep, ZoomComparison
 from qzoom.training.forward import run_stack
@@ -47,14 +39,13 @@ def gate_samples(stores: Sequence[RecordStore], strategy: Strategy, seed: int) -
     are taken.
     """
     sweeps = [(store, sweep) for store in stores for _, sweep in store.of_kind(ResolutionSweep)]
-    answers = [answers_of(sweep) for _, sweep in sweeps]
-    chosen = select_items(answers, seed)
+    chosen = select_items([sweep for _, sweep in sweeps], seed)
     if strategy == "prediction_vs_gt":
-        chosen = random.Random(seed).sample(range(len(answers)), len(chosen))
+        chosen = random.Random(seed).sample(range(len(sweeps)), len(chosen))
     samples = []
     for index in chosen:
         store, sweep = sweeps[index]
-        target, tokens = draw_label(answers[index], random.Random(f"{seed}/{sweep.question}/{sweep.turn}"), strategy)
+        target, tokens = draw_label(sweep, random.Random(f"{seed}/{sweep.question}/{sweep.turn}"), strategy)
         if target >= 0:
             samples.append(GateSample(question_of(store, sweep.question), sweep.turn, tokens, target))
     compared = [(store, comparison) for store in stores for _, comparison in store.of_kind(ZoomComparison)]
@@ -68,10 +59,6 @@ def gate_samples(stores: Sequence[RecordStore], strategy: Strategy, seed: int) -
 
 class GateTask(StageTask):
     """Gate targets of one or more stores of gate labels.
-
-    Args:
-        recipe: which ones, and how labels are drawn.
-        engine: whose tokenizer is used.
 
     Raises:
         DataError: no question needs zooming, so there is nothing to learn.
@@ -104,7 +91,7 @@ class GateTask(StageTask):
             ids = self.question_ids(sample.question, sample.turn)
             return prompt_of(engine, sample.question, ids, view="dynamic", tokens=sample.tokens, images=images)
 
-        prompts, shared = self.hidden.get(engine, [use.index for use in uses], make)
+        prompts, shared = self.shared_states(engine, [use.index for use in uses], make)
         positions = [prompt.positions for prompt in prompts]
         recompute = self.recipe.gradient_checkpointing
         hidden = run_stack(backbone, list(gate.layers), shared, positions, recompute=recompute)

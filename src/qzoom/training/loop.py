@@ -1,17 +1,10 @@
 """The training loop of the stages: accelerate for the processes, the rest in plain sight.
 
-Why accelerate and not transformers' Trainer: a step here is images with a changing number of sequences and targets, and
-its loss is a sum over the targets of the whole batch, divided by their number over all processes and micro-batches. The
-Trainer averages the means of its micro-batches, saves whole models, and wants samples as dictionaries of equal tensors.
-
     batch (the same on every process) -> this process's samples -> micro-batches -> summed loss * processes / targets
 
-The checkpoint is one safetensors file with the weights that train, the optimiser's state and the step, without the
-frozen base. It is replaced as a whole: a run that is killed at any point resumes from the last checkpoint and ends bit
-for bit as if it had not been killed.
-
-With FSDP (version 2; recipes/accelerate/fsdp.yaml) weights, gradients and optimiser state are sharded over the
-processes. They are gathered for checkpoints and for the result, whose files are those of a run in one process.
+Transformers' Trainer would average the means of its micro-batches; here the loss is a sum over the targets of the whole
+batch, divided by their number. A checkpoint is replaced as a whole, so a run that is killed ends bit for bit as if it
+had not been. With FSDP (version 2) what is sharded is gathered for checkpoints and for the result.
 """
 
 from __future__ import annotations
@@ -22,7 +15,6 @@ import math
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +42,6 @@ class StageModule(nn.Module):
 
     They are the engine's own modules, so that DDP and FSDP act on what the engine runs. Modules in which nothing
     trains are reached through the engine and are neither copied nor synchronised.
-
-    Args:
-        engine: everything.
-        task: data and loss.
-        weights: those that train, by name.
     """
 
     def __init__(self, engine: Engine, task: StageTask, weights: Mapping[str, nn.Parameter]) -> None:
@@ -69,15 +56,6 @@ class StageModule(nn.Module):
     def forward(self, uses: Sequence[SampleUse]) -> Tensor:
         """Summed loss of some samples."""
         return self._task.loss(self._engine[0], uses)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoopResult:
-    """What `run_loop` returns."""
-
-    start: int  # optimiser steps that were done before
-    sharded: bool  # whether the engine's trained weights are left in shards
-    weights: dict[str, Tensor]  # the trained weights by name; with FSDP whole on the main process only
 
 
 def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
@@ -141,7 +119,7 @@ def run_loop(
     weights: dict[str, nn.Parameter],
     accelerator: Accelerator,
     identity: Mapping[str, Any],
-) -> LoopResult:
+) -> tuple[int, dict[str, Tensor] | None]:
     """Train, from the folder's checkpoint if there is one.
 
     Args:
@@ -150,6 +128,10 @@ def run_loop(
         weights: those that train, by name.
         accelerator: processes.
         identity: what a resumed run must share, stored in the checkpoint.
+
+    Returns:
+        The optimiser steps that were done before. With FSDP, which leaves the engine's weights in shards, also the
+        whole trained weights by name (empty on all processes but the main one); None otherwise.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
@@ -164,7 +146,7 @@ def run_loop(
     state = _TrainingState(StageModule(run.engine, task, weights), weights, optimiser, accelerator)
     log = None
     if accelerator.is_main_process:
-        log = MetricsLog(run, start=start, steps=steps, batch=recipe.batch, tensorboard=recipe.tensorboard)
+        log = MetricsLog(run, start=start, steps=steps, batch=recipe.batch)
     for step in range(start, steps):
         rate = learning_rate_at(step, steps, recipe)
         for group in state.optimiser.param_groups:
@@ -184,7 +166,7 @@ def run_loop(
     if log is not None:
         log.close()
     accelerator.wait_for_everyone()
-    return LoopResult(start, _is_sharded(accelerator), state.whole()[0])
+    return start, state.whole()[0] if _is_sharded(accelerator) else None
 
 
 def _backward(
@@ -210,14 +192,7 @@ def _backward(
 def save_checkpoint(
     folder: Path, step: int, identity: Mapping[str, Any], weights: Mapping[str, Tensor], states: States
 ) -> None:
-    """Write the checkpoint.
-
-    Args:
-        folder: of the run.
-        step: optimiser steps done.
-        identity: what a resumed run must share.
-        weights: those that train, by name.
-        states: of the optimiser.
+    """Write the checkpoint after so many steps, with what a resumed run must share and the optimiser's states.
 
     Raises:
         DataError: the disk refuses.
@@ -264,14 +239,7 @@ def _is_sharded(accelerator: Accelerator) -> bool:
 
 
 class _TrainingState:
-    """Module and optimiser as accelerate wraps them, and how to get whole tensors back out of them.
-
-    Args:
-        module: what trains.
-        weights: its trained weights by their names in checkpoints.
-        optimiser: over these, with the state of an earlier checkpoint.
-        accelerator: processes.
-    """
+    """Module and optimiser as accelerate wraps them, and how to get whole tensors back out of them."""
 
     def __init__(
         self,

@@ -1,8 +1,4 @@
-"""LoRA during training, by peft; the finished matrices travel in the adapter or are merged into the model.
-
-Loading an adapter adds its matrices to the base's own weights, so a trained adapter answers as the model did in
-training.
-"""
+"""LoRA during training, by peft; the finished matrices travel in the adapter or are merged into the model."""
 
 from __future__ import annotations
 
@@ -19,15 +15,9 @@ from qzoom.training.run import base_of, without_deprecations
 
 
 def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
-    """Put LoRA matrices into the decoder's layers and freeze everything else.
+    """Put LoRA matrices into the decoder's layers, perhaps the vision tower's too, and freeze everything else.
 
-    Args:
-        engine: its model is changed in place.
-        rank: of the matrices; the scale is 2 (alpha is twice the rank).
-        vision: put matrices into the vision tower as well.
-
-    Returns:
-        peft's wrapper around the model.
+    The engine's model is changed in place and comes back in peft's wrapper. The scale is 2 (alpha is twice the rank).
 
     Raises:
         ConfigError: peft is not installed.
@@ -40,24 +30,16 @@ def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
         if branch is not None:
             branch.requires_grad_(False)
     settings = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules=engine.backbone.lora_targets(vision=vision),
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=engine.backbone.lora_targets(vision=vision)
     )
     with without_deprecations():
         return get_peft_model(engine.backbone.model, settings)
 
 
 def finish_lora(engine: Engine, wrapped: Any) -> Engine:
-    """Take the matrices out of the model and add them to its weights as loading an adapter does.
+    """Take the matrices of `add_lora` out of the model and add them to its weights, as loading an adapter does.
 
-    Args:
-        engine: its backbone is changed in place.
-        wrapped: from `add_lora`.
-
-    Returns:
-        The engine with its LoRA weights, so that an adapter has them.
+    The backbone is changed in place; the engine that is returned has the LoRA weights, so that an adapter has them.
     """
     from peft import get_peft_model_state_dict
 

@@ -16,15 +16,12 @@ from qzoom.labels.maps import IGNORE
 
 
 def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Binary cross entropy on the raw mean-head logits, one plain mean over the valid cells of the whole batch.
+    """Binary cross entropy on the raw mean-head logits (a scalar), one plain mean over the valid cells of the batch.
 
     Args:
         logits: one (rows, columns) map per question, before the sigmoid; sizes may differ.
         targets: one (rows', columns') map per question: 1, 0 or -100. Logits of another size are resized bilinearly
             to the target's, corners not aligned.
-
-    Returns:
-        A scalar.
 
     Raises:
         ValueError: not one target per map, or no map at all.
@@ -38,27 +35,21 @@ def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
 
 
 def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy of the gate, mean over the samples that have a label.
+    """Binary cross entropy of the gate (a scalar), mean over the samples that have a label.
 
     Args:
         logits: gate logits of any shape, one per sample.
         targets: as many labels: 1 zoom, 0 coarse is enough, -100 ignored.
-
-    Returns:
-        A scalar.
     """
     return _masked_bce(logits.float().flatten(), targets.flatten())
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Next-token cross entropy, mean over the labelled tokens.
+    """Next-token cross entropy (a scalar), mean over the labelled tokens.
 
     Args:
         logits: (..., length, vocabulary) over the whole sequence, inserted region blocks included.
-        labels: (..., length) token ids, -100 where nothing is to be learnt; `insert_ignored` makes room for a block.
-
-    Returns:
-        A scalar.
+        labels: (..., length) token ids, -100 where nothing is to be learnt.
     """
     predicted = logits[..., :-1, :].float().flatten(0, -2)
     wanted = labels[..., 1:].flatten()
@@ -66,11 +57,6 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if not bool(valid.any()):
         return predicted[valid].sum()
     return cross_entropy(predicted[valid], wanted[valid])
-
-
-def insert_ignored(labels: Tensor, at: int, count: int) -> Tensor:
-    """Labels (length,) with `count` ignored ones put in front of index `at`."""
-    return torch.cat([labels[:at], labels.new_full((count,), IGNORE), labels[at:]])
 
 
 def _resized(values: Tensor, size: torch.Size) -> Tensor:

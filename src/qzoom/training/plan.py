@@ -1,7 +1,4 @@
-"""What a run would do, by arithmetic: trainable weights, memory and steps, without loading a large model.
-
-ModelSizes come from the model's own config when it is on this machine, else from the table of the known bases.
-"""
+"""What a run would do, by arithmetic: trainable weights, memory and steps, without loading a large model."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ def trained_weights(sizes: ModelSizes, stage: str, branch_layers: int) -> dict[P
         "norm": sizes.hidden,
         "lm_head": sizes.table,
     }
-    return {part: counts[part] for part in STAGES[stage].trains}
+    return {part: counts[part] for part in STAGES[stage]}
 
 
 def lora_layer(sizes: ModelSizes, rank: int) -> int:
@@ -72,15 +69,7 @@ class Plan:
 
 
 def plan_stage(recipe: StageRecipe, stage: str, sizes: ModelSizes, samples: int | None, *, processes: int = 1) -> Plan:
-    """The figures of a stage.
-
-    Args:
-        recipe: its settings.
-        stage: row of the stage table.
-        sizes: of the base.
-        samples: to train on; None if not known.
-        processes: that share a batch.
-    """
+    """The figures of a stage, on so many samples (None if not known) and processes that share a batch."""
     from qzoom.training.loop import steps_of
 
     trained = {str(part): count for part, count in trained_weights(sizes, stage, recipe.branch_layers).items()}
@@ -122,20 +111,13 @@ def plan_student(recipe: StudentRecipe) -> Plan:
         settings: Any = getattr(recipe, name)
         steps = steps_of_phase(recipe, name, split) if split is not None else settings.steps or None
         total, unit = (settings.batch, "images") if name == "sft" else (settings.batch * settings.group, "questions")
-        phases.append(
-            PlannedPhase(name, steps, settings.batch, unit, total // settings.micro_batch, settings.learning_rate)
-        )
-    train = split.train if split is not None else None
-    return Plan(
-        sizes.base,
-        trained,
-        memory,
-        None if train is None else len(train),
-        None if train is None else len({q.picture for q in train}),
-        None if train is None else sum(q.negative for q in train),
-        None if split is None else len(split.validation),
-        tuple(phases),
-    )
+        forwards = total // settings.micro_batch
+        phases.append(PlannedPhase(name, steps, settings.batch, unit, forwards, settings.learning_rate))
+    counts: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None)
+    if split is not None:
+        negatives = sum(q.negative for q in split.train)
+        counts = len(split.train), len({q.picture for q in split.train}), negatives, len(split.validation)
+    return Plan(sizes.base, trained, memory, *counts, tuple(phases))
 
 
 def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
@@ -144,7 +126,7 @@ def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
 
 
 def find_sizes(base: str) -> ModelSizes:
-    """ModelSizes of a base by folder, embedded name or hub id.
+    """The sizes of a base, from its own config where it is on this machine, else from the table of known bases.
 
     Raises:
         CheckpointError: neither on this machine nor in the table.
@@ -163,7 +145,7 @@ def find_sizes(base: str) -> ModelSizes:
 
 
 def sizes_of(folder: Path) -> ModelSizes:
-    """ModelSizes out of a model folder's config.json; the vision part is counted on a model without storage.
+    """The sizes in a model folder's config.json; the vision part is counted on a model without storage.
 
     Raises:
         CheckpointError: no config of a family that is supported.

@@ -38,15 +38,7 @@ class RegionSample:
 
 
 class RegionMapTask(StageTask):
-    """Label maps of one or more stores.
-
-    Args:
-        recipe: which ones, and at how many visual tokens.
-        engine: whose tokenizer is used.
-
-    Raises:
-        DataError: no usable labels.
-    """
+    """Label maps of one or more stores (DataError: no usable labels)."""
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         super().__init__(recipe, engine, "regions")
@@ -75,7 +67,7 @@ class RegionMapTask(StageTask):
             return prompt_of(engine, sample.question, ids, view=view, tokens=tokens[index], images=images)
 
         keys = [(use.index, count) for use, count in zip(uses, tokens, strict=True)]
-        prompts, shared = self.hidden.get(engine, keys, make)
+        prompts, shared = self.shared_states(engine, keys, make)
         # one placeholder became many visual tokens
         asking = [
             [query + len(prompt) - len(ids) for query in queries]

@@ -1,4 +1,4 @@
-"""What every training run shares, whether it trains a stage or a student: context, files, metrics and results."""
+"""What the runs of stages and students share: context, files, metrics and results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import torch
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.settings import from_mapping, read_yaml, to_dict
-from qzoom.store.log import atomic_path, unwritable
+from qzoom.settings import to_dict
+from qzoom.store.log import atomic_path, differences, unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,25 +60,7 @@ class TrainingRun(Generic[R]):
         return not int(os.environ.get("RANK", "0"))
 
 
-# -- recipes ---------------------------------------------------------------------------------------------------------
-
-
-def load_recipe(cls: type[R], path: Path, changes: Mapping[str, Any] | None = None) -> R:
-    """Read a YAML recipe.
-
-    Args:
-        cls: the settings class.
-        path: of the file.
-        changes: settings from the command line, which win over the file.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, an unknown key (with the closest known one), or a bad value.
-    """
-    values = read_yaml(path) | dict(changes or {})
-    try:
-        return from_mapping(cls, values, str(path))
-    except ConfigError as error:
-        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+# -- the same run ----------------------------------------------------------------------------------------------------
 
 
 def resume_values(recipe: Any, free: Sequence[str]) -> dict[str, Any]:
@@ -91,21 +73,8 @@ def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to resume with other settings.
-
-    Args:
-        there: what the folder's run was started with.
-        here: what this run is started with.
-        folder: of the run.
-
-    Raises:
-        ConfigError: it names what changed.
-    """
-    here = json.loads(json.dumps(here))
-    changed = []
-    for key in dict.fromkeys([*there, *here]):
-        if there.get(key) != here.get(key):
-            changed.append(f"{key} was {there.get(key)!r:.60}, is {here.get(key)!r:.60}")
+    """Refuse to resume a run that was started with other settings (ConfigError: it names what changed)."""
+    changed = differences(there, json.loads(json.dumps(here)))
     if changed:
         raise ConfigError(
             f"{folder} holds a run with other settings ({'; '.join(changed[:3])}); use --fresh to replace it, or "
@@ -147,8 +116,8 @@ def _own(tensor: Tensor) -> Tensor:
     return copy.clone() if tensor.device.type == "cpu" else copy
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+def read_tensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (none with `only_metadata`) and metadata of a safetensors file.
 
     Raises:
         DataError: it is damaged.
@@ -157,23 +126,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names = () if only_metadata else file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except Exception as error:
-        raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file, without its tensors.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
 
 
@@ -220,24 +175,23 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Writes the metrics of every step to `metrics.jsonl`; lines of steps that a resumed run repeats are dropped first.
+    """Writes the metrics of every step to `metrics.jsonl` and, where tensorboard is wanted and installed, event files.
 
     Args:
-        run: folder and callback.
-        start: steps that are done already.
+        run: folder, recipe and callback.
+        start: steps that are done already; lines of later steps are dropped.
         steps: of the whole run.
         batch: samples per step.
-        tensorboard: also write event files, if tensorboard is installed.
     """
 
-    def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int, tensorboard: bool) -> None:
+    def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int) -> None:
         self._path = run.folder / METRICS_FILE
         self._start, self._steps, self._batch = start, steps, batch
         self._on_step = run.on_step
         self._began = time.monotonic()
         truncate_log(self._path, start)
         self._path.touch()
-        self._board = _board(run.folder / "tensorboard", start) if tensorboard else None
+        self._board = _board(run.folder / "tensorboard", start) if run.recipe.tensorboard else None
 
     def add(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
         """Log a step (from 1)."""
@@ -277,13 +231,9 @@ def mean_losses(folder: Path) -> tuple[float | None, float | None]:
 
 
 def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any], *, whole: bool) -> None:
-    """Write `model` and `report.json`.
+    """Write `report.json` and `model`: the whole model, or an adapter that refers to its base.
 
-    Args:
-        run: the model and its folder.
-        report: figures, a dataclass.
-        provenance: facts for the model's config, by the name of what trained; the report is added to them.
-        whole: write all weights instead of an adapter that refers to its base.
+    The provenance holds facts for the model's config, by the name of what trained; the report is added to them.
     """
     from qzoom.checkpoints.adapter import save_pretrained
 
@@ -309,11 +259,7 @@ def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any]
 
 
 def base_of(engine: Engine) -> str:
-    """Hub id or folder that the base model was loaded from.
-
-    Raises:
-        ConfigError: it is not known.
-    """
+    """Hub id or folder that the base model was loaded from (ConfigError: it is not known)."""
     name = str(getattr(engine.backbone.model.config, "_name_or_path", "") or "")
     if not name:
         raise ConfigError("Where the base model comes from is not known, so an adapter cannot refer to it.")

@@ -1,10 +1,7 @@
 """What a stage learns from: samples with a number of targets each, and the summed loss of some of them.
 
-Losses are sums, not means: the loop divides by the targets of the whole batch, so that neither the size of the
-micro-batches nor the number of processes changes the result.
-
-Hidden states of the frozen shared layers can be cached in memory. They are computed one prompt at a time, so that they
-do not depend on the rest of a batch: a resumed run ends as if it had not been stopped.
+Losses are sums: the loop divides by the targets of the whole batch, so that neither the size of the micro-batches nor
+the number of processes changes the result.
 """
 
 from __future__ import annotations
@@ -41,13 +38,7 @@ class SampleUse:
 
 
 class StageTask(ABC):
-    """A stage's samples and loss.
-
-    Args:
-        recipe: which records, and how samples are drawn.
-        engine: whose tokenizer is used.
-        purpose: of the records.
-    """
+    """A stage's samples, drawn from the recipe's stores of records, and its loss."""
 
     weights: Sequence[int]
     """Targets of each sample, all above zero."""
@@ -57,8 +48,9 @@ class StageTask(ABC):
     def __init__(self, recipe: StageRecipe, engine: Engine, purpose: str) -> None:
         self.recipe = recipe
         self.chat = ChatEncoder(engine.backbone)
-        self.hidden = HiddenStateCache(recipe.cache_gb)
         self.stores = open_stores(recipe.labels, purpose)
+        self._room = int(recipe.cache_gb * 1e9)
+        self._states: dict[Hashable, tuple[Prompt, Tensor]] | None = {} if self._room else None
 
     @abstractmethod
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
@@ -69,6 +61,38 @@ class StageTask(ABC):
         conversation = conversation_ids(self.chat, [(question.turns[turn].question, "")])
         assert conversation is not None
         return conversation[0]
+
+    @torch.no_grad()
+    def shared_states(
+        self, engine: Engine, keys: Sequence[Hashable], make: Callable[[int], Prompt]
+    ) -> tuple[list[Prompt], list[Tensor]]:
+        """Prompts (their visual features left out) and hidden states (length, hidden) after the frozen shared layers.
+
+        With `cache_gb` they are kept in memory, as many as fit, and computed one prompt at a time, so that they do not
+        depend on the rest of a batch: a resumed run ends as if it had not been stopped.
+
+        Args:
+            engine: backbone and K.
+            keys: one per prompt; the same key must always mean the same prompt.
+            make: the prompt of a position in `keys`.
+        """
+        count = engine.config.shared_layers
+        if self._states is None:
+            prompts = [make(i) for i in range(len(keys))]
+            return [_lean(prompt) for prompt in prompts], hidden_states(engine.backbone, prompts, count)
+        out: list[tuple[Prompt, Tensor]] = []
+        for index, key in enumerate(keys):
+            if key not in self._states:
+                prompt = make(index)
+                (hidden,) = hidden_states(engine.backbone, [prompt], count)
+                out.append((_lean(prompt), hidden))
+                size = hidden.numel() * hidden.element_size() + prompt.positions.numel() * 8 + prompt.ids.numel() * 8
+                if size <= self._room:
+                    self._room -= size
+                    self._states[key] = out[-1]
+            else:
+                out.append(self._states[key])
+        return [prompt for prompt, _ in out], [hidden for _, hidden in out]
 
 
 def sample_digest(text: str) -> str:
@@ -102,15 +126,10 @@ def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
 
 
 def check_labels(stores: Sequence[RecordStore], digest: str, *, foreign: bool) -> None:
-    """Labels must have been made with the model that trains.
-
-    Args:
-        stores: of the labels.
-        digest: of the model's weights.
-        foreign: accept labels of another model.
+    """Labels must have been made with the model that trains, of these weights, unless foreign ones are accepted.
 
     Raises:
-        ConfigError: they are not, and foreign ones are not accepted.
+        ConfigError: they were not.
     """
     for store in stores:
         if not foreign and store.provenance.weights != digest:
@@ -125,13 +144,8 @@ def check_labels(stores: Sequence[RecordStore], digest: str, *, foreign: bool) -
 def conversation_ids(chat: ChatEncoder, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]] | None:
     """Token ids of a conversation about one picture up to its last question, and the index of the token that asks each.
 
-    Args:
-        chat: of the backbone.
-        turns: (question, answer) pairs; the last answer is not used.
-
-    Returns:
-        None when the ids of a shorter conversation do not begin those of a longer one, so that they cannot share one
-        sequence.
+    Of the (question, answer) turns the last answer is not used. None when the ids of a shorter conversation do not
+    begin those of a longer one, so that they cannot share one sequence.
     """
     asking: list[int] = []
     ids: list[int] = []
@@ -156,58 +170,10 @@ def prompt_of(
     Raises:
         ImageError: the picture is missing or damaged.
     """
-    import torch
-
     shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
     with torch.no_grad():
         features = engine.backbone.encode([shown.picture.image], [shown.budget])
     return build_prompt(engine.backbone, ids, features)
-
-
-class HiddenStateCache:
-    """Hidden states of prompts after the shared layers (H_K).
-
-    Args:
-        limit_gb: memory in GB (10^9 bytes); 0 caches nothing. Entries are never evicted.
-    """
-
-    def __init__(self, limit_gb: float) -> None:
-        self._room = int(limit_gb * 1e9)
-        self._enabled = self._room > 0
-        self._states: dict[Hashable, tuple[Prompt, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self._states)
-
-    @torch.no_grad()
-    def get(
-        self, engine: Engine, keys: Sequence[Hashable], make: Callable[[int], Prompt]
-    ) -> tuple[list[Prompt], list[Tensor]]:
-        """Prompts (their visual features left out) and hidden states (length, hidden) after the shared layers.
-
-        Args:
-            engine: backbone and K.
-            keys: one per prompt; the same key must always mean the same prompt.
-            make: the prompt of a position in `keys`.
-        """
-        count = engine.config.shared_layers
-        if not self._enabled:
-            prompts = [make(i) for i in range(len(keys))]
-            return [_lean(prompt) for prompt in prompts], hidden_states(engine.backbone, prompts, count)
-        states: list[tuple[Prompt, Tensor]] = []
-        for index, key in enumerate(keys):
-            if key in self._states:
-                states.append(self._states[key])
-                continue
-            prompt = make(index)
-            (hidden,) = hidden_states(engine.backbone, [prompt], count)
-            made = (_lean(prompt), hidden)
-            size = hidden.numel() * hidden.element_size() + prompt.positions.numel() * 8 + prompt.ids.numel() * 8
-            if size <= self._room:
-                self._room -= size
-                self._states[key] = made
-            states.append(made)
-        return [prompt for prompt, _ in states], [hidden for _, hidden in states]
 
 
 def _lean(prompt: Prompt) -> Prompt:

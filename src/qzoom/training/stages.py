@@ -18,15 +18,15 @@ layer never trains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.config import ZoomConfig
 from qzoom.errors import ConfigError
-from qzoom.settings import Between, Share, Text, settings
-from qzoom.training.run import load_recipe, resume_values
+from qzoom.settings import Between, Share, Text, read_settings, settings
+from qzoom.training.run import resume_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,11 +140,7 @@ class StageRecipe:
 
 
 def trained_stage(recipe: StageRecipe, *, refit: bool) -> str:
-    """The row of the stage table that a recipe runs.
-
-    Raises:
-        ConfigError: a refit of anything but regions.
-    """
+    """The row of the stage table that a recipe runs (ConfigError: a refit of anything but regions)."""
     if refit and recipe.stage != "regions":
         raise ConfigError(f"--refit belongs to the stage regions; the recipe is of stage {recipe.stage}.")
     return "refit" if refit else recipe.stage
@@ -156,12 +152,12 @@ def frozen_in_bfloat16(recipe: StageRecipe, stage: str) -> bool:
 
 
 def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None = None) -> StageRecipe:
-    """Read a YAML recipe of the stage that the command runs; see `load_recipe`.
+    """Read a YAML recipe of the stage that the command runs; settings in `changes` win over the file.
 
     Raises:
-        ConfigError: the file cannot be used, or is of another stage.
+        ConfigError: as `qzoom.settings.read_settings`, or a recipe of another stage.
     """
-    recipe = load_recipe(StageRecipe, path, changes)
+    recipe = read_settings(StageRecipe, path, changes=changes)
     if recipe.stage != stage:
         raise ConfigError(f"{path} is a recipe of stage {recipe.stage}; run it with: qzoom train {recipe.stage}.")
     ZoomConfig.from_dict(dict(recipe.zoom), source=f"{path}: zoom")
@@ -171,25 +167,13 @@ def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None 
 Part = Literal["vision", "embedding", "layers", "norm", "lm_head", "region", "gate"]
 PARTS: tuple[Part, ...] = ("vision", "embedding", "layers", "norm", "lm_head", "region", "gate")
 
-
-@dataclass(frozen=True, slots=True)
-class StageSpec:
-    """One stage."""
-
-    trains: tuple[Part, ...]  # parts whose weights move
-    # "adapter" (branches beside a reference to the base) or "model" (everything; with LoRA an adapter that has the
-    # matrices too)
-    saves: Literal["adapter", "model"]
-    # branches that must be there before; a missing one that trains is made from the base's layers
-    needs: tuple[Part, ...] = ()
-
-
-STAGES: dict[str, StageSpec] = {
-    "regions": StageSpec(("region",), "adapter"),
-    "answers": StageSpec(("layers", "norm", "lm_head"), "model", needs=("region",)),
-    "refit": StageSpec(("region",), "adapter", needs=("region",)),
-    "gate": StageSpec(("gate",), "adapter", needs=("region",)),
+STAGES: dict[str, tuple[Part, ...]] = {
+    "regions": ("region",),
+    "answers": ("layers", "norm", "lm_head"),
+    "refit": ("region",),
+    "gate": ("gate",),
 }
+"""Parts that train. All stages but the first need a region branch; a branch that trains is made where it is missing."""
 
 
 def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
@@ -218,27 +202,19 @@ def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
 
 
 def select(engine: Engine, stage: str) -> dict[str, nn.Parameter]:
-    """Freeze everything but what a stage trains.
-
-    Args:
-        engine: with the branches that the stage needs.
-        stage: a key of `STAGES`.
-
-    Returns:
-        The weights that train, by name.
+    """Freeze everything but what a stage trains; returns the weights that train, by name.
 
     Raises:
-        ConfigError: a branch is missing.
+        ConfigError: a branch that the stage needs or trains is missing.
     """
-    spec = STAGES[stage]
     for part in ("region", "gate"):
-        if part in (*spec.needs, *spec.trains) and getattr(engine, part) is None:
+        if (part == "region" or part in STAGES[stage]) and getattr(engine, part) is None:
             raise ConfigError(f"The stage {stage!r} needs a model with a {part} branch; run the earlier stages first.")
     trained: dict[str, nn.Parameter] = {}
     last = f"region.layers.{len(engine.region.layers) - 1}." if engine.region is not None else "-"
     for name, (part, weight) in named_parts(engine).items():
         idle = name.startswith(last) and not is_used_in_last(name.removeprefix(last))
-        moves = part in spec.trains and not idle
+        moves = part in STAGES[stage] and not idle
         weight.requires_grad_(moves)
         if moves:
             trained[name] = weight

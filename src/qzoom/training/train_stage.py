@@ -21,7 +21,7 @@ from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, ste
 from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
-from qzoom.training.stages import STAGES, StageRecipe, frozen_in_bfloat16, select, trained_stage
+from qzoom.training.stages import StageRecipe, frozen_in_bfloat16, select, trained_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,11 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
         ConfigError: the model lacks what the stage needs.
     """
     torch.manual_seed(recipe.seed)
-    for part in STAGES[stage].needs:
-        if getattr(base, part) is None:
-            raise ConfigError(
-                f"{recipe.base} has no {part} branch, which the stage {stage!r} needs; name the model that the earlier "
-                "stage wrote as `base` of the recipe."
-            )
+    if stage != "regions" and base.region is None:
+        raise ConfigError(
+            f"{recipe.base} has no region branch, which the stage {stage!r} needs; name the model that the earlier "
+            "stage wrote as `base` of the recipe."
+        )
     config = base.config
     if base.region is None and base.gate is None:
         depth = recipe.shared_layers or base.backbone.nearest_depth(
@@ -98,9 +97,7 @@ def train_stage(
     base: Engine | None = None,
     on_step: Callable[[StepMetrics], None] = lambda _: None,
 ) -> StageReport:
-    """Run a stage; the same call resumes a stopped run.
-
-    Nothing is written before the base and the labels have been checked.
+    """Run a stage, or resume it. Nothing is written before the base and the labels have been checked.
 
     Args:
         recipe: which stage, on what.
@@ -133,21 +130,26 @@ def train_stage(
     wrapped, weights = _trained(run.engine, recipe, stage)
     trained = sum(weight.numel() for weight in weights.values())
     identity = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
-    result = run_loop(run, task, weights, accelerator, identity)
-    if accelerator.is_main_process and result.sharded:
-        # the engine's own weights are shards; the whole ones go into a fresh copy of the base
-        engine = prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage)
-        run = dataclasses.replace(run, engine=engine)
-        wrapped, weights = _trained(engine, recipe, stage)
-        copy_weights(weights, result.weights)
-    samples, steps = len(task.weights), steps_of(recipe, len(task.weights))
-    first, last = mean_losses(output)
-    seconds = time.monotonic() - began
-    report = StageReport(stage, str(output / "model"), samples, result.start, steps, trained, first, last, seconds)
+    start, gathered = run_loop(run, task, weights, accelerator, identity)
+    samples = len(task.weights)
+    report = StageReport(
+        stage,
+        str(output / "model"),
+        samples,
+        start,
+        steps_of(recipe, samples),
+        trained,
+        *mean_losses(output),
+        time.monotonic() - began,
+    )
     if accelerator.is_main_process:
+        if gathered is not None:  # the engine's own weights are shards; the whole ones go into a fresh copy of the base
+            run = dataclasses.replace(run, engine=prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage))
+            wrapped, weights = _trained(run.engine, recipe, stage)
+            copy_weights(weights, gathered)
         if wrapped is not None:
             run = dataclasses.replace(run, engine=finish_lora(run.engine, wrapped))
-        whole = STAGES[stage].saves == "model" and not recipe.lora_rank
+        whole = stage == "answers" and not recipe.lora_rank
         save_model(run, report, {stage: {"recipe": recipe.decisive(), "base_weights": digest}}, whole=whole)
     accelerator.wait_for_everyone()
     return report

@@ -1,7 +1,5 @@
 """A small exported data set about coloured squares, and a small random student in a folder."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Attention supervision: which tokens are the region, and that the loss is the attention itself."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

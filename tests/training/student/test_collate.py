@@ -1,7 +1,5 @@
 """What training shows is what the engine shows: tokens, positions, pixels; packed questions see only themselves."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

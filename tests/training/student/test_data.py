@@ -1,7 +1,5 @@
 """Exported rows in: questions, pictures once on disk, splits by picture; damaged rows are refused with their place."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reinforcement on a random student: prompts are the engine's, rewards differ, unjudged replies have no gradient."""
 
-from __future__ import annotations
-
 import json
 import socket
 
@@ -13,12 +11,12 @@ from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
 from qzoom.scoring.judge import open_judge
 from qzoom.training.run import TrainingRun
-from qzoom.training.student.collate import Prompter
+from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import read_split
-from qzoom.training.student.grpo import PromptProcessor, PromptReader, make_grpo_trainer, make_reward
 from qzoom.training.student.recipe import GrpoSettings
 from qzoom.training.student.run import prepare_student, train_student
 from qzoom.training.student.schedule import make_schedule
+from qzoom.training.student.trainers import PromptProcessor, make_grpo_trainer, make_reward
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
@@ -38,7 +36,7 @@ def reader(student, data, tmp_path):
     recipe = recipe_of(student, data, method="grpo", grpo=part())
     split = read_split(data, tmp_path / "p", 0.0, 0)
     rows = make_schedule(split.train, steps=2, batch=2, most=1, tokens=(12,), negatives=None, rehearsal=0.0, seed=0)
-    return recipe, PromptReader(Prompter(load_engine(student), recipe), split.train, rows)
+    return recipe, Collator(Prompter(load_engine(student), recipe), split.train, rows)
 
 
 def trainer_of(reader, tmp_path, reward=None):
@@ -102,6 +100,10 @@ def _holes(count):
     return [(1.0, 0.0, None, None)[i % 4] for i in range(count)]
 
 
+def _positions(rows, prompt):
+    return rows.prompter.engine.backbone.positions(torch.tensor(prompt.ids), [prompt.view.cells])
+
+
 def _turn():
     return [{"role": "user", "content": "."}]
 
@@ -129,7 +131,7 @@ def test_logits_of_the_trainer_equal_the_engines(reader, tmp_path):
         with torch.no_grad():
             logits = rows.prompter.engine.backbone.model(
                 input_ids=torch.tensor([prompts.ids]),
-                position_ids=rows.prompter.positions(prompts.ids, prompts.view.cells)[:, None],
+                position_ids=_positions(rows, prompts)[:, None],
                 pixel_values=prompts.view.pixels,
                 image_grid_thw=prompts.view.grid_thw,
                 use_cache=False,

@@ -1,7 +1,5 @@
 """The shipped recipes load, begin with their command and are planned; mistakes are refused by name."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -10,8 +8,9 @@ import pytest
 
 from qzoom.cli.main import run as command
 from qzoom.errors import ConfigError
+from qzoom.settings import read_settings
 from qzoom.training.plan import find_sizes, plan_student, sizes_of
-from qzoom.training.student.recipe import load_student_recipe
+from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.run import prepare_student
 from tests.training.student.conftest import recipe_of
 
@@ -25,7 +24,7 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}-{path.stem}" for path in FILES])
 def test_loads_begins_with_its_command_and_is_planned(path, capsys):
-    recipe = load_student_recipe(path)
+    recipe = read_settings(StudentRecipe, path)
     name = f"recipes/{path.parent.name}/{path.name}"
     assert path.read_text().splitlines()[0].startswith(f"# qzoom train student {name} --data DIR --output ")
     plan = plan_student(recipe)
@@ -36,7 +35,7 @@ def test_loads_begins_with_its_command_and_is_planned(path, capsys):
 
 @pytest.mark.parametrize("name", ["qwen3-vl-4b", "qwen3-vl-8b", "qwen2.5-vl-7b"])
 def test_big_models_have_the_published_values(name):
-    recipe = load_student_recipe(ROOT / name / "student.yaml")
+    recipe = read_settings(StudentRecipe, ROOT / name / "student.yaml")
     part = recipe.grpo
     assert (part.learning_rate, part.group, part.clip_low, part.clip_high, part.dual_clip) == (1e-6, 8, 0.2, 0.3, 3.0)
     assert (part.batch, part.weight_decay, part.clip, part.temperature) == (96, 0.01, 1.0, 1.0)
@@ -71,7 +70,7 @@ def test_planned_weights_are_those_that_train(student, data):
         ("base: x\nsft: {schedule: steps}\n", "sft.schedule must be one of constant, linear, cosine"),
         ("base: x\nsft: 3\n", "sft must be a mapping"),
         ("base: x\ngrpo: {group: 1}\n", "grpo.group must be a whole number of at least 2"),
-        ("base: x\ngrpo: {judge: {url: 'http://x'}}\n", "needs the model's name"),
+        ("base: x\ngrpo: {judge: {url: 'http://x'}}\n", "grpo.judge.model is missing"),
         ("base: x\ngrpo: {judge: {adress: x}}\n", "unknown key 'adress'"),
         ("base: x\nfade: {shape: steps}\n", "fade.shape must be one of constant, linear, cosine"),
         ("base: x\nstyles: {box: 1}\n", "styles must be one of rectangle"),
@@ -91,7 +90,7 @@ def test_mistakes_are_refused(tmp_path, text, message):
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
-        load_student_recipe(path)
+        read_settings(StudentRecipe, path)
     assert str(path) in str(error.value)
 
 

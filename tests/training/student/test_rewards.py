@@ -1,14 +1,12 @@
 """Golden rewards: what each kind of reply to each kind of question is worth, and when it is worth nothing at all."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 
 from qzoom.scoring.judge import JudgeFailure
+from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.rewards import (
-    Reference,
     Reward,
     accuracy,
     answer_of,
@@ -19,9 +17,14 @@ from qzoom.training.student.rewards import (
     wrap,
 )
 
-OPTIONS = Reference("Which?", "B", ("a blue car", "a red bus", "A boat"), "B")
-COUNT = Reference("How many?", "7", kind="counting")
-TEXT = Reference("What does it say?", "EXIT ONLY")
+
+def asked(text, answer, choices=(), letter="", kind="other"):
+    return ExportedQuestion("", "", text, answer, None, choices, letter, kind)
+
+
+OPTIONS = asked("Which?", "B", ("a blue car", "a red bus", "A boat"), "B")
+COUNT = asked("How many?", "7", kind="counting")
+TEXT = asked("What does it say?", "EXIT ONLY")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +90,9 @@ def test_numbers(reply, value):
 
 
 def test_amounts_keep_their_digits():
-    assert accuracy("RM 33.90", Reference("Total?", "33.90")).accuracy == 1.0
-    assert accuracy("33.80", Reference("Total?", "33.90")).accuracy == 0.0
-    assert accuracy("1,250", Reference("Total?", "1250")).accuracy == 1.0
+    assert accuracy("RM 33.90", asked("Total?", "33.90")).accuracy == 1.0
+    assert accuracy("33.80", asked("Total?", "33.90")).accuracy == 0.0
+    assert accuracy("1,250", asked("Total?", "1250")).accuracy == 1.0
 
 
 @pytest.mark.parametrize(
@@ -101,9 +104,9 @@ def test_counting_by_relative_error(said, known, value):
 
 
 def test_counting_is_an_option_for_counting_questions():
-    assert accuracy("6", Reference("How many?", "8", kind="counting"), counting=True).accuracy == 0.75
-    assert accuracy("6", Reference("How many?", "8", kind="counting")).accuracy == 0.0
-    assert accuracy("6", Reference("Which bus?", "8", kind="ocr"), counting=True).accuracy == 0.0
+    assert accuracy("6", asked("How many?", "8", kind="counting"), counting=True).accuracy == 0.75
+    assert accuracy("6", asked("How many?", "8", kind="counting")).accuracy == 0.0
+    assert accuracy("6", asked("Which bus?", "8", kind="ocr"), counting=True).accuracy == 0.0
 
 
 @pytest.mark.parametrize(
@@ -119,10 +122,10 @@ class Verdicts:
 
     def __init__(self, works: bool = True) -> None:
         self.works = works
-        self.asked: list[str] = []
+        self.seen: list[str] = []
 
     def __call__(self, question, answers, given):
-        self.asked.append(given)
+        self.seen.append(given)
         if not self.works:
             raise JudgeFailure("no connection")
         return given == "only an exit"
@@ -131,12 +134,12 @@ class Verdicts:
 def test_free_text_by_rule_then_judge():
     judge = Verdicts()
     assert accuracy("exit only.", TEXT, judge=judge) == Reward(1.0, 1.0, "rule")
-    assert judge.asked == []
+    assert judge.seen == []
     assert accuracy("only an exit", TEXT, judge=judge) == Reward(1.0, 1.0, "judge")
     assert accuracy("entrance", TEXT, judge=judge) == Reward(0.0, 1.0, "judge")
-    assert accuracy("yes", Reference("Open?", "no"), judge=judge) == Reward(0.0, 1.0, "rule")
+    assert accuracy("yes", asked("Open?", "no"), judge=judge) == Reward(0.0, 1.0, "rule")
     assert accuracy("entrance", TEXT) == Reward(0.0, 1.0, "unjudged")
-    assert judge.asked == ["only an exit", "entrance"]
+    assert judge.seen == ["only an exit", "entrance"]
 
 
 def test_a_failed_judge_gives_no_reward():
@@ -150,7 +153,7 @@ def test_judge_is_never_asked_about_choices_and_empty_replies():
     judge = Verdicts()
     assert accuracy("D", OPTIONS, judge=judge).accuracy == 0.0
     assert accuracy("", TEXT, judge=judge) == Reward(0.0, 0.0, "empty")
-    assert judge.asked == []
+    assert judge.seen == []
 
 
 def test_format_weight():

@@ -1,7 +1,5 @@
 """Supervised training from exported data to a model folder: it learns, goes on exactly, and carries the heads over."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -20,6 +18,7 @@ from qzoom.cli.main import run as command
 from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError, DataError
 from qzoom.model import QZoom
+from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.student.recipe import SftSettings
 from qzoom.training.student.run import prepare_student, train_student
 from qzoom.training.student.schedule import RandomCrops
@@ -171,6 +170,22 @@ def test_lora_is_merged(student, data, tmp_path):
     assert not any("embed" in name or "norm" in name for name in changed)
     assert "lora" not in " ".join(new)
     QZoom.from_pretrained(tmp_path / "model")
+
+
+def test_lora_weights_of_the_base_become_part_of_the_student(student, data, tmp_path):
+    engine = load_engine(student)
+    wrapped = add_lora(engine, 2)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+    base = finish_lora(engine, wrapped)
+    train_student(recipe_of(student, data), tmp_path, base=base)
+    made = load_engine(tmp_path / "model", dtype="float32")
+    assert base.lora is not None
+    assert made.lora is None
+    trained = base.backbone.model.state_dict()
+    assert all(torch.equal(trained[name], weight) for name, weight in made.backbone.model.state_dict().items())
 
 
 def test_what_trains(student):

@@ -1,7 +1,5 @@
 """Random crops hold a region and what may be asked about it; the schedule of a run decides them."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 
@@ -10,9 +8,10 @@ import torch
 
 from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
+from qzoom.settings import read_settings
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import ExportedQuestion, read_split
-from qzoom.training.student.recipe import load_student_recipe
+from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.schedule import (
     RandomCrops,
     ScheduleEntry,
@@ -148,12 +147,12 @@ def test_bad_settings_are_refused(tmp_path, text, words):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"base: tiny\n{text}\n")
     with pytest.raises(ConfigError, match=words):
-        load_student_recipe(path)
+        read_settings(StudentRecipe, path)
 
 
 def test_settings_come_from_yaml(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("base: tiny\nrandom_crops: {share: {first: 0.8, last: 0.2}, tokens: [100, 144], scale: 0.5}\n")
-    recipe = load_student_recipe(path)
+    recipe = read_settings(StudentRecipe, path)
     assert recipe.random_crops == RandomCrops(ShareSchedule(0.8, 0.2), (100, 144), 0.5)
     assert recipe.decisive()["random_crops"]["share"]["first"] == 0.8

@@ -1,14 +1,10 @@
 """Plain attention for training small models on a CPU, and the supervision of attention heads.
 
-At a few dozen tokens per sequence the fused kernels' backward pass costs more than the arithmetic. Plain matrix
-products are registered with transformers under names of our own and chosen for the model that trains, for as long as a
-loss is computed; weights and results are the same (a test compares them with the stock kernels). Validation and
-sampling use the stock kernels.
+At a few dozen tokens per sequence the fused kernels' backward pass costs more than the arithmetic, so plain matrix
+products are registered with transformers and chosen for as long as a loss is computed; the results are the same.
 
-Attention supervision gives the region as privileged information to the attention instead of drawing it: while the
-answer is written, the share of a head's attention that falls on the region's visual tokens is raised by its negative
-logarithm. The image stays unmarked, so training and use see the same one. It is an addition of this project; the
-authors (arXiv 2602.11858) draw the region only.
+Supervision raises the share of a head's attention that falls on the region's visual tokens while the answer is written.
+The image stays unmarked, as in use. It is an addition of this project; the authors (arXiv 2602.11858) draw the region.
 """
 
 from __future__ import annotations
@@ -41,14 +37,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
 
 
 def _text(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    **_: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Causal attention with grouped keys, the groups folded into the query rows instead of repeating the keys."""
     batch, heads, length, width = query.shape
@@ -106,13 +95,7 @@ def has_plain_attention(backbone: Backbone) -> bool:
 
 
 def attention_logits(
-    layer: Any,
-    hidden: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    rows: Tensor,
-    places: Tensor,
-    *,
-    heads: tuple[int, ...],
+    layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], rows: Tensor, places: Tensor, *, heads: tuple[int, ...]
 ) -> Tensor:
     """Scaled query-key products of chosen heads, (n, heads, S) float32, for the n queries at (rows, places)."""
     attention = layer.self_attn
@@ -139,12 +122,9 @@ def _rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def packed_attention(model: Any, inputs: Mapping[str, Any], *, enabled: bool) -> Iterator[None]:
-    """Use plain attention inside the block, for inputs with a 4-D mask.
+    """Use plain attention inside the block, where enabled and for inputs with a 4-D mask.
 
-    Args:
-        model: the transformers model, or peft's wrapper around it.
-        inputs: of the forward pass.
-        enabled: whether to use it at all.
+    The model is a transformers model or peft's wrapper around one.
     """
     config = model.config
     if not enabled or inputs["attention_mask"].ndim != 4:
@@ -162,11 +142,7 @@ def packed_attention(model: Any, inputs: Mapping[str, Any], *, enabled: bool) ->
 
 
 def check_supervision(backbone: Backbone, supervision: AttentionSupervision) -> None:
-    """Refuse a layer, heads or a family that cannot be supervised.
-
-    Raises:
-        ConfigError: it says which.
-    """
+    """Refuse a layer, heads or a family that cannot be supervised (ConfigError: it says which)."""
     if not supervision.weight:
         return
     if not has_plain_attention(backbone):
@@ -209,11 +185,8 @@ def supervision_loss(
         layer: of the decoder.
         inputs: of the layer, see `layer_inputs`.
         labels: (B, S), -100 outside the answers.
-        packed: `regions` (B, questions, S) and `segment` (B, S), see `qzoom.training.student.collate`.
+        packed: `regions` (B, questions, S) and `segment` (B, S) of `collate`; without any region the result is 0.
         heads: that are supervised.
-
-    Returns:
-        A scalar, 0 without any region.
     """
     regions, segment = packed["regions"], packed["segment"]
     writes = torch.zeros_like(labels, dtype=torch.bool)

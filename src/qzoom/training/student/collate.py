@@ -37,13 +37,7 @@ from qzoom.training.losses import IGNORE
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import wrap
-from qzoom.training.student.schedule import (
-    ScheduleEntry,
-    box_in_crop,
-    questions_in_crop,
-    random_crop,
-    regions_of,
-)
+from qzoom.training.student.schedule import ScheduleEntry, box_in_crop, questions_in_crop, random_crop, regions_of
 from qzoom.types import Box
 
 if TYPE_CHECKING:
@@ -61,21 +55,17 @@ class ImageTensors:
     cells: tuple[int, int]  # (rows, columns) of visual tokens
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedQuestion:
-    """A tokenised question with its right reply."""
+@dataclass(frozen=True, slots=True, eq=False)
+class GrpoPrompt:
+    """A prompt ready for the model."""
 
-    ids: tuple[int, ...]  # prompt up to the assistant's header, one placeholder for the image
-    reply: tuple[int, ...]  # token ids of the reply, the end token last
+    view: ImageTensors  # the image
+    ids: tuple[int, ...]  # tokens, the image's placeholders expanded
+    image_token: int  # id of the placeholder
 
 
 class Prompter:
-    """Makes views and prompts for one engine and recipe.
-
-    Args:
-        engine: the student.
-        recipe: overlay, clause, instruction and form of the answer.
-    """
+    """Makes views and prompts of a student, with the recipe's overlay, clause, instruction and form of the answer."""
 
     def __init__(self, engine: Engine, recipe: StudentRecipe) -> None:
         self.engine = engine
@@ -110,12 +100,7 @@ class Prompter:
         return draw(whole, question.box, style, tokens=self.budget_of(tokens).max_tokens)  # type: ignore[arg-type]
 
     def random_crop(self, questions: Sequence[ExportedQuestion], entry: ScheduleEntry) -> tuple[PIL.Image.Image, Box]:
-        """An entry's random crop of an image, around the region of one of the questions, and its box.
-
-        Args:
-            questions: about one image; at least one of them with a region.
-            entry: visual tokens and seed.
-        """
+        """An entry's random crop around the region of one of the questions about an image, and its box."""
         rng = random.Random(entry.crop_seed)
         whole = self._open(questions[0].picture)
         cell_area = self.engine.backbone.token_px**2
@@ -146,28 +131,21 @@ class Prompter:
             parts.append(self.recipe.instruction)
         return "\n".join(parts)
 
-    def tokenize(self, text: str, answer: str) -> TokenizedQuestion:
-        """Tokens of a question and its right reply."""
+    def tokenize(self, text: str, answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt up to the assistant's header, with one placeholder for the image, and of its right
+        reply, the end token last."""
         ids = self._chat.encode(read_conversation(_SOURCE, text))
         backbone = self.engine.backbone
         reply = backbone.tokenizer(wrap(answer, self.recipe.answer_form), add_special_tokens=False)["input_ids"]
-        return TokenizedQuestion(tuple(ids), (*reply, backbone.eos_ids[0]))
+        return ids, [*reply, backbone.eos_ids[0]]
 
     def expand(self, ids: Sequence[int], cells: tuple[int, int]) -> list[int]:
-        """The prompt with one placeholder for every visual token.
-
-        Raises:
-            DataError: not exactly one image.
-        """
+        """The prompt with one placeholder for every visual token (DataError: not exactly one image)."""
         mark = self.engine.backbone.image_token_id
         if sum(token == mark for token in ids) != 1:
             raise DataError("A distilled question must have exactly one image in its prompt.")
         at = list(ids).index(mark)
         return [*ids[:at], *[mark] * (cells[0] * cells[1]), *ids[at + 1 :]]
-
-    def positions(self, ids: Sequence[int], cells: tuple[int, int]) -> Tensor:
-        """(axes, length) positions of an expanded prompt, as the engine gives them."""
-        return self.engine.backbone.positions(torch.tensor(list(ids)), [cells])
 
     def _plain(self, path: str, tokens: int) -> PIL.Image.Image:
         key = f"{tokens} {path}".encode()
@@ -219,12 +197,12 @@ class PackedSequence:
 
 
 class Collator:
-    """Turns entries of the data set (numbers of schedule entries) into one batch of tensors.
+    """From numbers of schedule entries to tensors: batches for supervised training, prompts and right replies for GRPO.
 
     Args:
         prompter: makes views and prompts.
         questions: that the entries refer to.
-        schedule: of the run.
+        schedule: of the run; one question per entry for GRPO.
         rehearsal: draws rehearsal data.
         masked: give every batch a 4-D mask, for attention that needs one.
         regions: give every batch its questions' regions, see `PackedSequence`.
@@ -240,26 +218,48 @@ class Collator:
         masked: bool = False,
         regions: bool = False,
     ) -> None:
-        self._prompter = prompter
-        self._questions = questions
-        self._schedule = schedule
-        self._rehearsal = rehearsal
-        self._masked = masked
-        self._regions = regions
+        self.prompter = prompter
+        self._questions, self._schedule, self._rehearsal = questions, schedule, rehearsal
+        self._masked, self._regions = masked, regions
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         """The batch of these rows of the data set, each {"row": number}."""
         sequences = [sequence for row in rows for sequence in self.sequences(self._schedule[row["row"]])]
-        pad = int(self._prompter.engine.backbone.tokenizer.pad_token_id)
+        pad = int(self.prompter.engine.backbone.tokenizer.pad_token_id)
         return pad_sequences(sequences, pad, masked=self._masked)
+
+    def reference(self, number: int) -> ExportedQuestion:
+        """What a right reply to the question of an entry says."""
+        entry = self._schedule[number]
+        if entry.rehearsal < 0:
+            return self._questions[entry.questions[0]]
+        _, ((text, answer), *_) = self._draw(entry.rehearsal)
+        return ExportedQuestion("", "", text, answer)
+
+    def prompt(self, number: int) -> GrpoPrompt:
+        """The prompt of an entry."""
+        entry, prompter = self._schedule[number], self.prompter
+        if entry.rehearsal >= 0:
+            image, ((text, answer), *_) = self._draw(entry.rehearsal)
+        else:
+            question = self._questions[entry.questions[0]]
+            style = prompter.style_of(question, entry.epoch, entry.progress)
+            image, answer = prompter.picture(question, style, entry.tokens), question.answer
+            text = prompter.wording(question, style)
+        view = prompter.view(image, entry.tokens)
+        ids = prompter.expand(prompter.tokenize(text, answer)[0], view.cells)
+        return GrpoPrompt(view, tuple(ids), prompter.engine.backbone.image_token_id)
+
+    def _draw(self, seed: int) -> tuple[PIL.Image.Image, list[tuple[str, str]]]:
+        if self._rehearsal is None:
+            raise ValueError("A rehearsal entry needs something that draws.")
+        return self._rehearsal(seed)
 
     def sequences(self, entry: ScheduleEntry) -> list[PackedSequence]:
         """An entry's sequences: one for all unmarked questions, one for every marked one."""
-        prompter = self._prompter
+        prompter = self.prompter
         if entry.rehearsal >= 0:
-            if self._rehearsal is None:
-                raise ValueError("A rehearsal entry needs something that draws.")
-            image, pairs = self._rehearsal(entry.rehearsal)
+            image, pairs = self._draw(entry.rehearsal)
             questions = [prompter.tokenize(*pair) for pair in pairs]
             return [pack_questions(prompter, prompter.view(image, entry.tokens), questions)]
         cropped = self._cropped(entry) if entry.crop_tokens else None
@@ -281,7 +281,7 @@ class Collator:
 
     def _cropped(self, entry: ScheduleEntry) -> PackedSequence | None:
         """A random crop with the questions that can be asked about it, unmarked; None if there are none."""
-        prompter, group = self._prompter, self._of(entry)
+        prompter, group = self.prompter, self._of(entry)
         if not regions_of(group):
             return None
         image, box = prompter.random_crop(group, entry)
@@ -301,7 +301,7 @@ class Collator:
         """The sequence with the visual tokens of its questions' regions, if asked for; none where there is no box."""
         if not self._regions:
             return sequence
-        visual = (sequence.ids == self._prompter.engine.backbone.image_token_id).nonzero().squeeze(1)
+        visual = (sequence.ids == self.prompter.engine.backbone.image_token_id).nonzero().squeeze(1)
         regions = torch.zeros(len(boxes), len(sequence.ids), dtype=torch.bool)
         for index, box in enumerate(boxes):
             if box is not None:
@@ -310,22 +310,24 @@ class Collator:
         return dataclasses.replace(sequence, regions=regions)
 
 
-def pack_questions(prompter: Prompter, view: ImageTensors, questions: Sequence[TokenizedQuestion]) -> PackedSequence:
-    """One sequence of an image and its questions, which share their prompt up to the image's end."""
+def pack_questions(
+    prompter: Prompter, view: ImageTensors, questions: Sequence[tuple[list[int], list[int]]]
+) -> PackedSequence:
+    """One sequence of an image and its tokenised questions, which share their prompt up to the image's end."""
     backbone = prompter.engine.backbone
-    first = prompter.expand(questions[0].ids, view.cells)
+    first = prompter.expand(questions[0][0], view.cells)
     fork = _end_of_image(first, backbone.image_token_id) + len(backbone.image_delimiters[1])
     prefix = first[:fork]
-    stem = prompter.positions(prefix, view.cells)
+    stem = backbone.positions(torch.tensor(prefix), [view.cells])
     ids, labels, segment, positions = list(prefix), [IGNORE] * fork, [0] * fork, [stem]
     begin = int(stem.max()) + 1
-    for number, question in enumerate(questions, start=1):
-        prompt = prompter.expand(question.ids, view.cells)
+    for number, (asked, reply) in enumerate(questions, start=1):
+        prompt = prompter.expand(asked, view.cells)
         if prompt[:fork] != prefix:
             raise ValueError("Questions of one sequence must share what stands before the image's end.")
-        tail = [*prompt[fork:], *question.reply]
+        tail = [*prompt[fork:], *reply]
         ids += tail
-        labels += [IGNORE] * (len(prompt) - fork) + list(question.reply)
+        labels += [IGNORE] * (len(prompt) - fork) + reply
         segment += [number] * len(tail)
         positions.append(torch.arange(begin, begin + len(tail)).expand(stem.shape[0], -1))
     return PackedSequence(

@@ -1,7 +1,7 @@
-"""Exported data: Parquet rows to questions about images, every image once on disk.
+"""Exported data: Parquet rows to questions about images.
 
-Parquet holds an image with each of its questions. Here its bytes are written once, under a hash of them, and questions
-keep the path, so memory does not grow with the data. Whole images are held out for validation, never single questions.
+Every image is written to disk once, under a hash of its bytes, and questions keep the path, so that memory does not
+grow with the data. Whole images are held out for validation, never single questions.
 """
 
 from __future__ import annotations
@@ -48,16 +48,10 @@ class Split:
 
 
 def read_split(folder: Path, pictures: Path, share: float, seed: int) -> Split:
-    """Read an exported folder.
+    """Read the Parquet files of an exported folder, or of its `data`; pictures are kept in a folder of their own.
 
-    Files whose names begin with "val" are validated with, all others (but "test") trained on;
-    without rows in the former a share of the pictures is held out.
-
-    Args:
-        folder: with Parquet files, itself or in its `data`.
-        pictures: where pictures are kept.
-        share: of the pictures held out where the data have no validation files.
-        seed: of the choice.
+    Files whose names begin with "val" are validated with, all others (but "test") trained on; without rows in the
+    former a share of the pictures is held out by the seed.
 
     Raises:
         DataError: no files, no questions, a missing column or a malformed row.
@@ -90,11 +84,7 @@ def digest_of(questions: Sequence[ExportedQuestion]) -> str:
 
 
 def check_folder(folder: Path) -> list[Path]:
-    """The Parquet files of an exported folder.
-
-    Raises:
-        DataError: no folder, or none of them.
-    """
+    """The Parquet files of an exported folder (DataError: no folder, or none of them)."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder that `qzoom distill` exported to.")
     found = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))

@@ -1,22 +1,17 @@
-"""The recipe of a student: one YAML file, checked when it is read. The defaults are those for a large model.
-
-`method` selects the phases: supervised training on the agreed answers (sft), GRPO with a rule-based reward (grpo), or
-one after the other.
-"""
+"""The recipe of a student: one YAML file. The defaults are those for a large model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from qzoom.data.overlay import STYLES, ShareSchedule
 from qzoom.errors import ConfigError
+from qzoom.llm.settings import EndpointSettings
 from qzoom.settings import Between, Share, Text, settings
-from qzoom.training.run import TrainingRun, load_recipe, resume_values
+from qzoom.training.run import resume_values
 from qzoom.training.stages import Count, CountOrNone
 from qzoom.training.student.schedule import RandomCrops
 
@@ -31,7 +26,6 @@ RESUMABLE_CHANGES = (
     "loaders",
 )
 """Settings that a resumed run may change."""
-_CHECKPOINTS = 2
 
 Rate = Annotated[float, Between(0, 1)]
 Decay = Annotated[float, Between(0, 10)]
@@ -73,26 +67,6 @@ class SftSettings:
 
 
 @settings
-class RewardJudge:
-    """A language model for free answers that rules cannot decide; without `url` they count as wrong."""
-
-    url: str = ""
-    """Of an OpenAI-compatible API."""
-    model: str = ""
-    """Its name there."""
-    key_env: str = "QZOOM_JUDGE_KEY"
-    """Environment variable of its key."""
-    timeout_s: Annotated[float, Between(0.001, 1e5)] = 60.0
-    """Of one request."""
-    budget: CountOrNone = 100_000
-    """Most requests of a run."""
-
-    def __post_init__(self) -> None:
-        if self.url and not self.model:
-            raise ConfigError("judge: a url needs the model's name there.")
-
-
-@settings
 class GrpoSettings:
     """Reinforcement: several answers per question; those better than their group's mean become more likely."""
 
@@ -126,8 +100,10 @@ class GrpoSettings:
     """Of AdamW."""
     clip: Clip = 1.0
     """Largest gradient norm."""
-    judge: RewardJudge = field(default_factory=RewardJudge)
-    """For free answers."""
+    judge: EndpointSettings | None = None
+    """A language model for free answers that rules cannot decide; null counts them as wrong."""
+    judge_budget: CountOrNone = 100_000
+    """Most requests of a run to the judge; 0 for no limit."""
 
     def __post_init__(self) -> None:
         _check_divides(self.batch * self.group, self.micro_batch)
@@ -156,7 +132,7 @@ class StudentRecipe:
     output: str = ""
     """Where to write if the command line does not say."""
     method: Literal["sft", "grpo", "sft+grpo"] = "grpo"
-    """The phases that run."""
+    """The phases: supervised training on the agreed answers, GRPO with a reward by rules, or one after the other."""
     tokens: tuple[Count, ...] = ()
     """Most visual tokens of the full view, one drawn per step; empty takes what `qzoom ask --zoom never` takes."""
     styles: dict[str, Annotated[float, Between(0, 1e6)]] = field(default_factory=lambda: {"rectangle": 1.0})
@@ -230,55 +206,6 @@ class StudentRecipe:
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
         return resume_values(self, RESUMABLE_CHANGES)
-
-
-def load_student_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> StudentRecipe:
-    """Read a YAML recipe; see `qzoom.training.run.load_recipe`."""
-    return load_recipe(StudentRecipe, path, changes)
-
-
-def common_arguments(run: TrainingRun[StudentRecipe]) -> dict[str, Any]:
-    """Arguments of trl's configurations that do not depend on the method."""
-    recipe, cpu = run.recipe, run.device == "cpu"
-    return {
-        "output_dir": str(run.folder),
-        "use_cpu": cpu,
-        "bf16": recipe.precision == "bfloat16",
-        "gradient_checkpointing": recipe.gradient_checkpointing,
-        "seed": recipe.seed,
-        "data_seed": recipe.seed,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "save_strategy": "steps",
-        "save_steps": recipe.save_steps,
-        "save_total_limit": _CHECKPOINTS,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "optim": "adamw_torch",
-        "dataloader_pin_memory": not cpu,
-    }
-
-
-def forwards_of(run: TrainingRun[StudentRecipe], total: int) -> int:
-    """Forward passes of each process in a step of so many.
-
-    Raises:
-        ConfigError: the processes cannot share them equally.
-    """
-    if total % run.processes:
-        raise ConfigError(
-            f"A step of {total} forwards cannot be shared by {run.processes} processes; change batch or micro_batch."
-        )
-    return total // run.processes
-
-
-def remove_printers(trainer: Any) -> None:
-    """Remove the trainer's callbacks that print."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for kind in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(kind)
 
 
 def _check_divides(whole: int, micro_batch: int) -> None:

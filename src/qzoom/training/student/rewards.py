@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from qzoom.scoring.agree import decide_exact, exact_match, normalise
 from qzoom.scoring.judge import JudgeFailure
 from qzoom.scoring.letters import chosen_letter
+from qzoom.training.student.data import ExportedQuestion
 
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
@@ -24,10 +25,7 @@ _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNO
 def answer_of(reply: str, form: str = "plain", longest_plain: int = 300) -> str | None:
     """The answer in a reply; None where there is none.
 
-    Args:
-        reply: the whole text.
-        form: "tags" demands a tag; "plain" also takes a short reply as a whole.
-        longest_plain: characters up to which a reply without tags is short.
+    The form "tags" demands a tag; "plain" also takes a reply of at most `longest_plain` characters as a whole.
     """
     found = _TAG.findall(reply)
     if found:
@@ -59,17 +57,6 @@ JudgeCall = Callable[[str, Sequence[str], str], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What a right reply says."""
-
-    question: str  # as it was asked
-    answer: str  # right text
-    choices: tuple[str, ...] = ()  # options in the order shown; empty for free questions
-    letter: str = ""  # of the right option
-    kind: str = "other"  # what the question tests; "counting" may be rewarded by relative error
-
-
-@dataclass(frozen=True, slots=True)
 class Reward:
     """A reply's reward."""
 
@@ -80,29 +67,24 @@ class Reward:
 
 def accuracy(
     reply: str,
-    target: Reference,
+    target: ExportedQuestion,
     *,
     form: str = "plain",
     longest_plain: int = 300,
     counting: bool = False,
     judge: JudgeCall | None = None,
 ) -> Reward:
-    """The reward of a reply.
+    """The reward of a reply to a question; `form` and `longest_plain` as in `answer_of`.
 
-    Args:
-        reply: the whole text.
-        target: what is right.
-        form: see `answer_of`.
-        longest_plain: see `answer_of`.
-        counting: reward numbers of counting questions by relative error.
-        judge: asked where rules cannot decide; without one such answers are wrong.
+    With `counting`, numbers of counting questions are rewarded by relative error. Without a judge, answers that rules
+    cannot decide are wrong.
     """
     fine = 1.0 if well_formed(reply, form, longest_plain) else 0.0
     answer = answer_of(reply, form, longest_plain)
     if answer is None:
         return Reward(0.0, fine, "empty")
     if target.choices:
-        return Reward(choice_reward(answer, target), fine, "letter")
+        return Reward(float(chosen_letter(answer, target.choices) == target.letter), fine, "letter")
     said, known = number_of(answer), number_of(target.answer)
     if known is not None:
         if counting and target.kind == "counting":
@@ -113,11 +95,6 @@ def accuracy(
     return _free(answer, target, fine, judge)
 
 
-def choice_reward(answer: str, target: Reference) -> float:
-    """1 for the right option, named by its letter or by its whole text, else 0."""
-    return 1.0 if chosen_letter(answer, target.choices) == target.letter else 0.0
-
-
 def counting_reward(said: float | None, known: float) -> float:
     """How near a number is: 1 minus the relative error, at least 0; where nothing is to be counted the exponential of
     minus the error."""
@@ -125,14 +102,6 @@ def counting_reward(said: float | None, known: float) -> float:
         return 0.0
     error = abs(said - known)
     return math.exp(-error) if known == 0 else max(0.0, 1.0 - error / abs(known))
-
-
-def free_reward(answer: str, right: str) -> float | None:
-    """What exact rules say about a free answer: 1, 0, or None where they cannot tell."""
-    if normalise(answer).rstrip(".") == normalise(right).rstrip("."):
-        return 1.0
-    verdict = decide_exact(answer, [right])
-    return None if verdict is None else float(verdict)
 
 
 def number_of(text: str) -> float | None:
@@ -153,13 +122,15 @@ def combine(reward: Reward, format_weight: float) -> float | None:
     return (1.0 - format_weight) * reward.accuracy + format_weight * reward.form
 
 
-def _free(answer: str, target: Reference, fine: float, judge: JudgeCall | None) -> Reward:
-    verdict = free_reward(answer, target.answer)
+def _free(answer: str, target: ExportedQuestion, fine: float, judge: JudgeCall | None) -> Reward:
+    """The reward of a free answer by exact rules, or by the judge where they cannot tell."""
+    same = normalise(answer).rstrip(".") == normalise(target.answer).rstrip(".")
+    verdict = True if same else decide_exact(answer, [target.answer])
     if verdict is not None:
-        return Reward(verdict, fine, "rule")
+        return Reward(float(verdict), fine, "rule")
     if judge is None:
         return Reward(0.0, fine, "unjudged")
     try:
-        return Reward(1.0 if judge(target.question, [target.answer], answer) else 0.0, fine, "judge")
+        return Reward(float(judge(target.text, [target.answer], answer)), fine, "judge")
     except JudgeFailure:
         return Reward(None, fine, "failed")

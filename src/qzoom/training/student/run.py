@@ -37,16 +37,10 @@ from qzoom.training.run import (
 )
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import Split, check_folder, digest_of, read_split
-from qzoom.training.student.recipe import RewardJudge, StudentRecipe
+from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import JudgeCall
-from qzoom.training.student.schedule import ScheduleEntry, count_entries, draw_rehearsal, make_schedule
-from qzoom.training.student.validate import (
-    BestWeights,
-    StudentCallback,
-    StudentValidator,
-    Validation,
-    last_checkpoint,
-)
+from qzoom.training.student.schedule import ScheduleEntry, draw_rehearsal, epoch_entries, make_schedule
+from qzoom.training.student.validate import StudentCallback, Validation, last_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,9 +90,7 @@ def train_student(
     on_step: Callable[[StepMetrics], None] = lambda _: None,
     on_validation: Callable[[Validation], None] = lambda _: None,
 ) -> StudentReport:
-    """Run a recipe; the same call resumes a stopped run.
-
-    Nothing is written before the base and the folder of the data have been checked.
+    """Run a recipe, or resume it. Nothing is written before the base and the folder of the data have been checked.
 
     Args:
         recipe: what to do.
@@ -122,6 +114,8 @@ def train_student(
     folder = Path(recipe.data).expanduser()
     check_folder(folder)
     engine = base or load_student(recipe, device)
+    digest = base_digest(engine)
+    engine = dataclasses.replace(engine, lora=None)  # the base's LoRA weights train as part of its own from here on
     run = TrainingRun(engine, recipe, output, device, on_step, on_phase, on_validation)
     if run.is_main:
         output.mkdir(parents=True, exist_ok=True)
@@ -129,7 +123,6 @@ def train_student(
             clear_run(output, ("sft", "grpo", RUN_FILE))
     _wait_for_everyone(run)
     split = read_split(folder, output / "pictures", recipe.validation, recipe.seed)
-    digest = base_digest(engine)
     if run.is_main:
         _check_run(run, digest, split)
     model, weights = prepare_student(engine, recipe)
@@ -149,18 +142,13 @@ def train_student(
         validations=tuple(validations),
     )
     if run.is_main:
-        _save_student(run, recipe, model, result, digest)
+        if recipe.lora_rank:
+            model.merge_and_unload()
+        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
+        if engine.gate is not None or engine.region is not None:
+            facts["heads"] = HEADS_NOTE
+        save_model(run, result, {"distill": facts}, whole=True)
     return result
-
-
-def _save_student(run: TrainingRun, recipe: StudentRecipe, model: Any, result: StudentReport, digest: str) -> None:
-    """Write the whole model, LoRA merged, with what it was made from."""
-    if recipe.lora_rank:
-        model.merge_and_unload()
-    facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
-    if run.engine.gate is not None or run.engine.region is not None:
-        facts["heads"] = HEADS_NOTE
-    save_model(run, result, {"distill": facts}, whole=True)
 
 
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
@@ -177,11 +165,7 @@ def load_student(recipe: StudentRecipe, device: str) -> Engine:
 
 
 def prepare_student(engine: Engine, recipe: StudentRecipe) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Choose what trains; with LoRA, put the matrices in.
-
-    Args:
-        engine: its backbone is changed in place; gate and region branch stay as they are.
-        recipe: what trains.
+    """Choose what trains in the engine's model and put LoRA's matrices in; gate and region branch stay as they are.
 
     Returns:
         The model for the trainer, and the weights that train by name, in float32.
@@ -209,21 +193,15 @@ def steps_of_phase(recipe: StudentRecipe, phase: str, split: Split) -> int:
     settings: Any = getattr(recipe, phase)
     if settings.steps:
         return int(settings.steps)
-    entries = count_entries(split.train, _questions_per_entry(recipe, phase), recipe.negatives, recipe.seed)
+    most = _questions_per_entry(recipe, phase)
+    entries = len(epoch_entries(split.train, most, recipe.negatives, epoch=0, seed=recipe.seed))
     return max(1, round(settings.epochs * entries / (1.0 - recipe.rehearsal) / settings.batch))
 
 
 def run_phase(
     run: TrainingRun[StudentRecipe], phase: str, model: Any, weights: dict[str, nn.Parameter], split: Split
 ) -> tuple[PhaseReport, list[Validation]]:
-    """Train a phase, or resume it; the weights of a finished phase are only loaded.
-
-    Args:
-        run: the student and its recipe; the phase gets a folder in the run's.
-        phase: "sft" or "grpo".
-        model: for the trainer.
-        weights: those that train, by name.
-        split: the data.
+    """Train a phase in a folder of the run's, or resume it; the weights of a finished phase are only loaded.
 
     Returns:
         The report and the validations of this process.
@@ -239,15 +217,13 @@ def run_phase(
         copy_weights(weights, tensors)
         best_step = int(metadata["step"]) if metadata.get("step") else None
     else:
-        best = BestWeights(run.folder, weights, phase, last=recipe.keep == "last")
-        validator = StudentValidator(run.engine, split.validation, recipe)
-        callback = StudentCallback(run, phase, steps, validator, best)
+        callback = StudentCallback(run, phase, steps, split.validation, weights)
         judge_cache = run.folder.parent / "calls.sqlite"
-        with _judge(recipe.grpo.judge, judge_cache) as judge, _stock_forward(run.engine), without_deprecations():
-            trainer = _trainer(run, phase, model, split, steps)(judge=judge, callbacks=[callback])
+        with _judge(recipe, judge_cache) as judge, _stock_forward(run.engine), without_deprecations():
+            trainer = _trainer(run, phase, model, split, steps, judge=judge, callbacks=[callback])
             last = last_checkpoint(run.folder)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        best_step = best.restore()
+        best_step = callback.restore_best()
         if run.is_main:
             save_tensors(run.folder / FINAL_FILE, weights, {"step": "" if best_step is None else str(best_step)})
         start, validations = callback.start, callback.validations
@@ -255,27 +231,29 @@ def run_phase(
     return PhaseReport(phase, start, steps, *mean_losses(run.folder), best_step, seconds), validations
 
 
-def _trainer(run: TrainingRun[StudentRecipe], phase: str, model: Any, split: Split, steps: int) -> Callable[..., Any]:
-    """What makes a phase's trainer from a judge and callbacks."""
+def _trainer(
+    run: TrainingRun[StudentRecipe],
+    phase: str,
+    model: Any,
+    split: Split,
+    steps: int,
+    *,
+    judge: Any,
+    callbacks: list[Any],
+) -> Any:
+    """The trainer of a phase."""
+    from qzoom.training.student.trainers import make_grpo_trainer, make_sft_trainer, uses_plain_attention
+
     recipe, prompter = run.recipe, Prompter(run.engine, run.recipe)
     schedule = _schedule(recipe, phase, split, steps)
     if phase == "sft":
-        from qzoom.training.student.sft import make_sft_trainer, uses_plain_attention
-
         rehearsal = partial(draw_rehearsal, most=max(2, recipe.sft.questions))
-        collator = Collator(
-            prompter,
-            split.train,
-            schedule,
-            rehearsal,
-            masked=uses_plain_attention(run),
-            regions=recipe.attention_supervision.weight > 0,
-        )
-        return lambda judge, callbacks: make_sft_trainer(run, model, collator, steps, callbacks)
-    from qzoom.training.student.grpo import PromptReader, make_grpo_trainer
-
+        masked, regions = uses_plain_attention(run), recipe.attention_supervision.weight > 0
+        collator = Collator(prompter, split.train, schedule, rehearsal, masked=masked, regions=regions)
+        return make_sft_trainer(run, model, collator, steps, callbacks)
     cached = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_rehearsal, most=1))
-    return partial(make_grpo_trainer, run, model, PromptReader(prompter, split.train, schedule, cached), steps)
+    collator = Collator(prompter, split.train, schedule, cached)
+    return make_grpo_trainer(run, model, collator, steps, judge=judge, callbacks=callbacks)
 
 
 def _schedule(recipe: StudentRecipe, phase: str, split: Split, steps: int) -> list[ScheduleEntry]:
@@ -297,16 +275,15 @@ def _questions_per_entry(recipe: StudentRecipe, phase: str) -> int:
 
 
 @contextmanager
-def _judge(settings: RewardJudge, cache: Path) -> Iterator[JudgeCall | None]:
+def _judge(recipe: StudentRecipe, cache: Path) -> Iterator[JudgeCall | None]:
     """The recipe's judge for as long as a phase runs."""
-    if not settings.url:
+    if recipe.grpo.judge is None:
         yield None
         return
-    from qzoom.llm.settings import CallSettings, EndpointSettings
+    from qzoom.llm.settings import CallSettings
     from qzoom.scoring.judge import open_judge
 
-    endpoint = EndpointSettings(settings.url, settings.model, settings.key_env, settings.timeout_s)
-    judge = open_judge(endpoint, CallSettings(retries=5, budget_requests=settings.budget), cache)
+    judge = open_judge(recipe.grpo.judge, CallSettings(retries=5, budget_requests=recipe.grpo.judge_budget), cache)
     try:
         yield judge.right
     finally:
@@ -349,11 +326,8 @@ def _check_run(run: TrainingRun[StudentRecipe], weights: str, split: Split) -> N
     Raises:
         ConfigError: the folder holds a run with other settings, base or data.
     """
-    here = run.recipe.decisive() | {
-        "weights": weights,
-        "train": digest_of(split.train),
-        "held_out": digest_of(split.validation),
-    }
+    data = {"train": digest_of(split.train), "held_out": digest_of(split.validation)}
+    here = run.recipe.decisive() | {"weights": weights, **data}
     path = run.folder / RUN_FILE
     if path.is_file():
         try:

@@ -1,13 +1,8 @@
 """What is trained on when: the whole run as a list of entries, fixed by the seed before it starts.
 
-An entry is an image, or a random crop of it, with one or more of its questions; or rehearsal data, a freshly drawn
-image with questions of its own, against forgetting. Since the list says everything, a resumed run sees
-what an undisturbed one would have seen, boxes included.
-
-A random crop holds a question's region and some of what surrounds it, at any resolution between the whole view's and
-the image's own. The whole view shows everything small, so a student that sees nothing else must learn to search and to
-read small print at once; a crop leaves less to search and costs a fraction of the tokens. Random crops are an addition
-of this project; the authors (arXiv 2602.11858) train on whole images only.
+An entry is an image with some of its questions; a random crop of it, which leaves less to search than the whole view
+(an addition of this project: the authors, arXiv 2602.11858, train on whole images only); or rehearsal data, a freshly
+drawn image with questions of its own, against forgetting.
 """
 
 from __future__ import annotations
@@ -67,11 +62,6 @@ def epoch_entries(
     return rows
 
 
-def count_entries(questions: Sequence[ExportedQuestion], most: int, negatives: float | None, seed: int) -> int:
-    """Entries of the first epoch; others differ by a few."""
-    return len(epoch_entries(questions, most, negatives, 0, seed))
-
-
 def make_schedule(
     questions: Sequence[ExportedQuestion],
     *,
@@ -129,15 +119,7 @@ def _with_share(questions: Sequence[ExportedQuestion], share: float | None, rng:
 
 
 def draw_rehearsal(seed: int, most: int = 6) -> tuple[PIL.Image.Image, list[tuple[str, str]]]:
-    """A drawn document or scene with some of its questions, from the seeds that training may use.
-
-    Args:
-        seed: decides the image, its questions and their order.
-        most: questions.
-
-    Returns:
-        The image and its (question, answer) pairs.
-    """
+    """A drawn document or scene and at most so many (question, answer) pairs, from the seeds that training may use."""
     rng = np.random.default_rng(seed)
     render = render_document if rng.random() < 0.5 else render_scene
     sample = render(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)), font_set="train", reword=True)
@@ -167,12 +149,7 @@ class RandomCrops:
             raise ConfigError("random_crops: tokens must be a list of at least one whole number.")
 
     def draw(self, progress: float, seed: str) -> int:
-        """Visual tokens of a step's crops; 0 if it shows whole images.
-
-        Args:
-            progress: share of the training that is done.
-            seed: decides.
-        """
+        """Visual tokens of a step's crops, drawn by the seed; 0 if it shows whole images."""
         rng = random.Random(seed)
         return rng.choice(self.tokens) if rng.random() < self.share.share(progress) else 0
 
@@ -180,17 +157,14 @@ class RandomCrops:
 def random_crop(
     target: Box, size_px: tuple[int, int], area_px: int, scales: tuple[float, float], rng: random.Random
 ) -> Box:
-    """A crop that contains a box.
+    """A crop that contains a box, in original pixels; the whole image if the crop would be as large.
 
     Args:
-        target: the box, original pixels.
+        target: the box.
         size_px: (width, height) of the image.
         area_px: of the crop's view, in its own pixels.
         scales: lowest and highest resolution, in pixels of the view per pixel of the image.
         rng: draws resolution, aspect ratio and position.
-
-    Returns:
-        Original pixels; the whole image if the crop would be as large.
     """
     scale = math.exp(rng.uniform(math.log(min(scales)), math.log(scales[1])))
     area = area_px / scale**2
@@ -215,12 +189,8 @@ def regions_of(questions: Sequence[ExportedQuestion]) -> list[Box]:
 def questions_in_crop(questions: Sequence[ExportedQuestion], crop: Box, seed: int) -> list[ExportedQuestion]:
     """Questions that can be asked about a crop: their region lies in it, or their target is nowhere in the image.
 
-    The same share is kept of the latter as of the former, so that crops ask no more often for absent targets.
-
-    Args:
-        questions: about one image, at least one of them with a region.
-        crop: original pixels.
-        seed: decides which are kept.
+    The same share is kept of the latter as of the former, so that crops ask no more often for absent targets. At least
+    one of the questions, which are about one image, has a region.
     """
     regions, rng = regions_of(questions), random.Random(seed)
     share = sum(contains(crop, box) for box in regions) / len(regions)

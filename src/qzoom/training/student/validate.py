@@ -1,8 +1,7 @@
 """Validation of the student and what else happens around a trainer's steps: metrics, best weights, resuming.
 
-The student is validated on its own held-out images by exact match on the plain full view. It answers greedily through
-the engine, exactly as it does for a user. Questions whose target is absent are counted apart: a student that only
-learns to say yes gets worse on them while the total rises.
+The student answers questions about held-out images greedily through the engine, exactly as it does for a user. Those
+whose target is absent are counted apart: a student that only learns to say yes gets worse on them.
 """
 
 from __future__ import annotations
@@ -20,19 +19,11 @@ from transformers import TrainerCallback
 
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
-from qzoom.training.run import (
-    MetricsLog,
-    TrainingRun,
-    copy_weights,
-    read_metadata,
-    read_tensors,
-    save_tensors,
-    truncate_log,
-)
+from qzoom.training.run import MetricsLog, TrainingRun, copy_weights, read_tensors, save_tensors, truncate_log
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.recipe import StudentRecipe
-from qzoom.training.student.rewards import Reference, accuracy
+from qzoom.training.student.rewards import accuracy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,89 +49,39 @@ def some_of(questions: Sequence[ExportedQuestion], most: int) -> tuple[ExportedQ
     return tuple(ranked[:most])
 
 
-class StudentValidator:
-    """Asks the student the validation's questions.
-
-    Args:
-        engine: the student; asked as it is at the time.
-        questions: to ask, at most `recipe.validation_items`.
-        recipe: view, form of the answer and longest answer.
-    """
-
-    def __init__(self, engine: Engine, questions: Sequence[ExportedQuestion], recipe: StudentRecipe) -> None:
-        self.questions = some_of(questions, recipe.validation_items)
-        self._engine = engine
-        self._recipe = recipe
-        self._prompter = Prompter(engine, recipe)
-
-    def __call__(self, step: int) -> Validation | None:
-        """Ask all of them; None if there are none."""
-        if not self.questions:
-            return None
-        right = self.right()
-        negative = [ok for ok, q in zip(right, self.questions, strict=True) if q.negative]
-        positive = [ok for ok, q in zip(right, self.questions, strict=True) if not q.negative]
-        return Validation(step, len(right), _mean(right) or 0.0, len(negative), _mean(negative), _mean(positive))
-
-    def right(self) -> list[bool]:
-        """Whether each question is answered rightly, by rules alone."""
-        import torch
-
-        from qzoom.model import QZoom
-
-        model = QZoom(self._engine, "the student")
-        recipe = self._recipe
-        options: dict[str, Any] = {"zoom": "never", "max_new_tokens": recipe.max_new_tokens}
-        if recipe.validation_tokens:
-            options["coarse_tokens"] = recipe.validation_tokens
-        order = sorted(range(len(self.questions)), key=lambda i: self.questions[i].picture)
-        right: dict[int, bool] = {}
-        with torch.no_grad():
-            for begin in range(0, len(order), _AT_ONCE):
-                some = order[begin : begin + _AT_ONCE]
-                questions = [self.questions[i] for i in some]
-                samples = [(q.picture, self._prompter.wording(q, "none")) for q in questions]
-                for i, q, answer in zip(some, questions, model.ask_batch(samples, **options), strict=True):
-                    reference = Reference(q.text, q.answer, q.choices, q.letter, q.kind)
-                    reward = accuracy(
-                        answer.text, reference, form=recipe.answer_form, longest_plain=recipe.longest_plain
-                    )
-                    right[i] = reward.accuracy == 1.0
-        return [right[i] for i in range(len(self.questions))]
+def validate_student(
+    engine: Engine, questions: Sequence[ExportedQuestion], recipe: StudentRecipe, step: int
+) -> Validation | None:
+    """Ask the student, as it is after so many steps, the questions; None without any."""
+    if not questions:
+        return None
+    right = _answered_rightly(engine, questions, recipe)
+    negative = [ok for ok, q in zip(right, questions, strict=True) if q.negative]
+    positive = [ok for ok, q in zip(right, questions, strict=True) if not q.negative]
+    return Validation(step, len(right), _mean(right) or 0.0, len(negative), _mean(negative), _mean(positive))
 
 
-class BestWeights:
-    """Keeps the weights of the best validation of a phase.
+def _answered_rightly(engine: Engine, questions: Sequence[ExportedQuestion], recipe: StudentRecipe) -> list[bool]:
+    """Whether each question is answered rightly, by rules alone."""
+    import torch
 
-    Args:
-        folder: of the phase.
-        weights: those that train, by name.
-        phase: "sft" or "grpo", for the file's name.
-        last: keep those of the last validation, whatever its result.
-    """
+    from qzoom.model import QZoom
 
-    def __init__(self, folder: Path, weights: dict[str, nn.Parameter], phase: str, *, last: bool = False) -> None:
-        self._path, self._weights, self._last = folder / f"best-{phase}.safetensors", weights, last
-        self._validation = self._read()
-
-    def note(self, validation: Validation) -> None:
-        """Save the weights unless an earlier validation was better and counts."""
-        if not self._last and self._validation is not None and validation.exact < self._validation["exact"]:
-            return
-        self._validation = asdict(validation)
-        save_tensors(self._path, self._weights, {"validation": json.dumps(self._validation)})
-
-    def restore(self) -> int | None:
-        """Put the saved weights back; the step they are of, or None without any."""
-        if self._validation is None:
-            return None
-        copy_weights(self._weights, read_tensors(self._path)[0])
-        return int(self._validation["step"])
-
-    def _read(self) -> dict[str, Any] | None:
-        if not self._path.is_file():
-            return None
-        return dict(json.loads(read_metadata(self._path)["validation"]))
+    model, prompter = QZoom(engine, "the student"), Prompter(engine, recipe)
+    options: dict[str, Any] = {"zoom": "never", "max_new_tokens": recipe.max_new_tokens}
+    if recipe.validation_tokens:
+        options["coarse_tokens"] = recipe.validation_tokens
+    order = sorted(range(len(questions)), key=lambda i: questions[i].picture)
+    right: dict[int, bool] = {}
+    with torch.no_grad():
+        for begin in range(0, len(order), _AT_ONCE):
+            some = order[begin : begin + _AT_ONCE]
+            samples = [(questions[i].picture, prompter.wording(questions[i], "none")) for i in some]
+            for i, answer in zip(some, model.ask_batch(samples, **options), strict=True):
+                form, longest = recipe.answer_form, recipe.longest_plain
+                reward = accuracy(answer.text, questions[i], form=form, longest_plain=longest)
+                right[i] = reward.accuracy == 1.0
+    return [right[i] for i in range(len(questions))]
 
 
 def _mean(values: Sequence[bool]) -> float | None:
@@ -152,45 +93,56 @@ _IN_METRICS = ("num_tokens", "total_flos", "epoch", "loss", "grad_norm", "learni
 
 
 class StudentCallback(TrainerCallback):
-    """Writes `metrics.jsonl` (a line per step) and `log.jsonl` (rewards and validations), and keeps the best weights.
+    """Writes `metrics.jsonl` (a line per step) and `log.jsonl` (rewards and validations), and saves the best weights.
+
+    Validates before the first step, every `validation_steps` and after the last of the phase's steps.
 
     Args:
         run: the phase's folder and the callbacks.
         phase: "sft" or "grpo".
-        steps: optimiser steps of the phase.
-        validator: asked before the first step, every so many steps and after the last.
-        best: keeps weights.
+        steps: of the phase.
+        questions: to validate with.
+        weights: those that train, by name.
     """
 
     def __init__(
-        self, run: TrainingRun[StudentRecipe], phase: str, steps: int, validator: StudentValidator, best: BestWeights
+        self,
+        run: TrainingRun[StudentRecipe],
+        phase: str,
+        steps: int,
+        questions: Sequence[ExportedQuestion],
+        weights: dict[str, nn.Parameter],
     ) -> None:
         self.validations: list[Validation] = []
         self.start = 0
-        self._run, self._phase, self._steps = run, phase, steps
-        self._validator, self._best = validator, best
+        self._run, self._phase, self._steps, self._weights = run, phase, steps, weights
+        self._questions = some_of(questions, run.recipe.validation_items)
         self._metrics: MetricsLog | None = None
+        self._best_file = run.folder / f"best-{phase}.safetensors"
+        self._best: dict[str, Any] | None = None
+        if self._best_file.is_file():
+            self._best = json.loads(read_tensors(self._best_file, only_metadata=True)[1]["validation"])
+
+    def restore_best(self) -> int | None:
+        """Put the saved weights back; the step they are of, or None without any."""
+        if self._best is None:
+            return None
+        copy_weights(self._weights, read_tensors(self._best_file)[0])
+        return int(self._best["step"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop what a resumed run repeats; validate a fresh one before it learns."""
         self.start = state.global_step
         if not state.is_world_process_zero:
             return
-        recipe = self._run.recipe
-        batch = getattr(recipe, self._phase).batch
-        self._metrics = MetricsLog(
-            self._run, start=self.start, steps=self._steps, batch=batch, tensorboard=recipe.tensorboard
-        )
+        batch = getattr(self._run.recipe, self._phase).batch
+        self._metrics = MetricsLog(self._run, start=self.start, steps=self._steps, batch=batch)
         truncate_log(self._run.folder / _LOG, self.start)
         if self.start == 0:
             self._validate(0, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Log a step.
-
-        Raises:
-            DataError: the loss is not finite.
-        """
+        """Log a step (DataError: the loss is not finite)."""
         if self._metrics is None or not logs or "loss" not in logs:
             return
         loss = float(logs["loss"])
@@ -220,14 +172,17 @@ class StudentCallback(TrainerCallback):
         training = model.training
         model.eval()
         try:
-            validation = self._validator(step)
+            validation = validate_student(self._run.engine, self._questions, self._run.recipe, step)
         finally:
             model.train(training)
         if validation is None:
             return
         self.validations.append(validation)
         self._write({"step": step, "phase": self._phase, "validation": asdict(validation)})
-        self._best.note(validation)
+        better = self._best is None or validation.exact >= self._best["exact"]
+        if better or self._run.recipe.keep == "last":
+            self._best = asdict(validation)
+            save_tensors(self._best_file, self._weights, {"validation": json.dumps(self._best)})
         self._run.on_validation(validation)
 
     def _write(self, line: dict[str, Any]) -> None:

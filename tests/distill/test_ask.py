@@ -1,10 +1,8 @@
 """What counts as an answer in a reply, and how a step collects votes."""
 
-from __future__ import annotations
-
 import pytest
 
-from qzoom.distill.answer import answer_step, read_vote
+from qzoom.distill.ask import answer_step, read_vote
 from qzoom.distill.items import Vote
 from qzoom.distill.roles import Role
 from qzoom.distill.vote import VoteSettings
