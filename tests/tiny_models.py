@@ -16,6 +16,7 @@ import transformers
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qzoom.backbones.base import Backbone
@@ -31,10 +32,11 @@ from qzoom.heads.branches import new_gate, new_region
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 """With a test of their own in every room."""
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
-EVERY = (*FAMILIES, "qwen3_vl_moe", *HYBRIDS)
+GLM = ("glm4v", "glm46v")
+EVERY = (*FAMILIES, "qwen3_vl_moe", *HYBRIDS, *GLM)
 """With the shared tests of tests/backbones/test_families.py."""
 CLASSES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl_moe": "Qwen3VLMoe"}
-CLASSES |= {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe"}
+CLASSES |= {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "glm4v": "Glm4v", "glm46v": "Glm46V"}
 HIDDEN = 64
 LAYERS = 7
 SPECIAL = (
@@ -87,11 +89,12 @@ def token_id(text: str) -> int:
     return int(tokenizer().convert_tokens_to_ids(text))
 
 
-def image_processor(family: str, min_tokens: int = 4, max_tokens: int = 30) -> Qwen2VLImageProcessorPil:
+def image_processor(family: str, min_tokens: int = 4, max_tokens: int = 30) -> Any:
     """A processor whose own limits are small enough for fast tests."""
-    patch = 14 if family == "qwen2_5_vl" else 16
-    cell = (2 * patch) ** 2
-    return Qwen2VLImageProcessorPil(
+    patch = 14 if family in ("qwen2_5_vl", *GLM) else 16
+    cell = (2 * patch) ** 2 * (2 if family in GLM else 1)
+    kind: Any = Glm4vImageProcessorPil if family in GLM else Qwen2VLImageProcessorPil
+    return kind(
         patch_size=patch,
         merge_size=2,
         temporal_patch_size=2,
@@ -134,6 +137,12 @@ def model_config(family: str, **text: Any) -> Any:
         sizes |= {"linear_key_head_dim": 32, "linear_value_head_dim": 8, "head_dim": 32}
         vision |= {"patch_size": 16, "num_position_embeddings": 64}
         return kind(text_config=decoder | sizes | {"rope_parameters": rope}, vision_config=vision, **tied, **ids)
+    if family in GLM:
+        rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+        vision |= {"patch_size": 14, "image_size": 112}
+        ids |= {"image_start_token_id": ids.pop("vision_start_token_id")}
+        ids |= {"image_end_token_id": ids.pop("vision_end_token_id")}
+        return kind(text_config=decoder | {"rope_parameters": rope}, vision_config=vision, **tied, **ids)
     if family != "qwen2_5_vl":
         rope |= {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
         vision |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}

@@ -6,17 +6,18 @@ and keeps no state of a request, so many threads may use one. `docs/port-a-backb
 
 from __future__ import annotations
 
-import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from qzoom.backbones.packed import Rows, use_packed_attention
+from qzoom.backbones.quantized import plain_copy
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import fit_grid
 
@@ -148,6 +149,8 @@ class Backbone(ABC):
     """The first release of transformers that has the family; empty where every supported one has."""
     decoder_maps: ClassVar[str] = r"(self_attn|mlp)\.\w+_proj"
     """Regular expression of the names of a decoder layer's linear maps, for LoRA."""
+    unquantized: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "multi_modal_projector", "visual")
+    """Names of modules that stay in full precision when a base is loaded in 4 or 8 bit: head, encoder, projector."""
     vision_maps: ClassVar[str] = r"\w*(proj|fc)\w*"
     """Regular expression of the names of the vision tower's linear maps, for LoRA."""
     published: ClassVar[Mapping[str, ModelSizes]] = {}
@@ -160,6 +163,8 @@ class Backbone(ABC):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template or tokenizer.chat_template
+        self.folder: Path | None = None
+        """Where its weights were loaded from, which LoRA matrices beside a quantised base are checked against."""
         self.packs = use_packed_attention(self.text_config)
         """Whether sequences of different lengths can run side by side, packed; else each runs alone."""
 
@@ -275,7 +280,7 @@ class Backbone(ABC):
         Args:
             index: the base layer it starts from, 0-based.
         """
-        return copy.deepcopy(self.layers[index])
+        return plain_copy(self.layers[index], self.dtype)
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 

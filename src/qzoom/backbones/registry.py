@@ -14,6 +14,8 @@ FAMILIES: dict[str, str] = {
     "qwen3_vl_moe": "qzoom.backbones.qwen_vl:Qwen3VLMoeBackbone",
     "qwen3_5": "qzoom.backbones.qwen_hybrid:Qwen3_5Backbone",
     "qwen3_5_moe": "qzoom.backbones.qwen_hybrid:Qwen3_5MoeBackbone",
+    "glm4v": "qzoom.backbones.glm_vl:Glm4vBackbone",
+    "glm46v": "qzoom.backbones.glm_vl:Glm46vBackbone",
 }
 
 

@@ -9,7 +9,7 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ def load_backbone(
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     processor: Path | None = None,
+    quantization: Any = None,
 ) -> Backbone:
     """Load a base model, in eval mode and frozen.
 
@@ -100,23 +101,38 @@ def load_backbone(
         device_map: None or "cpu", "cuda", "cuda:0", "auto".
         attn_implementation: "sdpa" or "eager".
         processor: another folder to take tokenizer and image processor from.
+        quantization: "4bit", "8bit" or a quantization config of transformers; None loads the weights as they are
+            stored, which may be quantised too.
 
     Raises:
         CheckpointError: files missing or damaged, an unsupported type, tensors missing or misshapen.
         ConfigError: an unknown number format or attention.
         DeviceError: a placement that is not supported.
     """
+    from qzoom.backbones.quantized import quantization_config
     from qzoom.backbones.registry import backbone_class, build_backbone
 
     if attn_implementation not in ("sdpa", "eager"):
         raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
     device = choose_device(device_map)
-    backbone_class(read_json(folder / "config.json").get("model_type"), str(folder))
+    settings = read_json(folder / "config.json")
+    family = backbone_class(settings.get("model_type"), str(folder))
     index = read_index(folder)
-    number_format = choose_dtype(dtype, device, index)
+    number_format = choose_dtype(_stated_dtype(settings) if dtype == "auto" else dtype, device, index)
+    quantized = None
+    if quantization is not None:
+        if settings.get("quantization_config"):
+            raise ConfigError(f"{folder} is quantised already; leave out quantization={quantization!r}.")
+        quantized = quantization_config(quantization, number_format, family.unquantized)
     parts = load_processor(processor or folder)
-    model = _load_model(folder, number_format, device, attn_implementation)
-    return build_backbone(model.eval().requires_grad_(False), *parts)
+    options = {"dtype": number_format, "attn_implementation": attn_implementation}
+    if quantized is not None:
+        options |= {"quantization_config": quantized}
+    if device.type == "cuda" or quantized is not None or settings.get("quantization_config"):
+        options |= {"device_map": {"": str(device)}}
+    backbone = build_backbone(_load_model(folder, device, options).eval().requires_grad_(False), *parts)
+    backbone.folder = folder
+    return backbone
 
 
 def choose_device(device_map: Any) -> torch.device:
@@ -186,11 +202,19 @@ def _stored_dtype(index: WeightIndex) -> torch.dtype:
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(most, torch.float32)
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
+def _stated_dtype(settings: Mapping[str, Any]) -> str:
+    """What a quantised checkpoint's config.json says of its other tensors; "auto" where they are all that there is."""
+    if not settings.get("quantization_config"):
+        return "auto"
+    inner = settings.get("text_config") or {}
+    stated = settings.get("dtype") or settings.get("torch_dtype") or inner.get("dtype") or inner.get("torch_dtype")
+    return str(stated) if stated in ("float32", "bfloat16") else "bfloat16"
+
+
+def _load_model(folder: Path, device: torch.device, options: Mapping[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
     if device.type == "cuda":
         # For the whole process. On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it
         # meets, and pictures come in every size. vLLM turns it off too; flash and memory-efficient attention remain.
@@ -199,14 +223,17 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
         with quiet_transformers():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 str(folder),
-                dtype=dtype,
-                attn_implementation=attn_implementation,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **placement,
+                **options,
             )
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:300].rstrip(". ")
+        raise CheckpointError(
+            f"The model in {folder} is quantised, and a package that reads it is missing: {reason}."
+        ) from error
     except Exception as error:  # transformers raises many kinds for settings and weights that do not fit
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
         raise CheckpointError(f"The model in {folder} cannot be loaded: {reason}.") from error

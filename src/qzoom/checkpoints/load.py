@@ -36,6 +36,7 @@ def load_engine(
     attn_implementation: str = "sdpa",
     config: ZoomConfig | None = None,
     processor: str | Path | None = None,
+    quantization: Any = None,
 ) -> Engine:
     """Load the embedded model, our adapter, a merged checkpoint or a plain base model.
 
@@ -47,6 +48,7 @@ def load_engine(
         attn_implementation: "sdpa" or "eager".
         config: used instead of the checkpoint's own arithmetic; its K and T must be the checkpoint's.
         processor: a folder with tokenizer and image processor, for checkpoints that have none of their own.
+        quantization: "4bit", "8bit" or a quantization config of transformers: how the base is held; branches never are.
 
     Raises:
         CheckpointError: it cannot be found, read or matched to its base.
@@ -59,6 +61,7 @@ def load_engine(
         "device_map": device_map,
         "attn_implementation": attn_implementation,
         "processor": None if processor is None else Path(processor),
+        "quantization": quantization,
     }
     kind = detect_kind(source.folder)
     if kind is None:

@@ -34,6 +34,10 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto keeps the checkpoint's."),
 ]
+Quantization = Annotated[
+    Literal["4bit", "8bit"] | None,
+    typer.Option(envvar="QZOOM_QUANTIZATION", help="Hold the base model's weights in few bits (needs bitsandbytes)."),
+]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
     typer.Option(
@@ -81,6 +85,7 @@ class ModelOptions:
     revision: Revision = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization = None
 
     def load(self) -> QZoom:
         """The model.
@@ -91,14 +96,18 @@ class ModelOptions:
         from qzoom.model import QZoom
 
         return QZoom.from_pretrained(
-            self.model, revision=self.revision, dtype=self.dtype, device_map=find_device(self.device)
+            self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device_map=find_device(self.device),
+            quantization=self.quantization,
         )
 
     def spec(self) -> ModelSpec:
         """The model for the workers of a labelling run."""
         from qzoom.labels.workers import ModelSpec
 
-        return ModelSpec(self.model, self.revision, find_device(self.device), self.dtype)
+        return ModelSpec(self.model, self.revision, find_device(self.device), self.dtype, self.quantization)
 
 
 @dataclass(frozen=True, slots=True)

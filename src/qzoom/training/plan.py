@@ -79,6 +79,10 @@ def plan_stage(recipe: StageRecipe, stage: str, sizes: ModelSizes, samples: int 
     moving = sum(trained.values())
     frozen = sizes.base - (moving if stage == "answers" and not lora else 0)
     memory = _memory_gb(frozen, moving, half=frozen_in_bfloat16(recipe, stage))
+    if recipe.quantization:
+        maps = sizes.layers * sizes.layer
+        memory -= maps * (2 if frozen_in_bfloat16(recipe, stage) else 4) * 1e-9
+        memory += maps * _QUANTIZED_BYTES[recipe.quantization] * 1e-9
     steps = steps_of(recipe, samples) if samples else recipe.steps or None
     forwards = math.ceil(recipe.batch / processes / recipe.micro_batch)
     phase = PlannedPhase(stage, steps, recipe.batch, "samples", forwards, recipe.learning_rate)
@@ -118,6 +122,10 @@ def plan_student(recipe: StudentRecipe) -> Plan:
         negatives = sum(q.negative for q in split.train)
         counts = len(split.train), len({q.picture for q in split.train}), negatives, len(split.validation)
     return Plan(sizes.base, trained, memory, *counts, tuple(phases))
+
+
+_QUANTIZED_BYTES = {"4bit": 0.52, "8bit": 1.0}
+"""Per weight; NF4 has an 8-bit scale per 64 weights, and a float32 one per 256 scales."""
 
 
 def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:

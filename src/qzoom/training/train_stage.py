@@ -117,7 +117,8 @@ def train_stage(
     began, stage = time.monotonic(), trained_stage(recipe, refit=refit)
     accelerator = make_accelerator(recipe, device)
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
-    loaded = base or load_engine(recipe.base, dtype=dtype, device_map=str(accelerator.device))
+    how: dict[str, Any] = {"dtype": dtype, "quantization": recipe.quantization or None}
+    loaded = base or load_engine(recipe.base, device_map=str(accelerator.device), **how)
     digest = base_digest(loaded)
     run = TrainingRun(prepare_engine(loaded, recipe, stage), recipe, output, device, on_step)
     task = make_task(recipe, run.engine)
@@ -144,7 +145,7 @@ def train_stage(
     )
     if accelerator.is_main_process:
         if gathered is not None:  # the engine's own weights are shards; the whole ones go into a fresh copy of the base
-            run = dataclasses.replace(run, engine=prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage))
+            run = dataclasses.replace(run, engine=prepare_engine(load_engine(recipe.base, **how), recipe, stage))
             wrapped, weights = _trained(run.engine, recipe, stage)
             copy_weights(weights, gathered)
         if wrapped is not None:
