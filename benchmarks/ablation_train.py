@@ -89,7 +89,7 @@ def questions_of(bench: Bench, name: str, pictures: int, offset: int) -> tuple[Q
     counts = {"documents": -(-pictures // 2), "scenes": pictures // 2}
     tell = bench.step(f"drawing pictures for {name}")
     path = draw_questions(bench.root / "pictures" / name, counts, 4, LABEL_SEED + offset * SPACE, tell)
-    return read_questions(path).questions
+    return tuple(read_questions(path)[0])
 
 
 def region_recipe(bench: Bench) -> RegionRecipe:

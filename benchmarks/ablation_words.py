@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_labels import label_facts
 from benchmarks.ablation_variants import GROUPS, REFERENCE, VARIANTS
-from benchmarks.choices import paired, skip_at
+from benchmarks.choices import is_right, paired, skip_at
 from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ def _gate_figures(bench: Bench, strategy: str, found: Mapping[str, Any]) -> dict
 
 def skips(plain: Sequence[AnswerRow], zoomed: Sequence[AnswerRow]) -> dict[str, Any]:
     """How many questions a gate may answer from the coarse pass at no loss and at the loss of a point."""
-    from qzoom.evaluation.score import is_right
-
     scored = [
         (row.gate.score, is_right(coarse), is_right(row))
         for coarse, row in zip(plain, zoomed, strict=True)

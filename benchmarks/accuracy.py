@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.choices import is_right, right_counts
 from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sign_test(first: int, second: int) -> float:
 
 def results_of(task: Task, measured: dict[Setting, list[AnswerRow]]) -> dict[str, Any]:
     """Figures of every setting, and each zooming one against the plain look at the same total."""
-    from qzoom.evaluation.score import compare, is_right, score
+    from qzoom.evaluation.score import score
     from qzoom.scoring.metrics import wilson_interval
 
     lines = []
@@ -101,9 +102,9 @@ def results_of(task: Task, measured: dict[Setting, list[AnswerRow]]) -> dict[str
     pairs = []
     for setting, rows in measured.items():
         if setting.zoom != "never":
-            found = compare(rows, measured[plain])
-            p = sign_test(found.only_first, found.only_second)
-            pairs.append({"first": setting.name, "second": plain.name, **asdict(found), "sign_test_p": round(p, 6)})
+            found = right_counts(rows, measured[plain])
+            p = sign_test(found["only_first"], found["only_second"])
+            pairs.append({"first": setting.name, "second": plain.name, **found, "sign_test_p": round(p, 6)})
     pictures = len({row.picture for row in measured[plain]})
     return {"questions": task.identity, "pictures": pictures, "lines": lines, "pairs": pairs}
 

@@ -105,23 +105,44 @@ def lowest_match(points: Iterable[Point], accuracy: float) -> Point | None:
     return min(able, key=lambda p: (p.cap, p.gflops, p.tokens), default=None)
 
 
+def is_right(row: AnswerRow) -> bool:
+    """Whether the answer gets all that the question's strict metric gives, which mostly is an exact match."""
+    from qzoom.evaluation.score import row_score
+
+    return row_score(row) == 1.0
+
+
+def right_counts(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> dict[str, int]:
+    """Questions that two runs got right: both, one alone, neither.
+
+    Raises:
+        DataError: the runs asked different questions.
+    """
+    keys = [[(row.picture, row.index, row.question, row.answer) for row in rows] for rows in (first, second)]
+    if keys[0] != keys[1]:
+        raise DataError("Only runs over the same questions in the same order can be compared.")
+    right = [(is_right(one), is_right(other)) for one, other in zip(first, second, strict=True)]
+    kinds = {"both": (True, True), "only_first": (True, False), "only_second": (False, True), "neither": (False, False)}
+    return {"n": len(right)} | {name: right.count(kind) for name, kind in kinds.items()}
+
+
 def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], seed: int = 0) -> dict[str, Any]:
     """Two runs over the same questions: the difference with its interval, and who was right alone.
 
     Pictures are drawn with replacement, since questions about one picture depend on each other.
     """
-    from qzoom.evaluation.score import compare, row_score
+    from qzoom.evaluation.score import row_score
     from qzoom.scoring.intervals import paired_difference
 
-    counts, pictures = compare(first, second), [row.picture for row in first]
+    counts, pictures = right_counts(first, second), [row.picture for row in first]
     pair = paired_difference(*([row_score(row) for row in rows] for rows in (first, second)), pictures, seed)
     return {
-        "questions": counts.n,
+        "questions": counts["n"],
         "pictures": len(set(pictures)),
         "difference": pair["difference"],
         "interval": pair["interval"],
-        "only_first": counts.only_first,
-        "only_second": counts.only_second,
+        "only_first": counts["only_first"],
+        "only_second": counts["only_second"],
     }
 
 

@@ -7,6 +7,7 @@ of their own. `ladder`, `baselines` and `ablations` ask; `results` reads the sto
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -176,43 +177,11 @@ def tasks_of(kinds: Sequence[str], questions: int, data: Path | None, seed: int,
         if kind == "receipts":
             if data is not None:
                 receipts = open_task(kind, data=data, split="dev")
-                out.append(receipts if limit is None else First(receipts, limit))
+                out.append(dataclasses.replace(receipts, ids=receipts.ids[:limit]))
             continue
         count = math.ceil(questions / PER_PICTURE[kind])
         out.append(open_task(kind, seed=seed, count=count if limit is None else min(count, limit)))
     return out
-
-
-@dataclass(frozen=True, slots=True)
-class First:
-    """The first pictures of a task; see `qzoom.data.samples.Task`."""
-
-    task: Task
-    count: int
-
-    @property
-    def name(self) -> str:
-        """The task's."""
-        return self.task.name
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The task's."""
-        return self.task.fields
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The first ones."""
-        return self.task.ids[: self.count]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The task's: more pictures may be added."""
-        return self.task.identity
-
-    def sample(self, index: int) -> Any:
-        """The task's."""
-        return self.task.sample(index)
 
 
 def options_of(model: QZoom, look: Look, max_new_tokens: int = 128) -> Any:

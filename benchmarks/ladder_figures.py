@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.choices import Point, lowest_match, paired, plain_peak
+from benchmarks.choices import Point, is_right, lowest_match, paired, plain_peak
 from benchmarks.evidence import KINDS, Line, Look
 from benchmarks.ladder_time import BATCHED, HEADLINE, read_times
 from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
@@ -80,7 +80,6 @@ def task_figures(
 
 
 def _line(point: Point, line: Line) -> dict[str, Any]:
-    from qzoom.evaluation.score import is_right
     from qzoom.scoring.metrics import hit, wilson_interval
 
     rows = line.rows

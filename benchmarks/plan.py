@@ -118,7 +118,7 @@ def _label_seconds(model: QZoom, given: Namespace) -> float:
     from qzoom.engine.chat import ChatEncoder
     from qzoom.labels.respond import generate, prepare_image
 
-    (question,) = open_questions(["documents:1:1"]).questions
+    (question,), _ = open_questions(["documents:1:1"])
     texts = [turn.question for turn in question.turns]
     start = time.perf_counter()
     image = prepare_image(load_picture(question), "dynamic", given.teacher_tokens)
@@ -135,7 +135,7 @@ def _training_seconds(model: QZoom, given: Namespace) -> tuple[float, float]:
     from qzoom.training.forward import run_stack
 
     backbone, config = model.engine.backbone, model.engine.config
-    (question,) = open_questions(["documents:1:1"]).questions
+    (question,), _ = open_questions(["documents:1:1"])
     picture, tokens = load_picture(question), max(coarse for coarse, _ in given.looks)
     for _ in range(2):  # the first time warms up
         start = time.perf_counter()

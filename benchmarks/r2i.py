@@ -144,7 +144,7 @@ def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, A
         sides = [part.kept() for part in (base, student)]
         if sides[0] is None or sides[1] is None:
             continue
-        found = {side: measure_gap(kept.rows).to_dict() for side, kept in zip(SIDES, sides, strict=True) if kept}
+        found = {side: measure_gap(kept.rows) for side, kept in zip(SIDES, sides, strict=True) if kept}
         found["difference"] = compare_gaps(sides[1].rows, sides[0].rows)
         out.setdefault(base.task.name, {"caps": {}})["caps"][base.settings.max_visual_tokens] = found
     for task in covered_tasks(given):

@@ -80,6 +80,8 @@ def test_pairs():
     assert found["interval"][0] > 0
     assert found["interval"][1] == 1.0
     assert paired(first, first)["interval"] == [0.0, 0.0]
+    with pytest.raises(DataError, match="same questions"):
+        paired([row(picture="a")], [row(picture="b")])
 
 
 def test_how_much_may_be_skipped():

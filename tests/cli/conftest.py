@@ -27,6 +27,12 @@ class Result:
         lines = self.err.splitlines()
         return self.out == "" and len(lines) == 1 and lines[0].startswith("qzoom") and "Traceback" not in self.err
 
+    def refuses(self, code: int, *parts: str) -> None:
+        """This exit code, and one sentence on standard error that holds these parts."""
+        assert self.code == code, self.err
+        assert self.is_one_sentence, self.out + self.err
+        assert [part for part in parts if part not in self.err] == [], self.err
+
 
 Command = Callable[..., Result]
 

@@ -201,15 +201,10 @@ def test_pdf(here, document, tmp_path):
     ],
 )
 def test_pdf_wrong_pages(here, document, pages, sentence):
-    result = here("ask", document, QUESTION, "--pages", pages)
-    assert result.is_one_sentence
-    assert result.code == 2
-    assert sentence in result.err
+    here("ask", document, QUESTION, "--pages", pages).refuses(2, sentence)
 
 
 def test_pdf_with_a_password(here, tmp_path):
     (tmp_path / "locked.pdf").write_bytes(locked())
-    result = here("perceive", tmp_path / "locked.pdf", QUESTION)
-    assert result.is_one_sentence
-    assert result.code == 1
-    assert "it is protected by a password; print it into a new PDF without one." in result.err
+    sentence = "it is protected by a password; print it into a new PDF without one."
+    here("perceive", tmp_path / "locked.pdf", QUESTION).refuses(1, sentence)

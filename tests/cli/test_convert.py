@@ -40,10 +40,7 @@ def test_there_and_back_answers_the_same(here, adapter, picture, tmp_path):
 def test_answer_only_cannot_zoom_but_answers(here, adapter, picture, tmp_path):
     plain = tmp_path / "plain"
     assert here("convert", adapter, plain, "--answer-only").code == 0
-    refused = here("ask", picture, QUESTION, "--model", plain)
-    assert refused.code == 1
-    assert refused.is_one_sentence
-    assert "no region branch" in refused.err
+    here("ask", picture, QUESTION, "--model", plain).refuses(1, "no region branch")
     coarse = ("--zoom", "never", "--json", "--quiet", "--max-new-tokens", "6")
     told = [
         json.loads(here("ask", picture, QUESTION, "-m", model, *coarse).out)["tokens"] for model in (plain, adapter)
@@ -53,7 +50,5 @@ def test_answer_only_cannot_zoom_but_answers(here, adapter, picture, tmp_path):
 
 def test_a_folder_with_other_things_is_not_touched(here, adapter, tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
-    result = here("convert", adapter, tmp_path)
-    assert result.code == 1
-    assert result.is_one_sentence
+    here("convert", adapter, tmp_path).refuses(1)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]

@@ -36,9 +36,5 @@ def test_figures_files_and_comparison(here, checkpoint, tmp_path):
 
 
 def test_complaints(here, checkpoint, tmp_path):
-    result = here("eval", "coverage")
-    assert (result.code, result.is_one_sentence) == (2, True)
-    assert "--data" in result.err
-    result = here("eval", "coverage", "scenes", "--count", 1, "--compare", tmp_path)
-    assert (result.code, result.is_one_sentence) == (1, True)
-    assert "qzoom eval coverage -o" in result.err
+    here("eval", "coverage").refuses(2, "--data")
+    here("eval", "coverage", "scenes", "--count", 1, "--compare", tmp_path).refuses(1, "qzoom eval coverage -o")

@@ -94,14 +94,9 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_calls(zoomgap, kind):
     words, said = WRONG[kind]
-    result = zoomgap(*words)
-    assert result.code == 2
-    assert said in result.err
-    assert result.is_one_sentence
+    zoomgap(*words).refuses(2, said)
 
 
 def test_bad_runs(here, tmp_path):
     for flag in ("--rescore", "--compare"):
-        result = here("eval", "zoomgap", "scenes", "--count", 1, flag, tmp_path)
-        assert (result.code, result.is_one_sentence) == (1, True)
-        assert "no answers of the full view" in result.err
+        here("eval", "zoomgap", "scenes", "--count", 1, flag, tmp_path).refuses(1, "no answers of the full view")

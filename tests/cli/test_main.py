@@ -64,17 +64,12 @@ def test_import_takes_less_than_half_a_second_of_processor_time():
 )
 def test_wrong_usage_is_one_line_with_code_2(here, words, part):
     result = here(*words)
-    assert result.code == 2
-    assert part in result.err
-    assert result.is_one_sentence
+    result.refuses(2, part)
     assert result.err.rstrip().endswith("--help")
 
 
 def test_budgets_that_contradict_are_one_sentence_with_code_2(here):
-    result = here("ask", "a.png", "What?", "--coarse-tokens", "200:100")
-    assert result.code == 2
-    assert result.is_one_sentence
-    assert "the minimum 200 is above the maximum 100" in result.err
+    here("ask", "a.png", "What?", "--coarse-tokens", "200:100").refuses(2, "the minimum 200 is above the maximum 100")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/syscall"), reason="needs Linux's /proc to see when it waits")
@@ -140,9 +135,7 @@ def test_running_out_of_memory_is_one_sentence(here, exhaust):
         result = here("exhaust")
     finally:
         app.registered_commands.pop()
-    assert result.code == 1
-    assert "memory ran out" in result.err
-    assert result.is_one_sentence
+    result.refuses(1, "memory ran out")
 
 
 def test_errors_of_our_own_making_keep_their_traceback(here):

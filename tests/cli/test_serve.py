@@ -72,10 +72,7 @@ def test_wrong_usage_has_code_2(here, words, part):
     ],
 )
 def test_settings_that_cannot_be_used_are_one_sentence(here, words, part):
-    result = here("serve", "--port", "0", *words)
-    assert result.code == 2
-    assert part in result.err
-    assert result.is_one_sentence
+    here("serve", "--port", "0", *words).refuses(2, part)
 
 
 def test_an_empty_key_variable_does_not_open_the_server(here, monkeypatch):

@@ -132,18 +132,14 @@ def test_a_file_in_place_of_the_folder_is_refused_first(here, place, tmp_path):
     path = recipe(tmp_path / "r.yaml", stage="regions", base=str(place / "base"), labels=["none"])
     trained = here("train", "regions", "--recipe", path, "-o", tmp_path / "file", *SMALL)
     for result in (made, trained):
-        assert result.code == 2
-        assert result.is_one_sentence
-        assert "is a file; name a folder" in result.err
+        result.refuses(2, "is a file; name a folder")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_nothing_is_left_by_a_training_whose_base_or_labels_are_missing(here, place, tmp_path):
     for base in ("no/such/base", str(place / "base")):
         path = recipe(tmp_path / "r.yaml", stage="regions", base=base, labels=[str(tmp_path / "none")])
-        result = here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL)
-        assert result.code == 1
-        assert result.is_one_sentence
+        here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL).refuses(1)
         assert not (tmp_path / "run").exists()
 
 
@@ -162,10 +158,7 @@ def test_changed_settings_are_one_sentence(here, place, tmp_path):
     assert label(here, place, "-o", tmp_path / "labels").code == 0
     other = tmp_path / "other.yaml"
     other.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95, background: 0.01}\n")
-    refused = label(here, place, "-o", tmp_path / "labels", "--recipe", other)
-    assert refused.code == 1
-    assert refused.is_one_sentence
-    assert "maps.background was 0.05, is 0.01" in refused.err
+    label(here, place, "-o", tmp_path / "labels", "--recipe", other).refuses(1, "maps.background was 0.05, is 0.01")
     assert label(here, place, "-o", tmp_path / "labels", "--recipe", other, "--fresh").code == 0
 
 
@@ -176,10 +169,7 @@ def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
     easy = tmp_path / "easy.yaml"
     easy.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95}\n")
     words = (*words, "--max-new-tokens", "3", "-o", tmp_path / "labels", "--recipe", easy)
-    refused = here(*words, *SMALL)
-    assert refused.code == 1
-    assert refused.is_one_sentence
-    assert "bad.jsonl, line 7" in refused.err
+    here(*words, *SMALL).refuses(1, "bad.jsonl, line 7")
     assert not (tmp_path / "labels").exists()
     counted = here(*words, "--skip-bad", *SMALL)
     assert counted.code == 0, counted.err
@@ -215,16 +205,12 @@ def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
 )
 def test_mistakes_are_one_sentence(here, tmp_path, monkeypatch, words, code, message):
     monkeypatch.chdir(tmp_path)
-    result = here(*words)
-    assert result.code == code
-    assert result.is_one_sentence
-    assert message in result.err
+    here(*words).refuses(code, message)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("words", [("hard-cases",), ("gate", "--by", "zoom")])
 def test_zooming_needs_a_region_branch(here, place, tmp_path, words):
-    result = here("label", *words, "--questions", place / "q.jsonl", "-m", place / "base", "-o", tmp_path / "m", *SMALL)
-    assert result.code == 1
-    assert result.is_one_sentence
-    assert "has no region branch" in result.err
+    here("label", *words, "--questions", place / "q.jsonl", "-m", place / "base", "-o", tmp_path / "m", *SMALL).refuses(
+        1, "has no region branch"
+    )

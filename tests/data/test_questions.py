@@ -36,7 +36,7 @@ def test_reads_questions_in_both_forms(folder):
         "",
         {"id": "b", "image": "one.png", "turns": turns},
     )
-    first, second = read_questions(path).questions
+    (first, second), _ = read_questions(path)
     assert (first.name, first.mode, first.source) == ("a", "natural", "set")
     assert first.turns == (Turn("What?", ("x", "y")),)
     assert second.turns == (Turn("Who?", ("me",)), Turn("Where?", (), ((0, 0, 5, 5),)))
@@ -50,7 +50,7 @@ def test_reads_pictures_with_all_their_questions(folder):
         {"field": "star", "question": "Is there a star?", "answer": "no", "boxes": [], "negative": True},
     ]
     picture = {"id": "p", "image": "one.png", "width": 40, "height": 30, "questions": questions}
-    first, second = read_questions(write(folder, GOOD, picture)).questions
+    (first, second), _ = read_questions(write(folder, GOOD, picture))
     assert (second.name, second.image, second.mode, second.source, second.root) == (
         "p", "one.png", "text", "q", first.root,
     )  # fmt: skip
@@ -94,10 +94,10 @@ def test_an_id_used_twice_names_both_lines(folder):
 
 def test_bad_lines_can_be_skipped_and_are_counted(folder):
     path = write(folder, GOOD, *(line for line, _ in MISTAKES), GOOD, GOOD | {"id": "z"})
-    found = read_questions(path, skip_bad=True)
-    assert [q.name for q in found.questions] == ["a", "z"]
-    assert [number for number, _ in found.skipped] == list(range(2, len(MISTAKES) + 3))
-    assert "already on line 1" in found.skipped[-1][1]
+    questions, skipped = read_questions(path, skip_bad=True)
+    assert [q.name for q in questions] == ["a", "z"]
+    assert [number for number, _ in skipped] == list(range(2, len(MISTAKES) + 3))
+    assert "already on line 1" in skipped[-1][1]
 
 
 def test_bytes_that_are_no_text_are_named(folder):
@@ -115,12 +115,12 @@ def test_files_without_questions_are_refused(folder):
 
 
 def test_drawn_pictures_come_in_the_same_form():
-    found = open_questions(["documents:5:2", "scenes:7:1"], per_picture=3)
-    assert [q.name for q in found.questions] == ["documents:5", "documents:6", "scenes:7"]
-    assert [q.mode for q in found.questions] == ["text", "text", "natural"]
-    assert all(len(q.turns) == 3 and q.turns[0].answers for q in found.questions)
-    assert min(load_picture(found.questions[0]).size_px) > 100
-    assert open_questions(["documents:5:2"], per_picture=3).questions == found.questions[:2]
+    found, _ = open_questions(["documents:5:2", "scenes:7:1"], per_picture=3)
+    assert [q.name for q in found] == ["documents:5", "documents:6", "scenes:7"]
+    assert [q.mode for q in found] == ["text", "text", "natural"]
+    assert all(len(q.turns) == 3 and q.turns[0].answers for q in found)
+    assert min(load_picture(found[0]).size_px) > 100
+    assert open_questions(["documents:5:2"], per_picture=3)[0] == found[:2]
 
 
 @pytest.mark.parametrize("name", ["documents:5", "documents:a:2", "scenes:1:0", "documents:2147483640:10"])
@@ -136,7 +136,7 @@ def test_one_question_from_two_sets_is_refused(folder):
 
 
 def test_a_picture_that_has_gone_is_named(folder):
-    (question,) = read_questions(write(folder, GOOD)).questions
+    (question,), _ = read_questions(write(folder, GOOD))
     (folder / "moved").mkdir()
     (folder / "one.png").rename(folder / "moved" / "one.png")
     with pytest.raises(ImageError, match=r"one.png of question 'a' is missing"):

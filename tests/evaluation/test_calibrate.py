@@ -202,7 +202,7 @@ def test_a_share_is_reached_and_noted(tmp_path):
     )
     config = found.applied(asked.config)
     zoomed = 0
-    for sample in questions.samples:
+    for sample in questions:
         for question in sample.questions:
             said = asked.ask(
                 sample.image,
@@ -215,7 +215,7 @@ def test_a_share_is_reached_and_noted(tmp_path):
             zoomed += said.gate.zoomed
     assert zoomed == round(found.point.share_zoomed * 12) == 6
     facts = config.provenance["calibration"]
-    assert facts["questions_sha256"] == questions.sha256
+    assert facts["questions_sha256"] == questions.identity["sha256"]
     assert facts["wish"] == {"share_zoomed": 0.5, "confidence": 0.95}
     assert facts["reached"]["share_zoomed"] == 0.5
     assert (facts["date"], facts["labelled"], facts["region_thresholds"]) == ("2026-01-02", False, [0.4])

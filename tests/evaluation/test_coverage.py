@@ -87,13 +87,13 @@ def test_the_other_half_reports():
     values[~half, 0, 1, 0] = 0.5  # and is not
     values[~half, 0, 0, 1] = 99.0
     found = choose(values, PICTURES, of_heads=True)
-    assert (found.layer, found.head, found.depth) == (1, 0, 1.0)
-    assert (found.lift, found.lift_when_chosen, found.lift_interval) == (0.5, 9.0, (0.5, 0.5))
-    assert found.hit == 1.0
+    assert (found["layer"], found["head"], found["depth"]) == (1, 0, 1.0)
+    assert (found["lift"], found["lift_when_chosen"], found["lift_interval"]) == (0.5, 9.0, (0.5, 0.5))
+    assert found["hit"] == 1.0
     values[half, 0, 0, 2] = 3.0
     values[~half, 0, 0, 2] = 2.0
     layer = choose(values, PICTURES, of_heads=False)
-    assert (layer.layer, layer.head, layer.lift, layer.lift_when_chosen) == (0, None, 2.0, 3.0)
+    assert [layer[name] for name in ("layer", "head", "lift", "lift_when_chosen")] == [0, None, 2.0, 3.0]
 
 
 def test_depth():
@@ -173,7 +173,7 @@ def test_attention_is_that_of_the_stock_model(tmp_path, family):
     task = read_receipt_questions(write_split(tmp_path, [record]), "dev")
     (found,) = list(question_maps(model, task, TokenBudget(4, 12)))
     assert (found.error, found.picture, found.index, found.kind) == (None, "a", 0, "total")
-    request = model.request(task.samples[0].image, "What is the total?", zoom="never", coarse_tokens=(4, 12))
+    request = model.request(task.sample(0).image, "What is the total?", zoom="never", coarse_tokens=(4, 12))
     prompt = coarse_pass(model.engine, [request], Stopwatch(torch.device("cpu")))[0].state.prompt
     stock, span = model.engine.backbone, prompt.spans[0]
     hidden = stock.embed(prompt.ids).clone()
@@ -202,7 +202,7 @@ def test_a_broken_picture_and_a_negative(tmp_path):
     negative = receipt("b", 90, 120)
     negative["questions"][0]["negative"] = True
     task = read_receipt_questions(write_split(tmp_path, [receipt("a", 96, 160), negative, receipt("c")]), "dev")
-    task.samples[2].image.write_bytes(b"\x89PNG no more")
+    task.sample(2).image.write_bytes(b"\x89PNG no more")
     found = list(question_maps(QZoom(engine("qwen3_vl"), "random"), task, TokenBudget(4, 12)))
     assert [(item.picture, item.kind) for item in found] == [
         ("a", "total"),

@@ -12,11 +12,11 @@ from qzoom.data.samples import SampleQuestion
 from qzoom.engine.request import Options
 from qzoom.errors import HeadsMissingError
 from qzoom.evaluation.methods import METHODS
-from qzoom.evaluation.methods.agentic import AgenticZoom, read_box
+from qzoom.evaluation.methods.agentic import ask_for_box, read_box
 from qzoom.evaluation.methods.attention import best_window, prompt_attention
 from qzoom.evaluation.methods.base import with_needed_branches
 from qzoom.evaluation.methods.confidence import entropy_doubt, margin_doubt
-from qzoom.evaluation.methods.fixed import centre_box, random_box
+from qzoom.evaluation.methods.fixed import centre_box, random_box, read_fixed_box
 from qzoom.images.geometry import contains
 from qzoom.types import SamplingParams
 from tests.evaluation.samples import model
@@ -122,8 +122,7 @@ def test_the_same_box_gives_the_same_answer_whoever_names_it():
     asked = model()
     own = ask("always", asked, PICTURE, ASKED, OPTIONS)
     place = dataclasses.replace(ASKED, boxes=(own.regions[0].box,))
-    exact = dataclasses.replace(METHODS["oracle"], margin_cells=0.0)
-    named = exact.answer(asked, PICTURE, place, OPTIONS)[0]
+    named = read_fixed_box(asked, PICTURE, place, OPTIONS, place="oracle", margin_cells=0.0)[0]
     assert named.regions[0].box == own.regions[0].box
     assert named.text == own.text
     assert named.usage == own.usage
@@ -262,11 +261,11 @@ def test_agentic_zoom_counts_what_it_cannot_read():
 def test_agentic_zoom_reads_the_box_that_it_is_told():
     """A random model says no boxes, so the reader takes any text for one; both rounds are real."""
     asked = model()
-    method = AgenticZoom("agentic", max_box_tokens=2, read=lambda text, size_px: (65, 45, 195, 135))
-    said, extra = method.answer(asked, PICTURE, ASKED, OPTIONS)
-    assert said.regions[0].box == (65, 45, 195, 135)
+    box = (65, 45, 195, 135)
+    said, extra = ask_for_box(asked, PICTURE, ASKED, OPTIONS, max_box_tokens=2, read=lambda text, size_px: box)
+    assert said.regions[0].box == box
     assert extra["failures"] == 0
     assert extra["completion_tokens"] <= 2
-    place = dataclasses.replace(ASKED, boxes=((65, 45, 195, 135),))
-    oracle = dataclasses.replace(METHODS["oracle"], margin_cells=0.0).answer(asked, PICTURE, place, OPTIONS)[0]
+    place = dataclasses.replace(ASKED, boxes=(box,))
+    oracle = read_fixed_box(asked, PICTURE, place, OPTIONS, place="oracle", margin_cells=0.0)[0]
     assert (said.text, said.usage) == (oracle.text, oracle.usage)

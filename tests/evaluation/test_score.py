@@ -2,7 +2,7 @@ import pytest
 
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError
-from qzoom.evaluation.score import compare, score
+from qzoom.evaluation.score import score
 from qzoom.evaluation.tables import score_lines
 from tests.evaluation.samples import row
 
@@ -70,18 +70,6 @@ def test_shares_of_nothing_are_none():
 
 def test_an_empty_answer_to_a_failed_question_is_wrong():
     assert score([row(answer="", error="no")]).exact_match["all"] == 0.0
-
-
-def test_pairs():
-    first = [row("33.90"), row("33.90"), row("1"), row("1"), row("33.90")]
-    second = [row("33.90"), row("1"), row("33.90"), row("1"), row("$33.90")]
-    found = compare(first, second)
-    assert (found.n, found.both, found.only_first, found.only_second, found.neither) == (5, 2, 1, 1, 1)
-
-
-def test_pairs_need_the_same_questions():
-    with pytest.raises(DataError, match="same questions"):
-        compare([row(picture="a")], [row(picture="b")])
 
 
 @pytest.mark.parametrize("made", ROWS)

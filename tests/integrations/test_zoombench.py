@@ -9,7 +9,7 @@ from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import score
-from qzoom.evaluation.zoom_views import GapSettings, RegionTask
+from qzoom.evaluation.zoom_views import GapSettings, region_task
 from qzoom.integrations.lmms_eval import tasks_folder
 from qzoom.model import QZoom
 from tests.data.benchmarks.test_zoombench import ROW, parquet
@@ -60,7 +60,7 @@ def test_the_same_scores_as_our_runner(tmp_path, monkeypatch, view):
     assert len(samples) == 3
     if view == "region":
         targets = tuple((name, number, 0) for number, name in enumerate(task.ids[:2]))
-        region = RegionTask(task, "region", targets, GapSettings(crop_margin=0.0, crop_min_px=1), 1)
+        region = region_task(task, "region", targets, GapSettings(crop_margin=0.0, crop_min_px=1), 1)
         asked = run(model, region, options)
         assert [sample["filtered_resps"][0] for sample in samples[:2]] == [row.prediction for row in asked]
         return

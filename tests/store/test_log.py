@@ -45,15 +45,6 @@ def test_every_text_is_a_key(tmp_path, key):
     assert Log(path).get(key) == ["\ud800", [1]]
 
 
-def test_keys_with_one_hash_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("qzoom.store.log._hash", lambda key: len(key))
-    monkeypatch.setattr("qzoom.store.log._RECENT", 2)
-    path = filled(tmp_path, 5)
-    log = Log(path)
-    assert [log.get(key)[0]["text"] for key in KEYS[:5]] == [f"é {key}" for key in KEYS[:5]]
-    assert KEYS[5] not in log
-
-
 def test_long_lines_are_read_whole(tmp_path):
     path = filled(tmp_path)
     with open_log(tmp_path) as log:

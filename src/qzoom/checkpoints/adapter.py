@@ -127,11 +127,7 @@ def push_to_hub(
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_pretrained(
-            engine,
-            Path(scratch) / "adapter",
-            base_id=base_id,
-            base_revision=base_revision,
-            include_base=include_base,
+            engine, Path(scratch) / "adapter", base_id=base_id, base_revision=base_revision, include_base=include_base
         )
         api = huggingface_hub.HfApi(token=token)
         try:
@@ -196,11 +192,7 @@ def _write_branches(tensors: dict[str, Tensor], folder: Path, max_shard_size: in
 
 
 def _add_to_base(
-    config: AdapterConfig,
-    tensors: dict[str, Tensor],
-    folder: Path,
-    max_shard_size: int | str,
-    lora: LoraWeights | None,
+    config: AdapterConfig, tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str, lora: LoraWeights | None
 ) -> None:
     """Put an adapter beside the base model in its folder; its config, which makes it one, comes last."""
     if not (folder / "config.json").is_file():

@@ -59,25 +59,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What a conversion did.
+    """What a conversion did."""
 
-    Args:
-        source: what was read.
-        target: the folder written.
-        read_kind: "adapter", "upstream" or "plain".
-        written_kind: the same for the target.
-        tensors: how many were written.
-        size_bytes: their size.
-        notes: what a reader of the target should know, one sentence each.
-    """
-
-    source: str
-    target: Path
-    read_kind: Kind
-    written_kind: Kind
-    tensors: int
-    size_bytes: int
-    notes: tuple[str, ...] = ()
+    source: str  # what was read
+    target: Path  # the folder written
+    read_kind: Kind  # "adapter", "upstream" or "plain"
+    written_kind: Kind  # the same for the target
+    tensors: int  # how many were written
+    size_bytes: int  # their size
+    notes: tuple[str, ...] = ()  # what a reader of the target should know, one sentence each
 
 
 def convert(
@@ -199,11 +189,7 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
 
 
 def _merged_maps(index: WeightIndex, lora: LoraWeights | None) -> dict[str, Change]:
-    """The base's tensors that LoRA weights are added to, by name, and how.
-
-    Raises:
-        CheckpointError: it is another base.
-    """
+    """The base's tensors that LoRA weights are added to, by name, and how (CheckpointError: it is another base)."""
     if lora is None:
         return {}
     prefix, where = decoder_prefix(index), str(index.folder)

@@ -25,19 +25,12 @@ _SKIPPED = ["*/*", "*.bin.index.json", "optimizer*", "trainer_state.json"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint that lies in a local folder.
+    """A checkpoint that lies in a local folder."""
 
-    Args:
-        folder: where its files are.
-        name: hub id, "tiny", or the folder as given.
-        revision: the hub revision asked for; None for folders and the default branch.
-        is_hub: whether `name` is a hub id, so that an adapter may refer to it.
-    """
-
-    folder: Path
-    name: str
-    revision: str | None = None
-    is_hub: bool = False
+    folder: Path  # where its files are
+    name: str  # hub id, "tiny", or the folder as given
+    revision: str | None = None  # the hub revision asked for; None for folders and the default branch
+    is_hub: bool = False  # whether `name` is a hub id, so that an adapter may refer to it
 
 
 def find_source(id_or_path: str | Path, revision: str | None = None) -> Source:

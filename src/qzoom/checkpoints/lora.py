@@ -77,11 +77,7 @@ def _stored(index: WeightIndex, name: str) -> Tensor:
 
 
 def _map_in(backbone: Backbone, target: str, where: str) -> nn.Module:
-    """A linear map, by its name in `LoraWeights.targets`.
-
-    Raises:
-        CheckpointError: the base has no such map.
-    """
+    """A linear map, by its name in `LoraWeights.targets` (CheckpointError: the base has no such map)."""
     number, inner = target.removeprefix("layers.").split(".", 1)
     try:
         return backbone.layers[int(number)].get_submodule(inner)

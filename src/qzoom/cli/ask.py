@@ -78,8 +78,10 @@ def ask(
         _explain(answer, console)
     figure = None
     if save is not None:
+        from qzoom.plots.answer import save_plot
+
         plain = reader.ask(images, question, **(settings | {"zoom": "never"})).text if answer.gate.zoomed else None
-        figure = _draw(answer, save, plain)
+        figure = save_plot(answer, save, coarse_text=plain)
     for note in answer.notes:
         console.note(f"note    {note}")
     full = count_full_tokens(answer.image_sizes_px, answer.cell_px)
@@ -130,14 +132,6 @@ def _open(inputs: list[str], model: ModelOptions, console: Console, pages: str) 
     with console.waiting(f"loading {model.model} ..."):
         console.hush_libraries()
         return model.load(), images, question
-
-
-def _draw(answer: Answer, path: Path, coarse_text: str | None) -> Path:
-    """Write the figure of an answer, beside what the coarse pass alone would have said."""
-    from qzoom.plots.answer import save_plot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return save_plot(answer, path, coarse_text=coarse_text)
 
 
 def _show(events: Iterator[StreamEvent], console: Console) -> Answer:

@@ -34,11 +34,7 @@ def one_line(text: str) -> str:
 
 
 class Console:
-    """The two streams of one command.
-
-    Args:
-        quiet: say nothing on standard error except errors.
-    """
+    """The two streams of one command. `quiet`: say nothing on standard error except errors."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet

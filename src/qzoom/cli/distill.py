@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import OutputOptions
 from qzoom.errors import ConfigError
 
@@ -23,17 +23,12 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ followed by the recipe's name."),
 ]
-Data = Annotated[
-    Path | None, typer.Option(help="Folder that replaces {data} in the recipe's `pictures`.", show_default=False)
-]
+Data = Annotated[Path | None, optional("Folder that replaces {data} in the recipe's `pictures`.")]
 StepName = Annotated[
-    str | None,
-    typer.Option(
-        "--step", help="With --fresh: discard the results of this step and the later ones.", show_default=False
-    ),
+    str | None, optional("With --fresh: discard the results of this step and the later ones.", "--step")
 ]
-Engine = Annotated[Literal["inprocess", "ray"] | None, typer.Option(help="Overrides the recipe.", show_default=False)]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N images.", show_default=False)]
+Engine = Annotated[Literal["inprocess", "ray"] | None, optional("Overrides the recipe.")]
+Limit = Annotated[int | None, optional("Use only the first N images.", min=1)]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Discard stored results; with --step, of that step and the later ones.")
 ]

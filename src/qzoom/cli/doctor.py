@@ -14,6 +14,7 @@ import typer
 
 from qzoom import __version__
 from qzoom.cli.console import Console
+from qzoom.cli.flags import optional
 from qzoom.cli.options import Quiet
 
 Level = Literal["ok", "warn", "fail"]
@@ -22,24 +23,16 @@ _MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact about this installation.
+    """One fact about this installation."""
 
-    Args:
-        name: what was looked at.
-        value: what was found.
-        level: "ok", "warn" (works, could be better) or "fail" (needed and missing).
-        remedy: what to do about it; empty when nothing.
-    """
-
-    name: str
-    value: str
-    level: Level = "ok"
-    remedy: str = ""
+    name: str  # what was looked at
+    value: str  # what was found
+    level: Level = "ok"  # "ok", "warn" (works, could be better) or "fail" (needed and missing)
+    remedy: str = ""  # what to do about it; empty when nothing
 
 
 def doctor(
-    *,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a list.")] = False,
+    *, json: Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a list.")] = False
 ) -> None:
     """Check the installation: versions, device, threads, models.
 
@@ -193,12 +186,8 @@ def convert(
             "--answer-only", help="Leave out gate and region branch, so that other engines can load the model."
         ),
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", show_default=False, help="labels: folder for the records.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(show_default=False, help="labels: folder that the image paths are relative to.")
-    ] = None,
+    output: Annotated[Path | None, optional("labels: folder for the records.", "--output", "-o")] = None,
+    images: Annotated[Path | None, optional("labels: folder that the image paths are relative to.")] = None,
     made_with: Annotated[str, typer.Option(metavar="MODEL", help="labels: the model that made them.")] = "unknown",
     fresh: Annotated[bool, typer.Option("--fresh", help="labels: discard earlier records in --output.")] = False,
     quiet: Quiet = False,

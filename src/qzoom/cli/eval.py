@@ -1,4 +1,4 @@
-"""`qzoom eval`, `qzoom calibrate` and `qzoom report`: measure answers, choose thresholds, compare runs on one page."""
+"""`qzoom eval` and `qzoom report`: measure answers, and compare runs on one page."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import build_settings, flatten
-from qzoom.cli.options import (
-    CoarseTokens,
-    Fresh,
-    LookOptions,
-    ModelOptions,
-    OutputOptions,
-    RegionTokens,
-    parse_tokens,
-)
+from qzoom.cli.flags import flatten, optional
+from qzoom.cli.options import Fresh, LookOptions, ModelOptions, OutputOptions, RegionTokens, parse_tokens
 
 if TYPE_CHECKING:
-    from qzoom.evaluation.calibrate import Calibration
     from qzoom.evaluation.runner import EvalOptions
     from qzoom.evaluation.score import Scores
     from qzoom.model import QZoom
@@ -42,10 +33,7 @@ Tasks = Annotated[
         "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
     ),
 ]
-Rescore = Annotated[
-    list[Path] | None,
-    typer.Option(show_default=False, help="Score stored answers again, without a model: a file or folder."),
-]
+Rescore = Annotated[list[Path] | None, optional("Score stored answers again, without a model: a file or folder.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +41,19 @@ class DataOptions:
     """Which pictures and questions of the tasks."""
 
     data: Annotated[
-        Path | None,
-        typer.Option(
-            show_default=False, help="Folder of NAME.jsonl; benchmarks: folder of files to read instead of the hub."
-        ),
+        Path | None, optional("Folder of NAME.jsonl; benchmarks: folder of files to read instead of the hub.")
     ] = None
     split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", show_default=False, help="NAME of the file (default dev); benchmarks: name of the split."
-        ),
+        str | None, optional("NAME of the file (default dev); benchmarks: name of the split.", metavar="NAME")
     ] = None
-    data_revision: Annotated[
-        str | None, typer.Option(show_default=False, help="Benchmarks: revision of the data on the hub.")
-    ] = None
+    data_revision: Annotated[str | None, optional("Benchmarks: revision of the data on the hub.")] = None
     seed: Annotated[
         int | None, typer.Option(min=0, show_default="0", help="documents, scenes: seed of the first image.")
     ] = None
     count: Annotated[
         int | None, typer.Option(min=1, show_default="100", help="documents, scenes: number of images.")
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, show_default=False, help="Use only the first N images.")] = None
+    limit: Annotated[int | None, optional("Use only the first N images.", min=1)] = None
 
     def for_files(self) -> dict[str, Any]:
         """Options that only tasks of files take, by their flags."""
@@ -115,12 +95,11 @@ class AskingOptions:
     ] = "qzoom"
     max_visual_tokens: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            show_default=False,
-            help="Maximum number of visual tokens per question: all for the coarse view with --zoom never, else "
+        optional(
+            "Maximum number of visual tokens per question: all for the coarse view with --zoom never, else "
             "half for the coarse view and half for the regions; if one of the two limits is given, the other "
             "gets the rest.",
+            min=1,
         ),
     ] = None
     region_tokens: RegionTokens = None
@@ -141,11 +120,8 @@ class AskingOptions:
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            show_default=False,
-            help="Store every answer in this folder, or for one task in this file.jsonl; a rerun resumes.",
+        optional(
+            "Store every answer in this folder, or for one task in this file.jsonl; a rerun resumes.", "--output", "-o"
         ),
     ] = None
     fresh: Fresh = False
@@ -291,7 +267,6 @@ class _Evaluation:
 
         plain = self._plain(seed)
         thresholds = self.look.thresholds(reader)
-        longest: int = getattr(task, "max_new_tokens", 128)
         coarse, region = share_tokens(
             plain.zoom_mode,
             reader.config,
@@ -304,7 +279,7 @@ class _Evaluation:
             plain,
             coarse_tokens=coarse,
             region_tokens=region,
-            max_new_tokens=self.asking.max_new_tokens or longest,
+            max_new_tokens=self.asking.max_new_tokens or task.max_new_tokens,
             gate_threshold=thresholds["gate_threshold"],
             region_threshold=thresholds["region_threshold"],
         )
@@ -366,151 +341,19 @@ def _over_seeds(console: Console, name: str, runs: Sequence[Scores], *, json: bo
         )
 
 
-ShareZoomed = Annotated[
-    float | None, typer.Option(min=0, max=1, show_default=False, help="Goal: the share of questions that zoom.")
-]
-LatencyMs = Annotated[
-    float | None, typer.Option(min=0, show_default=False, help="Goal: at most this mean latency per question.")
-]
-MaxLoss = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Goal: lose at most this share of accuracy against always zooming."
-    ),
-]
-RegionThresholds = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,...",
-        show_default=False,
-        help="Region thresholds to compare as well, separated by commas; the questions need answers.",
-    ),
-]
-
-
-@flatten
-def calibrate(
-    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSONL file with one question per line.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapter with the chosen thresholds.")],
-    *,
-    model: ModelOptions,
-    out: OutputOptions,
-    share_zoomed: ShareZoomed = None,
-    latency_ms: LatencyMs = None,
-    max_accuracy_loss: MaxLoss = None,
-    confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
-    ] = 0.95,
-    region_thresholds: RegionThresholds = None,
-    confidence_gates: Annotated[
-        bool,
-        typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
-    ] = False,
-    keep: Annotated[
-        Path | None,
-        typer.Option(show_default=False, help="Folder for the answers; another goal then needs no new answers."),
-    ] = None,
-    date: Annotated[
-        str | None, typer.Option(show_default=False, help="Date that is recorded in the adapter's provenance.")
-    ] = None,
-    coarse_tokens: CoarseTokens = None,
-    region_tokens: RegionTokens = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
-) -> None:
-    """Choose the thresholds of gate and region map for one goal, and write an adapter with them to --output.
-
-    Every question is answered twice: from the coarse pass, and zoomed. With answers in the file, accuracy is measured
-    against them; without, the zoomed answer is the reference. A loss is bounded exactly, with the stated confidence, as
-    if the questions were drawn independently; too few questions are refused.
-
-    Example: qzoom calibrate questions.jsonl --share-zoomed 0.3 -o calibrated
-    """
-    from qzoom.checkpoints.adapter import save_pretrained
-    from qzoom.checkpoints.writing import check_target
-    from qzoom.data.questions import read_calibration_questions
-    from qzoom.engine.request import share_tokens
-    from qzoom.evaluation.calibrate import CalibrationGoal
-    from qzoom.evaluation.calibrate import calibrate as run
-    from qzoom.evaluation.runner import EvalOptions
-
-    wishes = {"share_zoomed": share_zoomed, "latency_ms": latency_ms, "max_accuracy_loss": max_accuracy_loss}
-    goal = build_settings(CalibrationGoal, wishes | {"confidence": confidence})
-    coarse = parse_tokens(coarse_tokens, "--coarse-tokens")
-    region = parse_tokens(region_tokens, "--region-tokens")
-    task = read_calibration_questions(questions)
-    check_target(output, "adapter")
-    console = out.console
-    console.hush_libraries()
-    reader = model.load()
-    standard = reader.engine.backbone.default_budget()
-    limits = share_tokens("always", reader.config, standard, coarse=coarse, region=region)
-    with console.waiting("asking ..."):
-        calibration = run(
-            reader,
-            task,
-            goal,
-            EvalOptions("auto", *limits, max_new_tokens=max_new_tokens),
-            region_thresholds=_numbers(region_thresholds),
-            keep=keep,
-            date=date,
-            confidence_gates=confidence_gates,
-        )
-    save_pretrained(dataclasses.replace(reader.engine, config=calibration.applied(reader.config)), output)
-    _tell(console, calibration, output, json=out.json)
-
-
-def _tell(console: Console, calibration: Calibration, output: Path, *, json: bool) -> None:
-    if json:
-        console.record(_calibration_record(calibration) | {"output": str(output)})
-        return
-    from qzoom.evaluation.tables import calibration_lines
-
-    for line in calibration_lines(calibration):
-        console.result(line)
-    console.note(f"saved   {output}")
-
-
-def _numbers(text: str | None) -> tuple[float, ...]:
-    """Comma-separated thresholds.
-
-    Raises:
-        typer.BadParameter: not numbers from 0 to 1.
-    """
-    try:
-        numbers = tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        numbers = (-1.0,)
-    if not all(0 <= number <= 1 for number in numbers):
-        raise typer.BadParameter(f"{text!r} is not a list of numbers from 0 to 1, such as 0.4,0.6.")
-    return numbers
-
-
-def _calibration_record(calibration: Calibration) -> dict[str, object]:
-    return {
-        "gate_threshold": calibration.gate_threshold,
-        "region_threshold": calibration.region_threshold,
-        "asked": calibration.asked,
-        "failed": calibration.failed,
-        "always_accuracy": calibration.always,
-        **calibration.provenance,
-    }
-
-
 @flatten
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Answer files of `qzoom eval`, or folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page, charts, Markdown and figures.")],
     *,
     out: OutputOptions,
-    data: Annotated[
-        Path | None, typer.Option(show_default=False, help="Folder of the receipts, to show their images.")
-    ] = None,
+    data: Annotated[Path | None, optional("Folder of the receipts, to show their images.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "What zooming buys",
     failures: Annotated[
         int, typer.Option(min=0, max=50, help="Maximum number of failures of a kind that are shown.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
-    page: Annotated[Path | None, typer.Option(show_default=False, help="Also write the Markdown to this file.")] = None,
+    page: Annotated[Path | None, optional("Also write the Markdown to this file.")] = None,
 ) -> None:
     """Compare evaluations: accuracy against seconds, visual tokens and FLOPs, paired differences, failures.
 

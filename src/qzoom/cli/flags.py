@@ -35,21 +35,21 @@ _SIMPLE = (bool, int, float, str, Path)
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """How a settings class becomes options.
+    """How a settings class becomes options."""
 
-    Args:
-        prefix: of the environment variables, such as "QZOOM_SERVE_".
-        only: fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested.
-        names: option names that are not the field's, such as {"source": "--from"}.
-        recipe: whether there is a `--recipe FILE` with all fields.
-        of: the settings class, where the command takes the given values for `build_settings` and not the record.
-    """
-
-    prefix: str
+    prefix: str  # of the environment variables, such as "QZOOM_SERVE_"
+    # fields that are options, a nested one as "maps.foreground"; empty takes all that are not nested
     only: tuple[str, ...] = ()
+    # option names that are not the field's, such as {"source": "--from"}
     names: Mapping[str, str] = field(default_factory=dict)
-    recipe: bool = True
+    recipe: bool = True  # whether there is a `--recipe FILE` with all fields
+    # the settings class, where the command takes the given values for `build_settings` and not the record
     of: type | None = None
+
+
+def optional(text: str, *names: str, **more: Any) -> Any:
+    """An option whose default is not shown, with its help."""
+    return typer.Option(*names, help=text, show_default=False, **more)
 
 
 def flatten(function: F) -> F:
@@ -96,14 +96,11 @@ def _options_of(annotation: Any) -> tuple[_Options, Callable[[dict[str, Any]], A
         return {}, None
     cls = typing.cast(type, annotation)
     hints = typing.get_type_hints(cls, include_extras=True)
-    names = [entry.name for entry in dataclasses.fields(cls)]
-    options = {
-        entry.name: (
-            hints[entry.name],
-            inspect.Parameter.empty if entry.default is dataclasses.MISSING else entry.default,
-        )
-        for entry in dataclasses.fields(cls)
-    }
+    fields = dataclasses.fields(cls)
+    names = [entry.name for entry in fields]
+    defaults = [inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default for f in fields]
+    options = {f.name: (hints[f.name], default) for f, default in zip(fields, defaults, strict=True)}
+    options = dict(sorted(options.items(), key=lambda option: option[1][1] is not inspect.Parameter.empty))
     return options, lambda values: cls(**{name: values[name] for name in names})
 
 
@@ -122,11 +119,8 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
         flag = flags.names.get(path) or f"--{name.replace('_', '-')}"
         options[name] = (_option(entry, flag, flags.prefix + flag[2:].replace("-", "_").upper()), None)
     if flags.recipe:
-        help_text = "YAML file with any of the settings; options take precedence."
-        options["recipe_file"] = (
-            Annotated[Path | None, typer.Option("--recipe", help=help_text, show_default=False)],
-            None,
-        )
+        option = optional("YAML file with any of the settings; options take precedence.", "--recipe")
+        options["recipe_file"] = (Annotated[Path | None, option], None)
 
     def build(values: dict[str, Any]) -> Any:
         given: dict[str, Any] = {}

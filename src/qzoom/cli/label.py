@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qzoom.cli.flags import Flags, flatten
+from qzoom.cli.flags import Flags, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
 from qzoom.labels.settings import GateRecipe, HardCaseRecipe, RegionRecipe
 
@@ -33,50 +34,32 @@ class LabelOptions:
     ]
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the records; a rerun resumes.")]
     per_picture: Annotated[int, typer.Option(min=1, help="Maximum number of questions about a synthetic image.")] = 4
-    images: Annotated[str, typer.Option(help="Folder of the images, if they have moved.", show_default=False)] = ""
+    images: Annotated[str, optional("Folder of the images, if they have moved.")] = ""
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count lines that cannot be used.")] = False
     processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1
     seed: Annotated[int, typer.Option(min=0, help="Seed that selects the questions about synthetic images.")] = 0
     fresh: Fresh = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A labelling command, ready to run."""
-
-    run: LabelRun
-    questions: tuple[Question, ...]
-    skipped_lines: int
-    out: OutputOptions
-
-    def report(self, report: Any, text: str) -> None:
-        """Print the figures: one JSON line, or the text and the first reason for a question left out."""
-        console = self.out.console
-        if self.out.json:
-            console.record(asdict(report) | {"skipped_lines": self.skipped_lines})
-            return
-        console.result(f"{text}; records in {self.run.folder}")
-        failures = getattr(report, "judge_failures", 0)
-        if failures:
-            console.note(f"{failures} requests to the judge failed; the first: {report.reasons[0]}")
-        elif report.skipped:
-            console.note(f"{report.skipped} questions left out; the first: {report.reasons[0]}")
+Job = tuple["LabelRun", "list[Question]", Callable[[Any, str], None]]
 
 
 @contextmanager
-def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptions) -> Iterator[_Job]:
-    """Read the questions and show progress while they are labelled."""
+def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptions) -> Iterator[Job]:
+    """Read the questions and show progress while they are labelled; the last of the three prints the figures."""
     from qzoom.data.questions import open_questions
     from qzoom.labels.workers import LabelRun
 
     console = out.console
     if labels.output.exists() and not labels.output.is_dir():
         raise typer.BadParameter(f"{labels.output} is a file; name a folder.", param_hint="--output")
-    read = open_questions(labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed)
-    for _, reason in read.skipped[:5]:
+    questions, skipped = open_questions(
+        labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed
+    )
+    for _, reason in skipped[:5]:
         console.note(f"left out: {reason}")
-    if len(read.skipped) > 5:
-        console.note(f"left out: {len(read.skipped)} lines in all")
+    if len(skipped) > 5:
+        console.note(f"left out: {len(skipped)} lines in all")
     console.hush_libraries()
     with console.progress(title) as (update,):
         run = LabelRun(
@@ -86,9 +69,23 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
             labels.seed,
             labels.processes,
             labels.fresh,
-            _counting(update, len(read.questions)),
+            _counting(update, len(questions)),
         )
-        yield _Job(run, read.questions, len(read.skipped), out)
+        yield run, questions, functools.partial(_report, labels, len(skipped), out)
+
+
+def _report(labels: LabelOptions, skipped_lines: int, out: OutputOptions, report: Any, text: str) -> None:
+    """One JSON line, or the text and the first reason for a question left out."""
+    console = out.console
+    if out.json:
+        console.record(asdict(report) | {"skipped_lines": skipped_lines})
+        return
+    console.result(f"{text}; records in {labels.output}")
+    failures = getattr(report, "judge_failures", 0)
+    if failures:
+        console.note(f"{failures} requests to the judge failed; the first: {report.reasons[0]}")
+    elif report.skipped:
+        console.note(f"{report.skipped} questions left out; the first: {report.reasons[0]}")
 
 
 def _counting(update: Callable[..., None], total: int) -> Callable[[int], None]:
@@ -127,10 +124,10 @@ def regions(
     """
     from qzoom.labels.label_regions import label_regions
 
-    with _job("labels", labels, model, out) as job:
-        report = label_regions(job.run, job.questions, recipe)
+    with _job("labels", labels, model, out) as (run, questions, tell):
+        report = label_regions(run, questions, recipe)
     agreement = "" if report.agreement is None else f", {report.agreement:.1%} of them on a known answer"
-    job.report(report, f"{report.usable} of {report.maps} label maps usable{agreement}")
+    tell(report, f"{report.usable} of {report.maps} label maps usable{agreement}")
     if report.too_weak:
         out.console.note(
             f"{report.too_weak} label maps not usable: the highest attention is below maps.min_peak "
@@ -168,9 +165,9 @@ def gate(
     """
     from qzoom.labels.gate import label_gate
 
-    with _job("gate labels", labels, model, out) as job:
-        report = label_gate(job.run, job.questions, recipe)
-    job.report(
+    with _job("gate labels", labels, model, out) as (run, questions, tell):
+        report = label_gate(run, questions, recipe)
+    tell(
         report,
         f"{report.questions} questions: {report.closer} need zooming, for {report.enough} the coarse pass is "
         f"enough, {report.dropped} dropped",
@@ -182,12 +179,9 @@ class JudgeOptions:
     """The language model that judges what exact rules leave undecided."""
 
     judge_url: Annotated[
-        str | None,
-        typer.Option(
-            help="OpenAI-compatible API of the judge, for answers that exact rules leave undecided.", show_default=False
-        ),
+        str | None, optional("OpenAI-compatible API of the judge, for answers that exact rules leave undecided.")
     ] = None
-    judge_model: Annotated[str, typer.Option(help="Name of the judge's model at that API.", show_default=False)] = ""
+    judge_model: Annotated[str, optional("Name of the judge's model at that API.")] = ""
     judge_budget: Annotated[
         int, typer.Option(min=0, help="Maximum number of requests of all runs with this output folder; 0 for no limit.")
     ] = 100_000
@@ -232,9 +226,9 @@ def hard_cases(
     from qzoom.labels.hard_cases import label_hard_cases
 
     opened = judge.open(labels.output)
-    with _job("hard cases", labels, model, out) as job:
-        report = label_hard_cases(job.run, job.questions, recipe, judge=opened, parallel=judge.judge_parallel)
-    job.report(
+    with _job("hard cases", labels, model, out) as (run, questions, tell):
+        report = label_hard_cases(run, questions, recipe, judge=opened, parallel=judge.judge_parallel)
+    tell(
         report,
         f"{report.turns} questions: {report.hard} hard, {report.improvements} improved, {report.both_right} right both "
         f"ways, {report.both_wrong} wrong both ways, {report.undecided} undecided",

@@ -31,7 +31,7 @@ _COMMANDS: dict[str, Any] = {
     "eval": ("eval:evaluate", "Evaluate answers, regions, tokens and time on images with known answers."),
     "eval zoomgap": ("zoomgap:zoomgap", "Measure the accuracy on the region minus that on the whole image."),
     "eval coverage": ("zoomgap:coverage", "Measure how much attention falls on the answer box."),
-    "calibrate": ("eval:calibrate", "Choose thresholds for a share of zooms, a latency or a loss."),
+    "calibrate": ("calibrate:calibrate", "Choose thresholds for a share of zooms, a latency or a loss."),
     "report": ("eval:report", "Compare evaluations on one page."),
     "train": {
         "regions": ("train:regions", "Train the region branch (stages 1 and 2.5)."),

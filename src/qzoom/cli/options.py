@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qzoom.cli.console import Console
+from qzoom.cli.flags import optional
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
@@ -44,32 +45,16 @@ Zoom = Annotated[
         "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
     ),
 ]
-Preset = Annotated[
-    str | None, typer.Option(help="Named pair of thresholds stored in the checkpoint.", show_default=False)
-]
+Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Zoom at or above this gate score; lower values zoom more often."
-    ),
+    float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, show_default=False, help="Value of the region map above which a cell belongs to a region."
-    ),
+    float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
 ]
-CoarseTokens = Annotated[
-    str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of the coarse view of an image."),
-]
-RegionTokens = Annotated[
-    str | None,
-    typer.Option(metavar="MAX|MIN:MAX", show_default=False, help="Visual tokens of all regions together."),
-]
-Pages = Annotated[
-    str, typer.Option(metavar="N,N-M,...", show_default=False, help="Pages of a PDF, such as 1-5,9; default: all.")
-]
+CoarseTokens = Annotated[str | None, optional("Visual tokens of the coarse view of an image.", metavar="MAX|MIN:MAX")]
+RegionTokens = Annotated[str | None, optional("Visual tokens of all regions together.", metavar="MAX|MIN:MAX")]
+Pages = Annotated[str, optional("Pages of a PDF, such as 1-5,9; default: all.", metavar="N,N-M,...")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to standard error.")]
 
@@ -88,11 +73,7 @@ class ModelOptions:
     quantization: Quantization = None
 
     def load(self) -> QZoom:
-        """The model.
-
-        Raises:
-            QZoomError: it cannot be found, read or placed.
-        """
+        """The model (QZoomError: it cannot be found, read or placed)."""
         from qzoom.model import QZoom
 
         return QZoom.from_pretrained(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import Flags, build_settings, flatten
+from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import ModelOptions, find_device
 from qzoom.serving.settings import ServerSettings
 
@@ -49,12 +49,11 @@ class NetworkOptions:
     ] = 8000
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="QZOOM_API_KEY",
-            show_default=False,
-            show_envvar=True,
-            help="Key that clients must send; may be repeated. Other users of the machine can see the command "
+        optional(
+            "Key that clients must send; may be repeated. Other users of the machine can see the command "
             "line, so prefer the environment variable.",
+            envvar="QZOOM_API_KEY",
+            show_envvar=True,
         ),
     ] = None
     cache_mb: Annotated[
@@ -68,12 +67,11 @@ class NetworkOptions:
     ] = 256
     limit: Annotated[
         list[str] | None,
-        typer.Option(
+        optional(
+            "Limit of a request, such as pictures=4 or body_bytes=8000000; may be repeated. docs/security.md "
+            "lists the names.",
             envvar="QZOOM_SERVE_LIMIT",
             metavar="NAME=NUMBER",
-            show_default=False,
-            help="Limit of a request, such as pictures=4 or body_bytes=8000000; may be repeated. docs/security.md "
-            "lists the names.",
         ),
     ] = None
     log_level: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from qzoom.cli.console import Console
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import Device, Fresh, OutputOptions, find_device
 
 if TYPE_CHECKING:
@@ -27,15 +27,9 @@ class RunOptions:
     """What is trained instead of the recipe's model, and where."""
 
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            show_default=False,
-            help="Folder of the run; the model is written to its subfolder `model`.",
-        ),
+        Path | None, optional("Folder of the run; the model is written to its subfolder `model`.", "--output", "-o")
     ] = None
-    base: Annotated[str | None, typer.Option(help="Model to train; overrides the recipe.", show_default=False)] = None
+    base: Annotated[str | None, optional("Model to train; overrides the recipe.")] = None
     fresh: Fresh = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False
     device: Device = "auto"
@@ -54,22 +48,18 @@ class RunOptions:
         return folder
 
 
-@dataclass(frozen=True, slots=True)
-class StageOptions:
-    """The recipe of a stage and its data."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOptions(RunOptions):
+    """The recipe of a stage, its data, and what is trained where."""
 
     recipe: Annotated[Path, typer.Option(help="YAML recipe of this stage.")]
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder of labels; overrides the recipe; may be repeated.", show_default=False),
-    ] = None
+    labels: Annotated[list[str] | None, optional("Folder of labels; overrides the recipe; may be repeated.")] = None
 
 
 @flatten
 def regions(
     *,
     stage: StageOptions,
-    run: RunOptions,
     refit: Annotated[
         bool, typer.Option("--refit", help="Stage 2.5: continue training the model's own region branch.")
     ] = False,
@@ -79,38 +69,34 @@ def regions(
 
     Example: qzoom train regions --recipe recipes/tiny/regions.yaml -o runs/regions
     """
-    _train_stage("regions", stage, run, out, refit=refit)
+    _train_stage("regions", stage, out, refit=refit)
 
 
 @flatten
-def answers(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
+def answers(*, stage: StageOptions, out: OutputOptions) -> None:
     """Train the decoder to answer from the coarse pass and the region, on `qzoom label hard-cases` (stage 2).
 
     Example: qzoom train answers --recipe recipes/tiny/answers.yaml -o runs/answers
     """
-    _train_stage("answers", stage, run, out)
+    _train_stage("answers", stage, out)
 
 
 @flatten
-def gate(*, stage: StageOptions, run: RunOptions, out: OutputOptions) -> None:
+def gate(*, stage: StageOptions, out: OutputOptions) -> None:
     """Train the gate on records of `qzoom label gate` (stage 3).
 
     Example: qzoom train gate --recipe recipes/tiny/gate.yaml -o runs/gate
     """
-    _train_stage("gate", stage, run, out)
+    _train_stage("gate", stage, out)
 
 
 @flatten
 def student(
     *,
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, e.g. recipes/tiny/student.yaml.", show_default=False)],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder that `qzoom distill` exported to; overrides the recipe.", show_default=False),
-    ] = None,
+    data: Annotated[Path | None, optional("Folder that `qzoom distill` exported to; overrides the recipe.")] = None,
     method: Annotated[
-        Literal["sft", "grpo", "sft+grpo"] | None,
-        typer.Option(help="Phases to run; overrides the recipe.", show_default=False),
+        Literal["sft", "grpo", "sft+grpo"] | None, optional("Phases to run; overrides the recipe.")
     ] = None,
     run: RunOptions,
     out: OutputOptions,
@@ -146,17 +132,17 @@ def _is_main() -> bool:
     return not int(os.environ.get("RANK", "0"))
 
 
-def _train_stage(name: str, stage: StageOptions, run: RunOptions, out: OutputOptions, *, refit: bool = False) -> None:
+def _train_stage(name: str, stage: StageOptions, out: OutputOptions, *, refit: bool = False) -> None:
     from qzoom.training.stages import load_stage_recipe
 
-    changes: dict[str, Any] = {"base": run.base, "labels": list(stage.labels or ()) or None}
+    changes: dict[str, Any] = {"base": stage.base, "labels": list(stage.labels or ()) or None}
     given = {key: value for key, value in changes.items() if value is not None}
     recipe = load_stage_recipe(stage.recipe, name, given)
     console = _console(out)
-    if run.dry_run:
+    if stage.dry_run:
         _plan_stage(recipe, console, refit=refit, json=out.json)
     else:
-        _run_stage(recipe, run, console, refit=refit, json=out.json)
+        _run_stage(recipe, stage, console, refit=refit, json=out.json)
 
 
 def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool, json: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from qzoom.cli.console import Console
 from qzoom.cli.eval import DataOptions
-from qzoom.cli.flags import Flags, build_settings, flatten
+from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings
 
@@ -31,10 +31,7 @@ Source = Annotated[
         help="questions (any question file with boxes, such as the receipts), documents, scenes or zoombench.",
     ),
 ]
-Compare = Annotated[
-    Path | None,
-    typer.Option(show_default=False, help="Folder of another run to compare with: paired differences with intervals."),
-]
+Compare = Annotated[Path | None, optional("Folder of another run to compare with: paired differences with intervals.")]
 
 
 @flatten
@@ -45,13 +42,11 @@ def zoomgap(
     model: ModelOptions,
     views: Annotated[dict[str, Any], Flags("QZOOM_EVAL_ZOOMGAP_", recipe=False, of=GapSettings)],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", show_default=False, help="Store every answer in this folder; a rerun resumes."),
+        Path | None, optional("Store every answer in this folder; a rerun resumes.", "--output", "-o")
     ] = None,
     fresh: Fresh = False,
     rescore: Annotated[
-        Path | None,
-        typer.Option(show_default=False, help="Compute the figures of a folder of stored answers, without a model."),
+        Path | None, optional("Compute the figures of a folder of stored answers, without a model.")
     ] = None,
     compare: Compare = None,
     out: OutputOptions,
@@ -101,7 +96,7 @@ def _print_gap(answers: ViewAnswers, compare: Path | None, console: Console, *, 
     figures = measure_gap(answers.rows, places=answers.about.get("places", "auto"))
     difference = None if compare is None else compare_gaps(answers.rows, read_views(compare).rows)
     if json:
-        console.record(answers.about | figures.to_dict() | ({} if difference is None else {"compare": difference}))
+        console.record(answers.about | figures | ({} if difference is None else {"compare": difference}))
         return
     for line in gap_lines(figures):
         console.result(line)
@@ -124,10 +119,7 @@ def coverage(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", show_default=False, help="Folder for coverage.json (with every question) and the plot."
-        ),
+        Path | None, optional("Folder for coverage.json (with every question) and the plot.", "--output", "-o")
     ] = None,
     compare: Compare = None,
     out: OutputOptions,

@@ -22,7 +22,6 @@ def covered_cells(boxes: Sequence[Box], size_px: tuple[int, int], grid: tuple[in
 
     Args:
         boxes: any number; what they share counts once, what lies outside not at all.
-        size_px: (width, height) of the picture.
         grid: (rows, columns).
 
     Returns:

@@ -53,13 +53,7 @@ def crop_scale(box: Box4, settings: CropSettings) -> float:
 
 
 def cut(image: Image, box: Box4, scale: float) -> Image:
-    """The box's pixels, resized by `scale` (Lanczos); sides are at least 1 px.
-
-    Args:
-        image: the whole image, RGB.
-        box: inside the image, with area.
-        scale: 2.0 doubles both sides.
-    """
+    """The box's pixels, resized by `scale` (Lanczos); sides are at least 1 px."""
     from PIL.Image import Resampling
 
     crop = image.crop(box)

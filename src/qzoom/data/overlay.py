@@ -74,16 +74,7 @@ def has_box(item_id: str, epoch: int, share: float) -> bool:
 
 
 def choose_style(item_id: str, epoch: int, styles: Mapping[str, float]) -> Style:
-    """A style by weight, decided by item and epoch.
-
-    Args:
-        item_id: of the item.
-        epoch: from 0.
-        styles: weight of each style.
-
-    Raises:
-        ConfigError: an unknown style, or no positive weight.
-    """
+    """A style by weight, decided by item and epoch (ConfigError: an unknown style, or no positive weight)."""
     for style in styles:
         _check_style(style)
     total = sum(styles.values())
@@ -102,7 +93,6 @@ def with_margin(box: Any, size_px: tuple[int, int], margin: float = MARGIN) -> B
 
     Args:
         box: x0, y0, x1, y1 in original pixels, half-open.
-        size_px: (width, height).
         margin: share of the box's own sides.
 
     Raises:
@@ -139,7 +129,6 @@ def draw(
         box: x0, y0, x1, y1 in original pixels, half-open, of the picture as a person sees it.
         style: "rectangle", "ellipse" (around the box), "dim" (everything else darker), "text" and "none" (unchanged).
         tokens: visual tokens of the view that it is drawn for; None takes 1,024.
-        margin: see `with_margin`.
 
     Returns:
         RGB, the size of the picture.
@@ -180,12 +169,6 @@ def clause(style: Style, box: Any, size_px: tuple[int, int], *, margin: float = 
     """The sentence that a question gets with a style, "" where it gets none.
 
     Coordinates are thousandths of the picture's width and height.
-
-    Args:
-        style: how the region is marked.
-        box: as in `draw`.
-        size_px: (width, height) of the picture.
-        margin: as in `draw`.
 
     Raises:
         DataError: a box that is empty or outside.

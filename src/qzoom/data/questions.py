@@ -23,12 +23,11 @@ import difflib
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qzoom.data.samples import Sample, SampleQuestion
+from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.store.schema import Box4, Question, Turn
 
@@ -46,65 +45,17 @@ _QUESTION: dict[str, type] = {"field": str, "question": str, "answer": str, "box
 _TYPES = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionSet:
-    """Checked questions.
-
-    Args:
-        questions: those that can be used, in order.
-        skipped: (line number, reason) of those that cannot, when they were to be skipped.
-    """
-
-    questions: tuple[Question, ...]
-    skipped: tuple[tuple[int, str], ...] = ()
+Read = tuple[list[Question], list[tuple[int, str]]]
+"""Questions in order, and line numbers with reasons of those that were skipped."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class QuestionTask:
-    """A checked question file; a `qzoom.data.samples.Task`.
-
-    Args:
-        samples: its pictures in order of appearance, each with all its questions.
-        sha256: of the file's bytes.
-        name: of the task.
-        fields: those that always appear among the figures.
-        split: name of the file, where it is one of several.
-        answers: the right answers of every (picture, number of its question), any of which counts.
-        labelled: whether every question has an answer; otherwise none has.
-    """
-
-    samples: tuple[Sample, ...]
-    sha256: str
-    name: str = "questions"
-    fields: tuple[str, ...] = ()
-    split: str | None = None
-    answers: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
-    labelled: bool = True
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The pictures' ids."""
-        return tuple(sample.id for sample in self.samples)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Split and digest of the file."""
-        split = {} if self.split is None else {"split": self.split}
-        return {"task": self.name} | split | {"sha256": self.sha256}
-
-    def sample(self, index: int) -> Sample:
-        """One picture and its questions."""
-        return self.samples[index]
-
-
-def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0) -> QuestionSet:
+def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0) -> Read:
     """The questions of several files or drawn sets together.
 
     Args:
         names: paths of JSONL files, or names as in this module's text.
         skip_bad: leave out and count lines that cannot be used, instead of stopping at the first.
         per_picture: most questions about a drawn picture.
-        seed: which of them.
 
     Raises:
         DataError: a file or a line cannot be used; it says which.
@@ -119,23 +70,19 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
         elif kind == "receipts" and rest:
             questions += _receipts(rest)
         else:
-            found = read_questions(Path(name), skip_bad=skip_bad)
-            questions += found.questions
-            skipped += found.skipped
+            good, bad = read_questions(Path(name), skip_bad=skip_bad)
+            questions += good
+            skipped += bad
     seen: set[tuple[str, str]] = set()
     for question in questions:
         if (question.source, question.name) in seen:
             raise DataError(f"The question {question.name!r} of {question.source!r} comes from two of the given sets.")
         seen.add((question.source, question.name))
-    return QuestionSet(tuple(questions), tuple(skipped))
+    return questions, skipped
 
 
-def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
+def read_questions(path: Path, *, skip_bad: bool = False) -> Read:
     """Read and check a question file; lines may have either form.
-
-    Args:
-        path: of the JSONL file.
-        skip_bad: as in `open_questions`.
 
     Raises:
         DataError: the file cannot be read or holds nothing to use, or (unless skipped) a malformed line, a missing
@@ -159,10 +106,10 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> QuestionSet:
         questions.append(question)
     if not questions:
         raise DataError(f"{path}: no questions that can be used; expected one JSON object a line.")
-    return QuestionSet(tuple(questions), tuple(skipped))
+    return questions, skipped
 
 
-def read_receipts(folder: Path, split: str) -> QuestionTask:
+def read_receipts(folder: Path, split: str) -> Task:
     """Scanned receipts: the pictures with their questions in `folder/split.jsonl`.
 
     Raises:
@@ -171,7 +118,7 @@ def read_receipts(folder: Path, split: str) -> QuestionTask:
     return _read_pictures(folder, split, "receipts", RECEIPT_FIELDS)
 
 
-def read_receipt_questions(folder: Path, split: str) -> QuestionTask:
+def read_receipt_questions(folder: Path, split: str) -> Task:
     """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question.
 
     Raises:
@@ -180,39 +127,42 @@ def read_receipt_questions(folder: Path, split: str) -> QuestionTask:
     return _read_pictures(folder, split, "questions", ())
 
 
-def read_calibration_questions(path: Path) -> QuestionTask:
+def read_calibration_questions(path: Path) -> Task:
     """The questions of a file, grouped by picture; the turns of a conversation are asked one by one.
 
     Raises:
         DataError: the file, a line or a picture cannot be used, or only some questions have answers; it says which.
     """
     grouped: dict[str, list[SampleQuestion]] = {}
-    answers: dict[tuple[str, int], tuple[str, ...]] = {}
     labels: dict[bool, str] = {}
-    for record in read_questions(path).questions:
+    for record in read_questions(path)[0]:
         for turn in record.turns:
-            questions = grouped.setdefault(record.image, [])
-            answers[record.image, len(questions)] = turn.answers
             labels.setdefault(bool(turn.answers), record.name)
-            questions.append(SampleQuestion("answer", turn.question, next(iter(turn.answers), ""), turn.boxes))
+            answer = next(iter(turn.answers), "")
+            question = SampleQuestion("answer", turn.question, answer, turn.boxes, answers=turn.answers)
+            grouped.setdefault(record.image, []).append(question)
     if len(labels) == 2:
         raise DataError(
             f"{path}: the question {labels[True]!r} has an answer and {labels[False]!r} has none; label all questions "
             "or none."
         )
-    samples = tuple(
+    samples = [
         Sample(image, path.parent / image, _size_px(path.parent / image) or (1, 1), tuple(questions))
         for image, questions in grouped.items()
-    )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return QuestionTask(samples, digest, fields=("answer",), answers=answers, labelled=True in labels)
+    ]
+    return _task("questions", path, samples, ("answer",))
+
+
+def _task(name: str, path: Path, samples: Sequence[Sample], fields: tuple[str, ...], **identity: Any) -> Task:
+    """The samples of a checked file; its digest decides whether a run may go on with it."""
+    identity = {"task": name, **identity, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return Task(name, tuple(sample.id for sample in samples), identity, samples.__getitem__, fields)
 
 
 def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
     """The picture of a question, drawn or read.
 
     Args:
-        question: whose picture.
         images: folder that paths start from instead of the one noted in the record, for data that has moved.
 
     Raises:
@@ -241,7 +191,6 @@ def drawn_numbers(kind: str, rest: str) -> range:
     """The seeds that a name of drawn pictures means.
 
     Args:
-        kind: "documents" or "scenes".
         rest: "FIRST:COUNT".
 
     Raises:
@@ -277,7 +226,7 @@ def _receipts(rest: str) -> list[Question]:
     if not folder:
         raise ConfigError(f"receipts:{rest} does not name receipts; write receipts:FOLDER:SPLIT.")
     path = Path(folder).resolve() / f"{split}.jsonl"
-    return [_of_sample(sample, path, f"receipts-{split}") for sample in read_receipts(path.parent, split).samples]
+    return [_of_sample(sample, path, f"receipts-{split}") for sample in read_receipts(path.parent, split)]
 
 
 def _of_sample(sample: Sample, path: Path, source: str | None = None) -> Question:
@@ -288,7 +237,7 @@ def _of_sample(sample: Sample, path: Path, source: str | None = None) -> Questio
     return Question(sample.id, image, turns, "text", source or path.stem, str(root))
 
 
-def _read_pictures(folder: Path, split: str, name: str, fields: tuple[str, ...]) -> QuestionTask:
+def _read_pictures(folder: Path, split: str, name: str, fields: tuple[str, ...]) -> Task:
     path = folder / f"{split}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) if folder.is_dir() else ""
@@ -303,7 +252,7 @@ def _read_pictures(folder: Path, split: str, name: str, fields: tuple[str, ...])
         samples.append(sample)
     if not samples:
         raise DataError(f"{path}: no questions in it; expected one JSON object a line.")
-    return QuestionTask(tuple(samples), hashlib.sha256(path.read_bytes()).hexdigest(), name, fields, split)
+    return _task(name, path, samples, fields, split=split)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -7,10 +7,10 @@ stored answers can be scored again without a model. Boxes are (x0, y0, x1, y1) i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import DataError
 from qzoom.store.log import Log
@@ -25,29 +25,18 @@ ANSWERS = "answers"
 
 @dataclass(frozen=True, slots=True)
 class SampleQuestion:
-    """A question with its right answer.
+    """A question with its right answer."""
 
-    Args:
-        field: what is asked for; figures are given per field.
-        question: the text that the model gets.
-        answer: the right answer.
-        boxes: every place that holds the answer; empty when the place is unknown or the whole picture.
-        easy: whether the coarse pass should be enough; None if unknown.
-        answers: all accepted answers, or one per person asked; empty for `answer` alone.
-        choices: texts of the options of a multiple-choice question, A first.
-        metric: name in `qzoom.scoring.metrics.METRICS`.
-        negative: what is asked about is not in the picture.
-    """
-
-    field: str
+    field: str  # what is asked for; figures are given per field
     question: str
     answer: str
+    # every place that holds the answer; empty when the place is unknown or the whole picture
     boxes: tuple[Box, ...] = ()
-    easy: bool | None = None
-    answers: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    metric: str = "exact_match"
-    negative: bool = False
+    easy: bool | None = None  # whether the coarse pass should be enough; None if unknown
+    answers: tuple[str, ...] = ()  # all accepted answers, or one per person asked; empty for `answer` alone
+    choices: tuple[str, ...] = ()  # texts of the options of a multiple-choice question, A first
+    metric: str = "exact_match"  # name in `qzoom.scoring.metrics.METRICS`
+    negative: bool = False  # what is asked about is not in the picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,84 +53,44 @@ class Sample:
     error: str | None = None
 
 
-class Task(Protocol):
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
     """A fixed list of pictures with questions; samples are made or read only when they are wanted."""
 
-    @property
-    def name(self) -> str:
-        """The task's name on the command line."""
+    name: str  # on the command line
+    ids: tuple[str, ...]  # the pictures' ids, in order, each once
+    identity: dict[str, Any]  # what decides the questions (file digest, seeds), as JSON values
+    sample: Callable[[int], Sample]  # the sample of `ids[number]`
+    fields: tuple[str, ...] = ()  # fields that always appear among the figures
+    max_new_tokens: int = 128  # most tokens of an answer
+    # the crop that came with the sample of a number, where the data has crops
+    shipped_crop: Callable[[int], bytes | Path] | None = None
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Fields that always appear among the figures."""
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The pictures' ids, in order, each once."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the questions (file digest, seeds), as JSON values."""
-
-    def sample(self, index: int) -> Sample:
-        """The sample of `ids[index]`."""
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.sample, range(len(self.ids)))
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
-    """One question as it was answered.
-
-    Args:
-        picture: id of the picture.
-        index: number of the question among the picture's.
-        count: number of questions about the picture.
-        field: see `SampleQuestion`.
-        question: see `SampleQuestion`.
-        answer: the right answer.
-        boxes: places that hold the answer.
-        easy: see `SampleQuestion`.
-        size_px: (width, height) of the picture.
-        seconds: wall-clock time of the answer, with the question's share of the picture's coarse pass.
-        prediction: what the model said; empty after an error.
-        finish_reason: see `qzoom.types.Answer`; "error" after an error.
-        gate: the gate's decision; None after an error.
-        regions: what was read at high resolution.
-        usage: tokens paid.
-        timing_ms: milliseconds per step.
-        error: why there is no answer; None when there is one.
-        answers: see `SampleQuestion`.
-        choices: see `SampleQuestion`.
-        metric: see `SampleQuestion`.
-        prompt: the rendered conversation with one placeholder per picture; empty where nothing was asked.
-        coarse_size_px: (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`.
-        extra: what a method paid on top, see `qzoom.evaluation.methods.Method.answer`.
-        negative: see `SampleQuestion`.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow(SampleQuestion):
+    """One question as it was answered."""
 
     picture: str
     index: int
     count: int
-    field: str
-    question: str
-    answer: str
-    boxes: tuple[Box, ...]
-    easy: bool | None
-    size_px: tuple[int, int]
-    seconds: float
-    prediction: str = ""
-    finish_reason: str = "error"
+    size_px: tuple[int, int]  # (width, height) of the picture
+    seconds: float  # wall-clock time of the answer, with the question's share of the picture's coarse pass
+    prediction: str = ""  # what the model said; empty after an error
+    finish_reason: str = "error"  # see `qzoom.types.Answer`; "error" after an error
     gate: GateDecision | None = None
     regions: tuple[Region, ...] = ()
     usage: Usage = dataclasses.field(default_factory=Usage)
-    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
-    error: str | None = None
-    answers: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    metric: str = "exact_match"
-    prompt: str = ""
+    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # milliseconds per step
+    error: str | None = None  # why there is no answer; None when there is one
+    prompt: str = ""  # the rendered conversation with one placeholder per picture; empty where nothing was asked
+    # (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`
     coarse_size_px: tuple[int, int] | None = None
+    # what a method paid on top, see `qzoom.evaluation.methods.base.Answered`
     extra: dict[str, float] = dataclasses.field(default_factory=dict)
-    negative: bool = False
 
     @property
     def visual_tokens(self) -> int:
@@ -154,27 +103,16 @@ class AnswerRow:
         return self.gate is not None and self.gate.zoomed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        out["boxes"] = [list(box) for box in self.boxes]
-        out["size_px"] = list(self.size_px)
-        out["seconds"] = self.seconds
-        out["gate"] = self.gate.to_dict() if self.gate else None
-        out["regions"] = [region.to_dict() for region in self.regions]
-        out["usage"] = self.usage.to_dict()
-        out["timing_ms"] = dict(self.timing_ms)
-        out["answers"], out["choices"] = list(self.answers), list(self.choices)
-        out["coarse_size_px"] = list(self.coarse_size_px) if self.coarse_size_px else None
-        out["extra"] = dict(self.extra)
-        return out
+        """JSON types."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
+            "gate": self.gate.to_dict() if self.gate else None,
+            "regions": [region.to_dict() for region in self.regions],
+            "usage": self.usage.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AnswerRow:
-        """The inverse of `to_dict`.
-
-        Raises:
-            DataError: not such a row.
-        """
+        """The inverse of `to_dict` (DataError: not such a row)."""
         try:
             given = dict(values)
             given["boxes"] = tuple(tuple(box) for box in given["boxes"])
@@ -210,11 +148,7 @@ def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
 
 
 def answer_files(places: Sequence[Path]) -> list[Path]:
-    """All answer files named, or lying below the folders named, each once.
-
-    Raises:
-        DataError: nothing there.
-    """
+    """All answer files named, or lying below the folders named, each once (DataError: nothing there)."""
     files: dict[Path, None] = {}
     for place in places:
         if place.is_dir():

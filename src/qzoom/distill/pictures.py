@@ -117,7 +117,7 @@ def _folder(folder: Path) -> Iterator[ImageSource]:
 def _with_questions(name: str) -> list[ImageSource]:
     """Images of a question file, each once, with all questions about it."""
     together: dict[tuple[str, str], list[Question]] = {}
-    for question in open_questions([name]).questions:
+    for question in open_questions([name])[0]:
         together.setdefault((question.root, question.image), []).append(question)
     return [
         ImageSource(image, root, questions[0].source, tuple(_known(questions)))

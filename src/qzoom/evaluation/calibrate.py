@@ -14,6 +14,7 @@ whatever the distribution of scores (fixed-sequence testing, as in risk-controll
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +23,8 @@ from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.weights import weights_digest
-from qzoom.config import ZoomConfig
-from qzoom.data.questions import QuestionTask
-from qzoom.data.samples import AnswerRow
+from qzoom.config import TokenBudget, ZoomConfig
+from qzoom.data.samples import AnswerRow, Task
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.scoring.agree import exact_match
@@ -41,23 +41,14 @@ CONFIDENCE_GATES = ("margin", "entropy")
 
 @dataclass(frozen=True, slots=True)
 class PairedAnswers:
-    """One question, asked without zooming and with.
-
-    Args:
-        score: the gate's.
-        zooms: whether a region was found; without one the coarse answer stands whatever the gate says.
-        harmed: whether not zooming loses the answer.
-        gained: whether not zooming saves the answer (the zoomed one is wrong, the coarse one right).
-        coarse_s: seconds of the coarse answer, the gate included.
-        zoomed_s: seconds of the answer when the gate says zoom.
-    """
+    """One question, asked without zooming and with."""
 
     score: float
-    zooms: bool
-    harmed: bool
-    gained: bool
-    coarse_s: float
-    zoomed_s: float
+    zooms: bool  # whether a region was found; without one the coarse answer stands whatever the gate says
+    harmed: bool  # whether not zooming loses the answer
+    gained: bool  # whether not zooming saves the answer (the zoomed one is wrong, the coarse one right)
+    coarse_s: float  # seconds of the coarse answer, the gate included
+    zoomed_s: float  # seconds of the answer when the gate says zoom
 
 
 @settings(prefix=False)
@@ -82,25 +73,16 @@ class CalibrationGoal:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """What a gate threshold gives.
-
-    Args:
-        threshold: of the gate.
-        n: questions.
-        share_zoomed: of them.
-        latency_ms: mean.
-        harmed: share harmed.
-        loss: accuracy lost against always zooming, negative for a gain (without labels: share of other answers).
-        interval: of what the goal names, with its confidence: two-sided for share and latency; for the loss from 0 to
-            the exact upper bound.
-    """
+    """What a gate threshold gives."""
 
     threshold: float
     n: int
     share_zoomed: float
     latency_ms: float
     harmed: float
-    loss: float
+    loss: float  # accuracy lost against always zooming, negative for a gain (without labels: share of other answers)
+    # of what the goal names, with its confidence: two-sided for share and latency; for the loss from 0 to the exact
+    # upper bound
     interval: tuple[float, float] = (0.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,8 +125,6 @@ def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: 
     """The point that meets a goal.
 
     Args:
-        samples: what was measured.
-        goal: what is wanted.
         candidates: how many region thresholds were compared on the same questions; the loss's confidence is shared
             among them.
 
@@ -159,7 +139,8 @@ def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: 
     if goal.share_zoomed is not None:
         wanted = goal.share_zoomed
         best = min(points, key=lambda p: (round(abs(p.share_zoomed - wanted), 12), p.share_zoomed))
-        return dataclasses.replace(best, interval=_wilson(best.share_zoomed, best.n, goal.confidence))
+        z = NormalDist().inv_cdf((1 + goal.confidence) / 2)
+        return dataclasses.replace(best, interval=wilson_interval(round(best.share_zoomed * best.n), best.n, z))
     if goal.latency_ms is not None:
         return _within_latency(samples, points, goal)
     assert goal.max_accuracy_loss is not None
@@ -204,10 +185,6 @@ def _mean_interval(values: Sequence[float], confidence: float) -> tuple[float, f
     return (mean - half, mean + half) if len(values) > 1 else (0.0, math.inf)
 
 
-def _wilson(share: float, n: int, confidence: float) -> tuple[float, float]:
-    return wilson_interval(round(share * n), n, NormalDist().inv_cdf((1 + confidence) / 2))
-
-
 def _between(low: float, high: float) -> float:
     """A threshold above `low` and at most `high`, so that a score of `high` still zooms."""
     middle = (low + high) / 2
@@ -216,24 +193,14 @@ def _between(low: float, high: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was chosen and on what grounds.
-
-    Args:
-        gate_threshold: to zoom from.
-        region_threshold: of the map.
-        point: what these give on the questions.
-        asked: questions that count.
-        failed: questions left out, because they could not be asked.
-        always: share that always zooming answers right at `region_threshold`; None without labels.
-        provenance: for the config.
-    """
+    """What was chosen and on what grounds."""
 
     gate_threshold: float
     region_threshold: float
-    point: OperatingPoint
-    asked: int
-    failed: int
-    always: float | None
+    point: OperatingPoint  # what these give on the questions
+    asked: int  # questions that count
+    failed: int  # questions left out, because they could not be asked
+    always: float | None  # share that always zooming answers right at `region_threshold`; None without labels
     provenance: dict[str, Any]
 
     def applied(self, config: ZoomConfig) -> ZoomConfig:
@@ -245,45 +212,9 @@ class Calibration:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Questions:
-    """The questions and how they are asked; arguments as in `calibrate`."""
-
-    model: QZoom
-    questions: QuestionTask
-    options: EvalOptions
-    keep: Path | None
-    on_picture: Callable[[str, int, int], None] | None
-
-    def never(self) -> list[AnswerRow]:
-        """Answers without zooming."""
-        return self._ask("never", zoom="never", region_tokens=None)
-
-    def always(self, region_threshold: float) -> list[AnswerRow]:
-        """Answers zoomed at a region threshold whatever the gate says, whose score they carry."""
-        name = f"zoom-{region_threshold:g}"
-        return self._ask(name, zoom="auto", gate_threshold=0.0, region_threshold=region_threshold)
-
-    def doubts(self, gate: str) -> list[AnswerRow]:
-        """First tokens of the coarse answers with the score of one of `CONFIDENCE_GATES`."""
-        return self._ask(gate, zoom="auto", region_tokens=None, gate_threshold=1.0, max_new_tokens=1, method=gate)
-
-    def _ask(self, name: str, **changes: Any) -> list[AnswerRow]:
-        on_picture = self.on_picture
-        return run(
-            self.model,
-            self.questions,
-            dataclasses.replace(self.options, **changes),
-            output=self.keep and self.keep / f"{name}.jsonl",
-            on_picture=None if on_picture is None else lambda done, total: on_picture(name, done, total),
-            # a question that the gate leaves alone has paid for the branches' part of its session too
-            all_branches="method" not in changes,
-        )
-
-
 def calibrate(
     model: QZoom,
-    questions: QuestionTask,
+    questions: Task,
     goal: CalibrationGoal,
     options: EvalOptions | None = None,
     *,
@@ -296,9 +227,6 @@ def calibrate(
     """Choose thresholds for an operating point.
 
     Args:
-        model: with gate and region branch.
-        questions: the user's.
-        goal: the operating point.
         options: token limits and longest answer; the rest of it is not used.
         region_thresholds: to be compared (questions with answers only); empty keeps the checkpoint's own.
         keep: folder of the answers; a rerun, also with another goal, asks only what is missing.
@@ -314,67 +242,82 @@ def calibrate(
     """
     own = model.config.region_threshold
     thresholds = tuple(sorted(set(region_thresholds))) or (own,)
-    _check_calibration(model, questions, thresholds)
-    asked = _Questions(model, questions, options or EvalOptions(), keep, on_picture)
-    never = asked.never()
-    always = {t: asked.always(t) for t in thresholds}
-    right = {t: sum(_is_right(row, questions) for row in rows) for t, rows in always.items()}
+    answers = _right_answers(questions)
+    labelled = any(answers.values())
+    _check_calibration(model, thresholds, labelled=labelled)
+    options = options or EvalOptions()
+
+    def ask(name: str, **changes: Any) -> list[AnswerRow]:
+        output, listener = keep and keep / f"{name}.jsonl", on_picture and functools.partial(on_picture, name)
+        # a question that the gate leaves alone has paid for the branches' part of its session too
+        branches = {"all_branches": "method" not in changes}
+        changed = dataclasses.replace(options, **changes)
+        return run(model, questions, changed, output=output, on_picture=listener, **branches)
+
+    never = ask("never", zoom="never", region_tokens=None)
+    # zoomed whatever the gate says, whose score the answers carry
+    always = {t: ask(f"zoom-{t:g}", zoom="auto", gate_threshold=0.0, region_threshold=t) for t in thresholds}
+    right = {t: sum(_is_right(row, answers) for row in rows) for t, rows in always.items()}
     best = max(thresholds, key=lambda t: (right[t], -abs(t - own), t))
     pairs, failed = pair_answers(never, always[best], questions)
     if not pairs:
         raise DataError(f"None of the {failed} questions could be asked; try one with `qzoom ask`.")
     point = choose(pairs, goal, len(thresholds))
-    limits = {"coarse_tokens": asked.options.coarse_tokens, "region_tokens": asked.options.region_tokens}
     provenance: dict[str, Any] = {
-        "questions_sha256": questions.sha256,
-        "labelled": questions.labelled,
+        "questions_sha256": questions.identity["sha256"],
+        "labelled": labelled,
         "failed": failed,
         "weights": weights_digest(model.engine),
         "wish": {name: value for name, value in asdict(goal).items() if value is not None},
         "region_thresholds": list(thresholds),
-        **{name: [b.min_tokens, b.max_tokens] if b else None for name, b in limits.items()},
+        "coarse_tokens": _ends(options.coarse_tokens),
+        "region_tokens": _ends(options.region_tokens),
         "reached": point.to_dict(),
-    }
-    if date is not None:
-        provenance["date"] = date
+    } | ({} if date is None else {"date": date})
     if confidence_gates:
+        first_token = {"zoom": "auto", "region_tokens": None, "gate_threshold": 1.0, "max_new_tokens": 1}
         provenance["confidence_gates"] = {
-            name: confidence_threshold(asked.doubts(name), always[best], point.share_zoomed)
+            name: confidence_threshold(ask(name, **first_token, method=name), always[best], point.share_zoomed)
             for name in CONFIDENCE_GATES
         }
-    share = right[best] / len(always[best]) if questions.labelled else None
+    share = right[best] / len(always[best]) if labelled else None
     return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
 
 
-def _check_calibration(model: QZoom, questions: QuestionTask, thresholds: Sequence[float]) -> None:
+def _ends(limits: TokenBudget | None) -> list[int] | None:
+    return [limits.min_tokens, limits.max_tokens] if limits else None
+
+
+def _check_calibration(model: QZoom, thresholds: Sequence[float], *, labelled: bool) -> None:
     """Find what makes a calibration impossible before the first question."""
     if not (model.has_gate and model.has_region):
         raise HeadsMissingError(
             "Only a model with a gate and a region branch has thresholds to choose; train them with `qzoom train`."
         )
-    if len(thresholds) > 1 and not questions.labelled:
+    if len(thresholds) > 1 and not labelled:
         raise ConfigError("Region thresholds can only be compared on questions with answers; add them or compare none.")
 
 
 def pair_answers(
-    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: QuestionTask
+    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: Task
 ) -> tuple[list[PairedAnswers], int]:
     """Pair both answers to every question.
 
     Args:
-        never: asked without zooming.
         always: the same questions, zoomed whatever the gate's score, which they carry.
         questions: with the right answers, or without; then the zoomed answer counts as right.
 
     Returns:
         The pairs, and how many questions were left out because one of their answers failed.
     """
+    answers = _right_answers(questions)
+    labelled = any(answers.values())
     out: list[PairedAnswers] = []
     for coarse, zoomed in zip(never, always, strict=True):
         if coarse.error or zoomed.error or zoomed.gate is None or zoomed.gate.score is None:
             continue
-        if questions.labelled:
-            first, second = _is_right(coarse, questions), _is_right(zoomed, questions)
+        if labelled:
+            first, second = _is_right(coarse, answers), _is_right(zoomed, answers)
         else:
             first, second = exact_match(coarse.prediction, zoomed.prediction), True
         gate_s = zoomed.timing_ms.get("gate", 0.0) / 1000
@@ -397,7 +340,6 @@ def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow
     Args:
         doubts: with the gate's score of every question.
         always: the same questions, zoomed where a region was found.
-        share: wanted.
 
     Raises:
         DataError: no question with both.
@@ -413,6 +355,10 @@ def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow
     return {"threshold": point.threshold, "share_zoomed": round(point.share_zoomed, 6)}
 
 
-def _is_right(row: AnswerRow, questions: QuestionTask) -> bool:
-    answers = questions.answers[row.picture, row.index]
-    return row.error is None and any(exact_match(row.prediction, answer) for answer in answers)
+def _right_answers(questions: Task) -> dict[tuple[str, int], tuple[str, ...]]:
+    """The right answers of every (picture, number of its question), any of which counts; none without labels."""
+    return {(sample.id, i): question.answers for sample in questions for i, question in enumerate(sample.questions)}
+
+
+def _is_right(row: AnswerRow, answers: dict[tuple[str, int], tuple[str, ...]]) -> bool:
+    return row.error is None and any(exact_match(row.prediction, one) for one in answers[row.picture, row.index])

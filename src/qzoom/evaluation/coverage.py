@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ def relative(question: np.ndarray, generic: np.ndarray, epsilon: float = EPSILON
     Args:
         question: (..., rows, columns), not negative.
         generic: the same shape.
-        epsilon: see `EPSILON`.
     """
     guard = epsilon * generic.mean((-2, -1), keepdims=True)
     return question / np.maximum(generic + guard, np.finfo(np.float64).tiny)
@@ -109,10 +108,7 @@ def read_coverage(path: Path) -> dict[str, Any]:
 def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """This run less another, each at the layer and head that it chose itself, over the questions both reported.
 
-    Args:
-        this: figures with rows, as `Coverage.to_dict` gives them.
-        other: those of the run that it is compared with.
-        seed: of the draws.
+    Both are figures with rows, as `Coverage.to_dict` gives them.
 
     Returns:
         `n` and for each of layer_lift, layer_hit, head_lift, head_hit: this, other, difference, interval.
@@ -132,35 +128,6 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class SelectedHead:
-    """A layer, or a head of one, with its figures on the half that did not select it.
-
-    Args:
-        layer: index from 0.
-        head: index from 0; None for the mean over the layer's heads.
-        depth: share of the model's layers up to and with this one.
-        lift: mean share of attention over share of area; 1 is chance.
-        lift_interval: its 95 % interval, drawn by picture.
-        hit: share of questions whose highest cell touches the place.
-        hit_interval: its 95 % interval.
-        lift_when_chosen: on the half that chose it, for comparison.
-    """
-
-    layer: int
-    head: int | None
-    depth: float
-    lift: float
-    lift_interval: tuple[float, float]
-    hit: float
-    hit_interval: tuple[float, float]
-    lift_when_chosen: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-
 def choosing_half(pictures: Sequence[str]) -> np.ndarray:
     """Which questions choose, (questions,) bool: those of every other picture in an order that only the ids decide.
 
@@ -174,14 +141,17 @@ def choosing_half(pictures: Sequence[str]) -> np.ndarray:
     return np.array([name in chosen for name in pictures])
 
 
-def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed: int = 0) -> SelectedHead:
-    """The place with the highest mean lift on the choosing half.
+def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed: int = 0) -> dict[str, Any]:
+    """The layer, or the head of one, with the highest mean lift on the choosing half.
 
     Args:
         values: (questions, 2 figures, layers, heads + 1) of one measure, see `scores`.
-        pictures: of each question.
         of_heads: choose among single heads instead of means over a layer's heads.
-        seed: of the draws behind the intervals.
+
+    Returns:
+        `layer` and `head` (indices from 0; None for the mean over the layer's heads), `depth` (share of the layers up
+        to and with this one); on the half that did not choose `lift` and `hit`, each with its 95 % interval (drawn by
+        picture) as `lift_interval` and `hit_interval`; and `lift_when_chosen`, on the half that chose it.
 
     Raises:
         DataError: fewer than two pictures.
@@ -192,17 +162,17 @@ def choose(values: np.ndarray, pictures: Sequence[str], *, of_heads: bool, seed:
     layer, head = (int(i) for i in np.unravel_index(int(means.argmax()), means.shape))
     kept = candidates[~choosing][:, :, layer, head]
     names = [name for name, left_out in zip(pictures, ~choosing, strict=True) if left_out]
-    drawn = bootstrap(kept.T, names, seed)
-    return SelectedHead(
-        layer=layer,
-        head=head if of_heads else None,
-        depth=depth(layer, values.shape[2]),
-        lift=float(kept[:, 0].mean()),
-        lift_interval=interval_of(drawn[0]),
-        hit=float(kept[:, 1].mean()),
-        hit_interval=interval_of(drawn[1]),
-        lift_when_chosen=float(means[layer, head]),
-    )
+    lifts, hits = bootstrap(kept.T, names, seed)
+    return {
+        "layer": layer,
+        "head": head if of_heads else None,
+        "depth": depth(layer, values.shape[2]),
+        "lift": float(kept[:, 0].mean()),
+        "lift_interval": interval_of(lifts),
+        "hit": float(kept[:, 1].mean()),
+        "hit_interval": interval_of(hits),
+        "lift_when_chosen": float(means[layer, head]),
+    }
 
 
 def depth(layer: int, layers: int) -> float:
@@ -212,118 +182,69 @@ def depth(layer: int, layers: int) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coverage:
-    """The figures of one run.
+    """The figures of one run."""
 
-    Args:
-        n: questions with a place.
-        pictures: how many pictures they are about.
-        errors: questions that could not be asked; they have no maps and are in no figure.
-        reported: questions of the half that did not choose.
-        area: mean share of the picture that a place covers.
-        chance_hit: mean share of the cells that a place touches: what pointing at random would hit.
-        measures: per name in `MEASURES`: "layer" and "head" as chosen, and the curves over all layers of the whole run:
-            "lift" and "hit" of the mean over the heads, "best_lift" of each layer's best head.
-        per_kind: n and the chosen layer's relative lift and hit per field, on the reported half.
-        rows: per question its picture, number and the values at the chosen places, for comparisons.
-        depths: of every layer.
-    """
-
-    n: int
-    pictures: int
-    errors: int
-    reported: int
-    area: float
-    chance_hit: float
+    n: int  # questions with a place
+    pictures: int  # how many pictures they are about
+    errors: int  # questions that could not be asked; they have no maps and are in no figure
+    reported: int  # questions of the half that did not choose
+    area: float  # mean share of the picture that a place covers
+    chance_hit: float  # mean share of the cells that a place touches: what pointing at random would hit
+    # per name in `MEASURES`: "layer" and "head" as chosen, and the curves over all layers of the whole run: "lift" and
+    # "hit" of the mean over the heads, "best_lift" of each layer's best head
     measures: dict[str, dict[str, Any]]
+    # n and the chosen layer's relative lift and hit per field, on the reported half
     per_kind: dict[str, dict[str, Any]]
+    # per question its picture, number and the values at the chosen places, for comparisons
     rows: tuple[dict[str, Any], ...]
-    depths: tuple[float, ...]
+    depths: tuple[float, ...]  # of every layer
 
     def to_dict(self, *, rows: bool = True) -> dict[str, Any]:
-        """Plain JSON types.
-
-        Args:
-            rows: include every question.
-        """
-        names = ("n", "pictures", "errors", "reported", "area", "chance_hit", "measures", "per_kind")
-        out = {name: getattr(self, name) for name in names} | {"depths": list(self.depths)}
-        return out | ({"rows": list(self.rows)} if rows else {})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Question:
-    """One question's figures: `values` as `scores` gives them, then the shares of the area and of the cells."""
-
-    name: tuple[str, int, str]
-    values: np.ndarray
-    area: float
-    touched: float
+        """JSON types, with or without every question."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if rows or f.name != "rows"}
 
 
 def measure_coverage(maps: Iterable[QuestionMaps], *, seed: int = 0) -> Coverage:
-    """The figures of a run.
-
-    Args:
-        maps: the questions' maps; they are taken one by one.
-        seed: of the draws behind the intervals.
-
-    Raises:
-        DataError: fewer than two pictures with places that could be asked about.
-    """
-    questions: list[_Question] = []
+    """The figures of a run (DataError: fewer than two pictures with places that could be asked about)."""
+    names: list[tuple[str, int, str]] = []
+    values, areas, touched = [], [], []
     failures: list[str] = []
     for item in maps:
-        result = _question(item)
-        if isinstance(result, str):
-            failures.append(result)
-        else:
-            questions.append(result)
-    if not questions:
+        covered = np.zeros(0)
+        if item.error is None:
+            covered = covered_cells(item.boxes, item.size_px, item.question.shape[2:])
+        if not covered.any():
+            failures.append(item.error or f"a box about {item.picture!r} lies outside the picture.")
+            continue
+        names.append((item.picture, item.index, item.kind))
+        values.append(scores(item.question, item.generic, covered))
+        areas.append(covered.mean())
+        touched.append((covered > 0).mean())
+    if not names:
         reason = f" The first failed so: {failures[0]}" if failures else " Use data with boxes."
         raise DataError(f"No question with a place could be asked.{reason}")
-    array, names = np.stack([question.values for question in questions]), [question.name for question in questions]
-    pictures, layers = [picture for picture, _, _ in names], array.shape[3]
+    array, pictures = np.stack(values), [picture for picture, _, _ in names]
     measures = {name: _figures(array[:, i], pictures, seed) for i, name in enumerate(MEASURES)}
     return Coverage(
-        n=len(questions),
+        n=len(names),
         pictures=len(set(pictures)),
         errors=len(failures),
         reported=int((~choosing_half(pictures)).sum()),
-        area=_mean(question.area for question in questions),
-        chance_hit=_mean(question.touched for question in questions),
+        area=float(np.mean(areas)),
+        chance_hit=float(np.mean(touched)),
         measures=measures,
         per_kind=_per_kind(array[:, 0, :, measures["relative"]["layer"]["layer"], -1], names),
         rows=_rows(array, names, measures),
-        depths=tuple(depth(i, layers) for i in range(layers)),
+        depths=tuple(depth(i, array.shape[3]) for i in range(array.shape[3])),
     )
-
-
-def _question(item: QuestionMaps) -> _Question | str:
-    """One question's figures, or why there are none."""
-    if item.error is not None:
-        return item.error
-    grid = (int(item.question.shape[2]), int(item.question.shape[3]))
-    covered = covered_cells(item.boxes, item.size_px, grid)
-    if not covered.any():
-        return f"a box about {item.picture!r} lies outside the picture."
-    return _Question(
-        (item.picture, item.index, item.kind),
-        scores(item.question, item.generic, covered),
-        float(covered.mean()),
-        float((covered > 0).mean()),
-    )
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
 
 
 def _figures(values: np.ndarray, pictures: Sequence[str], seed: int) -> dict[str, Any]:
     """One measure's chosen places and curves; `values` is (questions, 2 figures, layers, heads + 1)."""
     means = values.mean(0)
     return {
-        "layer": choose(values, pictures, of_heads=False, seed=seed).to_dict(),
-        "head": choose(values, pictures, of_heads=True, seed=seed).to_dict(),
+        "layer": choose(values, pictures, of_heads=False, seed=seed),
+        "head": choose(values, pictures, of_heads=True, seed=seed),
         "lift": means[0, :, -1].tolist(),
         "hit": means[1, :, -1].tolist(),
         "best_lift": means[0, :, :-1].max(-1).tolist(),

@@ -28,27 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuestionMaps:
-    """One question's attention.
-
-    Args:
-        picture: id of the picture.
-        index: number of the question among the picture's.
-        kind: the question's field.
-        boxes: places of the answer.
-        size_px: (width, height) of the picture.
-        question: (layers, heads, rows, columns) of the question.
-        generic: the same of the request that asks for nothing in particular.
-        error: why there are no maps; the arrays are empty then.
-    """
+    """One question's attention."""
 
     picture: str
     index: int
     kind: str
     boxes: tuple[Box, ...]
-    size_px: tuple[int, int]
-    question: np.ndarray
-    generic: np.ndarray
-    error: str | None = None
+    size_px: tuple[int, int]  # (width, height) of the picture
+    question: np.ndarray  # (layers, heads, rows, columns) of the question
+    generic: np.ndarray  # the same of the request that asks for nothing in particular
+    error: str | None = None  # why there are no maps; the arrays are empty then
 
 
 def question_maps(
@@ -63,7 +52,6 @@ def question_maps(
 
     Args:
         model: the model under test; its branches are not used.
-        task: pictures, questions and places.
         coarse: limits of the coarse view; None for the model's own.
         limit: the first so many pictures only.
         on_picture: called with (pictures done, in all) after each.

@@ -18,27 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape(VisionShape):
-    """Sizes that decide the cost: those of the vision encoder, and of the decoder.
-
-    Args:
-        layers: N, decoder layers.
-        hidden: width of the decoder.
-        query: width of all queries together.
-        key: width of all keys together (values are as wide).
-        feed: width of the decoder's gated feed-forward layers.
-        vocabulary: tokens.
-        shared_layers: K.
-        branch_layers: T.
-    """
+    """Sizes that decide the cost: those of the vision encoder, and of the decoder."""
 
     layers: int
-    hidden: int
-    query: int
-    key: int
-    feed: int
+    hidden: int  # width of the decoder
+    query: int  # width of all queries together
+    key: int  # width of all keys together (values are as wide)
+    feed: int  # width of the decoder's gated feed-forward layers
     vocabulary: int
-    shared_layers: int
-    branch_layers: int
+    shared_layers: int  # K
+    branch_layers: int  # T
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -46,11 +35,7 @@ class ModelShape(VisionShape):
 
 
 def shape_of(engine: Engine) -> ModelShape:
-    """The sizes of a loaded model, from its config.
-
-    Raises:
-        ConfigError: its family states no vision shape.
-    """
+    """The sizes of a loaded model, from its config (ConfigError: its family states no vision shape)."""
     text = engine.backbone.text_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
@@ -79,14 +64,7 @@ def vision_flops(shape: ModelShape, tokens: int) -> int:
 
 
 def decoder_flops(shape: ModelShape, layers: int, new: int, past: int = 0) -> int:
-    """Running decoder layers over new tokens, each of which sees what came before it.
-
-    Args:
-        shape: the model's.
-        layers: how many.
-        new: tokens to run.
-        past: tokens before them, already run.
-    """
+    """Running decoder layers over `new` tokens, each of which sees the `past` ones and those before it."""
     linear = 2 * new * shape.hidden * (2 * shape.query + 2 * shape.key + 3 * shape.feed)
     return layers * (linear + 4 * shape.query * (new * past + new * (new + 1) // 2))
 
@@ -106,13 +84,8 @@ def answer_flops(
     """One answer.
 
     Args:
-        shape: the model's.
-        coarse_tokens: visual tokens of the coarse view.
         region_tokens: of the regions; 0 when it did not zoom.
         prompt_tokens: the answered prompt's length, coarse view and crops included.
-        completion_tokens: generated tokens.
-        gate: whether the gate ran.
-        region_branch: whether the region branch ran.
         extra_prompt_tokens: of further rounds of the same kind, run through all layers; their pictures are not
             encoded again.
         extra_completion_tokens: that these generated.

@@ -6,7 +6,7 @@ The page is self-contained: its style and images are embedded, and it has no scr
 from __future__ import annotations
 
 import base64
-import html
+import importlib.resources
 import io
 import json
 import math
@@ -21,6 +21,7 @@ from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError, QZoomError
 from qzoom.evaluation.report_figures import (
     COSTS,
+    ZOOMING,
     Run,
     RunFigures,
     TaskFigures,
@@ -30,15 +31,7 @@ from qzoom.evaluation.report_figures import (
     read_runs,
 )
 from qzoom.evaluation.score import row_score
-from qzoom.evaluation.tables import (
-    interval,
-    log_ticks,
-    markdown_table,
-    new_figure,
-    percent,
-    save_figure,
-    times,
-)
+from qzoom.evaluation.tables import interval, log_ticks, markdown_table, new_figure, percent, save_figure, times
 from qzoom.scoring.metrics import hit
 from qzoom.store.log import write_atomic
 
@@ -89,7 +82,7 @@ def findings(task: TaskFigures) -> list[str]:
             f"{percent(equal['plain_accuracy'])} % of the best plain run (“{equal['plain']}”) at "
             f"{times(equal['throughput'])} its throughput with {percent(equal['tokens_saved'])} % fewer visual tokens."
         )
-    elif task.best_plain is not None and any(line.method in ("qzoom", "always") for line in task.runs):
+    elif task.best_plain is not None and any(line.method in ZOOMING for line in task.runs):
         out.append(f"Equal accuracy: no zooming run reaches the best plain run (“{task.best_plain}”).")
     for item in task.equal_budget:
         out.append(
@@ -138,11 +131,6 @@ def plot_task(task: TaskFigures, methods: Sequence[str], path: Path) -> Path:
     """Draw accuracy against every cost, side by side.
 
     Every method is a line through its budgets; whiskers are 95 % intervals; runs on the front carry a ring.
-
-    Args:
-        task: the figures.
-        methods: all of the report, so that a method has the same colour in every chart.
-        path: the file.
 
     Returns:
         The path written.
@@ -198,17 +186,12 @@ _PLACE = (24, 138, 118)
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One failure.
-
-    Args:
-        kind: a key of `KINDS`.
-        row: the question and what was answered.
-        jpeg: the page with what was read (orange) and the known places (green), the region enlarged below it, as
-            base64; empty without the picture.
-    """
+    """One failure."""
 
     kind: str
     row: AnswerRow
+    # the page with what was read (orange) and the known places (green), the region enlarged below it, as base64; empty
+    # without the picture
     jpeg: str
 
 
@@ -224,14 +207,7 @@ def failure_kind(row: AnswerRow) -> str:
 
 
 def failures(group: TaskRuns, run: Run, count: int, data: Path | None = None) -> list[Card]:
-    """Some failures of every kind, from different pictures, spread evenly over the run.
-
-    Args:
-        group: the task's runs.
-        run: one of them.
-        count: most cards of a kind.
-        data: folder of the task's pictures, where it has one.
-    """
+    """Some failures of every kind, from different pictures, spread evenly over the run."""
     wrong: dict[str, dict[str, AnswerRow]] = {kind: {} for kind in KINDS}
     for row in run.rows:
         if row_score(row) == 0:
@@ -255,20 +231,20 @@ def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str,
         task = read_receipts(data, str(questions["split"]))
     except QZoomError:
         return {}
-    same = task.sha256 == questions["sha256"]
-    return {s.id: s.image for s in task.samples if isinstance(s.image, Path)} if same else {}
+    same = task.identity["sha256"] == questions["sha256"]
+    return {s.id: s.image for s in task if isinstance(s.image, Path)} if same else {}
 
 
 def _picture(questions: Mapping[str, Any], files: Mapping[str, Path], name: str) -> PIL.Image.Image | None:
     """A picture drawn or read again; None where it cannot be found."""
-    from qzoom.data.drawn import SYNTHETIC_TASKS, SyntheticTask
+    from qzoom.data.drawn import SYNTHETIC_TASKS, open_synthetic
     from qzoom.images.load import load_image
 
     kind, _, number = name.rpartition("-")
     source: Any = files.get(name)
-    if questions.get("task") in SYNTHETIC_TASKS and kind == questions["task"] and number.isdigit():
-        source = SyntheticTask(kind, int(number), 1).sample(0).image
     try:
+        if questions.get("task") in SYNTHETIC_TASKS and kind == questions["task"] and number.isdigit():
+            source = open_synthetic(kind, int(number), 1).sample(0).image
         return None if source is None else load_image(source).image
     except QZoomError:
         return None
@@ -306,92 +282,40 @@ def _within(image: PIL.Image.Image, room: Sequence[int], *, largest: float = 1) 
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-_STYLE = """
-body{margin:0;background:#f7f7f5;color:#181c24;font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:48px 24px 80px}h2{margin:2.4em 0 .3em}
-p,li{max-width:76ch}.muted{color:#626976;font-size:.9rem}nav a{margin-right:16px}
-.card{background:#fff;border:1px solid #dee0e4;border-radius:14px;padding:20px}img{max-width:100%;height:auto}
-.grid{display:grid;gap:20px;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));margin:20px 0}
-.big{font-size:2rem;font-weight:650;line-height:1.1}.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:7px 10px;text-align:right;border-bottom:1px solid #dee0e4;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}figure{margin:0}
-figcaption{margin-top:10px;font-size:.9rem;overflow-wrap:anywhere}.wrong{color:#de5426}
-"""
+def _section(task: TaskFigures, chart: Path, run: str, cards: Sequence[Card]) -> dict[str, Any]:
+    """One task's part of the page, with failures of the run named."""
+    return {
+        "task": task,
+        "headline": _headline(task),
+        "chart": base64.b64encode(chart.read_bytes()).decode("ascii"),
+        "findings": findings(task),
+        "rows": [cells(line) for line in task.runs],
+        "run": run,
+        "cards": cards,
+    }
 
 
-def _page(title: str, software: str, sections: Sequence[str]) -> str:
-    """The whole page."""
-    name = html.escape(title)
-    note = re.sub(r"`(.*?)`", r"<code>\1</code>", html.escape(NOTE))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{name}</title><style>{_STYLE}</style></head><body><main><h1>{name}</h1><p>{note}</p>"
-        f"<p class=muted>Ran with {html.escape(software)}.</p>{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _section(task: TaskFigures, chart: Path, run: str, cards: Sequence[Card]) -> str:
-    """One task: headline, chart, sentences, table, failures of the run named."""
-    png = base64.b64encode(chart.read_bytes()).decode("ascii")
-    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(task))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(line)) + "</tr>" for line in task.runs
-    )
-    parts = [
-        f"<section><h2>{html.escape(task.name.capitalize())}</h2>"
-        f"<p class=muted>{task.questions} questions about {task.pictures} pictures</p>{_headline(task)}"
-        f'<div class="card"><img alt="{html.escape(task.name, quote=True)}: accuracy against costs" '
-        f'src="data:image/png;base64,{png}"><p class=muted>Ring: on the front; whisker: 95 %.</p></div>'
-        f'<ul>{sentences}</ul><div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    ]
-    if cards:
-        parts.append(
-            f"<h3>Failures of “{html.escape(run)}”</h3>"
-            "<p class=muted>Orange: what was read, enlarged below the page. Green: where the answer stands.</p>"
-        )
-    for kind, words in KINDS.items():
-        shown = "".join(_card(card) for card in cards if card.kind == kind)
-        if shown:
-            parts.append(f'<p><b>{words}</b></p><div class="grid">{shown}</div>')
-    return "".join([*parts, "</section>"])
-
-
-def _headline(task: TaskFigures) -> str:
-    """The savings at equal accuracy and the gain over the best plain run, as large numbers."""
+def _headline(task: TaskFigures) -> list[tuple[str, str]]:
+    """The savings at equal accuracy and the gain over the best plain run: large numbers and what they are."""
     numbers = []
     equal = task.equal_accuracy
     if equal is not None:
         ratio = times(equal["throughput"]).replace(" times", "×")
         numbers.append((ratio, "throughput at the best plain run's accuracy"))
         numbers.append((f"−{percent(equal['tokens_saved'])} %", "visual tokens at the best plain run's accuracy"))
-    gains = [
-        line.difference for line in task.runs if line.method in ("qzoom", "always") and line.difference is not None
-    ]
+    gains = [line.difference for line in task.runs if line.method in ZOOMING and line.difference is not None]
     if gains:
         numbers.append((percent(max(gains), sign=True), "points: best zooming run against best plain run"))
-    boxes = (
-        f'<div class="card"><div class="big">{big}</div><div class=muted>{small}</div></div>' for big, small in numbers
-    )
-    return f'<div class="grid">{"".join(boxes)}</div>' if numbers else ""
+    return numbers
 
 
-def _card(card: Card) -> str:
-    row = card.row
-    prediction = row.error or row.prediction or "(nothing)"
-    picture = (
-        f'<img alt="{html.escape(row.picture, quote=True)}" src="data:image/jpeg;base64,{card.jpeg}">'
-        if card.jpeg
-        else f"<p class=muted>The picture {html.escape(row.picture)} is not at hand.</p>"
-    )
-    return (
-        f'<figure class="card">{picture}<figcaption>{html.escape(row.question)}<br>'
-        f'<b class="wrong">{html.escape(prediction)}</b> instead of <b>{html.escape(row.answer)}</b>'
-        "</figcaption></figure>"
-    )
+def _page(title: str, software: str, sections: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page; the template escapes every text."""
+    import jinja2
+
+    text = importlib.resources.files("qzoom.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    return page.render(title=title, software=software, note=NOTE, columns=COLUMNS, kinds=KINDS, sections=sections)
 
 
 def write_report(
@@ -408,11 +332,8 @@ def write_report(
 
     Args:
         places: answer files, or folders of them.
-        folder: where to write; it is made.
-        title: of the page.
         data: folder of the pictures of tasks that read files, for the gallery.
         failures_each: most failures of a kind in the gallery.
-        seed: of the intervals' draws.
         page: also write the Markdown here, with paths to the charts.
 
     Returns:
@@ -432,7 +353,7 @@ def write_report(
         for number, (group, task) in enumerate(zip(groups, tasks, strict=True), start=1):
             name = re.sub(r"[^a-z0-9]+", "-", task.name.lower()).strip("-") or "task"
             charts.append(plot_task(task, methods, folder / f"{number}-{name}.png"))
-            own = [run for run in group.runs if run.method in ("qzoom", "always")] or list(group.runs)
+            own = [run for run in group.runs if run.method in ZOOMING] or list(group.runs)
             shown = max(own, key=lambda run: sum(map(row_score, run.rows)))
             cards = failures(group, shown, failures_each, data)
             sections.append(_section(task, charts[-1], group.labels[group.runs.index(shown)], cards))

@@ -27,41 +27,28 @@ COSTS = {
     "gflops": "GFLOPs per question",
 }
 """Names of the costs and how they read."""
+ZOOMING = ("qzoom", "always")
+"""Methods in which the model itself chooses where to zoom."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """One line of the table; shares from 0 to 1, None for a share of nothing.
-
-    Args:
-        label: the run's name in its task.
-        method: name of the method.
-        model: whose answers.
-        caps: most tokens of the coarse view and of the regions.
-        accuracy: mean of the task's metric.
-        interval: its 95 % interval.
-        difference: accuracy less that of the best plain run.
-        difference_interval: its 95 % interval, by pairs; None without a plain run.
-        zoomed: share of questions for which a region was read.
-        hit_rate: of the zooms on questions with known places, the share that holds one.
-        seconds, visual_tokens, gflops: means.
-        errors: questions that failed and count as wrong.
-    """
+    """One line of the table; shares from 0 to 1, None for a share of nothing."""
 
     label: str
     method: str
     model: str
-    caps: tuple[int | None, int | None]
-    accuracy: float
+    caps: tuple[int | None, int | None]  # most tokens of the coarse view and of the regions
+    accuracy: float  # mean of the task's metric
     interval: tuple[float, float]
-    difference: float | None
-    difference_interval: tuple[float, float] | None
-    zoomed: float
-    hit_rate: float | None
+    difference: float | None  # accuracy less that of the best plain run
+    difference_interval: tuple[float, float] | None  # its 95 % interval, by pairs; None without a plain run
+    zoomed: float  # share of questions for which a region was read
+    hit_rate: float | None  # of the zooms on questions with known places, the share that holds one
     seconds: float
     visual_tokens: float
     gflops: float | None
-    errors: int
+    errors: int  # questions that failed and count as wrong
 
     def cost(self, name: str) -> float | None:
         """One of `COSTS`."""
@@ -71,29 +58,18 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True)
 class TaskFigures:
-    """All figures of one task.
-
-    Args:
-        name: of the task.
-        questions: how many.
-        pictures: how many.
-        dropped: pictures that not every run answered.
-        runs: in order.
-        best_plain: label of the most accurate plain run, which the others are compared with; None without one.
-        fronts: for each cost the labels of the runs that no other beats in both.
-        equal_accuracy: the cheapest zooming run at least as accurate as the best plain one, and its savings; None when
-            there is none.
-        equal_budget: zooming runs beside the plain run of the same total, with the difference by pairs.
-    """
+    """All figures of one task."""
 
     name: str
     questions: int
     pictures: int
-    dropped: int
+    dropped: int  # pictures that not every run answered
     runs: tuple[RunFigures, ...]
-    best_plain: str | None
-    fronts: dict[str, tuple[str, ...]]
+    best_plain: str | None  # label of the most accurate plain run, which the others are compared with; None without one
+    fronts: dict[str, tuple[str, ...]]  # for each cost the labels of the runs that no other beats in both
+    # the cheapest zooming run at least as accurate as the best plain one, and its savings; None when there is none
     equal_accuracy: dict[str, Any] | None
+    # zooming runs beside the plain run of the same total, with the difference by pairs
     equal_budget: tuple[dict[str, Any], ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,12 +78,7 @@ class TaskFigures:
 
 
 def measure(group: TaskRuns, seed: int = 0) -> TaskFigures:
-    """The figures of one task.
-
-    Args:
-        group: its runs.
-        seed: of the draws.
-    """
+    """The figures of one task."""
     scores = np.array([[row_score(row) for row in run.rows] for run in group.runs])
     names = [row.picture for row in group.runs[0].rows]
     drawn = bootstrap(scores, names, seed)
@@ -175,7 +146,7 @@ def _mean_tokens(run: Run) -> float:
 
 def _equal_accuracy(lines: Sequence[RunFigures], plain: RunFigures) -> dict[str, Any] | None:
     """The cheapest of the model's own zooming runs that is at least as accurate as the best plain run."""
-    able = [line for line in lines if line.method in ("qzoom", "always") and line.accuracy >= plain.accuracy]
+    able = [line for line in lines if line.method in ZOOMING and line.accuracy >= plain.accuracy]
     able = [line for line in able if line.model == plain.model]
     if not able:
         return None
@@ -197,7 +168,7 @@ def _equal_budget(
     out = []
     for i, run in enumerate(group.runs):
         other = plain.get((run.model, run.total_cap))
-        if run.method not in ("qzoom", "always") or run.total_cap is None or other is None:
+        if run.method not in ZOOMING or run.total_cap is None or other is None:
             continue
         out.append(
             {
@@ -214,18 +185,11 @@ def _equal_budget(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One answer file.
-
-    Args:
-        path: the file.
-        about: what ran: model name, versions, sizes.
-        settings: what decided the answers.
-        rows: the answers.
-    """
+    """One answer file."""
 
     path: Path
-    about: dict[str, Any]
-    settings: dict[str, Any]
+    about: dict[str, Any]  # what ran: model name, versions, sizes
+    settings: dict[str, Any]  # what decided the answers
     rows: tuple[AnswerRow, ...]
 
     @property
@@ -278,7 +242,7 @@ class Run:
         if not isinstance(sizes, dict) or row.error is not None:
             return None
         asked = row.gate is not None and row.gate.score is not None
-        learned = self.method in ("qzoom", "always", "margin", "entropy")
+        learned = self.method in (*ZOOMING, "margin", "entropy")
         proposed = row.zoomed or bool(row.gate and row.gate.note.startswith("No region stood out"))
         usage, extra = row.usage, row.extra
         return 1e-9 * answer_flops(
@@ -296,19 +260,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskRuns:
-    """Runs over the same questions.
-
-    Args:
-        name: of the task.
-        questions: what decides them (digest, seeds).
-        runs: in the report's order; their rows are those of the pictures that all of them answered.
-        dropped: pictures that not all runs answered.
-    """
+    """Runs over the same questions."""
 
     name: str
-    questions: dict[str, Any]
-    runs: tuple[Run, ...]
-    dropped: int
+    questions: dict[str, Any]  # what decides them (digest, seeds)
+    runs: tuple[Run, ...]  # in the report's order; their rows are those of the pictures that all of them answered
+    dropped: int  # pictures that not all runs answered
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -329,11 +286,7 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """One answer file; it is not changed.
-
-    Raises:
-        DataError: it holds something else, or no answers yet.
-    """
+    """One answer file; it is not changed (DataError: it holds something else, or no answers yet)."""
     header, rows = read_answers(path)
     if not rows:
         raise DataError(f"{path} holds no answers yet; let its run finish, or leave it out.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,10 @@ from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task,
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.methods import METHODS, Method
-from qzoom.evaluation.methods.base import EngineMethod, ask_kwargs, with_needed_branches
+from qzoom.evaluation.methods.base import Answered, ask_kwargs, with_needed_branches
 from qzoom.settings import Between, Share, settings
 from qzoom.store.log import LogWriter
-from qzoom.types import Answer, SamplingParams, ZoomMode
+from qzoom.types import SamplingParams, ZoomMode
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -95,33 +96,31 @@ class EvalOptions:
     @property
     def is_engine(self) -> bool:
         """Whether the engine itself answers, so that questions can be batched and sampled."""
-        return isinstance(METHODS[self.method], EngineMethod)
+        return METHODS[self.method].run is None
 
     @property
     def answerer(self) -> Method:
         """The method, with this seed where it samples."""
-        method: Any = METHODS[self.method]
-        return dataclasses.replace(method, seed=self.seed) if hasattr(method, "seed") else method
+        method = METHODS[self.method]
+        if not method.draws or method.run is None:
+            return method
+        return dataclasses.replace(method, run=functools.partial(method.run, seed=self.seed))
 
     @property
     def zoom_mode(self) -> ZoomMode:
         """Zoom mode to assume when a token budget is split; "never" if the method reads no region."""
         method = METHODS[self.method]
-        if isinstance(method, EngineMethod):
+        if method.run is None:
             return method.zoom or self.zoom
         return "always" if method.zooms else "never"
 
     @property
     def is_random(self) -> bool:
         """Whether another seed may give other answers."""
-        return self.temperature > 0 or self.method == "random"
+        return self.temperature > 0 or METHODS[self.method].draws
 
     def to_engine(self, seed: int | None = None) -> Options:
-        """The same as the engine's options.
-
-        Args:
-            seed: of the question, see `question_seed`.
-        """
+        """The same as the engine's options. `seed`: of the question, see `question_seed`."""
         return Options(
             zoom=self.zoom_mode,
             sampling=SamplingParams(self.max_new_tokens, self.temperature, seed=seed),
@@ -143,9 +142,6 @@ def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branch
     """All questions about one picture in one session; they share the time of the coarse pass.
 
     Args:
-        model: the model under test.
-        sample: the picture and its questions.
-        options: how to ask.
         all_branches: run gate and region branch in the session's prefix even if the method does not use them.
     """
     if not all_branches:
@@ -163,7 +159,7 @@ def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branch
     for index, question in enumerate(sample.questions):
         values = _question_values(model, sample, index, options)
         start = time.perf_counter()
-        answer: tuple[Answer, dict[str, float]] | str = error or ""
+        answer: Answered | str = error or ""
         if session is not None:
             try:
                 engine_options = options.to_engine(options.question_seed(sample.id, index))
@@ -192,7 +188,7 @@ def ask_many(model: QZoom, samples: Sequence[Sample], options: EvalOptions) -> l
     except Exception:
         return [ask_sample(model, sample, options) for sample in samples]
     share = (time.perf_counter() - start) / len(questions)
-    by_question: dict[tuple[str, int], tuple[Answer, dict[str, float]]] = {
+    by_question: dict[tuple[str, int], Answered] = {
         (s.id, i): (answer, {}) for (s, i), answer in zip(questions, answers, strict=True)
     }
     return [
@@ -214,10 +210,7 @@ def _question_values(model: QZoom, sample: Sample, index: int, options: EvalOpti
     values = {f.name: getattr(question, f.name) for f in dataclasses.fields(question)}
     values |= {"picture": sample.id, "index": index, "count": len(sample.questions), "size_px": sample.size_px}
     if sample.error is None:
-        values |= {
-            "prompt": _prompt(model, question.question),
-            "coarse_size_px": _coarse_size(model, sample, options),
-        }
+        values |= {"prompt": _prompt(model, question.question), "coarse_size_px": _coarse_size(model, sample, options)}
     return values
 
 
@@ -243,7 +236,7 @@ def _coarse_size(model: QZoom, sample: Sample, options: EvalOptions) -> tuple[in
     return columns * backbone.token_px, rows * backbone.token_px
 
 
-def _row(values: dict[str, Any], answer: tuple[Answer, dict[str, float]] | str, seconds: float) -> AnswerRow:
+def _row(values: dict[str, Any], answer: Answered | str, seconds: float) -> AnswerRow:
     """The row of an answer, or of the reason why there is none."""
     seconds = round(seconds, 6)
     if isinstance(answer, str):
@@ -282,9 +275,6 @@ def run(
     """Ask all questions, or those that are not stored yet.
 
     Args:
-        model: the model under test.
-        task: pictures, questions and right answers.
-        options: how to ask.
         limit: the first so many pictures only.
         output: file of the answers; a rerun with the same settings resumes it.
         fresh: start `output` anew.

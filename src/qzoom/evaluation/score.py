@@ -16,43 +16,29 @@ from qzoom.scoring.metrics import METRICS, anls, hit, is_unread, union_share
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Figures of one run; shares lie between 0 and 1, None stands for a share of nothing.
-
-    Args:
-        n: questions.
-        exact_match: share answered right, per field and for "all".
-        anls: mean similarity to the right answer.
-        zoomed: share that read a region.
-        hit_rate: of the zooms on questions with known places, the share whose regions hold one of the places.
-        box_area: of the zooms, the mean share of the picture that the regions cover.
-        visual_tokens: mean visual tokens per question, coarse view and regions.
-        seconds: mean wall-clock time per question.
-        seconds_total: of all questions.
-        errors: questions without an answer, counted as wrong.
-        difficulty: for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed.
-        metric: name of the task's own metric; names joined by "+" where questions differ in it.
-        strict: mean of the task's metric per field and for "all"; see `qzoom.scoring.metrics.METRICS`.
-        harness: the same as lmms-eval computes it.
-        areas: per bin of the area of the answer's places, for questions that have one: n, strict and zoomed.
-        unread: answers to multiple-choice questions in which no option could be read, counted as wrong by the strict
-            metric; None without such questions.
-    """
+    """Figures of one run; shares lie between 0 and 1, None stands for a share of nothing."""
 
     n: int
-    exact_match: dict[str, float | None]
-    anls: float | None
-    zoomed: float | None
+    exact_match: dict[str, float | None]  # share answered right, per field and for "all"
+    anls: float | None  # mean similarity to the right answer
+    zoomed: float | None  # share that read a region
+    # of the zooms on questions with known places, the share whose regions hold one of the places
     hit_rate: float | None
-    box_area: float | None
+    box_area: float | None  # of the zooms, the mean share of the picture that the regions cover
     visual_tokens: float | None
     seconds: float | None
     seconds_total: float
-    errors: int
+    errors: int  # questions without an answer, counted as wrong
+    # for tasks that know it, "easy" and "hard" with their n, exact_match and zoomed
     difficulty: dict[str, dict[str, float | None]]
-    metric: str = ""
+    metric: str = ""  # name of the task's own metric; names joined by "+" where questions differ in it
+    # mean of the task's metric per field and for "all"; see `qzoom.scoring.metrics.METRICS`
     strict: dict[str, float | None] = dataclass_field(default_factory=dict)
-    harness: dict[str, float | None] = dataclass_field(default_factory=dict)
+    harness: dict[str, float | None] = dataclass_field(default_factory=dict)  # the same as lmms-eval computes it
+    # per bin of the area of the answer's places, for questions that have one: n, strict and zoomed
     areas: dict[str, dict[str, float | None]] = dataclass_field(default_factory=dict)
+    # answers to multiple-choice questions in which no option could be read, counted as wrong by the strict metric; None
+    # without such questions
     unread: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,22 +48,6 @@ class Scores:
             if out[name] in ({}, None):
                 del out[name]
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """Two runs over the same questions: how many both, only one, or neither got right."""
-
-    n: int
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-
-
-def is_right(row: AnswerRow) -> bool:
-    """Whether the answer gets all that the question's strict metric gives, which mostly is an exact match."""
-    return row_score(row) == 1.0
 
 
 def row_score(row: AnswerRow, variant: Literal["strict", "harness"] = "strict") -> float:
@@ -101,7 +71,6 @@ def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
     """The figures of a run.
 
     Args:
-        rows: one per question.
         fields: fields to list even when nothing was asked about them; the others follow in alphabetical order.
     """
     names = dict.fromkeys([*fields, *sorted({row.field for row in rows})])
@@ -141,25 +110,6 @@ def _per_field(
     values = [(row.field, value(row)) for row in rows]
     means = {name: mean(v for field, v in values if field == name) for name in names}
     return means | {"all": mean(v for _, v in values)}
-
-
-def compare(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> Paired:
-    """Count the questions that two runs got right, together and alone.
-
-    Raises:
-        DataError: the runs asked different questions.
-    """
-    keys = [[(row.picture, row.index, row.question, row.answer) for row in rows] for rows in (first, second)]
-    if keys[0] != keys[1]:
-        raise DataError("Only runs over the same questions in the same order can be compared.")
-    pairs = [(is_right(a), is_right(b)) for a, b in zip(first, second, strict=True)]
-    return Paired(
-        n=len(pairs),
-        both=pairs.count((True, True)),
-        only_first=pairs.count((True, False)),
-        only_second=pairs.count((False, True)),
-        neither=pairs.count((False, False)),
-    )
 
 
 def _difficulty(rows: Sequence[AnswerRow]) -> dict[str, dict[str, float | None]]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from qzoom.evaluation.calibrate import Calibration
     from qzoom.evaluation.coverage import Coverage
     from qzoom.evaluation.score import Scores
-    from qzoom.evaluation.zoomgap import GapFigures
 
 _NONE = "–"
 
@@ -101,30 +100,28 @@ def _per_field(values: Mapping[str, float | None]) -> str:
     return ", ".join(f"{name} {percent(value, unit='%')}" for name, value in values.items())
 
 
-def gap_lines(figures: GapFigures) -> list[str]:
+def gap_lines(figures: Mapping[str, Any]) -> list[str]:
     """The figures of `qzoom eval zoomgap`: a table of the views, the gap, tables per kind and size."""
     rows = [["view", "accuracy", "95 % interval", "tokens", "failed"]]
-    for view, accuracy in figures.accuracy.items():
-        tokens = figures.visual_tokens[view]
-        ends = interval(figures.intervals[view], sign=False, unit="%")
+    for view, tokens in figures["visual_tokens"].items():
+        ends = interval(figures["intervals"][view], sign=False, unit="%")
         shown = _NONE if tokens is None else f"{tokens:.1f}"
-        rows.append([view, percent(accuracy, unit="%"), ends, shown, str(figures.errors[view])])
-    out = [f"{figures.n} questions with a place, {figures.pictures} pictures", "", *text_table(rows), ""]
-    if figures.gap is not None:
-        out.append(f"gap (region - full)     {_points(figures.gap, figures.gap_interval)}")
-    if figures.zoom_gain is not None:
-        out.append(f"zoom - full             {_points(*figures.zoom_gain)}")
-    if figures.negatives["n"]:
-        right = _per_field({name: value for name, value in figures.negatives.items() if name != "n"})
-        out.append(f"negatives               {figures.negatives['n']} questions, right: {right}")
-    if figures.yes_no["n"]:
-        truth = percent(figures.yes_no["truly_yes"], unit="%")
-        out.append(
-            f"said yes                {_per_field(figures.yes_no['said_yes'])} of {figures.yes_no['n']}; true: {truth}"
-        )
-    if figures.dropped:
-        out.append(f"left out                {figures.dropped} pictures that not every view has answered")
-    for title, groups in (("kind", figures.per_kind), ("area", figures.per_area)):
+        rows.append([view, percent(figures[view], unit="%"), ends, shown, str(figures["errors"][view])])
+    out = [f"{figures['n']} questions with a place, {figures['pictures']} pictures", "", *text_table(rows), ""]
+    if figures["gap"] is not None:
+        out.append(f"gap (region - full)     {_points(figures['gap'], figures['gap_interval'])}")
+    if figures["zoom_gain"] is not None:
+        out.append(f"zoom - full             {_points(figures['zoom_gain'], figures['zoom_gain_interval'])}")
+    negatives, yes_no = figures["negatives"], figures["yes_no"]
+    if negatives["n"]:
+        right = _per_field({name: value for name, value in negatives.items() if name != "n"})
+        out.append(f"negatives               {negatives['n']} questions, right: {right}")
+    if yes_no["n"]:
+        truth = percent(yes_no["truly_yes"], unit="%")
+        out.append(f"said yes                {_per_field(yes_no['said_yes'])} of {yes_no['n']}; true: {truth}")
+    if figures["dropped"]:
+        out.append(f"left out                {figures['dropped']} pictures that not every view has answered")
+    for title, groups in (("kind", figures["per_kind"]), ("area", figures["per_area"])):
         if groups:
             names = list(dict.fromkeys(n for group in groups.values() for n in group if n != "gap_interval"))
             cells = [[kind, *(_cell(n, group.get(n)) for n in names)] for kind, group in groups.items()]
@@ -216,7 +213,6 @@ def new_figure(panels: int, *, width: float = 4.8, height: float = 4.2) -> tuple
     """A figure of panels side by side, each with a grid and without a frame.
 
     Args:
-        panels: how many.
         width: of a panel, in inches.
         height: in inches.
     """
@@ -253,11 +249,6 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def plot_coverage(coverage: Coverage, path: Path, *, title: str = "") -> Path:
     """Draw lift and pointing over the depth of the model.
-
-    Args:
-        coverage: the figures.
-        path: the file; its folder is made.
-        title: above the drawing.
 
     Returns:
         The path written.

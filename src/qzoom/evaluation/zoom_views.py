@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from qzoom.data.cells import around
 from qzoom.data.crop import CropSettings, crop_box, cut
+from qzoom.data.overlay import draw
 from qzoom.data.samples import AnswerRow, Sample, Task
 from qzoom.errors import ConfigError, DataError, QZoomError
 from qzoom.images.geometry import box_area_px
+from qzoom.images.load import load_image
 from qzoom.settings import Between, settings, to_dict
 from qzoom.types import Box
 
@@ -71,7 +73,6 @@ def target_boxes(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ..
     """The boxes that the region has to hold.
 
     Args:
-        kind: the question's field.
         boxes: all boxes of the answer, in original pixels.
         rule: "one" takes the largest, "all" takes all, "auto" decides by `TOGETHER`.
     """
@@ -85,8 +86,6 @@ def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSetti
 
     Args:
         boxes: at least one, in original pixels.
-        size_px: (width, height) of the picture.
-        settings: margin and least size.
 
     Raises:
         DataError: no box, or a region that is empty or outside the picture.
@@ -109,7 +108,6 @@ def enlargement(size_px: tuple[int, int], settings: GapSettings, token_px: int) 
 
     Args:
         size_px: (width, height) of the crop.
-        settings: scale and limit.
         token_px: side of the square of pixels that one visual token covers.
     """
     if isinstance(settings.crop_scale, str):
@@ -119,110 +117,70 @@ def enlargement(size_px: tuple[int, int], settings: GapSettings, token_px: int) 
 
 
 def crop(image: PIL.Image.Image, region: Box, settings: GapSettings, token_px: int) -> PIL.Image.Image:
-    """Cut a region out and enlarge it.
-
-    Args:
-        image: RGB.
-        region: inside the picture.
-        settings: scale and limit.
-        token_px: see `enlargement`.
-    """
+    """Cut a region out and enlarge it."""
     return cut(image, region, enlargement((region[2] - region[0], region[3] - region[1]), settings, token_px))
 
 
 _BETWEEN = "#"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RegionTask:
-    """One picture per question of another task; see `qzoom.data.samples.Task`.
+def region_task(
+    base: Task,
+    view: Literal["region", "boxed"],
+    targets: Sequence[tuple[str, int, int]],
+    settings: GapSettings,
+    token_px: int,
+) -> Task:
+    """One picture per question of another task; with a reason where the picture cannot be made.
 
     Args:
-        base: whose questions.
-        view: "region" or "boxed".
         targets: (picture's id, its number in `base`, question's number) of every question to ask.
-        settings: how the picture is made.
-        token_px: see `qzoom.evaluation.zoom_views.enlargement`.
+        token_px: see `enlargement`.
     """
+    decoded: dict[int, Sample] = {}
 
-    base: Task
-    view: Literal["region", "boxed"]
-    targets: tuple[tuple[str, int, int], ...]
-    settings: GapSettings
-    token_px: int
-    _held: dict[int, Sample] = field(default_factory=dict, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The view's name."""
-        return self.view
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Those of the task that it is made from."""
-        return self.base.fields
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The picture's id and the question's number."""
-        return tuple(f"{picture}{_BETWEEN}{index}" for picture, _, index in self.targets)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The task's, the view, and what decides how its pictures look."""
-        own: dict[str, Any] = {"view": self.view, "places": self.settings.places}
-        if self.view == "region":
-            names = ("crop_scale", "crop_margin", "crop_min_px")
-            own |= {name: getattr(self.settings, name) for name in names}
-        else:
-            own["box_style"] = self.settings.box_style
-        return self.base.identity | own
-
-    def sample(self, index: int) -> Sample:
-        """One question and its picture; with a reason where the picture cannot be made."""
-        _, number, asked = self.targets[index]
-        name = self.ids[index]
-        whole = self._whole(number)
-        question = whole.questions[asked]
-        if whole.error is not None:
-            return Sample(name, None, whole.size_px, (question,), whole.error)
-        try:
-            image = self._made(whole, number, target_boxes(question.field, question.boxes, self.settings.places))
-        except QZoomError as problem:
-            return Sample(name, None, whole.size_px, (question,), str(problem))
-        if self.view == "region":
-            question = replace(question, boxes=())
-        return Sample(name, image, image.size, (question,))
-
-    def _whole(self, number: int) -> Sample:
+    def whole(number: int) -> Sample:
         """The picture of consecutive questions, decoded once."""
-        from qzoom.images.load import load_image
+        if number not in decoded:
+            decoded.clear()
+            decoded[number] = _decoded(base.sample(number))
+        return decoded[number]
 
-        if number not in self._held:
-            self._held.clear()
-            sample = self.base.sample(number)
-            if sample.error is None:
-                try:
-                    sample = replace(sample, image=load_image(sample.image).image)
-                except QZoomError as problem:
-                    sample = replace(sample, image=None, error=str(problem))
-            self._held[number] = sample
-        return self._held[number]
+    def sample(index: int) -> Sample:
+        picture, number, asked = targets[index]
+        name, full = f"{picture}{_BETWEEN}{asked}", whole(number)
+        question = full.questions[asked]
+        if full.error is not None:
+            return Sample(name, None, full.size_px, (question,), full.error)
+        try:
+            image = make(full.image, number, target_boxes(question.field, question.boxes, settings.places))
+        except QZoomError as problem:
+            return Sample(name, None, full.size_px, (question,), str(problem))
+        return Sample(name, image, image.size, (replace(question, boxes=()) if view == "region" else question,))
 
-    def _made(self, whole: Sample, number: int, boxes: Sequence[Any]) -> Any:
-        from qzoom.data.cells import around
-        from qzoom.images.load import load_image
+    def make(image: Any, number: int, boxes: Sequence[Box]) -> Any:
+        if view == "region" and settings.crop_scale == "shipped":
+            if base.shipped_crop is None:
+                raise DataError("No crop came with this question; give crop_scale as a number or 'fit'.")
+            return load_image(base.shipped_crop(number)).image
+        region = region_of(boxes, image.size, settings)
+        if view == "region":
+            return crop(image, region, settings, token_px)
+        return draw(image, around(boxes), settings.box_style, tokens=settings.max_visual_tokens)
 
-        if self.view == "region" and self.settings.crop_scale == "shipped":
-            return load_image(_shipped(self.base, number)).image
-        image: Any = whole.image
-        region = region_of(boxes, image.size, self.settings)
-        if self.view == "region":
-            return crop(image, region, self.settings, self.token_px)
-        from qzoom.data.overlay import draw
+    names = ("crop_scale", "crop_margin", "crop_min_px") if view == "region" else ("box_style",)
+    own = {"view": view, "places": settings.places} | {name: getattr(settings, name) for name in names}
+    ids = tuple(f"{picture}{_BETWEEN}{index}" for picture, _, index in targets)
+    return Task(view, ids, base.identity | own, sample, base.fields)
 
-        style: Any = self.settings.box_style
-        return draw(image, around(boxes), style, tokens=self.settings.max_visual_tokens)
+
+def _decoded(sample: Sample) -> Sample:
+    if sample.error is not None:
+        return sample
+    try:
+        return replace(sample, image=load_image(sample.image).image)
+    except QZoomError as problem:
+        return replace(sample, image=None, error=str(problem))
 
 
 def base_question(row: AnswerRow) -> tuple[str, int]:
@@ -235,13 +193,3 @@ def base_question(row: AnswerRow) -> tuple[str, int]:
     if not between or not index.isdigit():
         raise DataError(f"The answer about {row.picture!r} belongs to no view of a region; ask again with --fresh.")
     return picture, int(index)
-
-
-def _shipped(base: Task, number: int) -> Any:
-    """The crop that came with the data."""
-    from qzoom.data.benchmarks.table import picture_source
-
-    rows, column = getattr(base, "rows", None), "crop_image"
-    if rows is None or not isinstance(rows[number], dict) or column not in rows[number]:
-        raise DataError("No crop came with this question; give crop_scale as a number or 'fit'.")
-    return picture_source(rows[number][column], column, getattr(base, "folder", None))

@@ -21,7 +21,7 @@ from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import mean, row_score
-from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, RegionTask, View, base_question, target_boxes
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, View, base_question, region_task, target_boxes
 from qzoom.scoring.agree import normalise
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
 
@@ -35,9 +35,7 @@ def compare_gaps(rows: Rows, other: Rows, seed: int = 0) -> dict[str, Any]:
     """This run less another, over the pictures that both answered.
 
     Args:
-        rows: per view.
         other: the run that it is compared with, for example the model before training.
-        seed: of the draws.
 
     Returns:
         `n`, `dropped` (questions that only one run answered), and for each view that both asked, for "gap" (region
@@ -91,89 +89,15 @@ _NONE = ("none", "noneofthese", "noneoftheabove", "noneofthem", "notpresent", "a
 
 @dataclass(frozen=True, slots=True)
 class ScoredQuestion:
-    """One question with its score in every view; the unit of all figures.
-
-    Args:
-        picture: id of the picture.
-        index: number of the question among the picture's.
-        question: its text and right answer, to tell runs over other data apart.
-        kind: the question's field.
-        area: bin of its region; None where the region is not known.
-        scores: from 0 to 1, by view.
-        negative: see `is_negative`.
-    """
+    """One question with its score in every view; the unit of all figures."""
 
     picture: str
     index: int
-    question: tuple[str, str]
+    question: tuple[str, str]  # its text and right answer, to tell runs over other data apart
     kind: str
-    area: str | None
-    scores: Mapping[View, float]
+    area: str | None  # bin of its region; None where the region is not known
+    scores: Mapping[View, float]  # from 0 to 1, by view
     negative: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GapFigures:
-    """The figures of one run; shares from 0 to 1, None for a share of nothing or a view that was not asked.
-
-    Args:
-        n: questions with a place.
-        pictures: how many pictures they are about.
-        accuracy: mean score per view.
-        intervals: 95 % interval of each accuracy.
-        gap: region less full.
-        gap_interval: its 95 % interval by pairs, drawn by picture.
-        zoom_gain: zoom less full, with its interval.
-        per_kind: n, accuracies, gap and its interval per field.
-        per_area: the same per bin of the region's area.
-        negatives: n and accuracy of the full and the zoom view on questions whose target is absent.
-        yes_no: of questions answered with yes or no: n, the share that truly is yes, the share said yes by view.
-        without_place: questions that are neither.
-        harness: accuracies as a benchmark's own harness gives them.
-        errors: questions with a place that failed, per view; they count as wrong.
-        visual_tokens: mean per view.
-        dropped: pictures that some view has not answered yet (a run that was stopped).
-    """
-
-    n: int
-    pictures: int
-    accuracy: dict[View, float | None]
-    intervals: dict[View, tuple[float, float] | None]
-    gap: float | None
-    gap_interval: tuple[float, float] | None
-    zoom_gain: tuple[float, tuple[float, float]] | None
-    per_kind: dict[str, dict[str, Any]]
-    per_area: dict[str, dict[str, Any]]
-    negatives: dict[str, Any]
-    yes_no: dict[str, Any]
-    without_place: int
-    harness: dict[View, float | None]
-    errors: dict[View, int]
-    visual_tokens: dict[View, float | None]
-    dropped: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, the accuracies by the views' names."""
-        gain = self.zoom_gain
-        return {
-            "n": self.n,
-            "pictures": self.pictures,
-            **{view: self.accuracy.get(view) for view in VIEWS},
-            "gap": self.gap,
-            "gap_interval": None if self.gap_interval is None else list(self.gap_interval),
-            "zoom_gain": None if gain is None else gain[0],
-            "zoom_gain_interval": None if gain is None else list(gain[1]),
-            "intervals": {view: None if v is None else list(v) for view, v in self.intervals.items()},
-            "per_kind": self.per_kind,
-            "per_area": self.per_area,
-            "negatives": self.negatives,
-            "yes_no": self.yes_no,
-            "without_place": self.without_place,
-            "harness": dict(self.harness),
-            "errors": dict(self.errors),
-            "visual_tokens": dict(self.visual_tokens),
-            "dropped": self.dropped,
-        }
 
 
 def is_negative(row: AnswerRow | SampleQuestion) -> bool:
@@ -198,7 +122,6 @@ def scored(
     """All questions of the full view with their scores in every view.
 
     Args:
-        rows: per view.
         variant: of the metric.
         places: the rule that the region follows.
 
@@ -225,13 +148,22 @@ def scored(
     return out, len(missing)
 
 
-def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places: Places = "auto") -> GapFigures:
-    """The figures of a run.
+def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places: Places = "auto") -> dict[str, Any]:
+    """The figures of a run as JSON values; shares from 0 to 1, None for a share of nothing or a view not asked.
 
     Args:
         rows: per view; the full view's are all questions, the others' at least those that enter the gap.
         seed: of the draws behind the intervals.
         places: the rule that the region follows, for the bins of its area.
+
+    Returns:
+        `n` and `pictures`: questions with a place, and how many pictures they are about; the mean score of each view by
+        its name, and `intervals`, 95 % by pictures; `gap` (region less full) and `zoom_gain` (zoom less full), each
+        with its paired interval; `per_kind` and `per_area`: n, accuracies, gap and its interval per field and per bin
+        of the region's area; `negatives`: n and accuracy on questions whose target is absent; `yes_no`: of questions
+        answered so n, the share that truly is yes, and the share said yes by view; `without_place`: questions that
+        are neither; `harness`: accuracies as a benchmark's own harness gives them; `errors`: failed questions per view,
+        counted as wrong; `visual_tokens`: means; `dropped`: pictures that some view has not answered yet.
     """
     views = [view for view in VIEWS if view in rows]
     every, dropped = scored(rows, places=places)
@@ -242,27 +174,28 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
     used = {(item.picture, item.index) for item in placed}
     own = {view: [row for row in rows[view] if _key(view, row) in used] for view in views}
     drawn = _drawn(placed, views, seed)
-    both = "region" in views and bool(placed)
-    return GapFigures(
-        n=len(placed),
-        pictures=len({item.picture for item in placed}),
-        accuracy=_accuracy(placed, views),
-        intervals={view: interval_of(drawn[view]) if placed else None for view in views},
-        gap=_difference(placed, "region", "full") if both else None,
-        gap_interval=interval_of(drawn["region"] - drawn["full"]) if both else None,
-        zoom_gain=(_difference(placed, "zoom", "full"), interval_of(drawn["zoom"] - drawn["full"]))
-        if "zoom" in views and placed
-        else None,
-        per_kind=_groups(placed, views, seed, lambda item: item.kind, sorted({item.kind for item in placed})),
-        per_area=_groups(placed, views, seed, lambda item: item.area, AREA_BINS),
-        negatives={"n": len(negatives)} | _accuracy(negatives, [v for v in views if v in ("full", "zoom")]),
-        yes_no=_yes_no(rows),
-        without_place=len(every) - len(placed) - sum(not _in(item, used) for item in negatives),
-        harness=_accuracy([item for item in harness if _in(item, used)], views),
-        errors={view: sum(row.error is not None for row in own[view]) for view in views},
-        visual_tokens={view: mean(row.visual_tokens for row in own[view] if row.error is None) for view in views},
-        dropped=dropped,
-    )
+    gap, gap_interval = _less_full("region", placed, drawn)
+    gain, gain_interval = _less_full("zoom", placed, drawn)
+    return {
+        "n": len(placed),
+        "pictures": len({item.picture for item in placed}),
+        **dict.fromkeys(VIEWS),
+        **_accuracy(placed, views),
+        "intervals": {view: list(interval_of(drawn[view])) if placed else None for view in views},
+        "gap": gap,
+        "gap_interval": gap_interval,
+        "zoom_gain": gain,
+        "zoom_gain_interval": gain_interval,
+        "per_kind": _groups(placed, views, seed, lambda item: item.kind, sorted({item.kind for item in placed})),
+        "per_area": _groups(placed, views, seed, lambda item: item.area, AREA_BINS),
+        "negatives": {"n": len(negatives)} | _accuracy(negatives, [v for v in views if v in ("full", "zoom")]),
+        "yes_no": _yes_no(rows),
+        "without_place": len(every) - len(placed) - sum(not _in(item, used) for item in negatives),
+        "harness": _accuracy([item for item in harness if _in(item, used)], views),
+        "errors": {view: sum(row.error is not None for row in own[view]) for view in views},
+        "visual_tokens": {view: mean(row.visual_tokens for row in own[view] if row.error is None) for view in views},
+        "dropped": dropped,
+    }
 
 
 def _key(view: View, row: AnswerRow) -> tuple[str, int]:
@@ -281,8 +214,14 @@ def _accuracy(items: Sequence[ScoredQuestion], views: Sequence[View]) -> dict[An
     return {view: mean(item.scores[view] for item in items) for view in views}
 
 
-def _difference(items: Sequence[ScoredQuestion], first: View, second: View) -> float:
-    return float(np.mean([item.scores[first] - item.scores[second] for item in items]))
+def _less_full(
+    view: View, items: Sequence[ScoredQuestion], drawn: Mapping[View, np.ndarray]
+) -> tuple[float | None, list[float] | None]:
+    """A view less the full one, with its interval by pairs; None where it was not asked or nothing counts."""
+    if view not in drawn:
+        return None, None
+    difference = float(np.mean([item.scores[view] - item.scores["full"] for item in items]))
+    return difference, list(interval_of(drawn[view] - drawn["full"]))
 
 
 def _drawn(items: Sequence[ScoredQuestion], views: Sequence[View], seed: int) -> dict[View, np.ndarray]:
@@ -308,9 +247,7 @@ def _groups(
             continue
         out[value] = {"n": len(group), **_accuracy(group, views)}
         if "region" in views:
-            drawn = _drawn(group, views, seed)
-            out[value]["gap"] = _difference(group, "region", "full")
-            out[value]["gap_interval"] = list(interval_of(drawn["region"] - drawn["full"]))
+            out[value]["gap"], out[value]["gap_interval"] = _less_full("region", group, _drawn(group, views, seed))
     return out
 
 
@@ -328,15 +265,10 @@ Progress = Callable[[View], Callable[[int, int], None] | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ViewAnswers:
-    """The answers of a run.
+    """The answers of a run."""
 
-    Args:
-        rows: per view, in the order asked.
-        about: what stands beside the figures: the task's identity, model, settings.
-    """
-
-    rows: dict[View, list[AnswerRow]]
-    about: dict[str, Any]
+    rows: dict[View, list[AnswerRow]]  # per view, in the order asked
+    about: dict[str, Any]  # what stands beside the figures: the task's identity, model, settings
 
 
 def default_limit(model: QZoom) -> int:
@@ -361,12 +293,8 @@ def ask_views(
     """Ask all questions in every view.
 
     Args:
-        model: the model under test.
-        task: pictures and questions.
-        settings: the views.
         limit: the first so many pictures only.
         output: folder of the kept answers, one file a view; a rerun continues them.
-        fresh: start them anew.
         progress: gives each view's listener for (pictures done, in all).
 
     Raises:
@@ -375,11 +303,13 @@ def ask_views(
     """
     if output is not None and output.is_file():
         raise ConfigError(f"{output} is a file; the answers of the views need a folder.")
+    numbers = {name: number for number, name in enumerate(task.ids)}
     rows: dict[View, list[AnswerRow]] = {}
     for view in settings.views:
-        view_task: Task = task
+        view_task = task
         if view in ("region", "boxed"):
-            view_task = _placed(task, rows["full"], view, settings, model.engine.backbone.token_px)
+            targets = [(row.picture, numbers[row.picture], row.index) for row in rows["full"] if enters_gap(row)]
+            view_task = region_task(task, view, targets, settings, model.engine.backbone.token_px)
         rows[view] = run(
             model,
             view_task,
@@ -395,11 +325,7 @@ def ask_views(
 
 
 def read_views(folder: Path) -> ViewAnswers:
-    """The stored answers of a run.
-
-    Raises:
-        DataError: not the folder of such a run.
-    """
+    """The stored answers of a run (DataError: not the folder of such a run)."""
     rows: dict[View, list[AnswerRow]] = {}
     about: dict[str, Any] = {}
     for view in VIEWS:
@@ -422,12 +348,6 @@ def read_views(folder: Path) -> ViewAnswers:
 def _total(options: dict[str, Any]) -> int | None:
     limits = options.get("coarse_tokens")
     return limits.get("max_tokens") if isinstance(limits, dict) else None
-
-
-def _placed(task: Task, full: list[AnswerRow], view: Any, settings: GapSettings, token_px: int) -> RegionTask:
-    numbers = {name: number for number, name in enumerate(task.ids)}
-    targets = tuple((row.picture, numbers[row.picture], row.index) for row in full if enters_gap(row))
-    return RegionTask(task, view, targets, settings, token_px)
 
 
 def _options(model: QZoom, view: View, settings: GapSettings) -> EvalOptions:

@@ -88,7 +88,7 @@ def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[H
     search = recipe.search
     kind = "documents" if mode == "text" else "scenes"
     names = [f"{kind}:{FIRST_SEED}:{search.pictures}"]
-    questions = open_questions(names, per_picture=search.questions, seed=1).questions
+    questions = open_questions(names, per_picture=search.questions, seed=1)[0]
     chat = ChatEncoder(engine.backbone)
     samples = []
     for question in questions:

@@ -24,37 +24,24 @@ from qzoom.llm.settings import CallSettings, EndpointSettings
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A usable answer.
+    """A usable answer."""
 
-    Args:
-        text: what the model wrote; "" is an answer without content.
-        cut_off: it ran into its token limit.
-        model: the model that answered, as the endpoint names it.
-        prompt_tokens: as counted by the endpoint, 0 when it does not say.
-        completion_tokens: as counted by the endpoint.
-    """
-
-    text: str
-    cut_off: bool = False
+    text: str  # what the model wrote; "" is an answer without content
+    cut_off: bool = False  # it ran into its token limit
     model: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int = 0  # as counted by the endpoint, 0 when it does not say
+    completion_tokens: int = 0  # as counted by the endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call without a reply.
+    """A call without a reply."""
 
-    Args:
-        kind: "transient" (a retry may help), "refused" (this call is refused permanently) or "fatal" (every call is
-            refused: key, model name or address are wrong).
-        reason: why, for the error sentence.
-        wait_s: pause that the endpoint asks for; None when it does not.
-    """
-
+    # "transient" (a retry may help), "refused" (this call is refused permanently) or "fatal" (every call is refused:
+    # key, model name or address are wrong)
     kind: Literal["transient", "refused", "fatal"]
-    reason: str
-    wait_s: float | None = None
+    reason: str  # why, for the error sentence
+    wait_s: float | None = None  # pause that the endpoint asks for; None when it does not
 
 
 CACHE_SCHEMA = 1
@@ -74,29 +61,17 @@ CREATE TABLE pace (url TEXT PRIMARY KEY, next REAL NOT NULL);
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Requests and cost of one endpoint in one role.
-
-    Args:
-        role: "teacher" and so on.
-        name: of the role's member.
-        url: of the endpoint; "" where cached replies are counted.
-        requests: sent, retries included.
-        failures: requests without a usable reply.
-        kept: replies taken from the cache instead.
-        prompt_tokens: as the endpoint counts them.
-        completion_tokens: as counted by the endpoint.
-        money: by the settings' prices.
-    """
+    """Requests and cost of one endpoint in one role."""
 
     role: str
     name: str
-    url: str
-    requests: int = 0
-    failures: int = 0
-    kept: int = 0
+    url: str  # of the endpoint; "" where cached replies are counted
+    requests: int = 0  # sent, retries included
+    failures: int = 0  # requests without a usable reply
+    kept: int = 0  # replies taken from the cache instead
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    money: float = 0.0
+    money: float = 0.0  # by the settings' prices
 
     def since(self, before: Cost | None) -> Cost:
         """This cost without what was spent before."""
@@ -108,9 +83,6 @@ class Cost:
 
 class CallCache:
     """The cache file; opened at first use. Locks lie in a folder beside it.
-
-    Args:
-        path: of the SQLite file; its folder is created.
 
     Raises:
         ConfigError: on first use, a file that is no call cache or one of another schema.
@@ -145,8 +117,6 @@ class CallCache:
         """Store a reply or a refusal and its cost in one transaction.
 
         Args:
-            key: of the call.
-            outcome: what came back.
             cost: of the call; its requests were counted by `reserve`.
         """
         reply = outcome if isinstance(outcome, Reply) else Reply("")
@@ -168,7 +138,6 @@ class CallCache:
         """Count a request before it is sent.
 
         Args:
-            cost: with one request.
             calls: the budgets; calls under way may exceed the budget in money.
 
         Raises:
@@ -195,11 +164,7 @@ class CallCache:
         return tuple(Cost(*row) for row in rows)
 
     def turn(self, url: str, interval_s: float) -> float:
-        """Reserve the next time slot of an endpoint with a rate limit.
-
-        Args:
-            url: of the endpoint.
-            interval_s: between two requests.
+        """Reserve the next time slot of an endpoint, `interval_s` after the last one.
 
         Returns:
             Seconds to wait for it.

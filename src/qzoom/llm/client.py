@@ -86,12 +86,7 @@ class ChatImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """One message of a chat.
-
-    Args:
-        role: "system" or "user".
-        parts: texts and images in order.
-    """
+    """One message of a chat."""
 
     role: str
     parts: tuple[str | ChatImage, ...]
@@ -126,9 +121,6 @@ def call_key(
     Args:
         name: of the role's member, since two members may serve different weights under one model name.
         endpoint: whose model and extra fields count; its address does not.
-        messages: the chat.
-        sampling: parameters of the reply.
-        sample: number of the sample.
     """
     parts = [
         [message.role, [part if isinstance(part, str) else {"picture": part.digest} for part in message.parts]]
@@ -142,10 +134,6 @@ def call_key(
 
 class SharedClient:
     """What all clients of a run share: cache, connections, retries and budgets. Threads may share it.
-
-    Args:
-        cache: of paid calls.
-        calls: retries and budgets.
 
     Raises:
         ConfigError: the package `openai` is not installed.
@@ -164,16 +152,7 @@ class SharedClient:
     def complete(
         self, endpoint: EndpointSettings, messages: Sequence[Message], fields: Mapping[str, Any]
     ) -> Reply | Failure:
-        """Send one chat completion request.
-
-        Args:
-            endpoint: where to.
-            messages: the chat.
-            fields: further fields of the body.
-
-        Raises:
-            StopRunError: `close` was called meanwhile.
-        """
+        """Send one chat completion request (StopRunError: `close` was called meanwhile)."""
         api, headers = self._api(endpoint)
         chat: Any = wire(messages)
         request = api.chat.completions.with_raw_response.create(
@@ -289,10 +268,7 @@ class Client:
 
     Args:
         role: "teacher" and so on.
-        name: of the member.
         endpoints: that serve one model.
-        sampling: parameters of the replies.
-        shared: what the run's clients share.
     """
 
     def __init__(
@@ -338,7 +314,6 @@ class Client:
         """The reply to a chat, from the cache or paid now.
 
         Args:
-            messages: the chat.
             sample: its number; other numbers are other calls.
 
         Raises:
@@ -448,21 +423,12 @@ def _price(cost: Cost, endpoint: EndpointSettings, outcome: Reply | Failure) -> 
         return replace(cost, failures=1)
     money = outcome.prompt_tokens * endpoint.prompt_price + outcome.completion_tokens * endpoint.completion_price
     return replace(
-        cost,
-        prompt_tokens=outcome.prompt_tokens,
-        completion_tokens=outcome.completion_tokens,
-        money=money / 1000,
+        cost, prompt_tokens=outcome.prompt_tokens, completion_tokens=outcome.completion_tokens, money=money / 1000
     )
 
 
 def read_reply(status: int, retry_after: str | None, body: bytes) -> Reply | Failure:
-    """What a response means.
-
-    Args:
-        status: HTTP status.
-        retry_after: that header.
-        body: of the response.
-    """
+    """What a response means."""
     if 200 <= status < 300:
         return _completion(body)
     if status in _TRANSIENT or status >= 500:

@@ -95,11 +95,7 @@ class Sampling:
     """Send the number of the sample as seed, for endpoints that honour it."""
 
     def fields(self, sample: int) -> dict[str, Any]:
-        """The fields of a request body.
-
-        Args:
-            sample: number of the sample, sent as seed.
-        """
+        """The fields of a request body. `sample`: number of the sample, sent as seed."""
         seed = sample if self.send_seed else None
         values = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, "seed": seed}
         return {name: value for name, value in values.items() if value is not None}

@@ -49,7 +49,6 @@ def plot_answer(
 
     Args:
         answer: with its pictures (`answer.images`).
-        image: index of the picture to draw.
         coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
         token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
@@ -79,7 +78,6 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
     """Draw an answer and write it; the file ending chooses the format.
 
     Args:
-        answer: with its pictures.
         path: where to; missing folders are made.
         image: index of the picture to draw; None takes the one whose region was read first.
         coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
@@ -200,10 +198,7 @@ def _texts(answer: Answer, coarse_text: str | None, width_px: int) -> PIL.Image.
         return answer_panel(title, answer.text, width_px, colour)
     half = (width_px - 36) // 2
     return beside(
-        [
-            answer_panel(title, answer.text, half, colour),
-            answer_panel("Coarse pass alone", coarse_text, half, COARSE),
-        ],
+        [answer_panel(title, answer.text, half, colour), answer_panel("Coarse pass alone", coarse_text, half, COARSE)],
         36,
     )
 
@@ -281,9 +276,6 @@ _WIDTH_PX = 900  # half the figure's width: sharp on dense displays
 
 def answer_html(answer: Answer) -> str:
     """HTML for a notebook cell.
-
-    Args:
-        answer: with its pictures, which are drawn, the first region's one; without pictures only texts are shown.
 
     Returns:
         A single `<div>`.

@@ -54,28 +54,15 @@ def font_folder() -> Path:
 
 @lru_cache(maxsize=64)
 def font(size_px: int, weight: str = "regular") -> ImageFont.FreeTypeFont:
-    """The typeface at a size.
-
-    Args:
-        size_px: em size in pixels.
-        weight: "regular" or "bold".
-    """
+    """The typeface at a size."""
     return ImageFont.truetype(str(font_folder() / _FILES[weight]), size_px)
 
 
 _MAX_CHARS = 4000  # more than any figure shows
 _FIRST_RARE = "\u0530"  # below it the main typeface has every letter
 _FALLBACKS = (
-    "NotoSansCJK",
-    "NotoSansSC",
-    "SourceHanSans",
-    "wqy",
-    "DroidSansFallback",
-    "msyh",
-    "PingFang",
-    "Arial Unicode",
-    "NotoSans",
-    "unifont",
+    *("NotoSansCJK", "NotoSansSC", "SourceHanSans", "wqy", "DroidSansFallback", "msyh", "PingFang"),
+    *("Arial Unicode", "NotoSans", "unifont"),
 )
 _LOCK = threading.Lock()
 
@@ -161,12 +148,7 @@ def draw_text(
     """One line of text.
 
     Args:
-        draw: where.
         at: x of the anchor and y of the top of the line's em box.
-        text: one line, cleaned here.
-        size_px: em size.
-        colour: of the letters.
-        weight: "regular" or "bold".
         anchor: "l", "m" or "r": whether x is the left end, the middle or the right end.
     """
     line = clean(text).replace("\n", " ")
@@ -180,13 +162,7 @@ def draw_text(
 
 
 def paragraph(
-    text: str,
-    width_px: int,
-    size_px: int,
-    colour: Colour = INK,
-    *,
-    weight: str = "regular",
-    max_lines: int = 3,
+    text: str, width_px: int, size_px: int, colour: Colour = INK, *, weight: str = "regular", max_lines: int = 3
 ) -> PIL.Image.Image:
     """Wrapped text as a transparent picture of exactly `width_px`, as high as its lines."""
     lines = wrap(text, width_px, size_px, weight, max_lines)

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
-from qzoom.scoring.text import without_final_marks
+from qzoom.scoring.text import NUMBER_WORDS, without_final_marks
 
 _CURRENCIES = (
     "rm|myr|usd|sgd|eur|gbp|jpy|cny|rmb|idr|thb|php|vnd|inr|aud|cad|nzd|hkd|twd|krw|chf|"
@@ -56,10 +56,6 @@ def decide_exact(prediction: str, answers: Sequence[str]) -> bool | None:
     """The exact rule: True for a match, False for a contradiction, None where it cannot tell.
 
     Numbers and yes or no contradict any other number or yes or no. An empty prediction is wrong.
-
-    Args:
-        prediction: the given answer.
-        answers: at least one right answer.
     """
     if any(exact_match(prediction, answer) for answer in answers):
         return True
@@ -73,11 +69,7 @@ def decide_exact(prediction: str, answers: Sequence[str]) -> bool | None:
     return None
 
 
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_WORDS.split())}
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
 _CLOSED = re.compile(r"(yes|no)[,.;:!]")
 _NUMBER = re.compile(r"([-+]?)((?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?|\.\d+)")
 _LEADING = " \t\r\n\"'`*_([{:;,!?"
@@ -120,16 +112,9 @@ def same(first: str, second: str) -> bool | None:
 
 def mentions(text: str, answer: str) -> bool:
     """Whether a text holds an answer as words of their own."""
-    wanted = " ".join(answer.casefold().split())
-    held = " ".join(text.casefold().split())
-    start = held.find(wanted) if wanted else -1
-    while start >= 0:
-        stop = start + len(wanted)
-        before, after = held[start - 1 : start], held[stop : stop + 1]
-        if not before.isalnum() and not after.isalnum():
-            return True
-        start = held.find(wanted, start + 1)
-    return False
+    wanted, held = (" ".join(part.casefold().split()) for part in (answer, text))
+    alone = rf"(?<![^\W_]){re.escape(wanted)}(?![^\W_])"
+    return bool(wanted and re.search(alone, held))
 
 
 def _plain_number(sign: str, digits: str) -> str:

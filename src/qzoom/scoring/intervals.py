@@ -22,9 +22,6 @@ def bootstrap(scores: np.ndarray, pictures: Sequence[str], seed: int, draws: int
 
     Args:
         scores: (runs, questions).
-        pictures: the picture of each question.
-        seed: of the draws.
-        draws: how many.
 
     Returns:
         (runs, draws).
@@ -46,12 +43,6 @@ def interval_of(values: np.ndarray) -> tuple[float, float]:
 
 def paired_difference(this: Sequence[float], other: Sequence[float], pictures: Sequence[str], seed: int) -> Any:
     """Two runs over the same questions, as JSON values.
-
-    Args:
-        this: value of each question in the run.
-        other: the same in the run that it is compared with.
-        pictures: the picture of each question.
-        seed: of the draws.
 
     Returns:
         Both means as `this` and `other`, their `difference` and its 95 % `interval`.

@@ -35,7 +35,6 @@ class Judge:
     """A language model that compares answers; threads may share it.
 
     Args:
-        client: of the endpoint.
         folder: temporary, removed by `close`.
 
     Attributes:
@@ -105,8 +104,6 @@ def open_judge(endpoint: EndpointSettings, calls: CallSettings = JUDGE_CALLS, ca
     An endpoint that is down gives failures and never ends the run: answers that are not judged stay undecided.
 
     Args:
-        endpoint: where it is.
-        calls: retries and budget.
         cache: SQLite file of paid calls; None keeps none beyond `close`.
     """
     folder = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from qzoom.scoring.text import plain as _plain
 from qzoom.scoring.text import without_final_marks
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -34,7 +35,6 @@ def chosen_letter(prediction: str, choices: Sequence[str]) -> str | None:
     of its own option. Thoughts, answer tags and markup (`**B**`, `\\boxed{B}`, `$B$`) are taken off first.
 
     Args:
-        prediction: what was answered.
         choices: the options' texts, A first.
     """
     text = prediction.rpartition("</think>")[2]
@@ -62,10 +62,10 @@ def _named(text: str, choices: Sequence[str]) -> str | None:
         ends = [_BARE_LETTER.fullmatch(line) for line in (*lines[:1], *lines[-1:])]
         found = [first or second for first, second in _STATED_LETTER.findall(plain)]
         found += [match[1] for match in ends if match and match[1].isupper()]
-        found += [known[i] for i, choice in enumerate(choices) if _same(choice, plain) or _same(choice, text)]
+        found += [known[i] for i, choice in enumerate(choices) if _plain(choice) in (_plain(plain), _plain(text))]
         both = _LETTER_AND_TEXT.fullmatch(plain)
         at = known.find(both[1].upper()) if both else -1
-        if both and at >= 0 and _same(choices[at], both[2]):
+        if both and at >= 0 and _plain(choices[at]) == _plain(both[2]):
             found.append(known[at])
         found = found or [match[1] for match in _EMPHASISED_LETTER.findall(styled)]
     different = {letter.upper() for letter in found}
@@ -95,23 +95,17 @@ def chosen_letter_vstar(prediction: str) -> str | None:
     return letters[0] if len(letters) == 1 else None
 
 
-_MME_PREFIXES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "The best option is",
-    "The correct option is",
-    "Best answer:",
-    "Best option:",
+_MME_OPENINGS = (
+    *("The best answer is", "The correct answer is", "The answer is", "The answer"),
+    *("The best option is", "The correct option is", "Best answer:", "Best option:"),
 )
 
 
 def chosen_letter_mme(prediction: str) -> str:
     """MME-RealWorld as lmms-eval reads it: the first capital A to E after the usual openings are cut out."""
     text = prediction.strip()
-    for prefix in _MME_PREFIXES:
-        text = text.replace(prefix, "")
+    for opening in _MME_OPENINGS:
+        text = text.replace(opening, "")
     found = re.search("[A-E]", text)
     if found:
         return found[0]
@@ -144,8 +138,3 @@ def chosen_letter_hrbench(prediction: str, choices: Sequence[str]) -> str | None
             return "Z"
     held = [LETTERS[i] for i, choice in enumerate(choices) if choice.lower() in text.lower()]
     return held[0] if len(held) == 1 else None
-
-
-def _same(first: str, second: str) -> bool:
-    one, other = (" ".join(without_final_marks(text).casefold().split()) for text in (first, second))
-    return one == other

@@ -51,8 +51,6 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = ANLS_THRESH
     those of the compared texts.
 
     Args:
-        prediction: what was answered.
-        answers: at least one right answer.
         threshold: the similarity must lie above it; so a distance of exactly one half scores 0.
 
     Returns:
@@ -86,7 +84,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, harness: bool = Fal
     """Agreement with ten people: the mean over all choices of nine of them of min(1, agreeing / 3).
 
     Args:
-        prediction: what was answered.
         answers: one per person; equal answers are repeated. A single one must be met.
         harness: see `qzoom.scoring.text.plain_answer`; and a single answer then counts for nothing.
     """
@@ -133,8 +130,6 @@ def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = 
     """Whether one of the answers stands in the prediction as words of its own, case and width of characters aside.
 
     Args:
-        prediction: what was answered.
-        answers: accepted texts.
         formula: spaces and word borders do not matter, case does.
     """
     said = _folded(prediction, formula=formula)
@@ -173,17 +168,16 @@ def _narrow(text: str) -> str:
     return "".join(chr(ord(c) - 0xFEE0) if 0xFF01 <= ord(c) <= 0xFF5E else " " if c == "\u3000" else c for c in text)
 
 
+Score = Callable[[str, Sequence[str], Sequence[str]], float]
+"""Prediction, accepted answers and options' texts to a score from 0 to 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One benchmark's metric in both variants.
+    """One benchmark's metric in both variants."""
 
-    Args:
-        strict: prediction, accepted answers and options' texts to a score from 0 to 1; see the module.
-        harness: the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does.
-    """
-
-    strict: Callable[[str, Sequence[str], Sequence[str]], float]
-    harness: Callable[[str, Sequence[str], Sequence[str]], float]
+    strict: Score  # what the metric's name promises
+    harness: Score  # the same as lmms-eval gives it; for ZoomBench, which lmms-eval lacks, as the authors' release does
 
     @property
     def is_choice(self) -> bool:
@@ -191,12 +185,17 @@ class Metric:
         return self.strict is _letter
 
 
-def _exact(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
-    return float(any(exact_match(said, answer) for answer in answers))
+def _any(same: Callable[[str, str], bool]) -> Score:
+    """Full marks for an answer that is the same as one of those accepted."""
+    return lambda said, answers, _: float(any(same(said, answer) for answer in answers))
 
 
 def _letter(said: str, answers: Sequence[str], choices: Sequence[str]) -> float:
     return float(chosen_letter(said, choices) in answers)
+
+
+def _letter_harness(read: Callable[[str], str | None]) -> Score:
+    return lambda said, answers, _: float(read(said) in answers)
 
 
 def is_unread(metric: str, prediction: str, choices: Sequence[str]) -> bool:
@@ -205,15 +204,14 @@ def is_unread(metric: str, prediction: str, choices: Sequence[str]) -> bool:
 
 
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(_exact, _exact),
+    "exact_match": Metric(_any(exact_match), _any(exact_match)),
     "anls": Metric(lambda said, answers, _: anls(said, answers), lambda said, answers, _: anls_harness(said, answers)),
     "vqa_accuracy": Metric(
         lambda said, answers, _: vqa_accuracy(said, answers),
         lambda said, answers, _: vqa_accuracy(said, answers, harness=True),
     ),
     "relaxed_accuracy": Metric(
-        lambda said, answers, _: float(any(relaxed_match(said, answer) for answer in answers)),
-        lambda said, answers, _: float(relaxed_match_harness(said, answers[0])),
+        _any(relaxed_match), lambda said, answers, _: float(relaxed_match_harness(said, answers[0]))
     ),
     "contains": Metric(
         lambda said, answers, _: float(contains_answer(said, answers)),
@@ -223,16 +221,13 @@ METRICS: dict[str, Metric] = {
         lambda said, answers, _: float(contains_answer(said, answers, formula=True)),
         lambda said, answers, _: float(contains_answer_harness(said, answers, formula=True)),
     ),
-    "choice_vstar": Metric(_letter, lambda said, answers, _: float(chosen_letter_vstar(said) in answers)),
-    "choice_mme": Metric(_letter, lambda said, answers, _: float(chosen_letter_mme(said) in answers)),
+    "choice_vstar": Metric(_letter, _letter_harness(chosen_letter_vstar)),
+    "choice_mme": Metric(_letter, _letter_harness(chosen_letter_mme)),
     "choice_hrbench": Metric(
         _letter, lambda said, answers, choices: float(chosen_letter_hrbench(said, choices) in answers)
     ),
-    "choice_zoombench": Metric(_letter, lambda said, answers, _: float(release_letter(said) in answers)),
-    "blank_zoombench": Metric(
-        lambda said, answers, _: float(any(same_answer(said, answer) for answer in answers)),
-        lambda said, answers, _: float(any(same_answer_release(said, answer) for answer in answers)),
-    ),
+    "choice_zoombench": Metric(_letter, _letter_harness(release_letter)),
+    "blank_zoombench": Metric(_any(same_answer), _any(same_answer_release)),
 }
 
 
@@ -242,12 +237,7 @@ def hit(regions: Sequence[Box], boxes: Sequence[Box]) -> bool:
 
 
 def union_share(boxes: Sequence[Box], size_px: tuple[int, int]) -> float:
-    """Share of a picture that boxes cover together; what they share counts once.
-
-    Args:
-        boxes: any number of boxes; parts outside the picture do not count.
-        size_px: (width, height) of the picture.
-    """
+    """Share of a picture that boxes cover together; what they share counts once."""
     inside = [clip_box(box, size_px) for box in boxes]
     edges = sorted({x for box in inside for x in (box[0], box[2])})
     covered = 0

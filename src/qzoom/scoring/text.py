@@ -45,6 +45,11 @@ def without_final_marks(text: str) -> str:
     return bare or text.strip()
 
 
+def plain(text: str) -> str:
+    """The text without case and final marks, runs of white space as one space."""
+    return " ".join(without_final_marks(text).casefold().split())
+
+
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _WRITTEN_NUMBER = re.compile(rf"([-+]?(?:{_DIGITS}(?:\.\d+)?|\.\d+))(\s?%)?")
 
@@ -63,8 +68,12 @@ def read_number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
+NUMBER_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+"""The numbers from 0 to 20."""
+_NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS[:11])} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = re.findall(
@@ -95,7 +104,6 @@ def plain_answer(text: str, *, harness: bool = False) -> str:
     """The answer as it is compared.
 
     Args:
-        text: an answer, a person's or the model's.
         harness: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its apostrophe, and an answer that
             consists of articles and punctuation becomes empty, where else it stays as it is.
     """
@@ -105,8 +113,8 @@ def plain_answer(text: str, *, harness: bool = False) -> str:
     text = _FULL_STOP.sub("", text, count=_HARNESS_STOPS if harness else 0)
     mended = _HARNESS_MENDED if harness else _MENDED
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    plain = " ".join(mended.get(word, word) for word in words if word not in _ARTICLES)
-    return plain if plain or harness else " ".join(given.lower().split())
+    kept = " ".join(mended.get(word, word) for word in words if word not in _ARTICLES)
+    return kept if kept or harness else " ".join(given.lower().split())
 
 
 def _unmarked(text: str) -> str:
@@ -121,12 +129,7 @@ def _unmarked(text: str) -> str:
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(rf"(?<![\w.,])[-+]?{_DIGITS}(?:\.\d+)?(?![\w]|[.,]\d)")
-_NAMES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
-_WORDS = _NAMES.split()
-_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_WORD = re.compile(rf"\b(?:{'|'.join(NUMBER_WORDS)})\b", re.IGNORECASE)
 _LETTERS = (re.compile(r"\(([A-Z])\)"), re.compile(r"([A-Z])[.)\s]"), re.compile(r"([A-Z])"))
 
 
@@ -156,7 +159,7 @@ def release_letter(reply: str) -> str | None:
 def number_in(text: str) -> float | None:
     """The one number that a text names, in digits or as a word up to twenty; None for none or for different ones."""
     found = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
-    found |= {float(_WORDS.index(word.lower())) for word in _WORD.findall(text)}
+    found |= {float(NUMBER_WORDS.index(word.lower())) for word in _WORD.findall(text)}
     return found.pop() if len(found) == 1 else None
 
 
@@ -172,10 +175,9 @@ def same_answer(reply: str, answer: str) -> bool:
 
     Args:
         reply: what was answered; of several answer tags the last one counts.
-        answer: the right answer.
     """
     said = final_part(reply)
-    if _plain(said) == _plain(answer):
+    if plain(said) == plain(answer):
         return True
     wanted = number_in(answer) if _is_number(answer) else None
     return wanted is not None and number_in(said) == wanted
@@ -192,7 +194,3 @@ def same_answer_release(reply: str, answer: str) -> bool:
 def _is_number(text: str) -> bool:
     bare = text.strip().rstrip(".")
     return bool(_NUMBER.fullmatch(bare) or _WORD.fullmatch(bare))
-
-
-def _plain(text: str) -> str:
-    return " ".join(without_final_marks(text).casefold().split())

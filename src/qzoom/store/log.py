@@ -4,39 +4,33 @@
     {"key": "cat.png", "items": [...]}                                     one line per append
 
 Lines are only added, each by one write. When a log is opened for writing, a torn last line is cut off, so a killed
-process loses the append in progress and nothing else. A log is continued with the same settings only. Lines are looked
-up by key; the index takes sixteen bytes of memory a line. Labels (`qzoom.store.schema`), the steps of distillation and
-the answers of an evaluation are kept this way.
+process loses the append in progress and nothing else. A log is continued with the same settings only. Keys and the
+places of their lines are in memory (some 200 bytes a line), items are read when they are asked for. Labels
+(`qzoom.store.schema`), the steps of distillation and the answers of an evaluation are kept this way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from qzoom.errors import ConfigError, DataError
 
 SCHEMA = 2
 _HINT = "restore it from a copy, or start over with --fresh"
 _START, _MIDDLE, _END = b'{"key": "', b'", "items": [', b"]}\n"
-_RECENT = 4096
 
 
 class Log:
     """A log for reading. Reading repairs nothing; a torn last line is not seen. Several threads may read.
 
     Args:
-        path: of the file.
         purpose: what it must hold, e.g. "answers"; None accepts every purpose.
 
     Raises:
@@ -67,10 +61,10 @@ class Log:
         return dict(self._header["about"])
 
     def __len__(self) -> int:
-        return self._index.count
+        return len(self._offsets)
 
     def __contains__(self, key: str) -> bool:
-        return self._find(key) is not None
+        return key in self._offsets
 
     def __iter__(self) -> Iterator[tuple[str, list[Any]]]:
         """Keys and items in the order in which they were added."""
@@ -80,12 +74,8 @@ class Log:
             yield self._parse(line, f"line {number}")
 
     def get(self, key: str) -> list[Any] | None:
-        """The items of a key; None if it was not added.
-
-        Raises:
-            DataError: the line was changed after it was written.
-        """
-        offset = self._find(key)
+        """The items of a key; None if it was not added (DataError: the line was changed after it was written)."""
+        offset = self._offsets.get(key)
         return None if offset is None else self._parse(self._line_at(offset), f"the line of {key}")[1]
 
     def close(self) -> None:
@@ -107,11 +97,12 @@ class Log:
         try:
             self._header = _read_header(self._file.readline(), self.path, purpose)
             self._start = self._end = self._file.tell()
-            self._index = _Index()
+            self._offsets: dict[str, int] = {}
             for number, offset, line in self._lines():
-                self._index.add(_key_of(line, f"{self.path}, line {number}"), offset)
-                self._end = offset + len(line)
-            self._check_twins()
+                key = _key_of(line, f"{self.path}, line {number}")
+                if key in self._offsets:
+                    raise DataError(f"{self.path}: {key!r} is there twice; {_HINT}.")
+                self._offsets[key], self._end = offset, offset + len(line)
         except BaseException:
             self._file.close()
             raise
@@ -126,19 +117,6 @@ class Log:
                     return
                 yield number, offset, line
                 offset += len(line)
-
-    def _check_twins(self) -> None:
-        for offset, other in self._index.twins():
-            key = _key_of(self._line_at(offset), str(self.path))
-            if key == _key_of(self._line_at(other), str(self.path)):
-                raise DataError(f"{self.path}: {key!r} is there twice; {_HINT}.")
-
-    def _find(self, key: str) -> int | None:
-        start = _START + _encode_key(key) + _MIDDLE
-        for offset in self._index.find(key):
-            if os.pread(self._file.fileno(), len(start), offset) == start:
-                return offset
-        return None
 
     def _line_at(self, offset: int) -> bytes:
         data, size = b"", 1 << 16
@@ -163,7 +141,6 @@ class LogWriter(Log):
 
     Args:
         path: of the file; its folder is made.
-        purpose: what the log is for.
         settings: everything that decides what it holds, as JSON values.
         about: facts that may change between runs, for its readers.
         fresh: replace what is there.
@@ -230,7 +207,7 @@ class LogWriter(Log):
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, self._end)
             raise unwritable(self.path, error) from error
-        self._index.add(key, self._end)
+        self._offsets[key] = self._end
         self._end += len(data)
 
     def close(self) -> None:
@@ -250,45 +227,6 @@ class LogWriter(Log):
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
-
-
-class _Index:
-    """Where the line of each key starts: hashes of the keys, sorted, with offsets; what is recent in a dictionary."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sorted = np.empty(0, np.uint64), np.empty(0, np.int64)
-        self._recent: dict[int, list[int]] = {}
-        self._lock = threading.Lock()
-
-    def add(self, key: str, offset: int) -> None:
-        with self._lock:
-            self._recent.setdefault(_hash(key), []).append(offset)
-            self.count += 1
-            if len(self._recent) >= max(_RECENT, len(self._sorted[0]) // 8):
-                self._settle()
-
-    def find(self, key: str) -> list[int]:
-        """Offsets where the line may start."""
-        short = _hash(key)
-        with self._lock:
-            (keys, offsets), recent = self._sorted, list(self._recent.get(short, ()))
-        low, high = (int(np.searchsorted(keys, np.uint64(short), side)) for side in ("left", "right"))
-        return [int(offset) for offset in offsets[low:high]] + recent
-
-    def twins(self) -> list[tuple[int, int]]:
-        """Offsets of neighbours with equal hashes."""
-        with self._lock:
-            self._settle()
-        keys, offsets = self._sorted
-        return [(int(offsets[i]), int(offsets[i + 1])) for i in np.flatnonzero(keys[1:] == keys[:-1])]
-
-    def _settle(self) -> None:
-        pairs = [(short, offset) for short, places in self._recent.items() for offset in places]
-        keys = np.concatenate([self._sorted[0], np.array([short for short, _ in pairs], np.uint64)])
-        offsets = np.concatenate([self._sorted[1], np.array([offset for _, offset in pairs], np.int64)])
-        order = np.argsort(keys, kind="stable")
-        self._sorted, self._recent = (keys[order], offsets[order]), {}
 
 
 @contextlib.contextmanager
@@ -357,8 +295,8 @@ def _read_header(line: bytes, path: Path, purpose: str | None) -> dict[str, Any]
         complete = False
     if complete and schema != SCHEMA:
         raise DataError(
-            f"{path} has schema {schema}, but this qzoom reads {SCHEMA}: use a matching version, convert it with "
-            "`python benchmarks/convert_stores.py`, or replace it with --fresh."
+            f"{path} has schema {schema}, but this qzoom reads {SCHEMA}: use a matching version, replace it with "
+            "--fresh, or convert it in a checkout of qzoom's repository with `python benchmarks/convert_stores.py`."
         )
     wanted = purpose or "what qzoom writes"
     if not complete or not {"purpose", "about"} <= set(header):
@@ -380,11 +318,3 @@ def _key_of(line: bytes, where: str) -> str:
         return str(json.loads(line[len(_START) - 1 : end + 1]))
     except ValueError as error:
         raise DataError(f"{where}: not a line of this log; {_HINT}.") from error
-
-
-def _encode_key(key: str) -> bytes:
-    return json.dumps(key, ensure_ascii=False).encode("utf-8", "surrogatepass")[1:-1]
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())

@@ -14,7 +14,6 @@ that no record names are removed when the folder is next opened for writing.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,26 +28,18 @@ from qzoom.store.schema import Provenance, Record, content_id, from_values, reco
 _PENDING = "pending.json"
 GATHER = 256
 """Samples per shard."""
-_MAX_HEADER = 100_000_000
 _HINT = "restore it from a copy, or start over with --fresh"
 _R = TypeVar("_R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A record in a store.
+    """A record in a store."""
 
-    Args:
-        id: hash of its content.
-        sample: what it was made for; a sample's records come together.
-        record: the record.
-        digests: hashes of its tensors by name.
-    """
-
-    id: str
+    id: str  # hash of its content
     sample: str
     record: Record
-    digests: dict[str, str]
+    digests: dict[str, str]  # hashes of its tensors by name
 
 
 def start_store(
@@ -58,9 +49,7 @@ def start_store(
 
     Args:
         folder: of the store; made if need be.
-        purpose: "regions", "gate", "mine" or the like.
         settings: everything that decides the records, as JSON values.
-        provenance: what makes them.
         fresh: remove the records that are there.
 
     Raises:
@@ -110,9 +99,6 @@ def _not_in(folder: Path, keys: Iterable[str]) -> list[str]:
 class RecordStore:
     """The records of a folder, for reading. Reading repairs nothing; a torn last line is not seen.
 
-    Args:
-        folder: of the store.
-
     Raises:
         DataError: no store, a newer schema, or a damaged line; it says which.
     """
@@ -147,11 +133,7 @@ class RecordStore:
         return record_id in self._records
 
     def get(self, record_id: str) -> Stored:
-        """One record.
-
-        Raises:
-            DataError: no such record.
-        """
+        """One record (DataError: no such record)."""
         if record_id not in self._records:
             raise DataError(f"{self.folder} holds no record {record_id!r}.")
         _, log, sample = self._records[record_id]
@@ -166,11 +148,7 @@ class RecordStore:
                 yield stored, cast(_R, stored.record)
 
     def tensor(self, stored: Stored, name: str) -> np.ndarray:
-        """One tensor of a record.
-
-        Raises:
-            DataError: it is missing or was changed.
-        """
+        """One tensor of a record (DataError: it is missing or was changed)."""
         array = self._files.read(f"{stored.id}.{name}")
         if tensor_digest(array) != stored.digests.get(name):
             raise DataError(f"{self.folder}: the tensor {name} of record {stored.id} was changed; {_HINT}.")
@@ -188,10 +166,6 @@ class RecordStore:
 
 class RecordWriter:
     """Adds samples to a store; a context manager. One process at a time may hold a number.
-
-    Args:
-        folder: a store made by `start_store`.
-        number: of this writer, from 0.
 
     Raises:
         ConfigError: another process holds this number.
@@ -256,12 +230,7 @@ class RecordWriter:
 
 
 class TensorFiles:
-    """All tensor files of a store's folder.
-
-    Args:
-        folder: the store's `tensors` folder.
-        writer: number of this writer; None only reads.
-    """
+    """All tensor files of a store's folder. `writer`: number of this writer; None only reads."""
 
     def __init__(self, folder: Path, writer: int | None = None) -> None:
         self._folder = folder
@@ -275,11 +244,7 @@ class TensorFiles:
                 self._where.update(dict.fromkeys(_keys(path), path))
 
     def tidy(self, known: Iterable[str]) -> None:
-        """Remove this writer's leftovers: unfinished files, tensors of no record, parts that a shard holds.
-
-        Args:
-            known: ids of the records that exist.
-        """
+        """Remove this writer's leftovers: unfinished files, tensors of no record, parts that a shard holds."""
         records = set(known)
         for path in self._folder.glob(f"*-{self._writer:02d}-*.partial"):
             path.unlink(missing_ok=True)
@@ -311,9 +276,11 @@ class TensorFiles:
         """Join the parts into one shard when there are at least `least` of them."""
         if not self._parts or len(self._parts) < least:
             return
+        from safetensors.numpy import load_file
+
         tensors: dict[str, np.ndarray] = {}
         for path in self._parts:
-            tensors |= _load(path)
+            tensors |= load_file(path)
         taken = [int(p.stem.split("-")[2]) for p in self._folder.glob(f"shard-{self._writer:02d}-*.safetensors")]
         shard = self._folder / f"shard-{self._writer:02d}-{max(taken, default=0) + 1:06d}.safetensors"
         _save(shard, tensors)
@@ -323,11 +290,7 @@ class TensorFiles:
         self._parts = []
 
     def read(self, key: str) -> np.ndarray:
-        """One tensor.
-
-        Raises:
-            DataError: no file holds it.
-        """
+        """One tensor (DataError: no file holds it)."""
         from safetensors import safe_open
 
         if key not in self._where:
@@ -345,24 +308,16 @@ def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
     write_atomic(path, save({key: np.ascontiguousarray(value) for key, value in tensors.items()}))
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return dict(load_file(path))
-
-
 def _keys(path: Path) -> list[str]:
     """Names of the tensors in a safetensors file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > _MAX_HEADER:
-                raise ValueError
-            header = json.loads(file.read(size))
-        return [name for name in header if name != "__metadata__"]
+        with safe_open(path, "np") as file:
+            return list(file.keys())
     except FileNotFoundError:
         return []  # another writer has just gathered it
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"{path} is no readable safetensors file; restore it or label again with --fresh.") from error
 
 
@@ -386,11 +341,7 @@ def _checked(record: Record, tensors: Mapping[str, np.ndarray]) -> Mapping[str, 
 
 
 def _parse(row: Any, sample: str, where: str) -> Stored:
-    """A record as it was written.
-
-    Raises:
-        DataError: it is not what was written.
-    """
+    """A record as it was written (DataError: it is not what was written)."""
     try:
         record_id, digests = row["id"], row["tensors"]
         record = record_from_values(row["kind"], row["values"], where)

@@ -30,38 +30,23 @@ Box4 = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made the records of a store.
-
-    Args:
-        model: hub id or folder.
-        weights: digest of the base model's weights; "" when unknown (published labels).
-        revision: hub revision, if any.
-        prompt: how questions were put.
-        seed: of everything drawn.
-        sizes: visual tokens and the like.
-    """
+    """What made the records of a store."""
 
     model: str
-    weights: str = ""
+    weights: str = ""  # digest of the base model's weights; "" when unknown (published labels)
     revision: str | None = None
-    prompt: str = ""
-    seed: int = 0
-    sizes: dict[str, Any] = field(default_factory=dict)
+    prompt: str = ""  # how questions were put
+    seed: int = 0  # of everything drawn
+    sizes: dict[str, Any] = field(default_factory=dict)  # visual tokens and the like
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question about a picture.
-
-    Args:
-        question: the text.
-        answers: right answers, any of which counts; empty when unknown.
-        boxes: places that hold the answer, xyxy in original pixels; empty when unknown.
-    """
+    """One question about a picture."""
 
     question: str
-    answers: tuple[str, ...] = ()
-    boxes: tuple[Box4, ...] = ()
+    answers: tuple[str, ...] = ()  # right answers, any of which counts; empty when unknown
+    boxes: tuple[Box4, ...] = ()  # places that hold the answer, xyxy in original pixels; empty when unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,126 +63,76 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Question(Record):
-    """A picture and what is asked about it.
-
-    Args:
-        name: the user's id.
-        image: path below `root`, or "documents:SEED", "scenes:SEED".
-        turns: one or more questions.
-        mode: "text" or "natural": which attention heads are used, and how the question is asked.
-        source: which data set.
-        root: folder that a path starts from.
-    """
+    """A picture and what is asked about it."""
 
     kind: ClassVar[str] = "question"
-    name: str
-    image: str
+    name: str  # the user's id
+    image: str  # path below `root`, or "documents:SEED", "scenes:SEED"
     turns: tuple[Turn, ...]
+    # "text" or "natural": which attention heads are used, and how the question is asked
     mode: Literal["text", "natural"] = "text"
-    source: str = ""
-    root: str = ""
+    source: str = ""  # which data set
+    root: str = ""  # folder that a path starts from
 
 
 @dataclass(frozen=True, slots=True)
 class Response(Record):
-    """What the model answered to one turn.
-
-    Args:
-        question: id of the question record.
-        turn: index of the turn.
-        prompt: the text that was asked.
-        text: the answer.
-        tokens: its ids.
-        picture_px: (width, height) of the picture as it was shown, padding included.
-        grid: (rows, columns) of the view.
-        view: "dynamic", or "square" when padded to one.
-    """
+    """What the model answered to one turn."""
 
     kind: ClassVar[str] = "response"
     question: str
     turn: int
-    prompt: str
+    prompt: str  # the text that was asked
     text: str
-    tokens: tuple[int, ...]
-    picture_px: tuple[int, int]
-    grid: tuple[int, int]
-    view: Literal["dynamic", "square"] = "dynamic"
+    tokens: tuple[int, ...]  # its ids
+    picture_px: tuple[int, int]  # (width, height) of the picture as it was shown, padding included
+    grid: tuple[int, int]  # (rows, columns) of the view
+    view: Literal["dynamic", "square"] = "dynamic"  # "dynamic", or "square" when padded to one
 
 
 @dataclass(frozen=True, slots=True)
 class Attention(Record):
-    """Attention of a response. Tensors: `grounding` and `sink`, (rows, columns) float32.
-
-    Args:
-        response: id of the response.
-        heads: (layer, head) pairs of the grounding map.
-        sink_by: "norm" of hidden states, "heads", or "none".
-        sink_heads: (layer, head) pairs of the sink map.
-    """
+    """Attention of a response. Tensors: `grounding` and `sink`, (rows, columns) float32."""
 
     kind: ClassVar[str] = "attention"
     tensors: ClassVar[dict[str, str]] = {"grounding": "float32", "sink": "float32"}
     response: str
-    heads: Pairs
-    sink_by: Literal["norm", "heads", "none"] = "none"
-    sink_heads: Pairs = ()
+    heads: Pairs  # (layer, head) pairs of the grounding map
+    sink_by: Literal["norm", "heads", "none"] = "none"  # "norm" of hidden states, "heads", or "none"
+    sink_heads: Pairs = ()  # (layer, head) pairs of the sink map
 
 
 @dataclass(frozen=True, slots=True)
 class RegionLabel(Record):
-    """Tri-state labels of one turn. Tensor: `labels`, (rows, columns) int8: 1, 0 or -100.
-
-    Args:
-        question: id of the question.
-        turn: index of the turn.
-        response: id of the response; "" for labels from known boxes.
-        attention: id of the attention record.
-        text: the response that comes after the question when several turns are trained in one sequence.
-        prompt: the question as it is to be put in training.
-        box: x0, y0, x1, y1 in cells around the foreground.
-        usable: False when the whole map is ignored.
-        foreground: number of foreground cells.
-        valid: number of cells that are not ignored.
-        view: as in the response.
-        size_px: (width, height) of the picture without padding.
-        agrees: whether a foreground cell lies on a known answer box; None where none is known.
-    """
+    """Tri-state labels of one turn. Tensor: `labels`, (rows, columns) int8: 1, 0 or -100."""
 
     kind: ClassVar[str] = "region_label"
     tensors: ClassVar[dict[str, str]] = {"labels": "int8"}
     question: str
     turn: int
-    response: str
+    response: str  # id of the response; "" for labels from known boxes
     attention: str
-    text: str
-    prompt: str
-    box: Box4
-    usable: bool
-    foreground: int
-    valid: int
+    text: str  # the response that comes after the question when several turns are trained in one sequence
+    prompt: str  # the question as it is to be put in training
+    box: Box4  # x0, y0, x1, y1 in cells around the foreground
+    usable: bool  # False when the whole map is ignored
+    foreground: int  # number of foreground cells
+    valid: int  # number of cells that are not ignored
     view: Literal["dynamic", "square"]
-    size_px: tuple[int, int]
-    agrees: bool | None = None
+    size_px: tuple[int, int]  # (width, height) of the picture without padding
+    agrees: bool | None = None  # whether a foreground cell lies on a known answer box; None where none is known
 
 
 @dataclass(frozen=True, slots=True)
 class ResolutionSweep(Record):
-    """One turn answered at rising resolutions.
-
-    Args:
-        question: id of the question.
-        turn: index of the turn.
-        tokens: visual tokens allowed at each level, rising.
-        answers: one per level.
-        annotation: the data set's answer.
-    """
+    """One turn answered at rising resolutions."""
 
     kind: ClassVar[str] = "ladder"
     question: str
     turn: int
-    tokens: tuple[int, ...]
-    answers: tuple[str, ...]
-    annotation: str
+    tokens: tuple[int, ...]  # visual tokens allowed at each level, rising
+    answers: tuple[str, ...]  # one per level
+    annotation: str  # the data set's answer
 
     def __post_init__(self) -> None:
         if not self.tokens or len(self.tokens) != len(self.answers):
@@ -211,62 +146,36 @@ class ResolutionSweep(Record):
 
 @dataclass(frozen=True, slots=True)
 class ZoomComparison(Record):
-    """One turn answered from the coarse pass alone and with the region.
-
-    Args:
-        question: id of the question.
-        turn: index of the turn.
-        tokens: visual tokens allowed in the coarse pass.
-        coarse: the answer of the coarse pass.
-        zoomed: the answer with the region.
-        answers: right answers, any of which counts.
-    """
+    """One turn answered from the coarse pass alone and with the region."""
 
     kind: ClassVar[str] = "zoom_comparison"
     question: str
     turn: int
-    tokens: int
-    coarse: str
-    zoomed: str
-    answers: tuple[str, ...]
+    tokens: int  # visual tokens allowed in the coarse pass
+    coarse: str  # the answer of the coarse pass
+    zoomed: str  # the answer with the region
+    answers: tuple[str, ...]  # right answers, any of which counts
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Record):
-    """The coarse answer against the zoomed one.
-
-    Args:
-        question: id of the question.
-        turn: index of the turn.
-        coarse: the answer of the coarse pass.
-        zoomed: the answer with the region read.
-        coarse_right: whether the first is right; None when nobody could say.
-        zoomed_right: whether the zoomed answer is right.
-        by: what decided: "rule", "judge", or "nobody".
-        boxes: regions that were read, xyxy in original pixels.
-        note: why nobody could.
-    """
+    """The coarse answer against the zoomed one."""
 
     kind: ClassVar[str] = "verdict"
     question: str
     turn: int
-    coarse: str
-    zoomed: str
-    coarse_right: bool | None
+    coarse: str  # the answer of the coarse pass
+    zoomed: str  # the answer with the region read
+    coarse_right: bool | None  # whether the first is right; None when nobody could say
     zoomed_right: bool | None
-    by: Literal["rule", "judge", "nobody"]
-    boxes: tuple[Box4, ...] = ()
-    note: str = ""
+    by: Literal["rule", "judge", "nobody"]  # what decided: "rule", "judge", or "nobody"
+    boxes: tuple[Box4, ...] = ()  # regions that were read, xyxy in original pixels
+    note: str = ""  # why nobody could
 
 
 @dataclass(frozen=True, slots=True)
 class Skip(Record):
-    """A question that could not be used.
-
-    Args:
-        question: id of the question.
-        reason: one sentence.
-    """
+    """A question that could not be used."""
 
     kind: ClassVar[str] = "skip"
     question: str

@@ -9,7 +9,7 @@ from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.benchmarks.zoombench import LETTER_PROMPT, SHORT_PROMPT, ZOOMBENCH, options_in, without_instruction
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import score
-from qzoom.evaluation.zoom_views import GapSettings, RegionTask
+from qzoom.evaluation.zoom_views import GapSettings, region_task
 from qzoom.evaluation.zoomgap import ask_views
 from tests.evaluation.samples import model
 from tests.tiny_models import picture
@@ -103,7 +103,7 @@ def test_a_local_parquet(tmp_path):
     settings = GapSettings(("full", "region"), 24, "shipped", 0.0, 1, max_new_tokens=2)
     kept = ask_views(reader, task, settings)
     assert [row.size_px for row in kept.rows["region"]] == [(38, 20), (38, 20)]
-    own = RegionTask(
+    own = region_task(
         task, "region", (("zoombench-0", 0, 0),), GapSettings(crop_scale=2.0, crop_margin=0.0, crop_min_px=1), 32
     )
     assert own.sample(0).size_px == (40, 20)

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qzoom.data.samples import Sample, SampleQuestion
+from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.errors import ConfigError, DataError, QZoomError
 
 _LONGEST_PATH = 1024
@@ -35,7 +35,6 @@ def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path
 
     Args:
         value: a table's cell.
-        column: its name, for the error text.
         folder: relative paths start here and may not leave it; None where only the hub's own cache is read.
 
     Raises:
@@ -93,32 +92,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """What is known of a benchmark before its table is read.
-
-    Args:
-        name: on the command line.
-        repo: dataset id on the hub.
-        config: the dataset's configuration there; None for its only one.
-        split: the split that figures are published for.
-        max_new_tokens: most tokens of an answer, as lmms-eval sets it.
-        question: a row to its question; DataError where the row cannot be used.
-        picture: the column that holds the picture.
-        fields: fields that always appear among the figures.
-    """
+    """What is known of a benchmark before its table is read."""
 
     name: str
-    repo: str
-    config: str | None
-    split: str
-    max_new_tokens: int
-    question: Callable[[Row], SampleQuestion]
-    picture: str = "image"
+    repo: str  # dataset id on the hub
+    config: str | None  # the dataset's configuration there; None for its only one
+    split: str  # the split that figures are published for
+    max_new_tokens: int  # most tokens of an answer, as lmms-eval sets it
+    question: Callable[[Row], SampleQuestion]  # a row to its question; DataError where the row cannot be used
+    picture: str = "image"  # the column that holds the picture
     fields: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TableTask:
-    """An opened table; see `qzoom.data.samples.Task`.
+def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin: dict[str, Any]) -> Task:
+    """An opened table as a task.
 
     Args:
         benchmark: whose table.
@@ -127,49 +114,33 @@ class TableTask:
         origin: repository or files, split, revision and digest, as JSON values.
     """
 
-    benchmark: Benchmark
-    rows: Sequence[Any]
-    folder: Path | None
-    origin: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The task's name on the command line."""
-        return self.benchmark.name
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Fields that always appear among the figures."""
-        return self.benchmark.fields
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Row numbers from 0."""
-        return tuple(f"{self.name}-{number}" for number in range(len(self.rows)))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The benchmark and where its rows came from."""
-        return {"task": self.name} | self.origin
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Most tokens of an answer, as lmms-eval sets it."""
-        return self.benchmark.max_new_tokens
-
-    def sample(self, index: int) -> Sample:
-        """One row's picture and question; with a reason where either cannot be used."""
-        name = f"{self.name}-{index}"
-        question = SampleQuestion("unusable", "", "")
+    def sample(number: int) -> Sample:
+        name, question = f"{benchmark.name}-{number}", SampleQuestion("unusable", "", "")
         try:
-            row = self.rows[index]
+            row = rows[number]
             if not isinstance(row, dict):
                 raise DataError(str(row))
-            question = self.benchmark.question(row)
-            image, size_px = _picture(row, self.benchmark.picture, self.folder)
+            question = benchmark.question(row)
+            image, size_px = _picture(row, benchmark.picture, folder)
         except QZoomError as problem:
-            return Sample(name, None, (0, 0), (question,), f"Row {index}: {problem}")
+            return Sample(name, None, (0, 0), (question,), f"Row {number}: {problem}")
         return Sample(name, image, size_px, (question,))
+
+    def shipped_crop(number: int) -> bytes | Path:
+        row, column = rows[number], "crop_image"
+        if not isinstance(row, dict) or column not in row:
+            raise DataError("No crop came with this question; give crop_scale as a number or 'fit'.")
+        return picture_source(row[column], column, folder)
+
+    return Task(
+        benchmark.name,
+        tuple(f"{benchmark.name}-{number}" for number in range(len(rows))),
+        {"task": benchmark.name} | origin,
+        sample,
+        benchmark.fields,
+        benchmark.max_new_tokens,
+        shipped_crop,
+    )
 
 
 def _picture(row: Row, column: str, folder: Path | None) -> tuple[Any, tuple[int, int]]:
@@ -186,11 +157,7 @@ def _cell(row: Row, column: str) -> Any:
 
 
 def text(row: Row, column: str) -> str:
-    """A column's text.
-
-    Raises:
-        DataError: it is missing, no text or empty.
-    """
+    """A column's text (DataError: it is missing, no text or empty)."""
     value = _cell(row, column)
     if not isinstance(value, str):
         raise DataError(f"the column {column!r} must hold a text, not {_kind_of(value)}.")
@@ -208,11 +175,7 @@ def optional_text(row: Row, column: str) -> str | None:
 
 
 def texts(row: Row, column: str) -> tuple[str, ...]:
-    """A column's texts; a single text counts as one.
-
-    Raises:
-        DataError: it is missing, empty or holds something else.
-    """
+    """A column's texts; a single text counts as one (DataError: it is missing, empty or holds something else)."""
     value = _cell(row, column)
     if isinstance(value, str):
         value = [value]
@@ -222,11 +185,7 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
 
 
 def option_letter(row: Row, column: str, choices: int) -> str:
-    """The letter of the right option.
-
-    Raises:
-        DataError: no letter of one of the options.
-    """
+    """The letter of the right option (DataError: no letter of one of the options)."""
     from qzoom.scoring.letters import LETTERS
 
     letter = text(row, column).strip().upper()
@@ -237,13 +196,11 @@ def option_letter(row: Row, column: str, choices: int) -> str:
 
 def open_table(
     benchmark: Benchmark, *, data: Path | None = None, split: str | None = None, revision: str | None = None
-) -> TableTask:
+) -> Task:
     """The benchmark's table.
 
     Args:
-        benchmark: which.
         data: folder of its files; None reads the hub.
-        split: None for the benchmark's own.
         revision: branch, tag or commit of the dataset on the hub.
 
     Raises:
@@ -259,13 +216,13 @@ def open_table(
         files = _parquet(base, split)
         if files:
             rows = _load("parquet", str(base), data_files=[str(file) for file in files], split="train")
-            return TableTask(benchmark, rows, base, _origin(files, split))
+            return _task(benchmark, rows, base, _origin(files, split))
         lines = base / f"{split}.jsonl"
         if lines.is_file():
-            return TableTask(benchmark, _read_lines(lines), base, _origin([lines], split))
+            return _task(benchmark, _read_lines(lines), base, _origin([lines], split))
         for saved in (base / split, base):
             if (saved / "state.json").is_file():
-                return TableTask(benchmark, _from_disk(saved), base, _origin(sorted(saved.glob("*.arrow")), split))
+                return _task(benchmark, _from_disk(saved), base, _origin(sorted(saved.glob("*.arrow")), split))
     raise DataError(
         f"{data}: no table of {benchmark.name} with the split {split!r}; put {split}.parquet or {split}.jsonl into it "
         f"or into its folder {benchmark.name}."
@@ -313,10 +270,10 @@ def _read_lines(path: Path) -> list[Any]:
     return rows
 
 
-def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> TableTask:
+def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> Task:
     rows = _load(benchmark.repo, benchmark.repo, name=benchmark.config, split=split, revision=revision)
     origin = {"source": benchmark.repo, "config": benchmark.config, "split": split, "revision": revision}
-    return TableTask(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
+    return _task(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
 
 
 def _load(path: str, shown: str, **how: Any) -> Any:

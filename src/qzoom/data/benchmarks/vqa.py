@@ -9,6 +9,8 @@ ocrbench   five kinds of reading, from signs to formulas; the prediction must co
 
 from __future__ import annotations
 
+from functools import partial
+
 from qzoom.data.benchmarks.table import Benchmark, Row, text, texts
 from qzoom.data.samples import SampleQuestion
 
@@ -25,10 +27,6 @@ def _chartqa(row: Row) -> SampleQuestion:
 def _docvqa(row: Row, field: str = "docvqa") -> SampleQuestion:
     answers = texts(row, "answers")
     return SampleQuestion(field, f"{text(row, 'question')}\n{_PHRASE}", answers[0], answers=answers, metric="anls")
-
-
-def _infovqa(row: Row) -> SampleQuestion:
-    return _docvqa(row, "infovqa")
 
 
 def _textvqa(row: Row) -> SampleQuestion:
@@ -48,6 +46,7 @@ def _ocrbench(row: Row) -> SampleQuestion:
 
 CHARTQA = Benchmark("chartqa", "lmms-lab-encoder/ChartQA", None, "test", 16, _chartqa, fields=("human", "augmented"))
 DOCVQA = Benchmark("docvqa", "lmms-lab-encoder/DocVQA", "DocVQA", "validation", 32, _docvqa)
+_infovqa = partial(_docvqa, field="infovqa")
 INFOVQA = Benchmark("infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, _infovqa)
 TEXTVQA = Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 128, _textvqa)
 OCRBENCH = Benchmark("ocrbench", "echo840/OCRBench", None, "test", 128, _ocrbench)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from qzoom.data.benchmarks.table import Benchmark, Row, optional_text, text
@@ -49,7 +48,8 @@ def _question(row: Row) -> SampleQuestion:
     query = text(row, "query" if "query" in row else "prompt").replace("<image>", "").strip()
     answer = text(row, "response" if "response" in row else "answer").strip()
     choices = options_in(query)
-    kind = (optional_text(row, "question_type") or _kind(answer, choices)).strip().lower()
+    guess = "mcq" if chosen_letter(answer, choices) else "blank"
+    kind = (optional_text(row, "question_type") or guess).strip().lower()
     if kind not in ("mcq", "blank"):
         raise DataError(f"the column 'question_type' must be mcq or blank, not {kind!r:.20}.")
     boxes = _boxes(row.get("bbox"))
@@ -61,10 +61,6 @@ def _question(row: Row) -> SampleQuestion:
         raise DataError(f"the answer {answer!r:.40} names none of the {len(choices)} options.")
     asked = f"{without_instruction(query)}\n{LETTER_PROMPT}"
     return SampleQuestion(kind, asked, letter, boxes, choices=choices, metric="choice_zoombench")
-
-
-def _kind(answer: str, choices: Sequence[str]) -> str:
-    return "mcq" if choices and chosen_letter(answer, choices) else "blank"
 
 
 def _boxes(value: Any) -> tuple[Box, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
+from qzoom.data.cells import around
 from qzoom.data.synthetic import texts
 from qzoom.data.synthetic.page import (
     FontSet,
@@ -23,7 +24,6 @@ from qzoom.data.synthetic.page import (
     font_paths,
     load_font,
     span_box,
-    spans_boxes,
 )
 from qzoom.data.synthetic.receipts import PrintedAnswer, print_receipt
 from qzoom.data.synthetic.texts import COLOURS, ask
@@ -99,19 +99,9 @@ def _stamp(page: Page, rng: np.random.Generator) -> str:
 
 
 def _question(page: Page, answer: PrintedAnswer, rng: np.random.Generator | None) -> SyntheticQuestion:
-    boxes = tuple(_union(spans_boxes(page.lines, spelling)) for spelling in answer.spellings)
-    return SyntheticQuestion(
-        answer.field,
-        ask(answer.field, rng, **answer.names),
-        answer.text,
-        boxes,
-        answer.easy,
-        spans=answer.spellings[0],
-    )
-
-
-def _union(boxes: tuple[tuple[int, int, int, int], ...]) -> tuple[int, int, int, int]:
-    return (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes))
+    boxes = tuple(around([span_box(page.lines, span) for span in spelling]) for spelling in answer.spellings)
+    asked = ask(answer.field, rng, **answer.names)
+    return SyntheticQuestion(answer.field, asked, answer.text, boxes, answer.easy, spans=answer.spellings[0])
 
 
 def _page_questions(
@@ -128,32 +118,11 @@ def _page_questions(
     return questions
 
 
-_HEADINGS = (
-    "INVOICE",
-    "ORDER FORM",
-    "APPLICATION",
-    "STATEMENT",
-    "DELIVERY NOTE",
-    "QUOTATION",
-    "MEMBER CARD",
-    "WORK ORDER",
-    "PURCHASE ORDER",
-    "REGISTRATION",
-    "CERTIFICATE",
-    "TIME SHEET",
-    "PACKING LIST",
-    "CREDIT NOTE",
+_HEADINGS = texts.phrases(
+    "INVOICE|ORDER FORM|APPLICATION|STATEMENT|DELIVERY NOTE|QUOTATION|MEMBER CARD|WORK ORDER|PURCHASE ORDER|"
+    "REGISTRATION|CERTIFICATE|TIME SHEET|PACKING LIST|CREDIT NOTE"
 )
-_TABLE_HEADINGS = (
-    "PRICE LIST",
-    "STOCK REPORT",
-    "TIMETABLE",
-    "SALES REPORT",
-    "INVENTORY",
-    "RESULTS",
-    "SCHEDULE",
-    "SUMMARY",
-)
+_TABLE_HEADINGS = texts.phrases("PRICE LIST|STOCK REPORT|TIMETABLE|SALES REPORT|INVENTORY|RESULTS|SCHEDULE|SUMMARY")
 _COLUMNS = ("Price", "Qty", "Code", "Stock", "Date", "Amount", "Ref", "Weight", "Rate", "Score")
 _FOOTER = "This document is computer generated and no signature is required."
 

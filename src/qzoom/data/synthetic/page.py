@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from qzoom.data.samples import SampleQuestion
+from qzoom.types import Box
 
 TRAIN_SEEDS = range(0, 2**31)
 """Seeds that training may draw from."""
@@ -60,24 +61,28 @@ class TextSpan:
     stop: int
 
 
+_NOWHERE = TextSpan(0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class SyntheticQuestion(SampleQuestion):
-    """A question about a drawn picture; `boxes` are all places that hold the answer.
+    """A question about a drawn picture; `boxes` are all places that hold the answer."""
 
-    Args:
-        spans: the printed characters that spell the answer, in order, when it is printed as it stands; else empty.
-    """
-
+    # the printed characters that spell the answer, in order, when it is printed as it stands; else empty
     spans: tuple[TextSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """A drawn object: names of its colour and shape, and its box (xyxy, pixels), its tag included."""
+    """A drawn object: names of its colour and shape, its box (xyxy, pixels, its tag included), the code on its tag with
+    the code's characters, and its middle in pixels from the left."""
 
     colour: str
     shape: str
-    box: tuple[int, int, int, int]
+    box: Box
+    code: str = ""
+    span: TextSpan = _NOWHERE
+    middle_px: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,17 +102,9 @@ FontSet = Literal["core", "train"] | tuple[str, ...]
 """A named set of typefaces, or the paths of the faces to use."""
 
 _CORE = (
-    "DejaVuSans.ttf",
-    "DejaVuSans-Bold.ttf",
-    "DejaVuSansMono.ttf",
-    "DejaVuSansMono-Bold.ttf",
-    "DejaVuSans-Oblique.ttf",
-    "DejaVuSerif.ttf",
-    "DejaVuSerif-Bold.ttf",
-    "STIXGeneral.ttf",
-    "STIXGeneralBol.ttf",
-    "cmss10.ttf",
-    "cmtt10.ttf",
+    *("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"),
+    *("DejaVuSans-Oblique.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf"),
+    *("STIXGeneral.ttf", "STIXGeneralBol.ttf", "cmss10.ttf", "cmtt10.ttf"),
 )
 _EXTRA = {
     "font_roboto": ("Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "Roboto-Light.ttf"),
@@ -285,7 +282,7 @@ def _shade(height: int, width: int, strength: float, rng: np.random.Generator) -
     return -np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
 
 
-def span_box(lines: list[TextLine] | tuple[TextLine, ...], span: TextSpan) -> tuple[int, int, int, int]:
+def span_box(lines: Sequence[TextLine], span: TextSpan) -> Box:
     """The whole-pixel box around the characters of a span."""
     cells = lines[span.line].char_boxes_px[span.start : span.stop]
     return (
@@ -294,13 +291,6 @@ def span_box(lines: list[TextLine] | tuple[TextLine, ...], span: TextSpan) -> tu
         math.ceil(float(cells[:, 2].max())),
         math.ceil(float(cells[:, 3].max())),
     )
-
-
-def spans_boxes(
-    lines: list[TextLine] | tuple[TextLine, ...], spans: tuple[TextSpan, ...]
-) -> tuple[tuple[int, int, int, int], ...]:
-    """One box for every span."""
-    return tuple(span_box(lines, span) for span in spans)
 
 
 _BOLD = {
@@ -363,19 +353,17 @@ class Writer:
         return line
 
     def cells(
-        self, cells: Sequence[tuple[float, str, str]], *, size: int | None = None, bold: bool = False, move: bool = True
+        self, cells: Sequence[tuple[float, str, str]], *, size: int | None = None, bold: bool = False
     ) -> list[int]:
         """Print (position, align, text) cells in one row; positions are shares of the printed width."""
         font = bold_of(self.font) if bold else self.font
         wide = self.right - self.margin
+        size = size or self.size
         lines = [
-            self.page.print(
-                self.margin + share * wide, self.y, text, font, size or self.size, fill=self.ink, align=align
-            )
+            self.page.print(self.margin + share * wide, self.y, text, font, size, fill=self.ink, align=align)
             for share, align, text in cells
         ]
-        if move:
-            self.y += (size or self.size) * self.pitch
+        self.y += size * self.pitch
         return lines
 
     def labelled(self, label: str, value: str, style: str, *, size: int | None = None, bold: bool = False) -> TextSpan:
@@ -385,23 +373,20 @@ class Writer:
         size = self.fits(f"{label}  {value}", size or self.size, self.right - self.margin, font)
         if style == "inline":
             line = self.page.print(self.margin, self.y, f"{label} {value}", font, size, fill=self.ink)
-            span = TextSpan(line, len(label) + 1, len(label) + 1 + len(value))
-        elif style == "below":
-            self.page.print(self.margin, self.y, label, font, size, fill=self.ink)
             self.y += size * self.pitch
-            line = self.page.print(self.margin, self.y, value, font, size, fill=self.ink)
-            span = TextSpan(line, 0, len(value))
+            return TextSpan(line, len(label) + 1, len(label) + 1 + len(value))
+        self.page.print(self.margin, self.y, label, font, size, fill=self.ink)
+        at, align = self.margin, "left"
+        if style == "below":
+            self.y += size * self.pitch
+        elif style == "right":
+            at, align = self.right, "right"
         else:
-            self.page.print(self.margin, self.y, label, font, size, fill=self.ink)
-            if style == "right":
-                line = self.page.print(self.right, self.y, value, font, size, fill=self.ink, align="right")
-            else:
-                after = self.margin + load_font(font, size).getlength(label + " ")
-                at = max(after, self.margin + 0.3 * (self.right - self.margin))
-                line = self.page.print(at, self.y, value, font, size, fill=self.ink)
-            span = TextSpan(line, 0, len(value))
+            after = self.margin + load_font(font, size).getlength(label + " ")
+            at = max(after, self.margin + 0.3 * (self.right - self.margin))
+        line = self.page.print(at, self.y, value, font, size, fill=self.ink, align=align)
         self.y += size * self.pitch
-        return span
+        return TextSpan(line, 0, len(value))
 
     def rule(self, style: str) -> None:
         """A separator over the printed width: "dash", "equal", "star", "line" or "none"."""
@@ -409,9 +394,8 @@ class Writer:
             self.skip(0.4)
         elif style == "line":
             middle = self.y + 0.3 * self.size
-            self.page.draw.line(
-                [(self.margin, middle), (self.right, middle)], fill=self.ink, width=max(1, self.size // 12)
-            )
+            ends = [(self.margin, middle), (self.right, middle)]
+            self.page.draw.line(ends, fill=self.ink, width=max(1, self.size // 12))
             self.y += 0.6 * self.size
         else:
             char = {"dash": "-", "equal": "=", "star": "*"}[style]

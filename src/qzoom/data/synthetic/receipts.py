@@ -7,6 +7,7 @@ are recorded while printing, so each has the boxes of its characters.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +15,9 @@ import numpy as np
 from qzoom.data.synthetic import texts
 from qzoom.data.synthetic.page import TextSpan, Writer
 
-_TITLES = (
-    "TAX INVOICE",
-    "Tax Invoice",
-    "RECEIPT",
-    "CASH RECEIPT",
-    "INVOICE",
-    "SIMPLIFIED TAX INVOICE",
-    "-TAX INVOICE-",
-    "CASH SALES",
-    "CASH BILL",
-    "*** RECEIPT ***",
+_TITLES = texts.phrases(
+    "TAX INVOICE|Tax Invoice|RECEIPT|CASH RECEIPT|INVOICE|SIMPLIFIED TAX INVOICE|-TAX INVOICE-|CASH SALES|"
+    "CASH BILL|*** RECEIPT ***"
 )
 _NUMBER_LABELS = {
     "invoice": ("Invoice No", "INV No.", "Inv No", "INVOICE NO.", "Invoice #", "Inv#", "Invoice"),
@@ -34,73 +27,25 @@ _NUMBER_LABELS = {
     "order": ("Order No", "ORDER #", "Order", "ORD #"),
 }
 _DATE_LABELS = ("Date", "DATE", "Date :", "Date:", "Dt", "Date/Time", "Invoice Date", "Trx Date", "")
-_TOTAL_LABELS = (
-    "TOTAL",
-    "Total",
-    "Total Amount",
-    "TOTAL RM",
-    "Total RM",
-    "TOTAL (RM)",
-    "GRAND TOTAL",
-    "Grand Total",
-    "Net Total",
-    "NET TOTAL",
-    "Total Sales Inclusive GST",
-    "Total Incl. GST",
-    "Total (Inclusive of GST)",
-    "TOTAL INCL GST",
-    "Nett Total",
-    "Amount Due",
-    "Total Payable",
-    "TOTAL DUE",
-    "Total Rounded",
-    "TOTAL AMOUNT",
-    "Total Sales (Inclusive of GST)",
+_TOTAL_LABELS = texts.phrases(
+    "TOTAL|Total|Total Amount|TOTAL RM|Total RM|TOTAL (RM)|GRAND TOTAL|Grand Total|Net Total|NET TOTAL|"
+    "Total Sales Inclusive GST|Total Incl. GST|Total (Inclusive of GST)|TOTAL INCL GST|Nett Total|Amount Due|"
+    "Total Payable|TOTAL DUE|Total Rounded|TOTAL AMOUNT|Total Sales (Inclusive of GST)"
 )
-_SUBTOTAL_LABELS = (
-    "Subtotal",
-    "SUB TOTAL",
-    "Sub-Total",
-    "SUBTOTAL",
-    "Total (Excluding GST)",
-    "Total Excl. GST",
-    "Sub Total",
+_SUBTOTAL_LABELS = texts.phrases(
+    "Subtotal|SUB TOTAL|Sub-Total|SUBTOTAL|Total (Excluding GST)|Total Excl. GST|Sub Total"
 )
 _TAX_LABELS = ("GST 6%", "Total GST", "GST", "TAX 6%", "GST Amount", "Tax", "SST 6%", "Service Tax 6%")
 _CASH_LABELS = ("CASH", "Cash", "Cash Received", "PAID", "Cash Tendered", "Payment", "VISA", "Paid Amount")
 _CHANGE_LABELS = ("CHANGE", "Change", "Change Due", "CHANGE DUE", "Balance")
-_THANKS = (
-    "THANK YOU",
-    "PLEASE COME AGAIN",
-    "Thank You. Please Come Again",
-    "GOODS SOLD ARE NOT RETURNABLE",
-    "Terima Kasih. Sila Datang Lagi",
-    "Have a nice day",
-    "Goods Sold Are Not Refundable",
-    "EXCHANGE ARE ALLOWED WITHIN",
-    "7 DAYS WITH RECEIPT.",
-    "STRICTLY NO CASH REFUND.",
-    "Closed on Sunday",
-    "Visit us online",
-    "Powered by POS",
+_THANKS = texts.phrases(
+    "THANK YOU|PLEASE COME AGAIN|Thank You. Please Come Again|GOODS SOLD ARE NOT RETURNABLE|"
+    "Terima Kasih. Sila Datang Lagi|Have a nice day|Goods Sold Are Not Refundable|EXCHANGE ARE ALLOWED WITHIN|"
+    "7 DAYS WITH RECEIPT.|STRICTLY NO CASH REFUND.|Closed on Sunday|Visit us online|Powered by POS"
 )
-_PLACES = (
-    "CHERAS",
-    "PETALING JAYA",
-    "KUALA LUMPUR",
-    "SELANGOR",
-    "JOHOR BAHRU",
-    "SHAH ALAM",
-    "KLANG",
-    "PENANG",
-    "IPOH",
-    "SEREMBAN",
-    "KAJANG",
-    "PUCHONG",
-    "SUBANG JAYA",
-    "SETAPAK",
-    "AMPANG",
-    "SEMENYIH",
+_PLACES = texts.phrases(
+    "CHERAS|PETALING JAYA|KUALA LUMPUR|SELANGOR|JOHOR BAHRU|SHAH ALAM|KLANG|PENANG|IPOH|SEREMBAN|KAJANG|PUCHONG|"
+    "SUBANG JAYA|SETAPAK|AMPANG|SEMENYIH"
 )
 
 
@@ -147,22 +92,12 @@ def print_receipt(writer: Writer, rng: np.random.Generator) -> list[PrintedAnswe
     writer.skip(float(rng.uniform(0.2, 1.0)))
     titled = rng.random() < 0.75
     if titled and rng.random() < 0.5:
-        writer.text(
-            _one(rng, _TITLES),
-            align=style.align,
-            bold=bool(rng.random() < 0.6),
-            size=int(writer.size * rng.uniform(1, 1.4)),
-        )
+        _title(writer, rng, style)
         titled = False
     late_date = bool(rng.random() < 0.15)
     answers += _meta(writer, rng, style, with_date=not late_date)
     if titled:
-        writer.text(
-            _one(rng, _TITLES),
-            align=style.align,
-            bold=bool(rng.random() < 0.6),
-            size=int(writer.size * rng.uniform(1, 1.4)),
-        )
+        _title(writer, rng, style)
     writer.rule(style.rule)
     item_answers, value = _items(writer, rng, style)
     writer.rule(style.rule)
@@ -176,6 +111,11 @@ def print_receipt(writer: Writer, rng: np.random.Generator) -> list[PrintedAnswe
     for _ in range(int(rng.integers(1, 5))):
         writer.text(_one(rng, _THANKS), align=style.align)
     return answers
+
+
+def _title(writer: Writer, rng: np.random.Generator, style: _Style) -> None:
+    title, bold = _one(rng, _TITLES), bool(rng.random() < 0.6)
+    writer.text(title, align=style.align, bold=bold, size=int(writer.size * rng.uniform(1, 1.4)))
 
 
 def _header(writer: Writer, rng: np.random.Generator, style: _Style) -> PrintedAnswer:
@@ -224,28 +164,24 @@ def _meta(writer: Writer, rng: np.random.Generator, style: _Style, *, with_date:
     kind = _one(rng, tuple(_NUMBER_LABELS))
     number = texts.code(rng, 4, 10)
 
+    def labelled(labels: tuple[str, ...], value: Callable[[], str], field: str, name: str) -> None:
+        label = _one(rng, labels) + style.colon
+        text = value()
+        answers.append(PrintedAnswer(field, text, [(writer.labelled(label, text, style.meta),)], {"name": name}))
+
     def numbered() -> None:
-        span = writer.labelled(_one(rng, _NUMBER_LABELS[kind]) + style.colon, number, style.meta)
-        answers.append(PrintedAnswer("number", number, [(span,)], {"name": kind}))
+        labelled(_NUMBER_LABELS[kind], lambda: number, "number", kind)
 
     def dated() -> None:
         answers.extend(_date_line(writer, rng, style))
 
     def cashier() -> None:
-        span = writer.labelled(
-            _one(rng, ("Cashier", "CASHIER", "Served by", "Staff")) + style.colon, name := texts.person(rng), style.meta
-        )
-        answers.append(PrintedAnswer("value", name, [(span,)], {"name": "cashier"}))
+        labelled(("Cashier", "CASHIER", "Served by", "Staff"), lambda: texts.person(rng), "value", "cashier")
 
     def table() -> None:
-        span = writer.labelled(
-            _one(rng, ("Table", "TABLE", "Table No")) + style.colon, text := str(rng.integers(1, 60)), style.meta
-        )
-        answers.append(PrintedAnswer("value", text, [(span,)], {"name": "table"}))
+        labelled(("Table", "TABLE", "Table No"), lambda: str(rng.integers(1, 60)), "value", "table")
 
-    parts = [numbered]
-    if with_date:
-        parts.append(dated)
+    parts = [numbered, *([dated] if with_date else [])]
     parts += [part for part, chance in ((cashier, 0.5), (table, 0.3)) if rng.random() < chance]
     for index in rng.permutation(len(parts)):
         parts[int(index)]()
@@ -320,43 +256,33 @@ def _totals(writer: Writer, rng: np.random.Generator, style: _Style, value: int)
     total = round((value + tax) / 5) * 5
     cash = total if rng.random() < 0.3 else (total // 1000 + 1) * 1000
     answers: list[PrintedAnswer] = []
+
+    def row(labels: tuple[str, ...], cents: int, field: str = "") -> None:
+        shown = f"{cents / 100:.2f}"
+        span = _amount_row(writer, rng, style, (_one(rng, labels), shown))
+        if field:
+            answers.append(PrintedAnswer(field, shown, [(span,)]))
+
     if rng.random() < 0.4:
-        _amount_row(
-            writer,
-            rng,
-            style,
-            _one(rng, ("Total Qty", "Item(s)", "Total Items", "QTY")),
-            str(rng.integers(1, 20)),
-            plain=True,
-        )
+        label = _one(rng, ("Total Qty", "Item(s)", "Total Items", "QTY"))
+        _amount_row(writer, rng, style, (label, str(rng.integers(1, 20))), plain=True)
     if rng.random() < 0.6:
-        span = _amount_row(writer, rng, style, _one(rng, _SUBTOTAL_LABELS), f"{value / 100:.2f}")
-        answers.append(PrintedAnswer("subtotal", f"{value / 100:.2f}", [(span,)]))
+        row(_SUBTOTAL_LABELS, value, "subtotal")
     if taxed:
-        span = _amount_row(writer, rng, style, _one(rng, _TAX_LABELS), f"{tax / 100:.2f}")
-        answers.append(PrintedAnswer("tax", f"{tax / 100:.2f}", [(span,)]))
+        row(_TAX_LABELS, tax, "tax")
     if rng.random() < 0.4:
-        _amount_row(writer, rng, style, _one(rng, ("Discount", "DISC", "Disc.")), "0.00")
+        row(("Discount", "DISC", "Disc."), 0)
     if rng.random() < 0.4:
-        _amount_row(
-            writer,
-            rng,
-            style,
-            _one(rng, ("Rounding", "ROUNDING ADJ", "Rounding Adj")),
-            f"{(total - value - tax) / 100:.2f}",
-        )
-    shown = f"{total / 100:.2f}"
-    labels = list(_TOTAL_LABELS)
-    found: list[tuple[TextSpan, ...]] = []
+        row(("Rounding", "ROUNDING ADJ", "Rounding Adj"), total - value - tax)
+    shown, labels = f"{total / 100:.2f}", list(_TOTAL_LABELS)
+    spellings: list[tuple[TextSpan, ...]] = []
     for index in range(1 if rng.random() < 0.7 else 2):
         label = labels.pop(int(rng.integers(len(labels))))
-        found.append((_amount_row(writer, rng, style, label, shown, main=index == 0),))
-    answers.append(PrintedAnswer("total", shown, found))
+        spellings.append((_amount_row(writer, rng, style, (label, shown), main=index == 0),))
+    answers.append(PrintedAnswer("total", shown, spellings))
     if rng.random() < 0.75:
-        span = _amount_row(writer, rng, style, _one(rng, _CASH_LABELS), f"{cash / 100:.2f}")
-        answers.append(PrintedAnswer("cash", f"{cash / 100:.2f}", [(span,)]))
-        span = _amount_row(writer, rng, style, _one(rng, _CHANGE_LABELS), f"{(cash - total) / 100:.2f}")
-        answers.append(PrintedAnswer("change", f"{(cash - total) / 100:.2f}", [(span,)]))
+        row(_CASH_LABELS, cash, "cash")
+        row(_CHANGE_LABELS, cash - total, "change")
     return answers
 
 
@@ -364,13 +290,13 @@ def _amount_row(
     writer: Writer,
     rng: np.random.Generator,
     style: _Style,
-    label: str,
-    value: str,
+    row: tuple[str, str],
     *,
     main: bool = False,
     plain: bool = False,
 ) -> TextSpan:
     """A label and an amount in the totals' style; the main total is often larger or bold."""
+    label, value = row
     size = int(writer.size * (rng.choice([1.0, 1.2, 1.5]) if main else 1.0))
     bold = bool(main and rng.random() < 0.5)
     label = (label.upper() if style.upper else label) + style.colon

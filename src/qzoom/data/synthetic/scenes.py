@@ -8,7 +8,6 @@ which of two objects is further left. Codes are fine print; everything else is v
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import ImageDraw
@@ -30,19 +29,6 @@ from qzoom.data.synthetic.page import (
 from qzoom.data.synthetic.texts import COLOURS, SHAPES, ask
 
 _GROUNDS = {"white": (244, 244, 240), "grey": (150, 152, 155), "brown": (150, 115, 80), "cyan": (150, 205, 210)}
-_Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Thing:
-    """One object: its name, its code, its own box within the picture, its code's span and its middle from the left."""
-
-    colour: str
-    shape: str
-    code: str
-    box: _Box
-    span: TextSpan
-    middle_px: float
 
 
 def render_scene(
@@ -71,13 +57,12 @@ def render_scene(
     questions = _questions(page, things, rng, wording)
     whole = ((0, 0, width, height),)
     questions.append(SyntheticQuestion("background", ask("background", wording), ground, whole, True))
-    objects = tuple(SceneObject(thing.colour, thing.shape, thing.box) for thing in things)
-    return SyntheticSample(image, tuple(questions), "scene", seed, tuple(page.lines), objects)
+    return SyntheticSample(image, tuple(questions), "scene", seed, tuple(page.lines), tuple(things))
 
 
 def _things(
     page: Page, rng: np.random.Generator, grid: tuple[int, int], fill: tuple[float, float], font_set: FontSet
-) -> list[_Thing]:
+) -> list[SceneObject]:
     """Objects on a jittered grid; no colour and shape pair appears twice."""
     columns, rows = grid
     width, height = page.image.size
@@ -102,7 +87,7 @@ def _things(
 
 def _thing(
     page: Page, rng: np.random.Generator, kind: tuple[str, str], place: tuple[float, float, float], path: str
-) -> _Thing:
+) -> SceneObject:
     """Draw one object and, on a white tag below it, its code in print of 12 to 40 px."""
     colour, shape = kind
     x, y, side = place
@@ -120,7 +105,7 @@ def _thing(
     left, right = int(min(x - half, tag[0])), math.ceil(max(x + half, tag[2]))
     width, height = page.image.size
     box = (max(0, left), max(0, int(y - half)), min(width, right), min(height, tag[3]))
-    return _Thing(colour, shape, text, box, TextSpan(line, 0, len(text)), (left + right) / 2)
+    return SceneObject(colour, shape, box, text, TextSpan(line, 0, len(text)), (left + right) / 2)
 
 
 def _shape(
@@ -144,18 +129,8 @@ def _shape(
             "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
             "diamond": [(0, -1), (0.8, 0), (0, 1), (-0.8, 0)],
             "cross": [
-                (-0.3, -1),
-                (0.3, -1),
-                (0.3, -0.3),
-                (1, -0.3),
-                (1, 0.3),
-                (0.3, 0.3),
-                (0.3, 1),
-                (-0.3, 1),
-                (-0.3, 0.3),
-                (-1, 0.3),
-                (-1, -0.3),
-                (-0.3, -0.3),
+                *((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)),
+                *((0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
             ],
         }
         points = [(x + dx * half, y + dy * half) for dx, dy in outlines[shape]]
@@ -163,7 +138,7 @@ def _shape(
 
 
 def _questions(
-    page: Page, things: list[_Thing], rng: np.random.Generator, wording: np.random.Generator | None
+    page: Page, things: list[SceneObject], rng: np.random.Generator, wording: np.random.Generator | None
 ) -> list[SyntheticQuestion]:
     """Codes of up to six objects (hard), then colour, counts, existence and sides (coarse views suffice for most)."""
     questions = []
@@ -177,7 +152,8 @@ def _questions(
     questions.append(SyntheticQuestion("colour_of", asked, thing.colour, (thing.box,), False))
     shape = str(rng.choice(SHAPES))
     held = tuple(thing.box for thing in things if thing.shape == shape)
-    questions.append(SyntheticQuestion("count", f"How many {_plural(shape)} are there?", str(len(held)), held, True))
+    several = shape + ("es" if shape.endswith("s") else "s")
+    questions.append(SyntheticQuestion("count", f"How many {several} are there?", str(len(held)), held, True))
     questions.append(_exists(things, rng, wording))
     if len(things) > 1:
         first, second = (things[int(i)] for i in rng.choice(len(things), size=2, replace=False))
@@ -191,11 +167,9 @@ def _questions(
     return questions
 
 
-def _plural(shape: str) -> str:
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
-def _exists(things: list[_Thing], rng: np.random.Generator, wording: np.random.Generator | None) -> SyntheticQuestion:
+def _exists(
+    things: list[SceneObject], rng: np.random.Generator, wording: np.random.Generator | None
+) -> SyntheticQuestion:
     """Whether a named object is there; half of the answers are yes."""
     shown = {(thing.colour, thing.shape): thing.box for thing in things}
     if rng.random() < 0.5:

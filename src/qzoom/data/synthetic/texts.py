@@ -13,6 +13,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def phrases(text: str) -> tuple[str, ...]:
+    """What stands between the bars of a text; "a|b c" has two phrases."""
+    return tuple(text.split("|"))
+
+
 _SYLLABLES = _words(
     "SA MA TA RI NG KO LIM TAN CHE ONG WA HI SE TU BAN KUA LA LUM PUR JA YA GE RAN SU PER MAR KET TEH BA "
     "LU DE VI AR EN NOR ZA MI PA RA SHI HO YU CHI FU KE GO LO MO NI O PE QU SI TE U VE XI ZO AN IN ON ER "
@@ -25,19 +30,7 @@ _TRADES = _words(
     "HOUSE VIDEO OPTICAL FLORIST CORNER"
 )
 _LEADS = _words("SYARIKAT RESTORAN KEDAI PASAR RAYA PERNIAGAAN AEON MR. THE GUARDIAN UNI LIAN HING ECO BIG")
-_ENDS = (
-    "SDN BHD",
-    "SDN. BHD.",
-    "(M) SDN BHD",
-    "S/B",
-    "ENTERPRISE",
-    "TRADING",
-    "SDN BHD",
-    "(KL) SDN BHD",
-    "",
-    "",
-    "SDN BHD",
-)
+_ENDS = phrases("SDN BHD|SDN. BHD.|(M) SDN BHD|S/B|ENTERPRISE|TRADING|SDN BHD|(KL) SDN BHD|||SDN BHD")
 _FIRST = _words("ALI SITI TAN LIM WONG AHMAD NUR LEE CHONG MEI RAJ KUMAR ANNA PETER MARY JOHN SARA OMAR IDA WEI NICOLE")
 _ITEMS = _words(
     "TEA COFFEE BREAD MILK RICE SUGAR FLOUR EGG CHICKEN FISH BEEF NOODLE SOUP CAKE BUN PEN BOOK PAPER "
@@ -49,39 +42,10 @@ _ITEM_WORDS = _words(
     "BIG SMALL HOT ICED FRESH SWEET WHITE BLACK RED GREEN BLUE SET EXTRA MINI SUPER DELUXE CLASSIC SPICY"
 )
 _MONTHS = _words("JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC")
-LABELS = (
-    "Total",
-    "Date",
-    "Time",
-    "Invoice No",
-    "Bill No",
-    "Receipt No",
-    "Cash",
-    "Change",
-    "Tax",
-    "Subtotal",
-    "Discount",
-    "Rounding",
-    "Qty",
-    "Amount",
-    "Order No",
-    "Member ID",
-    "Cashier",
-    "Table",
-    "Phone",
-    "Fax",
-    "Ref",
-    "Account",
-    "Price",
-    "Balance",
-    "Terminal",
-    "Counter",
-    "Customer",
-    "Net",
-    "Paid",
-    "Code",
-    "Deposit",
-    "Weight",
+LABELS = phrases(
+    "Total|Date|Time|Invoice No|Bill No|Receipt No|Cash|Change|Tax|Subtotal|Discount|Rounding|Qty|Amount|"
+    "Order No|Member ID|Cashier|Table|Phone|Fax|Ref|Account|Price|Balance|Terminal|Counter|Customer|Net|Paid|"
+    "Code|Deposit|Weight"
 )
 _CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER = "abcdefghijklmnopqrstuvwxyz"

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.generate import prefill
 from qzoom.engine.request import Options
-from qzoom.evaluation.methods.base import Method, box_on, decode_row, start
-from qzoom.types import Answer, Box, GateDecision
+from qzoom.evaluation.methods.base import Answered, Method, box_on, decode_row, start
+from qzoom.types import Box, GateDecision
 
 if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
@@ -26,37 +25,6 @@ REQUEST = (
 )
 SCALE = 1000
 _FOUR = re.compile(r"(\d+(?:\.\d+)?)[\s,;]+" * 3 + r"(\d+(?:\.\d+)?)")
-
-
-@dataclass(frozen=True, slots=True)
-class AgenticZoom(Method):
-    """Asks for a box, crops, asks again; see `Method`.
-
-    Args:
-        request: the first round's text, with {question}.
-        max_box_tokens: most tokens of the first round's answer.
-        read: from the first round's text and the picture's size to a box, for models with another way to write one.
-    """
-
-    request: str = REQUEST
-    max_box_tokens: int = 48
-    read: Callable[[str, tuple[int, int]], Box | None] = lambda text, size_px: read_box(text, size_px)
-
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`."""
-        reading = start(model, images, question, options)
-        item = reading.other_question(self.request.replace("{question}", question.question), self.max_box_tokens)
-        row = prefill(model.engine, [item], reading.clock)[0]
-        decode_row(model, row, reading.clock)
-        reading.extra.update(prompt_tokens=len(item.state.prompt), completion_tokens=len(row.tokens), failures=0)
-        box = self.read(row.stream.text, reading.size_px)
-        if box is None:
-            reading.extra["failures"] = 1
-            note = f"Asked for a box, the model said {row.stream.text!r:.60}."
-            return reading.answer_coarse(GateDecision(None, None, False, note))
-        return reading.answer_zoomed([box_on(reading, box)])
 
 
 def read_box(text: str, size_px: tuple[int, int]) -> Box | None:
@@ -81,4 +49,34 @@ def read_box(text: str, size_px: tuple[int, int]) -> Box | None:
     return left, top, max(left + 1, int(-(-x1 * width // SCALE))), max(top + 1, int(-(-y1 * height // SCALE)))
 
 
-AGENTIC = AgenticZoom("agentic")
+def ask_for_box(
+    model: QZoom,
+    images: Any,
+    question: SampleQuestion,
+    options: Options,
+    *,
+    request: str = REQUEST,
+    max_box_tokens: int = 48,
+    read: Callable[[str, tuple[int, int]], Box | None] = read_box,
+) -> Answered:
+    """Ask for a box, crop, ask again; see `Method.answer`.
+
+    Args:
+        request: the first round's text, with {question}.
+        max_box_tokens: most tokens of the first round's answer.
+        read: from the first round's text and the picture's size to a box, for models with another way to write one.
+    """
+    reading = start(model, images, question, options)
+    item = reading.other_question(request.replace("{question}", question.question), max_box_tokens)
+    row = prefill(model.engine, [item], reading.clock)[0]
+    decode_row(model, row, reading.clock)
+    reading.extra.update(prompt_tokens=len(item.state.prompt), completion_tokens=len(row.tokens), failures=0)
+    box = read(row.stream.text, reading.size_px)
+    if box is None:
+        reading.extra["failures"] = 1
+        note = f"Asked for a box, the model said {row.stream.text!r:.60}."
+        return reading.answer_coarse(GateDecision(None, None, False, note))
+    return reading.answer_zoomed([box_on(reading, box)])
+
+
+AGENTIC = Method("agentic", ask_for_box)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.request import Options
 from qzoom.errors import DataError
-from qzoom.evaluation.methods.base import Method, Reading, box_on, start
-from qzoom.types import Answer, Box, GateDecision
+from qzoom.evaluation.methods.base import Answered, Method, Reading, box_on, start
+from qzoom.types import GateDecision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,42 +33,34 @@ SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
 """Sides of the sliding windows as shares of the grid's sides."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionCrop(Method):
-    """Reads the window with the highest relative attention; see `Method`.
+def crop_by_attention(
+    model: QZoom,
+    images: Any,
+    question: SampleQuestion,
+    options: Options,
+    *,
+    layer: int | None = None,
+    generic: str = GENERIC,
+) -> Answered:
+    """Read the window with the highest relative attention; see `Method.answer`.
 
     Args:
         layer: whose attention is taken; None takes the one two thirds up.
         generic: the request that the question is compared with.
     """
-
-    layer: int | None = None
-    generic: str = GENERIC
-
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`."""
-        reading = start(model, images, question, options)
-        layer = self.layer if self.layer is not None else 2 * model.engine.backbone.num_layers // 3
-        generic = reading.other_question(self.generic)
-        own, other = (
-            prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, generic)
-        )
-        relative = own / np.maximum(other, 1e-9)
-        reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt) + len(generic.state.prompt)
-        if not np.isfinite(relative).all() or float(relative.max()) <= 0:
-            reading.extra["failures"] = 1
-            return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))
-        x0, y0, x1, y1 = best_window(relative)
-        (width, height), (rows, columns) = reading.size_px, reading.grid
-        box: Box = (
-            x0 * width // columns,
-            y0 * height // rows,
-            -(-x1 * width // columns),
-            -(-y1 * height // rows),
-        )
-        return reading.answer_zoomed([box_on(reading, box)])
+    reading = start(model, images, question, options)
+    layer = layer if layer is not None else 2 * model.engine.backbone.num_layers // 3
+    other = reading.other_question(generic)
+    own, base = (prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, other))
+    relative = own / np.maximum(base, 1e-9)
+    reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt) + len(other.state.prompt)
+    if not np.isfinite(relative).all() or float(relative.max()) <= 0:
+        reading.extra["failures"] = 1
+        return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))
+    x0, y0, x1, y1 = best_window(relative)
+    (width, height), (rows, columns) = reading.size_px, reading.grid
+    box = (x0 * width // columns, y0 * height // rows, -(-x1 * width // columns), -(-y1 * height // rows))
+    return reading.answer_zoomed([box_on(reading, box)])
 
 
 def best_window(values: np.ndarray, shares: tuple[float, ...] = SHARES) -> tuple[int, int, int, int]:
@@ -101,9 +92,7 @@ def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]
     The last token is run once more over the cached keys, and only its queries are multiplied with them.
 
     Args:
-        reading: for the model and the clock.
         item: the prompt, its coarse pass done.
-        layers: which layers.
 
     Returns:
         (layers, heads, rows, columns) float32.
@@ -125,4 +114,4 @@ def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]
     return maps[0].values
 
 
-ATTENTION = AttentionCrop("attention")
+ATTENTION = Method("attention", crop_by_attention)

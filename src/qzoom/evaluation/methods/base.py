@@ -7,8 +7,7 @@ They differ only in the choice of the region.
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,67 +28,48 @@ if TYPE_CHECKING:
     from qzoom.model import QZoom
 
 
-@dataclass(frozen=True, slots=True)
-class Method(ABC):
-    """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state.
+Answered = tuple[Answer, dict[str, float]]
+"""An answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds, "failures"
+(1 when a round gave nothing to use)."""
 
-    Args:
-        name: on the command line.
-        zooms: whether it reads regions, so that a total of visual tokens is divided between coarse view and regions.
-        needs_region: whether the model must have a region branch.
-        asks_gate: whether the model's gate decides, where the zoom is "auto".
-    """
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to answer questions, zooming or not. One object answers any number of questions and keeps no state."""
 
     name: str
-    zooms: bool = field(default=True, kw_only=True)
-    needs_region: bool = field(default=False, kw_only=True)
-    asks_gate: bool = field(default=False, kw_only=True)
+    # what `answer` does; None for the engine as it is
+    run: Callable[..., Answered] | None = None
+    zoom: ZoomMode | None = None  # the engine's mode; None takes that of the options
+    # whether it reads regions, so that a total of visual tokens is divided between coarse view and regions
+    zooms: bool = True
+    needs_region: bool = False  # whether the model must have a region branch
+    asks_gate: bool = False  # whether the model's gate decides, where the zoom is "auto"
+    draws: bool = False  # whether it draws places, so that `run` takes a `seed`
 
-    @abstractmethod
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
+    def answer(self, model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Answered:
         """Answer one question.
 
         Args:
-            model: the model under test.
             images: pictures as `QZoom.ask` takes them, or a `Session` over them, whose coarse pass all its questions
                 share.
             question: what to ask; its right answer is never read, its boxes only by the oracle.
-            options: limits, thresholds and decoding; the zoom mode counts for `EngineMethod` only.
-
-        Returns:
-            The answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds,
-            "failures" (1 when a round gave nothing to use).
+            options: limits, thresholds and decoding; the zoom mode counts where the engine answers.
 
         Raises:
             QZoomError: the question cannot be asked.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMethod(Method):
-    """The engine as it is.
-
-    Args:
-        zoom: the mode; None takes that of the options.
-    """
-
-    zoom: ZoomMode | None = None
-
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`."""
+        if self.run is not None:
+            return self.run(model, images, question, options)
         values = ask_kwargs(dataclasses.replace(options, zoom=self.zoom or options.zoom))
         if isinstance(images, Session):
             return images.ask(question.question, **values), {}
         return model.ask(images, question.question, coarse_tokens=options.coarse_tokens, **values), {}
 
 
-QZOOM = EngineMethod("qzoom", needs_region=True, asks_gate=True)
-PLAIN = EngineMethod("plain", zoom="never", zooms=False)
-ALWAYS = EngineMethod("always", zoom="always", needs_region=True)
+QZOOM = Method("qzoom", needs_region=True, asks_gate=True)
+PLAIN = Method("plain", zoom="never", zooms=False)
+ALWAYS = Method("always", zoom="always", needs_region=True)
 
 
 def ask_kwargs(options: Options) -> dict[str, Any]:
@@ -109,8 +89,6 @@ def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
     """The model with those branches alone that a method uses, so that a session pays for no others.
 
     Args:
-        model: the model under test; it is not changed.
-        method: the method.
         zoom: the mode of "qzoom"; "never" uses no branch at all, whatever the method.
     """
     from qzoom.model import QZoom
@@ -125,19 +103,12 @@ def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A question whose coarse pass is done.
-
-    Args:
-        model: the model under test.
-        coarse: the coarse pass over the question; nothing has been decided.
-        clock: milliseconds per step.
-        extra: see `Method.answer`.
-    """
+    """A question whose coarse pass is done."""
 
     model: QZoom
-    coarse: CoarseResult
+    coarse: CoarseResult  # the coarse pass over the question; nothing has been decided
     clock: Stopwatch
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)  # see `Answered`
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -153,7 +124,6 @@ class Reading:
         """The coarse pass over another question about the same pictures, which are not encoded or read again.
 
         Args:
-            text: what to ask instead.
             max_new_tokens: of its answer; None keeps that of the options.
         """
         engine, request, state = self.model.engine, self.coarse.request, self.coarse.state
@@ -170,9 +140,7 @@ class Reading:
         other = Request(conversation, ids, request.pictures, options, truncate(state, end).on(prompt))
         return coarse_pass(engine, [other], self.clock)[0]
 
-    def answer_coarse(
-        self, gate: GateDecision | None = None, row: DecodeRow | None = None
-    ) -> tuple[Answer, dict[str, float]]:
+    def answer_coarse(self, gate: GateDecision | None = None, row: DecodeRow | None = None) -> Answered:
         """Answer from the coarse pass.
 
         Args:
@@ -183,9 +151,7 @@ class Reading:
         answer = self._decoded(item, row or prefill(self.model.engine, [item], self.clock)[0])
         return answer, dict(self.extra)
 
-    def answer_zoomed(
-        self, boxes: Sequence[MapBox], gate: GateDecision | None = None
-    ) -> tuple[Answer, dict[str, float]]:
+    def answer_zoomed(self, boxes: Sequence[MapBox], gate: GateDecision | None = None) -> Answered:
         """Answer with regions read at high resolution.
 
         Args:
@@ -219,11 +185,7 @@ class Reading:
 
 
 def start(model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Reading:
-    """Do the coarse pass over a question, without gate and region branch.
-
-    Args:
-        model, images, question, options: see `Method.answer`.
-    """
+    """Do the coarse pass over a question, without gate and region branch."""
     values = ask_kwargs(dataclasses.replace(options, zoom="never"))
     if isinstance(images, Session):
         request = images.request(question.question, **values)
@@ -246,7 +208,6 @@ def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
     """A box in original pixels of the first picture as the engine reads it.
 
     Args:
-        reading: for the picture's size, its grid and the checkpoint's smallest box.
         box: xyxy, half-open.
         margin_cells: coarse cells added on every side.
     """

@@ -6,16 +6,16 @@ They require the full coarse prefill before the decision, which the trained gate
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import propose
 from qzoom.engine.request import Options, check_heads
 from qzoom.errors import ConfigError
-from qzoom.evaluation.methods.base import Method, start
-from qzoom.types import Answer, GateDecision
+from qzoom.evaluation.methods.base import Answered, Method, start
+from qzoom.types import GateDecision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,42 +64,43 @@ def calibrated_threshold(config: ZoomConfig, name: str) -> float | None:
     return float(value)
 
 
-@dataclass(frozen=True, slots=True)
-class ConfidenceGate(Method):
-    """The region branch behind a gate by the answer's confidence; see `Method`.
+def zoom_by_doubt(
+    model: QZoom,
+    images: Any,
+    question: SampleQuestion,
+    options: Options,
+    *,
+    name: str,
+    doubt: Callable[[Tensor], float],
+) -> Answered:
+    """The region branch behind a gate by the answer's confidence; see `Method.answer`.
+
+    It zooms from the options' gate threshold, else from the one that the model was calibrated to, else from 0.5.
 
     Args:
+        name: of the gate, for its calibrated threshold.
         doubt: from the first token's logits to a score in [0, 1], higher for less sure.
-        threshold: zoom at this score, unless the options have a gate threshold or the model was calibrated for
-            this gate.
     """
-
-    doubt: Callable[[Tensor], float]
-    threshold: float = 0.5
-    needs_region: bool = field(default=True, kw_only=True)
-
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`."""
-        check_heads(model.engine, "auto")
-        reading = start(model, images, question, options)
-        threshold = options.gate_threshold
-        if threshold is None:
-            threshold = calibrated_threshold(model.config, self.name)
-        if threshold is None:
-            threshold = self.threshold
-        row = prefill(model.engine, [reading.coarse], reading.clock)[0]
-        score = min(1.0, max(0.0, self.doubt(row.logits)))
-        gate = GateDecision(score, threshold, score >= threshold)
-        if not gate.zoomed:
-            return reading.answer_coarse(gate, row)
-        proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)], reading.clock)[0]
-        if not proposed.boxes:
-            return reading.answer_coarse(proposed.gate, row)
-        reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)
-        return reading.answer_zoomed(proposed.boxes, gate)
+    check_heads(model.engine, "auto")
+    reading = start(model, images, question, options)
+    threshold = options.gate_threshold
+    if threshold is None:
+        threshold = calibrated_threshold(model.config, name)
+    if threshold is None:
+        threshold = 0.5
+    row = prefill(model.engine, [reading.coarse], reading.clock)[0]
+    score = min(1.0, max(0.0, doubt(row.logits)))
+    gate = GateDecision(score, threshold, score >= threshold)
+    if not gate.zoomed:
+        return reading.answer_coarse(gate, row)
+    proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)], reading.clock)[0]
+    if not proposed.boxes:
+        return reading.answer_coarse(proposed.gate, row)
+    reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)
+    return reading.answer_zoomed(proposed.boxes, gate)
 
 
-MARGIN = ConfidenceGate("margin", margin_doubt)
-ENTROPY = ConfidenceGate("entropy", entropy_doubt)
+MARGIN, ENTROPY = (
+    Method(name, functools.partial(zoom_by_doubt, name=name, doubt=doubt), needs_region=True)
+    for name, doubt in (("margin", margin_doubt), ("entropy", entropy_doubt))
+)

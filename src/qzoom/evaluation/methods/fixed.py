@@ -5,15 +5,15 @@ Centre and random box show the gain of any second view, the oracle the gain of t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qzoom.engine.request import Options
-from qzoom.evaluation.methods.base import Method, Reading, box_on, start
+from qzoom.evaluation.methods.base import Answered, Method, box_on, start
 from qzoom.images.geometry import box_area_px
-from qzoom.types import Answer, Box, GateDecision
+from qzoom.types import Box, GateDecision
 
 if TYPE_CHECKING:
     from qzoom.data.samples import SampleQuestion
@@ -23,58 +23,41 @@ SIDE = 0.4
 """Share of each side of the picture that the centre and the random box take."""
 
 
-@dataclass(frozen=True, slots=True)
-class FixedBox(Method):
-    """Always reads one box; see `Method`.
+def read_fixed_box(
+    model: QZoom,
+    images: Any,
+    question: SampleQuestion,
+    options: Options,
+    *,
+    place: Literal["centre", "random", "oracle"],
+    seed: int = 0,
+    margin_cells: float = 0.5,
+) -> Answered:
+    """Always read one box; see `Method.answer`. Without a known place the oracle answers from the coarse pass.
 
     Args:
-        place: where the box is.
         seed: of the random places, together with the question and the picture's size.
         margin_cells: coarse cells around the oracle's box; the least that a checkpoint's own boxes have is kept.
     """
-
-    place: Literal["centre", "random", "oracle"]
-    seed: int = 0
-    margin_cells: float = 0.5
-
-    def answer(
-        self, model: QZoom, images: Any, question: SampleQuestion, options: Options
-    ) -> tuple[Answer, dict[str, float]]:
-        """See `Method.answer`; without a known place the oracle answers from the coarse pass and says so."""
-        reading = start(model, images, question, options)
-        if self.place != "oracle":
-            return reading.answer_zoomed([box_on(reading, self._box(reading, question.question))])
-        if not question.boxes:
-            return reading.answer_coarse(GateDecision(None, None, False, "The place of the answer is not known."))
-        smallest = min(question.boxes, key=lambda box: (box_area_px(box), box))
-        margin = max(self.margin_cells, model.config.box.margin_cells)
-        return reading.answer_zoomed([box_on(reading, smallest, margin)])
-
-    def _box(self, reading: Reading, text: str) -> Box:
-        if self.place == "centre":
-            return centre_box(reading.size_px)
-        return random_box(reading.size_px, text, self.seed)
+    reading = start(model, images, question, options)
+    if place == "centre":
+        return reading.answer_zoomed([box_on(reading, centre_box(reading.size_px))])
+    if place == "random":
+        return reading.answer_zoomed([box_on(reading, random_box(reading.size_px, question.question, seed))])
+    if not question.boxes:
+        return reading.answer_coarse(GateDecision(None, None, False, "The place of the answer is not known."))
+    smallest = min(question.boxes, key=lambda box: (box_area_px(box), box))
+    margin = max(margin_cells, model.config.box.margin_cells)
+    return reading.answer_zoomed([box_on(reading, smallest, margin)])
 
 
 def centre_box(size_px: tuple[int, int], side: float = SIDE) -> Box:
-    """The middle of a picture.
-
-    Args:
-        size_px: (width, height).
-        side: share of each side.
-    """
+    """The middle of a picture."""
     return _placed(size_px, side, 0.5, 0.5)
 
 
 def random_box(size_px: tuple[int, int], text: str, seed: int = 0, side: float = SIDE) -> Box:
-    """A place drawn evenly; the same for the same question, picture size and seed, in every process.
-
-    Args:
-        size_px: (width, height).
-        text: the question.
-        seed: chooses another draw.
-        side: share of each side.
-    """
+    """A place drawn evenly; the same for the same question, picture size and seed, in every process."""
     digest = hashlib.sha256(f"{seed}|{size_px[0]}x{size_px[1]}|{text}".encode()).digest()
     drawn = random.Random(digest)
     return _placed(size_px, side, drawn.random(), drawn.random())
@@ -87,6 +70,6 @@ def _placed(size_px: tuple[int, int], side: float, across: float, down: float) -
     return x, y, x + width, y + height
 
 
-CENTRE = FixedBox("centre", "centre")
-RANDOM = FixedBox("random", "random")
-ORACLE = FixedBox("oracle", "oracle")
+CENTRE = Method("centre", functools.partial(read_fixed_box, place="centre"))
+RANDOM = Method("random", functools.partial(read_fixed_box, place="random"), draws=True)
+ORACLE = Method("oracle", functools.partial(read_fixed_box, place="oracle"))

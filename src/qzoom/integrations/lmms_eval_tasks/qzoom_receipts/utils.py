@@ -36,7 +36,7 @@ class ReceiptsTask(ConfigurableMessagesTask):
         task = read_receipts(Path(folder), os.environ.get("QZOOM_RECEIPTS_SPLIT", "dev"))
         rows = [
             {"id": f"{s.id}-{i}", "picture": str(s.image), "field": q.field, "question": q.question, "answer": q.answer}
-            for s in task.samples
+            for s in task
             for i, q in enumerate(s.questions)
         ]
         self.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})

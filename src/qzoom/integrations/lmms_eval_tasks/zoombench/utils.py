@@ -15,10 +15,11 @@ import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
-from qzoom.data.benchmarks.table import TableTask, open_table
+from qzoom.data.benchmarks.table import open_table
 from qzoom.data.benchmarks.zoombench import ZOOMBENCH
+from qzoom.data.samples import Task
 from qzoom.errors import ConfigError
-from qzoom.evaluation.zoom_views import GapSettings, RegionTask
+from qzoom.evaluation.zoom_views import GapSettings, region_task
 from qzoom.scoring.metrics import METRICS
 
 _TIGHT = GapSettings(crop_margin=0.0, crop_min_px=1)
@@ -38,7 +39,7 @@ class ZoomBenchTask(ConfigurableMessagesTask):
             DataError: no such table.
         """
         _view()
-        rows = [_row(number) for number in range(len(_table().rows))]
+        rows = [_row(number) for number in range(len(_table().ids))]
         self.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
         self.dataset_no_image = self.dataset
 
@@ -48,7 +49,7 @@ def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     number = int(doc["number"])
     sample = _table().sample(number)
     if _view() == "region" and sample.error is None and sample.questions[0].boxes:
-        sample = RegionTask(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
+        sample = region_task(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
     return [sample.image if isinstance(sample.image, Image.Image) else Image.new("RGB", (64, 64), "white")]
 
 
@@ -100,7 +101,7 @@ def _row(number: int) -> dict[str, Any]:
 
 
 @cache
-def _table() -> TableTask:
+def _table() -> Task:
     folder = os.environ.get("QZOOM_ZOOMBENCH")
     revision = os.environ.get("QZOOM_ZOOMBENCH_REVISION")
     return open_table(ZOOMBENCH, data=Path(folder) if folder else None, revision=revision)
