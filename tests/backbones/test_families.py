@@ -17,6 +17,7 @@ from qzoom.engine.state import Engine
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.heads.branches import new_region
 from qzoom.model import QZoom
+from qzoom.training.plan import sizes_of
 from qzoom.training.stages import StageRecipe, named_parts
 from qzoom.training.train_stage import train_stage
 from qzoom.types import Answer
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.parametrize("family", NEW)
 
 def made(family: str, positions: str = "second_image", attn: str = "sdpa", **more: Any) -> Engine:
     base = tiny_models.engine(family, attn=attn)
-    return dataclasses.replace(base, config=base.config.replace(positions=positions, region_threshold=0.4, **more))
+    return dataclasses.replace(base, config=base.config.replace(positions=positions, region_threshold=0.2, **more))
 
 
 def assert_same(answer: Answer, expected: Answer) -> None:
@@ -162,6 +163,12 @@ def test_two_steps_of_every_stage_move_what_they_should(family: str, tmp_path: A
         trained = named_parts(load_engine(tmp_path / stage / "model", dtype="float32"))
         moved = {part for name, (part, weight) in trained.items() if not torch.equal(weight, before[name])}
         assert moved == moves[stage]
+
+
+def test_a_plan_that_would_be_wrong_is_refused(family: str, tmp_path: Any) -> None:
+    save_pretrained(dataclasses.replace(made(family), gate=None, region=None), tmp_path / "base", include_base=True)
+    with pytest.raises(ConfigError, match="no training plan"):
+        sizes_of(tmp_path / "base")
 
 
 def test_a_map_needs_a_layer_with_queries_and_keys(family: str, tmp_path: Any) -> None:

@@ -65,6 +65,14 @@ def is_quantized_map(module: nn.Module) -> bool:
     return type(module) is not nn.Linear or type(weight) is not nn.Parameter
 
 
+def settle(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking, at first use on a CPU, 4-bit maps whose shape its fast format cannot hold."""
+    for module in model.modules():
+        odd = is_quantized_map(module) and (module.in_features % 64 or module.out_features % 32)  # type: ignore[operator]
+        if odd and hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def is_quantized(backbone: Backbone) -> bool:
     """Whether the decoder's linear maps are held in few bits."""
     return any(is_quantized_map(module) for module in backbone.layers.modules())

@@ -27,6 +27,12 @@ class Qwen3_5Backbone(QwenVLBackbone):
 
     family: ClassVar[str] = "qwen3_5"
     transformers: ClassVar[str] = "5.23"
+    unquantized: ClassVar[tuple[str, ...]] = (
+        *QwenVLBackbone.unquantized,
+        "in_proj_a",
+        "in_proj_b",
+        "shared_expert_gate",
+    )
     decoder_maps: ClassVar[str] = r"(self_attn|mlp|linear_attn|mlp\.shared_expert)\.(\w+_proj|in_proj_(qkv|z))"
 
     @property

@@ -109,7 +109,7 @@ def load_backbone(
         ConfigError: an unknown number format or attention.
         DeviceError: a placement that is not supported.
     """
-    from qzoom.backbones.quantized import quantization_config
+    from qzoom.backbones.quantized import quantization_config, settle
     from qzoom.backbones.registry import backbone_class, build_backbone
 
     if attn_implementation not in ("sdpa", "eager"):
@@ -130,7 +130,9 @@ def load_backbone(
         options |= {"quantization_config": quantized}
     if device.type == "cuda" or quantized is not None or settings.get("quantization_config"):
         options |= {"device_map": {"": str(device)}}
-    backbone = build_backbone(_load_model(folder, device, options).eval().requires_grad_(False), *parts)
+    model = _load_model(folder, device, options).eval().requires_grad_(False)
+    settle(model)
+    backbone = build_backbone(model, *parts)
     backbone.folder = folder
     return backbone
 

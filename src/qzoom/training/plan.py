@@ -173,7 +173,7 @@ def sizes_of(folder: Path) -> ModelSizes:
     parts = (model.get_decoder(), model.lm_head)
     elsewhere = {id(weight) for part in parts for weight in part.parameters()}
     names = [name for name, _ in model.named_parameters()]
-    return ModelSizes(
+    sizes = ModelSizes(
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         layers=text.num_hidden_layers,
@@ -186,3 +186,9 @@ def sizes_of(folder: Path) -> ModelSizes:
         qkv_bias=any(name.endswith("layers.0.self_attn.q_proj.bias") for name in names),
         qk_norm=any(name.endswith("layers.0.self_attn.q_norm.weight") for name in names),
     )
+    if sizes.base != sum(weight.numel() for weight in model.parameters()):
+        raise ConfigError(
+            f"Models of type {config.model_type!r} have no training plan: it would count other weights than they have; "
+            "leave out --dry-run."
+        )
+    return sizes
