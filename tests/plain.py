@@ -23,6 +23,12 @@ def plain_inputs(backbone: Backbone, pictures: Sequence[Image.Image], question: 
     )
     ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     inputs: dict[str, Tensor] = {}
+    if pictures and backbone.fixed_grid:
+        inputs["pixel_values"] = torch.cat([backbone.pixels(picture, None)[0] for picture in pictures])
+        count = backbone.default_budget().max_tokens
+        ids = [i for one in ids for i in ([one] * count if one == backbone.image_token_id else [one])]
+        inputs |= {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        return inputs | {"pixel_values": inputs["pixel_values"].to(backbone.dtype)}
     if pictures:
         inputs = dict(backbone.image_processor(images=list(pictures), return_tensors="pt"))
         inputs["pixel_values"] = inputs["pixel_values"].to(backbone.dtype)
@@ -31,6 +37,8 @@ def plain_inputs(backbone: Backbone, pictures: Sequence[Image.Image], question: 
         ids = [token for one in ids for token in ([one] * next(counts) if one == pad else [one])]
     inputs["input_ids"] = torch.tensor([ids])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if backbone.fixed_grid:
+        return inputs
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == backbone.image_token_id).long()
     return inputs
 

@@ -13,6 +13,7 @@ FLOORS = (
     ("settings",),
     ("types",),
     ("config",),
+    ("cluster",),
     ("images",),
     ("store", "llm"),
     ("scoring",),

@@ -62,7 +62,9 @@ def test_files_with_the_former_words_of_the_box_rule_still_load() -> None:
     assert ZoomConfig.from_dict(former).box == rule
     assert former == {"box": {"threshold": "peak", "components": "peak"}}
     assert ZoomConfig.from_dict(ZoomConfig(box=rule).to_dict()).box == rule
-    with pytest.raises(ConfigError, match=r"box\.components must be one of union, peak_component, all, not 'peek'"):
+    with pytest.raises(
+        ConfigError, match=r"box\.components must be one of union, peak_component, all, groups, not 'peek'"
+    ):
         ZoomConfig.from_dict({"box": {"components": "peek"}})
     with pytest.raises(ConfigError, match="threshold must be one of absolute, relative, not 'peak'"):
         BoxRule(threshold="peak")  # type: ignore[arg-type]

@@ -46,6 +46,8 @@ def only_case(folder: Path, case_id: str) -> None:
 
 def recorded(folder: Path) -> int:
     """How many cases a folder of the reference holds, by its own lists."""
+    if folder.name == "llava":
+        return sum(recorded_llava(path) for path in folder.iterdir() if path.is_dir())
     if folder.name == "labels":
         stage1, boxes, stage3 = (
             json.loads((folder / name).read_text())
@@ -57,8 +59,18 @@ def recorded(folder: Path) -> int:
     return len(cases) + len(training)
 
 
+def recorded_llava(folder: Path) -> int:
+    """The same for a folder below llava."""
+    if folder.name != "labels":
+        return recorded(folder)
+    lists = [json.loads((folder / f"llava_{name}.json").read_text()) for name in ("map_to_boxes", "box_to_pixels")]
+    stage1 = json.loads((folder / "llava_stage1_labels.json").read_text())
+    attention = json.loads((folder / "attention/llava_attention.json").read_text())
+    return sum(map(len, [*lists, attention["items"], *(pair["runs"] for pair in stage1["pairs"])]))
+
+
 @needs_reference
-@pytest.mark.parametrize("name", ["labels", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["labels", "qwen2_5_vl", "qwen3_vl", "llava"])
 def test_every_recorded_case_passes(name):
     report = run_all(REFERENCE / name)
     assert problems(report) == {}

@@ -6,6 +6,7 @@ Everything is made from fixed seeds, so every test sees the same numbers.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 from typing import Any
@@ -15,7 +16,13 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -36,7 +43,7 @@ GLM = ("glm4v", "glm46v")
 EVERY = (*FAMILIES, "qwen3_vl_moe", *HYBRIDS, *GLM)
 """With the shared tests of tests/backbones/test_families.py."""
 CLASSES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl_moe": "Qwen3VLMoe"}
-CLASSES |= {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "glm4v": "Glm4v", "glm46v": "Glm46V"}
+CLASSES |= {"llava": "Llava", "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "glm4v": "Glm4v", "glm46v": "Glm46V"}
 HIDDEN = 64
 LAYERS = 7
 SPECIAL = (
@@ -84,6 +91,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@cache
+def llava_tokenizer() -> PreTrainedTokenizerFast:
+    """The same with a placeholder for pictures of its own."""
+    own = copy.deepcopy(tokenizer())
+    own.add_tokens(["<image>"], special_tokens=True)
+    own.chat_template = None
+    return own
+
+
 def token_id(text: str) -> int:
     """Id of a special token."""
     return int(tokenizer().convert_tokens_to_ids(text))
@@ -91,6 +107,8 @@ def token_id(text: str) -> int:
 
 def image_processor(family: str, min_tokens: int = 4, max_tokens: int = 30) -> Any:
     """A processor whose own limits are small enough for fast tests."""
+    if family == "llava":
+        return CLIPImageProcessorPil()
     patch = 14 if family in ("qwen2_5_vl", *GLM) else 16
     cell = (2 * patch) ** 2 * (2 if family in GLM else 1)
     kind: Any = Glm4vImageProcessorPil if family in GLM else Qwen2VLImageProcessorPil
@@ -104,6 +122,8 @@ def image_processor(family: str, min_tokens: int = 4, max_tokens: int = 30) -> A
 
 def model_config(family: str, **text: Any) -> Any:
     """The stock config at a small size: Qwen3-VL with three DeepStack levels, Qwen2.5-VL with windowed vision."""
+    if family == "llava":
+        return _llava_config(**text)
     ids = {
         "image_token_id": token_id("<|image_pad|>"),
         "video_token_id": token_id("<|video_pad|>"),
@@ -158,6 +178,30 @@ def model_config(family: str, **text: Any) -> Any:
     )
 
 
+def _llava_config(**text: Any) -> Any:
+    """Squares of 84 px, so 6 x 6 cells; like converted checkpoints, with a row for the placeholder."""
+    decoder = {
+        "vocab_size": len(llava_tokenizer()),
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"),
+        **text,
+    }
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, image_size=84, patch_size=14),
+        text_config=LlamaConfig(**decoder),
+        image_token_index=int(llava_tokenizer().convert_tokens_to_ids("<image>")),
+        tie_word_embeddings=False,
+    )
+
+
 def build_model(family: str, *, seed: int = 0, attn: str = "sdpa", **text: Any) -> Any:
     """The stock transformers model with random float32 weights from a seed."""
     kind = getattr(transformers, f"{CLASSES[family]}ForConditionalGeneration")
@@ -187,7 +231,8 @@ def build_tiny_backbone(
     family: str, *, seed: int = 0, attn: str = "sdpa", dtype: torch.dtype = torch.float32
 ) -> Backbone:
     """A random model behind the backbone protocol."""
-    return build_backbone(build_model(family, seed=seed, attn=attn).to(dtype), tokenizer(), image_processor(family))
+    own = llava_tokenizer() if family == "llava" else tokenizer()
+    return build_backbone(build_model(family, seed=seed, attn=attn).to(dtype), own, image_processor(family))
 
 
 def build_engine(
@@ -212,11 +257,12 @@ def build_engine(
     """
     backbone = backbone or build_tiny_backbone(family, seed=seed, attn=attn, dtype=dtype)
     shared_layers = shared_layers or backbone.nearest_depth(3, branch_layers)
-    values = {"sink": backbone.default_sink, "gate_threshold": 0.5, "region_threshold": 0.6} | config
+    values = backbone.zoom_defaults() | {"gate_threshold": 0.5, "region_threshold": 0.6} | config
     made = ZoomConfig(shared_layers=shared_layers, branch_layers=branch_layers, **values)
     if not heads:
         return Engine(backbone, None, None, made)
-    gate, region = new_gate(backbone, shared_layers, branch_layers), new_region(backbone, shared_layers, branch_layers)
+    gate = new_gate(backbone, shared_layers, branch_layers)
+    region = new_region(backbone, shared_layers, branch_layers, norm=made.branch_norm)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for branch in (gate, region):

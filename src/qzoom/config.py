@@ -46,17 +46,34 @@ class BoxRule:
     threshold: Literal["absolute", "relative"] = "absolute"
     """"absolute" compares the blurred map itself with the region threshold; "relative" compares it with the threshold
     times the map's maximum."""
-    components: Literal["union", "peak_component", "all"] = "union"
+    components: Literal["union", "peak_component", "all", "groups"] = "union"
     """"union" draws one box around all foreground cells; "peak_component" keeps the connected component with the
-    highest cell; "all" gives one box per connected component, best first."""
+    highest cell; "all" gives one box per connected component, best first; "groups" one per component, picture by
+    picture in reading order, after `min_cells`, `max_cells` and `widen_cells`."""
     max_regions: Annotated[int, Between(1, 64)] = 1
-    """Most boxes per question ("all" only)."""
+    """Most boxes per question ("all"), or per picture ("groups")."""
     margin_cells: Annotated[float, Between(0, 64)] = 0.0
     """Cells added on every side of a box before scaling, clipped to the picture."""
     min_side_px: Annotated[int, Between(1, 4096)] = 28
     """Smallest side of a box in original pixels; smaller ones grow about their centre."""
     min_peak: Share = 0.0
     """With threshold "relative", maps whose maximum is not above this are empty."""
+    too_many: Literal["none", "mask"] = "none"
+    """What is read of a picture with more boxes than `max_regions` ("groups" only): nothing, or one box around all its
+    foreground cells, of which only the tokens that lie on the foreground are read."""
+    min_cells: Annotated[int, Between(1)] = 1
+    """Components of fewer cells give no box ("groups" only)."""
+    max_cells: Annotated[int, Between(1)] | None = None
+    """Components of more cells give no box ("groups" only)."""
+    widen_cells: Annotated[int, Between(0)] = 0
+    """Components of at most this many cells get a box that is a cell larger and at least 3 cells long on each side,
+    about their centre ("groups" only)."""
+    widen_to_edge: bool = True
+    """Whether such a box may reach the right and lower border; the release of LLaVA-1.5 stops a cell before it."""
+
+    def __post_init__(self) -> None:
+        if self.too_many == "mask" and self.margin_cells:
+            raise ConfigError("Tokens on the foreground are read without a margin; set margin_cells to 0.")
 
 
 OUR_BOX_RULE = BoxRule(
@@ -100,8 +117,17 @@ class ZoomConfig:
     its box covers (docs/method.md 4, "reuse_src_pos")."""
     temporal_shift: Literal["max", "min"] = "max"
     """With aligned positions, "max" (release) or "min" (paper) of the coarse grid's sides."""
+    map_rotary: bool = True
+    """Whether the region map's queries and keys are rotated by their positions."""
+    map_heads: Literal["mean", "joined"] = "mean"
+    """"mean" averages the scaled products of all heads; "joined" takes one product over all of them, not scaled."""
+    branch_norm: bool = False
+    """Whether the region branch has a norm of its own before its last layer."""
     box: BoxRule = field(default_factory=BoxRule)
     """How the map becomes boxes."""
+    tokens_per_cell: Annotated[float, Between(0.1, 24)] | None = None
+    """Tokens of a region along each side per coarse cell of its box, its features being resized to that; None keeps
+    all of them."""
     coarse_tokens: TokenBudget | None = None
     """Limits of the coarse pass, per picture; None leaves the image processor's own limits."""
     region_tokens: TokenBudget | None = None
@@ -112,8 +138,13 @@ class ZoomConfig:
     """Free text facts about how the heads were made."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types only."""
-        return dataclasses.asdict(self)
+        """Plain JSON types only; fields that older versions do not know are left out where they have no effect."""
+        out = dataclasses.asdict(self)
+        for part, later in ((out, _LATER), (out["box"], _LATER_BOX)):
+            for name, standard in later.items():
+                if part[name] == standard:
+                    del part[name]
+        return out
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "zoom config") -> ZoomConfig:
@@ -142,6 +173,8 @@ class ZoomConfig:
         return self.replace(gate_threshold=preset.gate_threshold, region_threshold=preset.region_threshold)
 
 
+_LATER = {"map_rotary": True, "map_heads": "mean", "branch_norm": False, "tokens_per_cell": None}
+_LATER_BOX = {"too_many": "none", "min_cells": 1, "max_cells": None, "widen_cells": 0, "widen_to_edge": True}
 _FORMER_WORDS = {("threshold", "peak"): "relative", ("components", "peak"): "peak_component"}
 
 

@@ -134,7 +134,7 @@ def test_plain_model_with_a_given_config(plain: dict[str, Path]) -> None:
         ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
         ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]),
         ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
-        ({"model_type": "llava"}, ["'llava'", "qwen3_vl"]),
+        ({"model_type": "llava_next"}, ["'llava_next'", "qwen3_vl"]),
     ],
 )
 def test_wrong_config_fields_are_named(

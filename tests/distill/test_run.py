@@ -12,7 +12,7 @@ from PIL import Image
 from qzoom.distill.items import ImageRef
 from qzoom.distill.recipe import DatasetRecipe, step_settings
 from qzoom.distill.run import add_kept, open_kept, read_kept, run_recipe
-from qzoom.errors import ConfigError, StopRunError
+from qzoom.errors import ConfigError, DataError, StopRunError
 from qzoom.settings import from_mapping
 from qzoom.store.log import LogWriter
 from tests.distill.data import code_of, make_pictures, recipe_values
@@ -218,6 +218,14 @@ def test_order_is_by_picture_and_id_and_equal_items_come_once(tmp_path):
     assert found[0] == found[1] == found[2]
     assert found[0] == sorted(items, key=lambda one: (one.picture.digest, one.id))
     assert not (tmp_path / "kept.tmp").exists()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    item = finished_item(ImageRef("a" * 20, "a.png", 50, 50), text="Which? " * 5000)
+    path = tmp_path / "kept.tmp"
+    with pytest.raises(DataError, match=r"kept\.tmp cannot be written"), open_kept(path) as kept:  # noqa: PT012
+        kept.execute("PRAGMA max_page_count = 3")
+        add_kept(kept, item)
 
 
 FILES = ("dataset/train.parquet", "dataset/README.md")

@@ -69,8 +69,8 @@ def run_single_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> N
     saved = Tensors(folder.tensors(f"cases/{entry['id']}.safetensors"))
     steps = saved["two_stage_ids"].shape[1]
     request = _request(engine, folder, entry["image"], entry["messages"], entry, steps)
-    before = coarse_pass(engine, [request], _clock(engine))[0]
-    after = zoom(engine, [before], _clock(engine))[0][0]
+    before = coarse_pass(engine, [request], clock_of(engine))[0]
+    after = zoom(engine, [before], clock_of(engine))[0][0]
     _coarse(case, folder, engine, entry, saved, before, row=0)
     gated = saved["gate_score"][0].item() < entry["high_res_thresh"] if "gate_score" in saved else False
     case.equal("zoomed", before.gate.zoomed, bool(entry["zoomed"]))
@@ -83,9 +83,9 @@ def run_single_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> N
         _crop(case, folder, engine, entry, before)
     tokens = sum(s.stop - s.start for s in after.state.prompt.spans)
     case.equal("visual tokens", tokens, entry.get("visual_token_num_reported", tokens))
-    _answer(case, "two_stage", greedy(engine, [after])[0], saved, entry["two_stage_ids"], row=0)
+    compare_answer(case, "two_stage", greedy(engine, [after])[0], saved, entry["two_stage_ids"], row=0)
     plain = _direct(engine, [request])[0]
-    _answer(case, "direct", plain, saved, entry["direct_ids"], row=0)
+    compare_answer(case, "direct", plain, saved, entry["direct_ids"], row=0)
     case.require("every tensor compared", not saved.left, f"not compared: {saved.left}")
 
 
@@ -109,8 +109,8 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
         for image, messages in zip(entry["images"], entry["messages"], strict=True)
     ]
     count = len(requests)
-    together = coarse_pass(engine, requests, _clock(engine), everyone=True)
-    alone = [coarse_pass(engine, [request], _clock(engine))[0] for request in requests]
+    together = coarse_pass(engine, requests, clock_of(engine), everyone=True)
+    alone = [coarse_pass(engine, [request], clock_of(engine))[0] for request in requests]
     forced = []
     for row, item in enumerate(together):
         _coarse(case, folder, engine, entry, saved, item, row)
@@ -118,18 +118,18 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
         _batch_maps(case, saved, item, keep, row, is_mask_row=row == _mask_row(engine, count))
         forced.append(_with_box(engine, item, saved, entry, row, case))
         case.equal("zoomed, alone and together", item.gate.zoomed, alone[row].gate.zoomed)
-    zoomed = zoom(engine, forced, _clock(engine))[0]
+    zoomed = zoom(engine, forced, clock_of(engine))[0]
     as_recorded = greedy(engine, zoomed)
-    ours = greedy(engine, zoom(engine, together, _clock(engine))[0])
+    ours = greedy(engine, zoom(engine, together, clock_of(engine))[0])
     plain = _direct(engine, requests)
     for row in range(count):
         _region(case, engine, saved, zoomed[row], f".{row}", row)
         if bool(saved["updated_attention_mask"][row].all()):
-            _answer(case, "two_stage", as_recorded[row], saved, entry["two_stage_ids"][row], row)
+            compare_answer(case, "two_stage", as_recorded[row], saved, entry["two_stage_ids"][row], row)
         else:  # the release reads a padded row's answer from its padding, so the row alone is what counts
             _close_answer(case, "padded row: alone", as_recorded[row], greedy(engine, [zoomed[row]])[0])
-        _answer(case, "direct", plain[row], saved, entry["direct_ids"][row], row)
-        single = greedy(engine, zoom(engine, [alone[row]], _clock(engine))[0])[0]
+        compare_answer(case, "direct", plain[row], saved, entry["direct_ids"][row], row)
+        single = greedy(engine, zoom(engine, [alone[row]], clock_of(engine))[0])[0]
         case.close("batch and single logits", ours[row].logits, single.logits, BATCH)
         case.equal("batch and single ids", ours[row].ids.tolist(), single.ids.tolist())
         if not together[row].gate.zoomed:
@@ -142,7 +142,7 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
 
 def greedy(engine: Engine, looks: Sequence[CoarseResult]) -> list[Answered]:
     """Greedy answers of looks whose regions have been read, the end token switched off."""
-    rows = prefill(engine, looks, _clock(engine))
+    rows = prefill(engine, looks, clock_of(engine))
     logits: list[list[Tensor]] = [[row.logits] for row in rows]
     batch = DecodeBatch(engine.backbone, eos_ids=())
     batch.start(rows)
@@ -158,7 +158,7 @@ def grid_thw(engine: Engine, features: VisualFeatures) -> Tensor:
     return torch.tensor([1, features.grid[0] * merge, features.grid[1] * merge])
 
 
-def _clock(engine: Engine) -> Stopwatch:
+def clock_of(engine: Engine) -> Stopwatch:
     return Stopwatch(engine.backbone.device)
 
 
@@ -180,7 +180,7 @@ def _probability(threshold: float | None) -> float | None:
 
 def _direct(engine: Engine, requests: Sequence[Request]) -> list[Answered]:
     plain = [dataclasses.replace(r, options=dataclasses.replace(r.options, zoom="never")) for r in requests]
-    return greedy(engine, coarse_pass(engine, plain, _clock(engine)))
+    return greedy(engine, coarse_pass(engine, plain, clock_of(engine)))
 
 
 def _coarse(
@@ -226,7 +226,7 @@ def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: 
     case.close("pixel sum per value", pixels.sum() / pixels.size, facts["pixel_sum"] / pixels.size, PIXEL)
     case.close("pixel sum per value", np.abs(pixels).sum() / pixels.size, facts["pixel_abs_sum"] / pixels.size, PIXEL)
     if (folder.root / f"images/{name}.pixels.npz").exists():
-        case.close("pixel_values", pixels, _kept_pixels(folder.root / f"images/{name}.pixels.npz"), PIXEL)
+        case.close("pixel_values", pixels, kept_pixels(folder.root / f"images/{name}.pixels.npz"), PIXEL)
     case.require("every picture tensor compared", not saved.left, f"not compared: {saved.left}")
 
 
@@ -234,7 +234,7 @@ def _pixels(engine: Engine, image: Any) -> np.ndarray:
     return engine.backbone.pixels(image, None)[0].double().numpy()  # type: ignore[attr-defined]
 
 
-def _kept_pixels(path: Path) -> np.ndarray:
+def kept_pixels(path: Path) -> np.ndarray:
     with np.load(path) as kept:
         return kept["pixel_values"] if "pixel_values" in kept.files else kept[kept.files[0]]
 
@@ -339,10 +339,10 @@ def _crop(case: Case, folder: ModelFolder, engine: Engine, entry: dict[str, Any]
     case.close("crop pixel sum per value", pixels.sum() / pixels.size, entry["crop_pixel_sum"] / pixels.size, PIXEL)
     kept = folder.root / Path(entry["crop"]).with_suffix(".pixels.npz")
     if kept.exists():
-        case.close("crop pixel_values", pixels, _kept_pixels(kept), PIXEL)
+        case.close("crop pixel_values", pixels, kept_pixels(kept), PIXEL)
 
 
-def _answer(case: Case, name: str, ours: Answered, saved: Tensors, listed: list[int], row: int) -> None:
+def compare_answer(case: Case, name: str, ours: Answered, saved: Tensors, listed: list[int], row: int) -> None:
     case.equal(f"{name}_ids", ours.ids, saved[f"{name}_ids"][row])
     case.equal(f"{name}_ids", ours.ids.tolist(), listed)
     case.close(f"{name}_logits", ours.logits, saved[f"{name}_logits"][row], LOGITS)

@@ -26,7 +26,7 @@ class ModelFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.images = self.read("images/images.json")
+        self.images = self.read("images/images.json") if (root / "images/images.json").exists() else {}
         self._engines: dict[str, Engine] = {}
 
     def read(self, path: str) -> Any:
@@ -49,7 +49,10 @@ class ModelFolder:
         """
         if config not in self._engines:
             with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
+                folder = Path(name) / "model"
+                folder.mkdir()
+                if (self.root / "vision_tower").is_dir():
+                    (Path(name) / "vision_tower").symlink_to((self.root / "vision_tower").resolve())
                 weights = [p for p in (self.root / "model").iterdir() if p.name.startswith("model")]
                 for path in [*weights, *(self.root / "processor").iterdir()]:
                     (folder / path.name).symlink_to(path.resolve())
@@ -68,14 +71,18 @@ def run_model_folder(root: Path, report: Report) -> set[Path]:
     Returns:
         The files that are known for what they are.
     """
+    from tests.parity import llava_cases
     from tests.parity.model_cases import run_batch_case, run_single_case
     from tests.parity.training_cases import run_training_case
 
     folder = ModelFolder(root)
+    llava = str(folder.read("model/config.json").get("model_type")).startswith("llava")
+    if llava:
+        run_training_case = llava_cases.run_training_case
     cases: Sequence[dict[str, Any]] = folder.read("cases.json") if (root / "cases.json").exists() else []
     known = {root / "spec.json", root / "facts.json", root / "cases.json", root / "training/training.json"}
     for entry in cases:
-        run = run_batch_case if "images" in entry else run_single_case
+        run = llava_cases.run_case if llava else run_batch_case if "images" in entry else run_single_case
         with report.case("model case", f"{root.name}/{entry['id']}") as case:
             run(case, folder, entry)
         known.add(root / f"cases/{entry['id']}.safetensors")
@@ -84,5 +91,5 @@ def run_model_folder(root: Path, report: Report) -> set[Path]:
         with report.case("training case", f"{root.name}/{name}") as case:
             run_training_case(case, folder, name, entry)
         known.add(root / f"training/{name}.safetensors")
-    known |= set((root / "model").rglob("*")) | set((root / "processor").glob("*.json")) | {root / "images/images.json"}
+    known |= llava_cases.model_files(root) | {root / "images/images.json"}
     return known | {root / f"images/{name}.safetensors" for name in folder.images}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.parity import label_cases
+from tests.parity import label_cases, llava_cases
 from tests.parity.report import Report
 
 
@@ -21,7 +21,12 @@ def run_all(root: Path) -> Report:
     claimed: set[Path] = set()
     folders = [root, *sorted(p for p in root.rglob("*") if p.is_dir())] if root.is_dir() else []
     for folder in folders:
-        if (folder / "cases.json").exists() or (folder / "model").is_dir():
+        if (folder / llava_cases.ATTENTION_FILES[0]).exists():
+            claimed |= llava_cases.run_attention(folder, report)
+        elif any((folder / name).exists() for name in llava_cases.LABEL_FILES):
+            llava_cases.run_labels(folder, report)
+            claimed |= {folder / name for name in llava_cases.LABEL_FILES}
+        elif (folder / "cases.json").exists() or (folder / "model").is_dir():
             from tests.parity.model_folder import run_model_folder
 
             claimed |= run_model_folder(folder, report)

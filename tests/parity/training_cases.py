@@ -44,7 +44,7 @@ def run_training_case(case: Case, folder: ModelFolder, name: str, entry: dict[st
     engine = folder.engine(f"model/configs/{entry['variant']}.json")
     saved = Tensors(folder.tensors(f"training/{name}.safetensors"))
     stage = name.split(".")[0]
-    trained = _trained(engine, stage, entry["grad_l2_norms"])
+    trained = trained_weights(engine, stage, entry["grad_l2_norms"])
     pictures = [folder.picture(path) for path in entry["images"]]
     with torch.no_grad():
         features = engine.backbone.encode(pictures, [None] * len(pictures))
@@ -60,7 +60,7 @@ def run_training_case(case: Case, folder: ModelFolder, name: str, entry: dict[st
             loss = _stage3(engine, saved, prompts)
         case.require("loss has a graph", loss.requires_grad, "backward is not possible")
         loss.backward()
-        _compare(case, saved, entry, loss, trained)
+        compare_gradients(case, saved, entry, loss, trained)
     finally:
         for weight in trained.values():
             weight.grad = None
@@ -68,7 +68,7 @@ def run_training_case(case: Case, folder: ModelFolder, name: str, entry: dict[st
     case.require("every tensor compared", not saved.left, f"not compared: {saved.left}")
 
 
-def _trained(engine: Engine, stage: str, listed: Iterable[str]) -> dict[str, nn.Parameter]:
+def trained_weights(engine: Engine, stage: str, listed: Iterable[str]) -> dict[str, nn.Parameter]:
     """What a stage trains, and whatever else is listed, by the name that follows the prefix in the recorded keys."""
     every = {f"lm_head.{name}": weight for name, weight in engine.backbone.model.lm_head.named_parameters()}
     every |= dict(engine.backbone.decoder.named_parameters())
@@ -175,9 +175,18 @@ def _logits(engine: Engine, prompt: Prompt) -> Tensor:
     return backbone.lm_logits(run_layers(backbone, list(backbone.layers), [row], first_layer=0)[0].hidden)
 
 
-def _compare(case: Case, saved: Tensors, entry: dict[str, Any], loss: Tensor, trained: dict[str, nn.Parameter]) -> None:
+def compare_gradients(
+    case: Case,
+    saved: Tensors,
+    entry: dict[str, Any],
+    loss: Tensor,
+    trained: dict[str, nn.Parameter],
+    *,
+    loss_tolerance: float = ABSOLUTE,
+) -> None:
+    """The loss, the norm of every weight's gradient, and the gradients that were kept."""
     for recorded in (saved["loss"].item(), entry["loss"]):
-        case.close("loss", loss.item(), recorded, ABSOLUTE, relative=RELATIVE)
+        case.close("loss", loss.item(), recorded, loss_tolerance, relative=RELATIVE)
     norms = {_PREFIX.sub("", key): value for key, value in entry["grad_l2_norms"].items()}
     ours = {key: 0.0 if w.grad is None else w.grad.double().norm().item() for key, w in trained.items()}
     unlisted = [key for key, norm in ours.items() if norm and key not in norms]

@@ -10,7 +10,16 @@ from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.store.records import RecordWriter, start_store
-from qzoom.store.schema import Provenance, Question, RegionLabel, ResolutionSweep, Turn, Verdict, content_id
+from qzoom.store.schema import (
+    Provenance,
+    Question,
+    RegionLabel,
+    ResolutionSweep,
+    Turn,
+    Verdict,
+    ZoomComparison,
+    content_id,
+)
 from tests.tiny_models import build_engine
 
 TOKENS = 12
@@ -36,8 +45,8 @@ def quadrant(corner: int) -> np.ndarray:
     return labels
 
 
-def region_store(folder: Path, pictures: Path, weights: str) -> Path:
-    start_store(folder, "regions", {"tokens": TOKENS}, Provenance("model", weights))
+def region_store(folder: Path, pictures: Path, weights: str, tokens: int = TOKENS) -> Path:
+    start_store(folder, "regions", {"tokens": tokens}, Provenance("model", weights))
     with RecordWriter(folder) as out:
         for number in range(8):
             question = question_of(pictures, number)
@@ -78,6 +87,18 @@ def gate_store(folder: Path, pictures: Path, weights: str) -> Path:
     return folder
 
 
+def comparison_store(folder: Path, pictures: Path, weights: str, tokens: int) -> Path:
+    """The same for a model that reads every picture as so many tokens: answers without and with the zoom."""
+    start_store(folder, "gate", {}, Provenance("model", weights))
+    with RecordWriter(folder) as out:
+        for number in range(8):
+            question = question_of(pictures, number)
+            coarse = "no" if number % 4 < 2 else "here"
+            made = ZoomComparison(content_id(question), 0, tokens, coarse, "here", ("here",))
+            out.append(f"s{number}", [(question, {}), (made, {})])
+    return folder
+
+
 def verdict_store(folder: Path, pictures: Path, weights: str) -> Path:
     start_store(folder, "mine", {}, Provenance("model", weights))
     with RecordWriter(folder) as out:
@@ -91,12 +112,17 @@ def verdict_store(folder: Path, pictures: Path, weights: str) -> Path:
 
 def make_world(family: str, folder: Path) -> Path:
     """Folders: a model with branches (`base`), pictures, and records of every stage made with it."""
-    save_pretrained(build_engine(family), folder / "base", include_base=True)
+    made = build_engine(family)
+    save_pretrained(made, folder / "base", include_base=True)
     weights = base_digest(load_engine(folder / "base", dtype="float32"))
     (folder / "pictures").mkdir()
     draw(folder / "pictures")
-    region_store(folder / "regions", folder / "pictures", weights)
-    gate_store(folder / "gate", folder / "pictures", weights)
+    fixed = made.backbone.default_budget().max_tokens if made.backbone.fixed_grid else 0
+    region_store(folder / "regions", folder / "pictures", weights, fixed or TOKENS)
+    if fixed:
+        comparison_store(folder / "gate", folder / "pictures", weights, fixed)
+    else:
+        gate_store(folder / "gate", folder / "pictures", weights)
     verdict_store(folder / "mined", folder / "pictures", weights)
     return folder
 

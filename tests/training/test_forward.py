@@ -52,7 +52,7 @@ def test_every_turn_gets_the_map_of_its_own_prompt(family):
         for prompt, asking in prompts_of(made):
             (shared,) = hidden_states(made.backbone, [prompt], made.config.shared_layers)
             (hidden,) = run_stack(made.backbone, layers[:-1], [shared], [prompt.positions])
-            maps = region_logits_at(made.backbone, layers[-1], hidden, prompt, asking)
+            maps = region_logits_at(made, hidden, prompt, asking)
             for query, values in zip(asking, maps, strict=True):
                 cut = type(prompt)(prompt.ids[: query + 1], prompt.positions[:, : query + 1], prompt.spans)
                 (state,) = advance_shared(made, [State.empty(made, cut)])

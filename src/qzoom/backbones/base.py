@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class VisualFeatures:
     Args:
         tokens: (n, hidden) embeddings that take the place of the image placeholders, row by row.
         deepstack: one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; may be empty.
-        grid: (rows, columns) of merged cells, rows * columns = n.
+        grid: (rows, columns) of merged cells, rows * columns = n; (1, n) where only some tokens are read.
         size_px: (width, height) that the vision encoder saw.
     """
 
@@ -131,6 +131,31 @@ class ModelSizes:
         return self.layers * self.layer + self.hidden + tables + self.vision
 
 
+@dataclass(frozen=True, slots=True)
+class ReleasedLayout:
+    """A model's files as the family's authors write them, where transformers does not read them.
+
+    Args:
+        config: their config.json and the vision tower's, if there is one, to transformers' config.
+        settings: transformers' config.json to theirs.
+        stock_name: a stored tensor's name, in any layout of the family, to transformers'; None for what is not used.
+        released_name: transformers' name to theirs.
+        tower: start of transformers' names of the vision tower, which may lie in a folder of its own.
+        tower_setting: the key of config.json that names that folder.
+        copies: further names in their files and the tensors that they copy.
+        table: transformers' names of the tensors with one row per token.
+    """
+
+    config: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Any]
+    settings: Callable[[Mapping[str, Any]], dict[str, Any]]
+    stock_name: Callable[[str], str | None]
+    released_name: Callable[[str], str]
+    tower: str
+    tower_setting: str
+    copies: Mapping[str, str]
+    table: tuple[str, ...]
+
+
 class Backbone(ABC):
     """One loaded vision-language model.
 
@@ -151,6 +176,14 @@ class Backbone(ABC):
     """Regular expression of the names of a decoder layer's linear maps, for LoRA."""
     unquantized: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "multi_modal_projector", "visual")
     """Names of modules that stay in full precision when a base is loaded in 4 or 8 bit: head, encoder, projector."""
+    square_padding: ClassVar[tuple[int, int, int] | None] = None
+    """RGB of the margins, where `encode` pads pictures to squares, which the grid then spans; else None."""
+    fixed_grid: ClassVar[bool] = False
+    """Whether every view takes the same number of tokens, `default_budget`'s, whatever its size."""
+    chat_format: ClassVar[str] = ""
+    """Chat template for checkpoints of the family that have none."""
+    placeholder: ClassVar[str] = ""
+    """What users of the family write into questions where a picture goes; refused, since the picture is given apart."""
     vision_maps: ClassVar[str] = r"\w*(proj|fc)\w*"
     """Regular expression of the names of the vision tower's linear maps, for LoRA."""
     published: ClassVar[Mapping[str, ModelSizes]] = {}
@@ -167,6 +200,28 @@ class Backbone(ABC):
         """Where its weights were loaded from, which LoRA matrices beside a quantised base are checked against."""
         self.packs = use_packed_attention(self.text_config)
         """Whether sequences of different lengths can run side by side, packed; else each runs alone."""
+
+    @classmethod
+    def zoom_defaults(cls) -> dict[str, Any]:
+        """Fields of `ZoomConfig` in which the family's release differs from the class's own defaults."""
+        return {"sink": cls.default_sink}
+
+    released: ClassVar[ReleasedLayout | None] = None
+    """The layout of the authors' files, where transformers does not read it."""
+
+    @classmethod
+    def released_layout(cls, settings: Mapping[str, Any]) -> ReleasedLayout | None:
+        """`released`, if a folder with this config.json has it.
+
+        Raises:
+            CheckpointError: a variant of the family that is not supported.
+        """
+        return None
+
+    @classmethod
+    def image_processor_for(cls, settings: Mapping[str, Any]) -> Any:
+        """The image processor of folders that have none of their own; None where they must."""
+        return None
 
     # -- facts -------------------------------------------------------------------------------------------------------
 
@@ -319,6 +374,19 @@ class Backbone(ABC):
             ConfigError: the family does not state them.
         """
         raise ConfigError(f"FLOPs cannot be counted for models of type {self.family!r}, which state no vision shape.")
+
+    def map_view(self, view: Literal["dynamic", "square"]) -> Literal["dynamic", "square"]:
+        """How a map shows its picture: "square" where the caller ("square") or `encode` padded it to one."""
+        return view if self.square_padding is None else "square"
+
+    def crop(self, image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
+        """A region as `encode` is to get it.
+
+        Args:
+            image: the whole picture, RGB.
+            box: xyxy in its pixels, half-open.
+        """
+        return image.crop(box)
 
     @abstractmethod
     def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:

@@ -16,6 +16,8 @@ FAMILIES: dict[str, str] = {
     "qwen3_5_moe": "qzoom.backbones.qwen_hybrid:Qwen3_5MoeBackbone",
     "glm4v": "qzoom.backbones.glm_vl:Glm4vBackbone",
     "glm46v": "qzoom.backbones.glm_vl:Glm46vBackbone",
+    "llava": "qzoom.backbones.llava:LlavaBackbone",
+    "llava_llama": "qzoom.backbones.llava:LlavaBackbone",
 }
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qzoom.checkpoints.released import read_stock, stock_places
 from qzoom.checkpoints.upstream import is_branch_key
 from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
 from qzoom.errors import CheckpointError, ConfigError, DeviceError
@@ -43,8 +45,13 @@ def is_processor_file(name: str) -> bool:
     return name in PROCESSOR_FILES
 
 
-def load_processor(folder: Path) -> tuple[Any, Any, str]:
+def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[Any, Any, str]:
     """The tokenizer, the image processor and the chat template of a folder.
+
+    Args:
+        folder: where they are.
+        settings: the model's config.json, whose family may have an image processor and a template of its own for
+            folders without one.
 
     Raises:
         CheckpointError: a part is missing or cannot be read.
@@ -54,32 +61,45 @@ def load_processor(folder: Path) -> tuple[Any, Any, str]:
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    from qzoom.backbones.registry import backbone_class
+
+    family = None if settings is None else backbone_class(str(settings.get("model_type")))
+    standard = None if family is None or settings is None else family.image_processor_for(settings)
     present = {path.name for path in folder.iterdir()}
     if not present & {"tokenizer.json", "vocab.json", "tokenizer.model"}:
         raise CheckpointError(f"{folder} has no tokenizer files (tokenizer.json); copy them from the base model.")
-    if not present & {"preprocessor_config.json", "processor_config.json"}:
+    if not present & {"tokenizer.json", "vocab.json"} and find_spec("sentencepiece") is None:
+        raise CheckpointError(
+            f"{folder} has its tokenizer as tokenizer.model only, which sentencepiece reads; run `pip install "
+            "sentencepiece`, or copy tokenizer.json from the base model."
+        )
+    own = bool(present & {"preprocessor_config.json", "processor_config.json"})
+    if not own and standard is None:
         raise CheckpointError(f"{folder} has no preprocessor_config.json; copy it from the base model.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            image_processor = standard
+            if own:
+                image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
     except Exception as error:  # transformers raises many kinds for a damaged file
         reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         raise CheckpointError(
             f"The tokenizer or image processor in {folder} cannot be loaded ({reason}); "
             "copy the files from the base model."
         ) from error
-    return tokenizer, image_processor, _chat_template(folder, tokenizer)
+    return tokenizer, image_processor, _chat_template(folder, tokenizer, "" if family is None else family.chat_format)
 
 
-def _chat_template(folder: Path, tokenizer: Any) -> str:
+def _chat_template(folder: Path, tokenizer: Any, standard: str) -> str:
     jinja, in_json = folder / "chat_template.jinja", folder / "chat_template.json"
     template: Any = None
     if jinja.is_file():
         template = jinja.read_text(encoding="utf-8")
     elif in_json.is_file():
         template = read_json(in_json).get("chat_template")
-    template = template or tokenizer.chat_template
-    if not isinstance(template, str):
+    template = template or tokenizer.chat_template or standard
+    if not isinstance(template, str) or not template:
         raise CheckpointError(f"{folder} has no chat template (chat_template.jinja); copy it from the base model.")
     return template
 
@@ -124,13 +144,14 @@ def load_backbone(
         if settings.get("quantization_config"):
             raise ConfigError(f"{folder} is quantised already; leave out quantization={quantization!r}.")
         quantized = quantization_config(quantization, number_format, family.unquantized)
-    parts = load_processor(processor or folder)
-    options = {"dtype": number_format, "attn_implementation": attn_implementation}
+    parts = load_processor(processor or folder, settings)
+    options: dict[str, Any] = {"dtype": number_format, "attn_implementation": attn_implementation}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     if quantized is not None:
         options |= {"quantization_config": quantized}
     if device.type == "cuda" or quantized is not None or settings.get("quantization_config"):
         options |= {"device_map": {"": str(device)}}
-    model = _load_model(folder, device, options).eval().requires_grad_(False)
+    model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
     settle(model)
     backbone = build_backbone(model, *parts)
     backbone.folder = folder
@@ -213,24 +234,29 @@ def _stated_dtype(settings: Mapping[str, Any]) -> str:
     return str(stated) if stated in ("float32", "bfloat16") else "bfloat16"
 
 
-def _load_model(folder: Path, device: torch.device, options: Mapping[str, Any]) -> Any:
+def _load_model(folder: Path, settings: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]) -> Any:
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
 
+    from qzoom.backbones.registry import backbone_class
+
+    layout = backbone_class(settings["model_type"]).released_layout(settings)
     if device.type == "cuda":
         # For the whole process. On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it
         # meets, and pictures come in every size. vLLM turns it off too; flash and memory-efficient attention remain.
         torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **options,
-            )
+            if layout is None:
+                kind: Any = AutoModelForImageTextToText
+                loaded = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+            else:
+                config, places = stock_places(folder, settings, layout)
+                kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+                tensors = read_stock(config, layout, places)
+                loaded = kind.from_pretrained(None, config=config, state_dict=tensors, **options)
+    except CheckpointError:
+        raise
     except ImportError as error:
         reason = " ".join(str(error).split())[:300].rstrip(". ")
         raise CheckpointError(

@@ -7,6 +7,7 @@ branch may come without the parts of its last layer that are never used: only no
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -71,6 +72,8 @@ def check_branch(
             "weights; use the config that came with the weights."
         )
     shapes = _expected(base, prefix, zoom.shared_layers, depth)
+    if what != "gate" and zoom.branch_norm:
+        shapes |= {"norm.weight": (_hidden(base, prefix),)}
     if what == "gate":
         shapes |= {"head.weight": (1, _hidden(base, prefix)), "head.bias": (1,)}
     last = f"layers.{depth - 1}."
@@ -162,16 +165,27 @@ def build_gate(
 
 
 def build_region(
-    backbone: Backbone, shared_layers: int, branch_layers: int, tensors: Tensors, *, where: str, prefix: str
+    backbone: Backbone,
+    shared_layers: int,
+    branch_layers: int,
+    tensors: Tensors,
+    *,
+    where: str,
+    prefix: str,
+    norm: bool = False,
 ) -> RegionBranch:
     """The region branch of a checkpoint; arguments and errors as `build_gate`.
+
+    Args:
+        norm: it has a norm of its own (`ZoomConfig.branch_norm`).
 
     The unused rest of the last layer stays absent when the checkpoint leaves it out.
     """
     from qzoom.heads.branches import RegionBranch
 
     _check_depth(backbone, shared_layers, branch_layers, list(tensors), where=where, what="region branch")
-    region = RegionBranch(_empty_layers(backbone, shared_layers, branch_layers))
+    own = copy.deepcopy(backbone.decoder.norm) if norm else None
+    region = RegionBranch(_empty_layers(backbone, shared_layers, branch_layers), own)  # type: ignore[arg-type]
     last = f"layers.{branch_layers - 1}."
     inner = [name.removeprefix(last) for name in tensors if name.startswith(last)]
     if all(is_used_in_last(name) for name in inner):

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.backbones.lora import LoraWeights
+from qzoom.backbones.registry import backbone_class
 from qzoom.checkpoints.branches import check_branch, decoder_prefix, fill_last_layer
 from qzoom.checkpoints.format import (
     HERE,
     AdapterConfig,
     BaseReference,
     Kind,
-    default_sink,
     detect_kind,
     family_of,
     read_adapter_config,
@@ -28,6 +28,7 @@ from qzoom.checkpoints.format import (
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.load import find_base
 from qzoom.checkpoints.lora import read_lora
+from qzoom.checkpoints.relayout import released_places, write_stock
 from qzoom.checkpoints.upstream import (
     PROVENANCE_KEY,
     ZOOM_KEY,
@@ -56,6 +57,8 @@ from qzoom.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qzoom.backbones.base import ReleasedLayout
+
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
@@ -71,16 +74,24 @@ class ConvertReport:
 
 
 def convert(
-    src: str | Path, dst: str | Path, *, answer_only: bool = False, max_file_bytes: int = MAX_FILE_BYTES
+    src: str | Path,
+    dst: str | Path,
+    *,
+    answer_only: bool = False,
+    base: str | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> ConvertReport:
     """Convert a merged checkpoint to ours, ours to a merged one, or either to a plain model that answers only.
 
-    LoRA weights of ours become part of the model that is written.
+    LoRA weights of ours become part of the model that is written. Where transformers does not read the authors' layout,
+    ours and the plain model have its own.
 
     Args:
         src: folder or hub id.
         dst: a new or empty folder, or a checkpoint of the kind to be written, which is replaced.
         answer_only: leave the branches out.
+        base: hub id or folder of a complete model of the family, for what the checkpoint lacks; None: the one that a
+            published checkpoint is known to need.
         max_file_bytes: most that one file of our branches may hold; the base model's files stay as they are.
 
     Raises:
@@ -97,30 +108,40 @@ def convert(
         raise CheckpointError(f"{target} cannot be converted in place; choose another folder to write to.")
     check_target(target, written)
     if read != "adapter":
-        work = _strip(source, target) if answer_only else _to_adapter(source, target, max_file_bytes)
+        work = _strip(source, target, fill=base) if answer_only else _to_adapter(source, target, base, max_file_bytes)
     else:
         adapter = read_adapter_config(source.folder)
-        base = find_base(adapter, source)
+        own = find_base(adapter, source)
         lora = read_lora(source.folder, adapter.lora_base_weights) if adapter.lora_base_weights else None
-        work = _strip(base, target, lora) if answer_only else _to_upstream(source, adapter, base, target, lora)
+        work = _strip(own, target, lora) if answer_only else _to_upstream(source, adapter, own, target, lora)
     return ConvertReport(source.name, target, read, written, *work)
 
 
 Work = tuple[int, int, tuple[str, ...]]
 
 
-def _strip(base: Source, target: Path, lora: LoraWeights | None = None) -> Work:
+def _strip(base: Source, target: Path, lora: LoraWeights | None = None, fill: str | None = None) -> Work:
     """A plain model: base tensors, the config without our or the authors' fields, processor files."""
     index = read_index(base.folder)
     changes = _merged_maps(index, lora)
+    layout = _layout(base.folder)
     with atomic_folder(target, "plain") as part:
+        if layout is not None:
+            return (*write_stock(base, layout, part, fill=fill, changes=changes).counts, _lora_note(lora))
         done = merge_weights(index, _base_names(index), part, changes=changes)
         _write_settings(base.folder, part)
         copy_side_files(base.folder, part)
     return (*done.counts, _lora_note(lora))
 
 
-def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
+def _layout(folder: Path) -> ReleasedLayout | None:
+    """The authors' layout that a folder has, where transformers does not read it."""
+    settings = read_json(folder / "config.json")
+    family_of(settings, str(folder))
+    return backbone_class(settings["model_type"]).released_layout(settings)
+
+
+def _to_adapter(source: Source, target: Path, fill: str | None, max_file_bytes: int) -> Work:
     """Merged to ours: the plain model and the branches beside it in one folder."""
     from qzoom import __version__
 
@@ -128,13 +149,19 @@ def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
     settings = read_json(source.folder / "config.json")
     family = family_of(settings, where)
     index = read_index(source.folder)
-    zoom = read_zoom_config(settings, default_sink(family), f"{where}/config.json")
+    zoom = read_zoom_config(settings, backbone_class(family).zoom_defaults(), f"{where}/config.json")
     keys = branch_keys(index.tensors)
+    if not zoom.branch_norm:
+        keys.region.pop("norm.weight", None)
+    layout = _layout(source.folder)
     has_gate = bool(settings.get("enable_high_res"))
     for wanted, names, what in ((True, keys.region, "region branch"), (has_gate, keys.gate, "gate")):
         if wanted:
             check_branch(index, names, index, zoom, what=what, where=where)
-    kept = {"fields": upstream_fields(settings)}
+    kept: dict[str, Any] = {"fields": upstream_fields(settings)}
+    if layout is not None:
+        kept["settings"] = {key: value for key, value in settings.items() if key not in kept["fields"]}
+        kept["names"] = sorted(index.tensors.keys() - {*keys.region.values(), *keys.gate.values()})
     if index.sharded and ZOOM_KEY not in settings:
         kept["shards"] = {name: index.tensors[name].file for name in index.tensors if is_branch_key(name)}
     if ZOOM_KEY not in settings:
@@ -142,12 +169,15 @@ def _to_adapter(source: Source, target: Path, max_file_bytes: int) -> Work:
     text = text_settings(settings)
     base = BaseReference(HERE, None, family, int(text["hidden_size"]), int(text["num_hidden_layers"]))
     with atomic_folder(target, "adapter") as part:
-        done = merge_weights(index, _base_names(index), part)
-        renamed = {f"region.{ours}": stored for ours, stored in keys.region.items()}
-        renamed |= {f"gate.{ours}": stored for ours, stored in keys.gate.items()}
-        done += copy_weights(index, renamed, part, "qzoom", max_file_bytes)
-        _write_settings(source.folder, part)
-        copy_side_files(source.folder, part)
+        if layout is not None:
+            done = write_stock(source, layout, part, fill=fill)
+        else:
+            done = merge_weights(index, _base_names(index), part)
+            _write_settings(source.folder, part)
+            copy_side_files(source.folder, part)
+        renamed = {f"region.{ours}": (index, stored) for ours, stored in keys.region.items()}
+        renamed |= {f"gate.{ours}": (index, stored) for ours, stored in keys.gate.items()}
+        done += copy_weights(renamed, part, "qzoom", max_file_bytes)
         AdapterConfig(base, zoom, gate=has_gate, region=True, qzoom_version=__version__).save(part)
     return (*done.counts, ())
 
@@ -171,7 +201,8 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
     filled = fill_last_layer(region, index, prefix, zoom)
     if filled:
         notes.append(f"{len(filled)} tensors that are never used were filled in from base layer {_last(zoom)}.")
-    fields = to_upstream_fields(zoom, has_gate=adapter.gate, default_sink=default_sink(family))
+    defaults = backbone_class(family).zoom_defaults()
+    fields = to_upstream_fields(zoom, has_gate=adapter.gate, defaults=defaults)
     if ZOOM_KEY in fields:
         notes.append(f"The authors' fields cannot express all settings; they are under {ZOOM_KEY!r} in config.json.")
     stored = {f"{prefix}twig_{ours}": name for ours, name in region.items()}
@@ -180,8 +211,15 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
         provenance = zoom.provenance.get(PROVENANCE_KEY)
         shards = provenance.get("shards", {}) if isinstance(provenance, dict) else {}
         added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
-        done = merge_weights(index, _base_names(index), part, added=added, files=shards, changes=changes)
-        _write_settings(base.folder, part, fields)
+        layout = backbone_class(family).released
+        if layout is not None and _layout(base.folder) is None:
+            origin: dict[str, Any] = {"prefix": prefix, "kept": provenance if isinstance(provenance, dict) else {}}
+            places, cut, flat = released_places(index, settings, layout, added, changes=changes, **origin)
+            done = copy_weights(places, part, "model", changes=cut)
+            (part / "config.json").write_text(json.dumps(flat | fields, indent=2, sort_keys=True) + "\n")
+        else:
+            done = merge_weights(index, _base_names(index), part, added=added, files=shards, changes=changes)
+            _write_settings(base.folder, part, fields)
         copy_side_files(base.folder, part)
         if source.folder != base.folder:
             copy_side_files(source.folder, part, lambda name: not (part / name).exists())

@@ -126,13 +126,6 @@ def family_of(settings: Mapping[str, Any], where: str) -> str:
     return backbone_class(settings.get("model_type"), where).family
 
 
-def default_sink(family: str) -> Any:
-    """The sink rule that the release uses for a family."""
-    from qzoom.backbones.registry import backbone_class
-
-    return backbone_class(family).default_sink
-
-
 def text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's part of a config.json; older files keep it at the top."""
     inner = settings.get("text_config")

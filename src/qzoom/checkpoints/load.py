@@ -118,7 +118,8 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
             gate = build_gate(*depth, _named(index, names), where=where, prefix="gate.")
         if adapter.region:
             names = {n.removeprefix("region."): n for n in index.tensors if n.startswith("region.")}
-            region = build_region(*depth, _named(index, names), where=where, prefix="region.")
+            norm = adapter.zoom.branch_norm
+            region = build_region(*depth, _named(index, names), where=where, prefix="region.", norm=norm)
     return Engine(backbone, gate, region, zoom, lora)
 
 
@@ -127,7 +128,7 @@ def _with_upstream_branches(backbone: Backbone, source: Source, config: ZoomConf
 
     settings = read_json(source.folder / "config.json")
     where = str(source.folder / "config.json")
-    own = read_zoom_config(settings, backbone.default_sink, where)
+    own = read_zoom_config(settings, backbone.zoom_defaults(), where)
     presets = presets_of(source.name)
     if presets and not own.presets:
         own = own.replace(presets=presets)
@@ -139,7 +140,9 @@ def _with_upstream_branches(backbone: Backbone, source: Source, config: ZoomConf
         raise CheckpointError(
             f"{weights} says enable_twig, but has no twig_layers tensors; fetch all weight files again."
         )
-    region = build_region(*depth, _named(index, keys.region), where=weights, prefix=f"{keys.prefix}twig_")
+    names = {ours: stored for ours, stored in keys.region.items() if own.branch_norm or ours != "norm.weight"}
+    prefix = f"{keys.prefix}twig_"
+    region = build_region(*depth, _named(index, names), where=weights, prefix=prefix, norm=own.branch_norm)
     gate = None
     if settings.get("enable_high_res"):
         gate = build_gate(*depth, _named(index, keys.gate), where=weights, prefix=f"{keys.prefix}high_res_")
@@ -150,7 +153,7 @@ def _plain(backbone: Backbone, config: ZoomConfig | None) -> Engine:
     """A base model without branches; K only says where the engine cuts the layers in two."""
     from qzoom.engine.state import Engine
 
-    own = ZoomConfig(sink=backbone.default_sink, shared_layers=max(1, min(3, backbone.num_layers - 1)))  # type: ignore[arg-type]
+    own = ZoomConfig(shared_layers=max(1, min(3, backbone.num_layers - 1)), **backbone.zoom_defaults())
     return Engine(backbone, None, None, config or own)
 
 

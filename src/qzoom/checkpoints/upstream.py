@@ -19,6 +19,14 @@ from qzoom.errors import CheckpointError, ConfigError
 
 # Published region ranges. 7B: document 0.125-0.15, high resolution 0.03-0.05. 4B: 0.125-0.15 and 0.05-0.10.
 # The 3B model has no published thresholds.
+_LLAVA_7B = "YuhengSSS/llava-v1.5-7b-roi-K15T3-152k-v1bf16Mheads-twiginit-filled"
+_LLAVA_13B = "YuhengSSS/llava-v1.5-13b-roi-K15T3-152k-v1bf16Mheads-twiginit"
+_LLAVA_PRESETS = {
+    "scene_text": Preset(gate_threshold=0.1, region_threshold=0.15),
+    "document": Preset(gate_threshold=0.1, region_threshold=0.1),
+    "high_resolution": Preset(gate_threshold=0.1, region_threshold=0.1),
+    "characters": Preset(gate_threshold=0.1, region_threshold=0.05),
+}
 UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
     "YuhengSSS/Q-Zoom-Qwen2.5VL-7B": {
         "document": Preset(gate_threshold=0.05, region_threshold=0.125),
@@ -31,6 +39,8 @@ UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
         "high_resolution_below_2048": Preset(gate_threshold=0.05, region_threshold=0.05),
     },
     "YuhengSSS/Q-Zoom-Qwen2.5VL-3B": {},
+    _LLAVA_7B: dict(_LLAVA_PRESETS),
+    _LLAVA_13B: dict(_LLAVA_PRESETS),
 }
 
 
@@ -47,10 +57,34 @@ def presets_of(name: str) -> dict[str, Preset]:
     return {}
 
 
+UPSTREAM_BASES = {
+    _LLAVA_7B: "llava-hf/llava-1.5-7b-hf",
+    _LLAVA_13B: "llava-hf/llava-1.5-13b-hf",
+}
+"""Released models that lack tensors, and a complete model that has them: the 7B's vision tower, where the one that it
+names cannot be read, and all of the 13B above its branch. The bases are transformers' copies in safetensors of those
+that the authors fill from."""
+
+
+def base_of(name: str) -> str | None:
+    """The base that a released model is filled in from; None for names that are not known.
+
+    Args:
+        name: its hub id, a folder whose last part is the id's, or the hub's cache folder of it.
+    """
+    parts = name.replace("\\", "/").rstrip("/").split("/")
+    for repo_id, base in UPSTREAM_BASES.items():
+        if repo_id.split("/")[1] == parts[-1] or "models--" + repo_id.replace("/", "--") in parts:
+            return base
+    return None
+
+
 PROVENANCE_KEY = "released"
 ZOOM_KEY = "qzoom"
 _DEFAULTS = ZoomConfig()
-_BRANCH = re.compile(r"(?P<prefix>.*?)(?P<branch>twig_|high_res_)(?P<name>(layers\.\d+\..+)|(head\.(weight|bias)))")
+_BRANCH = re.compile(
+    r"(?P<prefix>.*?)(?P<branch>twig_|high_res_)(?P<name>(layers\.\d+\..+)|(head\.(weight|bias))|norm\.weight)"
+)
 _FIELD = re.compile(r"(twig|roi|high_res)_.+|enable_(twig|high_res)|reuse_src_pos|add_noise_to_roi")
 
 
@@ -62,11 +96,13 @@ class BranchKeys:
         prefix: what stands before them, e.g. "model.language_model.".
         region: our name to the stored name.
         gate: our name to the stored name; empty without a gate.
+        idle: names of what neither uses.
     """
 
     prefix: str
     region: dict[str, str]
     gate: dict[str, str]
+    idle: tuple[str, ...] = ()
 
 
 def is_branch_key(name: str) -> bool:
@@ -84,12 +120,15 @@ def branch_keys(names: Iterable[str]) -> BranchKeys:
     region: dict[str, str] = {}
     gate: dict[str, str] = {}
     prefix = ""
+    idle = []
     for name in sorted(names):
         match = _BRANCH.fullmatch(name)
-        if match:
+        if match and match["branch"] == "twig_" and match["name"].startswith("head."):
+            idle.append(name)
+        elif match:
             prefix = match["prefix"]
             (region if match["branch"] == "twig_" else gate)[match["name"]] = name
-    return BranchKeys(prefix, region, gate)
+    return BranchKeys(prefix, region, gate, tuple(idle))
 
 
 def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,12 +136,12 @@ def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if _FIELD.fullmatch(key) or key == ZOOM_KEY}
 
 
-def read_zoom_config(config: Mapping[str, Any], default_sink: str, where: str) -> ZoomConfig:
+def read_zoom_config(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> ZoomConfig:
     """The arithmetic of a merged checkpoint, always the release's own.
 
     Args:
         config: its config.json.
-        default_sink: the family's sink rule.
+        defaults: `Backbone.zoom_defaults` of the family.
         where: for error texts.
 
     Raises:
@@ -120,19 +159,24 @@ def read_zoom_config(config: Mapping[str, Any], default_sink: str, where: str) -
             )
     threshold = fields.get("high_res_thresh")
     try:
+        own: dict[str, Any] = dict(defaults)
+        if fields.get("roi_multi_head") is False:
+            own["map_heads"] = "joined"
+        if fields.get("roi_super_type", "v1") != "v1":
+            own["branch_norm"] = False
         return ZoomConfig(
             shared_layers=shared,
             branch_layers=depth,
             gate_threshold=_DEFAULTS.gate_threshold if threshold is None else threshold,
-            sink=default_sink,  # type: ignore[arg-type]
             positions="aligned" if fields.get("reuse_src_pos") else "second_image",
             provenance={PROVENANCE_KEY: {"fields": fields}},
+            **own,
         )
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, default_sink: str) -> dict[str, Any]:
+def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The config fields of a merged checkpoint with this arithmetic.
 
     What the authors' fields cannot express is kept whole under one extra field, which their code ignores.
@@ -140,21 +184,24 @@ def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, default_sink: str)
     Args:
         config: the arithmetic; fields it was once read from are written back as they were.
         has_gate: whether the gate's weights are there and used.
-        default_sink: the family's sink rule.
+        defaults: `Backbone.zoom_defaults` of the family.
     """
     kept = config.provenance.get(PROVENANCE_KEY)
     fields: dict[str, Any] = dict(kept.get("fields", {})) if isinstance(kept, dict) else dict(_NEW_FIELDS)
     fields.pop(ZOOM_KEY, None)
     fields |= {"twig_K": config.shared_layers, "twig_T": config.branch_layers}
-    fields["reuse_src_pos"] = config.positions == "aligned"
-    fields["enable_high_res"] = has_gate
+    for name, on in (("reuse_src_pos", config.positions == "aligned"), ("enable_high_res", has_gate)):
+        if on or name in fields or not isinstance(kept, dict):
+            fields[name] = on
     if has_gate:
         for name, value in (("high_res_K", config.shared_layers), ("high_res_T", config.branch_layers)):
             if name in fields or not isinstance(kept, dict):
                 fields[name] = value
         if "high_res_thresh" in fields or config.gate_threshold != _DEFAULTS.gate_threshold:
             fields["high_res_thresh"] = config.gate_threshold
-    derived = read_zoom_config(fields, default_sink, "config")
+    if config.map_heads == "joined":
+        fields["roi_multi_head"] = False
+    derived = read_zoom_config(fields, defaults, "config")
     same = derived.replace(provenance={}) == config.replace(provenance={}, presets={})
     more = set(config.provenance) - {PROVENANCE_KEY} or (config.presets and not isinstance(kept, dict))
     if more or not same:

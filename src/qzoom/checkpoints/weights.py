@@ -229,32 +229,36 @@ class Copy:
 
 
 def copy_weights(
-    index: WeightIndex, names: Mapping[str, str], target: Path, stem: str, max_file_bytes: int = MAX_FILE_BYTES
+    places: Mapping[str, Place],
+    target: Path,
+    stem: str,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    changes: Mapping[str, Change] | None = None,
 ) -> Copy:
     """Copy some tensors into a folder, into one file or into numbered ones with an index.
 
     Args:
-        index: where they are.
-        names: new names to present ones.
+        places: new names to where the tensors are.
         target: folder to write to.
         stem: file name without its ending.
         max_file_bytes: above this, a further file is begun.
+        changes: what to make of some of them, by their new names.
     """
     pieces: list[dict[str, Place]] = [{}]
     filled = 0
-    for new, old in sorted(names.items()):
-        size = _size({new: (index, old)}).size_bytes
+    for new, place in sorted(places.items()):
+        size = _size({new: place}).size_bytes
         if pieces[-1] and filled + size > max_file_bytes:
             pieces.append({})
             filled = 0
-        pieces[-1][new] = (index, old)
+        pieces[-1][new] = place
         filled += size
     if len(pieces) == 1:
-        return _write_file(pieces[0], target / f"{stem}.safetensors", {"format": "pt"})
+        return _write_file(pieces[0], target / f"{stem}.safetensors", {"format": "pt"}, changes)
     files = [f"{stem}-{i + 1:05d}-of-{len(pieces):05d}.safetensors" for i in range(len(pieces))]
     done = Copy()
     for file, places in zip(files, pieces, strict=True):
-        done += _write_file(places, target / file, {"format": "pt"})
+        done += _write_file(places, target / file, {"format": "pt"}, changes)
     weight_map = {name: file for file, places in zip(files, pieces, strict=True) for name in places}
     listing = {"metadata": {"total_size": done.size_bytes}, "weight_map": weight_map}
     text = json.dumps(listing, indent=2, sort_keys=True) + "\n"

@@ -186,6 +186,7 @@ def convert(
             "--answer-only", help="Leave out gate and region branch, so that other engines can load the model."
         ),
     ] = False,
+    base: Annotated[str | None, optional("A complete model, for what SRC lacks.", metavar="MODEL")] = None,
     output: Annotated[Path | None, optional("labels: folder for the records.", "--output", "-o")] = None,
     images: Annotated[Path | None, optional("labels: folder that the image paths are relative to.")] = None,
     made_with: Annotated[str, typer.Option(metavar="MODEL", help="labels: the model that made them.")] = "unknown",
@@ -214,7 +215,7 @@ def convert(
     from qzoom.checkpoints.convert import convert as run
 
     console.hush_libraries()
-    report = run(source, target, answer_only=answer_only)
+    report = run(source, target, answer_only=answer_only, base=base)
     kinds = f"{report.read_kind} to {report.written_kind}"
     console.note(f"saved   {report.target}: {kinds}, {report.tensors} tensors, {report.size_bytes / 1e6:.1f} MB")
     for note in report.notes:

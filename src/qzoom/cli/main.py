@@ -26,6 +26,7 @@ _COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about an image."),
     "perceive": ("ask:perceive", "Print the gate's score and the regions, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a web page."),
+    "batch": ("batch:batch", "Answer a file of questions: OpenAI's batch lines or our own, resumable."),
     "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
     "doctor": ("doctor:doctor", "Check the installation: versions, device, threads, models."),
     "eval": ("eval:evaluate", "Evaluate answers, regions, tokens and time on images with known answers."),

@@ -100,7 +100,7 @@ def serve(
 
     if os.environ.get("QZOOM_API_KEY") == "" and not network.api_key:
         raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")
-    values = {"model_name": _public_name(model.model)} | given
+    values = {"model_name": public_name(model.model)} | given
     values |= {"api_keys": network.api_key or [], "limits": parse_limits(network.limit)}
     values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
     settings = build_settings(ServerSettings, values, names=_FIELDS)
@@ -166,7 +166,7 @@ def _need_libraries() -> None:
         raise ConfigError(f"Serving needs {', '.join(missing)}; install them with: pip install 'qzoom[serve]'.")
 
 
-def _public_name(model: str) -> str:
+def public_name(model: str) -> str:
     """What clients see: a hub id as it is, of a folder only its name."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model

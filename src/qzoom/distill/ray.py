@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qzoom.cluster import ray_data, ray_running
 from qzoom.distill.items import Item
 from qzoom.distill.pictures import ImageSource, Views
 from qzoom.distill.pipeline import SCAN, Advance, Row, Stored, make_steps, process_picture
 from qzoom.distill.recipe import DatasetRecipe
 from qzoom.distill.roles import CACHE, build_roles
-from qzoom.errors import ConfigError, LaterError, QZoomError, StopRunError
+from qzoom.errors import LaterError, QZoomError, StopRunError
 from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import Log
 from qzoom.store.schema import from_values
@@ -46,12 +44,8 @@ def compute_with_ray(
         on_picture(whole, len(sources))
     if not rows:
         return
-    with _ray(recipe) as ray:
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        data = ray.data.from_items(rows, override_num_blocks=min(len(rows), 4 * recipe.ray.actors))
+    with ray_running(recipe.ray.address, recipe.ray.actors + 1, ", or use --engine inprocess") as ray:
+        data = ray_data(ray, rows, blocks=4 * recipe.ray.actors)
         about = {"recipe": to_dict(recipe), "folder": str(folder.resolve())}
         results = data.map_batches(
             _Worker,
@@ -130,33 +124,3 @@ def _recording(stores: Mapping[str, Log], rows: list[Row]) -> Stored:
         return out
 
     return look_up
-
-
-@contextmanager
-def _ray(recipe: DatasetRecipe) -> Iterator[Any]:
-    """Ray, started for this run unless it runs already; it reports nowhere and shows no dashboard."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.data  # noqa: F401 - a submodule that ray itself does not import
-    except ImportError as error:
-        raise ConfigError(
-            "The engine ray needs Ray Data: pip install 'qzoom[ray]', or use --engine inprocess."
-        ) from error
-    own = not ray.is_initialized()
-    if own:
-        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-        if recipe.ray.address:
-            options = {"address": recipe.ray.address, "log_to_driver": False, "logging_level": "error"}
-        else:
-            options["num_cpus"] = recipe.ray.actors + 1
-        try:
-            ray.init(**options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"Ray did not start ({' '.join(str(error).split())[:200]}).") from error
-    try:
-        yield ray
-    finally:
-        if own:
-            ray.shutdown()

@@ -25,7 +25,7 @@ from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, make_steps
 from qzoom.distill.recipe import DatasetRecipe, step_settings
 from qzoom.distill.roles import CACHE, build_roles
 from qzoom.errors import ConfigError
-from qzoom.store.log import LogWriter, write_atomic
+from qzoom.store.log import LogWriter, unwritable, write_atomic
 
 _SYNC_S = 2.0
 
@@ -202,7 +202,7 @@ def _export(
 @contextmanager
 def open_kept(path: Path) -> Iterator[sqlite3.Connection]:
     """A file of kept items, sorted by image and id and removed at the end: workers finish in any order and a rerun
-    skips what is stored, but the data is always the same."""
+    skips what is stored, but the data is always the same (DataError: the disk refuses)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     try:
@@ -210,6 +210,8 @@ def open_kept(path: Path) -> Iterator[sqlite3.Connection]:
             file.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
             file.execute("CREATE TABLE kept (picture, id, item BLOB, PRIMARY KEY (picture, id)) WITHOUT ROWID")
             yield file
+    except sqlite3.Error as error:
+        raise unwritable(path, error) from error
     finally:
         path.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ def make_answer(engine: Engine, ended: Prefilled) -> Answer:
         tokens=tuple(row.tokens),
         gate=item.gate,
         regions=ended.regions,
-        heat_maps=heat_maps(item),
+        heat_maps=heat_maps(engine, item),
         usage=usage_of(engine, item, ended.regions, len(row.tokens)),
         timing_ms=ended.clock.snapshot(),
         image_sizes_px=tuple(p.size_px for p in pictures),

@@ -184,6 +184,9 @@ class ChatEncoder:
 
     def __init__(self, backbone: Backbone) -> None:
         self._tokenizer = backbone.tokenizer
+        self._image_id = backbone.image_token_id
+        self._placeholder = backbone.placeholder
+        self._start = list(self._tokenizer("")["input_ids"])
         self._template = backbone.chat_template
         self._special = {
             str(token.content): int(i) for i, token in self._tokenizer.added_tokens_decoder.items() if token.special
@@ -196,8 +199,27 @@ class ChatEncoder:
         core.encode_special_tokens = True
         return core
 
+    @cached_property
+    def _inner(self) -> Any:
+        """The same for text that goes on after a special token, where SentencePiece's tokenizers put no blank."""
+        core = copy.deepcopy(self._tokenizer.backend_tokenizer)
+        core.encode_special_tokens = True
+        if getattr(core.pre_tokenizer, "prepend_scheme", None) == "first":
+            marks = core.pre_tokenizer
+            marks.prepend_scheme = "never"
+            core.pre_tokenizer = marks
+        return core
+
     def encode(self, conversation: Conversation) -> list[int]:
-        """Token ids up to and including the assistant header, one placeholder id per picture."""
+        """Token ids up to and including the assistant header, one placeholder id per picture.
+
+        The text is cut at the pictures, and each piece is tokenised as if it stood alone; what the tokenizer puts in
+        front of every text stands in front of the first.
+
+        Raises:
+            QuestionError: a user's text that holds the family's placeholder of a picture, which is given apart.
+        """
+        self._refuse_placeholder(conversation)
         pattern = "|".join(re.escape(s) for s in sorted(self._special, key=len, reverse=True))
         texts = [p["text"] for m in conversation.messages for p in m["content"] if p["type"] == "text"]
         mark = _unused_character("".join(texts))
@@ -221,13 +243,25 @@ class ChatEncoder:
             messages, tokenize=False, add_generation_prompt=True, chat_template=self._template
         )
         ids: list[int] = []
+        core = self._plain
         for piece in re.split(f"({pattern})", rendered):
             if piece in self._special:
                 ids.append(self._special[piece])
+                core = self._plain if ids[-1] == self._image_id or ids == self._start else self._inner
             elif piece:
                 shown = re.sub(f"{mark}(\\d+){mark}", lambda m: literal[int(m.group(1))], piece)
-                ids.extend(self._plain.encode(shown, add_special_tokens=False).ids)
-        return ids
+                ids.extend(core.encode(shown, add_special_tokens=False).ids)
+        return ids if ids[: len(self._start)] == self._start else self._start + ids
+
+    def _refuse_placeholder(self, conversation: Conversation) -> None:
+        for message in conversation.messages if self._placeholder else ():
+            for part in message["content"]:
+                text = part.get("text", "").strip()
+                if text.startswith(self._placeholder) or text.endswith(self._placeholder):
+                    raise QuestionError(
+                        f"The text {text[:40]!r} holds {self._placeholder}, but pictures are given beside the text, so "
+                        f"this one would be there twice; leave {self._placeholder} out."
+                    )
 
 
 def _unused_character(text: str) -> str:

@@ -7,6 +7,7 @@ order; `Stopwatch` adds up what each of them took.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from torch import Tensor
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
-from qzoom.engine.state import Engine, State, advance_gate, advance_region
-from qzoom.heads.boxes import MapBox, boxes_from_maps
+from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
+from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
 from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
@@ -198,6 +199,7 @@ def propose_boxes(
         threshold=engine.config.region_threshold if threshold is None else threshold,
         rule=engine.config.box,
         token_px=engine.backbone.token_px,
+        padded=engine.backbone.square_padding is not None,
     )
 
 
@@ -211,12 +213,13 @@ def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
     if engine.region is None or state.region_last is None or not state.keys:
         return ()
     backbone, last = engine.backbone, engine.region.layers[-1]
-    hidden = state.region_last[None, None]
-    rotary = backbone.rotary(hidden, state.prompt.positions[:, None, -1:])
+    hidden, rotary = map_inputs(engine, state.region_last[None, None], state.prompt.positions[:, None, -1:])
     query = backbone.query(last, hidden, rotary)[0, :, 0]
     spans = (s for s in state.prompt.spans if s.role == "coarse")
+    joined = engine.config.map_heads == "joined"
     return tuple(
-        mean_head_logits(query, keys).view(span.features.grid) for span, keys in zip(spans, state.keys, strict=True)
+        mean_head_logits(query, keys, joined=joined).view(span.features.grid)
+        for span, keys in zip(spans, state.keys, strict=True)
     )
 
 
@@ -265,9 +268,14 @@ def make_region(request: Request, box: MapBox, features: VisualFeatures | None =
     return Region(box.box, box.score, box.image, size_px, tokens, **place)
 
 
-def heat_maps(item: CoarseResult) -> tuple[HeatMap, ...]:
-    """The blurred map of every picture."""
-    return tuple(HeatMap(m.blurred.cpu().numpy(), i) for i, m in enumerate(item.maps))
+def heat_maps(engine: Engine, item: CoarseResult) -> tuple[HeatMap, ...]:
+    """The blurred map of every picture, without the cells that show nothing but padding."""
+    maps = [m.blurred.cpu().numpy() for m in item.maps]
+    if engine.backbone.square_padding is not None:
+        for i, picture in enumerate(item.request.pictures[: len(maps)]):
+            x0, y0, x1, y1 = picture_bounds(picture.size_px, maps[i].shape)
+            maps[i] = maps[i][math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
+    return tuple(HeatMap(values, i) for i, values in enumerate(maps))
 
 
 def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Perception:
@@ -275,7 +283,7 @@ def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Per
     return Perception(
         gate=item.gate,
         regions=tuple(make_region(item.request, b) for b in item.boxes),
-        heat_maps=heat_maps(item),
+        heat_maps=heat_maps(engine, item),
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         usage=usage_of(engine, item, (), 0),
         timing_ms=clock.snapshot(),

@@ -313,6 +313,8 @@ def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
                     f"{name} asks for at least {budget.min_tokens} visual tokens, but the model reads at most {most} "
                     "tokens in all; lower its minimum."
                 )
+        if engine.backbone.fixed_grid and request.options.zoom != "never":
+            engine.backbone.grid((1, 1), region)
         if request.prefix is not None:
             visual = [span.stop - span.start for span in request.prefix.prompt.spans]
         else:
@@ -352,6 +354,8 @@ def fit_regions(
     Raises:
         QuestionError: one region of the budget's minimum is more than the model reads.
     """
+    if engine.backbone.fixed_grid:
+        return _fit_fixed(engine, request, length, boxes)
     total = region_budget(engine, request.options)
     frame = sum(len(ids) for ids in engine.backbone.image_delimiters)
     room = engine.backbone.max_positions - length - request.options.sampling.max_new_tokens
@@ -361,3 +365,18 @@ def fit_regions(
     check_length(length + count * frame + total.min_tokens, request, engine.backbone)
     cut = TokenBudget(total.min_tokens, min(total.max_tokens, room - count * frame))
     return tuple(boxes[:count]), split_budget(cut, [box_area_px(item.box) for item in boxes[:count]])
+
+
+def _fit_fixed(
+    engine: Engine, request: Request, length: int, boxes: Sequence[MapBox]
+) -> tuple[tuple[MapBox, ...], list[TokenBudget]]:
+    """The first boxes that fit where every region takes the same number of tokens; all of them without a budget."""
+    one = engine.backbone.default_budget()
+    frame = sum(len(ids) for ids in engine.backbone.image_delimiters)
+    room = engine.backbone.max_positions - length - request.options.sampling.max_new_tokens
+    own = request.options.region_tokens or engine.config.region_tokens
+    most = len(boxes) if own is None else min(len(boxes), max(1, own.max_tokens // one.max_tokens))
+    while most > 1 and most * (frame + one.max_tokens) > room:
+        most -= 1
+    check_length(length + frame + one.max_tokens, request, engine.backbone)
+    return tuple(boxes[:most]), [one] * most

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from qzoom.backbones.base import Backbone
+from qzoom.backbones.base import Backbone, Rotary
 from qzoom.backbones.lora import LoraWeights
 from qzoom.config import ZoomConfig
 from qzoom.engine.cache import KVCache
@@ -166,17 +166,17 @@ def advance_region(engine: Engine, states: Sequence[State]) -> list[State]:
     results = run_layers(backbone, list(engine.region.layers[:-1]), rows)
     out = []
     for state, row, result in zip(states, rows, results, strict=True):
-        rotary = backbone.rotary(result.hidden[None], row.positions[:, None])
+        hidden, rotary = map_inputs(engine, result.hidden[None], row.positions[:, None])
         sink_query = state.sink_query
         if row.past == 0 and engine.config.sink == "first_token":
             first = (rotary[0][:, :1], rotary[1][:, :1])
-            sink_query = backbone.query(last, result.hidden[None, :1], first)[0, :1, 0]
+            sink_query = backbone.query(last, hidden[:, :1], first)[0, :1, 0]
         keys = list(state.keys)
         for span in state.prompt.spans:
             if span.role == "coarse" and span.start >= row.past:
                 piece = slice(span.start - row.past, span.stop - row.past)
                 cells = (rotary[0][:, piece], rotary[1][:, piece])
-                keys.append(backbone.key(last, result.hidden[None, piece], cells)[0])
+                keys.append(backbone.key(last, hidden[:, piece], cells)[0])
         stack = LayerCache(result.cache, state.hidden.shape[0])
         out.append(
             dataclasses.replace(
@@ -184,6 +184,26 @@ def advance_region(engine: Engine, states: Sequence[State]) -> list[State]:
             )
         )
     return out
+
+
+def map_inputs(engine: Engine, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Rotary]:
+    """What the region branch's last layer takes its queries and keys from (docs/method.md 3).
+
+    Args:
+        engine: with a region branch.
+        hidden: (batch, length, hidden) after the branch's whole layers.
+        positions: (axes, batch, length).
+
+    Returns:
+        The hidden states, after the branch's own norm if it has one, and cosines and sines, which turn nothing where
+        the map has no rotation.
+    """
+    assert engine.region is not None
+    hidden = engine.region.normed(hidden)
+    cosines, sines = engine.backbone.rotary(hidden, positions)
+    if not engine.config.map_rotary:
+        cosines, sines = torch.ones_like(cosines), torch.zeros_like(sines)
+    return hidden, (cosines, sines)
 
 
 def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from qzoom.backbones.base import Backbone, VisualFeatures
 from qzoom.config import TokenBudget, ZoomConfig
@@ -27,6 +28,7 @@ from qzoom.engine.perceive import CoarseResult, Stopwatch, make_region
 from qzoom.engine.prompt import Prompt, VisualSpan
 from qzoom.engine.request import check_length, fit_regions
 from qzoom.engine.state import Engine, advance_shared, truncate
+from qzoom.heads.boxes import MapBox
 from qzoom.types import Box, Region
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def zoom(
     states = []
     for i in chosen:
         item = out[i]
-        blocks = [RegionBlock(b.image, b.cells, next(features)) for b in item.boxes]
+        blocks = [RegionBlock(b.image, b.cells, read_tokens(next(features), b, engine.config)) for b in item.boxes]
         prompt, reused = insert_regions(engine.backbone, item.state.prompt, blocks, engine.config)
         check_length(len(prompt), item.request, engine.backbone)
         states.append(truncate(item.state, reused).on(prompt))
@@ -127,12 +129,45 @@ def encode_crops(
     keys = [crop.key if cache is not None else b"" for crop in crops]
     out = [cache.get(key) if cache is not None and key else None for key in keys]
     new = [i for i, features in enumerate(out) if features is None]
-    pictures = [crops[i].picture.crop(crops[i].box) for i in new]
+    pictures = [backbone.crop(crops[i].picture, crops[i].box) for i in new]
     for i, features in zip(new, backbone.encode(pictures, [crops[i].budget for i in new]), strict=True):
         out[i] = features
         if cache is not None and keys[i]:
             cache.put(keys[i], clone_features(features))
     return [features for features in out if features is not None]
+
+
+def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> VisualFeatures:
+    """The tokens of an encoded region that are inserted: all, those on the foreground, or resized to its coarse cells.
+
+    Args:
+        features: of the whole crop.
+        box: where it was cut out.
+        config: `tokens_per_cell`.
+    """
+    if box.keep is not None:
+        shape = torch.as_tensor(box.keep, dtype=torch.float32)[None, None]
+        keep = interpolate(shape, size=features.grid, mode="bilinear", align_corners=False).flatten() > 0.5
+        if not bool(keep.any()):  # cells far apart that fall between tokens
+            return features
+        keep = keep.to(features.tokens.device)
+        return _with_tokens(features, (1, int(keep.sum())), lambda values: values[keep])
+    if config.tokens_per_cell is None:
+        return features
+    sides = [(box.cells[i + 2] - box.cells[i]) * config.tokens_per_cell for i in (1, 0)]
+    scale = min(1.0, max(features.grid) / max(sides))
+    rows, columns = (max(1, round(side * scale)) for side in sides)
+
+    def resized(values: Tensor) -> Tensor:
+        plane = values.T.view(1, -1, *features.grid)
+        return interpolate(plane, size=(rows, columns), mode="bilinear", align_corners=False)[0].flatten(1).T
+
+    return _with_tokens(features, (rows, columns), resized)
+
+
+def _with_tokens(features: VisualFeatures, grid: tuple[int, int], change: Callable[[Tensor], Tensor]) -> VisualFeatures:
+    deepstack = tuple(change(level) for level in features.deepstack)
+    return dataclasses.replace(features, tokens=change(features.tokens), deepstack=deepstack, grid=grid)
 
 
 def features_bytes(features: VisualFeatures) -> int:

@@ -6,6 +6,8 @@ Both read H_K, the hidden states after the shared layers, and start as copies of
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -35,11 +37,17 @@ class RegionBranch(nn.Module):
 
     Args:
         layers: T decoder layers.
+        norm: of its own, between the whole layers and the T-th; None: the family has none.
     """
 
-    def __init__(self, layers: nn.ModuleList) -> None:
+    def __init__(self, layers: nn.ModuleList, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.layers = layers
+        self.norm = norm
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the whole layers as the T-th takes them."""
+        return hidden if self.norm is None else self.norm(hidden)
 
 
 def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> GateBranch:
@@ -59,9 +67,14 @@ def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> Gate
     return gate.to(backbone.device, backbone.dtype)
 
 
-def new_region(backbone: Backbone, shared_layers: int, branch_layers: int) -> RegionBranch:
-    """A region branch initialised from base layers K..K+T-1; arguments and errors as `new_gate`."""
-    return RegionBranch(_branch_layers(backbone, shared_layers, branch_layers))
+def new_region(backbone: Backbone, shared_layers: int, branch_layers: int, *, norm: bool = False) -> RegionBranch:
+    """A region branch initialised from base layers K..K+T-1; arguments and errors as `new_gate`.
+
+    Args:
+        norm: give it a norm of its own, which starts as the base's final one (`ZoomConfig.branch_norm`).
+    """
+    own = copy.deepcopy(backbone.decoder.norm) if norm else None
+    return RegionBranch(_branch_layers(backbone, shared_layers, branch_layers), own)  # type: ignore[arg-type]
 
 
 def _branch_layers(backbone: Backbone, shared_layers: int, branch_layers: int) -> nn.ModuleList:

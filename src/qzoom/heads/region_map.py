@@ -36,12 +36,13 @@ class RegionMap:
     blurred: Tensor
 
 
-def mean_head_logits(query: Tensor, keys: Tensor) -> Tensor:
+def mean_head_logits(query: Tensor, keys: Tensor, *, joined: bool = False) -> Tensor:
     """Scaled products of one query with every key, mean over query heads.
 
     Args:
         query: (heads, head_dim), or (1, head_dim) to use one query against the keys of every head.
         keys: (kv_heads, n, head_dim); shared by heads / kv_heads query heads each.
+        joined: one product over all heads together instead, not scaled.
 
     Returns:
         (n,) float32.
@@ -50,7 +51,8 @@ def mean_head_logits(query: Tensor, keys: Tensor) -> Tensor:
     groups = query.shape[0] // keys.shape[0]
     if groups > 1:
         keys = keys.repeat_interleave(groups, dim=0)
-    return (query[:, None, :] * keys).sum(-1).mul(keys.shape[-1] ** -0.5).mean(0)
+    products = (query[:, None, :] * keys).sum(-1)
+    return products.sum(0) if joined else products.mul(keys.shape[-1] ** -0.5).mean(0)
 
 
 def corner_keep(grid: tuple[int, int]) -> Tensor:

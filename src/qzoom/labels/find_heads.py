@@ -101,7 +101,8 @@ def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[H
         for index, turn in enumerate(turns):
             attention = attention_of(engine, responses, index, engine.backbone.attention_layers)
             if attention is not None:
-                cells = cells_touched(turn.boxes, image.size_px, attention.values.shape[2:], recipe.view)
+                view = engine.backbone.map_view(recipe.view)
+                cells = cells_touched(turn.boxes, image.size_px, attention.values.shape[2:], view)
                 samples.append((attention, torch.as_tensor(cells)))
     if not samples:
         raise DataError(

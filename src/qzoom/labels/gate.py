@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,15 +59,6 @@ def _agrees(sweep: ResolutionSweep) -> bool:
     return shared is not None and answers_match(shared, lowered(sweep.annotation))
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A label that a question may get."""
-
-    label: int  # 1 zoom, 0 coarse is enough, -100 leave out
-    tokens: int  # resolution of the coarse pass for this sample (the lowest when left out)
-    probability: float  # share of draws
-
-
 def categorise(sweep: ResolutionSweep) -> Category:
     """What the item filter does with a question.
 
@@ -80,11 +71,12 @@ def categorise(sweep: ResolutionSweep) -> Category:
     return "easy" if all(right) else "hard"
 
 
-def label_outcomes(sweep: ResolutionSweep, strategy: Strategy = "consistency") -> tuple[Outcome, ...]:
-    """All labels that may be drawn, with their probabilities, by label and resolution.
+def label_outcomes(sweep: ResolutionSweep, strategy: Strategy = "consistency") -> dict[tuple[int, int], float]:
+    """Every (label, visual tokens) that may be drawn with its probability, sorted.
 
-    Sweeps of at most two levels have no level below the reference, so a question that is right at all of them says
-    nothing about how few tokens would be enough: it is left out (the release stops with an error there).
+    Labels are 1 (zoom), 0 (coarse is enough) and -100 (leave out, with the lowest resolution). Sweeps of at most two
+    levels have no level below the reference, so a question that is right at all of them says nothing about how few
+    tokens would be enough: it is left out (the release stops with an error there).
 
     Args:
         sweep: its answers.
@@ -93,30 +85,29 @@ def label_outcomes(sweep: ResolutionSweep, strategy: Strategy = "consistency") -
     """
     if strategy == "prediction_vs_gt":
         return _naive_outcomes(sweep)
-    lowest, tokens = sweep.tokens[0], sweep.tokens
-    right = right_levels(sweep)
+    tokens, left_out, right = sweep.tokens, (IGNORE, sweep.tokens[0]), right_levels(sweep)
     if not _is_step(right):
-        return (Outcome(IGNORE, lowest, 1.0),)
+        return {left_out: 1.0}
     wrong = [i for i, is_right in enumerate(right) if not is_right]
     enough = [i for i, is_right in enumerate(right[: max(0, len(right) - TOP)]) if is_right]
-    shares: list[tuple[int, int, float]] = []
-    zero_share = 1 - WRONG_SHARE if wrong else 1.0
+    shares: dict[tuple[int, int], float] = defaultdict(float)
     if wrong and _agrees(sweep):
-        last = wrong[-2:]
-        shares += [(1, tokens[i], WRONG_SHARE / len(last)) for i in last]
+        for i in wrong[-2:]:
+            shares[1, tokens[i]] += WRONG_SHARE / len(wrong[-2:])
     elif wrong:
-        shares.append((IGNORE, lowest, WRONG_SHARE))
-    shares += [(0, tokens[i], zero_share / len(enough)) for i in enough]
+        shares[left_out] += WRONG_SHARE
+    zero_share = 1 - WRONG_SHARE if wrong else 1.0
+    for i in enough:
+        shares[0, tokens[i]] += zero_share / len(enough)
     if not enough:
-        shares.append((IGNORE, lowest, zero_share))
-    return _merged(shares)
+        shares[left_out] += zero_share
+    return dict(sorted(shares.items()))
 
 
 def draw_label(sweep: ResolutionSweep, rng: random.Random, strategy: Strategy = "consistency") -> tuple[int, int]:
     """One draw from `label_outcomes`: the label and the resolution in visual tokens."""
     outcomes = label_outcomes(sweep, strategy)
-    chosen = rng.choices(outcomes, weights=[o.probability for o in outcomes])[0]
-    return chosen.label, chosen.tokens
+    return rng.choices(list(outcomes), weights=list(outcomes.values()))[0]
 
 
 def select_items(sweeps: Sequence[ResolutionSweep], seed: int) -> list[int]:
@@ -226,19 +217,12 @@ def _is_step(right: list[bool]) -> bool:
     return bool(right) and right == sorted(right)
 
 
-def _naive_outcomes(sweep: ResolutionSweep) -> tuple[Outcome, ...]:
+def _naive_outcomes(sweep: ResolutionSweep) -> dict[tuple[int, int], float]:
     annotation = normalise_answer(sweep.annotation)
     levels = range(max(len(sweep.tokens) - TOP, 1))
-    shares = []
+    shares: dict[tuple[int, int], float] = defaultdict(float)
     for i in levels:
         answer = normalise_answer(sweep.answers[i])
         enough = bool(answer and annotation) and answers_match(answer, annotation)
-        shares.append((0 if enough else 1, sweep.tokens[i], 1 / len(levels)))
-    return _merged(shares)
-
-
-def _merged(shares: Iterable[tuple[int, int, float]]) -> tuple[Outcome, ...]:
-    total: dict[tuple[int, int], float] = defaultdict(float)
-    for label, tokens, share in shares:
-        total[label, tokens] += share
-    return tuple(Outcome(label, tokens, share) for (label, tokens), share in sorted(total.items()))
+        shares[0 if enough else 1, sweep.tokens[i]] += 1 / len(levels)
+    return dict(sorted(shares.items()))

@@ -20,7 +20,7 @@ from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
-from qzoom.errors import DataError, QZoomError
+from qzoom.errors import ConfigError, DataError, QZoomError
 from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
 from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
@@ -64,6 +64,8 @@ def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRe
         DataError: a worker died, or the disk refuses.
     """
     engine = run.model.load()
+    if recipe.view == "square" and engine.backbone.square_padding is not None:
+        raise ConfigError("This model pads every picture to a square itself; leave view at dynamic.")
     heads: Heads = {} if recipe.source == "boxes" else _heads_of(run, engine, questions, recipe)
     fill_store(
         run,
@@ -156,15 +158,16 @@ def region_labeller(engine: Engine, *, recipe: RegionRecipe, heads: Heads, image
 def _from_boxes(engine: Engine, question: Question, image: PreparedImage) -> LabelRecords:
     """Label maps of all turns from their known answer boxes."""
     question_id = content_id(question)
-    grid = engine.backbone.grid(image.picture.size_px, image.budget)
+    grid, view = engine.backbone.grid(image.picture.size_px, image.budget), engine.backbone.map_view(image.view)
     records: LabelRecords = []
     for index, turn in enumerate(question.turns):
         if not turn.boxes:
             records.append((Skip(question_id, f"Turn {index + 1} has no answer boxes, which --from boxes needs."), {}))
             continue
         label, labels = label_record(
-            box_labels(turn.boxes, image.size_px, grid, image.view),
+            box_labels(turn.boxes, image.size_px, grid, view),
             view=image.view,
+            map_view=view,
             size_px=image.size_px,
             boxes=(),
             question=question_id,
@@ -213,6 +216,7 @@ def _from_answer(
     label, labels = label_record(
         region_labels(sink, grounding, recipe.maps, padded_from_px=size_px if recipe.view == "square" else None),
         view=recipe.view,
+        map_view=engine.backbone.map_view(recipe.view),
         size_px=size_px,
         boxes=turn.boxes,
         question=question_id,

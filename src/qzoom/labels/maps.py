@@ -30,13 +30,20 @@ CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
 
 
 def label_record(
-    label_map: LabelMap, *, view: View, size_px: tuple[int, int], boxes: Sequence[Box], **facts: Any
+    label_map: LabelMap,
+    *,
+    view: View,
+    map_view: View,
+    size_px: tuple[int, int],
+    boxes: Sequence[Box],
+    **facts: Any,
 ) -> tuple[RegionLabel, np.ndarray]:
     """The record of a turn's label map, and its labels (rows, columns) int8.
 
     Args:
         label_map: the labels.
-        view: "square" when the picture was padded to one.
+        view: "square" when the picture was padded to one before the model got it.
+        map_view: "square" when the map shows it padded to one.
         size_px: (width, height) of the picture without padding.
         boxes: known answer boxes, to measure agreement; empty when there are none or the labels come from them.
         **facts: question, turn, response, attention, text and prompt of the record.
@@ -44,7 +51,7 @@ def label_record(
     labels = label_map.labels.astype(np.int8)
     agrees = None
     if boxes and label_map.usable:
-        agrees = bool((cells_touched(boxes, size_px, labels.shape, view) & (labels == 1)).any())
+        agrees = bool((cells_touched(boxes, size_px, labels.shape, map_view) & (labels == 1)).any())
     record = RegionLabel(
         box=label_map.box,
         usable=label_map.usable and bool((labels == 1).any()),

@@ -142,6 +142,7 @@ def _records(
         text=texts["text"],
         prompt=texts["prompt"],
         view="square",
+        map_view="square",
         size_px=size,
         boxes=(),
     )

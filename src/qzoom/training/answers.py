@@ -21,9 +21,10 @@ from qzoom.data.questions import load_picture
 from qzoom.engine.perceive import propose_boxes, region_maps
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine, State, advance_region, advance_shared
-from qzoom.engine.zoom import RegionBlock, insert_regions
+from qzoom.engine.zoom import RegionBlock, insert_regions, read_tokens
 from qzoom.errors import ConfigError, DataError
-from qzoom.heads.boxes import CellBox, map_box
+from qzoom.heads.boxes import CellBox, MapBox, map_box
+from qzoom.images.geometry import box_area_px
 from qzoom.labels.hard_cases import ZoomEffect, current_verdicts, zoom_effect
 from qzoom.labels.respond import prepare_image
 from qzoom.store.schema import Question, Verdict
@@ -31,7 +32,6 @@ from qzoom.training.forward import hidden_states
 from qzoom.training.losses import IGNORE, answer_loss
 from qzoom.training.samples import SampleUse, StageTask, question_of, sample_digest
 from qzoom.training.stages import KINDS, StageRecipe
-from qzoom.types import Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +91,28 @@ class AnswerTask(StageTask):
         image = prepare_image(picture, "dynamic", tokens)
         features = backbone.encode([image.picture.image], [image.budget])
         prompt = build_prompt(backbone, sample.ids, features)
-        cells, box = self._region(engine, prompt, picture.size_px, rng)
-        crop = backbone.encode([picture.image.crop(box)], [TokenBudget(1, recipe.region_tokens)])[0]
+        found = self._region(engine, prompt, picture.size_px, rng)
+        crop = backbone.encode([backbone.crop(picture.image, found.box)], [TokenBudget(1, recipe.region_tokens)])[0]
         whole = build_prompt(backbone, [*sample.ids, *sample.answer], features)
-        return insert_regions(backbone, whole, [RegionBlock(0, cells, crop)], engine.config)[0]
+        block = RegionBlock(0, found.cells, read_tokens(crop, found, engine.config))
+        return insert_regions(backbone, whole, [block], engine.config)[0]
 
-    def _region(
-        self, engine: Engine, prompt: Prompt, size_px: tuple[int, int], rng: random.Random
-    ) -> tuple[CellBox, Box]:
+    def _region(self, engine: Engine, prompt: Prompt, size_px: tuple[int, int], rng: random.Random) -> MapBox:
         recipe, config = self.recipe, engine.config
         if rng.random() >= recipe.random_box:
             (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, prompt)]))
             boxes = propose_boxes(engine, region_maps(engine, state), [size_px])
             if boxes:
-                return boxes[0].cells, boxes[0].box
+                return boxes[0]
         grid = prompt.spans[0].features.grid
-        cells = random_cells(grid, recipe.random_side, rng)
         rule = dataclasses.replace(config.box, margin_cells=0.0)
-        return cells, map_box(cells, grid, size_px, rule=rule, token_px=engine.backbone.token_px).box
+        place = {"token_px": engine.backbone.token_px, "padded": engine.backbone.square_padding is not None}
+        for _ in range(20):  # in a padded picture the box may show nothing
+            cells = random_cells(grid, recipe.random_side, rng)
+            box = map_box(cells, grid, size_px, rule=rule, **place)  # type: ignore[arg-type]
+            if box_area_px(box.box):
+                return box
+        return map_box((0, 0, grid[1], grid[0]), grid, size_px, rule=rule, **place)  # type: ignore[arg-type]
 
     def _coarse_tokens(self) -> int:
         settings = self.stores[0].settings

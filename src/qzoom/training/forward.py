@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qzoom.backbones.base import Backbone
 from qzoom.engine.prompt import Prompt, embed_prompt
+from qzoom.engine.state import Engine, map_inputs
 from qzoom.heads.region_map import mean_head_logits
 
 
@@ -70,22 +71,23 @@ def hidden_states(
     )
 
 
-def region_logits_at(
-    backbone: Backbone, last: nn.Module, hidden: Tensor, prompt: Prompt, queries: Sequence[int]
-) -> list[Tensor]:
+def region_logits_at(engine: Engine, hidden: Tensor, prompt: Prompt, queries: Sequence[int]) -> list[Tensor]:
     """Mean-head logits (rows, columns) of the first picture, one map per asking token (method.md 3 and 5.4).
 
-    `last` is the region branch's last layer, `hidden` (length, hidden) the states of the prompt before it.
+    `hidden` (length, hidden) are the states of the prompt after the region branch's whole layers.
     """
-    span = prompt.spans[0]
-    rotary = backbone.rotary(hidden[None], prompt.positions[:, None])
+    assert engine.region is not None
+    backbone, last, span = engine.backbone, engine.region.layers[-1], prompt.spans[0]
+    hidden, rotary = map_inputs(engine, hidden[None], prompt.positions[:, None])
 
     def rows(index: slice | list[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return hidden[None, index], (rotary[0][:, index], rotary[1][:, index])
+        return hidden[:, index], (rotary[0][:, index], rotary[1][:, index])
 
     keys = backbone.key(last, *rows(slice(span.start, span.stop)))[0]
     asked = backbone.query(last, *rows(list(queries)))[0]
-    return [mean_head_logits(asked[:, i], keys).view(span.features.grid) for i in range(len(queries))]
+    joined = engine.config.map_heads == "joined"
+    maps = (mean_head_logits(asked[:, i], keys, joined=joined) for i in range(len(queries)))
+    return [values.view(span.features.grid) for values in maps]
 
 
 def _causal(backbone: Backbone, batch: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.backbones.base import ModelSizes
-from qzoom.backbones.registry import FAMILIES, published_sizes
+from qzoom.backbones.registry import FAMILIES, backbone_class, published_sizes
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.training.stages import STAGES, Part, StageRecipe, frozen_in_bfloat16
 
@@ -162,7 +163,10 @@ def sizes_of(folder: Path) -> ModelSizes:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config: Any = AutoConfig.from_pretrained(folder)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = settings.get("model_type")
+        layout = backbone_class(kind).released_layout(settings) if kind in FAMILIES else None
+        config: Any = AutoConfig.from_pretrained(folder) if layout is None else layout.config(settings, None)
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError, KeyError) as error:

@@ -80,11 +80,12 @@ class RegionMapTask(StageTask):
         targets: list[Tensor] = []
         for sample, prompt, queries, states in zip(chosen, prompts, asking, hidden, strict=True):
             kept = [i for i, stored in enumerate(sample.labels) if stored is not None]
-            logits += region_logits_at(backbone, layers[-1], states, prompt, [queries[i] for i in kept])
+            logits += region_logits_at(engine, states, prompt, [queries[i] for i in kept])
             for i in kept:
                 labels = sample.store.tensor(cast(Stored, sample.labels[i]), "labels")
                 targets.append(torch.as_tensor(labels, device=states.device).long())
-        return region_loss(logits, targets) * sum(sample.weight for sample in chosen)
+        focal = self.recipe.region_loss == "focal"
+        return region_loss(logits, targets, focal=focal) * sum(sample.weight for sample in chosen)
 
     def _sequence(self, sample: RegionSample) -> tuple[list[int], list[int]]:
         """Token ids of a sample, and the indices of its asking tokens."""

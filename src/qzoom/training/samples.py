@@ -170,6 +170,8 @@ def prompt_of(
     Raises:
         ImageError: the picture is missing or damaged.
     """
+    if engine.backbone.square_padding is not None:  # it pads them itself
+        view = "dynamic"
     shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
     with torch.no_grad():
         features = engine.backbone.encode([shown.picture.image], [shown.budget])

@@ -94,6 +94,8 @@ class StageRecipe:
     """Answers: 0 trains all weights of the decoder; above 0, LoRA of this rank, kept in the adapter."""
     quantization: Literal["", "4bit", "8bit"] = ""
     """Hold the base in few bits (bitsandbytes); answers then needs a lora_rank. Branches and LoRA never are."""
+    region_loss: Literal["bce", "focal"] = "bce"
+    """Regions: binary cross entropy, plain or with every cell weighed by how wrong it is (alpha 0.9, gamma 2)."""
     learning_rate: Share = 1e-4
     """Peak."""
     batch: Count = 128
@@ -194,6 +196,7 @@ def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
         ("embedding", engine.backbone.embedding),
         ("region", engine.region),
         ("gate", engine.gate),
+        ("vision", model),  # what is left of it
     ]
     out: dict[str, tuple[Part, nn.Parameter]] = {}
     seen: set[int] = set()
@@ -202,10 +205,6 @@ def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
             if id(weight) not in seen:
                 seen.add(id(weight))
                 out[f"{part}.{name}"] = (part, weight)
-    for name, weight in model.named_parameters():
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            out[f"vision.{name}"] = ("vision", weight)
     return out
 
 

@@ -62,7 +62,7 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
     config = ZoomConfig.from_dict(config.to_dict() | recipe.zoom, source="zoom")
     gate, region = base.gate, base.region
     if stage == "regions":
-        region = new_region(base.backbone, config.shared_layers, config.branch_layers)
+        region = new_region(base.backbone, config.shared_layers, config.branch_layers, norm=config.branch_norm)
     if stage == "gate":
         gate = new_gate(base.backbone, config.shared_layers, config.branch_layers)
     for branch in (gate, region):

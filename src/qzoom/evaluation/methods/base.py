@@ -20,7 +20,7 @@ from qzoom.engine.request import Options, Request
 from qzoom.engine.session import Session
 from qzoom.engine.state import truncate
 from qzoom.engine.zoom import zoom
-from qzoom.heads.boxes import MapBox, map_box
+from qzoom.heads.boxes import MapBox, map_box, picture_bounds
 from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
 
 if TYPE_CHECKING:
@@ -212,8 +212,10 @@ def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
         margin_cells: coarse cells added on every side.
     """
     (width, height), (rows, columns) = reading.size_px, reading.grid
-    x, y = columns / width, rows / height
     engine = reading.model.engine
+    padded = engine.backbone.square_padding is not None
+    left, top, right, bottom = picture_bounds(reading.size_px, reading.grid) if padded else (0, 0, columns, rows)
+    x, y = (right - left) / width, (bottom - top) / height
     rule = dataclasses.replace(engine.config.box, scaling="exact", margin_cells=margin_cells)
-    cells = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-    return map_box(cells, reading.grid, reading.size_px, rule=rule, token_px=engine.backbone.token_px)
+    cells = (left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y)
+    return map_box(cells, reading.grid, reading.size_px, rule=rule, token_px=engine.backbone.token_px, padded=padded)

@@ -1,0 +1,61 @@
+"""Ray, started for one job unless it runs already; it reports nowhere and shows no dashboard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qzoom.errors import ConfigError
+
+
+@contextmanager
+def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
+    """The `ray` module, connected; what was started here is stopped at the end.
+
+    Args:
+        address: of a running cluster, or "auto" for this machine's; empty starts Ray here.
+        cpus: processors that a Ray started here may use.
+        advice: added to the error when Ray is not installed, e.g. what to use instead.
+
+    Raises:
+        ConfigError: Ray is not installed, or its cluster cannot be reached.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.data  # noqa: F401 - a submodule that ray itself does not import
+    except ImportError as error:
+        raise ConfigError(f"This needs Ray Data: pip install 'qzoom[ray]'{advice}.") from error
+    own = not ray.is_initialized()
+    if own:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        options |= {"address": address} if address else {"include_dashboard": False, "num_cpus": cpus}
+        try:
+            ray.init(**options)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"Ray did not start ({' '.join(str(error).split())[:200]}).") from error
+    try:
+        yield ray
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def ray_data(ray: Any, items: list[Any], blocks: int) -> Any:
+    """A quiet dataset of items that keeps their order.
+
+    Args:
+        ray: from `ray_running`.
+        items: JSON values.
+        blocks: most pieces that are worked on and returned as wholes.
+    """
+    import logging
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.from_items(items, override_num_blocks=max(1, min(len(items), blocks)))

@@ -1,0 +1,346 @@
+"""Batch jobs: a file of questions in, a file of answers out, one line each (`qzoom batch`).
+
+A line of the input is one of OpenAI's batch lines or a question as in `qzoom.data.questions`:
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], "max_tokens": 32}}
+    {"id": "b", "image": "scans/3.jpg", "question": "What is the date?"}
+
+A line of the output is OpenAI's: `{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}`.
+Requests go to the server's own application, in this process or at an address, so limits, errors and answers are those
+of `qzoom serve`. The first question about a picture is answered before the others about it start: they find its prefix
+in the cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from qzoom.errors import ConfigError, DataError
+from qzoom.store.log import atomic_path, differences, unwritable, write_atomic
+
+URLS = ("/v1/chat/completions", "/v1/perceive")
+_FIELDS = ("custom_id", "method", "url", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """One question of the input.
+
+    Args:
+        id: unique in the file; empty for a line that cannot be read.
+        number: of the line, from 1.
+        offset: of the line in the file, in bytes.
+        part: which question of a line that holds a picture with several; else 0.
+        group: questions about the same pictures have the same.
+    """
+
+    id: str
+    number: int
+    offset: int
+    part: int = 0
+    group: bytes = b""
+
+    @property
+    def key(self) -> str:
+        """What the line is known by in the output."""
+        return self.id or f"line {self.number}"
+
+
+def index_input(path: Path) -> list[BatchLine]:
+    """All questions of the input in order; bodies are read again when they are asked.
+
+    Raises:
+        DataError: the file cannot be read, holds no line, or uses an id twice; it names both lines.
+    """
+    lines: list[BatchLine] = []
+    seen: dict[str, int] = {}
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    lines += _parts_of(raw, number, offset)
+                offset += len(raw)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give a JSONL file of requests.") from error
+    for line in lines:
+        if line.id and line.id in seen:
+            raise DataError(
+                f"{path}, line {line.number}: the id {line.id!r} is already on line {seen[line.id]}; ids must differ, "
+                "or answers could not be told apart."
+            )
+        seen[line.id] = line.number
+    if not lines:
+        raise DataError(f"{path} holds no questions; expected one JSON object a line.")
+    return lines
+
+
+def _parts_of(raw: bytes, number: int, offset: int) -> list[BatchLine]:
+    """The questions of one line; one without id if the line cannot be read."""
+    unreadable = [BatchLine("", number, offset)]
+    try:
+        value = _parse(raw)
+        name = _name_of(value)
+    except DataError:
+        return unreadable
+    if "custom_id" in value:
+        body = value.get("body")
+        urls = _urls(body.get("messages")) if isinstance(body, dict) else []
+        return [BatchLine(name, number, offset, group=_digest(urls or [name]))]
+    group = _digest([str(value.get("image"))])
+    questions = value.get("questions")
+    if isinstance(questions, list):
+        return [BatchLine(f"{name}/{i}", number, offset, i, group) for i in range(1, len(questions) + 1)] or unreadable
+    return [BatchLine(name, number, offset, group=group)]
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON ({error}); mend the line.") from error
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object; write {'custom_id': ..., 'body': ...} or {'id', 'image', 'question'}.")
+    return value
+
+
+def _name_of(value: Mapping[str, Any]) -> str:
+    name = value.get("custom_id", value.get("id"))
+    if not isinstance(name, str) or not name:
+        raise DataError("no 'custom_id' (OpenAI's batch lines) or 'id' (questions), or it is not a text; add one.")
+    return name
+
+
+def _urls(messages: Any) -> list[str]:
+    """The addresses of all pictures of a conversation of any shape."""
+    parts = [
+        part
+        for message in (messages if isinstance(messages, list) else [])
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+        if isinstance(part, dict)
+    ]
+    pictures = [part.get("image_url") for part in parts]
+    return [str(url.get("url") if isinstance(url, dict) else url) for url in pictures if url is not None]
+
+
+def _digest(words: Sequence[str]) -> bytes:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def grouped(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
+    """Lines about the same pictures together, in order of first appearance."""
+    groups: dict[bytes, list[BatchLine]] = {}
+    for line in lines:
+        groups.setdefault(line.group or line.key.encode(), []).append(line)
+    return list(groups.values())
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReader:
+    """Turns lines into requests.
+
+    Args:
+        path: of the input.
+        defaults: fields of a body that a line does not give: model, max_tokens, qzoom.
+        media: folder whose pictures `file://` addresses may name; paths of questions start from the input's folder.
+    """
+
+    path: Path
+    defaults: Mapping[str, Any]
+    media: Path
+
+    def requests(self, line: BatchLine) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Route and body of each turn of a line; later ones expect earlier answers in `messages`.
+
+        Raises:
+            DataError: the line cannot be asked; one sentence.
+        """
+        with self.path.open("rb") as file:
+            file.seek(line.offset)
+            value = _parse(file.readline())
+        _name_of(value)
+        if "custom_id" in value:
+            yield self._openai(value)
+            return
+        questions = value.get("questions")
+        value = {**value, **questions[line.part - 1]} if isinstance(questions, list) and line.part else value
+        turns = value["turns"] if isinstance(value.get("turns"), list) else [value]
+        picture = self._file(value.get("image"), self.path.parent)
+        for turn in turns:
+            question = turn.get("question") if isinstance(turn, dict) else None
+            if not isinstance(question, str):
+                raise DataError("no 'question', or it is not a text; write {'id', 'image', 'question'}.")
+            content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+            if turn is turns[0]:
+                content.insert(0, {"type": "image_url", "image_url": {"url": picture}})
+            yield URLS[0], {**self.defaults, "messages": [{"role": "user", "content": content}]}
+
+    def _openai(self, value: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        unknown = [key for key in value if key not in _FIELDS]
+        body, url = value.get("body"), value.get("url", URLS[0])
+        if unknown:
+            raise DataError(f"unknown field {unknown[0]!r}; a batch line has {', '.join(_FIELDS)}.")
+        if url not in URLS or value.get("method", "POST") != "POST":
+            raise DataError(f"it must be a POST to {' or '.join(URLS)}, not {value.get('method', 'POST')} {url!r:.60}.")
+        if not isinstance(body, dict):
+            raise DataError("'body' must be an object, the request as it would be sent.")
+        if body.get("stream"):
+            raise DataError("'stream' has no meaning in a batch; leave it out.")
+        body = {**{k: v for k, v in self.defaults.items() if url == URLS[0] or k in ("model", "qzoom")}, **body}
+        return url, json.loads(json.dumps(body), object_hook=self._with_file)
+
+    def _with_file(self, value: dict[str, Any]) -> dict[str, Any]:
+        """An object whose `file://` address, if it has one, is replaced by the file's bytes."""
+        for key in ("url", "image_url"):
+            url = value.get(key)
+            if isinstance(url, str) and url[:7].lower() == "file://":
+                address = urlsplit(url)
+                if address.netloc not in ("", "localhost"):
+                    raise DataError(f"{url!r:.200} names another machine; write file:///path/to/picture.png.")
+                value = {**value, key: self._file(unquote(address.path), self.media)}
+        return value
+
+    def _file(self, name: Any, root: Path) -> str:
+        """A picture of this machine as a data URL."""
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise DataError("'image' must be the path of a picture.")
+        if name[:5].lower() == "data:":
+            return name
+        path = (root / name).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise DataError(f"the picture {name!r:.200} is outside {root}; name its folder with --media.")
+        try:
+            return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+        except OSError as error:
+            raise DataError(f"the picture {name!r:.200} cannot be read in {root} ({error.strerror}).") from error
+
+
+class AnswerFile:
+    """The output: a line per answer as it comes, and beside it (`NAME.batch.json`) what the answers belong to.
+
+    Args:
+        path: of the output.
+        about: everything that decides the answers, as JSON values.
+        fresh: discard an earlier output.
+
+    Raises:
+        ConfigError: another job's output, or one that is being written.
+        DataError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any], *, fresh: bool = False) -> None:
+        self.path, self._about = path, path.with_name(f"{path.name}.batch.json")
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ConfigError(
+                f"{path} is being written by another process; wait for it, or name another file."
+            ) from error
+        try:
+            if fresh:
+                self._file.truncate(0)
+                self._about.unlink(missing_ok=True)
+            self._check(json.loads(json.dumps(about)))
+            self.answered = self._scan()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _check(self, about: dict[str, Any]) -> None:
+        """The output is empty or of the same job."""
+        advice = "name another file, or give --fresh to replace it"
+        if self._about.is_file():
+            changed = differences(json.loads(self._about.read_text()), about)
+            if changed:
+                raise ConfigError(f"{self.path} holds answers of another job ({'; '.join(changed)}); {advice}.")
+        elif self._file.seek(0, os.SEEK_END):
+            raise ConfigError(
+                f"{self.path} is not empty and no batch output ({self._about.name} is missing); {advice}."
+            )
+        else:
+            write_atomic(self._about, json.dumps(about, indent=1))
+
+    def _scan(self) -> dict[str, int]:
+        """Offsets of the answered lines by key; a torn last line is cut off."""
+        answered: dict[str, int] = {}
+        self._file.seek(0)
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if not raw.endswith(b"\n"):
+                    break
+                try:
+                    record = json.loads(raw)
+                    answered[record["custom_id"] or f"line {record['line']}"] = offset
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(f"{self.path}, line {number} is damaged; remove it or give --fresh.") from error
+                offset += len(raw)
+        self._file.truncate(offset)
+        self._file.seek(offset)
+        return answered
+
+    def write(self, line: BatchLine, record: Mapping[str, Any]) -> None:
+        """Add an answer by one write.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        offset = self._file.tell()
+        data = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError("the disk is full")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(offset)
+            raise unwritable(self.path, error) from error
+        self.answered[line.key] = offset
+
+    def finish(self, lines: Sequence[BatchLine]) -> None:
+        """Bring the answers into the order of the input."""
+        offsets = [self.answered[line.key] for line in lines]
+        if offsets == sorted(offsets):
+            return
+        with atomic_path(self.path) as partial, partial.open("wb") as out, self.path.open("rb") as file:
+            for offset in offsets:
+                file.seek(offset)
+                out.write(file.readline())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All answers in the order of the file."""
+        with self.path.open("rb") as file:
+            for raw in file:
+                yield json.loads(raw)
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def make_record(line: BatchLine, response: dict[str, Any] | None, error: str = "") -> dict[str, Any]:
+    """A line of the output: the response, or the sentence why the line cannot be sent."""
+    name = hashlib.sha256(line.key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    where = {} if line.id else {"line": line.number}
+    fault = {"code": "invalid_line", "message": f"Line {line.number}: {error}"} if error else None
+    return {"id": f"batch_req_{name}", "custom_id": line.id or None} | where | {"response": response, "error": fault}

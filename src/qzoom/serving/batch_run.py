@@ -1,0 +1,220 @@
+"""Asking the questions of a batch: in this process, at a running server, or by Ray's actors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from qzoom.cluster import ray_data, ray_running
+from qzoom.errors import DataError, QZoomError, StopRunError
+from qzoom.serving.batch import URLS, BatchLine, BatchReader, make_record
+
+if TYPE_CHECKING:
+    import httpx
+
+    from qzoom.serving.service import Service
+
+Write = Callable[[BatchLine, dict[str, Any]], None]
+"""Called with every line and its record, as answers come."""
+_RETRIES = 8
+_MOST_WAIT_S = 30.0
+
+
+async def answer_groups(
+    groups: Sequence[Sequence[BatchLine]], reader: BatchReader, client: httpx.AsyncClient, write: Write, *, width: int
+) -> None:
+    """Ask all lines, `width` at a time.
+
+    Args:
+        groups: lines about the same pictures together.
+        reader: makes their requests.
+        client: of the application.
+        write: called with every answer.
+        width: requests in flight.
+
+    Raises:
+        StopRunError: the server does not answer any more.
+        DataError: the output cannot be written.
+    """
+    places = asyncio.Semaphore(width)
+
+    async def one(line: BatchLine) -> None:
+        async with places:
+            write(line, await _answer(line, reader, client))
+
+    async def group(lines: Sequence[BatchLine]) -> None:
+        await one(lines[0])
+        async with asyncio.TaskGroup() as tasks:
+            for line in lines[1:]:
+                tasks.create_task(one(line))
+
+    waiting = iter(groups)
+
+    async def worker() -> None:
+        for lines in waiting:
+            await group(lines)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(width):
+                tasks.create_task(worker())
+    except* QZoomError as errors:
+        raise _first(errors) from None
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _answer(line: BatchLine, reader: BatchReader, client: httpx.AsyncClient) -> dict[str, Any]:
+    """The record of a line; of several turns it is the last one's, with all texts in `turns`."""
+    history: list[dict[str, Any]] = []
+    texts: list[str] = []
+    record = make_record(line, None)
+    try:
+        for url, body in reader.requests(line):
+            if history:
+                body["messages"] = history + body["messages"]
+            response = await _post(client, url, body)
+            reply = response.json()
+            name = response.headers.get("x-request-id") or reply.get("id", "")
+            record = make_record(line, {"status_code": response.status_code, "request_id": name, "body": reply})
+            if response.status_code != 200 or url != URLS[0]:
+                return record
+            texts.append(reply["choices"][0]["message"]["content"])
+            history = [*body["messages"], {"role": "assistant", "content": texts[-1]}]
+    except DataError as error:
+        return make_record(line, None, str(error))
+    return record | ({"turns": texts} if len(texts) > 1 else {})
+
+
+async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
+    """The response; a full or restarting server is asked again.
+
+    Raises:
+        StopRunError: it did not answer.
+    """
+    import httpx
+
+    wait_s = 0.5
+    for left in range(_RETRIES, -1, -1):
+        try:
+            response = await client.post(url, json=body)
+        except httpx.TransportError as error:
+            if not left:
+                raise StopRunError(
+                    f"{client.base_url} does not answer ({type(error).__name__}); run the same command again to go on."
+                ) from error
+            pause_s = wait_s
+        else:
+            if response.status_code not in (429, 503) or not left:
+                return response
+            asked = response.headers.get("retry-after", "")
+            pause_s = float(asked) if asked.isdigit() else wait_s
+        await asyncio.sleep(min(pause_s, _MOST_WAIT_S))
+        wait_s = min(2 * wait_s, _MOST_WAIT_S)
+    raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def local_client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application in this process, whose service runs until the block ends."""
+    import httpx
+
+    from qzoom.serving.app import create_app
+
+    transport = httpx.ASGITransport(app=create_app(service), raise_app_exceptions=False)
+    service.start()
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client:
+            yield client
+    finally:
+        await service.close()
+
+
+def answer_with_ray(
+    groups: Sequence[Sequence[BatchLine]],
+    reader: BatchReader,
+    open_service: Callable[[], Service],
+    *,
+    width: int,
+    actors: int,
+    address: str = "",
+) -> Iterator[tuple[BatchLine, dict[str, Any]]]:
+    """Ask all lines by Ray's actors, each with an engine of its own; yields lines and records as groups are done.
+
+    The input and its pictures must have the same path on all machines.
+
+    Args:
+        groups, reader: as in `answer_groups`.
+        open_service: makes the service of one actor.
+        width: requests in flight per actor.
+        actors: how many.
+        address: of a running cluster; empty starts Ray on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed or cannot be reached.
+        StopRunError: an actor could not start its engine.
+    """
+    with ray_running(address, cpus=actors + 1, advice=", or leave --engine out") as ray:
+        data = ray_data(ray, [{"group": number} for number in range(len(groups))], blocks=len(groups))
+        results = data.map_batches(
+            _Actor,
+            fn_constructor_args=(groups, reader, open_service, width),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+        )
+        for row in results.iter_rows():
+            result = json.loads(row["result"])
+            if "stop" in result:
+                raise StopRunError(result["stop"])
+            by_key = {line.key: line for line in groups[result["group"]]}
+            for key, record in result["records"]:
+                yield by_key[key], record
+
+
+class _Actor:
+    """One of Ray's processes: an engine and the application before it, on an event loop that runs while it is asked."""
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[BatchLine]],
+        reader: BatchReader,
+        open_service: Callable[[], Service],
+        width: int,
+    ) -> None:
+        self._groups, self._reader, self._width, self._failed = groups, reader, width, ""
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._open = local_client(open_service())
+            self._client = self._loop.run_until_complete(self._open.__aenter__())
+        except QZoomError as error:
+            self._failed = str(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """A column of group numbers to a column of their records, as JSON."""
+        return {"result": [self._one(int(number)) for number in batch["group"]]}
+
+    def _one(self, number: int) -> str:
+        if self._failed:
+            return json.dumps({"stop": self._failed})
+        records: list[tuple[str, dict[str, Any]]] = []
+        work = answer_groups(
+            [self._groups[number]],
+            self._reader,
+            self._client,
+            lambda line, record: records.append((line.key, record)),
+            width=self._width,
+        )
+        try:
+            self._loop.run_until_complete(work)
+        except QZoomError as error:
+            return json.dumps({"stop": str(error)})
+        return json.dumps({"group": number, "records": records})

@@ -1,0 +1,209 @@
+"""`qzoom batch`: lines in, lines out, each once; kill and resume; Parquet; Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Command
+from tests.serving.running import data_url, image_part, page, user, wait_until
+
+QUESTIONS = ("What is the total amount?", "What is the date?")
+
+
+def question_lines(count: int) -> list[dict[str, Any]]:
+    return [{"id": f"q{i}", "image": f"p{i % 2}.png", "question": QUESTIONS[i % 3 % 2]} for i in range(count)]
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]], *raw: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in [*map(json.dumps, lines), *raw]))
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def texts(records: list[dict[str, Any]]) -> dict[str, str]:
+    return {r["custom_id"]: r["response"]["body"]["choices"][0]["message"]["content"] for r in records}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(2):
+        page(f"TOTAL {i + 3}.55").save(tmp_path / f"p{i}.png")
+    return tmp_path
+
+
+def test_every_kind_of_line_gets_one_line_in_the_order_of_the_input(here: Command, folder: Path) -> None:
+    asked = [user(image_part(data_url(page("TOTAL 3.55"))), QUESTIONS[0])]
+    local = [user(image_part("file://" + str(folder / "p0.png")), QUESTIONS[0])]
+    lines = [
+        *question_lines(3),
+        {"custom_id": "chat", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": asked}},
+        {"custom_id": "look", "url": "/v1/perceive", "body": {"messages": asked}},
+        {"custom_id": "file", "body": {"messages": local, "max_tokens": 8}},
+        {"id": "talk", "image": "p1.png", "turns": [{"question": QUESTIONS[0]}, {"question": QUESTIONS[1]}]},
+        {"id": "page", "image": "p0.png", "questions": [{"question": q} for q in QUESTIONS]},
+        {"custom_id": "wrong", "body": {"messages": asked, "temperatur": 1}},
+        {"custom_id": "other", "body": {"messages": asked, "model": "gpt-9"}},
+        {"custom_id": "stream", "body": {"messages": asked, "stream": True}},
+        {"custom_id": "edit", "url": "/v1/edits", "body": {}},
+        {"id": "gone", "image": "no.png", "question": "?"},
+        {"id": "outside", "image": "../x.png", "question": "?"},
+    ]
+    source = write_lines(folder / "in.jsonl", lines, "{broken", "[1]")
+    done = here("batch", source, "-o", folder / "out.jsonl", "--max-tokens", "8")
+    assert (done.code, done.out) == (1, f"9 answers and 8 errors in {folder / 'out.jsonl'}\n")
+    records = read_lines(folder / "out.jsonl")
+    names = [line.get("custom_id", line.get("id")) for line in lines]
+    names[names.index("page")] = ["page/1", "page/2"]
+    assert [r["custom_id"] for r in records] == [
+        n for name in names for n in (name if isinstance(name, list) else [name])
+    ] + [None, None]
+    by_id = {r["custom_id"]: r for r in records}
+    status = {name: (r["response"] or {}).get("status_code") for name, r in by_id.items() if name}
+    assert status["wrong"] == 400
+    assert status["other"] == 404
+    assert by_id["look"]["response"]["body"]["object"] == "qzoom.perception"
+    answers = texts(
+        [r for r in records if (r["response"] or {}).get("status_code") == 200 and r["custom_id"] != "look"]
+    )
+    assert answers["chat"] == answers["file"] == answers["q0"] == answers["page/1"]
+    assert len(by_id["talk"]["turns"]) == 2
+    assert by_id["talk"]["turns"][1] == answers["talk"]
+    for name, words in {
+        "stream": "no meaning in a batch",
+        "edit": "/v1/chat/completions",
+        "gone": "'no.png' cannot be read",
+        "outside": "--media",
+    }.items():
+        assert words in by_id[name]["error"]["message"]
+    assert [(r["line"], r["error"]["message"].split(":")[0]) for r in records[-2:]] == [
+        (15, "Line 15"),
+        (16, "Line 16"),
+    ]
+
+
+def test_a_killed_run_goes_on_and_asks_nothing_twice(here: Command, folder: Path) -> None:
+    source = write_lines(folder / "in.jsonl", question_lines(24))
+    command = [
+        sys.executable,
+        "-m",
+        "qzoom",
+        "batch",
+        str(source),
+        "-o",
+        str(folder / "out.jsonl"),
+        "--max-tokens",
+        "8",
+    ]
+    child = subprocess.Popen([*command, "--concurrency", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    output = folder / "out.jsonl"
+    wait_until(lambda: child.poll() is not None or (output.exists() and output.read_bytes().count(b"\n") >= 2))
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    before = {
+        r["custom_id"]: r["response"]["request_id"] for r in map(json.loads, output.read_bytes().split(b"\n")[:2])
+    }
+    with output.open("ab") as file:
+        file.write(b'{"id": "torn')
+    assert here("batch", source, "-o", output, "--max-tokens", "8", "--quiet").code == 0
+    records = read_lines(output)
+    assert [r["custom_id"] for r in records] == [f"q{i}" for i in range(24)]
+    requests = {r["custom_id"]: r["response"]["request_id"] for r in records}
+    assert requests.items() >= before.items()
+    assert here("batch", source, "-o", folder / "whole.jsonl", "--max-tokens", "8", "--quiet").code == 0
+    assert texts(records) == texts(read_lines(folder / "whole.jsonl"))
+
+
+def test_another_jobs_output_is_left_alone(here: Command, folder: Path) -> None:
+    source = write_lines(folder / "in.jsonl", question_lines(1))
+    output = folder / "out.jsonl"
+    assert here("batch", source, "-o", output, "--max-tokens", "4").code == 0
+    kept = output.read_bytes()
+    for words, sentence in (
+        (("--max-tokens", "5"), "request.max_tokens was 4, is 5"),
+        (("--max-tokens", "4", "--zoom", "never"), "request.qzoom was None"),
+    ):
+        refused = here("batch", source, "-o", output, *words)
+        assert refused.code == 1
+        assert refused.is_one_sentence
+        assert sentence in refused.err
+    write_lines(source, question_lines(2))
+    assert "input was" in here("batch", source, "-o", output, "--max-tokens", "4").err
+    assert output.read_bytes() == kept
+    (folder / "mine.jsonl").write_text("notes\n")
+    refused = here("batch", source, "-o", folder / "mine.jsonl")
+    assert refused.is_one_sentence
+    assert "no batch output" in refused.err
+    assert (folder / "mine.jsonl").read_text() == "notes\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "code", "sentence"),
+    [
+        ([{"id": "a", "image": "p0.png", "question": "?"}] * 2, (), 1, "line 2: the id 'a' is already on line 1"),
+        ([], (), 1, "holds no questions"),
+        ([], ("-o", "out.txt"), 2, "must end in .jsonl or .parquet"),
+        ([{"id": "a", "image": "p0.png", "question": "?"}], ("--server", "http://127.0.0.1:9"), 1, "does not answer"),
+    ],
+)
+def test_what_cannot_run_is_one_sentence(
+    here: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, lines: Any, words: Any, code: int, sentence: str
+) -> None:
+    monkeypatch.setattr("qzoom.serving.batch_run._RETRIES", 0)
+    source = write_lines(folder / "in.jsonl", lines)
+    done = here("batch", source, "--quiet", *(words if "-o" in words else ("-o", folder / "out.jsonl", *words)))
+    assert done.code == code
+    assert sentence in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_parquet_in_and_out(here: Command, folder: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    data = (folder / "p0.png").read_bytes()
+    rows = [
+        {"id": "a", "image": {"bytes": data, "path": None}, "question": QUESTIONS[0]},
+        {"id": "b", "image": {"bytes": None, "path": "p0.png"}, "question": QUESTIONS[0]},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "in.parquet")
+    done = here("batch", folder / "in.parquet", "-o", folder / "out.parquet", "--max-tokens", "8", "--quiet")
+    assert done.code == 0, done.err
+    table = parquet.read_table(folder / "out.parquet").to_pylist()
+    assert [row["custom_id"] for row in table] == ["a", "b"]
+    assert table[0]["text"] == table[1]["text"]
+    assert table[0]["status"] == 200
+    assert json.loads(table[0]["record"])["response"]["body"]["usage"]["completion_tokens"] > 0
+    parquet.write_table(pa.Table.from_pylist([{"x": 1}]), folder / "bad.parquet")
+    assert "a batch needs custom_id and body" in here("batch", folder / "bad.parquet", "-o", folder / "o.jsonl").err
+
+
+def test_ray_answers_the_same(here: Command, folder: Path) -> None:
+    pytest.importorskip("ray")
+    source = write_lines(folder / "in.jsonl", question_lines(4), "{broken")
+    words = ("--max-tokens", "8", "--quiet")
+    assert here("batch", source, "-o", folder / "here.jsonl", *words).code == 1
+    done = here("batch", source, "-o", folder / "ray.jsonl", *words, "--engine", "ray", "--actors", "1")
+    assert done.out.startswith("4 answers and 1 errors"), done.err
+    expected, records = read_lines(folder / "here.jsonl"), read_lines(folder / "ray.jsonl")
+    assert texts(records[:4]) == texts(expected[:4])
+    assert records[4] == expected[4]
+
+
+def test_a_picture_that_is_none_is_the_servers_refusal(here: Command, folder: Path) -> None:
+    (folder / "bad.png").write_bytes(b"no picture")
+    Image.new("L", (4, 4)).save(folder / "p9.png")
+    source = write_lines(folder / "in.jsonl", [{"id": "a", "image": "bad.png", "question": "?"}])
+    assert here("batch", source, "-o", folder / "out.jsonl").code == 1
+    response = read_lines(folder / "out.jsonl")[0]["response"]
+    assert response["status_code"] == 400
+    assert "picture 1" in response["body"]["error"]["message"].lower()
