@@ -62,7 +62,7 @@ def test_names_shapes_and_sizes_of_a_published_model(name: str) -> None:
     plan = plan_stage(recipe, "regions", sizes, 185_000)
     assert plan.trained_weights == counts["region"]
     assert plan.memory_gb == pytest.approx((2 * sizes.base + 16 * counts["region"]) / 1e9)
-    assert plan.phases[0].steps == 1446
+    assert plan.phases[0].steps == 1445
 
 
 def adapter_sizes(engine: Engine) -> dict[str, int]:
