@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
+_GROUP_PATCHES = {"cpu": 2304, "cuda": 65536}
+"""Patches that the vision encoder takes at once: on a CPU a call for several large pictures is slower than one each."""
+
+
 class QwenVLBackbone(Backbone):
     """Common to the Qwen vision-language families; subclasses name their sink rule and published models."""
 
@@ -80,6 +84,23 @@ class QwenVLBackbone(Backbone):
         """See `Backbone.encode`."""
         if not images:
             return []
+        merge = int(self.model.config.vision_config.spatial_merge_size)
+        most = _GROUP_PATCHES["cuda" if self.device.type == "cuda" else "cpu"]
+        sizes = [rows * columns * merge**2 for rows, columns in map(self.grid, (i.size for i in images), budgets)]
+        features: list[VisualFeatures] = []
+        start = 0
+        while start < len(images):
+            stop = start + 1
+            while stop < len(images) and sum(sizes[start : stop + 1]) <= most:
+                stop += 1
+            features += self._encode_group(images[start:stop], budgets[start:stop])
+            start = stop
+        return features
+
+    def _encode_group(
+        self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]
+    ) -> list[VisualFeatures]:
+        """One call of the vision encoder."""
         pixels, grids = zip(*(self.pixels(i, b) for i, b in zip(images, budgets, strict=True)), strict=True)
         grid_thw = torch.cat(grids).to(self.device)
         out = self.model.model.get_image_features(
