@@ -23,7 +23,7 @@ from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
     from qzoom.data.samples import Task
-    from qzoom.evaluation.zoomgap import ViewAnswers
+    from qzoom.evaluation.zoomgap import Rows
     from qzoom.model import QZoom
 
 SIDES = ("base", "student")
@@ -43,19 +43,19 @@ class Part:
     settings: GapSettings
     folder: Path
 
-    def kept(self) -> ViewAnswers | None:
+    def kept(self) -> Rows | None:
         """The answers; None while some are missing."""
         from qzoom.evaluation.zoomgap import enters_gap, read_views
 
         if not (self.folder / "full.jsonl").is_file():
             return None
-        found = read_views(self.folder)
-        full = found.rows["full"]
+        rows, _ = read_views(self.folder)
+        full = rows["full"]
         placed = sum(enters_gap(row) for row in full)
         wanted = {view: placed if view in ("region", "boxed") else len(full) for view in self.settings.views}
         complete = {row.picture for row in full} == set(self.task.ids)
-        complete &= all(len(found.rows.get(view, ())) == count for view, count in wanted.items())
-        return found if complete else None
+        complete &= all(len(rows.get(view, ())) == count for view, count in wanted.items())
+        return rows if complete else None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -144,8 +144,8 @@ def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, A
         sides = [part.kept() for part in (base, student)]
         if sides[0] is None or sides[1] is None:
             continue
-        found = {side: measure_gap(kept.rows) for side, kept in zip(SIDES, sides, strict=True) if kept}
-        found["difference"] = compare_gaps(sides[1].rows, sides[0].rows)
+        found = {side: measure_gap(rows) for side, rows in zip(SIDES, sides, strict=True) if rows}
+        found["difference"] = compare_gaps(sides[1], sides[0])
         out.setdefault(base.task.name, {"caps": {}})["caps"][base.settings.max_visual_tokens] = found
     for task in covered_tasks(given):
         paths = [coverage_file(given, roots[side], task) for side in SIDES]

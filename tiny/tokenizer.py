@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from qzoom.data.synthetic.texts import COLOURS, FIELD_WORDINGS, SHAPES
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -25,6 +27,13 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 _WORD_SPLIT = r" ?\p{Ll}+|.|\s"
+
+_EXTRA_SENTENCES = (
+    "what is the name of the item in the first row second third last bottom top of the page yes no left right middle",
+    "receipt invoice form table order member account bill document reference number amount quantity address city phone",
+    "grand rounding cash change paid payment due service charge discount balance price unit cost item code description",
+    "where is it who when which how many much does do are was were has have printed shown given written on in at for",
+)
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -46,6 +55,14 @@ CHAT_TEMPLATE = """\
 <|im_start|>assistant
 {% endif -%}
 """
+
+
+def vocabulary_sentences() -> list[str]:
+    """The lower-case sentences from which tokenizer merges are learned; always the same list in the same order."""
+    blank = dict.fromkeys(("n", "name", "column", "code", "colour", "shape", "colour2", "shape2"), "")
+    sentences = [wording.format(**blank).lower() for wordings in FIELD_WORDINGS.values() for wording in wordings]
+    words = " ".join((*COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES)))
+    return [*sentences, words, *_EXTRA_SENTENCES]
 
 
 def build_tokenizer(sentences: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import typer
 
-from qzoom.data.synthetic.texts import vocabulary_sentences
 from qzoom.errors import ConfigError, QZoomError
 from tiny.aux_losses import GuidedModel, Targets, count_targets
 from tiny.batch import Batch, Example, collate, split_pool
@@ -41,7 +40,7 @@ from tiny.model import average_models, build_tiny, export_model, load_weights, u
 from tiny.pack import Pack, build_pack
 from tiny.receipt_data import ReceiptFolder
 from tiny.recipe import Recipe, load_recipe
-from tiny.tokenizer import build_tokenizer
+from tiny.tokenizer import build_tokenizer, vocabulary_sentences
 
 CURVE_FILE = "training_curve.jsonl"
 STATE_FILE = "state.safetensors"

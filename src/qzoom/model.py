@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.config import ZoomConfig
-from qzoom.engine.batch import answer_events, events
+from qzoom.engine.batch import answer_all, answer_events, raise_error
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.flow import perceive
-from qzoom.engine.request import Limit, Options, Request, check_heads, make_options, make_request
+from qzoom.engine.request import (
+    Limit,
+    Options,
+    Request,
+    check_heads,
+    check_requests,
+    make_options,
+    make_request,
+)
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
+from qzoom.engine.worker import Worker
 from qzoom.errors import ConfigError, QuestionError, QZoomError
-from qzoom.images.load import ImageLimits, load_pictures
+from qzoom.images.load import ImageLimits, LoadedImage, load_groups, load_pictures, pixel_digest
 from qzoom.types import Answer, Perception, StreamEvent
 
 if TYPE_CHECKING:
@@ -55,9 +67,11 @@ class QZoom:
         Args:
             id_or_path: a folder or a hub id.
             revision: branch, tag or commit on the hub.
-            dtype: "auto" (as stored), "float32", "bfloat16" or a torch dtype.
+            dtype: "auto" (as stored), "float32", "bfloat16", "float16" (CUDA) or a torch dtype; `torch_dtype` is taken
+                as another name.
             device_map: "cpu", "cuda", "cuda:0", or "auto"; one device only.
-            attn_implementation: "sdpa" or "eager".
+            attn_implementation: "sdpa" or "eager"; "flash_attention_2" or "flash_attention_3" on CUDA, for the vision
+                encoder.
             config: overrides the checkpoint's own arithmetic.
             quantization: "4bit" or "8bit" (bitsandbytes) or a quantization config of transformers, for the base; gate
                 and region branch stay in `dtype`.
@@ -70,6 +84,11 @@ class QZoom:
         """
         from qzoom.checkpoints.load import load_engine
 
+        if "torch_dtype" in unknown:
+            other = unknown.pop("torch_dtype")
+            if dtype not in ("auto", other):
+                raise ConfigError(f"dtype={dtype!r} and torch_dtype={other!r} name the same option; give one of them.")
+            dtype = other
         for name in unknown:
             raise ConfigError(f"from_pretrained has no option {name!r}; {_closest_option(name)}")
         engine = load_engine(
@@ -124,6 +143,7 @@ class QZoom:
         """
         answer = None
         for _, event in answer_events(self.engine, self.request(image, question, **options), cancel):
+            raise_error(event)
             if on_text is not None and event.kind == "text":
                 on_text(event.text)
             answer = event.answer or answer
@@ -140,13 +160,46 @@ class QZoom:
     ) -> Iterator[StreamEvent]:
         """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
         request = self.request(image, question, **options)
-        return (event for _, event in answer_events(self.engine, request, cancel))
+        return (raise_error(event) for _, event in answer_events(self.engine, request, cancel))
 
-    def ask_batch(self, samples: Sequence[tuple[Any, str | Sequence[dict[str, Any]]]], **options: Any) -> list[Answer]:
-        """Answer many questions as one batch; every answer equals the one that `ask` gives.
+    async def ask_async(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Answer:
+        """`ask` for notebooks and web apps: a thread of the model's own works, one question after the other.
+
+        A task that is cancelled ends its answer before the next token, or before it begins. Arguments and errors as in
+        `ask`, without `on_text` and `cancel`.
+        """
+        answer = None
+        async for event in self.stream_async(image, question, **options):
+            answer = event.answer or answer
+        assert answer is not None
+        return answer
+
+    def stream_async(
+        self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """`stream` as an asynchronous iterator; leaving it early (`aclose`, or a cancelled task) ends the answer."""
+        return self._worker.events(lambda cancel: self.stream(image, question, cancel=cancel, **options))
+
+    @cached_property
+    def _worker(self) -> Worker:
+        return Worker()
+
+    def ask_batch(
+        self,
+        samples: Sequence[tuple[Any, str | Sequence[dict[str, Any]]]],
+        *,
+        memory_mib: int | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answer many questions. In float32 the answers equal those of `ask`; see `session` for other formats.
+
+        Questions run in chunks that fit into memory. A picture that several of them are about is decoded, encoded and
+        read by the shared layers once, which `usage.reused_tokens` shows.
 
         Args:
             samples: (image, question) pairs of any sizes.
+            memory_mib: MiB that the questions running together may take beside the model (an estimate); None takes
+                half of what is free on a GPU, and half of the weights' size on a CPU, at least 256.
             **options: as in `ask`, for all of them. A list holds one value per sample, except `stop`, whose list is the
                 stop texts of every sample; a (min, max) tuple of tokens is one value.
 
@@ -156,23 +209,23 @@ class QZoom:
         """
         if isinstance(samples, str | bytes) or not isinstance(samples, Sequence):
             raise QuestionError(f"ask_batch needs a list of (image, question) pairs, not {type(samples).__name__}.")
-        requests = [self._batch_request(samples, i, options) for i in range(len(samples))]
+        if memory_mib is not None and (not isinstance(memory_mib, int) or memory_mib < 1):
+            raise ConfigError(f"memory_mib must be a whole number of at least 1, not {memory_mib!r}.")
+        load = _loading_once()
+        requests = []
+        for index in range(len(samples)):
+            with _numbered(index):
+                own = _options_of(options, index, len(samples))
+                image, question = _pair(samples[index])
+                requests.append(self._request(image, question, load, **own))
+                check_requests(self.engine, requests[-1:])
         answers: dict[int, Answer] = {}
-        if requests:
-            for i, event in events(self.engine, requests):
-                if event.answer is not None:
-                    answers[i] = event.answer
-        return [answers[i] for i in range(len(requests))]
-
-    def _batch_request(self, samples: Sequence[Any], index: int, options: dict[str, Any]) -> Request:
-        sample = samples[index]
-        own = _options_of(options, index, len(samples))
-        if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
-            raise QuestionError(f"Sample {index + 1}: expected an (image, question) pair, not {_shown(sample)}.")
-        try:
-            return self.request(sample[0], sample[1], **own)
-        except QZoomError as error:
-            raise type(error)(f"Sample {index + 1}: {error}") from error
+        for index, answer in answer_all(self.engine, requests, memory_mib and memory_mib * 2**20):
+            if not isinstance(answer, Answer):
+                with _numbered(index):
+                    raise answer
+            answers[index] = answer
+        return [answers[index] for index in range(len(requests))]
 
     def perceive(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Perception:
         """Gate and regions only, without an answer; arguments as in `ask`.
@@ -180,20 +233,27 @@ class QZoom:
         Raises:
             HeadsMissingError: the checkpoint has no region branch.
         """
-        check_heads(self.engine, "auto")
+        check_heads(self.engine, "always")
         return perceive(self.engine, [self.request(image, question, **options)])[0]
 
     def request(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Request:
         """Decode the pictures and tokenise the question; arguments and errors as in `ask`."""
+        return self._request(image, question, load_groups, **options)
+
+    def _request(self, image: Any, question: Any, load: Callable[..., Any], **options: Any) -> Request:
         system, pages = options.pop("system", None), options.pop("pages", None) or ""
         settled = self.make_options(**options)
         check_heads(self.engine, settled.zoom)
-        return make_request(self.chat, image, question, settled, system=system, limits=self.image_limits, pages=pages)
+        limits = self.image_limits
+        return make_request(self.chat, image, question, settled, system=system, limits=limits, pages=pages, load=load)
 
     def session(
         self, image: Any, *, system: str | None = None, coarse_tokens: Limit = None, pages: str = ""
     ) -> Session:
         """Encode and prefill pictures once, for many questions.
+
+        In float32 its answers equal those of `ask`; in bfloat16 and float16 they may differ, since products of other
+        shapes round differently.
 
         Args:
             image: as in `ask`.
@@ -224,6 +284,45 @@ class QZoom:
         from qzoom.checkpoints.adapter import push_to_hub
 
         return push_to_hub(self.engine, repo_id, **options)
+
+
+def _pair(sample: Any) -> Any:
+    """The picture and the question of a sample."""
+    if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
+        raise QuestionError(f"expected an (image, question) pair, not {_shown(sample)}.")
+    return sample
+
+
+@contextmanager
+def _numbered(index: int) -> Iterator[None]:
+    """Errors of a block name the sample."""
+    try:
+        yield
+    except QZoomError as error:
+        error.args = (f"Sample {index + 1}: {error}",)
+        raise
+
+
+def _loading_once() -> Callable[[Sequence[Any], ImageLimits, str], list[tuple[LoadedImage, ...]]]:
+    """`load_groups` for a batch: a source is read once, and equal pictures are one in memory."""
+    read: dict[Any, tuple[Any, tuple[LoadedImage, ...]]] = {}  # with the source, so that its id stays its own
+    different: dict[Any, LoadedImage] = {}
+
+    def one(picture: LoadedImage) -> LoadedImage:
+        picture = dataclasses.replace(picture, digest=picture.digest or pixel_digest(picture.image))
+        facts = (picture.digest, picture.size_px, picture.format, picture.notes, picture.page)
+        return different.setdefault(facts, picture)
+
+    def load(sources: Sequence[Any], limits: ImageLimits, pages: str) -> list[tuple[LoadedImage, ...]]:
+        if pages:
+            return [tuple(map(one, group)) for group in load_groups(sources, limits, pages)]
+        keys = [source if isinstance(source, str) else id(source) for source in sources]
+        for key, source in zip(keys, sources, strict=True):
+            if key not in read:
+                read[key] = (source, tuple(map(one, load_groups([source], limits)[0])))
+        return [read[key][1] for key in keys]
+
+    return load
 
 
 def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:

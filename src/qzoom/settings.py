@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import os
 import types
 import typing
@@ -52,23 +53,14 @@ Text = Annotated[str, Field(min_length=1)]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SettingField:
-    """One field of a settings class, for command lines and documentation.
+    """One field of a settings class, for command lines and documentation."""
 
-    Args:
-        name: as in Python and YAML.
-        kind: its type without range and None ("int", `tuple[str, ...]`, a nested settings class, ...).
-        default: its default value; `dataclasses.MISSING` if one must be given.
-        help: the text below the field.
-        expects: what the error sentence says is expected, e.g. "a whole number from 1 to 64".
-        optional: whether None is allowed.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    help: str
-    expects: str
-    optional: bool
+    name: str  # as in Python and YAML
+    kind: Any  # its type without range and None ("int", `tuple[str, ...]`, a nested settings class, ...)
+    default: Any  # its default value; `dataclasses.MISSING` if one must be given
+    help: str  # the text below the field
+    expects: str  # what the error sentence says is expected, e.g. "a whole number from 1 to 64"
+    optional: bool  # whether None is allowed
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -117,11 +109,26 @@ def from_mapping(cls: type[T], values: Any, source: str) -> T:
     text = json.dumps(dict(values), default=str)
     reading = _reading.set(True)
     try:
-        return TypeAdapter(cls).validate_json(text)
+        made: T = TypeAdapter(cls).validate_json(text)
     except ValidationError as failure:
         raise ConfigError(_sentence(failure, cls, source, ": ")) from None
     finally:
         _reading.reset(reading)
+    if path := _not_a_number(values):  # where any value is allowed
+        raise ConfigError(f"{source}: {path[1:]} must be a number, not NaN or infinity.")
+    return made
+
+
+def _not_a_number(value: Any) -> str:
+    """The place of the first NaN or infinity in nested mappings and lists, with a dot before it; empty for none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "."
+    if isinstance(value, Mapping | list | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in pairs:
+            if path := _not_a_number(inner):
+                return f".{key}{path.removesuffix('.')}"
+    return ""
 
 
 _reading = contextvars.ContextVar("reading", default=False)
@@ -189,11 +196,7 @@ def from_environment(cls: type, prefix: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML recipe.
-
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
-    """
+    """The settings in a YAML recipe (ConfigError: the file cannot be read, is not YAML, or holds no mapping)."""
     import yaml
 
     try:

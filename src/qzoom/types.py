@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
+    from qzoom.errors import QZoomError
+
 Box: TypeAlias = tuple[int, int, int, int]
 ZoomMode: TypeAlias = Literal["auto", "never", "always"]
 
@@ -36,6 +38,12 @@ class GateDecision:
     threshold: float | None
     zoomed: bool
     note: str = ""
+
+    def figures(self) -> tuple[str, str]:
+        """Score and threshold of a gate that was asked, with as many digits as it takes to tell them apart, at least
+        three."""
+        pairs = [(f"{self.score:.{digits}f}", f"{self.threshold:.{digits}f}") for digits in range(3, 17)]
+        return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `note` only when there is one."""
@@ -102,7 +110,7 @@ class Usage:
         region_tokens: visual tokens of all regions.
         prompt_tokens: the prompt's length in tokens, coarse and region tokens included.
         completion_tokens: generated tokens, the end token included.
-        reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session.
+        reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session or batch.
     """
 
     coarse_tokens: int = 0
@@ -243,16 +251,19 @@ class StreamEvent:
     """One step of a streamed answer.
 
     Args:
-        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end).
+        kind: "perception" (gate and regions are known), "text" (a piece of the answer), or "answer" (the end). In
+            batches an answer that fails ends with "error"; `QZoom.stream` raises it instead.
         text: the new piece, for "text".
         perception: for "perception".
         answer: for "answer".
+        error: for "error".
     """
 
-    kind: Literal["perception", "text", "answer"]
+    kind: Literal["perception", "text", "answer", "error"]
     text: str = ""
     perception: Perception | None = None
     answer: Answer | None = None
+    error: QZoomError | None = None
 
 
 def _record(value: Any, *, heat_map: bool) -> dict[str, Any]:

@@ -232,3 +232,27 @@ def change_config(folder: Path, change: Any) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_a_head_that_is_no_longer_the_token_table_is_kept(family: str, tmp_path: Path) -> None:
+    model = tiny_models.build_model(family, tie_word_embeddings=True)
+    base = tiny_models.build_backbone(model, tiny_models.tokenizer(), tiny_models.image_processor(family))
+    made = tiny_models.build_engine(family, backbone=base)
+    for changed in (False, True):
+        if changed:
+            model.lm_head.weight = torch.nn.Parameter(base.embedding.weight.flip(1), requires_grad=False)
+        folder = save_pretrained(made, tmp_path / str(changed), include_base=True)
+        config = json.loads((folder / "config.json").read_text())
+        assert {config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]} == {not changed}
+        loaded = load_engine(folder)
+        assert torch.equal(loaded.backbone.model.lm_head.weight, model.lm_head.weight)
+        assert torch.equal(loaded.backbone.embedding.weight, base.embedding.weight)
+
+
+def test_provenance_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
+    made = folders.engine("qwen3_vl")
+    made = dataclasses.replace(made, config=made.config.replace(provenance={"loss": float("nan")}))
+    with pytest.raises(CheckpointError, match="provenance cannot be written as JSON"):
+        save_pretrained(made, tmp_path / "adapter", include_base=True)
+    assert list(tmp_path.iterdir()) == []

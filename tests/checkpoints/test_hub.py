@@ -132,14 +132,18 @@ class Hub(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+def serve(server: ThreadingTCPServer | ThreadingHTTPServer) -> Iterator[str]:
+    with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    yield from serve(ThreadingHTTPServer(("127.0.0.1", 0), Hub))
 
 
 @pytest.mark.parametrize(
@@ -167,12 +171,7 @@ class Drop(StreamRequestHandler):
 
 @pytest.fixture
 def dropping_hub() -> Iterator[str]:
-    with ThreadingTCPServer(("127.0.0.1", 0), Drop) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    yield from serve(ThreadingTCPServer(("127.0.0.1", 0), Drop))
 
 
 def test_hub_that_hangs_up(dropping_hub: str, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule, ZoomConfig
@@ -242,6 +244,50 @@ def test_processor_of_another_folder(tmp_path: Path, merged: dict[str, Path]) ->
         (folder / name).unlink()
     loaded = load_engine(folder, processor=merged["qwen3_vl"])
     assert loaded.backbone.tokenizer.encode("total 3.50") == tiny_models.tokenizer().encode("total 3.50")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "twig_layers.1.self_attn.v_proj.weight",
+        "high_res_head.bias",
+        "layers.6.mlp.up_proj.weight",
+        "patch_embed.proj.bias",
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    value: float, ending: str, tmp_path: Path, merged: dict[str, Path]
+) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    tensors = folders.all_tensors(folder)
+    name = next(name for name in tensors if name.endswith(ending) and ("twig" in ending or "twig" not in name))
+    tensors[name].view(-1)[-1] = value
+    folders.rewrite(folder, tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, str(folder), name, "not numbers (NaN or infinity)", "fetch the file again")
+
+
+def test_weights_of_an_adapter_that_are_no_numbers_are_refused(tmp_path: Path, merged: dict[str, Path]) -> None:
+    folder = QZoom(load_engine(merged["qwen3_vl"])).save_pretrained(tmp_path / "adapter", include_base=True)
+    whole = load_file(folder / "qzoom.safetensors")
+    for file, name in (
+        ("qzoom.safetensors", "gate.layers.1.self_attn.v_proj.weight"),
+        ("model.safetensors", "lm_head.weight"),
+    ):
+        tensors = load_file(folder / file)
+        save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, folder / file, {"format": "pt"})
+        with pytest.raises(CheckpointError) as caught:
+            load_engine(folder)
+        assert_sentence(caught.value, str(folder), name, file, "not numbers")
+        save_file(whole, folder / "qzoom.safetensors")
+    path = folder / "qzoom_config.json"
+    for word in ("NaN", "1e999"):
+        path.write_text(re.sub(r'("region_threshold": )\S+,', rf"\g<1>{word},", path.read_text(), count=1))
+        with pytest.raises(CheckpointError) as caught:
+            load_engine(folder)
+        assert_sentence(caught.value, str(path), "no number" if word == "NaN" else "region_threshold must be a number")
 
 
 def assert_sentence(error: Exception, *said: str) -> None:

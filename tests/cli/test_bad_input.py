@@ -1,5 +1,6 @@
 """What cannot work is said in one sentence, with exit code 1 and nothing on standard output."""
 
+import json
 import os
 import struct
 import zlib
@@ -151,16 +152,53 @@ HERE = "the test's folder"
         (("--model", HERE, "--revision", "v1"), 1, "has no revisions"),
         (("--model", "tiny", "--revision", "v1"), 1, "has no revisions"),
         (("--preset", "nonsense"), 2, "No preset 'nonsense'"),
-        (("--device", "toaster"), 1, "toaster"),
+        (("--device", "toaster"), 2, "toaster"),
     ],
 )
 def test_options_that_lead_nowhere(here, picture, tmp_path, words, code, part):
     here("ask", picture, QUESTION, *(tmp_path if word == HERE else word for word in words)).refuses(code, part)
 
 
-def test_picture_cannot_be_saved(here, picture, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/out.png", "is not a directory"),
+        ("folder.png", "it is a folder"),
+        ("", "it is a folder"),
+        ("out.svg", "use one of these endings: .bmp"),
+        ("out", "use one of these endings"),
+    ],
+)
+def test_a_figure_that_cannot_be_saved_is_refused_before_anything_is_loaded(here, picture, tmp_path, place, said):
     (tmp_path / "file").write_text("in the way")
-    here("ask", picture, QUESTION, "--save", tmp_path / "file" / "out.png", "--json", "--quiet").refuses(1)
+    (tmp_path / "folder.png").mkdir()
+    result = here("ask", picture, QUESTION, "--save", tmp_path / place, "--json", "--model", "no/such-model")
+    result.refuses(2, "--save")
+    assert said in result.err
+
+
+def test_an_answer_is_printed_before_its_figure_fails(here, picture, tmp_path):
+    answer = here("ask", picture, QUESTION, "--quiet").out
+    full = tmp_path / "full.png"
+    full.symlink_to("/dev/full")
+    result = here("ask", picture, QUESTION, "--save", full, "--quiet")
+    assert (result.code, result.out) == (1, answer)
+    assert "Cannot save the figure" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_arguments_are_utf8_under_every_locale(apart, picture, tmp_path):
+    page = tmp_path / "größe.png"
+    page.write_bytes(picture.read_bytes())
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    words = ("ask", page, "Größe? 値段", "--quiet", "--json", "--zoom", "never")
+    expected, result = json.loads(apart(*words).out), apart(*words, env=plain)
+    assert result.code == 0, result.err
+    assert {**json.loads(result.out), "timing_ms": {}} == {**expected, "timing_ms": {}}
+
+
+def test_without_docstrings_the_sentence_says_so(apart, picture):
+    apart("ask", picture, QUESTION, env={"PYTHONOPTIMIZE": "2"}).refuses(1, "does not run without docstrings")
 
 
 def test_convert_from_nowhere(here, tmp_path):

@@ -7,6 +7,9 @@ def test_gate_in_words():
     assert (
         describe_gate(GateDecision(0.05, 0.1, False)) == "gate    0.050 (zooms from 0.100): the coarse view is enough"
     )
+    assert describe_gate(GateDecision(0.99996, 1.0, False)).startswith("gate    0.99996 (zooms from 1.00000):")
+    assert describe_gate(GateDecision(1 - 1e-6, 1.0, False)).startswith("gate    0.999999 (zooms from 1.000000):")
+    assert describe_gate(GateDecision(0.1, 0.1, True)).startswith("gate    0.100 (zooms from 0.100):")
     assert describe_gate(GateDecision(0.9, 0.1, False, "the map is empty")).endswith("0.100): the map is empty")
     assert describe_gate(GateDecision(None, None, False)) == "gate    not asked"
     assert describe_gate(GateDecision(None, None, True)) == "gate    not asked: zooms in"

@@ -269,9 +269,13 @@ def test_bad_data(evaluate, data, tmp_path):
 
 
 def test_zooming_without_a_region_branch(evaluate, data, headless):
-    evaluate("receipts", "--data", data, model=headless).refuses(1, "no region branch")
-    words = ("receipts", "--data", data, "--limit", 1, "--zoom", "never", "--json")
-    assert figures(evaluate(*words, model=headless))["n"] == 3
+    evaluate("receipts", "--data", data, "--zoom", "always", model=headless).refuses(1, "no region branch")
+    words = ("receipts", "--data", data, "--limit", 1, "--max-visual-tokens", 20, "--json")
+    never, auto = evaluate(*words, "--zoom", "never", model=headless), evaluate(*words, model=headless)
+    assert "no region branch, so it is measured with --zoom never" in auto.err
+    one, two = ({k: v for k, v in figures(r).items() if "second" not in k} for r in (never, auto))
+    assert one == two
+    assert one["n"] == 3
 
 
 def test_help(here):

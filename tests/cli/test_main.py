@@ -57,7 +57,7 @@ def test_import_takes_less_than_half_a_second_of_processor_time():
         (["ask", "a.png", "What?", "--gate-threshold", "1.5"], "--gate-threshold"),
         (["ask", "a.png", "What?", "--coarse-tokens", "many"], "such as 144 or 64:144"),
         (["ask", "a.png", "What?", "--region-tokens", "1:2:3"], "such as 144 or 64:144"),
-        (["ask", "a.png", "What?", "--dtype", "float16"], "--dtype"),
+        (["ask", "a.png", "What?", "--dtype", "float64"], "--dtype"),
         (["perceive", "a.png", "What?", "--heatmap"], "--heatmap needs --json"),
         (["convert", "only-one"], "Missing argument 'DST'"),
     ],

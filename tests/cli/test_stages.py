@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 
 def recipe(path, **values):
-    base = {"batch": 2, "micro_batch": 2, "steps": 2, "precision": "float32", "tensorboard": False, "tokens": [12]}
+    base = {"batch": 2, "micro_batch": 2, "steps": 2, "precision": "float32", "trackers": [], "tokens": [12]}
     path.write_text(yaml.safe_dump(base | values))
     return path
 

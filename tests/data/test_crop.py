@@ -30,12 +30,7 @@ def test_a_picture_smaller_than_the_least_size_is_shown_whole():
 
 @pytest.mark.parametrize(
     ("settings", "scale"),
-    [
-        ({}, 2.0),
-        ({"scale": 3.5}, 3.5),
-        ({"max_pixels": 10_000}, 1.0),
-        ({"max_tokens": 4, "token_px": 25}, 0.5),
-    ],
+    [({}, 2.0), ({"scale": 3.5}, 3.5), ({"max_pixels": 10_000}, 1.0), ({"max_tokens": 4, "token_px": 25}, 0.5)],
 )
 def test_scale_follows_the_tightest_limit(settings, scale):
     assert crop_scale((0, 0, 100, 100), CropSettings(**settings)) == scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from typing import Any
 
@@ -15,8 +16,9 @@ from qzoom.engine.flow import coarse_pass
 from qzoom.engine.generate import DecodeBatch, prefill
 from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.zoom import zoom
+from qzoom.errors import CheckpointError, ConfigError, LengthError
 from qzoom.model import QZoom
-from qzoom.types import SamplingParams
+from qzoom.types import Answer, SamplingParams
 from tests import tiny_models
 from tests.flow import request, run
 
@@ -171,3 +173,95 @@ def test_rows_may_join_a_running_batch(family: str) -> None:
 
 def test_an_empty_batch_is_no_answers() -> None:
     assert QZoom(made("qwen3_vl", "second_image")).ask_batch([]) == []
+
+
+def assert_equal(found: Answer, alone: Answer) -> None:
+    assert (found.text, found.tokens, found.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
+    assert [r.box for r in found.regions] == [r.box for r in alone.regions]
+    assert dataclasses.replace(found.usage, reused_tokens=0) == alone.usage
+    assert found.gate.zoomed == alone.gate.zoomed
+
+
+@pytest.mark.parametrize("memory_mib", [None, 1])
+def test_a_batch_looks_once_at_each_picture_and_runs_what_fits_into_memory(memory_mib: int | None) -> None:
+    model = QZoom(made("qwen3_vl", "aligned"))
+    pages = [tiny_models.picture(20 + i, 150 + 60 * i, 140) for i in range(3)]
+    samples = [(pages[i % 3].copy(), f"What is {i // 3}?") for i in range(12)]
+    rows: list[int] = []
+    patches: list[int] = []
+    hooks = [
+        model.engine.backbone.layers[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))),
+        model.engine.backbone.vision_tower.patch_embed.register_forward_pre_hook(
+            lambda _, args: patches.append(len(args[0]))
+        ),
+    ]
+    together = model.ask_batch(samples, max_new_tokens=5, zoom="never", memory_mib=memory_mib)
+    for hook in hooks:
+        hook.remove()
+    assert sum(patches) == 4 * sum(together[i].usage.coarse_tokens for i in range(3))
+    assert rows[:2] == ([1, 1] if memory_mib else [3, 9])  # first questions about the pictures, then the others
+    assert max(rows) == (1 if memory_mib else 12)
+    assert [answer.usage.reused_tokens > 0 for answer in together] == [False] * 3 + [True] * 9
+    assert len({id(answer.images[0]) for answer in together}) == 3
+    for sample, found in zip(samples, together, strict=True):
+        assert_equal(found, model.ask(*sample, max_new_tokens=5, zoom="never"))
+    for sample, found in zip(samples, model.ask_batch(samples, max_new_tokens=5, memory_mib=memory_mib), strict=True):
+        assert_equal(found, model.ask(*sample, max_new_tokens=5))
+
+
+def test_an_answer_that_does_not_fit_is_numbered() -> None:
+    model = QZoom(made("qwen3_vl", "second_image"))
+    samples = [(tiny_models.picture(1, 200, 140), "What is it?")] * 3
+    with pytest.raises(LengthError, match=r"Sample 2: The prompt takes \d+ tokens") as caught:
+        model.ask_batch(samples, max_new_tokens=[1, 4096, 1])
+    assert caught.value.numbers[1:] == (4096, 4096)
+    with pytest.raises(LengthError, match=r"Sample 3: The prompt takes \d+ tokens"):  # known once it zooms
+        model.ask_batch(samples, zoom="always", region_tokens=[4, 4, (3500, 3600)], max_new_tokens=[2, 2, 590])
+    with pytest.raises(ConfigError, match="memory_mib must be a whole number of at least 1, not 0"):
+        model.ask_batch(samples, memory_mib=0)
+
+
+def test_logits_that_are_no_numbers_end_one_answer_and_not_its_neighbours() -> None:
+    engine = made("qwen3_vl", "second_image")
+    sampling = SamplingParams(max_new_tokens=8)
+    requests = [request(engine, image, q, sampling=sampling, zoom="never") for image, q, _ in SAMPLES[:4]]
+    alone = [next(e.answer for _, e in events(engine, [one]) if e.answer) for one in requests]
+    only = next(t for t in alone[1].tokens[1:4] if all(t not in a.tokens for a in (alone[0], *alone[2:])))
+    assert all(only not in one.ids for one in requests)
+    weight = engine.backbone.embedding.weight
+    before = weight[only].clone()
+    weight[only] = torch.nan
+    try:
+        last = {key: event for key, event in events(engine, requests) if event.kind in ("answer", "error")}
+        with pytest.raises(CheckpointError, match="not a number"):
+            QZoom(engine).ask(*SAMPLES[1][:2], max_new_tokens=8, zoom="never")
+        with pytest.raises(CheckpointError, match="Sample 2: The model's output is not a number"):
+            QZoom(engine).ask_batch([(i, q) for i, q, _ in SAMPLES[:4]], max_new_tokens=8, zoom="never")
+    finally:
+        weight[only] = before
+    assert isinstance(last[1].error, CheckpointError)
+    assert [last[key].answer.tokens for key in (0, 2, 3)] == [alone[key].tokens for key in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("part", ["gate", "region"])
+def test_a_score_or_map_that_is_no_number_is_none_with_a_note(part: str) -> None:
+    engine = made("qwen3_vl", "second_image")
+    model = QZoom(engine)
+    page, question = SAMPLES[0][:2]
+    expected = model.ask(page, question, zoom="never", max_new_tokens=4)
+    weight = getattr(engine, part).layers[1].self_attn.v_proj.weight
+    before = weight.clone()
+    weight[0, 0] = torch.nan
+    try:
+        answer = model.ask(page, question, gate_threshold=0.0, max_new_tokens=4)
+        seen = model.perceive(page, question)
+    finally:
+        weight.copy_(before)
+    assert answer.tokens == expected.tokens
+    assert answer.regions == ()
+    assert "is not a number (NaN or infinity), so the answer is from the coarse pass" in answer.gate.note
+    assert (answer.gate.score is None) == (part == "gate")
+    assert not answer.gate.zoomed
+    assert answer.gate.note == seen.gate.note
+    assert bool(seen.regions) == bool(seen.heat_maps) == (part == "gate")
+    json.dumps([answer.to_dict(heat_map=True), seen.to_dict(heat_map=True)], allow_nan=False)

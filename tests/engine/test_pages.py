@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 
@@ -70,6 +71,13 @@ def test_batches_and_sessions_agree(model: QZoom) -> None:
     for other in (batched, kept):
         assert (other.text, other.regions) == (fresh.text, fresh.regions)
         assert other.usage.coarse_tokens == fresh.usage.coarse_tokens
+
+
+def test_openais_parts(model: QZoom) -> None:
+    url = "data:application/pdf;base64," + base64.b64encode(THREE).decode()
+    for part in ({"type": "file", "file": {"file_data": url}}, {"type": "image_url", "image_url": {"url": url}}):
+        messages = [{"role": "user", "content": [{"type": "text", "text": "When?"}, part]}]
+        assert len(model.request(None, messages, pages="1,3").pictures) == 2
 
 
 def test_one_page_gets_the_whole_budget(model: QZoom) -> None:

@@ -11,6 +11,7 @@ from qzoom.config import BoxRule, TokenBudget
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
 from qzoom.images.geometry import contains
 from qzoom.model import QZoom
+from qzoom.types import GateDecision
 from tests import tiny_models
 from tests.flow import request, run
 from tests.plain import full_pass, plain_generate
@@ -102,20 +103,27 @@ def test_an_empty_map_gives_the_coarse_answer_and_says_so(family: str) -> None:
     assert answer.heat_maps[0].values.max() < 1
 
 
-def test_zooming_without_heads_is_refused_and_never_is_not() -> None:
+def test_without_heads_auto_falls_back_with_a_note_and_always_is_refused() -> None:
     model = QZoom(tiny_models.engine("qwen3_vl", heads=False))
     assert not model.has_gate
     assert not model.has_region
-    for call in (model.ask, model.perceive):
-        with pytest.raises(HeadsMissingError, match="zoom='never'"):
-            call(PAGE, QUESTION)
-    with pytest.raises(HeadsMissingError, match="region branch"):
-        model.ask(PAGE, QUESTION, zoom="always")
-    with pytest.raises(HeadsMissingError, match="region branch"):
-        model.session(PAGE).ask(QUESTION)
+    for call in (
+        lambda: model.perceive(PAGE, QUESTION),
+        lambda: model.ask(PAGE, QUESTION, zoom="always"),
+        lambda: model.session(PAGE).ask(QUESTION, zoom="always"),
+        lambda: model.ask_batch([(PAGE, QUESTION)], zoom="always"),
+    ):
+        with pytest.raises(HeadsMissingError, match=r'no region branch.*zoom "auto" or "never"'):
+            call()
     expected, _ = plain_generate(model.engine.backbone, [PAGE], QUESTION, 6)
     assert list(model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=6).tokens) == expected
     assert list(model.session(PAGE).ask(QUESTION, zoom="never", max_new_tokens=6).tokens) == expected
+    for answer in (model.ask(PAGE, QUESTION, max_new_tokens=6), model.session(PAGE).ask(QUESTION, max_new_tokens=6)):
+        assert list(answer.tokens) == expected
+        assert answer.gate == GateDecision(
+            None, None, False, "The model has no region branch, so the answer is from the coarse pass."
+        )
+    assert model.ask(None, QUESTION, max_new_tokens=1).gate.note == ""
 
 
 def test_without_a_gate_auto_always_zooms() -> None:

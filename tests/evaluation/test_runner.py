@@ -141,10 +141,13 @@ def test_nothing_but_errors_is_an_error(tmp_path):
 
 def test_zooming_needs_a_region_branch(task):
     plain = model(heads=False)
-    for zoom in ("auto", "always"):
+    for changes in ({"zoom": "always"}, {"method": "always"}, {"method": "margin"}):
         with pytest.raises(HeadsMissingError, match="never"):
-            run(plain, task, dataclasses.replace(SHORT, zoom=zoom))
-    assert len(run(plain, task, dataclasses.replace(SHORT, zoom="never"), limit=1)) == 3
+            run(plain, task, dataclasses.replace(SHORT, **changes))
+    never, auto = (run(plain, task, dataclasses.replace(SHORT, zoom=zoom), limit=1) for zoom in ("never", "auto"))
+    assert [row.prediction for row in never] == [row.prediction for row in auto]
+    assert len(auto) == 3
+    assert all("no region branch" in row.gate.note for row in auto)
 
 
 def test_wrong_settings_are_found_before_the_first_question(task):

@@ -36,10 +36,7 @@ def test_figures():
 
 @pytest.mark.parametrize(
     ("predictions", "unread", "strict"),
-    [
-        (["**B**", "\\boxed{B}", "(B)", "B. blue"], 0, 1.0),
-        (["**B**", "I cannot tell", "", "A or B"], 3, 0.25),
-    ],
+    [(["**B**", "\\boxed{B}", "(B)", "B. blue"], 0, 1.0), (["**B**", "I cannot tell", "", "A or B"], 3, 0.25)],
 )
 def test_unread_answers_to_choices_are_counted(predictions, unread, strict):
     rows = [

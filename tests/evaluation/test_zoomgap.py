@@ -175,19 +175,19 @@ def task(tmp_path):
 
 
 def test_one_line_of_figures(reader, task, tmp_path):
-    kept = ask_views(reader, task, SETTINGS, output=tmp_path / "run")
-    assert [len(rows) for rows in kept.rows.values()] == [5, 3, 3, 5]
-    found = measure_gap(kept.rows)
+    kept, kept_about = ask_views(reader, task, SETTINGS, output=tmp_path / "run")
+    assert [len(rows) for rows in kept.values()] == [5, 3, 3, 5]
+    found = measure_gap(kept)
     assert (found["n"], found["pictures"], found["without_place"], found["negatives"]["n"]) == (3, 2, 1, 1)
     assert all(tokens <= 24 for tokens in found["visual_tokens"].values())
-    assert {usage.usage.region_tokens for view in ("full", "region", "boxed") for usage in kept.rows[view]} == {0}
-    assert {asked.question for asked in kept.rows["region"]} <= {asked.question for asked in kept.rows["full"]}
-    prompts = {asked.question: asked.prompt for asked in kept.rows["full"]}
+    assert {usage.usage.region_tokens for view in ("full", "region", "boxed") for usage in kept[view]} == {0}
+    assert {asked.question for asked in kept["region"]} <= {asked.question for asked in kept["full"]}
+    prompts = {asked.question: asked.prompt for asked in kept["full"]}
     for view in ("region", "boxed", "zoom"):
-        assert all(asked.prompt == prompts[asked.question] for asked in kept.rows[view])
-    assert kept.about["task"] == "questions"
-    again = read_views(tmp_path / "run")
-    assert measure_gap(again.rows) == found
+        assert all(asked.prompt == prompts[asked.question] for asked in kept[view])
+    assert kept_about["task"] == "questions"
+    again, again_about = read_views(tmp_path / "run")
+    assert measure_gap(again) == found
     for key in (
         "max_visual_tokens",
         "crop_scale",
@@ -199,19 +199,19 @@ def test_one_line_of_figures(reader, task, tmp_path):
         "views",
         "sha256",
     ):
-        assert again.about[key] == kept.about[key], key
+        assert again_about[key] == kept_about[key], key
 
 
 def test_a_rerun_continues(reader, task, tmp_path):
     output = tmp_path / "run"
-    first = ask_views(reader, task, SETTINGS, output=output, limit=1)
+    first, _ = ask_views(reader, task, SETTINGS, output=output, limit=1)
     lines = (output / "region.jsonl").read_bytes()
-    whole = ask_views(reader, task, SETTINGS, output=output)
+    whole, _ = ask_views(reader, task, SETTINGS, output=output)
     assert (output / "region.jsonl").read_bytes().startswith(lines)
-    assert whole.rows["region"][:2] == first.rows["region"]
+    assert whole["region"][:2] == first["region"]
     (output / "boxed.jsonl").write_bytes((output / "boxed.jsonl").read_bytes()[:-40])  # cut off in the middle
-    assert [r.prediction for r in ask_views(reader, task, SETTINGS, output=output).rows["boxed"]] == [
-        r.prediction for r in whole.rows["boxed"]
+    assert [r.prediction for r in ask_views(reader, task, SETTINGS, output=output)[0]["boxed"]] == [
+        r.prediction for r in whole["boxed"]
     ]
     with pytest.raises(ConfigError, match="crop_scale was 2"):
         ask_views(reader, task, dataclasses.replace(SETTINGS, crop_scale=3.0), output=output)
@@ -263,7 +263,7 @@ def test_rotated_and_palette_pictures(tmp_path):
 
 def test_a_broken_picture_is_wrong_in_every_view(reader, task, tmp_path):
     task.sample(1).image.write_bytes(b"\x89PNG no more")
-    found = measure_gap(ask_views(reader, task, SETTINGS).rows)
+    found = measure_gap(ask_views(reader, task, SETTINGS)[0])
     assert (found["n"], found["errors"]) == (3, {"full": 1, "region": 1, "boxed": 1, "zoom": 1})
 
 
@@ -280,8 +280,8 @@ def test_a_model_that_cannot_zoom(task):
     plain = model(heads=False)
     with pytest.raises(HeadsMissingError):
         ask_views(plain, task, SETTINGS)
-    kept = ask_views(plain, task, dataclasses.replace(SETTINGS, views=("full", "region")))
-    assert list(kept.rows) == ["full", "region"]
+    kept, _ = ask_views(plain, task, dataclasses.replace(SETTINGS, views=("full", "region")))
+    assert list(kept) == ["full", "region"]
 
 
 def test_the_limit_where_none_is_stated(reader):

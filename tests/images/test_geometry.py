@@ -5,13 +5,7 @@ import pytest
 
 from qzoom.config import TokenBudget
 from qzoom.errors import ImageError
-from qzoom.images.geometry import (
-    box_area_px,
-    clip_box,
-    contains,
-    fit_grid,
-    scale_box,
-)
+from qzoom.images.geometry import box_area_px, clip_box, contains, fit_grid, scale_box
 
 SIZES = [
     (600, 1200),

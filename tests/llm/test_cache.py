@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_only_one_holds_a_call(cache: CallCache) -> None:
     inside, most = [0], [0]
     counted = threading.Lock()
 
-    def hold() -> None:
+    def hold(_: int) -> None:
         mine = CallCache(cache.path)
         for _ in range(10):
             with mine.claim("abc123"):
@@ -110,11 +111,8 @@ def test_only_one_holds_a_call(cache: CallCache) -> None:
                 with counted:
                     inside[0] -= 1
 
-    threads = [threading.Thread(target=hold) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(hold, range(6)))
     assert most == [1]
     with cache.claim("abc123"), cache.claim("def456"):
         pass

@@ -19,14 +19,14 @@ WORK = """
 import pathlib, sys
 from concurrent.futures import ThreadPoolExecutor
 from qzoom.llm.cache import CallCache
-from qzoom.llm.client import Client, Message, SharedClient
+from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 
 url, path, count, threads = sys.argv[1:]
 shared = SharedClient(CallCache(pathlib.Path(path)), CallSettings(backoff_s=0.01))
 client = Client("teacher", "one", [EndpointSettings(url, "m")], Sampling(), shared)
 with ThreadPoolExecutor(int(threads)) as pool:
-    texts = list(pool.map(lambda i: client.call([Message("user", (f"Question {i}?",))]).text, range(int(count))))
+    texts = list(pool.map(lambda i: client.call([("user", (f"Question {i}?",))]).text, range(int(count))))
 print(len(texts), len(set(texts)))
 shared.close()
 """

@@ -12,22 +12,17 @@ from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.scoring.judge import JudgeFailure, open_judge, yes_or_no
 from tests.llm.stub import Stub, in_turn, serve
 
+REPLIES = {
+    True: ["Yes.", "<think>no, no</think> yes", "Both say a dozen: <answer>yes</answer>"],
+    False: ["**NO**", "\\boxed{no}"],
+    None: ["yes and no", "maybe", ""],
+}  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("reply", "verdict"),
-    [
-        ("Yes.", True),
-        ("**NO**", False),
-        ("<think>no, no</think> yes", True),
-        ("Both say a dozen: <answer>yes</answer>", True),
-        ("\\boxed{no}", False),
-        ("yes and no", None),
-        ("maybe", None),
-        ("", None),
-    ],
-)
-def test_verdicts_are_read(reply, verdict):
-    assert yes_or_no(reply) is verdict
+
+@pytest.mark.parametrize("verdict", REPLIES)
+def test_verdicts_are_read(verdict):
+    for reply in REPLIES[verdict]:
+        assert yes_or_no(reply) is verdict
 
 
 def judge_at(url, cache=None, timeout_s=60.0, **calls):

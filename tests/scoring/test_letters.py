@@ -7,72 +7,31 @@ from qzoom.scoring.letters import chosen_letter, chosen_letter_hrbench, chosen_l
 COLOURS = ("red", "blue", "Dark green", "black")
 
 
-@pytest.mark.parametrize(
-    ("said", "letter"),
-    [
-        ("B", "B"),
-        (" b ", "B"),
-        ("(C).", "C"),
-        ("[d]", "D"),
-        ("B. blue", "B"),
-        ("(A) it is red", "A"),
-        ("The answer is C, I think", "C"),
-        ("Answer: (D)", "D"),
-        ("dark  green", "C"),
-        ("**D**", "D"),
-        ("__d__", "D"),
-        ("*D*.", "D"),
-        ("`D`", "D"),
-        ("**(D)**", "D"),
-        ("(**D**)", "D"),
-        ("**D.** black", "D"),
-        ("**D. black**", "D"),
-        ("<b>D</b>", "D"),
-        ("\\boxed{D}", "D"),
-        ("$\\boxed{\\text{D}}$", "D"),
-        ("So it is \\boxed{D. black}.", "D"),
-        ("$D$", "D"),
-        ("\\(D\\)", "D"),
-        ("(D)", "D"),
-        ("(d) black", "D"),
-        ("D!", "D"),
-        ('"D"', "D"),
-        ("Answer: **D**", "D"),
-        ("**Answer:** D", "D"),
-        ("**Answer: D**", "D"),
-        ("Answer: [D]", "D"),
-        ("The correct option is **(D)**.", "D"),
-        ("The answer is \\boxed{D}", "D"),
-        ("D is the correct answer", "D"),
-        ("I look at it: **D** it is", "D"),
-        ("D black", "D"),
-        ("D - black", "D"),
-        ("D.black", "D"),
-        ("D: it is black", "D"),
-        ("d dark green", None),
-        ("D\n\nThe car is black.", "D"),
-        ("The car is black.\n\nD", "D"),
-        ("A\nThe car is blue.\nB", None),
-        ("<think>A or B?</think>\n**D**", "D"),
-        ("<answer>A</answer> no, <answer>D</answer>", "D"),
-        ("black.", "D"),
-        ("**Black**", "D"),
-        ("Between **A** and **B**", None),
-        ("\\boxed{A} or \\boxed{B}", None),
-        ("(A) or (B)", None),
-        ("The answer is a mystery", None),
-        ("**E**", None),
-        ("**", None),
-        ("E", None),
-        ("Blue skies", None),
-        ("A dog", None),
-        ("It could be A or B", None),
-        ("The answer is A. No, the answer is B.", None),
-        ("", None),
+CLEAR = {
+    "B": ["B", " b ", "B. blue"],
+    "C": ["(C).", "The answer is C, I think", "dark  green"],
+    "D": [
+        "[d]", "Answer: (D)", "**D**", "__d__", "*D*.", "`D`", "**(D)**", "(**D**)", "**D.** black", "**D. black**",
+        "<b>D</b>", "\\boxed{D}", "$\\boxed{\\text{D}}$", "So it is \\boxed{D. black}.", "$D$", "\\(D\\)", "(D)",
+        "(d) black", "D!", '"D"', "Answer: **D**", "**Answer:** D", "**Answer: D**", "Answer: [D]",
+        "The correct option is **(D)**.", "The answer is \\boxed{D}", "D is the correct answer",
+        "I look at it: **D** it is", "D black", "D - black", "D.black", "D: it is black", "D\n\nThe car is black.",
+        "The car is black.\n\nD", "<think>A or B?</think>\n**D**", "<answer>A</answer> no, <answer>D</answer>",
+        "black.", "**Black**",
     ],
-)
-def test_clear_answers(said, letter):
-    assert chosen_letter(said, COLOURS) == letter
+    "A": ["(A) it is red"],
+    None: [
+        "d dark green", "A\nThe car is blue.\nB", "Between **A** and **B**", "\\boxed{A} or \\boxed{B}",
+        "(A) or (B)", "The answer is a mystery", "**E**", "**", "E", "Blue skies", "A dog", "It could be A or B",
+        "The answer is A. No, the answer is B.", "",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("letter", CLEAR)
+def test_clear_answers(letter):
+    for said in CLEAR[letter]:
+        assert chosen_letter(said, COLOURS) == letter
 
 
 def test_signs_inside_the_texts_of_options_are_no_markup():

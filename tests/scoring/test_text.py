@@ -72,43 +72,33 @@ def test_letter(reply, letter):
     assert release_letter(reply) == letter
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("3", 3.0),
-        ("There are 3 cups.", 3.0),
-        ("three", 3.0),
-        ("three, that is 3", 3.0),
-        ("1,200", 1200.0),
-        ("-2.5", -2.5),
-        ("3 or 4", None),
-        ("no number", None),
-        ("A3", None),
-        ("12-01-19", None),
-    ],
-)
-def test_number(text, number):
-    assert number_in(text) == number
+NUMBERS = {
+    3.0: ["3", "There are 3 cups.", "three", "three, that is 3"],
+    1200.0: ["1,200"],
+    -2.5: ["-2.5"],
+    None: ["3 or 4", "no number", "A3", "12-01-19"],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("reply", "answer", "strict", "release"),
-    [
-        ("3", "3", True, True),
-        ("3.0", "3", True, True),
-        ("Three", "3", True, True),
-        ("There are 3 cups", "3", True, False),
-        ("3 or 4", "3", False, False),
-        ("13", "3", False, False),
-        ("Exit.", "exit", True, False),
-        ("the exit", "exit", False, False),
-        ("<answer>2</answer> no, <answer>3</answer>", "3", True, False),
-        ("route 66", "66 north", False, False),
-    ],
-)
-def test_short_answers(reply, answer, strict, release):
-    assert same_answer(reply, answer) is strict
-    assert same_answer_release(reply, answer) is release
+@pytest.mark.parametrize("number", NUMBERS)
+def test_number(number):
+    for text in NUMBERS[number]:
+        assert number_in(text) == number
+
+
+SHORT = {
+    (True, True): [("3", "3"), ("3.0", "3"), ("Three", "3")],
+    (True, False): [("There are 3 cups", "3"), ("Exit.", "exit"), ("<answer>2</answer> no, <answer>3</answer>", "3")],
+    (False, False): [("3 or 4", "3"), ("13", "3"), ("the exit", "exit"), ("route 66", "66 north")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", SHORT)
+def test_short_answers(expected):
+    strict, release = expected
+    for reply, answer in SHORT[expected]:
+        assert same_answer(reply, answer) is strict
+        assert same_answer_release(reply, answer) is release
 
 
 def test_metrics():

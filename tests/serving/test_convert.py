@@ -271,12 +271,12 @@ def file(image: Image.Image) -> bytes:
 def test_the_same_bytes_of_the_same_tenant_are_decoded_once() -> None:
     cache = PictureCache(2**22)
     data = file(page())
-    first = cache.load(data, LIMITS, "ann")
+    (first,) = cache.load(data, LIMITS, "ann")
     assert first.image.tobytes() == page().tobytes()
     assert first.digest == hashlib.sha256(page().tobytes()).digest()
-    assert cache.load(bytes(data), LIMITS, "ann") is first
-    assert cache.load(data, LIMITS, "bob") is not first
-    assert cache.load(file(page("OTHER")), LIMITS, "ann").image.tobytes() == page("OTHER").tobytes()
+    assert cache.load(bytes(data), LIMITS, "ann")[0] is first
+    assert cache.load(data, LIMITS, "bob")[0] is not first
+    assert cache.load(file(page("OTHER")), LIMITS, "ann")[0].image.tobytes() == page("OTHER").tobytes()
     assert (cache.hits, cache.misses, cache.entries) == (1, 3, 3)
 
 
@@ -286,7 +286,7 @@ def test_a_tenants_name_does_not_run_into_the_bytes() -> None:
     cache.load(data, LIMITS, "ann")
     with pytest.raises(ImageError):
         cache.load(b"ann\0" + data, LIMITS, "")
-    assert cache.load(data, LIMITS, "").image.size == (320, 400)
+    assert cache.load(data, LIMITS, "")[0].image.size == (320, 400)
     assert cache.hits == 0
 
 
@@ -297,7 +297,7 @@ def test_the_bound_is_kept_and_the_oldest_use_goes() -> None:
     for i in (0, 1, 0, 2):
         cache.load(files[i], LIMITS, "")
     assert (cache.nbytes, cache.entries) == (2 * one, 2)
-    assert [cache.load(data, LIMITS, "").size_px for data in (files[0], files[2])] == [(320, 400)] * 2
+    assert [cache.load(data, LIMITS, "")[0].size_px for data in (files[0], files[2])] == [(320, 400)] * 2
     assert cache.hits == 3
     cache.load(files[1], LIMITS, "")
     assert (cache.hits, cache.misses) == (3, 4)
@@ -308,8 +308,8 @@ def test_the_bound_is_kept_and_the_oldest_use_goes() -> None:
 def test_without_memory_nothing_is_kept_or_hashed() -> None:
     cache = PictureCache(0)
     data = file(page())
-    first = cache.load(data, LIMITS, "")
-    assert cache.load(data, LIMITS, "") is not first
+    (first,) = cache.load(data, LIMITS, "")
+    assert cache.load(data, LIMITS, "")[0] is not first
     assert (first.digest, cache.entries, cache.nbytes) == (b"", 0, 0)
 
 

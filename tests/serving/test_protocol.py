@@ -68,7 +68,7 @@ def test_what_openai_clients_send_is_taken(values):
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "messages[0].content[0]",
-            "audio, video and files are not read",
+            "audio and video are not read",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},

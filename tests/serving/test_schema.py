@@ -32,7 +32,7 @@ def test_requests_made_up_from_the_document(model, tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         counted = site.service.metrics.text().decode()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert re.search(r"Operations: +8 selected / 8 total", done.stdout)
+    assert re.search(r"Operations: +9 selected / 9 total", done.stdout)
     assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 300
     assert not re.search(r'status="5\d\d"', counted)
     answered = re.search(r'qzoom:requests_total\{status="200"\} (\d+)', counted)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from qzoom.data.synthetic.texts import vocabulary_sentences
 from tiny.aux_losses import GuidedModel, GuideWeights, count_targets, line_loss
 from tiny.batch import (
     GLYPHS,
@@ -23,7 +22,7 @@ from tiny.batch import (
 )
 from tiny.model import TinyArchitecture, build_tiny, use_fast_kernels
 from tiny.render_views import fit_to_tokens, patchify
-from tiny.tokenizer import build_tokenizer
+from tiny.tokenizer import build_tokenizer, vocabulary_sentences
 
 SMALL = TinyArchitecture(
     vision_width=32,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from qzoom.data.synthetic.texts import vocabulary_sentences
-from tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer, vocabulary_sentences
 
 
 @pytest.fixture(scope="module")

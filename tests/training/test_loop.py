@@ -20,6 +20,7 @@ from qzoom.engine.state import State, advance_region, advance_shared
 from qzoom.errors import CheckpointError, ConfigError, DataError
 from qzoom.training.loop import batch_of, learning_rate_at, steps_of
 from qzoom.training.regions import RegionMapTask
+from qzoom.training.run import open_trackers
 from qzoom.training.samples import conversation_ids, prompt_of
 from qzoom.training.stages import StageRecipe
 from qzoom.training.train_stage import prepare_engine, train_stage
@@ -36,7 +37,7 @@ def recipe_of(world, **changes):
         "learning_rate": 3e-3,
         "precision": "float32",
         "save_steps": 1,
-        "tensorboard": False,
+        "trackers": [],
         "gradient_checkpointing": False,
     }
     return StageRecipe(**values | changes)
@@ -231,10 +232,19 @@ def test_tensorboard_files_are_written(world, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(recipe_of(world, steps=2, tensorboard=True), tmp_path)
+    run(recipe_of(world, steps=2, trackers=("tensorboard",)), tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
+
+
+def test_other_trackers_must_be_installed(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("qzoom.training.run.find_spec", lambda name: None)
+    assert open_trackers(("tensorboard",), tmp_path, 0) == []
+    with pytest.raises(ConfigError, match="The tracker wandb is not installed; install it with: pip install wandb"):
+        open_trackers(("wandb",), tmp_path, 0)
+    with pytest.raises(ConfigError, match="trackers"):
+        recipe_of(world, trackers=("board",))
 
 
 def launch_words(folder, processes, recipe):

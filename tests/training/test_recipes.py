@@ -84,7 +84,7 @@ def test_runs_two_steps_on_a_model_of_the_family(worlds, tmp_path, path):
     stage = stage_of(path)
     labels = {"regions": "regions", "answers": "mined", "gate": "gate"}[stage]
     changes = {"base": str(world / "base"), "labels": [str(world / labels)], "batch": 4, "micro_batch": 2, "steps": 2}
-    changes |= {"tokens": [12], "region_tokens": 8, "tensorboard": False}
+    changes |= {"tokens": [12], "region_tokens": 8, "trackers": []}
     recipe = load_stage_recipe(path, stage, changes)
     report = train_stage(recipe, tmp_path, refit=path.stem == "refit")
     assert report.steps == 2

@@ -46,7 +46,7 @@ def test_one_step_moves_what_the_table_says(world, tmp_path, row, labels):
         steps=1,
         learning_rate=1e-3,
         precision="float32",
-        tensorboard=False,
+        trackers=(),
         region_tokens=8,
     )
     report = train_stage(recipe, tmp_path, refit=row == "refit", base=engine)

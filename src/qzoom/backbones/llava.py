@@ -260,11 +260,7 @@ class LlavaBackbone(Backbone):
         return TokenBudget(self.side_cells**2, self.side_cells**2)
 
     def grid(self, size_px: tuple[int, int], budget: TokenBudget | None) -> tuple[int, int]:
-        """Always the same.
-
-        Raises:
-            BudgetError: limits that exclude it.
-        """
+        """Always the same (BudgetError: limits that exclude it)."""
         count = self.side_cells**2
         if budget is not None and not budget.min_tokens <= count <= budget.max_tokens:
             raise BudgetError(

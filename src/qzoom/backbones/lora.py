@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAPS = r"(?:self_attn|mlp|linear_attn|mlp\.shared_expert)\.(?:\w+_proj|in_proj_(?:qkv|z))"
-_NAME = re.compile(rf"base_model\.model\.(?:.*\.)?(layers\.\d+\.{_MAPS})\.lora_([AB])\.weight")
+_NAME = re.compile(rf"base_model\.model\.(?:(?:model|language_model)\.)*(layers\.\d+\.{_MAPS})\.lora_([AB])\.weight")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (None, False),
@@ -67,6 +67,10 @@ class LoraWeights:
         if strange or unpaired or not self.tensors:
             wrong = (strange or unpaired or ["nothing"])[0]
             raise CheckpointError(f"The LoRA weights hold {wrong}, not pairs of matrices of the decoder's linear maps.")
+        if len(self.tensors) > 2 * len(self._pairs()):
+            kept = {name for pair in self._pairs().values() for name in pair.values()}
+            twice = min(name for name in self.tensors if name not in kept)
+            raise CheckpointError(f"The LoRA weights hold two matrices for one map, one of them {twice}; keep one.")
 
     @property
     def targets(self) -> list[str]:

@@ -222,6 +222,10 @@ def _write_base(backbone: Backbone, folder: Path, max_shard_size: int | str) -> 
     settings = json.loads(path.read_text(encoding="utf-8"))
     for name in upstream_fields(settings):
         del settings[name]
+    head = getattr(backbone.model, "lm_head", None)
+    if head is not None and head.weight is not backbone.embedding.weight:  # it may have been replaced after loading
+        for part in (settings, settings.get("text_config", {})):
+            part.update({"tie_word_embeddings": False} if "tie_word_embeddings" in part else {})
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.checkpoints.released import read_stock, stock_places
 from qzoom.checkpoints.upstream import is_branch_key
-from qzoom.checkpoints.weights import WeightIndex, read_index, read_json
+from qzoom.checkpoints.weights import WeightIndex, check_finite, read_index, read_json
 from qzoom.errors import CheckpointError, ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from qzoom.backbones.base import Backbone
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -56,6 +58,7 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
     Raises:
         CheckpointError: a part is missing or cannot be read.
     """
+    _check_docstrings()
     from transformers import AutoTokenizer
 
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
@@ -91,6 +94,19 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
     return tokenizer, image_processor, _chat_template(folder, tokenizer, "" if family is None else family.chat_format)
 
 
+def _check_docstrings() -> None:
+    """Refuse an interpreter that leaves docstrings out, from which transformers builds parts of itself.
+
+    Raises:
+        ConfigError: it was started with -OO or PYTHONOPTIMIZE=2.
+    """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
+            "-O or PYTHONOPTIMIZE=1 at most."
+        )
+
+
 def _chat_template(folder: Path, tokenizer: Any, standard: str) -> str:
     jinja, in_json = folder / "chat_template.jinja", folder / "chat_template.json"
     template: Any = None
@@ -119,7 +135,8 @@ def load_backbone(
         folder: config.json, safetensors, tokenizer and image processor settings.
         dtype: "auto" (as stored), "float32", "bfloat16", or a torch dtype.
         device_map: None or "cpu", "cuda", "cuda:0", "auto".
-        attn_implementation: "sdpa" or "eager".
+        attn_implementation: one of `ATTENTIONS`; flash attention serves the vision encoder, whose pictures have many
+            sizes, and the decoder runs on sdpa, which takes its masks.
         processor: another folder to take tokenizer and image processor from.
         quantization: "4bit", "8bit" or a quantization config of transformers; None loads the weights as they are
             stored, which may be quantised too.
@@ -132,30 +149,66 @@ def load_backbone(
     from qzoom.backbones.quantized import quantization_config, settle
     from qzoom.backbones.registry import backbone_class, build_backbone
 
-    if attn_implementation not in ("sdpa", "eager"):
-        raise ConfigError(f"attn_implementation must be 'sdpa' or 'eager', not {attn_implementation!r}.")
+    if attn_implementation not in ATTENTIONS:
+        raise ConfigError(f"attn_implementation must be one of {', '.join(ATTENTIONS)}, not {attn_implementation!r}.")
     device = choose_device(device_map)
     settings = read_json(folder / "config.json")
     family = backbone_class(settings.get("model_type"), str(folder))
     index = read_index(folder)
     number_format = choose_dtype(_stated_dtype(settings) if dtype == "auto" else dtype, device, index)
+    check_flash(attn_implementation, device, number_format)
     quantized = None
     if quantization is not None:
         if settings.get("quantization_config"):
             raise ConfigError(f"{folder} is quantised already; leave out quantization={quantization!r}.")
         quantized = quantization_config(quantization, number_format, family.unquantized)
     parts = load_processor(processor or folder, settings)
-    options: dict[str, Any] = {"dtype": number_format, "attn_implementation": attn_implementation}
+    attention: Any = attn_implementation
+    if attn_implementation.startswith("flash"):
+        attention = {"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
+    options: dict[str, Any] = {"dtype": number_format, "attn_implementation": attention}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     if quantized is not None:
         options |= {"quantization_config": quantized}
     if device.type == "cuda" or quantized is not None or settings.get("quantization_config"):
         options |= {"device_map": {"": str(device)}}
     model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
+    check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     settle(model)
     backbone = build_backbone(model, *parts)
     backbone.folder = folder
     return backbone
+
+
+def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse flash attention where it cannot run.
+
+    Raises:
+        DeviceError: on another device than a GPU.
+        ConfigError: in float32, or without its package.
+    """
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if not attn_implementation.startswith("flash"):
+        return
+    if device.type != "cuda":
+        raise DeviceError(f"{attn_implementation} runs on CUDA only, not on {device.type}; use 'sdpa'.")
+    if dtype == torch.float32:
+        raise ConfigError(f"{attn_implementation} has no float32; load with dtype='bfloat16' or 'float16'.")
+    second = attn_implementation.endswith("2")
+    if not (is_flash_attn_2_available() if second else is_flash_attn_3_available()):
+        package = "flash-attn" if second else "flash-attn-3"
+        raise ConfigError(f"{attn_implementation} needs {package}, which is not installed or fits no GPU; use 'sdpa'.")
+
+
+def _place(index: WeightIndex, name: str) -> str:
+    """A parameter with the file that it is from; transformers may have put other words before its last ones."""
+    inner = name.removeprefix("model.").removeprefix("language_model.")
+    stored = next(
+        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
+    )
+    return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 
 def choose_device(device_map: Any) -> torch.device:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from qzoom.checkpoints.weights import WeightIndex
+from qzoom.checkpoints.weights import WeightIndex, check_finite
 from qzoom.config import ZoomConfig
 from qzoom.errors import CheckpointError, ConfigError
 
@@ -251,6 +251,7 @@ def _fill(module: nn.Module, tensors: Tensors, where: str, stored: Callable[[str
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(tensors[name])
+    check_finite(wanted.items(), where, stored)
 
 
 def _list(names: list[str], most: int = 4) -> str:

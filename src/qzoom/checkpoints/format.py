@@ -68,8 +68,15 @@ class AdapterConfig:
         return out
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder."""
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        """Write it into a folder.
+
+        Raises:
+            CheckpointError: a value in `provenance` that JSON does not have, such as NaN.
+        """
+        try:
+            text = json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"The config's provenance cannot be written as JSON ({error}); change it.") from error
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 

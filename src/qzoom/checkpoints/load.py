@@ -45,7 +45,7 @@ def load_engine(
         revision: branch, tag or commit on the hub.
         dtype: "auto" (as stored), "float32", "bfloat16" or a torch dtype.
         device_map: None or "cpu", "cuda", "cuda:0", "auto"; one device only.
-        attn_implementation: "sdpa" or "eager".
+        attn_implementation: "sdpa", "eager", "flash_attention_2" or "flash_attention_3"; see `load_backbone`.
         config: used instead of the checkpoint's own arithmetic; its K and T must be the checkpoint's.
         processor: a folder with tokenizer and image processor, for checkpoints that have none of their own.
         quantization: "4bit", "8bit" or a quantization config of transformers: how the base is held; branches never are.

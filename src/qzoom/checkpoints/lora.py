@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.branches import decoder_prefix
-from qzoom.checkpoints.weights import WeightIndex, maps_digest, read_index, read_json, read_tensors
+from qzoom.checkpoints.weights import (
+    WeightIndex,
+    check_finite,
+    maps_digest,
+    read_index,
+    read_json,
+    read_tensors,
+)
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -107,7 +114,7 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
         base_weights: what its config says that they belong to.
 
     Raises:
-        CheckpointError: files missing or damaged, or no plain LoRA.
+        CheckpointError: files missing or damaged, NaN or infinity, or no plain LoRA.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -119,4 +126,5 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         raise CheckpointError(f"{inner / _WEIGHTS} cannot be read ({reason}); fetch the file again.") from error
+    check_finite(tensors.items(), str(inner / _WEIGHTS))
     return LoraWeights(base_weights, settings, tensors)

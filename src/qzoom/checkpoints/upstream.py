@@ -90,19 +90,12 @@ _FIELD = re.compile(r"(twig|roi|high_res)_.+|enable_(twig|high_res)|reuse_src_po
 
 @dataclass(frozen=True, slots=True)
 class BranchKeys:
-    """The branch tensors of a merged checkpoint.
+    """The branch tensors of a merged checkpoint."""
 
-    Args:
-        prefix: what stands before them, e.g. "model.language_model.".
-        region: our name to the stored name.
-        gate: our name to the stored name; empty without a gate.
-        idle: names of what neither uses.
-    """
-
-    prefix: str
-    region: dict[str, str]
-    gate: dict[str, str]
-    idle: tuple[str, ...] = ()
+    prefix: str  # what stands before them, e.g. "model.language_model."
+    region: dict[str, str]  # our name to the stored name
+    gate: dict[str, str]  # our name to the stored name; empty without a gate
+    idle: tuple[str, ...] = ()  # names of what neither uses
 
 
 def is_branch_key(name: str) -> bool:

@@ -68,6 +68,8 @@ def ask(
         "region_tokens": parse_tokens(region_tokens, "--region-tokens"),
     }
     console = out.console
+    if save is not None:
+        _check_save(save)
     reader, images, question = _open(inputs, model, console, pages)
     settings |= look.thresholds(reader)
     streamed = console.live and not out.json
@@ -76,22 +78,19 @@ def ask(
     else:
         answer = reader.ask(images, question, **settings)
         _explain(answer, console)
-    figure = None
-    if save is not None:
-        from qzoom.plots.answer import save_plot
-
-        plain = reader.ask(images, question, **(settings | {"zoom": "never"})).text if answer.gate.zoomed else None
-        figure = save_plot(answer, save, coarse_text=plain)
     for note in answer.notes:
         console.note(f"note    {note}")
     full = count_full_tokens(answer.image_sizes_px, answer.cell_px)
     console.note(describe_cost(answer.usage, answer.timing_ms, full))
-    if figure is not None:
-        console.note(f"saved   {figure}")
     if out.json:
         console.record(answer.to_dict())
     elif not streamed:
         console.result(answer.text)
+    if save is not None:
+        from qzoom.plots.answer import save_plot
+
+        plain = reader.ask(images, question, **(settings | {"zoom": "never"})).text if answer.gate.zoomed else None
+        console.note(f"saved   {save_plot(answer, save, coarse_text=plain)}")
 
 
 @flatten
@@ -132,6 +131,17 @@ def _open(inputs: list[str], model: ModelOptions, console: Console, pages: str) 
     with console.waiting(f"loading {model.model} ..."):
         console.hush_libraries()
         return model.load(), images, question
+
+
+def _check_save(path: Path) -> None:
+    """Refuse a file that cannot be written before the model is loaded."""
+    from qzoom.errors import DataError
+    from qzoom.plots.answer import check_plot_path
+
+    try:
+        check_plot_path(path)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--save") from error
 
 
 def _show(events: Iterator[StreamEvent], console: Console) -> Answer:
@@ -175,7 +185,8 @@ def describe_gate(gate: GateDecision) -> str:
         decision = gate.note
     if gate.score is None or gate.threshold is None:
         return f"gate    not asked: {decision}" if gate.note or gate.zoomed else "gate    not asked"
-    return f"gate    {gate.score:.3f} (zooms from {gate.threshold:.3f}): {decision}"
+    score, threshold = gate.figures()
+    return f"gate    {score} (zooms from {threshold}): {decision}"
 
 
 def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, int]]) -> list[str]:

@@ -108,11 +108,7 @@ def _tell(calibration: Calibration, output: Path, out: OutputOptions) -> None:
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:
-    """Comma-separated thresholds.
-
-    Raises:
-        typer.BadParameter: not numbers from 0 to 1.
-    """
+    """Comma-separated thresholds."""
     try:
         numbers = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:

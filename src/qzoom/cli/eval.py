@@ -159,16 +159,15 @@ def evaluate(
         for seed in range(asking.seeds):
             run.file(task.name, seed)
     reader = model.load()
+    if asking.method == "qzoom" and look.zoom == "auto" and not reader.has_region:
+        console.note("note    The model has no region branch, so it is measured with --zoom never.")
+        run = dataclasses.replace(run, look=dataclasses.replace(look, zoom="never"))
     for task in opened:
         run.measure(reader, task, data.limit)
 
 
 def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> None:
-    """Options that belong to none of the tasks are mistakes.
-
-    Raises:
-        typer.BadParameter: one was given.
-    """
+    """Options that belong to none of the tasks are mistakes."""
     from qzoom.data.benchmarks.registry import TASK_NAMES
     from qzoom.data.drawn import SYNTHETIC_TASKS
 
@@ -286,12 +285,7 @@ class _Evaluation:
 
 
 def _rescore(paths: list[Path], tasks: list[str] | None, console: Console, *, json: bool) -> None:
-    """Figures of stored answers.
-
-    Raises:
-        typer.BadParameter: tasks were named too.
-        DataError: a file that holds something else.
-    """
+    """Figures of stored answers."""
     from qzoom.data.benchmarks.registry import fields_of
     from qzoom.data.samples import answer_files, read_answers
     from qzoom.evaluation.score import score

@@ -26,8 +26,12 @@ _COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about an image."),
     "perceive": ("ask:perceive", "Print the gate's score and the regions, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a web page."),
+    "mcp": ("mcp:mcp", "Serve tools to agents: ask about a picture, get the region as a picture."),
     "batch": ("batch:batch", "Answer a file of questions: OpenAI's batch lines or our own, resumable."),
     "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
+    "models": ("models:models", "List the model ids that work, and the memory that they need."),
+    "recipes": ("models:recipes", "List the recipes that come with qzoom."),
+    "recipes copy": ("models:copy_recipe", "Copy a recipe, to edit it and to run it."),
     "doctor": ("doctor:doctor", "Check the installation: versions, device, threads, models."),
     "eval": ("eval:evaluate", "Evaluate answers, regions, tokens and time on images with known answers."),
     "eval zoomgap": ("zoomgap:zoomgap", "Measure the accuracy on the region minus that on the whole image."),
@@ -86,8 +90,8 @@ class _Group(typer.core.TyperGroup):
         self._listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the table."""
-        return list(self.commands)
+        """Names in the order of the table; a shell completes single words."""
+        return [name for name in self.commands if not ctx.resilient_parsing or " " not in name]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command; while the help lists commands, one with a name and a line only."""
@@ -124,7 +128,7 @@ app = typer.Typer(
     help="Ask vision-language models about images with fine print: a coarse pass first, then, if needed, "
     "a zoom into a region.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,8 +34,11 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
 Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda if available).")]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    typer.Option(envvar="QZOOM_DTYPE", help="Number format of the weights; auto keeps the checkpoint's."),
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        envvar="QZOOM_DTYPE",
+        help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
+    ),
 ]
 Quantization = Annotated[
     Literal["4bit", "8bit"] | None,
@@ -137,9 +142,15 @@ class LookOptions:
 
 
 def find_device(name: str) -> str:
-    """The device of a name; "auto" is a GPU where there is one."""
+    """The device of a name; "auto" is a GPU where there is one.
+
+    Raises:
+        typer.BadParameter: no name of a device.
+    """
     from qzoom.checkpoints.base import choose_device
 
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise typer.BadParameter(f"{name!r} is no device; give cpu, cuda, cuda:0 or auto.", param_hint="--device")
     return str(choose_device(name)) if name == "auto" else name
 
 
@@ -153,10 +164,18 @@ def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
         raise typer.BadParameter(
             'name at least one picture and then the question, for example: receipt.jpg "What is the total amount?"'
         )
-    pictures, question = inputs[:-1], inputs[-1]
+    pictures, question = inputs[:-1], decode_argument(inputs[-1])
     if pictures.count("-") > 1:
         raise typer.BadParameter("only one picture can come from standard input.")
     return pictures, question
+
+
+def decode_argument(text: str) -> str:
+    """A text of the command line; under a locale that is not UTF-8 its bytes were kept as surrogates."""
+    try:
+        return os.fsencode(text).decode("utf-8") if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeError:
+        return text
 
 
 def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:

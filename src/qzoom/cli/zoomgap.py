@@ -93,10 +93,11 @@ def _print_gap(answers: ViewAnswers, compare: Path | None, console: Console, *, 
     from qzoom.evaluation.tables import gap_comparison_lines, gap_lines
     from qzoom.evaluation.zoomgap import compare_gaps, measure_gap, read_views
 
-    figures = measure_gap(answers.rows, places=answers.about.get("places", "auto"))
-    difference = None if compare is None else compare_gaps(answers.rows, read_views(compare).rows)
+    rows, about = answers
+    figures = measure_gap(rows, places=about.get("places", "auto"))
+    difference = None if compare is None else compare_gaps(rows, read_views(compare)[0])
     if json:
-        console.record(answers.about | figures | ({} if difference is None else {"compare": difference}))
+        console.record(about | figures | ({} if difference is None else {"compare": difference}))
         return
     for line in gap_lines(figures):
         console.result(line)
@@ -178,12 +179,7 @@ def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Cons
 
 
 def _open_boxed(name: str, data: DataOptions) -> Task:
-    """The questions of a task with boxes, checked.
-
-    Raises:
-        typer.BadParameter: a wrong call.
-        DataError: data that cannot be used.
-    """
+    """The questions of a task with boxes, checked."""
     from qzoom.data.drawn import SYNTHETIC_TASKS
     from qzoom.data.questions import read_receipt_questions
 

@@ -1,9 +1,7 @@
 """Cells (visual tokens) under boxes, and the size of a target. Pure geometry.
 
-Boxes are (x0, y0, x1, y1) in original pixels, with x1 and y1 exclusive. The grid divides the image evenly, since the
-coarse pass sees the whole image resized. `covered_cells` gives exact shares, `cells_touched` every cell with at least
-one pixel of a box. The size of a target is the share of the image that the smallest rectangle around its boxes covers;
-the bins are about evenly spaced on a logarithmic scale, to resolve small sizes.
+Boxes are (x0, y0, x1, y1) in original pixels, x1 and y1 exclusive; the grid divides the image evenly. The size of a
+target is the share of the image that the smallest rectangle around its boxes covers, in bins on a logarithmic scale.
 """
 
 from __future__ import annotations

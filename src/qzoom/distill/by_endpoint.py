@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from qzoom.distill.ask import read_vote
 from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of
 from qzoom.errors import CallRefusedError
-from qzoom.llm.client import ChatImage, Client, Message
+from qzoom.llm.client import ChatImage, Client
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ def answer(item: Item, views: Views, sample: int, *, client: Client, member: Rol
     """A teacher's answer from the crop; a reply that cannot be read as an answer is a failed vote."""
     question = draft_of(item).text
     text = question if member.plain else teacher_prompt(question)
-    reply = client.call([Message("user", (ChatImage(views.crop(item), member.max_pixels), text))], sample)
+    reply = client.call([("user", (ChatImage(views.crop(item), member.max_pixels), text))], sample)
     return read_vote(client.name, sample, reply.text, cut_off=reply.cut_off)
 
 
@@ -68,7 +68,7 @@ def read(item: Item, image: Image | None, text: str, sample: int, *, client: Cli
     prompt = text if member.plain else reader_prompt(text)
     parts = (prompt,) if image is None else (ChatImage(image, member.max_pixels), prompt)
     try:
-        reply = client.call([Message("user", parts)], sample)
+        reply = client.call([("user", parts)], sample)
     except CallRefusedError as error:
         return Vote(client.name, sample, "", "failed", str(error))
     return read_vote(client.name, sample, reply.text, cut_off=reply.cut_off)
@@ -86,7 +86,7 @@ def write_distractors(item: Item, views: Views, count: int, *, client: Client, m
 def _json_reply(client: Client, parts: tuple[str | ChatImage, ...], kind: type) -> Any:
     """The first list or object in a reply, of up to three samples; None when none has one."""
     for sample in range(_TRIES):
-        value = _first_json(client.call([Message("user", parts)], sample).text.rpartition("</think>")[2], kind)
+        value = _first_json(client.call([("user", parts)], sample).text.rpartition("</think>")[2], kind)
         if value is not None:
             return value
     return None

@@ -19,16 +19,12 @@ from qzoom.engine.prompt import Prompt
 
 @dataclass(frozen=True, slots=True)
 class ResponseAttention:
-    """Attention of one response to one picture.
+    """Attention of one response to one picture."""
 
-    Args:
-        values: (layers, heads, rows, columns) float32, mean over the response tokens; each is a share of the whole
-            attention, so a map sums to at most 1.
-        layers: indices of the layers, in the order of the first axis.
-    """
-
+    # (layers, heads, rows, columns) float32, mean over the response tokens; each is a share of the whole attention, so
+    # a map sums to at most 1
     values: Tensor
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # indices of the layers, in the order of the first axis
 
     def mean_of(self, heads: Sequence[tuple[int, int]]) -> Tensor:
         """Mean map (rows, columns) over (layer, head) pairs."""

@@ -1,20 +1,25 @@
 """Continuous batching: requests join and leave the running batch between decode steps (docs/method.md 1).
 
-`events` runs a fixed set of requests to their end; a server adds them as they come.
+`events` runs a fixed set of requests to their end, `answer_all` any number of them in chunks that fit into memory; a
+server adds them as they come.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 
+import torch
+
 from qzoom.engine.flow import KeyedEvent, Prefilled, answer, coarse_pass
 from qzoom.engine.generate import DecodeBatch, DecodeRow
 from qzoom.engine.perceive import Stopwatch, heat_maps, make_perception, usage_of
-from qzoom.engine.prefix_cache import PrefixCache
-from qzoom.engine.request import Request
+from qzoom.engine.prefix_cache import PrefixCache, prefix_key
+from qzoom.engine.request import Request, estimate_bytes
 from qzoom.engine.state import Engine
+from qzoom.errors import QZoomError
 from qzoom.types import Answer, StreamEvent
 
 
@@ -145,10 +150,13 @@ class ContinuousBatch:
         self._batch.resume([self._preempted.pop(key) for key in keys])
 
     def _events_of(self, row: DecodeRow, text: str) -> Iterator[KeyedEvent]:
-        """A row's new text, and its answer when it has ended."""
+        """A row's new text, and its answer or error when it has ended."""
         if text:
             yield row.key, StreamEvent("text", text=text)
-        if row.finish:
+        if row.error is not None:
+            del self._answering[row.key]
+            yield row.key, StreamEvent("error", error=row.error)
+        elif row.finish:
             item = self._answering.pop(row.key)
             yield row.key, StreamEvent("answer", answer=make_answer(self._engine, item))
 
@@ -169,7 +177,7 @@ def events(
         eos_ids: tokens that end an answer; None uses the model's own.
 
     Yields:
-        For each request one "perception", then "text" pieces, then one "answer".
+        For each request one "perception", then "text" pieces, then one "answer" or "error".
     """
     batch = ContinuousBatch(engine, eos_ids=eos_ids)
     return chain(batch.add(dict(enumerate(requests))), batch.run(cancel))
@@ -178,3 +186,78 @@ def events(
 def answer_events(engine: Engine, request: Request, cancel: Callable[[], bool] | None = None) -> Iterator[KeyedEvent]:
     """The events of one request; see `events`."""
     return events(engine, [request], cancel=None if cancel is None else lambda _: cancel())
+
+
+def raise_error(event: StreamEvent) -> StreamEvent:
+    """The event, unless it is an "error", which is raised."""
+    if event.error is not None:
+        raise event.error
+    return event
+
+
+_LEAST_BYTES = 256 * 2**20
+
+
+def batch_bytes(engine: Engine) -> int:
+    """Memory for the requests that run together: half of what is free on a GPU; on a CPU half of what the weights take,
+    at least 256 MiB."""
+    backbone = engine.backbone
+    if backbone.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(backbone.device)[0]) // 2
+    weights = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
+    return max(_LEAST_BYTES, weights // 2)
+
+
+def answer_all(
+    engine: Engine, requests: Sequence[Request], max_bytes: int | None = None
+) -> Iterator[tuple[int, Answer | QZoomError]]:
+    """Answer any number of requests, those about the same pictures one after the other and on one coarse pass.
+
+    Args:
+        engine: backbone, branches, arithmetic.
+        requests: of any sizes.
+        max_bytes: estimated memory of the requests that run together; None takes `batch_bytes`. A request that needs
+            more runs alone.
+
+    Yields:
+        Each request's index with its answer, or with the reason why it has none.
+    """
+    limit = batch_bytes(engine) if max_bytes is None else max_bytes
+    keys = [prefix_key(engine, request) for request in requests]
+    counts = Counter(keys)
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}
+    cache = PrefixCache(limit // 4)
+    chunk: dict[int, Request] = {}
+    room = limit
+    for index in sorted(range(len(requests)), key=lambda i: (first[keys[i]], i)):
+        size = estimate_bytes(engine, requests[index])
+        if chunk and size > room:
+            yield from _answer_chunk(engine, chunk, keys, cache)
+            chunk, room = {}, limit
+        if counts[keys[index]] == 1:
+            keys[index] = b""  # nobody else needs its prefix
+        chunk[index] = requests[index]
+        room -= size
+    if chunk:
+        yield from _answer_chunk(engine, chunk, keys, cache)
+
+
+def _answer_chunk(
+    engine: Engine, requests: Mapping[int, Request], prefixes: Sequence[bytes], cache: PrefixCache
+) -> Iterator[tuple[int, Answer | QZoomError]]:
+    """The answers of requests that run together; where that fails, each runs alone."""
+    batch = ContinuousBatch(engine, cache=cache)
+    left = dict(requests)
+    try:
+        for started in (batch.add(requests, {key: prefixes[key] for key in requests}), batch.run()):
+            for key, event in started:
+                result = event.answer or event.error
+                if result is not None:
+                    del left[key]
+                    yield key, result
+    except QZoomError as error:
+        if len(requests) == 1:
+            yield next(iter(requests)), error
+            return
+        for key, request in left.items():
+            yield from _answer_chunk(engine, {key: request}, prefixes, cache)

@@ -21,17 +21,11 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A validated conversation.
+    """A validated conversation."""
 
-    Args:
-        messages: role and parts; parts are {"type": "text", "text": ...} or {"type": "image"}.
-        sources: the pictures in the order of the parts, as given by the caller.
-        question: text of the last user turn; turns of one role that follow each other are one.
-    """
-
-    messages: tuple[dict[str, Any], ...]
-    sources: tuple[Any, ...]
-    question: str
+    messages: tuple[dict[str, Any], ...]  # role and parts; parts are {"type": "text", "text": ...} or {"type": "image"}
+    sources: tuple[Any, ...]  # the pictures in the order of the parts, as given by the caller
+    question: str  # text of the last user turn; turns of one role that follow each other are one
 
 
 def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], system: str | None = None) -> Conversation:
@@ -41,9 +35,9 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
         image: one picture source, a list of them, or None. With messages, pictures fill the image parts that have no
             source of their own, in order; with no image part at all they go before the first user text.
         question: a text, or messages with "role" and "content" (a string or a list of parts; an image part may carry
-            its source under "image", "path" or "url", and OpenAI's "image_url" parts are taken too). Turns of one role
-            that follow each other are read as one, and "developer" is another name of "system". An assistant's turn
-            may have null instead of a content.
+            its source under "image", "path" or "url", and OpenAI's parts "image_url" and "file" are taken too). Turns
+            of one role that follow each other are read as one, and "developer" is another name of "system". An
+            assistant's turn may have null instead of a content.
         system: a system turn to put first.
 
     Raises:
@@ -171,6 +165,10 @@ def _read_part(part: Any, number: int, waiting: list[Any], sources: list[Any]) -
         if own is None and not waiting:
             raise QuestionError(f"Message {number} has an image part without a picture.")
         sources.append(own if own is not None else waiting.pop(0))
+        return {"type": "image"}
+    file = part.get("file") if kind == "file" else None
+    if isinstance(file, dict) and isinstance(file.get("file_data"), str):
+        sources.append(file["file_data"])
         return {"type": "image"}
     raise QuestionError(f'Message {number}: a part must be {{"type": "text", "text": ...}} or {{"type": "image"}}.')
 

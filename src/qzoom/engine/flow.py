@@ -33,19 +33,12 @@ KeyedEvent = tuple[int, StreamEvent]
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A request that is ready to be decoded.
+    """A request that is ready to be decoded."""
 
-    Args:
-        row: what decoding needs, under the request's key.
-        coarse: what the answer's record needs: of the state, the prompt only.
-        regions: what was read at high resolution.
-        clock: milliseconds per step, shared by all requests that ran together.
-    """
-
-    row: DecodeRow
-    coarse: CoarseResult
-    regions: tuple[Region, ...]
-    clock: Stopwatch
+    row: DecodeRow  # what decoding needs, under the request's key
+    coarse: CoarseResult  # what the answer's record needs: of the state, the prompt only
+    regions: tuple[Region, ...]  # what was read at high resolution
+    clock: Stopwatch  # milliseconds per step, shared by all requests that ran together
 
 
 def answer(

@@ -153,6 +153,7 @@ class DecodeRow:
         params: how to decode.
         sampler: draws tokens.
         stream: collects text.
+        error: why it has no answer.
     """
 
     key: int
@@ -165,10 +166,18 @@ class DecodeRow:
     stream: TextStream
     tokens: list[int] = field(default_factory=list)
     finish: Literal["", "stop", "length", "cancelled"] = ""
+    error: CheckpointError | None = None
 
     def take(self, eos_ids: Sequence[int]) -> str:
-        """Draw a token from the logits; returns the new text and sets `finish` when the row has ended."""
-        token = self.sampler.draw(self.logits)
+        """Draw a token from the logits; returns the new text and sets `finish` when the row has ended.
+
+        Logits that are no numbers end this row alone, with `error`.
+        """
+        try:
+            token = self.sampler.draw(self.logits)
+        except CheckpointError as error:
+            self.error, self.finish = error, "stop"
+            return ""
         self.tokens.append(token)
         ended = token in eos_ids and not self.params.ignore_eos
         piece = "" if ended else self.stream.push(token)

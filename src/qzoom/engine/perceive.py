@@ -57,6 +57,9 @@ class Stopwatch:
         return time.perf_counter()
 
 
+_NOT_A_NUMBER = "is not a number (NaN or infinity), so the answer is from the coarse pass."
+
+
 @dataclass(frozen=True, slots=True)
 class CoarseResult:
     """What the coarse pass gave for one request.
@@ -88,7 +91,7 @@ def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> lis
         clock: gets "vision".
 
     Raises:
-        HeadsMissingError: zooming asked of a model without a region branch.
+        HeadsMissingError: zoom "always" asked of a model without a region branch.
         BudgetError: a token budget larger than what the model reads.
         QuestionError: a prompt longer than the model reads.
     """
@@ -121,6 +124,8 @@ def gate(
 ) -> list[CoarseResult]:
     """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
 
+    A score that is no number counts as none, does not zoom, and says so in the note.
+
     Args:
         engine: backbone, branches, arithmetic.
         requests: one or more.
@@ -129,7 +134,8 @@ def gate(
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
-    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures)]
+    can_zoom = engine.region is not None
+    asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures and can_zoom)]
     scores: dict[int, float] = {}
     if asking and engine.gate is not None:
         with clock.step("gate"):
@@ -141,11 +147,15 @@ def gate(
     for i, request in enumerate(requests):
         options = request.options
         threshold = options.gate_threshold if options.gate_threshold is not None else engine.config.gate_threshold
-        zooms = options.zoom == "always" or (options.zoom == "auto" and scores.get(i, 1.0) >= threshold)
-        note = "There is no picture to zoom into." if options.zoom == "always" and not request.pictures else ""
-        decision = GateDecision(
-            scores.get(i), threshold if i in scores else None, zooms and bool(request.pictures), note
-        )
+        score, note = scores.get(i), ""
+        zooms = options.zoom == "always" or (options.zoom == "auto" and (score is None or score >= threshold))
+        if options.zoom == "always" and not request.pictures:
+            note = "There is no picture to zoom into."
+        elif options.zoom == "auto" and request.pictures and not can_zoom:
+            zooms, note = False, "The model has no region branch, so the answer is from the coarse pass."
+        if score is not None and not math.isfinite(score):
+            score, note = None, f"The gate's score {_NOT_A_NUMBER}"
+        decision = GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)
         out.append(CoarseResult(request, states[i], decision))
     return out
 
@@ -156,7 +166,7 @@ def propose(
 ) -> list[CoarseResult]:
     """Run the region branch and draw boxes for the requests that zoom.
 
-    An empty map takes the intention to zoom back and says so in the gate's note.
+    A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
 
     Args:
         engine: backbone, branches, arithmetic.
@@ -173,10 +183,12 @@ def propose(
             item = out[i]
             maps = region_maps(engine, state)
             sizes = [picture.size_px for picture in item.request.pictures]
+            decision, note = item.gate, "No region stood out, so the answer is from the coarse pass."
+            if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
+                maps, note = (), f"The region map {_NOT_A_NUMBER}"
+                decision = dataclasses.replace(decision, note=note)
             boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
-            decision = item.gate
             if decision.zoomed and not boxes:
-                note = "No region stood out, so the answer is from the coarse pass."
                 decision = dataclasses.replace(decision, zoomed=False, note=note)
             out[i] = CoarseResult(item.request, state, decision, maps, boxes)
     return out

@@ -42,7 +42,7 @@ class PrefixCache(LRUCache[State]):
     ) -> Iterator[tuple[list[int], list[bytes], list[Request]]]:
         """Requests in the order in which they run, each on its cached prefix where there is one.
 
-        Those that share a prefix which is not cached yet come in a later wave than the one that computes it.
+        Those that share a prefix which is not cached yet come in the wave after the one that computes it.
 
         Args:
             requests: by key.
@@ -52,11 +52,13 @@ class PrefixCache(LRUCache[State]):
             Keys, prefix keys (b"" for none) and requests of a wave.
         """
         left = dict(requests)
+        computed = {b""} | {prefix for prefix in prefixes.values() if self.peek(prefix) is not None}
         while left:
             first: dict[bytes, int] = {}
             for key in left:
                 first.setdefault(prefixes.get(key, b""), key)
-            keys = [key for key in left if not prefixes.get(key) or first[prefixes[key]] == key]
+            keys = [k for k in left if prefixes.get(k, b"") in computed or first[prefixes[k]] == k]
+            computed |= first.keys()
             prefix_keys = [prefixes.get(key, b"") for key in keys]
             yield keys, prefix_keys, [self._on_prefix(p, left.pop(k)) for k, p in zip(keys, prefix_keys, strict=True)]
 

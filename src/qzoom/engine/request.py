@@ -9,7 +9,8 @@ refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -78,6 +79,7 @@ def make_request(
     system: str | None = None,
     limits: ImageLimits | None = None,
     pages: str = "",
+    load: Callable[..., list[tuple[LoadedImage, ...]]] = load_groups,
 ) -> Request:
     """Read the messages, load the pictures and tokenise.
 
@@ -87,6 +89,7 @@ def make_request(
         options: of the question.
         limits: what pictures are accepted.
         pages: pages of PDFs, such as "1-5,9"; "" for all.
+        load: reads all sources, as `load_groups` does.
 
     Raises:
         QuestionError: the messages cannot be used.
@@ -94,7 +97,7 @@ def make_request(
         ConfigError: pages that a PDF does not have.
     """
     conversation = read_conversation(image, question, system)
-    groups = load_groups(conversation.sources, limits, pages)
+    groups = load(conversation.sources, limits, pages)
     conversation = with_pages(conversation, [len(group) for group in groups])
     pictures = tuple(picture for group in groups for picture in group)
     return Request(conversation, tuple(chat.encode(conversation)), pictures, options)
@@ -260,15 +263,15 @@ def _shares(total: int, areas_px: Sequence[int]) -> list[int]:
 
 
 def check_heads(engine: Engine, zoom: str) -> None:
-    """Zooming needs a region branch.
+    """Zooming needs a region branch; where "auto" may zoom, it does not without one, and says so in the gate's note.
 
     Raises:
-        HeadsMissingError: the checkpoint has none and zooming was asked for.
+        HeadsMissingError: the checkpoint has none and zoom is "always".
     """
-    if zoom != "never" and engine.region is None:
+    if zoom == "always" and engine.region is None:
         raise HeadsMissingError(
             "This model has no region branch, so it cannot zoom: load a qzoom adapter or a released Q-Zoom checkpoint "
-            "made for it, train one with `qzoom train`, or ask with zoom='never'."
+            'made for it, train one with `qzoom train`, or ask with zoom "auto" or "never".'
         )
 
 
@@ -322,6 +325,33 @@ def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
             grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
             visual = [rows * columns for rows, columns in grids]
         check_length(len(request.ids) - len(visual) + sum(visual), request, engine.backbone)
+
+
+def estimate_bytes(engine: Engine, request: Request) -> int:
+    """About how much memory a request takes at its peak, everything included that a coarse pass, one region as large
+    as its limits allow and the longest answer need."""
+    backbone, options, text = engine.backbone, request.options, engine.backbone.text_config
+    sizes = [picture.size_px for picture in request.pictures]
+    budgets = coarse_budgets(engine, options, request.pictures)
+    visual = sum(math.prod(backbone.grid(size, limits)) for size, limits in zip(sizes, budgets, strict=True))
+    if options.zoom != "never":
+        limits = region_budget(engine, options)
+        visual += max((math.prod(backbone.grid(size, limits)) for size in sizes), default=0)
+    length = len(request.ids) + visual + options.sampling.max_new_tokens
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = heads * (getattr(text, "head_dim", None) or backbone.hidden_size // text.num_attention_heads)
+    keys_and_values = 2 * _CACHE_COPIES * width * backbone.num_layers
+    states = keys_and_values + _STATES_PER_TOKEN * backbone.hidden_size + length  # with a row of the attention mask
+    pixels = _BYTES_PER_PIXEL * backbone.token_px**2
+    return length * states * backbone.dtype.itemsize + visual * pixels
+
+
+_CACHE_COPIES = 3
+"""Of keys and values while requests join a batch: their own, those before the region was inserted, the batch's."""
+_STATES_PER_TOKEN = 16
+"""Hidden states that one layer's pass holds per token, its MLP and the branches included."""
+_BYTES_PER_PIXEL = 48
+"""Float32 colours of two frames, before and after normalisation."""
 
 
 def check_length(length: int, request: Request, backbone: Backbone) -> None:

@@ -7,14 +7,14 @@ and one session may be asked from several threads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.engine.batch import answer_events
+from qzoom.engine.batch import answer_events, raise_error
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import perceive
 from qzoom.engine.prompt import build_prompt, prefix_length
@@ -27,37 +27,50 @@ from qzoom.types import Answer, Perception, SamplingParams, StreamEvent
 
 @dataclass(frozen=True)
 class Session:
-    """Questions about the same pictures. Made by `QZoom.session`.
+    """Questions about the same pictures. Made by `QZoom.session`."""
 
-    Args:
-        engine: backbone, branches, arithmetic.
-        chat: tokenises.
-        pictures: the decoded pictures.
-        system: the system turn, or None.
-        prefix: everything computed up to the end of the last picture.
-        coarse_tokens: limits of the coarse pass that were asked for; None took the checkpoint's own.
-    """
-
-    engine: Engine
-    chat: ChatEncoder
-    pictures: tuple[LoadedImage, ...]
-    system: str | None
-    prefix: State
+    engine: Engine  # backbone, branches, arithmetic
+    encoder: ChatEncoder  # tokenises
+    pictures: tuple[LoadedImage, ...]  # the decoded pictures
+    system: str | None  # the system turn, or None
+    prefix: State  # everything computed up to the end of the last picture
+    # limits of the coarse pass that were asked for; None took the checkpoint's own
     coarse_tokens: TokenBudget | None = None
+    # questions and answers of `chat` so far, as messages; clear it to begin again
+    turns: list[dict[str, Any]] = field(default_factory=list, compare=False)
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Answer one question; options as in `QZoom.ask`, except the coarse budget, which the session has fixed."""
         cancel = options.pop("cancel", None)
         answer = None
         for _, event in answer_events(self.engine, self.request(question, **options), cancel):
+            answer = raise_error(event).answer or answer
+        assert answer is not None
+        return answer
+
+    def chat(self, question: str, **options: Any) -> Answer:
+        """Answer one question after those that were asked by `chat` before, and keep both for the next one.
+
+        Only `ask` is for several threads. A question that fails or is cancelled leaves no turn behind.
+
+        Args:
+            question: refers to earlier turns as it likes.
+            **options: as in `ask`.
+        """
+        cancel, answer = options.pop("cancel", None), None
+        asked = [*self.turns, {"role": "user", "content": question}]
+        for _, event in answer_events(self.engine, self._request(question, asked, options), cancel):
             answer = event.answer or answer
         assert answer is not None
+        if answer.finish_reason != "cancelled":
+            self.turns[:] = [*asked, {"role": "assistant", "content": answer.text}]
         return answer
 
     def stream(self, question: str, **options: Any) -> Iterator[StreamEvent]:
         """The same as events; options as in `QZoom.stream`."""
         cancel = options.pop("cancel", None)
-        return (event for _, event in answer_events(self.engine, self.request(question, **options), cancel))
+        events = answer_events(self.engine, self.request(question, **options), cancel)
+        return (raise_error(event) for _, event in events)
 
     def perceive(self, question: str, **options: Any) -> Perception:
         """Gate and regions only."""
@@ -65,12 +78,15 @@ class Session:
 
     def request(self, question: str, **options: Any) -> Request:
         """The question as the engine takes it, on top of what is computed; options as in `ask`."""
+        return self._request(question, question, options)
+
+    def _request(self, question: str, messages: str | list[dict[str, Any]], options: dict[str, Any]) -> Request:
         if options.get("coarse_tokens") is not None:
             raise QuestionError("A session's coarse view is fixed; open another one for another coarse_tokens.")
         if not isinstance(question, str):
             raise QuestionError("A session takes each question as a text; for chat messages use `ask`.")
-        conversation = read_conversation(list(self.pictures), question, self.system)
-        ids = tuple(self.chat.encode(conversation))
+        conversation = read_conversation(list(self.pictures), messages, self.system)
+        ids = tuple(self.encoder.encode(conversation))
         settled = replace(make_options(self.engine, **options), coarse_tokens=self.coarse_tokens)
         return Request(conversation, ids, self.pictures, settled, self.prefix)
 

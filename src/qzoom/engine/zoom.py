@@ -93,21 +93,13 @@ def zoom(
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A region to be encoded.
+    """A region to be encoded."""
 
-    Args:
-        picture: the whole picture, RGB.
-        number: which of its conversation's pictures it is.
-        box: xyxy in original pixels, half-open.
-        budget: limits on its visual tokens.
-        prefix: `prefix_key` of the conversation; b"" caches nothing.
-    """
-
-    picture: PIL.Image.Image
-    number: int
-    box: Box
-    budget: TokenBudget
-    prefix: bytes = b""
+    picture: PIL.Image.Image  # the whole picture, RGB
+    number: int  # which of its conversation's pictures it is
+    box: Box  # xyxy in original pixels, half-open
+    budget: TokenBudget  # limits on its visual tokens
+    prefix: bytes = b""  # `prefix_key` of the conversation; b"" caches nothing
 
     @property
     def key(self) -> bytes:
@@ -119,7 +111,7 @@ class Crop:
 def encode_crops(
     backbone: Backbone, crops: Sequence[Crop], cache: LRUCache[VisualFeatures] | None = None
 ) -> list[VisualFeatures]:
-    """Features of every region; those that are not cached are cut out and encoded in one call.
+    """Features of every region; those that are not cached are cut out and encoded in one call, equal ones once.
 
     Args:
         backbone: the family.
@@ -128,12 +120,17 @@ def encode_crops(
     """
     keys = [crop.key if cache is not None else b"" for crop in crops]
     out = [cache.get(key) if cache is not None and key else None for key in keys]
-    new = [i for i, features in enumerate(out) if features is None]
+    first: dict[bytes, int] = {}
+    missing = [i for i, features in enumerate(out) if features is None]
+    new = [i for i in missing if not keys[i] or first.setdefault(keys[i], i) == i]
     pictures = [backbone.crop(crops[i].picture, crops[i].box) for i in new]
     for i, features in zip(new, backbone.encode(pictures, [crops[i].budget for i in new]), strict=True):
         out[i] = features
         if cache is not None and keys[i]:
             cache.put(keys[i], clone_features(features))
+    for i in missing:
+        if out[i] is None:
+            out[i] = out[first[keys[i]]]
     return [features for features in out if features is not None]
 
 
@@ -184,17 +181,11 @@ def clone_features(features: VisualFeatures) -> VisualFeatures:
 
 @dataclass(frozen=True, slots=True)
 class RegionBlock:
-    """An encoded region, ready to be inserted.
+    """An encoded region, ready to be inserted."""
 
-    Args:
-        picture: index of its picture in the prompt.
-        cells: x0, y0, x1, y1 in coarse cells of that picture, half-open.
-        features: the encoded crop.
-    """
-
-    picture: int
-    cells: tuple[float, float, float, float]
-    features: VisualFeatures
+    picture: int  # index of its picture in the prompt
+    cells: tuple[float, float, float, float]  # x0, y0, x1, y1 in coarse cells of that picture, half-open
+    features: VisualFeatures  # the encoded crop
 
 
 def insert_regions(

@@ -1,14 +1,8 @@
-"""Choose gate and region thresholds for a goal, from the user's own questions.
+"""Choose gate and region thresholds for a goal, from the user's own questions (docs/calibration.md).
 
-Every question is answered without zooming and, for each region threshold to be compared, with zooming; the gate's score
-is stored. Sorted by score, every cut between two questions is an operating point: the questions above it zoom. Both
-answers and their times have been measured, so other points and other goals need no further answers.
-
-A question is *harmed* at a point if it does not zoom there, the zoomed answer is right, and the coarse answer is wrong
-(without labels: different from the zoomed one). The loss of accuracy against always zooming never exceeds the share of
-harmed questions, and that share can only grow with the threshold. Thresholds are therefore tested in rising order; the
-last one before the exact upper bound of the harmed share exceeds the limit keeps the limit with the stated confidence,
-whatever the distribution of scores (fixed-sequence testing, as in risk-controlling prediction sets, arXiv 2101.02703).
+Every question is answered without zooming and with it, and the gate's score is stored: sorted by score, every cut
+between two questions is an operating point, without further answers. A loss is bounded by the share of *harmed*
+questions, tested in rising order of the threshold (fixed-sequence testing, arXiv 2101.02703).
 """
 
 from __future__ import annotations

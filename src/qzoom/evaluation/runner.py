@@ -330,11 +330,11 @@ def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
     """Find what is wrong with the settings before the first question."""
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-    needs_region = options.answerer.needs_region and options.zoom_mode != "never"
-    if needs_region and not model.has_region:
+    answers_anyway = ("never", "auto") if options.is_engine else ("never",)
+    if options.answerer.needs_region and options.zoom_mode not in answers_anyway and not model.has_region:
         raise HeadsMissingError(
-            "This model has no region branch, so it cannot zoom: measure it with zoom 'never', or load a model that "
-            "has one."
+            'This model has no region branch, so it cannot zoom: measure it with zoom "auto" or "never", or load a '
+            "model that has one."
         )
     model.make_options(coarse_tokens=options.coarse_tokens, **ask_kwargs(options.to_engine()))
 

@@ -263,12 +263,9 @@ def _yes_no(rows: Mapping[View, Sequence[AnswerRow]]) -> dict[str, Any]:
 Progress = Callable[[View], Callable[[int, int], None] | None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ViewAnswers:
-    """The answers of a run."""
-
-    rows: dict[View, list[AnswerRow]]  # per view, in the order asked
-    about: dict[str, Any]  # what stands beside the figures: the task's identity, model, settings
+ViewAnswers = tuple[dict[View, list[AnswerRow]], dict[str, Any]]
+"""The answers of a run per view, in the order asked, and what stands beside the figures: the task's identity, model,
+settings."""
 
 
 def default_limit(model: QZoom) -> int:
@@ -321,7 +318,7 @@ def ask_views(
         )
         if view == "full" and not any(enters_gap(row) for row in rows["full"]):
             raise DataError("None of the questions has a box, so no gap can be measured; use data with boxes.")
-    return ViewAnswers(rows, task.identity | {"model": model.name} | settings.to_dict())
+    return rows, task.identity | {"model": model.name} | settings.to_dict()
 
 
 def read_views(folder: Path) -> ViewAnswers:
@@ -342,7 +339,7 @@ def read_views(folder: Path) -> ViewAnswers:
     if "full" not in rows:
         raise DataError(f"{folder}: no answers of the full view; name a folder that `qzoom eval zoomgap -o` wrote.")
     about.pop("view", None)
-    return ViewAnswers(rows, about | {"views": list(rows)})
+    return rows, about | {"views": list(rows)}
 
 
 def _total(options: dict[str, Any]) -> int | None:

@@ -21,20 +21,13 @@ CellBox = tuple[float, float, float, float]  # x0, y0, x1, y1 in coarse cells
 
 @dataclass(frozen=True, slots=True)
 class MapBox:
-    """A box found on one picture's map.
+    """A box found on one picture's map."""
 
-    Args:
-        image: index of the map.
-        cells: x0, y0, x1, y1 in coarse cells, half-open, margin included (whole numbers without a margin).
-        box: xyxy in original pixels, half-open, margin included.
-        score: the highest map value inside `cells`.
-        keep: (rows, columns) bool, the foreground inside `cells`, where only tokens on it are to be read; None: all.
-    """
-
-    image: int
-    cells: CellBox
-    box: Box
-    score: float
+    image: int  # index of the map
+    cells: CellBox  # x0, y0, x1, y1 in coarse cells, half-open, margin included (whole numbers without a margin)
+    box: Box  # xyxy in original pixels, half-open, margin included
+    score: float  # the highest map value inside `cells`
+    # (rows, columns) bool, the foreground inside `cells`, where only tokens on it are to be read; None: all
     keep: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 

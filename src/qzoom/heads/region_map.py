@@ -19,21 +19,13 @@ CORNER_RULE_CELLS = 256  # maps with more cells than this lose their first quart
 
 @dataclass(frozen=True, slots=True)
 class RegionMap:
-    """Every step of one picture's map, each (rows, columns) float32.
+    """Every step of one picture's map, each (rows, columns) float32."""
 
-    Args:
-        logits: scaled query-key products, mean over heads.
-        sink_prob: the first token's map after the sigmoid; None when the config has another sink rule.
-        keep: 1 where a cell may be foreground, 0 for sinks.
-        masked: sigmoid(logits) * keep.
-        blurred: masked after the 3x3 blur; boxes are drawn on it.
-    """
-
-    logits: Tensor
-    sink_prob: Tensor | None
-    keep: Tensor
-    masked: Tensor
-    blurred: Tensor
+    logits: Tensor  # scaled query-key products, mean over heads
+    sink_prob: Tensor | None  # the first token's map after the sigmoid; None when the config has another sink rule
+    keep: Tensor  # 1 where a cell may be foreground, 0 for sinks
+    masked: Tensor  # sigmoid(logits) * keep
+    blurred: Tensor  # masked after the 3x3 blur; boxes are drawn on it
 
 
 def mean_head_logits(query: Tensor, keys: Tensor, *, joined: bool = False) -> Tensor:

@@ -27,7 +27,6 @@ def apply_profile(image: PIL.Image.Image, profile: Any) -> tuple[PIL.Image.Image
     """The picture in sRGB, by LittleCMS.
 
     Args:
-        image: decoded, 8 bits a channel, of any mode.
         profile: the file's ICC profile; None or b"" for none.
 
     Returns:
@@ -73,10 +72,6 @@ def _in_space(image: PIL.Image.Image, space: str) -> PIL.Image.Image | None:
 
 def apply_png_colours(image: PIL.Image.Image, data: bytes) -> tuple[PIL.Image.Image, str]:
     """The picture in sRGB, by the cICP or gAMA chunk of its PNG file; an ICC profile or an sRGB chunk outranks gAMA.
-
-    Args:
-        image: decoded, 8 bits a channel.
-        data: the encoded file.
 
     Returns:
         The picture and a note; the same picture and "" where there is nothing to do.

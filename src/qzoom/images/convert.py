@@ -28,10 +28,6 @@ _PHOTOMETRIC_TAG = 262
 def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, str]:
     """A new RGB picture of a decoded one, whatever its mode.
 
-    Args:
-        image: decoded, of any mode.
-        name: the source, for errors.
-
     Returns:
         The picture, without metadata, and a note on a guessed value range (empty without one).
 
@@ -92,7 +88,6 @@ def deep_colours(high: PIL.Image.Image, low: PIL.Image.Image, name: str) -> tupl
     Args:
         high: RGB or RGBA.
         low: of the same mode and size.
-        name: the source, for errors.
 
     Returns:
         The picture (transparency kept, its alpha from the high bytes) and a note on the bits that its colours use.
@@ -134,8 +129,6 @@ def array_to_rgb(array: np.ndarray[Any, Any], name: str, limits: ImageLimits) ->
     Args:
         array: (height, width) or (height, width, 1, 3 or 4); bool, uint8, uint16, or floats from 0 to 1. The channel
             axis comes last (see `array_of`), colours in the order RGB or RGBA.
-        name: the source, for errors.
-        limits: limits on its size.
 
     Returns:
         The picture and a note on a guessed value range (empty without one).

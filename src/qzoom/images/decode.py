@@ -41,7 +41,6 @@ def count_scans(data: bytes, most: int = MAX_SCANS) -> int:
     """Scans of the first picture in a JPEG file; thumbnails and what follows its end are not counted.
 
     Args:
-        data: the file's bytes.
         most: counting stops one above this.
 
     Returns:
@@ -68,8 +67,6 @@ def frame_note(data: bytes, format_name: str, decoder_frames: int) -> str:
     """A note such as "first of 3 pages", or an empty text for a file that holds one picture.
 
     Args:
-        data: the encoded file.
-        format_name: its format, e.g. "TIFF".
         decoder_frames: frames that the decoder knows of without seeking (PNG, WebP, AVIF, HEIF); 1 otherwise.
     """
     count, complete = decoder_frames, True
@@ -174,8 +171,6 @@ def decode_bytes(data: bytes, name: str, limits: ImageLimits) -> tuple[PIL.Image
     """The first picture of an encoded file.
 
     Args:
-        data: the file's bytes, not empty.
-        name: the source, for errors.
         limits: checked on the header, before pixels are decoded.
 
     Returns:
@@ -276,8 +271,6 @@ def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]
     """(width, height) in px from the header of an encoded file, before EXIF rotation; no pixel is decoded.
 
     Args:
-        data: the file's bytes.
-        name: the source, for errors.
         limits: what the size, the byte count and the number of scans are checked against.
 
     Raises:
@@ -311,8 +304,6 @@ def finish_image(
     """A decoded picture as a new RGB one, EXIF rotation applied, with notes.
 
     Args:
-        image: decoded.
-        name: the source, for errors.
         orientation: the EXIF orientation; None reads it from the picture.
 
     Raises:

@@ -55,19 +55,12 @@ _UNICAST_V6 = ipaddress.ip_network("2000::/3")  # mapped, NAT64, local and multi
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A parsed address.
+    """A parsed address."""
 
-    Args:
-        scheme: "https" or "http".
-        host: lower-case name or IPv4 address.
-        port: to dial.
-        path: path and query, as sent.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    path: str
+    scheme: str  # "https" or "http"
+    host: str  # lower-case name or IPv4 address
+    port: int  # to dial
+    path: str  # path and query, as sent
 
     @property
     def url(self) -> str:
@@ -129,11 +122,7 @@ def is_allowed(target: Target, allowed_hosts: Sequence[str]) -> bool:
 
 
 def numeric_addresses(host: str, port: int) -> list[str]:
-    """What the system's resolver says a host is, as texts.
-
-    Raises:
-        OSError: it does not know.
-    """
+    """What the system's resolver says a host is, as texts (OSError: it does not know)."""
     found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -160,11 +149,7 @@ _LOOKUPS = threading.BoundedSemaphore(32)
 
 @settings
 class FetchPolicy:
-    """What may be fetched.
-
-    Raises:
-        ConfigError: a malformed host or a limit out of range.
-    """
+    """What may be fetched (ConfigError: a malformed host or a limit out of range)."""
 
     allowed_hosts: tuple[str, ...] = ()
     """Hosts that images may be fetched from: "host" (the scheme's default port) or "host:port", without wildcards.
@@ -201,8 +186,6 @@ def fetch_image(
     """The bytes behind a web address. Blocks; call it in a bounded pool.
 
     Args:
-        url: http(s).
-        policy: what may be fetched.
         resolve: (host, port) to numeric addresses; raises OSError.
         tls: None for the system's certificates.
 
@@ -244,11 +227,7 @@ class _Deadline:
         self._each = policy.read_timeout_s
 
     def wait_s(self) -> float:
-        """How long the next wait may be.
-
-        Raises:
-            TimeoutError: no time is left.
-        """
+        """How long the next wait may be (TimeoutError: no time is left)."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -327,11 +306,7 @@ def _get(
 
 
 def _dial(target: Target, addresses: list[IpAddress], tls: ssl.SSLContext | None, deadline: _Deadline) -> socket.socket:
-    """A connection to the first of the checked addresses that takes it, with TLS for the name where asked.
-
-    Raises:
-        OSError: none does.
-    """
+    """A connection to the first checked address that takes it, with TLS for the name where asked (OSError: none)."""
     raw = _connect(addresses, target.port, deadline)
     if target.scheme == "http":
         return raw

@@ -44,11 +44,7 @@ def refuse(name: str, what: str, remedy: str) -> ImageError:
 
 
 def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
-    """Refuse an empty or too large file.
-
-    Raises:
-        ImageError: 0 bytes or more than `max_bytes`.
-    """
+    """Refuse an empty or too large file (ImageError: 0 bytes or more than `max_bytes`)."""
     if count == 0:
         raise refuse(name, "it is empty (0 bytes)", "save or download the picture again")
     if count > limits.max_bytes:
@@ -62,11 +58,6 @@ def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
 
 def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
     """Refuse sides, pixel counts and shapes outside the limits.
-
-    Args:
-        size_px: (width, height) from the header.
-        name: the source, for the error.
-        limits: the limits.
 
     Raises:
         ImageError: too small, too many pixels, or too long a strip.

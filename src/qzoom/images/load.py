@@ -118,11 +118,7 @@ def _unwrapped(encoded: bytes) -> bytes:
 
 
 def _read_at_most(file: Any, most: int) -> bytes:
-    """Up to `most` bytes; raw streams may give less at a time than asked.
-
-    Raises:
-        TypeError: the stream gives something other than bytes.
-    """
+    """Up to `most` bytes; raw streams may give less at a time than asked (TypeError: something other than bytes)."""
     parts: list[bytes] = []
     left = most
     while left > 0:
@@ -141,24 +137,17 @@ _PIL_LOCK = threading.Lock()  # a lazily opened picture must not be decoded by t
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """A picture as the engine takes it.
+    """A picture as the engine takes it."""
 
-    Args:
-        image: RGB, EXIF rotation applied, transparency on white, without metadata.
-        size_px: (width, height); "original pixels" are those of `image`.
-        format: the file's format ("JPEG", "PNG", "WebP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "PDF"); None for arrays
-            and new PIL images.
-        notes: what the reader should know, e.g. "first of 3 pages".
-        digest: `pixel_digest` of the picture where it is known, so that nobody computes it again; else b"".
-        page: for a page of a PDF, which one of what.
-    """
-
-    image: PIL.Image.Image
-    size_px: tuple[int, int]
+    image: PIL.Image.Image  # RGB, EXIF rotation applied, transparency on white, without metadata
+    size_px: tuple[int, int]  # (width, height); "original pixels" are those of `image`
+    # the file's format ("JPEG", "PNG", "WebP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "PDF"); None for arrays and new
+    # PIL images
     format: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the reader should know, e.g. "first of 3 pages".
+    # `pixel_digest` of the picture where it is known, so that nobody computes it again; else b""
     digest: bytes = field(default=b"", repr=False, compare=False)
-    page: PdfPage | None = None
+    page: PdfPage | None = None  # for a page of a PDF, which one of what
 
 
 def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
@@ -171,7 +160,6 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
             bool, uint8, uint16 or floats from 0 to 1), a PIL image,
             `{"bytes": ..., "path": ...}` as in `datasets`, an OpenAI `{"type": "image_url", ...}` part, or a
             `LoadedImage`.
-        limits: checked before decoding; None for the defaults.
 
     Returns:
         The first page or frame as RGB; for all pages of a PDF see `load_pictures`.

@@ -40,17 +40,11 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class PdfPage:
-    """Where a drawn page comes from.
+    """Where a drawn page comes from."""
 
-    Args:
-        number: from 1, counted in the file.
-        pages: of the whole file.
-        dpi: dots per inch that it was drawn at.
-    """
-
-    number: int
-    pages: int
-    dpi: float
+    number: int  # from 1, counted in the file
+    pages: int  # of the whole file
+    dpi: float  # dots per inch that it was drawn at
 
     def points(self, box: Sequence[float]) -> tuple[float, ...]:
         """A box in pixels as points (1/72 inch) from the page's top left corner, to a tenth."""
@@ -95,8 +89,6 @@ def draw_pages(
     """Draw pages of a PDF.
 
     Args:
-        data: the file's bytes.
-        name: the source, for errors.
         limits: pages, pixels of all pages together, seconds, and what holds for every picture.
         pages: which, such as "1-5,9"; "" for all.
 
@@ -170,8 +162,10 @@ def _talk(
         check_size(pdf_child.drawn_size(size, scale), f"page {number} of {name}", limits)
     _say(child, scale)
     drawn = []
-    for number in numbers:
+    for number, size in zip(numbers, sizes, strict=True):
         width, height = _hear(child, name)["size"]
+        if max(abs(a - b) for a, b in zip((width, height), pdf_child.drawn_size(size, scale), strict=True)) > 1:
+            raise EOFError  # not the page that was asked for
         image = Image.frombuffer("RGB", (width, height), _exactly(child, 3 * width * height), "raw", "RGB", 0, 1)
         drawn.append((image, PdfPage(number, count, dpi), ()))
     notes = _notes(drawn[0][1], len(drawn), scripts=bool(facts["scripts"]))
@@ -207,12 +201,7 @@ def _say(child: subprocess.Popen[bytes], value: Any) -> None:
 
 
 def _hear(child: subprocess.Popen[bytes], name: str) -> dict[str, Any]:
-    """The next line of the drawing process.
-
-    Raises:
-        ImageError: it says that it cannot go on.
-        EOFError: it ended.
-    """
+    """The next line of the drawing process (ImageError: it cannot go on; EOFError: it ended)."""
     assert child.stdout is not None
     line = child.stdout.readline()
     if not line:

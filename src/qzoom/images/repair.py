@@ -40,11 +40,7 @@ _JPEG_FRAMES = {
 
 
 def readable_png(data: bytes) -> bytes | None:
-    """A PNG file without damaged or too large metadata; None if its pixels are damaged or nothing is left out.
-
-    Args:
-        data: the encoded file, which the decoder refused.
-    """
+    """A PNG file without damaged or too large metadata; None if its pixels are damaged or nothing is left out."""
     parts, left_out, at = [data[:8]], False, 8
     while at + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -83,11 +79,7 @@ def same_pixels(first: PIL.Image.Image, second: PIL.Image.Image) -> bool:
 
 
 def unsupported_kind(data: bytes) -> str:
-    """What makes an intact file unreadable for the decoders here, e.g. "a lossless JPEG"; "" for what they should read.
-
-    Args:
-        data: the encoded file, which the decoder refused.
-    """
+    """What makes an intact file unreadable for the decoders here ("a lossless JPEG"); "" for what they should read."""
     try:
         if data[:3] == b"\xff\xd8\xff":
             return _jpeg_kind(data)

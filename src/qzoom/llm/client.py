@@ -2,13 +2,9 @@
 
     messages -> key -> cache -> (endpoints in turn, with retries) -> reply, stored before it is returned
 
-The `openai` package sends the requests and keeps the connections. What it does not do is here: replies are paid once
-(`CallCache`), a failing endpoint is followed by the next one, budgets count every request, and a time limit holds for
-the whole of a request (the timeouts of HTTP libraries start anew with every byte, so a server that drips would hold a
-thread forever). Requests run on an event loop of their own, where they can be cancelled.
-
-Permanent failures end the run at once with role, address and reason: a refused key, an unknown model, endpoints that
-were down from the start or stay down.
+The `openai` package sends the requests and keeps the connections. Here replies are paid once (`CallCache`), a failing
+endpoint is followed by the next one, budgets count every request, and a time limit holds for the whole of a request
+(HTTP libraries' timeouts start anew with every byte). Permanent failures end the run with role, address and reason.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ import random
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
@@ -84,17 +80,13 @@ class ChatImage:
         return image.resize(size, Image.Resampling.LANCZOS)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Message:
-    """One message of a chat."""
-
-    role: str
-    parts: tuple[str | ChatImage, ...]
+Message = tuple[str, tuple[str | ChatImage, ...]]
+"""One message of a chat: its role ("system" or "user"), texts and images in order."""
 
 
 def wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages in the format of the chat completions API."""
-    return [{"role": message.role, "content": _content(message.parts)} for message in messages]
+    return [{"role": role, "content": _content(parts)} for role, parts in messages]
 
 
 def _content(parts: Sequence[str | ChatImage]) -> Any:
@@ -122,12 +114,12 @@ def call_key(
         name: of the role's member, since two members may serve different weights under one model name.
         endpoint: whose model and extra fields count; its address does not.
     """
-    parts = [
-        [message.role, [part if isinstance(part, str) else {"picture": part.digest} for part in message.parts]]
-        for message in messages
+    chat = [
+        [role, [part if isinstance(part, str) else {"picture": part.digest} for part in parts]]
+        for role, parts in messages
     ]
     drawn = [sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.send_seed]
-    content = [_KEY_SCHEMA, name, endpoint.model, parts, drawn, dict(endpoint.extra_body), sample]
+    content = [_KEY_SCHEMA, name, endpoint.model, chat, drawn, dict(endpoint.extra_body), sample]
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,8 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
     """
     if image is None:
         image = answer.regions[0].image if answer.regions else 0
+    check_plot_path(path)
     figure = plot_answer(answer, image=image, coarse_text=coarse_text)
-    endings = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pdf"}
-    if path.suffix.lower() not in endings:
-        known = ", ".join(sorted(endings))
-        raise DataError(f"Cannot save the figure as {path.name!r}: use one of these endings: {known}.")
     options: dict[str, Any] = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +101,27 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
         reason = (error.strerror or "the file cannot be written").lower()
         raise DataError(f"Cannot save the figure to {str(path)!r}: {reason}; choose another place.") from error
     return path
+
+
+def check_plot_path(path: Path) -> None:
+    """Find out before an answer is computed whether its figure can be written.
+
+    Raises:
+        DataError: an ending that no picture format has, a folder, or a place that cannot be written.
+    """
+    endings = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pdf"}
+    where = next((place for place in (path, *path.parents) if os.path.lexists(place)), Path())
+    if path.is_dir():
+        problem = "it is a folder; name a file in it"
+    elif path.suffix.lower() not in endings:
+        problem = f"use one of these endings: {', '.join(sorted(endings))}"
+    elif where != path and not where.is_dir():
+        problem = f"{str(where)!r} is not a directory; choose another place"
+    elif not os.access(where, os.W_OK):
+        problem = f"{str(where)!r} cannot be written; choose another place"
+    else:
+        return
+    raise DataError(f"Cannot save the figure as {str(path)!r}: {problem}.")
 
 
 def _check_picture(answer: Answer, image: int) -> None:
@@ -299,7 +318,7 @@ def answer_html(answer: Answer) -> str:
 def _summary(answer: Answer) -> str:
     """Gate, boxes and tokens in one line of plain text."""
     gate, usage = answer.gate, answer.usage
-    parts = ["gate not asked" if gate.score is None else f"gate {gate.score:.3f}, zooms from {gate.threshold}"]
+    parts = ["gate not asked" if gate.score is None else "gate {}, zooms from {}".format(*gate.figures())]
     parts += [f"region {list(region.box)} of picture {region.image + 1}" for region in answer.regions] or ["no zoom"]
     parts.append(f"{usage.coarse_tokens} coarse + {usage.region_tokens} region tokens")
     return "; ".join([*parts, *([gate.note] if gate.note else []), *answer.notes])

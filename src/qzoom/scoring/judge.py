@@ -134,4 +134,4 @@ def yes_or_no(reply: str) -> bool | None:
 
 
 def _chat(instruction: str, facts: Mapping[str, object]) -> list[Message]:
-    return [Message("system", (instruction,)), Message("user", (json.dumps(facts, ensure_ascii=False),))]
+    return [("system", (instruction,)), ("user", (json.dumps(facts, ensure_ascii=False),))]

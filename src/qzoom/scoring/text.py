@@ -1,10 +1,8 @@
 """How benchmarks read an answer before they compare it. No model is asked: what rules do not decide is wrong.
 
-`plain_answer` is the VQA challenge's form: digits for number words, no articles, no punctuation; votes of ten people
-are only counted after it, so that "Two." and "2" agree. The slips of the harnesses are kept behind a flag, since
-published figures contain them. `same_answer` compares ZoomBench's short answers, and the functions named `release` do
-what the authors' release of ZoomBench does: take a part of the reply, compare it with a maths grader or by the first
-fitting capital letter.
+`plain_answer` is the VQA challenge's form, with the slips of the harnesses behind a flag, since published figures
+contain them. `same_answer` compares ZoomBench's short answers, and the functions named `release` do what the authors'
+release of ZoomBench does.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -26,7 +27,7 @@ from qzoom.serving.middleware import (
     DrainMiddleware,
     OriginMiddleware,
 )
-from qzoom.serving.protocol import ChatRequest, PerceiveRequest
+from qzoom.serving.protocol import ChatRequest, PagesRequest, PerceiveRequest
 from qzoom.serving.routes import router
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerSettings
@@ -49,7 +50,11 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_BODIES = {"/v1/chat/completions": ChatRequest, "/v1/perceive": PerceiveRequest}
+_BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/perceive": PerceiveRequest,
+    "/v1/pages": PagesRequest,
+}
 
 
 def create_app(service: Service) -> FastAPI:

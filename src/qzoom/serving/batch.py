@@ -34,21 +34,13 @@ _FIELDS = ("custom_id", "method", "url", "body")
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One question of the input.
+    """One question of the input."""
 
-    Args:
-        id: unique in the file; empty for a line that cannot be read.
-        number: of the line, from 1.
-        offset: of the line in the file, in bytes.
-        part: which question of a line that holds a picture with several; else 0.
-        group: questions about the same pictures have the same.
-    """
-
-    id: str
-    number: int
-    offset: int
-    part: int = 0
-    group: bytes = b""
+    id: str  # unique in the file; empty for a line that cannot be read
+    number: int  # of the line, from 1
+    offset: int  # of the line in the file, in bytes
+    part: int = 0  # which question of a line that holds a picture with several; else 0
+    group: bytes = b""  # questions about the same pictures have the same
 
     @property
     def key(self) -> str:
@@ -148,17 +140,11 @@ def grouped(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:
 
 @dataclass(frozen=True, slots=True)
 class BatchReader:
-    """Turns lines into requests.
+    """Turns lines into requests."""
 
-    Args:
-        path: of the input.
-        defaults: fields of a body that a line does not give: model, max_tokens, qzoom.
-        media: folder whose pictures `file://` addresses may name; paths of questions start from the input's folder.
-    """
-
-    path: Path
-    defaults: Mapping[str, Any]
-    media: Path
+    path: Path  # of the input
+    defaults: Mapping[str, Any]  # fields of a body that a line does not give: model, max_tokens, qzoom
+    media: Path  # folder whose pictures `file://` addresses may name; paths of questions start from the input's folder
 
     def requests(self, line: BatchLine) -> Iterator[tuple[str, dict[str, Any]]]:
         """Route and body of each turn of a line; later ones expect earlier answers in `messages`.
@@ -299,11 +285,7 @@ class AnswerFile:
         return answered
 
     def write(self, line: BatchLine, record: Mapping[str, Any]) -> None:
-        """Add an answer by one write.
-
-        Raises:
-            DataError: the disk refuses.
-        """
+        """Add an answer by one write (DataError: the disk refuses)."""
         offset = self._file.tell()
         data = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:

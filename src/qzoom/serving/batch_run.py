@@ -95,11 +95,7 @@ async def _answer(line: BatchLine, reader: BatchReader, client: httpx.AsyncClien
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
-    """The response; a full or restarting server is asked again.
-
-    Raises:
-        StopRunError: it did not answer.
-    """
+    """The response; a full or restarting server is asked again."""
     import httpx
 
     wait_s = 0.5

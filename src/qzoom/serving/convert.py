@@ -11,22 +11,25 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from qzoom.config import TokenBudget
 from qzoom.engine.cache import LRUCache
-from qzoom.engine.request import Request, share_tokens
-from qzoom.errors import BudgetError, ImageError
+from qzoom.engine.request import Request, coarse_budgets, region_budget, share_tokens
+from qzoom.errors import BudgetError, ConfigError, ImageError
 from qzoom.images.decode import picture_size
 from qzoom.images.fetch import FetchPolicy, fetch_image
 from qzoom.images.limits import ImageLimits
-from qzoom.images.load import LoadedImage, load_image, pixel_digest, read_data_url
+from qzoom.images.load import LoadedImage, load_pictures, pixel_digest, read_data_url
+from qzoom.images.pdf import is_pdf
 from qzoom.model import QZoom
 from qzoom.serving.errors import ApiError, from_exception, pictures_too_large
 from qzoom.serving.protocol import (
     ChatRequest,
+    FilePart,
     ImageUrlPart,
     Message,
+    PagesRequest,
     PerceiveRequest,
     RefusalPart,
     TextPart,
@@ -35,6 +38,7 @@ from qzoom.serving.protocol import (
 from qzoom.serving.settings import ServerLimits
 from qzoom.types import ZoomMode
 
+PicturePart: TypeAlias = ImageUrlPart | FilePart
 _DETAILS = ("low", "auto", "high", "original")
 _MODES: dict[str, ZoomMode] = {"low": "never", "auto": "auto", "high": "always", "original": "always"}
 _THINGS = {
@@ -42,11 +46,12 @@ _THINGS = {
     "the data URL": "the data URL of {name}",
     "Cannot read the picture:": "Cannot read {name}:",
 }
+_PDF_LETTERS, _HEAD_CHARS = "JVBER", 200
 _DECODERS = 4
 _PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
 
 
-class PictureCache(LRUCache[LoadedImage]):
+class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
     """Decoded pictures of earlier requests, by API key and SHA-256 of the encoded bytes; safe from several threads.
 
     A picture that comes again is neither decoded nor hashed pixel by pixel again. The limits are checked before, on the
@@ -58,35 +63,38 @@ class PictureCache(LRUCache[LoadedImage]):
     """
 
     def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
-        super().__init__(max_bytes, lambda picture: picture.size_px[0] * picture.size_px[1] * _PIXEL_BYTES)
+        super().__init__(max_bytes, lambda pictures: _PIXEL_BYTES * _pixels(pictures))
         self._decoders = threading.BoundedSemaphore(decoders)
 
-    def load(self, data: bytes, limits: ImageLimits, tenant: str) -> LoadedImage:
-        """The picture, from memory or decoded.
+    def load(self, data: bytes, limits: ImageLimits, tenant: str, pages: str = "") -> tuple[LoadedImage, ...]:
+        """The picture, or the pages of a PDF, from memory or decoded.
 
         Args:
             data: the encoded bytes, already checked against the server's limits.
             limits: for the decoder.
             tenant: pictures are shared within a tenant only.
+            pages: of a PDF; "" for all.
 
         Raises:
             ImageError: it cannot be decoded.
+            ConfigError: pages that a PDF does not have.
         """
         if not self.max_bytes:
-            return self._decode(data, limits)
-        digest = hashlib.sha256(tenant.encode() + b"\0")
+            return self._decode(data, limits, pages)
+        drawn = f"{pages}/{limits.max_pixels}" if is_pdf(data) else ""
+        digest = hashlib.sha256(tenant.encode() + b"\0" + drawn.encode() + b"\0")
         digest.update(data)
         key = digest.digest()
-        picture = self.get(key)
-        if picture is None:
-            picture = self._decode(data, limits)
-            picture = dataclasses.replace(picture, digest=pixel_digest(picture.image))
-            self.put(key, picture)
-        return picture
+        pictures = self.get(key)
+        if pictures is None:
+            decoded = self._decode(data, limits, pages)
+            pictures = tuple(dataclasses.replace(p, digest=pixel_digest(p.image)) for p in decoded)
+            self.put(key, pictures)
+        return pictures
 
-    def _decode(self, data: bytes, limits: ImageLimits) -> LoadedImage:
+    def _decode(self, data: bytes, limits: ImageLimits, pages: str) -> tuple[LoadedImage, ...]:
         with self._decoders:
-            return load_image(data, limits)
+            return load_pictures(data, limits, pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,32 +127,73 @@ class Converter:
         """
         options, note = self._options(body)
         parts = list(image_parts(body.messages))
+        groups = self._pictures(parts, tenant, body.qzoom)
+        self._check_pages(body, [picture for group in groups for picture in group], options)
+        if note:
+            first, *rest = groups[0]
+            groups[0] = (replace(first, notes=(*first.notes, note)), *rest)
+        by_part = {id(part): group for (_, part), group in zip(parts, groups, strict=True)}
+        return self.model.request(None, [_message(message, by_part) for message in body.messages], **options)
+
+    def pages(self, body: PagesRequest, tenant: str = "") -> tuple[LoadedImage, ...]:
+        """Draw the pages of a PDF; arguments and errors as in `request`."""
+        return self._pictures([("file", FilePart(type="file", file=body.file))], tenant, body.qzoom)[0]
+
+    def must_fetch(self, body: PerceiveRequest) -> bool:
+        """Whether pictures come over the network or are pages of PDFs, so that reading them may take long."""
+        return any(not _is_quick(_address(part)) for _, part in image_parts(body.messages))
+
+    def _pictures(
+        self, parts: Sequence[tuple[str, PicturePart]], tenant: str, controls: ZoomControls | None
+    ) -> list[tuple[LoadedImage, ...]]:
         try:
-            pictures = self._pictures(parts, tenant)
+            return self._decoded(parts, tenant, (controls and controls.pages) or "")
         except (ApiError, ImageError) as error:
             self.on_rejected(from_exception(error).code)
             raise
-        if note:
-            pictures[0] = replace(pictures[0], notes=(*pictures[0].notes, note))
-        by_part = {id(part): picture for (_, part), picture in zip(parts, pictures, strict=True)}
-        return self.model.request(None, [_message(message, by_part) for message in body.messages], **options)
 
-    def must_fetch(self, body: PerceiveRequest) -> bool:
-        """Whether pictures come over the network, so that reading them may take long."""
-        return any(part.image_url.url[:5].lower() != "data:" for _, part in image_parts(body.messages))
-
-    def _pictures(self, parts: Sequence[tuple[str, ImageUrlPart]], tenant: str) -> list[LoadedImage]:
+    def _decoded(
+        self, parts: Sequence[tuple[str, PicturePart]], tenant: str, pages: str
+    ) -> list[tuple[LoadedImage, ...]]:
+        """The pictures of every part. PDFs are drawn within the pixels that the pictures leave."""
         files: list[bytes] = []
         for number, (where, part) in enumerate(parts, start=1):
             with _naming(where, number):
-                files.append(self._read(part.image_url.url, self.limits.total_picture_bytes - sum(map(len, files))))
+                files.append(self._read(_address(part), self.limits.total_picture_bytes - sum(map(len, files))))
                 check_pictures(files[-1:], self.limits, first=number)
-        check_pictures(files, self.limits)
+        left = self.limits.total_pixels - check_pictures(files, self.limits)
+        if pages and not any(map(is_pdf, files)):
+            text = "qzoom.pages chooses pages of a PDF, but the messages have none; leave it out."
+            raise ApiError(400, text, param="qzoom.pages", code="invalid_pages")
         pictures = []
         for number, ((where, _), data) in enumerate(zip(parts, files, strict=True), start=1):
+            own = self.limits.image_limits()
+            if is_pdf(data):
+                own = replace(own, max_pixels=max(1, min(own.max_pixels, left)))
             with _naming(where, number):
-                pictures.append(self.cache.load(data, self.limits.image_limits(), tenant))
+                pictures.append(self.cache.load(data, own, tenant, pages if is_pdf(data) else ""))
+            left -= _pixels(pictures[-1]) if is_pdf(data) else 0
         return pictures
+
+    def _check_pages(self, body: PerceiveRequest, pictures: Sequence[LoadedImage], options: dict[str, Any]) -> None:
+        """Refuse pages whose least tokens together are above the server's limit or the client's total.
+
+        Raises:
+            BudgetError: above the client's `max_visual_tokens`.
+            ApiError: above the server's limit.
+        """
+        engine, pages = self.model.engine, sum(picture.page is not None for picture in pictures)
+        if pages < 2:
+            return
+        looking = self.model.make_options(**{name: options[name] for name in ("coarse_tokens", "region_tokens")})
+        needed = sum(budget.max_tokens for budget in coarse_budgets(engine, looking, pictures))
+        needed += region_budget(engine, looking).max_tokens if options["zoom"] != "never" else 0
+        total = body.qzoom and body.qzoom.max_visual_tokens
+        if total and needed > total:
+            raise BudgetError(f"max_visual_tokens is too little for {pages} pages; allow {needed}, or choose fewer.")
+        if needed > self.limits.visual_tokens:
+            text = f"{pages} pages need more visual tokens than this server allows; choose fewer with qzoom.pages."
+            raise ApiError(400, text, param="messages", code="too_many_tokens")
 
     def _read(self, url: str, left_bytes: int) -> bytes:
         scheme = url[:8].lower()
@@ -162,7 +211,9 @@ class Converter:
         controls = body.qzoom or ZoomControls()
         sampling = _sampling(body, self.limits) if isinstance(body, ChatRequest) else {}
         check_tokens(body, self.limits)
-        details = [part.image_url.detail for _, part in image_parts(body.messages)]
+        details = [
+            part.image_url.detail if isinstance(part, ImageUrlPart) else None for _, part in image_parts(body.messages)
+        ]
         detail = most_demanding(details)
         zoom, note = controls.zoom or _MODES[detail], ""
         if not self.model.has_region:
@@ -239,13 +290,16 @@ def check_tokens(body: PerceiveRequest, limits: ServerLimits) -> None:
             raise ApiError(400, text, param=name, code="too_many_tokens")
 
 
-def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: int = 1) -> None:
+def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: int = 1) -> int:
     """Refuse encoded pictures that together unpack to too much; only their headers are read.
 
     Args:
         pictures: the files' bytes, from data URLs or fetched.
         limits: the server's limits.
         first: number of the first of them, for errors.
+
+    Returns:
+        Their pixels together; those of PDFs are not known yet and count as none.
 
     Raises:
         ApiError: status 413, too many bytes or pixels together.
@@ -256,21 +310,37 @@ def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: in
     own = limits.image_limits()
     pixels = 0
     for number, data in enumerate(pictures, start=first):
+        if is_pdf(data):
+            continue
         width, height = picture_size(data, f"picture {number}", own)
         pixels += width * height
     if pixels > limits.total_pixels:
         most = f"{limits.total_pixels / 1e6:.4g} megapixels"
         text = f"The pictures have more pixels together than the limit of {most}; shrink them or send fewer."
         raise ApiError(413, text, param="messages", code="too_many_pixels")
+    return pixels
 
 
-def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, ImageUrlPart]]:
-    """The pictures of a conversation in order, each with its path in the body for error texts."""
+def _pixels(pictures: Sequence[LoadedImage]) -> int:
+    return sum(picture.size_px[0] * picture.size_px[1] for picture in pictures)
+
+
+def _address(part: PicturePart) -> str:
+    return part.image_url.url if isinstance(part, ImageUrlPart) else part.file.file_data
+
+
+def _is_quick(address: str) -> bool:
+    """Whether an address holds a picture itself; base64 of a PDF begins with these letters."""
+    return address[:5].lower() == "data:" and _PDF_LETTERS not in address[:_HEAD_CHARS]
+
+
+def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, PicturePart]]:
+    """The pictures and files of a conversation in order, each with its path in the body for error texts."""
     for i, message in enumerate(messages):
         if isinstance(message.content, list):
             for j, part in enumerate(message.content):
-                if isinstance(part, ImageUrlPart):
-                    yield f"messages[{i}].content[{j}].image_url", part
+                if isinstance(part, ImageUrlPart | FilePart):
+                    yield f"messages[{i}].content[{j}].{part.type}", part
 
 
 def most_demanding(details: Sequence[str | None]) -> str:
@@ -283,15 +353,15 @@ def _cut(budget: TokenBudget, most: int) -> TokenBudget:
     return TokenBudget(min(budget.min_tokens, most), most)
 
 
-def _message(message: Message, pictures: dict[int, LoadedImage]) -> dict[str, Any]:
+def _message(message: Message, pictures: dict[int, tuple[LoadedImage, ...]]) -> dict[str, Any]:
     if message.content is None:
         return {"role": message.role, "content": None, "refusal": message.refusal}
     if isinstance(message.content, str):
         return {"role": message.role, "content": message.content}
     parts: list[dict[str, Any]] = []
     for part in message.content:
-        if isinstance(part, ImageUrlPart):
-            parts.append({"type": "image", "image": pictures[id(part)]})
+        if isinstance(part, ImageUrlPart | FilePart):
+            parts += [{"type": "image", "image": picture} for picture in pictures[id(part)]]
         elif isinstance(part, TextPart):
             parts.append({"type": "text", "text": part.text})
         elif isinstance(part, RefusalPart):
@@ -319,6 +389,8 @@ def _naming(where: str, number: int) -> Iterator[None]:
     """Adds to errors about a picture which one it is."""
     try:
         yield
+    except ConfigError as error:
+        raise ApiError(400, f"Picture {number}: {error}", param="qzoom.pages", code="invalid_pages") from error
     except ImageError as error:
         refusal = from_exception(error, where)
         name, text = f"picture {number}", str(error)

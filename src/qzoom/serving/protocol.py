@@ -208,8 +208,13 @@ _OUTPUT_ONLY = (
 """What servers and clients add to answers: ignored when it comes back in a turn of the assistant."""
 _PART_EXTRAS: dict[str, tuple[Any, str]] = dict.fromkeys(("cache_control", "annotations", "id", "index"), (Unused, ""))
 _PICTURE_EXTRAS: dict[str, tuple[Any, str]] = dict.fromkeys(("format", "uuid"), (Unused, ""))
+_FILE_EXTRAS: dict[str, tuple[Any, str]] = {
+    "filename": (Unused, ""),
+    "format": (Unused, ""),
+    "file_id": (Nothing, "this server keeps no files; leave it out and send the file itself as 'file_data'."),
+}
 _ONLY_ANSWERS: dict[str, tuple[Any, str]] = dict.fromkeys(("refusal", *_OUTPUT_ONLY), (Nothing, _ANSWERS))
-_SENTENCES = {name: sentence for name, (_, sentence) in (_ONLY_ANSWERS | KNOWN_OF_TURNS | KNOWN).items()}
+_SENTENCES = {name: sentence for name, (_, sentence) in (_ONLY_ANSWERS | _FILE_EXTRAS | KNOWN_OF_TURNS | KNOWN).items()}
 del _SENTENCES["qzoom"]  # as a field of the request it has its own checks
 
 
@@ -226,6 +231,7 @@ if TYPE_CHECKING:
     _PartExtras = _Strict
     _PictureExtras = _Strict
     _ImagePartExtras = _Strict
+    _FileExtras = _Strict
 else:
     _KnownOfRequest = _with(KNOWN)
     _KnownOfTurn = _with(KNOWN_OF_TURNS | _ONLY_ANSWERS)
@@ -233,11 +239,19 @@ else:
     _PartExtras = _with(_PART_EXTRAS)
     _PictureExtras = _with(_PICTURE_EXTRAS)
     _ImagePartExtras = _with(_PART_EXTRAS | _PICTURE_EXTRAS)
+    _FileExtras = _with(_FILE_EXTRAS)
 
 
 def _address(value: Any) -> Any:
     """A picture's address alone is short for an object with it."""
     return {"url": value} if isinstance(value, str) else value
+
+
+def _data_url(value: Any) -> Any:
+    """Base64 alone is short for a data URL of a PDF."""
+    return (
+        value if not isinstance(value, str) or value[:5].lower() == "data:" else f"data:application/pdf;base64,{value}"
+    )
 
 
 class TextPart(_PartExtras):
@@ -282,14 +296,33 @@ class ImageUrlPart(_ImagePartExtras):
     image_url: Annotated[ImageUrl, BeforeValidator(_address, json_schema_input_type=ImageUrl | str)]
 
 
+class FileData(_FileExtras):
+    """A file: a PDF, whose pages are pictures, or one picture.
+
+    Args:
+        file_data: a `data:application/pdf;base64,` URL, or the base64 alone.
+    """
+
+    file_data: Annotated[str, BeforeValidator(_data_url, json_schema_input_type=str)]
+
+
+class FilePart(_PartExtras):
+    """A PDF in a user's turn; `qzoom.pages` chooses its pages."""
+
+    type: Literal["file"]
+    file: FileData
+
+
 _CONTENT = _choice(_text_or_list, "a text or a list of parts")
 Part = Annotated[
-    Annotated[TextPart, Tag("<text part>")] | Annotated[ImageUrlPart, Tag("<image part>")],
+    Annotated[TextPart, Tag("<text part>")]
+    | Annotated[ImageUrlPart, Tag("<image part>")]
+    | Annotated[FilePart, Tag("<file part>")],
     _by_key(
         "type",
-        {"text": "<text part>", "image_url": "<image part>"},
-        'a part of type text or image_url: {"type": "text", "text": "..."} or {"type": "image_url", "image_url": '
-        '{"url": "..."}} (audio, video and files are not read)',
+        {"text": "<text part>", "image_url": "<image part>", "file": "<file part>"},
+        'a part of type text, image_url or file: {"type": "text", "text": "..."}, {"type": "image_url", "image_url": '
+        '{"url": "..."}} or {"type": "file", "file": {"file_data": "..."}} (audio and video are not read)',
     ),
 ]
 AnswerPart = Annotated[
@@ -369,6 +402,7 @@ class ZoomControls(_Strict):
         region_threshold: map value above which a cell is of interest.
         max_visual_tokens: most visual tokens of the coarse pass and all regions together.
         heatmap: put the region branch's map into the result.
+        pages: pages of PDFs to read, such as "1-5,9"; all unless given.
     """
 
     zoom: Literal["auto", "never", "always"] | None = None
@@ -376,16 +410,29 @@ class ZoomControls(_Strict):
     region_threshold: Share | None = None
     max_visual_tokens: Annotated[int, Field(ge=1, le=2**31 - 1), Whole] | None = None
     heatmap: bool | None = None
+    pages: Annotated[str, Field(max_length=200)] | None = None
 
 
-class PerceiveRequest(_Strict):
-    """A question to the gate and the region branch only."""
+class ModelRequest(_Strict):
+    """What every body names."""
 
     model: str
+
+
+class PerceiveRequest(ModelRequest):
+    """A question to the gate and the region branch only."""
+
     messages: Annotated[list[Message], Field(min_length=1)]
     qzoom: ZoomControls | None = None
     user: Unused = None
     metadata: Unused = None
+
+
+class PagesRequest(ModelRequest):
+    """A PDF whose pages are wanted as pictures."""
+
+    file: FileData
+    qzoom: ZoomControls | None = None
 
 
 class ChatRequest(PerceiveRequest, _KnownOfRequest):
@@ -455,7 +502,7 @@ def _check_messages(messages: list[Any], limits: ServerLimits) -> None:
     pieces = [part.get(name) for part in parts for name in ("text", "refusal")]
     texts = [text for text in [*contents, *refusals, *pieces] if isinstance(text, str)]
     _check_count(sum(map(len, texts)), limits.text_chars, "characters of text", "text_too_long")
-    urls = [_url(part) for part in parts if "image_url" in part or part.get("type") == "image_url"]
+    urls = [_url(part) for part in parts if part.get("type") in _PICTURES or any(name in part for name in _PICTURES)]
     _check_count(len(urls), limits.pictures, "pictures", "too_many_images")
     sizes = [_base64_bytes(url) for url in urls]
     for number, size in enumerate(sizes, start=1):
@@ -472,10 +519,13 @@ def _check_count(count: int, most: int, what: str, code: str) -> None:
         raise ApiError(400, text, param="messages", code=code)
 
 
+_PICTURES = ("image_url", "file")
+
+
 def _url(part: dict[str, Any]) -> str:
-    """The address in an image part; "" for one of another shape."""
-    value = part.get("image_url")
-    url = value.get("url") if isinstance(value, dict) else value
+    """The address in an image or file part; "" for one of another shape."""
+    value = part.get("image_url") or part.get("file")
+    url = value.get("url", _data_url(value.get("file_data"))) if isinstance(value, dict) else value
     return url if isinstance(url, str) else ""
 
 
@@ -535,10 +585,11 @@ def _hint(model: type[BaseModel], above: Sequence[int | str], name: str) -> str:
     homes: dict[str, Mapping[str, Any]] = {
         "qzoom": ZoomControls.model_fields,
         "image_url": dict.fromkeys(("url", "detail")),
+        "file": dict.fromkeys(("file_data",)),
         "stream_options": StreamOptions.model_fields,
         "": model.model_fields,
         "messages": dict.fromkeys(("role", "content")),
-        "content": dict.fromkeys(("type", "text", "image_url")),
+        "content": dict.fromkeys(("type", "text", "image_url", "file")),
     }
     here = next((step for step in reversed(above) if isinstance(step, str)), "")
     home = next((home for home, names in homes.items() if name in names), None)

@@ -5,15 +5,19 @@ The records are typed dictionaries: the same declaration checks the code that fi
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
 from qzoom import __version__
-from qzoom.types import Answer, HeatMap, Perception, Usage
+from qzoom.images.load import LoadedImage
+from qzoom.types import Answer, HeatMap, Perception, Region, Usage
 
 FINGERPRINT = f"qzoom-{__version__}"
 
@@ -28,11 +32,14 @@ class GateRecord(TypedDict):
 
 
 class RegionRecord(TypedDict):
-    """A box in original pixels (x0, y0, x1, y1), half-open, and the number of its picture."""
+    """A box in original pixels (x0, y0, x1, y1), half-open, and the number of its picture; for a page of a PDF also its
+    number, from 1, and the box in points from its top left corner."""
 
     box: list[int]
     image: int
     score: float | None
+    page: NotRequired[int]
+    box_pt: NotRequired[list[float]]
 
 
 class ZoomRecord(TypedDict):
@@ -104,6 +111,22 @@ class PerceptionReply(ZoomRecord, Header):
 
     object: Literal["qzoom.perception"]
     usage: UsageRecord
+
+
+class PageRecord(TypedDict):
+    """A page of a PDF as a JPEG in a data URL, its number from 1, and its (width, height) in pixels."""
+
+    page: int
+    size: list[int]
+    url: str
+
+
+class PagesReply(Header):
+    """Pages of a PDF as they are read."""
+
+    object: Literal["qzoom.pages"]
+    pages: list[PageRecord]
+    notes: list[str]
 
 
 class ErrorDetail(TypedDict):
@@ -189,6 +212,18 @@ def perception_reply(model: str, perception: Perception, *, heatmap: bool) -> Pe
     }
 
 
+def pages_reply(model: str, pictures: Sequence[LoadedImage]) -> PagesReply:
+    """Drawn pages as JSON types; a picture that is no page of a PDF counts as page 1."""
+    pages: list[PageRecord] = []
+    for picture in pictures:
+        out = io.BytesIO()
+        picture.image.save(out, "JPEG", quality=85)
+        url = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+        pages.append({"page": picture.page.number if picture.page else 1, "size": list(picture.size_px), "url": url})
+    notes = [note for picture in pictures for note in picture.notes]
+    return {**header("pages", model), "object": "qzoom.pages", "pages": pages, "notes": notes}
+
+
 def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> ZoomRecord:
     """Gate, regions, sizes, times and, if requested, the map.
 
@@ -200,7 +235,7 @@ def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = 
     regions = result.regions if result.gate.zoomed or proposed else ()
     record: ZoomRecord = {
         "gate": cast(GateRecord, result.gate.to_dict()),
-        "regions": [{"box": list(region.box), "image": region.image, "score": region.score} for region in regions],
+        "regions": [_region_record(region) for region in regions],
         "image_sizes": [list(size) for size in result.image_sizes_px],
         "timing_ms": {name: round(ms, 2) for name, ms in result.timing_ms.items()},
         "heatmap": [_rows(item) for item in result.heat_maps] if heatmap else None,
@@ -212,6 +247,13 @@ def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = 
     if notes:
         strict["notes"] = notes
     return strict
+
+
+def _region_record(region: Region) -> RegionRecord:
+    record: RegionRecord = {"box": list(region.box), "image": region.image, "score": region.score}
+    if region.page is not None and region.box_pt is not None:
+        record |= {"page": region.page, "box_pt": list(region.box_pt)}
+    return record
 
 
 def _finite(value: Any) -> Any:

@@ -49,8 +49,8 @@ def _documented(reply: Any, *refusals: int, unready: Any = None, **ok: Any) -> d
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation about pictures.
 
-    Answers equal `QZoom.ask`'s: greedy unless a temperature is given, at most 128 tokens unless `max_tokens` says
-    otherwise. `qzoom` in the request sets the zooming; `qzoom` in the answer's message has gate and regions.
+    Answers equal `QZoom.ask`'s in float32: greedy unless a temperature is given, at most 128 tokens unless `max_tokens`
+    says otherwise. `qzoom` in the request sets the zooming; `qzoom` in the answer's message has gate and regions.
     """
     body, stream, first = await _begin(request, ChatRequest)
     heatmap = bool(body.qzoom and body.qzoom.heatmap)
@@ -76,6 +76,20 @@ async def perceive(request: Request) -> Response:
     _service(request).metrics.perceived(first.perception)
     heatmap = body.qzoom is None or body.qzoom.heatmap is not False
     return JSONResponse(replies.perception_reply(body.model, first.perception, heatmap=heatmap))
+
+
+@router.post("/v1/pages", **_documented(replies.PagesReply, *_REFUSALS))
+async def pages(request: Request) -> Response:
+    """Return the pages of a PDF as pictures, drawn as they are read for a question about it."""
+    raw = await _json_body(request)
+
+    async def draw() -> replies.PagesReply:
+        try:
+            return await _service(request).pages(raw, request.scope[TENANT])
+        finally:
+            release_body_slot(request.scope)
+
+    return JSONResponse(await _unless_disconnected(request, draw()))
 
 
 @router.get("/v1/models", **_documented(replies.ModelList))
@@ -290,6 +304,7 @@ def _card(service: Service) -> replies.ModelCard:
                 "pictures": limits.pictures,
                 "picture_bytes": limits.picture_bytes,
                 "picture_pixels": limits.picture_pixels,
+                "pdf_pages": limits.pdf_pages,
                 "max_tokens": limits.max_new_tokens,
                 "max_visual_tokens": limits.visual_tokens,
             },

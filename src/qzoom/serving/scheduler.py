@@ -39,31 +39,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class RequestHandle:
-    """A submitted request: `cancel` for its owner, the rest for the scheduler.
+    """A submitted request: `cancel` for its owner, the rest for the scheduler."""
 
-    Args:
-        key: its number in the batch.
-        request: for the engine.
-        prefix: key of the prefix cache.
-        listener: gets its events.
-        deadline: on the monotonic clock; None for none.
-        deadline_s: the same in seconds from its arrival, for the error text.
-        perceive: gate and regions only.
-        visual_tokens: of its coarse pass.
-        wake: the scheduler's lock.
-        slice_start: number of tokens at which it last got a slot.
-    """
-
-    key: int
-    request: Request
-    prefix: bytes
-    listener: Listener
-    deadline: float | None
-    deadline_s: float
-    perceive: bool
-    visual_tokens: int
-    wake: threading.Condition
-    slice_start: int = 0
+    key: int  # its number in the batch
+    request: Request  # for the engine
+    prefix: bytes  # key of the prefix cache
+    listener: Listener  # gets its events
+    deadline: float | None  # on the monotonic clock; None for none
+    deadline_s: float  # the same in seconds from its arrival, for the error text
+    perceive: bool  # gate and regions only
+    visual_tokens: int  # of its coarse pass
+    wake: threading.Condition  # the scheduler's lock
+    slice_start: int = 0  # number of tokens at which it last got a slot
     started: bool = False
     perceived: bool = False
     cancelled: bool = False
@@ -299,7 +286,9 @@ class Scheduler:
             if handle is None or (event.kind == "perception" and handle.perceived):
                 continue
             handle.perceived = handle.perceived or event.kind == "perception"
-            if event.kind == "answer" or handle.perceive:
+            if event.error is not None:
+                self._end(handle, event.error)
+            elif event.kind == "answer" or handle.perceive:
                 self._end(handle, event)
             elif not handle.ended:
                 self._notify(handle, event)

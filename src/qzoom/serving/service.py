@@ -17,11 +17,13 @@ from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.errors import ApiError
 from qzoom.serving.metrics import ServerMetrics
-from qzoom.serving.protocol import PerceiveRequest, read_payload, validate
+from qzoom.serving.protocol import ModelRequest, PagesRequest, PerceiveRequest, read_payload, validate
+from qzoom.serving.replies import PagesReply, pages_reply
 from qzoom.serving.settings import ServerSettings
 from qzoom.types import Answer, StreamEvent
 
 Body = TypeVar("Body", bound=PerceiveRequest)
+Checked = TypeVar("Checked", bound=ModelRequest)
 Result = TypeVar("Result")
 _log = logging.getLogger("qzoom.serving")
 
@@ -170,13 +172,22 @@ class Service:
         Raises:
             QZoomError: anything that cannot be used, or a full queue, before anything is decoded.
         """
+        body = await self._validated(kind, raw)
+        pool = self._fetchers if self._converter.must_fetch(body) else self._readers
+        return body, await _run(pool, lambda: self._converter.request(body, tenant))
+
+    async def pages(self, raw: bytes, tenant: str) -> PagesReply:
+        """Check a body with a PDF and draw its pages; arguments and errors as in `read`."""
+        body = await self._validated(PagesRequest, raw)
+        return await _run(self._readers, lambda: pages_reply(body.model, self._converter.pages(body, tenant)))
+
+    async def _validated(self, kind: type[Checked], raw: bytes) -> Checked:
         if self.engine.waiting >= self.settings.scheduler.queue:
             raise QueueFullError("The server has more requests than it can queue; try again in a moment.", 1.0)
         body = await _run(self._readers, lambda: validate(kind, read_payload(raw, self.settings.limits)))
         if body.model != self.settings.model_name:
             raise self.no_model(body.model)
-        pool = self._fetchers if self._converter.must_fetch(body) else self._readers
-        return body, await _run(pool, lambda: self._converter.request(body, tenant))
+        return body
 
     def submit(self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False) -> ResponseStream:
         """Hand a request to the engine.

@@ -38,6 +38,10 @@ class ServerLimits:
     """Width x height of one picture."""
     total_pixels: Count = 100_000_000
     """Pixels of all pictures of a request."""
+    pdf_pages: Annotated[int, Between(1, 10_000)] = 32
+    """Pages that are read of one PDF; its pages together have at most `picture_pixels`."""
+    pdf_seconds: Annotated[float, Between(0.01, 3600)] = 20.0
+    """Seconds that drawing the pages of one PDF may take."""
     max_new_tokens: Count = 1024
     """Tokens of one answer."""
     visual_tokens: Count = 16_384
@@ -58,7 +62,12 @@ class ServerLimits:
 
     def image_limits(self) -> ImageLimits:
         """What the picture decoder is given."""
-        return ImageLimits(max_pixels=self.picture_pixels, max_bytes=self.picture_bytes)
+        return ImageLimits(
+            max_pixels=self.picture_pixels,
+            max_bytes=self.picture_bytes,
+            max_pages=self.pdf_pages,
+            max_seconds=self.pdf_seconds,
+        )
 
 
 @settings

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -28,6 +29,8 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 FEW_SAMPLES = 32
 """Fewer training samples than these say nothing about a method."""
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 R = TypeVar("R")
 
@@ -175,13 +178,16 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Writes the metrics of every step to `metrics.jsonl` and, where tensorboard is wanted and installed, event files.
+    """Writes the metrics of every step to `metrics.jsonl` and to the recipe's trackers.
 
     Args:
         run: folder, recipe and callback.
         start: steps that are done already; lines of later steps are dropped.
         steps: of the whole run.
         batch: samples per step.
+
+    Raises:
+        ConfigError: a tracker that is not installed.
     """
 
     def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int) -> None:
@@ -191,7 +197,7 @@ class MetricsLog:
         self._began = time.monotonic()
         truncate_log(self._path, start)
         self._path.touch()
-        self._board = _board(run.folder / "tensorboard", start) if run.recipe.tensorboard else None
+        self._trackers = open_trackers(run.recipe.trackers, run.folder, start)
 
     def add(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
         """Log a step (from 1)."""
@@ -201,23 +207,44 @@ class MetricsLog:
         metrics = StepMetrics(step, self._steps, loss, learning_rate, gradient_norm, rate, left)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(metrics)) + "\n")
-        if self._board is not None:
-            for name in ("loss", "learning_rate", "gradient_norm", "samples_per_s"):
-                self._board.add_scalar(name, getattr(metrics, name), step)
+        values = {name: getattr(metrics, name) for name in ("loss", "learning_rate", "gradient_norm", "samples_per_s")}
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
         self._on_step(metrics)
 
     def close(self) -> None:
-        """Close the event files."""
-        if self._board is not None:
-            self._board.close()
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.finish()
 
 
-def _board(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=start + 1)
+def open_trackers(names: Sequence[TrackerName], folder: Path, start: int) -> list[Any]:
+    """Accelerate's trackers of these names; tensorboard writes into the run's folder and is left out where it is not
+    installed.
+
+    Args:
+        names: which.
+        folder: of the run; its name is the run's name.
+        start: steps that are done already; event files of later steps are dropped.
+
+    Raises:
+        ConfigError: another tracker that is not installed.
+    """
+    from accelerate import tracking
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "tensorboard": lambda: tracking.TensorBoardTracker("tensorboard", str(folder), purge_step=start + 1),
+        "wandb": lambda: tracking.WandBTracker("qzoom", name=folder.name, dir=str(folder)),
+        "mlflow": lambda: tracking.MLflowTracker("qzoom", run_name=folder.name),
+    }
+    missing = [name for name in names if find_spec(name) is None]
+    for name in missing:
+        if name != "tensorboard":
+            raise ConfigError(f"The tracker {name} is not installed; install it with: pip install {name}.")
+    trackers = [kinds[name]() for name in names if name not in missing]
+    for tracker in trackers:
+        tracker.start()
+    return trackers
 
 
 def mean_losses(folder: Path) -> tuple[float | None, float | None]:

@@ -26,7 +26,7 @@ from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.config import ZoomConfig
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, Share, Text, read_settings, settings
-from qzoom.training.run import resume_values
+from qzoom.training.run import TrackerName, resume_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ RESUMABLE_CHANGES = (
     "gradient_checkpointing",
     "cache_gb",
     "images",
-    "tensorboard",
+    "trackers",
     "output",
     "original",
 )
@@ -125,8 +125,9 @@ class StageRecipe:
     """Of new weights, order and noise."""
     save_steps: Count = 100
     """Optimiser steps between checkpoints."""
-    tensorboard: bool = True
-    """Also write event files if tensorboard is installed."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where the metrics of every step also go: tensorboard (event files in the run's folder), wandb, mlflow; [] for
+    none."""
 
     def __post_init__(self) -> None:
         if not self.labels:

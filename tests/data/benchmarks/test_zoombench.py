@@ -101,8 +101,8 @@ def test_a_local_parquet(tmp_path):
     assert {name: group["n"] for name, group in found.areas.items()} == {"1-3%": 1, ">=10%": 1}
     assert found.to_dict()["areas"].keys() == {"1-3%", ">=10%"}
     settings = GapSettings(("full", "region"), 24, "shipped", 0.0, 1, max_new_tokens=2)
-    kept = ask_views(reader, task, settings)
-    assert [row.size_px for row in kept.rows["region"]] == [(38, 20), (38, 20)]
+    kept, _ = ask_views(reader, task, settings)
+    assert [row.size_px for row in kept["region"]] == [(38, 20), (38, 20)]
     own = region_task(
         task, "region", (("zoombench-0", 0, 0),), GapSettings(crop_scale=2.0, crop_margin=0.0, crop_min_px=1), 32
     )

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.pdfs import of_pictures
 from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, ask, done, numbers, truth, upload
 
 pytestmark = pytest.mark.slow
@@ -224,3 +225,28 @@ def test_colours_follow_the_system_and_are_readable(open_page, scheme):
     assert (white + 0.05) / (button + 0.05) >= 4.5
     moving = "document.getAnimations().filter((a) => a.playState === 'running').length"
     assert page.evaluate(moving) == 0
+
+
+def test_a_pdf_shows_its_pages_and_turns_to_the_one_that_was_read(open_page, url, tmp_path):
+    from PIL import Image
+
+    receipt = Image.open(RECEIPT)
+    empty = Image.new("RGB", receipt.size, "white")
+    (tmp_path / "pages.pdf").write_bytes(of_pictures([empty, receipt, empty], dpi=200))
+    page = open_page()
+    page.locator("#file").set_input_files(tmp_path / "pages.pdf")
+    page.locator("#strip button").nth(2).wait_for()
+    current = page.locator("#strip button[aria-current=true]")
+    assert current.get_attribute("aria-label") == "Page 1"
+    assert page.locator("#caption").inner_text().startswith("pages.pdf, page 1")
+    assert "text layers are not read" in page.locator("#sent-note").inner_text()
+    page.locator("input[value=always]").check(force=True)
+    ask(page, DATE)
+    read = page.locator("#strip li[data-read] button").get_attribute("aria-label")
+    assert current.get_attribute("aria-label") == read == "Page 2"
+    assert page.locator(".box").count() == 1
+    page.locator("#strip button").nth(0).click()
+    assert page.locator(".box").count() == 0
+    page.locator("#strip button").nth(1).click()
+    assert page.locator(".box").count() == 1
+    assert '"type": "file"' in page.locator("#curl").text_content()

@@ -221,7 +221,7 @@ RECIPE = {
     "gradient_checkpointing": False,
     "validation_steps": 100,
     "max_new_tokens": 4,
-    "tensorboard": False,
+    "trackers": [],
     "sft": {"learning_rate": 0.003, "warmup": 0.0, "batch": 4, "micro_batch": 2, "steps": 2},
 }
 

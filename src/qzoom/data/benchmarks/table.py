@@ -1,12 +1,9 @@
-"""A benchmark as a table with one image and one question per row, from the hub or from files on disk.
+"""A benchmark as a table with one image and one question per row, read by `datasets` from the hub or from a folder.
 
-Tables are opened with the `datasets` library: from the hub at a revision, or from a local folder. A folder holds
-SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; for several benchmarks,
-each has a subfolder of its name. Columns, prompts and splits are those of lmms-eval's tasks.
-
-An image column holds bytes, a path, base64, the mapping that `datasets` stores, or a list with one of these. Images
-stay encoded until their question is asked. A row that cannot be used becomes a question that counts as wrong and
-records the reason; only a table that cannot be opened at all is an error.
+A folder holds SPLIT.parquet, SPLIT-*.parquet (also below data/), SPLIT.jsonl, or what `save_to_disk` wrote; for several
+benchmarks, each has a subfolder of its name. Columns, prompts and splits are those of lmms-eval's tasks. Images stay
+encoded until their question is asked. A row that cannot be used becomes a question that counts as wrong and records
+the reason; only a table that cannot be opened at all is an error.
 """
 
 from __future__ import annotations

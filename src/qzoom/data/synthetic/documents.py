@@ -1,8 +1,6 @@
-"""Synthetic documents: receipts, forms, tables and strips, printed, aged like a scan, with questions and boxes.
+"""Synthetic documents: receipts, forms and tables, printed, aged like a scan, with questions and boxes.
 
-`render_document` draws a sheet of about 600 x 1200 to 1200 x 2400 px; receipts have a module of their own.
-`render_strip` prints a few lines on a small image, the first reading task of the embedded model: one to three free
-lines ("what does line 2 say?") or label-and-value rows as in forms and receipts ("what is the invoice no?").
+A sheet has about 600 x 1200 to 1200 x 2400 px; receipts have a module of their own.
 """
 
 from __future__ import annotations
@@ -21,8 +19,6 @@ from qzoom.data.synthetic.page import (
     TextSpan,
     Writer,
     age,
-    font_paths,
-    load_font,
     span_box,
 )
 from qzoom.data.synthetic.receipts import PrintedAnswer, print_receipt
@@ -49,7 +45,7 @@ def render_document(
     writer.y = float(rng.uniform(0.02, 0.12)) * width
     layout = {"receipt": print_receipt, "form": print_form, "table": print_table}[kind]
     answers = layout(writer, rng)
-    _cut_to_length(page, writer, rng, paper, width)
+    _cut_to_length(page, writer, rng, width)
     stamp = _stamp(page, rng) if rng.random() < 0.2 else None
     style = _scan_style(rng)
     stretch = (float(rng.uniform(0.9, 1.05)), float(rng.uniform(0.92, 1.18))) if rng.random() < 0.5 else (1.0, 1.0)
@@ -61,7 +57,7 @@ def render_document(
     return SyntheticSample(image, tuple(questions), kind, seed, tuple(page.lines))
 
 
-def _cut_to_length(page: Page, writer: Writer, rng: np.random.Generator, paper: int, width: int) -> None:
+def _cut_to_length(page: Page, writer: Writer, rng: np.random.Generator, width: int) -> None:
     """Cut the sheet below the last line, never shorter than 1.3 times its width, sometimes with blank paper."""
     blank = rng.uniform(0.02, 0.1) if rng.random() < 0.8 else rng.uniform(0.2, 0.6)
     length = int(max(writer.y + blank * width, 1.3 * width))
@@ -204,93 +200,3 @@ def print_table(writer: Writer, rng: np.random.Generator) -> list[PrintedAnswer]
         box = [writer.margin - 4, top - 4, writer.right + 4, writer.y + 2]
         writer.page.draw.rectangle(box, outline=writer.ink, width=2)
     return answers
-
-
-def render_strip(
-    seed: int,
-    *,
-    width_px: int = 256,
-    height_px: int = 64,
-    max_lines: int = 3,
-    rows_share: float = 0.5,
-    font_set: FontSet = "core",
-) -> SyntheticSample:
-    """The strip of a seed: `rows_share` of them hold label-and-value rows, the others free lines."""
-    rng = np.random.default_rng([seed, 11])
-    paper = int(rng.integers(200, 256))
-    page = Page(width_px, height_px, paper)
-    ink = int(rng.integers(0, 90))
-    paths = font_paths(font_set)
-    path = paths[int(rng.integers(len(paths)))]
-    count = int(rng.integers(1, max_lines + 1))
-    pitch = height_px / count
-    size = int(np.clip(rng.uniform(0.5, 0.85) * pitch, 9, 46))
-    questions = (
-        _rows(page, rng, path=path, size=size, count=count, ink=ink)
-        if rng.random() < rows_share
-        else _free(page, rng, path=path, size=size, count=count, ink=ink)
-    )
-    style = ScanStyle(
-        blur_px=float(rng.choice([0.0, 0.0, 0.5, 0.8])),
-        noise=float(rng.uniform(0, 14)),
-        fade=float(rng.uniform(0, 0.35)),
-        erosion=float(rng.choice([0.0, 0.0, 0.02, 0.06])),
-    )
-    return SyntheticSample(
-        age(page.image, style, rng).convert("RGB"), tuple(questions), "strip", seed, tuple(page.lines)
-    )
-
-
-def _fit(path: str, size: int, text: str, room: float) -> int:
-    """The largest size up to `size` at which the text fits into `room` pixels (never below 8)."""
-    wide = load_font(path, size).getlength(text)
-    return size if wide <= room else max(8, int(size * room / wide))
-
-
-def _free(
-    page: Page, rng: np.random.Generator, *, path: str, size: int, count: int, ink: int
-) -> list[SyntheticQuestion]:
-    """Free lines, one below the other."""
-    width, height = page.image.size
-    questions = []
-    for number in range(count):
-        text = texts.random_text(rng)
-        fitted = _fit(path, size, text, width - 4)
-        free = max(1.0, width - 4 - load_font(path, fitted).getlength(text))
-        top = (number + rng.uniform(0.05, 0.2)) * height / count - 0.1 * fitted
-        line = page.print(2 + rng.uniform(0, free), max(0.0, top), text, path, fitted, fill=ink)
-        span = TextSpan(line, 0, len(text))
-        asked = ask("text", rng) if count == 1 else ask("line", rng, n=str(number + 1))
-        questions.append(SyntheticQuestion("text", asked, text, (span_box(page.lines, span),), False, spans=(span,)))
-    return questions
-
-
-def _rows(
-    page: Page, rng: np.random.Generator, *, path: str, size: int, count: int, ink: int
-) -> list[SyntheticQuestion]:
-    """Label-and-value rows."""
-    width, height = page.image.size
-    names = [texts.LABELS[i] for i in rng.choice(len(texts.LABELS), size=count, replace=False)]
-    mark = str(rng.choice(["", ":", " :", ": "]))
-    right = bool(rng.random() < 0.5)
-    capitals = bool(rng.random() < 0.4)
-    questions = []
-    for number, name in enumerate(names):
-        value = texts.field_value(rng, name)
-        shown = (name.upper() if capitals else name) + mark
-        fitted = min(_fit(path, size, shown + "  " + value, width - 6), size)
-        top = max(0.0, (number + rng.uniform(0.08, 0.15)) * height / count - 0.1 * fitted)
-        left = 2 + rng.uniform(0, 8)
-        page.print(left, top, shown, path, fitted, fill=ink)
-        after = left + load_font(path, fitted).getlength(shown + " ")
-        if right:
-            line = page.print(width - 3, top, value, path, fitted, fill=ink, align="right")
-        else:
-            line = page.print(after + rng.uniform(0, 4), top, value, path, fitted, fill=ink)
-        answer = texts.bare_amount(value)
-        span = TextSpan(line, len(value) - len(answer), len(value))
-        asked = ask("value", rng, name=name.lower())
-        questions.append(
-            SyntheticQuestion(name.lower(), asked, answer, (span_box(page.lines, span),), False, spans=(span,))
-        )
-    return questions

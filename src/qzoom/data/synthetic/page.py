@@ -1,13 +1,8 @@
 """Drawn pictures: their records, typefaces, a sheet to print on, and a cursor that prints line by line.
 
-Every renderer returns a `SyntheticSample`: a picture, its printed lines, and questions with answers and boxes.
-Coordinates are original pixels of that picture, xyxy, half-open. All renderers print through `Page`, which records the
-box of every character and ages the sheet like a scan: stretch and rotation move picture and boxes together, noise comes
-afterwards. `Writer` keeps margins, typeface and line pitch, so that layouts only say what to print.
-
-matplotlib, a dependency, ships DejaVu, STIX and Computer Modern: these make up the `core` set, which every held-out
-picture uses, so that anyone can remake it. The `train` set adds Roboto and Source Sans when their packages are
-installed (extra `train`).
+Coordinates are original pixels, xyxy, half-open. `Page` records the box of every character, which follows stretch and
+rotation. The `core` typefaces come with matplotlib, so that anyone can remake every held-out picture; `train` adds
+Roboto and Source Sans where their packages are installed (extra `train`).
 """
 
 from __future__ import annotations
@@ -43,13 +38,6 @@ class TextLine:
 
     text: str
     char_boxes_px: np.ndarray
-
-    @property
-    def height_px(self) -> float:
-        """Height of the line's ink in pixels (0 for an empty line)."""
-        if not self.text:
-            return 0.0
-        return float((self.char_boxes_px[:, 3] - self.char_boxes_px[:, 1]).mean())
 
 
 @dataclass(frozen=True, slots=True)

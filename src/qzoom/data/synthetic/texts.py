@@ -64,29 +64,21 @@ def amount(rng: np.random.Generator) -> str:
     return text if rng.random() < 0.3 else text.replace(",", "")
 
 
+_DATES = (
+    *["{day:02d}/{month:02d}/{year}"] * 9,
+    *["{day:02d}-{month:02d}-{year}"] * 3,
+    *("{day:02d}/{month:02d}/{short:02d}", "{day:02d}-{month:02d}-{short:02d}", "{day:02d}.{month:02d}.{year}"),
+    *("{day} {name} {year}", "{day:02d}-{name}-{year}", "{day} {title} {year}"),
+    *("{year}-{month:02d}-{day:02d}", "{day}/{month}/{year}"),
+)
+
+
 def date(rng: np.random.Generator) -> str:
     """A date in one of many formats."""
     day, month, year = int(rng.integers(1, 32)), int(rng.integers(1, 13)), int(rng.integers(2010, 2026))
-    form = int(rng.integers(20))
-    if form < 9:
-        return f"{day:02d}/{month:02d}/{year}"
-    if form < 12:
-        return f"{day:02d}-{month:02d}-{year}"
-    if form == 12:
-        return f"{day:02d}/{month:02d}/{year % 100:02d}"
-    if form == 13:
-        return f"{day:02d}-{month:02d}-{year % 100:02d}"
-    if form == 14:
-        return f"{day:02d}.{month:02d}.{year}"
-    if form == 15:
-        return f"{day} {_MONTHS[month - 1]} {year}"
-    if form == 16:
-        return f"{day:02d}-{_MONTHS[month - 1]}-{year}"
-    if form == 17:
-        return f"{day} {_MONTHS[month - 1].title()} {year}"
-    if form == 18:
-        return f"{year}-{month:02d}-{day:02d}"
-    return f"{day}/{month}/{year}"
+    name = _MONTHS[month - 1]
+    form = _DATES[int(rng.integers(len(_DATES)))]
+    return form.format(day=day, month=month, year=year, short=year % 100, name=name, title=name.title())
 
 
 def time(rng: np.random.Generator) -> str:
@@ -258,24 +250,9 @@ FIELD_WORDINGS: dict[str, tuple[str, ...]] = {
     "sign": ("What does the large sign say?", "What is written on the big sign?"),
 }
 
-_EXTRA_SENTENCES = (
-    "what is the name of the item in the first row second third last bottom top of the page yes no left right middle",
-    "receipt invoice form table order member account bill document reference number amount quantity address city phone",
-    "grand rounding cash change paid payment due service charge discount balance price unit cost item code description",
-    "where is it who when which how many much does do are was were has have printed shown given written on in at for",
-)
-
 
 def ask(field: str, rng: np.random.Generator | None = None, **names: str) -> str:
     """A question on a field, its blanks filled from `names`; without a generator the standard wording."""
     choices = FIELD_WORDINGS[field]
     wording = choices[0] if rng is None else choices[int(rng.integers(len(choices)))]
     return wording.format(**names)
-
-
-def vocabulary_sentences() -> list[str]:
-    """The lower-case sentences from which tokenizer merges are learned; always the same list in the same order."""
-    blank = dict.fromkeys(("n", "name", "column", "code", "colour", "shape", "colour2", "shape2"), "")
-    sentences = [wording.format(**blank).lower() for wordings in FIELD_WORDINGS.values() for wording in wordings]
-    words = " ".join((*COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES)))
-    return [*sentences, words, *_EXTRA_SENTENCES]

@@ -196,12 +196,14 @@ def start(model: QZoom, images: Any, question: SampleQuestion, options: Options)
 
 
 def decode_row(model: QZoom, row: DecodeRow, clock: Stopwatch) -> None:
-    """Generate until the row ends; text and tokens stay on it."""
+    """Generate until the row ends; text and tokens stay on it (CheckpointError: the model's output is not a number)."""
     batch = DecodeBatch(model.engine.backbone)
     with clock.step("decode"):
         batch.start([row])
         while batch.rows:
             batch.step()
+    if row.error is not None:
+        raise row.error
 
 
 def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:

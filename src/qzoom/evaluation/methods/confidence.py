@@ -81,7 +81,7 @@ def zoom_by_doubt(
         name: of the gate, for its calibrated threshold.
         doubt: from the first token's logits to a score in [0, 1], higher for less sure.
     """
-    check_heads(model.engine, "auto")
+    check_heads(model.engine, "always")
     reading = start(model, images, question, options)
     threshold = options.gate_threshold
     if threshold is None:

@@ -21,17 +21,11 @@ Measure = tuple[str, str, float]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request on its way through an engine.
+    """A request on its way through an engine."""
 
-    Args:
-        request: from `QZoom.request`.
-        tenant: what is cached of its pictures is shared within a tenant only.
-        deadline_s: seconds from now until nobody waits any more; None for no limit.
-    """
-
-    request: Request
-    tenant: str = ""
-    deadline_s: float | None = None
+    request: Request  # from `QZoom.request`
+    tenant: str = ""  # what is cached of its pictures is shared within a tenant only
+    deadline_s: float | None = None  # seconds from now until nobody waits any more; None for no limit
 
 
 class ServingEngine(ABC):

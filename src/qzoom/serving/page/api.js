@@ -39,6 +39,11 @@ export async function perceive(body, signal) {
   return (await call("v1/perceive", body, signal)).json();
 }
 
+/** The pages of a PDF (or a picture that the browser cannot show) as JPEGs. */
+export async function pages(body, signal) {
+  return (await call("v1/pages", body, signal)).json();
+}
+
 /** The chunks of a streamed answer. */
 export async function* stream(body, signal) {
   const asked = { ...body, stream: true, stream_options: { include_usage: true } };

@@ -4,11 +4,11 @@ import * as api from "./api.js";
 import { compare } from "./compare.js";
 import { copyText, curlCommand } from "./curl.js";
 import { $, calm, flag, make, milliseconds, say } from "./dom.js";
-import { readPicture } from "./picture.js";
+import { isDrawn, readPages, readPicture } from "./picture.js";
 import { guessGrid, readSeen, readUsage } from "./read.js";
 import * as result from "./result.js";
 import * as settings from "./settings.js";
-import { clearSeen, showPicture } from "./stage.js";
+import { clearSeen, markPage, showBoxes, showHeat, showPicture, showStrip } from "./stage.js";
 import { EXAMPLES, describe, suggestions } from "./words.js";
 
 const state = {
@@ -16,6 +16,7 @@ const state = {
   cell: 32,
   limits: { bytes: Infinity, pixels: Infinity },
   picture: null,
+  page: 0, // of a PDF, the one on the screen
   asked: [], // answers about this picture, newest first
   current: null, // the answer on the screen
   running: null, // AbortController of the question that runs
@@ -67,23 +68,46 @@ async function take(blob, name, question = "") {
   stop();
   let picture;
   try {
-    picture = await readPicture(blob, name, state.limits);
+    picture = await (isDrawn(blob, name) ? readPages(blob, name, state.limits, drawPages) : readPicture(blob, name, state.limits));
   } catch (error) {
     complain(error);
     return;
   }
   complain(null);
-  Object.assign(state, { picture, asked: [], current: null });
+  Object.assign(state, { picture, page: 0, asked: [], current: null });
   $("welcome").hidden = true;
   $("bench").hidden = false;
   for (const id of ["result", "comparison", "history"]) $(id).hidden = true;
   document.body.dataset.picture = "shown";
-  showPicture(picture);
+  showPicture(picture.pages ? { ...picture.pages[0], note: picture.note } : picture);
+  showStrip(picture.pages ?? [], showPage);
+  markPage(0);
   $("chips").replaceChildren(...suggestions(name).map(chip));
   $("question").value = question;
   say(`Picture ${name}, ${picture.width} by ${picture.height} pixels. ${picture.note}`);
   if (question) await ask(question);
   else $("question").focus();
+}
+
+const drawPages = (url) => api.pages({ model: state.model, file: { file_data: url } });
+
+/** Show a page of a PDF, with what the answer on the screen saw on it. */
+function showPage(i) {
+  const seen = state.current?.look;
+  turnTo(i);
+  if (seen?.image !== i) return;
+  showHeat(seen.rows);
+  showBoxes(seen.regions, seen.size);
+}
+
+/** Turn to a page of a PDF, without anything drawn on it. */
+function turnTo(i, read = state.current?.look.regions.length ? state.current.look.image : null) {
+  const { pages, note } = state.picture;
+  if (pages && i !== state.page) {
+    state.page = i;
+    showPicture({ ...pages[i], note });
+  }
+  markPage(i, read);
 }
 
 function chip(text) {
@@ -109,10 +133,10 @@ function leave() {
 /* The question */
 
 function request(question, zoom) {
-  const content = [
-    { type: "image_url", image_url: { url: state.picture.url } },
-    { type: "text", text: question },
-  ];
+  const { pages, type, url } = state.picture;
+  const file = pages && type === "application/pdf";
+  const picture = file ? { type: "file", file: { file_data: url } } : { type: "image_url", image_url: { url } };
+  const content = [picture, { type: "text", text: question }];
   return { model: state.model, messages: [{ role: "user", content }], temperature: 0, qzoom: settings.controls(zoom) };
 }
 
@@ -163,7 +187,8 @@ async function listen(body, question, first, signal, alive) {
     if (!choice) continue;
     if (choice.delta?.qzoom) {
       got.qzoom = choice.delta.qzoom;
-      const seen = readSeen(got.qzoom, state.picture.sent, state.cell);
+      const seen = readSeen(got.qzoom, state.picture.sent, state.cell, state.page);
+      turnTo(seen.image, seen.regions.length ? seen.image : null);
       shown = result.reveal(seen, body.qzoom.zoom, first, alive).then(() => {
         shown.over = true;
         if (alive()) result.showText(got.text);
@@ -182,14 +207,14 @@ async function listen(body, question, first, signal, alive) {
 function conclude({ text, qzoom, usage, finish, seenMs }) {
   const { picture } = state;
   const timing = qzoom.timing_ms ?? {};
-  const seen = readSeen(qzoom, picture.sent, state.cell);
+  const seen = readSeen(qzoom, picture.sent, state.cell, state.page);
   const tokens = readUsage(usage);
-  seen.grid ??= guessGrid(tokens.coarse, seen.size);
+  seen.grid ??= guessGrid(tokens.coarse / seen.sizes.length, seen.size);
   return {
     text: text.trim(),
     look: seen,
     ...tokens,
-    native: Math.round(seen.size[0] / state.cell) * Math.round(seen.size[1] / state.cell),
+    native: seen.sizes.reduce((sum, [w, h]) => sum + Math.round(w / state.cell) * Math.round(h / state.cell), 0),
     timing,
     ms: timing.total ?? seenMs,
     seen: seenMs,
@@ -235,6 +260,7 @@ async function replay(answer) {
   complain(null);
   state.current = answer;
   $("question").value = answer.question;
+  turnTo(answer.look.image);
   result.begin();
   await result.reveal(answer.look, answer.mode, false);
   result.finish(answer);
@@ -257,7 +283,8 @@ async function previewNow() {
   const qzoom = settings.controls();
   try {
     const got = await api.perceive({ model, messages, qzoom }, signal);
-    const seen = readSeen(got.qzoom ?? got, state.picture.sent, state.cell);
+    const seen = readSeen(got.qzoom ?? got, state.picture.sent, state.cell, state.page);
+    if (!signal.aborted) turnTo(seen.image);
     if (!signal.aborted) result.preview(seen, qzoom.zoom);
   } catch (error) {
     if (!signal.aborted) complain(error);
@@ -293,7 +320,7 @@ async function runComparison() {
 /* Wiring */
 
 function takeFiles(files) {
-  const file = [...files].find((item) => item.type.startsWith("image/")) ?? files[0];
+  const file = [...files].find((item) => item.type.startsWith("image/") || isDrawn(item, item.name)) ?? files[0];
   if (file) take(file, file.name || "pasted.png");
 }
 

@@ -3,8 +3,9 @@
 /** The command for a request body whose picture is the file `name`; `keyed` adds the header with $QZOOM_API_KEY. */
 export function curlCommand(body, { name, type }, origin, keyed) {
   const withPicture = (data) => {
-    const picture = { type: "image_url", image_url: { url: `data:${type};base64,${data}` } };
-    const content = body.messages[0].content.map((part) => (part.type === "image_url" ? picture : part));
+    const url = `data:${type};base64,${data}`;
+    const pictures = { image_url: { type: "image_url", image_url: { url } }, file: { type: "file", file: { file_data: url } } };
+    const content = body.messages[0].content.map((part) => pictures[part.type] ?? part);
     return JSON.stringify({ ...body, messages: [{ role: "user", content }] }, null, 2);
   };
   let mark = "@";

@@ -2,6 +2,29 @@
 
 const SENT_AS_IS = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
 
+/** Whether the server must draw a file: a PDF, or a photo of a phone that browsers cannot show. */
+export const isDrawn = (blob, name) => /\/(pdf|hei[cf])\b/.test(blob.type) || /\.(pdf|hei[cf])$/i.test(name);
+
+/**
+ * Read a PDF, or a photo that only the server can show.
+ *
+ * `draw(url)` asks the server for its pages. Returns what `readPicture` does, of the first page, with `pages`: the same
+ * for every page, with its number.
+ */
+export async function readPages(blob, name, limits, draw) {
+  if (blob.size > limits.bytes) throw new Error(`${name} is larger than what this server takes.`);
+  const type = /pdf/i.test(blob.type + name) ? "application/pdf" : "image/heic";
+  const url = (await dataUrl(blob)).replace(/^data:[^,]*,/, `data:${type};base64,`);
+  const drawn = await draw(url);
+  const pages = await Promise.all(
+    drawn.pages.map(async ({ page, size: [width, height], url: shown }) => {
+      const image = await load(shown, name);
+      return { name: type === "application/pdf" ? `${name}, page ${page}` : name, page, image, width, height, note: "" };
+    }),
+  );
+  return { ...pages[0], name, type, url, pages, note: drawn.notes.join(" "), sent: [pages[0].width, pages[0].height] };
+}
+
 /**
  * Read a picture.
  *

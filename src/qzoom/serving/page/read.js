@@ -3,15 +3,19 @@
 /**
  * Gate, regions and map of the first chunk (or of /v1/perceive).
  *
- * Returns gate, regions of the picture, its size as the server saw it, `rows` (the map), `grid` (columns, rows of the
- * coarse view, null if unknown) and `cell`, the pixels of a cell's side.
+ * Returns gate, `image` (the number of the page that it read, else `page`), regions of that page, its size as the server
+ * saw it, `sizes` of all, `rows` (the map), `grid` (columns, rows of the coarse view, null if unknown) and `cell`, the
+ * pixels of a cell's side.
  */
-export function readSeen(qzoom, sent, cell) {
-  const rows = qzoom.heatmap?.[0] ?? [];
+export function readSeen(qzoom, sent, cell, page = 0) {
+  const image = qzoom.regions?.[0]?.image ?? page;
+  const rows = qzoom.heatmap?.[image] ?? [];
   return {
     gate: qzoom.gate ?? { score: null, threshold: null, zoomed: false },
-    regions: (qzoom.regions ?? []).filter((region) => region.image === 0),
-    size: qzoom.image_sizes?.[0] ?? sent,
+    regions: (qzoom.regions ?? []).filter((region) => region.image === image),
+    image,
+    size: qzoom.image_sizes?.[image] ?? sent,
+    sizes: qzoom.image_sizes ?? [sent],
     rows,
     grid: rows.length ? [rows[0].length, rows.length] : null,
     cell,

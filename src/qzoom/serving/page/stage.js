@@ -33,6 +33,27 @@ export function clearSeen() {
 
 export const busy = (on) => flag(photo, "busy", on);
 
+/** Show the pages of a PDF as a strip; `choose(i)` is called when one is picked. A single picture has none. */
+export function showStrip(pages, choose) {
+  const items = pages.map(({ page, image }, i) => {
+    const button = make("button", { type: "button", "aria-label": `Page ${page}` });
+    button.append(make("img", { src: image.src, alt: "" }), make("span", { text: String(page) }));
+    button.addEventListener("click", () => choose(i));
+    return make("li", {}, button);
+  });
+  $("strip").replaceChildren(...items);
+  $("strip").hidden = pages.length < 2;
+}
+
+/** Mark the page that is shown, and the one that was read (null for none). */
+export function markPage(shownPage, readPage = null) {
+  for (const [i, item] of [...$("strip").children].entries()) {
+    item.firstElementChild.setAttribute("aria-current", String(i === shownPage));
+    flag(item, "read", i === readPage);
+    if (i === shownPage) item.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+}
+
 /** Draw the picture as the coarse view saw it: `grid` is (columns, rows) of cells, `cell` their side in pixels. */
 export function drawCoarse(grid, cell) {
   const canvas = $("coarse");

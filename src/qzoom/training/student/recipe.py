@@ -11,7 +11,7 @@ from qzoom.data.overlay import STYLES, ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.llm.settings import EndpointSettings
 from qzoom.settings import Between, Share, Text, settings
-from qzoom.training.run import resume_values
+from qzoom.training.run import TrackerName, resume_values
 from qzoom.training.stages import Count, CountOrNone
 from qzoom.training.student.schedule import RandomCrops
 
@@ -20,7 +20,7 @@ RESUMABLE_CHANGES = (
     "micro_batch",
     "gradient_checkpointing",
     "cache_gb",
-    "tensorboard",
+    "trackers",
     "output",
     "save_steps",
     "loaders",
@@ -177,8 +177,9 @@ class StudentRecipe:
     """Optimiser steps between checkpoints."""
     seed: CountOrNone = 0
     """Of order, boxes, rehearsal and sampling."""
-    tensorboard: bool = True
-    """Also write event files if tensorboard is installed."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where the metrics of every step also go: tensorboard (event files in the run's folder), wandb, mlflow; [] for
+    none."""
     sft: SftSettings = field(default_factory=SftSettings)
     """Supervised training."""
     grpo: GrpoSettings = field(default_factory=GrpoSettings)

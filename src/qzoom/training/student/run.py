@@ -321,11 +321,7 @@ def _wait_for_everyone(run: TrainingRun[StudentRecipe]) -> None:
 
 
 def _check_run(run: TrainingRun[StudentRecipe], weights: str, split: Split) -> None:
-    """Resume the same run only; a new one is written down.
-
-    Raises:
-        ConfigError: the folder holds a run with other settings, base or data.
-    """
+    """Resume the same run only; a new one is written down."""
     data = {"train": digest_of(split.train), "held_out": digest_of(split.validation)}
     here = run.recipe.decisive() | {"weights": weights, **data}
     path = run.folder / RUN_FILE

@@ -1,18 +1,9 @@
-"""Strips, character boxes and ageing."""
+"""Character boxes and ageing."""
 
 import numpy as np
 
 from qzoom.data.synthetic import texts
-from qzoom.data.synthetic.documents import render_strip
 from qzoom.data.synthetic.page import HELD_OUT_SEEDS, TRAIN_SEEDS, Page, ScanStyle, TextSpan, age, font_paths, span_box
-
-
-def test_strip_is_deterministic_and_spelled():
-    first, second = render_strip(3, max_lines=3), render_strip(3, max_lines=3)
-    assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
-    for question in first.questions:
-        (span,) = question.spans
-        assert first.lines[span.line].text[span.start : span.stop] == question.answer
 
 
 def test_character_boxes_hold_each_character():
