@@ -105,7 +105,7 @@ def test_lora_trained_on_four_bits_loads_on_any_form_of_the_base(tmp_path: Path)
         steps=2,
         learning_rate=1e-2,
         precision="float32",
-        tensorboard=False,
+        trackers=(),
         region_tokens=8,
     )
     train_stage(recipe, tmp_path / "run")

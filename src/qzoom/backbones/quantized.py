@@ -70,7 +70,7 @@ def settle(model: nn.Module) -> None:
     for module in model.modules():
         odd = is_quantized_map(module) and (module.in_features % 64 or module.out_features % 32)  # type: ignore[operator]
         if odd and hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def is_quantized(backbone: Backbone) -> bool:
