@@ -50,7 +50,8 @@ test: setup ## Run the tests: make test ARGS="tests/cli -k json"
 test-clients: setup ## Run client libraries against a server, in .venv-clients
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install -q -r tests/clients/requirements.txt
-	QZOOM=$(BIN)/qzoom .venv-clients/bin/python -m pytest -q -c /dev/null --noconftest $(CURDIR)/tests/clients/check_clients.py $(ARGS)
+	if command -v npm > /dev/null; then cp tests/clients/package.json .venv-clients && npm install --silent --no-audit --no-fund --prefix .venv-clients; fi
+	QZOOM=$(BIN)/qzoom NODE_FOLDER=.venv-clients .venv-clients/bin/python -m pytest -q -c /dev/null --noconftest $(CURDIR)/tests/clients/check_clients.py $(ARGS)
 
 lint: setup ## ruff (rules and layout) and mypy
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy

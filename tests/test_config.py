@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import timeit
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from qzoom.config import BoxRule, Preset, TokenBudget, ZoomConfig
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError
+from qzoom.settings import setting_fields
 from qzoom.types import SamplingParams
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -68,6 +71,17 @@ def test_files_with_the_former_words_of_the_box_rule_still_load() -> None:
         ZoomConfig.from_dict({"box": {"components": "peek"}})
     with pytest.raises(ConfigError, match="threshold must be one of absolute, relative, not 'peak'"):
         BoxRule(threshold="peak")  # type: ignore[arg-type]
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "zoom-config.md").read_text(encoding="utf-8")
+    for cls in (ZoomConfig, BoxRule):
+        rows = ["| Field | Default | Meaning |", "|---|---|---|"]
+        for entry in setting_fields(cls):
+            default = "see below" if entry.name == "box" else f"`{json.dumps(entry.default)}`"
+            expects = entry.expects.replace("a mapping with min_tokens and max_tokens", "a `TokenBudget`")
+            rows.append(f"| `{entry.name}` | {default} | {' '.join(entry.help.split())} ({expects}) |")
+        assert "\n".join(rows) in page, "the table should be:\n" + "\n".join(rows)
 
 
 def test_presets_choose_thresholds() -> None:

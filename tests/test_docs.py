@@ -82,9 +82,8 @@ def test_command_lines_can_be_parsed():
             pytest.fail(f"{page}: qzoom {' '.join(words)}: {error.format_message()}")
 
 
-PYTHON_PAGES = [
-    page for page in PAGES if blocks(page, "python") and page.name != "serving.md"
-]  # tests/serving runs those
+ELSEWHERE = ("serving.md", "port-a-backbone.md")  # checked by tests/serving and tests/backbones/test_port_guide.py
+PYTHON_PAGES = [page for page in PAGES if blocks(page, "python") and page.name not in ELSEWHERE]
 
 
 @pytest.fixture

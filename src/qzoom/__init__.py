@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qzoom.config import ZoomConfig
+    from qzoom.images.load import load_pictures
     from qzoom.model import QZoom
     from qzoom.types import Answer, Perception, Region
 
-__all__ = ["Answer", "Perception", "QZoom", "Region", "ZoomConfig", "__version__"]
+__all__ = ["Answer", "Perception", "QZoom", "Region", "ZoomConfig", "__version__", "load_pictures"]
 __version__ = "0.1.0"
 
 _HOME = {
@@ -22,6 +23,7 @@ _HOME = {
     "QZoom": "qzoom.model",
     "Region": "qzoom.types",
     "ZoomConfig": "qzoom.config",
+    "load_pictures": "qzoom.images.load",
 }
 
 

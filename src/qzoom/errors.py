@@ -57,6 +57,10 @@ class ConfigError(QZoomError):
     """A configuration with an unknown key, a wrong type or a value out of range."""
 
 
+class SchemaError(ConfigError):
+    """A JSON schema that the grammar cannot follow."""
+
+
 class BudgetError(ConfigError):
     """Visual-token limits that contradict each other or the picture."""
 

@@ -135,8 +135,10 @@ class QZoom:
             on_text: called with each new piece of the answer.
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
-                ignore_eos, gate_threshold, region_threshold, coarse_tokens and region_tokens (a maximum, a (min, max)
-                tuple or a `TokenBudget`), system (a system turn to put first), and pages (of PDFs, such as "1-5,9").
+                ignore_eos, presence_penalty, frequency_penalty, logprobs (how many of the likeliest tokens to name),
+                json_schema (a JSON schema as text, which the answer then follows), gate_threshold, region_threshold,
+                coarse_tokens and region_tokens (a maximum, a (min, max) tuple or a `TokenBudget`), system (a system
+                turn to put first), and pages (of PDFs, such as "1-5,9").
 
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.

@@ -146,6 +146,29 @@ class SamplingParams:
     """Seed of the sampling; None draws a new one."""
     ignore_eos: bool = False
     """Continue after the end token, so that every answer has `max_new_tokens` tokens (for load tests)."""
+    presence_penalty: Annotated[float, Between(-2, 2)] = 0.0
+    """Subtracted from the logit of every token that the answer already has."""
+    frequency_penalty: Annotated[float, Between(-2, 2)] = 0.0
+    """Subtracted from the logit of a token for each time that the answer already has it."""
+    json_schema: str = ""
+    """A JSON schema, as JSON, that the answer must follow; empty for free text."""
+    logprobs: Annotated[int, Between(0, 20)] | None = None
+    """Keep each token's log probability and those of so many of the likeliest tokens; None keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token's natural log probability under the model's own logits, before temperature, penalties, grammar.
+
+    Args:
+        token: its id.
+        logprob: its log probability.
+        top: ids and log probabilities of the likeliest tokens, best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +219,7 @@ class Answer:
         question: the question's text.
         cell_px: side of the square of resized pixels that one visual token covers; 0 if unknown.
         images: the pictures (RGB), for drawing; not part of `to_dict`.
+        logprobs: one per token, the end token left out; empty unless `SamplingParams.logprobs` asks for them.
     """
 
     text: str
@@ -211,6 +235,7 @@ class Answer:
     question: str = ""
     cell_px: int = 0
     images: tuple[PIL.Image.Image, ...] = field(default=(), repr=False, compare=False)
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
         """Plain JSON types; the pictures are left out.
@@ -257,6 +282,7 @@ class StreamEvent:
         perception: for "perception".
         answer: for "answer".
         error: for "error".
+        logprobs: with "text", of the tokens since the last "text", if they are asked for.
     """
 
     kind: Literal["perception", "text", "answer", "error"]
@@ -264,6 +290,7 @@ class StreamEvent:
     perception: Perception | None = None
     answer: Answer | None = None
     error: QZoomError | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def _record(value: Any, *, heat_map: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from tests import tiny_models
@@ -20,3 +21,12 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("plain")
     return {family: folders.write_plain(folders.engine(family), root / family) for family in tiny_models.FAMILIES}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty local cache of the hub, offline."""
+    root = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return root

@@ -28,15 +28,6 @@ from tests.checkpoints.test_load import assert_sentence
 FIND = "import sys\nfrom qzoom.checkpoints.hub import find_source\nprint(find_source(*sys.argv[1:]))"
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty local cache of the hub, offline."""
-    root = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return root
-
-
 def cached(cache: Path, repo_id: str, revision: str = "main") -> Path:
     """Where the cache keeps a repository's files at a revision."""
     home = cache / f"models--{repo_id.replace('/', '--')}"

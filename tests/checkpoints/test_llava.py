@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from qzoom.model import QZoom
 from qzoom.training.plan import sizes_of
 from tests import tiny_models
 from tests.checkpoints import folders
+from tests.checkpoints.test_hub import cached
 from tests.checkpoints.test_load import assert_sentence
 
 PAGE = tiny_models.picture(31, 400, 300)
@@ -141,7 +143,7 @@ def test_answer_only_is_a_model_of_transformers_own(tmp_path: Path) -> None:
         assert "USER: <image>\nWhat is the total? ASSISTANT:" in text
 
 
-def test_half_a_model_is_one_sentence_and_is_filled_from_its_base(tmp_path: Path, monkeypatch: Any) -> None:
+def test_half_a_model_is_one_sentence_and_is_filled_from_its_base(tmp_path: Path) -> None:
     made = engine()
     half = released(made, tmp_path / "trained", layers=6)
     with pytest.raises(CheckpointError) as refused:
@@ -153,12 +155,23 @@ def test_half_a_model_is_one_sentence_and_is_filled_from_its_base(tmp_path: Path
     convert(half, tmp_path / "plain", base=str(base), answer_only=True)
     assert answers(dataclasses.replace(load_engine(tmp_path / "plain", dtype="float32"), region=made.region,
                                        config=made.config)) == answers(made)  # fmt: skip
-    # a published checkpoint is known by its name, and its base with it
-    known = released(made, tmp_path / "hub", layers=6, name="llava-v1.5-13b-roi-K15T3-152k-v1bf16Mheads-twiginit")
-    monkeypatch.setitem(upstream.UPSTREAM_BASES, f"YuhengSSS/{known.name}", str(base))
-    loaded = load_engine(known, dtype="float32")
-    assert answers(loaded) == answers(made)
-    assert loaded.config.with_preset("characters").region_threshold == 0.05
+
+
+def test_released_models_load_by_their_hub_ids(cache: Path, tmp_path: Path) -> None:
+    made, tower = engine(), "openai/clip-vit-large-patch14-336"
+    seven, thirteen = upstream.UPSTREAM_BASES
+    for repo_id, layers in ((seven, None), (thirteen, 6)):
+        folder = released(made, tmp_path / repo_id, layers=layers)
+        folders.edit_json(folder / "config.json", mm_vision_tower=tower)
+        shutil.copytree(folder, cached(cache, repo_id))
+    shutil.copytree(tmp_path / seven / "vision_tower", cached(cache, tower))
+    save_pretrained(
+        dataclasses.replace(made, region=None), cached(cache, upstream.base_of(thirteen)), include_base=True
+    )
+    for repo_id in (seven, thirteen):  # the second is half a model, filled from its base
+        loaded = load_engine(repo_id, dtype="float32")
+        assert answers(loaded) == answers(made)
+        assert loaded.config.with_preset("characters").region_threshold == 0.05
 
 
 def test_published_checkpoints_are_known_by_id_and_in_the_hubs_cache() -> None:

@@ -96,6 +96,21 @@ def test_token_limits_are_kept(here, picture):
     assert 0 < values["usage"]["region_tokens"] <= 16
 
 
+def test_several_regions_and_the_box_rule(here, picture):
+    look = ("--zoom", "always", "--region-threshold", "0.7", "--max-new-tokens", "1")
+    words = ("ask", picture, QUESTION, "--json", *look)
+    own = record(here(*words))
+    many = record(here(*words, "--max-regions", 3))
+    best = record(here(*words, "--max-regions", 3, "--components", "peak_component", "--positions", "second_image"))
+    assert (len(own["regions"]), len(best["regions"])) == (1, 1)
+    assert 1 < len(many["regions"]) <= 3
+    assert best["regions"][0]["box"] == own["regions"][0]["box"] == many["regions"][0]["box"]
+    for flag, value in (("--max-regions", "0"), ("--max-regions", "65"), ("--components", "one"), ("--positions", "x")):
+        here(*words, flag, value).refuses(2, flag)
+    seen = record(here("perceive", picture, QUESTION, "--json", "--region-threshold", "0.7", "--max-regions", 2))
+    assert len(seen["regions"]) == 2
+
+
 def test_sampling_repeats_with_its_seed(here, picture):
     words = ["ask", picture, QUESTION, "--json", "--temperature", "2", "--max-new-tokens", "12", "--seed"]
     first, again, other = (record(here(*words, seed))["tokens"] for seed in (1, 1, 2))

@@ -28,6 +28,18 @@ def test_help_lists_the_verbs_without_loading_torch():
         assert f" {verb} " in done.stdout
 
 
+def test_ask_imports_nothing_that_it_does_not_need(picture):
+    program = (
+        "import gc, sys; from qzoom.cli.main import main; sys.argv[0] = 'qzoom'; before = gc.get_threshold();\n"
+        "try: main()\n"
+        "except SystemExit as done: print(done.code, gc.get_freeze_count() > 10**5, gc.get_threshold() > before,"
+        "{'matplotlib', 'datasets', 'openai', 'pandas', 'fastapi', 'peft', 'trl', 'rich'} & set(sys.modules))"
+    )
+    words = [sys.executable, "-c", program, "ask", str(picture), "When?", "--quiet", "--max-new-tokens", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1] == "0 True True set()", done.stderr
+
+
 def test_help_answers_within_half_a_second_of_processor_time():
     before = os.times()
     subprocess.run([sys.executable, "-m", "qzoom", "--help"], capture_output=True, timeout=60, check=True)

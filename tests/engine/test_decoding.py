@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qzoom.engine.batch import events
-from qzoom.engine.generate import Sampler
+from qzoom.engine.sampling import Sampler
 from qzoom.errors import ConfigError
 from qzoom.model import QZoom
 from qzoom.types import Answer, SamplingParams

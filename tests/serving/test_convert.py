@@ -29,8 +29,9 @@ from tests.serving.running import chat, data_url, image_part, page, running, use
 def convert(model):
     rejected = []
 
-    def call(*messages, limits=None, **more):
-        converter = Converter(model, limits or ServerLimits(), FetchPolicy(), rejected.append, PictureCache(0))
+    def call(*messages, limits=None, strict=False, **more):
+        limits = limits or ServerLimits()
+        converter = Converter(model, limits, FetchPolicy(), rejected.append, PictureCache(0), strict=strict)
         return converter.request(validate(ChatRequest, chat(*messages, **more)))
 
     call.rejected = rejected
@@ -148,7 +149,7 @@ def test_the_servers_ceiling_holds_for_the_checkpoints_own_budgets(convert):
 )
 def test_asking_for_more_than_the_ceiling_is_refused(convert, more, param):
     with pytest.raises(ApiError) as caught:
-        convert(limits=ServerLimits(max_new_tokens=64, visual_tokens=400), **more)
+        convert(limits=ServerLimits(max_new_tokens=64, visual_tokens=400), strict=True, **more)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert str(caught.value).startswith(f"{param} is above")
 

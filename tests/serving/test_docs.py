@@ -53,13 +53,20 @@ def test_curl(run, answers: dict[str, str]) -> None:
 
 
 def test_python(run, answers: dict[str, str]) -> None:
-    whole, streamed = snippets("python")
+    whole, streamed, _ = snippets("python")
     lines = run(whole, "whole.py", sys.executable).splitlines()
     assert lines[0] == answers["auto"]
     assert "'zoomed': True" in lines[1]
     looked, text = run(streamed, "streamed.py", sys.executable).splitlines()
     assert looked.startswith("looks at [[")
     assert text == answers["always"]
+
+
+def test_python_by_schema(run) -> None:
+    pytest.importorskip("llguidance")
+    assert re.fullmatch(
+        r"date='\d\d/\d\d/\d{4}' kind='(receipt|letter)'", run(snippets("python")[2], "parsed.py", sys.executable)
+    )
 
 
 def test_javascript(run, answers: dict[str, str]) -> None:

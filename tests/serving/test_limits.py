@@ -165,6 +165,7 @@ def test_token_ceilings():
         return validate(ChatRequest, {"model": "tiny", "messages": [{"role": "user", "content": "x"}], **more})
 
     check_tokens(body(), LIMITS)
+    check_tokens(body(max_tokens=11), LIMITS, strict=False)
     check_tokens(body(max_tokens=10, qzoom={"max_visual_tokens": 20}), LIMITS)
     for name in ("max_tokens", "max_completion_tokens"):
         assert refusal(check_tokens, body(**{name: 11})).param == name

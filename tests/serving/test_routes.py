@@ -285,7 +285,7 @@ def test_metrics_count_what_happened(http, model):
     own = model.ask(page(), "What is the total amount?", max_new_tokens=8, zoom="always")
     before = samples(http)
     http.post("/v1/chat/completions", json=chat(qzoom={"zoom": "always"})).raise_for_status()
-    assert http.post("/v1/chat/completions", json=chat(n=3)).status_code == 400
+    assert http.post("/v1/chat/completions", json=chat(n=9)).status_code == 400
     after = samples(http)
 
     def grew(*key):
@@ -493,3 +493,9 @@ def test_too_long_a_prompt_names_what_was_sent(http, more, name):
     error = error_of(http.post("/v1/chat/completions", json=body))
     assert error["param"] == "messages"
     assert error["message"].endswith(f"shorten the messages or lower {name}." if name else "shorten the messages.")
+
+
+def test_too_long_a_prompt_without_an_answer_names_no_answer(http):
+    error = error_of(http.post("/v1/perceive", json={"model": "tiny", "messages": [user("word " * 9000)]}))
+    assert "answer" not in error["message"]
+    assert error["message"].endswith("tokens, but the model reads at most 4096; shorten the messages.")

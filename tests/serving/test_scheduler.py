@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -90,6 +91,8 @@ def same(found: Answer, wanted: Answer) -> None:
     assert found.finish_reason == wanted.finish_reason
     assert [(r.box, r.image, r.tokens) for r in found.regions] == [(r.box, r.image, r.tokens) for r in wanted.regions]
     assert found.gate.zoomed == wanted.gate.zoomed
+    assert [item.token for item in found.logprobs] == [item.token for item in wanted.logprobs]
+    assert [i.logprob for i in found.logprobs] == pytest.approx([i.logprob for i in wanted.logprobs], abs=1e-4)
     assert dataclasses.replace(found.usage, reused_tokens=0) == wanted.usage
 
 
@@ -103,7 +106,12 @@ CASES: list[tuple[Any, Any, dict[str, Any]]] = [
     (PICTURES[0], "What is the tax?", {"max_new_tokens": 8, "temperature": 0.9, "seed": 5}),
     (PICTURES[3], "?", {"gate_threshold": 0.0, "max_new_tokens": 1}),
     (PICTURES[4], "When?", {"coarse_tokens": 9, "zoom": "always", "max_new_tokens": 12}),
+    (PICTURES[1], "What is the tax?", {"max_new_tokens": 11, "logprobs": 3, "frequency_penalty": 0.7}),
 ]
+if find_spec("llguidance"):
+    SCHEMA = '{"type": "array", "items": {"enum": ["a", "bc", 7]}, "minItems": 4, "maxItems": 6}'
+    CASES.append((PICTURES[2], "Which?", {"max_new_tokens": 60, "json_schema": SCHEMA, "logprobs": 0}))
+    CASES.append((PICTURES[2], "Which?", {"json_schema": SCHEMA, "temperature": 1.0, "seed": 3, "stop": "7"}))
 
 
 @pytest.mark.parametrize(

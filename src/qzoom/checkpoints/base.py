@@ -204,10 +204,9 @@ def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dty
 
 def _place(index: WeightIndex, name: str) -> str:
     """A parameter with the file that it is from; transformers may have put other words before its last ones."""
-    inner = name.removeprefix("model.").removeprefix("language_model.")
-    stored = next(
-        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
-    )
+    parts = name.split(".")
+    ends = [".".join(parts[i:]) for i in range(max(1, len(parts) - 2))]  # longest first
+    stored = next((own for end in ends for own in index.tensors if own == end or own.endswith(f".{end}")), "")
     return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 

@@ -70,7 +70,7 @@ def ask(
     console = out.console
     if save is not None:
         _check_save(save)
-    reader, images, question = _open(inputs, model, console, pages)
+    reader, images, question = _open(inputs, model, look, console, pages)
     settings |= look.thresholds(reader)
     streamed = console.live and not out.json
     if streamed:
@@ -113,7 +113,7 @@ def perceive(
         raise typer.BadParameter("--heatmap needs --json.")
     console = out.console
     coarse = look.coarse()
-    reader, images, question = _open(inputs, model, console, pages)
+    reader, images, question = _open(inputs, model, look, console, pages)
     perception = reader.perceive(images, question, zoom=look.zoom, coarse_tokens=coarse, **look.thresholds(reader))
     console.note(describe_cost(perception.usage, perception.timing_ms))
     if out.json:
@@ -124,13 +124,15 @@ def perceive(
         console.result(line)
 
 
-def _open(inputs: list[str], model: ModelOptions, console: Console, pages: str) -> tuple[QZoom, list[Any], str]:
+def _open(
+    inputs: list[str], model: ModelOptions, look: LookOptions, console: Console, pages: str
+) -> tuple[QZoom, list[Any], str]:
     """The model, the pictures and the question; pictures are read first, so that a wrong path is reported at once."""
     pictures, question = split_inputs(inputs)
     images = read_pictures(pictures, pages)
     with console.waiting(f"loading {model.model} ..."):
         console.hush_libraries()
-        return model.load(), images, question
+        return look.configured(model.load()), images, question
 
 
 def _check_save(path: Path) -> None:

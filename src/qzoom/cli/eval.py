@@ -158,7 +158,7 @@ def evaluate(
     for task in opened:
         for seed in range(asking.seeds):
             run.file(task.name, seed)
-    reader = model.load()
+    reader = look.configured(model.load())
     if asking.method == "qzoom" and look.zoom == "auto" and not reader.has_region:
         console.note("note    The model has no region branch, so it is measured with --zoom never.")
         run = dataclasses.replace(run, look=dataclasses.replace(look, zoom="never"))

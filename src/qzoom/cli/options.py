@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -56,6 +57,30 @@ GateThreshold = Annotated[
 ]
 RegionThreshold = Annotated[
     float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
+]
+Components = Annotated[
+    Literal["union", "peak_component", "all", "groups"] | None,
+    typer.Option(
+        show_default="the checkpoint's",
+        help="Boxes of a region map: one around all foreground cells, around the component with the peak, or one per "
+        "component, the best first (all) or in reading order (groups).",
+    ),
+]
+MaxRegions = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        show_default="the checkpoint's",
+        help="Most regions per question; above 1 it implies --components all, unless that is given.",
+    ),
+]
+Positions = Annotated[
+    Literal["second_image", "aligned"] | None,
+    typer.Option(
+        show_default="the checkpoint's",
+        help="Positions of a crop's tokens: those of a second image, or between those of the coarse tokens below it.",
+    ),
 ]
 CoarseTokens = Annotated[str | None, optional("Visual tokens of the coarse view of an image.", metavar="MAX|MIN:MAX")]
 RegionTokens = Annotated[str | None, optional("Visual tokens of all regions together.", metavar="MAX|MIN:MAX")]
@@ -118,6 +143,23 @@ class LookOptions:
     gate_threshold: GateThreshold = None
     region_threshold: RegionThreshold = None
     preset: Preset = None
+    components: Components = None
+    max_regions: MaxRegions = None
+    positions: Positions = None
+
+    def configured(self, model: QZoom) -> QZoom:
+        """The model, with the arithmetic that was given in place of its own."""
+        from qzoom.model import QZoom
+
+        config, rule = model.config, model.config.box
+        components, most = self.components, self.max_regions
+        if most is not None and most > 1 and components is None and rule.components not in ("all", "groups"):
+            components = "all"
+        rule = dataclasses.replace(rule, components=components or rule.components, max_regions=most or rule.max_regions)
+        config = config.replace(box=rule, positions=self.positions or config.positions)
+        if config == model.config:
+            return model
+        return QZoom(dataclasses.replace(model.engine, config=config), model.name, model.image_limits)
 
     def coarse(self) -> TokenBudget | int | None:
         """The limit of the coarse pass."""

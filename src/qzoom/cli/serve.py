@@ -29,6 +29,8 @@ _FIELDS = {
     "deadline_s": "--deadline-seconds",
     "drain_s": "--drain-seconds",
     "allowed_origins": "--allowed-origins",
+    "root_path": "--root-path",
+    "strict_max_tokens": "--strict-max-tokens",
     "fetch.allowed_hosts": "--allowed-media-domains",
     "fetch.allow_http": "--allow-http-media",
 }

@@ -29,6 +29,7 @@ def make_answer(engine: Engine, ended: Prefilled) -> Answer:
     return Answer(
         text=row.stream.text,
         tokens=tuple(row.tokens),
+        logprobs=tuple(row.sampler.logprobs),
         gate=item.gate,
         regions=ended.regions,
         heat_maps=heat_maps(engine, item),
@@ -152,7 +153,7 @@ class ContinuousBatch:
     def _events_of(self, row: DecodeRow, text: str) -> Iterator[KeyedEvent]:
         """A row's new text, and its answer or error when it has ended."""
         if text:
-            yield row.key, StreamEvent("text", text=text)
+            yield row.key, StreamEvent("text", text=text, logprobs=row.new_logprobs())
         if row.error is not None:
             del self._answering[row.key]
             yield row.key, StreamEvent("error", error=row.error)

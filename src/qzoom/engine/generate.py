@@ -1,4 +1,4 @@
-"""The answer, token by token: prefill of the upper layers, sampling, and decoding many samples as one batch.
+"""The answer, token by token: prefill of the upper layers, and decoding many samples as one batch.
 
 Each row of the batch has its own length, position, sampler and end. Rows join with the state that their prefill left
 and leave as soon as they end; the remaining rows continue as a smaller batch. `TextStream` turns token ids into text
@@ -7,7 +7,6 @@ piece by piece: no half characters, nothing past a stop text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,11 +16,13 @@ from torch import Tensor
 
 from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
+from qzoom.engine.grammar import JsonGrammar
 from qzoom.engine.layers import decode_mask
 from qzoom.engine.perceive import CoarseResult, Stopwatch
+from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_upper
-from qzoom.errors import CheckpointError
-from qzoom.types import SamplingParams
+from qzoom.errors import CheckpointError, SchemaError
+from qzoom.types import SamplingParams, TokenLogprob
 
 
 class TextStream:
@@ -94,52 +95,6 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-GREEDY_BELOW = 1e-5  # dividing logits by less overflows float32
-
-
-class Sampler:
-    """Draws tokens for one sample.
-
-    Args:
-        params: temperature, top_k, top_p and seed. Warping is transformers' own, in its order.
-    """
-
-    def __init__(self, params: SamplingParams) -> None:
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        self._greedy = params.temperature < GREEDY_BELOW
-        self._warp = LogitsProcessorList()
-        self._generator = torch.Generator()
-        if self._greedy:
-            return
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
-        self._warp.append(TemperatureLogitsWarper(params.temperature))
-        if params.top_k:
-            self._warp.append(TopKLogitsWarper(params.top_k))
-        if params.top_p < 1:
-            self._warp.append(TopPLogitsWarper(params.top_p))
-
-    def draw(self, logits: Tensor) -> int:
-        """The next token for logits (vocabulary,).
-
-        Raises:
-            CheckpointError: they are not numbers.
-        """
-        best = int(logits.argmax())  # a NaN or infinity, where there is one
-        if not math.isfinite(float(logits[best])):
-            raise CheckpointError(
-                "The model's output is not a number (NaN or infinity), so it has no answer; its weights are damaged, "
-                "or its dtype is too small for them."
-            )
-        if self._greedy:
-            return best
-        scores = self._warp(torch.empty(1, 0, dtype=torch.long), logits[None].float().cpu())  # type: ignore[arg-type]
-        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._generator))
-
-
 @dataclass(slots=True)
 class DecodeRow:
     """One sample being decoded.
@@ -166,26 +121,33 @@ class DecodeRow:
     stream: TextStream
     tokens: list[int] = field(default_factory=list)
     finish: Literal["", "stop", "length", "cancelled"] = ""
-    error: CheckpointError | None = None
+    reported: int = 0
+    error: CheckpointError | SchemaError | None = None
 
     def take(self, eos_ids: Sequence[int]) -> str:
         """Draw a token from the logits; returns the new text and sets `finish` when the row has ended.
 
-        Logits that are no numbers end this row alone, with `error`.
+        Logits that are no numbers, or a grammar that has become too complex, end this row alone, with `error`.
         """
         try:
             token = self.sampler.draw(self.logits)
-        except CheckpointError as error:
+        except (CheckpointError, SchemaError) as error:
             self.error, self.finish = error, "stop"
             return ""
         self.tokens.append(token)
         ended = token in eos_ids and not self.params.ignore_eos
         piece = "" if ended else self.stream.push(token)
-        if ended or self.stream.stopped:
+        del self.sampler.logprobs[len(self.tokens) - ended :]  # the end token has no text
+        if ended or self.stream.stopped or self.sampler.ended:
             self.finish = "stop"
         elif len(self.tokens) >= self.params.max_new_tokens:
             self.finish = "length"
         return piece + (self.stream.finish() if self.finish and not self.stream.stopped else "")
+
+    def new_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those that have come since the last call."""
+        start, self.reported = self.reported, len(self.sampler.logprobs)
+        return tuple(self.sampler.logprobs[start:])
 
 
 @torch.inference_mode()
@@ -214,6 +176,7 @@ def prefill(
     for i, item in enumerate(coarse):
         state, first_logits = results[i]
         params = item.request.options.sampling
+        grammar = JsonGrammar(engine.backbone, params.json_schema) if params.json_schema else None
         rows.append(
             DecodeRow(
                 key=i if keys is None else keys[i],
@@ -222,7 +185,7 @@ def prefill(
                 position=state.prompt.next_position,
                 logits=first_logits,
                 params=params,
-                sampler=Sampler(params),
+                sampler=Sampler(params, grammar),
                 stream=TextStream(engine.backbone.tokenizer, params.stop),
             )
         )

@@ -18,6 +18,7 @@ from typing import Any
 from qzoom.backbones.base import Backbone
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.chat import ChatEncoder, Conversation, read_conversation, with_pages
+from qzoom.engine.grammar import JsonGrammar
 from qzoom.engine.state import Engine, State
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, LengthError
 from qzoom.heads.boxes import MapBox
@@ -127,9 +128,12 @@ def make_options(
     if not isinstance(stop, str | list | tuple):
         raise ConfigError(f"stop must be a text or a list of texts, not {stop!r}.")
     coarse = engine.config.coarse_tokens or engine.backbone.default_budget()
+    params = SamplingParams(stop=(stop,) if isinstance(stop, str) else tuple(stop), **sampling)
+    if params.json_schema:
+        JsonGrammar(engine.backbone, params.json_schema)  # refused here rather than in the running batch
     return Options(
         zoom=zoom,
-        sampling=SamplingParams(stop=(stop,) if isinstance(stop, str) else tuple(stop), **sampling),
+        sampling=params,
         gate_threshold=gate_threshold,
         region_threshold=region_threshold,
         coarse_tokens=budget(coarse_tokens, coarse),

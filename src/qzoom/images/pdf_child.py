@@ -5,6 +5,7 @@ The talk, one JSON line each: limits and the file's length, then the file -> pag
 sizes; a scale -> for every page its size in pixels, then its RGB bytes. An {"error": ...} line ends it at any point.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -23,7 +24,8 @@ def limit_resources(memory_bytes: int, seconds: int) -> None:
     for what, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(what)
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (most, hard))
+        with contextlib.suppress(ValueError, OSError):  # a limit that this system does not have
+            resource.setrlimit(what, (most, hard))
 
 
 def serve(source: BinaryIO, target: BinaryIO) -> None:

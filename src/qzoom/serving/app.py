@@ -21,6 +21,7 @@ from qzoom import __version__
 from qzoom.errors import QZoomError
 from qzoom.serving.errors import ApiError, from_exception, from_status, log_failure
 from qzoom.serving.middleware import (
+    REQUEST_ID,
     AddressMiddleware,
     ApiKeyMiddleware,
     BodyLimitMiddleware,
@@ -98,7 +99,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limits=service.settings.limits, on_refusal=service.metrics.rejected)
     app.add_middleware(DrainMiddleware, service=service)
     app.add_middleware(ApiKeyMiddleware, keys=service.settings.api_keys)
-    app.add_middleware(AddressMiddleware)
+    app.add_middleware(AddressMiddleware, root_path=service.settings.root_path)
     app.add_middleware(OriginMiddleware, origins=service.settings.allowed_origins)
     return app
 
@@ -138,6 +139,8 @@ def _document(app: FastAPI, settings: ServerSettings) -> dict[str, Any]:
     names = {"type": "string", "enum": [settings.model_name]}
     parameter = {"name": "name", "in": "path", "required": True, "schema": names}
     out["paths"]["/v1/models/{name}"]["get"]["parameters"] = [parameter]
+    if settings.root_path:
+        out["servers"] = [{"url": settings.root_path}]
     if settings.api_keys:
         out["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         out["security"] = [{"key": []}]
@@ -151,7 +154,7 @@ async def _no_such_address(request: Request, error: Exception) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    log_failure(error)
+    log_failure(error, request.scope[REQUEST_ID])
     return _reply(from_exception(error))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 
 from qzoom.config import TokenBudget
 from qzoom.engine.cache import LRUCache
+from qzoom.engine.grammar import ANY_OBJECT
 from qzoom.engine.request import Request, coarse_budgets, region_budget, share_tokens
 from qzoom.errors import BudgetError, ConfigError, ImageError
 from qzoom.images.decode import picture_size
@@ -29,9 +31,11 @@ from qzoom.serving.protocol import (
     FilePart,
     ImageUrlPart,
     Message,
+    ObjectFormat,
     PagesRequest,
     PerceiveRequest,
     RefusalPart,
+    SchemaFormat,
     TextPart,
     ZoomControls,
 )
@@ -107,6 +111,7 @@ class Converter:
         fetch: which hosts pictures may come from.
         on_rejected: called with a short reason for every picture that is refused.
         cache: decodes pictures and keeps them.
+        strict: refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit.
     """
 
     model: QZoom
@@ -114,6 +119,7 @@ class Converter:
     fetch: FetchPolicy
     on_rejected: Callable[[str], None]
     cache: PictureCache
+    strict: bool = False
 
     def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
         """Read the pictures and tokenise.
@@ -209,8 +215,8 @@ class Converter:
     def _options(self, body: PerceiveRequest) -> tuple[dict[str, Any], str]:
         """Options of the library, and a note on what was wished and cannot be."""
         controls = body.qzoom or ZoomControls()
-        sampling = _sampling(body, self.limits) if isinstance(body, ChatRequest) else {}
-        check_tokens(body, self.limits)
+        sampling = _sampling(body, self.limits) if isinstance(body, ChatRequest) else {"max_new_tokens": 1}
+        check_tokens(body, self.limits, strict=self.strict)
         details = [
             part.image_url.detail if isinstance(part, ImageUrlPart) else None for _, part in image_parts(body.messages)
         ]
@@ -272,8 +278,8 @@ class Converter:
         return _cut(coarse, most), second
 
 
-def check_tokens(body: PerceiveRequest, limits: ServerLimits) -> None:
-    """Refuse token budgets above the server's ceilings.
+def check_tokens(body: PerceiveRequest, limits: ServerLimits, *, strict: bool = True) -> None:
+    """Refuse token budgets above the server's ceilings; `max_tokens` only where `strict`.
 
     Raises:
         ApiError: status 400; it names the fields that were sent.
@@ -285,7 +291,7 @@ def check_tokens(body: PerceiveRequest, limits: ServerLimits) -> None:
     sent["qzoom.max_visual_tokens"] = body.qzoom and body.qzoom.max_visual_tokens
     for name, value in sent.items():
         limit = most.get(name, limits.visual_tokens)
-        if value is not None and value > limit:
+        if value is not None and value > limit and (strict or name not in most):
             text = f"{name} is above this server's limit of {limit}; ask for less."
             raise ApiError(400, text, param=name, code="too_many_tokens")
 
@@ -372,16 +378,44 @@ def _message(message: Message, pictures: dict[int, tuple[LoadedImage, ...]]) -> 
 def _sampling(body: ChatRequest, limits: ServerLimits) -> dict[str, Any]:
     """Decoding options; those that were not given keep the library's own default."""
     tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs 'logprobs': true.", param="top_logprobs")
     options: dict[str, Any] = {
-        "max_new_tokens": min(128, limits.max_new_tokens) if tokens is None else tokens,
+        "max_new_tokens": min(128 if tokens is None else tokens, limits.max_new_tokens),
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k and max(body.top_k, 0),  # -1 is how some clients write "all"
         "stop": body.stop,
         "seed": body.seed,
         "ignore_eos": body.ignore_eos,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+        "json_schema": _json_schema(body, limits),
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _json_schema(body: ChatRequest, limits: ServerLimits) -> str | None:
+    if isinstance(body.response_format, ObjectFormat):
+        return ANY_OBJECT
+    if not isinstance(body.response_format, SchemaFormat):
+        return None
+    schema = json.dumps(body.response_format.json_schema.rules)
+    if len(schema) > limits.text_chars:
+        text = f"The JSON schema has more characters than the limit of {limits.text_chars}; send a smaller one."
+        raise ApiError(400, text, param="response_format", code="text_too_long")
+    return schema
+
+
+def variants(request: Request, count: int) -> list[Request]:
+    """One request several times; a seed goes up by one each time, so that drawn answers differ."""
+    sampling = request.options.sampling
+    if sampling.seed is None:
+        return [request] * count
+    seeds = [(sampling.seed + 2**63 + i) % 2**64 - 2**63 if i else sampling.seed for i in range(count)]
+    options = [replace(request.options, sampling=replace(sampling, seed=seed)) for seed in seeds]
+    return [replace(request, options=own) for own in options]
 
 
 @contextmanager

@@ -33,6 +33,19 @@ _CODES = {
     503: "unavailable",
     504: "deadline_exceeded",
 }
+_CHAT = "send messages to /v1/chat/completions"
+# Routes that clients may look for, and what to do instead.
+_ELSEWHERE = {
+    "/v1/completions": f"{_CHAT} (a prompt is a user's message)",
+    "/v1/responses": f"{_CHAT} (in OpenAI's clients, chat.completions.create)",
+    "/v1/embeddings": f"the model answers questions and embeds nothing; {_CHAT}",
+    "/v1/files": f"{_CHAT}, with pictures as data URLs",
+    "/v1/messages": _CHAT,
+    "/completions": f"{_CHAT} (the base URL ends with /v1)",
+    "/responses": f"{_CHAT} (the base URL ends with /v1)",
+    "/chat/completions": f"{_CHAT} (the base URL ends with /v1)",
+    "/models": "the models are at /v1/models (the base URL ends with /v1)",
+}
 # Status, code and `param` of each kind; the first that fits counts, so subclasses stand before their bases.
 _KINDS: tuple[tuple[type[QZoomError], int, str | None, str | None], ...] = (
     (errors.QueueFullError, 429, None, None),
@@ -44,6 +57,7 @@ _KINDS: tuple[tuple[type[QZoomError], int, str | None, str | None], ...] = (
     (errors.ImageError, 400, "invalid_image", None),
     (errors.QuestionError, 400, "invalid_question", "messages"),
     (errors.BudgetError, 400, "invalid_budget", "qzoom.max_visual_tokens"),
+    (errors.SchemaError, 400, "unsupported", "response_format"),
     (errors.ConfigError, 400, None, None),
     (errors.HeadsMissingError, 400, "cannot_zoom", "qzoom.zoom"),
 )
@@ -117,6 +131,8 @@ def from_status(status: int, method: str, path: str) -> ApiError:
         path: of the request.
     """
     shown = ascii(path)[:100]
+    if status == 404 and path.rstrip("/") in _ELSEWHERE:
+        return ApiError(404, f"{path} is not served; {_ELSEWHERE[path.rstrip('/')]}.")
     if status == 404:
         return ApiError(404, f"There is no {shown} here; /openapi.json lists what there is.")
     if status == 405:
@@ -132,6 +148,11 @@ def key_error(challenge: str) -> ApiError:
     """
     text = "Send one of the server's API keys: 'Authorization: Bearer KEY'."
     return ApiError(401, text, headers={"WWW-Authenticate": challenge})
+
+
+def too_many_connections() -> ApiError:
+    """One connection more than the server keeps."""
+    return ApiError(503, "The server has too many connections; try again in a moment.", code="too_many_connections")
 
 
 def body_too_large(most_bytes: int) -> ApiError:
@@ -151,7 +172,7 @@ def mib(count: int) -> str:
     return f"{count / 2**20:.4g} MiB"
 
 
-def log_failure(error: BaseException) -> None:
-    """Log an error whose client is told a fixed text; ordinary refusals are not logged."""
+def log_failure(error: BaseException, request_id: str) -> None:
+    """Log an error whose client is told a fixed text, under the request's id; ordinary refusals are not logged."""
     if from_exception(error).status == 500:
-        _LOG.error("a request failed", exc_info=error)
+        _LOG.error("request %s failed", request_id, exc_info=error)

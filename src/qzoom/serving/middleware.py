@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import re
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qzoom.errors import StoppingError
-from qzoom.serving.errors import ApiError, body_too_large, from_exception, key_error
+from qzoom.serving.errors import ApiError, body_too_large, from_exception, key_error, too_many_connections
 from qzoom.serving.settings import ServerLimits
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 OPEN_PATHS = ("/health", "/ready")
 TENANT = "qzoom.tenant"
+REQUEST_ID = "qzoom.request_id"
 
 _SLOT = "qzoom.body_slot"
 _LINGER_S = 2.0
@@ -54,7 +56,8 @@ class OriginMiddleware:
         allowed = bool(origin) and (b"*" in self._origins or origin.lower() in self._origins)
         headers = [(b"vary", b"Origin")]
         if allowed:
-            headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", b"Retry-After")]
+            headers.append((b"access-control-allow-origin", origin))
+            headers.append((b"access-control-expose-headers", b"Retry-After, X-Request-Id"))
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -76,36 +79,69 @@ class OriginMiddleware:
 
 
 class AddressMiddleware:
-    """Reads what a request is addressed to as RFC 9112 wants it.
+    """Reads what a request is addressed to as RFC 9112 wants it, and gives it an id.
 
     HEAD is answered as GET is, without the body, which the server leaves out. `http://host/path` is `/path`, and a last
     slash does not matter. A request with both Content-Length and Transfer-Encoding is refused and its connection
     closed, since a proxy may have read another end of it than this server would.
 
+    Every reply has the header `X-Request-Id`: the request's own where it has a usable one, else a new one.
+
     Args:
         app: the application.
+        root_path: path under which a proxy shows the server; it is taken off where the proxy has left it on.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self._app = app
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        names = {name for name, _ in scope["headers"]}
-        if {b"content-length", b"transfer-encoding"} <= names:
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        if not re.fullmatch(rb"[!-~]{1,128}", request_id):
+            request_id = uuid.uuid4().hex.encode("ascii")
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        if {b"content-length", b"transfer-encoding"} <= headers.keys():
             text = "The request has both Content-Length and Transfer-Encoding; send one of them."
-            await _respond(ApiError(400, text, code="invalid_http"), send)
+            await _respond(ApiError(400, text, code="invalid_http"), with_id)
             return
         path: str = scope["path"]
         if absolute := re.match(r"https?://[^/]+", path, re.IGNORECASE):
             path = path[absolute.end() :] or "/"
+        if f"{path}/".startswith(f"{self._root_path}/"):
+            path = path[len(self._root_path) :] or "/"
         if path.endswith("/") and not path.endswith("//"):
             path = path[:-1] or "/"
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        await self._app({**scope, "path": path, "method": method}, receive, send)
+        own = {"path": path, "method": method, REQUEST_ID: request_id.decode("ascii")}
+        await self._app({**scope, **own}, receive, with_id)
+
+
+def only_health(app: ASGIApp) -> ASGIApp:
+    """The application for connections beyond the limit: probes are answered, anything else is told to come again."""
+
+    async def spare(scope: Scope, receive: Receive, send: Send) -> None:
+        async def and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            await _respond(too_many_connections(), send)
+        else:
+            await app(scope, receive, and_close)
+
+    return spare
 
 
 class ApiKeyMiddleware:

@@ -71,7 +71,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(_whole)
 One = Annotated[int, Field(ge=1, le=1), Whole]
 Naught = Annotated[int, Field(ge=0, le=0), Whole]
-Positive = Annotated[int, Field(ge=1, le=10**6), Whole]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = Annotated[
     Annotated[StopText, Tag("<text>")] | Annotated[list[StopText], Field(max_length=16), Tag("<list>")],
@@ -86,9 +86,31 @@ class _Strict(BaseModel):
 
 
 class TextFormat(_Strict):
-    """The one format of answers."""
+    """Free text."""
 
     type: Literal["text"]
+
+
+class ObjectFormat(_Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaRules(_Strict):
+    """A JSON schema; `strict` changes nothing, since answers always follow it."""
+
+    name: Unused = None
+    description: Unused = None
+    rules: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(_Strict):
+    """A JSON value of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: SchemaRules
 
 
 class ThinkingOff(_Strict):
@@ -105,8 +127,8 @@ class TemplateOptions(_Strict):
     add_generation_prompt: Literal[True] | None = None
 
 
-_PENALTIES = "this server has no penalties; leave it out or set it to"
-_SHAPES = "answers are plain text; leave it out."
+_PENALTIES = "this server has presence_penalty and frequency_penalty only; leave it out or set it to"
+_SHAPES = "a form of answers is asked for by 'response_format' of type json_schema; leave it out."
 _TEMPLATE = "the model's own chat template is used as it is; leave it out."
 _CHANCES = "this server does not change the odds of tokens; leave it out."
 _TOOLS = "the model calls no tools; leave them out."
@@ -114,15 +136,10 @@ _TURN_TOOLS = "calls of tools are not read; leave this turn out, or write what i
 _ANSWERS = "only turns of the assistant have it; leave it out."
 
 KNOWN: dict[str, tuple[Any, str]] = {
-    "n": (One, "this server gives one answer per request; leave it out or set it to 1."),
-    "best_of": (One, "this server gives one answer per request; leave it out or set it to 1."),
+    "best_of": (One, "all answers are given, none is chosen; leave it out and set 'n'."),
     "use_beam_search": (Literal[False], "this server searches no beams; leave it out or set it to false."),
     "length_penalty": (Unit, f"{_PENALTIES} 1."),
-    "logprobs": (Literal[False], "this server gives no log probabilities; leave it out or set it to false."),
-    "top_logprobs": (Naught, "this server gives no log probabilities; leave it out or set it to 0."),
-    "prompt_logprobs": (Nothing, "this server gives no log probabilities; leave it out."),
-    "presence_penalty": (Zero, f"{_PENALTIES} 0."),
-    "frequency_penalty": (Zero, f"{_PENALTIES} 0."),
+    "prompt_logprobs": (Nothing, "this server gives log probabilities of answers only; leave it out."),
     "repetition_penalty": (Unit, f"{_PENALTIES} 1."),
     "no_repeat_ngram_size": (Naught, f"{_PENALTIES} 0."),
     "min_p": (Zero, "this server samples with temperature, top_p and top_k only; leave it out or set it to 0."),
@@ -139,7 +156,6 @@ KNOWN: dict[str, tuple[Any, str]] = {
     "return_tokens_as_token_ids": (Literal[False], "answers are texts; leave it out or set it to false."),
     "echo": (Literal[False], "an answer does not repeat the question; leave it out or set it to false."),
     "truncate_prompt_tokens": (Nothing, "no prompt is cut; leave it out and shorten the messages."),
-    "response_format": (TextFormat, "answers are plain text; leave it out or set it to {'type': 'text'}."),
     "guided_json": (Nothing, _SHAPES),
     "guided_regex": (Nothing, _SHAPES),
     "guided_choice": (Nothing, _SHAPES),
@@ -190,7 +206,7 @@ KNOWN_OF_TURNS: dict[str, tuple[Any, str]] = {
     "tool_call_id": (Nothing, _TURN_TOOLS),
     "function_call": (Nothing, _TURN_TOOLS),
     "audio": (Nothing, "the model neither hears nor speaks; leave it out."),
-    "parsed": (Nothing, "answers are plain text; leave it out."),
+    "parsed": (Unused, ""),
 }
 """The same for messages of every role."""
 
@@ -380,6 +396,18 @@ Message = Annotated[
 ]
 
 
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[ObjectFormat, Tag("<object>")]
+    | Annotated[SchemaFormat, Tag("<schema>")],
+    _by_key(
+        "type",
+        {"text": "<text>", "json_object": "<object>", "json_schema": "<schema>"},
+        '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {...}}}',
+    ),
+]
+
+
 class StreamOptions(_Strict):
     """What a stream carries besides the answer.
 
@@ -436,7 +464,10 @@ class PagesRequest(ModelRequest):
 
 
 class ChatRequest(PerceiveRequest, _KnownOfRequest):
-    """One chat completion. `temperature` is 0 and `max_tokens` 128 unless given, as in `QZoom.ask`."""
+    """One chat completion. `temperature` is 0 and `max_tokens` 128 unless given, as in `QZoom.ask`.
+
+    Of several answers (`n`), the first has the seed that was given, the next one that seed plus 1, and so on.
+    """
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -448,6 +479,12 @@ class ChatRequest(PerceiveRequest, _KnownOfRequest):
     stop: Stop | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1), Whole] | None = None
     ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=8), Whole] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    response_format: ResponseFormat | None = None
 
 
 def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
@@ -469,6 +506,8 @@ def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
     if sum(body.count(mark) for mark in (b"{", b"[", b",", b":")) > limits.json_values:
         text = f"The body has more JSON values than the limit of about {limits.json_values}; send fewer."
         raise ApiError(400, text, code="too_many_values")
+    if not body.strip():
+        raise ApiError(400, "The body is empty; send a JSON object.", code="invalid_json")
     try:
         payload = from_json(_as_utf8(body), allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
@@ -598,7 +637,7 @@ def _hint(model: type[BaseModel], above: Sequence[int | str], name: str) -> str:
     if name in ChatRequest.model_fields:
         return "only /v1/chat/completions takes it."
     for home in sorted(homes, key=lambda home: home != here):
-        close = difflib.get_close_matches(name[:80], homes[home], n=1)
+        close = difflib.get_close_matches(name[:80].lower(), homes[home], n=1)
         if close:
             return f"did you mean {close[0]!r}{'' if home == here else f', which {_belongs(home)}'}?"
     return "leave it out."

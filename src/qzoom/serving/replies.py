@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from qzoom import __version__
 from qzoom.images.load import LoadedImage
+from qzoom.serving.logprobs import LogprobRecord, logprob_record
 from qzoom.types import Answer, HeatMap, Perception, Region, Usage
 
 FINGERPRINT = f"qzoom-{__version__}"
@@ -81,11 +82,11 @@ class ReplyMessage(TypedDict):
 
 
 class Choice(TypedDict):
-    """The one choice."""
+    """One of the answers."""
 
     index: int
     message: ReplyMessage
-    logprobs: None
+    logprobs: LogprobRecord | None
     finish_reason: Literal["stop", "length"]
 
 
@@ -184,21 +185,36 @@ def header(prefix: str, model: str) -> Header:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
-def completion(model: str, answer: Answer, *, heatmap: bool) -> ChatCompletion:
-    """A whole answer as JSON types."""
+def completion(model: str, answers: Sequence[Answer], tokenizer: Any, *, heatmap: bool) -> ChatCompletion:
+    """Whole answers to one request as JSON types.
+
+    Args:
+        model: the name that the client used.
+        answers: one per choice.
+        tokenizer: of the model, for log probabilities.
+        heatmap: include the maps.
+    """
+    return {
+        **header("chatcmpl", model),
+        "object": "chat.completion",
+        "system_fingerprint": FINGERPRINT,
+        "choices": [_choice(index, answer, tokenizer, heatmap=heatmap) for index, answer in enumerate(answers)],
+        "usage": usage_record([answer.usage for answer in answers]),
+    }
+
+
+def _choice(index: int, answer: Answer, tokenizer: Any, *, heatmap: bool) -> Choice:
     message: ReplyMessage = {
         "role": "assistant",
         "content": answer.text,
         "refusal": None,
         "qzoom": zoom_record(answer, heatmap=heatmap),
     }
-    finish = cast(Literal["stop", "length"], answer.finish_reason)  # a cancelled one has no reader
     return {
-        **header("chatcmpl", model),
-        "object": "chat.completion",
-        "system_fingerprint": FINGERPRINT,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-        "usage": usage_record(answer.usage),
+        "index": index,
+        "message": message,
+        "logprobs": logprob_record(tokenizer, answer.logprobs) if answer.logprobs else None,
+        "finish_reason": cast(Literal["stop", "length"], answer.finish_reason),  # a cancelled one has no reader
     }
 
 
@@ -208,7 +224,7 @@ def perception_reply(model: str, perception: Perception, *, heatmap: bool) -> Pe
         **header("perc", model),
         "object": "qzoom.perception",
         **zoom_record(perception, heatmap=heatmap, proposed=True),
-        "usage": usage_record(perception.usage),
+        "usage": usage_record([perception.usage]),
     }
 
 
@@ -265,12 +281,13 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
-def usage_record(usage: Usage) -> UsageRecord:
-    """Tokens in OpenAI's names."""
+def usage_record(usages: Sequence[Usage]) -> UsageRecord:
+    """Tokens in OpenAI's names: the prompt of one answer, and the tokens of all answers."""
+    usage, new = usages[0], sum(usage.completion_tokens for usage in usages)
     return {
         "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "completion_tokens": new,
+        "total_tokens": usage.prompt_tokens + new,
         "prompt_tokens_details": {
             "cached_tokens": usage.reused_tokens,
             "image_tokens": usage.coarse_tokens + usage.region_tokens,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -20,12 +20,14 @@ from starlette.types import Receive, Scope, Send
 from qzoom import __version__
 from qzoom.errors import LengthError
 from qzoom.serving import replies
+from qzoom.serving.convert import variants
 from qzoom.serving.errors import ApiError, from_exception, log_failure
+from qzoom.serving.logprobs import LogprobRecord, logprob_record
 from qzoom.serving.metrics import CONTENT_TYPE
-from qzoom.serving.middleware import TENANT, release_body_slot
+from qzoom.serving.middleware import REQUEST_ID, TENANT, release_body_slot
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest
 from qzoom.serving.service import ResponseStream, Service
-from qzoom.types import StreamEvent
+from qzoom.types import Answer, StreamEvent, TokenLogprob
 
 Body = TypeVar("Body", bound=PerceiveRequest)
 Result = TypeVar("Result")
@@ -52,15 +54,19 @@ async def chat_completions(request: Request) -> Response:
     Answers equal `QZoom.ask`'s in float32: greedy unless a temperature is given, at most 128 tokens unless `max_tokens`
     says otherwise. `qzoom` in the request sets the zooming; `qzoom` in the answer's message has gate and regions.
     """
-    body, stream, first = await _begin(request, ChatRequest)
-    heatmap = bool(body.qzoom and body.qzoom.heatmap)
+    body, streams, firsts = await _begin(request, ChatRequest)
     if body.stream:
-        return _EventStream(stream, _chunks(body, stream, first, heatmap=heatmap))
+        return _EventStream(streams, _chunks(request, body, streams, firsts))
+
+    async def ended() -> list[Answer]:
+        return [await stream.answer(first) for stream, first in zip(streams, firsts, strict=True)]
+
     try:
-        answer = await _unless_disconnected(request, stream.answer(first))
+        answers = await _unless_disconnected(request, ended())
     finally:
-        stream.cancel()
-    return JSONResponse(replies.completion(body.model, answer, heatmap=heatmap))
+        _cancel(streams)
+    heatmap = bool(body.qzoom and body.qzoom.heatmap)
+    return JSONResponse(replies.completion(body.model, answers, _tokenizer(request), heatmap=heatmap))
 
 
 @router.post("/v1/perceive", **_documented(replies.PerceptionReply, *_REFUSALS))
@@ -69,8 +75,8 @@ async def perceive(request: Request) -> Response:
 
     Regions are returned whatever the gate decides, the map unless `qzoom.heatmap` is false.
     """
-    body, stream, first = await _begin(request, PerceiveRequest)
-    stream.cancel()
+    body, streams, (first,) = await _begin(request, PerceiveRequest)
+    _cancel(streams)
     if first.perception is None:
         raise RuntimeError("the worker's first event was not a perception")
     _service(request).metrics.perceived(first.perception)
@@ -137,8 +143,17 @@ def _service(request: Request) -> Service:
     return service
 
 
-async def _begin(request: Request, kind: type[Body]) -> tuple[Body, ResponseStream, StreamEvent]:
-    """Read the body and wait for the first event, so that whatever is wrong before it has a status of its own.
+def _tokenizer(request: Request) -> Any:
+    return _service(request).engine.model.engine.backbone.tokenizer
+
+
+def _cancel(streams: Sequence[ResponseStream]) -> None:
+    for stream in streams:
+        stream.cancel()
+
+
+async def _begin(request: Request, kind: type[Body]) -> tuple[Body, list[ResponseStream], list[StreamEvent]]:
+    """Read the body and wait for each answer's first event, so that whatever is wrong before it has a status.
 
     Raises:
         QZoomError: the request cannot be answered.
@@ -148,20 +163,21 @@ async def _begin(request: Request, kind: type[Body]) -> tuple[Body, ResponseStre
     raw = await _json_body(request)
     tenant = request.scope[TENANT]
 
-    async def begin() -> tuple[Body, ResponseStream, StreamEvent]:
+    async def begin() -> tuple[Body, list[ResponseStream], list[StreamEvent]]:
         try:
             body, engine_request = await service.read(kind, raw, tenant)
         finally:
             release_body_slot(request.scope)
+        streams: list[ResponseStream] = []
         try:
-            stream = service.submit(engine_request, tenant, arrived_s, perceive=kind is PerceiveRequest)
-            try:
-                return body, stream, await stream.next()
-            except BaseException:
-                stream.cancel()
-                raise
-        except LengthError as error:
-            raise _too_long(body, error) from error
+            for variant in variants(engine_request, getattr(body, "n", None) or 1):
+                streams.append(service.submit(variant, tenant, arrived_s, perceive=kind is PerceiveRequest))
+            return body, streams, [await stream.next() for stream in streams]
+        except BaseException as error:
+            _cancel(streams)
+            if isinstance(error, LengthError):
+                raise _too_long(body, error) from error
+            raise
 
     return await _unless_disconnected(request, begin())
 
@@ -171,7 +187,10 @@ def _too_long(body: PerceiveRequest, error: LengthError) -> ApiError:
     limits = [name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name, None) is not None][:1]
     limits += ["qzoom.max_visual_tokens"] * bool(body.qzoom and body.qzoom.max_visual_tokens)
     advice = f"shorten the messages or lower {' or '.join(limits)}" if limits else "shorten the messages"
-    return ApiError(400, f"{error.facts(*error.numbers)}; {advice}.", param="messages", code="invalid_question")
+    facts = error.facts(*error.numbers)
+    if not isinstance(body, ChatRequest):
+        facts = facts.replace(f" and the answer up to {error.numbers[1]}", "")
+    return ApiError(400, f"{facts}; {advice}.", param="messages", code="invalid_question")
 
 
 async def _json_body(request: Request) -> bytes:
@@ -221,10 +240,10 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Resul
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events of one answer; whatever ends the sending frees the slot."""
+    """Server-sent events of one request; whatever ends the sending frees the slots."""
 
-    def __init__(self, stream: ResponseStream, chunks: AsyncIterator[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, streams: Sequence[ResponseStream], chunks: AsyncIterator[bytes]) -> None:
+        self._streams = streams
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(chunks, headers=headers, media_type="text/event-stream")
 
@@ -232,13 +251,34 @@ class _EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._stream.cancel()
+            _cancel(self._streams)
+
+
+async def _merged(
+    streams: Sequence[ResponseStream], firsts: Sequence[StreamEvent]
+) -> AsyncIterator[tuple[int, StreamEvent]]:
+    """The events of several answers as they come, each with the answer's index."""
+    waiting: dict[asyncio.Task[StreamEvent], int] = {}
+    came = list(enumerate(firsts))
+    try:
+        while came or waiting:
+            for index, event in came:
+                yield index, event
+                if event.answer is None:
+                    waiting[asyncio.ensure_future(streams[index].next())] = index
+            if not waiting:
+                return
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            came = sorted(((waiting.pop(task), task.result()) for task in done), key=lambda pair: pair[0])
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 async def _chunks(
-    body: ChatRequest, stream: ResponseStream, event: StreamEvent, *, heatmap: bool
+    request: Request, body: ChatRequest, streams: Sequence[ResponseStream], firsts: Sequence[StreamEvent]
 ) -> AsyncIterator[bytes]:
-    """The events of a stream from its first one on, as OpenAI's chunks."""
+    """The events of a stream from its first ones on, as OpenAI's chunks."""
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     common: dict[str, Any] = {
         **replies.header("chatcmpl", body.model),
@@ -247,29 +287,45 @@ async def _chunks(
     }
     if with_usage:
         common["usage"] = None
+    tokenizer, reported, usages = _tokenizer(request), [0] * len(streams), []
     try:
-        while event.answer is None:
-            if event.kind == "perception" and event.perception is not None:
-                record = replies.zoom_record(event.perception, heatmap=heatmap)
-                yield _chunk(common, {"role": "assistant", "content": "", "qzoom": record})
-            elif event.kind == "text":
-                yield _chunk(common, {"content": event.text})
-            event = await stream.next()
+        async for index, event in _merged(streams, firsts):
+            if event.answer is not None:
+                answer, left = event.answer, event.answer.logprobs[reported[index] :]
+                usages.append(answer.usage)
+                record = {"qzoom": replies.zoom_record(answer, heatmap=False)}
+                yield _chunk(common | record, index, {}, _logprobs(tokenizer, left), answer.finish_reason)
+            elif event.perception is not None:
+                heatmap = bool(body.qzoom and body.qzoom.heatmap)
+                record = {"qzoom": replies.zoom_record(event.perception, heatmap=heatmap)}
+                yield _chunk(common, index, {"role": "assistant", "content": ""} | record)
+            else:
+                reported[index] += len(event.logprobs)
+                yield _chunk(common, index, {"content": event.text}, _logprobs(tokenizer, event.logprobs))
     except Exception as error:
         # The status has been sent; the error becomes the stream's last record.
-        log_failure(error)
+        log_failure(error, request.scope[REQUEST_ID])
         yield _data(from_exception(error).body())
         yield b"data: [DONE]\n\n"
         return
-    answer = event.answer
-    yield _chunk(common | {"qzoom": replies.zoom_record(answer, heatmap=False)}, {}, answer.finish_reason)
     if with_usage:
-        yield _data(common | {"choices": [], "usage": replies.usage_record(answer.usage)})
+        yield _data(common | {"choices": [], "usage": replies.usage_record(usages)})
     yield b"data: [DONE]\n\n"
 
 
-def _chunk(common: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> bytes:
-    return _data(common | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]})
+def _logprobs(tokenizer: Any, logprobs: Sequence[TokenLogprob]) -> LogprobRecord | None:
+    return logprob_record(tokenizer, logprobs) if logprobs else None
+
+
+def _chunk(
+    common: dict[str, Any],
+    index: int,
+    delta: dict[str, Any],
+    logprobs: LogprobRecord | None = None,
+    finish: str | None = None,
+) -> bytes:
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    return _data(common | {"choices": [choice]})
 
 
 def _data(record: Mapping[str, Any]) -> bytes:

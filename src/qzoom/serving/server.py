@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,12 +20,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qzoom.errors import ConfigError
 from qzoom.serving.app import create_app
-from qzoom.serving.errors import ApiError
+from qzoom.serving.errors import ApiError, too_many_connections
+from qzoom.serving.middleware import only_health
 from qzoom.serving.service import Service
 from qzoom.serving.settings import ServerLimits
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 5.0  # for the responses of requests that the drain did not wait for
+_SPARE = 64  # connections beyond the limit on which probes of /health and /ready are still answered
+_SPARE_S = 2.0  # for their headers
 _IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the same time may lose a request
 
 
@@ -137,17 +141,24 @@ def guarded_protocol(limits: ServerLimits) -> type[H11Protocol]:
 
 
 class _GuardedProtocol(H11Protocol):
-    """Closes connections whose headers dawdle (408), are not HTTP (400), or are one too many (503)."""
+    """Closes connections whose headers dawdle (408), are not HTTP (400), or are too many (503).
+
+    A few connections beyond the limit may still ask for /health and /ready, so that a probe can tell busy from dead.
+    """
 
     limits: ServerLimits
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
-            self._close_with(503, "The server has too many connections; try again in a moment.", "too_many_connections")
-        else:
-            self._watch_headers()
+        over = len(self.connections) - self.limits.connections
+        if over > _SPARE:
+            self._close_with(too_many_connections())
+            return
+        if over > 0:
+            self.app = only_health(self.app)
+            self._header_timer = self.loop.call_later(_SPARE_S, self._close_with, too_many_connections())
+        self._watch_headers()
 
     def data_received(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -159,7 +170,9 @@ class _GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._close_with(400, "The request is not valid HTTP/1.1; check the client or proxy.", "invalid_http")
+        reason = str(sys.exception() or msg)  # uvicorn calls this while it handles h11's error
+        text = f"The request is not valid HTTP/1.1 ({ascii(reason)[1:-1][:80]}); check the client or proxy."
+        self._close_with(ApiError(400, text, code="invalid_http"))
 
     def _watch_headers(self) -> None:
         """Run the timer while, and only while, a request is awaited whose headers are not complete."""
@@ -176,16 +189,17 @@ class _GuardedProtocol(H11Protocol):
     def _headers_late(self) -> None:
         seconds = self.limits.header_timeout_s
         text = f"The request's headers did not arrive within {seconds:g} seconds; send them at once."
-        self._close_with(408, text, "header_timeout")
+        self._close_with(ApiError(408, text, code="header_timeout"))
 
-    def _close_with(self, status: int, text: str, code: str) -> None:
+    def _close_with(self, error: ApiError) -> None:
         """Answer here, since the application never sees the request, and close."""
         self._stop_watch()
         if self.transport.is_closing():
             return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers, body = ApiError(status, text, code=code).encoded()
-            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            headers, body = error.encoded()
+            head = h11.Response(status_code=error.status, headers=headers)
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 

@@ -109,7 +109,14 @@ class Service:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._converter = Converter(engine.model, settings.limits, settings.fetch, self.metrics.rejected, self.pictures)
+        self._converter = Converter(
+            engine.model,
+            settings.limits,
+            settings.fetch,
+            self.metrics.rejected,
+            self.pictures,
+            strict=settings.strict_max_tokens,
+        )
         workers = min(4, os.cpu_count() or 1)
         self._readers = ThreadPoolExecutor(max(2, workers), thread_name_prefix="qzoom-read")
         self._fetchers = ThreadPoolExecutor(settings.limits.reading, thread_name_prefix="qzoom-fetch")
@@ -201,6 +208,8 @@ class Service:
         Raises:
             DeadlineError: its time is over already. Whatever else is wrong, the stream's first event raises.
         """
+        if not self.engine.full_sampling and (name := _special(request)):
+            raise ApiError(400, f"This server's engine does not take {name}; leave it out.", param=name)
         deadline = arrived_s + self.settings.deadline_s
         left = deadline - time.monotonic()
         if left <= 0:
@@ -217,6 +226,18 @@ class Service:
         own = self.settings.model_name
         text = f"There is no model {ascii(name)[:80]} here; this server has {own!r}."
         return ApiError(404, text, param="model", code="model_not_found")
+
+
+def _special(request: Request) -> str:
+    """The field of a request that not every engine carries out; "" for none."""
+    sampling = request.options.sampling
+    wanted = {
+        "response_format": sampling.json_schema,
+        "logprobs": sampling.logprobs is not None,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
+    return next((name for name, value in wanted.items() if value), "")
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:

@@ -101,6 +101,10 @@ class ServerSettings:
     """Any of them opens the server; none leaves it open to all."""
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may read answers, as https://app.example, or * for all; none by default (CORS)."""
+    root_path: str = ""
+    """Path under which a proxy shows the server, such as /qzoom; requests may come with or without it."""
+    strict_max_tokens: bool = False
+    """Refuse a max_tokens above the server's limit; otherwise the answer is cut at the limit."""
     limits: ServerLimits = field(default_factory=ServerLimits)
     """What one request may cost."""
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
@@ -123,6 +127,10 @@ class ServerSettings:
                     f"API key {number} is empty or has characters that a header cannot carry; use printable ASCII "
                     "without spaces."
                 )
+        if self.root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
+            raise ConfigError(
+                f"{ascii(self.root_path)[:80]} is not a root path; write it as /qzoom, without a last slash."
+            )
         for origin in self.allowed_origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[!-.0-~]+", origin, re.IGNORECASE | re.ASCII):
                 raise ConfigError(

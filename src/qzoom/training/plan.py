@@ -176,7 +176,7 @@ def sizes_of(folder: Path) -> ModelSizes:
         raise ConfigError(f"Models of type {config.model_type!r} have no training plan.")
     parts = (model.get_decoder(), model.lm_head)
     elsewhere = {id(weight) for part in parts for weight in part.parameters()}
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in model.get_decoder().named_parameters()]
     sizes = ModelSizes(
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,

@@ -106,13 +106,18 @@ WRONG = {
     "stop": [5, {}, [5], [None], [""], "", ["x"] * 17, ["x" * 1001], [["x"]]],
     "stream": ["yes", 1, [], {}],
     "stream_options": [5, "x", [], {"unknown": True}, {"include_usage": "yes"}],
-    "n": [0, 2, -1, "1", 1.5],
-    "logprobs": [True, "x", 1],
-    "top_logprobs": [1, 20, "x"],
-    "presence_penalty": [0.1, -1, "x"],
-    "frequency_penalty": [2, "x"],
+    "n": [0, 9, -1, "1", 1.5, 10**30],
+    "logprobs": ["x", 1, [], {}],
+    "top_logprobs": [1, 21, -1, "x"],  # 1 without logprobs
+    "presence_penalty": [2.1, -3, "x", 10**400],
+    "frequency_penalty": [2.5, "x", []],
     "logit_bias": [{"5": 100}, [], "x"],
-    "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, "text", 5],
+    "response_format": [
+        {"type": "xml"},
+        {"type": "json_schema", "json_schema": {}},
+        {"type": "json_object", "x": 1},
+        5,
+    ],
     "tools": [[{"type": "function"}], "x", {}],
     "tool_choice": ["required", {"type": "function"}, 5],
     "functions": [[{}], 5],
@@ -147,10 +152,8 @@ def test_wrong_types_and_values(server, name):
 
 
 def test_ceilings_of_tokens(server):
-    for number in (1025, 10**6):
-        expect(
-            server, [GOOD | {"max_tokens": number}, GOOD | {"max_completion_tokens": number}], 400, "too_many_tokens"
-        )
+    bodies = [GOOD | {"qzoom": {"max_visual_tokens": number}} for number in (16_385, 10**6)]
+    expect(server, bodies, 400, "too_many_tokens")
 
 
 def test_wrong_messages(server):

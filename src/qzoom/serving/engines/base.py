@@ -38,6 +38,9 @@ class ServingEngine(ABC):
     grace_s: ClassVar[float] = 0.0
     """Seconds after a job's deadline in which the engine itself reports it; then the front end does."""
 
+    full_sampling: ClassVar[bool] = False
+    """Whether log probabilities, penalties and JSON schemas are carried out; otherwise they are refused."""
+
     def __init__(self, model: QZoom) -> None:
         self.model = model
 

@@ -26,6 +26,7 @@ class NativeEngine(ServingEngine):
     """
 
     grace_s: ClassVar[float] = 5.0
+    full_sampling: ClassVar[bool] = True
 
     def __init__(self, model: QZoom, settings: ServerSettings) -> None:
         super().__init__(model)

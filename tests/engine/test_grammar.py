@@ -1,0 +1,126 @@
+"""Answers by JSON schemas: what has ended fits its schema, what was cut is the beginning of such a text."""
+
+from __future__ import annotations
+
+import json
+from functools import reduce
+
+import pytest
+
+from qzoom import QZoom
+from qzoom.engine.grammar import ANY_OBJECT, JsonGrammar
+from qzoom.errors import SchemaError
+from tests import tiny_models
+
+jsonschema = pytest.importorskip("jsonschema")
+pytest.importorskip("llguidance")
+
+PAGE = tiny_models.picture(5, 300, 200)
+VALUES = [
+    {"type": "string", "maxLength": 8},
+    {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+    {"type": "string", "minLength": 3, "maxLength": 6, "pattern": '^[a-z\u00e9"]+$'},
+    {"type": "string", "format": "date"},
+    {"enum": ["receipt", "invoice", 'say "no"']},
+    {"enum": [1, 2.5, None, "x", True]},
+    {"type": "integer", "minimum": -5, "maximum": 300},
+    {"type": "boolean"},
+    {"const": {"a": [1, 2]}},
+    {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+]
+
+
+def forms(value: dict) -> list[dict]:
+    """A value in an object, in an array, nested, by reference, and by a reference to itself."""
+    pair = {"type": "object", "properties": {"k": value, "n": {"type": "boolean"}}, "additionalProperties": False}
+    node = {"type": "object", "properties": {"v": value}, "required": ["v"], "additionalProperties": False}
+    deep = node | {"properties": {"v": value, "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/leaf"}]}}}
+    lists = {"type": "array", "items": value, "minItems": 1, "maxItems": 3}
+    return [
+        pair | {"required": ["k", "n"]},
+        lists,
+        {"type": "object", "properties": {"rows": lists | {"items": pair | {"required": ["n"]}}}, "required": ["rows"]}
+        | {"additionalProperties": False},
+        {"$ref": "#/$defs/node", "$defs": {"node": node}},
+        deep | {"$defs": {"leaf": node}, "required": ["v", "next"]},
+    ]
+
+
+SCHEMAS = [form for value in VALUES for form in forms(value)]
+
+
+@pytest.fixture(scope="module")
+def model() -> QZoom:
+    return QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "seed": 4}])
+def test_fifty_schemas(model: QZoom, more: dict) -> None:
+    assert len(SCHEMAS) == 50
+    texts = [json.dumps(schema) for schema in SCHEMAS]
+    options = {"zoom": "never", "coarse_tokens": 64, "max_new_tokens": 400, **more}
+    answers = model.ask_batch([(PAGE, "What is the date?")] * 50, json_schema=texts, **options)
+    for schema, answer in zip(SCHEMAS, answers, strict=True):
+        assert answer.finish_reason == "stop", (schema, answer.text)
+        jsonschema.Draft202012Validator(schema).validate(json.loads(answer.text))
+
+
+def test_a_cut_answer_is_the_beginning_of_a_whole_one(model: QZoom) -> None:
+    text = json.dumps(SCHEMAS[2])
+    whole = model.ask(PAGE, "What is the date?", zoom="never", json_schema=text, max_new_tokens=300)
+    cut = model.ask(PAGE, "What is the date?", zoom="never", json_schema=text, max_new_tokens=6)
+    assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
+    assert whole.text.startswith(cut.text)
+
+
+def test_any_object(model: QZoom) -> None:
+    options = {"zoom": "never", "json_schema": ANY_OBJECT, "temperature": 1.0, "max_new_tokens": 100}
+    ended = []
+    for seed in range(4):
+        answer = model.ask(PAGE, "What is the date?", seed=seed, **options)
+        if answer.finish_reason == "stop":
+            ended.append(json.loads(answer.text))
+    assert ended
+    assert all(isinstance(value, dict) for value in ended)
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "pattern": "a(?=b)"}, "look-ahead"),
+        ({"type": "string", "format": "nothing-known"}, "nothing-known"),
+        ({"type": "frob"}, "frob"),
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "integer", "minimum": 9, "maximum": 1}, "minimum"),
+        ({"$ref": "http://example.com/schema"}, "example.com"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "cannot be followed"),
+        ({"type": "object", "required": ["b"], "additionalProperties": False}, "Unsatisfiable"),
+        ({"if": {"type": "string"}, "then": {"minLength": 3}}, "if"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]}, "oneOf"),
+        ({"type": "integer", "multipleOf": 999_983}, "999983"),
+        ({"anyOf": [{"type": "object", "minProperties": 5000}]}, "5000"),
+        (reduce(lambda inner, _: {"type": "array", "items": inner}, range(150), {"type": "null"}), "recursion"),
+        ([], "must be an object"),
+        (True, "must be an object"),
+    ],
+)
+def test_what_the_grammar_cannot_follow_is_one_sentence(model: QZoom, schema: object, word: str) -> None:
+    with pytest.raises(SchemaError, match=r"^The JSON schema [^\n]*\.$") as caught:
+        model.make_options(json_schema=json.dumps(schema))
+    assert word in str(caught.value)
+
+
+def test_a_schema_that_is_no_json_is_refused(model: QZoom) -> None:
+    with pytest.raises(SchemaError, match="not JSON"):
+        JsonGrammar(model.engine.backbone, "{")
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_follows_its_own_end_tokens(family: str) -> None:
+    model = QZoom(tiny_models.engine(family))
+    schema = {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2, "maxItems": 2}
+    answer = model.ask(PAGE, "Which?", zoom="never", json_schema=json.dumps(schema), max_new_tokens=60)
+    assert answer.finish_reason == "stop"
+    jsonschema.validate(json.loads(answer.text), schema)
