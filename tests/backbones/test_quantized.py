@@ -49,7 +49,7 @@ def test_the_decoder_alone_is_held_in_few_bits(folders: dict[str, Path], family:
     few = load_engine(folders[family], dtype="float32", quantization=bits)
     maps = {name for name, module in few.backbone.model.named_modules() if is_quantized_map(module)}
     assert maps
-    assert all(".layers." in name and "visual" not in name for name in maps)
+    assert all(".layers." in name and "visual" not in name for name in maps), maps
     assert is_quantized(few.backbone)
     assert not is_quantized(plain.backbone)
     for ours, theirs in ((few.gate, plain.gate), (few.region, plain.region)):

@@ -174,8 +174,8 @@ class Backbone(ABC):
     """The first release of transformers that has the family; empty where every supported one has."""
     decoder_maps: ClassVar[str] = r"(self_attn|mlp)\.\w+_proj"
     """Regular expression of the names of a decoder layer's linear maps, for LoRA."""
-    unquantized: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "multi_modal_projector", "visual")
-    """Names of modules that stay in full precision when a base is loaded in 4 or 8 bit: head, encoder, projector."""
+    unquantized: ClassVar[tuple[str, ...]] = ("lm_head", r".*\.(visual|vision_tower|multi_modal_projector)")
+    """Ends or patterns of names of modules that stay in full precision when a base is loaded in 4 or 8 bit."""
     square_padding: ClassVar[tuple[int, int, int] | None] = None
     """RGB of the margins, where `encode` pads pictures to squares, which the grid then spans; else None."""
     fixed_grid: ClassVar[bool] = False

@@ -7,6 +7,7 @@ loaded number format. Any library that transformers knows may do it; bitsandbyte
 from __future__ import annotations
 
 import copy
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def quantization_config(quantization: Any, dtype: torch.dtype, keep: tuple[str, 
         )
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a warning per product in 8 bit
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(keep))
     return BitsAndBytesConfig(
