@@ -27,7 +27,7 @@ export QZOOM_MAKE_REFERENCE := $(value REFERENCE)
 export QZOOM_MAKE_RUNS := $(value RUNS)
 export QZOOM_MAKE_DATA := $(value DATA)
 
-.PHONY: help setup demo test test-clients lint format parity bench results
+.PHONY: help setup demo test test-clients test-vllm lint format parity bench results
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,17 @@ test-clients: setup ## Run client libraries against a server, in .venv-clients
 	.venv-clients/bin/python -m pip install -q -r tests/clients/requirements.txt
 	if command -v npm > /dev/null; then cp tests/clients/package.json .venv-clients && npm install --silent --no-audit --no-fund --prefix .venv-clients; fi
 	QZOOM=$(BIN)/qzoom NODE_FOLDER=.venv-clients .venv-clients/bin/python -m pytest -q -c /dev/null --noconftest $(CURDIR)/tests/clients/check_clients.py $(ARGS)
+
+VLLM := .venv-vllm/bin/python
+.venv-vllm/.ready: constraints-vllm.txt pyproject.toml tests/integrations/vllm/torchvision_ops.py
+	test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm
+	$(VLLM) -m pip install -q --no-deps -r constraints-vllm.txt
+	$(VLLM) -m pip install -q --no-deps --no-build-isolation -e .
+	site=$$($(VLLM) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') && cp tests/integrations/vllm/torchvision_ops.py "$$site" && echo 'import torchvision_ops' > "$$site/torchvision_ops.pth"
+	@touch $@
+
+test-vllm: .venv-vllm/.ready ## Run the plug-in in a real vLLM, on the CPU, in .venv-vllm (3 GB)
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 $(VLLM) -m pytest tests/integrations/vllm -p no:cacheprovider $(ARGS)
 
 lint: setup ## ruff (rules and layout) and mypy
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy

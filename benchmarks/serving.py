@@ -5,10 +5,11 @@ Starts `qzoom serve` on this machine and measures in one run of it:
 - throughput of 16 clients with mixed questions (half zoom, every answer 32 tokens) against one client after the other;
 - time to the first piece of the answer with 1, 4, 16 and 64 clients, and whether any answer was lost;
 - a second question about the same image against the first;
+- a question that the gate keeps coarse against one that never zooms;
 - with --soak SECONDS: twice the sustainable load, the statuses, the server's memory, and whether answers stayed the
   same.
 
-Usage: python benchmarks/serving.py [--soak 300] [--model M] [--results docs/results]
+Usage: python benchmarks/serving.py [--soak 300] [--model M] [--engine vllm] [--results docs/results]
 """
 
 from __future__ import annotations
@@ -188,6 +189,26 @@ async def second_question(url: str, count: int) -> dict[str, Any]:
     return out
 
 
+async def unzoomed(url: str, count: int) -> dict[str, Any]:
+    """What the gate costs where it says no: a question that it keeps coarse against one that never zooms, each about a
+    picture of its own, in turn."""
+    ways = {"never": {"zoom": "never"}, "gate": {"zoom": "auto", "gate_threshold": 1.0}}
+    replies: dict[str, list[Reply]] = {name: [] for name in ways}
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        for number, picture in enumerate(pictures(2 * count, 200_000)):
+            name = list(ways)[number % 2]
+            replies[name].append(await ask(client, body(picture, number // 2, qzoom=ways[name])))
+    first, whole = (
+        statistics.median(getattr(r, part) for r in replies["gate"])
+        / statistics.median(getattr(r, part) for r in replies["never"])
+        for part in ("first_s", "whole_s")
+    )
+    zoomed = sum(reply.zoomed for reply in replies["gate"])
+    out = {"first_ratio": first, "whole_ratio": whole, "pairs": count, "zoomed": zoomed}
+    print(json.dumps(out), flush=True)
+    return out
+
+
 async def soak(url: str, process: psutil.Process, seconds: float) -> dict[str, Any]:
     """Twice as many questions as the server can answer, whatever comes back; greedy answers must stay what they were.
 
@@ -239,6 +260,7 @@ async def measure(url: str, server: subprocess.Popen[str], given: argparse.Names
     if given.requests:
         found["throughput"] = await throughput(url, given.requests)
         found["second_question"] = await second_question(url, max(4, given.requests // 4))
+        found["unzoomed"] = await unzoomed(url, max(4, given.requests // 4))
     if given.soak:
         found["soak"] = await soak(url, psutil.Process(server.pid), given.soak)
         print(json.dumps(found["soak"]), flush=True)
@@ -250,9 +272,9 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# Serving, embedded model",
         "",
-        f"One run of `benchmarks/serving.py` on {found['machine']}; real weights of the embedded model, float32; speed "
-        "only. Every phase asks about pictures of its own; half of the questions zoom, every answer has "
-        f"{ANSWER_TOKENS} tokens; server and clients share the cores.",
+        f"One run of `benchmarks/serving.py {found['words']}` on {found['machine']}; real weights of the embedded "
+        "model, float32; speed only. Every phase asks about pictures of its own; half of the questions zoom, every "
+        f"answer has {ANSWER_TOKENS} tokens; server and clients share the cores.",
         "",
     ]
     if "throughput" in found:
@@ -278,6 +300,11 @@ def _throughput_lines(found: dict[str, Any]) -> list[str]:
             f"- second question about a picture, zoom {zoom}: first text after **{row['ratio']:.2f}x** of the first's "
             f"time, {row['cached_tokens']:.0f} prompt tokens from the cache"
         )
+    row = found["unzoomed"]
+    lines.append(
+        f"- gate asked, not zoomed, against zoom never ({row['pairs']} pairs): first text "
+        f"**{row['first_ratio']:.2f}x**, whole answer **{row['whole_ratio']:.2f}x**"
+    )
     return lines
 
 
@@ -298,10 +325,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=48, help="number of questions per phase; 0 for the soak alone")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the sustainable load; 0 for none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of the server")
+    parser.add_argument("--engine", default="native", help="of qzoom serve")
+    parser.add_argument("--serve", default="", help="more words for qzoom serve, in one argument")
     parser.add_argument("--results", type=Path, help="folder for serving.md and serving.json")
     given = parser.parse_args()
     environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-m", "qzoom", "serve", "--port", "0", "--model", given.model, "--log-level", "warning"]
+    command += ["--engine", given.engine, *given.serve.split()]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None
@@ -310,6 +340,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
+    found["words"] = f"--engine {given.engine}"
     found["machine"] = f"{os.cpu_count()} cores ({platform.machine()}), {given.threads} torch threads"
     print(table(found))
     if given.results:

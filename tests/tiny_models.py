@@ -145,6 +145,8 @@ def model_config(family: str, **text: Any) -> Any:
         **text,
     }
     vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": HIDDEN}
+    head_dim = HIDDEN // decoder["num_attention_heads"]
+    eighth = head_dim // 8
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     kind = getattr(transformers, f"{CLASSES[family]}Config")
     tied = {"tie_word_embeddings": decoder["tie_word_embeddings"]}
@@ -164,11 +166,11 @@ def model_config(family: str, **text: Any) -> Any:
         ids |= {"image_end_token_id": ids.pop("vision_end_token_id")}
         return kind(text_config=decoder | {"rope_parameters": rope}, vision_config=vision, **tied, **ids)
     if family != "qwen2_5_vl":
-        rope |= {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+        rope |= {"mrope_section": [2 * eighth, eighth, eighth], "mrope_interleaved": True}
         vision |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
-        text = decoder | {"head_dim": 16, "rope_parameters": rope}
+        text = decoder | {"head_dim": head_dim, "rope_parameters": rope}
         return kind(text_config=text, vision_config=vision, **tied, **ids)
-    rope |= {"mrope_section": [2, 3, 3]}
+    rope |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
     return kind(
         text_config=decoder | {"rope_parameters": rope, "use_sliding_window": False},
         vision_config=vision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,8 @@ from typing import Any
 from qzoom.errors import ConfigError
 
 
-@contextmanager
-def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
-    """The `ray` module, connected; what was started here is stopped at the end.
+def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, bool]:
+    """The `ray` module, connected, and whether Ray was started or joined here (then shut it down).
 
     Args:
         address: of a running cluster, or "auto" for this machine's; empty starts Ray here.
@@ -26,9 +26,10 @@ def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
-        import ray.data  # noqa: F401 - a submodule that ray itself does not import
+        import ray.data  # noqa: F401 - submodules that ray itself does not import
+        import ray.serve  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"This needs Ray Data: pip install 'qzoom[ray]'{advice}.") from error
+        raise ConfigError(f"This needs Ray: pip install 'qzoom[ray]'{advice}.") from error
     own = not ray.is_initialized()
     if own:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -37,6 +38,13 @@ def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[
             ray.init(**options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"Ray did not start ({' '.join(str(error).split())[:200]}).") from error
+    return ray, own
+
+
+@contextmanager
+def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
+    """The `ray` module, connected until the block ends; arguments and errors as in `start_ray`."""
+    ray, own = start_ray(address, cpus, advice)
     try:
         yield ray
     finally:
@@ -48,12 +56,10 @@ def ray_data(ray: Any, items: list[Any], blocks: int) -> Any:
     """A quiet dataset of items that keeps their order.
 
     Args:
-        ray: from `ray_running`.
+        ray: the module, connected.
         items: JSON values.
         blocks: most pieces that are worked on and returned as wholes.
     """
-    import logging
-
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

@@ -47,6 +47,10 @@ class LengthError(QuestionError):
         )
         self.numbers = (prompt, new, most)
 
+    def __reduce__(self) -> tuple[type, tuple[int, int, int]]:
+        """Between processes."""
+        return type(self), self.numbers
+
     @staticmethod
     def facts(prompt: int, new: int, most: int) -> str:
         """The sentence without its advice, which depends on how the question was asked."""
@@ -93,6 +97,10 @@ class QueueFullError(QZoomError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[type, tuple[str, float]]:
+        """Between processes."""
+        return type(self), (str(self), self.retry_after_s)
+
 
 class StoppingError(QZoomError):
     """The server is shutting down and takes nothing new."""
@@ -100,6 +108,14 @@ class StoppingError(QZoomError):
 
 class DeadlineError(QZoomError):
     """A request was not answered in the time it had."""
+
+
+class EngineDownError(QZoomError):
+    """The engine behind a server cannot answer now (HTTP 503)."""
+
+
+class EngineRefusedError(QZoomError):
+    """The engine behind a server refuses this request, or sends no answer (HTTP 502)."""
 
 
 class InternalError(QZoomError):

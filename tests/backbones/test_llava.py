@@ -264,6 +264,21 @@ def test_llamas_tokenizer_gets_the_release_pieces() -> None:
     assert shown[14:] == ["a", "<unk>", "<unk>", "<unk>", "<unk>"]
 
 
+def test_a_template_that_sees_parts_only_loses_no_text() -> None:
+    parts_only = (
+        "{%- for m in messages -%}{{- m.role | upper + ': ' -}}"
+        "{%- for p in m.content | selectattr('type', 'equalto', 'image') -%}{{- '<image>\n' -}}{%- endfor -%}"
+        "{%- for p in m.content | selectattr('type', 'equalto', 'text') -%}{{- p.text + ' ' -}}{%- endfor -%}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+    )
+    base = made().backbone
+    backbone = type(base)(base.model, base.tokenizer, base.image_processor, parts_only)
+    turns = [{"role": "user", "content": "First?"}, {"role": "assistant", "content": "Yes."}]
+    conversation = read_conversation(None, [*turns, {"role": "user", "content": "And then?"}])
+    shown = base.tokenizer.decode(ChatEncoder(backbone).encode(conversation))
+    assert shown == "USER: First? ASSISTANT: Yes. USER: And then? ASSISTANT:"
+
+
 def test_variants_of_the_family_that_are_not_supported_are_named() -> None:
     assert LlavaBackbone.released_layout({"model_type": "llava"}) is None
     with pytest.raises(CheckpointError, match="mm_projector_type='linear'"):

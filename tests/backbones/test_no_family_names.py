@@ -17,6 +17,8 @@ NAMES = re.compile(
 )
 EXEMPT = (
     "backbones/",
+    "integrations/vllm/__init__.py",  # names of vLLM's own model classes
+    "integrations/vllm/models.py",
     "checkpoints/upstream.py",  # hub ids of published checkpoints, which contain a family's name
 )
 

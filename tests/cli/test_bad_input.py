@@ -75,7 +75,7 @@ def test_unreadable_file(here, tmp_path, picture):
 
 @pytest.mark.parametrize("question", ["", "   ", "\n\t"])
 def test_empty_question(here, picture, question):
-    here("ask", picture, question).refuses(1, "question is empty")
+    here("ask", picture, question).refuses(2, "question is empty")
 
 
 @pytest.mark.parametrize("verb", ["ask", "perceive"])
@@ -90,7 +90,7 @@ def test_seed_out_of_range(here, picture, seed):
 
 
 def test_very_long_question(here, picture):
-    here("ask", picture, "What is it? " * 8334, "--max-new-tokens", "2").refuses(1, "shorten the question")
+    here("ask", picture, "What is it? " * 8334, "--max-new-tokens", "2").refuses(2, "shorten the question")
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"])
@@ -152,6 +152,11 @@ HERE = "the test's folder"
         (("--model", HERE, "--revision", "v1"), 1, "has no revisions"),
         (("--model", "tiny", "--revision", "v1"), 1, "has no revisions"),
         (("--preset", "nonsense"), 2, "No preset 'nonsense'"),
+        (("--zoom", "sometimes"), 2, "'--zoom': 'sometimes' is not one of 'auto', 'never', 'always'"),
+        (("--gate-threshold", "nan"), 2, "'--gate-threshold': it must be a number of at most 1"),
+        (("--gate-threshold", "30%"), 2, "'--gate-threshold': it must be a number"),
+        (("--seed", "x"), 2, "'--seed': it must be a whole number"),
+        (("--max-new-tokens", "4090"), 2, "reads at most 4096; shorten the question, or lower --max-new-tokens"),
         (("--device", "toaster"), 2, "toaster"),
     ],
 )

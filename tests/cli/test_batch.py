@@ -192,7 +192,7 @@ def test_ray_answers_the_same(here: Command, folder: Path) -> None:
     source = write_lines(folder / "in.jsonl", question_lines(4), "{broken")
     words = ("--max-tokens", "8", "--quiet")
     assert here("batch", source, "-o", folder / "here.jsonl", *words).code == 1
-    done = here("batch", source, "-o", folder / "ray.jsonl", *words, "--engine", "ray", "--actors", "1")
+    done = here("batch", source, "-o", folder / "ray.jsonl", *words, "--actors", "1")
     assert done.out.startswith("4 answers and 1 errors"), done.err
     expected, records = read_lines(folder / "here.jsonl"), read_lines(folder / "ray.jsonl")
     assert texts(records[:4]) == texts(expected[:4])

@@ -8,6 +8,7 @@ from functools import reduce
 import pytest
 
 from qzoom import QZoom
+from qzoom.engine.batch import events
 from qzoom.engine.grammar import ANY_OBJECT, JsonGrammar
 from qzoom.errors import SchemaError
 from tests import tiny_models
@@ -110,6 +111,18 @@ def test_what_the_grammar_cannot_follow_is_one_sentence(model: QZoom, schema: ob
     with pytest.raises(SchemaError, match=r"^The JSON schema [^\n]*\.$") as caught:
         model.make_options(json_schema=json.dumps(schema))
     assert word in str(caught.value)
+
+
+def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(model: QZoom) -> None:
+    fields = {f"k{i}": {"type": "string", "pattern": f"^(a|b{i})*c{{0,{i}}}$"} for i in range(800)}
+    wide = json.dumps({"type": "object", "properties": fields})
+    options = {"zoom": "never", "max_new_tokens": 6}
+    requests = [model.request(PAGE, "What is the date?", **options, **more) for more in ({"json_schema": wide}, {})]
+    ends = {key: event for key, event in events(model.engine, requests) if event.answer or event.error}
+    assert isinstance(ends[0].error, SchemaError)
+    assert "too complex" in str(ends[0].error)
+    assert ends[1].answer is not None
+    assert ends[1].answer.text == model.ask(PAGE, "What is the date?", **options).text
 
 
 def test_a_schema_that_is_no_json_is_refused(model: QZoom) -> None:

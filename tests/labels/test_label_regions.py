@@ -12,11 +12,11 @@ from qzoom.engine.chat import ChatEncoder
 from qzoom.errors import ConfigError
 from qzoom.images.load import load_image
 from qzoom.labels.find_heads import HeadSet
-from qzoom.labels.label_regions import region_labeller, region_report
+from qzoom.labels.label_regions import label_regions, region_labeller, region_report
 from qzoom.labels.maps import box_labels, cells_touched, region_labels
 from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
-from qzoom.labels.workers import label_share, sample_key
+from qzoom.labels.workers import LabelRun, ModelSpec, label_share, sample_key
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Skip, Turn
@@ -127,6 +127,20 @@ def test_changed_settings_are_refused(questions, tmp_path):
     label(engine, RECIPE, questions[:1], tmp_path / "store")
     with pytest.raises(ConfigError, match=r"settings.tokens was 20, is 24"):
         label(engine, dataclasses.replace(RECIPE, tokens=24), questions, tmp_path / "store")
+
+
+def test_records_of_another_run_are_refused_before_heads_are_searched_for(questions, tmp_path):
+    run = LabelRun(ModelSpec("tiny"), tmp_path / "store")
+    recipe = dataclasses.replace(RECIPE, heads="2:1", max_new_tokens=2)
+    report = label_regions(run, questions[:1], recipe)
+    assert report.maps == 2
+    heads = (tmp_path / "store" / "heads.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"heads that were chosen in another way.*--fresh"):
+        label_regions(run, questions[:1], dataclasses.replace(recipe, heads="auto"))
+    with pytest.raises(ConfigError, match=r"settings.tokens was 20, is 24"):
+        label_regions(run, questions[:1], dataclasses.replace(recipe, tokens=24))
+    assert (tmp_path / "store" / "heads.json").read_bytes() == heads
+    assert label_regions(run, questions[:1], recipe) == report
 
 
 def test_labelling_equals_itself_whatever_was_labelled_before(questions, tmp_path):

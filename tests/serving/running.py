@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from qzoom import QZoom
+from qzoom.serving.engines.base import ServingEngine
 from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.server import DrainingServer, bind
 from qzoom.serving.service import Service
@@ -35,11 +36,11 @@ class Site:
 
 
 @contextmanager
-def running(model: QZoom, **settings: Any) -> Iterator[Site]:
+def running(model: QZoom | ServingEngine, **settings: Any) -> Iterator[Site]:
     """Serve until the block ends; `settings` as in `ServerSettings`."""
     listener = bind("127.0.0.1", 0)
     known = ServerSettings(**({"model_name": "tiny", "drain_s": 1.0} | settings))
-    service = Service(NativeEngine(model, known), known)
+    service = Service(NativeEngine(model, known) if isinstance(model, QZoom) else model, known)
     loops: list[asyncio.AbstractEventLoop] = []
     up = threading.Event()
 

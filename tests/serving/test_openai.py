@@ -126,9 +126,7 @@ def test_a_form_that_cannot_be_followed_is_refused(client, form, param, word):
     assert word in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "more", [{"logprobs": True}, {"presence_penalty": 1.0}, {"frequency_penalty": -1.0}, {"response_format": FORM}]
-)
+@pytest.mark.parametrize("more", [{"logprobs": True}, {"response_format": FORM}])
 def test_an_engine_without_them_refuses(http, monkeypatch, more):
     monkeypatch.setattr(NativeEngine, "full_sampling", False)
     reply = http.post("/v1/chat/completions", json=chat(**more))

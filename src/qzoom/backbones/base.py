@@ -247,8 +247,8 @@ class Backbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder's weights are."""
-        return self.embedding.weight.device
+        """Where the decoder computes; its rotary table is there even when the weights are elsewhere."""
+        return next(self.decoder.rotary_emb.buffers()).device  # type: ignore[union-attr]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -353,6 +353,20 @@ class Backbone(ABC):
             budget: limits on visual tokens; None uses the image processor's own.
         """
         return fit_grid(*size_px, self.token_px, budget or self.default_budget())
+
+    def resize(self, image: PIL.Image.Image, budget: TokenBudget | None) -> PIL.Image.Image:
+        """A picture in the size that `encode` gives it.
+
+        Args:
+            image: RGB.
+            budget: limits on visual tokens; None uses the image processor's own.
+        """
+        from PIL import Image
+
+        rows, columns = self.grid(image.size, budget)
+        size = (columns * self.token_px, rows * self.token_px)
+        resample = Image.Resampling(int(self.image_processor.resample))
+        return image if image.size == size else image.resize(size, resample)
 
     @abstractmethod
     def pixels(self, image: PIL.Image.Image, budget: TokenBudget | None) -> tuple[Tensor, Tensor]:

@@ -122,13 +122,7 @@ class QwenVLBackbone(Backbone):
         The size is decided by `grid`, which agrees with the processor wherever the processor stays within the
         limits; the picture is brought to that size here only where the processor itself would overshoot.
         """
-        from PIL import Image
-
-        rows, columns = self.grid(image.size, budget)
-        target = (columns * self.token_px, rows * self.token_px)
-        if image.size != target:
-            image = image.resize(target, Image.Resampling(int(self.image_processor.resample)))
-        out = self.image_processor(images=[image], do_resize=False, return_tensors="pt")
+        out = self.image_processor(images=[self.resize(image, budget)], do_resize=False, return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
 
     def vision_shape(self) -> VisionShape:

@@ -128,6 +128,7 @@ def load_backbone(
     attn_implementation: str = "sdpa",
     processor: Path | None = None,
     quantization: Any = None,
+    weights: bool = True,
 ) -> Backbone:
     """Load a base model, in eval mode and frozen.
 
@@ -140,6 +141,8 @@ def load_backbone(
         processor: another folder to take tokenizer and image processor from.
         quantization: "4bit", "8bit" or a quantization config of transformers; None loads the weights as they are
             stored, which may be quantised too.
+        weights: False leaves the base's weights on disk, for programs whose decoder runs elsewhere; tokenizer, image
+            processor, positions, rotary table and branch layers work all the same.
 
     Raises:
         CheckpointError: files missing or damaged, an unsupported type, tensors missing or misshapen.
@@ -154,7 +157,7 @@ def load_backbone(
     device = choose_device(device_map)
     settings = read_json(folder / "config.json")
     family = backbone_class(settings.get("model_type"), str(folder))
-    index = read_index(folder)
+    index = read_index(folder) if weights or dtype == "auto" else None
     number_format = choose_dtype(_stated_dtype(settings) if dtype == "auto" else dtype, device, index)
     check_flash(attn_implementation, device, number_format)
     quantized = None
@@ -163,17 +166,21 @@ def load_backbone(
             raise ConfigError(f"{folder} is quantised already; leave out quantization={quantization!r}.")
         quantized = quantization_config(quantization, number_format, family.unquantized)
     parts = load_processor(processor or folder, settings)
-    attention: Any = attn_implementation
-    if attn_implementation.startswith("flash"):
-        attention = {"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
-    options: dict[str, Any] = {"dtype": number_format, "attn_implementation": attention}
-    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    if not weights:
+        backbone = build_backbone(_build_model(folder, number_format, device, attn_implementation).eval(), *parts)
+        backbone.model.requires_grad_(False)
+        with device:
+            rotary: Any = type(backbone.decoder.rotary_emb)
+            backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
+        return backbone
+    options = _options(number_format, attn_implementation)
     if quantized is not None:
         options |= {"quantization_config": quantized}
     if device.type == "cuda" or quantized is not None or settings.get("quantization_config"):
         options |= {"device_map": {"": str(device)}}
     model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
-    check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
+    if index is not None:
+        check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     settle(model)
     backbone = build_backbone(model, *parts)
     backbone.folder = folder
@@ -242,7 +249,7 @@ def choose_device(device_map: Any) -> torch.device:
     return device
 
 
-def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex | None) -> torch.dtype:
     """The number format to load in; half precision stored for a CPU becomes float32.
 
     Raises:
@@ -253,7 +260,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIn
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     known |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if dtype == "auto":
+    if dtype == "auto" and index is not None:
         stored = _stored_dtype(index)
         return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
     chosen = known.get(dtype) if isinstance(dtype, str) else dtype
@@ -284,6 +291,15 @@ def _stated_dtype(settings: Mapping[str, Any]) -> str:
     inner = settings.get("text_config") or {}
     stated = settings.get("dtype") or settings.get("torch_dtype") or inner.get("dtype") or inner.get("torch_dtype")
     return str(stated) if stated in ("float32", "bfloat16") else "bfloat16"
+
+
+def _options(dtype: torch.dtype, attn_implementation: str) -> dict[str, Any]:
+    """Options of transformers' `from_pretrained`."""
+    attention: Any = attn_implementation
+    if attn_implementation.startswith("flash"):
+        attention = {"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
+    common = {"dtype": dtype, "attn_implementation": attention}
+    return common | {"ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
 def _load_model(folder: Path, settings: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]) -> Any:
@@ -324,6 +340,25 @@ def _load_model(folder: Path, settings: Mapping[str, Any], device: torch.device,
     misshapen = [f"{name} {tuple(has)} instead of {tuple(needs)}" for name, has, needs in report["mismatched_keys"]]
     if misshapen:
         raise CheckpointError(f"The weights in {folder} do not fit its config.json: {_list(sorted(misshapen))}.")
+    return model
+
+
+def _build_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
+    """The model of a config.json with tensors that have sizes and no values, wherever it would be placed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"), quiet_transformers():
+            model: Any = AutoModelForImageTextToText.from_config(
+                config, dtype=dtype, attn_implementation=attn_implementation
+            )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for settings that do not fit
+        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        raise CheckpointError(f"The config.json in {folder} cannot be used: {reason}.") from error
     return model
 
 

@@ -158,7 +158,7 @@ def build_gate(
 
     _check_depth(backbone, shared_layers, branch_layers, list(tensors), where=where, what="gate")
     gate = GateBranch(_empty_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
-    gate.to(backbone.device, backbone.dtype)
+    _place(gate, backbone)
     _fill(gate, tensors, where, lambda name: prefix + name)
     gate.eval().requires_grad_(False)
     return gate
@@ -190,6 +190,7 @@ def build_region(
     inner = [name.removeprefix(last) for name in tensors if name.startswith(last)]
     if all(is_used_in_last(name) for name in inner):
         _drop_unused(region.layers[-1])
+    _place(region, backbone)
     _fill(region, tensors, where, lambda name: prefix + name)
     region.eval().requires_grad_(False)
     return region
@@ -201,6 +202,14 @@ def _empty_layers(backbone: Backbone, shared_layers: int, branch_layers: int) ->
 
     last = backbone.num_layers - 1
     return nn.ModuleList(backbone.new_branch_layer(min(shared_layers + i, last)) for i in range(branch_layers))
+
+
+def _place(branch: nn.Module, backbone: Backbone) -> None:
+    """Where and as what a branch computes; a backbone without weights gives layers without values, to be filled."""
+    if any(parameter.is_meta for parameter in branch.parameters()):
+        branch.to(dtype=backbone.dtype).to_empty(device=backbone.device)
+    else:
+        branch.to(backbone.device, backbone.dtype)
 
 
 def _check_depth(backbone: Backbone, shared: int, depth: int, names: list[str], *, where: str, what: str) -> None:

@@ -15,8 +15,8 @@ from qzoom.checkpoints.branches import build_gate, build_region
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, detect_kind, read_adapter_config
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.lora import add_to_backbone, read_lora
-from qzoom.checkpoints.upstream import branch_keys, presets_of, read_zoom_config
-from qzoom.checkpoints.weights import read_index, read_json, read_tensors
+from qzoom.checkpoints.upstream import branch_keys, is_branch_key, presets_of, read_zoom_config
+from qzoom.checkpoints.weights import file_digest, read_index, read_json, read_tensors
 from qzoom.config import ZoomConfig
 from qzoom.errors import CheckpointError
 
@@ -37,6 +37,7 @@ def load_engine(
     config: ZoomConfig | None = None,
     processor: str | Path | None = None,
     quantization: Any = None,
+    base_weights: bool = True,
 ) -> Engine:
     """Load the embedded model, our adapter, a merged checkpoint or a plain base model.
 
@@ -49,6 +50,7 @@ def load_engine(
         config: used instead of the checkpoint's own arithmetic; its K and T must be the checkpoint's.
         processor: a folder with tokenizer and image processor, for checkpoints that have none of their own.
         quantization: "4bit", "8bit" or a quantization config of transformers: how the base is held; branches never are.
+        base_weights: False loads the branches only, for programs whose base model runs elsewhere.
 
     Raises:
         CheckpointError: it cannot be found, read or matched to its base.
@@ -62,6 +64,7 @@ def load_engine(
         "attn_implementation": attn_implementation,
         "processor": None if processor is None else Path(processor),
         "quantization": quantization,
+        "weights": base_weights,
     }
     kind = detect_kind(source.folder)
     if kind is None:
@@ -104,6 +107,11 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
     backbone = load_backbone(base.folder, **options)
     _remember(backbone, base)
     _check_base(adapter, backbone, source.name)
+    if adapter.lora_base_weights and not options["weights"]:
+        raise CheckpointError(
+            f"{source.name} has LoRA weights for its base, which another engine cannot add; write a merged checkpoint "
+            f"with `qzoom convert {source.name} MERGED` and use that."
+        )
     lora = read_lora(source.folder, adapter.lora_base_weights) if adapter.lora_base_weights else None
     if lora is not None:
         add_to_backbone(backbone, lora, source.name)
@@ -193,3 +201,23 @@ def _remember(backbone: Backbone, source: Source) -> None:
     """Note on the model where it came from, as an adapter saved later must name its base."""
     backbone.model.config._name_or_path = source.name if source.is_hub else str(source.folder)
     backbone.model.config._commit_hash = source.revision if source.is_hub else None
+
+
+def checkpoint_identity(source: Source, base: Source | None = None) -> dict[str, str]:
+    """Which weights a checkpoint has, from its files alone: digests of base and branches, "" where there are none.
+
+    Args:
+        source: the checkpoint.
+        base: where the base is; None takes the checkpoint's own.
+    """
+    adapter = read_adapter_config(source.folder) if detect_kind(source.folder) == "adapter" else None
+    base = base or (source if adapter is None else find_base(adapter, source))
+    index = read_index(base.folder)
+    branches, names = index, [name for name in index.tensors if is_branch_key(name)]
+    if adapter is not None:
+        names = []
+        if adapter.gate or adapter.region:
+            branches = read_index(source.folder, stem="qzoom")
+            names = list(branches.tensors)
+    own = [name for name in index.tensors if not is_branch_key(name)]
+    return {"base": file_digest(index, own), "heads": file_digest(branches, names)}

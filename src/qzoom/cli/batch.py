@@ -9,11 +9,12 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qzoom.cli.console import Update
+from qzoom.cli.engines import EngineOptions
 from qzoom.cli.flags import flatten
 from qzoom.cli.options import (
     Fresh,
@@ -22,7 +23,6 @@ from qzoom.cli.options import (
     OutputOptions,
     RegionThreshold,
     Zoom,
-    find_device,
 )
 from qzoom.cli.serve import public_name
 from qzoom.errors import DataError
@@ -31,19 +31,14 @@ if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile, BatchLine, BatchReader
     from qzoom.serving.batch_run import Write
     from qzoom.serving.service import Service
-    from qzoom.serving.settings import ServerSettings
 
 _FOREVER_S = 86_400.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """Who answers, and how much at once."""
+    """How much is asked at once, and of whom."""
 
-    engine: Annotated[
-        Literal["native", "ray"],
-        typer.Option(envvar="QZOOM_BATCH_ENGINE", help="native: in this process; ray: by actors of Ray Data."),
-    ] = "native"
     server: Annotated[
         str | None,
         typer.Option(
@@ -58,10 +53,9 @@ class BatchOptions:
     concurrency: Annotated[
         int, typer.Option(min=1, max=1024, envvar="QZOOM_BATCH_CONCURRENCY", help="Requests in flight per engine.")
     ] = 16
-    actors: Annotated[int, typer.Option(min=1, max=4096, help="Ray actors, each with the model.")] = 2
-    ray_address: Annotated[
-        str, typer.Option(show_default=False, help='A running Ray cluster, or "auto"; empty starts Ray here.')
-    ] = ""
+    actors: Annotated[
+        int, typer.Option(min=0, max=4096, help="Actors of Ray Data, each with an engine; 0 works without Ray.")
+    ] = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,6 +88,7 @@ def batch(
         Path, typer.Option("--output", "-o", show_default=False, help="File of answers: .jsonl or .parquet.")
     ],
     model: ModelOptions,
+    engine: EngineOptions,
     options: BatchOptions,
     body: BodyOptions,
     media: Annotated[
@@ -127,7 +122,7 @@ def batch(
             if missing:
                 with console.progress("answers", note_every_s=10) as (update,):
                     write = _counting(answers, update, len(lines))
-                    _run(grouped(missing), reader, write, model, options)
+                    _run(grouped(missing), reader, write, _Answerer(model, engine, options))
             answers.finish(lines)
             failures = sum(_has_failed(record) for record in answers.records())
             if is_table(output):
@@ -178,59 +173,57 @@ def _counting(answers: AnswerFile, update: Update, total: int) -> Write:
     return write
 
 
-def _run(
-    groups: Sequence[Sequence[BatchLine]],
-    reader: BatchReader,
-    write: Write,
-    model: ModelOptions,
-    options: BatchOptions,
-) -> None:
-    """Have all lines answered by the chosen engine."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Answerer:
+    """Who answers."""
+
+    model: ModelOptions
+    engine: EngineOptions
+    options: BatchOptions
+
+    def open_service(self, name: str) -> Service:
+        """The application's service; loads the model. Limits of a request stay, waiting has none."""
+        from qzoom.serving.service import Service
+        from qzoom.serving.settings import SchedulerLimits, ServerSettings
+
+        width = self.options.concurrency
+        settings = ServerSettings(
+            model_name=name,
+            scheduler=SchedulerLimits(slots=width, queue=width + 1),
+            deadline_s=_FOREVER_S,
+            heartbeat_s=_FOREVER_S,
+        )
+        return Service(self.engine.start(self.model, settings), settings)
+
+
+def _run(groups: Sequence[Sequence[BatchLine]], reader: BatchReader, write: Write, answerer: _Answerer) -> None:
+    """Have all lines answered."""
     from qzoom.serving.batch_run import answer_groups, answer_with_ray, local_client
 
-    settings = _settings(reader.defaults["model"], options)
-    open_service = functools.partial(
-        native_service, dataclasses.replace(model, device=find_device(model.device)), settings
-    )
-    if options.server is None and options.engine == "ray":
+    options, name = answerer.options, reader.defaults["model"]
+    if options.server is None and options.actors:
         results = answer_with_ray(
             groups,
             reader,
-            open_service,
+            functools.partial(answerer.open_service, name),
             width=options.concurrency,
             actors=options.actors,
-            address=options.ray_address,
+            address=answerer.engine.ray_address,
         )
         for line, record in results:
             write(line, record)
         return
 
     async def ask() -> None:
-        client = local_client(open_service()) if options.server is None else _remote(options.server, options.api_key)
+        local = options.server is None
+        client = local_client(answerer.open_service(name)) if local else _remote(options.server, options.api_key)
         async with client as opened:
             await answer_groups(groups, reader, opened, write, width=options.concurrency)
 
     asyncio.run(ask())
 
 
-def _settings(name: str, options: BatchOptions) -> ServerSettings:
-    """Limits for the owner of the file: those of a request stay, waiting has none."""
-    from qzoom.serving.settings import SchedulerLimits, ServerSettings
-
-    scheduler = SchedulerLimits(slots=options.concurrency, queue=options.concurrency + 1)
-    return ServerSettings(model_name=name, scheduler=scheduler, deadline_s=_FOREVER_S, heartbeat_s=_FOREVER_S)
-
-
-def native_service(model: ModelOptions, settings: ServerSettings) -> Service:
-    """The application's service with the native engine; loads the model."""
-    from qzoom.serving.engines.native import NativeEngine
-    from qzoom.serving.service import Service
-
-    dtype = "float32" if model.dtype == "auto" and model.device == "cpu" else model.dtype
-    return Service(NativeEngine(dataclasses.replace(model, dtype=dtype).load(), settings), settings)
-
-
-def _remote(url: str, key: str | None) -> Any:
+def _remote(url: Any, key: str | None) -> Any:
     import httpx
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -19,7 +19,7 @@ from typer.models import CommandInfo
 
 from qzoom import __version__
 from qzoom.cli.console import one_line
-from qzoom.errors import BudgetError, QZoomError
+from qzoom.errors import BudgetError, LengthError, QZoomError
 
 INTERRUPTED = 130
 
@@ -27,6 +27,7 @@ _COMMANDS: dict[str, Any] = {
     "ask": ("ask:ask", "Ask a question about an image."),
     "perceive": ("ask:perceive", "Print the gate's score and the regions, without an answer."),
     "serve": ("serve:serve", "Serve a model over HTTP: OpenAI's chat completions, and a web page."),
+    "vllm-args": ("engines:vllm_args", "Print the arguments with which vLLM serves a model that looks."),
     "mcp": ("mcp:mcp", "Serve tools to agents: ask about a picture, get the region as a picture."),
     "batch": ("batch:batch", "Answer a file of questions: OpenAI's batch lines or our own, resumable."),
     "convert": ("doctor:convert", "Convert checkpoints, and published label files to records."),
@@ -171,6 +172,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except BudgetError as error:
         return _fail(str(error), 2)
+    except LengthError as error:
+        advice = "shorten the question, or lower --max-new-tokens, --coarse-tokens or --region-tokens"
+        return _fail(f"{error.facts(*error.numbers)}; {advice}.", 2)
     except QZoomError as error:
         return _fail(str(error), 1)
     except TyperException as error:
@@ -216,6 +220,16 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
+_PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid number, unable to parse string as a number": "it must be a number",
+    "Input should be a valid integer, unable to parse string as an integer": "it must be a whole number",
+    "Input should be less than or equal to": "it must be a number of at most",
+    "Input should be greater than or equal to": "it must be a number of at least",
+}
+"""Words of the library that reads option values, and plainer ones."""
+
+
 def _wrong_usage(error: TyperException) -> int:
     """One line: what is wrong with the call, and where its help is."""
     context = getattr(error, "ctx", None)
@@ -223,6 +237,8 @@ def _wrong_usage(error: TyperException) -> int:
     text = error.format_message()
     if not text:
         return 2
+    for theirs, ours in _PLAIN.items():
+        text = text.replace(theirs, ours)
     print(f"{verb}: {one_line(text)} See: {verb} --help", file=sys.stderr)
     return error.exit_code
 

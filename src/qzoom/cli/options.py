@@ -207,6 +207,8 @@ def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
             'name at least one picture and then the question, for example: receipt.jpg "What is the total amount?"'
         )
     pictures, question = inputs[:-1], decode_argument(inputs[-1])
+    if not question.strip():
+        raise typer.BadParameter("the question is empty; ask something about the picture.")
     if pictures.count("-") > 1:
         raise typer.BadParameter("only one picture can come from standard input.")
     return pictures, question

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qzoom.cli.console import Console
+from qzoom.cli.engines import EngineOptions
 from qzoom.cli.flags import Flags, build_settings, flatten, optional
-from qzoom.cli.options import ModelOptions, find_device
+from qzoom.cli.options import ModelOptions
 from qzoom.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     import socket
 
+    from qzoom.serving.engines.base import ServingEngine
     from qzoom.serving.server import DrainingServer
 
 _FIELDS = {
@@ -86,6 +89,7 @@ class NetworkOptions:
 def serve(
     *,
     model: ModelOptions,
+    engine: EngineOptions,
     network: NetworkOptions,
     given: Annotated[dict[str, Any], Flags("QZOOM_SERVE_", tuple(_FIELDS), _FIELDS, recipe=False, of=ServerSettings)],
 ) -> None:
@@ -106,7 +110,7 @@ def serve(
     values |= {"api_keys": network.api_key or [], "limits": parse_limits(network.limit)}
     values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
     settings = build_settings(ServerSettings, values, names=_FIELDS)
-    _run(bind(network.host, network.port), settings, model, network.log_level)
+    _run(bind(network.host, network.port), settings, partial(engine.start, model, settings), network.log_level)
 
 
 def parse_limits(words: list[str] | None) -> dict[str, int | float]:
@@ -126,26 +130,22 @@ def parse_limits(words: list[str] | None) -> dict[str, int | float]:
     return values
 
 
-def _run(listener: socket.socket, settings: ServerSettings, model: ModelOptions, log_level: str) -> None:
-    """Load the model, serve until a signal, and turn the signal into an exit code."""
-    from qzoom.serving.engines.native import NativeEngine
+def _run(listener: socket.socket, settings: ServerSettings, start: Callable[[], ServingEngine], log_level: str) -> None:
+    """Start the engine, serve until a signal, and turn the signal into an exit code."""
     from qzoom.serving.scheduler import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
 
     limit_arenas()
     console = Console()
-    device = find_device(model.device)
-    dtype = "float32" if model.dtype == "auto" and device == "cpu" else model.dtype
-    with console.waiting(f"loading {model.model} ..."):
+    with console.waiting(f"loading {settings.model_name} ..."):
         console.hush_libraries()
-        reader = dataclasses.replace(model, device=device, dtype=dtype).load()
+        engine = start()
         settle()
     url = _url(listener)
     if not settings.api_keys and not _is_local(listener):
         console.note(f"note    {url} is open to everyone who can reach it; give --api-key to change that")
-    service = Service(NativeEngine(reader, settings), settings)
-    server = DrainingServer(service, lambda: console.result(f"qzoom serves {url}"), log_level)
+    server = DrainingServer(Service(engine, settings), lambda: console.result(f"qzoom serves {url}"), log_level)
     server.run(sockets=[listener])
     _exit(server)
 
@@ -163,7 +163,7 @@ def _need_libraries() -> None:
 
     from qzoom.errors import ConfigError
 
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [name for name in ("fastapi", "httpx", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"Serving needs {', '.join(missing)}; install them with: pip install 'qzoom[serve]'.")
 

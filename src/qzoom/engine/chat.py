@@ -208,6 +208,12 @@ class ChatEncoder:
             core.pre_tokenizer = marks
         return core
 
+    @cached_property
+    def _takes_texts(self) -> bool:
+        """Whether the template takes a turn without pictures as one text; some see parts only."""
+        probe = [{"role": "user", "content": "\ue000"}]
+        return "\ue000" in self._tokenizer.apply_chat_template(probe, tokenize=False, chat_template=self._template)
+
     def encode(self, conversation: Conversation) -> list[int]:
         """Token ids up to and including the assistant header, one placeholder id per picture.
 
@@ -233,7 +239,7 @@ class ChatEncoder:
                 {"type": "text", "text": re.sub(pattern, hide, p["text"])} if p["type"] == "text" else p
                 for p in message["content"]
             ]
-            text_only = all(p["type"] == "text" for p in parts)
+            text_only = self._takes_texts and all(p["type"] == "text" for p in parts)
             messages.append(
                 {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_only else parts}
             )

@@ -143,21 +143,28 @@ def gate(
             probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
         for i, state, score in zip(asking, advanced, probabilities, strict=True):
             states[i], scores[i] = state, score
-    out = []
-    for i, request in enumerate(requests):
-        options = request.options
-        threshold = options.gate_threshold if options.gate_threshold is not None else engine.config.gate_threshold
-        score, note = scores.get(i), ""
-        zooms = options.zoom == "always" or (options.zoom == "auto" and (score is None or score >= threshold))
-        if options.zoom == "always" and not request.pictures:
-            note = "There is no picture to zoom into."
-        elif options.zoom == "auto" and request.pictures and not can_zoom:
-            zooms, note = False, "The model has no region branch, so the answer is from the coarse pass."
-        if score is not None and not math.isfinite(score):
-            score, note = None, f"The gate's score {_NOT_A_NUMBER}"
-        decision = GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)
-        out.append(CoarseResult(request, states[i], decision))
-    return out
+    return [
+        CoarseResult(request, states[i], decide(engine, request, scores.get(i))) for i, request in enumerate(requests)
+    ]
+
+
+def gate_threshold(engine: Engine, request: Request) -> float:
+    """The score at which a question zooms: its own, else the checkpoint's."""
+    own = request.options.gate_threshold
+    return engine.config.gate_threshold if own is None else own
+
+
+def decide(engine: Engine, request: Request, score: float | None) -> GateDecision:
+    """What the gate's score (None where it was not asked) and the question's options decide."""
+    zoom, threshold, note = request.options.zoom, gate_threshold(engine, request), ""
+    zooms = zoom == "always" or (zoom == "auto" and (score is None or score >= threshold))
+    if zoom == "always" and not request.pictures:
+        note = "There is no picture to zoom into."
+    elif zoom == "auto" and request.pictures and engine.region is None:
+        zooms, note = False, "The model has no region branch, so the answer is from the coarse pass."
+    if score is not None and not math.isfinite(score):
+        score, note = None, f"The gate's score {_NOT_A_NUMBER}"
+    return GateDecision(score, None if score is None else threshold, zooms and bool(request.pictures), note)
 
 
 @torch.inference_mode()
@@ -180,18 +187,21 @@ def propose(
         return out
     with clock.step("region"):
         for i, state in zip(chosen, advance_region(engine, [out[i].state for i in chosen]), strict=True):
-            item = out[i]
-            maps = region_maps(engine, state)
-            sizes = [picture.size_px for picture in item.request.pictures]
-            decision, note = item.gate, "No region stood out, so the answer is from the coarse pass."
-            if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
-                maps, note = (), f"The region map {_NOT_A_NUMBER}"
-                decision = dataclasses.replace(decision, note=note)
-            boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
-            if decision.zoomed and not boxes:
-                decision = dataclasses.replace(decision, zoomed=False, note=note)
-            out[i] = CoarseResult(item.request, state, decision, maps, boxes)
+            out[i] = with_maps(engine, dataclasses.replace(out[i], state=state), region_maps(engine, state))
     return out
+
+
+def with_maps(engine: Engine, item: CoarseResult, maps: tuple[RegionMap, ...]) -> CoarseResult:
+    """A coarse pass with its region maps and the boxes drawn from them; see `propose`."""
+    sizes = [picture.size_px for picture in item.request.pictures]
+    decision, note = item.gate, "No region stood out, so the answer is from the coarse pass."
+    if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
+        maps, note = (), f"The region map {_NOT_A_NUMBER}"
+        decision = dataclasses.replace(decision, note=note)
+    boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
+    if decision.zoomed and not boxes:
+        decision = dataclasses.replace(decision, zoomed=False, note=note)
+    return CoarseResult(item.request, item.state, decision, maps, boxes)
 
 
 def propose_boxes(
@@ -237,13 +247,17 @@ def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
 
 def region_maps(engine: Engine, state: State) -> tuple[RegionMap, ...]:
     """The map of every picture: logits, sinks removed, blurred."""
-    maps = []
-    for logits, keys in zip(region_logits(engine, state), state.keys, strict=False):
-        sinks = None
-        if engine.config.sink == "first_token" and state.sink_query is not None:
-            sinks = mean_head_logits(state.sink_query, keys)
-        maps.append(region_map(logits, sinks, (logits.shape[0], logits.shape[1]), engine.config))
-    return tuple(maps)
+    return tuple(
+        region_map(logits, sinks, (logits.shape[0], logits.shape[1]), engine.config)
+        for logits, sinks in zip(region_logits(engine, state), sink_logits(engine, state), strict=False)
+    )
+
+
+def sink_logits(engine: Engine, state: State) -> tuple[Tensor | None, ...]:
+    """Logits (n,) of the first token's query for every picture; None where the sink rule needs none."""
+    if engine.config.sink != "first_token" or state.sink_query is None:
+        return (None,) * len(state.keys)
+    return tuple(mean_head_logits(state.sink_query, keys) for keys in state.keys)
 
 
 def usage_of(engine: Engine, item: CoarseResult, regions: Sequence[Region], completion: int) -> Usage:

@@ -92,6 +92,32 @@ def picture_ends(backbone: Backbone, prompt: Prompt) -> tuple[int, ...]:
     return tuple(span.stop + closing for span in prompt.spans if span.role == "coarse")
 
 
+def blank_features(grid: tuple[int, int], like: Tensor, size_px: tuple[int, int] = (0, 0)) -> VisualFeatures:
+    """Features of a picture that is encoded elsewhere: its grid, and tokens without values.
+
+    Args:
+        grid: (rows, columns) of visual tokens.
+        like: gives number format and device.
+        size_px: (width, height) that the vision encoder sees, where that matters.
+    """
+    return VisualFeatures(like.new_empty(grid[0] * grid[1], 0), (), grid, size_px)
+
+
+def unexpanded(ids: Sequence[int], image_token_id: int, sizes: Sequence[int]) -> list[int]:
+    """Token ids with one placeholder per picture, as `build_prompt` takes them.
+
+    Args:
+        ids: with as many placeholders as visual tokens.
+        image_token_id: the placeholder.
+        sizes: visual tokens of every picture and region, in order.
+    """
+    out, index, left = [], 0, iter(sizes)
+    while index < len(ids):
+        out.append(ids[index])
+        index += next(left, 1) if ids[index] == image_token_id else 1
+    return out
+
+
 def prefix_length(backbone: Backbone, prompt: Prompt) -> int:
     """Tokens up to the end of the last picture's block: what does not depend on the question."""
     if not prompt.spans:

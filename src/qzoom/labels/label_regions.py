@@ -25,7 +25,7 @@ from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
 from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
-from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store
+from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store, open_store
 from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import write_atomic
 from qzoom.store.records import RecordStore, Stored
@@ -66,16 +66,24 @@ def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRe
     engine = run.model.load()
     if recipe.view == "square" and engine.backbone.square_padding is not None:
         raise ConfigError("This model pads every picture to a square itself; leave view at dynamic.")
+    about: dict[str, Any] = {
+        "purpose": "regions",
+        "sizes": {"tokens": recipe.tokens, "view": recipe.view, "max_new_tokens": recipe.max_new_tokens},
+        "prompt": "question, or question and request for a box",
+    }
+    settings = to_dict(recipe)
+    if recipe.source != "boxes" and _continues(run):
+        # another run's records are refused before the heads are searched for, which takes minutes
+        earlier = RecordStore(run.folder).settings.get("heads", {})
+        open_store(run, engine, settings=settings | {"heads": earlier}, **about)
     heads: Heads = {} if recipe.source == "boxes" else _heads_of(run, engine, questions, recipe)
     fill_store(
         run,
         engine,
         questions,
         partial(region_labeller, recipe=recipe, heads=heads, images=run.images),
-        purpose="regions",
-        settings=to_dict(recipe) | {"heads": {mode: asdict(chosen) for mode, chosen in heads.items()}},
-        sizes={"tokens": recipe.tokens, "view": recipe.view, "max_new_tokens": recipe.max_new_tokens},
-        prompt="question, or question and request for a box",
+        settings=settings | {"heads": {mode: asdict(chosen) for mode, chosen in heads.items()}},
+        **about,
     )
     return region_report(run.folder)
 
@@ -229,6 +237,11 @@ def _from_answer(
     return [(response, {}), (source, maps), (label, {"labels": labels})]
 
 
+def _continues(run: LabelRun) -> bool:
+    """Whether the folder has records, which the run is to add to."""
+    return not run.fresh and any(run.folder.glob("records-*.jsonl"))
+
+
 def _heads_of(run: LabelRun, engine: Engine, questions: Sequence[Question], recipe: RegionRecipe) -> Heads:
     """The heads that an earlier run with this model and recipe stored, since a search takes minutes; else new ones."""
     path = run.folder / "heads.json"
@@ -239,6 +252,11 @@ def _heads_of(run: LabelRun, engine: Engine, questions: Sequence[Question], reci
     stored = None if run.fresh else _stored_heads(path, identity)
     if stored is not None:
         return stored
+    if recipe.heads == "auto" and path.is_file() and _continues(run):
+        raise ConfigError(
+            f"{run.folder} has records by heads that were chosen in another way ({path.name}); use --fresh to replace "
+            "the records, or another folder."
+        )
     chosen, facts = choose_heads(engine, modes, recipe)
     run.folder.mkdir(parents=True, exist_ok=True)
     values = {"identity": identity, "heads": {mode: asdict(heads) for mode, heads in chosen.items()}, "found": facts}

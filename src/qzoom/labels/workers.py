@@ -125,6 +125,24 @@ def fill_store(
         ConfigError: the folder's records were made in another way.
         DataError: a worker died or ended with an error, or the disk refuses.
     """
+    open_store(run, engine, purpose=purpose, settings=settings, sizes=sizes, prompt=prompt)
+    note_pending(run.folder, map(sample_key, questions))
+    if run.processes == 1:
+        label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
+    else:
+        _run_workers(run, questions, make)
+
+
+def open_store(
+    run: LabelRun,
+    engine: Engine,
+    *,
+    purpose: str,
+    settings: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    prompt: str = "question",
+) -> None:
+    """Make the store of a run, or check that the one there was made in the same way; see `fill_store`."""
     provenance = Provenance(
         model=run.model.name,
         weights=base_digest(engine),
@@ -134,11 +152,6 @@ def fill_store(
         sizes=dict(sizes),
     )
     start_store(run.folder, purpose, settings, provenance, fresh=run.fresh)
-    note_pending(run.folder, map(sample_key, questions))
-    if run.processes == 1:
-        label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
-    else:
-        _run_workers(run, questions, make)
 
 
 def label_share(

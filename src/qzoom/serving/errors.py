@@ -50,6 +50,8 @@ _ELSEWHERE = {
 _KINDS: tuple[tuple[type[QZoomError], int, str | None, str | None], ...] = (
     (errors.QueueFullError, 429, None, None),
     (errors.StoppingError, 503, "stopping", None),
+    (errors.EngineDownError, 503, "engine_down", None),
+    (errors.EngineRefusedError, 502, "engine_refused", None),
     (errors.DeadlineError, 504, None, None),
     (errors.FetchRefusedError, 422, None, None),
     (errors.FetchTimeoutError, 504, "media_timeout", None),
@@ -114,7 +116,7 @@ def from_exception(error: BaseException, param: str | None = None) -> ApiError:
     headers = {}
     if isinstance(error, errors.QueueFullError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    elif isinstance(error, errors.StoppingError):
+    elif isinstance(error, errors.StoppingError | errors.EngineDownError):
         headers["Retry-After"] = "5"
     for kind, status, code, standard in _KINDS:
         if isinstance(error, kind):

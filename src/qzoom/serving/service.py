@@ -231,13 +231,7 @@ class Service:
 def _special(request: Request) -> str:
     """The field of a request that not every engine carries out; "" for none."""
     sampling = request.options.sampling
-    wanted = {
-        "response_format": sampling.json_schema,
-        "logprobs": sampling.logprobs is not None,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-    }
-    return next((name for name, value in wanted.items() if value), "")
+    return "response_format" if sampling.json_schema else "logprobs" if sampling.logprobs is not None else ""
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:

@@ -65,7 +65,7 @@ def test_http_that_is_none(server, request_text, status, word):
     assert word in check_error(got, body)["message"]
 
 
-@pytest.mark.parametrize("path", [CHAT, PERCEIVE])
+@pytest.mark.parametrize("path", [CHAT, PERCEIVE, "/v1/pages"])
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "br", "zstd", "gzip, gzip", "identity, gzip", "utf-8"])
 def test_packed_bodies(server, path, encoding):
     status, body = send(server, GOOD, path, headers=JSON | {"Content-Encoding": encoding})

@@ -39,7 +39,7 @@ class ServingEngine(ABC):
     """Seconds after a job's deadline in which the engine itself reports it; then the front end does."""
 
     full_sampling: ClassVar[bool] = False
-    """Whether log probabilities, penalties and JSON schemas are carried out; otherwise they are refused."""
+    """Whether log probabilities and JSON schemas are carried out; otherwise they are refused."""
 
     def __init__(self, model: QZoom) -> None:
         self.model = model

@@ -1,0 +1,362 @@
+"""Engines whose decoder runs elsewhere: a look, the zoom by arithmetic here, then an answer from both views.
+
+Prompts, decisions, boxes, crops and usage are the native engine's own functions on a `QZoom` without base weights;
+subclasses only say how a prompt is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import hashlib
+import io
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from qzoom.engine.generate import TextStream
+from qzoom.engine.perceive import (
+    CoarseResult,
+    Stopwatch,
+    decide,
+    gate_threshold,
+    heat_maps,
+    make_perception,
+    make_region,
+    usage_of,
+    with_maps,
+)
+from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
+from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
+from qzoom.engine.state import State
+from qzoom.engine.zoom import RegionBlock, insert_regions
+from qzoom.errors import ImageError, InternalError, QueueFullError
+from qzoom.heads.region_map import region_map
+from qzoom.integrations.vllm.heads import LookMode, unpack
+from qzoom.model import QZoom
+from qzoom.serving.engines.base import Job, ServingEngine
+from qzoom.serving.settings import SchedulerLimits
+from qzoom.types import Answer, Perception, Region, StreamEvent
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Result = TypeVar("Result")
+_ASPECT = 200  # the processors of vLLM refuse longer pictures
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A prompt as it is sent.
+
+    Args:
+        request: whose it is.
+        tenant: see `Job`.
+        ids: token ids, one placeholder per picture.
+        pictures: for each picture of the conversation its coarse view and the crops that follow it, resized.
+    """
+
+    request: Request
+    tenant: str
+    ids: tuple[int, ...]
+    pictures: tuple[tuple[PIL.Image.Image, ...], ...]
+
+    @property
+    def images(self) -> list[PIL.Image.Image]:
+        """All pictures in the order of their placeholders."""
+        return [image for own in self.pictures for image in own]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more of an answer.
+
+    Args:
+        tokens: new token ids; empty from engines that send text.
+        text: new text, from engines that send no tokens.
+        finish: "stop" or "length" with the last piece.
+        cached_tokens: prompt tokens that the engine had computed before.
+        prompt_tokens, completion_tokens: as the engine counts them, from engines that send no tokens.
+    """
+
+    tokens: Sequence[int] = ()
+    text: str = ""
+    finish: str = ""
+    cached_tokens: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ZoomingEngine(ServingEngine):
+    """Looks, zooms and lets another engine answer.
+
+    Args:
+        model: tokenizer, arithmetic and limits; the base's weights are not used.
+        limits: `slots` jobs run at a time and `queue` wait.
+    """
+
+    def __init__(self, model: QZoom, limits: SchedulerLimits) -> None:
+        super().__init__(model)
+        self._slots = asyncio.Semaphore(limits.slots)
+        self._queue = limits.queue
+        self._running = self._waiting = 0
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="qzoom-resize")
+
+    @abstractmethod
+    async def send_look(self, view: View, mode: LookMode) -> dict[str, Any]:
+        """The plug-in's reply to a look: "score" and "maps" (see `integrations.vllm.heads`)."""
+
+    @abstractmethod
+    def send_answer(self, view: View) -> AsyncGenerator[Piece, None]:
+        """The engine's answer to a prompt; closing the generator ends it there."""
+
+    async def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def running(self) -> int:
+        """See `ServingEngine.running`."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """See `ServingEngine.waiting`."""
+        return self._waiting
+
+    async def look(self, job: Job) -> Perception:
+        """See `ServingEngine.look`."""
+        check_heads(self.model.engine, "always")
+        async with self._slot():
+            clock = Stopwatch(self.model.engine.backbone.device)
+            item, _ = await self._coarse(job, clock, everyone=True)
+            return make_perception(self.model.engine, item, clock)
+
+    async def answer(self, job: Job) -> AsyncGenerator[StreamEvent, None]:
+        """See `ServingEngine.answer`."""
+        engine = self.model.engine
+        async with self._slot():
+            clock = Stopwatch(engine.backbone.device)
+            item, view = await self._coarse(job, clock, everyone=False)
+            yield StreamEvent("perception", perception=make_perception(engine, item, clock))
+            regions: tuple[Region, ...] = ()
+            if item.gate.zoomed:
+                with clock.step("crop"):
+                    item, view, regions = await self._thread(partial(self._zoom, item, view))
+            record = _Record(self.model, item, regions, clock)
+            async with aclosing(self.send_answer(view)) as pieces:
+                with clock.step("answer"):
+                    async for piece in pieces:
+                        if text := record.take(piece):
+                            yield StreamEvent("text", text=text)
+                        if record.finish and not piece.finish:
+                            break  # the engine would go on; otherwise its last word, the usage, is still to come
+            yield StreamEvent("answer", answer=record.answer())
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """A place among the jobs that run."""
+        if self._waiting >= self._queue:
+            raise QueueFullError(f"{self._waiting} requests wait already; try again in a moment.", 1.0)
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            self._slots.release()
+
+    async def _thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _coarse(self, job: Job, clock: Stopwatch, *, everyone: bool) -> tuple[CoarseResult, View]:
+        """The coarse view, and what gate and region branch say of it where they are asked."""
+        request, engine = job.request, self.model.engine
+        options = request.options
+        with clock.step("resize"):
+            state, view = await self._thread(partial(self._view, job))
+        mode: LookMode = "both" if everyone else "always" if options.zoom == "always" else "auto"
+        if not everyone and (options.zoom == "never" or not request.pictures or engine.region is None):
+            return CoarseResult(request, state, decide(engine, request, None)), view
+        with clock.step("look"):
+            reply = await self.send_look(view, mode)
+        score = reply["score"]
+        item = CoarseResult(request, state, decide(engine, request, None if score is None else float(score)))
+        if everyone or item.gate.zoomed:
+            grids = [span.features.grid for span in state.prompt.spans]
+            maps = tuple(
+                region_map(_known(unpack(own["logits"])), unpack(own["sinks"]), grid, engine.config)
+                for own, grid in zip(reply["maps"], grids, strict=True)
+            )
+            item = with_maps(engine, item, maps)
+        return item, view
+
+    def _view(self, job: Job) -> tuple[State, View]:
+        """The coarse view of a request as it is sent, and the same as a prompt of ours."""
+        request, engine = job.request, self.model.engine
+        backbone = engine.backbone
+        check_heads(engine, request.options.zoom)
+        check_requests(engine, [request])
+        budgets = coarse_budgets(engine, request.options, request.pictures)
+        pictures = tuple((backbone.resize(p.image, own),) for p, own in zip(request.pictures, budgets, strict=True))
+        view = View(request, job.tenant, request.ids, pictures)
+        prompt = build_prompt(backbone, request.ids, [self._features(image) for image in view.images])
+        return State.empty(engine, prompt), view
+
+    def _features(self, image: PIL.Image.Image) -> Any:
+        side = self.model.engine.backbone.token_px
+        rows, columns = image.height // side, image.width // side
+        if max(rows, columns) > _ASPECT * min(rows, columns):
+            raise ImageError(
+                f"A picture or region of {columns} x {rows} visual tokens is longer than the engine takes, {_ASPECT} "
+                "times its breadth; cut it into pieces."
+            )
+        return blank_features((rows, columns), torch.empty(0), image.size)
+
+    def _zoom(self, item: CoarseResult, view: View) -> tuple[CoarseResult, View, tuple[Region, ...]]:
+        """Crop the regions and put them behind their pictures; see `engine.zoom`."""
+        engine, request = self.model.engine, item.request
+        backbone, prompt = engine.backbone, item.state.prompt
+        boxes, budgets = fit_regions(engine, request, len(prompt), item.boxes)
+        blocks, regions, crops = [], [], [list(own) for own in view.pictures]
+        for box, budget in zip(boxes, budgets, strict=True):
+            crop = backbone.resize(backbone.crop(request.pictures[box.image].image, box.box), budget)
+            features = self._features(crop)
+            blocks.append(RegionBlock(box.image, box.cells, features))
+            regions.append(make_region(request, box, features))
+            crops[box.image].append(crop)
+        zoomed, _ = insert_regions(backbone, prompt, blocks, engine.config)
+        check_length(len(zoomed), request, backbone)
+        sizes = [span.stop - span.start for span in zoomed.spans]
+        ids = tuple(unexpanded(zoomed.ids.tolist(), backbone.image_token_id, sizes))
+        pictures = tuple(tuple(own) for own in crops)
+        item = dataclasses.replace(item, boxes=boxes, state=item.state.on(zoomed))
+        return item, View(request, view.tenant, ids, pictures), tuple(regions)
+
+    def look_params(self, view: View, mode: LookMode) -> dict[str, Any]:
+        """What the plug-in is asked: `integrations.vllm.heads.LookParams`."""
+        side, engine = self.model.engine.backbone.token_px, self.model.engine
+        grids = [(image.height // side, image.width // side) for image in view.images]
+        return {"grids": grids, "mode": mode, "threshold": gate_threshold(engine, view.request)}
+
+    def sampling(self, view: View) -> dict[str, Any]:
+        """How vLLM draws tokens; text, stop texts and the end token are this side's business."""
+        params = view.request.options.sampling
+        out: dict[str, Any] = {
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature if params.temperature >= 1e-5 else 0.0,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
+            "ignore_eos": True,
+            "detokenize": False,
+        }
+        if not params.ignore_eos:
+            out["stop_token_ids"] = list(self.model.engine.backbone.eos_ids)
+        if params.seed is not None:
+            out["seed"] = params.seed & (2**63 - 1)
+        return out
+
+
+class _Record:
+    """An answer as its pieces come; tokens become text as in the native engine."""
+
+    def __init__(self, model: QZoom, item: CoarseResult, regions: tuple[Region, ...], clock: Stopwatch) -> None:
+        self._model, self._item, self._regions, self._clock = model, item, regions, clock
+        self._params = item.request.options.sampling
+        self._stream = TextStream(model.engine.backbone.tokenizer, self._params.stop)
+        self._tokens: list[int] = []
+        self._cached = 0
+        self._counted: dict[str, int] = {}
+        self._text = ""
+        self.finish: Any = ""
+
+    def take(self, piece: Piece) -> str:
+        """Add a piece; returns the new text and sets `finish` at the end."""
+        text, eos = piece.text, self._model.engine.backbone.eos_ids
+        self._cached = max(self._cached, piece.cached_tokens)
+        if piece.prompt_tokens:
+            self._counted = {"prompt_tokens": piece.prompt_tokens, "completion_tokens": piece.completion_tokens}
+        for token in piece.tokens:
+            self._tokens.append(token)
+            ended = token in eos and not self._params.ignore_eos
+            text += "" if ended else self._stream.push(token)
+            if ended or self._stream.stopped:
+                self.finish = "stop"
+            elif len(self._tokens) >= self._params.max_new_tokens:
+                self.finish = "length"
+            if self.finish:
+                break
+        self.finish = self.finish or piece.finish
+        if self.finish and not self._stream.stopped:
+            text += self._stream.finish()
+        self._text += text
+        return text
+
+    def answer(self) -> Answer:
+        """The record of the whole answer."""
+        item, engine = self._item, self._model.engine
+        pictures = item.request.pictures
+        usage = usage_of(engine, item, self._regions, len(self._tokens))
+        return Answer(
+            text=self._text,
+            tokens=tuple(self._tokens),
+            gate=item.gate,
+            regions=self._regions,
+            heat_maps=heat_maps(engine, item),
+            usage=dataclasses.replace(usage, reused_tokens=self._cached, **self._counted),
+            timing_ms=self._clock.snapshot(),
+            image_sizes_px=tuple(p.size_px for p in pictures),
+            notes=tuple(note for p in pictures for note in p.notes),
+            finish_reason=self.finish or "stop",
+            question=item.request.conversation.question,
+            cell_px=engine.backbone.token_px,
+            images=tuple(p.image for p in pictures),
+        )
+
+
+def _known(values: torch.Tensor | None) -> torch.Tensor:
+    assert values is not None
+    return values
+
+
+def image_url(image: PIL.Image.Image) -> str:
+    """A picture as a data URL, without loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def cache_salt(tenant: str) -> str:
+    """What keeps the prefixes of one tenant from the others', without naming the tenant."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
+
+
+def checked_reply(reply: Any) -> dict[str, Any]:
+    """The plug-in's reply to a look.
+
+    Raises:
+        InternalError: there is none, or it is an error.
+    """
+    if not isinstance(reply, dict) or "score" not in reply:
+        reason = reply.get("error") if isinstance(reply, dict) else None
+        raise InternalError(f"The engine's look failed: {reason or 'it sent no gate and no map'}")
+    return reply
+
+
+def lower_max_positions(model: QZoom, most: int) -> None:
+    """Let a model without base weights refuse what its engine would: prompts longer than the engine's limit."""
+    text = model.engine.backbone.text_config
+    text.max_position_embeddings = min(int(text.max_position_embeddings), most)

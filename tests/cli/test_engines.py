@@ -1,0 +1,42 @@
+"""Options of engines: what contradicts, what is missing, what does not answer."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from qzoom.cli.engines import parse_options
+from qzoom.cli.main import run
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--engine", "remote"], 2, "--engine remote needs --engine-url."),
+        (["--engine", "vllm", "--engine-url", "http://x"], 2, "--engine vllm takes no address."),
+        (["--engine-option", "a=1"], 2, "only --engine vllm takes them."),
+        (
+            ["--engine", "vllm", "--engine-option", "a-b=1"],
+            2,
+            "'a-b=1' is not NAME=VALUE, such as max_model_len=32768.",
+        ),
+        (["--engine", "sglang"], 2, "--engine"),
+        (["--engine-url", "http://127.0.0.1:9"], 1, "The engine at http://127.0.0.1:9 does not answer"),
+        (["--engine-url", "gpu-1:8001"], 1, "'gpu-1:8001' is not an address; write http://HOST:PORT."),
+        pytest.param(
+            ["--engine", "vllm"],
+            1,
+            "install it with: pip install 'qzoom[vllm]'",
+            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
+        ),
+    ],
+)
+def test_engines_that_cannot_be_had(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--port", "0", *words]) == code
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_are_json_or_text() -> None:
+    words = ["a=1", "b=true", "c=auto", 'd={"x": [1]}', "e=x=y"]
+    assert parse_options(words) == {"a": 1, "b": True, "c": "auto", "d": {"x": [1]}, "e": "x=y"}

@@ -1,0 +1,90 @@
+"""Replicas on Ray Serve: answers as from one native engine, pictures find their replica, and replicas may die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+
+import httpx
+import psutil
+import pytest
+
+pytest.importorskip("ray.serve", exc_type=ImportError)
+
+from qzoom import QZoom
+from qzoom.cli.engines import EngineOptions
+from qzoom.cli.options import ModelOptions
+from qzoom.cluster import ray_running
+from qzoom.serving.engines.ray import RayEngine, start_replicas
+from qzoom.serving.settings import SchedulerLimits, ServerSettings
+from tests.serving.engines.simulated import front
+from tests.serving.running import Site, chat, data_url, image_part, page, running, user, wait_until
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """A front end before two replicas."""
+    settings = ServerSettings(model_name="tiny")
+    with ray_running(cpus=3):
+        handle = start_replicas(partial(EngineOptions().start, ModelOptions(device="cpu"), settings), settings, 2)
+        with running(RayEngine(front(), handle, SchedulerLimits(queue=4))) as running_site:
+            yield running_site
+
+
+def ask(site: Site, *messages: dict[str, object], **more: object) -> httpx.Response:
+    return httpx.post(f"{site.url}/v1/chat/completions", json=chat(*messages, **more), timeout=120)
+
+
+def replicas() -> list[int]:
+    """Processes of this test's replicas."""
+    processes = psutil.Process().children(recursive=True)
+    return [process.pid for process in processes if "ServeReplica" in " ".join(_command(process))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_answers_are_the_native_ones_streamed_and_whole(site: Site, model: QZoom) -> None:
+    wanted = model.ask(page(), "What is the total amount?", zoom="always", max_new_tokens=8)
+    body = chat(user(image_part(), "What is the total amount?"), qzoom={"zoom": "always"})
+    whole = httpx.post(f"{site.url}/v1/chat/completions", json=body, timeout=120).json()
+    message = whole["choices"][0]["message"]
+    assert message["content"] == wanted.text
+    assert [region["box"] for region in message["qzoom"]["regions"]] == [list(r.box) for r in wanted.regions]
+    streamed = httpx.post(f"{site.url}/v1/chat/completions", json=body | {"stream": True}, timeout=120).text
+    assert streamed.rstrip().endswith("data: [DONE]")
+    looked = {k: v for k, v in body.items() if k != "max_tokens"}
+    perceived = httpx.post(f"{site.url}/v1/perceive", json=looked, timeout=120).json()
+    assert perceived["regions"][0]["box"] == list(wanted.regions[0].box)
+    assert httpx.get(f"{site.url}/ready").json() == {"status": "ready"}
+
+
+def test_refusals_of_a_replica_arrive_as_they_are(site: Site) -> None:
+    refused = ask(site, user(image_part(), "word " * 9000), max_tokens=8)
+    assert refused.status_code == 400
+    assert "the model reads at most" in refused.json()["error"]["message"]
+
+
+def test_repeated_pictures_reach_the_replica_that_has_them(site: Site) -> None:
+    pages = [data_url(page(f"TOTAL {n}.00")) for n in range(6)]
+    for question in ("What is the total amount?", "What is the date?", "Who?"):
+        for number, url in enumerate(pages):
+            usage = ask(site, user(image_part(url), question), qzoom={"zoom": "never"}, max_tokens=1).json()["usage"]
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
+            assert (cached > 0) == (question != "What is the total amount?"), number
+
+
+def test_a_killed_replica_costs_at_most_what_it_was_answering(site: Site) -> None:
+    before = replicas()
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    pages = [user(image_part(data_url(page(f"NO {n}"))), "Who?") for n in range(6)]
+    assert {ask(site, asked, max_tokens=1).status_code for asked in pages} <= {200, 503}
+    wait_until(lambda: len(replicas()) == 2 and before[0] not in replicas())
+    assert [ask(site, asked, max_tokens=1).status_code for asked in pages] == [200] * 6
