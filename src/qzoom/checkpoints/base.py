@@ -160,30 +160,31 @@ def load_backbone(
     index = read_index(folder) if weights or dtype == "auto" else None
     number_format = choose_dtype(_stated_dtype(settings) if dtype == "auto" else dtype, device, index)
     check_flash(attn_implementation, device, number_format)
-    quantized = None
+    options = _options(number_format, attn_implementation)
     if quantization is not None:
         if settings.get("quantization_config"):
             raise ConfigError(f"{folder} is quantised already; leave out quantization={quantization!r}.")
-        quantized = quantization_config(quantization, number_format, family.unquantized)
+        options["quantization_config"] = quantization_config(quantization, number_format, family.unquantized)
+    if device.type == "cuda" or quantization is not None or settings.get("quantization_config"):
+        options["device_map"] = {"": str(device)}
     parts = load_processor(processor or folder, settings)
     if not weights:
-        backbone = build_backbone(_build_model(folder, number_format, device, attn_implementation).eval(), *parts)
-        backbone.model.requires_grad_(False)
-        with device:
-            rotary: Any = type(backbone.decoder.rotary_emb)
-            backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
-        return backbone
-    options = _options(number_format, attn_implementation)
-    if quantized is not None:
-        options |= {"quantization_config": quantized}
-    if device.type == "cuda" or quantized is not None or settings.get("quantization_config"):
-        options |= {"device_map": {"": str(device)}}
+        empty = _build_model(folder, number_format, device, attn_implementation)
+        return _with_rotary(build_backbone(empty.eval().requires_grad_(False), *parts), device)
     model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
     if index is not None:
         check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     settle(model)
     backbone = build_backbone(model, *parts)
     backbone.folder = folder
+    return backbone
+
+
+def _with_rotary(backbone: Backbone, device: torch.device) -> Backbone:
+    """A model without weights whose rotary table has values."""
+    with device:
+        rotary: Any = type(backbone.decoder.rotary_emb)
+        backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
     return backbone
 
 
