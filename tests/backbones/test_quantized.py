@@ -55,7 +55,8 @@ def test_the_decoder_alone_is_held_in_few_bits(folders: dict[str, Path], family:
     for ours, theirs in ((few.gate, plain.gate), (few.region, plain.region)):
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     one, other = (run(e, [request(e, PAGE, "What is the total?", zoom="always")])[0] for e in (few, plain))
-    assert torch.nn.functional.cosine_similarity(one.logits, other.logits, dim=0) > (0.9 if bits == "4bit" else 0.99)
+    least = {"qwen3_vl": {"4bit": 0.9, "8bit": 0.99}, "qwen3_5": {"4bit": 0.5, "8bit": 0.95}}[family][bits]
+    assert torch.nn.functional.cosine_similarity(one.logits, other.logits, dim=0) > least
 
 
 @pytest.mark.parametrize("bits", BITS)

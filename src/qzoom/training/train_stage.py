@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qzoom.backbones.quantized import settle
 from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
@@ -128,6 +129,7 @@ def train_stage(
         if fresh:
             clear_run(output, (CHECKPOINT_FILE, METRICS_FILE))
     accelerator.wait_for_everyone()
+    settle(run.engine.backbone.model, training=True)
     wrapped, weights = _trained(run.engine, recipe, stage)
     trained = sum(weight.numel() for weight in weights.values())
     identity = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
