@@ -50,9 +50,14 @@ def test_errors_are_raised_where_they_are_awaited(model: QZoom) -> None:
         asyncio.run(model.ask_async(PAGE, QUESTION, zom="never"))
 
 
+def workers() -> int:
+    return sum(thread.name.startswith("qzoom-worker") for thread in threading.enumerate())
+
+
 @pytest.mark.parametrize("how", ["cancel", "leave"])
 def test_who_leaves_early_frees_the_thread(model: QZoom, how: str) -> None:
     """An answer that would never end is given up, and the next question is answered."""
+    before = workers()
     forever = {"max_new_tokens": 400, "ignore_eos": True, "zoom": "never"}
 
     async def run() -> Any:
@@ -80,8 +85,7 @@ def test_who_leaves_early_frees_the_thread(model: QZoom, how: str) -> None:
         return await model.ask_async(PAGE, QUESTION, max_new_tokens=2)
 
     assert asyncio.run(run()) == model.ask(PAGE, QUESTION, max_new_tokens=2)
-    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("qzoom-worker")]
-    assert len(names) == 1
+    assert workers() <= before + 1
 
 
 def test_a_chat_keeps_its_turns(model: QZoom) -> None:

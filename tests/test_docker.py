@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
@@ -89,3 +90,16 @@ def test_what_is_copied_is_not_ignored():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]}
     assert copied <= kept
+
+
+def test_the_compose_file_starts_what_there_is():
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    front, engines = services["front-end"], [services["engine-0"], services["engine-1"]]
+    for service in (front, *engines):
+        assert (ROOT / service["build"]["dockerfile"]).is_file()
+    urls = [word.partition("=")[2] for word in front["command"] if word.startswith("--engine-url")]
+    assert [url.split("//")[1].split(":")[0] for url in urls] == ["engine-0", "engine-1"] == sorted(front["depends_on"])
+    command, wide = [sys.executable, "-m", "qzoom", "serve", "--help"], os.environ | {"COLUMNS": "200"}
+    known = subprocess.run(command, capture_output=True, text=True, env=wide).stdout
+    for word in front["command"][2:]:
+        assert word.partition("=")[0] in known

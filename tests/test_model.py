@@ -145,6 +145,25 @@ def test_a_bad_sample_of_a_batch_is_named(model: QZoom, samples: object, sentenc
         model.ask_batch(samples)  # type: ignore[arg-type]
 
 
+def test_what_concerns_all_samples_names_none(model: QZoom) -> None:
+    samples = [("examples/receipt.jpg", "What is it?")] * 2
+    with pytest.raises(ConfigError, match=r"^zoom is a list of 1 values for 2 samples"):
+        model.ask_batch(samples, zoom=["auto"])
+    with pytest.raises(ConfigError, match=r"^Sample 2: zoom must be one of auto, never, always, not 'x'"):
+        model.ask_batch(samples, zoom=["auto", "x"])
+    for memory in (True, 0, 1.5, "1"):
+        with pytest.raises(ConfigError, match=r"^memory_mib must be a whole number of at least 1"):
+            model.ask_batch(samples, memory_mib=memory)  # type: ignore[arg-type]
+
+
+def test_what_names_no_model_or_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match="config must be a ZoomConfig, not a dict"):
+        QZoom.from_pretrained("tiny", config={"gate_threshold": 0.2})  # type: ignore[arg-type]
+    for name in (None, 3):
+        with pytest.raises(ConfigError, match=f"a folder or a hub id, not {name}"):
+            QZoom.from_pretrained(name)  # type: ignore[arg-type]
+
+
 def test_an_unknown_option_of_loading_is_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError, match="no option 'torch_dtype'; did you mean 'dtype'"):
         QZoom.from_pretrained("tiny", torch_dtype="float32")

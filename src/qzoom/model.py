@@ -211,13 +211,13 @@ class QZoom:
         """
         if isinstance(samples, str | bytes) or not isinstance(samples, Sequence):
             raise QuestionError(f"ask_batch needs a list of (image, question) pairs, not {type(samples).__name__}.")
-        if memory_mib is not None and (not isinstance(memory_mib, int) or memory_mib < 1):
+        if memory_mib is not None and (type(memory_mib) is not int or memory_mib < 1):
             raise ConfigError(f"memory_mib must be a whole number of at least 1, not {memory_mib!r}.")
         load = _loading_once()
         requests = []
-        for index in range(len(samples)):
+        each = [_options_of(options, index, len(samples)) for index in range(len(samples))]
+        for index, own in enumerate(each):
             with _numbered(index):
-                own = _options_of(options, index, len(samples))
                 image, question = _pair(samples[index])
                 requests.append(self._request(image, question, load, **own))
                 check_requests(self.engine, requests[-1:])

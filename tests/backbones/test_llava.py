@@ -84,6 +84,19 @@ def test_pictures_are_padded_with_the_mean_and_regions_stretched() -> None:
     assert crop.getpixel((0, 0)) == crop.getpixel((83, 83)) == (250, 0, 0)
 
 
+def test_the_square_of_a_long_strip_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_models.engine("llava").backbone
+    strip = Image.new("RGB", (2000, 100), (250, 0, 0))
+    expected = backbone.pixels(strip, None)[0]
+    squares: list[Any] = []
+    new = Image.new
+    monkeypatch.setattr(Image, "new", lambda mode, size, *a: (squares.append(size), new(mode, size, *a))[1])
+    monkeypatch.setattr("qzoom.backbones.llava._MOST_SIDE_PX", 500)
+    torch.testing.assert_close(backbone.pixels(strip, None)[0], expected, atol=0.2, rtol=0)
+    assert squares == [(500, 500)]
+    assert strip.size == (2000, 100)
+
+
 def test_one_two_and_masked_crops_equal_a_full_pass() -> None:
     every = outcomes(made(MASK), [PAGE, WIDE]) | outcomes(made(BOTH), PAGE) | outcomes(made(MASK), PAGE)
     assert {(1, False), (2, False), (1, True)} <= every.keys()
@@ -227,6 +240,12 @@ def test_limits_that_exclude_the_grid_are_refused() -> None:
         BoxRule(components="groups", too_many="mask", margin_cells=1)
 
 
+def test_work_that_takes_the_map_for_the_picture_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Training a student does not work with models that pad pictures"):
+        made().backbone.need_bare_grid("Training a student")
+    tiny_models.engine("qwen3_vl").backbone.need_bare_grid("Training a student")
+
+
 def test_maps_show_the_picture_without_its_padding() -> None:
     answer = QZoom(made()).perceive(WIDE, QUESTION)
     assert answer.heat_maps[0].values.shape == (2, 6)  # 500 x 90 px in a map of 6 x 6
@@ -304,7 +323,7 @@ def test_the_recipes_train_two_steps(size: str, tmp_path: Path, monkeypatch: pyt
             "micro_batch": 2,
             "steps": 2,
         }
-        changes |= {"precision": "float32", "tensorboard": False, "learning_rate": 1e-3}
+        changes |= {"precision": "float32", "trackers": [], "learning_rate": 1e-3}
         recipe = load_stage_recipe(path, stage, changes)
         if stage == "regions":
             assert (recipe.shared_layers, recipe.branch_layers, recipe.betas) == (15, 3, (0.9, 0.98))

@@ -92,7 +92,7 @@ def test_half_precision_files_load_as_float32_on_a_cpu(tmp_path: Path, merged: d
         ({"device_map": "tpu"}, DeviceError, "'tpu'"),
         ({"device_map": "meta"}, DeviceError, "'meta'"),
         ({"device_map": "cuda:99"}, DeviceError, "cuda:99"),
-        ({"attn_implementation": "flash_attention_2"}, ConfigError, "flash_attention_2"),
+        ({"attn_implementation": "flash_attention_2"}, DeviceError, "flash_attention_2"),
     ],
 )
 def test_unsupported_placement_is_refused(
@@ -288,6 +288,16 @@ def test_weights_of_an_adapter_that_are_no_numbers_are_refused(tmp_path: Path, m
         with pytest.raises(CheckpointError) as caught:
             load_engine(folder)
         assert_sentence(caught.value, str(path), "no number" if word == "NaN" else "region_threshold must be a number")
+
+
+def test_settings_of_the_image_processor_that_are_no_numbers_are_refused(
+    tmp_path: Path, merged: dict[str, Path]
+) -> None:
+    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
+    folders.edit_json(folder / "preprocessor_config.json", image_mean=[float("nan")] * 3)
+    with pytest.raises(CheckpointError) as caught:
+        load_engine(folder)
+    assert_sentence(caught.value, str(folder / "preprocessor_config.json"), "NaN", "no number")
 
 
 def assert_sentence(error: Exception, *said: str) -> None:

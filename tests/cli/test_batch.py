@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Command
+from tests.llm.stub import Stub, serve
 from tests.serving.running import data_url, image_part, page, user, wait_until
 
 QUESTIONS = ("What is the total amount?", "What is the date?")
@@ -91,6 +92,51 @@ def test_every_kind_of_line_gets_one_line_in_the_order_of_the_input(here: Comman
         (15, "Line 15"),
         (16, "Line 16"),
     ]
+
+
+def test_a_line_that_cannot_be_asked_does_not_end_the_job(here: Command, folder: Path) -> None:
+    def chat(**body: Any) -> dict[str, Any]:
+        return {"messages": [user("TOTAL?")]} | body
+
+    (folder / "lists").mkdir()
+    lines: list[dict[str, Any]] = [
+        {"custom_id": "nan", "body": chat(temperature=float("nan"))},
+        {"custom_id": "half", "body": chat(messages=[user("\ud800")])},
+        {"custom_id": "address", "body": chat(messages=[user(image_part("file://[x"))])},
+        {"custom_id": "file", "body": chat(messages=[user({"type": "file", "file": {"file_data": "file:///no.pdf"}})])},
+        {"id": "page", "image": "../p0.png", "questions": [1]},
+        {"id": "talk", "image": "../p0.png", "turns": []},
+        {"id": "line 8", "image": "../p0.png", "question": QUESTIONS[0]},
+    ]
+    source = write_lines(folder / "lists" / "in.jsonl", lines, "{broken")
+    output = folder / "out.jsonl"
+    words = ("batch", source, "-o", output, "--max-tokens", "2", "--media", folder)
+    assert here(*words).out.startswith("1 answers and 7 errors")
+    *records, last = read_lines(output)
+    faults = [r["error"] or r["response"]["body"].get("error") or {} for r in records]
+    for fault, words_of_it in zip(
+        faults,
+        ("not valid JSON", "not valid JSON", "malformed", "outside", "no 'question'", "no 'question'", ""),
+        strict=True,
+    ):
+        assert words_of_it in fault.get("message", "")
+    assert records[-1]["custom_id"] == "line 8"
+    assert last["line"] == 8
+    before = output.read_bytes()
+    here(*words)
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"), [((401, {}), "refuses the key"), ((502, {}, b"<html>"), "status 502 and no reply")]
+)
+def test_a_server_that_refuses_everything_ends_the_job(here: Command, folder: Path, answer: Any, sentence: str) -> None:
+    source = write_lines(folder / "in.jsonl", question_lines(1))
+    with serve(Stub(lambda *_: answer)) as url:
+        refused = here("batch", source, "-o", folder / "out.jsonl", "--server", url, "--quiet")
+    assert refused.is_one_sentence
+    assert sentence in refused.err
+    assert (folder / "out.jsonl").read_bytes() == b""
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(here: Command, folder: Path) -> None:
@@ -176,9 +222,10 @@ def test_parquet_in_and_out(here: Command, folder: Path) -> None:
         {"id": "b", "image": {"bytes": None, "path": "p0.png"}, "question": QUESTIONS[0]},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), folder / "in.parquet")
-    done = here("batch", folder / "in.parquet", "-o", folder / "out.parquet", "--max-tokens", "8", "--quiet")
+    output = folder / "answers" / "out.parquet"  # paths start from the input all the same
+    done = here("batch", folder / "in.parquet", "-o", output, "--max-tokens", "8", "--quiet")
     assert done.code == 0, done.err
-    table = parquet.read_table(folder / "out.parquet").to_pylist()
+    table = parquet.read_table(output).to_pylist()
     assert [row["custom_id"] for row in table] == ["a", "b"]
     assert table[0]["text"] == table[1]["text"]
     assert table[0]["status"] == 200

@@ -49,6 +49,7 @@ def test_mistakes_are_one_sentence(here, recipe, tmp_path):
     assert said.is_one_sentence
     assert "its steps: propose, crop, ask" in said.err
     assert here("distill", recipe, "--engine", "spark").code == 2
+    here("distill", recipe, "-o", recipe).refuses(2, "is a file; name a folder")
     assert "give both, or neither" in here("distill", recipe, "--step", "vote").err
     recipe.write_text(recipe.read_text().replace(str(tmp_path / "in"), "receipts:{data}"))
     assert "name it with --data FOLDER" in here("distill", recipe, "--dry-run").err

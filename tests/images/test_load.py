@@ -87,6 +87,7 @@ def test_limits_are_used(data):
         ("no-such-file.png", "Cannot read 'no-such-file.png': there is no such file; check the path."),
         (Path("no-such-file.png"), "no such file"),
         ("file://elsewhere/a.png", "another machine"),
+        ("file://[x", "malformed"),
         ("iVBORw0KGgo" * 40, "looks like base64"),
         ({"type": "text"}, "no bytes, path or image_url"),
         ({"image_url": {"detail": "low"}}, "no bytes, path or image_url"),

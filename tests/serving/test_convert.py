@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -312,6 +313,13 @@ def test_without_memory_nothing_is_kept_or_hashed() -> None:
     (first,) = cache.load(data, LIMITS, "")
     assert cache.load(data, LIMITS, "")[0] is not first
     assert (first.digest, cache.entries, cache.nbytes) == (b"", 0, 0)
+
+
+def test_a_picture_does_not_wait_for_pdfs_that_are_drawn() -> None:
+    cache = PictureCache(0, decoders=1)
+    with cache._drawers, ThreadPoolExecutor(1) as pool:
+        (picture,) = pool.submit(cache.load, file(page()), LIMITS, "").result(60)
+    assert picture.size_px == (320, 400)
 
 
 def test_a_damaged_picture_is_refused_every_time() -> None:

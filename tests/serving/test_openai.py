@@ -9,6 +9,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from qzoom.errors import ConfigError
+from qzoom.serving.engines.base import ServingEngine
 from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.logprobs import token_bytes
 from qzoom.serving.settings import ServerLimits, ServerSettings
@@ -128,7 +129,7 @@ def test_a_form_that_cannot_be_followed_is_refused(client, form, param, word):
 
 @pytest.mark.parametrize("more", [{"logprobs": True}, {"response_format": FORM}])
 def test_an_engine_without_them_refuses(http, monkeypatch, more):
-    monkeypatch.setattr(NativeEngine, "full_sampling", False)
+    monkeypatch.setattr(NativeEngine, "refused", ServingEngine.refused)
     reply = http.post("/v1/chat/completions", json=chat(**more))
     assert reply.status_code == 400
     assert reply.json()["error"]["param"] in more

@@ -393,6 +393,11 @@ class Backbone(ABC):
         """How a map shows its picture: "square" where the caller ("square") or `encode` padded it to one."""
         return view if self.square_padding is None else "square"
 
+    def need_bare_grid(self, what: str) -> None:
+        """Refuse work that takes a map for the picture alone (ConfigError), where `encode` pads pictures."""
+        if self.square_padding is not None:
+            raise ConfigError(f"{what} does not work with models that pad pictures to squares, such as this one.")
+
     def crop(self, image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
         """A region as `encode` is to get it.
 

@@ -93,6 +93,10 @@ _TOWER = {
 """CLIP ViT-L/14 at 336 px."""
 
 
+_MOST_SIDE_PX = 8192
+"""Longer pictures are shrunk before they are padded: the square of a strip within the limits would take gigabytes."""
+
+
 def _renamed(name: str, rules: Sequence[tuple[str, str | None]]) -> str | None:
     for pattern, new in rules:
         match = re.fullmatch(pattern, name)
@@ -274,6 +278,9 @@ class LlavaBackbone(Backbone):
         from PIL import Image
 
         self.grid(image.size, budget)
+        if max(image.size) > _MOST_SIDE_PX:
+            image = image.copy()
+            image.thumbnail((_MOST_SIDE_PX, _MOST_SIDE_PX))
         side = max(image.size)
         if image.size != (side, side):
             square = Image.new("RGB", (side, side), self.square_padding)

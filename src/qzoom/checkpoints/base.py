@@ -77,6 +77,8 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
             "sentencepiece`, or copy tokenizer.json from the base model."
         )
     own = bool(present & {"preprocessor_config.json", "processor_config.json"})
+    for name in sorted(present & {"preprocessor_config.json", "processor_config.json"}):
+        read_json(folder / name)  # refuses what is not JSON, NaN included
     if not own and standard is None:
         raise CheckpointError(f"{folder} has no preprocessor_config.json; copy it from the base model.")
     try:
@@ -212,9 +214,10 @@ def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dty
 
 def _place(index: WeightIndex, name: str) -> str:
     """A parameter with the file that it is from; transformers may have put other words before its last ones."""
-    parts = name.split(".")
-    ends = [".".join(parts[i:]) for i in range(max(1, len(parts) - 2))]  # longest first
-    stored = next((own for end in ends for own in index.tensors if own == end or own.endswith(f".{end}")), "")
+    inner = name.split(".", 2)[-1] if name.count(".") > 2 else name
+    stored = next(
+        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
+    )
     return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 

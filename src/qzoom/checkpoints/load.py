@@ -18,7 +18,7 @@ from qzoom.checkpoints.lora import add_to_backbone, read_lora
 from qzoom.checkpoints.upstream import branch_keys, is_branch_key, presets_of, read_zoom_config
 from qzoom.checkpoints.weights import file_digest, read_index, read_json, read_tensors
 from qzoom.config import ZoomConfig
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +54,14 @@ def load_engine(
 
     Raises:
         CheckpointError: it cannot be found, read or matched to its base.
-        ConfigError: an unknown number format or attention.
+        ConfigError: an unknown number format or attention, or a config or name of another type.
         DeviceError: a placement that is not supported.
     """
+    if not isinstance(id_or_path, str | Path):
+        raise ConfigError(f"A model is named by a folder or a hub id, not {id_or_path!r}.")
+    if config is not None and not isinstance(config, ZoomConfig):
+        kind = type(config).__name__
+        raise ConfigError(f"config must be a ZoomConfig, not a {kind}; ZoomConfig.from_dict makes one of a mapping.")
     source = find_source(id_or_path, revision)
     options: dict[str, Any] = {
         "dtype": dtype,

@@ -93,7 +93,7 @@ def batch(
     body: BodyOptions,
     media: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Folder that file:// addresses may name; else the input's folder."),
+        typer.Option(show_default=False, help="Folder whose images may be named; else the input's folder."),
     ] = None,
     fresh: Fresh = False,
     out: OutputOptions,
@@ -114,7 +114,8 @@ def batch(
     about = _about(source, model, body.defaults(name))
     with open_table(source, output) as lines_path:
         lines = index_input(lines_path)
-        reader = BatchReader(lines_path, body.defaults(name), (media or source.parent).resolve())
+        folder = source.parent.resolve()
+        reader = BatchReader(lines_path.resolve(), body.defaults(name), folder, media.resolve() if media else folder)
         working = output.with_name(f"{output.name}.jsonl") if is_table(output) else output
         with AnswerFile(working, about, fresh=fresh) as answers:
             missing = [line for line in lines if line.key not in answers.answered]

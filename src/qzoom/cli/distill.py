@@ -71,6 +71,8 @@ def distill(
     if engine is not None:
         settings = dataclasses.replace(settings, engine=engine)
     folder = output or Path("runs/distill") / recipe.stem
+    if folder.is_file():
+        raise typer.BadParameter(f"{folder} is a file; name a folder.", param_hint="--output")
     if dry_run:
         _plan(settings, folder, limit, console, json=out.json)
         return

@@ -77,11 +77,11 @@ def _start(tokenizer: Any, size: int, eos_ids: tuple[int, ...], schema: str) -> 
     """The matcher at the beginning of an answer; kept, since many requests come with one schema."""
     try:
         rules = json.loads(schema)
+        _check_numbers(rules)
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"The JSON schema is not JSON: {error}.") from error
+        raise SchemaError(f"The JSON schema is not JSON, or too deep: {error}.") from error
     if not isinstance(rules, dict):
         raise SchemaError("The JSON schema must be an object, such as {'type': 'object', 'properties': {...}}.")
-    _check_numbers(rules)
     library = _library()
     try:
         grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE)

@@ -60,7 +60,7 @@ class Session:
         cancel, answer = options.pop("cancel", None), None
         asked = [*self.turns, {"role": "user", "content": question}]
         for _, event in answer_events(self.engine, self._request(question, asked, options), cancel):
-            answer = event.answer or answer
+            answer = raise_error(event).answer or answer
         assert answer is not None
         if answer.finish_reason != "cancelled":
             self.turns[:] = [*asked, {"role": "assistant", "content": answer.text}]

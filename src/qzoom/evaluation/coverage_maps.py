@@ -58,6 +58,7 @@ def question_maps(
     """
     from qzoom.model import QZoom
 
+    model.engine.backbone.need_bare_grid("Measuring coverage")
     plain = QZoom(dataclasses.replace(model.engine, gate=None, region=None), model.name, model.image_limits)
     ids = task.ids if limit is None else task.ids[:limit]
     for number in range(len(ids)):

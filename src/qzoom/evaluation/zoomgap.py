@@ -18,7 +18,7 @@ from qzoom.config import TokenBudget
 from qzoom.data.cells import AREA_BINS, area_bin, area_share
 from qzoom.data.samples import AnswerRow, SampleQuestion, Task, read_answers
 from qzoom.engine.request import share_tokens
-from qzoom.errors import ConfigError, DataError
+from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import mean, row_score
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, View, base_question, region_task, target_boxes
@@ -298,6 +298,8 @@ def ask_views(
         HeadsMissingError: the zoom view of a model that cannot zoom.
         ConfigError, DataError: `output` holds something else, or no question has a place.
     """
+    if "zoom" in settings.views and not model.has_region:
+        raise HeadsMissingError("This model has no region branch, so it has no zoom view; leave it out of the views.")
     if output is not None and output.is_file():
         raise ConfigError(f"{output} is a file; the answers of the views need a folder.")
     numbers = {name: number for number, name in enumerate(task.ids)}

@@ -2,8 +2,8 @@
 
 Sources (paths, bytes, file objects, data URLs, arrays, PIL pictures) are read up to the limit, checked against the
 limits by their header, decoded (`decode`) and converted (`convert`). `load_pictures` also takes PDFs, whose pages are
-several pictures (`pdf`). Pillow's global settings are neither changed nor
-relied on; calls from several threads do not disturb each other.
+several pictures (`pdf`). Pillow's global settings are neither changed nor relied on; calls from several threads do not
+disturb each other.
 """
 
 from __future__ import annotations
@@ -40,6 +40,18 @@ def shown(text: str) -> str:
     """A path as an error shows it: quoted, on one line, at most about 100 characters."""
     quoted = ascii(text) if any(0xD800 <= ord(c) <= 0xDFFF for c in text) else repr(text)
     return quoted if len(quoted) <= 100 else quoted[:40] + "..." + quoted[-57:]
+
+
+def local_path(url: str) -> str:
+    """The path in a `file://` URL (ImageError: it is malformed or names another machine)."""
+    remedy = "write file:///path/to/picture.png"
+    try:
+        address = urlsplit(url)
+    except ValueError as error:
+        raise refuse(shown(url), "its address is malformed", remedy) from error
+    if address.netloc not in ("", "localhost"):
+        raise refuse(shown(url), "it names another machine", remedy)
+    return url2pathname(address.path)
 
 
 def read_path(path: str | os.PathLike[str], limits: ImageLimits) -> bytes:
@@ -263,10 +275,7 @@ def _read_text(text: str, limits: ImageLimits) -> tuple[bytes, str]:
         policy = FetchPolicy(any_host=True, allow_http=True, max_bytes=limits.max_bytes)
         return fetch_image(text, policy), shown(text)
     if scheme.startswith("file://"):
-        address = urlsplit(text)
-        if address.netloc not in ("", "localhost"):
-            raise refuse(shown(text), "it names another machine", "write file:///path/to/picture.png")
-        text = url2pathname(address.path)
+        text = local_path(text)
     if not text:
         raise refuse("the picture", "its path is empty", "name a picture file")
     if len(text) > _MAX_PATH and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):

@@ -13,8 +13,6 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from PIL import Image
 
@@ -22,7 +20,7 @@ from qzoom import __version__
 from qzoom.errors import ConfigError, QZoomError
 from qzoom.images.fetch import FetchPolicy, fetch_image
 from qzoom.images.limits import ImageLimits, refuse
-from qzoom.images.load import LoadedImage, load_pictures, shown
+from qzoom.images.load import LoadedImage, load_pictures, local_path, shown
 from qzoom.model import QZoom
 from qzoom.settings import Between, settings
 from qzoom.types import Answer, Perception
@@ -76,7 +74,7 @@ def read_allowed(picture: str, allowed: McpSettings, pages: str = "") -> tuple[L
     if scheme.startswith(("http://", "https://")):
         policy = FetchPolicy(allowed_hosts=allowed.allowed_media_domains, max_bytes=limits.max_bytes)
         return load_pictures(fetch_image(picture, policy), limits, pages)
-    path = url2pathname(urlsplit(picture).path) if scheme.startswith("file://") else picture
+    path = local_path(picture) if scheme.startswith("file://") else picture
     with _opened(path, allowed) as file:
         return load_pictures(file, limits, pages)
 

@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from qzoom.errors import ConfigError, DataError
+from qzoom.images.load import local_path
 from qzoom.store.log import atomic_path, differences, unwritable, write_atomic
 
 URLS = ("/v1/chat/completions", "/v1/perceive")
@@ -44,8 +44,12 @@ class BatchLine:
 
     @property
     def key(self) -> str:
-        """What the line is known by in the output."""
-        return self.id or f"line {self.number}"
+        """What the line is known by in the output; an id is never taken for a line without one."""
+        return _key(self.id, self.number)
+
+
+def _key(name: str | None, number: int) -> str:
+    return f"id {name}" if name else f"line {number}"
 
 
 def index_input(path: Path) -> list[BatchLine]:
@@ -122,8 +126,9 @@ def _urls(messages: Any) -> list[str]:
         for part in message["content"]
         if isinstance(part, dict)
     ]
-    pictures = [part.get("image_url") for part in parts]
-    return [str(url.get("url") if isinstance(url, dict) else url) for url in pictures if url is not None]
+    pictures = [part.get("image_url") or part.get("file") for part in parts]
+    urls = [url.get("url") or url.get("file_data") if isinstance(url, dict) else url for url in pictures]
+    return [str(url) for url in urls if url is not None]
 
 
 def _digest(words: Sequence[str]) -> bytes:
@@ -144,13 +149,14 @@ class BatchReader:
 
     path: Path  # of the input
     defaults: Mapping[str, Any]  # fields of a body that a line does not give: model, max_tokens, qzoom
-    media: Path  # folder whose pictures `file://` addresses may name; paths of questions start from the input's folder
+    folder: Path  # of the user's input, where paths of questions start
+    media: Path  # folder that `file://` addresses and paths may name besides
 
     def requests(self, line: BatchLine) -> Iterator[tuple[str, dict[str, Any]]]:
         """Route and body of each turn of a line; later ones expect earlier answers in `messages`.
 
         Raises:
-            DataError: the line cannot be asked; one sentence.
+            DataError, ImageError: the line cannot be asked; one sentence.
         """
         with self.path.open("rb") as file:
             file.seek(line.offset)
@@ -159,10 +165,12 @@ class BatchReader:
         if "custom_id" in value:
             yield self._openai(value)
             return
-        questions = value.get("questions")
-        value = {**value, **questions[line.part - 1]} if isinstance(questions, list) and line.part else value
-        turns = value["turns"] if isinstance(value.get("turns"), list) else [value]
-        picture = self._file(value.get("image"), self.path.parent)
+        if line.part:
+            own = value["questions"][line.part - 1]
+            value |= own if isinstance(own, dict) else {"question": None}
+        turns = value.get("turns")
+        turns = turns if isinstance(turns, list) and turns else [value]
+        picture = self._file(value.get("image"), self.folder)
         for turn in turns:
             question = turn.get("question") if isinstance(turn, dict) else None
             if not isinstance(question, str):
@@ -188,13 +196,10 @@ class BatchReader:
 
     def _with_file(self, value: dict[str, Any]) -> dict[str, Any]:
         """An object whose `file://` address, if it has one, is replaced by the file's bytes."""
-        for key in ("url", "image_url"):
+        for key in ("url", "image_url", "file_data"):
             url = value.get(key)
             if isinstance(url, str) and url[:7].lower() == "file://":
-                address = urlsplit(url)
-                if address.netloc not in ("", "localhost"):
-                    raise DataError(f"{url!r:.200} names another machine; write file:///path/to/picture.png.")
-                value = {**value, key: self._file(unquote(address.path), self.media)}
+                value = {**value, key: self._file(local_path(url), self.media)}
         return value
 
     def _file(self, name: Any, root: Path) -> str:
@@ -204,7 +209,7 @@ class BatchReader:
         if name[:5].lower() == "data:":
             return name
         path = (root / name).resolve()
-        if not path.is_relative_to(root.resolve()):
+        if not any(path.is_relative_to(folder.resolve()) for folder in (root, self.media)):
             raise DataError(f"the picture {name!r:.200} is outside {root}; name its folder with --media.")
         try:
             return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
@@ -276,7 +281,7 @@ class AnswerFile:
                     break
                 try:
                     record = json.loads(raw)
-                    answered[record["custom_id"] or f"line {record['line']}"] = offset
+                    answered[_key(record["custom_id"], record.get("line", 0))] = offset
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(f"{self.path}, line {number} is damaged; remove it or give --fresh.") from error
                 offset += len(raw)
@@ -322,7 +327,7 @@ class AnswerFile:
 
 def make_record(line: BatchLine, response: dict[str, Any] | None, error: str = "") -> dict[str, Any]:
     """A line of the output: the response, or the sentence why the line cannot be sent."""
-    name = hashlib.sha256(line.key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    name = _digest([line.key]).hex()[:24]
     where = {} if line.id else {"line": line.number}
     fault = {"code": "invalid_line", "message": f"Line {line.number}: {error}"} if error else None
     return {"id": f"batch_req_{name}", "custom_id": line.id or None} | where | {"response": response, "error": fault}

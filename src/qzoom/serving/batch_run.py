@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from qzoom.cluster import ray_data, ray_running
-from qzoom.errors import DataError, QZoomError, StopRunError
+from qzoom.errors import DataError, ImageError, QZoomError, StopRunError
 from qzoom.serving.batch import URLS, BatchLine, BatchReader, make_record
 
 if TYPE_CHECKING:
@@ -82,26 +82,43 @@ async def _answer(line: BatchLine, reader: BatchReader, client: httpx.AsyncClien
             if history:
                 body["messages"] = history + body["messages"]
             response = await _post(client, url, body)
-            reply = response.json()
+            reply = _reply_of(response, client)
             name = response.headers.get("x-request-id") or reply.get("id", "")
             record = make_record(line, {"status_code": response.status_code, "request_id": name, "body": reply})
             if response.status_code != 200 or url != URLS[0]:
                 return record
             texts.append(reply["choices"][0]["message"]["content"])
             history = [*body["messages"], {"role": "assistant", "content": texts[-1]}]
-    except DataError as error:
+    except (DataError, ImageError) as error:
         return make_record(line, None, str(error))
     return record | ({"turns": texts} if len(texts) > 1 else {})
+
+
+def _reply_of(response: httpx.Response, client: httpx.AsyncClient) -> dict[str, Any]:
+    """The reply, as long as it is one to this line and not to all of them (StopRunError: it is not)."""
+    try:
+        reply = response.json()
+    except ValueError:
+        reply = None
+    if response.status_code == 401:
+        raise StopRunError(f"{client.base_url} refuses the key; give the right one with --api-key.")
+    if not isinstance(reply, dict) or (response.status_code == 200 and "object" not in reply):
+        raise StopRunError(
+            f"{client.base_url} answers with status {response.status_code} and no reply of a qzoom server; check "
+            "--server, and run the same command again to go on."
+        )
+    return reply
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
     """The response; a full or restarting server is asked again."""
     import httpx
 
+    content = json.dumps(body).encode()  # as it stands in the line; what is no JSON in it is the server's to refuse
     wait_s = 0.5
     for left in range(_RETRIES, -1, -1):
         try:
-            response = await client.post(url, json=body)
+            response = await client.post(url, content=content, headers={"Content-Type": "application/json"})
         except httpx.TransportError as error:
             if not left:
                 raise StopRunError(
@@ -112,7 +129,7 @@ async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> ht
             if response.status_code not in (429, 503) or not left:
                 return response
             asked = response.headers.get("retry-after", "")
-            pause_s = float(asked) if asked.isdigit() else wait_s
+            pause_s = float(asked) if asked.isdecimal() else wait_s
         await asyncio.sleep(min(pause_s, _MOST_WAIT_S))
         wait_s = min(2 * wait_s, _MOST_WAIT_S)
     raise AssertionError("unreachable")

@@ -63,12 +63,14 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
 
     Args:
         max_bytes: memory of all pictures together; 0 keeps none.
-        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes.
+        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes. Half as many
+            PDFs, which may take long, are drawn beside them.
     """
 
     def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
         super().__init__(max_bytes, lambda pictures: _PIXEL_BYTES * _pixels(pictures))
         self._decoders = threading.BoundedSemaphore(decoders)
+        self._drawers = threading.BoundedSemaphore(max(1, decoders // 2))
 
     def load(self, data: bytes, limits: ImageLimits, tenant: str, pages: str = "") -> tuple[LoadedImage, ...]:
         """The picture, or the pages of a PDF, from memory or decoded.
@@ -97,7 +99,7 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
         return pictures
 
     def _decode(self, data: bytes, limits: ImageLimits, pages: str) -> tuple[LoadedImage, ...]:
-        with self._decoders:
+        with self._drawers if is_pdf(data) else self._decoders:
             return load_pictures(data, limits, pages)
 
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from qzoom.engine.request import Request
-from qzoom.errors import DeadlineError, QueueFullError, StoppingError
+from qzoom.errors import DeadlineError, EngineDownError, QueueFullError, StoppingError
 from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.errors import ApiError
@@ -20,7 +20,7 @@ from qzoom.serving.metrics import ServerMetrics
 from qzoom.serving.protocol import ModelRequest, PagesRequest, PerceiveRequest, read_payload, validate
 from qzoom.serving.replies import PagesReply, pages_reply
 from qzoom.serving.settings import ServerSettings
-from qzoom.types import Answer, StreamEvent
+from qzoom.types import Answer, SamplingParams, StreamEvent
 
 Body = TypeVar("Body", bound=PerceiveRequest)
 Checked = TypeVar("Checked", bound=ModelRequest)
@@ -52,6 +52,7 @@ class ResponseStream:
             async with asyncio.timeout(seconds), aclosing(events):
                 async for event in events:
                     self._events.put_nowait(event)
+            self._events.put_nowait(EngineDownError("The engine ended before the answer was complete; ask again."))
         except TimeoutError:
             self._events.put_nowait(DeadlineError("The answer did not come in the time that a request has."))
         except Exception as error:  # raised again where the events are read
@@ -186,7 +187,7 @@ class Service:
     async def pages(self, raw: bytes, tenant: str) -> PagesReply:
         """Check a body with a PDF and draw its pages; arguments and errors as in `read`."""
         body = await self._validated(PagesRequest, raw)
-        return await _run(self._readers, lambda: pages_reply(body.model, self._converter.pages(body, tenant)))
+        return await _run(self._fetchers, lambda: pages_reply(body.model, self._converter.pages(body, tenant)))
 
     async def _validated(self, kind: type[Checked], raw: bytes) -> Checked:
         if self.engine.waiting >= self.settings.scheduler.queue:
@@ -208,7 +209,7 @@ class Service:
         Raises:
             DeadlineError: its time is over already. Whatever else is wrong, the stream's first event raises.
         """
-        if not self.engine.full_sampling and (name := _special(request)):
+        if name := _refused(request, self.engine):
             raise ApiError(400, f"This server's engine does not take {name}; leave it out.", param=name)
         deadline = arrived_s + self.settings.deadline_s
         left = deadline - time.monotonic()
@@ -228,10 +229,11 @@ class Service:
         return ApiError(404, text, param="model", code="model_not_found")
 
 
-def _special(request: Request) -> str:
-    """The field of a request that not every engine carries out; "" for none."""
-    sampling = request.options.sampling
-    return "response_format" if sampling.json_schema else "logprobs" if sampling.logprobs is not None else ""
+def _refused(request: Request, engine: ServingEngine) -> str:
+    """The field of a request that its engine does not carry out; "" for none."""
+    given, default = request.options.sampling, SamplingParams()
+    name = next((name for name in engine.refused if getattr(given, name) != getattr(default, name)), "")
+    return "response_format" if name == "json_schema" else name
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:

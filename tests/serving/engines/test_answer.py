@@ -50,7 +50,17 @@ def test_the_other_model_gets_both_views_and_counts_its_tokens(model: QZoom) -> 
     assert ready == {"status": "ready"}
 
 
-def endpoint(reply: Response) -> FastAPI:
+def test_ways_of_decoding_are_passed_on_or_refused(model: QZoom) -> None:
+    bodies: list[dict[str, Any]] = []
+    app = endpoint(stream(TEXT), bodies)
+    with serving(app) as url, before(model, url) as site:
+        refused = post(site, top_k=5)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "top_k")
+        post(site, presence_penalty=0.5)
+    assert [body.get("presence_penalty") for body in bodies] == [0.5]
+
+
+def endpoint(reply: Response, bodies: list[dict[str, Any]] | None = None) -> FastAPI:
     app = FastAPI()
 
     @app.get("/v1/models")
@@ -58,7 +68,9 @@ def endpoint(reply: Response) -> FastAPI:
         return JSONResponse({"object": "list", "data": []})
 
     @app.post("/v1/chat/completions")
-    async def completions() -> Response:
+    async def completions(body: dict[str, Any]) -> Response:
+        if bodies is not None:
+            bodies.append(body)
         return reply
 
     return app
@@ -78,13 +90,14 @@ TEXT = json.dumps({"id": "a", "object": "chat.completion.chunk", "created": 1, "
         (JSONResponse({"error": {"message": "at most 1 image"}}, 400), 502, "refuses the request (status 400)"),
         (JSONResponse({"error": {"message": "no"}}, 401), 502, "refuses the server's key"),
         (JSONResponse({"error": {"message": "slow"}}, 429, {"retry-after": "0"}), 429, "too many requests"),
+        (JSONResponse({"error": {"message": "busy"}}, 429, {"retry-after": "Wed, 21 Oct"}), 429, "too many requests"),
         (JSONResponse({"error": {"message": "down"}}, 503, {"retry-after": "0"}), 503, "cannot be reached"),
         (PlainTextResponse("<html>"), 503, "ended in the middle"),
         (stream("{broken"), 502, "no answer"),
         (stream('{"choices": 5}'), 502, "no answer"),
         (stream(TEXT), 503, "ended in the middle"),
     ],
-    ids=["two pictures", "key", "full", "down", "page", "no json", "other json", "cut"],
+    ids=["two pictures", "key", "full", "date", "down", "page", "no json", "other json", "cut"],
 )
 def test_what_goes_wrong_there_is_one_sentence_here(model: QZoom, reply: Response, status: int, sentence: str) -> None:
     with serving(endpoint(reply)) as url, before(model, url) as site:

@@ -20,6 +20,8 @@ from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.request import Options
 from qzoom.errors import DataError
 from qzoom.evaluation.methods.base import Answered, Method, Reading, box_on, start
+from qzoom.heads.boxes import cells_to_pixels
+from qzoom.images.geometry import box_area_px
 from qzoom.types import GateDecision
 
 if TYPE_CHECKING:
@@ -57,9 +59,12 @@ def crop_by_attention(
     if not np.isfinite(relative).all() or float(relative.max()) <= 0:
         reading.extra["failures"] = 1
         return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))
-    x0, y0, x1, y1 = best_window(relative)
-    (width, height), (rows, columns) = reading.size_px, reading.grid
-    box = (x0 * width // columns, y0 * height // rows, -(-x1 * width // columns), -(-y1 * height // rows))
+    padded = model.engine.backbone.square_padding is not None
+    window = best_window(relative)
+    box = cells_to_pixels(window, reading.grid, reading.size_px, min_side_px=1, scaling="exact", padded=padded)
+    if not box_area_px(box):
+        reading.extra["failures"] = 1
+        return reading.answer_coarse(GateDecision(None, None, False, "The attention lies beside the picture."))
     return reading.answer_zoomed([box_on(reading, box)])
 
 

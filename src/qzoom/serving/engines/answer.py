@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import openai
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KEY = "QZOOM_ANSWER_KEY"
 _GREET_S = 10.0
+_PENALTIES = ("presence_penalty", "frequency_penalty")
 _log = logging.getLogger("qzoom.serving")
 
 
@@ -45,9 +46,13 @@ class AnswerEngine(ZoomingEngine):
         ConfigError: nobody answers at the address, the key is refused, or the model's family cannot look alone.
     """
 
+    refused: ClassVar[tuple[str, ...]] = (*ZoomingEngine.refused, "top_k", "ignore_eos")  # not in OpenAI's interface
+
     def __init__(self, model: QZoom, settings: ServerSettings, url: str, name: str, *, key: str = "") -> None:
         if model.engine.backbone.square_padding is not None:
-            raise ConfigError(f"{model.name} pads pictures to a square; --engine answer takes Qwen-VL models only.")
+            raise ConfigError(
+                f"{model.name} pads pictures to a square; --engine answer takes models whose view of a picture is bare."
+            )
         super().__init__(model, settings.scheduler)
         self.url, self.name = url, name
         self._native = NativeEngine(model, settings)
@@ -155,11 +160,12 @@ def _messages(view: View) -> list[dict[str, Any]]:
 
 
 def _sampling(view: View) -> dict[str, Any]:
-    """What the endpoint is asked; top_k and ignore_eos are no part of OpenAI's interface."""
+    """What the endpoint is asked."""
     params = view.request.options.sampling
     out: dict[str, Any] = {"max_tokens": params.max_new_tokens, "temperature": params.temperature}
     if params.temperature:
         out["top_p"] = params.top_p
+    out |= {name: getattr(params, name) for name in _PENALTIES if getattr(params, name)}
     if params.stop:
         out["stop"] = list(params.stop)
     if params.seed is not None:
@@ -185,7 +191,8 @@ def _translated(error: openai.OpenAIError, url: str) -> QZoomError:
     _log.error("the endpoint at %s: %s", url, str(error)[:500])
     if isinstance(error, openai.RateLimitError):
         asked = error.response.headers.get("retry-after", "")
-        return QueueFullError("The answering model has too many requests; try again later.", float(asked or 1))
+        wait_s = float(asked) if asked.isdecimal() else 1.0  # it may be a date
+        return QueueFullError("The answering model has too many requests; try again later.", wait_s)
     if isinstance(error, openai.APITimeoutError):
         return DeadlineError("The answering model did not answer in the time that a request has.")
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):

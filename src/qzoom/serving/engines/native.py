@@ -26,7 +26,7 @@ class NativeEngine(ServingEngine):
     """
 
     grace_s: ClassVar[float] = 5.0
-    full_sampling: ClassVar[bool] = True
+    refused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: QZoom, settings: ServerSettings) -> None:
         super().__init__(model)

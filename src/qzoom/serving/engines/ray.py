@@ -145,8 +145,9 @@ class RayEngine(ServingEngine):
         for last in (False, True):
             self._waiting += 1
             begun = False
-            responses = self._handle.events.remote(key, job, perceive=perceive)
+            responses = None
             try:
+                responses = self._handle.events.remote(key, job, perceive=perceive)
                 async for item in responses:
                     if not begun:
                         begun = True
@@ -166,8 +167,9 @@ class RayEngine(ServingEngine):
                 _log.exception("A replica failed.")
                 raise InternalError("The server failed while it answered; its log says more.") from error
             finally:
-                with suppress(Exception):
-                    responses.cancel()
+                if responses is not None:
+                    with suppress(Exception):
+                        responses.cancel()
                 self._running -= begun
                 self._waiting -= not begun
 

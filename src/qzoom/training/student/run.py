@@ -114,6 +114,7 @@ def train_student(
     folder = Path(recipe.data).expanduser()
     check_folder(folder)
     engine = base or load_student(recipe, device)
+    engine.backbone.need_bare_grid("Training a student")
     digest = base_digest(engine)
     engine = dataclasses.replace(engine, lora=None)  # the base's LoRA weights train as part of its own from here on
     run = TrainingRun(engine, recipe, output, device, on_step, on_phase, on_validation)
