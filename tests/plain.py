@@ -66,8 +66,9 @@ def full_pass(backbone: Backbone, prompt: Prompt) -> Tensor:
     extra = {}
     if deepstack is not None:
         extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": [level[visual[0]] for level in deepstack]}
+    positions = prompt.positions[:, None] if backbone.position_axes > 1 else prompt.positions
     with torch.inference_mode():
         out = backbone.model.model.language_model(
-            inputs_embeds=hidden[None], position_ids=prompt.positions[:, None], use_cache=False, **extra
+            inputs_embeds=hidden[None], position_ids=positions, use_cache=False, **extra
         )
         return backbone.model.lm_head(out.last_hidden_state[0, -1])

@@ -40,7 +40,7 @@ FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 """With a test of their own in every room."""
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
 GLM = ("glm4v", "glm46v")
-EVERY = (*FAMILIES, "qwen3_vl_moe", *HYBRIDS, *GLM)
+EVERY = (*FAMILIES, "llava", "qwen3_vl_moe", *HYBRIDS, *GLM)
 """With the shared tests of tests/backbones/test_families.py."""
 CLASSES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl_moe": "Qwen3VLMoe"}
 CLASSES |= {"llava": "Llava", "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "glm4v": "Glm4v", "glm46v": "Glm46V"}
