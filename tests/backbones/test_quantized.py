@@ -80,6 +80,25 @@ def test_new_branches_are_plain_and_hold_what_the_base_computes_with(folders: di
     assert (ours.weight - stored).norm() / stored.norm() < (0.15 if bits == "4bit" else 0.02)
 
 
+@pytest.mark.parametrize(("bits", "most"), [("4bit", 0.012), ("8bit", 0.001)])
+def test_a_large_bias_takes_nothing_from_the_plain_weights(bits: str, most: float) -> None:
+    import bitsandbytes
+
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(128, 64, dtype=torch.bfloat16)
+    torch.nn.init.normal_(plain.weight, std=0.02)
+    torch.nn.init.constant_(plain.bias, 100.0)  # as the keys of Qwen2.5-VL have
+    kinds: dict[str, Any] = {
+        "4bit": lambda: bitsandbytes.nn.Linear4bit(128, 64, compute_dtype=torch.bfloat16, quant_type="nf4"),
+        "8bit": lambda: bitsandbytes.nn.Linear8bitLt(128, 64, has_fp16_weights=False),
+    }
+    few = kinds[bits]()
+    few.load_state_dict(plain.state_dict())
+    few = few.to("cpu")
+    assert (plain_weight(few, torch.bfloat16) - plain.weight).abs().max() < most
+    assert few.bias[0] == 100
+
+
 def test_a_checkpoint_that_comes_quantised(folders: dict[str, Path], tmp_path: Path) -> None:
     few = load_engine(folders["qwen3_vl"], dtype="bfloat16", quantization="4bit")
     folder = save_pretrained(few, tmp_path / "few", include_base=True)

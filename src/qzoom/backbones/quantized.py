@@ -107,15 +107,19 @@ def plain_copy(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
 def plain_weight(module: Any, dtype: torch.dtype) -> Tensor:
     """The matrix (out, in) of a quantised linear map, read off what it makes of the unit vectors.
 
-    This asks nothing of the library that holds it. Products of unit vectors are exact in the map's own number format.
+    This asks nothing of the library that holds it. Products of unit vectors are exact in the map's own number format,
+    once the bias is away: beside a large one, small weights would be rounded off.
     """
-    device, parts = next(module.parameters()).device, []
-    nothing = module(torch.zeros(1, module.in_features, dtype=dtype, device=device))
-    for start in range(0, module.in_features, 1024):
-        rows = min(1024, module.in_features - start)
-        unit = torch.zeros(rows, module.in_features, dtype=dtype, device=device)
-        unit[torch.arange(rows), torch.arange(start, start + rows)] = 1
-        parts.append(module(unit) - nothing)
+    device, parts, bias = next(module.parameters()).device, [], getattr(module, "bias", None)
+    module.bias = None
+    try:
+        for start in range(0, module.in_features, 1024):
+            rows = min(1024, module.in_features - start)
+            unit = torch.zeros(rows, module.in_features, dtype=dtype, device=device)
+            unit[torch.arange(rows), torch.arange(start, start + rows)] = 1
+            parts.append(module(unit))
+    finally:
+        module.bias = bias
     return torch.cat(parts).T.contiguous().to(dtype)
 
 
