@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from qzoom.backbones.base import Backbone
+from qzoom.engine.prompt import Prompt, embed_prompt
 
 
 def plain_inputs(backbone: Backbone, pictures: Sequence[Image.Image], question: str | list[dict[str, Any]]) -> Any:
@@ -56,3 +57,18 @@ def plain_generate(
         output_logits=True,
     )
     return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0].float()
+
+
+def full_pass(backbone: Backbone, prompt: Prompt) -> Tensor:
+    """Logits of transformers' own decoder over the prompt, regions included, in one go."""
+    hidden, deepstack = embed_prompt(backbone, prompt)
+    visual = prompt.ids[None] == backbone.image_token_id
+    extra = {}
+    if deepstack is not None:
+        extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": [level[visual[0]] for level in deepstack]}
+    positions = prompt.positions[:, None] if backbone.position_axes > 1 else prompt.positions
+    with torch.inference_mode():
+        out = backbone.model.model.language_model(
+            inputs_embeds=hidden[None], position_ids=positions, use_cache=False, **extra
+        )
+        return backbone.model.lm_head(out.last_hidden_state[0, -1])

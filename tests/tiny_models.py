@@ -13,20 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qzoom.backbones.base import Backbone
@@ -40,6 +37,13 @@ from qzoom.engine.state import Engine
 from qzoom.heads.branches import new_gate, new_region
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+"""With a test of their own in every room."""
+HYBRIDS = ("qwen3_5", "qwen3_5_moe")
+GLM = ("glm4v", "glm46v")
+EVERY = (*FAMILIES, "llava", "qwen3_vl_moe", *HYBRIDS, *GLM)
+"""With the shared tests of tests/backbones/test_families.py."""
+CLASSES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl_moe": "Qwen3VLMoe"}
+CLASSES |= {"llava": "Llava", "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "glm4v": "Glm4v", "glm46v": "Glm46V"}
 HIDDEN = 64
 LAYERS = 7
 SPECIAL = (
@@ -105,9 +109,10 @@ def image_processor(family: str, min_tokens: int = 4, max_tokens: int = 30) -> A
     """A processor whose own limits are small enough for fast tests."""
     if family == "llava":
         return CLIPImageProcessorPil()
-    patch = 16 if family == "qwen3_vl" else 14
-    cell = (2 * patch) ** 2
-    return Qwen2VLImageProcessorPil(
+    patch = 14 if family in ("qwen2_5_vl", *GLM) else 16
+    cell = (2 * patch) ** 2 * (2 if family in GLM else 1)
+    kind: Any = Glm4vImageProcessorPil if family in GLM else Qwen2VLImageProcessorPil
+    return kind(
         patch_size=patch,
         merge_size=2,
         temporal_patch_size=2,
@@ -129,7 +134,7 @@ def model_config(family: str, **text: Any) -> Any:
         "vocab_size": len(tokenizer()),
         "hidden_size": HIDDEN,
         "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": 8 if family in HYBRIDS else LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
@@ -143,21 +148,34 @@ def model_config(family: str, **text: Any) -> Any:
     head_dim = HIDDEN // decoder["num_attention_heads"]
     eighth = head_dim // 8
     rope = {"rope_type": "default", "rope_theta": 10000.0}
-    if family == "qwen3_vl":
+    kind = getattr(transformers, f"{CLASSES[family]}Config")
+    tied = {"tie_word_embeddings": decoder["tie_word_embeddings"]}
+    if family.endswith("moe"):
+        experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+        decoder |= experts | {"shared_expert_intermediate_size": 48} if family in HYBRIDS else experts
+    if family in HYBRIDS:
+        rope |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+        sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        sizes |= {"linear_key_head_dim": 32, "linear_value_head_dim": 8, "head_dim": 32}
+        vision |= {"patch_size": 16, "num_position_embeddings": 64}
+        return kind(text_config=decoder | sizes | {"rope_parameters": rope}, vision_config=vision, **tied, **ids)
+    if family in GLM:
+        rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+        vision |= {"patch_size": 14, "image_size": 112}
+        ids |= {"image_start_token_id": ids.pop("vision_start_token_id")}
+        ids |= {"image_end_token_id": ids.pop("vision_end_token_id")}
+        return kind(text_config=decoder | {"rope_parameters": rope}, vision_config=vision, **tied, **ids)
+    if family != "qwen2_5_vl":
         rope |= {"mrope_section": [2 * eighth, eighth, eighth], "mrope_interleaved": True}
-        return Qwen3VLConfig(
-            text_config=decoder | {"head_dim": head_dim, "rope_parameters": rope},
-            vision_config=vision
-            | {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]},
-            tie_word_embeddings=decoder["tie_word_embeddings"],
-            **ids,
-        )
+        vision |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
+        text = decoder | {"head_dim": head_dim, "rope_parameters": rope}
+        return kind(text_config=text, vision_config=vision, **tied, **ids)
     rope |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
-    return Qwen2_5_VLConfig(
+    return kind(
         text_config=decoder | {"rope_parameters": rope, "use_sliding_window": False},
         vision_config=vision
         | {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2},
-        tie_word_embeddings=decoder["tie_word_embeddings"],
+        **tied,
         **ids,
     )
 
@@ -188,8 +206,7 @@ def _llava_config(**text: Any) -> Any:
 
 def build_model(family: str, *, seed: int = 0, attn: str = "sdpa", **text: Any) -> Any:
     """The stock transformers model with random float32 weights from a seed."""
-    kind: Any = Qwen3VLForConditionalGeneration if family == "qwen3_vl" else Qwen2_5_VLForConditionalGeneration
-    kind = LlavaForConditionalGeneration if family == "llava" else kind
+    kind = getattr(transformers, f"{CLASSES[family]}ForConditionalGeneration")
     config = model_config(family, **text)
     config._attn_implementation = attn
     with torch.random.fork_rng(devices=[]):
@@ -197,8 +214,12 @@ def build_model(family: str, *, seed: int = 0, attn: str = "sdpa", **text: Any) 
         model = kind(config).eval()
         with torch.no_grad():
             for name, weight in sorted(model.named_parameters()):
-                if weight.ndim >= 2:
+                if ".experts." in name:
+                    weight.normal_(0.0, weight.shape[-1] ** -0.5)
+                elif weight.ndim >= 2:
                     weight.normal_(0.0, 1.0 if "embed" in name else weight[0].numel() ** -0.5)
+                elif family in HYBRIDS and "norm" in name and "visual" not in name and "linear_attn" not in name:
+                    weight.normal_(0.0, 0.1)  # centred on zero
                 elif name.endswith("bias"):
                     weight.normal_(0.0, 0.1)
             model.lm_head.weight.normal_(0.0, 3 * HIDDEN**-0.5)
@@ -219,7 +240,7 @@ def build_tiny_backbone(
 def build_engine(
     family: str,
     *,
-    shared_layers: int = 3,
+    shared_layers: int = 0,
     branch_layers: int = 3,
     seed: int = 0,
     attn: str = "sdpa",
@@ -231,11 +252,13 @@ def build_engine(
     """A random model with branches whose scores and maps vary from question to question.
 
     Args:
+        shared_layers: K; 0 for 3, or what is nearest to it and can be.
         heads: whether to make the gate and the region branch.
         backbone: wraps this one instead of a new random model.
         **config: further fields of `ZoomConfig`.
     """
     backbone = backbone or build_tiny_backbone(family, seed=seed, attn=attn, dtype=dtype)
+    shared_layers = shared_layers or backbone.nearest_depth(3, branch_layers)
     values = backbone.zoom_defaults() | {"gate_threshold": 0.5, "region_threshold": 0.6} | config
     made = ZoomConfig(shared_layers=shared_layers, branch_layers=branch_layers, **values)
     if not heads:
@@ -254,7 +277,8 @@ def build_engine(
         for part in (region.layers[-1].self_attn.q_proj, region.layers[-1].self_attn.k_proj):
             part.weight.mul_(2.0)
         if hasattr(region.layers[-1].self_attn, "k_norm"):
-            region.layers[-1].self_attn.k_norm.weight.mul_(2.0)
+            norm = region.layers[-1].self_attn.k_norm.weight
+            norm.copy_(2 * norm + 1 if backbone.family in HYBRIDS else 2 * norm)
     out = Engine(backbone, gate.eval().requires_grad_(False), region.eval().requires_grad_(False), made)
     _centre_gate(out)
     return out

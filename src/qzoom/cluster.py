@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qzoom.errors import ConfigError
+from qzoom.errors import ConfigError, StopRunError
 
 
 def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, bool]:
@@ -43,10 +43,17 @@ def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, 
 
 @contextmanager
 def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
-    """The `ray` module, connected until the block ends; arguments and errors as in `start_ray`."""
+    """The `ray` module, connected until the block ends; arguments and errors as in `start_ray`.
+
+    Raises:
+        StopRunError: Ray gave a task of the block up, for example since its process had no memory left.
+    """
     ray, own = start_ray(address, cpus, advice)
     try:
         yield ray
+    except ray.exceptions.RayError as error:
+        last = next(filter(None, reversed(str(error).splitlines())), type(error).__name__).strip()[:300].rstrip(".")
+        raise StopRunError(f"Ray gave the run up ({last}); its log says more.") from error
     finally:
         if own:
             ray.shutdown()

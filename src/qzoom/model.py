@@ -59,6 +59,7 @@ class QZoom:
         device_map: str | None = None,
         attn_implementation: str = "sdpa",
         config: ZoomConfig | None = None,
+        quantization: Any = None,
         **unknown: Any,
     ) -> QZoom:
         """Load the embedded model ("tiny"), a qzoom adapter, a released Q-Zoom checkpoint or a plain base model.
@@ -72,6 +73,8 @@ class QZoom:
             attn_implementation: "sdpa" or "eager"; "flash_attention_2" or "flash_attention_3" on CUDA, for the vision
                 encoder.
             config: overrides the checkpoint's own arithmetic.
+            quantization: "4bit" or "8bit" (bitsandbytes) or a quantization config of transformers, for the base; gate
+                and region branch stay in `dtype`.
             **unknown: anything else is refused with the closest known name.
 
         Raises:
@@ -95,6 +98,7 @@ class QZoom:
             device_map=device_map,
             attn_implementation=attn_implementation,
             config=config,
+            quantization=quantization,
         )
         return cls(engine, str(id_or_path))
 
@@ -339,7 +343,7 @@ def _closest_option(name: str) -> str:
     """The end of the sentence about an unknown option of `from_pretrained`."""
     from qzoom.settings import closest
 
-    return closest(name, ("revision", "dtype", "device_map", "attn_implementation", "config"))
+    return closest(name, ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization"))
 
 
 def _shown(value: Any) -> str:

@@ -93,7 +93,7 @@ def test_the_square_of_a_long_strip_takes_little_memory(monkeypatch: pytest.Monk
     monkeypatch.setattr(Image, "new", lambda mode, size, *a: (squares.append(size), new(mode, size, *a))[1])
     monkeypatch.setattr("qzoom.backbones.llava._MOST_SIDE_PX", 500)
     torch.testing.assert_close(backbone.pixels(strip, None)[0], expected, atol=0.2, rtol=0)
-    assert squares == [(500, 500)]
+    assert set(squares) == {(500, 500)}
     assert strip.size == (2000, 100)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qzoom.backbones import qwen_vl
 from qzoom.backbones.registry import build_backbone
 from qzoom.config import TokenBudget
 from qzoom.engine.cache import KVCache
@@ -84,6 +85,16 @@ def test_encode_is_the_models_own_vision_path(family: str) -> None:
         assert one.grid[0] * one.grid[1] == one.tokens.shape[0]
         assert one.size_px == (one.grid[1] * backbone.token_px, one.grid[0] * backbone.token_px)
         torch.testing.assert_close(one.tokens, single.tokens, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("most", [1, 100, 10_000])
+def test_groups_of_pictures_are_encoded_as_one_call_does(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, pictures = tiny_models.engine("qwen3_vl").backbone, PICTURES * 2
+    expected = backbone.encode(pictures, [None] * 6)
+    monkeypatch.setitem(qwen_vl._GROUP_PATCHES, "cpu", most)
+    for one, other in zip(backbone.encode(pictures, [None] * 6), expected, strict=True):
+        torch.testing.assert_close(one.tokens, other.tokens, atol=1e-5, rtol=0)
+        assert (one.grid, one.size_px, len(one.deepstack)) == (other.grid, other.size_px, len(other.deepstack))
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

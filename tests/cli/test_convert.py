@@ -40,7 +40,7 @@ def test_there_and_back_answers_the_same(here, adapter, picture, tmp_path):
 def test_answer_only_cannot_zoom_but_answers(here, adapter, picture, tmp_path):
     plain = tmp_path / "plain"
     assert here("convert", adapter, plain, "--answer-only").code == 0
-    here("ask", picture, QUESTION, "--model", plain).refuses(1, "no region branch")
+    here("ask", picture, QUESTION, "--model", plain, "--zoom", "always").refuses(1, "no region branch")
     coarse = ("--zoom", "never", "--json", "--quiet", "--max-new-tokens", "6")
     told = [
         json.loads(here("ask", picture, QUESTION, "-m", model, *coarse).out)["tokens"] for model in (plain, adapter)

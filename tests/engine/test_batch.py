@@ -187,10 +187,12 @@ def test_a_batch_looks_once_at_each_picture_and_runs_what_fits_into_memory(memor
     model = QZoom(made("qwen3_vl", "aligned"))
     pages = [tiny_models.picture(20 + i, 150 + 60 * i, 140) for i in range(3)]
     samples = [(pages[i % 3].copy(), f"What is {i // 3}?") for i in range(12)]
-    rows: list[int] = []
+    shapes: list[tuple[int, int]] = []
     patches: list[int] = []
     hooks = [
-        model.engine.backbone.layers[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))),
+        model.engine.backbone.layers[0].register_forward_pre_hook(
+            lambda _, args: shapes.append(tuple(args[0].shape[:2]))
+        ),
         model.engine.backbone.vision_tower.patch_embed.register_forward_pre_hook(
             lambda _, args: patches.append(len(args[0]))
         ),
@@ -199,8 +201,10 @@ def test_a_batch_looks_once_at_each_picture_and_runs_what_fits_into_memory(memor
     for hook in hooks:
         hook.remove()
     assert sum(patches) == 4 * sum(together[i].usage.coarse_tokens for i in range(3))
-    assert rows[:2] == ([1, 1] if memory_mib else [3, 9])  # first questions about the pictures, then the others
-    assert max(rows) == (1 if memory_mib else 12)
+    new = [answer.usage.prompt_tokens - answer.usage.reused_tokens for answer in together]
+    packed = [new[0], new[3]] if memory_mib else [sum(new[:3]), sum(new[3:])]  # questions packed, by picture first
+    assert [tokens for _, tokens in shapes if tokens > 1][:2] == packed
+    assert max(rows for rows, _ in shapes) == (1 if memory_mib else 12)
     assert [answer.usage.reused_tokens > 0 for answer in together] == [False] * 3 + [True] * 9
     assert len({id(answer.images[0]) for answer in together}) == 3
     for sample, found in zip(samples, together, strict=True):

@@ -9,6 +9,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.engine.state import Engine
 from qzoom.model import QZoom
 from tests import tiny_models
+from tests.flow import request, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SAMPLES = [(tiny_models.picture(i, 180 + 40 * i, 150), f"Question {i}: what is the total?") for i in range(5)]
@@ -61,3 +62,12 @@ def test_bfloat16_sessions_answer(family: str) -> None:
 def test_a_loaded_model_leaves_cudnns_attention_alone() -> None:
     assert load_engine("tiny", device_map="cuda").backbone.model.device.type == "cuda"
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_variable_length_attention_gives_what_each_sequence_gives_alone(family: str) -> None:
+    engine = on_cuda(family, torch.bfloat16).engine
+    requests = [request(engine, image, question, zoom="never") for image, question in SAMPLES]
+    alone = [run(engine, [one])[0].logits for one in requests]
+    for logits, expected in zip(run(engine, requests), alone, strict=True):
+        assert torch.nn.functional.cosine_similarity(logits.logits, expected, dim=0) > 0.999

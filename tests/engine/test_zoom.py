@@ -8,35 +8,18 @@ import pytest
 import torch
 
 from qzoom.config import BoxRule, TokenBudget
-from qzoom.engine.prompt import embed_prompt
-from qzoom.engine.state import Engine
 from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
 from qzoom.images.geometry import contains
 from qzoom.model import QZoom
 from qzoom.types import GateDecision
 from tests import tiny_models
-from tests.flow import Run, request, run
-from tests.plain import plain_generate
+from tests.flow import request, run
+from tests.plain import full_pass, plain_generate
 
 PAGE = tiny_models.picture(31, 400, 300)
 WIDE = tiny_models.picture(32, 500, 90)
 QUESTION = "What is the total amount?"
 THREE = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact")
-
-
-def full_pass(engine: Engine, found: Run) -> torch.Tensor:
-    """Logits of transformers' own decoder over the fused prompt, in one go."""
-    prompt = found.after.state.prompt
-    hidden, deepstack = embed_prompt(engine.backbone, prompt)
-    visual = prompt.ids[None] == engine.backbone.image_token_id
-    extra = {}
-    if deepstack is not None:
-        extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": [level[visual[0]] for level in deepstack]}
-    with torch.inference_mode():
-        out = engine.backbone.model.model.language_model(
-            inputs_embeds=hidden[None], position_ids=prompt.positions[:, None], use_cache=False, **extra
-        )
-        return engine.backbone.model.lm_head(out.last_hidden_state[0, -1])
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -50,7 +33,7 @@ def test_the_kept_prefix_gives_what_a_full_pass_gives(family: str, positions: st
     asked = request(engine, [PAGE, WIDE], QUESTION, zoom="always", region_threshold=threshold)
     found = run(engine, [asked])[0]
     assert len(found.regions) >= 1
-    torch.testing.assert_close(found.logits, full_pass(engine, found), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.logits, full_pass(engine.backbone, found.after.state.prompt), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

@@ -76,6 +76,16 @@ def test_grey_transparent_and_palette_pictures_are_converted():
     assert apply_profile(palette, profile(WIDE))[0].getpixel((0, 0)) == expected
 
 
+def test_a_linear_profile_named_after_srgb_is_applied():
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    at = own.index(b"para")
+    linear = own[:at] + b"para" + bytes(8) + (1 << 16).to_bytes(4, "big") + own[at + 16 :]
+    image = Image.new("RGB", (2, 2), (64, 128, 200))
+    assert apply_profile(image, own) == (image, "")
+    assert apply_profile(image, linear)[0].getpixel((0, 0)) == (137, 188, 229)
+    assert apply_profile(image, linear)[1] == CONVERTED
+
+
 @pytest.mark.parametrize("icc", [b"nonsense", b"\0" * (5 << 20), profile(WIDE)[:200]])
 def test_a_profile_that_cannot_be_used_is_said(icc):
     image = Image.new("RGB", (2, 2), (1, 2, 3))

@@ -27,7 +27,7 @@ def recipe_of(world, **changes):
         "zoom": {"positions": "aligned"},
         "precision": "float32",
         "gradient_checkpointing": False,
-        "trackers": [],
+        "trackers": (),
     }
     return StageRecipe(**values | changes)
 

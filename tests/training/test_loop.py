@@ -37,7 +37,7 @@ def recipe_of(world, **changes):
         "learning_rate": 3e-3,
         "precision": "float32",
         "save_steps": 1,
-        "trackers": [],
+        "trackers": (),
         "gradient_checkpointing": False,
     }
     return StageRecipe(**values | changes)

@@ -37,7 +37,7 @@ def recipe_of(stage, base, labels, **changes):
         "learning_rate": 1e-2,
         "precision": "float32",
         "gradient_checkpointing": False,
-        "trackers": [],
+        "trackers": (),
     }
     return StageRecipe(**values | changes)
 

@@ -6,16 +6,18 @@ and keeps no state of a request, so many threads may use one. `docs/port-a-backb
 
 from __future__ import annotations
 
-import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from qzoom.backbones.packed import Rows, use_packed_attention
+from qzoom.backbones.quantized import plain_copy
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import fit_grid
 
@@ -168,6 +170,12 @@ class Backbone(ABC):
     """`config.model_type` of the family."""
     default_sink: ClassVar[str] = "none"
     """The release's sink rule for the family's region maps; see `ZoomConfig.sink`."""
+    transformers: ClassVar[str] = ""
+    """The first release of transformers that has the family; empty where every supported one has."""
+    decoder_maps: ClassVar[str] = r"(self_attn|mlp)\.\w+_proj"
+    """Regular expression of the names of a decoder layer's linear maps, for LoRA."""
+    unquantized: ClassVar[tuple[str, ...]] = ("lm_head", r".*\.(visual|vision_tower|multi_modal_projector)")
+    """Ends or patterns of names of modules that stay in full precision when a base is loaded in 4 or 8 bit."""
     square_padding: ClassVar[tuple[int, int, int] | None] = None
     """RGB of the margins, where `encode` pads pictures to squares, which the grid then spans; else None."""
     fixed_grid: ClassVar[bool] = False
@@ -188,6 +196,10 @@ class Backbone(ABC):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template or tokenizer.chat_template
+        self.folder: Path | None = None
+        """Where its weights were loaded from, which LoRA matrices beside a quantised base are checked against."""
+        self.packs = use_packed_attention(self.text_config)
+        """Whether sequences of different lengths can run side by side, packed; else each runs alone."""
 
     @classmethod
     def zoom_defaults(cls) -> dict[str, Any]:
@@ -299,7 +311,7 @@ class Backbone(ABC):
         Args:
             vision: those of the vision tower as well.
         """
-        maps = rf".*{re.escape(self.decoder_name)}\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+        maps = rf".*{re.escape(self.decoder_name)}\.layers\.\d+\.{self.decoder_maps}"
         if not vision:
             return maps
         return rf"({maps})|(.*{re.escape(self._name_of(self.vision_tower))}\..*\.{self.vision_maps})"
@@ -323,7 +335,7 @@ class Backbone(ABC):
         Args:
             index: the base layer it starts from, 0-based.
         """
-        return copy.deepcopy(self.layers[index])
+        return plain_copy(self.layers[index], self.dtype)
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
@@ -437,10 +449,66 @@ class Backbone(ABC):
             hidden: (batch, queries, hidden).
             rotary: cosines and sines for the queries.
             mask: additive (batch, 1, queries, keys), or None for plain causal attention.
-            cache: an object with `update(key, value, layer_idx)`, or None.
+            cache: what the layer needs to go on: a `KVCache` of the batch, `Rows` of packed sequences, or None.
         """
         out = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
         return out[0] if isinstance(out, tuple) else out
+
+    def run_last(self, layer: nn.Module, hidden: Tensor, rotary: Rotary, rows: Rows) -> Tensor:
+        """One decoder layer over packed rows, for each row's last token alone: (1, rows, hidden).
+
+        The other tokens give keys and values only.
+
+        Args:
+            layer: a base or branch layer.
+            hidden: (1, tokens, hidden), the rows side by side.
+            rotary: cosines and sines for them.
+            rows: lengths and caches.
+        """
+        if max(rows.new) > 1:
+            before, rows, earlier, ends = rows.last()
+            keys, values = self.key_value(layer, hidden[:, earlier], (rotary[0][:, earlier], rotary[1][:, earlier]))
+            before.update(keys, values, self.layer_index(layer))
+            hidden, rotary = hidden[:, ends], (rotary[0][:, ends], rotary[1][:, ends])
+        return self.run_layer(layer, hidden, rotary, rows.mask, rows)
+
+    def layer_index(self, layer: nn.Module) -> int:
+        """The slot of a layer in the cache."""
+        return int(layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Decoder layers that have queries and keys for every token, from which a map can be read."""
+        return tuple(range(self.num_layers))
+
+    def check_depth(self, shared_layers: int, branch_layers: int) -> None:
+        """Refuse branches whose last layer, from which the region map comes, has no queries and keys.
+
+        Args:
+            shared_layers: K.
+            branch_layers: T.
+
+        Raises:
+            ConfigError: K + T exceeds the base's layers, or ends on a layer of another kind.
+        """
+        total = shared_layers + branch_layers
+        if total > self.num_layers:
+            raise ConfigError(
+                f"K={shared_layers} shared and T={branch_layers} branch layers need {total} base layers, but the base "
+                f"has {self.num_layers}; choose a smaller K or T."
+            )
+        allowed = [index + 1 for index in self.attention_layers]
+        if total not in allowed:
+            raise ConfigError(
+                f"K={shared_layers} and T={branch_layers} make layer {total} of the base the region branch's last, but "
+                "it is a linear-attention layer, which has no queries and keys to make a map of; choose K + T out of "
+                f"{', '.join(map(str, allowed))}."
+            )
+
+    def nearest_depth(self, shared_layers: int, branch_layers: int) -> int:
+        """The K nearest to a wish with which `check_depth` agrees."""
+        choices = [index + 1 - branch_layers for index in self.attention_layers if index + 1 > branch_layers]
+        return min(choices, key=lambda depth: (abs(depth - shared_layers), -depth), default=shared_layers)
 
     @abstractmethod
     def query(self, layer: nn.Module, hidden: Tensor, rotary: Rotary) -> Tensor:

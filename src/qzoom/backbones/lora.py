@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-_NAME = re.compile(
-    r"base_model\.model\.(?:(?:model|language_model)\.)*"
-    r"(layers\.\d+\.(?:self_attn|mlp)\.\w+_proj)\.lora_([AB])\.weight"
-)
+_MAPS = r"(?:self_attn|mlp|linear_attn|mlp\.shared_expert)\.(?:\w+_proj|in_proj_(?:qkv|z))"
+_NAME = re.compile(rf"base_model\.model\.(?:(?:model|language_model)\.)*(layers\.\d+\.{_MAPS})\.lora_([AB])\.weight")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (None, False),
@@ -92,15 +91,20 @@ class LoraWeights:
         Raises:
             CheckpointError: the matrices have another shape.
         """
-        names = self._pairs()[target]
-        down, up = (self.tensors[names[side]].to(weight.device).float() for side in "AB")
+        down, up, scale = self.matrices(target, weight.device)
         rank = self.settings["r"]
         if down.shape != (rank, weight.shape[1]) or up.shape != (weight.shape[0], rank):
             raise CheckpointError(
                 f"The LoRA weights of {target} have shapes {tuple(down.shape)} and {tuple(up.shape)}, which do not fit "
                 f"the base's {tuple(weight.shape)} at rank {rank}; they belong to another base model."
             )
-        return (weight.float() + (up @ down) * (self.settings["lora_alpha"] / rank)).to(weight.dtype)
+        return (weight.float() + (up.float() @ down.float()) * scale).to(weight.dtype)
+
+    def matrices(self, target: str, device: torch.device) -> tuple[Tensor, Tensor, float]:
+        """A (rank, in), B (out, rank) and the scale of a map."""
+        names = self._pairs()[target]
+        down, up = (self.tensors[names[side]].to(device) for side in "AB")
+        return down, up, self.settings["lora_alpha"] / self.settings["r"]
 
     def check(self, digest: str, where: str) -> None:
         """Compare with the digest of the base that is at hand.

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, Rotary, VisionShape, VisualFeatures
 from qzoom.config import TokenBudget
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     import PIL.Image
+
+
+_GROUP_PATCHES = {"cpu": 2304, "cuda": 65536}
+"""Patches that the vision encoder takes at once: on a CPU a call for several large pictures is slower than one each."""
 
 
 class QwenVLBackbone(Backbone):
@@ -79,6 +84,23 @@ class QwenVLBackbone(Backbone):
         """See `Backbone.encode`."""
         if not images:
             return []
+        merge = int(self.model.config.vision_config.spatial_merge_size)
+        most = _GROUP_PATCHES["cuda" if self.device.type == "cuda" else "cpu"]
+        sizes = [rows * columns * merge**2 for rows, columns in map(self.grid, (i.size for i in images), budgets)]
+        features: list[VisualFeatures] = []
+        start = 0
+        while start < len(images):
+            stop = start + 1
+            while stop < len(images) and sum(sizes[start : stop + 1]) <= most:
+                stop += 1
+            features += self._encode_group(images[start:stop], budgets[start:stop])
+            start = stop
+        return features
+
+    def _encode_group(
+        self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]
+    ) -> list[VisualFeatures]:
+        """One call of the vision encoder."""
         pixels, grids = zip(*(self.pixels(i, b) for i, b in zip(images, budgets, strict=True)), strict=True)
         grid_thw = torch.cat(grids).to(self.device)
         out = self.model.model.get_image_features(
@@ -202,3 +224,15 @@ class Qwen3VLBackbone(QwenVLBackbone):
         (2560, 36): {"text": ("19:24,27 24:21,23", "24:6,10"), "natural": ("20:15,21,23 21:8,10,11", "20:1,24")},
         (4096, 36): {"text": ("19:24,26,27 24:21,22,23", "24:1,2"), "natural": ("20:15,21,23 21:8,10,11", "21:7")},
     }
+
+
+class Qwen3VLMoeBackbone(Qwen3VLBackbone):
+    """`Qwen3VLMoeForConditionalGeneration`, unforked; experts are fused, so that LoRA goes on attention only."""
+
+    family: ClassVar[str] = "qwen3_vl_moe"
+    published: ClassVar[Mapping[str, ModelSizes]] = {}
+    label_heads: ClassVar[LabelHeads] = {}
+
+    def vision_shape(self) -> VisionShape:
+        """See `Backbone.vision_shape`; the decoder's FLOPs are not stated."""
+        raise ConfigError(f"FLOPs cannot be counted for models of type {self.family!r}: experts are not stated.")

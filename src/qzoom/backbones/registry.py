@@ -11,6 +11,11 @@ from qzoom.errors import CheckpointError
 FAMILIES: dict[str, str] = {
     "qwen2_5_vl": "qzoom.backbones.qwen_vl:Qwen2_5VLBackbone",
     "qwen3_vl": "qzoom.backbones.qwen_vl:Qwen3VLBackbone",
+    "qwen3_vl_moe": "qzoom.backbones.qwen_vl:Qwen3VLMoeBackbone",
+    "qwen3_5": "qzoom.backbones.qwen_hybrid:Qwen3_5Backbone",
+    "qwen3_5_moe": "qzoom.backbones.qwen_hybrid:Qwen3_5MoeBackbone",
+    "glm4v": "qzoom.backbones.glm_vl:Glm4vBackbone",
+    "glm46v": "qzoom.backbones.glm_vl:Glm46vBackbone",
     "llava": "qzoom.backbones.llava:LlavaBackbone",
     "llava_llama": "qzoom.backbones.llava:LlavaBackbone",
 }
@@ -31,19 +36,33 @@ def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_templa
     return backbone_class(model.config.model_type)(model, tokenizer, image_processor, chat_template)
 
 
-def backbone_class(model_type: str) -> type[Backbone]:
+def backbone_class(model_type: Any, where: str = "") -> type[Backbone]:
     """The backbone class of a model type.
 
+    Args:
+        model_type: of a config.json.
+        where: the folder, for the error text.
+
     Raises:
-        CheckpointError: no backbone for it.
+        CheckpointError: no backbone for it, or one that needs a later release of transformers.
     """
+    import transformers
+    from packaging.version import Version
+
     if model_type not in FAMILIES:
+        start = f"{where} is a model" if where else "Models"
         raise CheckpointError(
-            f"Models of type {model_type!r} are not supported; supported types: {', '.join(FAMILIES)}."
+            f"{start} of type {model_type!r}, which {'is' if where else 'are'} not supported; supported types are "
+            f"{', '.join(FAMILIES)}, and docs/port-a-backbone.md says how to add one."
         )
     module, name = FAMILIES[model_type].split(":")
-    found: type[Backbone] = getattr(importlib.import_module(module), name)
-    return found
+    backbone: type[Backbone] = getattr(importlib.import_module(module), name)
+    if backbone.transformers and Version(transformers.__version__) < Version(backbone.transformers):
+        raise CheckpointError(
+            f"{where or 'The model'} is of type {model_type!r}, which needs transformers {backbone.transformers} or "
+            f"newer, and {transformers.__version__} is installed; upgrade it."
+        )
+    return backbone
 
 
 def published_sizes() -> dict[str, ModelSizes]:

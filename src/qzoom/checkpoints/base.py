@@ -129,6 +129,7 @@ def load_backbone(
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     processor: Path | None = None,
+    quantization: Any = None,
     weights: bool = True,
 ) -> Backbone:
     """Load a base model, in eval mode and frozen.
@@ -140,6 +141,8 @@ def load_backbone(
         attn_implementation: one of `ATTENTIONS`; flash attention serves the vision encoder, whose pictures have many
             sizes, and the decoder runs on sdpa, which takes its masks.
         processor: another folder to take tokenizer and image processor from.
+        quantization: "4bit", "8bit" or a quantization config of transformers; None loads the weights as they are
+            stored, which may be quantised too.
         weights: False leaves the base's weights on disk, for programs whose decoder runs elsewhere; tokenizer, image
             processor, positions, rotary table and branch layers work all the same.
 
@@ -148,28 +151,42 @@ def load_backbone(
         ConfigError: an unknown number format or attention.
         DeviceError: a placement that is not supported.
     """
-    from qzoom.backbones.registry import FAMILIES, build_backbone
+    from qzoom.backbones.quantized import quantization_config, settle
+    from qzoom.backbones.registry import backbone_class, build_backbone
 
     if attn_implementation not in ATTENTIONS:
         raise ConfigError(f"attn_implementation must be one of {', '.join(ATTENTIONS)}, not {attn_implementation!r}.")
     device = choose_device(device_map)
     settings = read_json(folder / "config.json")
-    kind = settings.get("model_type")
-    if kind not in FAMILIES:
-        raise CheckpointError(f"{folder} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
+    family = backbone_class(settings.get("model_type"), str(folder))
     index = read_index(folder) if weights or dtype == "auto" else None
-    number_format = choose_dtype(dtype, device, index)
+    number_format = choose_dtype(_stated_dtype(settings) if dtype == "auto" else dtype, device, index)
     check_flash(attn_implementation, device, number_format)
+    options = _options(number_format, attn_implementation)
+    if quantization is not None:
+        if settings.get("quantization_config"):
+            raise ConfigError(f"{folder} is quantised already; leave out quantization={quantization!r}.")
+        options["quantization_config"] = quantization_config(quantization, number_format, family.unquantized)
+    if device.type == "cuda" or quantization is not None or settings.get("quantization_config"):
+        options["device_map"] = {"": str(device)}
     parts = load_processor(processor or folder, settings)
-    load = _load_model if weights else _build_model
-    model = load(folder, number_format, device, attn_implementation)
-    backbone = build_backbone(model.eval().requires_grad_(False), *parts)
-    if weights and index is not None:
+    if not weights:
+        empty = _build_model(folder, number_format, device, attn_implementation)
+        return _with_rotary(build_backbone(empty.eval().requires_grad_(False), *parts), device)
+    model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
+    if index is not None:
         check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
-    else:
-        with device:
-            rotary: Any = type(backbone.decoder.rotary_emb)
-            backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
+    settle(model)
+    backbone = build_backbone(model, *parts)
+    backbone.folder = folder
+    return backbone
+
+
+def _with_rotary(backbone: Backbone, device: torch.device) -> Backbone:
+    """A model without weights whose rotary table has values."""
+    with device:
+        rotary: Any = type(backbone.decoder.rotary_emb)
+        backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
     return backbone
 
 
@@ -271,20 +288,31 @@ def _stored_dtype(index: WeightIndex) -> torch.dtype:
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(most, torch.float32)
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementation: str) -> Any:
+def _stated_dtype(settings: Mapping[str, Any]) -> str:
+    """What a quantised checkpoint's config.json says of its other tensors; "auto" where they are all that there is."""
+    if not settings.get("quantization_config"):
+        return "auto"
+    inner = settings.get("text_config") or {}
+    stated = settings.get("dtype") or settings.get("torch_dtype") or inner.get("dtype") or inner.get("torch_dtype")
+    return str(stated) if stated in ("float32", "bfloat16") else "bfloat16"
+
+
+def _options(dtype: torch.dtype, attn_implementation: str) -> dict[str, Any]:
+    """Options of transformers' `from_pretrained`."""
+    attention: Any = attn_implementation
+    if attn_implementation.startswith("flash"):
+        attention = {"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
+    common = {"dtype": dtype, "attn_implementation": attention}
+    return common | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+
+
+def _load_model(folder: Path, settings: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]) -> Any:
     import torch
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
 
     from qzoom.backbones.registry import backbone_class
 
-    options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
-    attention: Any = attn_implementation
-    if attn_implementation.startswith("flash"):
-        attention = {"": "sdpa", "text_config": "sdpa", "vision_config": attn_implementation}
-    options |= {"dtype": dtype, "attn_implementation": attention}
-    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    settings = read_json(folder / "config.json")
-    layout = backbone_class(str(settings["model_type"])).released_layout(settings)
+    layout = backbone_class(settings["model_type"]).released_layout(settings)
     if device.type == "cuda":
         # For the whole process. On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it
         # meets, and pictures come in every size. vLLM turns it off too; flash and memory-efficient attention remain.
@@ -301,6 +329,11 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_imp
                 loaded = kind.from_pretrained(None, config=config, state_dict=tensors, **options)
     except CheckpointError:
         raise
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:300].rstrip(". ")
+        raise CheckpointError(
+            f"The model in {folder} is quantised, and a package that reads it is missing: {reason}."
+        ) from error
     except Exception as error:  # transformers raises many kinds for settings and weights that do not fit
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
         raise CheckpointError(f"The model in {folder} cannot be loaded: {reason}.") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qzoom.checkpoints.weights import WeightIndex, check_finite
 from qzoom.config import ZoomConfig
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,7 +71,7 @@ def check_branch(
             f"{where}: the config says T={depth} branch layers, but the {what} has {layer_count(list(names))} in the "
             "weights; use the config that came with the weights."
         )
-    shapes = _expected(base, prefix, depth)
+    shapes = _expected(base, prefix, zoom.shared_layers, depth)
     if what != "gate" and zoom.branch_norm:
         shapes |= {"norm.weight": (_hidden(base, prefix),)}
     if what == "gate":
@@ -106,10 +106,15 @@ def fill_last_layer(region: Mapping[str, str], base: WeightIndex, prefix: str, z
     return {f"{prefix}twig_{last}{name}": here + name for name in inner if last + name not in region}
 
 
-def _expected(base: WeightIndex, prefix: str, depth: int) -> dict[str, tuple[int, ...]]:
-    first = f"{prefix}layers.0."
-    inner = {n.removeprefix(first): base.tensors[n].shape for n in base.tensors if n.startswith(first)}
-    return {f"layers.{i}.{name}": shape for i in range(depth) for name, shape in inner.items()}
+def _expected(base: WeightIndex, prefix: str, shared: int, depth: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a branch: those of the base layers that it began as, which need not be alike."""
+    last = layer_count([n.removeprefix(prefix) for n in base.tensors if n.startswith(f"{prefix}layers.")]) - 1
+    out: dict[str, tuple[int, ...]] = {}
+    for i in range(depth):
+        origin = f"{prefix}layers.{min(shared + i, last)}."
+        inner = {n.removeprefix(origin): info.shape for n, info in base.tensors.items() if n.startswith(origin)}
+        out |= {f"layers.{i}.{name}": shape for name, shape in inner.items()}
+    return out
 
 
 def _hidden(base: WeightIndex, prefix: str) -> int:
@@ -213,6 +218,11 @@ def _check_depth(backbone: Backbone, shared: int, depth: int, names: list[str], 
             f"{where}: K={shared} shared layers leave nothing of the base's {backbone.num_layers} layers; "
             "the config does not belong to this base."
         )
+    if len(backbone.attention_layers) < backbone.num_layers:
+        try:
+            backbone.check_depth(shared, depth)
+        except ConfigError as error:
+            raise CheckpointError(f"{where}: {error}") from error
     found = layer_count(names)
     if found != depth:
         raise CheckpointError(

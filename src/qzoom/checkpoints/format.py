@@ -128,12 +128,9 @@ def family_of(settings: Mapping[str, Any], where: str) -> str:
     Raises:
         CheckpointError: it is not.
     """
-    from qzoom.backbones.registry import FAMILIES, backbone_class
+    from qzoom.backbones.registry import backbone_class
 
-    kind = settings.get("model_type")
-    if kind not in FAMILIES:
-        raise CheckpointError(f"{where} is a model of type {kind!r}; supported types are {', '.join(FAMILIES)}.")
-    return backbone_class(kind).family
+    return backbone_class(settings.get("model_type"), where).family
 
 
 def text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -36,6 +36,7 @@ def load_engine(
     attn_implementation: str = "sdpa",
     config: ZoomConfig | None = None,
     processor: str | Path | None = None,
+    quantization: Any = None,
     base_weights: bool = True,
 ) -> Engine:
     """Load the embedded model, our adapter, a merged checkpoint or a plain base model.
@@ -48,6 +49,7 @@ def load_engine(
         attn_implementation: "sdpa", "eager", "flash_attention_2" or "flash_attention_3"; see `load_backbone`.
         config: used instead of the checkpoint's own arithmetic; its K and T must be the checkpoint's.
         processor: a folder with tokenizer and image processor, for checkpoints that have none of their own.
+        quantization: "4bit", "8bit" or a quantization config of transformers: how the base is held; branches never are.
         base_weights: False loads the branches only, for programs whose base model runs elsewhere.
 
     Raises:
@@ -66,6 +68,7 @@ def load_engine(
         "device_map": device_map,
         "attn_implementation": attn_implementation,
         "processor": None if processor is None else Path(processor),
+        "quantization": quantization,
         "weights": base_weights,
     }
     kind = detect_kind(source.folder)

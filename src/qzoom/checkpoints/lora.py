@@ -7,15 +7,24 @@ adds the matrices file by file without building a model.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoom.backbones.lora import LoraWeights
-from qzoom.checkpoints.weights import check_finite, maps_digest, read_json
+from qzoom.checkpoints.branches import decoder_prefix
+from qzoom.checkpoints.weights import (
+    WeightIndex,
+    check_finite,
+    maps_digest,
+    read_index,
+    read_json,
+    read_tensors,
+)
 from qzoom.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from qzoom.backbones.base import Backbone
 
@@ -36,25 +45,53 @@ def add_to_backbone(backbone: Backbone, lora: LoraWeights, where: str) -> None:
     """
     import torch
 
+    from qzoom.backbones.quantized import add_beside, is_quantized_map
+
     if backbone.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(f"{where} has LoRA weights, which load in float32 or bfloat16 only; choose one of them.")
-    maps = {target: weight_in(backbone, target, where) for target in lora.targets}
-    lora.check(maps_digest(lora.targets, maps.__getitem__), where)
+    lora.check(base_maps_digest(backbone, lora.targets, where), where)
     with torch.no_grad():
-        for target, weight in maps.items():
-            weight.copy_(lora.added(target, weight))
+        for target in lora.targets:
+            module = _map_in(backbone, target, where)
+            if is_quantized_map(module):
+                add_beside(module, *lora.matrices(target, backbone.device))
+            else:
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                weight.copy_(lora.added(target, weight))
 
 
-def weight_in(backbone: Backbone, target: str, where: str) -> Tensor:
-    """The weight of a map, by its name in `LoraWeights.targets` (CheckpointError: the base has no such map)."""
+def base_maps_digest(backbone: Backbone, targets: Sequence[str], where: str) -> str:
+    """`weights.maps_digest` of a loaded base: of a quantised one the maps in the files that it was loaded from.
+
+    So the same matrices fit a base in 4 bit, in 8 bit and in full precision.
+
+    Raises:
+        CheckpointError: the base has no such map, or a quantised one came from no folder.
+    """
+    from qzoom.backbones.quantized import is_quantized_map
+
+    if not any(is_quantized_map(_map_in(backbone, target, where)) for target in targets):
+        return maps_digest(targets, lambda target: _map_in(backbone, target, where).weight)  # type: ignore[return-value, arg-type]
+    if backbone.folder is None:
+        raise CheckpointError(f"{where}: a quantised base that was not loaded from a folder takes no LoRA weights.")
+    index = read_index(backbone.folder)
+    prefix = decoder_prefix(index)
+    return maps_digest(targets, lambda target: _stored(index, f"{prefix}{target}.weight"))
+
+
+def _stored(index: WeightIndex, name: str) -> Tensor:
+    return read_tensors(index, [name])[name]
+
+
+def _map_in(backbone: Backbone, target: str, where: str) -> nn.Module:
+    """A linear map, by its name in `LoraWeights.targets` (CheckpointError: the base has no such map)."""
     number, inner = target.removeprefix("layers.").split(".", 1)
     try:
-        weight: Tensor = backbone.layers[int(number)].get_submodule(inner).weight  # type: ignore[assignment]
+        return backbone.layers[int(number)].get_submodule(inner)
     except (AttributeError, IndexError) as error:
         raise CheckpointError(
             f"{where}: the base has no {target}, to which LoRA weights are to be added; it is another base model."
         ) from error
-    return weight
 
 
 def write_lora(lora: LoraWeights, folder: Path) -> None:

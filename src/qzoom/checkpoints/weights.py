@@ -97,14 +97,17 @@ def read_index(folder: Path, stem: str = "model") -> WeightIndex:
         stem: "model" for a model's weights, "qzoom" for our branches.
 
     Raises:
-        CheckpointError: no safetensors (pickled weights are refused), a shard missing, a damaged file.
+        CheckpointError: no safetensors (pickled weights are refused), a shard missing, a damaged file, or two complete
+            sets of weights.
     """
     single, listing = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if listing.is_file():
-        wanted = _weight_map(listing)
+    wanted = _weight_map(listing) if listing.is_file() else None
+    if wanted is not None and single.is_file() and _is_left_over(folder, single.name, wanted):
+        wanted = None
+    if wanted is not None:
         files = sorted(set(wanted.values()))
     elif single.is_file():
-        wanted, files = None, [single.name]
+        files = [single.name]
     else:
         raise CheckpointError(_no_weights(folder, stem))
     tensors: dict[str, TensorInfo] = {}
@@ -165,6 +168,23 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not found or not plain:
         raise CheckpointError(f"{path} has no usable weight_map of tensor names to safetensors files in its folder.")
     return found
+
+
+def _is_left_over(folder: Path, single: str, weight_map: Mapping[str, str]) -> bool:
+    """Whether an index of shards was left by an earlier model over which a single file was saved.
+
+    Raises:
+        CheckpointError: its shards are all there, so that nobody can tell which weights are meant.
+    """
+    shards = sorted(set(weight_map.values()) - {single})
+    if single in weight_map.values():
+        return False
+    if all((folder / shard).is_file() for shard in shards):
+        raise CheckpointError(
+            f"{folder} holds two sets of weights, {single} and the shards of {single}.index.json ({_list(shards)}); "
+            "delete the one that is not meant."
+        )
+    return True
 
 
 def _no_weights(folder: Path, stem: str) -> str:

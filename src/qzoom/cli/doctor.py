@@ -62,7 +62,7 @@ def examine() -> list[Finding]:
     findings += _libraries()
     if all(finding.level != "fail" for finding in findings):
         findings += [_device(), *_threads(), _attention()]
-    return [*findings, _torchvision(), _model_cache(), _embedded_model()]
+    return [*findings, _torchvision(), _quantization(), _model_cache(), _embedded_model()]
 
 
 def _libraries() -> list[Finding]:
@@ -132,6 +132,13 @@ def _torchvision() -> Finding:
             "pip uninstall torchvision: a broken one stops transformers.",
         )
     return Finding("torchvision", str(torchvision.__version__))
+
+
+def _quantization() -> Finding:
+    try:
+        return Finding("bitsandbytes", importlib.metadata.version("bitsandbytes"))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("bitsandbytes", "absent (only --quantization needs it: pip install 'qzoom[quantized]')")
 
 
 def _model_cache() -> Finding:

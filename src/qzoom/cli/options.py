@@ -41,6 +41,10 @@ Dtype = Annotated[
         help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
     ),
 ]
+Quantization = Annotated[
+    Literal["4bit", "8bit"] | None,
+    typer.Option(envvar="QZOOM_QUANTIZATION", help="Hold the base model's weights in few bits (needs bitsandbytes)."),
+]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
     typer.Option(
@@ -96,20 +100,25 @@ class ModelOptions:
     revision: Revision = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization = None
 
     def load(self) -> QZoom:
         """The model (QZoomError: it cannot be found, read or placed)."""
         from qzoom.model import QZoom
 
         return QZoom.from_pretrained(
-            self.model, revision=self.revision, dtype=self.dtype, device_map=find_device(self.device)
+            self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device_map=find_device(self.device),
+            quantization=self.quantization,
         )
 
     def spec(self) -> ModelSpec:
         """The model for the workers of a labelling run."""
         from qzoom.labels.workers import ModelSpec
 
-        return ModelSpec(self.model, self.revision, find_device(self.device), self.dtype)
+        return ModelSpec(self.model, self.revision, find_device(self.device), self.dtype, self.quantization)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,19 @@
-"""The caches: keys and values of one sample or batch (`KVCache`), and least-recently-used values (`LRUCache`).
+"""The caches: what layers need to go on with a sample or batch (`KVCache`), and recently used values (`LRUCache`).
 
-`KVCache` has the form that transformers' decoder layers expect: `update(key, value, layer_idx)`. It is cheap to fork
-(tensors are shared, never written in place once shared), so a session's prefix serves many questions. `reserve` gives a
-decoding batch room to append in place instead of copying every step.
+A layer with full attention needs keys and values; a linear-attention layer needs a state, which cannot be cut, so that
+snapshots of it are kept where a prompt may be cut later. `KVCache` has the form that transformers' decoder layers
+expect: `update(key, value, layer_idx)`, and for states `update_conv_state` and `update_recurrent_state`. It is cheap to
+fork (tensors are shared, never written in place once shared), so a session's prefix serves many questions. `reserve`
+gives a decoding batch room to append keys in place instead of copying every step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,11 +22,58 @@ from torch import Tensor
 GROWTH = 128  # positions added when a reserved cache runs out of room
 
 
+@dataclass(frozen=True, slots=True)
+class LinearState:
+    """What a linear-attention layer needs to go on.
+
+    Args:
+        conv: (batch, channels, kernel), the convolution's last inputs.
+        recurrent: (batch, heads, key width, value width); None until the first pass has ended.
+        length: tokens that it has seen; only counted where snapshots are taken.
+        snapshots: itself after fewer tokens, shortest first.
+    """
+
+    conv: Tensor
+    recurrent: Tensor | None = None
+    length: int = 0
+    snapshots: tuple[LinearState, ...] = ()
+
+    def mapped(self, change: Callable[[Tensor], Tensor], *, snapshots: bool = False) -> LinearState:
+        """The state with its tensors changed, without its snapshots unless they are wanted."""
+        recurrent = None if self.recurrent is None else change(self.recurrent)
+        own = LinearState(change(self.conv), recurrent, self.length)
+        if not snapshots:
+            return own
+        earlier = tuple(own if one.length == self.length else one.mapped(change) for one in self.snapshots)
+        return dataclasses.replace(own, snapshots=earlier)
+
+    def after(self, length: int) -> LinearState:
+        """The state after the first `length` tokens.
+
+        Raises:
+            ValueError: no snapshot was taken there.
+        """
+        if self.length <= length:
+            return self
+        earlier = tuple(one for one in self.snapshots if one.length <= length)
+        if not earlier or earlier[-1].length != length:
+            raise ValueError(f"No snapshot of the layer's state was taken after {length} tokens.")
+        return dataclasses.replace(earlier[-1], snapshots=earlier)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, snapshots included."""
+        own = [self.conv] if self.recurrent is None else [self.conv, self.recurrent]
+        earlier = sum(one.nbytes for one in self.snapshots if one.length != self.length)
+        return sum(t.numel() * t.element_size() for t in own) + earlier
+
+
 class KVCache:
-    """Per layer, keys and values of shape (batch, kv_heads, length, head_dim)."""
+    """Per layer, keys and values of shape (batch, kv_heads, length, head_dim), or a `LinearState`."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor, int]] = {}  # buffers and the filled length
+        self._states: dict[int, LinearState] = {}
         self._owned = False
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -43,12 +94,51 @@ class KVCache:
         self._layers[layer_idx] = (keys, values, end)
         return keys[:, :, :end], values[:, :, :end]
 
+    def get_conv_state(self, layer_idx: int, *_: Any, **__: Any) -> Tensor | None:
+        """The convolution's last inputs, as a copy that the layer may write to."""
+        state = self._states.get(layer_idx)
+        if state is None:
+            return None
+        self._states[layer_idx] = dataclasses.replace(state, conv=state.conv.clone())
+        return self._states[layer_idx].conv
+
+    def get_recurrent_state(self, layer_idx: int, *_: Any, **__: Any) -> Tensor | None:
+        """The recurrent state, which is replaced and never written to."""
+        state = self._states.get(layer_idx)
+        return None if state is None else state.recurrent
+
+    def is_recording_past(self, *_: Any, **__: Any) -> bool:
+        """Whether the convolution's inputs are kept for longer than its kernel: never."""
+        return False
+
+    def update_conv_state(self, inputs: Tensor, layer_idx: int, *, conv_kernel_size: int, **_: Any) -> Tensor:
+        """Append inputs (batch, channels, length) of the convolution; returns them after the last earlier ones."""
+        state = self._states.get(layer_idx)
+        seen = inputs if state is None else torch.cat([state.conv, inputs], dim=-1)
+        missing = conv_kernel_size - seen.shape[-1]
+        last = torch.nn.functional.pad(seen, (missing, 0)) if missing > 0 else seen[..., -conv_kernel_size:].clone()
+        self._states[layer_idx] = LinearState(last) if state is None else dataclasses.replace(state, conv=last)
+        return seen
+
+    def update_recurrent_state(self, recurrent: Tensor, layer_idx: int, **_: Any) -> Tensor:
+        """Replace the recurrent state."""
+        self._states[layer_idx] = dataclasses.replace(self._states[layer_idx], recurrent=recurrent)
+        return recurrent
+
+    def snapshot(self, layer_idx: int, length: int, *, keep: bool) -> None:
+        """Note how many tokens a layer's state has seen, and keep it where the prompt may be cut later."""
+        state = dataclasses.replace(self._states[layer_idx], length=length)
+        if keep:
+            state = dataclasses.replace(state, snapshots=(*state.snapshots, dataclasses.replace(state, snapshots=())))
+        self._states[layer_idx] = state
+
     def __contains__(self, layer_idx: int) -> bool:
-        return layer_idx in self._layers
+        return layer_idx in self._layers or layer_idx in self._states
 
     def __len__(self) -> int:
         """Filled length of the first layer held; 0 when empty."""
-        return next((length for _, _, length in self._layers.values()), 0)
+        filled = [length for _, _, length in self._layers.values()]
+        return next(iter([*filled, *(state.length for state in self._states.values())]), 0)
 
     def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer."""
@@ -59,11 +149,17 @@ class KVCache:
         """A cache that shares these tensors; appending to either leaves the other as it was."""
         out = KVCache()
         out._layers = {i: (k[:, :, :n], v[:, :, :n], n) for i, (k, v, n) in self._layers.items()}
+        out._states = dict(self._states)
         return out
 
     def truncated(self, length: int) -> KVCache:
-        """A fork that keeps only the first `length` positions."""
+        """A fork that keeps only the first `length` positions.
+
+        Raises:
+            ValueError: a layer's state has no snapshot there.
+        """
         out = KVCache()
+        out._states = {i: state.after(length) for i, state in self._states.items()} if length else {}
         for i, (keys, values, filled) in self._layers.items():
             n = min(length, filled)
             out._layers[i] = (keys[:, :, :n], values[:, :, :n], n)
@@ -73,12 +169,16 @@ class KVCache:
         """A fork that also holds the layers of another cache (their layers must differ)."""
         out = self.fork()
         out._layers |= other.fork()._layers
+        out._states |= other._states
         return out
 
     def clone(self, layers: Iterable[int] | None = None) -> KVCache:
         """An own copy, of some layers or of all, that shares no memory with this one."""
         out = KVCache()
-        for i in self._layers if layers is None else layers:
+        for i in [*self._layers, *self._states] if layers is None else layers:
+            if i in self._states:
+                out._states[i] = self._states[i].mapped(Tensor.clone, snapshots=True)
+                continue
             keys, values = self.layer(i)
             out._layers[i] = (keys.clone(), values.clone(), keys.shape[2])
         return out
@@ -86,12 +186,14 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Memory of the buffers, room to grow included."""
-        return sum(t.numel() * t.element_size() for keys, values, _ in self._layers.values() for t in (keys, values))
+        pairs = [tensor for keys, values, _ in self._layers.values() for tensor in (keys, values)]
+        return sum(t.numel() * t.element_size() for t in pairs) + sum(s.nbytes for s in self._states.values())
 
     def reserve(self, extra: int) -> KVCache:
-        """An own copy with room for `extra` more positions, appended in place."""
+        """An own copy with room for `extra` more positions, appended in place; for decoding, so without snapshots."""
         out = KVCache()
         out._owned = True
+        out._states = {i: dataclasses.replace(state, snapshots=()) for i, state in self._states.items()}
         for i, (keys, values, n) in self._layers.items():
             out._layers[i] = (_with_room(keys, n, extra), _with_room(values, n, extra), n)
         return out
@@ -110,9 +212,13 @@ class KVCache:
         out = KVCache()
         out._owned = extra > 0
         longest = max(lengths)
-        template = next((c for c in caches if c._layers), None)
+        template = next((c for c in caches if c._layers or c._states), None)
         if template is None or longest == 0:
             return out
+        for i in template._states:
+            states = [cache._states[i] for cache in caches]
+            recurrent = torch.cat([s.recurrent for s in states if s.recurrent is not None])
+            out._states[i] = LinearState(torch.cat([state.conv for state in states]), recurrent)
         for i, (keys, _, _) in template._layers.items():
             shape = (len(caches), keys.shape[1], longest + extra, keys.shape[3])
             new_keys, new_values = keys.new_zeros(shape), keys.new_zeros(shape)
@@ -132,6 +238,7 @@ class KVCache:
         """
         out = KVCache()
         out._owned = self._owned
+        out._states = {i: state.mapped(lambda t: t[list(rows)]) for i, state in self._states.items()}
         for i, (keys, values, n) in self._layers.items():
             out._layers[i] = (
                 keys[list(rows), :, drop:].contiguous(),
@@ -149,6 +256,7 @@ class KVCache:
         """
         pieces = list(keep)
         out = KVCache()
+        out._states = {i: state.mapped(lambda t: t[row : row + 1]) for i, state in self._states.items()}
         for i in self._layers:
             keys, values = self.layer(i)
             new_keys = [keys[row : row + 1, :, piece] for piece in pieces]

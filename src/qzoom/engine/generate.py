@@ -97,32 +97,20 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass(slots=True)
 class DecodeRow:
-    """One sample being decoded.
+    """One sample being decoded."""
 
-    Args:
-        key: the caller's name for it.
-        cache: keys and values of all layers for the prompt, batch 1.
-        length: the prompt's length.
-        position: position of the next token, on all axes.
-        logits: (vocabulary,) for the next token.
-        params: how to decode.
-        sampler: draws tokens.
-        stream: collects text.
-        error: why it has no answer.
-    """
-
-    key: int
-    cache: KVCache
-    length: int
-    position: float
-    logits: Tensor
-    params: SamplingParams
-    sampler: Sampler
-    stream: TextStream
+    key: int  # the caller's name for it
+    cache: KVCache  # keys and values of all layers for the prompt, batch 1
+    length: int  # the prompt's length
+    position: float  # position of the next token, on all axes
+    logits: Tensor  # (vocabulary,) for the next token
+    params: SamplingParams  # how to decode
+    sampler: Sampler  # draws tokens
+    stream: TextStream  # collects text
     tokens: list[int] = field(default_factory=list)
     finish: Literal["", "stop", "length", "cancelled"] = ""
     reported: int = 0
-    error: CheckpointError | SchemaError | None = None
+    error: CheckpointError | SchemaError | None = None  # why it has no answer
 
     def take(self, eos_ids: Sequence[int]) -> str:
         """Draw a token from the logits; returns the new text and sets `finish` when the row has ended.

@@ -1,10 +1,11 @@
-"""Run decoder layers over rows of different lengths as one batch.
+"""Run decoder layers over rows of different lengths as one batch, without padding.
 
-A row is one sample's new tokens plus what its cache already holds. Rows are padded on the left, for new tokens and past
-alike, and unpadded afterwards, so that every row's result is what it would be alone:
+A row is one sample's new tokens plus what its cache already holds. The new tokens of all rows are packed into one
+sequence for the linear maps; attention stays within each row (`backbones.packed`), so that every row's result is what
+it would be alone:
 
-    keys:     [pad pad P P P | pad N N]        P past, N new; a query sees every non-pad key up to itself
-              [P   P   P P P | N   N N]
+    packed:   [N N N N | N N | N N N]          one product with each weight matrix
+    attention: row by row, over P P P N N N N; rows of equal lengths together
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qzoom.backbones.base import Backbone, Rotary
+from qzoom.backbones.base import Backbone
+from qzoom.backbones.packed import Rows
 from qzoom.engine.cache import KVCache
 
 
@@ -29,6 +31,7 @@ class SequenceSlice:
         cache: what the stack holds of this sample, batch 1.
         past: its length.
         deepstack: (levels, new, hidden) to add after layers 0, 1, ...; None where no new token is visual.
+        cuts: lengths at which the sample may be cut later (`prompt.picture_ends`).
     """
 
     hidden: Tensor
@@ -36,6 +39,7 @@ class SequenceSlice:
     cache: KVCache
     past: int
     deepstack: Tensor | None = None
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +70,38 @@ def run_layers(
         layers: the stack, in order; may be empty.
         rows: one or more samples.
         first_layer: index of the first layer in the decoder, for DeepStack; None for branches, which have none.
-        last_token_only: of the last layer compute the output of each row's last new token only (all its keys and
-            values are still kept).
+        last_token_only: of the last layer compute the output of each row's last new token only (what the layer needs
+            to go on is still kept for all of them).
 
     Returns:
         One result per row, in order.
     """
-    if not rows:
-        return []
-    new = [row.hidden.shape[0] for row in rows]
-    pasts = [row.past for row in rows]
-    if not layers:
+    if not layers or not rows:
         return [RowResult(r.hidden[-1:] if last_token_only else r.hidden, r.cache.fork()) for r in rows]
-    hidden = _pad([row.hidden for row in rows], dim=0)
-    rotary = backbone.rotary(hidden, _pad([row.positions for row in rows], dim=1).transpose(0, 1))
-    deepstack = _pad_deepstack(rows, max(new)) if first_layer is not None else None
-    mask = _mask(backbone, new, pasts, hidden)
-    cache = KVCache.stack([row.cache for row in rows], pasts)
+    if not backbone.packs and len(rows) > 1:
+        options = {"first_layer": first_layer, "last_token_only": last_token_only}
+        return [run_layers(backbone, layers, [row], **options)[0] for row in rows]  # type: ignore[arg-type]
+    hidden = torch.cat([row.hidden for row in rows])[None]
+    positions = [row.positions for row in rows]
+    whole = all(p.dtype == positions[0].dtype for p in positions)
+    rotary = backbone.rotary(hidden, torch.cat([p if whole else p.float() for p in positions], dim=1)[:, None])
+    packed = Rows(
+        [row.cache.fork() for row in rows],
+        tuple(row.hidden.shape[0] for row in rows),
+        tuple(row.past for row in rows),
+        [row.cuts for row in rows],
+        None if backbone.packs else _mask(rows[0], hidden),
+    )
+    deepstack = _packed_deepstack(rows) if first_layer is not None else None
     for offset, layer in enumerate(layers):
         if last_token_only and offset == len(layers) - 1:
-            hidden = _last_token(backbone, layer, hidden, rotary, mask=mask, cache=cache)
+            hidden = backbone.run_last(layer, hidden, rotary, packed)
         else:
-            hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
-        if deepstack is not None and first_layer is not None and first_layer + offset < deepstack.shape[1]:
-            hidden = hidden + deepstack[:, first_layer + offset]
-    return [_unpack(i, hidden, cache, new, pasts) for i in range(len(rows))]
+            hidden = backbone.run_layer(layer, hidden, rotary, packed.mask, packed)
+        if deepstack is not None and first_layer is not None and first_layer + offset < deepstack.shape[0]:
+            hidden = hidden + deepstack[first_layer + offset]
+    lengths = [1] * len(rows) if last_token_only else list(packed.new)
+    return [RowResult(out, cache) for out, cache in zip(hidden[0].split(lengths), packed.caches, strict=True)]
 
 
 def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torch.dtype) -> Tensor | None:
@@ -109,35 +120,10 @@ def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torc
     return _additive(allowed[:, None, None], dtype)
 
 
-def _last_token(
-    backbone: Backbone, layer: nn.Module, hidden: Tensor, rotary: Rotary, *, mask: Tensor | None, cache: KVCache
-) -> Tensor:
-    """A layer's output (batch, 1, hidden) for the last token; earlier ones give keys and values only."""
-    if hidden.shape[1] > 1:
-        earlier = (rotary[0][:, :-1], rotary[1][:, :-1])
-        keys, values = backbone.key_value(layer, hidden[:, :-1], earlier)
-        cache.update(keys, values, layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
-    last = (rotary[0][:, -1:], rotary[1][:, -1:])
-    return backbone.run_layer(layer, hidden[:, -1:], last, None if mask is None else mask[:, :, -1:], cache)
-
-
-def _mask(backbone: Backbone, new: list[int], pasts: list[int], hidden: Tensor) -> Tensor | None:
-    """Additive mask (batch, 1, queries, keys); None when the attention kernel's own causal mask is right."""
-    queries, past = max(new), max(pasts)
-    ragged = min(new) != queries or min(pasts) != past
-    if not ragged and (queries == 1 or (past == 0 and backbone.text_config._attn_implementation == "sdpa")):
-        return None
-    device = hidden.device
-    keys = torch.arange(past + queries, device=device)
-    own = torch.arange(queries, device=device) + past
-    allowed = (keys[None] <= own[:, None])[None]
-    if ragged:
-        pad_past = torch.tensor([past - p for p in pasts], device=device)[:, None, None]
-        pad_new = torch.tensor([queries - n for n in new], device=device)[:, None, None]
-        valid = torch.where(keys < past, keys >= pad_past, keys - past >= pad_new)
-        # padding queries see themselves, so that no row of the softmax is empty
-        allowed = (allowed & valid) | (keys[None] == own[:, None])[None]
-    return _additive(allowed[:, None], hidden.dtype)
+def _mask(row: SequenceSlice, hidden: Tensor) -> Tensor:
+    """Additive causal mask (1, 1, queries, keys) of a single row."""
+    keys = torch.arange(row.past + hidden.shape[1], device=hidden.device)
+    return _additive((keys[None] <= keys[row.past :, None])[None, None], hidden.dtype)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,39 +131,13 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
-def _pad(tensors: list[Tensor], dim: int) -> Tensor:
-    """Stack, padded with zeros on the left of `dim`; whole and fractional positions become fractional together."""
-    if any(t.dtype != tensors[0].dtype for t in tensors):
-        tensors = [t.float() for t in tensors]
-    longest = max(t.shape[dim] for t in tensors)
-    padded = []
-    for tensor in tensors:
-        shape = list(tensor.shape)
-        shape[dim] = longest - shape[dim]
-        padded.append(torch.cat([tensor.new_zeros(shape), tensor], dim=dim) if shape[dim] else tensor)
-    return torch.stack(padded)
-
-
-def _pad_deepstack(rows: Sequence[SequenceSlice], queries: int) -> Tensor | None:
-    """(batch, levels, queries, hidden), zeros where nothing is added; None when no row has any."""
+def _packed_deepstack(rows: Sequence[SequenceSlice]) -> Tensor | None:
+    """(levels, tokens, hidden), zeros where nothing is added; None when no row has any."""
     template = next((row.deepstack for row in rows if row.deepstack is not None), None)
     if template is None:
         return None
-    out = template.new_zeros(len(rows), template.shape[0], queries, template.shape[2])
-    for i, row in enumerate(rows):
-        if row.deepstack is not None:
-            out[i, :, queries - row.deepstack.shape[1] :] = row.deepstack
-    return out
-
-
-def _unpack(i: int, hidden: Tensor, cache: KVCache, new: list[int], pasts: list[int]) -> RowResult:
-    queries, past = max(new), max(pasts)
-    out = hidden[i, -new[i] :] if hidden.shape[1] > 1 else hidden[i]
-    if len(new) == 1:
-        return RowResult(out, cache)
-    pieces = [slice(past - pasts[i], past), slice(past + queries - new[i], past + queries)]
-    if pasts[i] == 0:
-        pieces = pieces[1:]
-    elif new[i] == queries:
-        pieces = [slice(past - pasts[i], past + queries)]
-    return RowResult(out, cache.row(i, pieces))
+    none = template.new_zeros
+    return torch.cat(
+        [none(template.shape[0], *row.hidden.shape) if row.deepstack is None else row.deepstack for row in rows],
+        dim=1,
+    )

@@ -62,21 +62,13 @@ _NOT_A_NUMBER = "is not a number (NaN or infinity), so the answer is from the co
 
 @dataclass(frozen=True, slots=True)
 class CoarseResult:
-    """What the coarse pass gave for one request.
+    """What the coarse pass gave for one request."""
 
-    Args:
-        request: what was asked.
-        state: everything computed.
-        gate: the decision; `zoomed` is the intention until the region is read.
-        maps: one per picture; empty when the region branch did not run.
-        boxes: proposed boxes, best first.
-    """
-
-    request: Request
-    state: State
-    gate: GateDecision
-    maps: tuple[RegionMap, ...] = ()
-    boxes: tuple[MapBox, ...] = ()
+    request: Request  # what was asked
+    state: State  # everything computed
+    gate: GateDecision  # the decision; `zoomed` is the intention until the region is read
+    maps: tuple[RegionMap, ...] = ()  # one per picture; empty when the region branch did not run
+    boxes: tuple[MapBox, ...] = ()  # proposed boxes, best first
 
 
 @torch.inference_mode()

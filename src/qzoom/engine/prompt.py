@@ -86,6 +86,12 @@ def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[Visu
     return Prompt(tensor, backbone.positions(tensor, [p.grid for p in pictures]), tuple(spans))
 
 
+def picture_ends(backbone: Backbone, prompt: Prompt) -> tuple[int, ...]:
+    """Where a prompt may be cut: after each coarse picture's block, the last of which ends the prefix."""
+    closing = len(backbone.image_delimiters[1])
+    return tuple(span.stop + closing for span in prompt.spans if span.role == "coarse")
+
+
 def blank_features(grid: tuple[int, int], like: Tensor, size_px: tuple[int, int] = (0, 0)) -> VisualFeatures:
     """Features of a picture that is encoded elsewhere: its grid, and tokens without values.
 

@@ -54,21 +54,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question, ready to run.
+    """One question, ready to run."""
 
-    Args:
-        conversation: the messages.
-        ids: their token ids, one placeholder per picture.
-        pictures: the decoded pictures, in order.
-        options: zooming, token limits, decoding.
-        prefix: what a session has computed of the pictures; None for a fresh question.
-    """
-
-    conversation: Conversation
-    ids: tuple[int, ...]
-    pictures: tuple[LoadedImage, ...]
-    options: Options
-    prefix: State | None = None
+    conversation: Conversation  # the messages
+    ids: tuple[int, ...]  # their token ids, one placeholder per picture
+    pictures: tuple[LoadedImage, ...]  # the decoded pictures, in order
+    options: Options  # zooming, token limits, decoding
+    prefix: State | None = None  # what a session has computed of the pictures; None for a fresh question
 
 
 def make_request(

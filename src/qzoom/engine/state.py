@@ -19,7 +19,7 @@ from qzoom.backbones.lora import LoraWeights
 from qzoom.config import ZoomConfig
 from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import SequenceSlice, run_layers
-from qzoom.engine.prompt import Prompt, embed_prompt
+from qzoom.engine.prompt import Prompt, embed_prompt, picture_ends
 from qzoom.heads.branches import GateBranch, RegionBranch
 
 
@@ -129,7 +129,9 @@ def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
     for state in states:
         start, end = state.shared.length, len(state.prompt)
         hidden, deepstack = embed_prompt(engine.backbone, state.prompt, start, end)
-        rows.append(SequenceSlice(hidden, state.prompt.positions[:, start:end], state.shared.cache, start, deepstack))
+        cuts = picture_ends(engine.backbone, state.prompt)
+        positions = state.prompt.positions[:, start:end]
+        rows.append(SequenceSlice(hidden, positions, state.shared.cache, start, deepstack, cuts))
     out = []
     for state, row, result in zip(
         states, rows, run_layers(engine.backbone, engine.shared, rows, first_layer=0), strict=True
@@ -147,7 +149,7 @@ def advance_gate(engine: Engine, states: Sequence[State]) -> tuple[list[State], 
         The new states, and for each sample the last token's hidden state (hidden,) after the T layers.
     """
     assert engine.gate is not None
-    rows = [_hidden_row(state, state.gate) for state in states]
+    rows = [_hidden_row(engine, state, state.gate) for state in states]
     results = run_layers(engine.backbone, list(engine.gate.layers), rows, last_token_only=True)
     out = [
         dataclasses.replace(state, gate=LayerCache(result.cache, state.hidden.shape[0]))
@@ -160,7 +162,7 @@ def advance_region(engine: Engine, states: Sequence[State]) -> list[State]:
     """Run the region branch's T - 1 whole layers and collect the last layer's keys of the coarse cells."""
     assert engine.region is not None
     backbone, last = engine.backbone, engine.region.layers[-1]
-    rows = [_hidden_row(state, state.region) for state in states]
+    rows = [_hidden_row(engine, state, state.region) for state in states]
     results = run_layers(backbone, list(engine.region.layers[:-1]), rows)
     out = []
     for state, row, result in zip(states, rows, results, strict=True):
@@ -212,7 +214,7 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
     """
     rows = []
     for state in states:
-        row = _hidden_row(state, state.upper)
+        row = _hidden_row(engine, state, state.upper)
         if engine.backbone.deepstack_levels > engine.config.shared_layers:
             _, deepstack = embed_prompt(engine.backbone, state.prompt, row.past, state.hidden.shape[0])
             row = dataclasses.replace(row, deepstack=deepstack)
@@ -227,7 +229,8 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
     return out, [engine.backbone.lm_logits(result.hidden[-1]) for result in results]
 
 
-def _hidden_row(state: State, stack: LayerCache) -> SequenceSlice:
+def _hidden_row(engine: Engine, state: State, stack: LayerCache) -> SequenceSlice:
     """H_K from where a stack stopped, as its next input."""
     start, end = stack.length, state.hidden.shape[0]
-    return SequenceSlice(state.hidden[start:end], state.prompt.positions[:, start:end], stack.cache, start)
+    cuts = picture_ends(engine.backbone, state.prompt)
+    return SequenceSlice(state.hidden[start:end], state.prompt.positions[:, start:end], stack.cache, start, cuts=cuts)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone
-from qzoom.errors import ConfigError
 
 
 class GateBranch(nn.Module):
@@ -60,7 +59,7 @@ def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> Gate
         branch_layers: T.
 
     Raises:
-        ConfigError: K + T exceeds the base's layers.
+        ConfigError: K + T exceeds the base's layers, or ends on a layer without queries and keys.
     """
     gate = GateBranch(_branch_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
     nn.init.zeros_(gate.head.bias)
@@ -79,10 +78,6 @@ def new_region(backbone: Backbone, shared_layers: int, branch_layers: int, *, no
 
 
 def _branch_layers(backbone: Backbone, shared_layers: int, branch_layers: int) -> nn.ModuleList:
-    if shared_layers + branch_layers > backbone.num_layers:
-        raise ConfigError(
-            f"K={shared_layers} shared and T={branch_layers} branch layers need {shared_layers + branch_layers} base "
-            f"layers, but the base has {backbone.num_layers}; choose a smaller K or T."
-        )
+    backbone.check_depth(shared_layers, branch_layers)
     with torch.no_grad():
         return nn.ModuleList(backbone.new_branch_layer(shared_layers + i) for i in range(branch_layers))

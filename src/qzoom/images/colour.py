@@ -20,6 +20,7 @@ _TO_SRGB = {  # linear light to linear sRGB, D65 to D65
     9: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
     12: ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)),
 }
+_GREY, _FAR = 64, 16  # a grey, and how far a profile other than sRGB moves it
 _SDR_TRANSFERS = (1, 6, 13, 14, 15)  # BT.709, BT.601, sRGB, BT.2020 with 10 and 12 bits: all close to sRGB's curve
 
 
@@ -41,7 +42,7 @@ def apply_profile(image: PIL.Image.Image, profile: Any) -> tuple[PIL.Image.Image
         from PIL import ImageCms
 
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
+        if "srgb" in ImageCms.getProfileDescription(source).lower() and _keeps_greys(source):
             return image, ""
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         space = str(source.profile.xcolor_space).strip()
@@ -56,6 +57,15 @@ def apply_profile(image: PIL.Image.Image, profile: Any) -> tuple[PIL.Image.Image
     if alpha is not None:
         out.putalpha(alpha)
     return out, "colours converted from its profile to sRGB"
+
+
+def _keeps_greys(profile: Any) -> bool:
+    """Whether a profile that is named after sRGB has its tone curve too; some are linear."""
+    from PIL import ImageCms
+
+    grey = Image.new("RGB", (1, 1), (_GREY,) * 3)
+    out = ImageCms.profileToProfile(grey, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return out is not None and max(abs(value - _GREY) for value in out.tobytes()) < _FAR
 
 
 def _in_space(image: PIL.Image.Image, space: str) -> PIL.Image.Image | None:

@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,11 +92,12 @@ def _opened(path: str, allowed: McpSettings) -> io.BufferedReader:
     except (OSError, ValueError, RuntimeError) as error:
         raise refusal from error
     # A folder on the way may have become a link since it was checked.
-    status = os.fstat(number)
-    if not stat.S_ISREG(status.st_mode) or place.resolve() != place or not os.path.samestat(status, place.lstat()):
-        os.close(number)
-        raise refusal
-    return os.fdopen(number, "rb")
+    with suppress(OSError):
+        status = os.fstat(number)
+        if stat.S_ISREG(status.st_mode) and place.resolve() == place and os.path.samestat(status, place.lstat()):
+            return os.fdopen(number, "rb")
+    os.close(number)
+    raise refusal
 
 
 def make_server(model: QZoom, allowed: McpSettings) -> MCPServer[Any]:

@@ -99,7 +99,7 @@ def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[H
         texts = [turn.question for turn in turns]
         responses = generate(engine, chat, image, texts, max_new_tokens=min(32, recipe.max_new_tokens))
         for index, turn in enumerate(turns):
-            attention = attention_of(engine, responses, index, range(engine.backbone.num_layers))
+            attention = attention_of(engine, responses, index, engine.backbone.attention_layers)
             if attention is not None:
                 view = engine.backbone.map_view(recipe.view)
                 cells = cells_touched(turn.boxes, image.size_px, attention.values.shape[2:], view)
@@ -148,3 +148,6 @@ def _check_heads(engine: Engine, heads: HeadSet) -> None:
     for layer, head in (*heads.pointing, *heads.sinks):
         if layer >= layers or head >= count:
             raise ConfigError(f"Head {layer}:{head} does not exist; the model has {layers} layers of {count} heads.")
+        if layer not in engine.backbone.attention_layers:
+            usable = ", ".join(map(str, engine.backbone.attention_layers))
+            raise ConfigError(f"Layer {layer} has linear attention and so no heads that point; choose from {usable}.")

@@ -37,6 +37,7 @@ class ModelSpec:
     revision: str | None = None  # hub revision
     device: str = "cpu"  # "cpu", "cuda" or "cuda:1"; with "cuda" worker i takes device i
     dtype: str = "auto"  # "auto", "float32" or "bfloat16"
+    quantization: str | None = None  # "4bit" or "8bit"
 
     def load(self, number: int = 0, *, zooms: bool = False) -> Engine:
         """The engine for worker `number` (HeadsMissingError: it has to zoom and has no region branch)."""
@@ -47,7 +48,9 @@ class ModelSpec:
         device = self.device
         if device == "cuda":
             device = f"cuda:{number % max(1, torch.cuda.device_count())}"
-        engine = load_engine(self.name, revision=self.revision, dtype=self.dtype, device_map=device)
+        engine = load_engine(
+            self.name, revision=self.revision, dtype=self.dtype, device_map=device, quantization=self.quantization
+        )
         if zooms and engine.region is None:
             raise HeadsMissingError(f"{self.name} has no region branch, so it cannot zoom; name the model of stage 1.")
         return engine

@@ -105,23 +105,14 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """Makes the engine's requests for one model.
+    """Makes the engine's requests for one model."""
 
-    Args:
-        model: whose limits and tokenizer count.
-        limits: of the server.
-        fetch: which hosts pictures may come from.
-        on_rejected: called with a short reason for every picture that is refused.
-        cache: decodes pictures and keeps them.
-        strict: refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit.
-    """
-
-    model: QZoom
-    limits: ServerLimits
-    fetch: FetchPolicy
-    on_rejected: Callable[[str], None]
-    cache: PictureCache
-    strict: bool = False
+    model: QZoom  # whose limits and tokenizer count
+    limits: ServerLimits  # of the server
+    fetch: FetchPolicy  # which hosts pictures may come from
+    on_rejected: Callable[[str], None]  # called with a short reason for every picture that is refused
+    cache: PictureCache  # decodes pictures and keeps them
+    strict: bool = False  # refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit
 
     def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
         """Read the pictures and tokenise.

@@ -133,11 +133,7 @@ class Service:
         return "draining" if self.draining else await self.engine.health()
 
     def begin_request(self) -> None:
-        """Count a request as in flight.
-
-        Raises:
-            StoppingError: the server is draining.
-        """
+        """Count a request as in flight (StoppingError: the server is draining)."""
         if self.draining:
             raise StoppingError("The server is stopping and takes no new requests; try another one.")
         self.in_flight += 1

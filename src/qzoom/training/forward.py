@@ -92,7 +92,7 @@ def region_logits_at(engine: Engine, hidden: Tensor, prompt: Prompt, queries: Se
 
 def _causal(backbone: Backbone, batch: Tensor) -> Tensor | None:
     """Additive mask; None where the attention kernel's own causal mask does it."""
-    if backbone.text_config._attn_implementation == "sdpa":
+    if backbone.packs:
         return None
     length = batch.shape[1]
     later = torch.ones(length, length, dtype=torch.bool, device=batch.device).triu(1)

@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from qzoom.backbones.lora import LoraWeights
-from qzoom.checkpoints.lora import add_to_backbone, weight_in
-from qzoom.checkpoints.weights import maps_digest
+from qzoom.checkpoints.lora import add_to_backbone, base_maps_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.training.run import base_of, without_deprecations
@@ -50,7 +49,7 @@ def finish_lora(engine: Engine, wrapped: Any) -> Engine:
     wrapped.unload()
     targets = LoraWeights("", settings, tensors).targets
     backbone = engine.backbone
-    digest = maps_digest(targets, lambda target: weight_in(backbone, target, base))
+    digest = base_maps_digest(backbone, targets, base)
     lora = LoraWeights(digest, settings, tensors)
     add_to_backbone(backbone, lora, base)
     return dataclasses.replace(engine, lora=lora)

@@ -80,6 +80,10 @@ def plan_stage(recipe: StageRecipe, stage: str, sizes: ModelSizes, samples: int 
     moving = sum(trained.values())
     frozen = sizes.base - (moving if stage == "answers" and not lora else 0)
     memory = _memory_gb(frozen, moving, half=frozen_in_bfloat16(recipe, stage))
+    if recipe.quantization:
+        maps = sizes.layers * sizes.layer
+        memory -= maps * (2 if frozen_in_bfloat16(recipe, stage) else 4) * 1e-9
+        memory += maps * _QUANTIZED_BYTES[recipe.quantization] * 1e-9
     steps = steps_of(recipe, samples) if samples else recipe.steps or None
     forwards = math.ceil(recipe.batch / processes / recipe.micro_batch)
     phase = PlannedPhase(stage, steps, recipe.batch, "samples", forwards, recipe.learning_rate)
@@ -119,6 +123,10 @@ def plan_student(recipe: StudentRecipe) -> Plan:
         negatives = sum(q.negative for q in split.train)
         counts = len(split.train), len({q.picture for q in split.train}), negatives, len(split.validation)
     return Plan(sizes.base, trained, memory, *counts, tuple(phases))
+
+
+_QUANTIZED_BYTES = {"4bit": 0.52, "8bit": 1.0}
+"""Per weight; NF4 has an 8-bit scale per 64 weights, and a float32 one per 256 scales."""
 
 
 def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
@@ -169,7 +177,7 @@ def sizes_of(folder: Path) -> ModelSizes:
     parts = (model.get_decoder(), model.lm_head)
     elsewhere = {id(weight) for part in parts for weight in part.parameters()}
     names = [name for name, _ in model.get_decoder().named_parameters()]
-    return ModelSizes(
+    sizes = ModelSizes(
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         layers=text.num_hidden_layers,
@@ -182,3 +190,9 @@ def sizes_of(folder: Path) -> ModelSizes:
         qkv_bias=any(name.endswith("layers.0.self_attn.q_proj.bias") for name in names),
         qk_norm=any(name.endswith("layers.0.self_attn.q_norm.weight") for name in names),
     )
+    if sizes.base != sum(weight.numel() for weight in model.parameters()):
+        raise ConfigError(
+            f"Models of type {config.model_type!r} have no training plan: it would count other weights than they have; "
+            "leave out --dry-run."
+        )
+    return sizes

@@ -92,6 +92,8 @@ class StageRecipe:
     """Answers: most visual tokens of the region."""
     lora_rank: CountOrNone = 0
     """Answers: 0 trains all weights of the decoder; above 0, LoRA of this rank, kept in the adapter."""
+    quantization: Literal["", "4bit", "8bit"] = ""
+    """Hold the base in few bits (bitsandbytes); answers then needs a lora_rank. Branches and LoRA never are."""
     region_loss: Literal["bce", "focal"] = "bce"
     """Regions: binary cross entropy, plain or with every cell weighed by how wrong it is (alpha 0.9, gamma 2)."""
     learning_rate: Share = 1e-4
@@ -132,6 +134,11 @@ class StageRecipe:
             raise ConfigError("labels must be a list of at least one folder of records.")
         if self.random_side[0] > self.random_side[1]:
             raise ConfigError("random_side must be a smallest and a largest share.")
+        if self.quantization and self.stage == "answers" and not self.lora_rank:
+            raise ConfigError(
+                f"Weights held in {self.quantization} cannot train; set lora_rank (16, say), so that LoRA matrices "
+                "beside them do."
+            )
         unknown = set(self.mixture) - set(KINDS)
         if unknown:
             known = f"{', '.join(KINDS[:-1])} and {KINDS[-1]}"
@@ -139,7 +146,8 @@ class StageRecipe:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
-        return resume_values(self, RESUMABLE_CHANGES)
+        values = resume_values(self, RESUMABLE_CHANGES)
+        return values if self.quantization else {k: v for k, v in values.items() if k != "quantization"}
 
 
 def trained_stage(recipe: StageRecipe, *, refit: bool) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qzoom.backbones.quantized import settle
 from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
@@ -55,7 +56,9 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
         )
     config = base.config
     if base.region is None and base.gate is None:
-        depth = recipe.shared_layers or max(1, round(0.6 * base.backbone.num_layers))
+        depth = recipe.shared_layers or base.backbone.nearest_depth(
+            round(0.6 * base.backbone.num_layers), recipe.branch_layers
+        )
         config = config.replace(shared_layers=depth, branch_layers=recipe.branch_layers)
     config = ZoomConfig.from_dict(config.to_dict() | recipe.zoom, source="zoom")
     gate, region = base.gate, base.region
@@ -115,7 +118,8 @@ def train_stage(
     began, stage = time.monotonic(), trained_stage(recipe, refit=refit)
     accelerator = make_accelerator(recipe, device)
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
-    loaded = base or load_engine(recipe.base, dtype=dtype, device_map=str(accelerator.device))
+    how: dict[str, Any] = {"dtype": dtype, "quantization": recipe.quantization or None}
+    loaded = base or load_engine(recipe.base, device_map=str(accelerator.device), **how)
     digest = base_digest(loaded)
     run = TrainingRun(prepare_engine(loaded, recipe, stage), recipe, output, device, on_step)
     task = make_task(recipe, run.engine)
@@ -125,6 +129,7 @@ def train_stage(
         if fresh:
             clear_run(output, (CHECKPOINT_FILE, METRICS_FILE))
     accelerator.wait_for_everyone()
+    settle(run.engine.backbone.model, training=True)
     wrapped, weights = _trained(run.engine, recipe, stage)
     trained = sum(weight.numel() for weight in weights.values())
     identity = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
@@ -142,7 +147,7 @@ def train_stage(
     )
     if accelerator.is_main_process:
         if gathered is not None:  # the engine's own weights are shards; the whole ones go into a fresh copy of the base
-            run = dataclasses.replace(run, engine=prepare_engine(load_engine(recipe.base, dtype=dtype), recipe, stage))
+            run = dataclasses.replace(run, engine=prepare_engine(load_engine(recipe.base, **how), recipe, stage))
             wrapped, weights = _trained(run.engine, recipe, stage)
             copy_weights(weights, gathered)
         if wrapped is not None:

@@ -85,7 +85,7 @@ def recipe_of(student: Path, data: Path, **changes) -> StudentRecipe:
         "validation_steps": 100,
         "max_new_tokens": 4,
         "save_steps": 100,
-        "trackers": [],
+        "trackers": (),
         "sft": SftSettings(learning_rate=3e-3, schedule="constant", warmup=0.0, batch=4, micro_batch=2, steps=2),
     }
     return StudentRecipe(**(values | changes))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qzoom.backbones.packed import PACKED
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Options, make_request
@@ -81,11 +82,11 @@ def test_plain_attention_gives_the_same_loss_and_leaves_the_model_as_it_was(data
         with torch.no_grad():
             stock = _scores(student, batch)
             with packed_attention(student.backbone.model, batch, enabled=True):
-                assert student.backbone.text_config._attn_implementation != "sdpa"
+                assert student.backbone.text_config._attn_implementation != PACKED
                 plain = _scores(student, batch)
         torch.testing.assert_close(plain, stock, rtol=1e-4, atol=1e-4)
     config = student.backbone.model.config
-    assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == ("sdpa", "sdpa")
+    assert (config.text_config._attn_implementation, config.vision_config._attn_implementation) == (PACKED, "sdpa")
 
 
 def _scores(student, batch):

@@ -92,11 +92,7 @@ def _parts(source: Source) -> tuple[Source, ZoomConfig | None]:
 
 
 def check_positions(zoom: ZoomConfig | None, name: str) -> None:
-    """Refuse checkpoints whose crops have positions that vLLM cannot express.
-
-    Raises:
-        ConfigError: it says why.
-    """
+    """Refuse checkpoints whose crops have positions that vLLM cannot express (ConfigError: it says why)."""
     if zoom is not None and zoom.positions != "second_image":
         raise ConfigError(_POSITIONS.format(name=name))
 

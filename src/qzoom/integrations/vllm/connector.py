@@ -36,19 +36,12 @@ from qzoom.integrations.vllm.models import StatesLayer
 
 @dataclass(slots=True)
 class LookJob:
-    """One prompt whose states are complete after this step.
+    """One prompt whose states are complete after this step."""
 
-    Args:
-        request_id: vLLM's.
-        block_ids: where its states are.
-        token_ids: its prompt.
-        params: what is wanted.
-    """
-
-    request_id: str
-    block_ids: list[int]
-    token_ids: list[int]
-    params: LookParams
+    request_id: str  # vLLM's
+    block_ids: list[int]  # where its states are
+    token_ids: list[int]  # its prompt
+    params: LookParams  # what is wanted
 
 
 @dataclass

@@ -36,17 +36,11 @@ class LookParams:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One prompt whose hidden states are complete.
+    """One prompt whose hidden states are complete."""
 
-    Args:
-        hidden: (tokens, hidden) after the shared layers.
-        ids: its token ids, placeholders expanded.
-        params: what is wanted.
-    """
-
-    hidden: Tensor
-    ids: Sequence[int]
-    params: LookParams
+    hidden: Tensor  # (tokens, hidden) after the shared layers
+    ids: Sequence[int]  # its token ids, placeholders expanded
+    params: LookParams  # what is wanted
 
 
 class Heads:
@@ -122,11 +116,7 @@ def _zooms(params: LookParams, score: float | None) -> bool:
 
 
 def read_params(values: Any) -> LookParams:
-    """Parameters of a look out of a request.
-
-    Raises:
-        ConfigError: one sentence.
-    """
+    """Parameters of a look out of a request (ConfigError: one sentence)."""
     return from_mapping(LookParams, values, "kv_transfer_params.qzoom")
 
 

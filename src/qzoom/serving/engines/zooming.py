@@ -54,18 +54,12 @@ _ASPECT = 200  # the processors of vLLM refuse longer pictures
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A prompt as it is sent.
+    """A prompt as it is sent."""
 
-    Args:
-        request: whose it is.
-        tenant: see `Job`.
-        ids: token ids, one placeholder per picture.
-        pictures: for each picture of the conversation its coarse view and the crops that follow it, resized.
-    """
-
-    request: Request
-    tenant: str
-    ids: tuple[int, ...]
+    request: Request  # whose it is
+    tenant: str  # see `Job`
+    ids: tuple[int, ...]  # token ids, one placeholder per picture
+    # for each picture of the conversation its coarse view and the crops that follow it, resized
     pictures: tuple[tuple[PIL.Image.Image, ...], ...]
 
     @property
@@ -76,22 +70,14 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some more of an answer.
+    """Some more of an answer."""
 
-    Args:
-        tokens: new token ids; empty from engines that send text.
-        text: new text, from engines that send no tokens.
-        finish: "stop" or "length" with the last piece.
-        cached_tokens: prompt tokens that the engine had computed before.
-        prompt_tokens, completion_tokens: as the engine counts them, from engines that send no tokens.
-    """
-
-    tokens: Sequence[int] = ()
-    text: str = ""
-    finish: str = ""
-    cached_tokens: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    tokens: Sequence[int] = ()  # new token ids; empty from engines that send text
+    text: str = ""  # new text, from engines that send no tokens
+    finish: str = ""  # "stop" or "length" with the last piece
+    cached_tokens: int = 0  # prompt tokens that the engine had computed before
+    prompt_tokens: int = 0  # as the engine counts them, from engines that send no tokens
+    completion_tokens: int = 0  # the same
 
 
 class ZoomingEngine(ServingEngine):
@@ -345,11 +331,7 @@ def cache_salt(tenant: str) -> str:
 
 
 def checked_reply(reply: Any) -> dict[str, Any]:
-    """The plug-in's reply to a look.
-
-    Raises:
-        InternalError: there is none, or it is an error.
-    """
+    """The plug-in's reply to a look (InternalError: there is none, or it is an error)."""
     if not isinstance(reply, dict) or "score" not in reply:
         reason = reply.get("error") if isinstance(reply, dict) else None
         raise InternalError(f"The engine's look failed: {reason or 'it sent no gate and no map'}")

@@ -91,7 +91,7 @@ def use_plain_attention(model: Any) -> None:
 
 def has_plain_attention(backbone: Backbone) -> bool:
     """Whether plain attention and attention supervision are implemented for a family: those with normalised queries."""
-    return hasattr(backbone.layers[0].self_attn, "q_norm")
+    return all(hasattr(getattr(layer, "self_attn", None), "q_norm") for layer in backbone.layers)
 
 
 def attention_logits(
