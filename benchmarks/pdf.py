@@ -214,13 +214,14 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def report(record: dict[str, Any]) -> str:
     """The page of results."""
+    facts = ", ".join(f"{name} {value}" for name, value in record["machine"].items())
     lines = [
         "# PDFs",
         "",
         "Documents of drawn pages, one question each that one page can answer; the embedded model always zooms. It was",
         "trained on single pages: the figures show what sharing a coarse budget does, not what a large model can do.",
         "`shared`: all pages share the coarse budget of one picture, at least 64 tokens each; `whole`: each has it.",
-        f"Made by `python -m benchmarks.pdf`; {', '.join(f'{name} {value}' for name, value in record['machine'].items())}.",
+        f"Made by `python -m benchmarks.pdf`; {facts}.",
         "",
         "| pages | budget | documents | page hit | 95 % | chance | box hit | exact | coarse tokens | drawing s "
         "| answering s |",
