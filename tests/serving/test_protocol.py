@@ -6,7 +6,8 @@ import json
 import pytest
 
 from qzoom.serving.errors import ApiError
-from qzoom.serving.protocol import KNOWN, ChatRequest, PerceiveRequest, read_payload, validate
+from qzoom.serving.fields import KNOWN
+from qzoom.serving.protocol import ChatRequest, PerceiveRequest, read_payload, validate
 from qzoom.serving.settings import ServerLimits
 
 BASE = {"model": "tiny", "messages": [{"role": "user", "content": "What?"}]}

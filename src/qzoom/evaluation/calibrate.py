@@ -225,8 +225,7 @@ def calibrate(
         region_thresholds: to be compared (questions with answers only); empty keeps the checkpoint's own.
         keep: folder of the answers; a rerun, also with another goal, asks only what is missing.
         date: noted in the provenance as it is; None notes none.
-        confidence_gates: also choose thresholds for the methods "margin" and "entropy", so that they zoom as often:
-            gates can only be compared at the same share of zooms.
+        confidence_gates: also choose thresholds for "margin" and "entropy" that zoom as often, to compare with.
         on_picture: called with (name of the answers' file, pictures done, pictures in all).
 
     Raises:
@@ -243,10 +242,10 @@ def calibrate(
 
     def ask(name: str, **changes: Any) -> list[AnswerRow]:
         output, listener = keep and keep / f"{name}.jsonl", on_picture and functools.partial(on_picture, name)
-        # a question that the gate leaves alone has paid for the branches' part of its session too
-        branches = {"all_branches": "method" not in changes}
         changed = dataclasses.replace(options, **changes)
-        return run(model, questions, changed, output=output, on_picture=listener, **branches)
+        # a question that the gate leaves alone has paid for the branches' part of its session too
+        both = "method" not in changes
+        return run(model, questions, changed, output=output, on_picture=listener, all_branches=both)
 
     never = ask("never", zoom="never", region_tokens=None)
     # zoomed whatever the gate says, whose score the answers carry
@@ -257,25 +256,32 @@ def calibrate(
     if not pairs:
         raise DataError(f"None of the {failed} questions could be asked; try one with `qzoom ask`.")
     point = choose(pairs, goal, len(thresholds))
-    provenance: dict[str, Any] = {
-        "questions_sha256": questions.identity["sha256"],
-        "labelled": labelled,
-        "failed": failed,
-        "weights": weights_digest(model.engine),
-        "wish": {name: value for name, value in asdict(goal).items() if value is not None},
-        "region_thresholds": list(thresholds),
-        "coarse_tokens": _ends(options.coarse_tokens),
-        "region_tokens": _ends(options.region_tokens),
-        "reached": point.to_dict(),
-    } | ({} if date is None else {"date": date})
+    provenance = _origin(model, questions, goal, options)
+    provenance |= {"labelled": labelled, "failed": failed, "region_thresholds": list(thresholds)}
+    provenance |= {"reached": point.to_dict()} | ({} if date is None else {"date": date})
     if confidence_gates:
-        first_token = {"zoom": "auto", "region_tokens": None, "gate_threshold": 1.0, "max_new_tokens": 1}
-        provenance["confidence_gates"] = {
-            name: confidence_threshold(ask(name, **first_token, method=name), always[best], point.share_zoomed)
-            for name in CONFIDENCE_GATES
-        }
+        provenance["confidence_gates"] = _confidence_gates(ask, always[best], point.share_zoomed)
     share = right[best] / len(always[best]) if labelled else None
     return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
+
+
+def _origin(model: QZoom, questions: Task, goal: CalibrationGoal, options: EvalOptions) -> dict[str, Any]:
+    """What a calibration rests on."""
+    return {
+        "questions_sha256": questions.identity["sha256"],
+        "weights": weights_digest(model.engine),
+        "wish": {name: value for name, value in asdict(goal).items() if value is not None},
+        "coarse_tokens": _ends(options.coarse_tokens),
+        "region_tokens": _ends(options.region_tokens),
+    }
+
+
+def _confidence_gates(ask: Callable[..., list[AnswerRow]], zoomed: Sequence[AnswerRow], share: float) -> dict[str, Any]:
+    """Thresholds of the methods that need no gate, at the same share of zooms."""
+    first_token = {"zoom": "auto", "region_tokens": None, "gate_threshold": 1.0, "max_new_tokens": 1}
+    return {
+        name: confidence_threshold(ask(name, **first_token, method=name), zoomed, share) for name in CONFIDENCE_GATES
+    }
 
 
 def _ends(limits: TokenBudget | None) -> list[int] | None:

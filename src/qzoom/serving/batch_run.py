@@ -111,28 +111,30 @@ def _reply_of(response: httpx.Response, client: httpx.AsyncClient) -> dict[str, 
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
-    """The response; a full or restarting server is asked again."""
+    """The response; a full or restarting server is asked again.
+
+    Raises:
+        StopRunError: it does not answer, or goes on being full.
+    """
     import httpx
 
     content = json.dumps(body).encode()  # as it stands in the line; what is no JSON in it is the server's to refuse
-    wait_s = 0.5
+    wait_s, failure = 0.5, ""
     for left in range(_RETRIES, -1, -1):
         try:
             response = await client.post(url, content=content, headers={"Content-Type": "application/json"})
         except httpx.TransportError as error:
-            if not left:
-                raise StopRunError(
-                    f"{client.base_url} does not answer ({type(error).__name__}); run the same command again to go on."
-                ) from error
-            pause_s = wait_s
+            failure, pause_s = type(error).__name__, wait_s
         else:
-            if response.status_code not in (429, 503) or not left:
+            # a picture that cannot be fetched is the line's own fault, a full or stopping server is not
+            if response.status_code not in (429, 503) or b'"media_' in response.content:
                 return response
             asked = response.headers.get("retry-after", "")
-            pause_s = float(asked) if asked.isdecimal() else wait_s
-        await asyncio.sleep(min(pause_s, _MOST_WAIT_S))
-        wait_s = min(2 * wait_s, _MOST_WAIT_S)
-    raise AssertionError("unreachable")
+            failure, pause_s = f"status {response.status_code}", float(asked) if asked.isdecimal() else wait_s
+        if left:
+            await asyncio.sleep(min(pause_s, _MOST_WAIT_S))
+            wait_s = min(2 * wait_s, _MOST_WAIT_S)
+    raise StopRunError(f"{client.base_url} does not answer ({failure}); run the same command again to go on.")
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 `read_payload` checks sizes and counts before anything is decoded, `validate` the types and values.
 
 Fields that clients commonly send and that change nothing here are accepted; the same fields are refused with a sentence
-when they ask for something that this server does not do (`KNOWN`, `KNOWN_OF_TURNS`). Other fields are unknown: the
+when they ask for something that this server does not do (`qzoom.serving.fields`). Other fields are unknown: the
 refusal says where they belong, or names the closest known one.
 """
 
@@ -11,14 +11,38 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
 from pydantic_core import from_json
 
 from qzoom.serving.errors import ApiError, body_too_large, mib, pictures_too_large
+from qzoom.serving.fields import (
+    SENTENCES,
+    TURN_TOOLS,
+    Detail,
+    FileExtras,
+    ImagePartExtras,
+    KnownOfAnswer,
+    KnownOfRequest,
+    KnownOfTurn,
+    ObjectFormat,
+    PartExtras,
+    PictureExtras,
+    Positive,
+    SchemaFormat,
+    Share,
+    Stop,
+    Strict,
+    TextFormat,
+    Unused,
+    Whole,
+    by_key,
+    choice,
+    text_or_list,
+)
 from qzoom.serving.settings import ServerLimits
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,227 +61,6 @@ _WORDS = {
 }
 
 
-def _whole(value: Any) -> Any:
-    """5.0 is the same JSON number as 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _text_or_list(value: Any) -> str | None:
-    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else None
-
-
-def _choice(choose: Callable[[Any], str | None], message: str) -> Discriminator:
-    return Discriminator(choose, custom_error_type="no_such_kind", custom_error_message=message)
-
-
-def _by_key(key: str, tags: dict[str, str], message: str) -> Discriminator:
-    """Chooses an alternative by the value under `key`, so that only its errors are reported."""
-
-    def choose(value: Any) -> str | None:
-        name = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
-        return tags.get(name) if isinstance(name, str) else None
-
-    return _choice(choose, message)
-
-
-Detail = Literal["low", "auto", "high", "original"]
-Nothing = Annotated[None, Field(description="Taken only when it is null.")]
-Unused = Annotated[Any, Field(description="Taken and ignored.")]
-Empty = Annotated[list[Any], Field(max_length=0)]
-EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
-Zero = Annotated[float, Field(ge=0, le=0)]
-Unit = Annotated[float, Field(ge=1, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Whole = BeforeValidator(_whole)
-One = Annotated[int, Field(ge=1, le=1), Whole]
-Naught = Annotated[int, Field(ge=0, le=0), Whole]
-Positive = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
-Stop = Annotated[
-    Annotated[StopText, Tag("<text>")] | Annotated[list[StopText], Field(max_length=16), Tag("<list>")],
-    _choice(_text_or_list, "a text or a list of texts"),
-]
-
-
-class _Strict(BaseModel):
-    """No unknown fields, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class TextFormat(_Strict):
-    """Free text."""
-
-    type: Literal["text"]
-
-
-class ObjectFormat(_Strict):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-
-class SchemaRules(_Strict):
-    """A JSON schema; `strict` changes nothing, since answers always follow it."""
-
-    name: Unused = None
-    description: Unused = None
-    rules: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool | None = None
-
-
-class SchemaFormat(_Strict):
-    """A JSON value of a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: SchemaRules
-
-
-class ThinkingOff(_Strict):
-    """Thinking that is turned off."""
-
-    type: Literal["disabled"]
-
-
-class TemplateOptions(_Strict):
-    """Options of chat templates, turned off."""
-
-    enable_thinking: Literal[False] | None = None
-    thinking: Literal[False] | None = None
-    add_generation_prompt: Literal[True] | None = None
-
-
-_PENALTIES = "this server has presence_penalty and frequency_penalty only; leave it out or set it to"
-_SHAPES = "a form of answers is asked for by 'response_format' of type json_schema; leave it out."
-_TEMPLATE = "the model's own chat template is used as it is; leave it out."
-_CHANCES = "this server does not change the odds of tokens; leave it out."
-_TOOLS = "the model calls no tools; leave them out."
-_TURN_TOOLS = "calls of tools are not read; leave this turn out, or write what it said into 'content'."
-_ANSWERS = "only turns of the assistant have it; leave it out."
-
-KNOWN: dict[str, tuple[Any, str]] = {
-    "best_of": (One, "all answers are given, none is chosen; leave it out and set 'n'."),
-    "use_beam_search": (Literal[False], "this server searches no beams; leave it out or set it to false."),
-    "length_penalty": (Unit, f"{_PENALTIES} 1."),
-    "prompt_logprobs": (Nothing, "this server gives log probabilities of answers only; leave it out."),
-    "repetition_penalty": (Unit, f"{_PENALTIES} 1."),
-    "no_repeat_ngram_size": (Naught, f"{_PENALTIES} 0."),
-    "min_p": (Zero, "this server samples with temperature, top_p and top_k only; leave it out or set it to 0."),
-    "typical_p": (Unit, "this server samples with temperature, top_p and top_k only; leave it out or set it to 1."),
-    "min_tokens": (Naught, "an answer ends where the model ends it; leave it out or set it to 0."),
-    "logit_bias": (EmptyObject, _CHANCES),
-    "bad_words": (Empty, _CHANCES),
-    "allowed_token_ids": (Empty, _CHANCES),
-    "logits_processors": (Empty, _CHANCES),
-    "stop_token_ids": (Empty, "answers end at texts; leave it out and give 'stop'."),
-    "include_stop_str_in_output": (Literal[False], "a stop text is never part of the answer; leave it out."),
-    "skip_special_tokens": (Literal[True], "answers have no special tokens; leave it out or set it to true."),
-    "return_token_ids": (Literal[False], "answers are texts; leave it out or set it to false."),
-    "return_tokens_as_token_ids": (Literal[False], "answers are texts; leave it out or set it to false."),
-    "echo": (Literal[False], "an answer does not repeat the question; leave it out or set it to false."),
-    "truncate_prompt_tokens": (Nothing, "no prompt is cut; leave it out and shorten the messages."),
-    "guided_json": (Nothing, _SHAPES),
-    "guided_regex": (Nothing, _SHAPES),
-    "guided_choice": (Nothing, _SHAPES),
-    "guided_grammar": (Nothing, _SHAPES),
-    "structured_outputs": (Nothing, _SHAPES),
-    "modalities": (
-        Annotated[list[Literal["text"]], Field(max_length=1)],
-        "answers are text only; leave it out or set it to ['text'].",
-    ),
-    "audio": (Nothing, "the model neither hears nor speaks; leave it out."),
-    "tools": (Empty, _TOOLS),
-    "tool_choice": (Literal["none", "auto"], "the model calls no tools; leave it out."),
-    "functions": (Empty, "the model calls no functions; leave them out."),
-    "function_call": (Literal["none", "auto"], "the model calls no functions; leave it out."),
-    "prediction": (Nothing, "this server takes no predicted answers; leave it out."),
-    "web_search_options": (Nothing, "this server searches nothing; leave it out."),
-    "documents": (Empty, "this server reads no documents; leave them out."),
-    "chat_template": (Nothing, _TEMPLATE),
-    "chat_template_kwargs": (TemplateOptions, _TEMPLATE),
-    "add_generation_prompt": (Literal[True], _TEMPLATE),
-    "continue_final_message": (Literal[False], "an answer is a turn of its own; leave it out or set it to false."),
-    "add_special_tokens": (Literal[False], _TEMPLATE),
-    "mm_processor_kwargs": (EmptyObject, "pictures are sized by 'qzoom.max_visual_tokens'; leave it out."),
-    "enable_thinking": (Literal[False], "the model does not think aloud; leave it out or set it to false."),
-    "thinking": (ThinkingOff, "the model does not think aloud; leave it out."),
-    "priority": (Naught, "all requests have the same priority; leave it out or set it to 0."),
-    "cache_salt": (Nothing, "caches are apart by API key; leave it out."),
-    "store": (Unused, ""),
-    "parallel_tool_calls": (Unused, ""),
-    "service_tier": (Unused, ""),
-    "safety_identifier": (Unused, ""),
-    "prompt_cache_key": (Unused, ""),
-    "prompt_cache_retention": (Unused, ""),
-    "reasoning_effort": (Unused, ""),
-    "include_reasoning": (Unused, ""),
-    "verbosity": (Unused, ""),
-    "spaces_between_special_tokens": (Unused, ""),
-    "request_id": (Unused, ""),
-}
-"""Fields of a chat request that change nothing: the values that are taken, and what is said of others. Null always is
-taken."""
-
-KNOWN_OF_TURNS: dict[str, tuple[Any, str]] = {
-    "name": (Unused, ""),
-    "cache_control": (Unused, ""),
-    "id": (Unused, ""),
-    "tool_calls": (Empty, _TURN_TOOLS),
-    "tool_call_id": (Nothing, _TURN_TOOLS),
-    "function_call": (Nothing, _TURN_TOOLS),
-    "audio": (Nothing, "the model neither hears nor speaks; leave it out."),
-    "parsed": (Unused, ""),
-}
-"""The same for messages of every role."""
-
-_OUTPUT_ONLY = (
-    "reasoning_content",
-    "reasoning",
-    "reasoning_details",
-    "thinking_blocks",
-    "provider_specific_fields",
-    "annotations",
-    "citations",
-    "images",
-    "qzoom",
-)
-"""What servers and clients add to answers: ignored when it comes back in a turn of the assistant."""
-_PART_EXTRAS: dict[str, tuple[Any, str]] = dict.fromkeys(("cache_control", "annotations", "id", "index"), (Unused, ""))
-_PICTURE_EXTRAS: dict[str, tuple[Any, str]] = dict.fromkeys(("format", "uuid"), (Unused, ""))
-_FILE_EXTRAS: dict[str, tuple[Any, str]] = {
-    "filename": (Unused, ""),
-    "format": (Unused, ""),
-    "file_id": (Nothing, "this server keeps no files; leave it out and send the file itself as 'file_data'."),
-}
-_ONLY_ANSWERS: dict[str, tuple[Any, str]] = dict.fromkeys(("refusal", *_OUTPUT_ONLY), (Nothing, _ANSWERS))
-_SENTENCES = {name: sentence for name, (_, sentence) in (_ONLY_ANSWERS | _FILE_EXTRAS | KNOWN_OF_TURNS | KNOWN).items()}
-del _SENTENCES["qzoom"]  # as a field of the request it has its own checks
-
-
-def _with(table: Mapping[str, tuple[Any, str]]) -> Any:
-    """A base class that has a table's fields, each of which may also be null."""
-    fields: dict[str, Any] = {name: (Optional[kind], None) for name, (kind, _) in table.items()}  # noqa: UP045
-    return pydantic.create_model("_Known", __base__=_Strict, **fields)
-
-
-if TYPE_CHECKING:
-    _KnownOfRequest = _Strict
-    _KnownOfTurn = _Strict
-    _KnownOfAnswer = _Strict
-    _PartExtras = _Strict
-    _PictureExtras = _Strict
-    _ImagePartExtras = _Strict
-    _FileExtras = _Strict
-else:
-    _KnownOfRequest = _with(KNOWN)
-    _KnownOfTurn = _with(KNOWN_OF_TURNS | _ONLY_ANSWERS)
-    _KnownOfAnswer = _with(KNOWN_OF_TURNS | dict.fromkeys(_OUTPUT_ONLY, (Unused, "")))
-    _PartExtras = _with(_PART_EXTRAS)
-    _PictureExtras = _with(_PICTURE_EXTRAS)
-    _ImagePartExtras = _with(_PART_EXTRAS | _PICTURE_EXTRAS)
-    _FileExtras = _with(_FILE_EXTRAS)
-
-
 def _address(value: Any) -> Any:
     """A picture's address alone is short for an object with it."""
     return {"url": value} if isinstance(value, str) else value
@@ -270,14 +73,14 @@ def _data_url(value: Any) -> Any:
     )
 
 
-class TextPart(_PartExtras):
+class TextPart(PartExtras):
     """A piece of a turn's text."""
 
     type: Literal["text"]
     text: str
 
 
-class RefusalPart(_PartExtras):
+class RefusalPart(PartExtras):
     """An assistant's refusal in an earlier turn: a text."""
 
     type: Literal["refusal"]
@@ -292,7 +95,7 @@ class ThinkingPart(BaseModel):
     type: Literal["thinking", "redacted_thinking", "reasoning"]
 
 
-class ImageUrl(_PictureExtras):
+class ImageUrl(PictureExtras):
     """Where a picture is.
 
     Args:
@@ -305,14 +108,14 @@ class ImageUrl(_PictureExtras):
     detail: Detail | None = None
 
 
-class ImageUrlPart(_ImagePartExtras):
+class ImageUrlPart(ImagePartExtras):
     """A picture in a user's turn; its address alone is enough."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageUrl, BeforeValidator(_address, json_schema_input_type=ImageUrl | str)]
 
 
-class FileData(_FileExtras):
+class FileData(FileExtras):
     """A file: a PDF, whose pages are pictures, or one picture.
 
     Args:
@@ -322,19 +125,19 @@ class FileData(_FileExtras):
     file_data: Annotated[str, BeforeValidator(_data_url, json_schema_input_type=str)]
 
 
-class FilePart(_PartExtras):
+class FilePart(PartExtras):
     """A PDF in a user's turn; `qzoom.pages` chooses its pages."""
 
     type: Literal["file"]
     file: FileData
 
 
-_CONTENT = _choice(_text_or_list, "a text or a list of parts")
+_CONTENT = choice(text_or_list, "a text or a list of parts")
 Part = Annotated[
     Annotated[TextPart, Tag("<text part>")]
     | Annotated[ImageUrlPart, Tag("<image part>")]
     | Annotated[FilePart, Tag("<file part>")],
-    _by_key(
+    by_key(
         "type",
         {"text": "<text part>", "image_url": "<image part>", "file": "<file part>"},
         'a part of type text, image_url or file: {"type": "text", "text": "..."}, {"type": "image_url", "image_url": '
@@ -345,7 +148,7 @@ AnswerPart = Annotated[
     Annotated[TextPart, Tag("<text part>")]
     | Annotated[RefusalPart, Tag("<refusal part>")]
     | Annotated[ThinkingPart, Tag("<thinking part>")],
-    _by_key(
+    by_key(
         "type",
         {"text": "<text part>", "refusal": "<refusal part>"}
         | dict.fromkeys(("thinking", "redacted_thinking", "reasoning"), "<thinking part>"),
@@ -357,21 +160,21 @@ Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<
 AnswerContent = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[AnswerPart], Tag("<list>")], _CONTENT]
 
 
-class SystemMessage(_KnownOfTurn):
+class SystemMessage(KnownOfTurn):
     """Instructions that come before the conversation."""
 
     role: Literal["system", "developer"]
     content: TextContent
 
 
-class UserMessage(_KnownOfTurn):
+class UserMessage(KnownOfTurn):
     """A user's turn: text and pictures."""
 
     role: Literal["user"]
     content: Content
 
 
-class AssistantMessage(_KnownOfAnswer):
+class AssistantMessage(KnownOfAnswer):
     """An earlier answer; the fields that servers and clients add to answers may come back with it.
 
     Args:
@@ -388,7 +191,7 @@ Message = Annotated[
     Annotated[SystemMessage, Tag("<system>")]
     | Annotated[UserMessage, Tag("<user>")]
     | Annotated[AssistantMessage, Tag("<assistant>")],
-    _by_key(
+    by_key(
         "role",
         {"system": "<system>", "developer": "<system>", "user": "<user>", "assistant": "<assistant>"},
         "a message with role system, developer, user or assistant (there are no tools here)",
@@ -400,7 +203,7 @@ ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("<text>")]
     | Annotated[ObjectFormat, Tag("<object>")]
     | Annotated[SchemaFormat, Tag("<schema>")],
-    _by_key(
+    by_key(
         "type",
         {"text": "<text>", "json_object": "<object>", "json_schema": "<schema>"},
         '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {...}}}',
@@ -408,7 +211,7 @@ ResponseFormat = Annotated[
 ]
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides the answer.
 
     Args:
@@ -421,7 +224,7 @@ class StreamOptions(_Strict):
     continuous_usage_stats: Literal[False] | None = None
 
 
-class ZoomControls(_Strict):
+class ZoomControls(Strict):
     """Options of zooming; `extra_body={"qzoom": {...}}` in OpenAI's clients.
 
     Args:
@@ -441,7 +244,7 @@ class ZoomControls(_Strict):
     pages: Annotated[str, Field(max_length=200)] | None = None
 
 
-class ModelRequest(_Strict):
+class ModelRequest(Strict):
     """What every body names."""
 
     model: str
@@ -463,7 +266,7 @@ class PagesRequest(ModelRequest):
     qzoom: ZoomControls | None = None
 
 
-class ChatRequest(PerceiveRequest, _KnownOfRequest):
+class ChatRequest(PerceiveRequest, KnownOfRequest):
     """One chat completion. `temperature` is 0 and `max_tokens` 128 unless given, as in `QZoom.ask`.
 
     Of several answers (`n`), the first has the seed that was given, the next one that seed plus 1, and so on.
@@ -597,9 +400,9 @@ def _explain(model: type[BaseModel], failure: Mapping[str, Any]) -> ApiError:
     if kind == "extra_forbidden":
         text = f"Unknown field {ascii(str(last))[:80]}; {_hint(model, path[:-1], str(last))}"
         return ApiError(400, text, param=where, code="unknown_field")
-    name = next((str(step) for step in path if _SENTENCES.get(str(step))), None)
+    name = next((str(step) for step in path if SENTENCES.get(str(step))), None)
     if name is not None and kind != "no_such_kind":
-        sentence = _TURN_TOOLS if path[0] == "messages" and name == "function_call" else _SENTENCES[name]
+        sentence = TURN_TOOLS if path[0] == "messages" and name == "function_call" else SENTENCES[name]
         return ApiError(400, f"{where}: {sentence}", param=where, code="unsupported")
     text = _WORDS[kind].format(**failure.get("ctx", {})) if kind in _WORDS else _sentence(str(failure["msg"]))
     return ApiError(400, f"{where}: {text}", param=where)

@@ -135,27 +135,27 @@ def train_stage(
     identity = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
     start, gathered = run_loop(run, task, weights, accelerator, identity)
     samples = len(task.weights)
+    steps, losses = steps_of(recipe, samples), mean_losses(output)
     report = StageReport(
-        stage,
-        str(output / "model"),
-        samples,
-        start,
-        steps_of(recipe, samples),
-        trained,
-        *mean_losses(output),
-        time.monotonic() - began,
+        stage, str(output / "model"), samples, start, steps, trained, *losses, time.monotonic() - began
     )
     if accelerator.is_main_process:
-        if gathered is not None:  # the engine's own weights are shards; the whole ones go into a fresh copy of the base
-            run = dataclasses.replace(run, engine=prepare_engine(load_engine(recipe.base, **how), recipe, stage))
-            wrapped, weights = _trained(run.engine, recipe, stage)
-            copy_weights(weights, gathered)
-        if wrapped is not None:
-            run = dataclasses.replace(run, engine=finish_lora(run.engine, wrapped))
+        engine = _result(run, stage, wrapped, gathered, lambda: load_engine(recipe.base, **how))
+        facts = {stage: {"recipe": recipe.decisive(), "base_weights": digest}}
         whole = stage == "answers" and not recipe.lora_rank
-        save_model(run, report, {stage: {"recipe": recipe.decisive(), "base_weights": digest}}, whole=whole)
+        save_model(dataclasses.replace(run, engine=engine), report, facts, whole=whole)
     accelerator.wait_for_everyone()
     return report
+
+
+def _result(run: TrainingRun, stage: str, wrapped: Any, gathered: Any, load: Callable[[], Engine]) -> Engine:
+    """The trained engine, whole and with its LoRA weights in place."""
+    engine = run.engine
+    if gathered is not None:  # the engine's own weights are shards; the whole ones go into a fresh copy of the base
+        engine = prepare_engine(load(), run.recipe, stage)
+        wrapped, weights = _trained(engine, run.recipe, stage)
+        copy_weights(weights, gathered)
+    return engine if wrapped is None else finish_lora(engine, wrapped)
 
 
 def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict[str, nn.Parameter]]:

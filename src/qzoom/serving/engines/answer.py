@@ -86,7 +86,7 @@ class AnswerEngine(ZoomingEngine):
             return CoarseResult(request, state, decide(engine, request, None)), view
         with clock.step("look"):
             perception = await self._native.look(job)
-        item = CoarseResult(request, state, decide(engine, request, perception.gate.score))
+        item = CoarseResult(request, state, perception.gate)
         if everyone or item.gate.zoomed:
             blurred = [torch.from_numpy(heat_map.values) for heat_map in perception.heat_maps]
             maps = tuple(RegionMap(values, None, torch.ones_like(values), values, values) for values in blurred)

@@ -109,10 +109,7 @@ def train_student(
     from qzoom.checkpoints.weights import base_digest
 
     _check_packages()
-    if not recipe.data:
-        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
-    folder = Path(recipe.data).expanduser()
-    check_folder(folder)
+    folder = _data_folder(recipe)
     engine = base or load_student(recipe, device)
     engine.backbone.need_bare_grid("Training a student")
     digest = base_digest(engine)
@@ -127,29 +124,38 @@ def train_student(
     if run.is_main:
         _check_run(run, digest, split)
     model, weights = prepare_student(engine, recipe)
-    phases: list[PhaseReport] = []
-    validations: list[Validation] = []
-    for phase in recipe.phases:
-        report, found = run_phase(run, phase, model, weights, split)
-        phases.append(report)
-        validations += found
+    done = [run_phase(run, phase, model, weights, split) for phase in recipe.phases]
     result = StudentReport(
         model=str(output / "model"),
         questions=len(split.train),
         negatives=sum(q.negative for q in split.train),
         held_out=len(split.validation),
         trained=sum(weight.numel() for weight in weights.values()),
-        phases=tuple(phases),
-        validations=tuple(validations),
+        phases=tuple(report for report, _ in done),
+        validations=tuple(validation for _, found in done for validation in found),
     )
     if run.is_main:
-        if recipe.lora_rank:
-            model.merge_and_unload()
-        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
-        if engine.gate is not None or engine.region is not None:
-            facts["heads"] = HEADS_NOTE
-        save_model(run, result, {"distill": facts}, whole=True)
+        _save(run, model, result, digest)
     return result
+
+
+def _data_folder(recipe: StudentRecipe) -> Path:
+    """The folder of the data, checked."""
+    if not recipe.data:
+        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
+    folder = Path(recipe.data).expanduser()
+    check_folder(folder)
+    return folder
+
+
+def _save(run: TrainingRun, model: Any, result: StudentReport, digest: str) -> None:
+    """Write the student, with LoRA weights merged in."""
+    if run.recipe.lora_rank:
+        model.merge_and_unload()
+    facts: dict[str, Any] = {"recipe": run.recipe.decisive(), "base_weights": digest}
+    if run.engine.gate is not None or run.engine.region is not None:
+        facts["heads"] = HEADS_NOTE
+    save_model(run, result, {"distill": facts}, whole=True)
 
 
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
