@@ -131,6 +131,7 @@ def relabelled(settings: LabelMapSettings, *, sinks: bool = True, two_state: boo
                 padded_from_px=label.size_px if label.view == "square" else None,
             ),
             view=label.view,
+            map_view=label.view,
             size_px=label.size_px,
             boxes=turn.boxes,
             **{key: getattr(label, key) for key in ("question", "turn", "response", "text", "prompt")},
@@ -154,7 +155,14 @@ def from_boxes(
     facts = {key: getattr(label, key) for key in ("question", "turn", "text", "prompt")}
     label_map = box_labels(question.turns[label.turn].boxes, label.size_px, (rows, columns), label.view)
     made, labels = label_record(
-        label_map, view=label.view, size_px=label.size_px, boxes=(), response="", attention="", **facts
+        label_map,
+        view=label.view,
+        map_view=label.view,
+        size_px=label.size_px,
+        boxes=(),
+        response="",
+        attention="",
+        **facts,
     )
     return dataclasses.replace(made, agrees=made.usable or None), labels
 
@@ -250,6 +258,7 @@ def _known(
                 padded_from_px=image.size_px if recipe.view == "square" else None,
             ),
             view=recipe.view,
+            map_view=recipe.view,
             size_px=image.size_px,
             boxes=turn.boxes,
             question=content_id(question),

@@ -209,7 +209,7 @@ def _train(bench: Bench, stage: str, folder: Path, changes: dict[str, Any]) -> P
     from qzoom.training.train_stage import train_stage
 
     recipe = load_stage_recipe(
-        bench.given.recipes / f"{stage}.yaml", stage, changes | {"save_steps": 50, "tensorboard": False}
+        bench.given.recipes / f"{stage}.yaml", stage, changes | {"save_steps": 50, "trackers": ()}
     )
     samples = [len(RecordStore(Path(store)).samples) for store in recipe.labels]
     note, wanted = folder / "settings.json", recipe.decisive() | {"samples": samples}

@@ -165,5 +165,5 @@ def test_what_names_no_model_or_config_is_refused() -> None:
 
 
 def test_an_unknown_option_of_loading_is_refused_with_a_hint() -> None:
-    with pytest.raises(ConfigError, match="no option 'torch_dtype'; did you mean 'dtype'"):
-        QZoom.from_pretrained("tiny", torch_dtype="float32")
+    with pytest.raises(ConfigError, match="no option 'dtyp'; did you mean 'dtype'"):
+        QZoom.from_pretrained("tiny", dtyp="float32")
