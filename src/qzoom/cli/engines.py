@@ -160,7 +160,9 @@ class EngineOptions:
         placed = dataclasses.replace(model, device=find_device(model.device))
         gpus = 1.0 if placed.device.startswith("cuda") else 0.0
         handle = start_replicas(partial(one.start, placed, settings), settings, self.replicas, gpus=gpus)
-        return RayEngine(front_model(model), handle, settings.scheduler, ray.shutdown if own else stop_replicas)
+        on_close = ray.shutdown if own else stop_replicas
+        native = self.name == "native"
+        return RayEngine(front_model(model), handle, settings.scheduler, on_close=on_close, native=native)
 
 
 def front_model(model: ModelOptions) -> QZoom:
@@ -201,7 +203,7 @@ def ray_app(args: dict[str, str]) -> Any:
     one = EngineOptions(engine=args.get("engine", "native"))  # type: ignore[arg-type]
     gpus = 1.0 if model.device.startswith("cuda") else 0.0
     engine = bind_engine(partial(one.start, model, settings), settings.scheduler, 1, gpus)
-    return bind_front_end(engine, partial(front_model, model), settings)
+    return bind_front_end(engine, partial(front_model, model), settings, native=one.name == "native")
 
 
 def parse_options(words: list[str] | None) -> dict[str, Any]:

@@ -63,6 +63,9 @@ def test_answers_are_the_native_ones_streamed_and_whole(site: Site, model: QZoom
     perceived = httpx.post(f"{site.url}/v1/perceive", json=looked, timeout=120).json()
     assert perceived["regions"][0]["box"] == list(wanted.regions[0].box)
     assert httpx.get(f"{site.url}/ready").json() == {"status": "ready"}
+    known = ask(site, max_tokens=2, logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    assert len(known) == 2
+    assert all(token["logprob"] <= 0 for token in known)
 
 
 def test_refusals_of_a_replica_arrive_as_they_are(site: Site) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import openai
 import torch
@@ -46,7 +46,7 @@ class AnswerEngine(ZoomingEngine):
         ConfigError: nobody answers at the address, the key is refused, or the model's family cannot look alone.
     """
 
-    refused: ClassVar[tuple[str, ...]] = (*ZoomingEngine.refused, "top_k", "ignore_eos")  # not in OpenAI's interface
+    refused: tuple[str, ...] = (*ZoomingEngine.refused, "top_k", "ignore_eos")  # not in OpenAI's interface
 
     def __init__(self, model: QZoom, settings: ServerSettings, url: str, name: str, *, key: str = "") -> None:
         if model.engine.backbone.square_padding is not None:

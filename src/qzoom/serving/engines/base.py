@@ -38,7 +38,7 @@ class ServingEngine(ABC):
     grace_s: ClassVar[float] = 0.0
     """Seconds after a job's deadline in which the engine itself reports it; then the front end does."""
 
-    refused: ClassVar[tuple[str, ...]] = ("json_schema", "logprobs")
+    refused: tuple[str, ...] = ("json_schema", "logprobs")
     """Fields of `SamplingParams` that it does not carry out; requests with them are refused."""
 
     def __init__(self, model: QZoom) -> None:

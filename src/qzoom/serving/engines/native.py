@@ -26,7 +26,7 @@ class NativeEngine(ServingEngine):
     """
 
     grace_s: ClassVar[float] = 5.0
-    refused: ClassVar[tuple[str, ...]] = ()
+    refused: tuple[str, ...] = ()
 
     def __init__(self, model: QZoom, settings: ServerSettings) -> None:
         super().__init__(model)

@@ -90,12 +90,20 @@ class RayEngine(ServingEngine):
         handle: of the deployment.
         limits: `queue` jobs may wait.
         on_close: called at the end.
+        native: whether the replicas are native engines, which refuse nothing.
     """
 
     def __init__(
-        self, model: QZoom, handle: Any, limits: SchedulerLimits, on_close: Callable[[], None] | None = None
+        self,
+        model: QZoom,
+        handle: Any,
+        limits: SchedulerLimits,
+        *,
+        on_close: Callable[[], None] | None = None,
+        native: bool = True,
     ) -> None:
         super().__init__(model)
+        self.refused = () if native else self.refused
         self._handle = handle.options(stream=True)
         self._queue, self._on_close = limits.queue, on_close
         self._running = self._waiting = 0
@@ -226,13 +234,14 @@ def stop_replicas() -> None:
     serve.delete(APP)
 
 
-def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSettings) -> Any:
+def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSettings, *, native: bool) -> Any:
     """The front end as a deployment before the replicas, for a cluster whose Serve answers HTTP.
 
     Args:
         engine: from `bind_engine`.
         front: loads what `RayEngine` needs of the model.
         settings: of the server.
+        native: whether the replicas are native engines.
     """
 
     def build() -> Any:
@@ -240,7 +249,7 @@ def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSett
         from qzoom.serving.service import Service
 
         handle = serve.get_deployment_handle(ENGINE, APP)
-        return create_app(Service(RayEngine(front(), handle, settings.scheduler), settings))
+        return create_app(Service(RayEngine(front(), handle, settings.scheduler, native=native), settings))
 
     deployment: Any = serve.deployment(serve.ingress(build)(), name="front-end")
     return deployment.bind(engine)
