@@ -117,6 +117,20 @@ def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(open_page, tmp_p
     assert page.locator("#welcome").is_visible()
 
 
+def test_what_is_said_of_a_file_stays_when_the_server_answers_late(open_page, tmp_path):
+    held = []
+    page = open_page()
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    (tmp_path / "notes.jpg").write_text("these are notes")
+    page.locator("#file").set_input_files(tmp_path / "notes.jpg")
+    page.locator("#alert:visible").wait_for()
+    with page.expect_response("**/v1/models"):
+        held[0].continue_()
+    page.locator("#model:has-text('tiny')").wait_for()
+    assert page.locator("#alert").inner_text().startswith("This browser cannot show notes.jpg.")
+
+
 def test_escape_stops_a_question_and_a_lost_server_is_named(open_page):
     page = open_page(expect=["ERR_FAILED"])
     upload(page)

@@ -13,6 +13,7 @@ import { EXAMPLES, describe, suggestions } from "./words.js";
 
 const state = {
   model: "",
+  lost: false, // the server did not say its model
   cell: 32,
   limits: { bytes: Infinity, pixels: Infinity },
   picture: null,
@@ -44,9 +45,11 @@ async function greet() {
     if (looks) settings.setOwn("max_visual_tokens", looks);
     $("model").textContent = model.id;
     describe(model.id, facts.embedded ?? model.id === "tiny");
-    complain(null);
+    if (state.lost) complain(null); // what was said of a file meanwhile stays
+    state.lost = false;
   } catch (error) {
     $("model").textContent = "unknown";
+    state.lost = true;
     complain(error);
   }
 }
