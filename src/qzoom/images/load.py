@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import os
 import re
 import stat
@@ -122,6 +123,13 @@ def read_data_url(url: str, limits: ImageLimits) -> bytes:
         raise refuse(name, "its base64 data are broken", "encode the file again with base64.b64encode") from error
     check_bytes(len(data), name, limits)
     return data
+
+
+def png_data_url(image: PIL.Image.Image) -> str:
+    """A picture as a `data:` URL, without loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _unwrapped(encoded: bytes) -> bytes:

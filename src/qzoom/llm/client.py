@@ -10,12 +10,10 @@ endpoint is followed by the next one, budgets count every request, and a time li
 from __future__ import annotations
 
 import asyncio
-import base64
 import concurrent.futures
 import email.utils
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import math
@@ -28,6 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
+from qzoom.images.load import png_data_url
 from qzoom.llm.cache import CallCache, Cost, Failure, Reply
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 
@@ -63,9 +62,7 @@ class ChatImage:
         """The image as a data URL; encoded at the first call."""
         with self._lock:
             if not self._url:
-                file = io.BytesIO()
-                self._scaled().save(file, "PNG", compress_level=1)
-                self._url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+                self._url = png_data_url(self._scaled())
             return self._url
 
     def _scaled(self) -> Image:

@@ -17,10 +17,11 @@ import torch
 from qzoom.engine.perceive import CoarseResult, Stopwatch, decide, with_maps
 from qzoom.errors import ConfigError, DeadlineError, EngineDownError, EngineRefusedError, QueueFullError, QZoomError
 from qzoom.heads.region_map import RegionMap
+from qzoom.images.load import png_data_url
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.native import NativeEngine
-from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine, image_url
+from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine
 from qzoom.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ def _messages(view: View) -> list[dict[str, Any]]:
             if part["type"] == "text":
                 yield part
             else:
-                yield from ({"type": "image_url", "image_url": {"url": image_url(image)}} for image in next(pictures))
+                yield from (
+                    {"type": "image_url", "image_url": {"url": png_data_url(image)}} for image in next(pictures)
+                )
 
     messages = []
     for message in view.request.conversation.messages:

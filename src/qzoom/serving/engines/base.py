@@ -43,6 +43,7 @@ class ServingEngine(ABC):
 
     def __init__(self, model: QZoom) -> None:
         self.model = model
+        self._running = self._waiting = 0
 
     def start(self) -> None:  # noqa: B027 - most engines have nothing to do here
         """Begin to take jobs."""
@@ -70,14 +71,14 @@ class ServingEngine(ABC):
         """Empty while jobs are answered; else why not, in two or three words."""
 
     @property
-    @abstractmethod
     def running(self) -> int:
         """Jobs that have started and not ended."""
+        return self._running
 
     @property
-    @abstractmethod
     def waiting(self) -> int:
         """Jobs that have not started."""
+        return self._waiting
 
     def gauges(self) -> Iterable[Measure]:
         """Measures of its own that go up and down, for /metrics."""

@@ -106,7 +106,6 @@ class RayEngine(ServingEngine):
         self.refused = () if native else self.refused
         self._handle = handle.options(stream=True)
         self._queue, self._on_close = limits.queue, on_close
-        self._running = self._waiting = 0
 
     async def close(self) -> None:
         """End what was started for this engine."""
@@ -119,16 +118,6 @@ class RayEngine(ServingEngine):
         states: Any = (await asyncio.to_thread(serve.status)).applications.get(APP)
         deployment = states.deployments.get(ENGINE) if states else None
         return "" if deployment and deployment.replica_states.get("RUNNING", 0) else "no replica runs"
-
-    @property
-    def running(self) -> int:
-        """See `ServingEngine.running`."""
-        return self._running
-
-    @property
-    def waiting(self) -> int:
-        """See `ServingEngine.waiting`."""
-        return self._waiting
 
     async def look(self, job: Job) -> Perception:
         """See `ServingEngine.look`."""

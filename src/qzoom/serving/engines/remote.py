@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from qzoom.errors import CheckpointError, ConfigError, EngineDownError, InternalError
+from qzoom.images.load import png_data_url
 from qzoom.integrations.vllm.heads import LookMode
 from qzoom.model import QZoom
 from qzoom.serving.engines.zooming import (
@@ -26,7 +27,6 @@ from qzoom.serving.engines.zooming import (
     ZoomingEngine,
     cache_salt,
     checked_reply,
-    image_url,
     lower_max_positions,
 )
 from qzoom.serving.routing import choose, picture_key, rank
@@ -197,7 +197,7 @@ class RemoteEngine(ZoomingEngine):
     def _body(self, view: View, sampling: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         body = {"token_ids": list(view.ids), "sampling_params": {"detokenize": False} | sampling} | more
         if view.images:
-            body["content_parts"] = [{"type": "image_url", "url": image_url(image)} for image in view.images]
+            body["content_parts"] = [{"type": "image_url", "url": png_data_url(image)} for image in view.images]
         if view.tenant:
             body["cache_salt"] = cache_salt(view.tenant)
         return body

@@ -7,10 +7,8 @@ subclasses only say how a prompt is sent.
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import hashlib
-import io
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +90,6 @@ class ZoomingEngine(ServingEngine):
         super().__init__(model)
         self._slots = asyncio.Semaphore(limits.slots)
         self._queue = limits.queue
-        self._running = self._waiting = 0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="qzoom-resize")
 
     @abstractmethod
@@ -106,16 +103,6 @@ class ZoomingEngine(ServingEngine):
     async def close(self) -> None:
         """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    @property
-    def running(self) -> int:
-        """See `ServingEngine.running`."""
-        return self._running
-
-    @property
-    def waiting(self) -> int:
-        """See `ServingEngine.waiting`."""
-        return self._waiting
 
     async def look(self, job: Job) -> Perception:
         """See `ServingEngine.look`."""
@@ -316,13 +303,6 @@ class _Record:
 def _known(values: torch.Tensor | None) -> torch.Tensor:
     assert values is not None
     return values
-
-
-def image_url(image: PIL.Image.Image) -> str:
-    """A picture as a data URL, without loss."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def cache_salt(tenant: str) -> str:
