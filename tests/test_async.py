@@ -1,7 +1,3 @@
-"""Awaited answers and streams, cancellation, and chats that go on, with the embedded model."""
-
-from __future__ import annotations
-
 import asyncio
 import threading
 from typing import Any

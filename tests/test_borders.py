@@ -1,7 +1,5 @@
 """The borders of the house: no import runs upward, no circle, no class name twice, no coy names."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
 from pathlib import Path

@@ -1,7 +1,3 @@
-"""Ray's own errors as one sentence."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.cluster import ray_running

@@ -1,7 +1,3 @@
-"""A zoom config that cannot be is refused where it is made, in one sentence."""
-
-from __future__ import annotations
-
 import json
 import timeit
 from pathlib import Path
@@ -49,7 +45,7 @@ def test_wrong_types_from_python() -> None:
             ZoomConfig().replace(**values)
 
 
-def test_a_whole_config_survives_json() -> None:
+def test_a_whole_config_survives_json_and_former_words() -> None:
     made = ZoomConfig(
         box=BoxRule(components="all", max_regions=3, margin_cells=0.5),
         coarse_tokens=TokenBudget(64, 144),
@@ -57,9 +53,6 @@ def test_a_whole_config_survives_json() -> None:
         provenance={"seed": 1},
     )
     assert ZoomConfig.from_dict(made.to_dict()) == made
-
-
-def test_files_with_the_former_words_of_the_box_rule_still_load() -> None:
     rule = BoxRule(threshold="relative", components="peak_component")
     former = {"box": {"threshold": "peak", "components": "peak"}}
     assert ZoomConfig.from_dict(former).box == rule

@@ -1,5 +1,3 @@
-"""What the documents promise exists: commands, options, Python, links."""
-
 import json
 import re
 import shlex

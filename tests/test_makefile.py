@@ -1,5 +1,3 @@
-"""The make targets take names and questions as they are typed, and say what they need."""
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,3 @@
-"""The public class: what goes in, what comes out, and one clear sentence for what cannot be."""
-
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,3 @@
-"""One declaration: values, error sentences, YAML, environment."""
-
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import field
 from pathlib import Path

@@ -1,7 +1,3 @@
-"""What holds for every family: transformers' own answers, zooms, sessions, batches, streams, files and training."""
-
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,3 @@
-"""LLaVA-1.5: squares, boxes by component, masked crops, its own norm and unrotated map, and the release's faults."""
-
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

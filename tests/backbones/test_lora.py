@@ -1,7 +1,3 @@
-"""LoRA matrices are taken for the decoder's maps alone, one pair for each."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """No model family is named outside `backbones/`: a port is one file there, and nothing else has to learn about it."""
 
-from __future__ import annotations
-
 import io
 import re
 import tokenize

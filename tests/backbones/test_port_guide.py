@@ -1,7 +1,5 @@
 """The example in docs/port-a-backbone.md is what the package has: every part of it stands in the file as it is."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,3 @@
-"""Bases in 4 and 8 bit by bitsandbytes, for real, on the CPU."""
-
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,3 @@
-"""Each family's parts against transformers' own: prompt, positions, pictures, projections, whole forward pass."""
-
-from __future__ import annotations
-
 import itertools
 from types import SimpleNamespace
 

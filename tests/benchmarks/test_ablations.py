@@ -1,5 +1,3 @@
-"""The ablations: labels from kept attention, words from hand-made figures, and one small run of two variants."""
-
 import dataclasses
 import json
 

@@ -1,5 +1,3 @@
-"""The table of methods on a random model with two receipts."""
-
 import dataclasses
 import json
 

@@ -1,5 +1,3 @@
-"""Choosing settings from hand-made tables."""
-
 import pytest
 
 from benchmarks.choices import Point, best_split, gated, lowest_match, paired, plain_peak, skip_at, splits_of

@@ -1,5 +1,3 @@
-"""The ladder on a random model with a few pictures: all parts, resuming, and the tables."""
-
 import json
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""The benchmark of PDFs: documents, broken files and the table."""
-
 import re
 
 import pytest

@@ -1,5 +1,3 @@
-"""The results page from what lies on the disk."""
-
 from benchmarks.results import answer_files, main
 from qzoom.store.log import LogWriter
 from tests.evaluation.samples import row

@@ -1,7 +1,5 @@
 """Merged checkpoints of both families, written once; tests that change files work on copies."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import huggingface_hub.constants

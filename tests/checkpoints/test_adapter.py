@@ -1,7 +1,3 @@
-"""Our format keeps every bit, finds its base, says what is wrong, and never appears half written."""
-
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

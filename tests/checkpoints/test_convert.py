@@ -1,7 +1,3 @@
-"""Conversions keep every bit, refuse what they must not overwrite, and give other engines what they need."""
-
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,3 @@
-"""Names become folders: the embedded model, paths, the hub's cache, and a hub that answers with errors."""
-
-from __future__ import annotations
-
 import json
 import os
 import subprocess

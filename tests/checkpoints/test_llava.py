@@ -1,7 +1,3 @@
-"""LLaVA-1.5 in its authors' layout: loaded, converted there and back, filled from a base, refused as half a model."""
-
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,3 @@
-"""Every kind of checkpoint gives the engine it describes, and every bad one a sentence that says why."""
-
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

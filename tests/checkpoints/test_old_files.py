@@ -1,7 +1,5 @@
 """Files as older releases wrote them, and folders that were saved over: read, or one sentence that names the keys."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

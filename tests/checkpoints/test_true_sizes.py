@@ -1,7 +1,5 @@
 """The published models' sizes and tokenizer, with random weights or none: what files beside the repository tell."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The real command, in this process and in one of its own, and a picture to ask about."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""`qzoom ask` with the embedded model: what goes to which stream."""
-
 import json
 import os
 import pty

@@ -1,5 +1,3 @@
-"""What cannot work is said in one sentence, with exit code 1 and nothing on standard output."""
-
 import json
 import os
 import struct
@@ -60,10 +58,6 @@ def test_pictures(here, picture, tmp_path, verb, kind):
 @pytest.mark.parametrize(("data", "part"), [(b"", "0 bytes"), (b"no picture at all", "JPEG, PNG, WebP")])
 def test_standard_input(apart, data, part):
     apart("ask", "-", QUESTION, stdin=data).refuses(1, part)
-
-
-def test_second_picture_of_two(here, picture, tmp_path):
-    here("ask", picture, tmp_path / "gone.png", QUESTION).refuses(1, "gone.png")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")

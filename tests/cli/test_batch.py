@@ -1,7 +1,3 @@
-"""`qzoom batch`: lines in, lines out, each once; kill and resume; Parquet; Ray."""
-
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,5 +1,3 @@
-"""`qzoom convert` there and back, with a model of random weights."""
-
 import json
 
 import pytest

@@ -22,23 +22,17 @@ def test_regions_in_words():
     assert two == ["region  picture 2, [0, 0, 50, 100] px, score 0.500, 25.0% of the picture"]
 
 
-def test_cost_in_words():
+def test_costs_and_savings_in_words():
     usage = Usage(coarse_tokens=136, region_tokens=88, prompt_tokens=250, completion_tokens=6, reused_tokens=140)
     assert (
         describe_cost(usage, {"vision": 20.4, "idle": 0.1, "total": 1234.0})
         == "cost    136 coarse + 88 region visual tokens, 6 generated, 140 reused; 1.23 s (ms: vision 20)"
     )
-
-
-def test_savings_in_words():
     usage = Usage(coarse_tokens=136, region_tokens=64)
     saved = "136 coarse + 64 region visual tokens (88% saved of 1652 at native resolution)"
     assert describe_cost(usage, {}, 1652) == f"cost    {saved}"
     assert "saved" not in describe_cost(usage, {}, 200)
     assert "saved" not in describe_cost(usage, {})
-
-
-def test_tokens_at_native_resolution():
     assert count_full_tokens([(900, 1900)], 32) == 28 * 59
     assert count_full_tokens([(900, 1900), (5, 64)], 32) == 28 * 59 + 2
     assert count_full_tokens([(900, 1900)], 0) == 0

@@ -1,7 +1,3 @@
-"""Options of engines: what contradicts, what is missing, what does not answer."""
-
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest

@@ -1,5 +1,3 @@
-"""`qzoom eval` with a random model of the embedded one's family: figures, streams, files and complaints."""
-
 import contextlib
 import json
 import os

@@ -1,5 +1,3 @@
-"""`qzoom eval coverage` with a random model: figures, files, comparison, complaints."""
-
 import json
 
 import pytest

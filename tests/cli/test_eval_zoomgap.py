@@ -1,5 +1,3 @@
-"""`qzoom eval zoomgap` with a random model: one line, a table, kept answers, comparison, complaints."""
-
 import json
 
 import pytest

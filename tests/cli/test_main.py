@@ -80,10 +80,6 @@ def test_wrong_usage_is_one_line_with_code_2(here, words, part):
     assert result.err.rstrip().endswith("--help")
 
 
-def test_budgets_that_contradict_are_one_sentence_with_code_2(here):
-    here("ask", "a.png", "What?", "--coarse-tokens", "200:100").refuses(2, "the minimum 200 is above the maximum 100")
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/syscall"), reason="needs Linux's /proc to see when it waits")
 def test_interrupt_gives_130_and_no_traceback(picture):
     words = [sys.executable, "-m", "qzoom", "ask", str(picture), "-", "What is the total amount?"]

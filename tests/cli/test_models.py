@@ -1,5 +1,3 @@
-"""Lists of models and recipes, copies of recipes, and shell completion."""
-
 import json
 import os
 import subprocess

@@ -1,7 +1,3 @@
-"""`qzoom label` and `train`: from a question file to a model that zooms, and the answers to mistakes."""
-
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,3 @@
-"""Cells under boxes, and how large a target is."""
-
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

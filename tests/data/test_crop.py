@@ -1,5 +1,3 @@
-"""Crops: margins, least sizes, limits, pixels."""
-
 import pytest
 from PIL import Image
 

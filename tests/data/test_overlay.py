@@ -1,7 +1,3 @@
-"""The drawn box: pixels, colours, styles, and the schedule that fades it."""
-
-from __future__ import annotations
-
 import io
 
 import numpy as np

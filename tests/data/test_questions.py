@@ -1,7 +1,3 @@
-"""Question files in both forms: what is read, and how every mistake is answered."""
-
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

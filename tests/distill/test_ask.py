@@ -1,5 +1,3 @@
-"""What counts as an answer in a reply, and how a step collects votes."""
-
 import pytest
 
 from qzoom.distill.ask import answer_step, read_vote
@@ -67,12 +65,9 @@ def test_a_teacher_may_say_that_it_cannot_tell(reply: str) -> None:
     assert read_vote("", 0, reply).status == "abstained"
 
 
-def test_a_reply_that_was_cut_off_needs_a_closed_tag() -> None:
+def test_a_reply_that_was_cut_off_needs_a_closed_tag_and_long_ones_take_no_time() -> None:
     assert read_vote("", 0, "12.", cut_off=True).reason == "cut off at the token limit"
     assert read_vote("", 0, "<answer>12</answer> beca", cut_off=True).text == "12"
-
-
-def test_long_replies_take_no_long_time() -> None:
     assert read_vote("", 0, "<answer>" * 50_000 + "x" + "</answer>" * 50_000).status == "failed"
     assert read_vote("", 0, "\\boxed{" * 50_000).status == "failed"
     assert read_vote("", 0, "*_" * 100_000).status == "failed"
@@ -113,14 +108,11 @@ def test_hopeless_questions_are_given_up_and_no_others() -> None:
     assert statuses("abab", "aaaa", judged=True) == "aaaaaaaa"
 
 
-def test_teachers_need_names_of_their_own() -> None:
+def test_what_cannot_be_asked_is_said() -> None:
     with pytest.raises(ConfigError, match="names of their own"):
         answer_step((teacher("one"), teacher("one")), StillViews())
     with pytest.raises(ConfigError, match="samples must be"):
         answer_step((teacher("one"),), StillViews(), samples=0)
-
-
-def test_an_item_without_a_question_says_what_to_run() -> None:
     import dataclasses
 
     with pytest.raises(DataError, match="run the step ask first"):

@@ -1,5 +1,3 @@
-"""What roles behind an endpoint send, and what they make of replies."""
-
 import base64
 import dataclasses
 import io

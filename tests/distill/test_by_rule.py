@@ -1,5 +1,3 @@
-"""Roles that need no model, on a picture whose facts are written out and on drawn ones."""
-
 import dataclasses
 import random
 import re
@@ -25,9 +23,6 @@ def test_it_asks_what_the_place_answers() -> None:
         QuestionDraft("What is the code on the red star?", "ocr", "rule", known="A4"),
         QuestionDraft("How many crosses are there?", "counting", "rule", known="1"),
     )
-
-
-def test_a_step_makes_an_item_of_each_question() -> None:
     items = ask_step(WRITER, StillViews())(EMPTY)
     assert [item.draft.known for item in items] == ["A4", "1"]
     assert all(item.kept and item.models == (("question_writer", "rule"),) for item in items)
@@ -57,15 +52,12 @@ def test_a_question_is_checked(draft: QuestionDraft, reason: str) -> None:
     assert item.kept is (reason == "")
 
 
-def test_a_question_with_two_answers_is_not_unique() -> None:
+def test_a_question_with_two_answers_is_not_unique_and_alternatives_are_no_leak() -> None:
     twice = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "Z9", ((5, 5, 9, 9),), "code")))
     (item,) = validate_step(VALIDATOR, StillViews(twice))(ITEM)
     assert item.decisions[-1].reason == "not unique in the whole picture"
     again = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "a4", ((5, 5, 9, 9),), "code")))
     assert validate_step(VALIDATOR, StillViews(again))(ITEM)[0].kept
-
-
-def test_alternatives_and_closed_answers_may_stand_in_the_question() -> None:
     assert leak("Is the star left or right of the cross?", "left") == ""
     assert leak("Is there no star?", "no") == ""
 
@@ -119,16 +111,10 @@ def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
         assert all(re.fullmatch(pattern, text) for text in made), made
 
 
-def test_closed_answers_have_one_other() -> None:
+def test_distractors_are_closed_seeded_and_the_pictures_own() -> None:
     assert draw_distractors("yes", 3, random.Random(0)) == ["no"]
     assert draw_distractors("Left", 3, random.Random(0)) == ["Right"]
-
-
-def test_the_pictures_own_values_come_first() -> None:
     made = draw_distractors("A42", 3, random.Random(0), pool=["B17", "a 42", "red", "C9", "D55"])
     assert set(made[:2]) == {"B17", "D55"}
     assert format_of(made[2]) == "A99"
-
-
-def test_a_seed_is_a_choice() -> None:
     assert draw_distractors("12.50", 3, random.Random("x")) == draw_distractors("12.50", 3, random.Random("x"))

@@ -1,5 +1,3 @@
-"""Options, the check without a picture, and paired negatives."""
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +66,9 @@ def test_the_order_comes_from_the_item_and_every_letter_comes_up() -> None:
     assert step(ANSWERED) == step(ANSWERED)
     letters = {step(dataclasses.replace(ANSWERED, seed=seed))[0].choices.letter for seed in range(40)}
     assert letters == set("ABCD")
+    (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
+    assert by_rule.read(item, None, "", 0, name="s", error_rate=0.0).text == item.choices.letter
+    assert by_rule.read(ANSWERED, None, "", 0, name="s", error_rate=0.0).text == "A4"
 
 
 def test_options_that_may_mean_the_same_are_left_out() -> None:
@@ -92,22 +93,16 @@ def test_without_enough_options_a_question_stays_open_or_goes(distractor_writer:
     assert (gone.kept, gone.decisions[-1].reason) == (False, reason)
 
 
-def test_yes_and_left_have_two_options() -> None:
+def test_options_by_rule_fit_the_answer() -> None:
     for right, other in (("yes", "no"), ("Left", "Right")):
         (item,) = ChoicesStep(BY_RULE, VIEWS, PLAIN)(answered(right))
         assert set(item.choices.options) == {right, other}
-
-
-def test_options_by_rule_do_not_stand_in_the_crop() -> None:
     for seed in range(30):
         (item,) = ChoicesStep(BY_RULE, VIEWS, PLAIN)(dataclasses.replace(ANSWERED, seed=seed))
         forms = {normal(option) for option in item.choices.options}
         assert len(forms) == 4
         assert "b9" not in forms  # printed in the crop
         assert "c7" in forms  # printed elsewhere
-
-
-def test_names_are_not_mixed_with_whatever_is_printed() -> None:
     company = dataclasses.replace(ANSWERED, draft=dataclasses.replace(ITEM.draft, text="Which company is it?"))
     company = dataclasses.replace(company, answer=Agreement("LIM MOTOR SDN BHD", 6, 8, ()))
     (item,) = ChoicesStep(BY_RULE, VIEWS, PLAIN)(company)
@@ -218,12 +213,6 @@ def test_settings_that_cannot_work_are_refused() -> None:
         ChoicesStep(None, VIEWS)(ITEM)
 
 
-def test_a_student_by_rule_names_the_letter() -> None:
-    (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
-    assert by_rule.read(item, None, "", 0, name="s", error_rate=0.0).text == item.choices.letter
-    assert by_rule.read(ANSWERED, None, "", 0, name="s", error_rate=0.0).text == "A4"
-
-
 def asking(text: str, answer: str = "x", seed: int = 0) -> Item:
     return dataclasses.replace(
         ITEM, draft=QuestionDraft(text, "ocr", "rule", known=answer), answer=Agreement(answer, 6, 8, ()), seed=seed
@@ -236,7 +225,7 @@ def facts_of(text: str, answer: str, field: str, printed: str = "") -> Known:
     return Known((KnownQuestion(text, answer, ((0, 0, 9, 9),), field),), () if printed else things, lines)
 
 
-def test_a_yes_becomes_a_no_and_a_count_becomes_zero() -> None:
+def test_a_yes_becomes_a_no_a_count_zero_and_names_are_exchanged() -> None:
     text = "Is there a red star?"
     no = absent(asking(text, "yes"), facts_of(text, "yes", "exists"))
     assert no is not None
@@ -246,9 +235,6 @@ def test_a_yes_becomes_a_no_and_a_count_becomes_zero() -> None:
     assert zero is not None
     assert zero.draft.text in {f"How many {s} are there?" for s in ("circles", "squares", "triangles", "diamonds")}
     assert zero.answer.text == "0"
-
-
-def test_items_and_labels_are_exchanged_for_some_that_are_not_printed() -> None:
     text = "What is the price of HOT TEA?"
     price = absent(asking(text, "3.50"), facts_of(text, "3.50", "price", "HOT TEA"))
     assert price is not None

@@ -1,5 +1,3 @@
-"""The exported Parquet: what readers find in it, that it is the original upright picture, that it is deterministic."""
-
 import json
 
 import pytest
@@ -111,13 +109,10 @@ def test_choices_become_the_question(tmp_path):
     assert row["choices"] == ["K7", "Z2", "P1", "none of these"]
 
 
-def test_split_goes_by_picture_and_share():
+def test_split_goes_by_picture_and_unfinished_items_are_refused(tmp_path):
     settings = ExportSettings(validation=0.25)
     splits = [split_of(ImageRef(f"{n:08x}" + "0" * 12, "a", 9, 9), settings) for n in range(0, 2**32, 2**26)]
     assert splits.count("validation") == 16
-
-
-def test_unfinished_items_and_unknown_styles_are_refused(tmp_path):
     picture = ImageRef("0" * 20, "scenes:1", 9, 9)
     item = finished_item(picture)
     bare = type(item)(picture, item.target, item.draft)

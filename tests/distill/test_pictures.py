@@ -1,5 +1,3 @@
-"""Where pictures come from, and what is known about them."""
-
 import os
 
 import numpy as np
@@ -39,7 +37,7 @@ def test_drawn_pictures_know_their_questions_objects_and_texts():
     assert again == picture
 
 
-def test_digest_is_of_pixels_and_size_not_of_the_file(tmp_path):
+def test_digest_is_of_pixels_and_key_of_the_file(tmp_path):
     pixels = np.arange(48, dtype=np.uint8).reshape(2, 8, 3)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.png")
@@ -47,9 +45,6 @@ def test_digest_is_of_pixels_and_size_not_of_the_file(tmp_path):
     digests = {scan(ImageSource(name, str(tmp_path), "x"))[0].digest for name in ("a.png", "b.bmp")}
     assert digests == {picture_digest(image)}
     assert picture_digest(Image.fromarray(pixels.reshape(4, 4, 3))) not in digests
-
-
-def test_key_changes_with_the_file(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
     source = ImageSource("a.png", str(tmp_path), "x")

@@ -1,5 +1,3 @@
-"""Roles of a recipe: what is read, what is refused, what is built."""
-
 from pathlib import Path
 from typing import Any
 

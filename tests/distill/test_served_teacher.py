@@ -1,5 +1,3 @@
-"""The embedded model behind `qzoom serve` as a teacher: two crops over real HTTP."""
-
 import dataclasses
 from pathlib import Path
 

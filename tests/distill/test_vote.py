@@ -1,5 +1,3 @@
-"""What the teachers agree on, and when they do not."""
-
 import dataclasses
 import itertools
 import random
@@ -49,12 +47,17 @@ def test_every_refusal_has_its_reason(given: dict[str, list[str | None]], reason
     assert agree(votes(**given), EIGHT)[1] == reason
 
 
-def test_failures_never_vote_even_when_they_are_the_most() -> None:
+def test_failures_and_skipped_samples_never_vote() -> None:
     failed = [Vote(teacher, i, "", "failed", "HTTP 500") for teacher in "ab" for i in range(3)]
     found, reason = agree([*failed, Vote("a", 3, "x"), Vote("b", 3, "x")], EIGHT)
     assert reason == "too many failed answers"
     assert found is not None
     assert (found.text, found.count, found.votes) == ("x", 2, 2)
+    skipped = [Vote("b", sample, "", "skipped") for sample in range(4)]
+    found, reason = agree([*votes(a=["x", "y", "x", "y"]), *skipped], EIGHT)
+    assert reason == "no agreement was possible any more"
+    assert found is not None
+    assert found.votes == 4
 
 
 def test_giving_up_never_loses_an_agreement() -> None:
@@ -70,14 +73,6 @@ def test_giving_up_never_loses_an_agreement() -> None:
             lost += not worth
         assert worth is agreed
     assert lost > 400
-
-
-def test_what_was_given_up_says_so() -> None:
-    skipped = [Vote("b", sample, "", "skipped") for sample in range(4)]
-    found, reason = agree([*votes(a=["x", "y", "x", "y"]), *skipped], EIGHT)
-    assert reason == "no agreement was possible any more"
-    assert found is not None
-    assert found.votes == 4
 
 
 def test_the_order_of_votes_changes_nothing() -> None:
@@ -113,16 +108,13 @@ SPLIT = votes(a=["dark red", "dark red", "maroon", "green"], b=["maroon", "maroo
 ASKED = dataclasses.replace(ITEM, votes=tuple(SPLIT))
 
 
-def test_a_judge_joins_what_rules_leave_open() -> None:
+def test_a_judge_joins_what_rules_leave_open_or_leaves_it() -> None:
     judge = Judge(("dark red", "maroon"))
     (item,) = vote_step(EIGHT, judge)(ASKED)
     assert item.kept
     assert item.answer is not None
     assert (item.answer.text, item.answer.count, item.answer.by) == ("maroon", 6, "judge")
     assert item.models == (("judge", "judge@1"),)
-
-
-def test_a_judge_that_fails_leaves_them_apart() -> None:
     (item,) = vote_step(EIGHT, Judge(refuses=True))(ASKED)
     assert item.decisions[-1].reason == "no agreement"
     assert item.answer is not None

@@ -1,7 +1,3 @@
-"""A batch of anything: every result is the one that the sample gets alone."""
-
-from __future__ import annotations
-
 import dataclasses
 import json
 import random
@@ -169,10 +165,6 @@ def test_rows_may_join_a_running_batch(family: str) -> None:
         batch.step()
     assert [tuple(row.tokens) for row in rows] == [answer.tokens for answer in alone]
     assert [row.stream.text for row in rows] == [answer.text for answer in alone]
-
-
-def test_an_empty_batch_is_no_answers() -> None:
-    assert QZoom(made("qwen3_vl", "second_image")).ask_batch([]) == []
 
 
 def assert_equal(found: Answer, alone: Answer) -> None:

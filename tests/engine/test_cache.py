@@ -1,7 +1,3 @@
-"""The cache: forks share and never disturb, batches pad on the left, room is used in place."""
-
-from __future__ import annotations
-
 import torch
 
 from qzoom.engine.cache import GROWTH, KVCache
@@ -22,7 +18,7 @@ def filled(*lengths: int, layers: int = 2, seed: int = 0) -> tuple[KVCache, list
     return cache, expected
 
 
-def test_updates_append() -> None:
+def test_updates_append_and_merged_holds_both_stacks() -> None:
     cache, expected = filled(3, 1, 5)
     assert len(cache) == 9
     for layer, (keys, values) in enumerate(expected):
@@ -31,6 +27,13 @@ def test_updates_append() -> None:
         assert torch.equal(cache.layer(layer)[1], values)
     assert 2 not in cache
     assert len(KVCache()) == 0
+    lower, low = filled(3)
+    upper = KVCache()
+    upper.update(*piece(3, 77), 5)
+    both = lower.merged(upper)
+    assert torch.equal(both.layer(1)[0], low[1][0])
+    assert torch.equal(both.layer(5)[0], piece(3, 77)[0])
+    assert 5 not in lower
 
 
 def test_forks_and_truncations_leave_each_other_alone() -> None:
@@ -88,13 +91,3 @@ def test_a_batch_of_empty_caches_is_empty() -> None:
     mixed = KVCache.stack([KVCache(), cache], [0, 3])
     assert torch.equal(mixed.layer(0)[0][1], expected[0][0][0])
     assert not mixed.layer(0)[0][0].any()
-
-
-def test_merged_holds_both_stacks() -> None:
-    lower, low = filled(3)
-    upper = KVCache()
-    upper.update(*piece(3, 77), 5)
-    both = lower.merged(upper)
-    assert torch.equal(both.layer(1)[0], low[1][0])
-    assert torch.equal(both.layer(5)[0], piece(3, 77)[0])
-    assert 5 not in lower

@@ -1,7 +1,3 @@
-"""Messages to token ids: what a user writes stays text, and ordinary text tokenises as it always does."""
-
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any
@@ -10,7 +6,7 @@ import pytest
 
 from qzoom.backbones.registry import build_backbone
 from qzoom.engine.chat import ChatEncoder, read_conversation
-from qzoom.errors import ImageError, QuestionError
+from qzoom.errors import QuestionError
 from qzoom.model import QZoom
 from tests import tiny_models
 from tests.plain import plain_generate
@@ -106,7 +102,7 @@ def test_several_turns_answer_as_transformers_does() -> None:
     assert list(model.ask(PAGE, messages, zoom="never", max_new_tokens=8).tokens) == expected
 
 
-def test_turns_of_one_role_are_one() -> None:
+def test_turns_of_one_role_are_one_and_an_assistant_may_have_said_nothing() -> None:
     question = [{"role": "user", "content": "What is it?"}, {"role": "user", "content": [{"type": "image"}]}]
     whole = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}]
     assert encode(PAGE, question) == encode(PAGE, whole)
@@ -114,8 +110,6 @@ def test_turns_of_one_role_are_one() -> None:
     rules = [{"role": "system", "content": "A."}, {"role": "developer", "content": "B."}]
     assert encode(PAGE, [*rules, *whole]) == encode(PAGE, whole, system="A.\nB.")
 
-
-def test_an_assistant_may_have_said_nothing() -> None:
     def asked(**turn: Any) -> list[int]:
         last = {"role": "user", "content": "And?"}
         return encode(PAGE, [{"role": "user", "content": "What?"}, {"role": "assistant", **turn}, last])
@@ -184,12 +178,6 @@ def test_messages_that_cannot_be_used(image: Any, question: Any, word: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_that_cannot_be_used_is_its_own_error() -> None:
-    model = QZoom(tiny_models.engine("qwen3_vl"))
-    with pytest.raises(ImageError):
-        model.ask(b"not a picture", "What?")
-
-
 @pytest.mark.parametrize("pictures", [0, 1])
 def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int) -> None:
     model = QZoom(tiny_models.engine("qwen3_vl"))
@@ -201,14 +189,11 @@ def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int)
             model.session(PAGE).ask("<|image_pad|>" * 8_000)
 
 
-def test_a_question_near_the_limit_is_answered() -> None:
+def test_a_question_near_the_limit_is_answered_and_a_lossy_template_refused() -> None:
     model = QZoom(tiny_models.engine("qwen3_vl"))
     answer = model.ask(None, "why? " * 700, max_new_tokens=2)
     assert answer.usage.prompt_tokens > 1000
     assert len(answer.tokens) == 2
-
-
-def test_a_template_that_loses_the_picture_is_refused() -> None:
     base = tiny_models.engine("qwen3_vl").backbone
     lossy = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>{% endfor %}"
     backbone = build_backbone(base.model, base.tokenizer, base.image_processor, lossy)

@@ -1,7 +1,3 @@
-"""What is computed once stays computed: tokens are counted as they pass through the layers."""
-
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,3 @@
-"""A region that is read again is not encoded again; what is kept is told apart by all that decides it."""
-
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager

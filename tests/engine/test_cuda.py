@@ -1,7 +1,5 @@
 """On a CUDA device: the same decisions, boxes and tokens as on the CPU, and bfloat16 that answers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

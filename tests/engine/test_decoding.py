@@ -1,7 +1,3 @@
-"""Choosing tokens and ending answers: sampling against a direct computation, stop texts, limits, cancellation."""
-
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,3 @@
-"""An answer without a zoom is the plain model's answer: transformers' `generate` on the same weights."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,3 @@
-"""What does not fit into what the model reads is refused, or cut to fit, before any picture is encoded."""
-
-from __future__ import annotations
-
 import dataclasses
 import gc
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """How far it is from a question to the first decoder layer, counted in frames of qzoom's own code."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import FrameType

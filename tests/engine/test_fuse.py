@@ -1,7 +1,3 @@
-"""Where regions are inserted, and what positions they and everything behind them get."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,3 @@
-"""Answers by JSON schemas: what has ended fits its schema, what was cut is the beginning of such a text."""
-
-from __future__ import annotations
-
 import json
 from functools import reduce
 

@@ -1,7 +1,3 @@
-"""PDFs as questions: pages share one coarse budget, regions name their page, batches and sessions agree with `ask`."""
-
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io
@@ -73,14 +69,11 @@ def test_batches_and_sessions_agree(model: QZoom) -> None:
         assert other.usage.coarse_tokens == fresh.usage.coarse_tokens
 
 
-def test_openais_parts(model: QZoom) -> None:
+def test_openais_parts_and_one_page(model: QZoom) -> None:
     url = "data:application/pdf;base64," + base64.b64encode(THREE).decode()
     for part in ({"type": "file", "file": {"file_data": url}}, {"type": "image_url", "image_url": {"url": url}}):
         messages = [{"role": "user", "content": [{"type": "text", "text": "When?"}, part]}]
         assert len(model.request(None, messages, pages="1,3").pictures) == 2
-
-
-def test_one_page_gets_the_whole_budget(model: QZoom) -> None:
     page = load_pictures(THREE)[1]
     alone = model.ask(page, "?", zoom="never", max_new_tokens=1)
     drawn = model.ask(page.image, "?", zoom="never", max_new_tokens=1)

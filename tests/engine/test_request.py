@@ -1,7 +1,3 @@
-"""One token budget shared by several regions, and budgets as callers write them."""
-
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -23,13 +19,10 @@ def test_the_parts_keep_the_whole_budget() -> None:
         assert sum(p.min_tokens for p in parts) == max(total.min_tokens, len(areas))
 
 
-def test_larger_regions_get_more() -> None:
+def test_larger_regions_get_more_and_too_few_tokens_are_refused() -> None:
     parts = split_budget(TokenBudget(3, 103), [100, 300, 600])
     assert [p.max_tokens for p in parts] == [11, 31, 61]
     assert split_budget(TokenBudget(5, 9), [1234]) == [TokenBudget(5, 9)]
-
-
-def test_too_few_tokens_are_refused() -> None:
     with pytest.raises(BudgetError, match="2 tokens for 3 regions"):
         split_budget(TokenBudget(1, 2), [5, 5, 5])
 

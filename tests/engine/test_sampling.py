@@ -1,7 +1,3 @@
-"""Log probabilities and penalties against transformers on the same prompt."""
-
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,3 @@
-"""Sessions: later answers equal fresh ones, reused tokens are counted, and threads do not disturb each other."""
-
-from __future__ import annotations
-
 import dataclasses
 import threading
 from typing import Any

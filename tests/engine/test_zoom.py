@@ -1,7 +1,3 @@
-"""A zoomed answer: equal to a full pass over the same sequence, and what happens when zooming cannot be."""
-
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,5 +1,3 @@
-"""Calibration: planted scores, where the right threshold is known, and a random model calibrated for real."""
-
 import dataclasses
 import json
 import math
@@ -39,24 +37,18 @@ def planted(n, harmed_from):
     return [sample(score, harmed=score >= harmed_from) for score in scores]
 
 
-def test_binomial_by_hand():
+def test_binomials_bounds_and_counts_by_hand():
     assert binomial_cdf(0, 3, 0.5) == pytest.approx(1 / 8)
     assert binomial_cdf(1, 3, 0.5) == pytest.approx(4 / 8)
     assert binomial_cdf(2, 5, 0.2) == pytest.approx(sum(math.comb(5, k) * 0.2**k * 0.8 ** (5 - k) for k in range(3)))
     assert binomial_cdf(3, 3, 0.9) == 1
     assert binomial_cdf(-1, 3, 0.9) == 0
-
-
-def test_upper_bound_is_the_share_with_five_percent_left():
     assert upper_bound(0, 100, 0.95) == pytest.approx(1 - 0.05 ** (1 / 100))
     assert upper_bound(5, 5, 0.95) == 1
     for failures, n in ((1, 20), (7, 50), (3, 1000)):
         bound = upper_bound(failures, n, 0.95)
         assert binomial_cdf(failures, n, bound) == pytest.approx(0.05, rel=1e-6)
         assert bound > failures / n
-
-
-def test_questions_needed():
     assert questions_needed(0.01, 0.95) == 299
     assert questions_needed(0.5, 0.5) == 1
     n = questions_needed(0.02, 0.9)
@@ -78,9 +70,6 @@ def test_sweep_by_hand():
     assert [p.harmed for p in points] == [0, 0, 0, 0.25]
     assert [p.loss for p in points] == [0, -0.25, -0.25, 0]
     assert [p.latency_ms for p in points] == pytest.approx([275, 225, 175, 125])
-
-
-def test_a_score_of_one_always_zooms():
     points = sweep([sample(1.0), sample(0.25)])
     assert [(p.threshold, p.share_zoomed) for p in points] == [(0.0, 1.0), (0.625, 0.5)]
 
@@ -126,9 +115,6 @@ def test_the_loss_wished_for_finds_the_planted_threshold():
     assert choose(samples, CalibrationGoal(max_accuracy_loss=0.01), candidates=5).harmed < found.harmed
     assert choose(planted(1000, 2), CalibrationGoal(max_accuracy_loss=0.01)).share_zoomed == 0
     assert choose(planted(1000, 0), CalibrationGoal(max_accuracy_loss=0.01)).share_zoomed == pytest.approx(0.996)
-
-
-def test_gains_do_not_buy_harm():
     samples = [sample(0.1, gained=True) for _ in range(500)] + planted(1000, 0.4)
     assert choose(samples, CalibrationGoal(max_accuracy_loss=0.01)).threshold < 0.42
 

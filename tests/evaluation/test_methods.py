@@ -1,5 +1,3 @@
-"""Every way to look on a random model: its answers are nonsense, where and how it looks is not."""
-
 import dataclasses
 import math
 
@@ -61,9 +59,6 @@ def test_the_models_own_ways_are_its_own():
         assert (said.text, said.regions, said.usage) == (alone.text, alone.regions, alone.usage)
     never = ask("qzoom", asked, PICTURE, ASKED, dataclasses.replace(OPTIONS, zoom="never"))
     assert never.regions == ()
-
-
-def test_methods_that_share_the_budget_are_marked():
     assert {name for name, method in METHODS.items() if not method.zooms} == {"plain"}
     assert {name for name, method in METHODS.items() if method.needs_region} == {"qzoom", "always", "margin", "entropy"}
     assert all(method.name == name for name, method in METHODS.items())
@@ -140,7 +135,7 @@ def test_the_oracle_holds_the_place_and_says_when_there_is_none():
     assert lost.text == asked.ask(PICTURE, ASKED.question, zoom="never", **LIMITS).text
 
 
-def test_centre_and_random_boxes():
+def test_boxes_and_windows_by_hand():
     assert centre_box((100, 50), 0.4) == (30, 15, 70, 35)
     assert centre_box((1, 1), 0.4) == (0, 0, 1, 1)
     drawn = [random_box((200, 100), f"Question {i}?") for i in range(200)]
@@ -150,6 +145,14 @@ def test_centre_and_random_boxes():
     assert max(x1 for _, _, x1, _ in drawn) > 190
     assert random_box((200, 100), "Question 0?") == drawn[0]
     assert random_box((200, 100), "Question 0?", seed=1) != drawn[0]
+    flat = np.ones((10, 10))
+    flat[2:4, 6:8] = 9.0
+    assert best_window(flat) == (6, 2, 8, 4)
+    wide = np.zeros((10, 10))
+    wide[3:7, 2:6] = 1.0
+    assert best_window(wide, (0.4,)) == (2, 3, 6, 7)
+    assert best_window(np.array([[2.0]])) == (0, 0, 1, 1)
+    assert best_window(np.zeros((3, 5))) == (0, 0, 1, 1)
 
 
 def test_doubt_of_known_distributions():
@@ -179,17 +182,6 @@ def test_confidence_gates_zoom_from_their_threshold_on(name):
     assert above.text == ask("plain", asked, PICTURE, ASKED, OPTIONS).text
     assert at_extra["prompt_tokens"] > 0
     assert above_extra == {}
-
-
-def test_the_window_that_stands_out():
-    flat = np.ones((10, 10))
-    flat[2:4, 6:8] = 9.0
-    assert best_window(flat) == (6, 2, 8, 4)
-    wide = np.zeros((10, 10))
-    wide[3:7, 2:6] = 1.0
-    assert best_window(wide, (0.4,)) == (2, 3, 6, 7)
-    assert best_window(np.array([[2.0]])) == (0, 0, 1, 1)
-    assert best_window(np.zeros((3, 5))) == (0, 0, 1, 1)
 
 
 def test_attention_crops_follow_the_question():

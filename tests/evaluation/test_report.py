@@ -1,5 +1,3 @@
-"""Reports of planted answers, whose figures are known, read back from the files that were written."""
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,3 @@
-"""Maps to boxes: the release's arithmetic, exact scaling, components, margins, thresholds; checked as properties."""
-
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,3 @@
-"""Branches start as copies of base layers and are weights of their own."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -25,16 +21,13 @@ def test_layers_are_copies_of_base_layers_k_to_k_plus_t(family: str) -> None:
         assert bool(backbone.layers[3].mlp.down_proj.weight.any())
 
 
-def test_the_gates_score_is_linear_in_the_last_hidden_state() -> None:
+def test_the_gates_score_is_linear_and_dtype_follows_the_base() -> None:
     gate = new_gate(tiny_models.engine("qwen3_vl").backbone, 2, 1)
     hidden = torch.randn(5, tiny_models.HIDDEN)
     expected = hidden @ gate.head.weight[0] + gate.head.bias
     torch.testing.assert_close(gate.logit(hidden), expected)
     assert gate.logit(hidden[0]).shape == ()
     assert gate.head.bias.item() == 0
-
-
-def test_dtype_follows_the_base() -> None:
     backbone = tiny_models.engine("qwen2_5_vl", dtype=torch.bfloat16).backbone
     gate = new_gate(backbone, 1, 1)
     assert {w.dtype for w in gate.parameters()} == {torch.bfloat16}

@@ -1,7 +1,3 @@
-"""The map's arithmetic against direct computations, on every shape of grid."""
-
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -84,7 +80,7 @@ def test_blur_on_cuda_is_that_of_the_cpu() -> None:
     torch.testing.assert_close(blur(prob.cuda()).cpu(), blur(prob), atol=1e-6, rtol=0)
 
 
-def test_corner_rule_drops_a_quarter_of_the_first_row_and_column_of_large_maps() -> None:
+def test_corner_and_no_rule() -> None:
     assert bool((corner_keep((16, 16)) == 1).all())  # 256 cells are not more than 256
     keep = corner_keep((20, 40))
     dropped = {(int(r), int(c)) for r, c in (keep == 0).nonzero()}
@@ -92,6 +88,13 @@ def test_corner_rule_drops_a_quarter_of_the_first_row_and_column_of_large_maps()
     assert corner_keep((1, 300))[0, :75].sum() == 0
     assert corner_keep((1, 300))[0, 75:].sum() == 225
     assert corner_keep((2, 200))[1].sum() == 200
+    logits = torch.randn(300)
+    made = region_map(logits, torch.full((300,), 9.0), (15, 20), ZoomConfig(sink="none"))
+    assert made.sink_prob is None
+    assert torch.equal(made.masked, logits.view(15, 20).sigmoid())
+    corner = region_map(logits, None, (15, 20), ZoomConfig(sink="corner"))
+    assert torch.equal(corner.masked, logits.view(15, 20).sigmoid() * corner_keep((15, 20)))
+    assert corner.masked[0, 0] == 0
 
 
 def test_first_token_rule_drops_what_reaches_the_threshold() -> None:
@@ -105,13 +108,3 @@ def test_first_token_rule_drops_what_reaches_the_threshold() -> None:
     assert made.sink_prob.flatten().tolist() == pytest.approx(sinks.sigmoid().tolist())
     looser = region_map(logits, sinks, (2, 2), ZoomConfig(sink="first_token", sink_threshold=0.9))
     assert looser.keep.flatten().tolist() == [1, 1, 1, 0]
-
-
-def test_without_a_rule_nothing_is_dropped() -> None:
-    logits = torch.randn(300)
-    made = region_map(logits, torch.full((300,), 9.0), (15, 20), ZoomConfig(sink="none"))
-    assert made.sink_prob is None
-    assert torch.equal(made.masked, logits.view(15, 20).sigmoid())
-    corner = region_map(logits, None, (15, 20), ZoomConfig(sink="corner"))
-    assert torch.equal(corner.masked, logits.view(15, 20).sigmoid() * corner_keep((15, 20)))
-    assert corner.masked[0, 0] == 0

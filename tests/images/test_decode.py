@@ -179,22 +179,13 @@ def test_damaged_exif_does_not_spoil_the_picture(four_corners):
     assert colour(0, 0, data) == (255, 0, 0)
 
 
-def test_sixteen_bit_png_grey_keeps_contrast():
+def test_sixteen_bit_files():
     data = png(4, 2, 16, 0, [struct.pack(">4H", 0, 257, 32896, 65535)] * 2)
     assert [colour(x, 0, data)[0] for x in range(4)] == [0, 1, 128, 255]
-
-
-def test_sixteen_bit_png_grey_with_a_transparent_value():
     data = png(4, 2, 16, 0, [struct.pack(">4H", 0, 257, 32896, 65535)] * 2, png_chunk(b"tRNS", struct.pack(">H", 257)))
     assert [colour(x, 0, data)[0] for x in range(4)] == [0, 255, 128, 255]
-
-
-def test_sixteen_bit_png_colours():
     data = png(2, 2, 16, 2, [struct.pack(">6H", 65535, 32768, 256, 0, 0, 0)] * 2)
     assert colour(0, 0, data) == (255, 128, 1)
-
-
-def test_sixteen_bit_tiff():
     data = encode(Image.fromarray(np.array([[0, 20_000, 65_535]] * 3, np.uint16)), "TIFF")
     assert [colour(x, 0, data)[0] for x in range(3)] == [0, 78, 255]
 

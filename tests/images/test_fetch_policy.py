@@ -1,5 +1,3 @@
-"""What a fetch policy may say."""
-
 import pytest
 
 from qzoom.errors import ConfigError

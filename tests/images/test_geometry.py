@@ -90,15 +90,12 @@ def test_clip_box(box, expected):
     assert clip_box(box, (10, 9)) == expected
 
 
-def test_areas_and_containment():
+def test_areas_containment_and_scaling():
     assert box_area_px((1, 2, 4, 6)) == 12
     assert box_area_px((4, 6, 1, 2)) == 0
     assert contains((0, 0, 10, 10), (0, 0, 10, 10))
     assert not contains((0, 0, 10, 10), (0, 0, 10, 11))
     assert not contains((0, 0, 10, 10), (3, 3, 3, 5))
-
-
-def test_containment_shares_every_pixel():
     draw = random.Random(1)
     for _ in range(200):
         first, second = (
@@ -109,9 +106,6 @@ def test_containment_shares_every_pixel():
             all(b[0] <= x < b[2] and b[1] <= y < b[3] for b in (first, second)) for x in range(13) for y in range(13)
         )
         assert contains(first, second) == (shared == box_area_px(second) > 0)
-
-
-def test_scale_box_covers_what_it_covered():
     assert scale_box((1, 1, 3, 3), (10, 10), (5, 5)) == (0, 0, 2, 2)
     assert scale_box((0, 0, 1000, 700), (1000, 700), (333, 199)) == (0, 0, 333, 199)
     assert scale_box((2, 4, 6, 8), (10, 10), (20, 30)) == (4, 12, 12, 24)

@@ -51,16 +51,18 @@ def test_a_scanned_page_keeps_colours_and_places():
     assert picture.page.points((300, 20, 380, 60)) == (108.0, 7.2, 136.8, 21.6)
 
 
-def test_one_page_where_one_picture_is_read():
+def test_chosen_pages():
     picture = load_image(SEVERAL)
     assert (picture.page.number, picture.page.pages) == (1, 5)
     assert picture.notes[0].startswith("1 of 5 pages")
-
-
-def test_chosen_pages():
     pictures = load_pictures(SEVERAL, pages="4-5, 1,4")
     assert [picture.page.number for picture in pictures] == [4, 5, 1]
     assert load_pictures([SEVERAL, Image.new("RGB", (9, 9))], pages="2-")[-1].page is None
+    assert len(parse_pages("1-5000000", 9_999_999, 100)) == 101
+    with pytest.raises(ConfigError, match="can be chosen of a PDF only, but there is none; leave them out"):
+        load_pictures(Image.new("RGB", (9, 9)), pages="1")
+    with pytest.raises(ConfigError, match="pages must be a text"):
+        load_pictures(SEVERAL, pages=[1, 2])
 
 
 @pytest.mark.parametrize(
@@ -79,17 +81,6 @@ def test_wrong_pages(pages, sentence):
     with pytest.raises(ConfigError) as caught:
         load_pictures(SEVERAL, pages=pages)
     assert str(caught.value) == sentence
-
-
-def test_long_ranges_are_not_written_out():
-    assert len(parse_pages("1-5000000", 9_999_999, 100)) == 101
-
-
-def test_pages_without_a_pdf():
-    with pytest.raises(ConfigError, match="can be chosen of a PDF only, but there is none; leave them out"):
-        load_pictures(Image.new("RGB", (9, 9)), pages="1")
-    with pytest.raises(ConfigError, match="pages must be a text"):
-        load_pictures(SEVERAL, pages=[1, 2])
 
 
 def test_limits_are_checked_before_drawing():
@@ -125,11 +116,8 @@ def test_time_is_bounded():
     assert time.monotonic() - begin < 10
 
 
-def test_password():
+def test_password_and_no_pages():
     assert "it is protected by a password; print it into a new PDF without one" in refusal(locked())
-
-
-def test_no_pages():
     assert "without pages" in refusal(pdf([])) or "damaged" in refusal(pdf([]))
 
 

@@ -1,5 +1,3 @@
-"""The lmms-eval plug-in: found by its entry point, refuses what it does not know, scores as our own runner does."""
-
 import importlib.metadata
 import importlib.util
 import subprocess

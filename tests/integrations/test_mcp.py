@@ -1,7 +1,3 @@
-"""The tools for agents, called by the package's own client over standard input and output."""
-
-from __future__ import annotations
-
 import base64
 import io
 import json

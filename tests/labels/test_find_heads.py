@@ -1,5 +1,3 @@
-"""Heads: how they are written, the authors' tables by a backbone's sizes, their ranking, and the search."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Gate labels: the rules, the answers by resolution and by zoom in the store, and the samples to train on."""
-
 import random
 from collections import Counter
 

@@ -1,5 +1,3 @@
-"""Hard cases: both answers as the engine gives them, rules before the judge, and failures that never become votes."""
-
 import pytest
 
 from qzoom.config import TokenBudget

@@ -1,5 +1,3 @@
-"""Labels of stage 1: the records hold what the model did, or what the known boxes say."""
-
 import dataclasses
 
 import numpy as np

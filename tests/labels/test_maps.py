@@ -1,5 +1,3 @@
-"""Ternary labels on maps small enough to check by eye."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Attention of the own response equals what eager attention reports for the same sequence."""
-
 import pytest
 import torch
 from PIL import Image

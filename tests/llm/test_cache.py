@@ -1,7 +1,3 @@
-"""The file of calls that were paid for."""
-
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 import sys

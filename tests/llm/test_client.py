@@ -1,7 +1,3 @@
-"""Calls against real servers that fail, hang, refuse and talk nonsense; what is sent, and what a response means."""
-
-from __future__ import annotations
-
 import base64
 import dataclasses
 import email.utils

@@ -1,7 +1,3 @@
-"""All steps behind endpoints that fail three calls in ten: the items are those of endpoints that never fail."""
-
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """kill -9 of a process that makes calls: what was stored is never asked again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

@@ -1,7 +1,3 @@
-"""The three rules for short answers: agreement, exact, containment."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.scoring.agree import answers_match, decide_exact, lowered, mentions, normal, normalise_answer, same

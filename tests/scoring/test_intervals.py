@@ -1,5 +1,3 @@
-"""Intervals by drawing pictures."""
-
 import numpy as np
 
 from qzoom.scoring.intervals import bootstrap, interval_of

@@ -1,7 +1,3 @@
-"""A judge behind a real server that hangs, refuses, talks nonsense and breaks off."""
-
-from __future__ import annotations
-
 import json
 import time
 

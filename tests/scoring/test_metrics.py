@@ -1,5 +1,3 @@
-"""Golden values, worked out by hand."""
-
 import pytest
 
 from qzoom.scoring.agree import exact_match, normalise

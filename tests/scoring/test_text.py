@@ -1,7 +1,3 @@
-"""How the VQA challenge rewrites answers, and how ZoomBench's answers are read, strictly and as the release does."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.scoring.metrics import METRICS

@@ -1,7 +1,5 @@
 """The embedded model and a server that several tests share."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 

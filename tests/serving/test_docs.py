@@ -1,5 +1,3 @@
-"""The serving guide's snippets, run as they stand against a real server."""
-
 import json
 import os
 import re

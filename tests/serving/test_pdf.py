@@ -1,7 +1,3 @@
-"""PDFs over HTTP: OpenAI's file part and data URLs, chosen pages, limits, and the pages as pictures."""
-
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any

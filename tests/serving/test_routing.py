@@ -1,7 +1,3 @@
-"""Routing by picture: repeats reach the engine that has them, and no engine is overloaded."""
-
-from __future__ import annotations
-
 import random
 from collections import Counter
 

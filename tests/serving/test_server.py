@@ -1,5 +1,3 @@
-"""How a server drains and stops; disconnects, full queues and deadlines give back what was held."""
-
 import http.client
 import json
 import socket
@@ -95,14 +93,11 @@ def test_a_second_signal_stops_at_once(endless):
         assert not site.thread.is_alive()
 
 
-def test_a_port_that_is_taken_is_said_to_be():
+def test_an_address_that_cannot_be_had_is_said():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"Cannot listen on 127.0.0.1:{port} .*choose another"):
             bind("127.0.0.1", port)
-
-
-def test_a_host_that_is_none_is_said_to_be():
     with pytest.raises(ConfigError, match="Cannot listen on no such host:0"):
         bind("no such host", 0)
 

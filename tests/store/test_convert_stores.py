@@ -1,7 +1,5 @@
 """Files that qzoom wrote with schema 1 (kept in schema1/) are converted and hold what they held."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

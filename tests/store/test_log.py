@@ -1,7 +1,3 @@
-"""Logs: what a torn write leaves, what is found again, and what is refused."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.errors import ConfigError, DataError

@@ -1,7 +1,3 @@
-"""Records: what is written is read, a killed writer loses one sample at most, and damage is named."""
-
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Records: values in and out, ids that follow the content, and what is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

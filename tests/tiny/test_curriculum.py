@@ -1,5 +1,3 @@
-"""Crops stay inside the picture, every exercise gives examples that hold together, views know where text is."""
-
 import json
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""The embedded model's tokenizer: one token a character in answers, short questions, every text round-trips."""
-
 import pytest
 
 from tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer, vocabulary_sentences

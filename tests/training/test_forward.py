@@ -1,5 +1,3 @@
-"""Training's forward passes give what the engine gives, for every row of a batch and every turn of a conversation."""
-
 import pytest
 import torch
 

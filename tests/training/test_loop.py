@@ -1,5 +1,3 @@
-"""The loop: it learns, and neither parts, nor processes, nor being killed change what comes out."""
-
 import dataclasses
 import json
 import os
@@ -208,7 +206,7 @@ def test_multi_turn_samples_share_a_sequence(world):
     assert together.identity != apart.identity
 
 
-def test_batches_visit_every_sample_once_a_pass():
+def test_batches_visit_every_sample_once_a_pass_and_the_rate_falls():
     recipe = StageRecipe(stage="regions", base="x", labels=("y",), batch=3)
     uses = [use for step in range(5) for use in batch_of(step, recipe, 5)]
     for epoch in range(3):
@@ -216,9 +214,6 @@ def test_batches_visit_every_sample_once_a_pass():
     assert [d.index for d in uses[:5]] != [d.index for d in uses[5:10]]
     assert steps_of(dataclasses.replace(recipe, epochs=2.0), 30) == 20
     assert steps_of(dataclasses.replace(recipe, steps=7), 30) == 7
-
-
-def test_the_learning_rate_rises_then_falls_to_zero():
     recipe = StageRecipe(stage="regions", base="x", labels=("y",), learning_rate=1.0, warmup=0.1)
     rates = [learning_rate_at(step, 100, recipe) for step in range(100)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])

@@ -1,5 +1,3 @@
-"""The paper's benchmarks on tables of a few rows, written here in the forms that people keep them in."""
-
 import base64
 import io
 import json

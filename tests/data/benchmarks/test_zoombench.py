@@ -1,5 +1,3 @@
-"""ZoomBench's rows in both spellings, its prompts, regions and crops."""
-
 import io
 import json
 

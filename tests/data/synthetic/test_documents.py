@@ -1,5 +1,3 @@
-"""Documents: the same seed gives the same picture, boxes hold the answer's ink, sizes stay in their range."""
-
 import os
 import subprocess
 import sys

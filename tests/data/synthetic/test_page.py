@@ -1,5 +1,3 @@
-"""Character boxes and ageing."""
-
 import numpy as np
 
 from qzoom.data.synthetic import texts

@@ -1,5 +1,3 @@
-"""Scenes: deterministic, sizes as declared, answers that agree with each other."""
-
 import numpy as np
 
 from qzoom.data.synthetic.scenes import render_scene

@@ -1,7 +1,3 @@
-"""What `qzoom vllm-args` prints, and what it refuses; no vLLM is needed."""
-
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

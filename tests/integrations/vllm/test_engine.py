@@ -4,8 +4,6 @@
 QZOOM_RECEIPTS a folder of receipts with `dev.jsonl`; without it drawn pictures take their place.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import random

@@ -1,7 +1,3 @@
-"""Perception here, answers by another server; a real one, and one that fails in every way."""
-
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

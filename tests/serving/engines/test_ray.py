@@ -1,7 +1,3 @@
-"""Replicas on Ray Serve: answers as from one native engine, pictures find their replica, and replicas may die."""
-
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,3 @@
-"""The application of deploy/ray-serve.yaml: Ray Serve's own HTTP before front end and replicas."""
-
-from __future__ import annotations
-
 import importlib
 import socket
 from pathlib import Path

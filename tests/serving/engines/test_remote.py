@@ -1,7 +1,3 @@
-"""The front end before servers that speak vLLM's routes: answers, failures at start, in the middle and between."""
-
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,3 @@
-"""An engine whose decoder runs elsewhere answers as the native one: tokens, boxes, gate, usage."""
-
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from contextlib import aclosing
@@ -159,8 +155,5 @@ def test_the_queue_is_bounded_and_a_closed_answer_frees_its_slot(decoder: Decode
         assert (engine.running, engine.waiting) == (0, 0)
 
     asyncio.run(scene())
-
-
-def test_a_salt_does_not_name_its_tenant() -> None:
     assert cache_salt("ann") != cache_salt("bob")
     assert "ann" not in cache_salt("ann")

@@ -1,5 +1,3 @@
-"""The page's settings, its command to copy, refusals, keys, and pictures that are too large."""
-
 import base64
 import io
 import json

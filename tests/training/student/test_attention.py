@@ -1,5 +1,3 @@
-"""Attention supervision: which tokens are the region, and that the loss is the attention itself."""
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-"""Reinforcement on a random student: prompts are the engine's, rewards differ, unjudged replies have no gradient."""
-
 import json
 import socket
 

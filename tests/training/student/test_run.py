@@ -1,5 +1,3 @@
-"""Supervised training from exported data to a model folder: it learns, goes on exactly, and carries the heads over."""
-
 import dataclasses
 import json
 import os
