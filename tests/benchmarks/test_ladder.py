@@ -70,21 +70,9 @@ def test_receipts_from_the_first_question_to_the_times(words_of, tmp_path):
 @pytest.mark.slow
 def test_drawn_pictures_choose_on_other_pictures(model, tmp_path, capsys):
     given = [
-        "--model",
-        model,
-        "--kinds",
-        "scenes",
-        "--max-new-tokens",
-        1,
-        "--device",
-        "cpu",
-        "--limit",
-        1,
-        "--caps",
-        12,
-        "--coarse",
-        6,
-    ]
+        "--model", model, "--kinds", "scenes", "--max-new-tokens", 1, "--device", "cpu", "--limit", 1, "--caps", 12,
+        "--coarse", 6,
+    ]  # fmt: skip
     given += ["--region", 6, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     given = [str(word) for word in given]
     assert main([*given, "--dry-run"]) == 0

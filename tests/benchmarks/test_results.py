@@ -16,13 +16,8 @@ TABLES = "the tables above may be of a later one."
 
 def written(tmp_path, *more):
     given = [
-        "--runs",
-        tmp_path / "runs",
-        "--results",
-        tmp_path / "docs" / "results",
-        "--page",
-        tmp_path / "docs/results.md",
-    ]
+        "--runs", tmp_path / "runs", "--results", tmp_path / "docs" / "results", "--page", tmp_path / "docs/results.md",
+    ]  # fmt: skip
     main([str(word) for word in [*given, *more]])
     return (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
 

@@ -124,17 +124,13 @@ def test_plain_model_with_a_given_config(plain: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"twig_K": 7, "high_res_K": 7}, ["K=7", "7 layers"]),
-        ({"twig_K": None}, ["no twig_K"]),
-        ({"twig_K": "3"}, ["twig_K='3'"]),
-        ({"twig_T": 0}, ["twig_T=0"]),
-        ({"twig_T": 2, "high_res_T": 2}, ["T=2", "has 3"]),
-        ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
-        ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]),
-        ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
+        ({"twig_K": 7, "high_res_K": 7}, ["K=7", "7 layers"]), ({"twig_K": None}, ["no twig_K"]),
+        ({"twig_K": "3"}, ["twig_K='3'"]), ({"twig_T": 0}, ["twig_T=0"]),
+        ({"twig_T": 2, "high_res_T": 2}, ["T=2", "has 3"]), ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
+        ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]), ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
         ({"model_type": "llava_next"}, ["'llava_next'", "qwen3_vl"]),
     ],
-)
+)  # fmt: skip
 def test_wrong_config_fields_are_named(
     family: str, changes: dict[str, Any], said: list[str], tmp_path: Path, merged: dict[str, Path]
 ) -> None:

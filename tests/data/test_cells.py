@@ -52,15 +52,10 @@ def test_share_of_the_box_around():
 @pytest.mark.parametrize(
     ("share", "name"),
     [
-        (0, "<0.1%"),
-        (0.0009, "<0.1%"),
-        (0.001, "0.1-0.3%"),
-        (0.0299, "1-3%"),
-        (0.05, "3-10%"),
-        (0.1, ">=10%"),
+        (0, "<0.1%"), (0.0009, "<0.1%"), (0.001, "0.1-0.3%"), (0.0299, "1-3%"), (0.05, "3-10%"), (0.1, ">=10%"),
         (1, ">=10%"),
     ],
-)
+)  # fmt: skip
 def test_bins(share, name):
     assert area_bin(share) == name
     assert name in AREA_BINS

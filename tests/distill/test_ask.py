@@ -14,21 +14,13 @@ from tests.distill.views import ITEM, StillViews
         ("<answer>A4</answer>", "A4"),
         ("It says B7.\n<answer>B7</answer> or rather\n<answer>\n**B8**\n</answer>", "B8"),
         ("<think>is it <answer>no</answer>?</think> <answer>yes</answer>", "yes"),
-        ("so the total is \\boxed{12.50}", "12.50"),
-        ("\\boxed{12.50} so \\boxed{12.5}", "12.5"),
-        ("<answer>\\boxed{\\text{red bus}}</answer>", "red bus"),
-        ("\\boxed{a {nested} value}", "a {nested} value"),
-        ("**12/03/2024**", "12/03/2024"),
-        ("`X_1_2`", "X_1_2"),
-        ("Answer: **red**", "red"),
-        ("The answer is: red", "red"),
-        ("# A4", "A4"),
-        ("- A4", "A4"),
-        ("$12$", "12"),
-        ("5*3*2", "5*3*2"),
+        ("so the total is \\boxed{12.50}", "12.50"), ("\\boxed{12.50} so \\boxed{12.5}", "12.5"),
+        ("<answer>\\boxed{\\text{red bus}}</answer>", "red bus"), ("\\boxed{a {nested} value}", "a {nested} value"),
+        ("**12/03/2024**", "12/03/2024"), ("`X_1_2`", "X_1_2"), ("Answer: **red**", "red"),
+        ("The answer is: red", "red"), ("# A4", "A4"), ("- A4", "A4"), ("$12$", "12"), ("5*3*2", "5*3*2"),
         ("[A4](http://x.example/)", "A4"),
     ],
-)
+)  # fmt: skip
 def test_the_answer_is_read(reply: str, text: str) -> None:
     found = read_vote("", 0, reply)
     assert (found.text, found.status, found.reason) == (text, "answered", "")
@@ -37,21 +29,14 @@ def test_the_answer_is_read(reply: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("", "empty"),
-        ("<answer> </answer>", "empty"),
-        ("** **", "empty"),
-        ("\\boxed{}", "empty"),
+        ("", "empty"), ("<answer> </answer>", "empty"), ("** **", "empty"), ("\\boxed{}", "empty"),
         ("\\boxed{3} or \\boxed{4}", "several boxed values"),
-        ("<answer>\\boxed{3}, \\boxed{4}</answer>", "several boxed values"),
-        ("<answer>4", "not closed"),
-        ("<answer>4</answer> no, <answer>5", "not closed"),
-        ("\\boxed{4", "not closed"),
-        ("<think>well, 4", "inside its thoughts"),
-        ("first line\nsecond line", "a long reply"),
-        ("word " * 60, "a long reply"),
-        ("<answer>" + "word " * 300 + "</answer>", "a long reply"),
+        ("<answer>\\boxed{3}, \\boxed{4}</answer>", "several boxed values"), ("<answer>4", "not closed"),
+        ("<answer>4</answer> no, <answer>5", "not closed"), ("\\boxed{4", "not closed"),
+        ("<think>well, 4", "inside its thoughts"), ("first line\nsecond line", "a long reply"),
+        ("word " * 60, "a long reply"), ("<answer>" + "word " * 300 + "</answer>", "a long reply"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
     found = read_vote("", 0, reply)
     assert (found.text, found.status) == ("", "failed")

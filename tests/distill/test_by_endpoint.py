@@ -56,13 +56,10 @@ def sizes(body: dict[str, Any]) -> list[tuple[int, int]]:
 
 def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> None:
     rows = [
-        {"question": " What  does the tag say? ", "kind": "OCR"},
-        {"question": "what does the tag say?", "kind": "ocr"},
-        {"question": "What color is it?", "kind": "color"},
-        "What is it made of?",
-        {"question": 3},
+        {"question": " What  does the tag say? ", "kind": "OCR"}, {"question": "what does the tag say?", "kind": "ocr"},
+        {"question": "What color is it?", "kind": "color"}, "What is it made of?", {"question": 3},
         {"question": "How many?", "kind": "guessing"},
-    ]
+    ]  # fmt: skip
     reply = "Here [all I see] they are:\n```json\n" + json.dumps(rows) + "\n```"
     with behind(tmp_path, always(reply), "question_writer") as (client, stub):
         items = ask_step(role(client, by_endpoint.write_questions, count=4), VIEWS)(EMPTY)

@@ -90,19 +90,13 @@ def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike() -> None
 @pytest.mark.parametrize(
     ("answer", "pattern"),
     [
-        ("AB123", r"[A-Z]{2}\d{3}"),
-        ("12.50", r"[1-9]\d\.\d\d"),
-        ("1,204.00", r"[1-9],\d{3}\.\d\d"),
+        ("AB123", r"[A-Z]{2}\d{3}"), ("12.50", r"[1-9]\d\.\d\d"), ("1,204.00", r"[1-9],\d{3}\.\d\d"),
         ("25/12/2018", r"(0[1-9]|1\d|2[0-8])/(0[1-9]|1[0-2])/2018"),
-        ("2018-03-07", r"2018-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"),
-        ("7 MAR 2018", r"\d{1,2} MAR 2018"),
-        ("09:15 PM", r"(0[1-9]|1[0-2]):[0-5]\d PM"),
-        ("Red", r"[A-Z][a-z]+"),
-        ("VEQ", r"[A-Z]{3}"),
-        ("7", r"\d{1,2}"),
+        ("2018-03-07", r"2018-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"), ("7 MAR 2018", r"\d{1,2} MAR 2018"),
+        ("09:15 PM", r"(0[1-9]|1[0-2]):[0-5]\d PM"), ("Red", r"[A-Z][a-z]+"), ("VEQ", r"[A-Z]{3}"), ("7", r"\d{1,2}"),
         ("LIM HARDWARE SDN BHD", r"[A-Z0-9&().,/ -]+"),
     ],
-)
+)  # fmt: skip
 def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
     for seed in range(20):
         made = draw_distractors(answer, 3, random.Random(seed))

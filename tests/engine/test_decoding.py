@@ -214,33 +214,14 @@ def test_timings_name_their_steps() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"max_new_tokens": 0},
-        {"max_new_tokens": 2.0},
-        {"max_new_tokens": True},
-        {"max_new_tokens": "5"},
-        {"top_k": -1},
-        {"top_k": 1.5},
-        {"top_k": False},
-        {"seed": 1.0},
-        {"seed": True},
-        {"seed": 2**64},
-        {"seed": -(2**63) - 1},
-        {"temperature": float("nan")},
-        {"temperature": "1"},
-        {"temperature": -0.1},
-        {"top_p": 0},
-        {"top_p": True},
-        {"top_p": None},
-        {"stop": ("a", 5)},
-        {"stop": ("",)},
-        {"stop": 5},
-        {"stop": None},
-        {"gate_threshold": "0.5"},
-        {"gate_threshold": True},
-        {"region_threshold": float("nan")},
+        {"max_new_tokens": 0}, {"max_new_tokens": 2.0}, {"max_new_tokens": True}, {"max_new_tokens": "5"},
+        {"top_k": -1}, {"top_k": 1.5}, {"top_k": False}, {"seed": 1.0}, {"seed": True}, {"seed": 2**64},
+        {"seed": -(2**63) - 1}, {"temperature": float("nan")}, {"temperature": "1"}, {"temperature": -0.1},
+        {"top_p": 0}, {"top_p": True}, {"top_p": None}, {"stop": ("a", 5)}, {"stop": ("",)}, {"stop": 5},
+        {"stop": None}, {"gate_threshold": "0.5"}, {"gate_threshold": True}, {"region_threshold": float("nan")},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_options_of_the_wrong_type_or_range_are_one_sentence(bad: dict[str, Any]) -> None:
     model = QZoom(tiny_models.engine("qwen3_vl"))
     (name,) = bad

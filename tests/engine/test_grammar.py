@@ -14,17 +14,12 @@ pytest.importorskip("llguidance")
 
 PAGE = tiny_models.picture(5, 300, 200)
 VALUES = [
-    {"type": "string", "maxLength": 8},
-    {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+    {"type": "string", "maxLength": 8}, {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
     {"type": "string", "minLength": 3, "maxLength": 6, "pattern": '^[a-z\u00e9"]+$'},
-    {"type": "string", "format": "date"},
-    {"enum": ["receipt", "invoice", 'say "no"']},
-    {"enum": [1, 2.5, None, "x", True]},
-    {"type": "integer", "minimum": -5, "maximum": 300},
-    {"type": "boolean"},
-    {"const": {"a": [1, 2]}},
-    {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
-]
+    {"type": "string", "format": "date"}, {"enum": ["receipt", "invoice", 'say "no"']},
+    {"enum": [1, 2.5, None, "x", True]}, {"type": "integer", "minimum": -5, "maximum": 300}, {"type": "boolean"},
+    {"const": {"a": [1, 2]}}, {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+]  # fmt: skip
 
 
 def forms(value: dict) -> list[dict]:

@@ -25,15 +25,10 @@ def model() -> QZoom:
 @pytest.mark.parametrize(
     ("whole", "pages", "share"),
     [
-        ((64, 144), 1, (64, 144)),
-        ((64, 144), 2, (64, 72)),
-        ((64, 144), 5, (64, 64)),
-        ((4, 16384), 20, (4, 819)),
-        ((4, 576), 20, (4, 64)),
-        ((4, 30), 20, (4, 30)),
-        ((100, 400), 20, (100, 100)),
+        ((64, 144), 1, (64, 144)), ((64, 144), 2, (64, 72)), ((64, 144), 5, (64, 64)), ((4, 16384), 20, (4, 819)),
+        ((4, 576), 20, (4, 64)), ((4, 30), 20, (4, 30)), ((100, 400), 20, (100, 100)),
     ],
-)
+)  # fmt: skip
 def test_shares(whole: tuple[int, int], pages: int, share: tuple[int, int]) -> None:
     assert share_among_pages(TokenBudget(*whole), pages) == TokenBudget(*share)
 

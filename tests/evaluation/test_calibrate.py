@@ -150,15 +150,10 @@ def test_too_few_questions_are_refused():
 @pytest.mark.parametrize(
     "wish",
     [
-        {},
-        {"share_zoomed": 0.3, "latency_ms": 10},
-        {"share_zoomed": 1.2},
-        {"latency_ms": 0},
-        {"latency_ms": math.nan},
-        {"max_accuracy_loss": 0},
-        {"max_accuracy_loss": 0.1, "confidence": 1.0},
+        {}, {"share_zoomed": 0.3, "latency_ms": 10}, {"share_zoomed": 1.2}, {"latency_ms": 0}, {"latency_ms": math.nan},
+        {"max_accuracy_loss": 0}, {"max_accuracy_loss": 0.1, "confidence": 1.0},
     ],
-)
+)  # fmt: skip
 def test_wishes_that_make_no_sense(wish):
     with pytest.raises(ConfigError):
         CalibrationGoal(**wish)

@@ -87,15 +87,11 @@ def test_views_that_were_not_asked_and_stopped_runs():
 @pytest.mark.parametrize(
     ("answer", "values", "negative"),
     [
-        ("none", {}, True),
-        ("None of these.", {}, True),
-        ("nonesuch", {}, False),
-        ("B", {"choices": ("red", "none of these")}, True),
-        ("A", {"choices": ("red", "none of these")}, False),
-        ("no", {"negative": True}, True),
-        ("no", {}, False),
+        ("none", {}, True), ("None of these.", {}, True), ("nonesuch", {}, False),
+        ("B", {"choices": ("red", "none of these")}, True), ("A", {"choices": ("red", "none of these")}, False),
+        ("no", {"negative": True}, True), ("no", {}, False),
     ],
-)
+)  # fmt: skip
 def test_negatives(answer, values, negative):
     question = row(answer, answer, boxes=BOX, **values)
     assert is_negative(question) is negative

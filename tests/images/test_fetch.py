@@ -95,18 +95,10 @@ def test_nothing_is_looked_up_for_what_is_not_allowed():
 @pytest.mark.parametrize(
     "answers",
     [
-        ["127.0.0.1"],
-        ["10.0.0.1"],
-        ["169.254.169.254"],
-        ["::1"],
-        ["::ffff:127.0.0.1"],
-        ["64:ff9b::7f00:1"],
-        ["2002:7f00:1::"],
-        ["fe80::1%lo"],
-        ["8.8.8.8", "127.0.0.1"],
-        ["127.0.0.1", "8.8.8.8"],
+        ["127.0.0.1"], ["10.0.0.1"], ["169.254.169.254"], ["::1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"],
+        ["2002:7f00:1::"], ["fe80::1%lo"], ["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"],
     ],
-)
+)  # fmt: skip
 def test_hosts_with_any_address_that_is_not_public_are_refused_and_not_dialled(answers):
     with assets({"/p": reply("200 OK", png())}) as server:
         resolve = lambda host, port: answers  # noqa: E731
@@ -194,19 +186,13 @@ def test_redirects_that_are_refused(location, words):
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        ("404 Not Found", FetchRefusedError),
-        ("403 Forbidden", FetchRefusedError),
-        ("410 Gone", FetchRefusedError),
-        ("204 No Content", FetchRefusedError),
-        ("206 Partial Content", FetchRefusedError),
-        ("300 Multiple Choices", FetchRefusedError),
-        ("304 Not Modified", FetchRefusedError),
-        ("501 Not Implemented", FetchRefusedError),
-        ("429 Too Many Requests", FetchFailedError),
-        ("500 Internal Server Error", FetchFailedError),
-        ("503 Service Unavailable", FetchFailedError),
+        ("404 Not Found", FetchRefusedError), ("403 Forbidden", FetchRefusedError), ("410 Gone", FetchRefusedError),
+        ("204 No Content", FetchRefusedError), ("206 Partial Content", FetchRefusedError),
+        ("300 Multiple Choices", FetchRefusedError), ("304 Not Modified", FetchRefusedError),
+        ("501 Not Implemented", FetchRefusedError), ("429 Too Many Requests", FetchFailedError),
+        ("500 Internal Server Error", FetchFailedError), ("503 Service Unavailable", FetchFailedError),
     ],
-)
+)  # fmt: skip
 def test_permanent_and_transient_statuses(status, kind):
     with assets({"/p": reply(status, b"")}) as server:
         refusal(kind, get, server)

@@ -109,14 +109,11 @@ def test_data_url(change):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("data:image/png;base64", "no comma"),
-        ("data:image/png,abc", "not marked as base64"),
-        ("data:image/png;base64,", "empty"),
-        ("data:image/png;base64,%%%", "broken"),
-        ("data:image/png;base64,ab!d", "broken"),
-        ("data:image/png;base64,äöü", "broken"),
+        ("data:image/png;base64", "no comma"), ("data:image/png,abc", "not marked as base64"),
+        ("data:image/png;base64,", "empty"), ("data:image/png;base64,%%%", "broken"),
+        ("data:image/png;base64,ab!d", "broken"), ("data:image/png;base64,äöü", "broken"),
         ("data:image/png;base64," + "A" * 1400, "larger than the limit"),
     ],
-)
+)  # fmt: skip
 def test_data_url_refusals(url, words):
     assert words in refusal(read_data_url, url)

@@ -99,17 +99,10 @@ def test_many_threads_pay_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        (429, {"Retry-After": "0"}),
-        (500, {}),
-        (503, {}),
-        (408, {}),
-        "drop",
-        b"nonsense",
-        b'{"choices": []}',
-        "hang",
+        (429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}', "hang",
         "drip",
     ],
-)
+)  # fmt: skip
 def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
     stub = Stub(lambda body, before: "A4" if before == 2 else fault)
     with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.3) as client:

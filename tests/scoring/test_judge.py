@@ -65,16 +65,11 @@ def test_transient_failures_are_retried():
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("maybe", "neither yes nor no: 'maybe'"),
-        ("yes and no", "neither yes nor no"),
-        (b"<html>", "no chat completion"),
-        (b'{"choices": []}', "no chat completion"),
-        ((500, {}), "HTTP 500"),
-        ((429, {}), "HTTP 429"),
-        ("drop", "no connection"),
-        ("hang", "no full reply within 0.2 s"),
+        ("maybe", "neither yes nor no: 'maybe'"), ("yes and no", "neither yes nor no"),
+        (b"<html>", "no chat completion"), (b'{"choices": []}', "no chat completion"), ((500, {}), "HTTP 500"),
+        ((429, {}), "HTTP 429"), ("drop", "no connection"), ("hang", "no full reply within 0.2 s"),
     ],
-)
+)  # fmt: skip
 def test_failures_that_stay_are_counted_and_no_votes(behaviour, reason):
     with serve(Stub(in_turn(behaviour))) as url:
         judge = judge_at(url, retries=1, timeout_s=0.2 if behaviour == "hang" else 60.0)

@@ -75,14 +75,10 @@ def test_turns_pictures_and_system_keep_their_order(convert, model):
 @pytest.mark.parametrize(
     ("details", "winner"),
     [
-        ([], "auto"),
-        ([None], "auto"),
-        (["low"], "low"),
-        (["low", None], "auto"),
-        (["low", "high", "auto"], "high"),
+        ([], "auto"), ([None], "auto"), (["low"], "low"), (["low", None], "auto"), (["low", "high", "auto"], "high"),
         (["original", "high"], "original"),
     ],
-)
+)  # fmt: skip
 def test_the_most_demanding_detail_wins(details, winner):
     assert most_demanding(details) == winner
 

@@ -304,15 +304,12 @@ def test_a_slow_answer_is_not_taken_for_slow_headers():
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET / HTTP/x\r\n\r\n",
-        b"GET /\r\n\r\n",
-        b"G\x00T / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 200_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/x\r\n\r\n", b"GET /\r\n\r\n",
+        b"G\x00T / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 200_000 + b"\r\n\r\n",
         b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1e3\r\n\r\n",
     ],
-)
+)  # fmt: skip
 def test_what_is_not_http_gets_400_in_the_same_shape(data):
     with serving() as (_, address):
         with connect(address) as connection:

@@ -65,14 +65,11 @@ def test_digests_see_type_shape_and_values():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"extra": 1}, "unknown field 'extra'"),
-        ({"turn": "0"}, "turn must be of type int"),
-        ({"turn": True}, "turn must be of type int"),
-        ({"tokens": 64}, "tokens must be a list"),
-        ({"tokens": ["64"]}, "tokens must be of type int"),
-        ({"annotation": None}, "annotation must be of type str"),
+        ({"extra": 1}, "unknown field 'extra'"), ({"turn": "0"}, "turn must be of type int"),
+        ({"turn": True}, "turn must be of type int"), ({"tokens": 64}, "tokens must be a list"),
+        ({"tokens": ["64"]}, "tokens must be of type int"), ({"annotation": None}, "annotation must be of type str"),
     ],
-)
+)  # fmt: skip
 def test_wrong_values_are_refused_with_their_place(values, message):
     with pytest.raises(DataError, match=f"line 7.*{message}"):
         record_from_values("ladder", LADDER.values() | values, "line 7")

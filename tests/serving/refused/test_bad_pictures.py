@@ -42,27 +42,16 @@ def test_broken_base64(server):
 
 def test_files_that_are_no_pictures_whatever_they_are_called(server):
     files = [
-        (b"%PDF-1.7 x", "application/pdf"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
-        (b"<html></html>", "image/png"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0", "image/eps"),
-        (b"SIMPLE  =                    T", "image/fits"),
-        (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "image/jp2"),
-        (b"\x00\x00\x00\x20ftypheic", "image/heic"),
-        (b"8BPS\x00\x01", "image/x-psd"),
-        (b"P6 60000 60000 255\n", "image/x-portable-pixmap"),
-        (b"\x00\x00\x01\x00\x01\x00", "image/x-icon"),
-        (b"PK\x03\x04", "image/png"),
-        (b"\x1f\x8b\x08", "image/png"),
-        (b"\x80\x04\x95cos\nsystem\n", "image/png"),
-        (b"RIFF\x00\x00\x00\x00WEBP", "image/webp"),
-        (b"GIF89a", "image/gif"),
-        (b"BM", "image/bmp"),
-        (b"II*\x00\x08\x00\x00\x00", "image/tiff"),
-        (b"\xff\xd8\xff", "image/jpeg"),
-        (b"\x89PNG\r\n\x1a\n", "image/png"),
-        (b"plain text", "text/plain"),
-    ]
+        (b"%PDF-1.7 x", "application/pdf"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
+        (b"<html></html>", "image/png"), (b"%!PS-Adobe-3.0 EPSF-3.0", "image/eps"),
+        (b"SIMPLE  =                    T", "image/fits"), (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "image/jp2"),
+        (b"\x00\x00\x00\x20ftypheic", "image/heic"), (b"8BPS\x00\x01", "image/x-psd"),
+        (b"P6 60000 60000 255\n", "image/x-portable-pixmap"), (b"\x00\x00\x01\x00\x01\x00", "image/x-icon"),
+        (b"PK\x03\x04", "image/png"), (b"\x1f\x8b\x08", "image/png"), (b"\x80\x04\x95cos\nsystem\n", "image/png"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "image/webp"), (b"GIF89a", "image/gif"), (b"BM", "image/bmp"),
+        (b"II*\x00\x08\x00\x00\x00", "image/tiff"), (b"\xff\xd8\xff", "image/jpeg"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"), (b"plain text", "text/plain"),
+    ]  # fmt: skip
     expect(server, [ask(picture_url(data, kind)) for data, kind in files], 400, "invalid_image")
 
 

@@ -114,17 +114,12 @@ def test_numbers_that_we_do_not_have(server, field, value):
 @pytest.mark.parametrize(
     "path",
     [
-        ("messages",),
-        ("messages", 0),
-        ("messages", 0, "role"),
-        ("messages", 0, "content", 0),
-        ("messages", 0, "content", 0, "type"),
-        ("messages", 0, "content", 0, "image_url"),
-        ("messages", 0, "content", 0, "image_url", "url"),
-        ("messages", 0, "content", 0, "image_url", "detail"),
+        ("messages",), ("messages", 0), ("messages", 0, "role"), ("messages", 0, "content", 0),
+        ("messages", 0, "content", 0, "type"), ("messages", 0, "content", 0, "image_url"),
+        ("messages", 0, "content", 0, "image_url", "url"), ("messages", 0, "content", 0, "image_url", "detail"),
         ("model",),
     ],
-)
+)  # fmt: skip
 def test_wrong_types_at_every_level(server, path):
     body = copy.deepcopy({name: GOOD[name] for name in ("model", "messages")})
     place = body

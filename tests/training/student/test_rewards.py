@@ -28,21 +28,13 @@ TEXT = asked("What does it say?", "EXIT ONLY")
 @pytest.mark.parametrize(
     ("reply", "form", "answer"),
     [
-        ("<answer>B</answer>", "plain", "B"),
-        ("so\n<answer>\nThe red\nbus\n</answer>\n", "tags", "The red\nbus"),
-        ("<answer>A</answer> no, <answer>B</answer>", "tags", "B"),
-        ("<ANSWER>B</Answer>", "tags", "B"),
-        ("<answer>A<answer>B</answer>", "tags", "B"),
-        ("<answer>B", "tags", None),
-        ("<answer>B", "plain", None),
-        ("<answer>  </answer>", "plain", None),
-        ("B", "tags", None),
-        (" B \n", "plain", "B"),
-        ("", "plain", None),
-        ("word " * 61, "plain", None),
-        ("word " * 100 + "<answer>B</answer>", "plain", "B"),
+        ("<answer>B</answer>", "plain", "B"), ("so\n<answer>\nThe red\nbus\n</answer>\n", "tags", "The red\nbus"),
+        ("<answer>A</answer> no, <answer>B</answer>", "tags", "B"), ("<ANSWER>B</Answer>", "tags", "B"),
+        ("<answer>A<answer>B</answer>", "tags", "B"), ("<answer>B", "tags", None), ("<answer>B", "plain", None),
+        ("<answer>  </answer>", "plain", None), ("B", "tags", None), (" B \n", "plain", "B"), ("", "plain", None),
+        ("word " * 61, "plain", None), ("word " * 100 + "<answer>B</answer>", "plain", "B"),
     ],
-)
+)  # fmt: skip
 def test_answers_are_parsed_strictly(reply, form, answer):
     assert answer_of(reply, form) == answer
 
@@ -60,21 +52,11 @@ def test_form():
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        ("B", 1.0),
-        ("(B)", 1.0),
-        ("b.", 1.0),
-        ("Answer: B", 1.0),
-        ("The answer is B", 1.0),
-        ("B. a red bus", 1.0),
-        ("A red bus", 1.0),
-        ("a blue car", 0.0),
-        ("I think C", 0.0),
-        ("A or B: the answer is A, the answer is B", 0.0),
-        ("D", 0.0),
-        ("none", 0.0),
-        ("<answer>A</answer> wait <answer>\nB\n</answer>", 1.0),
+        ("B", 1.0), ("(B)", 1.0), ("b.", 1.0), ("Answer: B", 1.0), ("The answer is B", 1.0), ("B. a red bus", 1.0),
+        ("A red bus", 1.0), ("a blue car", 0.0), ("I think C", 0.0), ("A or B: the answer is A, the answer is B", 0.0),
+        ("D", 0.0), ("none", 0.0), ("<answer>A</answer> wait <answer>\nB\n</answer>", 1.0),
     ],
-)
+)  # fmt: skip
 def test_choices(reply, value):
     assert accuracy(reply, OPTIONS) == Reward(value, 1.0, "letter")
 
