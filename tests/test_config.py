@@ -1,15 +1,12 @@
 import json
-import timeit
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qzoom.config import BoxRule, Preset, TokenBudget, ZoomConfig
-from qzoom.engine.request import Options
 from qzoom.errors import ConfigError
 from qzoom.settings import setting_fields
-from qzoom.types import SamplingParams
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"coarse_tokens": 144}, "coarse_tokens must be a mapping with min_tokens and max_tokens or null, not 144"),
@@ -84,15 +81,3 @@ def test_presets_choose_thresholds() -> None:
         config.with_preset("page")
     with pytest.raises(ConfigError, match="did you mean 'gate_threshold'"):
         config.replace(gate_treshold=0.2)
-
-
-def test_options_cost_no_time_per_request() -> None:
-    """A server makes them for every request."""
-    count = 200
-    seconds = min(
-        timeit.timeit(
-            lambda: Options(zoom="auto", sampling=SamplingParams(max_new_tokens=64, stop=("a",))), number=count
-        )
-        for _ in range(5)
-    )
-    assert seconds / count < 200e-6

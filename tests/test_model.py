@@ -103,16 +103,9 @@ def test_a_picture_that_cannot_be_used_names_itself(model: QZoom, bad: object) -
         assert isinstance(caught.value, QZoomError)
 
 
-def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
-    code = (
-        "import time; t = time.process_time(); import qzoom; s = time.process_time() - t; import sys; "
-        "print(s, 'torch' in sys.modules, 'transformers' in sys.modules)"
-    )
-    seconds, torch_loaded, transformers_loaded = subprocess.check_output(
-        [sys.executable, "-c", code], text=True
-    ).split()
-    assert float(seconds) < 0.5
-    assert (torch_loaded, transformers_loaded) == ("False", "False")
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import qzoom, sys; print({'torch', 'transformers', 'numpy', 'PIL', 'pydantic'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
 def test_answers_compare_and_hash(model: QZoom) -> None:

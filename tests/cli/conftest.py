@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.cli.main import run
+from tests.tiny_models import engine
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,18 @@ def apart() -> Command:
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-VL with gate and region branch, its base beside them."""
+    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plain = engine("qwen3_vl", heads=False)
+    return save_pretrained(plain, tmp_path_factory.mktemp("models") / "plain", include_base=True)
 
 
 @pytest.fixture(scope="session")

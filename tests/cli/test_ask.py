@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qzoom.cli.console import printable
-from tests.pdfs import locked, of_pictures
+from tests.pdfs import of_pictures
 
 QUESTION = "What is the total amount?"
 KEYS = {"text", "gate", "regions", "usage", "timing_ms"}
@@ -206,18 +206,5 @@ def test_pdf(here, document, tmp_path):
     assert Image.open(tmp_path / "look.png").width == 1800
 
 
-@pytest.mark.parametrize(
-    ("pages", "sentence"),
-    [
-        ("9", "The PDF has 3 pages, so there is no page 9; choose from 1 to 3."),
-        ("x", "'x' names no pages; write numbers and ranges, such as 1-5,9."),
-    ],
-)
-def test_pdf_wrong_pages(here, document, pages, sentence):
-    here("ask", document, QUESTION, "--pages", pages).refuses(2, sentence)
-
-
-def test_pdf_with_a_password(here, tmp_path):
-    (tmp_path / "locked.pdf").write_bytes(locked())
-    sentence = "it is protected by a password; print it into a new PDF without one."
-    here("perceive", tmp_path / "locked.pdf", QUESTION).refuses(1, sentence)
+def test_pdf_wrong_pages(here, document):
+    here("ask", document, QUESTION, "--pages", "9").refuses(2, "there is no page 9; choose from 1 to 3.")

@@ -1,35 +1,15 @@
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from qzoom.checkpoints.adapter import save_pretrained
-from qzoom.data.samples import read_answers
 from tests.evaluation.samples import receipt, write_split
-from tests.tiny_models import engine, picture
+from tests.tiny_models import picture
 
 KEYS = {
     *("n", "exact_match", "anls", "zoomed", "hit_rate", "box_area", "visual_tokens"),
     *("seconds", "seconds_total", "errors", "zoom", "model"),
 }
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
-
-
-@pytest.fixture(scope="session")
-def headless(tmp_path_factory):
-    return save_pretrained(
-        engine("qwen3_vl", heads=False), tmp_path_factory.mktemp("models") / "plain", include_base=True
-    )
 
 
 @pytest.fixture(scope="session")
@@ -194,29 +174,6 @@ def test_failed_questions_are_counted_and_told(evaluate, tmp_path):
     assert "3 of 6 questions failed and count as wrong" in result.err
 
 
-def test_killed_and_run_again(checkpoint, data, tmp_path, evaluate):
-    """Killed at any moment, a rerun gives what an undisturbed run gives."""
-    output = tmp_path / "run.jsonl"
-    words = ["receipts", "--data", data, "--json", "--max-visual-tokens", "24", "--output", output]
-    command = [sys.executable, "-m", "qzoom", "eval", *words, "--model", checkpoint, "--max-new-tokens", "3"]
-    process = subprocess.Popen([*map(str, command), "--device", "cpu"], stdout=subprocess.DEVNULL, env=os.environ)
-    deadline = time.monotonic() + 500
-    while process.poll() is None and not (output.exists() and output.stat().st_size > 5000):
-        assert time.monotonic() < deadline
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = figures(evaluate(*words))
-    rows = read_answers(output)[1]
-    assert [(row.picture, row.index) for row in rows] == [(name, i) for name in "abc" for i in range(3)]
-    undisturbed = figures(evaluate(*words[:-2]))
-    times = {"seconds", "seconds_total"}
-    assert {k: v for k, v in again.items() if k not in times} == {
-        k: v for k, v in undisturbed.items() if k not in times
-    }
-
-
 WRONG_CALLS = {
     "no task": ((), "TASK"),
     "one unknown of two": (("scenes", "documnts"), "did you mean 'documents'"),
@@ -274,9 +231,3 @@ def test_zooming_without_a_region_branch(evaluate, data, headless):
     one, two = ({k: v for k, v in figures(r).items() if "second" not in k} for r in (never, auto))
     assert one == two
     assert one["n"] == 3
-
-
-def test_help(here):
-    result = here("eval", "--help")
-    assert result.code == 0
-    assert "half for the" in " ".join(result.out.split())

@@ -9,7 +9,7 @@ from qzoom.errors import ConfigError, StopRunError
 from qzoom.llm.cache import Cost
 from qzoom.settings import from_mapping
 from tests.distill.views import ITEM, StillViews
-from tests.llm.stub import Stub, always, serve
+from tests.llm.stub import Stub, always, nobody, serve
 
 END = {"url": "http://127.0.0.1:9/v1", "model": "m"}
 
@@ -127,11 +127,9 @@ def test_endpoints_share_one_file_and_say_what_they_cost(tmp_path: Path) -> None
 
 
 def test_a_role_whose_endpoint_is_down_stops_the_run_before_it_starts(tmp_path: Path) -> None:
-    with serve(Stub(always("x"))) as url:
-        pass
-    roles = build_roles(
-        read(question_writer={"by": "endpoint", "endpoints": [{"url": url, "model": "m"}]}), tmp_path / "calls.sqlite"
-    )
-    with pytest.raises(StopRunError, match=rf"The question writer 'm' at {url} is down"):
-        roles.check()
-    roles.close()
+    with nobody() as url:
+        writer = {"by": "endpoint", "endpoints": [{"url": url, "model": "m"}]}
+        roles = build_roles(read(question_writer=writer), tmp_path / "calls.sqlite")
+        with pytest.raises(StopRunError, match=rf"The question writer 'm' at {url} is down"):
+            roles.check()
+        roles.close()

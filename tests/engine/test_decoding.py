@@ -218,7 +218,9 @@ def test_timings_name_their_steps() -> None:
         {"top_k": -1}, {"top_k": 1.5}, {"top_k": False}, {"seed": 1.0}, {"seed": True}, {"seed": 2**64},
         {"seed": -(2**63) - 1}, {"temperature": float("nan")}, {"temperature": "1"}, {"temperature": -0.1},
         {"top_p": 0}, {"top_p": True}, {"top_p": None}, {"stop": ("a", 5)}, {"stop": ("",)}, {"stop": 5},
-        {"stop": None}, {"gate_threshold": "0.5"}, {"gate_threshold": True}, {"region_threshold": float("nan")},
+        {"stop": None}, {"zoom": "sometimes"}, {"gate_threshold": 1.5},
+        {"gate_threshold": "0.5"}, {"gate_threshold": True}, {"region_threshold": -0.1},
+        {"region_threshold": float("nan")},
     ],
     ids=str,
 )  # fmt: skip

@@ -2,7 +2,6 @@ import io
 import random
 import struct
 import threading
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -90,6 +89,10 @@ def test_hostile_bytes_give_a_picture_or_one_sentence(pil_name):
         (b"\x89PN", "cut off"),
         (b"\x00\x00\x01\x00\x01\x00", "icon"),
         (b"P6 2 2 255 " + bytes(12), "not a picture of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "it is PostScript"),
+        (b"8BPS\x00\x01", "it is a Photoshop file"),
+        (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "it is JPEG 2000"),
+        (b"\x80\x04\x95cos\nsystem\n", "not a picture of a known format"),
     ],
 )
 def test_other_files(data, words):
@@ -113,13 +116,11 @@ def test_bombs_are_refused_from_the_header(pil_name):
         data = bytearray(encode(Image.new("L", (16, 16)), pil_name))
         at, code = {"GIF": (6, "<HH"), "BMP": (18, "<II")}[pil_name]
         struct.pack_into(code, data, at, 30_000, 30_000)
-    start = time.perf_counter()
     tracemalloc.start()
     text = refusal(bytes(data))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "megapixels" in text
-    assert time.perf_counter() - start < 0.5
     assert peak < 5_000_000
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from qzoom.config import TokenBudget
 from qzoom.errors import ImageError
-from qzoom.images.geometry import box_area_px, clip_box, contains, fit_grid, scale_box
+from qzoom.images.geometry import box_area_px, clip_box, contains, fit_grid, iou, scale_box
 
 SIZES = [
     (600, 1200), (1200, 2400), (1000, 1000), (28, 28), (1, 1), (17, 900), (4000, 30), (333, 777), (64, 63), (2, 400),
@@ -87,6 +87,8 @@ def test_areas_containment_and_scaling():
     assert contains((0, 0, 10, 10), (0, 0, 10, 10))
     assert not contains((0, 0, 10, 10), (0, 0, 10, 11))
     assert not contains((0, 0, 10, 10), (3, 3, 3, 5))
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
     draw = random.Random(1)
     for _ in range(200):
         first, second = (

@@ -109,7 +109,8 @@ def test_data_url(change):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("data:image/png;base64", "no comma"), ("data:image/png,abc", "not marked as base64"),
+        ("data:", "no comma"), ("data:,", "not marked as base64"), ("data:image/png;base64", "no comma"),
+        ("data:image/png,abc", "not marked as base64"),
         ("data:image/png;base64,", "empty"), ("data:image/png;base64,%%%", "broken"),
         ("data:image/png;base64,ab!d", "broken"), ("data:image/png;base64,äöü", "broken"),
         ("data:image/png;base64," + "A" * 1400, "larger than the limit"),
