@@ -18,14 +18,11 @@ def model() -> QZoom:
     return QZoom(tiny_models.engine("qwen3_vl"), "random")
 
 
-def test_facts(model: QZoom) -> None:
+def test_facts_and_pieces_of_text(model: QZoom) -> None:
     assert model.name == "random"
     assert model.has_gate
     assert model.has_region
     assert model.config is model.engine.config
-
-
-def test_on_text_gets_the_pieces_of_the_answer(model: QZoom) -> None:
     pieces: list[str] = []
     answer = model.ask(PAGE, QUESTION, on_text=pieces.append, max_new_tokens=12)
     assert len(pieces) > 1

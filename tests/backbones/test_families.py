@@ -108,7 +108,7 @@ def test_sessions_the_prefix_cache_and_batches_equal_fresh_calls(family: str, po
     assert cached[4].usage.reused_tokens > 0
 
 
-def test_a_ragged_batch_of_mixed_outcomes_equals_single_calls(family: str) -> None:
+def test_ragged_batches_and_streams_equal_single_calls(family: str) -> None:
     model = QZoom(made(family, "aligned"))
     samples = [(PAGES[i % 3] if i != 3 else None, question) for i, question in enumerate(QUESTIONS)]
     lengths = [3, 9, 1, 6, 5]
@@ -119,9 +119,6 @@ def test_a_ragged_batch_of_mixed_outcomes_equals_single_calls(family: str) -> No
     together = model.ask_batch(samples, max_new_tokens=lengths, **spread)
     for sample, options, length, answer in zip(samples, CHOICES, lengths, together, strict=True):
         assert_same(answer, model.ask(*sample, max_new_tokens=length, **options))
-
-
-def test_streamed_pieces_join_to_the_answer(family: str) -> None:
     model = QZoom(made(family))
     events = list(model.stream(PAGES[0], "When?", zoom="always", max_new_tokens=8))
     assert "".join(event.text for event in events[1:-1]) == events[-1].answer.text

@@ -219,27 +219,24 @@ def test_two_pictures_both_zoom_and_batches_of_unequal_blocks_equal_single_calls
     assert len({sum(r.tokens for r in one.regions) for one in alone}) > 1
 
 
-def test_a_picture_given_twice_is_refused_in_one_sentence() -> None:
+def test_what_would_be_wrong_is_refused() -> None:
     model = QZoom(made())
     for question in ("<image>\nWhat is it?", "What is it? <image>"):
         with pytest.raises(QuestionError, match=r"pictures are given beside the text.*leave <image> out"):
             model.ask(PAGE, question)
     assert model.ask(PAGE, "What does <image> mean?", zoom="never", max_new_tokens=1).usage.coarse_tokens == 36
-
-
-def test_limits_that_exclude_the_grid_are_refused() -> None:
     model = QZoom(made())
     for limits in ({"coarse_tokens": TokenBudget(1, 20)}, {"zoom": "always", "region_tokens": TokenBudget(40, 99)}):
         with pytest.raises(BudgetError, match="every picture and region as 36 visual tokens"):
             model.ask(PAGE, QUESTION, **limits)
     with pytest.raises(ConfigError, match="margin_cells"):
         BoxRule(components="groups", too_many="mask", margin_cells=1)
-
-
-def test_work_that_takes_the_map_for_the_picture_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="Training a student does not work with models that pad pictures"):
         made().backbone.need_bare_grid("Training a student")
     tiny_models.engine("qwen3_vl").backbone.need_bare_grid("Training a student")
+    assert LlavaBackbone.released_layout({"model_type": "llava"}) is None
+    with pytest.raises(CheckpointError, match="mm_projector_type='linear'"):
+        LlavaBackbone.released_layout({"mm_vision_tower": "x", "mm_projector_type": "linear"})
 
 
 def test_maps_show_the_picture_without_its_padding() -> None:
@@ -292,12 +289,6 @@ def test_a_template_that_sees_parts_only_loses_no_text() -> None:
     conversation = read_conversation(None, [*turns, {"role": "user", "content": "And then?"}])
     shown = base.tokenizer.decode(ChatEncoder(backbone).encode(conversation))
     assert shown == "USER: First? ASSISTANT: Yes. USER: And then? ASSISTANT:"
-
-
-def test_variants_of_the_family_that_are_not_supported_are_named() -> None:
-    assert LlavaBackbone.released_layout({"model_type": "llava"}) is None
-    with pytest.raises(CheckpointError, match="mm_projector_type='linear'"):
-        LlavaBackbone.released_layout({"mm_vision_tower": "x", "mm_projector_type": "linear"})
 
 
 def test_the_plain_answer_is_that_of_generate() -> None:

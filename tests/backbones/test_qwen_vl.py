@@ -186,9 +186,6 @@ def test_hidden_states_reach_exactly_the_shared_layers() -> None:
         state = advance_shared(engine, [State.empty(engine, prompt)])[0]
         expected = engine.backbone.model(input_ids=prompt.ids[None], output_hidden_states=True, use_cache=False)
     torch.testing.assert_close(state.hidden, expected.hidden_states[3][0], atol=1e-5, rtol=0)
-
-
-def test_an_unknown_family_is_named() -> None:
     stranger = SimpleNamespace(config=SimpleNamespace(model_type="llava_next"))
     with pytest.raises(CheckpointError, match=r"'llava_next'.*qwen2_5_vl, qwen3_vl"):
         build_backbone(stranger, None, None)

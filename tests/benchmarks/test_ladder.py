@@ -116,19 +116,10 @@ def test_what_cannot_be_run(tmp_path):
         main(["--model", str(plain), "--kinds", "scenes", "--device", "cpu", "--runs", str(tmp_path / "runs")])
 
 
-def test_a_clock_without_minutes_never_ends():
-    Clock().check()
-    with pytest.raises(OutOfTimeError):
-        Clock(0).check()
-
-
-def test_the_questions_that_are_timed():
+def test_times_and_the_questions_that_are_timed():
     rows = [row(picture=name, index=i) for name in "ba" for i in range(2)]
     assert questions_of(rows, 3) == (("b", 0), ("b", 1), ("a", 0))
     assert questions_of(rows, 1) == (("b", 0),)
-
-
-def test_times():
     lines = [
         {"picture": name, "index": 0, "load": 0.5, "plain": {"s": 1.0, "decode_s": 0.25}, "zoom": {"s": 0.5}}
         for name in "ab"
@@ -138,13 +129,13 @@ def test_times():
     assert (found["batch"], found["plain_s"]) == (1, 1.0)
     found = summary([{**line, "questions": 4} for line in lines])
     assert (found["ratio"], found["questions"], found["batch"], found["plain_s"]) == (2.0, 8, 4, 0.25)
-
-
-def test_questions_asked_at_once_share_a_way_to_look():
     zoom = {"a": Look(64, 100, 0.9), "b": Look(64, 100, 0.9), "c": Look(32, 64, 0.5)}
     asked = (("a", 0), ("a", 1), ("c", 0), ("b", 0), ("c", 1))
     work = TimeWork(BATCHED, None, Look(576), zoom, asked, None, batch=2)
     assert work.groups() == [(("a", 0), ("a", 1)), (("b", 0),), (("c", 0), ("c", 1))]
+    Clock().check()
+    with pytest.raises(OutOfTimeError):
+        Clock(0).check()
 
 
 def line(cap, accuracy, **values):

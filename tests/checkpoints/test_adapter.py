@@ -86,15 +86,12 @@ def test_adapter_refers_to_its_base(tmp_path: Path, plain: dict[str, Path]) -> N
     assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
 
 
-def test_base_in_a_neighbouring_folder_is_found_relative_to_the_adapter(tmp_path: Path) -> None:
+def test_an_adapter_beside_its_base_or_in_a_neighbouring_folder(tmp_path: Path) -> None:
     made = folders.engine("qwen3_vl")
     folders.write_plain(made, tmp_path / "moved" / "base")
     folder = save_pretrained(made, tmp_path / "moved" / "adapter", base_id="owner/base")
     change_config(folder, lambda v: v["base"].update(id="../base"))
     assert load_engine(folder).region is not None
-
-
-def test_adapter_is_added_beside_a_base_model(tmp_path: Path) -> None:
     made = folders.engine("qwen3_vl")
     folder = folders.write_plain(made, tmp_path / "model")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -116,14 +113,11 @@ def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_model_saves_and_loads_itself(tmp_path: Path) -> None:
+def test_model_saves_and_loads_itself_also_without_gate(tmp_path: Path) -> None:
     model = qzoom.model.QZoom(folders.engine("qwen3_vl"))
     loaded = qzoom.model.QZoom.from_pretrained(model.save_pretrained(tmp_path / "mine"))
     one, two = (m.ask(PICTURE, "When?", zoom="always", max_new_tokens=5) for m in (model, loaded))
     assert (one.text, one.tokens, one.regions) == (two.text, two.tokens, two.regions)
-
-
-def test_adapter_without_gate(tmp_path: Path) -> None:
     made = dataclasses.replace(folders.engine("qwen3_vl"), gate=None)
     loaded = load_engine(save_pretrained(made, tmp_path / "adapter"))
     assert loaded.gate is None

@@ -60,7 +60,7 @@ def test_name_that_is_no_model(name: str | Path, said: str) -> None:
     assert_sentence(caught.value, said)
 
 
-def test_model_that_is_not_cached_offline(cache: Path) -> None:
+def test_names_that_are_not_cached_and_releases_that_are(cache: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         find_source("owner/name", "v2")
     assert_sentence(caught.value, "owner/name", "'v2'", "HF_HUB_OFFLINE")
@@ -70,9 +70,6 @@ def test_model_that_is_not_cached_offline(cache: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         find_source("YuhengSS/Q-Zoom-Qwen3VL-4B")
     assert_sentence(caught.value, "did you mean 'YuhengSSS/Q-Zoom-Qwen3VL-4B'?")
-
-
-def test_released_model_by_hub_id_has_its_presets(cache: Path) -> None:
     made = folders.engine("qwen3_vl")
     folders.write_merged(made, cached(cache, "YuhengSSS/Q-Zoom-Qwen3VL-4B"))
     loaded = load_engine("YuhengSSS/Q-Zoom-Qwen3VL-4B")
@@ -161,11 +158,7 @@ def dropping_hub() -> Iterator[str]:
     yield from serve(ThreadingTCPServer(("127.0.0.1", 0), Drop))
 
 
-def test_hub_that_hangs_up(dropping_hub: str, tmp_path: Path) -> None:
-    assert_refused(["owner/name"], ["could not be downloaded", "check the network"], dropping_hub, tmp_path)
-
-
-def test_hub_that_hangs_up_on_an_upload(dropping_hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_hangs_up(dropping_hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", dropping_hub)
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
@@ -175,6 +168,7 @@ def test_hub_that_hangs_up_on_an_upload(dropping_hub: str, monkeypatch: pytest.M
         push_to_hub(folders.engine("qwen3_vl"), "owner/name", base_id="owner/base", token="none")
     huggingface_hub.utils.close_session()
     assert_sentence(caught.value, "Uploading to 'owner/name' failed", "check the network")
+    assert_refused(["owner/name"], ["could not be downloaded", "check the network"], dropping_hub, tmp_path)
 
 
 def assert_refused(words: list[str], said: list[str], endpoint: str, home: Path) -> None:

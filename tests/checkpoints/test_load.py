@@ -68,9 +68,6 @@ def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path: Path, me
         loaded = load_engine(folder, dtype=dtype)
         assert loaded.backbone.dtype == expected
         assert {p.dtype for branch in (loaded.gate, loaded.region) for p in branch.parameters()} == {expected}
-
-
-def test_half_precision_files_load_as_float32_on_a_cpu(tmp_path: Path, merged: dict[str, Path]) -> None:
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     folders.rewrite(folder, {name: value.half() for name, value in folders.all_tensors(folder).items()})
     assert load_engine(folder).backbone.dtype == torch.float32
@@ -99,12 +96,9 @@ def test_unsupported_placement_is_refused(
     assert_sentence(caught.value, said)
 
 
-def test_device_names_that_mean_the_cpu(merged: dict[str, Path]) -> None:
-    for name in ("cpu", {"": "cpu"}, None):
-        assert load_engine(merged["qwen3_vl"], device_map=name).backbone.device.type == "cpu"
-
-
-def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged: dict[str, Path]) -> None:
+def test_given_config_replaces_the_arithmetic_but_not_the_depths(
+    merged: dict[str, Path], plain: dict[str, Path]
+) -> None:
     own = load_engine(merged["qwen3_vl"]).config
     loaded = load_engine(merged["qwen3_vl"], config=own.replace(region_threshold=0.7, box=BoxRule(scaling="exact")))
     assert loaded.config.region_threshold == 0.7
@@ -113,11 +107,10 @@ def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged: dict[st
         with pytest.raises(CheckpointError) as caught:
             load_engine(merged["qwen3_vl"], config=wrong)
         assert_sentence(caught.value, symbol)
-
-
-def test_plain_model_with_a_given_config(plain: dict[str, Path]) -> None:
     config = ZoomConfig(shared_layers=2, sink="none")
     assert load_engine(plain["qwen3_vl"], config=config).config == config
+    for name in ("cpu", {"": "cpu"}, None):
+        assert load_engine(merged["qwen3_vl"], device_map=name).backbone.device.type == "cpu"
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

@@ -119,6 +119,7 @@ def test_an_answer_is_printed_before_its_figure_fails(here, picture, tmp_path):
     assert (result.code, result.out) == (1, answer)
     assert "Cannot save the figure" in result.err
     assert len(result.err.splitlines()) == 1
+    here("convert", tmp_path / "nothing", tmp_path / "out").refuses(1)
 
 
 def test_arguments_are_utf8_under_every_locale(apart, picture, tmp_path):
@@ -133,7 +134,3 @@ def test_arguments_are_utf8_under_every_locale(apart, picture, tmp_path):
 
 def test_without_docstrings_the_sentence_says_so(apart, picture):
     apart("ask", picture, QUESTION, env={"PYTHONOPTIMIZE": "2"}).refuses(1, "does not run without docstrings")
-
-
-def test_convert_from_nowhere(here, tmp_path):
-    here("convert", tmp_path / "nothing", tmp_path / "out").refuses(1)

@@ -13,14 +13,11 @@ def test_control_characters_and_lines():
     assert one_line("  two\nlines\t here ") == "two lines here"
 
 
-def test_quiet_silences_notes_only(capsys):
+def test_quiet_silences_notes_only_and_records_are_one_ascii_line(capsys):
     Console(quiet=True).note("hidden")
     Console().note("shown")
     Console(quiet=True).result("answer")
     assert capsys.readouterr() == ("answer\n", "shown\n")
-
-
-def test_records_are_one_ascii_json_line(capsys):
     Console().record({"text": "line\nfeed é"})
     out = capsys.readouterr().out
     assert out.count("\n") == 1

@@ -2,7 +2,7 @@ from qzoom.cli.ask import count_full_tokens, describe_cost, describe_gate, descr
 from qzoom.types import GateDecision, Region, Usage
 
 
-def test_gate_in_words():
+def test_gate_and_regions_in_words():
     assert describe_gate(GateDecision(0.25, 0.1, True)) == "gate    0.250 (zooms from 0.100): zooms in"
     assert (
         describe_gate(GateDecision(0.05, 0.1, False)) == "gate    0.050 (zooms from 0.100): the coarse view is enough"
@@ -13,9 +13,6 @@ def test_gate_in_words():
     assert describe_gate(GateDecision(0.9, 0.1, False, "the map is empty")).endswith("0.100): the map is empty")
     assert describe_gate(GateDecision(None, None, False)) == "gate    not asked"
     assert describe_gate(GateDecision(None, None, True)) == "gate    not asked: zooms in"
-
-
-def test_regions_in_words():
     one = describe_regions([Region((0, 10, 50, 30), 0.5)], [(100, 200)])
     assert one == ["region  [0, 10, 50, 30] px, score 0.500, 5.0% of the picture"]
     two = describe_regions([Region((0, 0, 50, 100), 0.5, image=1)], [(9, 9), (100, 200)])

@@ -25,9 +25,6 @@ def test_a_working_installation_is_healthy(here):
     assert found["torch"]["level"] == "ok"
     assert "sdpa" in found["attention"]["value"]
     assert found["embedded model"]["value"].startswith("tiny, ")
-
-
-def test_words_name_the_same_findings(here):
     result = here("doctor")
     assert result.code == 0
     for finding in doctor.examine():

@@ -134,7 +134,7 @@ def test_other_answers_are_scored_anew(evaluate, here, data, tmp_path):
         here("eval", "--rescore", tmp_path / name).refuses(1, said)
 
 
-def test_seeds_have_a_spread(evaluate, data, tmp_path):
+def test_baselines_and_seeds_have_figures(evaluate, data, tmp_path):
     words = ("receipts", "--data", data, "--limit", 1, "--max-visual-tokens", 24, "--temperature", 2, "--seeds", 2)
     result = evaluate(*words, "-o", tmp_path / "runs", "--json")
     assert result.code == 0, result.err
@@ -144,9 +144,6 @@ def test_seeds_have_a_spread(evaluate, data, tmp_path):
     assert both["strict_mean"] == pytest.approx((first["strict"]["all"] + second["strict"]["all"]) / 2)
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert names == ["receipts-seed0.jsonl", "receipts-seed1.jsonl"]
-
-
-def test_a_baseline(evaluate, data):
     found = figures(
         evaluate("receipts", "--data", data, "--limit", 1, "--method", "centre", "--max-visual-tokens", 24, "--json")
     )

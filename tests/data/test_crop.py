@@ -19,10 +19,6 @@ def test_margin_and_least_size_stay_on_the_picture(box, expected):
     assert crop_box(box, SIZE_PX, CropSettings(margin=0.1, min_width_px=56, min_height_px=56)) == expected
 
 
-def test_a_picture_smaller_than_the_least_size_is_shown_whole():
-    assert crop_box((10, 10, 20, 20), (40, 30), CropSettings()) == (0, 0, 40, 30)
-
-
 @pytest.mark.parametrize(
     ("settings", "scale"),
     [({}, 2.0), ({"scale": 3.5}, 3.5), ({"max_pixels": 10_000}, 1.0), ({"max_tokens": 4, "token_px": 25}, 0.5)],
@@ -38,8 +34,6 @@ def test_pixels_are_those_of_the_box():
     assert crop.size == (40, 40)
     assert crop.getcolors() == [(1600, (255, 0, 0))]
     assert cut(image, (0, 0, 1, 1), 0.1).size == (1, 1)
-
-
-def test_settings_are_checked():
     with pytest.raises(ConfigError, match="scale"):
         CropSettings(scale=0)
+    assert crop_box((10, 10, 20, 20), (40, 30), CropSettings()) == (0, 0, 40, 30)

@@ -25,9 +25,6 @@ def test_rectangle_is_around_the_margined_box_and_changes_nothing_else() -> None
     expected[97:163, 95:205] = False
     assert np.array_equal(changed, expected)
     assert np.asarray(picture).min() == np.asarray(picture).max() == 128
-
-
-def test_line_grows_with_the_picture_and_shrinks_with_tokens() -> None:
     assert line_width_px((4000, 2000), 288) == 28
     assert line_width_px((4000, 2000), 1152) == 14
     assert line_width_px((50, 50), 1024) == 2
@@ -51,13 +48,10 @@ def test_colour_follows_the_place_not_the_whole_picture() -> None:
     assert (on_red != (255, 0, 0)).any()
 
 
-def test_ellipse_leaves_the_box_itself_alone() -> None:
+def test_ellipse_and_dim_leave_the_box_alone() -> None:
     out = np.asarray(draw(_plain(), (100, 100, 200, 160), "ellipse"))
     assert (out[100:160, 100:200] == 128).all()
     assert (out != 128).any()
-
-
-def test_dim_darkens_all_but_the_margined_box() -> None:
     out = np.asarray(draw(_plain(), (100, 100, 200, 160), "dim"))
     assert (out[97:163, 95:205] == 128).all()
     out = out.copy()
@@ -98,21 +92,15 @@ def test_bad_boxes_are_refused(box: object) -> None:
         draw(_plain(), box)
 
 
-def test_bad_style_and_picture_are_refused() -> None:
+def test_clauses_margins_and_bad_styles() -> None:
     with pytest.raises(ConfigError, match="rectangle"):
         draw(_plain(), (1, 1, 5, 5), "box")  # type: ignore[arg-type]
     with pytest.raises(ImageError):
         draw(b"no picture", (1, 1, 5, 5))
-
-
-def test_clauses() -> None:
     assert clause("none", (0, 0, 1, 1), (10, 10)) == ""
     text = clause("text", (100, 100, 200, 200), (1000, 500), margin=0.0)
     assert text == "Look only at the region from (100, 200) to (200, 400)."
     assert "rectangle" in clause("rectangle", (0, 0, 1, 1), (10, 10))
-
-
-def test_margin_is_clipped() -> None:
     assert with_margin((0, 0, 100, 50), (110, 51)) == (0, 0, 105, 51)
     assert with_margin((0, 0, 100, 50), (110, 90), 0.5) == (0, 0, 110, 75)
 

@@ -83,9 +83,20 @@ def test_mistakes_are_named_with_their_line(folder, line, message):
         read_questions(write(folder, GOOD | {"id": "first"}, line))
 
 
-def test_an_id_used_twice_names_both_lines(folder):
+def test_lines_and_files_that_are_none_are_named(folder):
     with pytest.raises(DataError, match="line 3: the id 'a' is already on line 1"):
         read_questions(write(folder, GOOD, GOOD | {"id": "b"}, GOOD))
+    path = folder / "q.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"id": "\xff"}\n')
+    with pytest.raises(DataError, match=r"line 2: not UTF-8 text \(byte 9\)"):
+        read_questions(path)
+    with pytest.raises(DataError, match="no questions that can be used"):
+        read_questions(write(folder, "", " "))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_questions(folder / "missing.jsonl")
+    path = write(folder, GOOD)
+    with pytest.raises(DataError, match="comes from two of the given sets"):
+        open_questions([str(path), str(path)])
 
 
 def test_bad_lines_can_be_skipped_and_are_counted(folder):
@@ -94,20 +105,6 @@ def test_bad_lines_can_be_skipped_and_are_counted(folder):
     assert [q.name for q in questions] == ["a", "z"]
     assert [number for number, _ in skipped] == list(range(2, len(MISTAKES) + 3))
     assert "already on line 1" in skipped[-1][1]
-
-
-def test_bytes_that_are_no_text_are_named(folder):
-    path = folder / "q.jsonl"
-    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"id": "\xff"}\n')
-    with pytest.raises(DataError, match=r"line 2: not UTF-8 text \(byte 9\)"):
-        read_questions(path)
-
-
-def test_files_without_questions_are_refused(folder):
-    with pytest.raises(DataError, match="no questions that can be used"):
-        read_questions(write(folder, "", " "))
-    with pytest.raises(DataError, match="cannot be read"):
-        read_questions(folder / "missing.jsonl")
 
 
 def test_drawn_pictures_come_in_the_same_form():
@@ -123,12 +120,6 @@ def test_drawn_pictures_come_in_the_same_form():
 def test_names_that_mean_nothing_are_refused(name):
     with pytest.raises(ConfigError):
         open_questions([name])
-
-
-def test_one_question_from_two_sets_is_refused(folder):
-    path = write(folder, GOOD)
-    with pytest.raises(DataError, match="comes from two of the given sets"):
-        open_questions([str(path), str(path)])
 
 
 def test_a_picture_that_has_gone_is_named(folder):

@@ -103,15 +103,12 @@ def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str
     assert "A4" not in json.dumps(stub.bodies[0]["messages"][0]["content"][2])
 
 
-def test_a_leak_is_found_before_anyone_is_paid(tmp_path: Path) -> None:
+def test_a_refusal_or_leak_costs_the_item_only(tmp_path: Path) -> None:
     with behind(tmp_path, always("{}")) as (client, stub):
         leaky = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What is in the bounding box?"))
         (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(leaky)
     assert item.decisions[-1].reason == "the question points at the crop or a box"
     assert stub.bodies == []
-
-
-def test_a_refusing_endpoint_refuses_the_item_only(tmp_path: Path) -> None:
     with behind(tmp_path, always((413, {}))) as (client, _):
         (draft,) = ask_step(role(client, by_endpoint.write_questions), VIEWS)(EMPTY)
         (checked,) = validate_step(role(client, by_endpoint.validate), VIEWS)(ITEM)

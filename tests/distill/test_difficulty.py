@@ -95,14 +95,11 @@ class Judge:
         return {first, second} == {"maroon", "dark red"}
 
 
-def test_a_judge_reads_free_answers() -> None:
+def test_a_judge_reads_free_answers_and_negatives_stay() -> None:
     item = dataclasses.replace(ANSWERED, answer=Agreement("dark red", 6, 8, ()))
     answers = ("maroon", "blue", "Dark red", "green")
     assert difficulty(Student(*answers), VIEWS)(item)[0].difficulty.passes == 1
     assert difficulty(Student(*answers), VIEWS, judge=Judge())(item)[0].difficulty.passes == 2
-
-
-def test_negatives_are_measured_and_stay_unless_told() -> None:
     negative = dataclasses.replace(ANSWERED, draft=QuestionDraft("Q?", "ocr", "rule", True, "p", "none"))
     wrong = Student("a", "b", "c", "d")
     assert difficulty(wrong, VIEWS)(negative)[0].kept

@@ -67,7 +67,7 @@ def test_trl_takes_rows_as_they_are(folder, tmp_path):
     assert message["content"][0]["image"] is row["images"][0]
 
 
-def test_own_file_is_taken_over_unless_it_is_turned(folder, tmp_path):
+def test_files_are_deterministic_and_originals_are_taken_over(folder, tmp_path):
     import pyarrow.parquet as parquet
 
     written(folder, tmp_path / "out", validation=0.0)
@@ -75,9 +75,6 @@ def test_own_file_is_taken_over_unless_it_is_turned(folder, tmp_path):
     found = {json.loads(row["provenance"])["picture"]["source"]: row["images"][0]["bytes"] for row in rows}
     assert found["plain.png"] == (folder / "plain.png").read_bytes()
     assert found["turned.jpg"].startswith(b"\x89PNG")
-
-
-def test_same_items_give_the_same_bytes(folder, tmp_path):
     for name in ("one", "two"):
         written(folder, tmp_path / name, validation=0.5)
     for file in ("train.parquet", "validation.parquet", "README.md"):

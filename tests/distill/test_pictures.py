@@ -11,22 +11,13 @@ from qzoom.images.load import picture_digest
 from tests.distill.data import make_pictures
 
 
-def test_folders_come_sorted_with_pictures_only(tmp_path):
+def test_sources_are_listed(tmp_path):
     for name in ("b/2.PNG", "b/1.jpg", "a.webp", "notes.txt", "b/.hidden/3.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     names = [source.source for source in list_sources([str(tmp_path)])]
     assert names == ["a.webp", "b/1.jpg", "b/2.PNG", "b/.hidden/3.png"]
-
-
-def test_a_question_file_gives_each_picture_once_with_its_questions(tmp_path):
-    sources = list_sources([str(make_pictures(tmp_path, 2, places=3))])
-    assert [(one.source, len(one.questions)) for one in sources] == [("0.png", 3), ("1.png", 3)]
-    assert sources[1].questions[2].boxes == ((280, 150, 340, 190),)
-
-
-def test_drawn_pictures_know_their_questions_objects_and_texts():
     source = list_sources(["scenes:4:2"])[1]
     picture, loaded = scan(source)
     assert (picture.source, picture.dataset) == ("scenes:5", "scenes")
@@ -35,6 +26,12 @@ def test_drawn_pictures_know_their_questions_objects_and_texts():
     assert codes <= {text for text, _ in loaded.known.texts}
     again, _ = scan(source)
     assert again == picture
+
+
+def test_a_question_file_gives_each_picture_once_with_its_questions(tmp_path):
+    sources = list_sources([str(make_pictures(tmp_path, 2, places=3))])
+    assert [(one.source, len(one.questions)) for one in sources] == [("0.png", 3), ("1.png", 3)]
+    assert sources[1].questions[2].boxes == ((280, 150, 340, 190),)
 
 
 def test_digest_is_of_pixels_and_key_of_the_file(tmp_path):

@@ -101,7 +101,7 @@ def detr(tmp_path_factory):
     return folder
 
 
-def test_plain_detector_names_boxes_with_its_own_classes(scene, detr):
+def test_detectors_name_boxes_with_their_classes(scene, detr, tmp_path):
     item, views, _ = scene
     settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(detr), threshold=0.0, device="cpu"))
     found = make_proposer("detector", settings)(item, views)
@@ -109,9 +109,6 @@ def test_plain_detector_names_boxes_with_its_own_classes(scene, detr):
     assert {one.phrase for one in found} <= {"LABEL_0", "LABEL_1", "LABEL_2"}
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     assert make_proposer("detector", settings)(item, views) == found
-
-
-def test_a_detector_that_is_none_stops_the_run_with_a_sentence(scene, tmp_path):
     item, views, _ = scene
     settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(tmp_path), device="cpu"))
     with pytest.raises(CheckpointError, match="cannot be loaded for object-detection"):
@@ -166,16 +163,13 @@ def owlvit(tmp_path_factory):
     return folder
 
 
-def test_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
+def test_a_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
     item, views, _ = scene
     detector = DetectorSettings(str(owlvit), phrases=("red star", "tag"), threshold=0.0, device="cpu")
     found = make_proposer("detector", ProposeSettings(by=("detector",), detector=detector))(item, views)
     assert found
     assert {one.phrase for one in found} <= {"red star", "tag"}
     assert all(0 <= one.score <= 1 for one in found)
-
-
-def test_a_box_outside_is_refused_and_not_cropped():
     target = TargetRegion((2000, 10, 2100, 50), (0, 0, 1, 1), "given")
     (item,) = apply("crop", crop_step(CropSettings()), Item(ImageRef("0" * 20, "x", 1000, 600), target))
     assert (item.kept, item.decisions[-1].reason) == (False, "the box lies outside the picture")

@@ -88,13 +88,10 @@ def test_endpoints_are_checked(change: dict[str, Any], sentence: str) -> None:
     assert "r.yaml: roles: question_writer.endpoints[0]" in str(failure.value)
 
 
-def test_endpoints_of_a_role_serve_one_model() -> None:
+def test_roles_of_one_model_and_rules_without_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="several models are several teachers"):
         read(question_writer={"by": "endpoint", "endpoints": [END, END | {"model": "n"}]})
     read(question_writer={"by": "endpoint", "endpoints": [END, END | {"url": "http://127.0.0.1:10/v1"}]})
-
-
-def test_rules_need_no_file(tmp_path: Path) -> None:
     roles = build_roles(read(distractor_writer={"by": "rule"}, student={"error_rate": 0.5}), tmp_path / "calls.sqlite")
     roles.check()
     assert {one.model for one in (roles.question_writer, roles.validator, roles.distractor_writer)} == {"rule"}

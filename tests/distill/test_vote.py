@@ -135,13 +135,10 @@ def test_the_judge_is_asked_only_where_its_word_counts() -> None:
     assert numbers.draft == []
 
 
-def test_a_question_that_holds_its_answer_is_refused_afterwards() -> None:
+def test_answers_told_by_the_question_and_senseless_quorums_are_refused() -> None:
     told = dataclasses.replace(ITEM, votes=tuple(votes(a=["star"] * 4, b=["Star"] * 4)))
     (item,) = vote_step(EIGHT)(told)
     assert item.decisions[-1].reason == "the question holds the answer"
-
-
-def test_quorums_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="set quorum to at least 8"):
         VoteSettings(quorum=6, per_teacher=4)
     with pytest.raises(ConfigError, match="whole number of at least 1"):

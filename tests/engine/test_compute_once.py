@@ -61,7 +61,7 @@ def test_a_zoom_runs_only_what_is_new(family: str, positions: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_without_a_zoom_every_layer_runs_once_and_the_region_not_at_all(family: str) -> None:
+def test_only_what_is_needed_runs_without_a_zoom(family: str) -> None:
     engine = made(family)
     with count_tokens(parts(engine)) as counts:
         answer = QZoom(engine).ask(PAGE, QUESTION, gate_threshold=1.0, max_new_tokens=1)
@@ -71,10 +71,6 @@ def test_without_a_zoom_every_layer_runs_once_and_the_region_not_at_all(family: 
         assert counts[f"layer{i}"] == length
     assert counts["gate0"] == length
     assert not any(n for name, n in counts.items() if name.startswith("region"))
-
-
-@pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_never_runs_neither_branch(family: str) -> None:
     engine = made(family)
     with count_tokens(parts(engine)) as counts:
         answer = QZoom(engine).ask(PAGE, QUESTION, zoom="never", max_new_tokens=4)

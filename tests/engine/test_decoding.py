@@ -43,16 +43,13 @@ def test_draws_follow_the_direct_computation(temperature: float, top_k: int, top
     assert ((shares - expected).abs() <= 4 * (expected * (1 - expected) / 3000).sqrt() + 1e-9).all()
 
 
-def test_a_seed_gives_the_same_draws_as_torchs_own_generator() -> None:
+def test_seeds_repeat_as_torchs_own_generator_draws() -> None:
     torch.manual_seed(6)
     steps = torch.randn(40, 30)
     sampler = Sampler(SamplingParams(temperature=0.7, top_k=9, top_p=0.9, seed=77))
     generator = torch.Generator().manual_seed(77)
     expected = [int(torch.multinomial(direct(s, 0.7, 9, 0.9).float(), 1, generator=generator)) for s in steps]
     assert [sampler.draw(s) for s in steps] == expected
-
-
-def test_greedy_takes_the_largest() -> None:
     sampler = Sampler(SamplingParams())
     assert sampler.draw(torch.tensor([0.1, 3.0, 2.9])) == 1
 

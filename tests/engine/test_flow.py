@@ -44,14 +44,11 @@ def model() -> QZoom:
     return QZoom(tiny_models.engine("qwen3_vl"))
 
 
-def test_from_ask_to_the_first_layer(model: QZoom) -> None:
+def test_few_frames_lie_before_the_first_layer_whoever_asks(model: QZoom) -> None:
     picture = tiny_models.picture(1)
     names = frames_to_first_layer(model, lambda: model.ask(picture, "what?", max_new_tokens=1))
     assert names == ["ask", "answer", "advance_shared", "run_layers", "run_layer"]
     assert len(names) <= MOST_FRAMES
-
-
-def test_batch_and_server_take_the_same_way(model: QZoom) -> None:
     picture = tiny_models.picture(1)
     names = frames_to_first_layer(model, lambda: model.ask_batch([(picture, "what?")] * 2, max_new_tokens=1))
     assert "answer" in names

@@ -114,9 +114,6 @@ def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(model: QZoo
     assert "too complex" in str(ends[0].error)
     assert ends[1].answer is not None
     assert ends[1].answer.text == model.ask(PAGE, "What is the date?", **options).text
-
-
-def test_a_schema_that_is_no_json_is_refused(model: QZoom) -> None:
     with pytest.raises(SchemaError, match="not JSON"):
         JsonGrammar(model.engine.backbone, "{")
 

@@ -16,9 +16,6 @@ def test_the_least_recently_used_value_makes_room() -> None:
     assert (kept.nbytes, kept.entries, kept.hits, kept.misses) == (5, 2, 1, 0)
     assert kept.get(b"b") is None
     assert kept.misses == 1
-
-
-def test_a_look_in_passing_is_no_use_and_no_memory_keeps_nothing() -> None:
     kept = LRUCache[str](4, len)
     kept.put(b"a", "aa")
     kept.put(b"b", "bb")

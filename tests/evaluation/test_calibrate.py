@@ -294,7 +294,7 @@ def test_damaged_pictures_are_left_out_and_counted(tmp_path):
     assert (found.asked, found.failed) == (4, 2)
 
 
-def test_pairs_need_both_ways(tmp_path):
+def test_questions_that_do_not_fit_are_refused(tmp_path):
     from tests.evaluation.samples import row
 
     questions = read_calibration_questions(write(tmp_path, "33.90", pictures=1, each=1))
@@ -303,6 +303,12 @@ def test_pairs_need_both_ways(tmp_path):
     assert left_out == 0
     assert (samples[0].score, samples[0].harmed, samples[0].gained, samples[0].zooms) == (0.75, True, False, True)
     assert pair_answers([coarse], [row(error="no", picture="0.png")], questions) == ([], 1)
+    path = write(tmp_path, "x", pictures=1)
+    text = path.read_text(encoding="utf-8").splitlines()
+    bare = {key: value for key, value in json.loads(text[1]).items() if key != "answer"}
+    path.write_text("\n".join([text[0], json.dumps(bare)]), encoding="utf-8")
+    with pytest.raises(DataError, match="'0-0' has an answer and '0-1' has none"):
+        read_calibration_questions(path)
 
 
 def test_models_without_heads_are_refused(tmp_path):
@@ -312,15 +318,6 @@ def test_models_without_heads_are_refused(tmp_path):
             read_calibration_questions(write(tmp_path, pictures=1)),
             CalibrationGoal(share_zoomed=0.5),
         )
-
-
-def test_half_labelled_files_are_refused(tmp_path):
-    path = write(tmp_path, "x", pictures=1)
-    text = path.read_text(encoding="utf-8").splitlines()
-    bare = {key: value for key, value in json.loads(text[1]).items() if key != "answer"}
-    path.write_text("\n".join([text[0], json.dumps(bare)]), encoding="utf-8")
-    with pytest.raises(DataError, match="'0-0' has an answer and '0-1' has none"):
-        read_calibration_questions(path)
 
 
 def test_the_command_writes_a_model_that_zooms_as_wished(tmp_path, capsys):

@@ -104,7 +104,7 @@ def test_without_branches_the_training_free_methods_still_look():
             ask(name, bare, PICTURE, ASKED, OPTIONS)
 
 
-def test_the_same_box_gives_the_same_answer_whoever_names_it():
+def test_the_oracle_holds_the_place_and_reads_it_as_the_engine_does():
     """Insertion and prompt are the engine's: the region that the model chose itself, named from outside."""
     asked = model()
     own = ask("always", asked, PICTURE, ASKED, OPTIONS)
@@ -113,9 +113,6 @@ def test_the_same_box_gives_the_same_answer_whoever_names_it():
     assert named.regions[0].box == own.regions[0].box
     assert named.text == own.text
     assert named.usage == own.usage
-
-
-def test_the_oracle_holds_the_place_and_says_when_there_is_none():
     asked = model()
     said = ask("oracle", asked, PICTURE, ASKED, OPTIONS)
     assert contains(said.regions[0].box, ASKED.boxes[0])

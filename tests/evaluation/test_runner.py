@@ -108,7 +108,7 @@ def test_a_rerun_with_other_settings_is_refused(task, tmp_path):
     assert len(rows) == 3
 
 
-def test_a_damaged_picture_is_wrong_answers(task, tmp_path):
+def test_a_damaged_picture_is_wrong_answers_and_spoils_no_batch(task, tmp_path):
     task.sample(1).image.write_bytes(b"\x89PNG no more")
     rows = run(model(), task, SHORT, output=tmp_path / "run.jsonl")
     failed = [row for row in rows if row.error]
@@ -117,6 +117,9 @@ def test_a_damaged_picture_is_wrong_answers(task, tmp_path):
     found = score(rows)
     assert (found.n, found.errors) == (9, 3)
     assert run(model(), task, SHORT, output=tmp_path / "run.jsonl") == rows
+    task.sample(1).image.write_bytes(b"\x89PNG no more")
+    rows = run(model(), task, SHORT, batch_size=9)
+    assert [row.error is None for row in rows] == [True] * 3 + [False] * 3 + [True] * 3
 
 
 def test_a_question_that_fails_leaves_the_others_alone(tmp_path):
@@ -185,12 +188,6 @@ def test_batches_give_the_same_answers(task, batch_size):
         boxes = [[region.box for region in row.regions] for row in (first, second)]
         assert boxes[0] == boxes[1]
         assert dataclasses.replace(first, regions=()) == dataclasses.replace(second, regions=())
-
-
-def test_one_damaged_picture_does_not_spoil_its_batch(task):
-    task.sample(1).image.write_bytes(b"\x89PNG no more")
-    rows = run(model(), task, SHORT, batch_size=9)
-    assert [row.error is None for row in rows] == [True] * 3 + [False] * 3 + [True] * 3
 
 
 def test_unusable_samples_stay_in_place():

@@ -57,7 +57,7 @@ def test_open_files_and_loaded_images(data, tmp_path):
         assert word not in str(caught.value)
 
 
-def test_size_is_that_after_rotation():
+def test_sizes_copies_and_notes():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
@@ -66,9 +66,6 @@ def test_size_is_that_after_rotation():
     lazily_opened = Image.open(io.BytesIO(data))
     assert load_image(lazily_opened).size_px == (20, 40)
     assert load_image(loaded.image).size_px == (20, 40)
-
-
-def test_sizes_copies_and_notes():
     image = Image.new("RGB", (5, 5), (1, 2, 3))
     loaded = load_image(image)
     image.putpixel((0, 0), (9, 9, 9))

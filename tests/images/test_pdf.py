@@ -40,16 +40,6 @@ def test_pages_are_drawn_as_a_person_sees_them():
     assert all(picture.notes == () for picture in pictures[1:])
 
 
-def test_a_scanned_page_keeps_colours_and_places():
-    scan = Image.new("RGB", (400, 200), "white")
-    scan.paste((200, 30, 40), (300, 20, 380, 60))
-    picture = load_pictures(of_pictures([scan], dpi=200))[0]
-    assert picture.size_px == (400, 200)
-    assert np.abs(np.array(picture.image.getpixel((340, 40))) - (200, 30, 40)).max() < 8
-    assert picture.image.getpixel((200, 100)) == (255, 255, 255)
-    assert picture.page.points((300, 20, 380, 60)) == (108.0, 7.2, 136.8, 21.6)
-
-
 def test_chosen_pages():
     picture = load_image(SEVERAL)
     assert (picture.page.number, picture.page.pages) == (1, 5)
@@ -96,10 +86,17 @@ def test_limits_are_checked_before_drawing():
         load_pictures(pdf(["a"], size=(14000, 10)))
 
 
-def test_pages_share_the_pixels():
+def test_pages_share_the_pixels_and_scans_keep_their_places():
     pictures = load_pictures(SEVERAL, ImageLimits(max_pixels=1_000_000))
     assert pictures[0].page.dpi == 131
     assert 950_000 < sum(p.size_px[0] * p.size_px[1] for p in pictures) < 1_000_000
+    scan = Image.new("RGB", (400, 200), "white")
+    scan.paste((200, 30, 40), (300, 20, 380, 60))
+    picture = load_pictures(of_pictures([scan], dpi=200))[0]
+    assert picture.size_px == (400, 200)
+    assert np.abs(np.array(picture.image.getpixel((340, 40))) - (200, 30, 40)).max() < 8
+    assert picture.image.getpixel((200, 100)) == (255, 255, 255)
+    assert picture.page.points((300, 20, 380, 60)) == (108.0, 7.2, 136.8, 21.6)
 
 
 def test_time_is_bounded():

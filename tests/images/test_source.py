@@ -76,7 +76,7 @@ class Dribble(io.RawIOBase):
         return count
 
 
-def test_file_objects_are_read_whole_and_never_beyond_the_limit():
+def test_file_objects(tmp_path):
     file = io.BytesIO(b"skip" + b"y" * 500)
     file.seek(4)
     assert read_file_object(file, LIMITS) == (b"y" * 500, "the open file")
@@ -84,9 +84,6 @@ def test_file_objects_are_read_whole_and_never_beyond_the_limit():
     stream = Dribble(10**9)
     assert "larger than the limit" in refusal(read_file_object, stream)
     assert stream.given == 1001
-
-
-def test_file_object_refusals(tmp_path):
     closed = io.BytesIO(b"x")
     closed.close()
     assert "it is closed" in refusal(read_file_object, closed)

@@ -76,7 +76,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     file.close()
 
 
-def test_another_schema_is_refused(cache: CallCache) -> None:
+def test_other_schemas_and_folders_are_refused(cache: CallCache, tmp_path: Path) -> None:
     cache.find("k")
     cache.close()
     with sqlite3.connect(cache.path) as file:
@@ -84,9 +84,6 @@ def test_another_schema_is_refused(cache: CallCache) -> None:
     file.close()
     with pytest.raises(ConfigError, match="is of schema 9; this version reads schema 1"):
         CallCache(cache.path).find("k")
-
-
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot be made"):
         CallCache(tmp_path / "file" / "calls.sqlite").find("k")

@@ -98,17 +98,22 @@ def test_many_threads_pay_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        (429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}', "hang",
-        "drip",
-    ],
-)  # fmt: skip
+    [(429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}'],
+)
 def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
     stub = Stub(lambda body, before: "A4" if before == 2 else fault)
-    with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.3) as client:
+    with serve(stub) as url, client_at(tmp_path, url) as client:
         assert client.call(chat()).text == "A4"
         costs = client.shared.cache.costs()
     assert [(cost.requests, cost.failures) for cost in costs] == [(3, 2)]
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_a_server_that_is_too_slow_once_is_tried_again(tmp_path: Path, fault: str) -> None:
+    stub = Stub(lambda body, before: "A4" if before else fault)
+    with serve(stub) as url, client_at(tmp_path, url, timeout_s=1.0) as client:
+        assert client.call(chat()).text == "A4"
+        assert client.shared.cache.costs()[0].failures >= 1
 
 
 def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path: Path) -> None:
@@ -326,7 +331,7 @@ def key_of(
     return call_key(name, endpoint, messages, sampling or Sampling(), sample)
 
 
-def test_pictures_go_as_png_with_that_media_type() -> None:
+def test_pictures_go_as_png_scaled_down_in_shape() -> None:
     (message,) = wire(shown())
     assert message["content"][1] == {"type": "text", "text": "Q?"}
     url = message["content"][0]["image_url"]["url"]
@@ -336,11 +341,8 @@ def test_pictures_go_as_png_with_that_media_type() -> None:
         assert image.format == "PNG"
         assert image.getpixel((5, 5)) == (255, 0, 0)
     assert wire([("system", ("Hello",))]) == [{"role": "system", "content": "Hello"}]
-
-
-def test_large_pictures_are_scaled_down_in_shape() -> None:
-    shown = ChatImage(Image.new("RGB", (4000, 1000), "blue"), 10_000)
-    with Image.open(io.BytesIO(base64.b64decode(shown.url().partition(",")[2]))) as image:
+    large = ChatImage(Image.new("RGB", (4000, 1000), "blue"), 10_000)
+    with Image.open(io.BytesIO(base64.b64decode(large.url().partition(",")[2]))) as image:
         assert image.size == (200, 50)
 
 
@@ -409,15 +411,12 @@ def test_statuses_are_told_apart(statuses: tuple[int, ...], kind: str) -> None:
         assert (status, outcome.kind) == (status, kind)
 
 
-def test_an_unknown_model_is_fatal_whatever_the_status() -> None:
+def test_complaints_are_one_short_line_and_unknown_models_fatal() -> None:
     body = b'{"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}'
     assert read_reply(400, None, body) == Failure(
         "fatal", "it does not know the model or the address (HTTP 400): The model `x` does not exist (model_not_found)"
     )
     assert read_reply(404, None, b"not here").kind == "fatal"
-
-
-def test_complaints_are_one_short_line() -> None:
     refused = read_reply(413, None, b'{"error": "too\\nlong ' + b"x" * 1000 + b'"}')
     assert isinstance(refused, Failure)
     assert refused.reason.startswith("HTTP 413: too long xxx")

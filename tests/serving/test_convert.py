@@ -119,7 +119,7 @@ def test_sampling_and_thresholds_arrive(convert):
     assert (options.gate_threshold, options.region_threshold) == (0.25, 0.75)
 
 
-def test_a_total_is_shared_between_looks_and_pictures(convert):
+def test_a_total_and_the_servers_ceiling_are_shared(convert):
     options = convert(qzoom={"max_visual_tokens": 100}).options
     assert (options.coarse_tokens, options.region_tokens) == (TokenBudget(50, 50), TokenBudget(50, 50))
     options = convert(qzoom={"max_visual_tokens": 100, "zoom": "never"}).options
@@ -128,13 +128,13 @@ def test_a_total_is_shared_between_looks_and_pictures(convert):
     assert convert(two, qzoom={"max_visual_tokens": 100}).options.coarse_tokens == TokenBudget(25, 25)
     with pytest.raises(BudgetError, match="2 pictures; allow 4"):
         convert(two, qzoom={"max_visual_tokens": 2})
-
-
-def test_the_servers_ceiling_holds_for_the_checkpoints_own_budgets(convert):
     options = convert(limits=ServerLimits(visual_tokens=100)).options
     assert (options.coarse_tokens, options.region_tokens) == (TokenBudget(50, 50), TokenBudget(50, 50))
     options = convert(user(image_part(detail="original"), "What?"), limits=ServerLimits(visual_tokens=400)).options
     assert (options.coarse_tokens, options.region_tokens) == (None, TokenBudget(64, 256))
+    with pytest.raises(ApiError, match="2 pictures need more visual tokens") as caught:
+        convert(user(image_part(), image_part(), "What?"), limits=ServerLimits(visual_tokens=2))
+    assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,6 @@ def test_asking_for_more_than_the_ceiling_is_refused(convert, more, param):
         convert(limits=ServerLimits(max_new_tokens=64, visual_tokens=400), strict=True, **more)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert str(caught.value).startswith(f"{param} is above")
-
-
-def test_too_many_pictures_for_the_ceiling_is_not_called_a_budget_of_the_clients(convert):
-    with pytest.raises(ApiError, match="2 pictures need more visual tokens") as caught:
-        convert(user(image_part(), image_part(), "What?"), limits=ServerLimits(visual_tokens=2))
-    assert caught.value.param == "messages"
 
 
 def test_turns_of_one_role_belong_together(convert):

@@ -56,16 +56,13 @@ def test_answers_equal_the_librarys_own(site: Site, model: QZoom) -> None:
     assert "text layers are not read" in message.qzoom["notes"][0]
 
 
-def test_other_ways_to_send_it(site: Site) -> None:
+def test_other_ways_to_send_it_and_chosen_pages(site: Site) -> None:
     bare = {"type": "file", "file": {"file_data": base64.b64encode(DOCUMENT).decode()}}
     texts = {
         ask(site, part).json()["choices"][0]["message"]["content"]
         for part in (file_part(DOCUMENT), bare, image_part(url_of(DOCUMENT)), image_part(url_of(DOCUMENT)))
     }
     assert len(texts) == 1
-
-
-def test_chosen_pages_and_pictures_beside_them(site: Site) -> None:
     reply = ask(site, image_part(data_url(page(size=(64, 96)))), file_part(DOCUMENT), qzoom={"pages": "3,1"})
     assert reply.json()["choices"][0]["message"]["qzoom"]["image_sizes"] == [[64, 96], [320, 400], [320, 400]]
 

@@ -92,7 +92,7 @@ def test_a_stream_has_the_look_first_then_the_text_then_the_end(client, model, c
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_the_raw_stream_is_server_sent_events(site):
+def test_the_raw_stream_is_events_that_openais_helper_joins(site, client, model):
     with httpx.stream("POST", f"{site.url}/v1/chat/completions", json=chat(stream=True), timeout=120) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         records = [part for part in "".join(reply.iter_text()).split("\n\n") if part]
@@ -101,9 +101,6 @@ def test_the_raw_stream_is_server_sent_events(site):
     chunks = [json.loads(record[6:]) for record in records[:-1]]
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     assert all("usage" not in chunk for chunk in chunks)  # it was not asked for
-
-
-def test_the_clients_own_stream_helper_puts_the_answer_together(client, model):
     own = model.ask(page(), QUESTION, max_new_tokens=8)
     with client.chat.completions.stream(**chat()) as stream:
         for _ in stream:
@@ -149,14 +146,11 @@ def test_several_turns_and_pictures_equal_the_librarys(client, model):
     assert reply.choices[0].message.qzoom["image_sizes"] == [[200, 260], [260, 200]]
 
 
-def test_sampling_with_a_seed_equals_the_librarys(client, model):
+def test_sampling_and_stop_texts_equal_the_librarys(client, model):
     more = {"temperature": 1.5, "top_p": 0.9, "seed": 11}
     own = model.ask(page(), QUESTION, max_new_tokens=8, zoom="never", **more)
     reply = client.chat.completions.create(**chat(**more), extra_body={"qzoom": {"zoom": "never"}})
     assert reply.choices[0].message.content == own.text
-
-
-def test_a_stop_text_or_a_short_limit_ends_the_answer(client, model):
     own = model.ask(page(), QUESTION, max_new_tokens=8, zoom="never")
     assert len(own.text) > 1, "the embedded model should say something"
     stop = own.text[1]
@@ -194,13 +188,6 @@ def error_of(reply):
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
-
-
-def test_health_ready_and_version(http):
-    assert http.get("/health").json() == {"status": "ok"}
-    ready = http.get("/ready")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
-    assert http.get("/version").json() == {"version": qzoom.__version__}
 
 
 def test_the_model_is_listed_with_what_it_can_do(site, model):
@@ -257,7 +244,7 @@ def test_metrics_count_what_happened(http, model):
     assert grew("qzoom:prefix_cache_hits_total") + grew("qzoom:prefix_cache_misses_total") == 1
 
 
-def test_the_document_describes_every_address(http):
+def test_the_document_and_the_page_are_served(http):
     document = http.get("/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/perceive", "/v1/models", "/health", "/ready", "/metrics", "/version"} < set(
         document["paths"]
@@ -267,9 +254,6 @@ def test_the_document_describes_every_address(http):
     assert schema == {"$ref": "#/components/schemas/ChatRequest"}
     assert document["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
     assert {"200", "400", "401", "413", "429", "503", "504"} <= set(post["responses"])
-
-
-def test_the_page_is_served_with_a_strict_policy(http):
     reply = http.get("/")
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
@@ -278,6 +262,10 @@ def test_the_page_is_served_with_a_strict_policy(http):
     assert "unsafe" not in policy
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert http.get("/app.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert http.get("/health").json() == {"status": "ok"}
+    ready = http.get("/ready")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert http.get("/version").json() == {"version": qzoom.__version__}
 
 
 @pytest.mark.parametrize("with_heads", [True, False])

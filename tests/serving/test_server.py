@@ -118,12 +118,9 @@ def test_a_client_that_leaves_frees_its_slot(narrow, stream):
     assert "qzoom:generation_tokens_total 0.0" in generated, "the answer went on to its end"
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten(narrow):
+def test_clients_that_leave_their_body_or_the_queue_make_room(narrow):
     half_sent(narrow).leave()
     wait_until(lambda: idle(narrow))
-
-
-def test_a_client_that_leaves_the_queue_makes_room(narrow):
     first, second = Client(narrow), Client(narrow)
     first.send()
     wait_until(lambda: narrow.service.engine.running == 1)

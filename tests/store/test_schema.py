@@ -31,7 +31,18 @@ def test_values_make_the_same_record(record):
     assert record_from_values(record.kind, record.values(), "here") == record
 
 
-def test_every_kind_is_known_by_its_name():
+def test_ids_and_digests_follow_content():
+    other = dataclasses.replace(QUESTION, mode="text")
+    assert content_id(QUESTION) == content_id(record_from_values("question", QUESTION.values(), "x"))
+    assert content_id(QUESTION) != content_id(other)
+    digests = {"labels": tensor_digest(np.zeros((2, 2), np.int8))}
+    assert content_id(LABEL, digests) != content_id(LABEL)
+    assert len(content_id(LABEL)) == 20
+    base = np.zeros((2, 3), np.int8)
+    changed = base.copy()
+    changed[1, 1] = 1
+    seen = [tensor_digest(a) for a in (base, base.reshape(3, 2), base.astype(np.uint8), changed)]
+    assert len(set(seen)) == 4
     assert set(KINDS) == {
         "question",
         "response",
@@ -43,23 +54,6 @@ def test_every_kind_is_known_by_its_name():
         "skip",
     }
     assert all(KINDS[name].kind == name for name in KINDS)
-
-
-def test_ids_follow_content_kind_and_tensors():
-    other = dataclasses.replace(QUESTION, mode="text")
-    assert content_id(QUESTION) == content_id(record_from_values("question", QUESTION.values(), "x"))
-    assert content_id(QUESTION) != content_id(other)
-    digests = {"labels": tensor_digest(np.zeros((2, 2), np.int8))}
-    assert content_id(LABEL, digests) != content_id(LABEL)
-    assert len(content_id(LABEL)) == 20
-
-
-def test_digests_see_type_shape_and_values():
-    base = np.zeros((2, 3), np.int8)
-    changed = base.copy()
-    changed[1, 1] = 1
-    seen = [tensor_digest(a) for a in (base, base.reshape(3, 2), base.astype(np.uint8), changed)]
-    assert len(set(seen)) == 4
 
 
 @pytest.mark.parametrize(

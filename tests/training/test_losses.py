@@ -21,12 +21,9 @@ def test_region_loss_is_one_mean_over_all_valid_cells_of_resized_logits():
         region_loss([], [])
 
 
-def test_gate_loss_skips_ignored_samples():
+def test_gate_and_answer_losses_by_hand():
     loss = gate_loss(torch.tensor([0.0, 9.0, 3.0]), torch.tensor([[1], [-100], [0]]))
     assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(3))) / 2, rel=1e-6)
-
-
-def test_answer_loss_predicts_the_next_token_also_in_half_precision():
     logits = torch.zeros(1, 4, 5)
     logits[0, 1, 3] = 2.0
     labels = torch.tensor([[-100, -100, 3, -100]])

@@ -36,14 +36,11 @@ def test_big_models_have_the_published_values(name):
     assert (part.max_new_tokens, part.format_weight, recipe.vision, recipe.lora_rank) == (2048, 0.0, True, 0)
 
 
-def test_plan_counts_data_and_weights(student, data, capsys):
+def test_plan_counts_data_and_the_weights_that_train(student, data, capsys):
     plan = plan_student(recipe_of(student, data))
     assert (plan.samples, plan.images, plan.negatives, plan.held_out) == (24, 8, 8, 4)
     assert plan.base_weights == sizes_of(student).base
     assert plan.phases[0].steps == 2
-
-
-def test_planned_weights_are_those_that_train(student, data):
     from qzoom.checkpoints.load import load_engine
 
     for vision in (True, False):
