@@ -24,12 +24,7 @@ PROBABILITY = 1e-6  # recorded with six digits
 
 
 def run_labels(folder: Path, report: Report) -> None:
-    """Run all label cases of a folder.
-
-    Args:
-        folder: holds the files named in `FILES`.
-        report: takes the results.
-    """
+    """Run all label cases of a folder."""
     if (folder / "stage1_labels.json").exists():
         _stage1(folder, report)
     if (folder / "box_to_pixels.json").exists():
