@@ -26,7 +26,6 @@ from qzoom.training.stages import load_stage_recipe, named_parts
 from qzoom.training.train_stage import train_stage
 from tests import tiny_models
 from tests.flow import Run, request, run
-from tests.plain import plain_generate
 from tests.training.conftest import make_world
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -289,13 +288,6 @@ def test_a_template_that_sees_parts_only_loses_no_text() -> None:
     conversation = read_conversation(None, [*turns, {"role": "user", "content": "And then?"}])
     shown = base.tokenizer.decode(ChatEncoder(backbone).encode(conversation))
     assert shown == "USER: First? ASSISTANT: Yes. USER: And then? ASSISTANT:"
-
-
-def test_the_plain_answer_is_that_of_generate() -> None:
-    model = QZoom(made())
-    for pictures in ([], [PAGE], [PAGE, WIDE]):
-        expected, _ = plain_generate(model.engine.backbone, pictures, QUESTION, 10)
-        assert list(model.ask(pictures, QUESTION, zoom="never", max_new_tokens=10).tokens) == expected
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])

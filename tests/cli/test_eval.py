@@ -64,14 +64,6 @@ def test_limit_and_stated_looks(evaluate, data):
     assert (found["coarse_tokens"], found["region_tokens"]) == ([4, 10], [4, 8])
 
 
-@pytest.mark.parametrize("task", ["documents", "scenes"])
-def test_synthetic_tasks(evaluate, task):
-    found = figures(evaluate(task, "--count", 1, "--seed", 5, "--max-visual-tokens", "24", "--json"))
-    assert (found["task"], found["seed"]) == (task, 5)
-    assert found["exact_match"].keys() > {"all"}
-    assert sum(group["n"] for group in found["difficulty"].values()) == found["n"] > 3
-
-
 def test_lines_for_people(evaluate, data):
     result = evaluate("receipts", "--data", data, "--limit", 1, "--zoom", "always", "--region-threshold", 0)
     assert result.code == 0
@@ -160,15 +152,7 @@ def test_a_benchmark_from_a_folder(evaluate, tmp_path):
     assert (found["n"], found["errors"], found["metric"]) == (2, 1, "relaxed_accuracy")
     assert list(found["strict"]) == ["human", "augmented", "all"]
     assert "gone.png" in result.err
-
-
-def test_failed_questions_are_counted_and_told(evaluate, tmp_path):
-    write_split(tmp_path, [receipt("a"), receipt("b")])
-    (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG no more")
-    result = evaluate("receipts", "--data", tmp_path, "--json")
-    found = figures(result)
-    assert (found["n"], found["errors"]) == (6, 3)
-    assert "3 of 6 questions failed and count as wrong" in result.err
+    assert "1 of 2 questions failed and count as wrong" in result.err
 
 
 WRONG_CALLS = {
@@ -189,11 +173,9 @@ WRONG_CALLS = {
     "seed outside": (("scenes", "--seed", "999999", "--count", "2"), "lies outside"),
     "negative limit": (("scenes", "--limit", "-1"), "--limit"),
     "no tokens": (("scenes", "--max-visual-tokens", "0"), "--max-visual-tokens"),
-    "tokens in words": (("scenes", "--coarse-tokens", "many"), "MAX nor MIN:MAX"),
     "a table": (("scenes", "--output", "one.txt"), "does not end in .jsonl"),
     "tables": (("scenes", "documents", "-o", "new/one.json"), "does not end in .jsonl"),
     "a file": (("scenes", "--output", __file__), "is no folder"),
-    "zero tokens": (("scenes", "--coarse-tokens", "0"), "0 is too small; the least is 1"),
     "one token to share": (("scenes", "--count", "1", "--max-visual-tokens", "1"), "at least 2 to share"),
     "fresh alone": (("scenes", "--fresh"), "--output"),
     "unknown zoom": (("scenes", "--zoom", "often"), "often"),

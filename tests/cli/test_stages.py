@@ -147,14 +147,6 @@ def test_nan_in_a_settings_file_is_refused(here, place, tmp_path):
         assert not (tmp_path / "labels").exists()
 
 
-def test_changed_settings_are_one_sentence(here, place, tmp_path):
-    assert label(here, place, "-o", tmp_path / "labels").code == 0
-    other = tmp_path / "other.yaml"
-    other.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95, background: 0.01}\n")
-    label(here, place, "-o", tmp_path / "labels", "--recipe", other).refuses(1, "maps.background was 0.05, is 0.01")
-    assert label(here, place, "-o", tmp_path / "labels", "--recipe", other, "--fresh").code == 0
-
-
 def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
     bad = place / "bad.jsonl"
     bad.write_text((place / "q.jsonl").read_text() + '{"id": "x"}\n')

@@ -11,7 +11,7 @@ from qzoom.engine.request import Options
 from qzoom.errors import HeadsMissingError
 from qzoom.evaluation.methods import METHODS
 from qzoom.evaluation.methods.agentic import ask_for_box, read_box
-from qzoom.evaluation.methods.attention import best_window, prompt_attention
+from qzoom.evaluation.methods.attention import best_window
 from qzoom.evaluation.methods.base import with_needed_branches
 from qzoom.evaluation.methods.confidence import entropy_doubt, margin_doubt
 from qzoom.evaluation.methods.fixed import centre_box, random_box, read_fixed_box
@@ -182,33 +182,6 @@ def test_attention_crops_follow_the_question():
     said, extra = answered("attention", asked)
     assert said.timing_ms["attention"] > 0
     assert extra["prompt_tokens"] > 2 * said.usage.coarse_tokens
-
-
-def test_attention_is_that_of_the_stock_model():
-    """The last prompt token's row of eager attention, by transformers itself."""
-    from qzoom.evaluation.methods.base import start
-
-    asked = model(attn="eager")
-    reading = start(asked, PICTURE, ASKED, OPTIONS)
-    prompt = reading.coarse.state.prompt
-    span = prompt.spans[0]
-    stock = asked.engine.backbone
-    features = stock.encode([PICTURE], [COARSE])[0]
-    hidden = stock.embed(prompt.ids).clone()
-    hidden[span.start : span.stop] = features.tokens
-    visual = prompt.ids == stock.image_token_id
-    with torch.inference_mode():
-        out = stock.decoder(
-            inputs_embeds=hidden[None],
-            position_ids=prompt.positions[:, None],
-            visual_pos_masks=visual[None],
-            deepstack_visual_embeds=list(features.deepstack),
-            output_attentions=True,
-            use_cache=False,
-        )
-    wanted = out.attentions[4][0, :, -1, span.start : span.stop].mean(0).view(span.features.grid)
-    own = prompt_attention(reading, reading.coarse, [4])[0].mean(0)
-    np.testing.assert_allclose(own, wanted.numpy(), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from qzoom.errors import (
-    CheckpointError,
     ConfigError,
     DeadlineError,
     InternalError,
@@ -283,27 +282,6 @@ def test_one_that_cannot_run_fails_alone(model: QZoom, schedulers: Any, caplog: 
     assert isinstance(error, InternalError)
     assert "no picture" not in str(error)
     assert "failed" in caplog.text
-
-
-def test_logits_that_are_no_numbers_end_one_answer_of_the_batch(model: QZoom, schedulers: Any) -> None:
-    options = {"zoom": "never", "max_new_tokens": 8}
-    alone = [model.ask(picture, "When?", **options) for picture in PICTURES[:4]]
-    only = next(t for t in alone[1].tokens[1:4] if all(t not in a.tokens for a in (alone[0], *alone[2:])))
-    weight = model.engine.backbone.embedding.weight
-    before = weight[only].clone()
-    scheduler, inboxes = schedulers(start=False), [Inbox() for _ in alone]
-    for picture, inbox in zip(PICTURES, inboxes, strict=False):
-        scheduler.submit(model.request(picture, "When?", **options), inbox)
-    weight[only] = float("nan")  # met between two steps, by one of them
-    try:
-        scheduler.start()
-        ends = [inbox.end() for inbox in inboxes]
-    finally:
-        weight[only] = before
-    assert isinstance(ends[1], CheckpointError)
-    for index in (0, 2, 3):
-        same(ends[index], alone[index])
-    assert scheduler.running == 0
 
 
 def test_a_request_that_cannot_fit_is_refused_at_once(model: QZoom, schedulers: Any) -> None:

@@ -81,11 +81,10 @@ def test_damage_inside_is_named_with_its_line(tmp_path):
 
 
 def test_keys_are_added_once_by_one_writer(tmp_path):
-    filled(tmp_path)
-    with open_log(tmp_path) as log, pytest.raises(DataError, match="there already"):
-        log.append(KEYS[0], [])
     path = filled(tmp_path)
     with open_log(tmp_path) as log:
+        with pytest.raises(DataError, match="there already"):
+            log.append(KEYS[0], [])
         for fresh in (False, True):
             with pytest.raises(ConfigError, match=r"Another process is writing to .*ask.jsonl"):
                 open_log(tmp_path, fresh=fresh)
