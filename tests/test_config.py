@@ -25,12 +25,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "said"), WRONG, ids=[str(values) for values, _ in WRONG])
-def test_wrong_types_from_json(values: dict[str, Any], said: str) -> None:
+def test_wrong_types_from_json(values, said):
     with pytest.raises(ConfigError, match=said.replace("[", "\\[")):
         ZoomConfig.from_dict(values)
 
 
-def test_wrong_types_from_python() -> None:
+def test_wrong_types_from_python():
     for values in (
         {"coarse_tokens": (64, 144)},
         {"box": {"max_regions": 2}},
@@ -42,7 +42,7 @@ def test_wrong_types_from_python() -> None:
             ZoomConfig().replace(**values)
 
 
-def test_a_whole_config_survives_json_and_former_words() -> None:
+def test_a_whole_config_survives_json_and_former_words():
     made = ZoomConfig(
         box=BoxRule(components="all", max_regions=3, margin_cells=0.5),
         coarse_tokens=TokenBudget(64, 144),
@@ -60,10 +60,10 @@ def test_a_whole_config_survives_json_and_former_words() -> None:
     ):
         ZoomConfig.from_dict({"box": {"components": "peek"}})
     with pytest.raises(ConfigError, match="threshold must be one of absolute, relative, not 'peak'"):
-        BoxRule(threshold="peak")  # type: ignore[arg-type]
+        BoxRule(threshold="peak")
 
 
-def test_the_documented_table_is_that_of_the_code() -> None:
+def test_the_documented_table_is_that_of_the_code():
     page = (Path(__file__).parents[1] / "docs" / "zoom-config.md").read_text(encoding="utf-8")
     for cls in (ZoomConfig, BoxRule):
         rows = ["| Field | Default | Meaning |", "|---|---|---|"]
@@ -74,7 +74,7 @@ def test_the_documented_table_is_that_of_the_code() -> None:
         assert "\n".join(rows) in page, "the table should be:\n" + "\n".join(rows)
 
 
-def test_presets_choose_thresholds() -> None:
+def test_presets_choose_thresholds():
     config = ZoomConfig(presets={"document": Preset(0.05, 0.125)})
     assert config.with_preset("document").region_threshold == 0.125
     with pytest.raises(ConfigError, match="No preset 'page' in this checkpoint; known presets: document"):

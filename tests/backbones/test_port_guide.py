@@ -8,7 +8,7 @@ import qzoom
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_guide_shows_the_file() -> None:
+def test_the_guide_shows_the_file():
     page = (ROOT / "docs" / "port-a-backbone.md").read_text(encoding="utf-8")
     source = (Path(qzoom.__file__).parent / "backbones" / "llava.py").read_text(encoding="utf-8")
     (example,) = (

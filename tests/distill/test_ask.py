@@ -21,7 +21,7 @@ from tests.distill.views import ITEM, StillViews
         ("[A4](http://x.example/)", "A4"),
     ],
 )  # fmt: skip
-def test_the_answer_is_read(reply: str, text: str) -> None:
+def test_the_answer_is_read(reply, text):
     found = read_vote("", 0, reply)
     assert (found.text, found.status, found.reason) == (text, "answered", "")
 
@@ -37,7 +37,7 @@ def test_the_answer_is_read(reply: str, text: str) -> None:
         ("word " * 60, "a long reply"), ("<answer>" + "word " * 300 + "</answer>", "a long reply"),
     ],
 )  # fmt: skip
-def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
+def test_what_is_no_answer_fails_with_a_reason(reply, reason):
     found = read_vote("", 0, reply)
     assert (found.text, found.status) == ("", "failed")
     assert reason in found.reason
@@ -46,11 +46,11 @@ def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "reply", ["I don't know.", "<answer>Cannot tell</answer>", "\\boxed{unanswerable}", "Illegible"]
 )
-def test_a_teacher_may_say_that_it_cannot_tell(reply: str) -> None:
+def test_a_teacher_may_say_that_it_cannot_tell(reply):
     assert read_vote("", 0, reply).status == "abstained"
 
 
-def test_a_reply_that_was_cut_off_needs_a_closed_tag_and_long_ones_take_no_time() -> None:
+def test_a_reply_that_was_cut_off_needs_a_closed_tag_and_long_ones_take_no_time():
     assert read_vote("", 0, "12.", cut_off=True).reason == "cut off at the token limit"
     assert read_vote("", 0, "<answer>12</answer> beca", cut_off=True).text == "12"
     assert read_vote("", 0, "<answer>" * 50_000 + "x" + "</answer>" * 50_000).status == "failed"
@@ -69,7 +69,7 @@ def teacher(name, *replies):
     return Role(name, f"model of {name}", call)
 
 
-def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> None:
+def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers():
     teachers = (teacher("one", "A4", "A4"), teacher("two", "A4", CallRefusedError("HTTP 413")))
     (item,) = answer_step(teachers, StillViews(), samples=2)(ITEM)
     assert item.votes == (
@@ -81,7 +81,7 @@ def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> 
     assert item.models == (("teacher", "model of one"), ("teacher", "model of two"))
 
 
-def test_hopeless_questions_are_given_up_and_no_others() -> None:
+def test_hopeless_questions_are_given_up_and_no_others():
     def statuses(first: str, second: str, *, judged: bool = False) -> str:
         teachers = (teacher("one", *first), teacher("two", *second))
         (item,) = answer_step(teachers, StillViews(), 4, VoteSettings(), judged=judged)(ITEM)
@@ -93,7 +93,7 @@ def test_hopeless_questions_are_given_up_and_no_others() -> None:
     assert statuses("abab", "aaaa", judged=True) == "aaaaaaaa"
 
 
-def test_what_cannot_be_asked_is_said() -> None:
+def test_what_cannot_be_asked_is_said():
     with pytest.raises(ConfigError, match="names of their own"):
         answer_step((teacher("one"), teacher("one")), StillViews())
     with pytest.raises(ConfigError, match="samples must be"):

@@ -54,7 +54,7 @@ def sizes(body: dict[str, Any]) -> list[tuple[int, int]]:
     return out
 
 
-def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> None:
+def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path):
     rows = [
         {"question": " What  does the tag say? ", "kind": "OCR"}, {"question": "what does the tag say?", "kind": "ocr"},
         {"question": "What color is it?", "kind": "color"}, "What is it made of?", {"question": 3},
@@ -75,7 +75,7 @@ def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path: 
 
 
 @pytest.mark.parametrize("reply", ["", "no", "[broken", '{"question": "a"}', "[]"])
-def test_a_writer_without_questions_refuses_the_place(tmp_path: Path, reply: str) -> None:
+def test_a_writer_without_questions_refuses_the_place(tmp_path, reply):
     with behind(tmp_path, always(reply)) as (client, stub):
         (item,) = ask_step(role(client, by_endpoint.write_questions), VIEWS)(EMPTY)
     assert item.decisions[-1].reason == "no question about this place"
@@ -93,7 +93,7 @@ def test_a_writer_without_questions_refuses_the_place(tmp_path: Path, reply: str
         ({"unique": "yes"}, "the validator gave no usable verdict"),
     ],
 )
-def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str, Any], reason: str) -> None:
+def test_the_validator_compares_whole_and_crop(tmp_path, verdict, reason):
     whole = {"answerable": True, "unique": True, "same_answer": True, "clean": True} | verdict
     with behind(tmp_path, always(f"<think>[]</think>{json.dumps(whole)}")) as (client, stub):
         (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(ITEM)
@@ -103,7 +103,7 @@ def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str
     assert "A4" not in json.dumps(stub.bodies[0]["messages"][0]["content"][2])
 
 
-def test_a_refusal_or_leak_costs_the_item_only(tmp_path: Path) -> None:
+def test_a_refusal_or_leak_costs_the_item_only(tmp_path):
     with behind(tmp_path, always("{}")) as (client, stub):
         leaky = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What is in the bounding box?"))
         (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(leaky)
@@ -116,7 +116,7 @@ def test_a_refusal_or_leak_costs_the_item_only(tmp_path: Path) -> None:
     assert checked.decisions[-1].reason == "the validator refused the picture"
 
 
-def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path: Path) -> None:
+def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path):
     replies = ["<answer>**A4**</answer>", "", "\\boxed{A} or \\boxed{B}", "I cannot tell"]
     with behind(tmp_path, lambda body, before: replies[body["seed"]]) as (client, stub):
         (item,) = answer_step((role(client, by_endpoint.answer),), VIEWS, 4)(ITEM)
@@ -132,14 +132,14 @@ def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path: Path)
         assert "A4" not in text_of(body)
 
 
-def test_a_plain_teacher_gets_the_bare_question(tmp_path: Path) -> None:
+def test_a_plain_teacher_gets_the_bare_question(tmp_path):
     with behind(tmp_path, always("A4")) as (client, stub):
         vote = role(client, by_endpoint.answer, plain=True).call(ITEM, VIEWS, 0)
     assert vote == Vote("big", 0, "A4")
     assert text_of(stub.bodies[0]) == ITEM.draft.text
 
 
-def test_a_reply_that_is_cut_off_is_no_answer(tmp_path: Path) -> None:
+def test_a_reply_that_is_cut_off_is_no_answer(tmp_path):
     from tests.llm.stub import completion
 
     with behind(tmp_path, always(completion("It says A", finish="length"))) as (client, _):
@@ -147,7 +147,7 @@ def test_a_reply_that_is_cut_off_is_no_answer(tmp_path: Path) -> None:
     assert vote == Vote("big", 0, "", "failed", "cut off at the token limit")
 
 
-def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
+def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path):
     def answer(body: dict[str, Any], before: int) -> str:
         facts = json.loads(text_of(body))
         return {"maroon": "**Yes.**", "blue": "no", "odd": "perhaps"}[facts["second_answer"]]
@@ -161,7 +161,7 @@ def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
     assert len(stub.bodies) == 3
 
 
-def test_the_distractor_writer_writes_texts(tmp_path: Path) -> None:
+def test_the_distractor_writer_writes_texts(tmp_path):
     answered = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
     with behind(tmp_path, always('Sure: ["B1", 3, " C 2 ", ""]'), "distractor_writer") as (client, stub):
         assert role(client, by_endpoint.write_distractors).call(answered, VIEWS, 5) == ["B1", "C 2"]
@@ -169,7 +169,7 @@ def test_the_distractor_writer_writes_texts(tmp_path: Path) -> None:
     assert "5 wrong answers" in text_of(stub.bodies[0])
 
 
-def test_the_reader_reads_with_and_without_a_picture(tmp_path: Path) -> None:
+def test_the_reader_reads_with_and_without_a_picture(tmp_path):
     with behind(tmp_path, lambda body, before: "B" if before == 0 else "C", "student") as (client, stub):
         reader = role(client, by_endpoint.read, max_pixels=2000, plain=True)
         assert reader.call(ITEM, Image.new("RGB", (200, 100)), "Which?", 0).text == "B"

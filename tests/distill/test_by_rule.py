@@ -17,7 +17,7 @@ WRITER = Role("rule", "rule", by_rule.write_questions)
 VALIDATOR = Role("rule", "rule", by_rule.validate)
 
 
-def test_it_asks_what_the_place_answers() -> None:
+def test_it_asks_what_the_place_answers():
     draft = by_rule.write_questions(EMPTY, StillViews())
     assert draft == (
         QuestionDraft("What is the code on the red star?", "ocr", "rule", known="A4"),
@@ -46,13 +46,13 @@ def test_it_asks_what_the_place_answers() -> None:
         (QuestionDraft("Which tag says A4?", "ocr", "x", known="a4"), "the question holds the answer"),
     ],
 )
-def test_a_question_is_checked(draft: QuestionDraft, reason: str) -> None:
+def test_a_question_is_checked(draft, reason):
     (item,) = validate_step(VALIDATOR, StillViews())(dataclasses.replace(ITEM, draft=draft))
     assert item.decisions[-1].reason == reason
     assert item.kept is (reason == "")
 
 
-def test_a_question_with_two_answers_is_not_unique_and_alternatives_are_no_leak() -> None:
+def test_a_question_with_two_answers_is_not_unique_and_alternatives_are_no_leak():
     twice = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "Z9", ((5, 5, 9, 9),), "code")))
     (item,) = validate_step(VALIDATOR, StillViews(twice))(ITEM)
     assert item.decisions[-1].reason == "not unique in the whole picture"
@@ -62,7 +62,7 @@ def test_a_question_with_two_answers_is_not_unique_and_alternatives_are_no_leak(
     assert leak("Is there no star?", "no") == ""
 
 
-def test_kinds_come_from_fields_or_words() -> None:
+def test_kinds_come_from_fields_or_words():
     def kind(text: str, answer: str, field: str = "") -> str:
         return kind_of(KnownQuestion(text, answer, (), field))
 
@@ -74,7 +74,7 @@ def test_kinds_come_from_fields_or_words() -> None:
     assert kind("What is the date?", "1/2/2024") == "ocr"
 
 
-def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike() -> None:
+def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike():
     def answers(rate: float) -> list[str]:
         votes = [by_rule.answer(ITEM, StillViews(), sample, name="t", error_rate=rate) for sample in range(400)]
         return [vote.text for vote in votes]
@@ -97,7 +97,7 @@ def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike() -> None
         ("LIM HARDWARE SDN BHD", r"[A-Z0-9&().,/ -]+"),
     ],
 )  # fmt: skip
-def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
+def test_format_stays_and_all_differ(answer, pattern):
     for seed in range(20):
         made = draw_distractors(answer, 3, random.Random(seed))
         assert len(made) == 3
@@ -105,7 +105,7 @@ def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
         assert all(re.fullmatch(pattern, text) for text in made), made
 
 
-def test_distractors_are_closed_seeded_and_the_pictures_own() -> None:
+def test_distractors_are_closed_seeded_and_the_pictures_own():
     assert draw_distractors("yes", 3, random.Random(0)) == ["no"]
     assert draw_distractors("Left", 3, random.Random(0)) == ["Right"]
     made = draw_distractors("A42", 3, random.Random(0), pool=["B17", "a 42", "red", "C9", "D55"])

@@ -29,7 +29,7 @@ ITEM = Item(
 )
 
 
-def test_an_item_survives_its_line_and_is_named_by_what_it_is_about() -> None:
+def test_an_item_survives_its_line_and_is_named_by_what_it_is_about():
     assert item_from_values(json.loads(ITEM.to_json()), "items.jsonl:1") == ITEM
     moved = dataclasses.replace(ITEM, picture=dataclasses.replace(PICTURE, source="other/1.png"), votes=())
     other = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What colour is the tag?"))
@@ -52,7 +52,7 @@ def test_an_item_survives_its_line_and_is_named_by_what_it_is_about() -> None:
         (ITEM.to_json().replace('"answered"', '"maybe"'), "must be one of answered, abstained, failed"),
     ],
 )
-def test_a_broken_line_says_what_and_where(line: str, sentence: str) -> None:
+def test_a_broken_line_says_what_and_where(line, sentence):
     with pytest.raises(DataError, match=None) as failure:
         item_from_values(json.loads(line), "items.jsonl:3")
     assert sentence in str(failure.value)

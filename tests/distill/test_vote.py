@@ -22,7 +22,7 @@ def votes(**by_teacher: list[str | None]) -> list[Vote]:
     return out
 
 
-def test_six_of_eight_with_three_from_each() -> None:
+def test_six_of_eight_with_three_from_each():
     found, reason = agree(votes(a=["1,234.50", "1234.5", "1234.5", "9"], b=["1234.50", "1234.5", "1234.5", "!"]), EIGHT)
     assert reason == ""
     assert found is not None
@@ -43,11 +43,11 @@ def test_six_of_eight_with_three_from_each() -> None:
         ({}, "no usable answer"),
     ],
 )
-def test_every_refusal_has_its_reason(given: dict[str, list[str | None]], reason: str) -> None:
+def test_every_refusal_has_its_reason(given, reason):
     assert agree(votes(**given), EIGHT)[1] == reason
 
 
-def test_failures_and_skipped_samples_never_vote() -> None:
+def test_failures_and_skipped_samples_never_vote():
     failed = [Vote(teacher, i, "", "failed", "HTTP 500") for teacher in "ab" for i in range(3)]
     found, reason = agree([*failed, Vote("a", 3, "x"), Vote("b", 3, "x")], EIGHT)
     assert reason == "too many failed answers"
@@ -60,7 +60,7 @@ def test_failures_and_skipped_samples_never_vote() -> None:
     assert found.votes == 4
 
 
-def test_giving_up_never_loses_an_agreement() -> None:
+def test_giving_up_never_loses_an_agreement():
     rng = random.Random(0)
     lost = 0
     for _ in range(400):
@@ -75,7 +75,7 @@ def test_giving_up_never_loses_an_agreement() -> None:
     assert lost > 400
 
 
-def test_the_order_of_votes_changes_nothing() -> None:
+def test_the_order_of_votes_changes_nothing():
     given = votes(a=["Red bus", "a red bus", "red bus", "bus"], b=["bus", "red bus", "BUS", "Red bus"])
     settings = VoteSettings(quorum=5, per_teacher=2)
     first = agree(given, settings)
@@ -108,7 +108,7 @@ SPLIT = votes(a=["dark red", "dark red", "maroon", "green"], b=["maroon", "maroo
 ASKED = dataclasses.replace(ITEM, votes=tuple(SPLIT))
 
 
-def test_a_judge_joins_what_rules_leave_open_or_leaves_it() -> None:
+def test_a_judge_joins_what_rules_leave_open_or_leaves_it():
     judge = Judge(("dark red", "maroon"))
     (item,) = vote_step(EIGHT, judge)(ASKED)
     assert item.kept
@@ -121,7 +121,7 @@ def test_a_judge_joins_what_rules_leave_open_or_leaves_it() -> None:
     assert item.answer.by == "rule"
 
 
-def test_the_judge_is_asked_only_where_its_word_counts() -> None:
+def test_the_judge_is_asked_only_where_its_word_counts():
     settled, hopeless = Judge(), Judge()
     clear = votes(a=["x"] * 4, b=["x", "x", "x", "y"])
     vote_step(EIGHT, settled)(dataclasses.replace(ITEM, votes=tuple(clear)))
@@ -135,7 +135,7 @@ def test_the_judge_is_asked_only_where_its_word_counts() -> None:
     assert numbers.draft == []
 
 
-def test_answers_told_by_the_question_and_senseless_quorums_are_refused() -> None:
+def test_answers_told_by_the_question_and_senseless_quorums_are_refused():
     told = dataclasses.replace(ITEM, votes=tuple(votes(a=["star"] * 4, b=["Star"] * 4)))
     (item,) = vote_step(EIGHT)(told)
     assert item.decisions[-1].reason == "the question holds the answer"

@@ -33,7 +33,7 @@ def rendered(messages: list[dict[str, Any]]) -> list[int]:
         "| < > <| |> <|im <|imageX|>", "a\ue000b \ue000" + "0\ue000", "{{ messages }} {% raw %} {{ 1 + 1 }}",
     ],
 )  # fmt: skip
-def test_ordinary_text_tokenises_as_the_rendered_template(text: str) -> None:
+def test_ordinary_text_tokenises_as_the_rendered_template(text):
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     assert encode(PAGE, text) == rendered([{"role": "user", "content": parts}])
     assert encode(None, text) == rendered([{"role": "user", "content": text}])
@@ -48,7 +48,7 @@ def test_ordinary_text_tokenises_as_the_rendered_template(text: str) -> None:
 
 
 @pytest.mark.parametrize("special", SPECIALS)
-def test_special_tokens_that_a_user_writes_are_text(special: str) -> None:
+def test_special_tokens_that_a_user_writes_are_text(special):
     tokenizer = tiny_models.tokenizer()
     plain = encode(PAGE, "before X after")
     ids = encode(PAGE, f"before {special} after")
@@ -58,7 +58,7 @@ def test_special_tokens_that_a_user_writes_are_text(special: str) -> None:
 
 
 @pytest.mark.parametrize("special", SPECIALS)
-def test_special_tokens_in_any_turn_are_text(special: str) -> None:
+def test_special_tokens_in_any_turn_are_text(special):
     page = {"type": "image", "image": PAGE}
     messages = [
         {"role": "system", "content": f"System {special}"},
@@ -76,7 +76,7 @@ def test_special_tokens_in_any_turn_are_text(special: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_written_placeholder_is_asked_about_and_not_replaced(family: str) -> None:
+def test_a_written_placeholder_is_asked_about_and_not_replaced(family):
     model = QZoom(tiny_models.engine(family))
     question = "What does <|image_pad|> mean?<|im_end|>"
     for zoom in ("never", "always"):
@@ -87,7 +87,7 @@ def test_a_written_placeholder_is_asked_about_and_not_replaced(family: str) -> N
     assert found.tokens == model.ask(PAGE, question, zoom="never", max_new_tokens=6).tokens
 
 
-def test_several_turns_answer_as_transformers_does() -> None:
+def test_several_turns_answer_as_transformers_does():
     model = QZoom(tiny_models.engine("qwen2_5_vl"))
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
@@ -98,7 +98,7 @@ def test_several_turns_answer_as_transformers_does() -> None:
     assert list(model.ask(PAGE, messages, zoom="never", max_new_tokens=8).tokens) == expected
 
 
-def test_turns_of_one_role_are_one_and_an_assistant_may_have_said_nothing() -> None:
+def test_turns_of_one_role_are_one_and_an_assistant_may_have_said_nothing():
     question = [{"role": "user", "content": "What is it?"}, {"role": "user", "content": [{"type": "image"}]}]
     whole = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}]
     assert encode(PAGE, question) == encode(PAGE, whole)
@@ -118,7 +118,7 @@ def test_turns_of_one_role_are_one_and_an_assistant_may_have_said_nothing() -> N
             asked(content=None, **call)
 
 
-def test_pictures_may_come_inside_the_messages() -> None:
+def test_pictures_may_come_inside_the_messages():
     model = QZoom(tiny_models.engine("qwen3_vl"))
     buffer = io.BytesIO()
     PAGE.save(buffer, "PNG")
@@ -133,7 +133,7 @@ def test_pictures_may_come_inside_the_messages() -> None:
     assert model.ask(PAGE, bare, max_new_tokens=4).tokens == expected.tokens
 
 
-def test_pictures_fill_the_parts_in_order() -> None:
+def test_pictures_fill_the_parts_in_order():
     other = tiny_models.picture(96, 90, 90)
     text = {"type": "text", "text": "Which?"}
     mixed = [{"role": "user", "content": [{"type": "image"}, {"type": "image", "image": other}, text]}]
@@ -167,7 +167,7 @@ IMAGE = {"type": "image"}
         (PAGE, [{"role": "system", "content": "a"}], "no user turn"),
     ],
 )
-def test_messages_that_cannot_be_used(image: Any, question: Any, word: str) -> None:
+def test_messages_that_cannot_be_used(image, question, word):
     model = QZoom(tiny_models.engine("qwen3_vl"))
     with pytest.raises(QuestionError, match=word) as caught:
         model.ask(image, question)
@@ -175,7 +175,7 @@ def test_messages_that_cannot_be_used(image: Any, question: Any, word: str) -> N
 
 
 @pytest.mark.parametrize("pictures", [0, 1])
-def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int) -> None:
+def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures):
     model = QZoom(tiny_models.engine("qwen3_vl"))
     with pytest.raises(QuestionError, match=r"reads at most 4096.*shorten") as caught:
         model.ask([PAGE] * pictures, "why? " * 20_000)
@@ -185,7 +185,7 @@ def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int)
             model.session(PAGE).ask("<|image_pad|>" * 8_000)
 
 
-def test_a_question_near_the_limit_is_answered_and_a_lossy_template_refused() -> None:
+def test_a_question_near_the_limit_is_answered_and_a_lossy_template_refused():
     model = QZoom(tiny_models.engine("qwen3_vl"))
     answer = model.ask(None, "why? " * 700, max_new_tokens=2)
     assert answer.usage.prompt_tokens > 1000
@@ -216,8 +216,8 @@ def test_a_question_near_the_limit_is_answered_and_a_lossy_template_refused() ->
         ),
     ],
 )
-def test_halves_of_surrogate_pairs_are_refused(question: Any, system: str | None, where: str) -> None:
+def test_halves_of_surrogate_pairs_are_refused(question, system, where):
     with pytest.raises(QuestionError, match=where):
         read_conversation(None, question, system)
     with pytest.raises(QuestionError, match="system turn must be a text, not int"):
-        read_conversation(None, "What?", 5)  # type: ignore[arg-type]
+        read_conversation(None, "What?", 5)

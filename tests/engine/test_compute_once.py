@@ -34,7 +34,7 @@ def parts(engine: Engine) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_a_zoom_runs_only_what_is_new(family: str, positions: str) -> None:
+def test_a_zoom_runs_only_what_is_new(family, positions):
     engine = made(family, positions=positions)
     model = QZoom(engine)
     with count_tokens(parts(engine)) as counts:
@@ -61,7 +61,7 @@ def test_a_zoom_runs_only_what_is_new(family: str, positions: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_only_what_is_needed_runs_without_a_zoom(family: str) -> None:
+def test_only_what_is_needed_runs_without_a_zoom(family):
     engine = made(family)
     with count_tokens(parts(engine)) as counts:
         answer = QZoom(engine).ask(PAGE, QUESTION, gate_threshold=1.0, max_new_tokens=1)
@@ -79,7 +79,7 @@ def test_only_what_is_needed_runs_without_a_zoom(family: str) -> None:
     assert counts["layer0"] == answer.usage.prompt_tokens + 3
 
 
-def test_without_a_picture_neither_branch_runs() -> None:
+def test_without_a_picture_neither_branch_runs():
     engine = made("qwen3_vl")
     with count_tokens(parts(engine)) as counts:
         answers = [QZoom(engine).ask(None, QUESTION, zoom=zoom, max_new_tokens=1) for zoom in ("auto", "always")]
@@ -89,7 +89,7 @@ def test_without_a_picture_neither_branch_runs() -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("zoom", ["never", "always"])
-def test_a_sessions_question_pays_for_its_text_and_region_only(family: str, zoom: str) -> None:
+def test_a_sessions_question_pays_for_its_text_and_region_only(family, zoom):
     engine = made(family)
     session = QZoom(engine).session(PAGE)
     session.ask("First?", zoom="always", max_new_tokens=2)
@@ -112,7 +112,7 @@ def test_a_sessions_question_pays_for_its_text_and_region_only(family: str, zoom
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_batch_encodes_all_pictures_and_all_crops_at_once(family: str) -> None:
+def test_a_batch_encodes_all_pictures_and_all_crops_at_once(family):
     engine = made(family)
     samples = [(tiny_models.picture(80 + i, 200 + 30 * i, 150), QUESTION) for i in range(4)]
     with count_calls(engine.backbone.model.model.visual) as encoded:

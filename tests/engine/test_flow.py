@@ -40,11 +40,11 @@ def frames_to_first_layer(model: QZoom, ask: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     return QZoom(tiny_models.engine("qwen3_vl"))
 
 
-def test_few_frames_lie_before_the_first_layer_whoever_asks(model: QZoom) -> None:
+def test_few_frames_lie_before_the_first_layer_whoever_asks(model):
     picture = tiny_models.picture(1)
     names = frames_to_first_layer(model, lambda: model.ask(picture, "what?", max_new_tokens=1))
     assert names == ["ask", "answer", "advance_shared", "run_layers", "run_layer"]

@@ -5,7 +5,7 @@ import pytest
 from qzoom.engine.cache import LRUCache
 
 
-def test_the_least_recently_used_value_makes_room() -> None:
+def test_the_least_recently_used_value_makes_room():
     kept = LRUCache[str](6, len)
     kept.put(b"a", "aa")
     kept.put(b"b", "bb")
@@ -29,7 +29,7 @@ def test_the_least_recently_used_value_makes_room() -> None:
 
 
 @pytest.mark.parametrize(("new", "held", "nbytes"), [("aaa", "aaa", 5), ("a", "a", 3), ("aaaaaa", "aa", 4)])
-def test_a_value_takes_the_place_of_an_earlier_one_unless_it_is_too_large(new: str, held: str, nbytes: int) -> None:
+def test_a_value_takes_the_place_of_an_earlier_one_unless_it_is_too_large(new, held, nbytes):
     kept = LRUCache[str](5, len)
     kept.put(b"a", "aa")
     kept.put(b"b", "bb")
@@ -37,7 +37,7 @@ def test_a_value_takes_the_place_of_an_earlier_one_unless_it_is_too_large(new: s
     assert (kept.peek(b"a"), kept.peek(b"b"), kept.nbytes) == (held, "bb", nbytes)
 
 
-def test_several_threads_leave_the_books_in_order() -> None:
+def test_several_threads_leave_the_books_in_order():
     kept = LRUCache[bytes](100, len)
 
     def work(seed: int) -> None:

@@ -29,14 +29,14 @@ def feed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
 
 
 @pytest.mark.parametrize("text", ["plain", "Müller €12.50", "日本語の領収書", "👩‍👩‍👧 family", "é" * 20])
-def test_no_piece_holds_half_a_character(text: str) -> None:
+def test_no_piece_holds_half_a_character(text):
     pieces, stream = feed(text)
     assert "".join(pieces) == stream.text == text
     assert not any("\ufffd" in piece for piece in pieces)
     assert len([p for p in pieces if p]) >= len(text) // 2
 
 
-def test_broken_characters_are_left_out_or_shown_when_text_goes_on() -> None:
+def test_broken_characters_are_left_out_or_shown_when_text_goes_on():
     stream = TextStream(tiny_models.tokenizer())
     euro = bytes_of("€")
     assert len(euro) == 3
@@ -53,14 +53,14 @@ def test_broken_characters_are_left_out_or_shown_when_text_goes_on() -> None:
 
 
 @pytest.mark.parametrize("stop", ["END", "E", "\n\n", "€", "N D"])
-def test_a_stop_text_across_tokens_never_shows(stop: str) -> None:
+def test_a_stop_text_across_tokens_never_shows(stop):
     pieces, stream = feed(f"one EN two{stop}three", (stop,))
     expected = f"one EN two{stop}three".split(stop)[0].strip()
     assert stream.stopped
     assert "".join(pieces) == stream.text == expected
 
 
-def test_the_first_of_several_stop_texts_counts_and_half_ones_are_shown() -> None:
+def test_the_first_of_several_stop_texts_counts_and_half_ones_are_shown():
     pieces, stream = feed("a EN b EN", ("END",))
     assert not stream.stopped
     assert "".join(pieces) == "a EN b EN"
@@ -69,7 +69,7 @@ def test_the_first_of_several_stop_texts_counts_and_half_ones_are_shown() -> Non
     assert "".join(pieces) == stream.text == "alpha"
 
 
-def test_white_space_around_and_special_tokens_are_left_out() -> None:
+def test_white_space_around_and_special_tokens_are_left_out():
     pieces, stream = feed(" \n one\n two  \n")
     assert "".join(pieces) == stream.text == "one\n two"
     stream = TextStream(tiny_models.tokenizer())
@@ -77,7 +77,7 @@ def test_white_space_around_and_special_tokens_are_left_out() -> None:
     assert "".join(stream.push(t) for t in tokens) + stream.finish() == "ok"
 
 
-def test_the_cost_of_a_token_does_not_grow_with_the_answer() -> None:
+def test_the_cost_of_a_token_does_not_grow_with_the_answer():
     class Counting:
         decoded = 0
 

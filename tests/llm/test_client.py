@@ -38,7 +38,7 @@ def client_at(
         shared.close()
 
 
-def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_sends_what_it_should(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     stub = Stub(always("A4"))
     with (
@@ -61,7 +61,7 @@ def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert stub.headers[0]["authorization"] == "Bearer secret"
 
 
-def test_keys_meant_for_another_api_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_meant_for_another_api_stay_at_home(tmp_path, monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "another-secret")
     stub = Stub(always("A4"))
@@ -72,7 +72,7 @@ def test_keys_meant_for_another_api_stay_at_home(tmp_path: Path, monkeypatch: py
     assert "another-secret" not in str(stub.headers)
 
 
-def test_nothing_is_paid_twice(tmp_path: Path) -> None:
+def test_nothing_is_paid_twice(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url:
         with client_at(tmp_path, url) as client:
@@ -88,7 +88,7 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
     assert [(cost.url == "", cost.requests, cost.kept) for cost in costs] == [(True, 0, 2), (False, 3, 0)]
 
 
-def test_many_threads_pay_once(tmp_path: Path) -> None:
+def test_many_threads_pay_once(tmp_path):
     stub = Stub(lambda body, before: time.sleep(0.02) or "A4")
     with serve(stub) as url, client_at(tmp_path, url) as client, ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(lambda i: client.call(chat(f"Q{i % 5}?")).text, range(40)))
@@ -100,7 +100,7 @@ def test_many_threads_pay_once(tmp_path: Path) -> None:
     "fault",
     [(429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}'],
 )
-def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
+def test_what_may_pass_is_tried_again(tmp_path, fault):
     stub = Stub(lambda body, before: "A4" if before == 2 else fault)
     with serve(stub) as url, client_at(tmp_path, url) as client:
         assert client.call(chat()).text == "A4"
@@ -109,14 +109,14 @@ def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_a_server_that_is_too_slow_once_is_tried_again(tmp_path: Path, fault: str) -> None:
+def test_a_server_that_is_too_slow_once_is_tried_again(tmp_path, fault):
     stub = Stub(lambda body, before: "A4" if before else fault)
     with serve(stub) as url, client_at(tmp_path, url, timeout_s=1.0) as client:
         assert client.call(chat()).text == "A4"
         assert client.shared.cache.costs()[0].failures >= 1
 
 
-def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path: Path) -> None:
+def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path):
     stub = Stub(always("drip"))
     calls = CallSettings(retries=0, backoff_s=0.001)
     late = pytest.raises(LaterError, match=r"no full reply within 0.5 s")
@@ -124,7 +124,7 @@ def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path: Path) -> None:
         client.call(chat())
 
 
-def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path: Path) -> None:
+def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path):
     stub = Stub(lambda body, before: (500, {}) if before < 6 else "A4")
     with serve(stub) as url, client_at(tmp_path, url) as client:
         with pytest.raises(LaterError, match=r"teacher 'one' gave no answer .tries: 6, last at .*: HTTP 500"):
@@ -133,7 +133,7 @@ def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path: Path) ->
     assert list(stub.asked.values()) == [7]
 
 
-def test_an_endpoint_that_stays_down_ends_the_run(tmp_path: Path) -> None:
+def test_an_endpoint_that_stays_down_ends_the_run(tmp_path):
     calls = CallSettings(retries=1, backoff_s=0.001)
     with nobody() as url, client_at(tmp_path, url, calls=calls) as client:
         for _ in range(2):
@@ -143,7 +143,7 @@ def test_an_endpoint_that_stays_down_ends_the_run(tmp_path: Path) -> None:
             client.call(chat())
 
 
-def test_retry_after_is_obeyed_by_all_calls(tmp_path: Path) -> None:
+def test_retry_after_is_obeyed_by_all_calls(tmp_path):
     stub = Stub(lambda body, before: (429, {"Retry-After": "1"}) if len(stub.bodies) == 1 else "A4")
     with serve(stub) as url, client_at(tmp_path, url) as client:
         client.call(chat("first"))
@@ -151,7 +151,7 @@ def test_retry_after_is_obeyed_by_all_calls(tmp_path: Path) -> None:
     assert stub.times[1] - stub.times[0] >= 1.0
 
 
-def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path: Path) -> None:
+def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path):
     stub = Stub(always((429, {"Retry-After": "3600"})))
     with serve(stub) as url, client_at(tmp_path, url) as client:
         for text in ("first", "second"):
@@ -160,7 +160,7 @@ def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path: Path) -> N
     assert len(stub.bodies) == 1
 
 
-def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
+def test_calls_go_round_and_on_to_the_next(tmp_path):
     good, bad, third = Stub(always("A4")), Stub(always((500, {}))), Stub(always("A4"))
     calls = CallSettings(retries=3, backoff_s=60.0, longest_s=60.0)
     with (
@@ -186,7 +186,7 @@ def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
         ((307, {"Location": "http://127.0.0.1:9/v1"}), "HTTP 307"),
     ],
 )
-def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path: Path, fault: Any, reason: str) -> None:
+def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path, fault, reason):
     stub = Stub(always(fault))
     with serve(stub) as url, client_at(tmp_path, url) as client, pytest.raises(StopRunError, match=reason) as failure:
         client.call(chat())
@@ -195,7 +195,7 @@ def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path: Pat
     assert len(stub.bodies) == 1
 
 
-def test_refused_calls_are_kept_as_refused(tmp_path: Path) -> None:
+def test_refused_calls_are_kept_as_refused(tmp_path):
     stub = Stub(lambda body, before: (413, {}) if text_of(body) == "long" else "A4")
     with serve(stub) as url:
         for _ in range(2):
@@ -206,7 +206,7 @@ def test_refused_calls_are_kept_as_refused(tmp_path: Path) -> None:
     assert list(stub.asked.values()) == [1, 1]
 
 
-def test_an_endpoint_that_only_refuses_is_no_use(tmp_path: Path) -> None:
+def test_an_endpoint_that_only_refuses_is_no_use(tmp_path):
     stub = Stub(always((422, {})))
     with serve(stub) as url, client_at(tmp_path, url) as client:
         for i in range(2):
@@ -216,7 +216,7 @@ def test_an_endpoint_that_only_refuses_is_no_use(tmp_path: Path) -> None:
             client.call(chat("Q2?"))
 
 
-def test_down_from_the_start_is_found_before_any_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_down_from_the_start_is_found_before_any_call(tmp_path, monkeypatch):
     with serve(Stub(always("x"))) as url, client_at(tmp_path, url) as client:
         client.check()
     down = pytest.raises(StopRunError, match=r"The teacher 'one' at http://\S+ is down: no connection")
@@ -239,7 +239,7 @@ def test_down_from_the_start_is_found_before_any_call(tmp_path: Path, monkeypatc
         client.check()
 
 
-def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
+def test_budgets_in_requests_and_money(tmp_path):
     stub = Stub(always("A4"), usage=(1000, 100))
     prices = {"prompt_price": 0.5, "completion_price": 5.0}
     with serve(stub) as url:
@@ -259,7 +259,7 @@ def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
     assert len(stub.bodies) == 3
 
 
-def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
+def test_concurrency_holds_over_several_clients(tmp_path):
     pair = threading.Barrier(2)
 
     def answer(body: dict[str, Any], before: int) -> str:
@@ -279,7 +279,7 @@ def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
     assert stub.most == 2
 
 
-def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
+def test_who_waits_is_told_when_the_run_ends(tmp_path):
     stub = Stub(always("hang"))
     said: list[str] = []
     with serve(stub) as url, client_at(tmp_path, url) as client:
@@ -299,7 +299,7 @@ def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
     assert said == ["The run was ended while calls were under way; run it again to go on."]
 
 
-def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
+def test_what_is_none_is_not_sent(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url, client_at(tmp_path, url) as client:
         client.sampling = Sampling(temperature=None, top_p=None, max_tokens=None, send_seed=False)
@@ -307,7 +307,7 @@ def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
     assert stub.bodies == [{"model": "m", "messages": [{"role": "user", "content": "Q?"}]}]
 
 
-def test_the_rate_holds(tmp_path: Path) -> None:
+def test_the_rate_holds(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url, client_at(tmp_path, url, requests_per_minute=600.0) as client:
         start = time.monotonic()
@@ -331,7 +331,7 @@ def key_of(
     return call_key(name, endpoint, messages, sampling or Sampling(), sample)
 
 
-def test_pictures_go_as_png_scaled_down_in_shape() -> None:
+def test_pictures_go_as_png_scaled_down_in_shape():
     (message,) = wire(shown())
     assert message["content"][1] == {"type": "text", "text": "Q?"}
     url = message["content"][0]["image_url"]["url"]
@@ -346,7 +346,7 @@ def test_pictures_go_as_png_scaled_down_in_shape() -> None:
         assert image.size == (200, 50)
 
 
-def test_equal_content_is_one_call() -> None:
+def test_equal_content_is_one_call():
     palette = RED.convert("P", palette=Image.Palette.ADAPTIVE)
     assert key_of(shown()) == key_of(shown(RED.copy())) == key_of(shown(palette)) == key_of(shown(most=10**6))
 
@@ -365,7 +365,7 @@ def test_equal_content_is_one_call() -> None:
         key_of([("user", ("Q?",))]),
     ],
 )
-def test_anything_else_is_another(other: str) -> None:
+def test_anything_else_is_another(other):
     assert key_of(shown()) != other
 
 
@@ -383,7 +383,7 @@ def test_anything_else_is_another(other: str) -> None:
         (b'{"choices": [{"message": {"content": "a\\ud800b"}}]}', Reply("a?b")),
     ],
 )
-def test_completions_are_read(body: bytes, reply: Reply) -> None:
+def test_completions_are_read(body, reply):
     assert read_reply(200, None, body) == reply
 
 
@@ -392,7 +392,7 @@ def test_completions_are_read(body: bytes, reply: Reply) -> None:
     [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}',
      b'{"choices": [{"message": {"content": 3}}]}', b"\xff\xfe", b"[" * 100_000],
 )  # fmt: skip
-def test_bodies_that_are_no_completion_may_pass(body: bytes) -> None:
+def test_bodies_that_are_no_completion_may_pass(body):
     assert read_reply(200, None, body) == Failure("transient", "a reply that is no chat completion")
 
 
@@ -404,14 +404,14 @@ def test_bodies_that_are_no_completion_may_pass(body: bytes) -> None:
         ((401, 403, 404, 402, 405, 301), "fatal"),
     ],
 )
-def test_statuses_are_told_apart(statuses: tuple[int, ...], kind: str) -> None:
+def test_statuses_are_told_apart(statuses, kind):
     for status in statuses:
         outcome = read_reply(status, None, b'{"error": {"message": "no"}}')
         assert isinstance(outcome, Failure)
         assert (status, outcome.kind) == (status, kind)
 
 
-def test_complaints_are_one_short_line_and_unknown_models_fatal() -> None:
+def test_complaints_are_one_short_line_and_unknown_models_fatal():
     body = b'{"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}'
     assert read_reply(400, None, body) == Failure(
         "fatal", "it does not know the model or the address (HTTP 400): The model `x` does not exist (model_not_found)"
@@ -426,7 +426,7 @@ def test_complaints_are_one_short_line_and_unknown_models_fatal() -> None:
 @pytest.mark.parametrize(
     ("value", "wait"), [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", None), (None, None)]
 )
-def test_retry_after_in_seconds(value: str | None, wait: float | None) -> None:
+def test_retry_after_in_seconds(value, wait):
     assert read_reply(429, value, b"") == Failure("transient", "HTTP 429", wait)
     found = read_reply(503, email.utils.formatdate(time.time() + 3000, usegmt=True), b"")  # a date
     assert isinstance(found, Failure)

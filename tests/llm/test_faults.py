@@ -118,7 +118,7 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
     return [item.to_json() for item in items], reasons, stub, failures
 
 
-def test_failing_endpoints_change_no_item(tmp_path: Path) -> None:
+def test_failing_endpoints_change_no_item(tmp_path):
     calm, reasons, stub, failures = run(tmp_path / "calm", 0.0)
     assert failures == 0
     assert set(stub.asked.values()) == {1, 2}  # two teachers send the same; nothing else is asked twice

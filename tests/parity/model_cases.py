@@ -220,7 +220,7 @@ def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: 
 
 
 def _pixels(engine: Engine, image: Any) -> np.ndarray:
-    return engine.backbone.pixels(image, None)[0].double().numpy()  # type: ignore[attr-defined]
+    return engine.backbone.pixels(image, None)[0].double().numpy()
 
 
 def kept_pixels(path: Path) -> np.ndarray:
@@ -279,7 +279,7 @@ def _with_box(
     case.equal("roi_box_grid", tuple(drawn[0].cells), cells)
     case.equal("roi_box_pixel", tuple(drawn[0].box), pixels)
     gate = dataclasses.replace(item.gate, zoomed=True)
-    return dataclasses.replace(item, gate=gate, boxes=(MapBox(0, cells, pixels, drawn[0].score),))  # type: ignore[arg-type]
+    return dataclasses.replace(item, gate=gate, boxes=(MapBox(0, cells, pixels, drawn[0].score),))
 
 
 def _boxes(case: Case, engine: Engine, entry: dict[str, Any], item: CoarseResult) -> None:

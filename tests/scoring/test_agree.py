@@ -22,7 +22,7 @@ def test_rules_join_part_and_leave_open(verdict):
         assert same(second, first) is verdict
 
 
-def test_signs_and_whole_words() -> None:
+def test_signs_and_whole_words():
     assert normal("+") == "+"
     assert normal(" ** ") == ""
     assert normal("N/A") == "na"

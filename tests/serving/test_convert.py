@@ -3,7 +3,6 @@ import dataclasses
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
@@ -244,7 +243,7 @@ def test_pictures_that_cannot_be_used_name_their_place(convert, url, status, cod
     assert convert.rejected == [code]
 
 
-def test_the_same_bytes_of_the_same_tenant_are_decoded_once() -> None:
+def test_the_same_bytes_of_the_same_tenant_are_decoded_once():
     cache = PictureCache(2**22)
     data = file(page())
     (first,) = cache.load(data, LIMITS, "ann")
@@ -263,7 +262,7 @@ def test_the_same_bytes_of_the_same_tenant_are_decoded_once() -> None:
     assert cache.hits == 0
 
 
-def test_the_bound_is_kept_and_zero_keeps_nothing() -> None:
+def test_the_bound_is_kept_and_zero_keeps_nothing():
     one = 320 * 400 * 4
     cache = PictureCache(2 * one + 1)
     files = [file(page(str(i))) for i in range(3)]
@@ -283,7 +282,7 @@ def test_the_bound_is_kept_and_zero_keeps_nothing() -> None:
     assert (first.digest, cache.entries, cache.nbytes) == (b"", 0, 0)
 
 
-def test_damaged_pictures_and_pdfs_hold_nobody_up() -> None:
+def test_damaged_pictures_and_pdfs_hold_nobody_up():
     cache = PictureCache(0, decoders=1)
     with cache._drawers, ThreadPoolExecutor(1) as pool:
         (picture,) = pool.submit(cache.load, file(page()), LIMITS, "").result(60)
@@ -296,14 +295,14 @@ def test_damaged_pictures_and_pdfs_hold_nobody_up() -> None:
     assert cache.entries == 0
 
 
-def test_a_known_digest_decides_the_same_prefix(model: QZoom) -> None:
+def test_a_known_digest_decides_the_same_prefix(model):
     kept = PictureCache(2**20).load(file(page()), LIMITS, "")
     keys = [prefix_key(model.engine, model.request(picture, "When?"), "ann") for picture in (page(), kept)]
     assert keys[0] == keys[1]
     assert keys[0] != prefix_key(model.engine, model.request(page("OTHER"), "When?"), "ann")
 
 
-def test_a_second_question_finds_its_picture_and_answers_as_the_library_does(model: QZoom) -> None:
+def test_a_second_question_finds_its_picture_and_answers_as_the_library_does(model):
     with running(model, scheduler=SchedulerLimits(cache_bytes=2**24)) as site:
         service = site.service
         prefixes = service.engine.scheduler.cache
@@ -324,7 +323,7 @@ def test_a_second_question_finds_its_picture_and_answers_as_the_library_does(mod
 @pytest.mark.parametrize(
     ("limits", "status"), [({"total_pixels": 320 * 400 + 1}, 413), ({"total_picture_bytes": 4000}, 413)]
 )
-def test_a_kept_picture_does_not_evade_the_limits(model: QZoom, limits: dict[str, Any], status: int) -> None:
+def test_a_kept_picture_does_not_evade_the_limits(model, limits, status):
     data = base64.b64decode(data_url().split(",")[1])
     assert len(data) < 4000 < 3 * len(data)
     with running(model, limits=ServerLimits(**limits)) as site:
@@ -336,7 +335,7 @@ def test_a_kept_picture_does_not_evade_the_limits(model: QZoom, limits: dict[str
         assert site.service.pictures.hits == 0
 
 
-def test_two_keys_share_no_picture(model: QZoom) -> None:
+def test_two_keys_share_no_picture(model):
     with running(model, api_keys=("ann", "bob")) as site:
         for key in ("ann", "bob", "ann"):
             headers = {"Authorization": f"Bearer {key}"}

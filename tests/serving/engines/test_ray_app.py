@@ -18,7 +18,7 @@ from tests.serving.running import chat
 FILE = Path(__file__).parents[3] / "deploy" / "ray-serve.yaml"
 
 
-def test_the_file_names_an_application_that_answers() -> None:
+def test_the_file_names_an_application_that_answers():
     values = yaml.safe_load(FILE.read_text())["applications"][0]
     module, _, name = values["import_path"].partition(":")
     build = getattr(importlib.import_module(module), name)
@@ -39,6 +39,6 @@ def test_the_file_names_an_application_that_answers() -> None:
         assert httpx.get(f"{url}/ready").json() == {"status": "ready"}
 
 
-def test_an_unknown_argument_of_the_file_is_one_sentence() -> None:
+def test_an_unknown_argument_of_the_file_is_one_sentence():
     with pytest.raises(ConfigError, match="unknown 'modell'; did you mean 'model'"):
         ray_app({"modell": "tiny"})
