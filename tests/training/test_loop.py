@@ -60,7 +60,7 @@ def same(one, two, tolerance=0.0):
 
 
 def test_the_region_branch_learns_where_to_look(world, tmp_path):
-    recipe = recipe_of(world, steps=60, save_steps=60)
+    recipe = recipe_of(world, steps=40, save_steps=40)
     report = run(recipe, tmp_path)
     assert report.last_loss < 0.5 * report.first_loss
     engine = load_engine(tmp_path / "model", dtype="float32")
@@ -75,7 +75,7 @@ def test_the_region_branch_learns_where_to_look(world, tmp_path):
         assert (row * 2 // values.shape[0], column * 2 // values.shape[1]) == divmod(corner, 2)
     config = json.loads((tmp_path / "model" / "qzoom_config.json").read_text())
     assert config["base"]["id"] == str(world / "base")
-    assert config["zoom"]["provenance"]["regions"]["report"]["steps"] == 60
+    assert config["zoom"]["provenance"]["regions"]["report"]["steps"] == 40
     assert not list((tmp_path / "model").glob("model*.safetensors"))
 
 
