@@ -63,8 +63,6 @@ def ray_data(ray: Any, items: list[Any], blocks: int) -> Any:
     """A quiet dataset of items that keeps their order.
 
     Args:
-        ray: the module, connected.
-        items: JSON values.
         blocks: most pieces that are worked on and returned as wholes.
     """
     context = ray.data.DataContext.get_current()

@@ -32,13 +32,7 @@ class QuestionError(QZoomError):
 
 
 class LengthError(QuestionError):
-    """Prompt and answer together are longer than the model reads.
-
-    Args:
-        prompt: tokens of the prompt.
-        new: most tokens of the answer.
-        most: what the model reads.
-    """
+    """Prompt and answer together are longer than the model reads."""
 
     def __init__(self, prompt: int, new: int, most: int) -> None:
         super().__init__(
@@ -86,12 +80,7 @@ class DataError(QZoomError):
 
 
 class QueueFullError(QZoomError):
-    """More requests wait than the server keeps.
-
-    Args:
-        message: the sentence.
-        retry_after_s: when it is worth trying again.
-    """
+    """More requests wait than the server keeps."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

@@ -37,7 +37,6 @@ class QZoom:
     """A vision-language model that zooms. One instance may be used from several threads.
 
     Args:
-        engine: backbone, branches and arithmetic; `from_pretrained` makes one.
         name: what it was loaded from.
         image_limits: what pictures are accepted.
     """

@@ -358,7 +358,6 @@ class Backbone(ABC):
         """A picture in the size that `encode` gives it.
 
         Args:
-            image: RGB.
             budget: limits on visual tokens; None uses the image processor's own.
         """
         from PIL import Image
@@ -373,7 +372,6 @@ class Backbone(ABC):
         """A picture resized and normalised, as the model's own forward pass takes it.
 
         Args:
-            image: RGB.
             budget: limits on visual tokens; None uses the image processor's own.
 
         Returns:
@@ -412,7 +410,6 @@ class Backbone(ABC):
         """Resize, normalise and encode pictures in one call of the vision encoder.
 
         Args:
-            images: RGB pictures of any sizes.
             budgets: limits on visual tokens for each; None uses the image processor's own.
         """
 
@@ -483,10 +480,6 @@ class Backbone(ABC):
 
     def check_depth(self, shared_layers: int, branch_layers: int) -> None:
         """Refuse branches whose last layer, from which the region map comes, has no queries and keys.
-
-        Args:
-            shared_layers: K.
-            branch_layers: T.
 
         Raises:
             ConfigError: K + T exceeds the base's layers, or ends on a layer of another kind.

@@ -31,7 +31,6 @@ class Rows:
     """The sequences of a packed batch, as the cache of a decoder layer.
 
     Args:
-        caches: each sequence's own.
         new: packed tokens of each.
         past: tokens that each cache holds already.
         cuts: lengths at which each sequence may be cut later, ascending; layers that keep a state take snapshots there.

@@ -26,8 +26,6 @@ def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_templa
 
     Args:
         model: any model whose `config.model_type` is in `FAMILIES`.
-        tokenizer: its fast tokenizer.
-        image_processor: its image processor.
         chat_template: overrides the tokenizer's own template.
 
     Raises:
@@ -38,10 +36,6 @@ def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_templa
 
 def backbone_class(model_type: Any, where: str = "") -> type[Backbone]:
     """The backbone class of a model type.
-
-    Args:
-        model_type: of a config.json.
-        where: the folder, for the error text.
 
     Raises:
         CheckpointError: no backbone for it, or one that needs a later release of transformers.

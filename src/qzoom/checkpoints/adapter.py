@@ -46,7 +46,6 @@ def save_pretrained(
     """Write an adapter folder; it appears complete or not at all.
 
     Args:
-        engine: what to save.
         path: a new or empty folder, or an adapter to replace. With `base_id="."` and no `include_base`, the folder of
             a base model, to which the adapter is added.
         base_id: hub id or folder of the base; None takes where the base was loaded from.
@@ -107,9 +106,7 @@ def push_to_hub(
     """Save and upload to a model repository on the hub, which is created if need be.
 
     Args:
-        engine: what to upload.
         repo_id: "owner/name".
-        private: make a new repository private.
         token: hub token; None uses HF_TOKEN or the stored login.
         revision: branch to commit to.
         commit_message: the commit's first line.
@@ -149,12 +146,7 @@ def push_to_hub(
 
 
 def branch_tensors(engine: Engine, *, compact: bool | None = None) -> dict[str, Tensor]:
-    """The branches' tensors under the names of our format, on the CPU.
-
-    Args:
-        engine: whose branches.
-        compact: see `save_pretrained`.
-    """
+    """The branches' tensors under the names of our format, on the CPU."""
     if compact is None:
         compact = PROVENANCE_KEY not in engine.config.provenance
     out: dict[str, Tensor] = {}

@@ -53,10 +53,7 @@ def check_branch(
     Args:
         own: the branch's tensors.
         names: our name to the name in `own`.
-        base: the base model's tensors.
         zoom: K and T.
-        what: "gate" or "region branch".
-        where: for error texts.
         may_lack_unused: the last layer may hold only what is used.
 
     Raises:
@@ -145,10 +142,6 @@ def build_gate(
 
     Args:
         backbone: gives the layer class, number format and device.
-        shared_layers: K.
-        branch_layers: T.
-        tensors: our names to tensors.
-        where: file or folder for error texts.
         prefix: what stands before the names in that file, for error texts.
 
     Raises:

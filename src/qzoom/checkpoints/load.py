@@ -212,7 +212,6 @@ def checkpoint_identity(source: Source, base: Source | None = None) -> dict[str,
     """Which weights a checkpoint has, from its files alone: digests of base and branches, "" where there are none.
 
     Args:
-        source: the checkpoint.
         base: where the base is; None takes the checkpoint's own.
     """
     adapter = read_adapter_config(source.folder) if detect_kind(source.folder) == "adapter" else None

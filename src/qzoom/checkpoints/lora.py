@@ -37,8 +37,6 @@ def add_to_backbone(backbone: Backbone, lora: LoraWeights, where: str) -> None:
 
     Args:
         backbone: in float32 or bfloat16; its decoder is changed in place.
-        lora: what to add.
-        where: the adapter, for error texts.
 
     Raises:
         CheckpointError: another base, or a number format in which that cannot be told.
@@ -110,7 +108,6 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
     """The LoRA weights of an adapter's folder.
 
     Args:
-        folder: the adapter's.
         base_weights: what its config says that they belong to.
 
     Raises:

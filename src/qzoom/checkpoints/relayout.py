@@ -36,9 +36,6 @@ def write_stock(
     The token tables get rows for the placeholder of a picture, copies of the first row: an output that is never chosen.
 
     Args:
-        source: the released model.
-        layout: of its family.
-        target: folder to write to.
         fill: see `stock_places`.
         changes: what to make of some tensors, by their stored names.
     """
@@ -79,13 +76,9 @@ def released_places(
     """A model of transformers' layout in the authors' own.
 
     Args:
-        index: its tensors.
-        settings: its config.json.
-        layout: of its family.
         added: branch tensors under the decoder, with its prefix.
         prefix: of the decoder's names in the index.
         kept: of the authors' files that it once came from: "settings" and "names"; empty for others.
-        changes: what to make of some tensors, by their present names.
 
     Returns:
         Where the tensors are by their new names, what to make of some, and the config.json without branch fields.

@@ -28,9 +28,6 @@ def stock_places(
     """transformers' config of a released model, and where each of its tensors is stored, by transformers' name.
 
     Args:
-        folder: the checkpoint's.
-        settings: its config.json.
-        layout: of its family.
         base: hub id or folder of a complete model of the family, for what is missing; None: the one that a published
             checkpoint is known to need.
 

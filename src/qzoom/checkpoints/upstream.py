@@ -132,11 +132,6 @@ def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def read_zoom_config(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> ZoomConfig:
     """The arithmetic of a merged checkpoint, always the release's own.
 
-    Args:
-        config: its config.json.
-        defaults: `Backbone.zoom_defaults` of the family.
-        where: for error texts.
-
     Raises:
         CheckpointError: K or T missing, of the wrong kind, or different for gate and region branch.
     """
@@ -176,8 +171,6 @@ def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[
 
     Args:
         config: the arithmetic; fields it was once read from are written back as they were.
-        has_gate: whether the gate's weights are there and used.
-        defaults: `Backbone.zoom_defaults` of the family.
     """
     kept = config.provenance.get(PROVENANCE_KEY)
     fields: dict[str, Any] = dict(kept.get("fields", {})) if isinstance(kept, dict) else dict(_NEW_FIELDS)

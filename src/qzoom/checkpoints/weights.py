@@ -32,7 +32,6 @@ class TensorInfo:
     Args:
         file: file name inside the folder.
         dtype: safetensors' name of the number format, e.g. "BF16".
-        shape: its sizes.
     """
 
     file: str
@@ -45,7 +44,6 @@ class WeightIndex:
     """All tensors of one set of weights in a folder.
 
     Args:
-        folder: where the files are.
         stem: "model" for model.safetensors or its shards.
         tensors: name to place and shape.
         metadata: file name to the file's own text metadata.
@@ -123,13 +121,7 @@ def read_index(folder: Path, stem: str = "model") -> WeightIndex:
 
 
 def read_tensors(index: WeightIndex, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
-    """Some tensors, as stored.
-
-    Args:
-        index: where they are.
-        names: which ones.
-        device: where to put them.
-    """
+    """Some tensors, as stored."""
     from safetensors import safe_open
 
     by_file: dict[str, list[str]] = {}
@@ -213,12 +205,7 @@ MAX_FILE_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """How much was copied.
-
-    Args:
-        tensors: how many.
-        size_bytes: their size.
-    """
+    """How much was copied."""
 
     tensors: int = 0
     size_bytes: int = 0
@@ -243,7 +230,6 @@ def copy_weights(
 
     Args:
         places: new names to where the tensors are.
-        target: folder to write to.
         stem: file name without its ending.
         max_file_bytes: above this, a further file is begun.
         changes: what to make of some of them, by their new names.
@@ -282,9 +268,6 @@ def merge_weights(
     """Copy a base model's tensors, each into the file it was in, and add others.
 
     Args:
-        base: the base model.
-        names: which of its tensors.
-        target: folder to write to.
         added: new tensors by their names in the target, with where to take them from.
         files: the file of each new tensor, for sharded bases; those not named go into a file of their own.
         changes: what to make of some of the base's tensors instead of copying them.
@@ -367,8 +350,6 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str, place_of: Ca
 
     Args:
         tensors: names and weights; those of whole numbers and of 8-bit formats pass.
-        where: file or folder, for the error text.
-        place_of: what to call a tensor there.
 
     Raises:
         CheckpointError: NaN or infinity; it names the tensor.
@@ -445,12 +426,7 @@ def file_digest(index: WeightIndex, names: Iterable[str]) -> str:
 
 
 def maps_digest(targets: Iterable[str], weight_of: Callable[[str], Tensor]) -> str:
-    """Sixteen hex digits of some linear maps, the same in float32 and bfloat16, in memory and in a file.
-
-    Args:
-        targets: names as in `LoraWeights.targets`.
-        weight_of: a map's weight by its name.
-    """
+    """Sixteen hex digits of some linear maps, the same in float32 and bfloat16, in memory and in a file."""
     import torch
 
     digest = hashlib.sha256()

@@ -22,7 +22,6 @@ def check_target(folder: Path, kind: Kind) -> None:
 
     Args:
         folder: new, empty, or a checkpoint of the same kind, which will be replaced.
-        kind: what is about to be written.
 
     Raises:
         CheckpointError: a file, or a folder with anything else in it.
@@ -42,10 +41,6 @@ def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
     """A folder to write into that takes the place of `folder` when the block ends well, and vanishes when it does not.
 
     Files of an earlier checkpoint there are replaced; others, such as a README, stay.
-
-    Args:
-        folder: the final place.
-        kind: what is being written.
 
     Raises:
         CheckpointError: the target cannot be used (see `check_target`) or cannot be written.
@@ -68,13 +63,7 @@ def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
 
 
 def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Copy what belongs to a checkpoint beside weights and config: tokenizer, templates, cards, licences.
-
-    Args:
-        source: folder to copy from.
-        target: folder to copy to.
-        wanted: which file names.
-    """
+    """Copy what belongs to a checkpoint beside weights and config: tokenizer, templates, cards, licences."""
     for path in sorted(source.iterdir()):
         side = path.name.endswith(_SIDE) or path.name.upper().startswith(("LICENSE", "NOTICE"))
         if path.is_file() and side and not _is_model_file(path.name) and wanted(path.name):

@@ -211,7 +211,6 @@ def describe_cost(usage: Usage, timing_ms: dict[str, float], full_tokens: int = 
     """Tokens and times on one line.
 
     Args:
-        usage: tokens paid.
         timing_ms: milliseconds per step, "total" among them.
         full_tokens: visual tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known.
     """

@@ -160,9 +160,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: words after `qzoom`; None takes the process's own.
-
-    Returns:
-        The exit code.
     """
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="qzoom", standalone_mode=False)

@@ -15,9 +15,6 @@ SYNTHETIC_TASKS = ("documents", "scenes")
 def open_synthetic(name: str, first: int, count: int) -> Task:
     """Held-out pictures from number `first` on; more may be added to a run.
 
-    Args:
-        first: number of the first picture, from 0.
-
     Raises:
         ConfigError: numbers outside the held-out range.
     """

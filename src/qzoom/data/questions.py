@@ -55,7 +55,6 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
     Args:
         names: paths of JSONL files, or names as in this module's text.
         skip_bad: leave out and count lines that cannot be used, instead of stopping at the first.
-        per_picture: most questions about a drawn picture.
 
     Raises:
         DataError: a file or a line cannot be used; it says which.

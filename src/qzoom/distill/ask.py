@@ -85,8 +85,6 @@ def answer_step(
 
     Args:
         teachers: who answer; their names differ.
-        views: images for the teachers.
-        samples: of each teacher.
         wanted: agreement that further samples must still be able to reach; None asks for every sample.
         judged: see `vote.reachable`.
 

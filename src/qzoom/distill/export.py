@@ -180,10 +180,7 @@ def write_dataset(
 
     Args:
         items: kept ones, those of a picture one after the other, in the order of the rows.
-        folder: of the data set; replaced.
-        settings: of the export.
         make_card: the card's text from the rows of each split.
-        drop: whether an image is left out.
 
     Raises:
         DataError: an item lacks a part, or the folder cannot be written.

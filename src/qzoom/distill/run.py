@@ -67,7 +67,6 @@ def run_recipe(
     """Run a recipe, or resume it.
 
     Args:
-        recipe: what to make.
         folder: for the stored steps and the data set.
         limit: only the first images; None takes all.
         fresh_from: discard what this step and the later ones stored; "pictures" discards everything, paid calls apart.

@@ -85,8 +85,6 @@ def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None
     """The most common answer (None without any), and why it does not hold ("" when it does).
 
     Args:
-        votes: of all teachers, in any order.
-        settings: how many must agree.
         ask: says whether two answers mean the same where rules cannot; None for an unusable reply.
     """
     answered = [vote for vote in votes if vote.status == "answered"]

@@ -48,8 +48,6 @@ class ContinuousBatch:
     """Requests being answered together, each by the caller's key. Not for several threads at once.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        cache: of prefixes; None caches none.
         eos_ids: tokens that end an answer; None uses the model's own.
     """
 
@@ -172,8 +170,6 @@ def events(
     """Answer every request; events come as they happen, named by the request's index.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more.
         cancel: asked between steps with a request's index; True ends that answer.
         eos_ids: tokens that end an answer; None uses the model's own.
 
@@ -215,8 +211,6 @@ def answer_all(
     """Answer any number of requests, those about the same pictures one after the other and on one coarse pass.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: of any sizes.
         max_bytes: estimated memory of the requests that run together; None takes `batch_bytes`. A request that needs
             more runs alone.
 

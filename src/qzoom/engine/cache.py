@@ -251,7 +251,6 @@ class KVCache:
         """One row of a batch as a cache of its own, made of the given pieces of its length.
 
         Args:
-            row: index in the batch.
             keep: slices along the length, in order.
         """
         pieces = list(keep)
@@ -281,7 +280,6 @@ class LRUCache(Generic[Value]):
 
     Args:
         max_bytes: memory of all values together; 0 keeps nothing.
-        size: bytes of a value.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:

@@ -33,7 +33,6 @@ class TextStream:
     never come is left out.
 
     Args:
-        tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer and are not part of it.
     """
 
@@ -145,9 +144,6 @@ def prefill(
     """Layers K..N-1; zoomed and plain prompts run as two batches, since their lengths differ most.
 
     Args:
-        engine: backbone and K.
-        coarse: one or more, regions inserted where they zoom.
-        clock: gets "upper_layers".
         keys: of the rows; None takes their indices.
 
     Returns:
@@ -184,7 +180,6 @@ class DecodeBatch:
     """The running batch.
 
     Args:
-        backbone: the family.
         eos_ids: tokens that end an answer; None uses the model's own.
     """
 

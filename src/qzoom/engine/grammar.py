@@ -36,10 +36,6 @@ _STYLE = {
 class JsonGrammar:
     """One answer's place in the grammar of its schema.
 
-    Args:
-        backbone: whose tokens and end tokens count.
-        schema: a JSON schema as JSON.
-
     Raises:
         SchemaError: the grammar cannot follow it.
         ConfigError: llguidance is not installed.

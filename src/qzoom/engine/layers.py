@@ -66,15 +66,9 @@ def run_layers(
     """Run a stack of layers on every row.
 
     Args:
-        backbone: the family.
-        layers: the stack, in order; may be empty.
-        rows: one or more samples.
         first_layer: index of the first layer in the decoder, for DeepStack; None for branches, which have none.
         last_token_only: of the last layer compute the output of each row's last new token only (what the layer needs
             to go on is still kept for all of them).
-
-    Returns:
-        One result per row, in order.
     """
     if not layers or not rows:
         return [RowResult(r.hidden[-1:] if last_token_only else r.hidden, r.cache.fork()) for r in rows]
@@ -108,10 +102,8 @@ def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torc
     """Additive mask (batch, 1, 1, total) for one new token a row; None without padding.
 
     Args:
-        backbone: for the device.
         pads: padding positions on the left of each row.
         total: keys after appending the new token.
-        dtype: of the hidden states.
     """
     if not any(pads):
         return None

@@ -27,11 +27,7 @@ from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
 
 class Stopwatch:
-    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock.
-
-    Args:
-        device: where the work runs.
-    """
+    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
@@ -77,11 +73,6 @@ def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> lis
 
     A request with a prefix starts from its state, whose pictures are encoded already.
 
-    Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more, of any sizes.
-        clock: gets "vision".
-
     Raises:
         HeadsMissingError: zoom "always" asked of a model without a region branch.
         BudgetError: a token budget larger than what the model reads.
@@ -119,10 +110,6 @@ def gate(
     A score that is no number counts as none, does not zoom, and says so in the note.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more.
-        states: of each, after the shared layers.
-        clock: gets "gate".
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
@@ -168,9 +155,6 @@ def propose(
     A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        coarse: after the gate.
-        clock: gets "region".
         everyone: draw boxes for requests that do not zoom, too.
     """
     out = list(coarse)
@@ -202,9 +186,6 @@ def propose_boxes(
     """Where to zoom, best first: the one place where region maps become boxes, in answering and in training alike.
 
     Args:
-        engine: for the checkpoint's box rule and the side of a visual token.
-        maps: one per picture, from `region_maps`.
-        sizes_px: (width, height) of each picture.
         threshold: see `ZoomConfig.region_threshold`; None takes the checkpoint's.
     """
     return boxes_from_maps(
@@ -276,8 +257,6 @@ def make_region(request: Request, box: MapBox, features: VisualFeatures | None =
     """The record of a box, with its page where the picture is one.
 
     Args:
-        request: whose pictures it is about.
-        box: where.
         features: of the crop, if it was read.
     """
     page = request.pictures[box.image].page

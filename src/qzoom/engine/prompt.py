@@ -19,7 +19,6 @@ class VisualSpan:
 
     Args:
         start: index of the first visual token.
-        features: what stands there.
         picture: index of the picture, in the order of the conversation.
         role: the coarse view of a picture, or a region of it.
     """
@@ -62,9 +61,7 @@ def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[Visu
     """Expand the placeholders of a tokenised conversation.
 
     Args:
-        backbone: the family.
         ids: token ids with one placeholder per picture.
-        pictures: the coarse views, in order.
 
     Raises:
         QuestionError: placeholders and pictures do not match.
@@ -96,7 +93,6 @@ def blank_features(grid: tuple[int, int], like: Tensor, size_px: tuple[int, int]
     """Features of a picture that is encoded elsewhere: its grid, and tokens without values.
 
     Args:
-        grid: (rows, columns) of visual tokens.
         like: gives number format and device.
         size_px: (width, height) that the vision encoder sees, where that matters.
     """
@@ -108,7 +104,6 @@ def unexpanded(ids: Sequence[int], image_token_id: int, sizes: Sequence[int]) ->
 
     Args:
         ids: with as many placeholders as visual tokens.
-        image_token_id: the placeholder.
         sizes: visual tokens of every picture and region, in order.
     """
     out, index, left = [], 0, iter(sizes)
@@ -131,9 +126,6 @@ def embed_prompt(
     """Embeddings of a stretch of the prompt, visual features in place.
 
     Args:
-        backbone: the family.
-        prompt: the whole prompt.
-        start: first token.
         stop: one past the last token; None is the end. Spans must lie wholly inside or outside.
 
     Returns:

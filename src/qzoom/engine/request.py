@@ -77,10 +77,7 @@ def make_request(
     """Read the messages, load the pictures and tokenise.
 
     Args:
-        chat: tokenises.
         image, question, system: see `read_conversation`.
-        options: of the question.
-        limits: what pictures are accepted.
         pages: pages of PDFs, such as "1-5,9"; "" for all.
         load: reads all sources, as `load_groups` does.
 
@@ -168,11 +165,7 @@ def share_tokens(
     view gets the rest. A maximum on its own keeps the checkpoint's minimum.
 
     Args:
-        zoom: "never" leaves the regions out.
-        config: the checkpoint's arithmetic.
         default: the limits of the model's own image processor.
-        coarse: limit of the coarse view.
-        region: limit of the regions.
         total: most visual tokens of both together.
 
     Returns:
@@ -369,8 +362,6 @@ def fit_regions(
     Where the budget or the room left holds fewer tokens than there are regions, the best are kept.
 
     Args:
-        engine: backbone and arithmetic.
-        request: whose answer comes after the prompt.
         length: tokens of the prompt without regions.
         boxes: one or more, best first.
 

@@ -29,9 +29,6 @@ class Engine:
 
     Args:
         backbone: the family's wrapped model.
-        gate: None when the checkpoint has none.
-        region: None when the checkpoint has none.
-        config: the checkpoint's arithmetic.
         lora: what was added to the base's own weights, for adapters that are saved later.
     """
 
@@ -68,8 +65,6 @@ class State:
         prompt: what it is about; the shared layers have seen `hidden.shape[0]` of its tokens.
         hidden: H_K, (length, hidden).
         shared: layers 0..K-1.
-        gate: the gate's layers.
-        region: the region branch's whole layers.
         upper: layers K..N-1.
         region_last: the last token's hidden state (hidden,) after the region branch's whole layers.
         sink_query: the first token's head-0 query in the region branch's last layer, (1, head_dim), where the sink rule
@@ -119,12 +114,7 @@ def truncate(state: State, length: int) -> State:
 
 
 def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
-    """Run layers 0..K-1 over the tokens that they have not seen.
-
-    Args:
-        engine: backbone and K.
-        states: samples of any lengths.
-    """
+    """Run layers 0..K-1 over the tokens that they have not seen."""
     rows = []
     for state in states:
         start, end = state.shared.length, len(state.prompt)

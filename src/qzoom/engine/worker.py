@@ -22,9 +22,6 @@ class Worker:
     async def events(self, make: Events) -> AsyncGenerator[StreamEvent, None]:
         """Run one question and yield its events.
 
-        Args:
-            make: called on the thread.
-
         Raises:
             QZoomError: whatever `make` or its iterator raises.
         """

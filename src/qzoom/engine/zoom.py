@@ -47,9 +47,6 @@ def zoom(
     """Crop, encode and insert the regions of the requests that zoom; the shared layers run over what is new.
 
     Args:
-        engine: backbone and arithmetic.
-        coarse: one or more, with boxes proposed.
-        clock: gets "region_vision" and "region_layers".
         prefixes: `prefix_key` of every request, where regions may be cached.
         cache: features of regions that were read before (see `encode_crops`).
 
@@ -114,8 +111,6 @@ def encode_crops(
     """Features of every region; those that are not cached are cut out and encoded in one call, equal ones once.
 
     Args:
-        backbone: the family.
-        crops: any number.
         cache: features of earlier regions, which gets the new ones; None caches none.
     """
     keys = [crop.key if cache is not None else b"" for crop in crops]
@@ -135,13 +130,7 @@ def encode_crops(
 
 
 def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> VisualFeatures:
-    """The tokens of an encoded region that are inserted: all, those on the foreground, or resized to its coarse cells.
-
-    Args:
-        features: of the whole crop.
-        box: where it was cut out.
-        config: `tokens_per_cell`.
-    """
+    """The tokens of an encoded region that are inserted: all, those on the foreground, or resized to its coarse cells."""
     if box.keep is not None:
         shape = torch.as_tensor(box.keep, dtype=torch.float32)[None, None]
         keep = interpolate(shape, size=features.grid, mode="bilinear", align_corners=False).flatten() > 0.5
@@ -194,10 +183,7 @@ def insert_regions(
     """A prompt that also shows the regions.
 
     Args:
-        backbone: the family.
-        prompt: with coarse spans only.
         blocks: one or more; several of one picture follow each other in the given order.
-        config: the position scheme.
 
     Returns:
         The new prompt, and how many of its first tokens are unchanged.

@@ -34,7 +34,6 @@ def relative(question: np.ndarray, generic: np.ndarray, epsilon: float = EPSILON
 
     Args:
         question: (..., rows, columns), not negative.
-        generic: the same shape.
     """
     guard = epsilon * generic.mean((-2, -1), keepdims=True)
     return question / np.maximum(generic + guard, np.finfo(np.float64).tiny)
@@ -70,8 +69,6 @@ def scores(question: np.ndarray, generic: np.ndarray, covered: np.ndarray) -> np
 
     Args:
         question: (layers, heads, rows, columns).
-        generic: the same.
-        covered: (rows, columns).
 
     Returns:
         (2 measures, 2 figures, layers, heads + 1) in the order of `MEASURES`, lift before pointing; the last "head" is

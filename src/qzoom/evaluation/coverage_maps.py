@@ -51,9 +51,6 @@ def question_maps(
     """The maps of every question with a place, picture by picture.
 
     Args:
-        model: the model under test; its branches are not used.
-        coarse: limits of the coarse view; None for the model's own.
-        limit: the first so many pictures only.
         on_picture: called with (pictures done, in all) after each.
     """
     from qzoom.model import QZoom

@@ -333,11 +333,7 @@ def write_report(
     Args:
         places: answer files, or folders of them.
         data: folder of the pictures of tasks that read files, for the gallery.
-        failures_each: most failures of a kind in the gallery.
         page: also write the Markdown here, with paths to the charts.
-
-    Returns:
-        The figures of the tasks.
 
     Raises:
         DataError: no answers, or files that hold something else, or a folder that cannot be written.

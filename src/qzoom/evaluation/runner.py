@@ -275,12 +275,9 @@ def run(
     """Ask all questions, or those that are not stored yet.
 
     Args:
-        limit: the first so many pictures only.
         output: file of the answers; a rerun with the same settings resumes it.
-        fresh: start `output` anew.
         on_picture: called with (pictures done, pictures in all) after each.
         batch_size: questions answered together; 1 asks picture by picture, each in a session of its own.
-        all_branches: see `ask_sample`.
 
     Returns:
         One row per question, in the task's order.

@@ -29,7 +29,6 @@ def percent(value: float | None, *, sign: bool = False, unit: str = "") -> str:
     """A share in per cent with one decimal.
 
     Args:
-        value: the share, or a difference of shares.
         sign: print + before positive numbers.
         unit: printed behind the number, such as "%".
     """
@@ -210,12 +209,7 @@ def write_figures(folder: Path, name: str, figures: Any, markdown: str) -> None:
 
 
 def new_figure(panels: int, *, width: float = 4.8, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, each with a grid and without a frame.
-
-    Args:
-        width: of a panel, in inches.
-        height: in inches.
-    """
+    """A figure of panels side by side, each with a grid and without a frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

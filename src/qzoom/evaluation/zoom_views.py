@@ -73,7 +73,6 @@ def target_boxes(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ..
     """The boxes that the region has to hold.
 
     Args:
-        boxes: all boxes of the answer, in original pixels.
         rule: "one" takes the largest, "all" takes all, "auto" decides by `TOGETHER`.
     """
     if not boxes or rule == "all" or (rule == "auto" and kind in TOGETHER):
@@ -135,7 +134,6 @@ def region_task(
 
     Args:
         targets: (picture's id, its number in `base`, question's number) of every question to ask.
-        token_px: see `enlargement`.
     """
     decoded: dict[int, Sample] = {}
 

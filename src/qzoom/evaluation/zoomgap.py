@@ -121,10 +121,6 @@ def scored(
 ) -> tuple[list[ScoredQuestion], int]:
     """All questions of the full view with their scores in every view.
 
-    Args:
-        variant: of the metric.
-        places: the rule that the region follows.
-
     Returns:
         The questions, in order, and how many pictures were dropped because a view has not answered them all.
     """
@@ -153,7 +149,6 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
 
     Args:
         rows: per view; the full view's are all questions, the others' at least those that enter the gap.
-        seed: of the draws behind the intervals.
         places: the rule that the region follows, for the bins of its area.
 
     Returns:
@@ -290,7 +285,6 @@ def ask_views(
     """Ask all questions in every view.
 
     Args:
-        limit: the first so many pictures only.
         output: folder of the kept answers, one file a view; a rerun continues them.
         progress: gives each view's listener for (pictures done, in all).
 

@@ -15,12 +15,7 @@ from qzoom.backbones.base import Backbone
 
 
 class GateBranch(nn.Module):
-    """Decides whether the coarse view is enough.
-
-    Args:
-        layers: T decoder layers.
-        hidden_size: width of the hidden states.
-    """
+    """Decides whether the coarse view is enough."""
 
     def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
         super().__init__()
@@ -52,11 +47,6 @@ class RegionBranch(nn.Module):
 
 def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> GateBranch:
     """A gate branch initialised from base layers K..K+T-1, with a small random score vector and no bias, so near 0.5.
-
-    Args:
-        backbone: the base.
-        shared_layers: K.
-        branch_layers: T.
 
     Raises:
         ConfigError: K + T exceeds the base's layers, or ends on a layer without queries and keys.

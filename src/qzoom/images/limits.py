@@ -37,8 +37,6 @@ def refuse(name: str, what: str, remedy: str) -> ImageError:
 
     Args:
         name: the source, as "'scan.png'" or "the picture bytes".
-        what: what is wrong, a clause.
-        remedy: what the caller can do, a clause.
     """
     return ImageError(f"Cannot read {name}: {what}; {remedy}.")
 

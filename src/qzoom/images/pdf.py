@@ -90,7 +90,6 @@ def draw_pages(
 
     Args:
         limits: pages, pixels of all pages together, seconds, and what holds for every picture.
-        pages: which, such as "1-5,9"; "" for all.
 
     Returns:
         For every page the RGB picture, where it comes from, and notes (on the first page).

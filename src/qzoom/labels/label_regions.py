@@ -54,11 +54,6 @@ class RegionReport:
 def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRecipe) -> RegionReport:
     """Label questions; a rerun resumes.
 
-    Args:
-        run: model, folder, workers.
-        questions: what to label.
-        recipe: what decides the labels.
-
     Raises:
         ConfigError: heads that the model does not have, or records in the folder that were made in another way.
         DataError: a worker died, or the disk refuses.

@@ -87,7 +87,6 @@ def region_labels(
     Args:
         sink_map: (rows, columns) attention that shows sinks.
         grounding_map: (rows, columns) attention that shows what the answer rests on.
-        settings: thresholds; None takes the defaults.
         padded_from_px: (width, height) of a picture that was padded to a square; its padding is background and its
             attention there is dropped. None: the map shows the picture only.
 

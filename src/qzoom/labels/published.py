@@ -75,11 +75,8 @@ def convert_published(
 
     Args:
         path: the pickle.
-        folder: the store to write.
         images: folder that the entries' picture paths start from.
         model: which model the labels were made with, for the record.
-        settings: thresholds of the label maps.
-        fresh: start over.
 
     Raises:
         DataError: the pickle cannot be used.

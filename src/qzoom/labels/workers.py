@@ -112,11 +112,7 @@ def fill_store(
     """Label all questions that the store of a run does not have yet.
 
     Args:
-        run: model, folder, workers.
-        engine: the loaded model.
-        questions: what to label.
         make: gives each worker its labeller; picklable.
-        purpose: of the store.
         settings: everything that decides the labels, as JSON values.
         sizes: visual tokens and the like, for the provenance.
         prompt: how questions are put, for the provenance.

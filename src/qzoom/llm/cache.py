@@ -114,11 +114,7 @@ class CallCache:
         return Failure("refused", row[0]) if row[0] else Reply(row[1], bool(row[2]), *row[3:])
 
     def store(self, key: str, outcome: Reply | Failure, cost: Cost) -> None:
-        """Store a reply or a refusal and its cost in one transaction.
-
-        Args:
-            cost: of the call; its requests were counted by `reserve`.
-        """
+        """Store a reply or a refusal and its cost in one transaction."""
         reply = outcome if isinstance(outcome, Reply) else Reply("")
         refused = outcome.reason if isinstance(outcome, Failure) else ""
         row = (key, cost.role, refused, reply.text, int(reply.cut_off), reply.model)

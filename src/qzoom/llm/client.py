@@ -253,12 +253,7 @@ def _cause(error: BaseException) -> str:
 
 
 class Client:
-    """One member of a role; threads may share it.
-
-    Args:
-        role: "teacher" and so on.
-        endpoints: that serve one model.
-    """
+    """One member of a role; threads may share it."""
 
     def __init__(
         self, role: str, name: str, endpoints: Sequence[EndpointSettings], sampling: Sampling, shared: SharedClient

@@ -54,9 +54,6 @@ def plot_answer(
         token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
 
-    Returns:
-        An RGB picture, 1800 px wide.
-
     Raises:
         DataError: the answer has no such picture.
     """
@@ -79,12 +76,8 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
     """Draw an answer and write it; the file ending chooses the format.
 
     Args:
-        path: where to; missing folders are made.
         image: index of the picture to draw; None takes the one whose region was read first.
         coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
-
-    Returns:
-        The path written.
 
     Raises:
         DataError: an ending that no picture format has, or a folder that cannot be written.

@@ -62,9 +62,6 @@ def draw_boxes(
         boxes: xyxy in original pixels.
         size_px: (width, height) in original pixels.
         numbered: badge every box with its number, from 1.
-
-    Returns:
-        A new picture, and the boxes in its pixels.
     """
     out = page.copy()
     shown = [_at_least(scale_box(box, size_px, page.size), 12, page.size) for box in boxes]

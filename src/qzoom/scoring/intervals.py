@@ -72,7 +72,6 @@ def upper_bound(failures: int, n: int, confidence: float) -> float:
     """Clopper and Pearson's one-sided upper bound of a share.
 
     Args:
-        failures: how many of the n.
         n: trials; without any the bound is 1.
         confidence: probability that the bound holds, in (0, 1).
 

@@ -221,9 +221,7 @@ class AnswerFile:
     """The output: a line per answer as it comes, and beside it (`NAME.batch.json`) what the answers belong to.
 
     Args:
-        path: of the output.
         about: everything that decides the answers, as JSON values.
-        fresh: discard an earlier output.
 
     Raises:
         ConfigError: another job's output, or one that is being written.

@@ -30,9 +30,6 @@ async def answer_groups(
 
     Args:
         groups: lines about the same pictures together.
-        reader: makes their requests.
-        client: of the application.
-        write: called with every answer.
         width: requests in flight.
 
     Raises:
@@ -170,7 +167,6 @@ def answer_with_ray(
         groups, reader: as in `answer_groups`.
         open_service: makes the service of one actor.
         width: requests in flight per actor.
-        actors: how many.
         address: of a running cluster; empty starts Ray on this machine.
 
     Raises:

@@ -77,8 +77,6 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
 
         Args:
             data: the encoded bytes, already checked against the server's limits.
-            limits: for the decoder.
-            tenant: pictures are shared within a tenant only.
             pages: of a PDF; "" for all.
 
         Raises:
@@ -116,10 +114,6 @@ class Converter:
 
     def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
         """Read the pictures and tokenise.
-
-        Args:
-            body: what the client sent.
-            tenant: decoded pictures are shared within a tenant only.
 
         Raises:
             QZoomError: a picture, a text or an option that cannot be used.
@@ -293,8 +287,6 @@ def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: in
     """Refuse encoded pictures that together unpack to too much; only their headers are read.
 
     Args:
-        pictures: the files' bytes, from data URLs or fetched.
-        limits: the server's limits.
         first: number of the first of them, for errors.
 
     Returns:

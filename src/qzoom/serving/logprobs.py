@@ -34,12 +34,7 @@ class LogprobRecord(TypedDict):
 
 
 def logprob_record(tokenizer: Any, logprobs: Iterable[TokenLogprob]) -> LogprobRecord:
-    """The record of an answer or of a piece of it.
-
-    Args:
-        tokenizer: of the model.
-        logprobs: from `Answer.logprobs`.
-    """
+    """The record of an answer or of a piece of it."""
     content: list[ChosenToken] = [
         {
             **_token(tokenizer, item.token, item.logprob),

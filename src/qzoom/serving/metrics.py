@@ -22,12 +22,7 @@ _AREAS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class ServerMetrics:
-    """Counters and histograms of one server.
-
-    Args:
-        engine: its measures are read at each scrape.
-        pictures: the same for the decoded pictures.
-    """
+    """Counters and histograms of one server."""
 
     def __init__(self, engine: ServingEngine, pictures: PictureCache) -> None:
         self._engine = engine
@@ -60,11 +55,7 @@ class ServerMetrics:
         self._looked(perception)
 
     def rejected(self, reason: str) -> None:
-        """Count a refused picture or body.
-
-        Args:
-            reason: one of our own codes, never a client's text.
-        """
+        """Count a refused picture or body."""
         self._rejected.labels(reason).inc()
 
     def ended(self, status: int) -> None:

@@ -293,10 +293,6 @@ class ChatRequest(PerceiveRequest, KnownOfRequest):
 def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
     """Parse a request body and check all that can be counted without decoding or fetching a picture.
 
-    Args:
-        body: the whole body.
-        limits: the server's limits.
-
     Returns:
         The JSON object: bounded depth, no NaN, no halves of surrogate pairs. Types of fields are not checked.
 

@@ -176,24 +176,12 @@ class VersionReply(TypedDict):
 
 
 def header(prefix: str, model: str) -> Header:
-    """The header of one request's records.
-
-    Args:
-        prefix: of the id.
-        model: the name that the client used.
-    """
+    """The header of one request's records."""
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 def completion(model: str, answers: Sequence[Answer], tokenizer: Any, *, heatmap: bool) -> ChatCompletion:
-    """Whole answers to one request as JSON types.
-
-    Args:
-        model: the name that the client used.
-        answers: one per choice.
-        tokenizer: of the model, for log probabilities.
-        heatmap: include the maps.
-    """
+    """Whole answers to one request as JSON types."""
     return {
         **header("chatcmpl", model),
         "object": "chat.completion",
@@ -244,8 +232,6 @@ def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = 
     """Gate, regions, sizes, times and, if requested, the map.
 
     Args:
-        result: an answer or a perception.
-        heatmap: include the map.
         proposed: include the regions although the gate did not zoom.
     """
     regions = result.regions if result.gate.zoomed or proposed else ()

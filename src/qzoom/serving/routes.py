@@ -217,7 +217,6 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Resul
 
     Args:
         request: its body must have been read.
-        work: cleans up after itself when cancelled.
 
     Raises:
         ClientDisconnect: the client closed the connection.

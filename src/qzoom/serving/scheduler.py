@@ -68,7 +68,6 @@ class Scheduler:
 
     Args:
         model: used by the worker thread only, from `start` on.
-        limits: how much is done at once.
     """
 
     def __init__(self, model: QZoom, limits: SchedulerLimits | None = None) -> None:
@@ -125,7 +124,6 @@ class Scheduler:
         """Queue a request. Hashes its pictures, so call it where decoding is done, not on an event loop.
 
         Args:
-            request: from `QZoom.request`.
             listener: gets "perception", "text" and one last "answer" event, or a `QZoomError` as the last one; with
                 `perceive` one "perception" and nothing else.
             tenant: prefixes are shared within a tenant only.

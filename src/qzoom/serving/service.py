@@ -32,8 +32,6 @@ class ResponseStream:
     """Events of one submitted request, measured on the way; a task of its own draws them from the engine.
 
     Args:
-        events: of the engine.
-        metrics: get its times and its result.
         arrived_s: when the request arrived, on the monotonic clock.
         deadline_s: on the same clock; an engine that is silent beyond it is given up.
     """
@@ -93,12 +91,7 @@ class ResponseStream:
 
 
 class Service:
-    """What the routes share.
-
-    Args:
-        engine: what answers; not started yet.
-        settings: of this server.
-    """
+    """What the routes share."""
 
     def __init__(self, engine: ServingEngine, settings: ServerSettings) -> None:
         self.engine = engine
@@ -165,14 +158,6 @@ class Service:
     async def read(self, kind: type[Body], raw: bytes, tenant: str) -> tuple[Body, Request]:
         """Check a body, decode its pictures, tokenise.
 
-        Args:
-            kind: what the body should be.
-            raw: its bytes.
-            tenant: decoded pictures are shared within a tenant only.
-
-        Returns:
-            The body, and the same for the engine.
-
         Raises:
             QZoomError: anything that cannot be used, or a full queue, before anything is decoded.
         """
@@ -197,10 +182,7 @@ class Service:
         """Hand a request to the engine.
 
         Args:
-            request: from `read`.
-            tenant: prefixes are shared within a tenant only.
             arrived_s: when it arrived, on the monotonic clock.
-            perceive: gate and regions only.
 
         Raises:
             DeadlineError: its time is over already. Whatever else is wrong, the stream's first event raises.

@@ -140,7 +140,6 @@ class LogWriter(Log):
     """A log for writing, locked while it is open; one thread writes, others may read. A context manager.
 
     Args:
-        path: of the file; its folder is made.
         settings: everything that decides what it holds, as JSON values.
         about: facts that may change between runs, for its readers.
         fresh: replace what is there.

@@ -48,7 +48,6 @@ def start_store(
     """Make a store, or check that the one there was made with the same settings.
 
     Args:
-        folder: of the store; made if need be.
         settings: everything that decides the records, as JSON values.
         fresh: remove the records that are there.
 
@@ -68,12 +67,7 @@ def start_store(
 
 
 def note_pending(folder: Path, samples: Iterable[str]) -> None:
-    """Write down which of these samples, and of those of earlier runs, a store does not have yet.
-
-    Args:
-        folder: of a store.
-        samples: keys of all samples that a run is to add, done or not.
-    """
+    """Write down which of these samples, and of those of earlier runs, a store does not have yet."""
     missing = _not_in(folder, dict.fromkeys([*_pending(folder), *samples]))
     write_atomic(folder / _PENDING, json.dumps(missing, ensure_ascii=False) + "\n")
 

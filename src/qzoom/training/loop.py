@@ -123,10 +123,6 @@ def run_loop(
     """Train, from the folder's checkpoint if there is one.
 
     Args:
-        run: the engine, whose selected weights are trained in place, the recipe and the folder.
-        task: data and loss.
-        weights: those that train, by name.
-        accelerator: processes.
         identity: what a resumed run must share, stored in the checkpoint.
 
     Returns:

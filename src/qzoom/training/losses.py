@@ -40,7 +40,6 @@ def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy of the gate (a scalar), mean over the samples that have a label.
 
     Args:
-        logits: gate logits of any shape, one per sample.
         targets: as many labels: 1 zoom, 0 coarse is enough, -100 ignored.
     """
     return _masked_bce(logits.float().flatten(), targets.flatten())

@@ -181,10 +181,7 @@ class MetricsLog:
     """Writes the metrics of every step to `metrics.jsonl` and to the recipe's trackers.
 
     Args:
-        run: folder, recipe and callback.
         start: steps that are done already; lines of later steps are dropped.
-        steps: of the whole run.
-        batch: samples per step.
 
     Raises:
         ConfigError: a tracker that is not installed.
@@ -223,8 +220,6 @@ def open_trackers(names: Sequence[TrackerName], folder: Path, start: int) -> lis
     installed.
 
     Args:
-        names: which.
-        folder: of the run; its name is the run's name.
         start: steps that are done already; event files of later steps are dropped.
 
     Raises:

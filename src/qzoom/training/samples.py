@@ -72,9 +72,7 @@ class StageTask(ABC):
         depend on the rest of a batch: a resumed run ends as if it had not been stopped.
 
         Args:
-            engine: backbone and K.
             keys: one per prompt; the same key must always mean the same prompt.
-            make: the prompt of a position in `keys`.
         """
         count = engine.config.shared_layers
         if self._states is None:

@@ -104,10 +104,7 @@ def train_stage(
         recipe: which stage, on what.
         output: gets the checkpoint, `metrics.jsonl`, `report.json` and the result in `model`.
         refit: stage 2.5: train the model's own region branch further.
-        device: "cpu" or "cuda".
-        fresh: start over.
         base: the loaded base, instead of loading the recipe's.
-        on_step: called with each step's metrics.
 
     Raises:
         ConfigError: settings that do not fit the model, the labels, or an earlier run in `output`.

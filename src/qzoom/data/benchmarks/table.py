@@ -105,7 +105,6 @@ def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin
     """An opened table as a task.
 
     Args:
-        benchmark: whose table.
         rows: anything with a length whose items are rows, or the reason why a row is none.
         folder: where relative picture paths start; None where pictures come with the rows.
         origin: repository or files, split, revision and digest, as JSON values.

@@ -62,8 +62,6 @@ def ask_for_box(
     """Ask for a box, crop, ask again; see `Method.answer`.
 
     Args:
-        request: the first round's text, with {question}.
-        max_box_tokens: most tokens of the first round's answer.
         read: from the first round's text and the picture's size to a box, for models with another way to write one.
     """
     reading = start(model, images, question, options)

@@ -48,7 +48,6 @@ def crop_by_attention(
 
     Args:
         layer: whose attention is taken; None takes the one two thirds up.
-        generic: the request that the question is compared with.
     """
     reading = start(model, images, question, options)
     layer = layer if layer is not None else 2 * model.engine.backbone.num_layers // 3

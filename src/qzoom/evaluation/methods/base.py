@@ -141,23 +141,13 @@ class Reading:
         return coarse_pass(engine, [other], self.clock)[0]
 
     def answer_coarse(self, gate: GateDecision | None = None, row: DecodeRow | None = None) -> Answered:
-        """Answer from the coarse pass.
-
-        Args:
-            gate: what was decided; None for "nobody was asked".
-            row: the finished prefill, if there is one.
-        """
+        """Answer from the coarse pass."""
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, False))
         answer = self._decoded(item, row or prefill(self.model.engine, [item], self.clock)[0])
         return answer, dict(self.extra)
 
     def answer_zoomed(self, boxes: Sequence[MapBox], gate: GateDecision | None = None) -> Answered:
-        """Answer with regions read at high resolution.
-
-        Args:
-            boxes: best first; at least one.
-            gate: what was decided; None for "nobody was asked".
-        """
+        """Answer with regions read at high resolution."""
         engine = self.model.engine
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, True), boxes=tuple(boxes))
         zoomed, regions = zoom(engine, [item], self.clock)

@@ -35,8 +35,6 @@ def engine_arguments(
     """Arguments of `vllm.AsyncEngineArgs` for a checkpoint.
 
     Args:
-        model: "tiny", a folder or a hub id, as for `QZoom.from_pretrained`.
-        revision: on the hub.
         visual_tokens: most visual tokens of one picture; vLLM sets memory aside for such a picture.
         pictures: most pictures of one request; the checkpoint's regions come on top.
 

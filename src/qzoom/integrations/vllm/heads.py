@@ -44,13 +44,7 @@ class Look:
 
 
 class Heads:
-    """The branches of a checkpoint.
-
-    Args:
-        checkpoint: as for `QZoom.from_pretrained`.
-        device: where the hidden states are.
-        dtype: their number format.
-    """
+    """The branches of a checkpoint."""
 
     def __init__(self, checkpoint: str, device: torch.device, dtype: torch.dtype) -> None:
         self.engine = load_engine(checkpoint, dtype=dtype, device_map=str(device), base_weights=False)

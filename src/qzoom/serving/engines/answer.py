@@ -38,10 +38,8 @@ class AnswerEngine(ZoomingEngine):
 
     Args:
         model: loaded with its weights; it looks.
-        settings: of the server.
         url: the other model's endpoint, as http://HOST:PORT/v1.
         name: what it is called there.
-        key: its API key.
 
     Raises:
         ConfigError: nobody answers at the address, the key is refused, or the model's family cannot look alone.

@@ -29,11 +29,7 @@ class Job:
 
 
 class ServingEngine(ABC):
-    """What answers requests. All methods are called on one event loop.
-
-    Args:
-        model: tokenizer, arithmetic and limits.
-    """
+    """What answers requests. All methods are called on one event loop."""
 
     grace_s: ClassVar[float] = 0.0
     """Seconds after a job's deadline in which the engine itself reports it; then the front end does."""

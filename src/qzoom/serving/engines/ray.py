@@ -52,11 +52,7 @@ _ROUTER: Any = RequestRouterConfig(request_router_class=PictureRouter)  # type: 
 
 
 class Replica:
-    """One replica: an engine behind Ray Serve.
-
-    Args:
-        open_engine: makes it.
-    """
+    """One replica: an engine behind Ray Serve."""
 
     def __init__(self, open_engine: OpenEngine) -> None:
         self._engine = open_engine()
@@ -87,9 +83,7 @@ class RayEngine(ServingEngine):
 
     Args:
         model: tokenizer, arithmetic and limits; base weights are not needed.
-        handle: of the deployment.
         limits: `queue` jobs may wait.
-        on_close: called at the end.
         native: whether the replicas are native engines, which refuse nothing.
     """
 
@@ -185,9 +179,6 @@ def bind_engine(
 
     Args:
         open_engine: makes a replica's engine; it must be importable on all machines.
-        limits: of one replica.
-        replicas: how many.
-        gpus: of one replica.
     """
     deployment: Any = serve.deployment(
         Replica,
@@ -229,8 +220,6 @@ def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSett
     Args:
         engine: from `bind_engine`.
         front: loads what `RayEngine` needs of the model.
-        settings: of the server.
-        native: whether the replicas are native engines.
     """
 
     def build() -> Any:

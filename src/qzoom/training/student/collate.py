@@ -200,8 +200,6 @@ class Collator:
     """From numbers of schedule entries to tensors: batches for supervised training, prompts and right replies for GRPO.
 
     Args:
-        prompter: makes views and prompts.
-        questions: that the entries refer to.
         schedule: of the run; one question per entry for GRPO.
         rehearsal: draws rehearsal data.
         masked: give every batch a 4-D mask, for attention that needs one.

@@ -93,14 +93,8 @@ def train_student(
     """Run a recipe, or resume it. Nothing is written before the base and the folder of the data have been checked.
 
     Args:
-        recipe: what to do.
         output: see the module.
-        device: "cpu" or "cuda".
-        fresh: start over.
         base: the loaded student, instead of loading the recipe's.
-        on_phase: called with each phase's name and number of steps.
-        on_step: called with each step's metrics.
-        on_validation: called with each validation.
 
     Raises:
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.

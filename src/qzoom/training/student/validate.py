@@ -100,9 +100,6 @@ class StudentCallback(TrainerCallback):
     Args:
         run: the phase's folder and the callbacks.
         phase: "sft" or "grpo".
-        steps: of the phase.
-        questions: to validate with.
-        weights: those that train, by name.
     """
 
     def __init__(
