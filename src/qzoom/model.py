@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from qzoom.config import ZoomConfig
 from qzoom.engine.batch import answer_all, answer_events, raise_error
@@ -27,10 +29,8 @@ from qzoom.engine.state import Engine
 from qzoom.engine.worker import Worker
 from qzoom.errors import ConfigError, QuestionError, QZoomError
 from qzoom.images.load import ImageLimits, LoadedImage, load_groups, load_pictures, pixel_digest
+from qzoom.settings import closest
 from qzoom.types import Answer, Perception, StreamEvent
-
-if TYPE_CHECKING:
-    import torch
 
 
 class QZoom:
@@ -340,8 +340,6 @@ def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, An
 
 def _closest_option(name: str) -> str:
     """The end of the sentence about an unknown option of `from_pretrained`."""
-    from qzoom.settings import closest
-
     return closest(name, ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization"))
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from qzoom.errors import QZoomError
 from qzoom.settings import Between, Text, settings
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-    from qzoom.errors import QZoomError
 
 Box: TypeAlias = tuple[int, int, int, int]
 ZoomMode: TypeAlias = Literal["auto", "never", "always"]

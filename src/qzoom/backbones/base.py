@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from qzoom.backbones.packed import Rows, use_packed_attention
 from qzoom.backbones.quantized import plain_copy
+from qzoom.config import TokenBudget
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import fit_grid
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from qzoom.config import TokenBudget
 
 Rotary = tuple[Tensor, Tensor]
 LabelHeads = Mapping[tuple[int, int], Mapping[str, tuple[str, str]]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from qzoom.backbones.base import (
@@ -107,8 +108,6 @@ def _renamed(name: str, rules: Sequence[tuple[str, str | None]]) -> str | None:
 
 def _stock_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None) -> Any:
     """transformers' config from the authors' flat one and their vision tower's, which is CLIP's own if it has none."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
     vision: dict[str, Any] = dict(_TOWER) if tower is None else dict(tower.get("vision_config") or tower)
     known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
     skipped = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype")
@@ -126,8 +125,6 @@ def _stock_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None) 
 
 def _released_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' flat config.json from transformers' config.json."""
-    from transformers import LlavaConfig
-
     config: Any = LlavaConfig(
         **{k: v for k, v in settings.items() if k not in ("architectures", "transformers_version")}
     )

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qzoom import __version__
+from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseReference
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qzoom.backbones.base import Backbone
-    from qzoom.backbones.lora import LoraWeights
     from qzoom.engine.state import Engine
 
 MAX_SHARD_SIZE = "5GB"
@@ -160,8 +161,6 @@ def branch_tensors(engine: Engine, *, compact: bool | None = None) -> dict[str, 
 
 
 def _describe(engine: Engine, base_id: str, base_revision: str | None, lora: LoraWeights | None) -> AdapterConfig:
-    from qzoom import __version__
-
     backbone = engine.backbone
     base = BaseReference(base_id, base_revision, backbone.family, backbone.hidden_size, backbone.num_layers)
     return AdapterConfig(

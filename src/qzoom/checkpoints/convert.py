@@ -10,8 +10,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from qzoom import __version__
+from qzoom.backbones.base import ReleasedLayout
 from qzoom.backbones.lora import LoraWeights
 from qzoom.backbones.registry import backbone_class
 from qzoom.checkpoints.branches import check_branch, decoder_prefix, fill_last_layer
@@ -53,11 +57,6 @@ from qzoom.checkpoints.weights import (
 )
 from qzoom.checkpoints.writing import atomic_folder, check_target, copy_side_files
 from qzoom.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qzoom.backbones.base import ReleasedLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +142,6 @@ def _layout(folder: Path) -> ReleasedLayout | None:
 
 def _to_adapter(source: Source, target: Path, fill: str | None, max_file_bytes: int) -> Work:
     """Merged to ours: the plain model and the branches beside it in one folder."""
-    from qzoom import __version__
-
     where = str(source.folder)
     settings = read_json(source.folder / "config.json")
     family = family_of(settings, where)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from qzoom.backbones.base import ReleasedLayout
 from qzoom.backbones.registry import backbone_class
 from qzoom.checkpoints.base import load_processor
 from qzoom.checkpoints.hub import Source
@@ -13,11 +16,6 @@ from qzoom.checkpoints.released import empty_model, stock_places
 from qzoom.checkpoints.upstream import base_of
 from qzoom.checkpoints.weights import Change, Copy, Place, WeightIndex, copy_weights, read_json
 from qzoom.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qzoom.backbones.base import ReleasedLayout
 
 ROWS = 64
 """Tables of converted models are padded to a multiple of this, so that placeholders of pictures have a row."""

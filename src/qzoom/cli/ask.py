@@ -21,11 +21,11 @@ from qzoom.cli.options import (
     read_pictures,
     split_inputs,
 )
-from qzoom.types import SamplingParams
+from qzoom.errors import DataError
+from qzoom.types import Answer, GateDecision, Perception, Region, SamplingParams, StreamEvent, Usage
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
-    from qzoom.types import Answer, GateDecision, Perception, Region, StreamEvent, Usage
 
 Save = Annotated[
     Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
@@ -137,7 +137,6 @@ def _open(
 
 def _check_save(path: Path) -> None:
     """Refuse a file that cannot be written before the model is loaded."""
-    from qzoom.errors import DataError
     from qzoom.plots.answer import check_plot_path
 
     try:

@@ -26,6 +26,7 @@ from qzoom.cli.options import (
 )
 from qzoom.cli.serve import public_name
 from qzoom.errors import DataError
+from qzoom.serving.settings import SchedulerLimits, ServerSettings
 
 if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile, BatchLine, BatchReader
@@ -185,7 +186,6 @@ class _Answerer:
     def open_service(self, name: str) -> Service:
         """The application's service; loads the model. Limits of a request stay, waiting has none."""
         from qzoom.serving.service import Service
-        from qzoom.serving.settings import SchedulerLimits, ServerSettings
 
         width = self.options.concurrency
         settings = ServerSettings(

@@ -13,6 +13,7 @@ import typer
 
 from qzoom.cli.flags import flatten
 from qzoom.cli.options import ModelOptions, find_device
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -184,7 +185,6 @@ def ray_app(args: dict[str, str]) -> Any:
     Raises:
         ConfigError: an unknown argument.
     """
-    from qzoom.errors import ConfigError
     from qzoom.serving.engines.ray import bind_engine, bind_front_end
     from qzoom.serving.settings import ServerSettings
     from qzoom.settings import closest

@@ -15,6 +15,7 @@ import typer
 from qzoom.cli.console import Console
 from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import Fresh, LookOptions, ModelOptions, OutputOptions, RegionTokens, parse_tokens
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.evaluation.runner import EvalOptions
@@ -71,7 +72,6 @@ class DataOptions:
             DataError: data that cannot be used.
         """
         from qzoom.data.benchmarks.registry import open_task
-        from qzoom.errors import ConfigError
 
         try:
             return open_task(
@@ -198,8 +198,6 @@ class _Evaluation:
         Raises:
             typer.BadParameter: otherwise.
         """
-        from qzoom.errors import ConfigError
-
         self.look.coarse()
         parse_tokens(self.asking.region_tokens, "--region-tokens")
         try:

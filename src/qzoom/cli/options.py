@@ -13,6 +13,7 @@ import typer
 
 from qzoom.cli.console import Console
 from qzoom.cli.flags import optional
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
@@ -171,8 +172,6 @@ class LookOptions:
         Raises:
             typer.BadParameter: no preset of that name.
         """
-        from qzoom.errors import ConfigError
-
         given = {"gate_threshold": self.gate_threshold, "region_threshold": self.region_threshold}
         if self.preset is None:
             return given
@@ -252,7 +251,6 @@ def read_pictures(names: list[str], pages: str = "") -> list[LoadedImage]:
         typer.BadParameter: `-` with nothing piped in, or pages that are not there.
         ImageError: a picture that cannot be used.
     """
-    from qzoom.errors import ConfigError
     from qzoom.images.load import load_pictures
 
     try:

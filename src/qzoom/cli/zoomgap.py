@@ -13,12 +13,11 @@ from qzoom.cli.console import Console
 from qzoom.cli.eval import DataOptions
 from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
-from qzoom.evaluation.zoom_views import VIEWS, GapSettings
+from qzoom.data.samples import Task
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
-    from qzoom.data.samples import Task
     from qzoom.evaluation.coverage import Coverage
-    from qzoom.evaluation.zoom_views import View
     from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 

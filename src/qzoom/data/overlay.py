@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
+import PIL.Image
+from PIL import Image, ImageDraw
 
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
 from qzoom.settings import Share, settings
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
 
 Style = Literal["rectangle", "ellipse", "dim", "text", "none"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -138,8 +138,6 @@ def draw(
         ConfigError: an unknown style.
         ImageError: a picture that cannot be read.
     """
-    from PIL import Image, ImageDraw
-
     _check_style(style)
     picture = load_image(image).image
     inner = with_margin(box, picture.size, margin)
@@ -207,8 +205,6 @@ def _around(inner: Box, line: int, size_px: tuple[int, int], style: Style) -> Bo
 def _contrasting(picture: PIL.Image.Image, outer: Box, line: int) -> str:
     """The colour whose distance to the pixels under the line is largest; of the nearest tenth, so that no part of
     the line vanishes."""
-    import numpy as np
-
     under = _ring(picture, outer, line).astype(np.float32)
     best, name = -1.0, "red"
     for candidate, colour in _COLOURS.items():
@@ -220,8 +216,6 @@ def _contrasting(picture: PIL.Image.Image, outer: Box, line: int) -> str:
 
 def _ring(picture: PIL.Image.Image, outer: Box, line: int) -> np.ndarray:
     """Pixels (n, 3) between the line's outer and inner edge, thinned out where there are very many."""
-    import numpy as np
-
     x0, y0, x1, y1 = max(0, outer[0]), max(0, outer[1]), min(picture.width, outer[2]), min(picture.height, outer[3])
     strips = [
         (x0, y0, x1, min(y1, y0 + line)),
@@ -235,8 +229,6 @@ def _ring(picture: PIL.Image.Image, outer: Box, line: int) -> np.ndarray:
 
 def _distance(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """How different colours look: Euclidean, the channels weighted by mean redness (the usual "redmean")."""
-    import numpy as np
-
     red = (pixels[:, 0] + colour[0]) / 2
     gap = (pixels - colour) ** 2
     weights = (2 + red / 256) * gap[:, 0] + 4 * gap[:, 1] + (2 + (255 - red) / 256) * gap[:, 2]

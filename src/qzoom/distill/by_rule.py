@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of, target_of
+import numpy as np
+
+from qzoom.distill.items import Item, Known, KnownQuestion, QuestionDraft, QuestionKind, Vote, draft_of, target_of
 from qzoom.images.geometry import contains, iou
 from qzoom.scoring.agree import mentions, normal
 from qzoom.store.schema import Box4
@@ -15,7 +17,6 @@ from qzoom.store.schema import Box4
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qzoom.distill.items import Known, KnownQuestion
     from qzoom.distill.pictures import Views
 
 _KINDS: dict[str, QuestionKind] = {
@@ -252,8 +253,6 @@ def _other_signs(answer: str, rng: random.Random) -> str:
 
 def _name(answer: str, rng: random.Random) -> str:
     """Another drawn name with as many words, where that comes about."""
-    import numpy as np
-
     from qzoom.data.synthetic import texts
 
     numbers = np.random.default_rng(rng.getrandbits(63))

@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+
 from qzoom.distill.items import (
     NONE_OPTION,
     Agreement,
@@ -28,13 +30,13 @@ from qzoom.distill.items import (
 from qzoom.distill.vote import same_answer
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import mentions, normal
+from qzoom.scoring.judge import Judge
 from qzoom.scoring.letters import LETTERS, chosen_letter
 from qzoom.settings import Between, Share, settings
 
 if TYPE_CHECKING:
     from qzoom.distill.pictures import Views
     from qzoom.distill.roles import DistractorWriter, Reader
-    from qzoom.scoring.judge import Judge
 
 NONE_ANSWER = "none"
 _TRIES = 50
@@ -101,8 +103,6 @@ def _other_name(text: str, field: str, known: Known, rng: random.Random) -> str:
     name = max((line for line in printed if len(line) > 2 and mentions(text, line)), key=len, default="")
     if not name or name not in text:
         return ""
-    import numpy as np
-
     numbers = np.random.default_rng(rng.getrandbits(63))
     for _ in range(_TRIES):
         other = texts.item_name(numbers)

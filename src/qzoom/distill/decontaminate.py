@@ -11,17 +11,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import PIL.Image
+from PIL import ImageOps
 
 from qzoom.data.benchmarks.table import picture_source
 from qzoom.distill.pictures import EXTENSIONS
 from qzoom.errors import ConfigError, DataError, ImageError
+from qzoom.images.load import load_image
 from qzoom.settings import Between, settings
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 _BASE64_STARTS = ("/9j/", "iVBORw0K", "UklGR", "R0lGOD", "Qk0", "SUkq", "TU0A")
 """The first characters of JPEG, PNG, WebP, GIF, BMP and TIFF in base64."""
@@ -94,8 +94,6 @@ class BenchmarkHashes:
 
     def nearest(self, image: PIL.Image.Image, name: str) -> Match | None:
         """The nearest benchmark image within the distances; None without one."""
-        from PIL import ImageOps
-
         best: Match | None = None
         for mirrored in (False, True) if self.settings.flips else (False,):
             hashes = picture_hashes(ImageOps.mirror(image) if mirrored else image)
@@ -249,8 +247,6 @@ def _may_be_picture(text: str) -> bool:
 
 
 def _decoded(source: bytes | Path) -> PIL.Image.Image | None:
-    from qzoom.images.load import load_image
-
     try:
         return load_image(io.BytesIO(source) if isinstance(source, bytes) else source).image
     except ImageError:

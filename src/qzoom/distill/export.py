@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from PIL import Image
+
 from qzoom.data.overlay import Style
 from qzoom.distill.items import NONE_OPTION, ImageRef, Item, choice_text
 from qzoom.distill.pictures import load_source
@@ -60,8 +62,6 @@ def encode_picture(
 
 def _own_file(picture: ImageRef) -> tuple[bytes | None, str]:
     """The file's bytes and suffix when every reader finds the same pixels in it."""
-    from PIL import Image
-
     if not picture.root:
         return None, ""
     path = Path(picture.root) / picture.source

@@ -8,18 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import PIL.Image
 
 from qzoom.data.crop import cut
 from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
 from qzoom.distill.items import ImageRef, Item, Known, KnownQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.images.load import load_image, picture_digest
-
-if TYPE_CHECKING:
-    import PIL.Image
-
-    from qzoom.store.schema import Question
+from qzoom.store.schema import Question
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
+from PIL.Image import Image
+
 from qzoom.distill import by_endpoint, by_rule
 from qzoom.distill.items import Item, QuestionDraft, Vote
 from qzoom.errors import ConfigError
@@ -19,8 +21,6 @@ from qzoom.scoring.judge import Judge
 from qzoom.settings import Between, Share, settings
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from qzoom.distill.pictures import Views
 
 F = TypeVar("F", bound=Callable[..., Any])

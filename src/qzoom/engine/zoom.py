@@ -15,8 +15,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -30,9 +30,6 @@ from qzoom.engine.request import check_length, fit_regions
 from qzoom.engine.state import Engine, advance_shared, truncate
 from qzoom.heads.boxes import MapBox
 from qzoom.types import Box, Region
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 
 @torch.inference_mode()
@@ -130,7 +127,7 @@ def encode_crops(
 
 
 def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> VisualFeatures:
-    """The tokens of an encoded region that are inserted: all, those on the foreground, or resized to its coarse cells."""
+    """The tokens of an encoded region that are inserted: all, the foreground, or resized to its coarse cells."""
     if box.keep is not None:
         shape = torch.as_tensor(box.keep, dtype=torch.float32)[None, None]
         keep = interpolate(shape, size=features.grid, mode="bilinear", align_corners=False).flatten() > 0.5

@@ -15,6 +15,7 @@ import numpy as np
 from qzoom.config import TokenBudget
 from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.engine.request import Options
+from qzoom.engine.session import Session
 from qzoom.errors import QZoomError
 from qzoom.evaluation.methods.attention import GENERIC, prompt_attention
 from qzoom.evaluation.methods.base import start
@@ -22,7 +23,6 @@ from qzoom.evaluation.zoomgap import is_negative
 from qzoom.types import Box
 
 if TYPE_CHECKING:
-    from qzoom.engine.session import Session
     from qzoom.model import QZoom
 
 

@@ -15,7 +15,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import PIL.Image
+from PIL import Image, ImageDraw
 
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError, QZoomError
@@ -32,11 +35,9 @@ from qzoom.evaluation.report_figures import (
 )
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.tables import interval, log_ticks, markdown_table, new_figure, percent, save_figure, times
+from qzoom.images.geometry import scale_box
 from qzoom.scoring.metrics import hit
 from qzoom.store.log import write_atomic
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 NOTE = (
     "Shares are per cent. Intervals hold in 95 % of cases and come from drawing pictures with replacement; differences "
@@ -254,9 +255,6 @@ def _drawn(picture: PIL.Image.Image | None, row: AnswerRow) -> str:
     """Page and enlarged region as a base64 JPEG."""
     if picture is None:
         return ""
-    from PIL import Image, ImageDraw
-
-    from qzoom.images.geometry import scale_box
     from qzoom.plots.overlay import draw_boxes
 
     page = _within(picture.convert("RGB"), _PAGE_PX)

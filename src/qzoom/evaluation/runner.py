@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
+
+import qzoom
 from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
 from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task, rows_of
+from qzoom.engine.chat import read_conversation
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
 from qzoom.evaluation.methods import METHODS, Method
@@ -45,10 +49,8 @@ def describe_model(model: QZoom) -> dict[str, Any]:
 
 def describe_software(model: QZoom) -> dict[str, Any]:
     """What ran, for the reader: the model's name and sizes and the versions of the libraries."""
-    import torch
     import transformers
 
-    import qzoom
     from qzoom.evaluation.flops import shape_of
 
     try:
@@ -216,8 +218,6 @@ def _question_values(model: QZoom, sample: Sample, index: int, options: EvalOpti
 
 def _prompt(model: QZoom, question: str) -> str:
     """The rendered conversation, one placeholder per picture; empty for a question that cannot be encoded."""
-    from qzoom.engine.chat import read_conversation
-
     try:
         ids = model.chat.encode(read_conversation([None], question))
     except QZoomError:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
+
+import PIL.Image
 
 from qzoom.data.cells import around
 from qzoom.data.crop import CropSettings, crop_box, cut
@@ -20,9 +22,6 @@ from qzoom.images.geometry import box_area_px
 from qzoom.images.load import load_image
 from qzoom.settings import Between, settings, to_dict
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 View = Literal["full", "region", "boxed", "zoom"]
 VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")

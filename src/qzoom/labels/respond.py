@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from qzoom.config import TokenBudget
@@ -45,8 +46,6 @@ def prepare_image(picture: LoadedImage, view: View, tokens: int) -> PreparedImag
     """Prepare a picture: at most `tokens` visual tokens as it is, or exactly that many as a square (method.md 5.1)."""
     if view == "dynamic":
         return PreparedImage(picture, picture.size_px, TokenBudget(1, tokens), view)
-    from PIL import Image
-
     width, height = picture.size_px
     side = max(width, height)
     square = Image.new("RGB", (side, side), PADDING)

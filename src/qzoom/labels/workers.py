@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
@@ -41,8 +42,6 @@ class ModelSpec:
 
     def load(self, number: int = 0, *, zooms: bool = False) -> Engine:
         """The engine for worker `number` (HeadsMissingError: it has to zoom and has no region branch)."""
-        import torch
-
         from qzoom.checkpoints.load import load_engine
 
         device = self.device
@@ -210,8 +209,6 @@ def _drain(messages: Queue[int | str], on_question: Callable[[int], None], error
 
 def _work(make: MakeLabeller, spec: ModelSpec, questions: list[Question], *where: Any) -> None:
     """One worker: its store folder, its number and the queue of messages come last."""
-    import torch
-
     folder, number, messages = where
     if spec.device == "cpu":
         torch.set_num_threads(1)

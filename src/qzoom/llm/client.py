@@ -23,15 +23,14 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from qzoom.errors import CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
 from qzoom.images.load import png_data_url
 from qzoom.llm.cache import CallCache, Cost, Failure, Reply
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _KEY_SCHEMA = 1
 _ALL_REFUSED = 3
@@ -49,7 +48,7 @@ class ChatImage:
         max_pixels: larger images are scaled down to it.
     """
 
-    def __init__(self, image: Image, max_pixels: int) -> None:
+    def __init__(self, image: Image.Image, max_pixels: int) -> None:
         self._image = image
         self._max_pixels = max_pixels
         self._url = ""
@@ -65,9 +64,7 @@ class ChatImage:
                 self._url = png_data_url(self._scaled())
             return self._url
 
-    def _scaled(self) -> Image:
-        from PIL import Image
-
+    def _scaled(self) -> Image.Image:
         width, height = self._image.size
         image = self._image.convert("RGB")
         if width * height <= self._max_pixels:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qzoom.backbones.base import ModelSizes
 from qzoom.backbones.registry import FAMILIES, backbone_class, published_sizes
 from qzoom.errors import CheckpointError, ConfigError
@@ -159,7 +161,6 @@ def sizes_of(folder: Path) -> ModelSizes:
     Raises:
         CheckpointError: no config of a family that is supported.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:

@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
 from qzoom.settings import to_dict
 from qzoom.store.log import atomic_path, differences, unwritable
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"

@@ -20,18 +20,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
+
+from torch import nn
 
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.config import ZoomConfig
+from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.settings import Between, Share, Text, read_settings, settings
 from qzoom.training.run import TrackerName, resume_values
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from qzoom.engine.state import Engine
 
 RESUMABLE_CHANGES = (
     "micro_batch",

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from qzoom.engine.attention import response_attention
 from qzoom.engine.generate import prefill
@@ -25,8 +27,6 @@ from qzoom.images.geometry import box_area_px
 from qzoom.types import GateDecision
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 
@@ -104,8 +104,6 @@ def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]
     Raises:
         DataError: the prompt holds no picture.
     """
-    import torch
-
     engine, prompt = reading.model.engine, item.state.prompt
     with torch.inference_mode():
         row = prefill(engine, [item], reading.clock)[0]

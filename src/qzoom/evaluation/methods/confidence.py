@@ -10,6 +10,9 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from qzoom.config import ZoomConfig
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import propose
 from qzoom.engine.request import Options, check_heads
@@ -18,9 +21,6 @@ from qzoom.evaluation.methods.base import Answered, Method, start
 from qzoom.types import GateDecision
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qzoom.config import ZoomConfig
     from qzoom.data.samples import SampleQuestion
     from qzoom.model import QZoom
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 import torch
@@ -18,14 +18,12 @@ from qzoom.engine.perceive import CoarseResult, Stopwatch, decide, with_maps
 from qzoom.errors import ConfigError, DeadlineError, EngineDownError, EngineRefusedError, QueueFullError, QZoomError
 from qzoom.heads.region_map import RegionMap
 from qzoom.images.load import png_data_url
+from qzoom.integrations.vllm.heads import LookMode
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine
 from qzoom.serving.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from qzoom.integrations.vllm.heads import LookMode
 
 KEY = "QZOOM_ANSWER_KEY"
 _GREET_S = 10.0

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import PIL.Image
 import torch
 
 from qzoom.engine.generate import TextStream
@@ -42,9 +43,6 @@ from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer, Perception, Region, StreamEvent
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 Result = TypeVar("Result")
 _ASPECT = 200  # the processors of vLLM refuse longer pictures

@@ -17,10 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import nn
+
+from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
+from qzoom.llm.settings import CallSettings
+from qzoom.scoring.judge import open_judge
 from qzoom.store.log import write_atomic
 from qzoom.training.lora import add_lora
 from qzoom.training.run import (
@@ -41,9 +46,6 @@ from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import JudgeCall
 from qzoom.training.student.schedule import ScheduleEntry, draw_rehearsal, epoch_entries, make_schedule
 from qzoom.training.student.validate import StudentCallback, Validation, last_checkpoint
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FINAL_FILE = "final.safetensors"
 RUN_FILE = "run.json"
@@ -100,8 +102,6 @@ def train_student(
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.checkpoints.weights import base_digest
-
     _check_packages()
     folder = _data_folder(recipe)
     engine = base or load_student(recipe, device)
@@ -281,8 +281,6 @@ def _judge(recipe: StudentRecipe, cache: Path) -> Iterator[JudgeCall | None]:
     if recipe.grpo.judge is None:
         yield None
         return
-    from qzoom.llm.settings import CallSettings
-    from qzoom.scoring.judge import open_judge
 
     judge = open_judge(recipe.grpo.judge, CallSettings(retries=5, budget_requests=recipe.grpo.judge_budget), cache)
     try:

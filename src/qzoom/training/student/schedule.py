@@ -11,9 +11,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
+import PIL.Image
 from pydantic import Field
 
 from qzoom.data.overlay import ShareSchedule
@@ -25,9 +26,6 @@ from qzoom.images.geometry import contains
 from qzoom.settings import Between, settings
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 
 @dataclass(frozen=True, slots=True)

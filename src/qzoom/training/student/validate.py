@@ -13,8 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from qzoom.engine.state import Engine
@@ -24,9 +26,6 @@ from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import accuracy
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _AT_ONCE = 8
 
@@ -63,8 +62,6 @@ def validate_student(
 
 def _answered_rightly(engine: Engine, questions: Sequence[ExportedQuestion], recipe: StudentRecipe) -> list[bool]:
     """Whether each question is answered rightly, by rules alone."""
-    import torch
-
     from qzoom.model import QZoom
 
     model, prompter = QZoom(engine, "the student"), Prompter(engine, recipe)
