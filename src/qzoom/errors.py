@@ -6,6 +6,8 @@ wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class QZoomError(Exception):
     """Base of all deliberate errors."""
@@ -130,3 +132,14 @@ class LaterError(QZoomError):
 
 class CallRefusedError(QZoomError):
     """An endpoint refuses this one call for good (too long, not allowed); trying again would not help."""
+
+
+def reason_of(error: BaseException, most: int = 300) -> str:
+    """What another library's error says, on one line, for the middle of a sentence of ours; else its kind."""
+    return " ".join(str(error).split())[:most].rstrip(". ") or type(error).__name__
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

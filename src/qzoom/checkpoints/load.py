@@ -83,7 +83,11 @@ def load_engine(
     _remember(backbone, source)
     if kind == "upstream":
         return _with_upstream_branches(backbone, source, config)
-    return _plain(backbone, config)
+    from qzoom.engine.state import Engine
+
+    # Without branches, K only says where the engine cuts the layers in two.
+    own = ZoomConfig(shared_layers=max(1, min(3, backbone.num_layers - 1)), **backbone.zoom_defaults())
+    return Engine(backbone, None, None, config or own)
 
 
 def find_base(adapter: AdapterConfig, source: Source) -> Source:
@@ -160,14 +164,6 @@ def _with_upstream_branches(backbone: Backbone, source: Source, config: ZoomConf
     if settings.get("enable_high_res"):
         gate = build_gate(*depth, _named(index, keys.gate), where=weights, prefix=f"{keys.prefix}high_res_")
     return Engine(backbone, gate, region, _checked(config, own))
-
-
-def _plain(backbone: Backbone, config: ZoomConfig | None) -> Engine:
-    """A base model without branches; K only says where the engine cuts the layers in two."""
-    from qzoom.engine.state import Engine
-
-    own = ZoomConfig(shared_layers=max(1, min(3, backbone.num_layers - 1)), **backbone.zoom_defaults())
-    return Engine(backbone, None, None, config or own)
 
 
 def _named(index: Any, names: dict[str, str]) -> dict[str, Any]:

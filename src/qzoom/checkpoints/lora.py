@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.branches import decoder_prefix
 from qzoom.checkpoints.weights import (
-    WeightIndex,
     check_finite,
     maps_digest,
     read_index,
     read_json,
     read_tensors,
 )
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,11 +73,8 @@ def base_maps_digest(backbone: Backbone, targets: Sequence[str], where: str) -> 
         raise CheckpointError(f"{where}: a quantised base that was not loaded from a folder takes no LoRA weights.")
     index = read_index(backbone.folder)
     prefix = decoder_prefix(index)
-    return maps_digest(targets, lambda target: _stored(index, f"{prefix}{target}.weight"))
-
-
-def _stored(index: WeightIndex, name: str) -> Tensor:
-    return read_tensors(index, [name])[name]
+    names = {target: f"{prefix}{target}.weight" for target in targets}
+    return maps_digest(targets, lambda target: read_tensors(index, [names[target]])[names[target]])
 
 
 def _map_in(backbone: Backbone, target: str, where: str) -> nn.Module:
@@ -121,7 +117,8 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
     try:
         tensors = load_file(inner / _WEIGHTS)
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
-        raise CheckpointError(f"{inner / _WEIGHTS} cannot be read ({reason}); fetch the file again.") from error
+        raise CheckpointError(
+            f"{inner / _WEIGHTS} cannot be read ({reason_of(error)}); fetch the file again."
+        ) from error
     check_finite(tensors.items(), str(inner / _WEIGHTS))
     return LoraWeights(base_weights, settings, tensors)

@@ -14,7 +14,7 @@ from qzoom.checkpoints.branches import layer_count
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.upstream import base_of
 from qzoom.checkpoints.weights import Place, WeightIndex, read_index, read_json, read_tensors
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,4 +113,4 @@ def _half(folder: Path, places: Mapping[str, Place], missing: Iterable[str], con
             f"{folder} holds {held} of {total} decoder layers: it is half a model, as its authors' training leaves it; "
             f"fill in the rest from its base: qzoom convert {folder} FOLDER --base BASE."
         )
-    return f"The weights in {folder} lack {', '.join(lacking[:4])}; fetch all weight files again."
+    return f"The weights in {folder} lack {listed(lacking)}; fetch all weight files again."

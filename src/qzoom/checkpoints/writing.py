@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qzoom.checkpoints.base import is_processor_file
+from qzoom.checkpoints.base import PROCESSOR_FILES
 from qzoom.checkpoints.format import CONFIG_FILE, Kind, detect_kind
 from qzoom.checkpoints.lora import LORA_FOLDER
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, reason_of
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin.index.json")
 _SIDE = (".json", ".jinja", ".txt", ".model", ".md")
 
 
@@ -56,7 +56,7 @@ def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
         yield part
         _swap(part, folder)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise CheckpointError(f"{folder} cannot be written ({reason}); check space and rights.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -71,12 +71,7 @@ def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = 
 
 
 def _is_model_file(name: str) -> bool:
-    return (
-        name == LORA_FOLDER
-        or name.endswith(_WEIGHTS)
-        or name.endswith(".bin.index.json")
-        or name in ("config.json", CONFIG_FILE)
-    )
+    return name in (LORA_FOLDER, "config.json", CONFIG_FILE) or name.endswith(_WEIGHTS)
 
 
 def _swap(part: Path, folder: Path) -> None:
@@ -91,9 +86,7 @@ def _swap(part: Path, folder: Path) -> None:
         raise
     if old.is_dir():
         for path in old.iterdir():
-            replaced = (
-                _is_model_file(path.name) or is_processor_file(path.name) or path.name == "generation_config.json"
-            )
+            replaced = path.name in (*PROCESSOR_FILES, "generation_config.json") or _is_model_file(path.name)
             if not replaced and not (folder / path.name).exists():
                 path.rename(folder / path.name)
         shutil.rmtree(old, ignore_errors=True)
