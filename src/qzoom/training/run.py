@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.settings import to_dict
 from qzoom.store.log import atomic_path, differences, unwritable
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,13 +63,9 @@ class TrainingRun(Generic[R]):
 # -- the same run ----------------------------------------------------------------------------------------------------
 
 
-def resume_values(recipe: Any, free: Sequence[str]) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON values: all but the names in `free`, at any depth."""
-    return _without(to_dict(recipe), free)
-
-
-def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {k: _without(v, names) if isinstance(v, dict) else v for k, v in values.items() if k not in names}
+def without(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A recipe's values but these names at any depth: what a resumed run must share."""
+    return {k: without(v, names) if isinstance(v, dict) else v for k, v in values.items() if k not in names}
 
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:

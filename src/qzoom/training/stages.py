@@ -28,8 +28,8 @@ from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
-from qzoom.settings import Between, Share, Text, read_settings, settings
-from qzoom.training.run import TrackerName, resume_values
+from qzoom.settings import Between, Share, Text, read_settings, settings, to_dict
+from qzoom.training.run import TrackerName, without
 
 RESUMABLE_CHANGES = (
     "micro_batch",
@@ -144,7 +144,7 @@ class StageRecipe:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
-        values = resume_values(self, RESUMABLE_CHANGES)
+        values = without(to_dict(self), RESUMABLE_CHANGES)
         return values if self.quantization else {k: v for k, v in values.items() if k != "quantization"}
 
 

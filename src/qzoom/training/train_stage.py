@@ -23,6 +23,7 @@ from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
 from qzoom.training.stages import StageRecipe, frozen_in_bfloat16, select, trained_stage
+from qzoom.training.tasks import AnswerTask, GateTask, RegionMapTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +76,12 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
 
 def make_task(recipe: StageRecipe, engine: Engine) -> StageTask:
     """The stage's samples and loss."""
-    if recipe.stage == "regions":
-        from qzoom.training.regions import RegionMapTask
-
-        return RegionMapTask(recipe, engine)
-    if recipe.stage == "gate":
-        from qzoom.training.gate import GateTask
-
-        return GateTask(recipe, engine)
-    from qzoom.training.answers import AnswerTask
-
-    return AnswerTask(recipe, engine)
+    kinds: dict[str, type[RegionMapTask | AnswerTask | GateTask]] = {
+        "regions": RegionMapTask,
+        "answers": AnswerTask,
+        "gate": GateTask,
+    }
+    return kinds[recipe.stage](recipe, engine)
 
 
 def train_stage(

@@ -69,7 +69,9 @@ class Prompter:
         self.engine = engine
         self.recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._cache: LRUCache[PIL.Image.Image] = LRUCache(int(recipe.cache_gb * 1e9), _bytes_of)
+        self._cache: LRUCache[PIL.Image.Image] = LRUCache(
+            int(recipe.cache_gb * 1e9), lambda image: 3 * image.width * image.height
+        )
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def budget_of(self, tokens: int) -> TokenBudget:
@@ -165,10 +167,6 @@ class Prompter:
         if picture.size == target:
             return picture
         return picture.resize(target, Image.Resampling(int(backbone.image_processor.resample)))
-
-
-def _bytes_of(image: PIL.Image.Image) -> int:
-    return image.width * image.height * 3
 
 
 _SOURCE = object()

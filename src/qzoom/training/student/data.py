@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qzoom.errors import DataError
+from qzoom.errors import DataError, reason_of
 from qzoom.store.log import write_atomic
 from qzoom.types import Box
 
@@ -110,7 +110,7 @@ def _read(path: Path, pictures: Path) -> Iterator[ExportedQuestion]:
                 number += 1
                 yield _question(row, f"{path}, row {number}", path.parent, pictures)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); export it again.") from error
+        raise DataError(f"{path} cannot be read as Parquet ({reason_of(error)}); export it again.") from error
 
 
 def _question(row: Mapping[str, Any], where: str, folder: Path, pictures: Path) -> ExportedQuestion:

@@ -8,12 +8,12 @@ OUT/model          the result, heads included
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -43,8 +43,7 @@ from qzoom.training.run import (
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import Split, check_folder, digest_of, read_split
 from qzoom.training.student.recipe import StudentRecipe
-from qzoom.training.student.rewards import JudgeCall
-from qzoom.training.student.schedule import ScheduleEntry, draw_rehearsal, epoch_entries, make_schedule
+from qzoom.training.student.schedule import draw_rehearsal, epoch_entries, make_schedule
 from qzoom.training.student.validate import StudentCallback, Validation, last_checkpoint
 
 FINAL_FILE = "final.safetensors"
@@ -103,7 +102,12 @@ def train_student(
         DataError: data that cannot be used.
     """
     _check_packages()
-    folder = _data_folder(recipe)
+    from accelerate import PartialState
+
+    if not recipe.data:
+        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
+    folder = Path(recipe.data).expanduser()
+    check_folder(folder)
     engine = base or load_student(recipe, device)
     engine.backbone.need_bare_grid("Training a student")
     digest = base_digest(engine)
@@ -113,7 +117,8 @@ def train_student(
         output.mkdir(parents=True, exist_ok=True)
         if fresh:
             clear_run(output, ("sft", "grpo", RUN_FILE))
-    _wait_for_everyone(run)
+    if run.processes > 1:
+        PartialState(cpu=device == "cpu").wait_for_everyone()
     split = read_split(folder, output / "pictures", recipe.validation, recipe.seed)
     if run.is_main:
         _check_run(run, digest, split)
@@ -129,27 +134,13 @@ def train_student(
         validations=tuple(validation for _, found in done for validation in found),
     )
     if run.is_main:
-        _save(run, model, result, digest)
+        if recipe.lora_rank:
+            model.merge_and_unload()
+        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
+        if engine.gate is not None or engine.region is not None:
+            facts["heads"] = HEADS_NOTE
+        save_model(run, result, {"distill": facts}, whole=True)
     return result
-
-
-def _data_folder(recipe: StudentRecipe) -> Path:
-    """The folder of the data, checked."""
-    if not recipe.data:
-        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
-    folder = Path(recipe.data).expanduser()
-    check_folder(folder)
-    return folder
-
-
-def _save(run: TrainingRun, model: Any, result: StudentReport, digest: str) -> None:
-    """Write the student, with LoRA weights merged in."""
-    if run.recipe.lora_rank:
-        model.merge_and_unload()
-    facts: dict[str, Any] = {"recipe": run.recipe.decisive(), "base_weights": digest}
-    if run.engine.gate is not None or run.engine.region is not None:
-        facts["heads"] = HEADS_NOTE
-    save_model(run, result, {"distill": facts}, whole=True)
 
 
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
@@ -219,8 +210,15 @@ def run_phase(
         best_step = int(metadata["step"]) if metadata.get("step") else None
     else:
         callback = StudentCallback(run, phase, steps, split.validation, weights)
-        judge_cache = run.folder.parent / "calls.sqlite"
-        with _judge(recipe, judge_cache) as judge, _stock_forward(run.engine), without_deprecations():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(without_deprecations())
+            # Trainers put their own forward on the model; afterwards it is the class's again.
+            stack.callback(run.engine.backbone.model.__dict__.pop, "forward", None)
+            judge = None
+            if recipe.grpo.judge is not None:
+                calls = CallSettings(retries=5, budget_requests=recipe.grpo.judge_budget)
+                asked = open_judge(recipe.grpo.judge, calls, run.folder.parent / "calls.sqlite")
+                judge = stack.enter_context(contextlib.closing(asked)).right
             trainer = _trainer(run, phase, model, split, steps, judge=judge, callbacks=[callback])
             last = last_checkpoint(run.folder)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -246,19 +244,7 @@ def _trainer(
     from qzoom.training.student.trainers import make_grpo_trainer, make_sft_trainer, uses_plain_attention
 
     recipe, prompter = run.recipe, Prompter(run.engine, run.recipe)
-    schedule = _schedule(recipe, phase, split, steps)
-    if phase == "sft":
-        rehearsal = partial(draw_rehearsal, most=max(2, recipe.sft.questions))
-        masked, regions = uses_plain_attention(run), recipe.attention_supervision.weight > 0
-        collator = Collator(prompter, split.train, schedule, rehearsal, masked=masked, regions=regions)
-        return make_sft_trainer(run, model, collator, steps, callbacks)
-    cached = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_rehearsal, most=1))
-    collator = Collator(prompter, split.train, schedule, cached)
-    return make_grpo_trainer(run, model, collator, steps, judge=judge, callbacks=callbacks)
-
-
-def _schedule(recipe: StudentRecipe, phase: str, split: Split, steps: int) -> list[ScheduleEntry]:
-    return make_schedule(
+    schedule = make_schedule(
         split.train,
         steps=steps,
         batch=getattr(recipe, phase).batch,
@@ -269,38 +255,23 @@ def _schedule(recipe: StudentRecipe, phase: str, split: Split, steps: int) -> li
         seed=recipe.seed if phase == "sft" else recipe.seed + 1,
         crops=recipe.random_crops if phase == "sft" else None,
     )
+    if phase == "sft":
+        rehearsal = partial(draw_rehearsal, most=max(2, recipe.sft.questions))
+        masked, regions = uses_plain_attention(run), recipe.attention_supervision.weight > 0
+        collator = Collator(prompter, split.train, schedule, rehearsal, masked=masked, regions=regions)
+        return make_sft_trainer(run, model, collator, steps, callbacks)
+    cached = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_rehearsal, most=1))
+    collator = Collator(prompter, split.train, schedule, cached)
+    return make_grpo_trainer(run, model, collator, steps, judge=judge, callbacks=callbacks)
 
 
 def _questions_per_entry(recipe: StudentRecipe, phase: str) -> int:
     return recipe.sft.questions if phase == "sft" else 1
 
 
-@contextmanager
-def _judge(recipe: StudentRecipe, cache: Path) -> Iterator[JudgeCall | None]:
-    """The recipe's judge for as long as a phase runs."""
-    if recipe.grpo.judge is None:
-        yield None
-        return
-
-    judge = open_judge(recipe.grpo.judge, CallSettings(retries=5, budget_requests=recipe.grpo.judge_budget), cache)
-    try:
-        yield judge.right
-    finally:
-        judge.close()
-
-
-@contextmanager
-def _stock_forward(engine: Engine) -> Iterator[None]:
-    """Trainers put their own forward on the model; afterwards it is the class's again."""
-    model = engine.backbone.model
-    try:
-        yield
-    finally:
-        model.__dict__.pop("forward", None)
-
-
 def _check_packages() -> None:
     try:
+        import accelerate
         import datasets
         import trl
     except ImportError as error:
@@ -308,15 +279,7 @@ def _check_packages() -> None:
             f"`qzoom train student` needs the package {error.name}; install it with: "
             "pip install 'qzoom[distill,train]'."
         ) from error
-    del datasets, trl
-
-
-def _wait_for_everyone(run: TrainingRun[StudentRecipe]) -> None:
-    """Wait until all processes of a run have come here."""
-    if run.processes > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=run.device == "cpu").wait_for_everyone()
+    del accelerate, datasets, trl
 
 
 def _check_run(run: TrainingRun[StudentRecipe], weights: str, split: Split) -> None:
