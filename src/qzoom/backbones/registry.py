@@ -35,11 +35,8 @@ def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_templa
 
 
 def backbone_class(model_type: Any, where: str = "") -> type[Backbone]:
-    """The backbone class of a model type.
-
-    Raises:
-        CheckpointError: no backbone for it, or one that needs a later release of transformers.
-    """
+    """The backbone class of a model type (CheckpointError: no backbone for it, or one that needs a later release of
+    transformers)."""
     import transformers
     from packaging.version import Version
 

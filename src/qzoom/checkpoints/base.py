@@ -173,12 +173,8 @@ def load_backbone(
 
 
 def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse flash attention where it cannot run.
-
-    Raises:
-        DeviceError: on another device than a GPU.
-        ConfigError: in float32, or without its package.
-    """
+    """Refuse flash attention where it cannot run (DeviceError: on another device than a GPU; ConfigError: in float32,
+    or without its package)."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -204,11 +200,8 @@ def _place(index: WeightIndex, name: str) -> str:
 
 
 def choose_device(device_map: Any) -> torch.device:
-    """One device out of transformers' ways to say it.
-
-    Raises:
-        DeviceError: several devices, an unknown one, or one that this machine lacks.
-    """
+    """One device out of transformers' ways to say it (DeviceError: several devices, an unknown one, or one that this
+    machine lacks)."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -236,12 +229,8 @@ def choose_device(device_map: Any) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex | None) -> torch.dtype:
-    """The number format to load in; half precision stored for a CPU becomes float32.
-
-    Raises:
-        ConfigError: an unknown format.
-        DeviceError: float16 asked for on a CPU.
-    """
+    """The number format to load in; half precision stored for a CPU becomes float32 (ConfigError: an unknown format;
+    DeviceError: float16 asked for on a CPU)."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

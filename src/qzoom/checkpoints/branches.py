@@ -26,11 +26,7 @@ _FIRST_NORM = re.compile(r"((?:.*\.)?)layers\.0\.input_layernorm\.weight")
 
 
 def decoder_prefix(index: WeightIndex) -> str:
-    """What stands before `layers.0` in the names of a base model's decoder.
-
-    Raises:
-        CheckpointError: no decoder layers.
-    """
+    """What stands before `layers.0` in the names of a base model's decoder (CheckpointError: no decoder layers)."""
     for name in sorted(index.tensors):
         match = _FIRST_NORM.fullmatch(name)
         if match:

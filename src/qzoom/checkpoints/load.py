@@ -91,11 +91,7 @@ def load_engine(
 
 
 def find_base(adapter: AdapterConfig, source: Source) -> Source:
-    """Where the base model of an adapter is.
-
-    Raises:
-        CheckpointError: it cannot be found.
-    """
+    """Where the base model of an adapter is (CheckpointError: it cannot be found)."""
     name = adapter.base.id
     if name == HERE:
         return source
@@ -206,10 +202,7 @@ def _remember(backbone: Backbone, source: Source) -> None:
 
 def checkpoint_identity(source: Source, base: Source | None = None) -> dict[str, str]:
     """Which weights a checkpoint has, from its files alone: digests of base and branches, "" where there are none.
-
-    Args:
-        base: where the base is; None takes the checkpoint's own.
-    """
+    `base`: where the base is; None takes the checkpoint's own."""
     adapter = read_adapter_config(source.folder) if detect_kind(source.folder) == "adapter" else None
     base = base or (source if adapter is None else find_base(adapter, source))
     index = read_index(base.folder)

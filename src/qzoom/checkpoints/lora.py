@@ -60,10 +60,8 @@ def add_to_backbone(backbone: Backbone, lora: LoraWeights, where: str) -> None:
 def base_maps_digest(backbone: Backbone, targets: Sequence[str], where: str) -> str:
     """`weights.maps_digest` of a loaded base: of a quantised one the maps in the files that it was loaded from.
 
-    So the same matrices fit a base in 4 bit, in 8 bit and in full precision.
-
-    Raises:
-        CheckpointError: the base has no such map, or a quantised one came from no folder.
+    So the same matrices fit a base in 4 bit, in 8 bit and in full precision (CheckpointError: the base has no such map,
+    or a quantised one came from no folder).
     """
     from qzoom.backbones.quantized import is_quantized_map
 
@@ -101,14 +99,8 @@ def write_lora(lora: LoraWeights, folder: Path) -> None:
 
 
 def read_lora(folder: Path, base_weights: str) -> LoraWeights:
-    """The LoRA weights of an adapter's folder.
-
-    Args:
-        base_weights: what its config says that they belong to.
-
-    Raises:
-        CheckpointError: files missing or damaged, NaN or infinity, or no plain LoRA.
-    """
+    """The LoRA weights of an adapter's folder (CheckpointError: files missing or damaged, NaN or infinity, or no plain
+    LoRA). `base_weights`: what its config says that they belong to."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

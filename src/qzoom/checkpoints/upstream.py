@@ -45,11 +45,8 @@ UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def presets_of(name: str) -> dict[str, Preset]:
-    """The presets of a released model.
-
-    Args:
-        name: its hub id, or a folder whose last part is the id's last part; anything else has no presets.
-    """
+    """The presets of a released model. `name`: its hub id, or a folder whose last part is the id's last part; anything
+    else has no presets."""
     last = name.replace("\\", "/").rstrip("/").split("/")[-1]
     for repo_id, presets in UPSTREAM_PRESETS.items():
         if name == repo_id or last == repo_id.split("/")[1]:
@@ -67,11 +64,8 @@ that the authors fill from."""
 
 
 def base_of(name: str) -> str | None:
-    """The base that a released model is filled in from; None for names that are not known.
-
-    Args:
-        name: its hub id, a folder whose last part is the id's, or the hub's cache folder of it.
-    """
+    """The base that a released model is filled in from; None for names that are not known. `name`: its hub id, a folder
+    whose last part is the id's, or the hub's cache folder of it."""
     parts = name.replace("\\", "/").rstrip("/").split("/")
     for repo_id, base in UPSTREAM_BASES.items():
         if repo_id.split("/")[1] == parts[-1] or "models--" + repo_id.replace("/", "--") in parts:
@@ -130,11 +124,8 @@ def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_zoom_config(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> ZoomConfig:
-    """The arithmetic of a merged checkpoint, always the release's own.
-
-    Raises:
-        CheckpointError: K or T missing, of the wrong kind, or different for gate and region branch.
-    """
+    """The arithmetic of a merged checkpoint, always the release's own (CheckpointError: K or T missing, of the wrong
+    kind, or different for gate and region branch)."""
     fields = upstream_fields(config)
     if isinstance(fields.get(ZOOM_KEY), dict):
         return ZoomConfig.from_dict(fields[ZOOM_KEY], source=f"{where}: {ZOOM_KEY}")

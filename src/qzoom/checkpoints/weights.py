@@ -27,34 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor is and what it looks like.
+    """Where a tensor is and what it looks like."""
 
-    Args:
-        file: file name inside the folder.
-        dtype: safetensors' name of the number format, e.g. "BF16".
-    """
-
-    file: str
-    dtype: str
+    file: str  # file name inside the folder
+    dtype: str  # safetensors' name of the number format, e.g. "BF16".
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightIndex:
-    """All tensors of one set of weights in a folder.
-
-    Args:
-        stem: "model" for model.safetensors or its shards.
-        tensors: name to place and shape.
-        metadata: file name to the file's own text metadata.
-        sharded: whether there is an index file.
-    """
+    """All tensors of one set of weights in a folder."""
 
     folder: Path
-    stem: str
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, dict[str, str] | None]
-    sharded: bool
+    stem: str  # "model" for model.safetensors or its shards
+    tensors: Mapping[str, TensorInfo]  # name to place and shape
+    metadata: Mapping[str, dict[str, str] | None]  # file name to the file's own text metadata
+    sharded: bool  # whether there is an index file
 
     @property
     def files(self) -> list[str]:
@@ -67,11 +55,7 @@ class WeightIndex:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: missing, not JSON, or not an object.
-    """
+    """A JSON object from a file (CheckpointError: missing, not JSON, or not an object)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
@@ -163,11 +147,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_left_over(folder: Path, single: str, weight_map: Mapping[str, str]) -> bool:
-    """Whether an index of shards was left by an earlier model over which a single file was saved.
-
-    Raises:
-        CheckpointError: its shards are all there, so that nobody can tell which weights are meant.
-    """
+    """Whether an index of shards was left by an earlier model over which a single file was saved (CheckpointError: its
+    shards are all there, so that nobody can tell which weights are meant)."""
     shards = sorted(set(weight_map.values()) - {single})
     if single in weight_map.values():
         return False

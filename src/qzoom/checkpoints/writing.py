@@ -18,14 +18,8 @@ _SIDE = (".json", ".jinja", ".txt", ".model", ".md")
 
 
 def check_target(folder: Path, kind: Kind) -> None:
-    """Refuse to write a checkpoint over something else.
-
-    Args:
-        folder: new, empty, or a checkpoint of the same kind, which will be replaced.
-
-    Raises:
-        CheckpointError: a file, or a folder with anything else in it.
-    """
+    """Refuse to write a checkpoint over something else (CheckpointError: a file, or a folder with anything else in it).
+    `folder`: new, empty, or a checkpoint of the same kind, which will be replaced."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; choose a folder to write to.")
     if not folder.is_dir() or not any(folder.iterdir()):

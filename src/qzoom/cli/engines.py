@@ -107,11 +107,8 @@ class EngineOptions:
         return name
 
     def start(self, model: ModelOptions, settings: ServerSettings) -> ServingEngine:
-        """Load the model, or what of it the front end needs, and start or greet the engine.
-
-        Raises:
-            QZoomError: the model cannot be used, or the engine does not start or answer.
-        """
+        """Load the model, or what of it the front end needs, and start or greet the engine (QZoomError: the model
+        cannot be used, or the engine does not start or answer)."""
         if self.replicas:
             return self._start_replicas(model, settings)
         if self.name in ("native", "answer"):

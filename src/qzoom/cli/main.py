@@ -156,11 +156,7 @@ def _root(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line.
-
-    Args:
-        arguments: words after `qzoom`; None takes the process's own.
-    """
+    """Run one command line. `arguments`: words after `qzoom`; None takes the process's own."""
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="qzoom", standalone_mode=False)
         sys.stdout.flush()

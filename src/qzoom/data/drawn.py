@@ -13,11 +13,8 @@ SYNTHETIC_TASKS = ("documents", "scenes")
 
 
 def open_synthetic(name: str, first: int, count: int) -> Task:
-    """Held-out pictures from number `first` on; more may be added to a run.
-
-    Raises:
-        ConfigError: numbers outside the held-out range.
-    """
+    """Held-out pictures from number `first` on; more may be added to a run (ConfigError: numbers outside the held-out
+    range)."""
     from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     room = len(HELD_OUT_SEEDS)

@@ -52,11 +52,8 @@ class ShareSchedule:
     """Share of the training after which `last` is reached."""
 
     def share(self, progress: float) -> float:
-        """Share of samples with a box.
-
-        Args:
-            progress: share of the training that is done; values outside 0 to 1 count as the nearer end.
-        """
+        """Share of samples with a box. `progress`: share of the training that is done; values outside 0 to 1 count as
+        the nearer end."""
         if self.shape == "constant":
             return self.first
         done = 1.0 if self.until <= 0 else min(1.0, max(0.0, progress) / self.until)
@@ -166,11 +163,8 @@ def line_width_px(size_px: tuple[int, int], tokens: int | None = None) -> int:
 def clause(style: Style, box: Any, size_px: tuple[int, int], *, margin: float = MARGIN) -> str:
     """The sentence that a question gets with a style, "" where it gets none.
 
-    Coordinates are thousandths of the picture's width and height.
-
-    Raises:
-        DataError: a box that is empty or outside.
-        ConfigError: an unknown style.
+    Coordinates are thousandths of the picture's width and height (DataError: a box that is empty or outside;
+    ConfigError: an unknown style).
     """
     _check_style(style)
     if style == "none":

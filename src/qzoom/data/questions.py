@@ -109,29 +109,20 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> Read:
 
 
 def read_receipts(folder: Path, split: str) -> Task:
-    """Scanned receipts: the pictures with their questions in `folder/split.jsonl`.
-
-    Raises:
-        DataError: the file or a picture is missing, or a line cannot be used; it says which.
-    """
+    """Scanned receipts: the pictures with their questions in `folder/split.jsonl` (DataError: the file or a picture is
+    missing, or a line cannot be used; it says which)."""
     return _read_pictures(folder, split, "receipts", RECEIPT_FIELDS)
 
 
 def read_receipt_questions(folder: Path, split: str) -> Task:
-    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question.
-
-    Raises:
-        DataError: as in `read_receipts`.
-    """
+    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question (DataError:
+    as in `read_receipts`)."""
     return _read_pictures(folder, split, "questions", ())
 
 
 def read_calibration_questions(path: Path) -> Task:
-    """The questions of a file, grouped by picture; the turns of a conversation are asked one by one.
-
-    Raises:
-        DataError: the file, a line or a picture cannot be used, or only some questions have answers; it says which.
-    """
+    """The questions of a file, grouped by picture; the turns of a conversation are asked one by one (DataError: the
+    file, a line or a picture cannot be used, or only some questions have answers; it says which)."""
     grouped: dict[str, list[SampleQuestion]] = {}
     labels: dict[bool, str] = {}
     for record in read_questions(path)[0]:
@@ -159,14 +150,8 @@ def _task(name: str, path: Path, samples: Sequence[Sample], fields: tuple[str, .
 
 
 def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
-    """The picture of a question, drawn or read.
-
-    Args:
-        images: folder that paths start from instead of the one noted in the record, for data that has moved.
-
-    Raises:
-        ImageError: it is missing or cannot be decoded.
-    """
+    """The picture of a question, drawn or read (ImageError: it is missing or cannot be decoded). `images`: folder that
+    paths start from instead of the one noted in the record, for data that has moved."""
     from qzoom.images.load import load_image
 
     kind, _, number = question.image.partition(":")
@@ -187,14 +172,8 @@ def _render(kind: str) -> Callable[[int], Any]:
 
 
 def drawn_numbers(kind: str, rest: str) -> range:
-    """The seeds that a name of drawn pictures means.
-
-    Args:
-        rest: "FIRST:COUNT".
-
-    Raises:
-        ConfigError: it means nothing, or reaches into the seeds kept for evaluation.
-    """
+    """The seeds that a name of drawn pictures means (ConfigError: it means nothing, or reaches into the seeds kept for
+    evaluation). `rest`: "FIRST:COUNT"."""
     from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     parts = rest.split(":")

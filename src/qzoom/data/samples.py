@@ -129,11 +129,8 @@ class AnswerRow(SampleQuestion):
 
 
 def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
-    """The rows of each picture in a log of answers, in the order in which they were added.
-
-    Raises:
-        DataError: a line that is no answer about its picture.
-    """
+    """The rows of each picture in a log of answers, in the order in which they were added (DataError: a line that is no
+    answer about its picture)."""
     rows: dict[str, list[AnswerRow]] = {}
     for picture, items in log:
         try:
@@ -164,11 +161,8 @@ def answer_files(places: Sequence[Path]) -> list[Path]:
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
-    """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed.
-
-    Raises:
-        DataError: the file is missing, damaged, or holds something else.
-    """
+    """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed (DataError: the file
+    is missing, damaged, or holds something else)."""
     with Log(path, ANSWERS) as log:
         rows = [row for group in rows_of(log).values() for row in group]
         return {"settings": log.settings, "about": log.about}, rows

@@ -65,11 +65,8 @@ class DecontaminateReport:
 
 
 class BenchmarkHashes:
-    """Hashes of benchmark images: sixteen bytes and a name each.
-
-    Raises:
-        ConfigError: an entry of `against` cannot be read, or holds no image.
-    """
+    """Hashes of benchmark images: sixteen bytes and a name each (ConfigError: an entry of `against` cannot be read, or
+    holds no image)."""
 
     def __init__(self, settings: DecontaminateSettings) -> None:
         self.settings = settings
@@ -120,10 +117,8 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
     """Names and images of a folder (with its subfolders) or of a file; None for an image that cannot be decoded.
 
     Parquet, JSON Lines and Arrow files may hold images in any column: as bytes, as {bytes, path}, as base64 or data
-    URL, as paths that start from their folder, or as lists of these.
-
-    Raises:
-        ConfigError: neither a folder nor a file of these kinds.
+    URL, as paths that start from their folder, or as lists of these (ConfigError: neither a folder nor a file of these
+    kinds).
     """
     if not place.exists():
         raise ConfigError(f"decontaminate: {place} does not exist; name the benchmark's folder or file.")
@@ -142,11 +137,8 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
 
 
 def decontaminate(folder: Path, settings: DecontaminateSettings) -> DecontaminateReport:
-    """Compare the images of a data set of `qzoom distill`, or of any folder of pictures, with benchmarks.
-
-    Raises:
-        ConfigError: nothing to compare, or a file that cannot be read.
-    """
+    """Compare the images of a data set of `qzoom distill`, or of any folder of pictures, with benchmarks (ConfigError:
+    nothing to compare, or a file that cannot be read)."""
     if not settings.against:
         raise ConfigError("decontaminate: nothing to compare with; name folders or Parquet files with --against.")
     benchmark = BenchmarkHashes(settings)

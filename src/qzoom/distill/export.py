@@ -38,10 +38,7 @@ def encode_picture(
     """The upright RGB image, without a box, as `datasets` stores it: {"bytes": ..., "path": ...}.
 
     Its own file is used where every reader finds the same pixels in it; else it is encoded anew. With `images` it is
-    written to the first folder and named as in the second.
-
-    Raises:
-        ImageError: the picture is missing or cannot be decoded.
+    written to the first folder and named as in the second (ImageError: the picture is missing or cannot be decoded).
     """
     data, suffix = _own_file(picture)
     if data is None:
@@ -105,11 +102,8 @@ def split_of(picture: ImageRef, settings: ExportSettings) -> str:
 
 
 def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
-    """An item as a row, with an image of `encode_picture`; None for an item that has no row in the chosen form.
-
-    Raises:
-        DataError: a part is missing.
-    """
+    """An item as a row, with an image of `encode_picture`; None for an item that has no row in the chosen form
+    (DataError: a part is missing)."""
     if item.target is None or item.draft is None or item.answer is None:
         raise DataError(f"The item {item.id} has no target, question or answer; run the steps before export first.")
     choices = item.choices if settings.form != "open" else None

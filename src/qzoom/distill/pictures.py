@@ -52,12 +52,8 @@ class Loaded:
 
 
 def list_sources(names: Sequence[str]) -> list[ImageSource]:
-    """All images of a recipe's `pictures` in their order, folders sorted by path.
-
-    Raises:
-        ConfigError: a name that means nothing, or a folder without pictures.
-        DataError: a question file with a malformed line.
-    """
+    """All images of a recipe's `pictures` in their order, folders sorted by path (ConfigError: a name that means
+    nothing, or a folder without pictures; DataError: a question file with a malformed line)."""
     out: list[ImageSource] = []
     for name in names:
         kind, _, rest = name.partition(":")
@@ -157,12 +153,8 @@ class Views:
         return self._loaded(item.picture).image
 
     def crop(self, item: Item) -> PIL.Image.Image:
-        """What teachers see: `crop_box` cut from the whole and enlarged by `scale`.
-
-        Raises:
-            ImageError: as `whole`.
-            DataError: the item has no target.
-        """
+        """What teachers see: `crop_box` cut from the whole and enlarged by `scale` (ImageError: as `whole`; DataError:
+        the item has no target)."""
         if item.target is None:
             raise DataError(f"The item {item.id} has no region to look at; run the propose step first.")
         return cut(self.whole(item), item.target.crop_box, item.target.scale)

@@ -32,12 +32,8 @@ def compute_with_ray(
     stores: Mapping[str, Log],
     on_picture: Advance | None = None,
 ) -> Iterator[list[Row]]:
-    """Compute what is missing in the stores of a run, and yield the new results image by image.
-
-    Raises:
-        ConfigError: Ray is not installed, or its cluster cannot be reached.
-        StopRunError: the run cannot go on.
-    """
+    """Compute what is missing in the stores of a run, and yield the new results image by image (ConfigError: Ray is not
+    installed, or its cluster cannot be reached; StopRunError: the run cannot go on)."""
     rows = _missing(recipe, sources, stores)
     whole = len(sources) - len(rows)
     if on_picture is not None:

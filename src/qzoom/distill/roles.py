@@ -147,11 +147,8 @@ class Roles:
     before: tuple[Cost, ...] = ()  # costs when the run began
 
     def check(self) -> None:
-        """Make sure that every endpoint is there, before anything is computed.
-
-        Raises:
-            EndpointError: one is down or refuses the key; it names role, address and reason.
-        """
+        """Make sure that every endpoint is there, before anything is computed (EndpointError: one is down or refuses
+        the key; it names role, address and reason)."""
         for client in self.clients:
             client.check()
 
@@ -174,11 +171,8 @@ CACHE = "calls.sqlite"
 
 
 def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
-    """The roles of a recipe, with an SQLite cache of paid calls. Nothing is asked yet; see `Roles.check`.
-
-    Raises:
-        ConfigError: the file is no call cache, or one of another schema.
-    """
+    """The roles of a recipe, with an SQLite cache of paid calls. Nothing is asked yet; see `Roles.check` (ConfigError:
+    the file is no call cache, or one of another schema)."""
     by_models = any(member.by == "endpoint" for _, member in recipe.members())
     shared = SharedClient(CallCache(cache), recipe.calls) if by_models else None
     clients: list[Client] = []

@@ -45,11 +45,8 @@ def make_answer(engine: Engine, ended: Prefilled) -> Answer:
 
 
 class ContinuousBatch:
-    """Requests being answered together, each by the caller's key. Not for several threads at once.
-
-    Args:
-        eos_ids: tokens that end an answer; None uses the model's own.
-    """
+    """Requests being answered together, each by the caller's key. Not for several threads at once. `eos_ids`: tokens
+    that end an answer; None uses the model's own."""
 
     def __init__(
         self, engine: Engine, *, cache: PrefixCache | None = None, eos_ids: Sequence[int] | None = None
@@ -106,11 +103,8 @@ class ContinuousBatch:
         return [event for row, text in pieces for event in self._events_of(row, text)]
 
     def run(self, cancel: Callable[[int], bool] | None = None) -> Iterator[KeyedEvent]:
-        """Decode until every request in the batch has ended.
-
-        Args:
-            cancel: asked between steps with a request's key; True ends that answer.
-        """
+        """Decode until every request in the batch has ended. `cancel`: asked between steps with a request's key; True
+        ends that answer."""
         while self.keys:
             for key in self.keys:
                 if cancel is not None and cancel(key):

@@ -209,10 +209,8 @@ class ChatEncoder:
         """Token ids up to and including the assistant header, one placeholder id per picture.
 
         The text is cut at the pictures, and each piece is tokenised as if it stood alone; what the tokenizer puts in
-        front of every text stands in front of the first.
-
-        Raises:
-            QuestionError: a user's text that holds the family's placeholder of a picture, which is given apart.
+        front of every text stands in front of the first (QuestionError: a user's text that holds the family's
+        placeholder of a picture, which is given apart).
         """
         self._refuse_placeholder(conversation)
         pattern = "|".join(re.escape(s) for s in sorted(self._special, key=len, reverse=True))

@@ -79,14 +79,8 @@ def answer(
 def coarse_pass(
     engine: Engine, requests: Sequence[Request], clock: Stopwatch, *, everyone: bool = False
 ) -> list[CoarseResult]:
-    """The first half alone: encode, coarse pass, gate, propose.
-
-    Args:
-        everyone: run gate and region branch for every request, whatever is decided.
-
-    Raises:
-        HeadsMissingError, BudgetError, QuestionError: see `encode`.
-    """
+    """The first half alone: encode, coarse pass, gate, propose (HeadsMissingError, BudgetError, QuestionError: see
+    `encode`). `everyone`: run gate and region branch for every request, whatever is decided."""
     states = encode(engine, requests, clock)
     with torch.inference_mode(), clock.step("shared_layers"):
         states = advance_shared(engine, states)

@@ -177,11 +177,7 @@ def prefill(
 
 
 class DecodeBatch:
-    """The running batch.
-
-    Args:
-        eos_ids: tokens that end an answer; None uses the model's own.
-    """
+    """The running batch. `eos_ids`: tokens that end an answer; None uses the model's own."""
 
     def __init__(self, backbone: Backbone, eos_ids: Sequence[int] | None = None) -> None:
         self._backbone = backbone
@@ -207,11 +203,8 @@ class DecodeBatch:
         return pieces
 
     def preempt(self, key: int) -> DecodeRow:
-        """Take a row out, with its keys and values, until `resume`; its place is free at once.
-
-        Raises:
-            KeyError: no row of that name is running.
-        """
+        """Take a row out, with its keys and values, until `resume`; its place is free at once (KeyError: no row of that
+        name is running)."""
         index = next((i for i, row in enumerate(self._rows) if row.key == key), None)
         if index is None:
             raise KeyError(key)

@@ -23,36 +23,23 @@ from qzoom.engine.cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:
-    """New tokens of one sample for a stack of layers.
+    """New tokens of one sample for a stack of layers."""
 
-    Args:
-        hidden: (new, hidden) inputs.
-        positions: (axes, new).
-        cache: what the stack holds of this sample, batch 1.
-        past: its length.
-        deepstack: (levels, new, hidden) to add after layers 0, 1, ...; None where no new token is visual.
-        cuts: lengths at which the sample may be cut later (`prompt.picture_ends`).
-    """
-
-    hidden: Tensor
-    positions: Tensor
-    cache: KVCache
-    past: int
+    hidden: Tensor  # (new, hidden) inputs
+    positions: Tensor  # (axes, new)
+    cache: KVCache  # what the stack holds of this sample, batch 1
+    past: int  # its length
+    # (levels, new, hidden) to add after layers 0, 1, ...; None where no new token is visual
     deepstack: Tensor | None = None
-    cuts: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()  # lengths at which the sample may be cut later (`prompt.picture_ends`)
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What the stack made of a row.
+    """What the stack made of a row."""
 
-    Args:
-        hidden: (new, hidden), or (1, hidden) when only the last token was wanted.
-        cache: past and new keys and values, batch 1.
-    """
-
-    hidden: Tensor
-    cache: KVCache
+    hidden: Tensor  # (new, hidden), or (1, hidden) when only the last token was wanted
+    cache: KVCache  # past and new keys and values, batch 1
 
 
 def run_layers(

@@ -184,10 +184,7 @@ def propose_boxes(
     engine: Engine, maps: Sequence[RegionMap], sizes_px: Sequence[tuple[int, int]], threshold: float | None = None
 ) -> tuple[MapBox, ...]:
     """Where to zoom, best first: the one place where region maps become boxes, in answering and in training alike.
-
-    Args:
-        threshold: see `ZoomConfig.region_threshold`; None takes the checkpoint's.
-    """
+    `threshold`: see `ZoomConfig.region_threshold`; None takes the checkpoint's."""
     return boxes_from_maps(
         [m.blurred for m in maps],
         sizes_px,
@@ -254,11 +251,7 @@ def _reused(item: CoarseResult, prefix: State, opening: int) -> int:
 
 
 def make_region(request: Request, box: MapBox, features: VisualFeatures | None = None) -> Region:
-    """The record of a box, with its page where the picture is one.
-
-    Args:
-        features: of the crop, if it was read.
-    """
+    """The record of a box, with its page where the picture is one. `features`: of the crop, if it was read."""
     page = request.pictures[box.image].page
     size_px, tokens = (features.size_px, features.tokens.shape[0]) if features is not None else (None, 0)
     place: dict[str, Any] = {} if page is None else {"page": page.number, "box_pt": page.points(box.box)}

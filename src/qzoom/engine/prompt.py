@@ -15,18 +15,12 @@ from qzoom.errors import QuestionError
 
 @dataclass(frozen=True, slots=True)
 class VisualSpan:
-    """Visual tokens in a prompt.
+    """Visual tokens in a prompt."""
 
-    Args:
-        start: index of the first visual token.
-        picture: index of the picture, in the order of the conversation.
-        role: the coarse view of a picture, or a region of it.
-    """
-
-    start: int
+    start: int  # index of the first visual token
     features: VisualFeatures
-    picture: int
-    role: Literal["coarse", "region"]
+    picture: int  # index of the picture, in the order of the conversation
+    role: Literal["coarse", "region"]  # the coarse view of a picture, or a region of it
 
     @property
     def stop(self) -> int:
@@ -36,17 +30,11 @@ class VisualSpan:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One sample's input.
+    """One sample's input."""
 
-    Args:
-        ids: (length,) int64.
-        positions: (axes, length), whole or (aligned regions) fractional.
-        spans: visual spans by start.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    spans: tuple[VisualSpan, ...]
+    ids: Tensor  # (length,) int64
+    positions: Tensor  # (axes, length), whole or (aligned regions) fractional
+    spans: tuple[VisualSpan, ...]  # visual spans by start
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -58,14 +46,8 @@ class Prompt:
 
 
 def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[VisualFeatures]) -> Prompt:
-    """Expand the placeholders of a tokenised conversation.
-
-    Args:
-        ids: token ids with one placeholder per picture.
-
-    Raises:
-        QuestionError: placeholders and pictures do not match.
-    """
+    """Expand the placeholders of a tokenised conversation (QuestionError: placeholders and pictures do not match).
+    `ids`: token ids with one placeholder per picture."""
     out: list[int] = []
     spans: list[VisualSpan] = []
     for token in ids:

@@ -224,11 +224,8 @@ def _maximum(limit: _Limit) -> int:
 
 
 def split_budget(total: TokenBudget, areas_px: Sequence[int]) -> list[TokenBudget]:
-    """Share one budget among regions by their area; the parts keep the whole's limits together.
-
-    Raises:
-        BudgetError: fewer tokens than regions.
-    """
+    """Share one budget among regions by their area; the parts keep the whole's limits together (BudgetError: fewer
+    tokens than regions)."""
     if len(areas_px) == 1:
         return [total]
     if total.max_tokens < len(areas_px):
@@ -252,11 +249,8 @@ def _shares(total: int, areas_px: Sequence[int]) -> list[int]:
 
 
 def check_heads(engine: Engine, zoom: str) -> None:
-    """Zooming needs a region branch; where "auto" may zoom, it does not without one, and says so in the gate's note.
-
-    Raises:
-        HeadsMissingError: the checkpoint has none and zoom is "always".
-    """
+    """Zooming needs a region branch; where "auto" may zoom, it does not without one, and says so in the gate's note
+    (HeadsMissingError: the checkpoint has none and zoom is "always")."""
     if zoom == "always" and engine.region is None:
         raise HeadsMissingError(
             "This model has no region branch, so it cannot zoom: load a qzoom adapter or a released Q-Zoom checkpoint "
@@ -290,12 +284,8 @@ def region_budget(engine: Engine, options: Options) -> TokenBudget:
 
 
 def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
-    """Refuse requests whose coarse view cannot fit; nothing is computed but sizes.
-
-    Raises:
-        BudgetError: a token budget asks for more than the model reads in all.
-        QuestionError: prompt and answer together are longer than the model reads.
-    """
+    """Refuse requests whose coarse view cannot fit; nothing is computed but sizes (BudgetError: a token budget asks for
+    more than the model reads in all; QuestionError: prompt and answer together are longer than the model reads)."""
     most = engine.backbone.max_positions
     for request in requests:
         coarse, region = coarse_budget(engine, request.options), region_budget(engine, request.options)
@@ -344,11 +334,8 @@ _BYTES_PER_PIXEL = 48
 
 
 def check_length(length: int, request: Request, backbone: Backbone) -> None:
-    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads.
-
-    Raises:
-        LengthError: it does not fit.
-    """
+    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads (LengthError: it does not
+    fit)."""
     new = request.options.sampling.max_new_tokens
     if length + new > backbone.max_positions:
         raise LengthError(length, new, backbone.max_positions)

@@ -77,12 +77,8 @@ class Sampler:
         return self._grammar is not None and self._grammar.ended
 
     def draw(self, logits: Tensor) -> int:
-        """The next token for logits (vocabulary,).
-
-        Raises:
-            CheckpointError: they are not numbers.
-            SchemaError: the grammar became too complex.
-        """
+        """The next token for logits (vocabulary,) (CheckpointError: they are not numbers; SchemaError: the grammar
+        became too complex)."""
         best = int(logits.argmax())  # a NaN or infinity, where there is one
         if not math.isfinite(float(logits[best])):
             raise CheckpointError(

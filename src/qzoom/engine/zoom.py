@@ -106,10 +106,7 @@ def encode_crops(
     backbone: Backbone, crops: Sequence[Crop], cache: LRUCache[VisualFeatures] | None = None
 ) -> list[VisualFeatures]:
     """Features of every region; those that are not cached are cut out and encoded in one call, equal ones once.
-
-    Args:
-        cache: features of earlier regions, which gets the new ones; None caches none.
-    """
+    `cache`: features of earlier regions, which gets the new ones; None caches none."""
     keys = [crop.key if cache is not None else b"" for crop in crops]
     out = [cache.get(key) if cache is not None and key else None for key in keys]
     first: dict[bytes, int] = {}

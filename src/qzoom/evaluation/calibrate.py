@@ -86,11 +86,8 @@ class OperatingPoint:
 
 
 def sweep(samples: Sequence[PairedAnswers]) -> list[OperatingPoint]:
-    """Every point from "always zooms" (threshold 0) to "never", one for each cut between two different scores.
-
-    Raises:
-        DataError: no samples, or a score outside 0..1.
-    """
+    """Every point from "always zooms" (threshold 0) to "never", one for each cut between two different scores
+    (DataError: no samples, or a score outside 0..1)."""
     if not samples:
         raise DataError("There is not one question with a gate score, so no threshold can be chosen.")
     if not all(0 <= sample.score <= 1 for sample in samples):

@@ -30,11 +30,7 @@ MEASURES = ("relative", "raw")
 
 
 def relative(question: np.ndarray, generic: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
-    """The question's map over the generic one.
-
-    Args:
-        question: (..., rows, columns), not negative.
-    """
+    """The question's map over the generic one. `question`: (..., rows, columns), not negative."""
     guard = epsilon * generic.mean((-2, -1), keepdims=True)
     return question / np.maximum(generic + guard, np.finfo(np.float64).tiny)
 
@@ -83,11 +79,8 @@ _FIGURES = ("layer_lift", "layer_hit", "head_lift", "head_hit")
 
 
 def read_coverage(path: Path) -> dict[str, Any]:
-    """The figures that a run wrote: coverage.json, or the folder that holds it.
-
-    Raises:
-        DataError: it cannot be read, or is something else.
-    """
+    """The figures that a run wrote: coverage.json, or the folder that holds it (DataError: it cannot be read, or is
+    something else)."""
     path = path / "coverage.json" if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -126,11 +119,8 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
 
 
 def choosing_half(pictures: Sequence[str]) -> np.ndarray:
-    """Which questions choose, (questions,) bool: those of every other picture in an order that only the ids decide.
-
-    Raises:
-        DataError: fewer than two pictures.
-    """
+    """Which questions choose, (questions,) bool: those of every other picture in an order that only the ids decide
+    (DataError: fewer than two pictures)."""
     names = sorted(set(pictures), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     if len(names) < 2:
         raise DataError("Choosing a layer on one half of the pictures needs two pictures with places or more.")

@@ -48,11 +48,8 @@ def question_maps(
     limit: int | None = None,
     on_picture: Callable[[int, int], None] | None = None,
 ) -> Iterator[QuestionMaps]:
-    """The maps of every question with a place, picture by picture.
-
-    Args:
-        on_picture: called with (pictures done, in all) after each.
-    """
+    """The maps of every question with a place, picture by picture. `on_picture`: called with (pictures done, in all)
+    after each."""
     from qzoom.model import QZoom
 
     model.engine.backbone.need_bare_grid("Measuring coverage")

@@ -141,11 +141,8 @@ class EvalOptions:
 
 
 def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branches: bool = False) -> list[AnswerRow]:
-    """All questions about one picture in one session; they share the time of the coarse pass.
-
-    Args:
-        all_branches: run gate and region branch in the session's prefix even if the method does not use them.
-    """
+    """All questions about one picture in one session; they share the time of the coarse pass. `all_branches`: run gate
+    and region branch in the session's prefix even if the method does not use them."""
     if not all_branches:
         model = with_needed_branches(model, options.answerer, options.zoom_mode)
     session = None

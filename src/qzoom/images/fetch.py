@@ -87,11 +87,8 @@ def parse_host(text: str) -> tuple[str, int | None] | None:
 
 
 def parse_url(url: str) -> Target:
-    """The parts of an http(s) URL.
-
-    Raises:
-        FetchRefusedError: another scheme, a user name or password, characters that URLs do not have, or no plain host.
-    """
+    """The parts of an http(s) URL (FetchRefusedError: another scheme, a user name or password, characters that URLs do
+    not have, or no plain host)."""
     if len(url) > _MAX_CHARS or not _CHARS.fullmatch(url):
         raise refused(
             f"it is longer than {_MAX_CHARS} characters or has characters that addresses do not have",

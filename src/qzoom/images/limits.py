@@ -12,11 +12,8 @@ FORMAT_NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF or BMP"
 
 @settings
 class ImageLimits:
-    """Limits that a picture is checked against from its header, before any pixel is decoded.
-
-    Raises:
-        ConfigError: a limit that no picture could meet.
-    """
+    """Limits that a picture is checked against from its header, before any pixel is decoded (ConfigError: a limit that
+    no picture could meet)."""
 
     max_pixels: Annotated[int, Between(1)] = 100_000_000
     """Most pixels (width x height)."""
@@ -33,11 +30,8 @@ class ImageLimits:
 
 
 def refuse(name: str, what: str, remedy: str) -> ImageError:
-    """The error for a picture that cannot be used: one sentence of what and what to do.
-
-    Args:
-        name: the source, as "'scan.png'" or "the picture bytes".
-    """
+    """The error for a picture that cannot be used: one sentence of what and what to do. `name`: the source, as
+    "'scan.png'" or "the picture bytes"."""
     return ImageError(f"Cannot read {name}: {what}; {remedy}.")
 
 
@@ -55,11 +49,8 @@ def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
 
 
 def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
-    """Refuse sides, pixel counts and shapes outside the limits.
-
-    Raises:
-        ImageError: too small, too many pixels, or too long a strip.
-    """
+    """Refuse sides, pixel counts and shapes outside the limits (ImageError: too small, too many pixels, or too long a
+    strip)."""
     width, height = size_px
     short, long = min(width, height), max(width, height)
     shape = f"{width} x {height} px"

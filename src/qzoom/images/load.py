@@ -56,11 +56,8 @@ def local_path(url: str) -> str:
 
 
 def read_path(path: str | os.PathLike[str], limits: ImageLimits) -> bytes:
-    """The bytes of a file; its size is checked before it is read.
-
-    Raises:
-        ImageError: missing, a folder, not permitted, empty or too large.
-    """
+    """The bytes of a file; its size is checked before it is read (ImageError: missing, a folder, not permitted, empty
+    or too large)."""
     name = shown(os.fspath(path))
     try:
         status = os.stat(path)
@@ -82,11 +79,8 @@ def read_path(path: str | os.PathLike[str], limits: ImageLimits) -> bytes:
 
 
 def read_file_object(file: Any, limits: ImageLimits) -> tuple[bytes, str]:
-    """The bytes of an open binary file from its position on, and the name for errors.
-
-    Raises:
-        ImageError: closed, opened as text, unreadable, empty or too large.
-    """
+    """The bytes of an open binary file from its position on, and the name for errors (ImageError: closed, opened as
+    text, unreadable, empty or too large)."""
     label = getattr(file, "name", None)
     name = f"the open file {shown(label)}" if isinstance(label, str) else "the open file"
     if getattr(file, "closed", False):
@@ -104,11 +98,8 @@ def read_file_object(file: Any, limits: ImageLimits) -> tuple[bytes, str]:
 
 
 def read_data_url(url: str, limits: ImageLimits) -> bytes:
-    """The bytes of a `data:` URL; its length is checked before it is decoded.
-
-    Raises:
-        ImageError: without a comma, not base64, empty or too large.
-    """
+    """The bytes of a `data:` URL; its length is checked before it is decoded (ImageError: without a comma, not base64,
+    empty or too large)."""
     name = "the data URL"
     header, comma, payload = url.partition(",")
     if not comma:

@@ -74,11 +74,8 @@ def generate(
     max_new_tokens: int,
     system: str | None = None,
 ) -> Responses:
-    """Answer greedily from the coarse pass alone, all questions as one batch, perhaps after a system turn.
-
-    Raises:
-        QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
-    """
+    """Answer greedily from the coarse pass alone, all questions as one batch, perhaps after a system turn
+    (QuestionError, BudgetError, ImageError: as in `QZoom.ask`)."""
     options = Options(zoom="never", sampling=SamplingParams(max_new_tokens=max_new_tokens), coarse_tokens=image.budget)
     plain = dataclasses.replace(engine, gate=None, region=None)
     features = engine.backbone.encode([image.picture.image], [image.budget])
@@ -134,11 +131,7 @@ def answer_both_ways(
     region_tokens: int | None = None,
 ) -> list[tuple[Answer, Answer]]:
     """Each question answered from the coarse pass alone, and with the region; without `region_tokens` in the
-    checkpoint's budget.
-
-    Raises:
-        QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
-    """
+    checkpoint's budget (QuestionError, BudgetError, ImageError: as in `QZoom.ask`)."""
     batch = [(picture, question) for question in questions]
     region = None if region_tokens is None else TokenBudget(1, region_tokens)
     coarse, zoomed = (

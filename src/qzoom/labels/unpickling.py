@@ -138,11 +138,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_restricted(data: bytes) -> Any:
-    """Unpickle arrays and builtin containers. Arrays come as objects with the array in `value`.
-
-    Raises:
-        RefusedError: anything else is named.
-    """
+    """Unpickle arrays and builtin containers. Arrays come as objects with the array in `value` (RefusedError: anything
+    else is named)."""
     return _Unpickler(io.BytesIO(data)).load()
 
 

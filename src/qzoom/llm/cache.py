@@ -82,12 +82,8 @@ class Cost:
 
 
 class CallCache:
-    """The cache file; opened at first use. Locks lie in a folder beside it.
-
-    Raises:
-        ConfigError: on first use, a file that is no call cache or one of another schema.
-        StopRunError: the file can no longer be read or written.
-    """
+    """The cache file; opened at first use. Locks lie in a folder beside it (ConfigError: on first use, a file that is
+    no call cache or one of another schema; StopRunError: the file can no longer be read or written)."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -131,14 +127,8 @@ class CallCache:
             _add(file, cost)
 
     def reserve(self, cost: Cost, calls: CallSettings) -> None:
-        """Count a request before it is sent.
-
-        Args:
-            calls: the budgets; calls under way may exceed the budget in money.
-
-        Raises:
-            BudgetSpentError: a budget is used up.
-        """
+        """Count a request before it is sent (BudgetSpentError: a budget is used up). `calls`: the budgets; calls under
+        way may exceed the budget in money."""
         with self._writing() as file:
             requests, money = file.execute("SELECT TOTAL(requests), TOTAL(money) FROM costs").fetchone()
             if calls.budget_requests and requests >= calls.budget_requests:

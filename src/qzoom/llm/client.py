@@ -119,11 +119,8 @@ def call_key(
 
 
 class SharedClient:
-    """What all clients of a run share: cache, connections, retries and budgets. Threads may share it.
-
-    Raises:
-        ConfigError: the package `openai` is not installed.
-    """
+    """What all clients of a run share: cache, connections, retries and budgets. Threads may share it (ConfigError: the
+    package `openai` is not installed)."""
 
     def __init__(self, cache: CallCache, calls: CallSettings) -> None:
         if importlib.util.find_spec("openai") is None:
@@ -273,11 +270,8 @@ class Client:
         return model if model == self.name else f"{self.name}: {model}"
 
     def check(self) -> None:
-        """Make sure that every endpoint is there.
-
-        Raises:
-            EndpointError: one is down or refuses the key, or there is no key.
-        """
+        """Make sure that every endpoint is there (EndpointError: one is down or refuses the key, or there is no
+        key)."""
         for endpoint in self.endpoints:
             if endpoint.key_env and not _key(endpoint):
                 raise self._stop(endpoint, f"the environment variable {endpoint.key_env} holds no key")

@@ -97,11 +97,8 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
 
 
 def check_plot_path(path: Path) -> None:
-    """Find out before an answer is computed whether its figure can be written.
-
-    Raises:
-        DataError: an ending that no picture format has, a folder, or a place that cannot be written.
-    """
+    """Find out before an answer is computed whether its figure can be written (DataError: an ending that no picture
+    format has, a folder, or a place that cannot be written)."""
     endings = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pdf"}
     where = next((place for place in (path, *path.parents) if os.path.lexists(place)), Path())
     if path.is_dir():

@@ -41,11 +41,8 @@ _FILES = {"regular": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}
 
 @lru_cache(maxsize=1)
 def font_folder() -> Path:
-    """The folder of the fonts that come with matplotlib, found without importing it.
-
-    Raises:
-        QZoomError: matplotlib is not installed.
-    """
+    """The folder of the fonts that come with matplotlib, found without importing it (QZoomError: matplotlib is not
+    installed)."""
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise QZoomError("Figures need matplotlib's fonts and matplotlib is missing; install it with pip.")

@@ -90,11 +90,8 @@ class Judge:
             raise JudgeFailure(str(error)) from error
 
     def same(self, question: str, first: str, second: str) -> bool | None:
-        """Whether two answers mean the same; None for a reply that is neither yes nor no.
-
-        Raises:
-            LaterError, CallRefusedError: no reply, as `Client.call`.
-        """
+        """Whether two answers mean the same; None for a reply that is neither yes nor no (LaterError, CallRefusedError:
+        no reply, as `Client.call`)."""
         return yes_or_no(self.client.call(_chat(*same_texts(question, first, second))).text)
 
 

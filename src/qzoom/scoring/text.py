@@ -99,12 +99,8 @@ _HARNESS_MENDED = _MENDED | {"somebody'd": "somebodyd"}
 
 
 def plain_answer(text: str, *, harness: bool = False) -> str:
-    """The answer as it is compared.
-
-    Args:
-        harness: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its apostrophe, and an answer that
-            consists of articles and punctuation becomes empty, where else it stays as it is.
-    """
+    """The answer as it is compared. `harness`: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its
+    apostrophe, and an answer that consists of articles and punctuation becomes empty, where else it stays as it is."""
     given = text = text if harness else without_final_marks(text)
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = _unmarked(text.strip().replace("\n", " ").replace("\t", " ").strip())

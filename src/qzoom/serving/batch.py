@@ -53,11 +53,8 @@ def _key(name: str | None, number: int) -> str:
 
 
 def index_input(path: Path) -> list[BatchLine]:
-    """All questions of the input in order; bodies are read again when they are asked.
-
-    Raises:
-        DataError: the file cannot be read, holds no line, or uses an id twice; it names both lines.
-    """
+    """All questions of the input in order; bodies are read again when they are asked (DataError: the file cannot be
+    read, holds no line, or uses an id twice; it names both lines)."""
     lines: list[BatchLine] = []
     seen: dict[str, int] = {}
     try:
@@ -153,11 +150,8 @@ class BatchReader:
     media: Path  # folder that `file://` addresses and paths may name besides
 
     def requests(self, line: BatchLine) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Route and body of each turn of a line; later ones expect earlier answers in `messages`.
-
-        Raises:
-            DataError, ImageError: the line cannot be asked; one sentence.
-        """
+        """Route and body of each turn of a line; later ones expect earlier answers in `messages` (DataError,
+        ImageError: the line cannot be asked; one sentence)."""
         with self.path.open("rb") as file:
             file.seek(line.offset)
             value = _parse(file.readline())

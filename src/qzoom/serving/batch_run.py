@@ -108,11 +108,8 @@ def _reply_of(response: httpx.Response, client: httpx.AsyncClient) -> dict[str, 
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
-    """The response; a full or restarting server is asked again.
-
-    Raises:
-        StopRunError: it does not answer, or goes on being full.
-    """
+    """The response; a full or restarting server is asked again (StopRunError: it does not answer, or goes on being
+    full)."""
     import httpx
 
     content = json.dumps(body).encode()  # as it stands in the line; what is no JSON in it is the server's to refuse

@@ -113,11 +113,7 @@ class Converter:
     strict: bool = False  # refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit
 
     def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
-        """Read the pictures and tokenise.
-
-        Raises:
-            QZoomError: a picture, a text or an option that cannot be used.
-        """
+        """Read the pictures and tokenise (QZoomError: a picture, a text or an option that cannot be used)."""
         options, note = self._options(body)
         parts = list(image_parts(body.messages))
         groups = self._pictures(parts, tenant, body.qzoom)
@@ -169,12 +165,8 @@ class Converter:
         return pictures
 
     def _check_pages(self, body: PerceiveRequest, pictures: Sequence[LoadedImage], options: dict[str, Any]) -> None:
-        """Refuse pages whose least tokens together are above the server's limit or the client's total.
-
-        Raises:
-            BudgetError: above the client's `max_visual_tokens`.
-            ApiError: above the server's limit.
-        """
+        """Refuse pages whose least tokens together are above the server's limit or the client's total (BudgetError:
+        above the client's `max_visual_tokens`; ApiError: above the server's limit)."""
         engine, pages = self.model.engine, sum(picture.page is not None for picture in pictures)
         if pages < 2:
             return

@@ -36,10 +36,7 @@ _LINGER_S = 2.0
 
 class OriginMiddleware:
     """Lets pages of other origins read answers (CORS), for the origins that are allowed; none are by default.
-
-    Args:
-        origins: as "https://app.example", or "*" for every one.
-    """
+    `origins`: as "https://app.example", or "*" for every one."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self._app = app

@@ -229,11 +229,8 @@ def pages_reply(model: str, pictures: Sequence[LoadedImage]) -> PagesReply:
 
 
 def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> ZoomRecord:
-    """Gate, regions, sizes, times and, if requested, the map.
-
-    Args:
-        proposed: include the regions although the gate did not zoom.
-    """
+    """Gate, regions, sizes, times and, if requested, the map. `proposed`: include the regions although the gate did not
+    zoom."""
     regions = result.regions if result.gate.zoomed or proposed else ()
     record: ZoomRecord = {
         "gate": cast(GateRecord, result.gate.to_dict()),

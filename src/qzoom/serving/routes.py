@@ -153,12 +153,8 @@ def _cancel(streams: Sequence[ResponseStream]) -> None:
 
 
 async def _begin(request: Request, kind: type[Body]) -> tuple[Body, list[ResponseStream], list[StreamEvent]]:
-    """Read the body and wait for each answer's first event, so that whatever is wrong before it has a status.
-
-    Raises:
-        QZoomError: the request cannot be answered.
-        ClientDisconnect: the client closed the connection.
-    """
+    """Read the body and wait for each answer's first event, so that whatever is wrong before it has a status
+    (QZoomError: the request cannot be answered; ClientDisconnect: the client closed the connection)."""
     service, arrived_s = _service(request), time.monotonic()
     raw = await _json_body(request)
     tenant = request.scope[TENANT]
@@ -196,10 +192,8 @@ def _too_long(body: PerceiveRequest, error: LengthError) -> ApiError:
 async def _json_body(request: Request) -> bytes:
     """The whole body.
 
-    Only `application/json` is taken: a page of another origin cannot send that without the browser asking us first.
-
-    Raises:
-        ApiError: status 415.
+    Only `application/json` is taken: a page of another origin cannot send that without the browser asking us first
+    (ApiError: status 415).
     """
     packed = ", ".join(request.headers.getlist("content-encoding")).strip()
     if packed.lower() not in ("", "identity"):
@@ -213,14 +207,8 @@ async def _json_body(request: Request) -> bytes:
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client closes the connection first.
-
-    Args:
-        request: its body must have been read.
-
-    Raises:
-        ClientDisconnect: the client closed the connection.
-    """
+    """The result of `work`, which is cancelled when the client closes the connection first (ClientDisconnect: the
+    client closed the connection). `request`: its body must have been read."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":

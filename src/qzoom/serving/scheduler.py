@@ -64,11 +64,7 @@ class RequestHandle:
 
 
 class Scheduler:
-    """Continuous batching over one model.
-
-    Args:
-        model: used by the worker thread only, from `start` on.
-    """
+    """Continuous batching over one model. `model`: used by the worker thread only, from `start` on."""
 
     def __init__(self, model: QZoom, limits: SchedulerLimits | None = None) -> None:
         self.limits = limits or SchedulerLimits()

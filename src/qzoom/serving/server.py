@@ -102,11 +102,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Reserve the address, before the model is loaded.
-
-    Raises:
-        ConfigError: it is not an address or not free.
-    """
+    """Reserve the address, before the model is loaded (ConfigError: it is not an address or not free)."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

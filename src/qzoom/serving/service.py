@@ -57,11 +57,7 @@ class ResponseStream:
             self._events.put_nowait(error)
 
     async def next(self) -> StreamEvent:
-        """The next event.
-
-        Raises:
-            QZoomError: what ended the request instead of an answer.
-        """
+        """The next event (QZoomError: what ended the request instead of an answer)."""
         event = await self._events.get()
         if isinstance(event, Exception):
             raise event
@@ -156,11 +152,8 @@ class Service:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, kind: type[Body], raw: bytes, tenant: str) -> tuple[Body, Request]:
-        """Check a body, decode its pictures, tokenise.
-
-        Raises:
-            QZoomError: anything that cannot be used, or a full queue, before anything is decoded.
-        """
+        """Check a body, decode its pictures, tokenise (QZoomError: anything that cannot be used, or a full queue,
+        before anything is decoded)."""
         body = await self._validated(kind, raw)
         pool = self._fetchers if self._converter.must_fetch(body) else self._readers
         return body, await _run(pool, lambda: self._converter.request(body, tenant))

@@ -188,11 +188,8 @@ class LogWriter(Log):
             os.ftruncate(self._file.fileno(), self._end)
 
     def append(self, key: str, items: Sequence[Any]) -> None:
-        """Add the items of a key.
-
-        Raises:
-            DataError: the key is there already, or the disk refuses; the log is as it was then.
-        """
+        """Add the items of a key (DataError: the key is there already, or the disk refuses; the log is as it was
+        then)."""
         if key in self:
             raise DataError(f"{self.path}: {key!r} is there already; {_HINT}.")
         data = _line({"key": key, "items": list(items)})
@@ -230,11 +227,8 @@ class LogWriter(Log):
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write a file to; it replaces `path`, durably, when the block ends well and is removed otherwise.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """A path to write a file to; it replaces `path`, durably, when the block ends well and is removed otherwise
+    (DataError: the disk refuses)."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,11 +249,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file that appears complete or not at all and is on the disk when this returns.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """Write a file that appears complete or not at all and is on the disk when this returns (DataError: the disk
+    refuses)."""
     with atomic_path(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 

@@ -91,11 +91,8 @@ def _not_in(folder: Path, keys: Iterable[str]) -> list[str]:
 
 
 class RecordStore:
-    """The records of a folder, for reading. Reading repairs nothing; a torn last line is not seen.
-
-    Raises:
-        DataError: no store, a newer schema, or a damaged line; it says which.
-    """
+    """The records of a folder, for reading. Reading repairs nothing; a torn last line is not seen (DataError: no store,
+    a newer schema, or a damaged line; it says which)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -159,12 +156,8 @@ class RecordStore:
 
 
 class RecordWriter:
-    """Adds samples to a store; a context manager. One process at a time may hold a number.
-
-    Raises:
-        ConfigError: another process holds this number.
-        DataError: as `RecordStore`.
-    """
+    """Adds samples to a store; a context manager. One process at a time may hold a number (ConfigError: another process
+    holds this number; DataError: as `RecordStore`)."""
 
     def __init__(self, folder: Path, number: int = 0) -> None:
         self.folder = folder

@@ -39,11 +39,8 @@ def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor], *, focal: b
 
 
 def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy of the gate (a scalar), mean over the samples that have a label.
-
-    Args:
-        targets: as many labels: 1 zoom, 0 coarse is enough, -100 ignored.
-    """
+    """Binary cross entropy of the gate (a scalar), mean over the samples that have a label. `targets`: as many labels:
+    1 zoom, 0 coarse is enough, -100 ignored."""
     return _masked_bce(logits.float().flatten(), targets.flatten())
 
 

@@ -91,11 +91,8 @@ def clear_run(folder: Path, names: Sequence[str]) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file as a whole: an interrupted write leaves the file before.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """Write a safetensors file as a whole: an interrupted write leaves the file before (DataError: the disk
+    refuses)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -113,11 +110,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def read_tensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (none with `only_metadata`) and metadata of a safetensors file.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """Tensors (none with `only_metadata`) and metadata of a safetensors file (DataError: it is damaged)."""
     from safetensors import safe_open
 
     try:
@@ -171,14 +164,8 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Writes the metrics of every step to `metrics.jsonl` and to the recipe's trackers.
-
-    Args:
-        start: steps that are done already; lines of later steps are dropped.
-
-    Raises:
-        ConfigError: a tracker that is not installed.
-    """
+    """Writes the metrics of every step to `metrics.jsonl` and to the recipe's trackers (ConfigError: a tracker that is
+    not installed). `start`: steps that are done already; lines of later steps are dropped."""
 
     def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int) -> None:
         self._path = run.folder / METRICS_FILE

@@ -157,12 +157,8 @@ class AnswerSample:
 
 
 class AnswerTask(StageTask):
-    """Turns of one or more label stores, mixed as the recipe says.
-
-    Raises:
-        DataError: no turn of the wanted kinds.
-        ConfigError: hard cases are not among the wanted kinds, to which the mixture is relative.
-    """
+    """Turns of one or more label stores, mixed as the recipe says (DataError: no turn of the wanted kinds; ConfigError:
+    hard cases are not among the wanted kinds, to which the mixture is relative)."""
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         super().__init__(recipe, engine, "mine")
@@ -294,11 +290,8 @@ def gate_samples(stores: Sequence[RecordStore], strategy: Strategy, seed: int) -
 
 
 class GateTask(StageTask):
-    """Gate targets of one or more stores of gate labels.
-
-    Raises:
-        DataError: no question needs zooming, so there is nothing to learn.
-    """
+    """Gate targets of one or more stores of gate labels (DataError: no question needs zooming, so there is nothing to
+    learn)."""
 
     def __init__(self, recipe: StageRecipe, engine: Engine) -> None:
         super().__init__(recipe, engine, "gate")

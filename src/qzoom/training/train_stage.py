@@ -44,10 +44,8 @@ class StageReport:
 def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
     """The base with the branch that the stage makes, and its configuration.
 
-    The first stage 1 makes a new region branch, stage 3 a new gate, both from the base's layers (docs/method.md 2, 3).
-
-    Raises:
-        ConfigError: the model lacks what the stage needs.
+    The first stage 1 makes a new region branch, stage 3 a new gate, both from the base's layers (docs/method.md 2, 3)
+    (ConfigError: the model lacks what the stage needs).
     """
     torch.manual_seed(recipe.seed)
     if stage != "regions" and base.region is None:
@@ -152,11 +150,8 @@ def _result(run: TrainingRun, stage: str, wrapped: Any, gathered: Any, load: Cal
 
 
 def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict[str, nn.Parameter]]:
-    """peft's wrapper, or None, and the weights that train, in float32.
-
-    Raises:
-        ConfigError: LoRA on a base that has LoRA weights already.
-    """
+    """peft's wrapper, or None, and the weights that train, in float32 (ConfigError: LoRA on a base that has LoRA
+    weights already)."""
     wrapped = None
     if recipe.lora_rank and stage == "answers":
         if engine.lora is not None:

@@ -59,11 +59,8 @@ def ask_for_box(
     max_box_tokens: int = 48,
     read: Callable[[str, tuple[int, int]], Box | None] = read_box,
 ) -> Answered:
-    """Ask for a box, crop, ask again; see `Method.answer`.
-
-    Args:
-        read: from the first round's text and the picture's size to a box, for models with another way to write one.
-    """
+    """Ask for a box, crop, ask again; see `Method.answer`. `read`: from the first round's text and the picture's size
+    to a box, for models with another way to write one."""
     reading = start(model, images, question, options)
     item = reading.other_question(request.replace("{question}", question.question), max_box_tokens)
     row = prefill(model.engine, [item], reading.clock)[0]

@@ -44,11 +44,8 @@ def crop_by_attention(
     layer: int | None = None,
     generic: str = GENERIC,
 ) -> Answered:
-    """Read the window with the highest relative attention; see `Method.answer`.
-
-    Args:
-        layer: whose attention is taken; None takes the one two thirds up.
-    """
+    """Read the window with the highest relative attention; see `Method.answer`. `layer`: whose attention is taken; None
+    takes the one two thirds up."""
     reading = start(model, images, question, options)
     layer = layer if layer is not None else 2 * model.engine.backbone.num_layers // 3
     other = reading.other_question(generic)

@@ -86,11 +86,8 @@ def ask_kwargs(options: Options) -> dict[str, Any]:
 
 
 def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
-    """The model with those branches alone that a method uses, so that a session pays for no others.
-
-    Args:
-        zoom: the mode of "qzoom"; "never" uses no branch at all, whatever the method.
-    """
+    """The model with those branches alone that a method uses, so that a session pays for no others. `zoom`: the mode of
+    "qzoom"; "never" uses no branch at all, whatever the method."""
     from qzoom.model import QZoom
 
     engine = model.engine
@@ -122,10 +119,7 @@ class Reading:
 
     def other_question(self, text: str, max_new_tokens: int | None = None) -> CoarseResult:
         """The coarse pass over another question about the same pictures, which are not encoded or read again.
-
-        Args:
-            max_new_tokens: of its answer; None keeps that of the options.
-        """
+        `max_new_tokens`: of its answer; None keeps that of the options."""
         engine, request, state = self.model.engine, self.coarse.request, self.coarse.state
         system = next((m["content"][0]["text"] for m in request.conversation.messages if m["role"] == "system"), None)
         conversation = read_conversation([None] * len(request.pictures), text, system)

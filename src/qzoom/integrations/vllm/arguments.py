@@ -96,11 +96,8 @@ def check_positions(zoom: ZoomConfig | None, name: str) -> None:
 
 
 def command_line(arguments: Mapping[str, Any]) -> list[str]:
-    """The same for `vllm serve`: the model first; no word contains white space, so that a shell may split them.
-
-    Raises:
-        ConfigError: a path with white space.
-    """
+    """The same for `vllm serve`: the model first; no word contains white space, so that a shell may split them
+    (ConfigError: a path with white space)."""
     words = [str(arguments["model"])]
     for name, value in arguments.items():
         if name != "model":

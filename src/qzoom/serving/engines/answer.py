@@ -117,11 +117,8 @@ class AnswerEngine(ZoomingEngine):
 
 
 def _greet(url: str, key: str) -> None:
-    """One call that costs nothing, so that a wrong address or key is found at start.
-
-    Raises:
-        ConfigError: nobody answers there, or the key is refused.
-    """
+    """One call that costs nothing, so that a wrong address or key is found at start (ConfigError: nobody answers there,
+    or the key is refused)."""
     try:
         with openai.OpenAI(base_url=url, api_key=key or "none", timeout=_GREET_S, max_retries=0) as client:
             client.models.list()

@@ -51,11 +51,8 @@ class ServingEngine(ABC):
     def answer(self, job: Job) -> AsyncGenerator[StreamEvent, None]:
         """The events of an answer: one "perception", "text" pieces, one "answer".
 
-        Closing the generator, or cancelling the task that waits for it, cancels the job and frees its slot.
-
-        Raises:
-            QueueFullError: too many wait already.
-            QZoomError: what ended the job instead of an answer.
+        Closing the generator, or cancelling the task that waits for it, cancels the job and frees its slot
+        (QueueFullError: too many wait already; QZoomError: what ended the job instead of an answer).
         """
 
     @abstractmethod

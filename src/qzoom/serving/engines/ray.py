@@ -175,11 +175,8 @@ def _light(event: StreamEvent) -> StreamEvent:
 def bind_engine(
     open_engine: OpenEngine, limits: SchedulerLimits, replicas: int, gpus: float = 0.0
 ) -> serve.Application:
-    """The deployment of the replicas, to be run.
-
-    Args:
-        open_engine: makes a replica's engine; it must be importable on all machines.
-    """
+    """The deployment of the replicas, to be run. `open_engine`: makes a replica's engine; it must be importable on all
+    machines."""
     deployment: Any = serve.deployment(
         Replica,
         name=ENGINE,

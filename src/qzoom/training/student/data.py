@@ -51,10 +51,8 @@ def read_split(folder: Path, pictures: Path, share: float, seed: int) -> Split:
     """Read the Parquet files of an exported folder, or of its `data`; pictures are kept in a folder of their own.
 
     Files whose names begin with "val" are validated with, all others (but "test") trained on; without rows in the
-    former a share of the pictures is held out by the seed.
-
-    Raises:
-        DataError: no files, no questions, a missing column or a malformed row.
+    former a share of the pictures is held out by the seed (DataError: no files, no questions, a missing column or a
+    malformed row).
     """
     files = check_folder(folder)
     held = [path for path in files if path.name.startswith("val")]

@@ -144,11 +144,8 @@ def train_student(
 
 
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
-    """The recipe's base on a device; with LoRA, frozen weights are held in the recipe's precision.
-
-    Raises:
-        CheckpointError: it cannot be found or read.
-    """
+    """The recipe's base on a device; with LoRA, frozen weights are held in the recipe's precision (CheckpointError: it
+    cannot be found or read)."""
     from qzoom.checkpoints.load import load_engine
 
     dtype = "bfloat16" if recipe.lora_rank and recipe.precision == "bfloat16" else "float32"
