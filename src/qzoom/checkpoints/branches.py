@@ -108,10 +108,7 @@ def _check_tensors(
 
 def fill_last_layer(region: Mapping[str, str], base: WeightIndex, prefix: str, zoom: ZoomConfig) -> dict[str, str]:
     """What a merged checkpoint must hold although it is never used, taken from the layer that the branch began as.
-
-    Returns:
-        Merged name to base name; empty if nothing is missing.
-    """
+    Returns merged name to base name; empty if nothing is missing."""
     depth = zoom.branch_layers
     start = min(zoom.shared_layers + depth, layer_count([n.removeprefix(prefix) for n in base.tensors])) - 1
     here = f"{prefix}layers.{start}."

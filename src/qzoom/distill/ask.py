@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from qzoom.distill.by_rule import leak
 from qzoom.distill.items import Item, Step, Vote, draft_of, with_model
+from qzoom.distill.pictures import Views
 from qzoom.distill.vote import VoteSettings, reachable
 from qzoom.errors import CallRefusedError, ConfigError
 from qzoom.scoring.agree import normal
 
 if TYPE_CHECKING:
-    from qzoom.distill.pictures import Views
     from qzoom.distill.roles import QuestionWriter, Teacher, Validator
 
 _SHORT = 200

@@ -13,6 +13,8 @@ import PIL.Image
 
 from qzoom.data.crop import cut
 from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
+from qzoom.data.synthetic.documents import render_document
+from qzoom.data.synthetic.scenes import render_scene
 from qzoom.distill.items import ImageRef, Item, Known, KnownQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.images.load import load_image, picture_digest
@@ -125,8 +127,6 @@ def _known(questions: Sequence[Question]) -> Iterator[KnownQuestion]:
 
 
 def _draw(kind: str, number: int) -> Loaded:
-    from qzoom.data.synthetic.documents import render_document
-    from qzoom.data.synthetic.scenes import render_scene
 
     sample = (render_document if kind == "documents" else render_scene)(number)
     questions = tuple(KnownQuestion(q.question, q.answer, q.boxes, q.field) for q in sample.questions)

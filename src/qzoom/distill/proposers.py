@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from qzoom.checkpoints.base import choose_device
 from qzoom.data.crop import CropSettings, crop_box, crop_scale
 from qzoom.distill.items import Item, Step, TargetRegion
 from qzoom.errors import CheckpointError, ConfigError, DataError
@@ -240,8 +241,6 @@ def detector_proposer(settings: DetectorSettings) -> Proposer:
     @functools.cache
     def detector() -> Any:
         import transformers
-
-        from qzoom.checkpoints.base import choose_device
 
         device = str(choose_device("auto")) if settings.device == "auto" else settings.device
         task = "zero-shot-object-detection" if settings.phrases else "object-detection"

@@ -7,21 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from PIL.Image import Image
 
 from qzoom.distill import by_endpoint, by_rule
 from qzoom.distill.items import Item, QuestionDraft, Vote
+from qzoom.distill.pictures import Views
 from qzoom.errors import ConfigError
 from qzoom.llm.cache import CallCache, Cost
 from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 from qzoom.scoring.judge import Judge
 from qzoom.settings import Between, Share, settings
-
-if TYPE_CHECKING:
-    from qzoom.distill.pictures import Views
 
 F = TypeVar("F", bound=Callable[..., Any])
 

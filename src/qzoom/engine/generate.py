@@ -193,11 +193,8 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def start(self, rows: Sequence[DecodeRow]) -> list[tuple[DecodeRow, str]]:
-        """Let rows join; draws each one's first token.
-
-        Returns:
-            Each new row with its first piece of text; those with a `finish` have ended already.
-        """
+        """Let rows join; draws each one's first token. Returns each new row with its first piece of text; those with a
+        `finish` have ended already."""
         pieces = [(row, row.take(self._eos)) for row in rows]
         self._join([row for row in rows if not row.finish])
         return pieces
@@ -219,11 +216,7 @@ class DecodeBatch:
         self._join(rows)
 
     def cancel(self, key: int) -> str:
-        """End a row; it leaves before the next step.
-
-        Returns:
-            Text that had been held back.
-        """
+        """End a row; it leaves before the next step. Returns text that had been held back."""
         held = ""
         for row in self._rows:
             if row.key == key:
@@ -234,11 +227,7 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[DecodeRow, str]]:
-        """One token for every row.
-
-        Returns:
-            Each row with its new text; those with a `finish` have ended and left.
-        """
+        """One token for every row. Returns each row with its new text; those with a `finish` have ended and left."""
         rows = list(self._rows)
         if not rows:
             return []

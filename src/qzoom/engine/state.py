@@ -118,11 +118,8 @@ def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
 
 
 def advance_gate(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
-    """Run the gate's layers.
-
-    Returns:
-        The new states, and for each sample the last token's hidden state (hidden,) after the T layers.
-    """
+    """Run the gate's layers. Returns the new states, and for each sample the last token's hidden state (hidden,) after
+    the T layers."""
     assert engine.gate is not None
     rows = [_hidden_row(engine, state, state.gate) for state in states]
     results = run_layers(engine.backbone, list(engine.gate.layers), rows, last_token_only=True)
@@ -182,11 +179,8 @@ def map_inputs(engine: Engine, hidden: Tensor, positions: Tensor) -> tuple[Tenso
 
 
 def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
-    """Run layers K..N-1 over the tokens that they have not seen.
-
-    Returns:
-        The new states, and for each sample the logits (vocabulary,) of the next token.
-    """
+    """Run layers K..N-1 over the tokens that they have not seen. Returns the new states, and for each sample the logits
+    (vocabulary,) of the next token."""
     rows = []
     for state in states:
         row = _hidden_row(engine, state, state.upper)

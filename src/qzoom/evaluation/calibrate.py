@@ -14,20 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.data.samples import AnswerRow, Task
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
+from qzoom.model import QZoom
 from qzoom.scoring.agree import exact_match
 from qzoom.scoring.intervals import questions_needed, upper_bound
 from qzoom.scoring.metrics import wilson_interval
 from qzoom.settings import Positive, Share, settings
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 CONFIDENCE_GATES = ("margin", "entropy")
 """Names in `qzoom.evaluation.methods.METHODS`."""

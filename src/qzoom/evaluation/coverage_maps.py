@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,10 +19,8 @@ from qzoom.errors import QZoomError
 from qzoom.evaluation.methods.attention import GENERIC, prompt_attention
 from qzoom.evaluation.methods.base import start
 from qzoom.evaluation.zoomgap import is_negative
+from qzoom.model import QZoom
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +47,6 @@ def question_maps(
 ) -> Iterator[QuestionMaps]:
     """The maps of every question with a place, picture by picture. `on_picture`: called with (pictures done, in all)
     after each."""
-    from qzoom.model import QZoom
-
     model.engine.backbone.need_bare_grid("Measuring coverage")
     plain = QZoom(dataclasses.replace(model.engine, gate=None, region=None), model.name, model.image_limits)
     ids = task.ids if limit is None else task.ids[:limit]

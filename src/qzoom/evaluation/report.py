@@ -20,6 +20,8 @@ from typing import Any
 import PIL.Image
 from PIL import Image, ImageDraw
 
+from qzoom.data.drawn import SYNTHETIC_TASKS, open_synthetic
+from qzoom.data.questions import read_receipts
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError, QZoomError
 from qzoom.evaluation.report_figures import (
@@ -36,6 +38,8 @@ from qzoom.evaluation.report_figures import (
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.tables import interval, log_ticks, markdown_table, new_figure, percent, save_figure, times
 from qzoom.images.geometry import scale_box
+from qzoom.images.load import load_image
+from qzoom.plots.overlay import draw_boxes
 from qzoom.scoring.metrics import hit
 from qzoom.store.log import write_atomic
 
@@ -224,8 +228,6 @@ def failures(group: TaskRuns, run: Run, count: int, data: Path | None = None) ->
 
 def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str, Path]:
     """Pictures of a question file by id, if it is the one that was asked."""
-    from qzoom.data.questions import read_receipts
-
     if data is None or "split" not in questions or "sha256" not in questions:
         return {}
     try:
@@ -238,8 +240,6 @@ def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str,
 
 def _picture(questions: Mapping[str, Any], files: Mapping[str, Path], name: str) -> PIL.Image.Image | None:
     """A picture drawn or read again; None where it cannot be found."""
-    from qzoom.data.drawn import SYNTHETIC_TASKS, open_synthetic
-    from qzoom.images.load import load_image
 
     kind, _, number = name.rpartition("-")
     source: Any = files.get(name)
@@ -255,8 +255,6 @@ def _drawn(picture: PIL.Image.Image | None, row: AnswerRow) -> str:
     """Page and enlarged region as a base64 JPEG."""
     if picture is None:
         return ""
-    from qzoom.plots.overlay import draw_boxes
-
     page = _within(picture.convert("RGB"), _PAGE_PX)
     draw = ImageDraw.Draw(page)
     for place in row.boxes:

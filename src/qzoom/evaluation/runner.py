@@ -14,7 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 
@@ -25,14 +25,13 @@ from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task,
 from qzoom.engine.chat import read_conversation
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
+from qzoom.evaluation.flops import shape_of
 from qzoom.evaluation.methods import METHODS, Method
 from qzoom.evaluation.methods.base import Answered, ask_kwargs, with_needed_branches
+from qzoom.model import QZoom
 from qzoom.settings import Between, Share, settings
 from qzoom.store.log import LogWriter
 from qzoom.types import SamplingParams, ZoomMode
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 
 def describe_model(model: QZoom) -> dict[str, Any]:
@@ -50,8 +49,6 @@ def describe_model(model: QZoom) -> dict[str, Any]:
 def describe_software(model: QZoom) -> dict[str, Any]:
     """What ran, for the reader: the model's name and sizes and the versions of the libraries."""
     import transformers
-
-    from qzoom.evaluation.flops import shape_of
 
     try:
         shape = shape_of(model.engine).to_dict()

@@ -242,11 +242,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def plot_coverage(coverage: Coverage, path: Path, *, title: str = "") -> Path:
-    """Draw lift and pointing over the depth of the model.
-
-    Returns:
-        The path written.
-    """
+    """Draw lift and pointing over the depth of the model. Returns the path written."""
     figure, (lifts, hits) = new_figure(2)
     for name, colour in (("relative", _rgb(ACCENTS[0])), ("raw", _rgb(COARSE))):
         curves = coverage.measures[name]

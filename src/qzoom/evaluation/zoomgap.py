@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,11 +22,9 @@ from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import mean, row_score
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, View, base_question, region_task, target_boxes
+from qzoom.model import QZoom
 from qzoom.scoring.agree import normalise
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 Rows = Mapping[View, Sequence[AnswerRow]]
 
@@ -119,11 +117,8 @@ def enters_gap(row: AnswerRow) -> bool:
 def scored(
     rows: Mapping[View, Sequence[AnswerRow]], variant: Variant = "strict", places: Places = "auto"
 ) -> tuple[list[ScoredQuestion], int]:
-    """All questions of the full view with their scores in every view.
-
-    Returns:
-        The questions, in order, and how many pictures were dropped because a view has not answered them all.
-    """
+    """All questions of the full view with their scores in every view. Returns the questions, in order, and how many
+    pictures were dropped because a view has not answered them all."""
     by_key = {view: {_key(view, row): row for row in given} for view, given in rows.items()}
     missing = {
         row.picture

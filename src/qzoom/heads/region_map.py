@@ -48,11 +48,8 @@ def mean_head_logits(query: Tensor, keys: Tensor, *, joined: bool = False) -> Te
 
 
 def corner_keep(grid: tuple[int, int]) -> Tensor:
-    """Qwen2.5-VL's rule: on large maps the first quarter of the first row and of the first column is dropped.
-
-    Returns:
-        (rows, columns) float32 of ones and zeros.
-    """
+    """Qwen2.5-VL's rule: on large maps the first quarter of the first row and of the first column is dropped. Returns
+    (rows, columns) float32 of ones and zeros."""
     rows, columns = grid
     keep = torch.ones(rows, columns)
     if rows * columns > CORNER_RULE_CELLS:

@@ -80,10 +80,7 @@ def _in_space(image: PIL.Image.Image, space: str) -> PIL.Image.Image | None:
 
 def apply_png_colours(image: PIL.Image.Image, data: bytes) -> tuple[PIL.Image.Image, str]:
     """The picture in sRGB, by the cICP or gAMA chunk of its PNG file; an ICC profile or an sRGB chunk outranks gAMA.
-
-    Returns:
-        The picture and a note; the same picture and "" where there is nothing to do.
-    """
+    Returns the picture and a note; the same picture and "" where there is nothing to do."""
     chunks = _chunks_before_pixels(data)
     if len(chunks.get(b"cICP", b"")) == 4:
         return _apply_cicp(image, chunks[b"cICP"][0], chunks[b"cICP"][1])

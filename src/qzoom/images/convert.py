@@ -26,14 +26,8 @@ _PHOTOMETRIC_TAG = 262
 
 
 def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, str]:
-    """A new RGB picture of a decoded one, whatever its mode.
-
-    Returns:
-        The picture, without metadata, and a note on a guessed value range (empty without one).
-
-    Raises:
-        ImageError: values that are not finite, or a mode that has no colours.
-    """
+    """A new RGB picture of a decoded one, whatever its mode (ImageError: values that are not finite, or a mode that has
+    no colours). Returns the picture, without metadata, and a note on a guessed value range (empty without one)."""
     notes = []
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
@@ -42,8 +43,6 @@ class ModelSpec:
 
     def load(self, number: int = 0, *, zooms: bool = False) -> Engine:
         """The engine for worker `number` (HeadsMissingError: it has to zoom and has no region branch)."""
-        from qzoom.checkpoints.load import load_engine
-
         device = self.device
         if device == "cuda":
             device = f"cuda:{number % max(1, torch.cuda.device_count())}"

@@ -150,11 +150,8 @@ class CallCache:
         return tuple(Cost(*row) for row in rows)
 
     def turn(self, url: str, interval_s: float) -> float:
-        """Reserve the next time slot of an endpoint, `interval_s` after the last one.
-
-        Returns:
-            Seconds to wait for it.
-        """
+        """Reserve the next time slot of an endpoint, `interval_s` after the last one. Returns seconds to wait for
+        it."""
         now = time.time()
         with self._writing() as file:
             row = file.execute("SELECT next FROM pace WHERE url = ?", (url,)).fetchone()

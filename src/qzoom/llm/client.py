@@ -145,11 +145,8 @@ class SharedClient:
         return Failure("transient", body.decode()) if status == 0 else read_reply(status, retry_after, body)
 
     def reach(self, endpoint: EndpointSettings) -> tuple[int, str]:
-        """Ask an endpoint for its models, to see whether it is there.
-
-        Returns:
-            The HTTP status and "", or 0 and why there is no response.
-        """
+        """Ask an endpoint for its models, to see whether it is there. Returns the HTTP status and "", or 0 and why
+        there is no response."""
         api, headers = self._api(endpoint)
         status, _, body = self._run(api.models.with_raw_response.list(extra_headers=headers), self.calls.connect_s)
         return status, body.decode() if status == 0 else ""

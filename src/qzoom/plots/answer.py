@@ -284,11 +284,7 @@ _WIDTH_PX = 900  # half the figure's width: sharp on dense displays
 
 
 def answer_html(answer: Answer) -> str:
-    """HTML for a notebook cell.
-
-    Returns:
-        A single `<div>`.
-    """
+    """HTML for a notebook cell. Returns a single `<div>`."""
     question, text = html.escape(clean(answer.question)), html.escape(clean(answer.text) or "(no text)")
     summary = f"<b>{text}</b><br><small>{html.escape(_summary(answer))}</small>"
     if not answer.images:

@@ -87,11 +87,7 @@ def answer_panel(title: str, text: str, width_px: int, colour: Colour, max_lines
 def crop_panel(
     crop: PIL.Image.Image, caption: str, width_px: int, max_height_px: int, colour: Colour
 ) -> tuple[PIL.Image.Image, tuple[int, int, int, int]]:
-    """A region enlarged, framed in its colour, with a caption.
-
-    Returns:
-        The panel, and the crop's xyxy in it.
-    """
+    """A region enlarged, framed in its colour, with a caption. Returns the panel, and the crop's xyxy in it."""
     text = paragraph(caption, width_px, LABEL_PX, MUTED, max_lines=1)
     room = max(60, max_height_px - text.height - 14)
     scale = min(width_px / crop.width, room / crop.height, 12)

@@ -42,11 +42,8 @@ def interval_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired_difference(this: Sequence[float], other: Sequence[float], pictures: Sequence[str], seed: int) -> Any:
-    """Two runs over the same questions, as JSON values.
-
-    Returns:
-        Both means as `this` and `other`, their `difference` and its 95 % `interval`.
-    """
+    """Two runs over the same questions, as JSON values. Returns both means as `this` and `other`, their `difference`
+    and its 95 % `interval`."""
     values = np.array([this, other], dtype=float)
     drawn = bootstrap(values, pictures, seed)
     first, second = (float(mean) for mean in values.mean(1))

@@ -338,11 +338,8 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def limit_arenas(count: int = 2) -> bool:
-    """Let all threads share a few arenas of glibc; call it before threads start.
-
-    Returns:
-        Whether the C library took it; other libraries than glibc are left as they are.
-    """
+    """Let all threads share a few arenas of glibc; call it before threads start. Returns whether the C library took it;
+    other libraries than glibc are left as they are."""
     glibc = _glibc()
     return glibc is not None and glibc.mallopt(_ARENA_MAX, count) == 1
 

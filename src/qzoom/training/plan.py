@@ -13,8 +13,11 @@ import torch
 
 from qzoom.backbones.base import ModelSizes
 from qzoom.backbones.registry import FAMILIES, backbone_class, published_sizes
+from qzoom.checkpoints.format import CONFIG_FILE, read_adapter_config
+from qzoom.checkpoints.hub import find_source
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.training.stages import STAGES, Part, StageRecipe, frozen_in_bfloat16
+from qzoom.training.student.data import read_split
 
 if TYPE_CHECKING:
     from qzoom.training.student.recipe import StudentRecipe
@@ -95,7 +98,6 @@ def plan_stage(recipe: StageRecipe, stage: str, sizes: ModelSizes, samples: int 
 def plan_student(recipe: StudentRecipe) -> Plan:
     """The figures of a student's run; data that do not exist yet are no mistake (CheckpointError: a base that is
     neither on this machine nor in the table of known ones; DataError: data that cannot be used)."""
-    from qzoom.training.student.data import read_split
     from qzoom.training.student.run import steps_of_phase
 
     sizes, lora = find_sizes(recipe.base), bool(recipe.lora_rank)
@@ -135,8 +137,6 @@ def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
 def find_sizes(base: str) -> ModelSizes:
     """The sizes of a base, from its own config where it is on this machine, else from the table of known bases
     (CheckpointError: neither on this machine nor in the table)."""
-    from qzoom.checkpoints.format import CONFIG_FILE, read_adapter_config
-    from qzoom.checkpoints.hub import find_source
 
     published = published_sizes()
     if base in published:

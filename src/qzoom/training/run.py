@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
 from qzoom.store.log import atomic_path, differences, unwritable
@@ -237,8 +238,6 @@ def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any]
 
     The provenance holds facts for the model's config, by the name of what trained; the report is added to them.
     """
-    from qzoom.checkpoints.adapter import save_pretrained
-
     engine, model = run.engine, run.engine.backbone.model
     dtype = engine.backbone.dtype
     if whole:

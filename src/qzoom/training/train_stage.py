@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qzoom.backbones.quantized import settle
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
@@ -104,8 +105,6 @@ def train_stage(
         ConfigError: settings that do not fit the model, the labels, or an earlier run in `output`.
         DataError: records that cannot be used.
     """
-    from qzoom.checkpoints.load import load_engine
-
     began, stage = time.monotonic(), trained_stage(recipe, refit=refit)
     accelerator = make_accelerator(recipe, device)
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"

@@ -23,6 +23,7 @@ from typing import Any
 
 from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.errors import ConfigError, DataError, QZoomError
+from qzoom.scoring.letters import LETTERS
 
 _LONGEST_PATH = 1024
 
@@ -182,8 +183,6 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
 
 def option_letter(row: Row, column: str, choices: int) -> str:
     """The letter of the right option (DataError: no letter of one of the options)."""
-    from qzoom.scoring.letters import LETTERS
-
     letter = text(row, column).strip().upper()
     if len(letter) != 1 or letter not in LETTERS[:choices]:
         raise DataError(f"the column {column!r} must name one of the {choices} options, not {letter!r:.20}.")

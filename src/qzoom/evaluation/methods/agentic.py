@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.generate import prefill
 from qzoom.engine.request import Options
 from qzoom.evaluation.methods.base import Answered, Method, box_on, decode_row, start
+from qzoom.model import QZoom
 from qzoom.types import Box, GateDecision
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 REQUEST = (
     "{question}\nFirst say where to look: write the box of the region that holds the answer as [x0, y0, x1, y1], "

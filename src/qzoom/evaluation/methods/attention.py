@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.attention import response_attention
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import CoarseResult
@@ -24,11 +25,8 @@ from qzoom.errors import DataError
 from qzoom.evaluation.methods.base import Answered, Method, Reading, box_on, start
 from qzoom.heads.boxes import cells_to_pixels
 from qzoom.images.geometry import box_area_px
+from qzoom.model import QZoom
 from qzoom.types import GateDecision
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 GENERIC = "Write a general description of the image."
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import coarse_pass
 from qzoom.engine.generate import DecodeBatch, DecodeRow, prefill
@@ -21,12 +22,8 @@ from qzoom.engine.session import Session
 from qzoom.engine.state import truncate
 from qzoom.engine.zoom import zoom
 from qzoom.heads.boxes import MapBox, map_box, picture_bounds
+from qzoom.model import QZoom
 from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
-
 
 Answered = tuple[Answer, dict[str, float]]
 """An answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds, "failures"
@@ -88,8 +85,6 @@ def ask_kwargs(options: Options) -> dict[str, Any]:
 def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
     """The model with those branches alone that a method uses, so that a session pays for no others. `zoom`: the mode of
     "qzoom"; "never" uses no branch at all, whatever the method."""
-    from qzoom.model import QZoom
-
     engine = model.engine
     gate = engine.gate if method.asks_gate and zoom == "auto" else None
     region = engine.region if method.needs_region and zoom != "never" else None

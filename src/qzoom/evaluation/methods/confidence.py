@@ -8,21 +8,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from qzoom.config import ZoomConfig
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import propose
 from qzoom.engine.request import Options, check_heads
 from qzoom.errors import ConfigError
 from qzoom.evaluation.methods.base import Answered, Method, start
+from qzoom.model import QZoom
 from qzoom.types import GateDecision
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 
 def margin_doubt(logits: Tensor) -> float:

@@ -50,12 +50,8 @@ class Heads:
         self.engine = load_engine(checkpoint, dtype=dtype, device_map=str(device), base_weights=False)
 
     def run(self, looks: Sequence[Look]) -> list[dict[str, Any]]:
-        """Replies of all looks of a step, as one batch; one that cannot be read costs only itself.
-
-        Returns:
-            For each {"score": of the gate, "nan" or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or
-            {"error"}.
-        """
+        """Replies of all looks of a step, as one batch; one that cannot be read costs only itself. Returns for each
+        {"score": of the gate, "nan" or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or {"error"}."""
         replies: list[dict[str, Any]] = [{} for _ in looks]
         states: dict[int, State] = {}
         for i, look in enumerate(looks):

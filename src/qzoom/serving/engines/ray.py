@@ -190,14 +190,8 @@ def bind_engine(
 
 
 def start_replicas(open_engine: OpenEngine, settings: ServerSettings, replicas: int, *, gpus: float = 0.0) -> Any:
-    """Run replicas on the connected Ray, without Ray's HTTP proxy; returns when they answer.
-
-    Returns:
-        Their handle, for `RayEngine`.
-
-    Raises:
-        EngineDownError: a replica did not start; Ray's log says why.
-    """
+    """Run replicas on the connected Ray, without Ray's HTTP proxy; returns when they answer (EngineDownError: a replica
+    did not start; Ray's log says why). Returns their handle, for `RayEngine`."""
     serve.start(proxy_location="Disabled")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:

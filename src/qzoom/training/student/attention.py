@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qzoom.backbones.base import Backbone
 from qzoom.errors import ConfigError
 from qzoom.training.losses import IGNORE
 
 if TYPE_CHECKING:
-    from qzoom.backbones.base import Backbone
     from qzoom.training.student.recipe import AttentionSupervision
 
 TEXT_ATTENTION = "qzoom_plain"

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
@@ -146,8 +147,6 @@ def train_student(
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
     """The recipe's base on a device; with LoRA, frozen weights are held in the recipe's precision (CheckpointError: it
     cannot be found or read)."""
-    from qzoom.checkpoints.load import load_engine
-
     dtype = "bfloat16" if recipe.lora_rank and recipe.precision == "bfloat16" else "float32"
     target = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
     return load_engine(recipe.base, dtype=dtype, device_map=target)
@@ -190,11 +189,8 @@ def steps_of_phase(recipe: StudentRecipe, phase: str, split: Split) -> int:
 def run_phase(
     run: TrainingRun[StudentRecipe], phase: str, model: Any, weights: dict[str, nn.Parameter], split: Split
 ) -> tuple[PhaseReport, list[Validation]]:
-    """Train a phase in a folder of the run's, or resume it; the weights of a finished phase are only loaded.
-
-    Returns:
-        The report and the validations of this process.
-    """
+    """Train a phase in a folder of the run's, or resume it; the weights of a finished phase are only loaded. Returns
+    the report and the validations of this process."""
     began, recipe = time.monotonic(), run.recipe
     steps = steps_of_phase(recipe, phase, split)
     run.on_phase(phase, steps)

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
+from qzoom.model import QZoom
 from qzoom.training.run import MetricsLog, TrainingRun, copy_weights, read_tensors, save_tensors, truncate_log
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import ExportedQuestion
@@ -62,8 +63,6 @@ def validate_student(
 
 def _answered_rightly(engine: Engine, questions: Sequence[ExportedQuestion], recipe: StudentRecipe) -> list[bool]:
     """Whether each question is answered rightly, by rules alone."""
-    from qzoom.model import QZoom
-
     model, prompter = QZoom(engine, "the student"), Prompter(engine, recipe)
     options: dict[str, Any] = {"zoom": "never", "max_new_tokens": recipe.max_new_tokens}
     if recipe.validation_tokens:
