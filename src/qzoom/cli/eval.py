@@ -168,8 +168,7 @@ def evaluate(
 
 def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> None:
     """Options that belong to none of the tasks are mistakes."""
-    from qzoom.data.benchmarks.registry import TASK_NAMES
-    from qzoom.data.drawn import SYNTHETIC_TASKS
+    from qzoom.data.benchmarks.registry import SYNTHETIC_TASKS, TASK_NAMES
 
     if not names:
         raise typer.BadParameter("name at least one TASK, for example: receipts")

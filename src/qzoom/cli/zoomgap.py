@@ -155,8 +155,7 @@ def coverage(
 
 def _measure(reader: QZoom, opened: Any, most: int | None, limit: int | None, console: Console) -> Coverage:
     from qzoom.engine.request import share_tokens
-    from qzoom.evaluation.coverage import measure_coverage
-    from qzoom.evaluation.coverage_maps import question_maps
+    from qzoom.evaluation.coverage import measure_coverage, question_maps
 
     coarse, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=most)
     with console.progress(f"{opened.name}, attention, pictures") as (update,):
@@ -179,7 +178,7 @@ def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Cons
 
 def _open_boxed(name: str, data: DataOptions) -> Task:
     """The questions of a task with boxes, checked."""
-    from qzoom.data.drawn import SYNTHETIC_TASKS
+    from qzoom.data.benchmarks.registry import SYNTHETIC_TASKS
     from qzoom.data.questions import read_receipt_questions
 
     if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):

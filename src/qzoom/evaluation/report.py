@@ -20,7 +20,7 @@ from typing import Any
 import PIL.Image
 from PIL import Image, ImageDraw
 
-from qzoom.data.drawn import SYNTHETIC_TASKS, open_synthetic
+from qzoom.data.benchmarks.registry import SYNTHETIC_TASKS, open_synthetic
 from qzoom.data.questions import read_receipts
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError, QZoomError

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
@@ -22,10 +22,10 @@ from qzoom.errors import LengthError
 from qzoom.serving import replies
 from qzoom.serving.convert import variants
 from qzoom.serving.errors import ApiError, from_exception, log_failure
-from qzoom.serving.logprobs import LogprobRecord, logprob_record
 from qzoom.serving.metrics import CONTENT_TYPE
 from qzoom.serving.middleware import REQUEST_ID, TENANT, release_body_slot
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest
+from qzoom.serving.replies import LogprobRecord, logprob_record
 from qzoom.serving.service import ResponseStream, Service
 from qzoom.types import Answer, StreamEvent, TokenLogprob
 
@@ -113,20 +113,20 @@ async def model(request: Request) -> Response:
     return JSONResponse(_card(service))
 
 
-@router.get("/health", **_documented(replies.StatusReply))
+@router.get("/health", **_documented(dict[Literal["status"], str]))
 async def health(request: Request) -> Response:
     """The process answers."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready", **_documented(replies.StatusReply, unready=replies.StatusReply))
+@router.get("/ready", **_documented(dict[Literal["status"], str], unready=dict[Literal["status"], str]))
 async def ready(request: Request) -> Response:
     """The worker made a step a moment ago, and the server is not stopping; else status 503."""
     reason = await _service(request).ready()
     return JSONResponse({"status": reason or "ready"}, status_code=503 if reason else 200)
 
 
-@router.get("/version", **_documented(replies.VersionReply))
+@router.get("/version", **_documented(dict[Literal["version"], str]))
 async def version(request: Request) -> Response:
     """The version of qzoom."""
     return JSONResponse({"version": __version__})
