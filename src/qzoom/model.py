@@ -89,7 +89,8 @@ class QZoom:
                 raise ConfigError(f"dtype={dtype!r} and torch_dtype={other!r} name the same option; give one of them.")
             dtype = other
         for name in unknown:
-            raise ConfigError(f"from_pretrained has no option {name!r}; {_closest_option(name)}")
+            known = ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization")
+            raise ConfigError(f"from_pretrained has no option {name!r}; {closest(name, known)}")
         engine = load_engine(
             id_or_path,
             revision=revision,
@@ -217,7 +218,10 @@ class QZoom:
         each = [_options_of(options, index, len(samples)) for index in range(len(samples))]
         for index, own in enumerate(each):
             with _numbered(index):
-                image, question = _pair(samples[index])
+                sample = samples[index]
+                if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
+                    raise QuestionError(f"expected an (image, question) pair, not {_shown(sample)}.")
+                image, question = sample
                 requests.append(self._request(image, question, load, **own))
                 check_requests(self.engine, requests[-1:])
         answers: dict[int, Answer] = {}
@@ -287,13 +291,6 @@ class QZoom:
         return push_to_hub(self.engine, repo_id, **options)
 
 
-def _pair(sample: Any) -> Any:
-    """The picture and the question of a sample."""
-    if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
-        raise QuestionError(f"expected an (image, question) pair, not {_shown(sample)}.")
-    return sample
-
-
 @contextmanager
 def _numbered(index: int) -> Iterator[None]:
     """Errors of a block name the sample."""
@@ -336,11 +333,6 @@ def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, An
             raise ConfigError(f"{name} is a list of {len(value)} values for {count} samples; give one each{hint}.")
         out[name] = value[index] if per_sample else value
     return out
-
-
-def _closest_option(name: str) -> str:
-    """The end of the sentence about an unknown option of `from_pretrained`."""
-    return closest(name, ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization"))
 
 
 def _shown(value: Any) -> str:

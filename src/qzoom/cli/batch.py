@@ -110,7 +110,10 @@ def batch(
     from qzoom.serving.batch_tables import finish_table, is_table, open_table
 
     console = out.console
-    _check_output(source, output)
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise typer.BadParameter(f"{output} must end in .jsonl or .parquet.", param_hint="--output")
+    if output.resolve() == source.resolve():
+        raise typer.BadParameter("the output is the input; name another file.", param_hint="--output")
     name = public_name(model.model)
     about = _about(source, model, body.defaults(name))
     with open_table(source, output) as lines_path:
@@ -126,19 +129,13 @@ def batch(
                     write = _counting(answers, update, len(lines))
                     _run(grouped(missing), reader, write, _Answerer(model, engine, options))
             answers.finish(lines)
-            failures = sum(_has_failed(record) for record in answers.records())
+            replies = (record["response"] for record in answers.records())
+            failures = sum(reply is None or reply["status_code"] != 200 for reply in replies)
             if is_table(output):
                 finish_table(answers, output)
     console.result(f"{len(lines) - failures} answers and {failures} errors in {output}")
     if failures:
         raise typer.Exit(1)
-
-
-def _check_output(source: Path, output: Path) -> None:
-    if output.suffix not in (".jsonl", ".parquet"):
-        raise typer.BadParameter(f"{output} must end in .jsonl or .parquet.", param_hint="--output")
-    if output.resolve() == source.resolve():
-        raise typer.BadParameter("the output is the input; name another file.", param_hint="--output")
 
 
 def _about(source: Path, model: ModelOptions, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +229,3 @@ def _remote(url: Any, key: str | None) -> Any:
         return httpx.AsyncClient(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=600)
     except (httpx.InvalidURL, TypeError) as error:
         raise typer.BadParameter(f"{url!r} is no address; write http://HOST:PORT.", param_hint="--server") from error
-
-
-def _has_failed(record: dict[str, Any]) -> bool:
-    return record["response"] is None or record["response"]["status_code"] != 200

@@ -107,7 +107,9 @@ def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[
     if item.target is None or item.draft is None or item.answer is None:
         raise DataError(f"The item {item.id} has no target, question or answer; run the steps before export first.")
     choices = item.choices if settings.form != "open" else None
-    if choices is None and (settings.form == "choice" or _needs_options(item)):
+    # The answer of a negative without its right option refers to options.
+    needs_options = item.draft.negative and item.answer.text == NONE_OPTION
+    if choices is None and (settings.form == "choice" or needs_options):
         return None
     answer = item.answer.text if choices is None else choices.letter
     question = item.draft.text if choices is None else choice_text(item.draft.text, choices.options)
@@ -140,13 +142,6 @@ def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[
         "style": settings.style,
         "provenance": _utf8(_provenance(item)),
     }
-
-
-def _needs_options(item: Item) -> bool:
-    """Whether the answer refers to options, as that of a negative without its right option does."""
-    return (
-        item.draft is not None and item.draft.negative and item.answer is not None and item.answer.text == NONE_OPTION
-    )
 
 
 def schema() -> pyarrow.Schema:

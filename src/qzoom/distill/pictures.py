@@ -114,16 +114,12 @@ def _with_questions(name: str) -> list[ImageSource]:
     together: dict[tuple[str, str], list[Question]] = {}
     for question in open_questions([name])[0]:
         together.setdefault((question.root, question.image), []).append(question)
-    return [
-        ImageSource(image, root, questions[0].source, tuple(_known(questions)))
-        for (root, image), questions in together.items()
-    ]
-
-
-def _known(questions: Sequence[Question]) -> Iterator[KnownQuestion]:
-    for question in questions:
-        for turn in question.turns:
-            yield KnownQuestion(turn.question, turn.answers[0] if turn.answers else "", turn.boxes)
+    out = []
+    for (root, image), questions in together.items():
+        turns = [turn for question in questions for turn in question.turns]
+        known = tuple(KnownQuestion(t.question, t.answers[0] if t.answers else "", t.boxes) for t in turns)
+        out.append(ImageSource(image, root, questions[0].source, known))
+    return out
 
 
 def _draw(kind: str, number: int) -> Loaded:

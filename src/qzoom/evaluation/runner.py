@@ -287,7 +287,13 @@ def run(
     with contextlib.ExitStack() as stack:
         log = None
         if output is not None:
-            log = stack.enter_context(_open_log(model, task, options, output, fresh=fresh))
+            # what a rerun must agree with
+            header = {
+                "questions": task.identity,
+                "options": dataclasses.asdict(options),
+                "model": describe_model(model),
+            }
+            log = stack.enter_context(LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh))
             rows = rows_of(log)
         done = sum(name in rows for name in ids)
         missing = [index for index, name in enumerate(ids) if name not in rows]
@@ -309,12 +315,6 @@ def run(
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")
     return chosen
-
-
-def _open_log(model: QZoom, task: Task, options: EvalOptions, output: Path, *, fresh: bool) -> LogWriter:
-    """The file of the answers; its header is what a rerun must agree with."""
-    header = {"questions": task.identity, "options": dataclasses.asdict(options), "model": describe_model(model)}
-    return LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh)
 
 
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:

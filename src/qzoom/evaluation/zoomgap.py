@@ -325,17 +325,13 @@ def read_views(folder: Path) -> ViewAnswers:
         options = header["settings"].get("options", {})
         own: dict[str, Any] = {"zoom_mode": options.get("zoom")} if view == "zoom" else {}
         if view == "full":
-            own = {"max_visual_tokens": _total(options), "max_new_tokens": options.get("max_new_tokens")}
+            total = (options.get("coarse_tokens") or {}).get("max_tokens")
+            own = {"max_visual_tokens": total, "max_new_tokens": options.get("max_new_tokens")}
         about = questions | about | {"model": header["about"].get("model", "")} | own
     if "full" not in rows:
         raise DataError(f"{folder}: no answers of the full view; name a folder that `qzoom eval zoomgap -o` wrote.")
     about.pop("view", None)
     return rows, about | {"views": list(rows)}
-
-
-def _total(options: dict[str, Any]) -> int | None:
-    limits = options.get("coarse_tokens")
-    return limits.get("max_tokens") if isinstance(limits, dict) else None
 
 
 def _options(model: QZoom, view: View, settings: GapSettings) -> EvalOptions:

@@ -108,7 +108,9 @@ def read_data_url(url: str, limits: ImageLimits) -> bytes:
         raise refuse(name, "it is not marked as base64", "write data:image/png;base64,<data>")
     check_bytes(len(payload) * 3 // 4 if len(payload) > limits.max_bytes else min(1, len(payload)), name, limits)
     try:
-        encoded = _unwrapped(unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii"))
+        encoded = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
+        # Lines may be broken; a blank inside one is a plus sign that form encoding took away.
+        encoded = b"".join(line.strip() for line in encoded.splitlines()).replace(b" ", b"+")
         data = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise refuse(name, "its base64 data are broken", "encode the file again with base64.b64encode") from error
@@ -121,11 +123,6 @@ def png_data_url(image: PIL.Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _unwrapped(encoded: bytes) -> bytes:
-    """Base64 text without line breaks. A blank inside a line is a plus sign that form encoding took away."""
-    return b"".join(line.strip() for line in encoded.splitlines()).replace(b" ", b"+")
 
 
 def _read_at_most(file: Any, most: int) -> bytes:

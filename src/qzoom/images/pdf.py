@@ -127,13 +127,9 @@ def draw_pages(
         child.kill()
         for stream in (child.stdin, child.stdout):
             if stream is not None:
-                _close(stream)
+                with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
+                    stream.close()
         child.wait()
-
-
-def _close(stream: Any) -> None:
-    with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
-        stream.close()
 
 
 def _talk(

@@ -90,11 +90,7 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 _HARNESS_STOPS = 32  # the harnesses pass a regex flag where a count is expected
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    return [word[:i] + word[i + 1 :] for i, letter in enumerate(word) if letter == "'"]
-
-
-_MENDED = {short: word for word in _CONTRACTIONS for short in _without_one_apostrophe(word)}
+_MENDED = {word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS for i, letter in enumerate(word) if letter == "'"}
 _HARNESS_MENDED = _MENDED | {"somebody'd": "somebodyd"}
 
 

@@ -103,6 +103,7 @@ def _ocrbench(row: Row) -> SampleQuestion:
     )
 
 
+_infovqa = partial(_docvqa, field="infovqa")
 _HR = ("DreamMr/HR-Bench", "hrbench_version_split")
 _MME = "yifanzhang114/MME-RealWorld-lite-lmms-eval"
 TABLES = (

@@ -68,7 +68,9 @@ class Replica:
                 return
             async with aclosing(self._engine.answer(job)) as events:
                 async for event in events:
-                    yield _light(event)
+                    if event.answer is not None:  # without the pictures, which the front end has
+                        event = dataclasses.replace(event, answer=dataclasses.replace(event.answer, images=()))
+                    yield event
         except QZoomError as error:
             yield error
 
@@ -163,13 +165,6 @@ class RayEngine(ServingEngine):
                         responses.cancel()
                 self._running -= begun
                 self._waiting -= not begun
-
-
-def _light(event: StreamEvent) -> StreamEvent:
-    """Without the pictures, which the front end has."""
-    if event.answer is None:
-        return event
-    return dataclasses.replace(event, answer=dataclasses.replace(event.answer, images=()))
 
 
 def bind_engine(
