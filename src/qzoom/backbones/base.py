@@ -340,12 +340,7 @@ class Backbone(ABC):
             raise ConfigError(f"{what} does not work with models that pad pictures to squares, such as this one.")
 
     def crop(self, image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """A region as `encode` is to get it.
-
-        Args:
-            image: the whole picture, RGB.
-            box: xyxy in its pixels, half-open.
-        """
+        """A region as `encode` is to get it. `image`: the whole picture, RGB. `box`: xyxy in its pixels, half-open."""
         return image.crop(box)
 
     @abstractmethod

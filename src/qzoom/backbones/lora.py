@@ -37,11 +37,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraWeights:
-    """The matrices and what they belong to.
-
-    Raises:
-        CheckpointError: settings or names that are no plain LoRA of the decoder.
-    """
+    """The matrices and what they belong to (CheckpointError: settings or names that are no plain LoRA of the
+    decoder)."""
 
     base_weights: str  # `checkpoints.weights.maps_digest` of the base's linear maps that they are added to
     settings: Mapping[str, Any]  # PEFT's `adapter_config.json`

@@ -22,15 +22,8 @@ FAMILIES: dict[str, str] = {
 
 
 def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_template: str | None = None) -> Backbone:
-    """Wrap a loaded transformers model.
-
-    Args:
-        model: any model whose `config.model_type` is in `FAMILIES`.
-        chat_template: overrides the tokenizer's own template.
-
-    Raises:
-        CheckpointError: no backbone for the model's type.
-    """
+    """Wrap a loaded transformers model (CheckpointError: no backbone for the model's type). `model`: any model whose
+    `config.model_type` is in `FAMILIES`. `chat_template`: overrides the tokenizer's own template."""
     return backbone_class(model.config.model_type)(model, tokenizer, image_processor, chat_template)
 
 

@@ -207,12 +207,8 @@ def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, in
 
 
 def describe_cost(usage: Usage, timing_ms: dict[str, float], full_tokens: int = 0) -> str:
-    """Tokens and times on one line.
-
-    Args:
-        timing_ms: milliseconds per step, "total" among them.
-        full_tokens: visual tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known.
-    """
+    """Tokens and times on one line. `timing_ms`: milliseconds per step, "total" among them. `full_tokens`: visual
+    tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known."""
     tokens = f"{usage.coarse_tokens} coarse + {usage.region_tokens} region visual tokens"
     paid = usage.coarse_tokens + usage.region_tokens
     if paid < full_tokens:

@@ -88,11 +88,8 @@ class EngineOptions:
 
     @property
     def name(self) -> str:
-        """The engine; addresses alone mean `remote` or `answer`.
-
-        Raises:
-            typer.BadParameter: options that contradict each other.
-        """
+        """The engine; addresses alone mean `remote` or `answer` (typer.BadParameter: options that contradict each
+        other)."""
         name = self.engine or ("remote" if self.engine_url else "answer" if self.answer_url else "native")
         if (name == "remote") != bool(self.engine_url):
             text = "--engine remote needs --engine-url." if name == "remote" else f"--engine {name} takes no address."
@@ -204,11 +201,7 @@ def ray_app(args: dict[str, str]) -> Any:
 
 
 def parse_options(words: list[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE words; values are JSON, or texts.
-
-    Raises:
-        typer.BadParameter: not of that form.
-    """
+    """Read NAME=VALUE words; values are JSON, or texts (typer.BadParameter: not of that form)."""
     values: dict[str, Any] = {}
     for word in words or ():
         name, mark, text = word.partition("=")

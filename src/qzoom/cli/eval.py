@@ -65,12 +65,8 @@ class DataOptions:
         return {"--seed": self.seed, "--count": self.count}
 
     def open(self, name: str) -> Any:
-        """One task.
-
-        Raises:
-            typer.BadParameter: an unknown task, or options that it cannot use.
-            DataError: data that cannot be used.
-        """
+        """One task (typer.BadParameter: an unknown task, or options that it cannot use; DataError: data that cannot be
+        used)."""
         from qzoom.data.benchmarks.registry import open_task
 
         try:
@@ -192,11 +188,7 @@ class _Evaluation:
     json: bool
 
     def check(self) -> None:
-        """A known method, readable limits, and seeds only where answers are sampled.
-
-        Raises:
-            typer.BadParameter: otherwise.
-        """
+        """A known method, readable limits, and seeds only where answers are sampled (typer.BadParameter: otherwise)."""
         self.look.coarse()
         parse_tokens(self.asking.region_tokens, "--region-tokens")
         try:

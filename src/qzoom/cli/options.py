@@ -167,11 +167,8 @@ class LookOptions:
         return parse_tokens(self.coarse_tokens, "--coarse-tokens")
 
     def thresholds(self, model: QZoom) -> dict[str, float | None]:
-        """Gate and region threshold: given ones first, then the preset's, then None for the checkpoint's.
-
-        Raises:
-            typer.BadParameter: no preset of that name.
-        """
+        """Gate and region threshold: given ones first, then the preset's, then None for the checkpoint's
+        (typer.BadParameter: no preset of that name)."""
         given = {"gate_threshold": self.gate_threshold, "region_threshold": self.region_threshold}
         if self.preset is None:
             return given
@@ -183,11 +180,7 @@ class LookOptions:
 
 
 def find_device(name: str) -> str:
-    """The device of a name; "auto" is a GPU where there is one.
-
-    Raises:
-        typer.BadParameter: no name of a device.
-    """
+    """The device of a name; "auto" is a GPU where there is one (typer.BadParameter: no name of a device)."""
     from qzoom.checkpoints.base import choose_device
 
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
@@ -196,11 +189,8 @@ def find_device(name: str) -> str:
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
-    """Pictures and question of one command line.
-
-    Raises:
-        typer.BadParameter: fewer than two words, or more than one picture from standard input.
-    """
+    """Pictures and question of one command line (typer.BadParameter: fewer than two words, or more than one picture
+    from standard input)."""
     if len(inputs) < 2:
         raise typer.BadParameter(
             'name at least one picture and then the question, for example: receipt.jpg "What is the total amount?"'
@@ -222,11 +212,7 @@ def decode_argument(text: str) -> str:
 
 
 def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
-    """Read MAX or MIN:MAX.
-
-    Raises:
-        typer.BadParameter: not whole numbers of at least 1, or a minimum above the maximum.
-    """
+    """Read MAX or MIN:MAX (typer.BadParameter: not whole numbers of at least 1, or a minimum above the maximum)."""
     from qzoom.config import TokenBudget
 
     if text is None:
@@ -245,12 +231,8 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
 
 
 def read_pictures(names: list[str], pages: str = "") -> list[LoadedImage]:
-    """Decode the pictures and the pages of PDFs; `-` is standard input.
-
-    Raises:
-        typer.BadParameter: `-` with nothing piped in, or pages that are not there.
-        ImageError: a picture that cannot be used.
-    """
+    """Decode the pictures and the pages of PDFs; `-` is standard input (typer.BadParameter: `-` with nothing piped in,
+    or pages that are not there; ImageError: a picture that cannot be used)."""
     from qzoom.images.load import load_pictures
 
     try:

@@ -115,11 +115,7 @@ def serve(
 
 
 def parse_limits(words: list[str] | None) -> dict[str, int | float]:
-    """Read NAME=NUMBER words.
-
-    Raises:
-        typer.BadParameter: not of that form.
-    """
+    """Read NAME=NUMBER words (typer.BadParameter: not of that form)."""
     values: dict[str, int | float] = {}
     for word in words or ():
         name, _, number = word.partition("=")

@@ -37,11 +37,7 @@ class RunOptions:
     device: Device = "auto"
 
     def folder(self, of_recipe: str) -> Path:
-        """The folder of the run.
-
-        Raises:
-            typer.BadParameter: none is named.
-        """
+        """The folder of the run (typer.BadParameter: none is named)."""
         if self.output is None and not of_recipe:
             raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
         folder = self.output or Path(of_recipe)

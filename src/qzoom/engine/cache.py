@@ -215,12 +215,8 @@ class KVCache:
         return out
 
     def select(self, rows: Sequence[int], drop: int = 0) -> KVCache:
-        """An own copy of some rows, without the first `drop` positions (padding of rows that left).
-
-        Args:
-            rows: indices to keep, in order.
-            drop: positions to cut on the left.
-        """
+        """An own copy of some rows, without the first `drop` positions (padding of rows that left). `rows`: indices to
+        keep, in order. `drop`: positions to cut on the left."""
         out = KVCache()
         out._owned = self._owned
         out._states = {i: state.mapped(lambda t: t[list(rows)]) for i, state in self._states.items()}

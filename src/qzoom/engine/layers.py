@@ -86,12 +86,8 @@ def run_layers(
 
 
 def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask (batch, 1, 1, total) for one new token a row; None without padding.
-
-    Args:
-        pads: padding positions on the left of each row.
-        total: keys after appending the new token.
-    """
+    """Additive mask (batch, 1, 1, total) for one new token a row; None without padding. `pads`: padding positions on
+    the left of each row. `total`: keys after appending the new token."""
     if not any(pads):
         return None
     keys = torch.arange(total, device=backbone.device)

@@ -71,12 +71,9 @@ class CoarseResult:
 def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> list[State]:
     """Pictures to visual tokens to prompts, as states in which nothing else is computed yet.
 
-    A request with a prefix starts from its state, whose pictures are encoded already.
-
-    Raises:
-        HeadsMissingError: zoom "always" asked of a model without a region branch.
-        BudgetError: a token budget larger than what the model reads.
-        QuestionError: a prompt longer than the model reads.
+    A request with a prefix starts from its state, whose pictures are encoded already (HeadsMissingError: zoom "always"
+    asked of a model without a region branch; BudgetError: a token budget larger than what the model reads;
+    QuestionError: a prompt longer than the model reads).
     """
     backbone = engine.backbone
     for request in requests:
@@ -197,11 +194,7 @@ def propose_boxes(
 
 def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
     """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (docs/method.md 3).
-
-    Args:
-        engine: with a region branch.
-        state: after `advance_region`; gradients pass.
-    """
+    `engine`: with a region branch. `state`: after `advance_region`; gradients pass."""
     if engine.region is None or state.region_last is None or not state.keys:
         return ()
     backbone, last = engine.backbone, engine.region.layers[-1]

@@ -72,22 +72,14 @@ def picture_ends(backbone: Backbone, prompt: Prompt) -> tuple[int, ...]:
 
 
 def blank_features(grid: tuple[int, int], like: Tensor, size_px: tuple[int, int] = (0, 0)) -> VisualFeatures:
-    """Features of a picture that is encoded elsewhere: its grid, and tokens without values.
-
-    Args:
-        like: gives number format and device.
-        size_px: (width, height) that the vision encoder sees, where that matters.
-    """
+    """Features of a picture that is encoded elsewhere: its grid, and tokens without values. `like`: gives number format
+    and device. `size_px`: (width, height) that the vision encoder sees, where that matters."""
     return VisualFeatures(like.new_empty(grid[0] * grid[1], 0), (), grid, size_px)
 
 
 def unexpanded(ids: Sequence[int], image_token_id: int, sizes: Sequence[int]) -> list[int]:
-    """Token ids with one placeholder per picture, as `build_prompt` takes them.
-
-    Args:
-        ids: with as many placeholders as visual tokens.
-        sizes: visual tokens of every picture and region, in order.
-    """
+    """Token ids with one placeholder per picture, as `build_prompt` takes them. `ids`: with as many placeholders as
+    visual tokens. `sizes`: visual tokens of every picture and region, in order."""
     out, index, left = [], 0, iter(sizes)
     while index < len(ids):
         out.append(ids[index])

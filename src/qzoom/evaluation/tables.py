@@ -26,12 +26,8 @@ _NONE = "–"
 
 
 def percent(value: float | None, *, sign: bool = False, unit: str = "") -> str:
-    """A share in per cent with one decimal.
-
-    Args:
-        sign: print + before positive numbers.
-        unit: printed behind the number, such as "%".
-    """
+    """A share in per cent with one decimal. `sign`: print + before positive numbers. `unit`: printed behind the number,
+    such as "%"."""
     return _NONE if value is None else f"{100 * value:{'+' if sign else ''}.1f}{unit}"
 
 

@@ -28,12 +28,8 @@ class GateBranch(nn.Module):
 
 
 class RegionBranch(nn.Module):
-    """Finds the region: T - 1 whole layers, of the T-th only norm, queries and keys.
-
-    Args:
-        layers: T decoder layers.
-        norm: of its own, between the whole layers and the T-th; None: the family has none.
-    """
+    """Finds the region: T - 1 whole layers, of the T-th only norm, queries and keys. `layers`: T decoder layers.
+    `norm`: of its own, between the whole layers and the T-th; None: the family has none."""
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module | None = None) -> None:
         super().__init__()

@@ -41,12 +41,8 @@ _UNKNOWN_MODEL = ("model_not_found", "model not found", "does not exist", "unkno
 
 
 class ChatImage:
-    """An image of a message, sent as PNG. Its digest is that of the pixels, so equal crops are equal calls.
-
-    Args:
-        image: RGB; not changed.
-        max_pixels: larger images are scaled down to it.
-    """
+    """An image of a message, sent as PNG. Its digest is that of the pixels, so equal crops are equal calls. `image`:
+    RGB; not changed. `max_pixels`: larger images are scaled down to it."""
 
     def __init__(self, image: Image.Image, max_pixels: int) -> None:
         self._image = image
@@ -102,12 +98,8 @@ def _utf8(text: str) -> str:
 def call_key(
     name: str, endpoint: EndpointSettings, messages: Sequence[Message], sampling: Sampling, sample: int
 ) -> str:
-    """Hex digest of everything that decides a reply.
-
-    Args:
-        name: of the role's member, since two members may serve different weights under one model name.
-        endpoint: whose model and extra fields count; its address does not.
-    """
+    """Hex digest of everything that decides a reply. `name`: of the role's member, since two members may serve
+    different weights under one model name. `endpoint`: whose model and extra fields count; its address does not."""
     chat = [
         [role, [part if isinstance(part, str) else {"picture": part.digest} for part in parts]]
         for role, parts in messages

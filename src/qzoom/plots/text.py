@@ -142,12 +142,8 @@ def draw_text(
     weight: str = "regular",
     anchor: str = "l",
 ) -> None:
-    """One line of text.
-
-    Args:
-        at: x of the anchor and y of the top of the line's em box.
-        anchor: "l", "m" or "r": whether x is the left end, the middle or the right end.
-    """
+    """One line of text. `at`: x of the anchor and y of the top of the line's em box. `anchor`: "l", "m" or "r": whether
+    x is the left end, the middle or the right end."""
     line = clean(text).replace("\n", " ")
     x = at[0]
     if anchor != "l":

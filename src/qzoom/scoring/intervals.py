@@ -88,15 +88,8 @@ def upper_bound(failures: int, n: int, confidence: float) -> float:
 
 
 def questions_needed(loss: float, confidence: float) -> int:
-    """The fewest questions that can show a loss below a bound, even if not one of them is lost.
-
-    Args:
-        loss: the bound, in (0, 1).
-        confidence: in (0, 1).
-
-    Raises:
-        ConfigError: a number outside its range.
-    """
+    """The fewest questions that can show a loss below a bound, even if not one of them is lost (ConfigError: a number
+    outside its range). `loss`: the bound, in (0, 1). `confidence`: in (0, 1)."""
     for name, value in (("The accuracy loss", loss), ("The confidence", confidence)):
         if not 0 < value < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, both excluded, not {value!r}.")

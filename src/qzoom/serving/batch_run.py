@@ -26,16 +26,8 @@ _MOST_WAIT_S = 30.0
 async def answer_groups(
     groups: Sequence[Sequence[BatchLine]], reader: BatchReader, client: httpx.AsyncClient, write: Write, *, width: int
 ) -> None:
-    """Ask all lines, `width` at a time.
-
-    Args:
-        groups: lines about the same pictures together.
-        width: requests in flight.
-
-    Raises:
-        StopRunError: the server does not answer any more.
-        DataError: the output cannot be written.
-    """
+    """Ask all lines, `width` at a time (StopRunError: the server does not answer any more; DataError: the output cannot
+    be written). `groups`: lines about the same pictures together. `width`: requests in flight."""
     places = asyncio.Semaphore(width)
 
     async def one(line: BatchLine) -> None:

@@ -103,12 +103,8 @@ class ApiError(QZoomError):
 
 
 def from_exception(error: BaseException, param: str | None = None) -> ApiError:
-    """The response to an exception; one that is not ours becomes a fixed text with status 500.
-
-    Args:
-        error: what was raised.
-        param: the field at fault, where the caller knows better than the error.
-    """
+    """The response to an exception; one that is not ours becomes a fixed text with status 500. `error`: what was
+    raised. `param`: the field at fault, where the caller knows better than the error."""
     if isinstance(error, ApiError):
         return error
     headers = {}

@@ -33,12 +33,8 @@ _IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the s
 
 
 class DrainingServer(uvicorn.Server):
-    """Runs one service until a signal.
-
-    Args:
-        announce: called without arguments once it listens.
-        log_level: "debug", "info", "warning" or "error"; single requests are logged from "info" down.
-    """
+    """Runs one service until a signal. `announce`: called without arguments once it listens. `log_level`: "debug",
+    "info", "warning" or "error"; single requests are logged from "info" down."""
 
     def __init__(self, service: Service, announce: Callable[[], None] | None = None, log_level: str = "info") -> None:
         limits = service.settings.limits

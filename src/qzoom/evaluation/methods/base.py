@@ -186,12 +186,8 @@ def decode_row(model: QZoom, row: DecodeRow, clock: Stopwatch) -> None:
 
 
 def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
-    """A box in original pixels of the first picture as the engine reads it.
-
-    Args:
-        box: xyxy, half-open.
-        margin_cells: coarse cells added on every side.
-    """
+    """A box in original pixels of the first picture as the engine reads it. `box`: xyxy, half-open. `margin_cells`:
+    coarse cells added on every side."""
     (width, height), (rows, columns) = reading.size_px, reading.grid
     engine = reading.model.engine
     padded = engine.backbone.square_padding is not None

@@ -201,12 +201,8 @@ def stop_replicas() -> None:
 
 
 def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSettings, *, native: bool) -> Any:
-    """The front end as a deployment before the replicas, for a cluster whose Serve answers HTTP.
-
-    Args:
-        engine: from `bind_engine`.
-        front: loads what `RayEngine` needs of the model.
-    """
+    """The front end as a deployment before the replicas, for a cluster whose Serve answers HTTP. `engine`: from
+    `bind_engine`. `front`: loads what `RayEngine` needs of the model."""
 
     def build() -> Any:
         from qzoom.serving.app import create_app

@@ -77,12 +77,8 @@ class Piece:
 
 
 class ZoomingEngine(ServingEngine):
-    """Looks, zooms and lets another engine answer.
-
-    Args:
-        model: tokenizer, arithmetic and limits; the base's weights are not used.
-        limits: `slots` jobs run at a time and `queue` wait.
-    """
+    """Looks, zooms and lets another engine answer. `model`: tokenizer, arithmetic and limits; the base's weights are
+    not used. `limits`: `slots` jobs run at a time and `queue` wait."""
 
     def __init__(self, model: QZoom, limits: SchedulerLimits) -> None:
         super().__init__(model)
