@@ -337,32 +337,23 @@ def _connect(addresses: list[IpAddress], port: int, deadline: _Deadline) -> sock
     raise failure
 
 
-class _TimedSocket:
+class _TimedSocket(io.RawIOBase):
     """What `http.client` needs of a socket, with the deadline and a ceiling on all received bytes at every read."""
 
     def __init__(self, raw: socket.socket, deadline: _Deadline, most_bytes: int) -> None:
         self._raw = raw
         self._deadline = deadline
-        self._reader = _TimedReader(raw, deadline, most_bytes)
+        self._left = most_bytes
 
     def sendall(self, data: bytes) -> None:
         self._raw.settimeout(self._deadline.wait_s())
         self._raw.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self._reader, _CHUNK_BYTES)
+        return io.BufferedReader(self, _CHUNK_BYTES)
 
     def close(self) -> None:
         """Nothing: `http.client` closes sockets whose answer it still reads; `_get` closes this one in the end."""
-
-
-class _TimedReader(io.RawIOBase):
-    """A socket's bytes, each wait within the deadline."""
-
-    def __init__(self, raw: socket.socket, deadline: _Deadline, most_bytes: int) -> None:
-        self._raw = raw
-        self._deadline = deadline
-        self._left = most_bytes
 
     def readable(self) -> bool:
         return True

@@ -398,16 +398,14 @@ def read_reply(status: int, retry_after: str | None, body: bytes) -> Reply | Fai
     if status in _TRANSIENT or status >= 500:
         return Failure("transient", f"HTTP {status}", _wait(retry_after))
     complaint = _message(body)
+    more = f": {complaint}" if complaint else ""
     if status in (401, 403):
         return Failure("fatal", f"it refuses the key (HTTP {status})")
     if status in _REFUSED and not any(word in complaint.casefold() for word in _UNKNOWN_MODEL):
-        return Failure("refused", f"HTTP {status}" + (f": {complaint}" if complaint else ""))
+        return Failure("refused", f"HTTP {status}{more}")
     if status in (400, 404):
-        return Failure(
-            "fatal",
-            f"it does not know the model or the address (HTTP {status})" + (f": {complaint}" if complaint else ""),
-        )
-    return Failure("fatal", f"HTTP {status}" + (f": {complaint}" if complaint else ""))
+        return Failure("fatal", f"it does not know the model or the address (HTTP {status}){more}")
+    return Failure("fatal", f"HTTP {status}{more}")
 
 
 def _completion(body: bytes) -> Reply | Failure:
