@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +31,7 @@ from qzoom.serving.settings import SchedulerLimits, ServerSettings
 if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile, BatchLine, BatchReader
     from qzoom.serving.batch_run import Write
+    from qzoom.serving.engines.base import ServingEngine
     from qzoom.serving.service import Service
 
 _FOREVER_S = 86_400.0
@@ -127,7 +128,8 @@ def batch(
             if missing:
                 with console.progress("answers", note_every_s=10) as (update,):
                     write = _counting(answers, update, len(lines))
-                    _run(grouped(missing), reader, write, _Answerer(model, engine, options))
+                    start = functools.partial(engine.start, model)
+                    _run(grouped(missing), reader, write, options, start=start, ray_address=engine.ray_address)
             answers.finish(lines)
             replies = (record["response"] for record in answers.records())
             failures = sum(reply is None or reply["status_code"] != 200 for reply in replies)
@@ -172,41 +174,40 @@ def _counting(answers: AnswerFile, update: Update, total: int) -> Write:
     return write
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Answerer:
-    """Who answers."""
+def _open_service(name: str, width: int, start: Callable[[ServerSettings], ServingEngine]) -> Service:
+    """The application's service; loads the model. Limits of a request stay, waiting has none."""
+    from qzoom.serving.service import Service
 
-    model: ModelOptions
-    engine: EngineOptions
-    options: BatchOptions
-
-    def open_service(self, name: str) -> Service:
-        """The application's service; loads the model. Limits of a request stay, waiting has none."""
-        from qzoom.serving.service import Service
-
-        width = self.options.concurrency
-        settings = ServerSettings(
-            model_name=name,
-            scheduler=SchedulerLimits(slots=width, queue=width + 1),
-            deadline_s=_FOREVER_S,
-            heartbeat_s=_FOREVER_S,
-        )
-        return Service(self.engine.start(self.model, settings), settings)
+    settings = ServerSettings(
+        model_name=name,
+        scheduler=SchedulerLimits(slots=width, queue=width + 1),
+        deadline_s=_FOREVER_S,
+        heartbeat_s=_FOREVER_S,
+    )
+    return Service(start(settings), settings)
 
 
-def _run(groups: Sequence[Sequence[BatchLine]], reader: BatchReader, write: Write, answerer: _Answerer) -> None:
-    """Have all lines answered."""
+def _run(
+    groups: Sequence[Sequence[BatchLine]],
+    reader: BatchReader,
+    write: Write,
+    options: BatchOptions,
+    *,
+    start: Callable[[ServerSettings], ServingEngine],
+    ray_address: str,
+) -> None:
+    """Have all lines answered; `start` loads the model of this process or of an actor."""
     from qzoom.serving.batch_run import answer_groups, answer_with_ray, local_client
 
-    options, name = answerer.options, reader.defaults["model"]
+    open_service = functools.partial(_open_service, reader.defaults["model"], options.concurrency, start)
     if options.server is None and options.actors:
         results = answer_with_ray(
             groups,
             reader,
-            functools.partial(answerer.open_service, name),
+            open_service,
             width=options.concurrency,
             actors=options.actors,
-            address=answerer.engine.ray_address,
+            address=ray_address,
         )
         for line, record in results:
             write(line, record)
@@ -214,7 +215,7 @@ def _run(groups: Sequence[Sequence[BatchLine]], reader: BatchReader, write: Writ
 
     async def ask() -> None:
         local = options.server is None
-        client = local_client(answerer.open_service(name)) if local else _remote(options.server, options.api_key)
+        client = local_client(open_service()) if local else _remote(options.server, options.api_key)
         async with client as opened:
             await answer_groups(groups, reader, opened, write, width=options.concurrency)
 
