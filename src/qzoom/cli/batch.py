@@ -15,7 +15,7 @@ import typer
 
 from qzoom.cli.console import Update
 from qzoom.cli.engines import EngineOptions
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import (
     Fresh,
     GateThreshold,
@@ -43,15 +43,12 @@ class BatchOptions:
 
     server: Annotated[
         str | None,
-        typer.Option(
+        optional(
+            "Address of a running qzoom server, as http://127.0.0.1:8000; it answers instead of --engine.",
             envvar="QZOOM_BATCH_SERVER",
-            show_default=False,
-            help="Address of a running qzoom server, as http://127.0.0.1:8000; it answers instead of --engine.",
         ),
     ] = None
-    api_key: Annotated[
-        str | None, typer.Option(envvar="QZOOM_API_KEY", show_default=False, help="Key that --server wants.")
-    ] = None
+    api_key: Annotated[str | None, optional("Key that --server wants.", envvar="QZOOM_API_KEY")] = None
     concurrency: Annotated[
         int, typer.Option(min=1, max=1024, envvar="QZOOM_BATCH_CONCURRENCY", help="Requests in flight per engine.")
     ] = 16
@@ -86,16 +83,14 @@ def batch(
         ),
     ],
     *,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", show_default=False, help="File of answers: .jsonl or .parquet.")
-    ],
+    output: Annotated[Path, optional("File of answers: .jsonl or .parquet.", "--output", "-o")],
     model: ModelOptions,
     engine: EngineOptions,
     options: BatchOptions,
     body: BodyOptions,
     media: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Folder whose images may be named; else the input's folder."),
+        optional("Folder whose images may be named; else the input's folder."),
     ] = None,
     fresh: Fresh = False,
     out: OutputOptions,

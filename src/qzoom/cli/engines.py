@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import ModelOptions, find_device
 from qzoom.errors import ConfigError
 
@@ -27,46 +27,41 @@ class EngineOptions:
 
     engine: Annotated[
         Literal["native", "vllm", "remote", "answer"] | None,
-        typer.Option(
-            envvar="QZOOM_SERVE_ENGINE",
-            show_default=False,
-            help="native (default) answers in this process, vllm starts vLLM with qzoom's plug-in, remote asks the "
+        optional(
+            "native (default) answers in this process, vllm starts vLLM with qzoom's plug-in, remote asks the "
             "vLLM servers of --engine-url, answer looks here and lets the model of --answer-url answer. "
             "docs/deploy.md says which one for whom.",
+            envvar="QZOOM_SERVE_ENGINE",
         ),
     ] = None
     engine_url: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="QZOOM_SERVE_ENGINE_URL",
-            show_default=False,
-            help="Address of a `vllm serve $(qzoom vllm-args MODEL)`, as http://HOST:PORT; may be repeated. Its API "
+        optional(
+            "Address of a `vllm serve $(qzoom vllm-args MODEL)`, as http://HOST:PORT; may be repeated. Its API "
             "key is read from QZOOM_ENGINE_KEY.",
+            envvar="QZOOM_SERVE_ENGINE_URL",
         ),
     ] = None
     engine_option: Annotated[
         list[str] | None,
-        typer.Option(
+        optional(
+            "Option of vLLM for --engine vllm, such as tensor_parallel_size=2 or max_model_len=32768; may be repeated.",
             envvar="QZOOM_SERVE_ENGINE_OPTION",
             metavar="NAME=VALUE",
-            show_default=False,
-            help="Option of vLLM for --engine vllm, such as tensor_parallel_size=2 or max_model_len=32768; may be "
-            "repeated.",
         ),
     ] = None
 
     answer_url: Annotated[
         str | None,
-        typer.Option(
-            envvar="QZOOM_SERVE_ANSWER_URL",
-            show_default=False,
-            help="OpenAI-compatible endpoint that answers, as http://HOST:PORT/v1. Its API key is read from "
+        optional(
+            "OpenAI-compatible endpoint that answers, as http://HOST:PORT/v1. Its API key is read from "
             "QZOOM_ANSWER_KEY.",
+            envvar="QZOOM_SERVE_ANSWER_URL",
         ),
     ] = None
     answer_model: Annotated[
         str | None,
-        typer.Option(envvar="QZOOM_SERVE_ANSWER_MODEL", show_default=False, help="Name of the model at --answer-url."),
+        optional("Name of the model at --answer-url.", envvar="QZOOM_SERVE_ANSWER_MODEL"),
     ] = None
     replicas: Annotated[
         int,
@@ -79,10 +74,9 @@ class EngineOptions:
     ] = 0
     ray_address: Annotated[
         str,
-        typer.Option(
+        optional(
+            'A running Ray cluster for --replicas, or "auto" for this machine\'s; else Ray is started here.',
             envvar="QZOOM_SERVE_RAY_ADDRESS",
-            show_default=False,
-            help='A running Ray cluster for --replicas, or "auto" for this machine\'s; else Ray is started here.',
         ),
     ] = ""
 

@@ -130,7 +130,8 @@ class Converter:
 
     def must_fetch(self, body: PerceiveRequest) -> bool:
         """Whether pictures come over the network or are pages of PDFs, so that reading them may take long."""
-        return any(not _is_quick(_address(part)) for _, part in image_parts(body.messages))
+        addresses = (_address(part) for _, part in image_parts(body.messages))
+        return any(url[:5].lower() != "data:" or _PDF_LETTERS in url[:_HEAD_CHARS] for url in addresses)
 
     def _pictures(
         self, parts: Sequence[tuple[str, PicturePart]], tenant: str, controls: ZoomControls | None
@@ -310,11 +311,6 @@ def _pixels(pictures: Sequence[LoadedImage]) -> int:
 
 def _address(part: PicturePart) -> str:
     return part.image_url.url if isinstance(part, ImageUrlPart) else part.file.file_data
-
-
-def _is_quick(address: str) -> bool:
-    """Whether an address holds a picture itself; base64 of a PDF begins with these letters."""
-    return address[:5].lower() == "data:" and _PDF_LETTERS not in address[:_HEAD_CHARS]
 
 
 def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, PicturePart]]:

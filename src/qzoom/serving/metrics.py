@@ -48,11 +48,17 @@ class ServerMetrics:
         """Count an answer's tokens and whether it zoomed."""
         self._generated.inc(answer.usage.completion_tokens)
         self._zoom.labels("zoom" if answer.gate.zoomed else "coarse").inc()
-        self._looked(answer)
+        self.perceived(answer)
 
-    def perceived(self, perception: Perception) -> None:
-        """Count a perception without an answer."""
-        self._looked(perception)
+    def perceived(self, result: Answer | Perception) -> None:
+        """Count the prompt, the gate's score and the regions of an answer or of a perception."""
+        self._prompt.inc(result.usage.prompt_tokens)
+        self._reused.inc(result.usage.reused_tokens)
+        if result.gate.score is not None:
+            self._score.observe(result.gate.score)
+        for region in result.regions:
+            width, height = result.image_sizes_px[region.image]
+            self._area.observe(box_area_px(region.box) / (width * height))
 
     def rejected(self, reason: str) -> None:
         """Count a refused picture or body."""
@@ -83,15 +89,6 @@ class ServerMetrics:
             ("picture_cache_misses", "Pictures that were not.", pictures.misses),
         ):
             yield CounterMetricFamily(f"qzoom:{name}", text, value=count)
-
-    def _looked(self, result: Answer | Perception) -> None:
-        self._prompt.inc(result.usage.prompt_tokens)
-        self._reused.inc(result.usage.reused_tokens)
-        if result.gate.score is not None:
-            self._score.observe(result.gate.score)
-        for region in result.regions:
-            width, height = result.image_sizes_px[region.image]
-            self._area.observe(box_area_px(region.box) / (width * height))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"qzoom:{name}", text, labels, registry=self._registry)

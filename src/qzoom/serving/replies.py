@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from qzoom import __version__
 from qzoom.images.load import LoadedImage
-from qzoom.types import Answer, HeatMap, Perception, Region, TokenLogprob, Usage
+from qzoom.types import Answer, Perception, Region, TokenLogprob, Usage
 
 FINGERPRINT = f"qzoom-{__version__}"
 
@@ -215,7 +215,9 @@ def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = 
         "regions": [_region_record(region) for region in regions],
         "image_sizes": [list(size) for size in result.image_sizes_px],
         "timing_ms": {name: round(ms, 2) for name, ms in result.timing_ms.items()},
-        "heatmap": [_rows(item) for item in result.heat_maps] if heatmap else None,
+        "heatmap": [[[round(value, 6) for value in row] for row in item.values.tolist()] for item in result.heat_maps]
+        if heatmap
+        else None,
     }
     notes = list(result.notes) if isinstance(result, Answer) else []
     strict = cast(ZoomRecord, _finite(record))
@@ -256,11 +258,6 @@ def usage_record(usages: Sequence[Usage]) -> UsageRecord:
             "region_tokens": usage.region_tokens,
         },
     }
-
-
-def _rows(heat_map: HeatMap) -> list[list[float | None]]:
-    """Rows of the map, top to bottom, rounded to six places."""
-    return [[round(value, 6) for value in row] for row in heat_map.values.tolist()]
 
 
 class TopToken(TypedDict):

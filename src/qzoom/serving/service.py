@@ -63,7 +63,13 @@ class ResponseStream:
             raise event
         if event.answer is not None and event.answer.finish_reason == "cancelled":
             raise StoppingError("The server stopped before the answer was complete; ask again.")
-        self._measure(event)
+        elapsed_s = time.monotonic() - self._arrived_s
+        if not self._has_text and (event.kind == "text" or event.answer is not None):
+            self._has_text = True
+            self._metrics.first_token_s.observe(elapsed_s)
+        if event.answer is not None:
+            self._metrics.request_s.observe(elapsed_s)
+            self._metrics.answered(event.answer)
         return event
 
     async def answer(self, event: StreamEvent) -> Answer:
@@ -75,15 +81,6 @@ class ResponseStream:
     def cancel(self) -> None:
         """End the request and free its slot; harmless once the answer has ended."""
         self._task.cancel()
-
-    def _measure(self, event: StreamEvent) -> None:
-        elapsed_s = time.monotonic() - self._arrived_s
-        if not self._has_text and (event.kind == "text" or event.answer is not None):
-            self._has_text = True
-            self._metrics.first_token_s.observe(elapsed_s)
-        if event.answer is not None:
-            self._metrics.request_s.observe(elapsed_s)
-            self._metrics.answered(event.answer)
 
 
 class Service:
