@@ -210,14 +210,13 @@ def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = 
     """Gate, regions, sizes, times and, if requested, the map. `proposed`: include the regions although the gate did not
     zoom."""
     regions = result.regions if result.gate.zoomed or proposed else ()
+    maps = [[[round(v, 6) for v in row] for row in m.values.tolist()] for m in result.heat_maps] if heatmap else None
     record: ZoomRecord = {
         "gate": cast(GateRecord, result.gate.to_dict()),
         "regions": [_region_record(region) for region in regions],
         "image_sizes": [list(size) for size in result.image_sizes_px],
         "timing_ms": {name: round(ms, 2) for name, ms in result.timing_ms.items()},
-        "heatmap": [[[round(value, 6) for value in row] for row in item.values.tolist()] for item in result.heat_maps]
-        if heatmap
-        else None,
+        "heatmap": maps,
     }
     notes = list(result.notes) if isinstance(result, Answer) else []
     strict = cast(ZoomRecord, _finite(record))
