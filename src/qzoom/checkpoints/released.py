@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.checkpoints.branches import layer_count
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.upstream import base_of
-from qzoom.checkpoints.weights import Place, WeightIndex, read_index, read_json, read_tensors
+from qzoom.checkpoints.weights import Place, WeightIndex, read_index, read_json, read_places
 from qzoom.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
@@ -56,11 +56,7 @@ def stock_places(
 
 def read_stock(config: Any, layout: ReleasedLayout, places: Mapping[str, Place]) -> dict[str, Tensor]:
     """The tensors by transformers' names; tables of a base that has more tokens are cut."""
-    out: dict[str, Tensor] = {}
-    for index in {id(place[0]): place[0] for place in places.values()}.values():
-        mine = {new: old for new, (where, old) in places.items() if where is index}
-        read = read_tensors(index, set(mine.values()))
-        out |= {new: read[old] for new, old in mine.items()}
+    out = read_places(places)
     rows = config.get_text_config().vocab_size
     return out | {name: out[name][:rows] for name in layout.table if name in out}
 

@@ -179,6 +179,17 @@ Copied = tuple[int, int]
 """How many tensors were copied, and their bytes."""
 
 
+def read_places(places: Mapping[str, Place]) -> dict[str, Tensor]:
+    """Tensors of any folders by their new names, none in the memory of another."""
+    tensors: dict[str, Tensor] = {}
+    for index in {id(place[0]): place[0] for place in places.values()}.values():
+        mine = {new: old for new, (where, old) in places.items() if where is index}
+        read = read_tensors(index, set(mine.values()))
+        for new, old in mine.items():
+            tensors[new] = read[old] if list(mine.values()).count(old) == 1 else read[old].clone()
+    return tensors
+
+
 def copy_weights(
     places: Mapping[str, Place],
     target: Path,
@@ -262,12 +273,7 @@ def _write_file(
 ) -> None:
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    for index in {id(place[0]): place[0] for place in places.values()}.values():
-        mine = {new: old for new, (where, old) in places.items() if where is index}
-        read = read_tensors(index, set(mine.values()))
-        for new, old in mine.items():  # safetensors stores no memory that two names share
-            tensors[new] = read[old] if list(mine.values()).count(old) == 1 else read[old].clone()
+    tensors = read_places(places)
     for name, change in (changes or {}).items():
         if name in tensors:
             tensors[name] = change(tensors[name])
