@@ -27,19 +27,6 @@ from qzoom.types import Answer, GateDecision, Perception, Region, SamplingParams
 if TYPE_CHECKING:
     from qzoom.model import QZoom
 
-Save = Annotated[
-    Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
-]
-Sampling = Annotated[
-    dict[str, Any],
-    Flags(
-        "QZOOM_ASK_",
-        ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
-        recipe=False,
-        of=SamplingParams,
-    ),
-]
-
 
 @flatten
 def ask(
@@ -49,9 +36,20 @@ def ask(
     look: LookOptions,
     out: OutputOptions,
     pages: Pages = "",
-    save: Save = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Draw image, region and answer into this file; the extension selects the format."),
+    ] = None,
     region_tokens: RegionTokens = None,
-    sampling: Sampling,
+    sampling: Annotated[
+        dict[str, Any],
+        Flags(
+            "QZOOM_ASK_",
+            ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
+            recipe=False,
+            of=SamplingParams,
+        ),
+    ],
 ) -> None:
     """Ask a question about an image.
 

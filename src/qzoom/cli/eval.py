@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 _FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
 """What a folder's name is not expected to end in, in contrast to runs/auto-0.5."""
 
-Tasks = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="TASK...",
-        show_default=False,
-        help="receipts, documents, scenes, textvqa, infovqa, chartqa, ocrbench, docvqa, vstar, mme_realworld_lite, "
-        "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
-    ),
-]
-Rescore = Annotated[list[Path] | None, optional("Score stored answers again, without a model: a file or folder.")]
-
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
@@ -125,14 +114,24 @@ class AskingOptions:
 
 @flatten
 def evaluate(
-    tasks: Tasks = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TASK...",
+            show_default=False,
+            help="receipts, documents, scenes, textvqa, infovqa, chartqa, ocrbench, docvqa, vstar, mme_realworld_lite, "
+            "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
+        ),
+    ] = None,
     *,
     data: DataOptions,
     model: ModelOptions,
     look: LookOptions,
     asking: AskingOptions,
     out: OutputOptions,
-    rescore: Rescore = None,
+    rescore: Annotated[
+        list[Path] | None, optional("Score stored answers again, without a model: a file or folder.")
+    ] = None,
 ) -> None:
     """Evaluate answers, regions, tokens and time on images with known answers.
 

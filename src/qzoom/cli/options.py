@@ -29,52 +29,18 @@ Inputs = Annotated[
         help="One or more images or PDFs (files, web addresses, or - for standard input), then the question.",
     ),
 ]
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'),
-]
-Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
 Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda if available).")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(
-        envvar="QZOOM_DTYPE",
-        help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
-    ),
-]
-Quantization = Annotated[
-    Literal["4bit", "8bit"] | None,
-    typer.Option(envvar="QZOOM_QUANTIZATION", help="Hold the base model's weights in few bits (needs bitsandbytes)."),
-]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
     typer.Option(
         "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
     ),
 ]
-Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
     float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
     float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
-]
-Components = Annotated[
-    Literal["union", "peak_component", "all", "groups"] | None,
-    typer.Option(
-        show_default="the checkpoint's",
-        help="Boxes of a region map: one around all foreground cells, around the component with the peak, or one per "
-        "component, the best first (all) or in reading order (groups).",
-    ),
-]
-MaxRegions = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=64,
-        show_default="the checkpoint's",
-        help="Most regions per question; above 1 it implies --components all, unless that is given.",
-    ),
 ]
 Positions = Annotated[
     Literal["second_image", "aligned"] | None,
@@ -97,11 +63,29 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier ru
 class ModelOptions:
     """The model of a command, and where it runs."""
 
-    model: Model = "tiny"
-    revision: Revision = None
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'
+        ),
+    ] = "tiny"
+    revision: Annotated[
+        str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")
+    ] = None
     device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantization: Quantization = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(
+            envvar="QZOOM_DTYPE",
+            help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
+        ),
+    ] = "auto"
+    quantization: Annotated[
+        Literal["4bit", "8bit"] | None,
+        typer.Option(
+            envvar="QZOOM_QUANTIZATION", help="Hold the base model's weights in few bits (needs bitsandbytes)."
+        ),
+    ] = None
 
     def load(self) -> QZoom:
         """The model (QZoomError: it cannot be found, read or placed)."""
@@ -143,9 +127,24 @@ class LookOptions:
     coarse_tokens: CoarseTokens = None
     gate_threshold: GateThreshold = None
     region_threshold: RegionThreshold = None
-    preset: Preset = None
-    components: Components = None
-    max_regions: MaxRegions = None
+    preset: Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")] = None
+    components: Annotated[
+        Literal["union", "peak_component", "all", "groups"] | None,
+        typer.Option(
+            show_default="the checkpoint's",
+            help="Boxes of a region map: one around all foreground cells, around the component with the peak, or one "
+            "per component, the best first (all) or in reading order (groups).",
+        ),
+    ] = None
+    max_regions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            show_default="the checkpoint's",
+            help="Most regions per question; above 1 it implies --components all, unless that is given.",
+        ),
+    ] = None
     positions: Positions = None
 
     def configured(self, model: QZoom) -> QZoom:
