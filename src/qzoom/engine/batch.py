@@ -15,33 +15,12 @@ import torch
 
 from qzoom.engine.flow import KeyedEvent, Prefilled, answer, coarse_pass
 from qzoom.engine.generate import DecodeBatch, DecodeRow
-from qzoom.engine.perceive import Stopwatch, heat_maps, make_perception, usage_of
+from qzoom.engine.perceive import Stopwatch, make_answer, make_perception
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.request import Request, estimate_bytes
 from qzoom.engine.state import Engine
 from qzoom.errors import QZoomError
 from qzoom.types import Answer, StreamEvent
-
-
-def make_answer(engine: Engine, ended: Prefilled) -> Answer:
-    """The record of a decoded request."""
-    item, row, pictures = ended.coarse, ended.row, ended.coarse.request.pictures
-    return Answer(
-        text=row.stream.text,
-        tokens=tuple(row.tokens),
-        logprobs=tuple(row.sampler.logprobs),
-        gate=item.gate,
-        regions=ended.regions,
-        heat_maps=heat_maps(engine, item),
-        usage=usage_of(engine, item, ended.regions, len(row.tokens)),
-        timing_ms=ended.clock.snapshot(),
-        image_sizes_px=tuple(p.size_px for p in pictures),
-        notes=tuple(note for p in pictures for note in p.notes),
-        finish_reason=row.finish or "stop",
-        question=item.request.conversation.question,
-        cell_px=engine.backbone.token_px,
-        images=tuple(p.image for p in pictures),
-    )
 
 
 class ContinuousBatch:
@@ -150,8 +129,18 @@ class ContinuousBatch:
             del self._answering[row.key]
             yield row.key, StreamEvent("error", error=row.error)
         elif row.finish:
-            item = self._answering.pop(row.key)
-            yield row.key, StreamEvent("answer", answer=make_answer(self._engine, item))
+            done = self._answering.pop(row.key)
+            made = make_answer(
+                self._engine,
+                done.coarse,
+                done.regions,
+                done.clock,
+                text=row.stream.text,
+                tokens=row.tokens,
+                finish=row.finish,
+                logprobs=row.sampler.logprobs,
+            )
+            yield row.key, StreamEvent("answer", answer=made)
 
 
 def events(

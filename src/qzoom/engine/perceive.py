@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from qzoom.engine.request import Request, check_heads, check_length, check_reque
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
 from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
-from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
+from qzoom.types import Answer, GateDecision, HeatMap, Perception, Region, TokenLogprob, Usage
 
 
 class Stopwatch:
@@ -270,4 +270,35 @@ def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Per
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         usage=usage_of(engine, item, (), 0),
         timing_ms=clock.snapshot(),
+    )
+
+
+def make_answer(
+    engine: Engine,
+    item: CoarseResult,
+    regions: Sequence[Region],
+    clock: Stopwatch,
+    *,
+    text: str,
+    tokens: Sequence[int],
+    finish: Literal["", "stop", "length", "cancelled"],
+    logprobs: Sequence[TokenLogprob] = (),
+) -> Answer:
+    """The record of what was generated for a request whose regions have been read."""
+    pictures = item.request.pictures
+    return Answer(
+        text=text,
+        tokens=tuple(tokens),
+        logprobs=tuple(logprobs),
+        gate=item.gate,
+        regions=tuple(regions),
+        heat_maps=heat_maps(engine, item),
+        usage=usage_of(engine, item, regions, len(tokens)),
+        timing_ms=clock.snapshot(),
+        image_sizes_px=tuple(p.size_px for p in pictures),
+        notes=tuple(note for p in pictures for note in p.notes),
+        finish_reason=finish or "stop",
+        question=item.request.conversation.question,
+        cell_px=engine.backbone.token_px,
+        images=tuple(p.image for p in pictures),
     )

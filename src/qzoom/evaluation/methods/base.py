@@ -15,7 +15,7 @@ from qzoom.data.samples import SampleQuestion
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import coarse_pass
 from qzoom.engine.generate import DecodeBatch, DecodeRow, prefill
-from qzoom.engine.perceive import CoarseResult, Stopwatch
+from qzoom.engine.perceive import CoarseResult, Stopwatch, make_answer
 from qzoom.engine.prompt import prefix_length
 from qzoom.engine.request import Options, Request
 from qzoom.engine.session import Session
@@ -23,7 +23,7 @@ from qzoom.engine.state import truncate
 from qzoom.engine.zoom import zoom
 from qzoom.heads.boxes import MapBox, map_box, picture_bounds
 from qzoom.model import QZoom
-from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
+from qzoom.types import Answer, Box, GateDecision, Region, SamplingParams, ZoomMode
 
 Answered = tuple[Answer, dict[str, float]]
 """An answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds, "failures"
@@ -132,35 +132,21 @@ class Reading:
     def answer_coarse(self, gate: GateDecision | None = None, row: DecodeRow | None = None) -> Answered:
         """Answer from the coarse pass."""
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, False))
-        answer = self._decoded(item, row or prefill(self.model.engine, [item], self.clock)[0])
-        return answer, dict(self.extra)
+        return self._decoded(item, (), row or prefill(self.model.engine, [item], self.clock)[0])
 
     def answer_zoomed(self, boxes: Sequence[MapBox], gate: GateDecision | None = None) -> Answered:
         """Answer with regions read at high resolution."""
         engine = self.model.engine
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, True), boxes=tuple(boxes))
         zoomed, regions = zoom(engine, [item], self.clock)
-        answer = self._decoded(zoomed[0], prefill(engine, zoomed, self.clock)[0])
-        usage = dataclasses.replace(answer.usage, region_tokens=sum(region.tokens for region in regions[0]))
-        return dataclasses.replace(answer, regions=regions[0], usage=usage), dict(self.extra)
+        return self._decoded(zoomed[0], regions[0], prefill(engine, zoomed, self.clock)[0])
 
-    def _decoded(self, item: CoarseResult, row: DecodeRow) -> Answer:
+    def _decoded(self, item: CoarseResult, regions: Sequence[Region], row: DecodeRow) -> Answered:
         decode_row(self.model, row, self.clock)
-        usage = Usage(
-            coarse_tokens=sum(s.stop - s.start for s in item.state.prompt.spans if s.role == "coarse"),
-            prompt_tokens=len(item.state.prompt),
-            completion_tokens=len(row.tokens),
+        answer = make_answer(
+            self.model.engine, item, regions, self.clock, text=row.stream.text, tokens=row.tokens, finish=row.finish
         )
-        return Answer(
-            text=row.stream.text,
-            tokens=tuple(row.tokens),
-            gate=item.gate,
-            regions=(),
-            heat_maps=(),
-            usage=usage,
-            timing_ms=self.clock.snapshot(),
-            finish_reason=row.finish or "stop",
-        )
+        return answer, dict(self.extra)
 
 
 def start(model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Reading:
