@@ -40,12 +40,8 @@ def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
     if count == 0:
         raise refuse(name, "it is empty (0 bytes)", "save or download the picture again")
     if count > limits.max_bytes:
-        most = limits.max_bytes / 2**20
-        raise refuse(
-            name,
-            f"it is larger than the limit of {most:.4g} MiB",
-            "compress the picture or raise max_bytes in ImageLimits",
-        )
+        what = f"it is larger than the limit of {limits.max_bytes / 2**20:.4g} MiB"
+        raise refuse(name, what, "compress the picture or raise max_bytes in ImageLimits")
 
 
 def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
@@ -55,20 +51,11 @@ def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None
     short, long = min(width, height), max(width, height)
     shape = f"{width} x {height} px"
     if short < limits.min_side_px:
-        raise refuse(
-            name,
-            f"its {shape} are too small to look at",
-            f"give a picture with sides of at least {limits.min_side_px} px",
-        )
+        remedy = f"give a picture with sides of at least {limits.min_side_px} px"
+        raise refuse(name, f"its {shape} are too small to look at", remedy)
     if width * height > limits.max_pixels:
-        raise refuse(
-            name,
-            f"its {shape} are more than the limit of {limits.max_pixels / 1e6:.4g} megapixels",
-            "shrink or cut the picture, or raise max_pixels in ImageLimits",
-        )
+        what = f"its {shape} are more than the limit of {limits.max_pixels / 1e6:.4g} megapixels"
+        raise refuse(name, what, "shrink or cut the picture, or raise max_pixels in ImageLimits")
     if long > limits.max_aspect * short:
-        raise refuse(
-            name,
-            f"its {shape} are a strip longer than {limits.max_aspect:.4g} times its width",
-            "cut the picture into pieces or raise max_aspect in ImageLimits",
-        )
+        what = f"its {shape} are a strip longer than {limits.max_aspect:.4g} times its width"
+        raise refuse(name, what, "cut the picture into pieces or raise max_aspect in ImageLimits")

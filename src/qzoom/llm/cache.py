@@ -13,10 +13,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qzoom.errors import BudgetSpentError, ConfigError, StopRunError
 from qzoom.llm.settings import CallSettings, EndpointSettings
@@ -191,18 +191,11 @@ class CallCache:
                 return
             time.sleep(_POLL_S)
 
-    @contextmanager
-    def claim(self, key: str) -> Iterator[None]:
+    def claim(self, key: str) -> AbstractContextManager[Any]:
         """Hold the call of a key; others that want it wait, in this and every other process of the machine."""
-        with self._one_at_a_time(key[:_BUCKET_DIGITS]):
-            yield
-
-    @contextmanager
-    def _one_at_a_time(self, name: str) -> Iterator[None]:
         from filelock import FileLock
 
-        with FileLock(self.locks() / f"{name}.lock", thread_local=False, poll_interval=_POLL_S):
-            yield
+        return FileLock(self.locks() / f"{key[:_BUCKET_DIGITS]}.lock", thread_local=False, poll_interval=_POLL_S)
 
     def locks(self) -> Path:
         """The folder of lock files."""
@@ -219,7 +212,7 @@ class CallCache:
     def _using(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             if self._open is None:
-                with self._one_at_a_time("open"):
+                with self.claim("opening"):
                     self._open = _opened(self.path)
             try:
                 yield self._open
