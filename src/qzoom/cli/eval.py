@@ -163,11 +163,12 @@ def evaluate(
 
 def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> None:
     """Options that belong to none of the tasks are mistakes."""
-    from qzoom.data.benchmarks.registry import SYNTHETIC_TASKS, TASK_NAMES
+    from qzoom.data.benchmarks.registry import TASK_NAMES
+    from qzoom.data.questions import DRAWN
 
     if not names:
         raise typer.BadParameter("name at least one TASK, for example: receipts")
-    synthetic = {name in SYNTHETIC_TASKS for name in names}
+    synthetic = {name in DRAWN for name in names}
     useless = ({} if False in synthetic else data.for_files()) | ({} if True in synthetic else data.for_synthetic())
     for flag, value in useless.items():
         if value is not None and set(names) <= set(TASK_NAMES):

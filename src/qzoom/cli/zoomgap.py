@@ -178,14 +178,13 @@ def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Cons
 
 def _open_boxed(name: str, data: DataOptions) -> Task:
     """The questions of a task with boxes, checked."""
-    from qzoom.data.benchmarks.registry import SYNTHETIC_TASKS
-    from qzoom.data.questions import read_receipt_questions
+    from qzoom.data.questions import DRAWN, read_receipt_questions
 
-    if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):
+    if name not in (QUESTIONS, "receipts", "zoombench", *DRAWN):
         raise typer.BadParameter(
             f"No task with boxes is called {name!r}; known: questions, documents, scenes, zoombench."
         )
-    useless = data.for_files() if name in SYNTHETIC_TASKS else data.for_synthetic()
+    useless = data.for_files() if name in DRAWN else data.for_synthetic()
     if name != "zoombench":
         useless |= {"--data-revision": data.data_revision}
     for flag, value in useless.items():

@@ -23,7 +23,7 @@ import difflib
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,9 +32,11 @@ from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.store.schema import Box4, Question, Turn
 
 if TYPE_CHECKING:
+    from qzoom.data.synthetic.page import SyntheticSample
     from qzoom.images.load import LoadedImage
 
 DRAWN = ("documents", "scenes")
+"""Kinds of drawn pictures."""
 RECEIPT_FIELDS = ("total", "date", "company")
 _LINE: dict[str, type] = {"id": str, "image": str}
 _LINE_OPTIONS: dict[str, type] = dict.fromkeys(("question", "answer", "boxes", "turns", "mode", "source"), object)
@@ -156,7 +158,7 @@ def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
 
     kind, _, number = question.image.partition(":")
     if kind in DRAWN and number.isdigit():
-        return load_image(_render(kind)(int(number)).image)
+        return load_image(render_drawn(kind, int(number)).image)
     root = images if images is not None else Path(question.root)
     path = root / question.image
     if not path.is_file():
@@ -164,11 +166,12 @@ def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
     return load_image(path)
 
 
-def _render(kind: str) -> Callable[[int], Any]:
+def render_drawn(kind: str, seed: int, **style: Any) -> SyntheticSample:
+    """The drawn picture of a kind in `DRAWN`, with its questions."""
     from qzoom.data.synthetic.documents import render_document
     from qzoom.data.synthetic.scenes import render_scene
 
-    return render_document if kind == "documents" else render_scene
+    return (render_document if kind == "documents" else render_scene)(seed, **style)
 
 
 def drawn_numbers(kind: str, rest: str) -> range:
@@ -189,10 +192,9 @@ def drawn_numbers(kind: str, rest: str) -> range:
 
 def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
     mode: Literal["text", "natural"] = "text" if kind == "documents" else "natural"
-    render = _render(kind)
     out = []
     for number in drawn_numbers(kind, rest):
-        asked = render(number).questions
+        asked = render_drawn(kind, number).questions
         chosen = random.Random(f"{seed}/{kind}/{number}").sample(asked, min(per_picture, len(asked)))
         turns = tuple(Turn(q.question, (q.answer,), q.boxes) for q in chosen)
         out.append(Question(f"{kind}:{number}", f"{kind}:{number}", turns, mode, kind))

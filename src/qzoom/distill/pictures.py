@@ -12,9 +12,7 @@ from pathlib import Path
 import PIL.Image
 
 from qzoom.data.crop import cut
-from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
-from qzoom.data.synthetic.documents import render_document
-from qzoom.data.synthetic.scenes import render_scene
+from qzoom.data.questions import DRAWN, drawn_numbers, open_questions, render_drawn
 from qzoom.distill.items import ImageRef, Item, Known, KnownQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.images.load import load_image, picture_digest
@@ -123,8 +121,7 @@ def _with_questions(name: str) -> list[ImageSource]:
 
 
 def _draw(kind: str, number: int) -> Loaded:
-
-    sample = (render_document if kind == "documents" else render_scene)(number)
+    sample = render_drawn(kind, number)
     questions = tuple(KnownQuestion(q.question, q.answer, q.boxes, q.field) for q in sample.questions)
     texts = []
     for line in sample.lines:

@@ -20,8 +20,8 @@ from typing import Any
 import PIL.Image
 from PIL import Image, ImageDraw
 
-from qzoom.data.benchmarks.registry import SYNTHETIC_TASKS, open_synthetic
-from qzoom.data.questions import read_receipts
+from qzoom.data.benchmarks.registry import open_synthetic
+from qzoom.data.questions import DRAWN, read_receipts
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError, QZoomError
 from qzoom.evaluation.report_figures import (
@@ -244,7 +244,7 @@ def _picture(questions: Mapping[str, Any], files: Mapping[str, Path], name: str)
     kind, _, number = name.rpartition("-")
     source: Any = files.get(name)
     try:
-        if questions.get("task") in SYNTHETIC_TASKS and kind == questions["task"] and number.isdigit():
+        if questions.get("task") in DRAWN and kind == questions["task"] and number.isdigit():
             source = open_synthetic(kind, int(number), 1).sample(0).image
         return None if source is None else load_image(source).image
     except QZoomError:

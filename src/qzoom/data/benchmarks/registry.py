@@ -13,11 +13,9 @@ from pathlib import Path
 from qzoom.data.benchmarks.rows import TABLES
 from qzoom.data.benchmarks.table import open_table
 from qzoom.data.benchmarks.zoombench import ZOOMBENCH
-from qzoom.data.questions import RECEIPT_FIELDS, read_receipts
+from qzoom.data.questions import DRAWN, RECEIPT_FIELDS, read_receipts, render_drawn
 from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.errors import ConfigError
-
-SYNTHETIC_TASKS = ("documents", "scenes")
 
 
 def open_synthetic(name: str, first: int, count: int) -> Task:
@@ -35,12 +33,9 @@ def open_synthetic(name: str, first: int, count: int) -> Task:
 
 
 def _draw(name: str, number: int) -> Sample:
-    from qzoom.data.synthetic.documents import render_document
     from qzoom.data.synthetic.page import HELD_OUT_SEEDS
-    from qzoom.data.synthetic.scenes import render_scene
 
-    render = render_document if name == "documents" else render_scene
-    drawn = render(HELD_OUT_SEEDS[number], font_set="core", reword=False)
+    drawn = render_drawn(name, HELD_OUT_SEEDS[number], font_set="core", reword=False)
     whole = (0, 0, *drawn.image.size)
     questions = tuple(
         SampleQuestion(
@@ -57,7 +52,7 @@ def _draw(name: str, number: int) -> Sample:
 
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (*TABLES, ZOOMBENCH)}
-TASK_NAMES = ("receipts", *SYNTHETIC_TASKS, *BENCHMARKS)
+TASK_NAMES = ("receipts", *DRAWN, *BENCHMARKS)
 
 
 def open_task(
@@ -83,7 +78,7 @@ def open_task(
         ConfigError: an unknown name, or no folder.
         DataError: the data cannot be used.
     """
-    if name in SYNTHETIC_TASKS:
+    if name in DRAWN:
         return open_synthetic(name, seed, count)
     if name in BENCHMARKS:
         return open_table(BENCHMARKS[name], data=data, split=split, revision=revision)

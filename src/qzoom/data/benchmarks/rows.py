@@ -108,9 +108,7 @@ _HR = ("DreamMr/HR-Bench", "hrbench_version_split")
 _MME = "yifanzhang114/MME-RealWorld-lite-lmms-eval"
 TABLES = (
     Benchmark("textvqa", "lmms-lab-encoder/textvqa", None, "validation", 128, _textvqa),
-    Benchmark(
-        "infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, partial(_docvqa, field="infovqa")
-    ),
+    Benchmark("infovqa", "lmms-lab-encoder/DocVQA", "InfographicVQA", "validation", 32, _infovqa),
     Benchmark("chartqa", "lmms-lab-encoder/ChartQA", None, "test", 16, _chartqa, fields=("human", "augmented")),
     Benchmark("ocrbench", "echo840/OCRBench", None, "test", 128, _ocrbench),
     Benchmark("docvqa", "lmms-lab-encoder/DocVQA", "DocVQA", "validation", 32, _docvqa),
