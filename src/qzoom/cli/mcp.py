@@ -24,7 +24,6 @@ def mcp(
 
     Example: qzoom mcp --allow ~/Documents
     """
-
     if find_spec("mcp") is None:
         raise ConfigError("This needs the package mcp; install it with: pip install 'qzoom[mcp]'.")
     if not given.get("allow") and not given.get("allowed_media_domains"):

@@ -240,7 +240,6 @@ def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str,
 
 def _picture(questions: Mapping[str, Any], files: Mapping[str, Path], name: str) -> PIL.Image.Image | None:
     """A picture drawn or read again; None where it cannot be found."""
-
     kind, _, number = name.rpartition("-")
     source: Any = files.get(name)
     try:

@@ -137,7 +137,6 @@ def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
 def find_sizes(base: str) -> ModelSizes:
     """The sizes of a base, from its own config where it is on this machine, else from the table of known bases
     (CheckpointError: neither on this machine nor in the table)."""
-
     published = published_sizes()
     if base in published:
         return published[base]
