@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qzoom.config import ZoomConfig
-from qzoom.engine.batch import answer_all, answer_events, raise_error
+from qzoom.engine.batch import answer_all, answer_events, answer_request
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.flow import perceive
 from qzoom.engine.request import (
@@ -143,14 +143,7 @@ class QZoom:
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
         """
-        answer = None
-        for _, event in answer_events(self.engine, self.request(image, question, **options), cancel):
-            raise_error(event)
-            if on_text is not None and event.kind == "text":
-                on_text(event.text)
-            answer = event.answer or answer
-        assert answer is not None
-        return answer
+        return answer_request(self.engine, self.request(image, question, **options), cancel, on_text)
 
     def stream(
         self,
@@ -161,8 +154,7 @@ class QZoom:
         **options: Any,
     ) -> Iterator[StreamEvent]:
         """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
-        request = self.request(image, question, **options)
-        return (raise_error(event) for _, event in answer_events(self.engine, request, cancel))
+        return answer_events(self.engine, self.request(image, question, **options), cancel)
 
     async def ask_async(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Answer:
         """`ask` for notebooks and web apps: a thread of the model's own works, one question after the other.
