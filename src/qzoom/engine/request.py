@@ -270,6 +270,13 @@ def coarse_budgets(engine: Engine, options: Options, pictures: Sequence[LoadedIm
     return [whole if picture.page is None else share for picture in pictures]
 
 
+def coarse_counts(engine: Engine, request: Request) -> list[int]:
+    """Visual tokens of every picture's coarse view."""
+    budgets = coarse_budgets(engine, request.options, request.pictures)
+    grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
+    return [rows * columns for rows, columns in grids]
+
+
 def share_among_pages(whole: TokenBudget, pages: int) -> TokenBudget:
     """What one of several pages gets of a coarse budget: an equal share, but at least `LEAST_PAGE_TOKENS`."""
     if pages < 2:
@@ -300,9 +307,7 @@ def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
         if request.prefix is not None:
             visual = [span.stop - span.start for span in request.prefix.prompt.spans]
         else:
-            budgets = coarse_budgets(engine, request.options, request.pictures)
-            grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
-            visual = [rows * columns for rows, columns in grids]
+            visual = coarse_counts(engine, request)
         check_length(len(request.ids) - len(visual) + sum(visual), request, engine.backbone)
 
 
@@ -310,12 +315,10 @@ def estimate_bytes(engine: Engine, request: Request) -> int:
     """About how much memory a request takes at its peak, everything included that a coarse pass, one region as large
     as its limits allow and the longest answer need."""
     backbone, options, text = engine.backbone, request.options, engine.backbone.text_config
-    sizes = [picture.size_px for picture in request.pictures]
-    budgets = coarse_budgets(engine, options, request.pictures)
-    visual = sum(math.prod(backbone.grid(size, limits)) for size, limits in zip(sizes, budgets, strict=True))
+    visual = sum(coarse_counts(engine, request))
     if options.zoom != "never":
         limits = region_budget(engine, options)
-        visual += max((math.prod(backbone.grid(size, limits)) for size in sizes), default=0)
+        visual += max((math.prod(backbone.grid(p.size_px, limits)) for p in request.pictures), default=0)
     length = len(request.ids) + visual + options.sampling.max_new_tokens
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or backbone.hidden_size // text.num_attention_heads)

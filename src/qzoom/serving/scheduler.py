@@ -21,7 +21,7 @@ from functools import cache
 from qzoom.engine.batch import ContinuousBatch
 from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
-from qzoom.engine.request import Request, check_requests, coarse_budgets
+from qzoom.engine.request import Request, check_requests, coarse_counts
 from qzoom.errors import DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
 from qzoom.serving.settings import SchedulerLimits
@@ -133,8 +133,6 @@ class Scheduler:
         """
         engine = self._model.engine
         check_requests(engine, [request])
-        budgets = coarse_budgets(engine, request.options, request.pictures)
-        grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
         handle = RequestHandle(
             key=next(self._keys),
             request=request,
@@ -143,7 +141,7 @@ class Scheduler:
             deadline=None if deadline_s is None else time.monotonic() + deadline_s,
             deadline_s=deadline_s or 0.0,
             perceive=perceive,
-            visual_tokens=sum(rows * columns for rows, columns in grids),
+            visual_tokens=sum(coarse_counts(engine, request)),
             wake=self._wake,
         )
         with self._wake:
