@@ -15,15 +15,7 @@ from qzoom.config import ZoomConfig
 from qzoom.engine.batch import answer_all, answer_events, answer_request
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.flow import perceive
-from qzoom.engine.request import (
-    Limit,
-    Options,
-    Request,
-    check_heads,
-    check_requests,
-    make_options,
-    make_request,
-)
+from qzoom.engine.request import Limit, Options, Request, check_heads, check_requests, make_options, make_request
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.engine.worker import Worker

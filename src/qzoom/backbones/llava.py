@@ -16,15 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from qzoom.backbones.base import (
-    Backbone,
-    LabelHeads,
-    ModelSizes,
-    ReleasedLayout,
-    Rotary,
-    VisionShape,
-    VisualFeatures,
-)
+from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, ReleasedLayout, Rotary, VisionShape, VisualFeatures
 from qzoom.config import BoxRule, TokenBudget
 from qzoom.errors import BudgetError, CheckpointError
 
@@ -168,10 +160,7 @@ class LlavaBackbone(Backbone):
     chat_format: ClassVar[str] = CHAT_FORMAT
     placeholder: ClassVar[str] = IMAGE
     vision_maps: ClassVar[str] = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
-    published: ClassVar[Mapping[str, ModelSizes]] = {
-        "llava-hf/llava-1.5-7b-hf": _7B,
-        "llava-hf/llava-1.5-13b-hf": _13B,
-    }
+    published: ClassVar[Mapping[str, ModelSizes]] = {"llava-hf/llava-1.5-7b-hf": _7B, "llava-hf/llava-1.5-13b-hf": _13B}
     label_heads: ClassVar[LabelHeads] = {
         (4096, 32): dict.fromkeys(("text", "natural"), ("14:13,24,26", "2:" + ",".join(map(str, range(32))))),
         (5120, 40): dict.fromkeys(("text", "natural"), ("16:2,21,30 15:2 13:21,23,26", "16:17,22")),

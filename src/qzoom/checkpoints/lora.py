@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING
 
 from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.branches import decoder_prefix
-from qzoom.checkpoints.weights import (
-    check_finite,
-    maps_digest,
-    read_index,
-    read_json,
-    read_tensors,
-)
+from qzoom.checkpoints.weights import check_finite, maps_digest, read_index, read_json, read_tensors
 from qzoom.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:

@@ -54,10 +54,7 @@ def presets_of(name: str) -> dict[str, Preset]:
     return {}
 
 
-UPSTREAM_BASES = {
-    _LLAVA_7B: "llava-hf/llava-1.5-7b-hf",
-    _LLAVA_13B: "llava-hf/llava-1.5-13b-hf",
-}
+UPSTREAM_BASES = {_LLAVA_7B: "llava-hf/llava-1.5-7b-hf", _LLAVA_13B: "llava-hf/llava-1.5-13b-hf"}
 """Released models that lack tensors, and a complete model that has them: the 7B's vision tower, where the one that it
 names cannot be read, and all of the 13B above its branch. The bases are transformers' copies in safetensors of those
 that the authors fill from."""

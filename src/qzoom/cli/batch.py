@@ -16,14 +16,7 @@ import typer
 from qzoom.cli.console import Update
 from qzoom.cli.engines import EngineOptions
 from qzoom.cli.flags import flatten, optional
-from qzoom.cli.options import (
-    Fresh,
-    GateThreshold,
-    ModelOptions,
-    OutputOptions,
-    RegionThreshold,
-    Zoom,
-)
+from qzoom.cli.options import Fresh, GateThreshold, ModelOptions, OutputOptions, RegionThreshold, Zoom
 from qzoom.cli.serve import public_name
 from qzoom.errors import DataError
 from qzoom.serving.settings import SchedulerLimits, ServerSettings
@@ -88,10 +81,7 @@ def batch(
     engine: EngineOptions,
     options: BatchOptions,
     body: BodyOptions,
-    media: Annotated[
-        Path | None,
-        optional("Folder whose images may be named; else the input's folder."),
-    ] = None,
+    media: Annotated[Path | None, optional("Folder whose images may be named; else the input's folder.")] = None,
     fresh: Fresh = False,
     out: OutputOptions,
 ) -> None:
@@ -197,12 +187,7 @@ def _run(
     open_service = functools.partial(_open_service, reader.defaults["model"], options.concurrency, start)
     if options.server is None and options.actors:
         results = answer_with_ray(
-            groups,
-            reader,
-            open_service,
-            width=options.concurrency,
-            actors=options.actors,
-            address=ray_address,
+            groups, reader, open_service, width=options.concurrency, actors=options.actors, address=ray_address
         )
         for line, record in results:
             write(line, record)

@@ -60,8 +60,7 @@ class EngineOptions:
         ),
     ] = None
     answer_model: Annotated[
-        str | None,
-        optional("Name of the model at --answer-url.", envvar="QZOOM_SERVE_ANSWER_MODEL"),
+        str | None, optional("Name of the model at --answer-url.", envvar="QZOOM_SERVE_ANSWER_MODEL")
     ] = None
     replicas: Annotated[
         int,

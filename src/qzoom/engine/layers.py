@@ -113,6 +113,5 @@ def _packed_deepstack(rows: Sequence[SequenceSlice]) -> Tensor | None:
         return None
     none = template.new_zeros
     return torch.cat(
-        [none(template.shape[0], *row.hidden.shape) if row.deepstack is None else row.deepstack for row in rows],
-        dim=1,
+        [none(template.shape[0], *row.hidden.shape) if row.deepstack is None else row.deepstack for row in rows], dim=1
     )

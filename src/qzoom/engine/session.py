@@ -82,12 +82,7 @@ class Session:
 
 @torch.inference_mode()
 def open_session(
-    engine: Engine,
-    chat: ChatEncoder,
-    pictures: tuple[LoadedImage, ...],
-    *,
-    system: str | None,
-    options: Options,
+    engine: Engine, chat: ChatEncoder, pictures: tuple[LoadedImage, ...], *, system: str | None, options: Options
 ) -> Session:
     """Encode and prefill the pictures: shared layers, branches and upper layers up to the last picture's end.
 

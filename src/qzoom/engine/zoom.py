@@ -231,11 +231,7 @@ def _aligned(
     width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
     time = float(first[0]) + (max(coarse_grid) + 2 if config.temporal_shift == "max" else min(coarse_grid))
     tokens = torch.stack(
-        [
-            torch.full((rows, columns), time),
-            height[:, None].expand(rows, columns),
-            width[None].expand(rows, columns),
-        ]
+        [torch.full((rows, columns), time), height[:, None].expand(rows, columns), width[None].expand(rows, columns)]
     ).flatten(1)
     before = previous.float().cpu()
     return torch.cat([before + 1, tokens, before + max(rows, columns) + 2], dim=1)

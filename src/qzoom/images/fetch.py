@@ -174,11 +174,7 @@ class FetchPolicy:
 
 
 def fetch_image(
-    url: str,
-    policy: FetchPolicy,
-    *,
-    resolve: Resolve = numeric_addresses,
-    tls: ssl.SSLContext | None = None,
+    url: str, policy: FetchPolicy, *, resolve: Resolve = numeric_addresses, tls: ssl.SSLContext | None = None
 ) -> bytes:
     """The bytes behind a web address. Blocks; call it in a bounded pool.
 

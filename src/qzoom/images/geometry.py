@@ -101,9 +101,4 @@ def iou(a: Box, b: Box) -> float:
 def scale_box(box: Box, from_size_px: tuple[int, int], to_size_px: tuple[int, int]) -> Box:
     """A box on a resized copy of its picture; rounded outwards, so that it covers all that it covered."""
     (from_w, from_h), (to_w, to_h) = from_size_px, to_size_px
-    return (
-        box[0] * to_w // from_w,
-        box[1] * to_h // from_h,
-        -(-box[2] * to_w // from_w),
-        -(-box[3] * to_h // from_h),
-    )
+    return (box[0] * to_w // from_w, box[1] * to_h // from_h, -(-box[2] * to_w // from_w), -(-box[3] * to_h // from_h))

@@ -30,13 +30,7 @@ CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
 
 
 def label_record(
-    label_map: LabelMap,
-    *,
-    view: View,
-    map_view: View,
-    size_px: tuple[int, int],
-    boxes: Sequence[Box],
-    **facts: Any,
+    label_map: LabelMap, *, view: View, map_view: View, size_px: tuple[int, int], boxes: Sequence[Box], **facts: Any
 ) -> tuple[RegionLabel, np.ndarray]:
     """The record of a turn's label map, and its labels (rows, columns) int8.
 

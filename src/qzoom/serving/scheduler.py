@@ -238,9 +238,7 @@ class Scheduler:
             self._start(answers, self._batch.add)
 
     def _start(
-        self,
-        handles: list[RequestHandle],
-        run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[KeyedEvent]],
+        self, handles: list[RequestHandle], run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[KeyedEvent]]
     ) -> None:
         """Start a group; when one of them cannot run, each is started alone and only that one fails."""
         requests = {handle.key: handle.request for handle in handles}
