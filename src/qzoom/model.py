@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qzoom.config import ZoomConfig
-from qzoom.engine.batch import answer_all, answer_events, answer_request
+from qzoom.engine.batch import answer_all, answer_events, raise_error
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.flow import perceive
 from qzoom.engine.request import Limit, Options, Request, check_heads, check_requests, make_options, make_request
@@ -135,7 +135,14 @@ class QZoom:
         Raises:
             ImageError, QuestionError, BudgetError, ConfigError, HeadsMissingError: one clear sentence each.
         """
-        return answer_request(self.engine, self.request(image, question, **options), cancel, on_text)
+        answer = None
+        for _, event in answer_events(self.engine, self.request(image, question, **options), cancel):
+            raise_error(event)
+            if on_text is not None and event.kind == "text":
+                on_text(event.text)
+            answer = event.answer or answer
+        assert answer is not None
+        return answer
 
     def stream(
         self,
@@ -146,7 +153,8 @@ class QZoom:
         **options: Any,
     ) -> Iterator[StreamEvent]:
         """The same as events: "perception" first, then "text" pieces, then "answer". Arguments as in `ask`."""
-        return answer_events(self.engine, self.request(image, question, **options), cancel)
+        request = self.request(image, question, **options)
+        return (raise_error(event) for _, event in answer_events(self.engine, request, cancel))
 
     async def ask_async(self, image: Any, question: str | Sequence[dict[str, Any]], **options: Any) -> Answer:
         """`ask` for notebooks and web apps: a thread of the model's own works, one question after the other.

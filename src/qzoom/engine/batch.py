@@ -163,28 +163,16 @@ def events(
     return chain(batch.add(dict(enumerate(requests))), batch.run(cancel))
 
 
-def answer_events(engine: Engine, request: Request, cancel: Callable[[], bool] | None = None) -> Iterator[StreamEvent]:
-    """The events of one request (QZoomError: instead of an "error"); see `events`."""
-    for _, event in events(engine, [request], cancel=None if cancel is None else lambda _: cancel()):
-        if event.error is not None:
-            raise event.error
-        yield event
+def answer_events(engine: Engine, request: Request, cancel: Callable[[], bool] | None = None) -> Iterator[KeyedEvent]:
+    """The events of one request; see `events`."""
+    return events(engine, [request], cancel=None if cancel is None else lambda _: cancel())
 
 
-def answer_request(
-    engine: Engine,
-    request: Request,
-    cancel: Callable[[], bool] | None = None,
-    on_text: Callable[[str], None] | None = None,
-) -> Answer:
-    """The answer to one request; `on_text` is called with each new piece of it."""
-    answer = None
-    for event in answer_events(engine, request, cancel):
-        if on_text is not None and event.kind == "text":
-            on_text(event.text)
-        answer = event.answer or answer
-    assert answer is not None
-    return answer
+def raise_error(event: StreamEvent) -> StreamEvent:
+    """The event, unless it is an "error", which is raised."""
+    if event.error is not None:
+        raise event.error
+    return event
 
 
 _LEAST_BYTES = 256 * 2**20

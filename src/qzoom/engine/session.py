@@ -6,7 +6,7 @@ and one session may be asked from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.engine.batch import answer_events, answer_request
+from qzoom.engine.batch import answer_events, raise_error
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import perceive
 from qzoom.engine.prompt import build_prompt, prefix_length
@@ -23,9 +23,6 @@ from qzoom.engine.state import Engine, State, advance_gate, advance_region, adva
 from qzoom.errors import QuestionError
 from qzoom.images.load import LoadedImage
 from qzoom.types import Answer, Perception, SamplingParams, StreamEvent
-
-Cancel = Callable[[], bool]
-"""Asked between steps; True ends the answer."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +39,34 @@ class Session:
     # questions and answers of `chat` so far, as messages; clear it to begin again
     turns: list[dict[str, Any]] = field(default_factory=list, compare=False)
 
-    def ask(self, question: str, *, cancel: Cancel | None = None, **options: Any) -> Answer:
+    def ask(self, question: str, **options: Any) -> Answer:
         """Answer one question; options as in `QZoom.ask`, except the coarse budget, which the session has fixed."""
-        return answer_request(self.engine, self.request(question, **options), cancel)
+        cancel = options.pop("cancel", None)
+        answer = None
+        for _, event in answer_events(self.engine, self.request(question, **options), cancel):
+            answer = raise_error(event).answer or answer
+        assert answer is not None
+        return answer
 
-    def chat(self, question: str, *, cancel: Cancel | None = None, **options: Any) -> Answer:
+    def chat(self, question: str, **options: Any) -> Answer:
         """Answer one question after those that were asked by `chat` before, and keep both for the next one.
 
         Only `ask` is for several threads. A question that fails or is cancelled leaves no turn behind.
         """
+        cancel, answer = options.pop("cancel", None), None
         asked = [*self.turns, {"role": "user", "content": question}]
-        answer = answer_request(self.engine, self._request(question, asked, options), cancel)
+        for _, event in answer_events(self.engine, self._request(question, asked, options), cancel):
+            answer = raise_error(event).answer or answer
+        assert answer is not None
         if answer.finish_reason != "cancelled":
             self.turns[:] = [*asked, {"role": "assistant", "content": answer.text}]
         return answer
 
-    def stream(self, question: str, *, cancel: Cancel | None = None, **options: Any) -> Iterator[StreamEvent]:
+    def stream(self, question: str, **options: Any) -> Iterator[StreamEvent]:
         """The same as events; options as in `QZoom.stream`."""
-        return answer_events(self.engine, self.request(question, **options), cancel)
+        cancel = options.pop("cancel", None)
+        events = answer_events(self.engine, self.request(question, **options), cancel)
+        return (raise_error(event) for _, event in events)
 
     def perceive(self, question: str, **options: Any) -> Perception:
         """Gate and regions only."""
