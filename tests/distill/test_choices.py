@@ -51,7 +51,7 @@ def right_option(item: Item) -> str:
     return item.choices.options[LETTERS.index(item.choices.letter)]
 
 
-def test_options_are_distinct_and_the_letter_is_the_right_one():
+def test_options_are_distinct_in_an_order_of_the_item_and_differ_in_meaning():
     offered = ("a4", "A4.", " B7 ", "b7", "", "C 9", "D1", "E5")
     (item,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(ANSWERED)
     assert item.choices is not None
@@ -59,9 +59,6 @@ def test_options_are_distinct_and_the_letter_is_the_right_one():
     assert right_option(item) == "A4"
     assert item.choices.writer == "writer"
     assert ("distractor_writer", "writer@1") in item.models
-
-
-def test_the_order_comes_from_the_item_and_every_letter_comes_up():
     step = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)
     assert step(ANSWERED) == step(ANSWERED)
     letters = {step(dataclasses.replace(ANSWERED, seed=seed))[0].choices.letter for seed in range(40)}
@@ -69,9 +66,6 @@ def test_the_order_comes_from_the_item_and_every_letter_comes_up():
     (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
     assert by_rule.read(item, None, "", 0, name="s", error_rate=0.0).text == item.choices.letter
     assert by_rule.read(ANSWERED, None, "", 0, name="s", error_rate=0.0).text == "A4"
-
-
-def test_options_that_may_mean_the_same_are_left_out():
     offered = ("maroon", "red", "blue", "green", "grey")
     (alone,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(answered("dark red"))
     assert set(alone.choices.options) == {"dark red", "maroon", "blue", "green"}  # "dark red" holds "red"
