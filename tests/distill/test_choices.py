@@ -13,7 +13,7 @@ from qzoom.distill.roles import DistractorWriter, Role
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import normal
 from qzoom.scoring.letters import LETTERS
-from tests.distill.views import ITEM, KNOWN, StillViews
+from tests.distill.views import ITEM, KNOWN, Judge, StillViews
 
 VIEWS = StillViews()
 ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, (("a", 3), ("b", 3))), votes=(Vote("a", 0, "A4"),))
@@ -32,14 +32,6 @@ def writer(*texts: str, refuses: bool = False) -> DistractorWriter:
 
 
 BY_RULE = Role("rule", "rule", by_rule.write_distractors)
-
-
-class Judge:
-    name = "judge"
-    model = "judge@1"
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        return {first, second} == {"dark red", "maroon"}
 
 
 def answered(text: str) -> Item:
@@ -69,7 +61,7 @@ def test_options_are_distinct_in_an_order_of_the_item_and_differ_in_meaning():
     offered = ("maroon", "red", "blue", "green", "grey")
     (alone,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(answered("dark red"))
     assert set(alone.choices.options) == {"dark red", "maroon", "blue", "green"}  # "dark red" holds "red"
-    (judged,) = ChoicesStep(writer(*offered), VIEWS, PLAIN, judge=Judge())(answered("dark red"))
+    (judged,) = ChoicesStep(writer(*offered), VIEWS, PLAIN, judge=Judge(("dark red", "maroon")))(answered("dark red"))
     assert set(judged.choices.options) == {"dark red", "red", "blue", "green"}
 
 
