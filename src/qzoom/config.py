@@ -52,6 +52,8 @@ class BoxRule:
     picture in reading order, after `min_cells`, `max_cells` and `widen_cells`."""
     max_regions: Annotated[int, Between(1, 64)] = 1
     """Most boxes per question ("all"), or per picture ("groups")."""
+    shares: Literal["area", "equal"] = "area"
+    """How several regions share the token budget: by their areas in pixels, or equally."""
     margin_cells: Annotated[float, Between(0, 64)] = 0.0
     """Cells added on every side of a box before scaling, clipped to the picture."""
     min_side_px: Annotated[int, Between(1, 4096)] = 28
@@ -102,8 +104,11 @@ class ZoomConfig:
     """K, the decoder layers that the coarse pass, both branches and the answer share ("twig_K")."""
     branch_layers: Annotated[int, Between(1, 1000)] = 3
     """T, the depth of the gate and of the region branch ("twig_T")."""
+    decide_by: Literal["gate", "map"] = "gate"
+    """What decides whether to zoom: "gate" (the gate's probability) or "map" (how far the region map's peak stands out,
+    1 - mean / peak over all pictures; a peak 3 times the mean is 0.667). "map" needs no gate."""
     gate_threshold: Share = 0.1
-    """Zoom when the gate's probability is at least this."""
+    """Zoom when the score of what decides is at least this."""
     region_threshold: Share = 0.1
     """Foreground when the blurred map is above this (see `BoxRule.threshold`)."""
     sink: Literal["first_token", "corner", "none"] = "first_token"
@@ -173,8 +178,15 @@ class ZoomConfig:
         return self.replace(gate_threshold=preset.gate_threshold, region_threshold=preset.region_threshold)
 
 
-_LATER = {"map_rotary": True, "map_heads": "mean", "branch_norm": False, "tokens_per_cell": None}
-_LATER_BOX = {"too_many": "none", "min_cells": 1, "max_cells": None, "widen_cells": 0, "widen_to_edge": True}
+_LATER = {"decide_by": "gate", "map_rotary": True, "map_heads": "mean", "branch_norm": False, "tokens_per_cell": None}
+_LATER_BOX = {
+    "shares": "area",
+    "too_many": "none",
+    "min_cells": 1,
+    "max_cells": None,
+    "widen_cells": 0,
+    "widen_to_edge": True,
+}
 _FORMER_WORDS = {("threshold", "peak"): "relative", ("components", "peak"): "peak_component"}
 
 

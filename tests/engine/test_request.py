@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 
-from qzoom.config import TokenBudget
-from qzoom.engine.request import budget, split_budget
+from qzoom.config import BoxRule, TokenBudget
+from qzoom.engine.request import budget, fit_regions, split_budget
 from qzoom.errors import BudgetError
+from qzoom.heads.boxes import MapBox
+from tests import tiny_models
+from tests.flow import request
 
 
 def test_the_parts_keep_the_whole_budget() -> None:
@@ -27,6 +31,15 @@ def test_larger_regions_get_more() -> None:
     parts = split_budget(TokenBudget(3, 103), [100, 300, 600])
     assert [p.max_tokens for p in parts] == [11, 31, 61]
     assert split_budget(TokenBudget(5, 9), [1234]) == [TokenBudget(5, 9)]
+
+
+def test_regions_share_by_area_or_equally() -> None:
+    base = tiny_models.engine("qwen3_vl")
+    asked = request(base, tiny_models.picture(5), "When?", region_tokens=TokenBudget(3, 103))
+    boxes = [MapBox(0, (0, 0, 1, 1), (0, 0, side, 10), 0.5) for side in (10, 30, 60)]
+    for shares, expected in (("area", [11, 31, 61]), ("equal", [34, 34, 35])):
+        engine = dataclasses.replace(base, config=base.config.replace(box=BoxRule(shares=shares)))
+        assert [part.max_tokens for part in fit_regions(engine, asked, 20, boxes)[1]] == expected
 
 
 def test_too_few_tokens_are_refused() -> None:

@@ -53,7 +53,7 @@ Zoom = Annotated[
 ]
 Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
-    float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
+    float | None, optional("Zoom at or above this score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
     float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
@@ -73,6 +73,20 @@ MaxRegions = Annotated[
         max=64,
         show_default="the checkpoint's",
         help="Most regions per question; above 1 it implies --components all, unless that is given.",
+    ),
+]
+RegionShares = Annotated[
+    Literal["area", "equal"] | None,
+    typer.Option(
+        show_default="the checkpoint's", help="How several regions share --region-tokens: by their areas, or equally."
+    ),
+]
+DecideBy = Annotated[
+    Literal["gate", "map"] | None,
+    typer.Option(
+        show_default="the checkpoint's",
+        help="What decides whether to zoom: the gate, or how far the peak of the region map stands out (1 - mean / "
+        "peak, so that --gate-threshold 0.667 zooms where the peak is 3 times the mean).",
     ),
 ]
 Positions = Annotated[
@@ -145,7 +159,9 @@ class LookOptions:
     preset: Preset = None
     components: Components = None
     max_regions: MaxRegions = None
+    region_shares: RegionShares = None
     positions: Positions = None
+    decide_by: DecideBy = None
 
     def configured(self, model: QZoom) -> QZoom:
         """The model, with the arithmetic that was given in place of its own."""
@@ -155,8 +171,14 @@ class LookOptions:
         components, most = self.components, self.max_regions
         if most is not None and most > 1 and components is None and rule.components not in ("all", "groups"):
             components = "all"
-        rule = dataclasses.replace(rule, components=components or rule.components, max_regions=most or rule.max_regions)
-        config = config.replace(box=rule, positions=self.positions or config.positions)
+        rule = dataclasses.replace(
+            rule,
+            components=components or rule.components,
+            max_regions=most or rule.max_regions,
+            shares=self.region_shares or rule.shares,
+        )
+        positions, decide_by = self.positions or config.positions, self.decide_by or config.decide_by
+        config = config.replace(box=rule, positions=positions, decide_by=decide_by)
         if config == model.config:
             return model
         return QZoom(dataclasses.replace(model.engine, config=config), model.name, model.image_limits)

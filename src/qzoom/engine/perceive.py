@@ -22,7 +22,7 @@ from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
 from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
-from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
+from qzoom.heads.region_map import RegionMap, mean_head_logits, peak_score, region_map
 from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
 
 
@@ -116,7 +116,8 @@ def gate(
 ) -> list[CoarseResult]:
     """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
 
-    A score that is no number counts as none, does not zoom, and says so in the note.
+    Where the region map decides (`ZoomConfig.decide_by`), "auto" wants to zoom until `propose` has seen the map. A
+    score that is no number counts as none, does not zoom, and says so in the note.
 
     Args:
         engine: backbone, branches, arithmetic.
@@ -129,7 +130,7 @@ def gate(
     can_zoom = engine.region is not None
     asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures and can_zoom)]
     scores: dict[int, float] = {}
-    if asking and engine.gate is not None:
+    if asking and engine.gate is not None and engine.config.decide_by == "gate":
         with clock.step("gate"):
             advanced, hidden = advance_gate(engine, [states[i] for i in asking])
             probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
@@ -147,7 +148,7 @@ def gate_threshold(engine: Engine, request: Request) -> float:
 
 
 def decide(engine: Engine, request: Request, score: float | None) -> GateDecision:
-    """What the gate's score (None where it was not asked) and the question's options decide."""
+    """What the score of gate or map (None where it was not asked) and the question's options decide."""
     zoom, threshold, note = request.options.zoom, gate_threshold(engine, request), ""
     zooms = zoom == "always" or (zoom == "auto" and (score is None or score >= threshold))
     if zoom == "always" and not request.pictures:
@@ -165,7 +166,8 @@ def propose(
 ) -> list[CoarseResult]:
     """Run the region branch and draw boxes for the requests that zoom.
 
-    A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
+    The map decides whether "auto" zooms where `ZoomConfig.decide_by` says so. A map that is empty or has NaN takes the
+    intention to zoom back and says so in the gate's note.
 
     Args:
         engine: backbone, branches, arithmetic.
@@ -190,6 +192,8 @@ def with_maps(engine: Engine, item: CoarseResult, maps: tuple[RegionMap, ...]) -
     if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
         maps, note = (), f"The region map {_NOT_A_NUMBER}"
         decision = dataclasses.replace(decision, note=note)
+    elif engine.config.decide_by == "map":
+        decision = decide(engine, item.request, peak_score([m.blurred for m in maps]))
     boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
     if decision.zoomed and not boxes:
         decision = dataclasses.replace(decision, zoomed=False, note=note)

@@ -159,7 +159,8 @@ class ZoomingEngine(ServingEngine):
         options = request.options
         with clock.step("resize"):
             state, view = await self._thread(partial(self._view, job))
-        mode: LookMode = "both" if everyone else "always" if options.zoom == "always" else "auto"
+        gated = engine.config.decide_by == "gate"
+        mode: LookMode = "both" if everyone and gated else "auto" if gated and options.zoom == "auto" else "always"
         if not everyone and (options.zoom == "never" or not request.pictures or engine.region is None):
             return CoarseResult(request, state, decide(engine, request, None)), view
         with clock.step("look"):
