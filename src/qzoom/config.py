@@ -72,10 +72,15 @@ class BoxRule:
     about their centre ("groups" only)."""
     widen_to_edge: bool = True
     """Whether such a box may reach the right and lower border; the release of LLaVA-1.5 stops a cell before it."""
+    sparse: Annotated[float, Between(1, 8)] | None = None
+    """Read only the tokens of a region on its foreground and next to it, its crop having been enlarged along each side,
+    by this at most, so that about as many tokens stay; None reads whole regions."""
 
     def __post_init__(self) -> None:
         if self.too_many == "mask" and self.margin_cells:
             raise ConfigError("Tokens on the foreground are read without a margin; set margin_cells to 0.")
+        if self.too_many == "mask" and self.sparse is not None:
+            raise ConfigError('too_many="mask" and sparse both choose tokens of a region; set one of them.')
 
 
 OUR_BOX_RULE = BoxRule(
@@ -104,9 +109,12 @@ class ZoomConfig:
     """K, the decoder layers that the coarse pass, both branches and the answer share ("twig_K")."""
     branch_layers: Annotated[int, Between(1, 1000)] = 3
     """T, the depth of the gate and of the region branch ("twig_T")."""
-    decide_by: Literal["gate", "map"] = "gate"
-    """What decides whether to zoom: "gate" (the gate's probability) or "map" (how far the region map's peak stands out,
-    1 - mean / peak over all pictures; a peak 3 times the mean is 0.667). "map" needs no gate."""
+    decide_by: Literal["gate", "map", "answer"] = "gate"
+    """What decides whether to zoom: "gate" (the gate's probability), "map" (how far the region map's peak stands out,
+    1 - mean / peak over all pictures; a peak 3 times the mean is 0.667) or "answer" (how little the likeliest of the 64
+    likeliest tokens of the coarse answer stands out, from 0 to 0.5). "map" and "answer" need no gate."""
+    answer_tokens: Annotated[int, Between(1, 64)] = 4
+    """Tokens of the coarse answer that decide, the least certain of them alone ("answer" only)."""
     gate_threshold: Share = 0.1
     """Zoom when the score of what decides is at least this."""
     region_threshold: Share = 0.1
@@ -141,6 +149,10 @@ class ZoomConfig:
     """Named threshold pairs."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Free text facts about how the heads were made."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_cell is not None and self.box.sparse is not None:
+            raise ConfigError("tokens_per_cell and box.sparse both choose tokens of a region; set one of them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only; fields that older versions do not know are left out where they have no effect."""
@@ -178,7 +190,14 @@ class ZoomConfig:
         return self.replace(gate_threshold=preset.gate_threshold, region_threshold=preset.region_threshold)
 
 
-_LATER = {"decide_by": "gate", "map_rotary": True, "map_heads": "mean", "branch_norm": False, "tokens_per_cell": None}
+_LATER = {
+    "decide_by": "gate",
+    "answer_tokens": 4,
+    "map_rotary": True,
+    "map_heads": "mean",
+    "branch_norm": False,
+    "tokens_per_cell": None,
+}
 _LATER_BOX = {
     "shares": "area",
     "too_many": "none",
@@ -186,6 +205,7 @@ _LATER_BOX = {
     "max_cells": None,
     "widen_cells": 0,
     "widen_to_edge": True,
+    "sparse": None,
 }
 _FORMER_WORDS = {("threshold", "peak"): "relative", ("components", "peak"): "peak_component"}
 

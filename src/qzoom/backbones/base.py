@@ -38,14 +38,17 @@ class VisualFeatures:
     Args:
         tokens: (n, hidden) embeddings that take the place of the image placeholders, row by row.
         deepstack: one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; may be empty.
-        grid: (rows, columns) of merged cells, rows * columns = n; (1, n) where only some tokens are read.
+        grid: (rows, columns) of merged cells, rows * columns = n unless `kept`; (1, n) where the tokens that are read
+            stand side by side.
         size_px: (width, height) that the vision encoder saw.
+        kept: (n,) ascending indices of the cells whose tokens are read; None: all.
     """
 
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
     grid: tuple[int, int]
     size_px: tuple[int, int]
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,11 +82,22 @@ RegionShares = Annotated[
     ),
 ]
 DecideBy = Annotated[
-    Literal["gate", "map"] | None,
+    Literal["gate", "map", "answer"] | None,
     typer.Option(
         show_default="the checkpoint's",
-        help="What decides whether to zoom: the gate, or how far the peak of the region map stands out (1 - mean / "
-        "peak, so that --gate-threshold 0.667 zooms where the peak is 3 times the mean).",
+        help="What decides whether to zoom: the gate, how far the peak of the region map stands out (1 - mean / peak, "
+        "so that --gate-threshold 0.667 zooms where the peak is 3 times the mean), or the doubt in the coarse answer's "
+        "first tokens.",
+    ),
+]
+Sparse = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        max=8,
+        show_default="the checkpoint's",
+        help="Read only a region's tokens on its foreground, its crop enlarged before by this at most along each side, "
+        "so that about as many tokens stay.",
     ),
 ]
 Positions = Annotated[
@@ -160,6 +171,7 @@ class LookOptions:
     components: Components = None
     max_regions: MaxRegions = None
     region_shares: RegionShares = None
+    sparse: Sparse = None
     positions: Positions = None
     decide_by: DecideBy = None
 
@@ -176,6 +188,7 @@ class LookOptions:
             components=components or rule.components,
             max_regions=most or rule.max_regions,
             shares=self.region_shares or rule.shares,
+            sparse=self.sparse or rule.sparse,
         )
         positions, decide_by = self.positions or config.positions, self.decide_by or config.decide_by
         config = config.replace(box=rule, positions=positions, decide_by=decide_by)

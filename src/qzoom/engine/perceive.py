@@ -20,7 +20,15 @@ from torch import Tensor
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
-from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
+from qzoom.engine.state import (
+    Engine,
+    State,
+    advance_gate,
+    advance_region,
+    advance_shared,
+    advance_upper,
+    map_inputs,
+)
 from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
 from qzoom.heads.region_map import RegionMap, mean_head_logits, peak_score, region_map
 from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
@@ -116,14 +124,15 @@ def gate(
 ) -> list[CoarseResult]:
     """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
 
-    Where the region map decides (`ZoomConfig.decide_by`), "auto" wants to zoom until `propose` has seen the map. A
-    score that is no number counts as none, does not zoom, and says so in the note.
+    Where the region map decides (`ZoomConfig.decide_by`), "auto" wants to zoom until `propose` has seen the map. Where
+    the coarse answer decides, its first tokens are generated here, and what that computed is kept. A score that is no
+    number counts as none, does not zoom, and says so in the note.
 
     Args:
         engine: backbone, branches, arithmetic.
         requests: one or more.
         states: of each, after the shared layers.
-        clock: gets "gate".
+        clock: gets "gate", or "coarse_answer".
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
@@ -136,9 +145,48 @@ def gate(
             probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
         for i, state, score in zip(asking, advanced, probabilities, strict=True):
             states[i], scores[i] = state, score
+    if asking and engine.config.decide_by == "answer":
+        with clock.step("coarse_answer"):
+            looked = answer_scores(engine, [states[i] for i in asking])
+        for i, (state, score) in zip(asking, looked, strict=True):
+            states[i], scores[i] = state, score
     return [
         CoarseResult(request, states[i], decide(engine, request, scores.get(i))) for i, request in enumerate(requests)
     ]
+
+
+def answer_scores(engine: Engine, states: Sequence[State]) -> list[tuple[State, float]]:
+    """States after the upper layers, each with the greatest doubt among the first tokens of its greedy answer.
+
+    Whether the question zooms or not, the upper layers' states of its pictures are used again. The tokens after the
+    first are generated a second time if they are the answer.
+    """
+    states, logits = advance_upper(engine, states)
+    scores = [token_doubt(one) for one in logits]
+    running, ends = dict(enumerate(states)), engine.backbone.eos_ids
+    for _ in range(engine.config.answer_tokens - 1):
+        drawn = {i: int(logits[i].argmax()) for i in running}
+        running = {i: s.on(s.prompt.with_token(drawn[i])) for i, s in running.items() if drawn[i] not in ends}
+        if not running:
+            break
+        ahead, found = advance_upper(engine, advance_shared(engine, list(running.values())))
+        running = dict(zip(running, ahead, strict=True))
+        for i, one in zip(running, found, strict=True):
+            logits[i], scores[i] = one, max(scores[i], token_doubt(one))
+    return list(zip(states, scores, strict=True))
+
+
+def token_doubt(logits: Tensor, most: int = 64) -> float:
+    """How little the likeliest token stands out: sigmoid of (mean - highest) / standard deviation of the top logits.
+
+    It is 1 less the "answer separability" of SpecEyes (docs/method.md 3.1), from 0 (sure) to 0.5 (all alike).
+
+    Args:
+        logits: (vocabulary,).
+        most: how many of the highest are compared.
+    """
+    top = logits.float().topk(min(most, logits.shape[-1])).values
+    return float(((top.mean() - top[0]) / (top.std(correction=0) + 1e-6)).sigmoid())
 
 
 def gate_threshold(engine: Engine, request: Request) -> float:
@@ -148,7 +196,7 @@ def gate_threshold(engine: Engine, request: Request) -> float:
 
 
 def decide(engine: Engine, request: Request, score: float | None) -> GateDecision:
-    """What the score of gate or map (None where it was not asked) and the question's options decide."""
+    """What the score (None where nothing was asked) and the question's options decide."""
     zoom, threshold, note = request.options.zoom, gate_threshold(engine, request), ""
     zooms = zoom == "always" or (zoom == "auto" and (score is None or score >= threshold))
     if zoom == "always" and not request.pictures:

@@ -75,6 +75,7 @@ class State:
         sink_query: the first token's head-0 query in the region branch's last layer, (1, head_dim), where the sink rule
             needs it.
         keys: that layer's keys of each picture's coarse cells, (kv_heads, n, head_dim).
+        logits: of the next token, (vocabulary,), where the upper layers have seen the whole prompt.
     """
 
     prompt: Prompt
@@ -86,6 +87,7 @@ class State:
     region_last: Tensor | None = None
     sink_query: Tensor | None = None
     keys: tuple[Tensor, ...] = ()
+    logits: Tensor | None = None
 
     @classmethod
     def empty(cls, engine: Engine, prompt: Prompt) -> State:
@@ -95,7 +97,7 @@ class State:
 
     def on(self, prompt: Prompt) -> State:
         """The same state for a prompt that begins with what has been computed."""
-        return dataclasses.replace(self, prompt=prompt)
+        return dataclasses.replace(self, prompt=prompt, logits=None)
 
 
 def truncate(state: State, length: int) -> State:
@@ -212,6 +214,13 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
     Returns:
         The new states, and for each sample the logits (vocabulary,) of the next token.
     """
+    left = [state for state in states if state.logits is None]
+    ran = iter(_run_upper(engine, left))
+    out = [next(ran) if state.logits is None else state for state in states]
+    return out, [state.logits for state in out if state.logits is not None]
+
+
+def _run_upper(engine: Engine, states: Sequence[State]) -> list[State]:
     rows = []
     for state in states:
         row = _hidden_row(engine, state, state.upper)
@@ -222,11 +231,14 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
     results = run_layers(
         engine.backbone, engine.upper, rows, first_layer=engine.config.shared_layers, last_token_only=True
     )
-    out = [
-        dataclasses.replace(state, upper=LayerCache(result.cache, state.hidden.shape[0]))
+    return [
+        dataclasses.replace(
+            state,
+            upper=LayerCache(result.cache, state.hidden.shape[0]),
+            logits=engine.backbone.lm_logits(result.hidden[-1]),
+        )
         for state, result in zip(states, results, strict=True)
     ]
-    return out, [engine.backbone.lm_logits(result.hidden[-1]) for result in results]
 
 
 def _hidden_row(engine: Engine, state: State, stack: LayerCache) -> SequenceSlice:

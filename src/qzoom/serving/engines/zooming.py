@@ -35,7 +35,7 @@ from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
 from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
-from qzoom.errors import ImageError, InternalError, QueueFullError
+from qzoom.errors import ConfigError, ImageError, InternalError, QueueFullError
 from qzoom.heads.region_map import region_map
 from qzoom.integrations.vllm.heads import LookMode, unpack
 from qzoom.model import QZoom
@@ -84,10 +84,20 @@ class ZoomingEngine(ServingEngine):
     Args:
         model: tokenizer, arithmetic and limits; the base's weights are not used.
         limits: `slots` jobs run at a time and `queue` wait.
+
+    Raises:
+        ConfigError: the model zooms in a way that needs its own decoder.
     """
+
+    decides: tuple[str, ...] = ("gate", "map")
+    """Values of `ZoomConfig.decide_by` that it carries out."""
 
     def __init__(self, model: QZoom, limits: SchedulerLimits) -> None:
         super().__init__(model)
+        config = model.config
+        if config.box.sparse is not None or config.decide_by not in self.decides:
+            what = "decide_by" if config.box.sparse is None else "box.sparse"
+            raise ConfigError(f"{model.name} zooms by {what}, which only the native engine can; use that, or clear it.")
         self._slots = asyncio.Semaphore(limits.slots)
         self._queue = limits.queue
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="qzoom-resize")
