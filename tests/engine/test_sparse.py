@@ -10,13 +10,14 @@ import torch
 
 from qzoom.config import BoxRule, TokenBudget, ZoomConfig
 from qzoom.engine.flow import coarse_pass
+from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.zoom import enlarged, zoom
 from qzoom.errors import ConfigError
 from qzoom.heads.boxes import boxes_from_maps, foreground_tokens
 from qzoom.model import QZoom
 from tests import tiny_models
-from tests.flow import request, run
+from tests.flow import request
 from tests.plain import full_pass
 
 PAGE = tiny_models.picture(31, 400, 300)
@@ -67,31 +68,34 @@ def sparse(family: str, **config: object) -> QZoom:
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, "llava"])
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
 def test_left_out_tokens_leave_the_others_where_they_were(family: str, positions: str) -> None:
-    model = sparse(family, positions=positions)
-    engine, threshold = model.engine, 0.6 if family != "llava" else 0.5
-    asked = request(engine, PAGE, QUESTION, zoom="always", region_threshold=threshold)
-    found = run(engine, [asked])[0]
-    region = next(span for span in found.after.state.prompt.spans if span.role == "region")
-    kept = region.features.kept
-    assert kept is not None
-    assert 0 < len(kept) == found.regions[0].tokens < region.features.grid[0] * region.features.grid[1]
-    torch.testing.assert_close(found.logits, full_pass(engine.backbone, found.after.state.prompt), atol=1e-4, rtol=0)
-    # the same crop read whole
-    whole = [dataclasses.replace(box, foreground=None) for box in found.before.boxes]
-    size = region.features.grid[0] * region.features.grid[1]
+    base = tiny_models.engine(family)
+    engine = dataclasses.replace(base, config=base.config.replace(positions=positions, box=RULE))
+    backbone, clock = engine.backbone, Stopwatch(base.backbone.device)
+    asked = request(engine, PAGE, QUESTION, zoom="always", region_threshold=0.0)
+    item = coarse_pass(engine, [asked], clock)[0]
+    cells = torch.zeros(item.state.prompt.spans[0].features.grid)
+    cells[1, 0], cells[-2, -1] = 0.9, 0.8
+    place = {"rule": RULE, "token_px": backbone.token_px, "padded": backbone.square_padding is not None}
+    boxes = boxes_from_maps([cells], [PAGE.size], threshold=0.5, **place)  # type: ignore[arg-type]
+    (after,), ((region,),) = zoom(engine, [dataclasses.replace(item, boxes=boxes)], clock)
+    own = after.state.prompt
+    features = own.spans[1].features
+    assert features.kept is not None
+    size = features.grid[0] * features.grid[1]
+    assert 0 < len(features.kept) == region.tokens < size
+    logits = prefill(engine, [after], clock)[0].logits
+    torch.testing.assert_close(logits, full_pass(backbone, own), atol=1e-4, rtol=0)
+    # the same crop read whole: the tokens that are read stand where they stood
     options = dataclasses.replace(asked.options, region_tokens=TokenBudget(size, size))
-    item = dataclasses.replace(
-        coarse_pass(engine, [asked], Stopwatch(engine.backbone.device))[0],
-        request=dataclasses.replace(asked, options=options),
-        boxes=tuple(whole),
-    )
-    prompt = zoom(engine, [item], Stopwatch(engine.backbone.device))[0][0].state.prompt
+    whole = tuple(dataclasses.replace(box, foreground=None) for box in boxes)
+    item = dataclasses.replace(item, request=dataclasses.replace(asked, options=options), boxes=whole)
+    prompt = zoom(engine, [item], clock)[0][0].state.prompt
+    start = own.spans[1].start
     stay = torch.ones(len(prompt), dtype=torch.bool)
-    stay[region.start : region.start + size] = False
-    stay[region.start + kept] = True
-    own = found.after.state.prompt
+    stay[start : start + size] = False
+    stay[start + features.kept] = True
     assert torch.equal(own.ids, prompt.ids[stay])
-    if family == "llava":  # positions only count
+    if family == "llava":  # its positions only count
         assert torch.equal(own.positions[0], torch.arange(len(own)))
     else:
         assert torch.equal(own.positions, prompt.positions[:, stay])
