@@ -139,7 +139,7 @@ def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
         states, rows, run_layers(engine.backbone, engine.shared, rows, first_layer=0), strict=True
     ):
         length = row.past + row.hidden.shape[0]
-        hidden = torch.cat([state.hidden[: row.past], result.hidden])
+        hidden = torch.cat([state.hidden[: row.past], result.hidden]) if row.past else result.hidden
         out.append(dataclasses.replace(state, hidden=hidden, shared=LayerCache(result.cache, length)))
     return out
 
