@@ -49,18 +49,18 @@ class QwenVLBackbone(Backbone):
         """Vision encoder and mergers."""
         return self.model.model.visual
 
-    @property
+    @cached_property
     def token_px(self) -> int:
         """Patch side times merge size."""
         vision = self.model.config.vision_config
         return int(vision.patch_size * vision.spatial_merge_size)
 
-    @property
+    @cached_property
     def image_token_id(self) -> int:
         """See `Backbone.image_token_id`."""
         return int(self.model.config.image_token_id)
 
-    @property
+    @cached_property
     def image_delimiters(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """`<|vision_start|>` and `<|vision_end|>`."""
         config = self.model.config
@@ -71,7 +71,7 @@ class QwenVLBackbone(Backbone):
         """Time, height and width."""
         return 3
 
-    @property
+    @cached_property
     def deepstack_levels(self) -> int:
         """Number of DeepStack mergers in the vision encoder; 0 without any."""
         return len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", None) or ())
