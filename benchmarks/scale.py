@@ -94,11 +94,20 @@ def build_model(made: dict[str, Any], dtype: torch.dtype, device: str) -> QZoom:
 
 
 def _fill(model: Any, device: str) -> Any:
-    """Memory for all parameters, with random values; the buffers (rotary frequencies) are computed again."""
+    """Memory for all parameters, with a few million random values again and again, since drawing billions takes long.
+
+    The buffers (rotary frequencies) are computed again.
+    """
     model.to_empty(device=device)
+    model.tie_weights()
+    noise = torch.empty(2**22, dtype=torch.float32, device=device).uniform_(-0.02, 0.02)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.fill_(1.0) if name.endswith("norm.weight") else weight.uniform_(-0.02, 0.02)
+            if name.endswith("norm.weight"):
+                weight.fill_(1.0)
+                continue
+            for piece in weight.view(-1).split(len(noise)):
+                piece.copy_(noise[: len(piece)])
     for module in model.modules():
         inverse = getattr(module, "inv_freq", None)
         if inverse is None:
