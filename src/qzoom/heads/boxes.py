@@ -60,12 +60,9 @@ def boxes_from_maps(
     """
     grids = [m.detach().float().cpu().numpy() for m in maps]
     peak = max((float(g.max()) for g in grids), default=0.0)
-    if rule.threshold == "relative":
-        if peak <= rule.min_peak:
-            return ()
-        level = threshold * peak
-    else:
-        level = threshold
+    if rule.threshold == "relative" and peak <= rule.min_peak:
+        return ()
+    level = threshold * peak if rule.threshold == "relative" else threshold
 
     def box(group: np.ndarray, image: int, cells: CellBox) -> MapBox:
         grid, score = grids[image], float(grids[image][group].max())
