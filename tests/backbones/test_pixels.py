@@ -1,7 +1,3 @@
-"""Pictures become the image processor's own numbers, whether it is asked or its values are looked up."""
-
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -21,7 +17,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, "glm4v", "qwen3_5"])
 @pytest.mark.parametrize("size", [(300, 200), (64, 700), (32, 32)])
-def test_looked_up_patches_are_the_processors(family: str, size: tuple[int, int]) -> None:
+def test_looked_up_patches_are_the_processors(family, size):
     backbone: Any = tiny_models.engine(family).backbone
     picture = noise(*size)
     resized = backbone.resize(picture, BUDGET)
@@ -32,7 +28,7 @@ def test_looked_up_patches_are_the_processors(family: str, size: tuple[int, int]
     assert torch.equal(grid, wanted["image_grid_thw"])
 
 
-def test_a_processor_that_does_more_is_asked() -> None:
+def test_a_processor_that_does_more_is_asked():
     backbone: Any = tiny_models.build_tiny_backbone("qwen3_vl")
     own = backbone.image_processor
 

@@ -1,5 +1,3 @@
-"""Ratios of the benchmark at true size."""
-
 import json
 
 import pytest

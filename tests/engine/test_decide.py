@@ -1,7 +1,3 @@
-"""What decides whether to zoom in place of the gate: the region map, or the coarse answer."""
-
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -28,7 +24,7 @@ def decided(by: str, family: str = "qwen3_vl", tokens: int = 4, **parts: Any) ->
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_the_maps_peak_decides_without_a_gate(family: str) -> None:
+def test_the_maps_peak_decides_without_a_gate(family):
     model = decided("map", family, gate=None)
     assert model.has_gate
     seen = model.perceive(PAGES, QUESTION)
@@ -48,7 +44,7 @@ def test_the_maps_peak_decides_without_a_gate(family: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["map", "answer"])
-def test_batches_sessions_and_single_questions_decide_alike(by: str) -> None:
+def test_batches_sessions_and_single_questions_decide_alike(by):
     model = decided(by)
     samples = [(page, text) for page in PAGES for text in (QUESTION, "When?")]
     scores = sorted(model.perceive(*sample).gate.score or 0.0 for sample in samples)
@@ -65,7 +61,7 @@ def test_batches_sessions_and_single_questions_decide_alike(by: str) -> None:
     assert {answer.gate.zoomed for answer in single} == {True, False}
 
 
-def test_doubt_of_a_token_by_hand() -> None:
+def test_doubt_of_a_token_by_hand():
     logits = torch.tensor([4.0, 1.0, 1.0, -90.0])
     # of the three highest: mean 2, deviation sqrt(2), so the first is sqrt(2) deviations above
     assert token_doubt(logits, 3) == pytest.approx(1 / (1 + math.exp(2**0.5)), abs=1e-5)
@@ -77,7 +73,7 @@ def test_doubt_of_a_token_by_hand() -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_the_least_certain_of_the_first_tokens_decides(family: str, tokens: int) -> None:
+def test_the_least_certain_of_the_first_tokens_decides(family, tokens):
     model = decided("answer", family, tokens, gate=None)
     assert model.has_gate
     plain = model.ask(PAGES[0], QUESTION, zoom="never", max_new_tokens=tokens, ignore_eos=True)
@@ -99,7 +95,7 @@ def test_the_least_certain_of_the_first_tokens_decides(family: str, tokens: int)
         assert (answer.tokens, answer.regions) == (wanted.tokens, wanted.regions)
 
 
-def test_what_the_coarse_answer_computed_is_used_again() -> None:
+def test_what_the_coarse_answer_computed_is_used_again():
     model = decided("answer", tokens=1)
     backbone = model.engine.backbone
     upper = {"upper": backbone.layers[-2]}

@@ -1,7 +1,3 @@
-"""Sparse crops: tokens off the foreground are left out, and the crop is enlarged before within the same budget."""
-
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -32,7 +28,7 @@ def corners() -> torch.Tensor:
     return out
 
 
-def test_the_tokens_of_a_hand_made_map() -> None:
+def test_the_tokens_of_a_hand_made_map():
     (box,) = boxes_from_maps([corners()], [(800, 600)], threshold=0.5, rule=RULE, token_px=32)
     assert box.box == (100, 100, 700, 500)
     near = foreground_tokens(box, (8, 12), 0.0)  # two tokens a cell, and the next ones
@@ -45,7 +41,7 @@ def test_the_tokens_of_a_hand_made_map() -> None:
 
 
 @pytest.mark.parametrize("limits", [(1, 24), (24, 24), (1, 100), (100, 100)])
-def test_the_budget_holds_and_the_crop_grows(limits: tuple[int, int]) -> None:
+def test_the_budget_holds_and_the_crop_grows(limits):
     backbone, budget = tiny_models.engine("qwen3_vl").backbone, TokenBudget(*limits)
     (box,) = boxes_from_maps([corners()], [(3200, 2400)], threshold=0.5, rule=RULE, token_px=32)
     size = (2400, 1600)
@@ -67,7 +63,7 @@ def sparse(family: str, **config: object) -> QZoom:
 
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, "llava"])
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_left_out_tokens_leave_the_others_where_they_were(family: str, positions: str) -> None:
+def test_left_out_tokens_leave_the_others_where_they_were(family, positions):
     base = tiny_models.engine(family)
     engine = dataclasses.replace(base, config=base.config.replace(positions=positions, box=RULE))
     backbone, clock = engine.backbone, Stopwatch(base.backbone.device)
@@ -101,7 +97,7 @@ def test_left_out_tokens_leave_the_others_where_they_were(family: str, positions
         assert torch.equal(own.positions, prompt.positions[:, stay])
 
 
-def test_batches_and_sessions_read_the_same_tokens() -> None:
+def test_batches_and_sessions_read_the_same_tokens():
     model = sparse("qwen3_vl")
     samples = [(tiny_models.picture(50 + i, 300, 220), QUESTION) for i in range(3)]
     options = {"zoom": "always", "region_threshold": 0.6, "max_new_tokens": 5}
@@ -114,7 +110,7 @@ def test_batches_and_sessions_read_the_same_tokens() -> None:
         assert one.usage.region_tokens == sum(region.tokens for region in one.regions)
 
 
-def test_where_all_is_foreground_nothing_changes() -> None:
+def test_where_all_is_foreground_nothing_changes():
     own = tiny_models.engine("qwen3_vl")
     options = {"zoom": "always", "region_threshold": 0.0, "max_new_tokens": 6}
     wanted = QZoom(own).ask(PAGE, QUESTION, **options)
@@ -122,7 +118,7 @@ def test_where_all_is_foreground_nothing_changes() -> None:
     assert (answer.tokens, answer.regions, answer.usage) == (wanted.tokens, wanted.regions, wanted.usage)
 
 
-def test_two_ways_to_choose_tokens_are_refused() -> None:
+def test_two_ways_to_choose_tokens_are_refused():
     with pytest.raises(ConfigError, match="set one of them"):
         BoxRule(components="groups", too_many="mask", sparse=2)
     with pytest.raises(ConfigError, match="set one of them"):
