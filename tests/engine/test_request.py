@@ -1,10 +1,14 @@
+import dataclasses
 import random
 
 import pytest
 
-from qzoom.config import TokenBudget
-from qzoom.engine.request import budget, split_budget
+from qzoom.config import BoxRule, TokenBudget
+from qzoom.engine.request import budget, fit_regions, split_budget
 from qzoom.errors import BudgetError
+from qzoom.heads.boxes import MapBox
+from tests import tiny_models
+from tests.flow import request
 
 
 def test_budgets_and_their_parts():
@@ -32,3 +36,12 @@ def test_budgets_and_their_parts():
     for bad in (0, -1, True, 1.5, "3", (1, 2, 3), (5, 4), (0, 4), [7, 9]):
         with pytest.raises(BudgetError):
             budget(bad, standard)
+
+
+def test_regions_share_by_area_or_equally():
+    base = tiny_models.engine("qwen3_vl")
+    asked = request(base, tiny_models.picture(5), "When?", region_tokens=TokenBudget(3, 103))
+    boxes = [MapBox(0, (0, 0, 1, 1), (0, 0, side, 10), 0.5) for side in (10, 30, 60)]
+    for shares, expected in (("area", [11, 31, 61]), ("equal", [34, 34, 35])):
+        engine = dataclasses.replace(base, config=base.config.replace(box=BoxRule(shares=shares)))
+        assert [part.max_tokens for part in fit_regions(engine, asked, 20, boxes)[1]] == expected
