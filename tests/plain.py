@@ -50,11 +50,7 @@ def plain_generate(
     """Greedy tokens and the float32 logits (steps, vocabulary) of each step."""
     inputs = plain_inputs(backbone, pictures, question)
     out = backbone.model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
     )
     return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0].float()
 

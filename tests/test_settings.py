@@ -83,10 +83,7 @@ def test_a_class_may_raise_its_own_error():
         ({"box": {"share": float("nan")}}, "a.yaml: box.share must be a number from 0 to 1, not nan."),
         ({"box": {"share": float("inf")}}, "a.yaml: box.share must be a number from 0 to 1, not inf."),
         ({"stages": [{}, {"regions": 99}]}, "a.yaml: stages[1].regions must be a whole number from 1 to 64, not 99."),
-        (
-            {"stages": [{"foo": 1}]},
-            "a.yaml: stages[0]: unknown key 'foo'; known keys: scaling, regions, share.",
-        ),
+        ({"stages": [{"foo": 1}]}, "a.yaml: stages[0]: unknown key 'foo'; known keys: scaling, regions, share."),
         ({"presets": {"doc": {"share": 3}}}, "a.yaml: presets.doc.share must be a number from 0 to 1, not 3."),
         ({"presets": {"doc": {"shar": 3}}}, "a.yaml: presets.doc: unknown key 'shar'; did you mean 'share'?"),
         ({"names": "a"}, "a.yaml: names must be a list, each item a text, not 'a'."),

@@ -10,8 +10,7 @@ import qzoom
 
 PACKAGE = Path(qzoom.__file__).parent
 NAMES = re.compile(
-    r"qwen|llava|internvl|\blanguage_model\b|\bmodel\.visual\b|[\"']visual[\"']|visual\\\.",
-    re.IGNORECASE,
+    r"qwen|llava|internvl|\blanguage_model\b|\bmodel\.visual\b|[\"']visual[\"']|visual\\\.", re.IGNORECASE
 )
 EXEMPT = (
     "backbones/",

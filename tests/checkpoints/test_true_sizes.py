@@ -97,10 +97,7 @@ def model():
     """A small random model with the published tokenizer."""
     path = PUBLISHED / "qwen3-vl-4b" / "tokenizer.json"
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(path),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=tiny_models.TEMPLATE,
+        tokenizer_file=str(path), eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=tiny_models.TEMPLATE
     )
     assert len(tokenizer) == 151_669
     config = json.loads((PUBLISHED / "qwen3-vl-4b" / "config.json").read_text())

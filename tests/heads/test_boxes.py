@@ -105,13 +105,7 @@ def test_all_components_cover_the_foreground_with_touching_cells_together():
 
 
 def test_components_by_hand():
-    grid = torch.tensor(
-        [
-            [0.9, 0.0, 0.0, 0.0],
-            [0.0, 0.8, 0.0, 0.6],
-            [0.0, 0.0, 0.0, 0.7],
-        ]
-    )
+    grid = torch.tensor([[0.9, 0.0, 0.0, 0.0], [0.0, 0.8, 0.0, 0.6], [0.0, 0.0, 0.0, 0.7]])
     found = boxes([grid], [(400, 300)], 0.5, scaling="exact", components="all", max_regions=3)
     assert [(item.box, round(item.score, 4)) for item in found] == [
         ((0, 0, 200, 200), 0.9),

@@ -97,8 +97,7 @@ def test_many_threads_pay_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [(429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}'],
+    "fault", [(429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}']
 )
 def test_what_may_pass_is_tried_again(tmp_path, fault):
     stub = Stub(lambda body, before: "A4" if before == 2 else fault)

@@ -6,18 +6,7 @@ import torch
 from PIL import Image
 
 from tiny.aux_losses import GuidedModel, GuideWeights, count_targets, line_loss
-from tiny.batch import (
-    GLYPHS,
-    IGNORE,
-    SLOTS,
-    Example,
-    Glyphs,
-    Query,
-    ReadLine,
-    collate,
-    glyph_classes,
-    split_pool,
-)
+from tiny.batch import GLYPHS, IGNORE, SLOTS, Example, Glyphs, Query, ReadLine, collate, glyph_classes, split_pool
 from tiny.model import TinyArchitecture, build_tiny, use_fast_kernels
 from tiny.render_views import fit_to_tokens, patchify
 from tiny.tokenizer import build_tokenizer, vocabulary_sentences

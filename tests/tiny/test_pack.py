@@ -26,12 +26,7 @@ def _same(one, two):
     assert np.array_equal(one.pixels, two.pixels)
     assert np.array_equal(one.lines[0].char_boxes_px, two.lines[0].char_boxes_px)
     assert [(line.text, line.box) for line in one.lines] == [(line.text, line.box) for line in two.lines]
-    assert (one.questions, one.objects, one.capitals, one.name) == (
-        two.questions,
-        two.objects,
-        two.capitals,
-        two.name,
-    )
+    assert (one.questions, one.objects, one.capitals, one.name) == (two.questions, two.objects, two.capitals, two.name)
 
 
 def test_a_pack_gives_back_what_went_in(tmp_path):

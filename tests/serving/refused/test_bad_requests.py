@@ -8,18 +8,7 @@ import random
 
 import pytest
 
-from tests.serving.refusals import (
-    CHAT,
-    GOOD,
-    MESSAGES,
-    PERCEIVE,
-    ask,
-    check_error,
-    expect,
-    picture_url,
-    png_of,
-    send,
-)
+from tests.serving.refusals import CHAT, GOOD, MESSAGES, PERCEIVE, ask, check_error, expect, picture_url, png_of, send
 from tests.serving.running import data_url, image_part, user
 
 
