@@ -37,8 +37,7 @@ def test_an_answer_is_plain_json_and_knows_its_pictures(model):
     assert record["gate"]["zoomed"] is True
     assert record["regions"][0]["box"] == list(answer.regions[0].box)
     assert record["usage"]["region_tokens"] == answer.usage.region_tokens
-    assert record["image_sizes_px"] == [[240, 170], [240, 170]]
-    assert len(record["heat_maps"]) == 2
+    assert (record["image_sizes_px"], len(record["heat_maps"])) == ([[240, 170], [240, 170]], 2)
     assert answer.question == QUESTION
     assert [image.size for image in answer.images] == [PAGE.size] * 2
     assert answer.cell_px == 32

@@ -48,8 +48,7 @@ def made(family: str, positions: str = "second_image", attn: str = "sdpa", **mor
 
 
 def assert_same(answer: Answer, expected: Answer) -> None:
-    assert answer.tokens == expected.tokens
-    assert answer.gate.zoomed == expected.gate.zoomed
+    assert (answer.tokens, answer.gate.zoomed) == (expected.tokens, expected.gate.zoomed)
     assert [region.box for region in answer.regions] == [region.box for region in expected.regions]
     assert dataclasses.replace(answer.usage, reused_tokens=0) == dataclasses.replace(expected.usage, reused_tokens=0)
 

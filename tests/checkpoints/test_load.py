@@ -52,8 +52,7 @@ def test_gate_that_the_config_switches_off_is_not_used(tmp_path, merged):
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_plain_base_model_loads_without_branches(family, plain):
     loaded = load_engine(plain[family])
-    assert loaded.gate is None
-    assert loaded.region is None
+    assert (loaded.gate, loaded.region) == (None, None)
     answer = QZoom(loaded).ask(PICTURE, "When?", zoom="never", max_new_tokens=4)
     made = QZoom(folders.engine(family)).ask(PICTURE, "When?", zoom="never", max_new_tokens=4)
     assert answer.tokens == made.tokens
@@ -98,8 +97,7 @@ def test_unsupported_placement_is_refused(options, kind, said, merged):
 def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged, plain):
     own = load_engine(merged["qwen3_vl"]).config
     loaded = load_engine(merged["qwen3_vl"], config=own.replace(region_threshold=0.7, box=BoxRule(scaling="exact")))
-    assert loaded.config.region_threshold == 0.7
-    assert loaded.config.box.scaling == "exact"
+    assert (loaded.config.region_threshold, loaded.config.box.scaling) == (0.7, "exact")
     for wrong, symbol in ((own.replace(shared_layers=2), "K=3"), (own.replace(branch_layers=2), "T=3")):
         with refused(symbol):
             load_engine(merged["qwen3_vl"], config=wrong)

@@ -48,8 +48,7 @@ def test_json_line(here, picture):
 
 def test_zoom_and_its_thresholds_are_obeyed(here, picture):
     values = record(here("ask", picture, QUESTION, "--json", "--zoom", "never", "--quiet"))
-    assert values["gate"]["zoomed"] is False
-    assert values["regions"] == []
+    assert (values["gate"]["zoomed"], values["regions"]) == (False, [])
     assert values["usage"]["region_tokens"] == 0
     eager = record(here("ask", picture, QUESTION, "--json", "--gate-threshold", "0", "--region-threshold", "0"))
     calm = record(here("ask", picture, QUESTION, "--json", "--gate-threshold", "1"))

@@ -67,15 +67,13 @@ def test_every_kind_of_line_gets_one_line_in_the_order_of_the_input(here, folder
     ] + [None, None]
     by_id = {r["custom_id"]: r for r in records}
     status = {name: (r["response"] or {}).get("status_code") for name, r in by_id.items() if name}
-    assert status["wrong"] == 400
-    assert status["other"] == 404
+    assert (status["wrong"], status["other"]) == (400, 404)
     assert by_id["look"]["response"]["body"]["object"] == "qzoom.perception"
     answers = texts(
         [r for r in records if (r["response"] or {}).get("status_code") == 200 and r["custom_id"] != "look"]
     )
     assert answers["chat"] == answers["file"] == answers["q0"] == answers["page/1"]
-    assert len(by_id["talk"]["turns"]) == 2
-    assert by_id["talk"]["turns"][1] == answers["talk"]
+    assert (len(by_id["talk"]["turns"]), by_id["talk"]["turns"][1]) == (2, answers["talk"])
     for name, words in {
         "stream": "no meaning in a batch",
         "edit": "/v1/chat/completions",
@@ -220,8 +218,7 @@ def test_parquet_in_and_out(here, folder):
     assert done.code == 0, done.err
     table = parquet.read_table(output).to_pylist()
     assert [row["custom_id"] for row in table] == ["a", "b"]
-    assert table[0]["text"] == table[1]["text"]
-    assert table[0]["status"] == 200
+    assert (table[0]["text"], table[0]["status"]) == (table[1]["text"], 200)
     assert json.loads(table[0]["record"])["response"]["body"]["usage"]["completion_tokens"] > 0
     parquet.write_table(pa.Table.from_pylist([{"x": 1}]), folder / "bad.parquet")
     assert "a batch needs custom_id and body" in here("batch", folder / "bad.parquet", "-o", folder / "o.jsonl").err

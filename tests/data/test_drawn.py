@@ -14,8 +14,7 @@ def test_pictures_are_fixed_by_their_number(name):
     here = task.sample(2)
     assert here.id == later.id
     assert here.image.tobytes() == later.image.tobytes()
-    assert here.questions == later.questions
-    assert here.size_px == here.image.size
+    assert (here.questions, here.size_px) == (later.questions, here.image.size)
     assert here.questions != task.sample(1).questions
 
 

@@ -147,11 +147,9 @@ def test_reads(tmp_path):
     assert task.ids == ("a", "b")
     assert (task.name, task.fields) == ("receipts", ("total", "date", "company"))
     sample = task.sample(1)
-    assert sample.image == tmp_path / "images" / "b.png"
-    assert sample.size_px == (90, 260)
+    assert (sample.image, sample.size_px) == (tmp_path / "images" / "b.png", (90, 260))
     assert [q.field for q in sample.questions] == ["total", "date", "company"]
-    assert sample.questions[0].boxes == ((10, 100, 60, 120),)
-    assert sample.questions[0].answer == "33.90"
+    assert (sample.questions[0].boxes, sample.questions[0].answer) == (((10, 100, 60, 120),), "33.90")
     assert sample.questions[2].boxes == ()
 
 

@@ -118,8 +118,7 @@ def test_pictures_that_make_trouble_cost_only_themselves(tmp_path):
     report = run_recipe(recipe, tmp_path / "out")
     stats = report.stats
     assert (stats.pictures, stats.duplicates, sum(stats.refused_pictures.values())) == (5, 1, 4)
-    assert stats.entered["propose"] == 5
-    assert stats.kept["propose"] == 8
+    assert (stats.entered["propose"], stats.kept["propose"]) == (5, 8)
     assert stats.refused["propose"]["too few visual tokens"] + stats.refused["propose"]["too few pixels"] == 16
     assert all("in/" not in reason and ".png" not in reason for reason in stats.refused_pictures)
     stored = [json.loads(line) for line in (tmp_path / "out/steps/pictures.jsonl").read_text().splitlines()[1:]]

@@ -84,9 +84,7 @@ def test_answers_equal_the_single_ones(family, positions):
     together = model.ask_batch([(i, q) for i, q, _ in SAMPLES], max_new_tokens=lengths, **spread)
     for (image, question, options), length, found in zip(SAMPLES, lengths, together, strict=True):
         alone = model.ask(image, question, max_new_tokens=length, **options)
-        assert found.tokens == alone.tokens
-        assert found.text == alone.text
-        assert found.usage == alone.usage
+        assert (found.tokens, found.text, found.usage) == (alone.tokens, alone.text, alone.usage)
         assert found.finish_reason == alone.finish_reason
         assert [r.box for r in found.regions] == [r.box for r in alone.regions]
         assert found.image_sizes_px == alone.image_sizes_px
@@ -136,8 +134,7 @@ def test_one_cancelled_answer_leaves_the_others_alone():
         if event.answer:
             answers[key] = event.answer
     assert sorted(answers) == [0, 1, 2, 3]
-    assert answers[2].finish_reason == "cancelled"
-    assert len(answers[2].tokens) == 4
+    assert (answers[2].finish_reason, len(answers[2].tokens)) == ("cancelled", 4)
     for key in (0, 1, 3):
         alone = next(e.answer for _, e in events(engine, [requests[key]]) if e.answer)
         assert answers[key].tokens == alone.tokens
@@ -253,8 +250,7 @@ def test_a_score_or_map_that_is_no_number_is_none_with_a_note(part):
         seen = model.perceive(page, question)
     finally:
         weight.copy_(before)
-    assert answer.tokens == expected.tokens
-    assert answer.regions == ()
+    assert (answer.tokens, answer.regions) == (expected.tokens, ())
     assert "is not a number (NaN or infinity), so the answer is from the coarse pass" in answer.gate.note
     assert (answer.gate.score is None) == (part == "gate")
     assert not answer.gate.zoomed

@@ -71,8 +71,7 @@ def test_special_tokens_in_any_turn_are_text(special):
     assert ids.count(tiny_models.token_id("<|im_start|>")) == 5
     assert ids.count(tiny_models.token_id("<|im_end|>")) == 4
     answer = QZoom(tiny_models.engine("qwen3_vl")).ask(None, messages, max_new_tokens=2)
-    assert answer.question == f"And {special}?"
-    assert len(answer.image_sizes_px) == 1
+    assert (answer.question, len(answer.image_sizes_px)) == (f"And {special}?", 1)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -138,8 +137,7 @@ def test_pictures_fill_the_parts_in_order():
     text = {"type": "text", "text": "Which?"}
     mixed = [{"role": "user", "content": [{"type": "image"}, {"type": "image", "image": other}, text]}]
     conversation = read_conversation(PAGE, mixed)
-    assert conversation.sources == (PAGE, other)
-    assert conversation.question == "Which?"
+    assert (conversation.sources, conversation.question) == ((PAGE, other), "Which?")
     assert [p["type"] for p in conversation.messages[0]["content"]] == ["image", "image", "text"]
 
 

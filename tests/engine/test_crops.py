@@ -95,8 +95,7 @@ def test_a_box_that_is_asked_again_costs_no_encoding_and_gives_the_same_answer(m
         with encoded(model) as calls:
             found = ask(model, cache, tenant, zoom="always")
         assert len(calls) == calls_wanted
-        assert found.tokens == wanted.tokens
-        assert found.regions == wanted.regions
+        assert (found.tokens, found.regions) == (wanted.tokens, wanted.regions)
     assert (cache.regions.hits, cache.regions.entries) == (2, 2)
     with encoded(model) as calls:
         other = ask(model, cache, "ann", zoom="always", region_tokens=7)

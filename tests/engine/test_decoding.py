@@ -104,8 +104,7 @@ def test_max_new_tokens_is_exact():
     assert len(whole.tokens) == 200  # past the room that a batch reserves at first
     for n in (1, 2, 64, 65, 150):
         answer = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=n)
-        assert answer.tokens == whole.tokens[:n]
-        assert answer.finish_reason == "length"
+        assert (answer.tokens, answer.finish_reason) == (whole.tokens[:n], "length")
 
 
 def test_ignore_eos_goes_on_to_the_last_token():
@@ -153,8 +152,7 @@ def test_cancel_is_asked_between_steps():
             return len(asked) == limit
 
         answer = model.ask(PAGE, QUESTION, max_new_tokens=20, cancel=cancel, on_text=pieces.append)
-        assert answer.finish_reason == "cancelled"
-        assert answer.tokens == whole.tokens[:limit]
+        assert (answer.finish_reason, answer.tokens) == ("cancelled", whole.tokens[:limit])
         assert "".join(pieces) == answer.text
         assert len(asked) == limit
 

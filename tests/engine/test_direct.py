@@ -27,9 +27,7 @@ def test_tokens_are_those_of_generate(family, attn, pictures, question):
     assert list(answer.tokens) == expected
     first = run(model.engine, [request(model.engine, pictures, question, zoom="never")])[0].logits
     torch.testing.assert_close(first, logits[0], atol=1e-4, rtol=0)
-    assert answer.gate.score is None
-    assert answer.gate.zoomed is False
-    assert answer.regions == ()
+    assert (answer.gate.score, answer.gate.zoomed, answer.regions) == (None, False, ())
     assert answer.heat_maps == ()
 
 
@@ -70,8 +68,7 @@ def test_bfloat16_agrees_with_generate_and_float32(family, attn):
         mine = run(half, [request(half, picture, question, zoom="never")])[0].logits
         _, own = plain_generate(half.backbone, picture, question, 1)
         exact = run(full, [request(full, picture, question, zoom="never")])[0].logits
-        assert mine.dtype == torch.float32
-        assert mine.shape == exact.shape
+        assert (mine.dtype, mine.shape) == (torch.float32, exact.shape)
         assert mine.isfinite().all()
         # bfloat16 keeps 8 bits: after seven layers logits of size 3 to 10 are off by about a tenth
         torch.testing.assert_close(mine, own[0], atol=0.05, rtol=0)
@@ -89,6 +86,5 @@ def test_bfloat16_zooms_and_answers(family):
     answer = model.ask(ONE, "What is it?", zoom="always", region_threshold=0.3, max_new_tokens=6)
     assert answer.gate.zoomed
     assert 0 < answer.regions[0].score <= 1
-    assert len(answer.tokens) == 6
-    assert answer.heat_maps[0].values.dtype.name == "float32"
+    assert (len(answer.tokens), answer.heat_maps[0].values.dtype.name) == (6, "float32")
     assert answer.usage.region_tokens == answer.regions[0].tokens > 0

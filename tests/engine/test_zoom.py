@@ -54,8 +54,7 @@ def test_usage_counts_every_token():
     assert answer.usage.region_tokens == sum(r.tokens for r in answer.regions)
     assert answer.usage.prompt_tokens == len(found.after.state.prompt)
     assert answer.usage.prompt_tokens == len(found.before.state.prompt) + answer.usage.region_tokens + 2
-    assert answer.usage.completion_tokens == 3
-    assert answer.usage.reused_tokens == 0
+    assert (answer.usage.completion_tokens, answer.usage.reused_tokens) == (3, 0)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -91,11 +90,9 @@ def test_an_empty_map_gives_the_coarse_answer_and_says_so(family):
     model = QZoom(tiny_models.engine(family))
     plain = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=8)
     answer = model.ask(PAGE, QUESTION, zoom="always", region_threshold=1.0, max_new_tokens=8)
-    assert answer.tokens == plain.tokens
-    assert answer.gate.zoomed is False
+    assert (answer.tokens, answer.gate.zoomed) == (plain.tokens, False)
     assert "coarse pass" in answer.gate.note
-    assert answer.regions == ()
-    assert len(answer.heat_maps) == 1
+    assert (answer.regions, len(answer.heat_maps)) == ((), 1)
     assert answer.heat_maps[0].values.max() < 1
 
 
@@ -128,8 +125,7 @@ def test_without_a_gate_auto_always_zooms():
     always = QZoom(whole).ask(PAGE, QUESTION, zoom="always", region_threshold=0.4, max_new_tokens=6)
     answer = model.ask(PAGE, QUESTION, region_threshold=0.4, max_new_tokens=6)
     assert answer.gate.zoomed
-    assert answer.gate.score is None
-    assert answer.tokens == always.tokens
+    assert (answer.gate.score, answer.tokens) == (None, always.tokens)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -141,8 +137,7 @@ def test_a_text_question_after_a_zoomed_one_is_a_text_question(family):
         answer = model.ask(None, "Hello, who are you?", zoom=zoom, max_new_tokens=10)
         assert answer.gate.note == ("There is no picture to zoom into." if zoom == "always" else "")
         assert list(answer.tokens) == expected
-        assert answer.gate.zoomed is False
-        assert answer.regions == ()
+        assert (answer.gate.zoomed, answer.regions) == (False, ())
         assert answer.usage.coarse_tokens == answer.usage.region_tokens == 0
 
 

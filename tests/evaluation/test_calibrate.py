@@ -77,8 +77,7 @@ def test_sweep_by_hand():
 def test_the_share_wished_for():
     samples = planted(100, 2)
     found = choose(samples, CalibrationGoal(share_zoomed=0.3))
-    assert found.share_zoomed == 0.3
-    assert found.threshold == pytest.approx(0.7)
+    assert (found.share_zoomed, found.threshold) == (0.3, pytest.approx(0.7))
     assert sum(s.score >= found.threshold for s in samples) == 30
     assert found.interval == pytest.approx((0.2189, 0.3958), abs=2e-4)
     assert choose(samples, CalibrationGoal(share_zoomed=0.0)).share_zoomed == 0
@@ -90,8 +89,7 @@ def test_the_share_wished_for():
 def test_the_latency_wished_for():
     samples = planted(100, 2)  # 100 ms coarse, 300 ms zoomed
     found = choose(samples, CalibrationGoal(latency_ms=150))
-    assert found.share_zoomed == 0.25
-    assert found.latency_ms == pytest.approx(150)
+    assert (found.share_zoomed, found.latency_ms) == (0.25, pytest.approx(150))
     assert found.threshold == pytest.approx(0.75)
     low, high = found.interval
     half = 1.959964 * math.sqrt((25 * 150**2 + 75 * 50**2) / 99) / 10
@@ -107,8 +105,7 @@ def test_the_loss_wished_for_finds_the_planted_threshold():
     allowed = max(k for k in range(20) if upper_bound(k, 1000, 0.95) <= 0.01)
     assert allowed == 4
     found = choose(samples, CalibrationGoal(max_accuracy_loss=0.01))
-    assert found.harmed == pytest.approx(allowed / 1000)
-    assert found.threshold == pytest.approx(0.404)
+    assert (found.harmed, found.threshold) == (pytest.approx(allowed / 1000), pytest.approx(0.404))
     assert found.interval == (0.0, pytest.approx(upper_bound(4, 1000, 0.95)))
     strict = choose(samples, CalibrationGoal(max_accuracy_loss=0.01, confidence=0.99))
     assert strict.harmed < found.harmed
@@ -270,8 +267,7 @@ def test_labels_decide_what_is_harmed(tmp_path):
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     questions = read_calibration_questions(path)
     found = calibrate(asked, questions, CalibrationGoal(max_accuracy_loss=0.5, confidence=0.5), OPTIONS)
-    assert found.always == 1.0
-    assert found.asked == 12
+    assert (found.always, found.asked) == (1.0, 12)
     assert found.point.harmed <= differ / 12
     assert differ > 0
 

@@ -108,8 +108,7 @@ def test_figures_by_hand_and_questions_without_maps():
         assert chosen["lift"] == pytest.approx(0.75 / 0.25)
         assert found.measures[measure]["lift"] == pytest.approx([1.0, 3.0, 1.0])
     assert sum(kind["n"] for kind in found.per_kind.values()) == found.reported
-    assert len(found.rows) == 4
-    assert found.rows[0]["layer_lift"] == pytest.approx(3.0)
+    assert (len(found.rows), found.rows[0]["layer_lift"]) == (4, pytest.approx(3.0))
     lost = dataclasses.replace(maps("d"), error="It is broken.", question=np.zeros(0), generic=np.zeros(0))
     outside = maps("e", box=(50, 50, 60, 60))
     found = measure_coverage([maps("a"), lost, maps("b"), outside])
@@ -144,8 +143,7 @@ def test_the_plot_is_a_picture(tmp_path):
 
     path = plot_coverage(measure_coverage([maps("a"), maps("b")]), tmp_path / "out" / "coverage.png")
     with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert image.size == (1440, 630)
+        assert (image.format, image.size) == ("PNG", (1440, 630))
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])

@@ -110,9 +110,7 @@ def test_the_oracle_holds_the_place_and_reads_it_as_the_engine_does():
     own = ask("always", asked, PICTURE, ASKED, OPTIONS)
     place = dataclasses.replace(ASKED, boxes=(own.regions[0].box,))
     named = read_fixed_box(asked, PICTURE, place, OPTIONS, place="oracle", margin_cells=0.0)[0]
-    assert named.regions[0].box == own.regions[0].box
-    assert named.text == own.text
-    assert named.usage == own.usage
+    assert (named.regions[0].box, named.text, named.usage) == (own.regions[0].box, own.text, own.usage)
     asked = model()
     said = ask("oracle", asked, PICTURE, ASKED, OPTIONS)
     assert contains(said.regions[0].box, ASKED.boxes[0])

@@ -47,8 +47,7 @@ def test_every_row_is_what_asking_gives(task, zoom):
         assert row.usage.coarse_tokens == alone.usage.coarse_tokens <= 12
         assert row.usage.region_tokens == alone.usage.region_tokens <= 9
         assert row.answer == sample.questions[row.index].answer
-        assert row.size_px == sample.size_px
-        assert row.error is None
+        assert (row.size_px, row.error) == (sample.size_px, None)
         assert row.seconds > 0
     found = score(rows)
     assert found.visual_tokens * 9 == pytest.approx(sum(r.usage.coarse_tokens + r.usage.region_tokens for r in rows))
@@ -194,8 +193,7 @@ def test_unusable_samples_stay_in_place():
     broken = Sample("x", None, (0, 0), (SampleQuestion("f", "Q?", "A"),), "no such row")
     rows = ask_many(model(), [broken, broken], SHORT)
     assert [[row.error for row in one] for one in rows] == [["no such row"]] * 2
-    assert rows[0][0].prompt == ""
-    assert rows[0][0].coarse_size_px is None
+    assert (rows[0][0].prompt, rows[0][0].coarse_size_px) == ("", None)
 
 
 def test_rows_hold_prompt_and_resolved_pixels(task):

@@ -21,13 +21,10 @@ def test_figures():
     assert list(found.exact_match) == ["total", "date", "company", "all"]
     assert found.exact_match == {"total": 0.5, "date": 0.0, "company": 0.5, "all": 0.4}
     assert found.anls == pytest.approx((1 - 2 / 8 + 1 - 1 / 5 + 1 + 0) / 5 + 0.625 / 5)  # "RM 33.90": 3 edits of 8
-    assert found.zoomed == pytest.approx(3 / 5)
-    assert found.hit_rate == 0.5
+    assert (found.zoomed, found.hit_rate) == (pytest.approx(3 / 5), 0.5)
     assert found.box_area == pytest.approx((0.5 + 0.15 + 0.01) / 3, abs=1e-6)
-    assert found.visual_tokens == (110 + 120 + 110 + 100) / 4
-    assert found.seconds == pytest.approx(3.5 / 5)
-    assert found.seconds_total == pytest.approx(3.5)
-    assert found.errors == 1
+    assert (found.visual_tokens, found.seconds) == ((110 + 120 + 110 + 100) / 4, pytest.approx(3.5 / 5))
+    assert (found.seconds_total, found.errors) == (pytest.approx(3.5), 1)
     assert found.difficulty == {
         "easy": {"n": 2, "exact_match": 0.5, "zoomed": 0.0},
         "hard": {"n": 2, "exact_match": 0.5, "zoomed": 1.0},

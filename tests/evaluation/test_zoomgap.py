@@ -60,8 +60,7 @@ def test_figures_by_hand():
     assert [found[view] for view in VIEWS] == [third, pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0]
     assert found["gap"] == third
     # two pictures drawn twice: a twice gives +1/2, b twice 0, one of each +1/3
-    assert found["gap_interval"] == [0.0, 0.5]
-    assert found["zoom_gain"] == pytest.approx(2 / 3)
+    assert (found["gap_interval"], found["zoom_gain"]) == ([0.0, 0.5], pytest.approx(2 / 3))
     assert found["errors"] == {"full": 0, "region": 1, "boxed": 0, "zoom": 0}
     assert found["negatives"] == {"n": 1, "full": 1.0, "zoom": 0.0}
     assert found["visual_tokens"]["zoom"] == pytest.approx((110 + 100 + 100) / 3)
@@ -75,8 +74,7 @@ def test_views_that_were_not_asked_and_stopped_runs():
     rows = views()
     found = measure_gap({"full": rows["full"]})
     assert (found["gap"], found["gap_interval"], found["zoom_gain"]) == (None, None, None)
-    assert found["region"] is None
-    assert found["per_kind"]["code"] == {"n": 2, "full": 0.5}
+    assert (found["region"], found["per_kind"]["code"]) == (None, {"n": 2, "full": 0.5})
     rows = views()
     rows["region"] = rows["region"][:1]
     rows["boxed"] = rows["boxed"][:2]
@@ -122,10 +120,8 @@ def test_before_and_after():
     assert (found["n"], found["dropped"]) == (3, 0)
     assert (found["full"]["this"], found["full"]["other"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert found["full"]["difference"] == pytest.approx(1 / 3)
-    assert found["full"]["interval"] == [0.0, 0.5]
-    assert found["gap"]["this"] == pytest.approx(0.0)
-    assert found["gap"]["other"] == pytest.approx(1 / 3)
-    assert found["gap"]["closed"] == pytest.approx(1.0)
+    assert (found["full"]["interval"], found["gap"]["this"]) == ([0.0, 0.5], pytest.approx(0.0))
+    assert (found["gap"]["other"], found["gap"]["closed"]) == (pytest.approx(1 / 3), pytest.approx(1.0))
     assert found["negatives"]["difference"] == 0.0
 
 

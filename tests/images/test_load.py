@@ -34,9 +34,7 @@ def test_every_source_gives_the_same_pixels(data, four_corners, tmp_path):
     expected = np.asarray(four_corners)
     for source in sources(data, tmp_path):
         loaded = load_image(source)
-        assert loaded.size_px == (4, 2)
-        assert loaded.image.mode == "RGB"
-        assert loaded.notes == ()
+        assert (loaded.size_px, loaded.image.mode, loaded.notes) == ((4, 2), "RGB", ())
         assert (np.asarray(loaded.image) == expected).all()
         assert loaded.format == (None if isinstance(source, np.ndarray) else "PNG")
 

@@ -97,8 +97,7 @@ def test_a_square_look_has_the_padding_as_background(questions, tmp_path):
     recipe = dataclasses.replace(RECIPE, view="square", tokens=64)
     store = label(build_engine("qwen3_vl", heads=False), recipe, questions[:1], tmp_path / "store")
     (response, *_) = [r for _, r in store.of_kind(Response)]
-    assert response.grid == (8, 8)
-    assert response.picture_px == (180, 180)
+    assert (response.grid, response.picture_px) == ((8, 8), (180, 180))
     for stored, made in store.of_kind(RegionLabel):
         assert made.size_px == (180, 120)
         assert made.usable

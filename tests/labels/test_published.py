@@ -106,8 +106,7 @@ def test_arrays_and_containers_come_through(tmp_path, protocol):
     path = tmp_path / "labels.pkl"
     path.write_bytes(pickle.dumps(values, protocol))
     content, arrays = read_pickle(path)
-    assert content[0]["n"] == 0.5
-    assert content[0]["t"] == [1, "x", None, True, 2.5]
+    assert (content[0]["n"], content[0]["t"]) == (0.5, [1, "x", None, True, 2.5])
     assert np.array_equal(arrays[content[0]["a"]["__array__"]], np.eye(2))
     assert np.array_equal(arrays[content[1]["b"]["__array__"]], np.arange(6).reshape(2, 3))
     assert np.array_equal(arrays[content[2]["__array__"]], [[0, 1], [2, 3]])
@@ -138,12 +137,10 @@ def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):
     assert (report.questions, report.usable, report.skipped) == (6, 1, 4)
     assert "entry 1: The picture" in report.reasons[0]
     store = RecordStore(tmp_path / "store")
-    assert store.provenance.model == "base"
-    assert store.provenance.weights == ""
+    assert (store.provenance.model, store.provenance.weights) == ("base", "")
     stored, label = next(store.of_kind(RegionLabel))
     assert label.usable
-    assert label.text == "a cat"
-    assert label.size_px == (60, 30)
+    assert (label.text, label.size_px) == ("a cat", (60, 30))
     labels = store.tensor(stored, "labels")
     assert labels[1, 2] == 1
     assert (labels[[0, 5]] == 0).all()  # the padding is background

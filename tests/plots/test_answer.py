@@ -15,8 +15,7 @@ from .conftest import GREEN, MAGENTA, count_colour, make_answer
 
 def test_page_region_and_coarse_text_are_drawn(answer):
     figure = plot_answer(answer)
-    assert figure.mode == "RGB"
-    assert figure.width == FIGURE_WIDTH_PX
+    assert (figure.mode, figure.width) == ("RGB", FIGURE_WIDTH_PX)
     page_share = count_colour(figure, GREEN) / (620 * 1240)
     assert 0.75 < page_share < 1
     box_on_page = 200 * 60 * (1240 / 1200) ** 2

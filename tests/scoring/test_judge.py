@@ -31,8 +31,7 @@ def test_asks_what_it_should_and_reads_yes_and_no(monkeypatch):
         judge = judge_at(url)
         assert [judge.right("Q?", ["a"], text) for text in ("x", "y", "z")] == [True, False, True]
         judge.close()
-    assert stub.bodies[0]["model"] == "m"
-    assert stub.bodies[0]["temperature"] == 0
+    assert (stub.bodies[0]["model"], stub.bodies[0]["temperature"]) == ("m", 0)
     facts = json.loads(stub.bodies[0]["messages"][-1]["content"])
     assert facts == {"question": "Q?", "right_answers": ["a"], "given_answer": "x"}
     assert stub.headers[0]["authorization"] == "Bearer secret"

@@ -45,8 +45,7 @@ def convert(model):
 def test_the_request_equals_the_librarys_own(convert, model):
     made = convert()
     own = model.request(page(), "What is the total amount?", max_new_tokens=8)
-    assert made.ids == own.ids
-    assert made.options == own.options
+    assert (made.ids, made.options) == (own.ids, own.options)
     assert [p.image.tobytes() for p in made.pictures] == [p.image.tobytes() for p in own.pictures]
 
 

@@ -170,8 +170,7 @@ def answer(connection):
 
 def error_of(connection):
     status, headers, body = answer(connection)
-    assert headers["content-type"] == "application/json"
-    assert headers["connection"] == "close"
+    assert (headers["content-type"], headers["connection"]) == ("application/json", "close")
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return status, error["code"], headers

@@ -51,8 +51,7 @@ def check_record(record, answer):
 def test_a_whole_answer_equals_the_librarys(client, model, controls):
     own = model.ask(page(), QUESTION, max_new_tokens=8, **controls)
     reply = client.chat.completions.create(**chat(), extra_body={"qzoom": controls})
-    assert reply.object == "chat.completion"
-    assert reply.model == "tiny"
+    assert (reply.object, reply.model) == ("chat.completion", "tiny")
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == (own.text, own.finish_reason)
     check_record(choice.message.qzoom, own)
@@ -76,8 +75,7 @@ def test_a_stream_has_the_look_first_then_the_text_then_the_end(client, model, c
     assert all(chunk.choices[0].delta.content for chunk in texts)
     assert "".join(chunk.choices[0].delta.content for chunk in texts) == own.text
     assert all(chunk.choices[0].finish_reason is None for chunk in [first, *texts])
-    assert last.choices[0].finish_reason == own.finish_reason
-    assert last.choices[0].delta.content is None
+    assert (last.choices[0].finish_reason, last.choices[0].delta.content) == (own.finish_reason, None)
     check_record(last.qzoom, own)
     assert usage.choices == []
     assert usage.usage.total_tokens == own.usage.prompt_tokens + own.usage.completion_tokens
@@ -243,8 +241,7 @@ def test_the_document_and_the_page_are_served(http):
     assert document["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
     assert {"200", "400", "401", "413", "429", "503", "504"} <= set(post["responses"])
     reply = http.get("/")
-    assert reply.status_code == 200
-    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -354,8 +351,7 @@ def test_numbers_that_are_not_finite_leave_as_null_with_a_note(model, bad):
         heat_maps=(dataclasses.replace(answer.heat_maps[0], values=values),),
     )
     record = strict(json.dumps(replies.zoom_record(damaged, heatmap=True), allow_nan=False))
-    assert record["gate"]["score"] is None
-    assert record["regions"][0]["score"] is None
+    assert (record["gate"]["score"], record["regions"][0]["score"]) == (None, None)
     assert record["heatmap"][0][0][0] is None
     assert any("not finite" in note for note in record["notes"])
 

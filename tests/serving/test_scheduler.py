@@ -81,8 +81,7 @@ def schedulers(model):
 
 
 def same(found: Answer, wanted: Answer) -> None:
-    assert found.text == wanted.text
-    assert found.tokens == wanted.tokens
+    assert (found.text, found.tokens) == (wanted.text, wanted.tokens)
     assert found.finish_reason == wanted.finish_reason
     assert [(r.box, r.image, r.tokens) for r in found.regions] == [(r.box, r.image, r.tokens) for r in wanted.regions]
     assert found.gate.zoomed == wanted.gate.zoomed
@@ -130,8 +129,7 @@ def test_events_come_in_order(model, schedulers):
     schedulers().submit(model.request(PICTURES[0], "What is the total?", zoom="always", max_new_tokens=9), inbox)
     answer = inbox.answer()
     kinds = [event.kind for event in inbox.seen if isinstance(event, StreamEvent)]
-    assert kinds[0] == "perception"
-    assert kinds[-1] == "answer"
+    assert (kinds[0], kinds[-1]) == ("perception", "answer")
     assert set(kinds[1:-1]) == {"text"}
     assert "".join(event.text for event in inbox.seen if isinstance(event, StreamEvent)) == answer.text
     assert inbox.events.empty()
@@ -256,8 +254,7 @@ def test_the_prefix_cache_keeps_its_bound(model, schedulers):
         inbox = Inbox()
         scheduler.submit(model.request(picture, "When?", max_new_tokens=2, zoom="never"), inbox)
         same(inbox.answer(), model.ask(picture, "When?", max_new_tokens=2, zoom="never"))
-    assert scheduler.cache.hits == 2
-    assert scheduler.cache.nbytes == 2 * one
+    assert (scheduler.cache.hits, scheduler.cache.nbytes) == (2, 2 * one)
     for turn in range(3):
         inbox = Inbox()
         picture = PICTURES[0].point(lambda value, turn=turn: max(0, value - 1 - turn))

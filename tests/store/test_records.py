@@ -42,8 +42,7 @@ def check(folder, numbers):
 def test_returns_what_was_written(folder):
     fill(folder, range(5))
     store = check(folder, range(5))
-    assert store.provenance == MADE_BY
-    assert store.settings == {"a": 1, "b": {"c": [1, 2]}}
+    assert (store.provenance, store.settings) == (MADE_BY, {"a": 1, "b": {"c": [1, 2]}})
     assert store.purpose == "regions"
     assert len(store) == 10
     first = store.samples["s0"]

@@ -109,11 +109,9 @@ def test_prompts_are_those_of_the_harness(tmp_path, name):
     task = open_task(name, data=write_lines(tmp_path, name, [with_picture(name, coded())]))
     sample = task.sample(0)
     (asked,) = sample.questions
-    assert sample.error is None
-    assert sample.size_px == (120, 80)
+    assert (sample.error, sample.size_px) == (None, (120, 80))
     assert (asked.question, asked.answer, asked.field, asked.metric) == ASKED[name]
-    assert task.ids == (f"{name}-0",)
-    assert task.identity["task"] == name
+    assert (task.ids, task.identity["task"]) == ((f"{name}-0",), name)
 
 
 def test_choices_answers_and_formulas_are_kept(tmp_path):

@@ -63,8 +63,7 @@ def test_answers_are_the_native_ones_streamed_and_whole(model, decoder):
     records = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
     assert "".join(r["choices"][0]["delta"].get("content", "") for r in records) == wanted.text
     assert looked["regions"][0]["box"] == list(wanted.regions[0].box)
-    assert card["max_model_len"] == 2048
-    assert card["qzoom"]["zooms"] is True
+    assert (card["max_model_len"], card["qzoom"]["zooms"]) == (2048, True)
     # Clients' own transfer parameters never reach an engine.
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "unknown_field"
@@ -120,8 +119,7 @@ def test_an_engine_that_dies_in_the_middle_ends_the_stream_with_an_error(decoder
     for record in (last, whole.json()):
         assert record["error"]["code"] == "engine_down"
         assert "ended in the middle of the answer; ask again" in record["error"]["message"]
-    assert whole.status_code == 503
-    assert whole.headers["retry-after"] == "5"
+    assert (whole.status_code, whole.headers["retry-after"]) == (503, "5")
 
 
 def test_an_engine_that_went_away_or_came_back_with_other_weights(decoder):

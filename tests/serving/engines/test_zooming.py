@@ -43,14 +43,12 @@ async def collect(engine: SimulatedEngine, job: Job) -> tuple[list[str], Answer]
 
 
 def assert_equal(own: Answer, wanted: Answer) -> None:
-    assert own.tokens == wanted.tokens
-    assert own.text == wanted.text
+    assert (own.tokens, own.text) == (wanted.tokens, wanted.text)
     assert own.gate.to_dict() == pytest.approx(wanted.gate.to_dict())
     assert [dataclasses.replace(r, score=0.0) for r in own.regions] == [
         dataclasses.replace(r, score=0.0) for r in wanted.regions
     ]
-    assert own.usage == wanted.usage
-    assert own.finish_reason == wanted.finish_reason
+    assert (own.usage, own.finish_reason) == (wanted.usage, wanted.finish_reason)
     for ours, theirs in zip(own.heat_maps, wanted.heat_maps, strict=True):
         assert ours.values == pytest.approx(theirs.values, abs=1e-5)
 

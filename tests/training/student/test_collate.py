@@ -111,8 +111,7 @@ def test_marked_questions_get_a_picture_of_their_own(data, tmp_path):
     text = student.backbone.tokenizer.decode(sequences[0].ids)
     assert "inside the drawn rectangle" in text
     batch = collator([{"row": 0}])
-    assert batch["input_ids"].shape[0] == 3
-    assert batch["attention_mask"].ndim == 2
+    assert (batch["input_ids"].shape[0], batch["attention_mask"].ndim) == (3, 2)
 
 
 def test_resized_pictures_from_memory_are_the_same(data, tmp_path):
