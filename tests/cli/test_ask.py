@@ -169,8 +169,9 @@ def in_a_terminal(*words):
     return seen.decode().replace("\r\n", "\n").lstrip("\n")
 
 
-def test_model_by_environment(apart, picture):
-    result = apart("ask", picture, QUESTION, env={"QZOOM_MODEL": "./no/such/folder"})
+def test_model_by_environment(here, picture, monkeypatch):
+    monkeypatch.setenv("QZOOM_MODEL", "./no/such/folder")
+    result = here("ask", picture, QUESTION)
     assert result.code == 1
     assert "no/such/folder" in result.err
 

@@ -61,11 +61,6 @@ def test_budgets_that_are_none(here, picture, command, value, part):
     assert "min_tokens" not in result.err
 
 
-def test_no_network(apart, picture):
-    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    apart("ask", picture, QUESTION, "--model", "some-owner/some-model", env=nowhere).refuses(1, "some-owner/some-model")
-
-
 HERE = "the test's folder"
 
 

@@ -122,14 +122,14 @@ def test_the_bound_holds_as_often_as_it_says():
 
     drawn = random.Random(0)
     passed = 0
-    for _ in range(300):
+    for _ in range(80):
         samples = []
         for _ in range(200):
             score = drawn.random()
             samples.append(sample(score, harmed=drawn.random() < score))
         found = choose(samples, CalibrationGoal(max_accuracy_loss=0.1, confidence=0.9))
         passed += found.threshold**2 / 2 > 0.1  # the true harm below a threshold t is the integral of the score, t*t/2
-    assert passed <= 300 * 0.1 + 3 * math.sqrt(300 * 0.1 * 0.9)
+    assert passed <= 80 * 0.1 + 3 * math.sqrt(80 * 0.1 * 0.9)
 
 
 def test_too_few_questions_are_refused():
