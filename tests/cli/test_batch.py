@@ -134,17 +134,7 @@ def test_a_server_that_refuses_everything_ends_the_job(here, folder, answer, sen
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(here, folder):
     source = write_lines(folder / "in.jsonl", question_lines(24))
-    command = [
-        sys.executable,
-        "-m",
-        "qzoom",
-        "batch",
-        str(source),
-        "-o",
-        str(folder / "out.jsonl"),
-        "--max-tokens",
-        "8",
-    ]
+    command = [sys.executable, "-m", "qzoom", "batch", source, "-o", folder / "out.jsonl", "--max-tokens", "8"]
     child = subprocess.Popen([*command, "--concurrency", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     output = folder / "out.jsonl"
     wait_until(lambda: child.poll() is not None or (output.exists() and output.read_bytes().count(b"\n") >= 2))
@@ -173,10 +163,7 @@ def test_another_jobs_output_is_left_alone(here, folder):
         (("--max-tokens", "5"), "request.max_tokens was 4, is 5"),
         (("--max-tokens", "4", "--zoom", "never"), "request.qzoom was None"),
     ):
-        refused = here("batch", source, "-o", output, *words)
-        assert refused.code == 1
-        assert refused.is_one_sentence
-        assert sentence in refused.err
+        here("batch", source, "-o", output, *words).refuses(1, sentence)
     write_lines(source, question_lines(2))
     assert "input was" in here("batch", source, "-o", output, "--max-tokens", "4").err
     assert output.read_bytes() == kept
