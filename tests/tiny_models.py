@@ -126,19 +126,11 @@ def model_config(family: str, **text: Any) -> Any:
         "vision_end_token_id": token_id("<|vision_end|>"),
     }
     decoder = {
-        "vocab_size": len(tokenizer()),
-        "hidden_size": HIDDEN,
-        "intermediate_size": 96,
-        "num_hidden_layers": 8 if family in HYBRIDS else LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "bos_token_id": None,
-        "eos_token_id": token_id("<|im_end|>"),
-        "pad_token_id": token_id("<|endoftext|>"),
-        "tie_word_embeddings": False,
-        **text,
-    }
+        "vocab_size": len(tokenizer()), "hidden_size": HIDDEN, "intermediate_size": 96,
+        "num_hidden_layers": 8 if family in HYBRIDS else LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"), "tie_word_embeddings": False, **text,
+    }  # fmt: skip
     vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": HIDDEN}
     head_dim = HIDDEN // decoder["num_attention_heads"]
     eighth = head_dim // 8
@@ -178,18 +170,11 @@ def model_config(family: str, **text: Any) -> Any:
 def _llava_config(**text: Any) -> Any:
     """Squares of 84 px, so 6 x 6 cells; like converted checkpoints, with a row for the placeholder."""
     decoder = {
-        "vocab_size": len(llava_tokenizer()),
-        "hidden_size": HIDDEN,
-        "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "bos_token_id": None,
-        "eos_token_id": token_id("<|im_end|>"),
-        "pad_token_id": token_id("<|endoftext|>"),
-        **text,
-    }
+        "vocab_size": len(llava_tokenizer()), "hidden_size": HIDDEN, "intermediate_size": 96,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"), **text,
+    }  # fmt: skip
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     return LlavaConfig(
         vision_config=CLIPVisionConfig(**vision, image_size=84, patch_size=14),

@@ -26,12 +26,8 @@ NEW = [family for family in tiny_models.EVERY if family not in tiny_models.FAMIL
 """The first two families have tests of their own of all this in every room."""
 PAGES = [tiny_models.picture(61, 300, 200), tiny_models.picture(62, 90, 260), tiny_models.picture(63, 400, 60)]
 CHOICES: list[dict[str, Any]] = [
-    {"zoom": "never"},
-    {"zoom": "always"},
-    {},
-    {"gate_threshold": 0.0},
-    {"zoom": "always", "region_threshold": 1.0},
-]
+    {"zoom": "never"}, {"zoom": "always"}, {}, {"gate_threshold": 0.0}, {"zoom": "always", "region_threshold": 1.0},
+]  # fmt: skip
 QUESTIONS = ["What is the total?", "When?", "Who is the company, and what did they sell to whom?", "?", "When?"]
 
 pytestmark = pytest.mark.parametrize("family", NEW)
@@ -144,17 +140,9 @@ def test_two_steps_of_every_stage_move_what_they_should(family, tmp_path):
         engine = load_engine(world / "base", dtype="float32")
         before = {name: weight.detach().clone() for name, (_, weight) in named_parts(engine).items()}
         recipe = StageRecipe(
-            stage=stage,
-            base=str(world / "base"),
-            labels=(str(world / labels),),
-            batch=4,
-            micro_batch=2,
-            steps=2,
-            learning_rate=1e-3,
-            precision="float32",
-            trackers=(),
-            region_tokens=40,
-        )
+            stage=stage, base=str(world / "base"), labels=(str(world / labels),), batch=4, micro_batch=2, steps=2,
+            learning_rate=1e-3, precision="float32", trackers=(), region_tokens=40,
+        )  # fmt: skip
         report = train_stage(recipe, tmp_path / stage, base=engine)
         assert report.steps == 2
         trained = named_parts(load_engine(tmp_path / stage / "model", dtype="float32"))

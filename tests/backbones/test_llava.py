@@ -295,12 +295,8 @@ def test_the_recipes_train_two_steps(size, tmp_path, monkeypatch):
     for stage, part in (("regions", "region"), ("gate", "gate")):
         path = RECIPES / f"llava-1.5-{size}" / f"{stage}.yaml"
         changes = {
-            "base": str(world / "base"),
-            "labels": [str(world / stage)],
-            "batch": 4,
-            "micro_batch": 2,
-            "steps": 2,
-        }
+            "base": str(world / "base"), "labels": [str(world / stage)], "batch": 4, "micro_batch": 2, "steps": 2,
+        }  # fmt: skip
         changes |= {"precision": "float32", "trackers": [], "learning_rate": 1e-3}
         recipe = load_stage_recipe(path, stage, changes)
         if stage == "regions":

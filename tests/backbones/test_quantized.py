@@ -110,20 +110,10 @@ def test_a_checkpoint_that_comes_quantised(folders, tmp_path):
 def test_lora_trained_on_four_bits_loads_on_any_form_of_the_base(tmp_path):
     world = make_world("qwen3_vl", tmp_path)
     recipe = StageRecipe(
-        stage="answers",
-        base=str(world / "base"),
-        labels=(str(world / "mined"),),
-        foreign_labels=True,
-        quantization="4bit",
-        lora_rank=4,
-        batch=4,
-        micro_batch=2,
-        steps=2,
-        learning_rate=1e-2,
-        precision="float32",
-        trackers=(),
-        region_tokens=8,
-    )
+        stage="answers", base=str(world / "base"), labels=(str(world / "mined"),), foreign_labels=True,
+        quantization="4bit", lora_rank=4, batch=4, micro_batch=2, steps=2, learning_rate=1e-2, precision="float32",
+        trackers=(), region_tokens=8,
+    )  # fmt: skip
     train_stage(recipe, tmp_path / "run")
     trained = tmp_path / "run" / "model"
     base = load_engine(world / "base", dtype="float32", quantization="4bit")

@@ -11,15 +11,10 @@ def point(coarse, region, accuracy, gflops, gate=0.0):
 
 
 TABLE = [
-    point(64, 0, 0.20, 1.0),
-    point(288, 0, 0.55, 4.0),
-    point(1024, 0, 0.55, 16.0),
-    point(64, 64, 0.50, 2.0),
-    point(64, 144, 0.56, 3.0),
-    point(100, 108, 0.56, 2.5),
-    point(144, 144, 0.60, 4.5),
+    point(64, 0, 0.20, 1.0), point(288, 0, 0.55, 4.0), point(1024, 0, 0.55, 16.0), point(64, 64, 0.50, 2.0),
+    point(64, 144, 0.56, 3.0), point(100, 108, 0.56, 2.5), point(144, 144, 0.60, 4.5),
     point(144, 144, 0.598, 3.5, gate=0.3),
-]
+]  # fmt: skip
 
 
 def test_the_plain_peak_and_the_best_split():

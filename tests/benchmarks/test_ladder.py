@@ -151,17 +151,11 @@ def test_the_words():
     match = {"cap": 64, "looks": "≤ 32 + 32", "gate": "0.3", "difference": 0.01, "interval": [-0.01, 0.02]}
     timed = {"ratio": 0.8, "interval": [0.7, 0.9], "questions": 9, "bound": 3.0, "plain_s": 0.3, "plain_decode_s": 0.1}
     found = {
-        "questions": 20,
-        "pictures": 2,
-        "finished": False,
-        "plain": [line(64, 0.2), line(128, 0.995)],
-        "zoom": zoom,
-        "plain_peak": 128,
-        "full_size": 0.9,
-        "bound": 12.0,
+        "questions": 20, "pictures": 2, "finished": False, "plain": [line(64, 0.2), line(128, 0.995)], "zoom": zoom,
+        "plain_peak": 128, "full_size": 0.9, "bound": 12.0,
         "times": {"64": timed, "equal-accuracy-batched": timed | {"ratio": 6.0, "batch": 8}},
         "match": match | {"tokens_saved": 0.5, "gflops_ratio": 2.5},
-    }
+    }  # fmt: skip
     text = "\n".join(words("scenes", found))
     for part in (
         "Not finished",

@@ -20,19 +20,10 @@ from tests import tiny_models
 
 PREFIX = {"qwen3_vl": "model.language_model.", "qwen2_5_vl": "model."}
 FIELDS: dict[str, Any] = {
-    "enable_twig": True,
-    "enable_high_res": True,
-    "twig_K": 3,
-    "twig_T": 3,
-    "high_res_K": 3,
-    "high_res_T": 3,
-    "high_res_thresh": 0.25,
-    "reuse_src_pos": True,
-    "roi_source": "qk",
-    "roi_enable2stage": True,
-    "roi_keep_ffn_mod_ratio": 1000,
-    "add_noise_to_roi": False,
-}
+    "enable_twig": True, "enable_high_res": True, "twig_K": 3, "twig_T": 3, "high_res_K": 3, "high_res_T": 3,
+    "high_res_thresh": 0.25, "reuse_src_pos": True, "roi_source": "qk", "roi_enable2stage": True,
+    "roi_keep_ffn_mod_ratio": 1000, "add_noise_to_roi": False,
+}  # fmt: skip
 
 
 @contextmanager

@@ -41,16 +41,12 @@ def test_folder_is_found_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("", "empty"),
-        ("./no/such/folder", "no model folder ./no/such/folder"),
-        ("/no/such/folder", "no model folder"),
-        ("a/b/c", "no model folder a/b/c"),
-        ("owner/..", "no model folder"),
-        ("what is this?", "no model folder"),
-        (Path("relative"), "no model folder relative"),
+        ("", "empty"), ("./no/such/folder", "no model folder ./no/such/folder"),
+        ("/no/such/folder", "no model folder"), ("a/b/c", "no model folder a/b/c"), ("owner/..", "no model folder"),
+        ("what is this?", "no model folder"), (Path("relative"), "no model folder relative"),
         (Path(__file__), "is a file"),
     ],
-)
+)  # fmt: skip
 def test_name_that_is_no_model(name, said):
     with refused(said):
         find_source(name)

@@ -56,13 +56,9 @@ def apart():
 
     def call(*words: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
         done = subprocess.run(
-            [sys.executable, "-m", "qzoom", *map(str, words)],
-            input=stdin,
-            capture_output=True,
-            env=os.environ | (env or {}),
-            timeout=300,
-            check=False,
-        )
+            [sys.executable, "-m", "qzoom", *map(str, words)], input=stdin, capture_output=True,
+            env=os.environ | (env or {}), timeout=300, check=False,
+        )  # fmt: skip
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return call

@@ -172,13 +172,7 @@ def test_node(base, program):
     text = (Path(__file__).parent / program).read_text()
     environment = os.environ | {"BASE": base, "PICTURE": str(PICTURE)}
     done = subprocess.run(
-        ["node", "--input-type=module"],
-        input=text,
-        cwd=os.environ["NODE_FOLDER"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        ["node", "--input-type=module"], input=text, cwd=os.environ["NODE_FOLDER"], env=environment,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr

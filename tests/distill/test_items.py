@@ -19,14 +19,10 @@ from qzoom.errors import CheckpointError, ConfigError, DataError, ImageError, La
 PICTURE = ImageRef("a" * 20, "dogs/1.png", 400, 200, "/data", "own")
 REGION = TargetRegion((40, 20, 80, 40), (36, 18, 84, 42), "given", 2.0, 0.5, "tag", 1)
 ITEM = Item(
-    PICTURE,
-    REGION,
-    QuestionDraft("What does the tag say?", "ocr", "rule"),
-    (Vote("one", 0, "A4"), Vote("two", 0, "", "failed", "HTTP 500")),
-    Agreement("A4", 1, 1, (("one", 1),)),
-    Choices(("A4", "B7"), "A", "rule"),
-    models=(("teacher", "one@1234"),),
-)
+    PICTURE, REGION, QuestionDraft("What does the tag say?", "ocr", "rule"),
+    (Vote("one", 0, "A4"), Vote("two", 0, "", "failed", "HTTP 500")), Agreement("A4", 1, 1, (("one", 1),)),
+    Choices(("A4", "B7"), "A", "rule"), models=(("teacher", "one@1234"),),
+)  # fmt: skip
 
 
 def test_an_item_survives_its_line_and_is_named_by_what_it_is_about():

@@ -79,20 +79,10 @@ def detr(tmp_path_factory):
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
     )
     config = DetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=backbone,
-        num_queries=5,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_labels=3,
-    )
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone,
+        num_queries=5, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_labels=3,
+    )  # fmt: skip
     DetrForObjectDetection(config).save_pretrained(folder)
     DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
     return folder
@@ -141,16 +131,9 @@ def owlvit(tmp_path_factory):
     vocabulary = {name: number for number, name in enumerate(names)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=16)
     text = OwlViTTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        pad_token_id=2,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, pad_token_id=2, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
     vision = OwlViTVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16
     )
@@ -185,25 +168,13 @@ def box(x, y, width, height):
 
 def test_each_limit_has_its_reason():
     boxes = [
-        box(0, 0, 100, 100),
-        box(0, 0, 400, 400),
-        box(500, 500, 2, 2),
-        box(500, 500, 11, 200),
-        box(500, 100, 20, 20),
-        box(100, 700, 800, 20),
-        box(1200, 0, 50, 50),
-        box(950, 950, 100, 100),
-    ]
+        box(0, 0, 100, 100), box(0, 0, 400, 400), box(500, 500, 2, 2), box(500, 500, 11, 200), box(500, 100, 20, 20),
+        box(100, 700, 800, 20), box(1200, 0, 50, 50), box(950, 950, 100, 100),
+    ]  # fmt: skip
     assert reasons(boxes, min_share=1e-5, max_share=0.1, min_side_px=12) == [
-        "",
-        "larger than the area band",
-        "smaller than the area band",
-        "too few pixels",
-        "too few visual tokens",
-        "too long and thin",
-        "outside the picture",
-        "",
-    ]
+        "", "larger than the area band", "smaller than the area band", "too few pixels", "too few visual tokens",
+        "too long and thin", "outside the picture", "",
+    ]  # fmt: skip
 
 
 def test_boxes_are_clipped_and_of_overlapping_ones_the_better_stays():
@@ -219,15 +190,9 @@ def test_bins_are_filled_in_turn_up_to_the_picture_s_share():
     large = [box(300 * n, 300, 280, 280) for n in range(3)]
     found = reasons(small + large, min_share=5e-4, bins=2, per_bin=3, per_picture=4)
     assert found == [
-        "",
-        "",
+        "", "", "enough of this picture", "enough of its size", "enough of its size", "", "",
         "enough of this picture",
-        "enough of its size",
-        "enough of its size",
-        "",
-        "",
-        "enough of this picture",
-    ]
+    ]  # fmt: skip
 
 
 def test_bins_have_equal_ratios_and_settings_are_checked():

@@ -30,12 +30,8 @@ def test_a_recipe_is_read():
     assert [(one.label, one.plain) for one in settings.teachers] == [("a", False), ("m", True)]
     assert settings.calls.retries == 2
     assert [role for role, _ in settings.members()] == [
-        "question_writer",
-        "validator",
-        "distractor_writer",
-        "teacher",
-        "teacher",
-    ]
+        "question_writer", "validator", "distractor_writer", "teacher", "teacher",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -169,16 +169,11 @@ def test_a_stream_that_is_dropped_does_no_harm():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"top_p": 1.2}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"stop": ""}, "stop"),
-        ({"stop": ["a", ""]}, "stop"),
+        ({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_p": 1.2}, "top_p"),
+        ({"top_k": -1}, "top_k"), ({"stop": ""}, "stop"), ({"stop": ["a", ""]}, "stop"),
     ],
-)
+)  # fmt: skip
 def test_impossible_sampling_is_one_sentence(options, word):
     model = QZoom(tiny_models.engine("qwen3_vl"))
     with pytest.raises(ConfigError, match=word):
@@ -189,16 +184,9 @@ def test_timings_name_their_steps():
     model = QZoom(tiny_models.engine("qwen3_vl"))
     timing = model.ask(PAGE, QUESTION, gate_threshold=0.0, region_threshold=0.3, max_new_tokens=3).timing_ms
     assert list(timing) == [
-        "vision",
-        "shared_layers",
-        "gate",
-        "region",
-        "region_vision",
-        "region_layers",
-        "upper_layers",
-        "decode",
+        "vision", "shared_layers", "gate", "region", "region_vision", "region_layers", "upper_layers", "decode",
         "total",
-    ]
+    ]  # fmt: skip
     parts = sum(ms for name, ms in timing.items() if name != "total")
     assert all(ms > 0 for ms in timing.values())
     assert parts <= timing["total"]

@@ -14,12 +14,8 @@ from tests import tiny_models
 PAGES = [tiny_models.picture(61, 300, 200), tiny_models.picture(62, 90, 260), tiny_models.picture(63, 400, 60)]
 QUESTIONS = ["What is the total?", "When?", "Who is the company, and what did they sell to whom?", "?", "When?"]
 OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"zoom": "always"},
-    {"zoom": "never"},
-    {"gate_threshold": 0.0},
-    {"zoom": "always", "region_threshold": 1.0},
-]
+    {}, {"zoom": "always"}, {"zoom": "never"}, {"gate_threshold": 0.0}, {"zoom": "always", "region_threshold": 1.0},
+]  # fmt: skip
 
 
 def made(family: str, positions: str = "second_image", **more: Any) -> QZoom:

@@ -39,15 +39,11 @@ def test_a_maximum_keeps_the_checkpoints_minimum():
 @pytest.mark.parametrize(
     ("zoom", "limits"),
     [
-        ("auto", {"total": 1}),
-        ("never", {"total": 0}),
-        ("never", {"total": 100, "coarse": 101}),
-        ("auto", {"total": 100, "coarse": 100}),
-        ("auto", {"total": 100, "region": TokenBudget(1, 100)}),
-        ("always", {"total": 100, "coarse": 60, "region": 41}),
-        ("auto", {"coarse": 0}),
+        ("auto", {"total": 1}), ("never", {"total": 0}), ("never", {"total": 100, "coarse": 101}),
+        ("auto", {"total": 100, "coarse": 100}), ("auto", {"total": 100, "region": TokenBudget(1, 100)}),
+        ("always", {"total": 100, "coarse": 60, "region": 41}), ("auto", {"coarse": 0}),
     ],
-)
+)  # fmt: skip
 def test_contradictions(zoom, limits):
     with pytest.raises(BudgetError):
         share_tokens(zoom, PLAIN, OWN, **limits)

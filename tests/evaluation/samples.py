@@ -48,25 +48,13 @@ def row(prediction="33.90", answer="33.90", *, zoom=(), size_px=(100, 200), erro
     """A row with 100 coarse tokens, zoomed into the boxes of `zoom`, 10 tokens each."""
     regions = tuple(Region(box, 0.5, 0, (64, 64), 10) for box in zoom)
     given = {
-        "picture": "a",
-        "index": 0,
-        "count": 1,
-        "field": "total",
-        "question": "What is the total?",
-        "boxes": (),
-        "easy": None,
-        "seconds": 0.5,
-    } | values
+        "picture": "a", "index": 0, "count": 1, "field": "total", "question": "What is the total?", "boxes": (),
+        "easy": None, "seconds": 0.5,
+    } | values  # fmt: skip
     if error:
         return AnswerRow(answer=answer, size_px=size_px, error=error, **given)
     return AnswerRow(
-        answer=answer,
-        size_px=size_px,
-        prediction=prediction,
-        finish_reason="stop",
-        gate=GateDecision(0.75, 0.5, bool(zoom)),
-        regions=regions,
-        usage=Usage(100, 10 * len(regions), 120, 5, 0),
-        timing_ms={"look": 12.5},
-        **given,
-    )
+        answer=answer, size_px=size_px, prediction=prediction, finish_reason="stop",
+        gate=GateDecision(0.75, 0.5, bool(zoom)), regions=regions, usage=Usage(100, 10 * len(regions), 120, 5, 0),
+        timing_ms={"look": 12.5}, **given,
+    )  # fmt: skip

@@ -183,13 +183,9 @@ def test_a_share_is_reached_and_noted(tmp_path):
     for sample in questions:
         for question in sample.questions:
             said = asked.ask(
-                sample.image,
-                question.question,
-                gate_threshold=config.gate_threshold,
-                coarse_tokens=OPTIONS.coarse_tokens,
-                region_tokens=OPTIONS.region_tokens,
-                max_new_tokens=3,
-            )
+                sample.image, question.question, gate_threshold=config.gate_threshold,
+                coarse_tokens=OPTIONS.coarse_tokens, region_tokens=OPTIONS.region_tokens, max_new_tokens=3,
+            )  # fmt: skip
             zoomed += said.gate.zoomed
     assert zoomed == round(found.point.share_zoomed * 12) == 6
     facts = config.provenance["calibration"]

@@ -190,11 +190,7 @@ def test_a_broken_picture_and_a_negative(tmp_path):
     task.sample(2).image.write_bytes(b"\x89PNG no more")
     found = list(question_maps(QZoom(engine("qwen3_vl"), "random"), task, TokenBudget(4, 12)))
     assert [(item.picture, item.kind) for item in found] == [
-        ("a", "total"),
-        ("a", "date"),
-        ("b", "date"),
-        ("c", "total"),
-        ("c", "date"),
-    ]
+        ("a", "total"), ("a", "date"), ("b", "date"), ("c", "total"), ("c", "date"),
+    ]  # fmt: skip
     assert [item.error is None for item in found] == [True, True, True, False, False]
     assert measure_coverage(found).errors == 2

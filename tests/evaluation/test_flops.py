@@ -8,24 +8,10 @@ from tests.evaluation.samples import model
 from tests.tiny_models import FAMILIES, engine, picture
 
 SMALL = ModelShape(
-    layers=4,
-    hidden=2,
-    query=4,
-    key=1,
-    feed=3,
-    vocabulary=5,
-    shared_layers=1,
-    branch_layers=2,
-    vision_layers=2,
-    vision_hidden=2,
-    vision_feed=3,
-    vision_gated=False,
-    vision_full_layers=2,
-    window_patches=0,
-    patch_values=6,
-    merge=2,
-    mergers=1,
-)
+    layers=4, hidden=2, query=4, key=1, feed=3, vocabulary=5, shared_layers=1, branch_layers=2, vision_layers=2,
+    vision_hidden=2, vision_feed=3, vision_gated=False, vision_full_layers=2, window_patches=0, patch_values=6,
+    merge=2, mergers=1,
+)  # fmt: skip
 
 
 def test_decoder_and_vision_by_hand():
@@ -63,14 +49,9 @@ def test_an_answer_is_the_sum_of_its_steps():
     twice = decoder_flops(SMALL, 3, 2, past=3) + 2 * logits + decoder_flops(SMALL, 4, 1, past=5)
     assert looked == zoomed + twice
     rounds = answer_flops(
-        SMALL,
-        coarse_tokens=3,
-        region_tokens=0,
-        prompt_tokens=5,
-        **given,
-        extra_prompt_tokens=6,
+        SMALL, coarse_tokens=3, region_tokens=0, prompt_tokens=5, **given, extra_prompt_tokens=6,
         extra_completion_tokens=2,
-    )
+    )  # fmt: skip
     assert rounds == plain + decoder_flops(SMALL, 4, 6) + 2 * logits + decoder_flops(SMALL, 4, 1, past=6)
 
 

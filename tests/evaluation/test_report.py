@@ -44,14 +44,10 @@ def write(path, right, *, zoom="never", method="qzoom", caps=(144, 144), seconds
             made = row("33.90" if right[i + j] else "wrong <b>", seconds=seconds, boxes=(PLACE,))
             read = (Region((0, 0, 40, 40), 0.5, 0, (64, 64), caps[1]),) if zoomed else ()
             changes = {
-                "picture": f"{prefix}-{i // 2}",
-                "index": j,
-                "count": 2,
-                "question": f"What is {j}?",
-                "gate": GateDecision(0.7 if zoom == "auto" else None, None, zoomed),
-                "regions": read,
+                "picture": f"{prefix}-{i // 2}", "index": j, "count": 2, "question": f"What is {j}?",
+                "gate": GateDecision(0.7 if zoom == "auto" else None, None, zoomed), "regions": read,
                 "usage": Usage(caps[0], caps[1] if zoomed else 0, sum(caps) + 20, 4, 0),
-            }
+            }  # fmt: skip
             rows.append(dataclasses.replace(made, **changes))
         file.append(f"{prefix}-{i // 2}", [made.to_dict() for made in rows])
     file.close()

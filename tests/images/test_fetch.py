@@ -23,13 +23,9 @@ def png():
 
 def policy_for(server, **changes):
     options = {
-        "allowed_hosts": (f"{HOST}:{server.port}",),
-        "allow_http": True,
-        "allow_private": True,
-        "timeout_s": 60.0,
-        "read_timeout_s": 60.0,
-        "max_bytes": 100_000,
-    }
+        "allowed_hosts": (f"{HOST}:{server.port}",), "allow_http": True, "allow_private": True, "timeout_s": 60.0,
+        "read_timeout_s": 60.0, "max_bytes": 100_000,
+    }  # fmt: skip
     return FetchPolicy(**{**options, **changes})
 
 

@@ -85,24 +85,16 @@ def test_limits_are_used(data):
     ("source", "words"),
     [
         ("no-such-file.png", "Cannot read 'no-such-file.png': there is no such file; check the path."),
-        (Path("no-such-file.png"), "no such file"),
-        ("file://elsewhere/a.png", "another machine"),
-        ("file://[x", "malformed"),
-        ("iVBORw0KGgo" * 40, "looks like base64"),
+        (Path("no-such-file.png"), "no such file"), ("file://elsewhere/a.png", "another machine"),
+        ("file://[x", "malformed"), ("iVBORw0KGgo" * 40, "looks like base64"),
         ({"type": "text"}, "no bytes, path or image_url"),
-        ({"image_url": {"detail": "low"}}, "no bytes, path or image_url"),
-        ("", "path is empty"),
-        (".", "is a folder"),
-        (b"", "empty (0 bytes)"),
-        (b"text", "not a picture of a known format"),
-        ("data:image/png;base64,AAAA", "Cannot read the data URL: it is not a picture"),
-        (None, "'NoneType'"),
-        (7, "'int'"),
-        (["a.png"], "'list'"),
-        (io.StringIO("text"), "binary mode"),
+        ({"image_url": {"detail": "low"}}, "no bytes, path or image_url"), ("", "path is empty"),
+        (".", "is a folder"), (b"", "empty (0 bytes)"), (b"text", "not a picture of a known format"),
+        ("data:image/png;base64,AAAA", "Cannot read the data URL: it is not a picture"), (None, "'NoneType'"),
+        (7, "'int'"), (["a.png"], "'list'"), (io.StringIO("text"), "binary mode"),
         (Image.new("L", (1, 1)), "too small"),
     ],
-)
+)  # fmt: skip
 def test_refusals_are_one_sentence(source, words):
     with pytest.raises(ImageError) as caught:
         load_image(source)

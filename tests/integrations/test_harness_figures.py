@@ -63,15 +63,9 @@ def hrbench(said, answers, choices):
 
 
 THEIRS = {
-    "anls": anls,
-    "vqa_accuracy": vqa,
-    "relaxed_accuracy": relaxed,
-    "contains": ocr,
-    "contains_formula": formula,
-    "choice_vstar": vstar,
-    "choice_mme": mme,
-    "choice_hrbench": hrbench,
-}
+    "anls": anls, "vqa_accuracy": vqa, "relaxed_accuracy": relaxed, "contains": ocr, "contains_formula": formula,
+    "choice_vstar": vstar, "choice_mme": mme, "choice_hrbench": hrbench,
+}  # fmt: skip
 
 
 def phrase(draw):

@@ -116,15 +116,9 @@ def entry(image="a.png", peak=(1, 2)):
     sink, grounding = np.zeros((6, 6), np.float32), np.zeros((6, 6), np.float32)
     grounding[peak] = 0.5
     return {
-        "image": image,
-        "prompt": "What is it?",
-        "text": "a cat",
-        "question_id": "7",
-        "mode": "textual",
-        "dataset": "gqa",
-        "sink_attn": sink,
-        "grounding_attn_o2i": grounding,
-    }
+        "image": image, "prompt": "What is it?", "text": "a cat", "question_id": "7", "mode": "textual",
+        "dataset": "gqa", "sink_attn": sink, "grounding_attn_o2i": grounding,
+    }  # fmt: skip
 
 
 def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):

@@ -17,13 +17,9 @@ from tests.tiny_models import FAMILIES, build_engine
 def answered(engine):
     """A plain answer of five tokens: its look, its prompt's caches and its ids."""
     asked = request(
-        engine,
-        Image.effect_noise((150, 110), 90).convert("RGB"),
-        "what is it?",
-        zoom="never",
-        coarse_tokens=TokenBudget(4, 20),
-        sampling=SamplingParams(max_new_tokens=5),
-    )
+        engine, Image.effect_noise((150, 110), 90).convert("RGB"), "what is it?", zoom="never",
+        coarse_tokens=TokenBudget(4, 20), sampling=SamplingParams(max_new_tokens=5),
+    )  # fmt: skip
     clock = Stopwatch(engine.backbone.device)
     looks = coarse_pass(engine, [asked], clock)
     rows = prefill(engine, looks, clock)

@@ -49,15 +49,10 @@ def test_it_sends_what_it_should(tmp_path, monkeypatch):
     assert (reply.text, reply.model, reply.prompt_tokens, reply.completion_tokens) == ("A4", "stub-1", 100, 10)
     assert stub.bodies == [
         {
-            "model": "m",
-            "messages": [{"role": "user", "content": "Q?"}],
-            "temperature": 0.7,
-            "top_p": 0.9,
-            "max_tokens": 1024,
-            "seed": 3,
-            "qzoom": {"zoom": "never"},
+            "model": "m", "messages": [{"role": "user", "content": "Q?"}], "temperature": 0.7, "top_p": 0.9,
+            "max_tokens": 1024, "seed": 3, "qzoom": {"zoom": "never"},
         }
-    ]
+    ]  # fmt: skip
     assert stub.headers[0]["authorization"] == "Bearer secret"
 
 
@@ -351,17 +346,12 @@ def test_equal_content_is_one_call():
 @pytest.mark.parametrize(
     "other",
     [
-        key_of(shown(text="Q!")),
-        key_of(shown(Image.new("RGB", (40, 30), (255, 0, 1)))),
-        key_of(shown(Image.new("RGB", (30, 40), "red"))),
-        key_of(shown(most=500)),
-        key_of(shown(), name="two"),
-        key_of(shown(), sample=1),
-        key_of(shown(), sampling=dataclasses.replace(Sampling(), temperature=0.8)),
-        key_of(shown(), qzoom={"zoom": "never"}),
-        key_of([("user", ("Q?",))]),
+        key_of(shown(text="Q!")), key_of(shown(Image.new("RGB", (40, 30), (255, 0, 1)))),
+        key_of(shown(Image.new("RGB", (30, 40), "red"))), key_of(shown(most=500)), key_of(shown(), name="two"),
+        key_of(shown(), sample=1), key_of(shown(), sampling=dataclasses.replace(Sampling(), temperature=0.8)),
+        key_of(shown(), qzoom={"zoom": "never"}), key_of([("user", ("Q?",))]),
     ],
-)
+)  # fmt: skip
 def test_anything_else_is_another(other):
     assert key_of(shown()) != other
 

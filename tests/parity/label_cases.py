@@ -79,13 +79,9 @@ def _boxes(folder: Path, report: Report) -> None:
     for number, row in enumerate(_read(folder / "box_to_pixels.json")):
         with report.case("box row", f"{folder.name}/box {number}") as case:
             ours = cells_to_pixels(
-                row["box_grid_xyxy"],
-                tuple(row["feature_hw"]),
-                tuple(row["image_size_wh"]),
-                min_side_px=row.get("min_side", 28),
-                scaling="float32",
-                token_px=row["merged_patch"],
-            )
+                row["box_grid_xyxy"], tuple(row["feature_hw"]), tuple(row["image_size_wh"]),
+                min_side_px=row.get("min_side", 28), scaling="float32", token_px=row["merged_patch"],
+            )  # fmt: skip
             case.equal("box in pixels", list(ours), row["box_pixel_xyxy"])
 
 

@@ -17,17 +17,11 @@ def make_answer(size=(600, 1200), box=(300, 800, 500, 860), zoomed=True, **chang
     values[8, 4] = 0.9
     regions = (Region(box, 0.9, 0, (320, 96), 30),) if zoomed else ()
     fields = {
-        "text": "33.90",
-        "tokens": (1, 2),
-        "gate": GateDecision(0.8 if zoomed else 0.04, 0.1, zoomed),
-        "regions": regions,
-        "heat_maps": (HeatMap(values),),
-        "usage": Usage(72, 30 if zoomed else 0, 150, 2),
-        "timing_ms": {"vision": 30.0, "decode": 50.0, "total": 90.0},
-        "image_sizes_px": (size,),
-        "question": "What is the total?",
-        "images": (page,),
-    }
+        "text": "33.90", "tokens": (1, 2), "gate": GateDecision(0.8 if zoomed else 0.04, 0.1, zoomed),
+        "regions": regions, "heat_maps": (HeatMap(values),), "usage": Usage(72, 30 if zoomed else 0, 150, 2),
+        "timing_ms": {"vision": 30.0, "decode": 50.0, "total": 90.0}, "image_sizes_px": (size,),
+        "question": "What is the total?", "images": (page,),
+    }  # fmt: skip
     return Answer(**(fields | changes))
 
 

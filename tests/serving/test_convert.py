@@ -102,15 +102,9 @@ def test_zoom_in_the_controls_overrules_detail(convert):
 
 def test_sampling_and_thresholds_arrive(convert):
     options = convert(
-        max_tokens=5,
-        max_completion_tokens=7,
-        temperature=0.5,
-        top_p=0.9,
-        top_k=4,
-        stop=["a"],
-        seed=3,
+        max_tokens=5, max_completion_tokens=7, temperature=0.5, top_p=0.9, top_k=4, stop=["a"], seed=3,
         qzoom={"gate_threshold": 0.25, "region_threshold": 0.75},
-    ).options
+    ).options  # fmt: skip
     sampling = options.sampling
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (7, 0.5, 0.9, 4)
     assert (sampling.stop, sampling.seed) == (("a",), 3)

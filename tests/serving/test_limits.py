@@ -15,18 +15,9 @@ from qzoom.serving.settings import ServerLimits
 from tests.serving.refusals import png_of
 
 LIMITS = ServerLimits(
-    body_bytes=100_000,
-    messages=3,
-    parts=4,
-    text_chars=100,
-    pictures=2,
-    picture_bytes=3000,
-    total_picture_bytes=4000,
-    picture_pixels=1000,
-    total_pixels=1500,
-    max_new_tokens=10,
-    visual_tokens=20,
-)
+    body_bytes=100_000, messages=3, parts=4, text_chars=100, pictures=2, picture_bytes=3000, total_picture_bytes=4000,
+    picture_pixels=1000, total_pixels=1500, max_new_tokens=10, visual_tokens=20,
+)  # fmt: skip
 
 
 def refusal(call, *args):

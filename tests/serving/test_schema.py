@@ -21,13 +21,8 @@ def test_requests_made_up_from_the_document(model, tmp_path):
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{site.url}/openapi.json"]
         command += ["--phases", "coverage,fuzzing", "--max-examples", "12"]
         command += [
-            "--generation-deterministic",
-            "--no-color",
-            "--output-sanitize",
-            "false",
-            "--request-timeout",
-            "120",
-        ]
+            "--generation-deterministic", "--no-color", "--output-sanitize", "false", "--request-timeout", "120",
+        ]  # fmt: skip
         environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.serving.schema_hooks", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         counted = site.service.metrics.text().decode()

@@ -44,15 +44,8 @@ def test_ids_and_digests_follow_content():
     seen = [tensor_digest(a) for a in (base, base.reshape(3, 2), base.astype(np.uint8), changed)]
     assert len(set(seen)) == 4
     assert set(KINDS) == {
-        "question",
-        "response",
-        "attention",
-        "region_label",
-        "ladder",
-        "zoom_comparison",
-        "verdict",
-        "skip",
-    }
+        "question", "response", "attention", "region_label", "ladder", "zoom_comparison", "verdict", "skip",
+    }  # fmt: skip
     assert all(KINDS[name].kind == name for name in KINDS)
 
 

@@ -12,19 +12,9 @@ from tiny.render_views import fit_to_tokens, patchify
 from tiny.tokenizer import build_tokenizer, vocabulary_sentences
 
 SMALL = TinyArchitecture(
-    vision_width=32,
-    vision_depth=2,
-    vision_heads=2,
-    vision_mlp=48,
-    vision_deepstack=0,
-    vision_positions=16,
-    text_width=32,
-    text_depth=3,
-    text_heads=2,
-    text_kv_heads=1,
-    text_head_dim=16,
-    text_mlp=48,
-)
+    vision_width=32, vision_depth=2, vision_heads=2, vision_mlp=48, vision_deepstack=0, vision_positions=16,
+    text_width=32, text_depth=3, text_heads=2, text_kv_heads=1, text_head_dim=16, text_mlp=48,
+)  # fmt: skip
 POINTING = GuideWeights(pointing_layer=1, pointing_heads=(0, 1))
 
 

@@ -30,16 +30,10 @@ def packs(tmp_path_factory):
 def _recipe(packs, minutes, **changes):
     values = {
         "stages": [{"name": "read", "minutes": minutes, "mix": {"sheet_line": 1.0, "sheet_lines_seen": 1.0}}],
-        "packs": str(packs),
-        "pack_counts": {"sheets": 3, "documents": 2, "scenes": 1, "held_out": 2},
-        "pointing_layer": 1,
-        "pointing_heads": (0, 1),
-        "vocabulary_size": 400,
-        "step_positions": 600,
-        "architecture": to_dict(SMALL),
-        "evaluate": ["sheet_line"],
-        "evaluate_examples": 4,
-    }
+        "packs": str(packs), "pack_counts": {"sheets": 3, "documents": 2, "scenes": 1, "held_out": 2},
+        "pointing_layer": 1, "pointing_heads": (0, 1), "vocabulary_size": 400, "step_positions": 600,
+        "architecture": to_dict(SMALL), "evaluate": ["sheet_line"], "evaluate_examples": 4,
+    }  # fmt: skip
     return from_mapping(Recipe, {**values, **changes}, "test")
 
 

@@ -55,19 +55,11 @@ def region_store(folder: Path, pictures: Path, weights: str, tokens: int = TOKEN
             for turn in range(2 if number < 4 else 1):
                 usable = (number, turn) != (3, 1)
                 label = RegionLabel(
-                    question=content_id(question),
-                    turn=turn,
-                    response="",
-                    attention="",
-                    text="there",
-                    prompt=question.turns[turn].question,
-                    box=(0, 0, 2, 2),
-                    usable=usable,
-                    foreground=int((labels == 1).sum()),
-                    valid=int((labels != -100).sum()),
-                    view="dynamic",
+                    question=content_id(question), turn=turn, response="", attention="", text="there",
+                    prompt=question.turns[turn].question, box=(0, 0, 2, 2), usable=usable,
+                    foreground=int((labels == 1).sum()), valid=int((labels != -100).sum()), view="dynamic",
                     size_px=(128, 96),
-                )
+                )  # fmt: skip
                 records.append((label, {"labels": labels}))
             out.append(f"s{number}", records)
     return folder

@@ -17,16 +17,10 @@ from qzoom.training.train_stage import prepare_engine, train_stage
 
 def recipe_of(world, **changes):
     values = {
-        "stage": "answers",
-        "base": str(world / "base"),
-        "labels": (str(world / "mined"),),
-        "tokens": (12,),
-        "region_tokens": 8,
-        "zoom": {"positions": "aligned"},
-        "precision": "float32",
-        "gradient_checkpointing": False,
+        "stage": "answers", "base": str(world / "base"), "labels": (str(world / "mined"),), "tokens": (12,),
+        "region_tokens": 8, "zoom": {"positions": "aligned"}, "precision": "float32", "gradient_checkpointing": False,
         "trackers": (),
-    }
+    }  # fmt: skip
     return StageRecipe(**values | changes)
 
 

@@ -26,18 +26,10 @@ from qzoom.training.train_stage import prepare_engine, train_stage
 
 def recipe_of(world, **changes):
     values = {
-        "stage": "regions",
-        "base": str(world / "base"),
-        "labels": (str(world / "regions"),),
-        "batch": 4,
-        "micro_batch": 2,
-        "steps": 4,
-        "learning_rate": 3e-3,
-        "precision": "float32",
-        "save_steps": 1,
-        "trackers": (),
+        "stage": "regions", "base": str(world / "base"), "labels": (str(world / "regions"),), "batch": 4,
+        "micro_batch": 2, "steps": 4, "learning_rate": 3e-3, "precision": "float32", "save_steps": 1, "trackers": (),
         "gradient_checkpointing": False,
-    }
+    }  # fmt: skip
     return StageRecipe(**values | changes)
 
 

@@ -24,19 +24,10 @@ pytest.importorskip("peft")
 
 def recipe_of(stage, base, labels, **changes):
     values = {
-        "stage": stage,
-        "base": str(base),
-        "labels": (str(labels),),
-        "tokens": (12,),
-        "region_tokens": 8,
-        "batch": 2,
-        "micro_batch": 2,
-        "steps": 6,
-        "learning_rate": 1e-2,
-        "precision": "float32",
-        "gradient_checkpointing": False,
+        "stage": stage, "base": str(base), "labels": (str(labels),), "tokens": (12,), "region_tokens": 8, "batch": 2,
+        "micro_batch": 2, "steps": 6, "learning_rate": 1e-2, "precision": "float32", "gradient_checkpointing": False,
         "trackers": (),
-    }
+    }  # fmt: skip
     return StageRecipe(**values | changes)
 
 

@@ -36,17 +36,9 @@ def test_one_step_moves_what_the_table_says(world, tmp_path, row, labels):
     engine = load_engine(world / "base", dtype="float32")
     before = {name: weight.detach().clone() for name, (_, weight) in named_parts(engine).items()}
     recipe = StageRecipe(
-        stage="regions" if row == "refit" else row,
-        base=str(world / "base"),
-        labels=(str(world / labels),),
-        batch=4,
-        micro_batch=2,
-        steps=1,
-        learning_rate=1e-3,
-        precision="float32",
-        trackers=(),
-        region_tokens=8,
-    )
+        stage="regions" if row == "refit" else row, base=str(world / "base"), labels=(str(world / labels),), batch=4,
+        micro_batch=2, steps=1, learning_rate=1e-3, precision="float32", trackers=(), region_tokens=8,
+    )  # fmt: skip
     report = train_stage(recipe, tmp_path, refit=row == "refit", base=engine)
     written = named_parts(load_engine(tmp_path / "model", dtype="float32"))
     moved = {part for name, (part, weight) in written.items() if not weight.equal(before[name])}

@@ -27,15 +27,11 @@ def row(number: int, kind: str = "colour", **changes) -> dict:
     text = {"colour": "What colour?", "counting": "How many?", "absent": "What colour is the star?"}[kind]
     answer = {"colour": COLOURS[number % 4], "counting": "1", "absent": "none"}[kind]
     return {
-        "id": f"{number:04d}{kind}",
-        "images": [{"bytes": picture(number), "path": f"{number}.png"}],
-        "prompt": [{"role": "user", "content": text}],
-        "answer": answer,
-        "bbox": [16, 16, 48, 48],
-        "choices": None,
+        "id": f"{number:04d}{kind}", "images": [{"bytes": picture(number), "path": f"{number}.png"}],
+        "prompt": [{"role": "user", "content": text}], "answer": answer, "bbox": [16, 16, 48, 48], "choices": None,
         "letter": "",
         "extra_info": {"kind": kind if kind != "absent" else "colour", "negative": kind == "absent", "pair": ""},
-    } | changes
+    } | changes  # fmt: skip
 
 
 SCHEMA = pa.schema(
@@ -76,16 +72,9 @@ def student(tmp_path_factory):
 
 def recipe_of(student: Path, data: Path, **changes) -> StudentRecipe:
     values = {
-        "base": str(student),
-        "data": str(data),
-        "method": "sft",
-        "tokens": (12,),
-        "precision": "float32",
-        "gradient_checkpointing": False,
-        "validation_steps": 100,
-        "max_new_tokens": 4,
-        "save_steps": 100,
+        "base": str(student), "data": str(data), "method": "sft", "tokens": (12,), "precision": "float32",
+        "gradient_checkpointing": False, "validation_steps": 100, "max_new_tokens": 4, "save_steps": 100,
         "trackers": (),
         "sft": SftSettings(learning_rate=3e-3, schedule="constant", warmup=0.0, batch=4, micro_batch=2, steps=2),
-    }
+    }  # fmt: skip
     return StudentRecipe(**(values | changes))

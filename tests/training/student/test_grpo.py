@@ -116,13 +116,9 @@ def test_logits_of_the_trainer_equal_the_engines(reader, tmp_path):
     pictures = {k: made[k] for k in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")}
     with torch.no_grad():
         scores, _, _ = trainer._get_per_token_logps_and_entropies(
-            trainer.model,
-            torch.cat([made["prompt_ids"], made["completion_ids"]], 1),
-            torch.cat([made["prompt_mask"], made["completion_mask"]], 1),
-            keep,
-            batch_size=4,
-            **pictures,
-        )
+            trainer.model, torch.cat([made["prompt_ids"], made["completion_ids"]], 1),
+            torch.cat([made["prompt_mask"], made["completion_mask"]], 1), keep, batch_size=4, **pictures,
+        )  # fmt: skip
     for group in range(2):
         prompts = rows.prompt(group)
         assert made["prompt_ids"][4 * group][made["prompt_mask"][4 * group] == 1].tolist() == list(prompts.ids)

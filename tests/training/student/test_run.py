@@ -210,15 +210,10 @@ def test_rehearsal_and_no_validation(student, data, tmp_path):
 
 ROOT = Path(__file__).parents[3]
 RECIPE = {
-    "method": "sft",
-    "tokens": [12],
-    "precision": "float32",
-    "gradient_checkpointing": False,
-    "validation_steps": 100,
-    "max_new_tokens": 4,
-    "trackers": [],
+    "method": "sft", "tokens": [12], "precision": "float32", "gradient_checkpointing": False, "validation_steps": 100,
+    "max_new_tokens": 4, "trackers": [],
     "sft": {"learning_rate": 0.003, "warmup": 0.0, "batch": 4, "micro_batch": 2, "steps": 2},
-}
+}  # fmt: skip
 
 
 def words(student, data, folder) -> list[str]:
