@@ -78,12 +78,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.train_from_iterator(CORPUS, trainer)
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=TEMPLATE,
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE,
         clean_up_tokenization_spaces=False,
-    )
+    )  # fmt: skip
 
 
 @cache

@@ -57,11 +57,8 @@ def test_receipts_from_the_first_question_to_the_times(words_of, tmp_path):
     assert main(words_of) == 0
     timed = json.loads((tmp_path / "results" / "ladder.json").read_text(encoding="utf-8"))["kinds"]["receipts"]["times"]
     assert {name: (one["questions"], one["batch"]) for name, one in timed.items()} == {
-        "12": (1, 1),
-        "24": (1, 1),
-        "equal-accuracy": (3, 1),
-        "equal-accuracy-batched": (3, 2),
-    }
+        "12": (1, 1), "24": (1, 1), "equal-accuracy": (3, 1), "equal-accuracy-batched": (3, 2),
+    }  # fmt: skip
     after = kept(tmp_path)
     assert main(words_of) == 0
     assert kept(tmp_path) == after

@@ -76,12 +76,9 @@ def test_adapter_refers_to_its_base(tmp_path, plain):
     assert sorted(p.name for p in folder.iterdir()) == ["qzoom.safetensors", "qzoom_config.json"]
     about = json.loads((folder / "qzoom_config.json").read_text())
     assert about["base"] == {
-        "id": str(plain["qwen2_5_vl"].resolve()),
-        "revision": None,
-        "family": "qwen2_5_vl",
-        "hidden_size": 64,
+        "id": str(plain["qwen2_5_vl"].resolve()), "revision": None, "family": "qwen2_5_vl", "hidden_size": 64,
         "layers": 7,
-    }
+    }  # fmt: skip
     loaded = load_engine(folder)
     assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
 

@@ -91,13 +91,10 @@ def test_options_that_lead_nowhere(here, picture, tmp_path, words, code, part):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("file/out.png", "is not a directory"),
-        ("folder.png", "it is a folder"),
-        ("", "it is a folder"),
-        ("out.svg", "use one of these endings: .bmp"),
-        ("out", "use one of these endings"),
+        ("file/out.png", "is not a directory"), ("folder.png", "it is a folder"), ("", "it is a folder"),
+        ("out.svg", "use one of these endings: .bmp"), ("out", "use one of these endings"),
     ],
-)
+)  # fmt: skip
 def test_a_figure_that_cannot_be_saved_is_refused_before_anything_is_loaded(here, picture, tmp_path, place, said):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.png").mkdir()

@@ -32,11 +32,8 @@ def test_one_line(zoomgap, here, data, tmp_path):
     assert (found["split"], found["max_visual_tokens"], found["zoom_mode"]) == ("dev", 24, "auto")
     assert set(found["per_kind"]) == {"total", "date"}
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "boxed.jsonl",
-        "full.jsonl",
-        "region.jsonl",
-        "zoom.jsonl",
-    ]
+        "boxed.jsonl", "full.jsonl", "region.jsonl", "zoom.jsonl",
+    ]  # fmt: skip
     again = here("eval", "zoomgap", "--rescore", tmp_path / "run", "--json", "--compare", tmp_path / "run")
     assert again.code == 0, again.err
     second = json.loads(again.out)

@@ -14,12 +14,9 @@ from tests.serving.running import chat
 @pytest.fixture
 def served():
     process = subprocess.Popen(
-        [sys.executable, "-m", "qzoom", "serve", "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"QZOOM_API_KEY": "the-key"},
-    )
+        [sys.executable, "-m", "qzoom", "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"QZOOM_API_KEY": "the-key"},
+    )  # fmt: skip
     try:
         yield process
     finally:

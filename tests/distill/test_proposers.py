@@ -122,12 +122,9 @@ def owlvit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("owlvit")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [
-        "!",
-        "<|startoftext|>",
-        "<|endoftext|>",
-        *(letter for letter in letters if letter != "!"),
+        "!", "<|startoftext|>", "<|endoftext|>", *(letter for letter in letters if letter != "!"),
         *(f"{letter}</w>" for letter in letters),
-    ]
+    ]  # fmt: skip
     vocabulary = {name: number for number, name in enumerate(names)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=16)
     text = OwlViTTextConfig(

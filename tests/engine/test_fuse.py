@@ -49,12 +49,9 @@ def test_regions_follow_their_picture_in_the_given_order(scheme):
     expected += [opening, *([pad] * 6), closing]
     assert after.ids.tolist() == [*expected, 11, 12]
     assert [(s.role, s.picture, s.features.grid) for s in after.spans] == [
-        ("coarse", 0, (4, 6)),
-        ("region", 0, (5, 2)),
-        ("region", 0, (1, 1)),
-        ("coarse", 1, (3, 2)),
+        ("coarse", 0, (4, 6)), ("region", 0, (5, 2)), ("region", 0, (1, 1)), ("coarse", 1, (3, 2)),
         ("region", 1, (2, 3)),
-    ]
+    ]  # fmt: skip
     assert all((after.ids[s.start : s.stop] == pad).all() for s in after.spans)
     assert reused == 28
     assert torch.equal(after.positions[:, :28], before.positions[:, :28].to(after.positions.dtype))

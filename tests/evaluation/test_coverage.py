@@ -171,12 +171,9 @@ def test_attention_is_that_of_the_stock_model(tmp_path, family):
         }
     with torch.inference_mode():
         out = stock.decoder(
-            inputs_embeds=hidden[None],
-            position_ids=prompt.positions[:, None],
-            output_attentions=True,
-            use_cache=False,
-            **deep,
-        )
+            inputs_embeds=hidden[None], position_ids=prompt.positions[:, None], output_attentions=True,
+            use_cache=False, **deep,
+        )  # fmt: skip
     wanted = torch.stack([layer[0, :, -1, span.start : span.stop] for layer in out.attentions])
     shape = (*wanted.shape[:2], *span.features.grid)
     np.testing.assert_allclose(found.question, wanted.view(shape).double().numpy(), rtol=1e-4, atol=1e-7)

@@ -31,12 +31,9 @@ def asked(picture, index, said, *, answer="x", boxes=BOX, field="code", view="fu
 def views():
     """Three placed questions, a negative, one without a place."""
     full = [
-        asked("a", 0, "x"),
-        asked("a", 1, "y"),
-        asked("b", 0, "y", boxes=((0, 0, 100, 100),), field="date"),
-        asked("b", 1, "none", answer="none", boxes=()),
-        asked("b", 2, "x", boxes=()),
-    ]
+        asked("a", 0, "x"), asked("a", 1, "y"), asked("b", 0, "y", boxes=((0, 0, 100, 100),), field="date"),
+        asked("b", 1, "none", answer="none", boxes=()), asked("b", 2, "x", boxes=()),
+    ]  # fmt: skip
     region = [
         asked("a", 0, "x", view="region"),
         asked("a", 1, "x", view="region"),
@@ -44,12 +41,9 @@ def views():
     ]
     boxed = [asked("a", 0, "x", view="boxed"), asked("a", 1, "y", view="boxed"), asked("b", 0, "x", view="boxed")]
     zoom = [
-        asked("a", 0, "x", zoom=[(0, 0, 5, 5)]),
-        asked("a", 1, "x"),
-        asked("b", 0, "x"),
-        asked("b", 1, "a dog", answer="none", boxes=()),
-        asked("b", 2, "x", boxes=()),
-    ]
+        asked("a", 0, "x", zoom=[(0, 0, 5, 5)]), asked("a", 1, "x"), asked("b", 0, "x"),
+        asked("b", 1, "a dog", answer="none", boxes=()), asked("b", 2, "x", boxes=()),
+    ]  # fmt: skip
     return {"full": full, "region": region, "boxed": boxed, "zoom": zoom}
 
 

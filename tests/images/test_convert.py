@@ -121,24 +121,18 @@ def test_array_colours_order_and_alpha():
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros(5), "shape 5"),
-        (np.array(3.0), "shape a single number"),
+        (np.zeros(5), "shape 5"), (np.array(3.0), "shape a single number"),
         (np.zeros((2, 2, 2), np.uint8), "shape 2x2x2"),
         (np.zeros((2, 50, 60), np.uint8), "2x50x60 is not that of a picture; pass height x width, or that with"),
-        (np.zeros((2, 4, 4, 3), np.uint8), "shape 2x4x4x3"),
-        (np.zeros((0, 5), np.uint8), "5 x 0 px"),
-        (np.zeros((5, 5), object), "type object"),
-        (np.zeros((5, 5), np.int64), "type int64"),
-        (np.zeros((5, 5), np.complex64), "type complex64"),
-        (np.full((5, 5), "a"), "type <U1"),
-        (np.full((5, 5), np.nan), "NaN"),
-        (np.full((5, 5), np.inf), "NaN or infinite"),
-        (np.full((5, 5), 1.5), "from 1.5 to 1.5"),
-        (np.full((5, 5), -0.5), "from -0.5"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "shape 2x4x4x3"), (np.zeros((0, 5), np.uint8), "5 x 0 px"),
+        (np.zeros((5, 5), object), "type object"), (np.zeros((5, 5), np.int64), "type int64"),
+        (np.zeros((5, 5), np.complex64), "type complex64"), (np.full((5, 5), "a"), "type <U1"),
+        (np.full((5, 5), np.nan), "NaN"), (np.full((5, 5), np.inf), "NaN or infinite"),
+        (np.full((5, 5), 1.5), "from 1.5 to 1.5"), (np.full((5, 5), -0.5), "from -0.5"),
         (np.zeros((1, 60_000), np.uint8), "too small"),
         (np.broadcast_to(np.uint8(0), (30_000, 30_000)), "megapixels"),
     ],
-)
+)  # fmt: skip
 def test_array_refusals(array, words):
     with pytest.raises(ImageError, match="Cannot read the array") as caught:
         array_to_rgb(array, "the array", ImageLimits())

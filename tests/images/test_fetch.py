@@ -157,21 +157,15 @@ def test_relative_redirects(status):
     ("location", "words"),
     [
         ("http://elsewhere.example/", "not on this server's list"),
-        ("http://127.0.0.1/", "not on this server's list"),
-        ("http://images.example/", "not on this server's list"),
-        ("//elsewhere.example/x", "not on this server's list"),
-        ("file:///etc/passwd", "neither https nor http"),
-        ("ftp://images.example/x", "neither https nor http"),
-        ("gopher://images.example/x", "neither https nor http"),
+        ("http://127.0.0.1/", "not on this server's list"), ("http://images.example/", "not on this server's list"),
+        ("//elsewhere.example/x", "not on this server's list"), ("file:///etc/passwd", "neither https nor http"),
+        ("ftp://images.example/x", "neither https nor http"), ("gopher://images.example/x", "neither https nor http"),
         ("http://user:pw@images.example/", "user name or password"),
-        ("http://images.example\\@elsewhere.example/", "malformed address"),
-        ("/x y", "malformed address"),
-        ("/\xe4", "malformed address"),
-        ("http://[::1/", "malformed address"),
-        ("http://[::1]/", "not a plain name"),
+        ("http://images.example\\@elsewhere.example/", "malformed address"), ("/x y", "malformed address"),
+        ("/\xe4", "malformed address"), ("http://[::1/", "malformed address"), ("http://[::1]/", "not a plain name"),
         ("", "redirects to nowhere"),
     ],
-)
+)  # fmt: skip
 def test_redirects_that_are_refused(location, words):
     with assets({"/p": reply("302 Found", Location=location)}) as server:
         assert words in refusal(FetchRefusedError, get, server)

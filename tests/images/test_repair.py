@@ -29,15 +29,12 @@ def refusal(data):
 @pytest.mark.parametrize(
     "chunk",
     [
-        broken_chunk(b"tEXt", b"A\0abc"),
-        broken_chunk(b"pHYs", struct.pack(">IIB", 1, 1, 0)),
-        broken_chunk(b"tIME", bytes(7)),
-        broken_chunk(b"eXIf", b"II*\0\x08\0\0\0\0\0"),
-        broken_chunk(b"prIv", b"abc"),
+        broken_chunk(b"tEXt", b"A\0abc"), broken_chunk(b"pHYs", struct.pack(">IIB", 1, 1, 0)),
+        broken_chunk(b"tIME", bytes(7)), broken_chunk(b"eXIf", b"II*\0\x08\0\0\0\0\0"), broken_chunk(b"prIv", b"abc"),
         png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 1_100_000)),
         png_chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"a" * 1_100_000)),
     ],
-)
+)  # fmt: skip
 def test_damaged_or_huge_metadata_cost_no_picture(chunk):
     loaded = load_image(GREY[:33] + chunk + GREY[33:])
     assert loaded.image.getpixel((9, 9)) == (64, 64, 64)

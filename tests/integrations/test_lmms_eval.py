@@ -84,14 +84,11 @@ def test_the_same_score_as_our_runner(monkeypatch):
     half = TokenBudget(min(low, 144), 144)
     ours = run(model, read_receipts(RECEIPTS, "dev"), EvalOptions("auto", half, half), limit=7)[:20]
     found = simple_evaluate(
-        model="qzoom",
-        model_args="pretrained=tiny,zoom=auto,coarse_tokens=144,region_tokens=144,device=cpu",
+        model="qzoom", model_args="pretrained=tiny,zoom=auto,coarse_tokens=144,region_tokens=144,device=cpu",
         tasks=["qzoom_receipts"],
         task_manager=TaskManager(include_path=str(tasks_folder()), include_defaults=False, model_name="qzoom"),
-        limit=20,
-        batch_size=4,
-        log_samples=True,
-    )
+        limit=20, batch_size=4, log_samples=True,
+    )  # fmt: skip
     samples = sorted(found["samples"]["qzoom_receipts"], key=lambda sample: sample["doc_id"])
     said = [sample["filtered_resps"][0] for sample in samples]
     assert said == [row.prediction for row in ours]

@@ -31,23 +31,16 @@ class Subclass(np.ndarray):
 def hostile(marker):
     numbers = np.zeros(3).__reduce__()
     return {
-        "system": Runs(os.system, f"touch {marker}"),
-        "eval": Runs(eval, f"open({str(marker)!r}, 'w')"),
+        "system": Runs(os.system, f"touch {marker}"), "eval": Runs(eval, f"open({str(marker)!r}, 'w')"),
         "exec in a list": [1, {"a": (Runs(exec, f"open({str(marker)!r}, 'w')"),)}],
-        "getattr": Runs(getattr, "x", "upper"),
-        "open": Runs(open, str(marker), "w"),
-        "import": Runs(__import__, "os"),
-        "numpy load": Runs(np.load, str(marker)),
+        "getattr": Runs(getattr, "x", "upper"), "open": Runs(open, str(marker), "w"),
+        "import": Runs(__import__, "os"), "numpy load": Runs(np.load, str(marker)),
         "numpy fromfile": Runs(np.fromfile, str(marker)),
         "array of objects": np.array([Runs(os.system, f"touch {marker}"), 1], dtype=object),
-        "subclass": Runs(numbers[0], Subclass, (0,), b"b"),
-        "big array": Runs(numbers[0], np.ndarray, (2**40,), b"b"),
-        "calls ndarray": Runs(np.ndarray, (2**40,)),
-        "structured": np.zeros(2, dtype=[("a", "f4")]),
-        "class": collections.Counter("abc"),
-        "function": os.system,
-        "complex": 1j,
-    }
+        "subclass": Runs(numbers[0], Subclass, (0,), b"b"), "big array": Runs(numbers[0], np.ndarray, (2**40,), b"b"),
+        "calls ndarray": Runs(np.ndarray, (2**40,)), "structured": np.zeros(2, dtype=[("a", "f4")]),
+        "class": collections.Counter("abc"), "function": os.system, "complex": 1j,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(hostile("x")))

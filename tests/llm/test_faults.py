@@ -72,10 +72,7 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
             from_mapping(
                 RolesSettings,
                 {
-                    "question_writer": by,
-                    "validator": by,
-                    "judge": by,
-                    "distractor_writer": by,
+                    "question_writer": by, "validator": by, "judge": by, "distractor_writer": by,
                     "student": by | {"plain": True},
                 }
                 | {"teachers": [by | {"name": name} for name in ("a", "b")]}
@@ -83,7 +80,7 @@ def run(folder: Path, share: float) -> tuple[list[str], Counter[str], Stub, int]
                 "test",
             ),
             folder / "calls.sqlite",
-        )
+        )  # fmt: skip
         roles.check()
         views = Crops()
         choices = ChoicesSettings(none_share=0.2, negatives=0.5)

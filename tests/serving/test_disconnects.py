@@ -57,17 +57,13 @@ LONG = json.dumps(GOOD | {"max_tokens": 1000, "stream": False}).encode()
 STREAM = json.dumps(GOOD | {"max_tokens": 1000, "stream": True}).encode()
 PERCEIVE = json.dumps({"model": "tiny", "messages": MESSAGES}).encode()
 STAGES = {
-    "at once": b"",
-    "in the request line": b"POST /v1/chat",
-    "in the headers": head(len(LONG))[:-10],
-    "before the body": head(len(LONG)),
-    "in the body": head(len(LONG)) + LONG[: len(LONG) // 2],
-    "before the last byte": head(len(LONG)) + LONG[:-1],
-    "with a whole request": head(len(LONG)) + LONG,
+    "at once": b"", "in the request line": b"POST /v1/chat", "in the headers": head(len(LONG))[:-10],
+    "before the body": head(len(LONG)), "in the body": head(len(LONG)) + LONG[: len(LONG) // 2],
+    "before the last byte": head(len(LONG)) + LONG[:-1], "with a whole request": head(len(LONG)) + LONG,
     "with a whole stream": head(len(STREAM)) + STREAM,
     "with a whole perception": head(len(PERCEIVE), "/v1/perceive") + PERCEIVE,
     "with two requests": (head(len(LONG)) + LONG) * 2,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rudely", [False, True])

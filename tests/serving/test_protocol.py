@@ -118,21 +118,16 @@ def test_a_refusal_names_the_field_and_what_to_do(values, param, part):
 @pytest.mark.parametrize(
     "more",
     [
-        {"reasoning_content": "hm"},
-        {"reasoning": "hm"},
+        {"reasoning_content": "hm"}, {"reasoning": "hm"},
         {"reasoning_content": None, "reasoning_details": [{"type": "reasoning.text"}], "thinking_blocks": []},
-        {"refusal": ""},
-        {"provider_specific_fields": {"qzoom": {}}},
+        {"refusal": ""}, {"provider_specific_fields": {"qzoom": {}}},
         {"annotations": [], "citations": None, "images": []},
         {"audio": None, "function_call": None, "tool_calls": None, "tool_call_id": None, "name": None, "id": "x"},
-        {"tool_calls": []},
-        {"cache_control": {"type": "ephemeral"}},
-        {"content": None},
-        {"content": None, "refusal": "I cannot."},
-        {"content": [{"type": "refusal", "refusal": "I cannot."}]},
+        {"tool_calls": []}, {"cache_control": {"type": "ephemeral"}}, {"content": None},
+        {"content": None, "refusal": "I cannot."}, {"content": [{"type": "refusal", "refusal": "I cannot."}]},
         {"content": [{"type": "thinking", "thinking": "hm", "signature": "x"}, TEXT]},
     ],
-)
+)  # fmt: skip
 def test_what_clients_add_to_an_answer_may_come_back(more):
     for kind in (ChatRequest, PerceiveRequest):
         turns = [*BASE["messages"], {"role": "assistant", "content": "7"} | more, *BASE["messages"]]
@@ -178,13 +173,10 @@ def test_a_pictures_address_alone_is_enough(kind):
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "input_image", "image_url": "http://a"},
-        {"type": "image", "source": {"type": "base64", "data": ""}},
-        {"type": "image", "image": "x"},
-        {"type": "image_file", "image_file": {}},
-        {"image_url": "http://a"},
+        {"type": "input_image", "image_url": "http://a"}, {"type": "image", "source": {"type": "base64", "data": ""}},
+        {"type": "image", "image": "x"}, {"type": "image_file", "image_file": {}}, {"image_url": "http://a"},
     ],
-)
+)  # fmt: skip
 def test_another_form_of_picture_is_shown_the_right_one(part):
     error = refusal(of("user", TEXT, part))
     assert error["param"] == "messages[0].content[1]"

@@ -19,12 +19,9 @@ from tests.serving.running import chat, data_url, image_part, page, running, use
 
 QUESTION = "What is the total amount?"
 ASKS = [
-    {"zoom": "auto"},
-    {"zoom": "never"},
-    {"zoom": "always"},
-    {"zoom": "auto", "gate_threshold": 1.0},
+    {"zoom": "auto"}, {"zoom": "never"}, {"zoom": "always"}, {"zoom": "auto", "gate_threshold": 1.0},
     {"zoom": "auto", "gate_threshold": 0.0, "region_threshold": 0.2},
-]
+]  # fmt: skip
 
 
 def usage_of(answer):

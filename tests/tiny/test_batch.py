@@ -98,12 +98,9 @@ def test_each_question_is_answered_as_if_alone(tokenizer, fast_model):
         with torch.no_grad():
             vision = core.get_image_features(batch.pixels, batch.grid_thw, return_dict=True)
             hidden = core(
-                input_ids=batch.input_ids,
-                attention_mask=batch.mask,
-                position_ids=batch.position_ids,
-                mm_encoder_outputs={"image": vision},
-                use_cache=False,
-            ).last_hidden_state
+                input_ids=batch.input_ids, attention_mask=batch.mask, position_ids=batch.position_ids,
+                mm_encoder_outputs={"image": vision}, use_cache=False,
+            ).last_hidden_state  # fmt: skip
         return guided.model.lm_head(hidden)
 
     second = (together.branch == 1) & (together.labels != IGNORE)
@@ -200,14 +197,11 @@ def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model, fast_model
     prompt = batch.input_ids[:, : int((batch.labels[0] != IGNORE).nonzero()[0]) + 1]
     with torch.no_grad():
         written = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
+            input_ids=prompt, attention_mask=torch.ones_like(prompt),
             mm_token_type_ids=(prompt == model.config.image_token_id).int(),
             pixel_values=batch.pixels.view(-1, 3, 1, 256).expand(-1, 3, 2, 256).reshape(-1, 1536),
-            image_grid_thw=batch.grid_thw,
-            max_new_tokens=3,
-            do_sample=False,
-        )[0, prompt.shape[1] :]
+            image_grid_thw=batch.grid_thw, max_new_tokens=3, do_sample=False,
+        )[0, prompt.shape[1] :]  # fmt: skip
     text = tokenizer.decode(written[:1])
     again = collate([Example("t", (picture,), (None,), (Query("Read the text.", text),))], tokenizer)
     with torch.no_grad():

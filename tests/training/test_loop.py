@@ -309,12 +309,9 @@ def test_a_sharded_run_that_is_killed_resumes_and_ends_as_one_process_does(world
     recipe, folder = decoder_recipe(world, steps=3), tmp_path / "two"
     run(recipe, tmp_path / "one")
     process = subprocess.Popen(
-        launch_words(folder, 2, recipe),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | environment,
-        start_new_session=True,
-    )
+        launch_words(folder, 2, recipe), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | environment, start_new_session=True,
+    )  # fmt: skip
     try:
         while process.poll() is None and not ((folder / "metrics.jsonl").exists() and losses_in(folder)):
             time.sleep(0.02)

@@ -131,11 +131,8 @@ def test_pictures_as_paths_base64_and_data_urls(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "one.png").write_bytes(png(1))
     values = [
-        "images/one.png",
-        coded(1),
-        f"data:image/png;base64,{coded(1)}",
-        {"bytes": None, "path": "images/one.png"},
-    ]
+        "images/one.png", coded(1), f"data:image/png;base64,{coded(1)}", {"bytes": None, "path": "images/one.png"},
+    ]  # fmt: skip
     task = open_task("infovqa", data=write_lines(tmp_path, "infovqa", [with_picture("infovqa", v) for v in values]))
     samples = [task.sample(i) for i in range(4)]
     assert [s.error for s in samples] == [None] * 4

@@ -18,12 +18,9 @@ from tests.serving.page.browser import chromium, done, server
 
 DESKTOP = {"viewport": {"width": 1280, "height": 1010}, "device_scale_factor": 1.2}
 PHONE = {
-    "viewport": {"width": 400, "height": 860},
-    "device_scale_factor": 1.5,
-    "is_mobile": True,
-    "has_touch": True,
+    "viewport": {"width": 400, "height": 860}, "device_scale_factor": 1.5, "is_mobile": True, "has_touch": True,
     "color_scheme": "dark",
-}
+}  # fmt: skip
 
 
 def main(folder: Path) -> None:

@@ -36,16 +36,12 @@ def row(number: int, kind: str = "colour", **changes) -> dict:
 
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("answer", pa.string()),
-        ("bbox", pa.list_(pa.int32())),
-        ("choices", pa.list_(pa.string())),
-        ("letter", pa.string()),
+        ("id", pa.string()), ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))), ("answer", pa.string()),
+        ("bbox", pa.list_(pa.int32())), ("choices", pa.list_(pa.string())), ("letter", pa.string()),
         ("extra_info", pa.struct([("kind", pa.string()), ("negative", pa.bool_()), ("pair", pa.string())])),
     ]
-)
+)  # fmt: skip
 
 
 def write(folder: Path, rows: list[dict], name: str = "train", schema: pa.Schema | None = SCHEMA) -> Path:

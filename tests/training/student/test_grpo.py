@@ -124,12 +124,9 @@ def test_logits_of_the_trainer_equal_the_engines(reader, tmp_path):
         assert made["prompt_ids"][4 * group][made["prompt_mask"][4 * group] == 1].tolist() == list(prompts.ids)
         with torch.no_grad():
             logits = rows.prompter.engine.backbone.model(
-                input_ids=torch.tensor([prompts.ids]),
-                position_ids=_positions(rows, prompts)[:, None],
-                pixel_values=prompts.view.pixels,
-                image_grid_thw=prompts.view.grid_thw,
-                use_cache=False,
-            ).logits[0, -1]
+                input_ids=torch.tensor([prompts.ids]), position_ids=_positions(rows, prompts)[:, None],
+                pixel_values=prompts.view.pixels, image_grid_thw=prompts.view.grid_thw, use_cache=False,
+            ).logits[0, -1]  # fmt: skip
         first = made["completion_ids"][4 * group, 0]
         torch.testing.assert_close(scores[4 * group, 0], torch.log_softmax(logits, -1)[first], rtol=1e-3, atol=1e-3)
 
