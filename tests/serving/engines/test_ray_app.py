@@ -26,10 +26,10 @@ def test_the_file_names_an_application_that_answers() -> None:
     values = yaml.safe_load(FILE.read_text())["applications"][0]
     module, _, name = values["import_path"].partition(":")
     build = getattr(importlib.import_module(module), name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with ray_running(cpus=3):
+    with socket.socket() as held, ray_running(cpus=3):
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Ray's own, which may share it; others may not
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(values["args"] | {"device": "cpu"}), name=values["name"], route_prefix=values["route_prefix"])
         url = f"http://127.0.0.1:{port}"

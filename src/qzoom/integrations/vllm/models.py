@@ -15,7 +15,7 @@ import vllm
 from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
-from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
+from vllm.model_executor.models import llava, qwen2_5_vl, qwen3_vl
 from vllm.model_executor.models.extract_hidden_states import (
     CacheOnlyAttentionBackend,
     CacheOnlyAttentionLayer,
@@ -118,3 +118,10 @@ class QZoomQwen3VLForConditionalGeneration(KeepsStates, qwen3_vl.Qwen3VLForCondi
 )
 class QZoomQwen2_5_VLForConditionalGeneration(KeepsStates, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL that looks."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    llava.LlavaMultiModalProcessor, info=llava.LlavaProcessingInfo, dummy_inputs=llava.LlavaDummyInputsBuilder
+)
+class QZoomLlavaForConditionalGeneration(KeepsStates, llava.LlavaForConditionalGeneration):
+    """LLaVA-1.5 that looks."""
