@@ -149,7 +149,8 @@ def test_full_engines_are_a_full_server(decoder: Decoder) -> None:
         servers[0].fault = "full"
         assert ask(site).status_code == 200  # the other one answers
         servers[1].fault = "full"
-        full = [ask(site, **more) for more in ({}, {"qzoom": {"zoom": "never"}}, {"stream": True})]
+        never = {"qzoom": {"zoom": "never"}}
+        full = [ask(site, **more) for more in ({}, never, {"stream": True}, never | {"stream": True})]
         stacks[1].close()
         full.append(ask(site))
     for reply in full:

@@ -127,7 +127,10 @@ class ZoomingEngine(ServingEngine):
         async with self._slot():
             clock = Stopwatch(engine.backbone.device)
             item, view, first = await self._coarse(job, clock, everyone=False)
-            yield StreamEvent("perception", perception=make_perception(engine, item, clock))
+            perception = StreamEvent("perception", perception=make_perception(engine, item, clock))
+            told = first is not None or item.gate.zoomed
+            if told:  # else nothing is sent before the engine has taken the request
+                yield perception
             regions: tuple[Region, ...] = ()
             if item.gate.zoomed:
                 with clock.step("crop"):
@@ -143,6 +146,9 @@ class ZoomingEngine(ServingEngine):
                 async with aclosing(self.send_answer(view)) as pieces:
                     with clock.step("answer"):
                         async for piece in pieces:
+                            if not told:
+                                yield perception
+                                told = True
                             if text := record.take(piece):
                                 yield StreamEvent("text", text=text)
                             if record.finish and not piece.finish:
