@@ -6,6 +6,7 @@ share the block tables of keys and values, so prefix hits, chunks and preemption
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ from qzoom.integrations.vllm import version_warning
 from qzoom.integrations.vllm.heads import Heads
 
 _log = init_logger(__name__)
+_TOWER = r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"
 
 
 class _Builder(CacheOnlyAttentionMetadataBuilder):
@@ -125,3 +127,7 @@ class QZoomQwen2_5_VLForConditionalGeneration(KeepsStates, qwen2_5_vl.Qwen2_5_VL
 )
 class QZoomLlavaForConditionalGeneration(KeepsStates, llava.LlavaForConditionalGeneration):
     """LLaVA-1.5 that looks."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """The same with the names of transformers 5, which have one level less in the vision tower."""
+        return super().load_weights((re.sub(_TOWER, r"\1vision_model.", name), value) for name, value in weights)
