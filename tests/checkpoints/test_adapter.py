@@ -250,6 +250,33 @@ def test_a_head_that_is_no_longer_the_token_table_is_kept(family: str, tmp_path:
         assert torch.equal(loaded.backbone.embedding.weight, base.embedding.weight)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "options"),
+    [
+        ("region", "layers.0.mlp.up_proj.weight", {"base_id": "owner/base"}),
+        ("gate", "head.weight", {"include_base": True}),
+        ("base", "lm_head.weight", {"include_base": True}),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_weights_that_are_no_numbers_are_not_written(
+    tmp_path: Path, part: str, name: str, options: dict[str, Any], value: float
+) -> None:
+    made = folders.engine("qwen3_vl")
+    module = made.backbone.model if part == "base" else getattr(made, part)
+    weight = dict(module.named_parameters())[name]
+    before = weight.detach().clone()
+    try:
+        weight.data.view(-1)[1] = value
+        with pytest.raises(CheckpointError) as caught:
+            save_pretrained(made, tmp_path / "adapter", **options)
+    finally:
+        weight.data.copy_(before)
+    named = name if part == "base" else f"{part}.{name}"
+    assert_sentence(caught.value, str(tmp_path / "adapter"), named, "not numbers (NaN or infinity)", "train them again")
+    assert not list(tmp_path.iterdir())
+
+
 def test_provenance_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
     made = folders.engine("qwen3_vl")
     made = dataclasses.replace(made, config=made.config.replace(provenance={"loss": float("nan")}))

@@ -91,7 +91,7 @@ def test_what_openai_clients_send_is_taken(values):
         (
             of("system", {"type": "image_url"}),
             "messages[0].content[0].type",
-            "'text'",
+            "it must be 'text' (pictures stand in turns of the user)",
         ),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),

@@ -242,6 +242,8 @@ def test_wrong_addresses_are_refused_in_openais_shape(http, method, path, status
     reply = http.request(method, path)
     assert reply.status_code == status
     assert error_of(reply)["code"] == code
+    if status == 405:
+        assert reply.headers["allow"] == ("GET, HEAD" if path == "/health" else "POST")
 
 
 @pytest.mark.parametrize(

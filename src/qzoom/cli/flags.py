@@ -140,15 +140,16 @@ def build_settings(
 
     Raises:
         typer.BadParameter: an option with a wrong value.
-        ConfigError: a recipe that cannot be used.
+        RecipeError: a recipe that cannot be used.
     """
     from qzoom.settings import from_mapping, read_yaml
 
     values = _merged({} if recipe is None else read_yaml(recipe), given)
     try:
-        return from_mapping(cls, values, _SOURCE if recipe is None else str(recipe))
+        source = _SOURCE if given or recipe is None else str(recipe)
+        return from_mapping(cls, values, source, recipe=recipe, given=given)
     except ConfigError as error:
-        if given:
+        if given and not str(error).startswith(f"{recipe}, line "):
             raise typer.BadParameter(_with_flag(str(error), names or {})) from error
         raise
 

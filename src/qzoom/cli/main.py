@@ -19,7 +19,7 @@ from typer.models import CommandInfo
 
 from qzoom import __version__
 from qzoom.cli.console import one_line
-from qzoom.errors import BudgetError, LengthError, QZoomError
+from qzoom.errors import BudgetError, LengthError, QZoomError, RecipeError
 
 INTERRUPTED = 130
 
@@ -170,7 +170,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if code == INTERRUPTED:
             return _fail("interrupted.", code)
         return code if isinstance(code, int) else 0
-    except BudgetError as error:
+    except (BudgetError, RecipeError) as error:
         return _fail(str(error), 2)
     except LengthError as error:
         advice = "shorten the question, or lower --max-new-tokens, --coarse-tokens or --region-tokens"

@@ -112,14 +112,16 @@ def copy_recipe(
 
 
 def _recipes() -> Iterator[tuple[str, Traversable]]:
-    """Names such as "qwen3-vl-4b/regions" and files: in the installed package, else in the checkout."""
+    """Names such as "qwen3-vl-4b/regions" and files: in the installed package, else in the checkout, whose own programs
+    run some of them."""
     package = importlib.resources.files("qzoom")
     root = package / "recipes"
-    if not root.is_dir():
+    installed = root.is_dir()
+    if not installed:
         root = Path(str(package)).parents[1] / "recipes"
     for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
         for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
-            if file.name.endswith(".yaml"):
+            if file.name.endswith(".yaml") and not (installed and _first_line(file).startswith("python ")):
                 yield f"{folder.name}/{file.name.removesuffix('.yaml')}", file
 
 
