@@ -101,5 +101,5 @@ def test_command_refuses_a_missing_recipe_and_output(tmp_path, capsys):
     path.write_text("base: tiny\n")
     assert command(["train", "student", str(path)]) == 2
     assert "--output" in capsys.readouterr().err
-    assert command(["train", "student", str(path), "-o", str(tmp_path / "out")]) == 1
+    assert command(["train", "student", str(path), "-o", str(tmp_path / "out")]) == 2
     assert "--data" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.engine.state import Engine
-from qzoom.errors import ConfigError, DataError
+from qzoom.errors import ConfigError, DataError, RecipeError
 from qzoom.store.log import write_atomic
 from qzoom.training.lora import add_lora
 from qzoom.training.run import (
@@ -142,7 +142,7 @@ def train_student(
 def _data_folder(recipe: StudentRecipe) -> Path:
     """The folder of the data, checked."""
     if not recipe.data:
-        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
+        raise RecipeError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
     folder = Path(recipe.data).expanduser()
     check_folder(folder)
     return folder
