@@ -196,8 +196,8 @@ class QZoom:
         """Answer many questions. In float32 the answers equal those of `ask`; see `session` for other formats.
 
         Questions run in chunks that fit into memory. A picture that several of them are about is decoded, encoded and
-        read by the shared layers once, which `usage.reused_tokens` shows. Answers hold their pictures, for drawing: each
-        different one takes three bytes a pixel for as long as its answer is kept.
+        read by the shared layers once, which `usage.reused_tokens` shows. Answers hold their pictures, for drawing:
+        each different one takes four bytes a pixel for as long as its answer is kept.
 
         Args:
             samples: (image, question) pairs of any sizes.
