@@ -84,6 +84,19 @@ def test_bytes_that_are_no_text(apart, picture, verb):
     apart(verb, picture, question).refuses(1, "Character 9 of the user message (U+DCFF)")
 
 
+def test_a_picture_is_neither_question_nor_target(here, picture, tmp_path):
+    before = picture.read_bytes()
+    link = tmp_path / "link.png"
+    link.symlink_to(picture)
+    for target in (picture, link):
+        here("ask", picture, QUESTION, "--save", target).refuses(
+            2, "--save", "is the picture itself; name another file"
+        )
+    assert picture.read_bytes() == before
+    for words in ((picture, picture), (QUESTION, link)):
+        here("ask", *words).refuses(2, "the question comes last", "is a file; add a question after it.")
+
+
 @pytest.mark.parametrize("seed", ["1" + "0" * 30, "-9223372036854775809", "18446744073709551616"])
 def test_seed_out_of_range(here, picture, seed):
     here("ask", picture, QUESTION, "--temperature", "1", "--seed", seed).refuses(2, "seed must be a whole number")

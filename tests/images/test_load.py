@@ -88,6 +88,7 @@ def test_limits_are_used(data):
         (Path("no-such-file.png"), "no such file"),
         ("file://elsewhere/a.png", "another machine"),
         ("file://[x", "malformed"),
+        ("s3://bucket/a.png", "addresses of this kind are not read; download it"),
         ("iVBORw0KGgo" * 40, "looks like base64"),
         ("iVBORw0KGgoAAAANSUhEUgAAAEAAAAAwCAIAAAA=", "looks like base64"),
         ({"type": "text"}, "no bytes, path or image_url"),

@@ -239,6 +239,7 @@ def _wrong_usage(error: TyperException) -> int:
         return 2
     for theirs, ours in _PLAIN.items():
         text = text.replace(theirs, ours)
+    text += "" if text.rstrip().endswith((".", "?", "!")) else "."
     print(f"{verb}: {one_line(text)} See: {verb} --help", file=sys.stderr)
     return error.exit_code
 

@@ -200,7 +200,8 @@ def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
     """Pictures and question of one command line.
 
     Raises:
-        typer.BadParameter: fewer than two words, or more than one picture from standard input.
+        typer.BadParameter: fewer than two words, a picture in the question's place, or more than one picture from
+            standard input.
     """
     if len(inputs) < 2:
         raise typer.BadParameter(
@@ -209,6 +210,8 @@ def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
     pictures, question = inputs[:-1], decode_argument(inputs[-1])
     if not question.strip():
         raise typer.BadParameter("the question is empty; ask something about the picture.")
+    if os.path.isfile(question):
+        raise typer.BadParameter(f"the question comes last, but {question!r} is a file; add a question after it.")
     if pictures.count("-") > 1:
         raise typer.BadParameter("only one picture can come from standard input.")
     return pictures, question

@@ -293,6 +293,10 @@ def _read_text(text: str, limits: ImageLimits) -> tuple[bytes, str]:
         text = local_path(text)
     if not text:
         raise refuse("the picture", "its path is empty", "name a picture file")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise refuse(
+            shown(text), "addresses of this kind are not read", "download it, or give an http or https address"
+        )
     long = len(text) > _MAX_PATH or (text.startswith(_BASE64_STARTS) and not os.path.exists(text))
     if long and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
         raise refuse(
