@@ -264,6 +264,8 @@ def _windows(source: str, count: int, *, asked: bool = True) -> Exercise:
             target = _target(context, page, question)
             if target is None:
                 continue
+            if question is not None and rng.random() < 0.3:
+                target = with_its_row(target, page.lines)
             box = snippet_box(target, page.pixels.shape[1::-1], context.between(9, 40), tokens, rng)
             view = View(page.pixels, box, tokens, context.look(), rng)
             questions = []
@@ -287,6 +289,16 @@ def _target(context: Context, page: Page, question: PackedQuestion | None) -> Bo
     x0, y0, x1, y1 = lines[int(rng.integers(len(lines)))].box
     middle = (x0 + x1) // 2
     return (max(0, middle - 20), y0, middle + 20, y1)
+
+
+def with_its_row(target: Box, lines: tuple[PackedLine, ...]) -> Box:
+    """The target and all that is printed on its row: a value often means nothing without the label beside it."""
+    x0, y0, x1, y1 = target
+    for line in lines:
+        left, top, right, bottom = line.box
+        if min(y1, bottom) - max(y0, top) > 0.5 * min(y1 - y0, bottom - top):
+            x0, x1 = min(x0, left), max(x1, right)
+    return (x0, y0, x1, y1)
 
 
 def _inside(question: PackedQuestion, box: tuple[float, float, float, float]) -> bool:
@@ -313,6 +325,8 @@ def _pairs(source: str, count: int) -> Exercise:
             tokens = fit_to_tokens(width, height, int(rng.choice([64, 64, 100, 144])))
             question = context.some(known, 1)[0]
             target = question.boxes[int(rng.integers(len(question.boxes)))]
+            if rng.random() < 0.5:
+                target = with_its_row(target, page.lines)
             box = crop_around(target, (width, height), rng, width / tokens[0])
             look = context.look(turn=False)
             views = [View(page.pixels, None, tokens, look, rng)]

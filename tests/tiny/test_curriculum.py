@@ -8,7 +8,7 @@ from PIL import Image
 
 from qzoom.errors import ConfigError, DataError
 from tests.tiny.test_train import _recipe
-from tiny.curriculum import EXERCISES, Context, examples_of, packs_needed
+from tiny.curriculum import EXERCISES, Context, examples_of, packs_needed, with_its_row
 from tiny.measure import dev_examples
 from tiny.pack import PackedLine
 from tiny.receipt_data import ReceiptFolder, is_held_out, rows_of, target_text, value_questions
@@ -178,3 +178,11 @@ def test_target_text_is_what_the_model_should_write():
     assert target_text("total", "$8.60") == "8.60"
     assert target_text("company", "Kedai  Papan") == "KEDAI PAPAN"
     assert target_text("date", "18 Mar 2018") == "18 Mar 2018"
+
+
+def test_a_row_is_what_is_printed_at_the_same_height():
+    label, value, below = (
+        PackedLine("x", box) for box in ((20, 100, 90, 118), (150, 104, 220, 120), (20, 118, 300, 136))
+    )
+    assert with_its_row(value.box, (label, value, below)) == (20, 104, 220, 120)
+    assert with_its_row(below.box, (label, value)) == below.box
