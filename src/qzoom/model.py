@@ -136,7 +136,7 @@ class QZoom:
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
                 ignore_eos, presence_penalty, frequency_penalty, logprobs (how many of the likeliest tokens to name),
-                json_schema (a JSON schema as text, which the answer then follows), gate_threshold, region_threshold,
+                json_schema (a JSON schema, which the answer then follows), gate_threshold, region_threshold,
                 coarse_tokens and region_tokens (a maximum, a (min, max) tuple or a `TokenBudget`), system (a system
                 turn to put first), and pages (of PDFs, such as "1-5,9").
 

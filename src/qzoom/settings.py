@@ -133,7 +133,7 @@ def _line(recipe: Path, place: typing.Sequence[int | str], given: Mapping[str, A
 
     node, line, changed = yaml.compose(recipe.read_text(encoding="utf-8"), _loader()), 0, given
     for step in place:
-        if isinstance(changed, Mapping) and step in changed:
+        if isinstance(step, str) and step in changed:
             changed = changed[step]
             if not isinstance(changed, Mapping):
                 return 0

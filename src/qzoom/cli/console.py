@@ -6,6 +6,7 @@ Scripts read standard output, people read both; `--quiet` silences standard erro
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -126,6 +127,7 @@ class Console:
         """Keep the progress bars and advice of the libraries off the screen; downloads show theirs on a terminal."""
         import transformers
 
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install kernels for CPUs
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         if self.quiet or not _is_terminal(sys.stderr):
