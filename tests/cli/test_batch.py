@@ -184,6 +184,13 @@ def test_another_jobs_output_is_left_alone(here: Command, folder: Path) -> None:
         assert refused.code == 1
         assert refused.is_one_sentence
         assert sentence in refused.err
+    kept_away = output.rename(folder / "kept.jsonl")
+    assert here("batch", source, "-o", output, "--max-tokens", "5").code == 0  # nothing of the other job is left
+    (folder / "out.jsonl.batch.json").unlink()
+    kept_away.rename(output)
+    assert "is missing or damaged" in here("batch", source, "-o", output, "--max-tokens", "4").err
+    assert here("batch", source, "-o", output, "--max-tokens", "4", "--fresh").code == 0
+    kept = output.read_bytes()
     write_lines(source, question_lines(2))
     assert "input was" in here("batch", source, "-o", output, "--max-tokens", "4").err
     assert output.read_bytes() == kept
@@ -192,6 +199,22 @@ def test_another_jobs_output_is_left_alone(here: Command, folder: Path) -> None:
     assert refused.is_one_sentence
     assert "no batch output" in refused.err
     assert (folder / "mine.jsonl").read_text() == "notes\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\xff\xd8\xff\xe0 no\ntext\n", "not JSON"),
+        ('{"id": "a"}\n'.encode("utf-16"), "not JSON"),
+        (b"id,image,question\na,p0.png,?\n", "not JSON"),
+        (b'[{"id": "a", "image": "p0.png", "question": "?"}]\n', "not a JSON object"),
+        (b'\n{"image": "p0.png", "question": "?"}\n', "no 'custom_id'"),
+    ],
+)
+def test_another_kind_of_file_is_refused_as_a_whole(here: Command, folder: Path, data: bytes, sentence: str) -> None:
+    (folder / "in.jsonl").write_bytes(data)
+    refused = here("batch", folder / "in.jsonl", "-o", folder / "out.jsonl")
+    refused.refuses(1, "in.jsonl is no file of questions; its first line is", sentence)
 
 
 @pytest.mark.parametrize(

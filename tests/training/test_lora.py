@@ -66,7 +66,9 @@ def test_few_samples_are_said_and_nothing_of_the_libraries(world, tmp_path, caps
     assert command(words) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("training 1 of 1")]
     assert len(lines) == 1
-    assert re.fullmatch(r"warning: trained on \d+ samples; so few say nothing about the method\. .*", lines[0])
+    assert re.fullmatch(
+        r"warning: trained on \d+ samples; so few say nothing about the method\. Label more\.", lines[0]
+    )
 
 
 def weights(engine):

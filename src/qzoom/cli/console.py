@@ -18,6 +18,8 @@ from typing import Any, TextIO
 Update = Callable[..., None]
 """`update(done, total, text="")` of one progress bar; a total of None keeps the known one."""
 
+FEW_SAMPLES = 32
+"""Fewer samples than these say nothing about a method."""
 _KEPT = "\n\t"
 _DIRECTION = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
@@ -67,6 +69,11 @@ class Console:
         """One JSON line."""
         sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
         sys.stdout.flush()
+
+    def warn_few(self, what: str, count: int, advice: str) -> None:
+        """Say that a figure from so few samples means nothing."""
+        if count < FEW_SAMPLES:
+            self.note(f"warning: {what}; so few say nothing about the method. {advice}")
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:

@@ -172,6 +172,12 @@ def gate(
         f"{report.questions} questions: {report.closer} need zooming, for {report.enough} the coarse pass is "
         f"enough, {report.dropped} dropped",
     )
+    if not report.closer + report.enough:
+        out.console.note(
+            "No gate label is usable: the answers are never right, or without a pattern. Choose other --tokens, a better "
+            "model, or questions that it can answer."
+        )
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +239,6 @@ def hard_cases(
         f"{report.turns} questions: {report.hard} hard, {report.improvements} improved, {report.both_right} right both "
         f"ways, {report.both_wrong} wrong both ways, {report.undecided} undecided",
     )
+    if report.undecided == report.turns:
+        out.console.note("No question is decided: name a judge with --judge-url, or give questions with short answers.")
+        raise typer.Exit(1)

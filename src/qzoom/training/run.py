@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
-FEW_SAMPLES = 32
-"""Fewer training samples than these say nothing about a method."""
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
