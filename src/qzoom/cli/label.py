@@ -174,8 +174,8 @@ def gate(
     )
     if not report.closer + report.enough:
         out.console.note(
-            "No gate label is usable: the answers are never right, or without a pattern. Choose other --tokens, a better "
-            "model, or questions that it can answer."
+            "No gate label is usable: the answers are never right, or without a pattern. Choose other --tokens, "
+            "a better model, or questions that it can answer."
         )
         raise typer.Exit(1)
 
