@@ -296,13 +296,14 @@ def train_command(
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device} is not supported; use cpu or cuda.")
     settings = load_recipe(recipe)
-    output.mkdir(parents=True, exist_ok=True)
     if fresh:
         for name in (STATE_FILE, CURVE_FILE):
             (output / name).unlink(missing_ok=True)
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if Run(settings, output.resolve(), device).loop():
+    run = Run(settings, output.resolve(), device)
+    output.mkdir(parents=True, exist_ok=True)
+    if run.loop():
         typer.echo(f"The model is in {output / 'model'}.")
     else:
         typer.echo("Stopped; the same command goes on from here.")
