@@ -214,7 +214,7 @@ def test_another_jobs_output_is_left_alone(here: Command, folder: Path) -> None:
 def test_another_kind_of_file_is_refused_as_a_whole(here: Command, folder: Path, data: bytes, sentence: str) -> None:
     (folder / "in.jsonl").write_bytes(data)
     refused = here("batch", folder / "in.jsonl", "-o", folder / "out.jsonl")
-    refused.refuses(1, "in.jsonl is no file of questions; its first line is", sentence)
+    refused.refuses(1, "in.jsonl is no file of questions; its first line:", sentence)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,7 @@ def test_another_kind_of_file_is_refused_as_a_whole(here: Command, folder: Path,
         ([], (), 1, "holds no questions"),
         ([], ("-o", "out.txt"), 2, "must end in .jsonl or .parquet"),
         ([{"id": "a", "image": "p0.png", "question": "?"}], ("--server", "http://127.0.0.1:9"), 1, "does not answer"),
+        ([{"id": "a", "image": "p0.png", "question": "?"}], ("--server", "127.0.0.1:9"), 2, "write http://HOST:PORT"),
     ],
 )
 def test_what_cannot_run_is_one_sentence(

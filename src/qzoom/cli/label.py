@@ -13,6 +13,7 @@ import typer
 
 from qzoom.cli.flags import Flags, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
+from qzoom.errors import ConfigError
 from qzoom.labels.settings import GateRecipe, HardCaseRecipe, RegionRecipe
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class JudgeOptions:
         """The judge, whose replies are cached beside the records; None without a URL.
 
         Raises:
-            typer.BadParameter: a URL without a model.
+            typer.BadParameter: a URL without a model, or what is none.
         """
         if self.judge_url is None:
             return None
@@ -209,7 +210,10 @@ class JudgeOptions:
         from qzoom.scoring.judge import CACHE, open_judge
 
         calls = CallSettings(retries=self.judge_retries, budget_requests=self.judge_budget)
-        endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+        try:
+            endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error), param_hint="--judge-url") from error
         return open_judge(endpoint, calls, folder / CACHE)
 
 

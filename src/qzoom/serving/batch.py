@@ -90,7 +90,7 @@ def _explain_unreadable(path: Path) -> None:
     try:
         _name_of(_parse(raw))
     except DataError as error:
-        raise DataError(f"{path} is no file of questions; its first line is {error}") from error
+        raise DataError(f"{path} is no file of questions; its first line: {error}") from error
 
 
 def _parts_of(raw: bytes, number: int, offset: int) -> list[BatchLine]:
