@@ -102,7 +102,6 @@ def from_mapping(
     Args:
         cls: a settings class.
         values: the mapping; lists stand for tuples.
-        source: file or section, for the error sentence.
         recipe: the YAML file that the values were read from; a mistake in it is named with its line.
         given: those of the values that were not read from it.
 

@@ -1,5 +1,3 @@
-"""Ratios of the benchmark at true size."""
-
 import pytest
 
 from benchmarks.scale import compare, zoom_shares

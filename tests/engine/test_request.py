@@ -1,7 +1,3 @@
-"""One token budget shared by several regions, and budgets as callers write them."""
-
-from __future__ import annotations
-
 import random
 
 import numpy as np
@@ -12,7 +8,7 @@ from qzoom.engine.request import budget, split_budget
 from qzoom.errors import BudgetError
 
 
-def test_the_parts_keep_the_whole_budget() -> None:
+def test_the_parts_keep_the_whole_budget():
     draw = random.Random(0)
     for _ in range(2000):
         areas = [draw.randint(1, 10_000_000) for _ in range(draw.randint(1, 8))]
@@ -24,18 +20,15 @@ def test_the_parts_keep_the_whole_budget() -> None:
         assert sum(p.min_tokens for p in parts) == max(total.min_tokens, len(areas))
 
 
-def test_larger_regions_get_more() -> None:
+def test_larger_regions_get_more_and_too_few_tokens_are_refused():
     parts = split_budget(TokenBudget(3, 103), [100, 300, 600])
     assert [p.max_tokens for p in parts] == [11, 31, 61]
     assert split_budget(TokenBudget(5, 9), [1234]) == [TokenBudget(5, 9)]
-
-
-def test_too_few_tokens_are_refused() -> None:
     with pytest.raises(BudgetError, match="2 tokens for 3 regions"):
         split_budget(TokenBudget(1, 2), [5, 5, 5])
 
 
-def test_budgets_as_callers_write_them() -> None:
+def test_budgets_as_callers_write_them():
     standard = TokenBudget(4, 30)
     assert budget(None, standard) is None
     assert budget(100, standard) == TokenBudget(4, 100)

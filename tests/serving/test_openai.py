@@ -1,5 +1,3 @@
-"""What vLLM's and OpenAI's users expect: log probabilities, several answers, JSON by schema, penalties, ids, paths."""
-
 import json
 import socket
 from contextlib import ExitStack
@@ -11,7 +9,7 @@ from openai import BadRequestError, OpenAI
 from qzoom.errors import ConfigError
 from qzoom.serving.engines.base import ServingEngine
 from qzoom.serving.engines.native import NativeEngine
-from qzoom.serving.logprobs import token_bytes
+from qzoom.serving.replies import token_bytes
 from qzoom.serving.settings import ServerLimits, ServerSettings
 from tests.serving.running import chat, page, running
 

@@ -1,5 +1,3 @@
-"""Stage 2: what is mixed, where regions come from, and that the loss is that of the engine's own forward pass."""
-
 import dataclasses
 import random
 
@@ -11,9 +9,9 @@ from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.prompt import embed_prompt
 from qzoom.errors import ConfigError, DataError
-from qzoom.training.answers import AnswerTask, random_cells
 from qzoom.training.samples import SampleUse
 from qzoom.training.stages import StageRecipe
+from qzoom.training.tasks import AnswerTask, random_cells
 from qzoom.training.train_stage import prepare_engine, train_stage
 
 
