@@ -23,7 +23,7 @@ def test_what_onednn_keeps_is_bounded_unless_the_user_says_otherwise(monkeypatch
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     load_engine("tiny")
-    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "256")
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "128")
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

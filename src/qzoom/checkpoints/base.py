@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qzoom.backbones.base import Backbone
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-_COMPILED = "256"
+_COMPILED = "128"
 """How many compiled programs oneDNN keeps."""
 PROCESSOR_FILES = (
     "added_tokens.json",
