@@ -56,6 +56,12 @@ def test_an_answer_is_the_sum_of_its_steps():
     again = vision_flops(SMALL, 2) + decoder_flops(SMALL, 1, 4, past=3)
     first = vision_flops(SMALL, 3) + decoder_flops(SMALL, 1, 5)
     assert zoomed == first + branches + again + decoder_flops(SMALL, 3, 7) + logits
+    some = {"coarse_tokens": 3, "region_tokens": 2, "prompt_tokens": 7, "completion_tokens": 1}
+    sparse = answer_flops(SMALL, **some, gate=True, region_branch=True, encoded_tokens=6)
+    assert sparse == zoomed - vision_flops(SMALL, 2) + vision_flops(SMALL, 6)
+    looked = answer_flops(SMALL, **some, gate=True, region_branch=True, looked_tokens=2)
+    twice = decoder_flops(SMALL, 3, 2, past=3) + 2 * logits + decoder_flops(SMALL, 4, 1, past=5)
+    assert looked == zoomed + twice
     rounds = answer_flops(
         SMALL,
         coarse_tokens=3,

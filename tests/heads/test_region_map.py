@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qzoom.config import ZoomConfig
-from qzoom.heads.region_map import blur, corner_keep, mean_head_logits, region_map
+from qzoom.heads.region_map import blur, corner_keep, mean_head_logits, peak_score, region_map
 
 GRIDS = [(1, 1), (1, 7), (9, 1), (2, 2), (5, 8), (20, 20), (3, 100)]
 
@@ -108,3 +108,11 @@ def test_first_token_rule_drops_what_reaches_the_threshold():
     assert made.sink_prob.flatten().tolist() == pytest.approx(sinks.sigmoid().tolist())
     looser = region_map(logits, sinks, (2, 2), ZoomConfig(sink="first_token", sink_threshold=0.9))
     assert looser.keep.flatten().tolist() == [1, 1, 1, 0]
+
+
+def test_how_far_a_peak_stands_out():
+    one = torch.tensor([[0.6, 0.1], [0.1, 0.0]])
+    assert peak_score([one]) == pytest.approx(1 - 0.2 / 0.6)  # three times the mean
+    assert peak_score([one, torch.zeros(1, 4)]) == pytest.approx(1 - 0.1 / 0.6)  # the mean is that of all pictures
+    assert peak_score([torch.full((3, 5), 0.4)]) == pytest.approx(0, abs=1e-6)
+    assert peak_score([torch.zeros(2, 2)]) == 0

@@ -93,6 +93,19 @@ def test_several_regions_stand_behind_their_pictures(model, decoder):
     assert_equal(asyncio.run(collect(own, Job(own.model.request(images, "What is the total?", **options))))[1], wanted)
 
 
+def test_the_map_decides_as_in_the_native_engine(model, decoder):
+    config, picture = model.config.replace(decide_by="map"), EXAMPLES / "receipt.jpg"
+    native = QZoom(dataclasses.replace(model.engine, config=config))
+    own = SimulatedEngine(decoder, QZoom(dataclasses.replace(front().engine, config=config)))
+    for threshold in (0.0, 1.0):
+        options = {"gate_threshold": threshold, "max_new_tokens": 4}
+        wanted = native.ask(picture, "What is the date?", **options)
+        assert wanted.gate.zoomed == (threshold == 0.0)
+        request = own.model.request(picture, "What is the date?", **options)
+        assert_equal(asyncio.run(collect(own, Job(request)))[1], wanted)
+    assert own.modes == ["always"] * 2
+
+
 def test_a_look_is_a_perception(model, engine):
     picture = EXAMPLES / "receipt.jpg"
     for options in ({}, {"gate_threshold": 1.0}, {"zoom": "never"}):
