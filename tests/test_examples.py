@@ -1,5 +1,3 @@
-"""The example documents are what their script draws, and small enough to ship."""
-
 import importlib.util
 import sys
 from pathlib import Path

@@ -92,12 +92,9 @@ def test_a_profile_that_cannot_be_used_is_said(icc):
     assert apply_profile(image, icc) == (image, UNUSED)
 
 
-def test_a_profile_of_other_channels_is_said():
+def test_profiles_that_cannot_be_used_or_change_nothing():
     assert apply_profile(Image.new("RGB", (2, 2)), profile())[1] == UNUSED
     assert apply_profile(Image.new("CMYK", (2, 2)), profile(WIDE))[1] == UNUSED
-
-
-def test_srgb_and_no_profile_change_nothing():
     image = Image.new("RGB", (2, 2), (1, 2, 3))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert apply_profile(image, srgb) == (image, "")

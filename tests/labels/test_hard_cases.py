@@ -1,5 +1,3 @@
-"""Hard cases: both answers as the engine gives them, rules before the judge, and failures that never become votes."""
-
 import pytest
 
 from qzoom.config import TokenBudget
@@ -117,12 +115,9 @@ def test_a_spent_budget_keeps_what_was_judged(folder):
     assert hard_case_report(folder).undecided == 0
 
 
-def test_a_refused_key_stops_the_run(folder):
+def test_a_refused_key_stops_the_run_and_settings_may_not_change(folder):
     with serve(Stub(in_turn((401, {})))) as url, pytest.raises(EndpointError, match="refuses the key"):
         judge_undecided(folder, judge_at(url))
     assert hard_case_report(folder).undecided == 2
-
-
-def test_settings_may_not_change(folder):
     with pytest.raises(ConfigError, match="was made with other settings"):
         start_store(folder, "mine", to_dict(RECIPE), Provenance("m"))

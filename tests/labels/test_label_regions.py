@@ -1,5 +1,3 @@
-"""Labels of stage 1: the records hold what the model did, or what the known boxes say."""
-
 import dataclasses
 
 import numpy as np
@@ -189,13 +187,10 @@ def test_the_digest_of_a_base_sees_its_weights_not_its_number_format():
     assert base_digest(engine) != first
 
 
-def test_cells_of_a_square_stand_in_the_middle():
+def test_cells_and_pictures_of_a_square_stand_in_the_middle():
     cells = cells_touched([(0, 0, 50, 50)], (100, 50), (4, 4), "square")
     assert cells.tolist() == [[False] * 4, [True, True, False, False], [True, True, False, False], [False] * 4]
     assert cells_touched([(0, 0, 1, 1)], (100, 50), (2, 4), "dynamic").nonzero()[0].tolist() == [0]
-
-
-def test_preparing_a_square_centres_the_picture():
     image = prepare_image(load_image(Image.new("RGB", (30, 10), "red")), "square", 9)
     assert image.picture.image.size == (30, 30)
     assert image.picture.image.getpixel((0, 9)) == (127, 127, 127)

@@ -22,15 +22,12 @@ def blocks(*sizes):
     return [Image.new("RGBA", size, (1, 2, 3, 255)) for size in sizes]
 
 
-def test_stack_and_beside():
+def test_stacks_and_labels():
     below = stack(blocks((10, 20), (30, 5)), 7)
     assert below.size == (30, 32)
     assert below.getpixel((20, 28)) == (1, 2, 3, 255)
     assert below.getpixel((20, 10))[3] == 0
     assert beside(blocks((10, 20), (30, 5)), 7).size == (47, 20)
-
-
-def test_label_is_as_wide_as_asked():
     assert label("x" * 500, WIDTH).width == WIDTH
 
 
@@ -64,14 +61,11 @@ def test_gate_that_was_not_asked_and_notes():
     assert longest_run(silent, TRACK) == 0
 
 
-def test_token_bar_shares():
+def test_token_bars():
     panel = tokens_panel(Usage(coarse_tokens=200, region_tokens=100), 1000, WIDTH)
     assert longest_run(panel, COARSE) == pytest.approx(0.2 * WIDTH, abs=16)
     assert longest_run(panel, ACCENTS[0]) == pytest.approx(0.1 * WIDTH, abs=4)
     assert longest_run(panel, TRACK) == pytest.approx(0.7 * WIDTH, abs=20)
-
-
-def test_token_bar_without_full_resolution_is_full():
     panel = tokens_panel(Usage(coarse_tokens=300, region_tokens=100), None, WIDTH)
     assert longest_run(panel, COARSE) == pytest.approx(0.75 * WIDTH, abs=16)
     assert longest_run(panel, TRACK) == 0

@@ -1,5 +1,3 @@
-"""What vLLM's and OpenAI's users expect: log probabilities, several answers, JSON by schema, penalties, ids, paths."""
-
 import json
 import socket
 from contextlib import ExitStack

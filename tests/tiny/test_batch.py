@@ -1,5 +1,3 @@
-"""Batches: patches equal the stock processor's, positions the stock model's, branches do not see each other."""
-
 import dataclasses
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Packs: read back what was written, go on after any interruption, name every mismatch."""
-
 import errno
 import os
 import signal

@@ -1,5 +1,3 @@
-"""The trainer: it learns, stops and goes on exactly (kill -9 included), exports what transformers loads."""
-
 import json
 import os
 import signal

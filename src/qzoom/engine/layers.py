@@ -62,7 +62,7 @@ def run_layers(
     if not backbone.packs and len(rows) > 1:
         options = {"first_layer": first_layer, "last_token_only": last_token_only}
         return [run_layers(backbone, layers, [row], **options)[0] for row in rows]  # type: ignore[arg-type]
-    hidden = torch.cat([row.hidden for row in rows])[None]
+    hidden = (rows[0].hidden if len(rows) == 1 else torch.cat([row.hidden for row in rows]))[None]
     positions = [row.positions for row in rows]
     whole = all(p.dtype == positions[0].dtype for p in positions)
     rotary = backbone.rotary(hidden, torch.cat([p if whole else p.float() for p in positions], dim=1)[:, None])

@@ -1,5 +1,3 @@
-"""Exported rows in: questions, pictures once on disk, splits by picture; damaged rows are refused with their place."""
-
 import dataclasses
 from pathlib import Path
 
@@ -72,20 +70,12 @@ def test_reads_what_distillation_exports(tmp_path, embed):
     assert load_image(one.picture).size_px == (40, 60)
 
 
-def test_choices_and_older_prompts(tmp_path):
+def test_choices_older_prompts_and_pictures_by_path(tmp_path):
     text = "<image>Which?\nA. red\nB. green"
     folder = write(tmp_path / "data", [row(1, prompt=_turn(text), choices=["red", "green"], letter="B", answer="B")])
     (question,) = read_split(folder, tmp_path / "p", 0.0, 0).train
-    assert (question.text, question.answer, question.choices, question.letter) == (
-        "Which?\nA. red\nB. green",
-        "B",
-        ("red", "green"),
-        "B",
-    )
-
-
-def test_pictures_by_path(tmp_path):
-    (tmp_path / "data").mkdir()
+    assert (question.text, question.choices) == ("Which?\nA. red\nB. green", ("red", "green"))
+    assert (question.answer, question.letter) == ("B", "B")
     (tmp_path / "data" / "a.png").write_bytes(picture(3))
     folder = write(tmp_path / "data", [row(3, images=[{"bytes": None, "path": "a.png"}])])
     assert Path(read_split(folder, tmp_path / "p", 0.0, 0).train[0].picture) == tmp_path / "data" / "a.png"
