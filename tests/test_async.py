@@ -17,7 +17,7 @@ def model():
     return QZoom(tiny_models.engine("qwen3_vl"), "random")
 
 
-def test_an_awaited_answer_equals_the_plain_one(model):
+def test_awaited_answers_and_streams_are_the_plain_ones(model):
     async def both() -> list[Any]:
         return await asyncio.gather(
             model.ask_async(PAGE, QUESTION, zoom="always", max_new_tokens=4),
@@ -28,8 +28,6 @@ def test_an_awaited_answer_equals_the_plain_one(model):
     assert first == model.ask(PAGE, QUESTION, zoom="always", max_new_tokens=4)
     assert second == model.ask(PAGE, "When?", zoom="never", max_new_tokens=4)
 
-
-def test_a_stream_has_the_same_events(model):
     async def listen() -> list[Any]:
         return [event async for event in model.stream_async(PAGE, QUESTION, max_new_tokens=5, ignore_eos=True)]
 

@@ -63,7 +63,7 @@ def test_a_whole_config_survives_json_and_former_words():
         BoxRule(threshold="peak")
 
 
-def test_the_documented_table_is_that_of_the_code():
+def test_presets_and_the_documented_table():
     page = (Path(__file__).parents[1] / "docs" / "zoom-config.md").read_text(encoding="utf-8")
     for cls in (ZoomConfig, BoxRule):
         rows = ["| Field | Default | Meaning |", "|---|---|---|"]
@@ -72,9 +72,6 @@ def test_the_documented_table_is_that_of_the_code():
             expects = entry.expects.replace("a mapping with min_tokens and max_tokens", "a `TokenBudget`")
             rows.append(f"| `{entry.name}` | {default} | {' '.join(entry.help.split())} ({expects}) |")
         assert "\n".join(rows) in page, "the table should be:\n" + "\n".join(rows)
-
-
-def test_presets_choose_thresholds():
     config = ZoomConfig(presets={"document": Preset(0.05, 0.125)})
     assert config.with_preset("document").region_threshold == 0.125
     with pytest.raises(ConfigError, match="No preset 'page' in this checkpoint; known presets: document"):

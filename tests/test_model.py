@@ -142,14 +142,11 @@ def test_what_concerns_all_samples_names_none(model):
             model.ask_batch(samples, memory_mib=memory)
 
 
-def test_what_names_no_model_or_config_is_refused():
+def test_what_names_no_model_or_option_is_refused():
     with pytest.raises(ConfigError, match="config must be a ZoomConfig, not a dict"):
         QZoom.from_pretrained("tiny", config={"gate_threshold": 0.2})
     for name in (None, 3):
         with pytest.raises(ConfigError, match=f"a folder or a hub id, not {name}"):
             QZoom.from_pretrained(name)
-
-
-def test_an_unknown_option_of_loading_is_refused_with_a_hint():
     with pytest.raises(ConfigError, match="no option 'dtyp'; did you mean 'dtype'"):
         QZoom.from_pretrained("tiny", dtyp="float32")

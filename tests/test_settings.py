@@ -101,15 +101,12 @@ def test_mappings_refuse_in_one_sentence(values, sentence):
     assert str(caught.value) == sentence
 
 
-def test_to_dict_is_the_inverse():
+def test_sources_and_the_way_back(tmp_path, monkeypatch):
     recipe = Recipe(2, Box(share=0.25), Budget(3, 4), (Box(), Box("float32")), {"doc": Box()}, ("a", "b"), Path("x"))
     values = to_dict(recipe)
     assert values["names"] == ["a", "b"]
     assert values["folder"] == "x"
     assert from_mapping(Recipe, values, "again") == recipe
-
-
-def test_later_sources_win(tmp_path, monkeypatch):
     path = tmp_path / "recipe.yaml"
     path.write_text("layers: 5\nnames: [a]\nbox: {regions: 2}\n", encoding="utf-8")
     monkeypatch.setenv("QZOOM_TEST_NAMES", '["b", "c"]')

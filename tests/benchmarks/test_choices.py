@@ -57,7 +57,7 @@ def test_a_gate_is_tried_without_asking_again():
         gated(plain[:2], zoomed, 0.4)
 
 
-def test_pairs():
+def test_pairs_and_how_much_may_be_skipped():
     first = [row("33.90", picture=name) for name in "abcd"]
     second = [row("33.90" if name == "a" else "1", picture=name) for name in "abcd"]
     found = paired(first, second)
@@ -68,9 +68,6 @@ def test_pairs():
     assert paired(first, first)["interval"] == [0.0, 0.0]
     with pytest.raises(DataError, match="same questions"):
         paired([row(picture="a")], [row(picture="b")])
-
-
-def test_how_much_may_be_skipped():
     # score, coarse right, zoomed right
     table = [(0.1, True, True), (0.2, False, False), (0.3, False, True), (0.9, True, False)]
     assert skip_at(table, 0.5) == 1.0

@@ -38,7 +38,7 @@ def test_colour_differs_from_what_it_covers(colour):
     assert np.abs(drawn[0] - colour).max() >= 150
 
 
-def test_colour_follows_the_place_not_the_whole_picture():
+def test_boxes_keep_their_inside_and_colours_follow_the_place():
     picture = _plain((255, 0, 0))
     picture.paste((0, 0, 0), (0, 0, 150, 300))
     left, right = draw(picture, (40, 40, 80, 80)), draw(picture, (250, 100, 300, 150))
@@ -46,9 +46,6 @@ def test_colour_follows_the_place_not_the_whole_picture():
     on_red = np.asarray(right)[90:100, 245:250].reshape(-1, 3)
     assert (on_black.max(axis=0) > 200).any()
     assert (on_red != (255, 0, 0)).any()
-
-
-def test_ellipse_and_dim_leave_the_box_alone():
     out = np.asarray(draw(_plain(), (100, 100, 200, 160), "ellipse"))
     assert (out[100:160, 100:200] == 128).all()
     assert (out != 128).any()
@@ -105,7 +102,7 @@ def test_clauses_margins_and_bad_styles():
     assert with_margin((0, 0, 100, 50), (110, 90), 0.5) == (0, 0, 110, 75)
 
 
-def test_schedule():
+def test_the_draw_is_decided_by_item_epoch_and_weight():
     assert [ShareSchedule().share(p) for p in (-1, 0, 0.5, 1, 2)] == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert ShareSchedule(0.8, 0.2, "cosine", 0.5).share(0.25) == pytest.approx(0.5)
     assert ShareSchedule(0.8, 0.2, "cosine", 0.5).share(0.5) == pytest.approx(0.2)
@@ -114,9 +111,6 @@ def test_schedule():
     for bad in ({"shape": "steps"}, {"first": 1.5}, {"until": True}):
         with pytest.raises(ConfigError):
             ShareSchedule(**bad)
-
-
-def test_boxes_are_decided_by_item_and_epoch():
     ids = [f"{i:020x}" for i in range(2000)]
     shown = [has_box(i, 0, 0.3) for i in ids]
     assert shown == [has_box(i, 0, 0.3) for i in ids]
@@ -125,9 +119,6 @@ def test_boxes_are_decided_by_item_and_epoch():
     assert shown != [has_box(i, 1, 0.3) for i in ids]
     assert not any(has_box(i, 0, 0.0) for i in ids)
     assert all(has_box(i, 0, 1.0) for i in ids)
-
-
-def test_styles_are_drawn_by_weight():
     chosen = [choose_style(f"{i:020x}", 0, {"rectangle": 3, "none": 0, "dim": 1}) for i in range(2000)]
     assert set(chosen) == {"rectangle", "dim"}
     assert 0.7 < chosen.count("rectangle") / 2000 < 0.8

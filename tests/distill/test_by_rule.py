@@ -52,7 +52,7 @@ def test_a_question_is_checked(draft, reason):
     assert item.kept is (reason == "")
 
 
-def test_a_question_with_two_answers_is_not_unique_and_alternatives_are_no_leak():
+def test_uniqueness_leaks_and_kinds():
     twice = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "Z9", ((5, 5, 9, 9),), "code")))
     (item,) = validate_step(VALIDATOR, StillViews(twice))(ITEM)
     assert item.decisions[-1].reason == "not unique in the whole picture"
@@ -61,8 +61,6 @@ def test_a_question_with_two_answers_is_not_unique_and_alternatives_are_no_leak(
     assert leak("Is the star left or right of the cross?", "left") == ""
     assert leak("Is there no star?", "no") == ""
 
-
-def test_kinds_come_from_fields_or_words():
     def kind(text: str, answer: str, field: str = "") -> str:
         return kind_of(KnownQuestion(text, answer, (), field))
 

@@ -13,7 +13,7 @@ from qzoom.distill.roles import DistractorWriter, Role
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import normal
 from qzoom.scoring.letters import LETTERS
-from tests.distill.views import ITEM, KNOWN, StillViews
+from tests.distill.views import ITEM, KNOWN, Judge, StillViews
 
 VIEWS = StillViews()
 ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, (("a", 3), ("b", 3))), votes=(Vote("a", 0, "A4"),))
@@ -34,14 +34,6 @@ def writer(*texts: str, refuses: bool = False) -> DistractorWriter:
 BY_RULE = Role("rule", "rule", by_rule.write_distractors)
 
 
-class Judge:
-    name = "judge"
-    model = "judge@1"
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        return {first, second} == {"dark red", "maroon"}
-
-
 def answered(text: str) -> Item:
     return dataclasses.replace(ANSWERED, answer=Agreement(text, 6, 8, ()))
 
@@ -51,7 +43,7 @@ def right_option(item: Item) -> str:
     return item.choices.options[LETTERS.index(item.choices.letter)]
 
 
-def test_options_are_distinct_and_the_letter_is_the_right_one():
+def test_options_are_distinct_in_an_order_of_the_item_and_differ_in_meaning():
     offered = ("a4", "A4.", " B7 ", "b7", "", "C 9", "D1", "E5")
     (item,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(ANSWERED)
     assert item.choices is not None
@@ -59,9 +51,6 @@ def test_options_are_distinct_and_the_letter_is_the_right_one():
     assert right_option(item) == "A4"
     assert item.choices.writer == "writer"
     assert ("distractor_writer", "writer@1") in item.models
-
-
-def test_the_order_comes_from_the_item_and_every_letter_comes_up():
     step = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)
     assert step(ANSWERED) == step(ANSWERED)
     letters = {step(dataclasses.replace(ANSWERED, seed=seed))[0].choices.letter for seed in range(40)}
@@ -69,13 +58,10 @@ def test_the_order_comes_from_the_item_and_every_letter_comes_up():
     (item,) = ChoicesStep(writer("B7", "C9", "D1"), VIEWS, PLAIN)(ANSWERED)
     assert by_rule.read(item, None, "", 0, name="s", error_rate=0.0).text == item.choices.letter
     assert by_rule.read(ANSWERED, None, "", 0, name="s", error_rate=0.0).text == "A4"
-
-
-def test_options_that_may_mean_the_same_are_left_out():
     offered = ("maroon", "red", "blue", "green", "grey")
     (alone,) = ChoicesStep(writer(*offered), VIEWS, PLAIN)(answered("dark red"))
     assert set(alone.choices.options) == {"dark red", "maroon", "blue", "green"}  # "dark red" holds "red"
-    (judged,) = ChoicesStep(writer(*offered), VIEWS, PLAIN, judge=Judge())(answered("dark red"))
+    (judged,) = ChoicesStep(writer(*offered), VIEWS, PLAIN, judge=Judge(("dark red", "maroon")))(answered("dark red"))
     assert set(judged.choices.options) == {"dark red", "red", "blue", "green"}
 
 

@@ -11,7 +11,7 @@ from qzoom.distill.difficulty import DifficultySettings, difficulty_step
 from qzoom.distill.items import Agreement, Choices, Item, QuestionDraft, Step, Vote
 from qzoom.distill.roles import Role
 from qzoom.errors import ConfigError, DataError
-from tests.distill.views import ITEM, StillViews
+from tests.distill.views import ITEM, Judge, StillViews
 
 VIEWS = StillViews()
 ANSWERED = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
@@ -87,19 +87,11 @@ def test_choices_are_asked_as_in_training_and_read_by_letter():
     assert student.seen[0][1].split("\n")[:4] == [ANSWERED.draft.text, "A. B7", "B. A4", "C. C9"]
 
 
-class Judge:
-    name = "judge"
-    model = "judge@1"
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        return {first, second} == {"maroon", "dark red"}
-
-
 def test_a_judge_reads_free_answers_and_negatives_stay():
     item = dataclasses.replace(ANSWERED, answer=Agreement("dark red", 6, 8, ()))
     answers = ("maroon", "blue", "Dark red", "green")
     assert difficulty(Student(*answers), VIEWS)(item)[0].difficulty.passes == 1
-    assert difficulty(Student(*answers), VIEWS, judge=Judge())(item)[0].difficulty.passes == 2
+    assert difficulty(Student(*answers), VIEWS, judge=Judge(("dark red", "maroon")))(item)[0].difficulty.passes == 2
     negative = dataclasses.replace(ANSWERED, draft=QuestionDraft("Q?", "ocr", "rule", True, "p", "none"))
     wrong = Student("a", "b", "c", "d")
     assert difficulty(wrong, VIEWS)(negative)[0].kept

@@ -42,7 +42,7 @@ def scene():
         yield Item(picture), views, loaded.known
 
 
-def test_given_boxes_are_those_of_questions_and_objects(scene):
+def test_boxes_of_questions_objects_and_tiles(scene):
     item, views, known = scene
     boxes = {one.box: one.phrase for one in make_proposer("given", ProposeSettings())(item, views)}
     assert {box for question in known.questions for box in question.boxes} <= set(boxes)
@@ -51,9 +51,6 @@ def test_given_boxes_are_those_of_questions_and_objects(scene):
     only = ProposeSettings(given=GivenSettings(questions=False))
     found = make_proposer("given", only)(item, views)
     assert [one.box for one in found] == list(dict.fromkeys(one.box for one in known.objects))
-
-
-def test_tiles_cover_the_picture():
     item = Item(ImageRef("0" * 20, "x", 101, 59))
     tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(3, 2)))(item, Views())
     assert len(tiles) == 6

@@ -6,8 +6,8 @@ import pytest
 
 from qzoom.distill.items import Vote
 from qzoom.distill.vote import VoteSettings, agree, reachable, vote_step
-from qzoom.errors import CallRefusedError, ConfigError
-from tests.distill.views import ITEM
+from qzoom.errors import ConfigError
+from tests.distill.views import ITEM, Judge
 
 EIGHT = VoteSettings()
 
@@ -84,24 +84,6 @@ def test_the_order_of_votes_changes_nothing():
         assert agree(mixed, settings) == first
     assert first[0] is not None
     assert first[0].text == "Red bus"
-
-
-class Judge:
-    """Says what it is told, and keeps what it was asked."""
-
-    name = "judge"
-    model = "judge@1"
-
-    def __init__(self, *pairs: tuple[str, str], refuses: bool = False) -> None:
-        self.pairs = {frozenset(pair) for pair in pairs}
-        self.refuses = refuses
-        self.draft: list[tuple[str, str]] = []
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        self.draft.append((first, second))
-        if self.refuses:
-            raise CallRefusedError("HTTP 413")
-        return frozenset((first, second)) in self.pairs
 
 
 SPLIT = votes(a=["dark red", "dark red", "maroon", "green"], b=["maroon", "maroon", "dark red", "4"])

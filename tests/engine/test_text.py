@@ -60,16 +60,13 @@ def test_a_stop_text_across_tokens_never_shows(stop):
     assert "".join(pieces) == stream.text == expected
 
 
-def test_the_first_of_several_stop_texts_counts_and_half_ones_are_shown():
+def test_stop_texts_white_space_and_special_tokens():
     pieces, stream = feed("a EN b EN", ("END",))
     assert not stream.stopped
     assert "".join(pieces) == "a EN b EN"
     assert pieces == ["a", "", "", "", " EN", " b", "", "", "", " EN"]
     pieces, stream = feed("alpha beta gamma", ("gamma", "eta", "beta"))
     assert "".join(pieces) == stream.text == "alpha"
-
-
-def test_white_space_around_and_special_tokens_are_left_out():
     pieces, stream = feed(" \n one\n two  \n")
     assert "".join(pieces) == stream.text == "one\n two"
     stream = TextStream(tiny_models.tokenizer())

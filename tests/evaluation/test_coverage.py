@@ -99,7 +99,7 @@ def maps(picture, index=0, *, looks_at=(0, 0), kind="code", box=(0, 0, 20, 20)):
     return QuestionMaps(picture, index, kind, (box,), (40, 40), own, even)
 
 
-def test_figures_by_hand():
+def test_figures_by_hand_and_questions_without_maps():
     found = measure_coverage([maps("a"), maps("b"), maps("b", 1, kind="date"), maps("c")])
     assert (found.n, found.pictures, found.errors, found.area, found.chance_hit) == (4, 3, 0, 0.25, 0.25)
     for measure in ("relative", "raw"):
@@ -110,9 +110,6 @@ def test_figures_by_hand():
     assert sum(kind["n"] for kind in found.per_kind.values()) == found.reported
     assert len(found.rows) == 4
     assert found.rows[0]["layer_lift"] == pytest.approx(3.0)
-
-
-def test_questions_without_maps_are_counted():
     lost = dataclasses.replace(maps("d"), error="It is broken.", question=np.zeros(0), generic=np.zeros(0))
     outside = maps("e", box=(50, 50, 60, 60))
     found = measure_coverage([maps("a"), lost, maps("b"), outside])

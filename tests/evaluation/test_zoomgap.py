@@ -248,16 +248,13 @@ def test_a_broken_picture_is_wrong_in_every_view(reader, task, tmp_path):
     assert (found["n"], found["errors"]) == (3, {"full": 1, "region": 1, "boxed": 1, "zoom": 1})
 
 
-def test_nothing_to_measure(reader, tmp_path):
+def test_nothing_to_measure_and_a_model_that_cannot_zoom(reader, tmp_path, task):
     record = receipt("a")
     record["questions"] = [record["questions"][2]]
     with pytest.raises(DataError, match="no gap can be measured"):
         ask_views(reader, read_receipt_questions(write_split(tmp_path, [record]), "dev"), SETTINGS)
     with pytest.raises(DataError, match="no answers of the full view"):
         read_views(tmp_path)
-
-
-def test_a_model_that_cannot_zoom(task):
     plain = model(heads=False)
     with pytest.raises(HeadsMissingError):
         ask_views(plain, task, SETTINGS)

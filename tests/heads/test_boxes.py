@@ -123,7 +123,7 @@ def test_components_by_hand():
     assert wider[0].cells == (0, 0, 2.5, 2.5)
 
 
-def test_a_threshold_is_strict_and_a_peak_threshold_is_relative():
+def test_thresholds_and_the_picture_of_the_peak():
     grid = torch.tensor([[0.5, 0.25, 0.2]])
     assert boxes([grid], [(300, 100)], 0.5) == ()
     assert boxes([grid], [(300, 100)], 0.49)[0].cells == (0, 0, 1, 1)
@@ -133,9 +133,6 @@ def test_a_threshold_is_strict_and_a_peak_threshold_is_relative():
     assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0, threshold="relative") == ()
     assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0) == ()
     assert boxes([], [], 0.1) == ()
-
-
-def test_over_several_pictures_the_peaks_picture_wins():
     low, high = torch.tensor([[0.6, 0.1]]), torch.tensor([[0.1], [0.7]])
     sizes = [(200, 100), (100, 200)]
     assert boxes([low, high], sizes, 0.5) == (MapBox(1, (0, 1, 1, 2), (0, 100, 100, 200), pytest.approx(0.7)),)

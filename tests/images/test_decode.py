@@ -174,7 +174,7 @@ def test_damaged_exif_does_not_spoil_the_picture(four_corners):
     assert colour(0, 0, data) == (255, 0, 0)
 
 
-def test_sixteen_bit_files():
+def test_sixteen_bits_and_transparency():
     data = png(4, 2, 16, 0, [struct.pack(">4H", 0, 257, 32896, 65535)] * 2)
     assert [colour(x, 0, data)[0] for x in range(4)] == [0, 1, 128, 255]
     data = png(4, 2, 16, 0, [struct.pack(">4H", 0, 257, 32896, 65535)] * 2, png_chunk(b"tRNS", struct.pack(">H", 257)))
@@ -183,9 +183,6 @@ def test_sixteen_bit_files():
     assert colour(0, 0, data) == (255, 128, 1)
     data = encode(Image.fromarray(np.array([[0, 20_000, 65_535]] * 3, np.uint16)), "TIFF")
     assert [colour(x, 0, data)[0] for x in range(3)] == [0, 78, 255]
-
-
-def test_transparency_lies_on_white():
     image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (4, 0, 8, 8))
     for data in (encode(image, "PNG"), encode(image, "WEBP", lossless=True), encode(image, "TIFF")):
@@ -198,7 +195,7 @@ def test_transparency_lies_on_white():
     assert (colour(1, 1, data), colour(6, 1, data)) == ((255, 255, 255), (0, 0, 255))
 
 
-def test_cmyk_jpeg_has_adobes_polarity():
+def test_cmyk_one_bit_and_palette_files():
     data = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
     assert b"Adobe" in data
     red = colour(8, 8, data)
@@ -206,9 +203,6 @@ def test_cmyk_jpeg_has_adobes_polarity():
     assert max(red[1:]) < 5
     tiff = encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "TIFF")
     assert colour(8, 8, tiff) == (0, 255, 255)
-
-
-def test_one_bit_and_palette_files():
     assert colour(1, 1, encode(Image.new("1", (4, 4), 1), "TIFF")) == (255, 255, 255)
     image = Image.new("P", (4, 4), 2)
     image.putpalette([0, 0, 0, 1, 1, 1, 10, 20, 30])

@@ -120,15 +120,12 @@ def test_scripts_are_not_run(where):
     assert load_pictures(data)[0].notes[1] == "scripts in the PDF are not run"
 
 
-def test_filled_forms_are_drawn():
+def test_filled_forms_and_hidden_layers():
     look = b"<</Type/XObject/Subtype/Form/BBox[0 0 100 30]/Length 30>>stream\n0 0 0 rg 0 0 100 30 re f      \nendstream"
     field = "<</Type/Annot/Subtype/Widget/FT/Tx/T(a)/V(b)/Rect[20 20 120 50]/F 4/P 10 0 R/AP<</N 13 0 R>>>>"
     form = pdf([""], catalog="/AcroForm<</Fields[12 0 R]>>", page="/Annots[12 0 R]", extra=[field, look])
     picture = load_pictures(form)[0]
     assert picture.image.convert("L").getpixel((194, 458)) < 140  # the middle of the field
-
-
-def test_hidden_layers_are_not_drawn():
     config = "/D<</ON[{}]/OFF[{}]>>"
     group = "<</Type/OCG/Name(layer)>>"
     content = b"/OC /L BDC 0 0 300 200 re f EMC"

@@ -24,7 +24,7 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, ResolutionSweep, Skip, Turn, ZoomComparison, content_id
 from qzoom.training.tasks import gate_samples
-from tests.tiny_models import build_engine, picture
+from tests.tiny_models import build_engine
 
 LEVELS = (64, 128, 256, 512, 1024)
 
@@ -107,19 +107,6 @@ def test_selection_keeps_hard_ones_and_contradictions_are_named():
 
 
 RECIPE = GateRecipe(tokens=(4, 8, 16, 24), max_new_tokens=3)
-
-
-@pytest.fixture
-def questions(tmp_path):
-    picture(1, 260, 180).save(tmp_path / "a.png")
-    root = str(tmp_path)
-    return [
-        Question(
-            "a", "a.png", (Turn("What?", ("x", "y")), Turn("Nobody knows?"), Turn("Who?", ("z",))), "text", "s", root
-        ),
-        Question("b", "a.png", (Turn("Nobody knows?"),), "text", "s", root),
-        Question("c", "gone.png", (Turn("What?", ("x",)),), "text", "s", root),
-    ]
 
 
 def label(engine, recipe, questions, folder):

@@ -12,22 +12,13 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
 from tests.llm.stub import Stub, in_turn, serve
-from tests.tiny_models import build_engine, picture
+from tests.tiny_models import build_engine
 
 RECIPE = HardCaseRecipe(coarse_tokens=16, region_tokens=16, max_new_tokens=4)
 
 
-def test_answers_are_those_of_the_engine(tmp_path):
+def test_answers_are_those_of_the_engine(questions, tmp_path):
     engine = build_engine("qwen3_vl", positions="aligned", region_threshold=0.5)
-    picture(3, 260, 180).save(tmp_path / "a.png")
-    root = str(tmp_path)
-    questions = [
-        Question(
-            "a", "a.png", (Turn("What?", ("12",)), Turn("Nobody knows?"), Turn("Who?", ("x",))), "text", "s", root
-        ),
-        Question("b", "gone.png", (Turn("What?", ("x",)),), "text", "s", root),
-        Question("c", "a.png", (Turn("Nobody knows?"),), "text", "s", root),
-    ]
     start_store(tmp_path / "store", "mine", to_dict(RECIPE), Provenance("m"))
     for _ in range(2):  # the second time there is nothing to do
         label_share(hard_case_labeller(engine, recipe=RECIPE), questions, tmp_path / "store")

@@ -120,13 +120,6 @@ def test_a_missing_picture_is_a_record_and_a_rerun_does_nothing(questions, tmp_p
     assert report.agreement in (0.0, 1.0)
 
 
-def test_changed_settings_are_refused(questions, tmp_path):
-    engine = build_engine("qwen3_vl", heads=False)
-    label(engine, RECIPE, questions[:1], tmp_path / "store")
-    with pytest.raises(ConfigError, match=r"settings.tokens was 20, is 24"):
-        label(engine, dataclasses.replace(RECIPE, tokens=24), questions, tmp_path / "store")
-
-
 def test_records_of_another_run_are_refused_before_heads_are_searched_for(questions, tmp_path):
     run = LabelRun(ModelSpec("tiny"), tmp_path / "store")
     recipe = dataclasses.replace(RECIPE, heads="2:1", max_new_tokens=2)

@@ -17,7 +17,7 @@ def spot(values: dict[tuple[int, int], float], size: int = 6) -> np.ndarray:
     return out
 
 
-def test_three_states():
+def test_three_states_sinks_and_thresholds():
     grounding = spot({(2, 2): 0.9, (2, 3): 0.3, (0, 5): 0.2, (5, 5): 0.01})
     found = region_labels(NO_SINKS, grounding)
     assert found.usable
@@ -28,9 +28,6 @@ def test_three_states():
     expected[0, 5] = DONT_KNOW  # outside, but not weak enough
     np.testing.assert_array_equal(found.labels, expected)
     assert found.labels.dtype == np.int64
-
-
-def test_sinks_and_thresholds():
     grounding = spot({(2, 2): 0.2, (5, 5): 0.9})
     sinks = spot({(5, 5): 0.01, (1, 1): 0.5})
     found = region_labels(sinks, grounding)
@@ -78,7 +75,10 @@ def test_padding_is_background_and_never_foreground():
     assert picture_in_square((3000, 10), 17) == (0, 8, 17, 9)
 
 
-def test_bad_input_is_named():
+def test_cells_touched_and_bad_input():
+    cells = cells_touched([(10, 0, 21, 10)], (40, 20), (2, 4), "dynamic")
+    assert cells.tolist() == [[False, True, True, False], [False, False, False, False]]
+    assert cells_touched([(0, 0, 10, 10)], (40, 20), (2, 4), "dynamic").sum() == 1
     with pytest.raises(DataError, match="one shape"):
         region_labels(NO_SINKS, np.zeros((6, 5)))
     with pytest.raises(DataError, match="not square"):
@@ -89,9 +89,3 @@ def test_bad_input_is_named():
         picture_in_square((0, 10), 4)
     with pytest.raises(ConfigError, match="foreground"):
         LabelMapSettings(foreground=1.5)
-
-
-def test_cells_touched_are_all_that_are_touched():
-    cells = cells_touched([(10, 0, 21, 10)], (40, 20), (2, 4), "dynamic")
-    assert cells.tolist() == [[False, True, True, False], [False, False, False, False]]
-    assert cells_touched([(0, 0, 10, 10)], (40, 20), (2, 4), "dynamic").sum() == 1

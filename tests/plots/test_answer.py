@@ -70,16 +70,13 @@ def test_any_text(text):
     assert figure.height < 2400
 
 
-def test_what_is_missing_is_left_out():
+def test_what_is_missing_is_left_out(answer):
     bare = make_answer(heat_maps=(), timing_ms={}, gate=GateDecision(None, None, True), image_sizes_px=())
     assert plot_answer(bare).width == FIGURE_WIDTH_PX
     unzoomed = make_answer(zoomed=False)
     assert plot_answer(unzoomed, token_px=32).tobytes() != plot_answer(unzoomed).tobytes()
     zoomed = make_answer()  # 320 x 96 px in 30 tokens: 32 px a side
     assert plot_answer(zoomed, token_px=32).tobytes() == plot_answer(zoomed).tobytes()
-
-
-def test_pictures_that_are_not_there(answer):
     for index in (1, -1):
         with pytest.raises(DataError, match=f"picture {index}"):
             plot_answer(answer, image=index)

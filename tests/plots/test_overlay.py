@@ -64,7 +64,7 @@ def test_print_keeps_its_contrast_under_the_heat():
     assert out[90, 110] - out[110, 110] > 100
 
 
-def test_boxes_are_outlined_around_their_pixels():
+def test_boxes_are_outlined_coloured_and_numbered():
     page = Image.new("RGB", (200, 300), (0, 0, 0))
     out, shown = draw_boxes(page, [(100, 300, 200, 400)], (400, 600), numbered=False)
     assert shown == [(50, 150, 100, 200)]
@@ -74,9 +74,6 @@ def test_boxes_are_outlined_around_their_pixels():
     assert tuple(pixels[147, 75]) == ACCENTS[0]
     assert (pixels[:140] == 0).all()
     assert (np.asarray(page) == 0).all()
-
-
-def test_several_boxes_have_colours_and_numbers():
     page = Image.new("RGB", (400, 400))
     boxes = [(50, 50, 150, 150), (200, 50, 300, 150), (50, 250, 150, 350)]
     plain, _ = draw_boxes(page, boxes, (400, 400), numbered=False)

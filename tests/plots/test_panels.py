@@ -53,15 +53,12 @@ def test_threshold_mark_stands_at_the_threshold(threshold):
     assert tall.min() == pytest.approx(threshold * (WIDTH - 4), abs=2)
 
 
-def test_gate_that_was_not_asked_and_notes():
+def test_gate_tokens_and_times():
     silent = gate_panel(GateDecision(None, None, True), WIDTH)
     noted = gate_panel(GateDecision(None, None, False, note="The map was empty."), WIDTH)
     assert silent.width == WIDTH
     assert noted.height > silent.height
     assert longest_run(silent, TRACK) == 0
-
-
-def test_token_bars():
     panel = tokens_panel(Usage(coarse_tokens=200, region_tokens=100), 1000, WIDTH)
     assert longest_run(panel, COARSE) == pytest.approx(0.2 * WIDTH, abs=16)
     assert longest_run(panel, ACCENTS[0]) == pytest.approx(0.1 * WIDTH, abs=4)
@@ -72,9 +69,6 @@ def test_token_bars():
     cheap = tokens_panel(Usage(coarse_tokens=300, region_tokens=100), 50, WIDTH)
     assert longest_run(cheap, COARSE) == pytest.approx(0.75 * WIDTH, abs=16)
     assert tokens_panel(Usage(), None, WIDTH).width == WIDTH
-
-
-def test_time_panel_needs_no_total():
     with_total = time_panel({"vision": 5.0, "total": 1234.0}, WIDTH)
     without = time_panel({"vision": 5.0, "decode": 1229.0}, WIDTH)
     assert with_total.width == without.width == WIDTH
@@ -82,7 +76,7 @@ def test_time_panel_needs_no_total():
     assert with_total.crop((600, 0, WIDTH, head)).tobytes() == without.crop((600, 0, WIDTH, head)).tobytes()
 
 
-def test_crop_panel_enlarges_within_its_room():
+def test_crops_and_answers_keep_their_room():
     crop = Image.new("RGB", (100, 20), MAGENTA)
     panel, place = crop_panel(crop, "Region", WIDTH, 400, ACCENTS[1])
     assert place == (0, 0, 800, 160)
@@ -92,9 +86,6 @@ def test_crop_panel_enlarges_within_its_room():
     tall, place = crop_panel(Image.new("RGB", (20, 900), MAGENTA), "Region", WIDTH, 400, ACCENTS[1])
     assert tall.height <= 400
     assert place[2] < 20
-
-
-def test_answer_panel_holds_long_and_empty_texts():
     short, long = (answer_panel("Answer", t, WIDTH, COARSE) for t in ("33.90", "many words " * 300))
     assert short.width == long.width == WIDTH
     assert short.height < long.height < 400

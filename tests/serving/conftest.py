@@ -2,7 +2,9 @@
 
 import copy
 
+import httpx
 import pytest
+from openai import OpenAI
 
 from qzoom import QZoom
 from tests.serving.running import running
@@ -27,4 +29,16 @@ def endless():
 def site(model):
     """A server without keys and with the default limits."""
     with running(model) as found:
+        yield found
+
+
+@pytest.fixture
+def client(site):
+    with OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture
+def http(site):
+    with httpx.Client(base_url=site.url, timeout=120) as found:
         yield found

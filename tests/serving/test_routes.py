@@ -27,12 +27,6 @@ ASKS = [
 ]
 
 
-@pytest.fixture
-def client(site):
-    with OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def usage_of(answer):
     usage = answer.usage
     return {
@@ -176,12 +170,6 @@ def test_refusals_reach_the_client_as_its_own_errors(client, stream):
     with pytest.raises(BadRequestError) as blank:
         client.chat.completions.create(**chat(user(image_part(), "  "), stream=stream))
     assert (blank.value.code, blank.value.param) == ("invalid_question", "messages")
-
-
-@pytest.fixture
-def http(site):
-    with httpx.Client(base_url=site.url, timeout=120) as found:
-        yield found
 
 
 def error_of(reply):

@@ -39,7 +39,7 @@ def parquet(folder, rows):
     return folder
 
 
-def test_one_prompt_for_all_spellings():
+def test_prompts_answers_and_options():
     plain = ZOOMBENCH.question(ROW)
     assert plain.question == f"{OPTIONS}\n{LETTER_PROMPT}"
     for asked in ("Answer with the letter.", "Please answer directly with the option's letter", LETTER_PROMPT):
@@ -50,9 +50,6 @@ def test_one_prompt_for_all_spellings():
     assert plain.boxes == ((10, 20, 30, 30),)
     other = {"prompt": OPTIONS, "answer": "(B)", "bbox": "[10.5, 20, 29.2, 30]"}
     assert ZOOMBENCH.question(other) == ZOOMBENCH.question(ROW)
-
-
-def test_short_answers_and_options():
     asked = ZOOMBENCH.question({"query": "How many cups?", "response": " 3 ", "question_type": "blank", "bbox": None})
     assert (asked.question, asked.answer, asked.boxes) == (f"How many cups?\n{SHORT_PROMPT}", "3", ())
     assert (asked.field, asked.metric) == ("blank", "blank_zoombench")
