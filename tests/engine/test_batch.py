@@ -77,8 +77,11 @@ def test_first_logits_gate_maps_and_boxes_equal_the_single_ones(family: str, pos
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-@pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_answers_equal_the_single_ones(family: str, positions: str) -> None:
+@pytest.mark.parametrize(("positions", "packed_tokens"), [("second_image", 2048), ("aligned", 70)])
+def test_answers_equal_the_single_ones(
+    family: str, positions: str, packed_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qzoom.engine.layers._CPU_TOKENS", packed_tokens)
     model = QZoom(made(family, positions))
     lengths = [3, 9, 1, 14, 6, 9, 2, 11, 5]
     spread = {
