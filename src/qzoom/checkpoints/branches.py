@@ -81,6 +81,11 @@ def check_branch(
     if not may_lack_unused or optional & set(names):
         optional = set()
     missing, unknown = sorted(set(shapes) - optional - set(names)), sorted(set(names) - set(shapes))
+    if any(".experts.0." in name for name in missing) and any(".experts." in name for name in unknown):
+        raise CheckpointError(
+            f"{where}: the {what} has its experts fused into one tensor per layer, but the base's files hold each one "
+            "apart; use the adapter as it is, converting is not supported for this family."
+        )
     if missing or unknown:
         said = f"lacks {', '.join(missing[:4])}" if missing else f"has unknown {', '.join(unknown[:4])}"
         raise CheckpointError(f"{where}: the {what} {said}; its weights do not fit this base model.")
