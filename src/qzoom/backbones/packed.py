@@ -129,9 +129,13 @@ def _lower_right(new: int, total: int, device: torch.device) -> Tensor:
 
 
 def _variable_length(query: Tensor, key: PackedKeys, scaling: float) -> Tensor | None:
-    """One call of torch's variable-length attention where no sequence has a past; None where it does not apply."""
+    """One call of torch's variable-length attention where no sequence has a past; None where it does not apply.
+
+    Its kernels need an Ampere GPU or a newer one and heads of 8, 16, ... 256 numbers.
+    """
     totals = [keys.shape[2] for keys, _ in key.pairs]
-    if list(key.new) != totals:
+    width = query.shape[3]
+    if list(key.new) != totals or width % 8 or width > 256 or torch.cuda.get_device_capability(query.device) < (8, 0):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
