@@ -124,8 +124,7 @@ def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -
 
 def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path: Path) -> None:
     from qzoom.engine.request import share_tokens
-    from qzoom.evaluation.coverage import measure_coverage
-    from qzoom.evaluation.coverage_maps import question_maps
+    from qzoom.evaluation.coverage import measure_coverage, question_maps
     from qzoom.store.log import write_atomic
 
     looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)

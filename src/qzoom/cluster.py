@@ -43,11 +43,8 @@ def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, 
 
 @contextmanager
 def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
-    """The `ray` module, connected until the block ends; arguments and errors as in `start_ray`.
-
-    Raises:
-        StopRunError: Ray gave a task of the block up, for example since its process had no memory left.
-    """
+    """The `ray` module, connected until the block ends; arguments and errors as in `start_ray` (StopRunError: Ray gave
+    a task of the block up, for example since its process had no memory left)."""
     ray, own = start_ray(address, cpus, advice)
     try:
         yield ray
@@ -60,13 +57,8 @@ def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[
 
 
 def ray_data(ray: Any, items: list[Any], blocks: int) -> Any:
-    """A quiet dataset of items that keeps their order.
-
-    Args:
-        ray: the module, connected.
-        items: JSON values.
-        blocks: most pieces that are worked on and returned as wholes.
-    """
+    """A quiet dataset of items that keeps their order. `blocks`: most pieces that are worked on and returned as
+    wholes."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

@@ -6,6 +6,8 @@ wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class QZoomError(Exception):
     """Base of all deliberate errors."""
@@ -32,13 +34,7 @@ class QuestionError(QZoomError):
 
 
 class LengthError(QuestionError):
-    """Prompt and answer together are longer than the model reads.
-
-    Args:
-        prompt: tokens of the prompt.
-        new: most tokens of the answer.
-        most: what the model reads.
-    """
+    """Prompt and answer together are longer than the model reads."""
 
     def __init__(self, prompt: int, new: int, most: int) -> None:
         super().__init__(
@@ -86,12 +82,7 @@ class DataError(QZoomError):
 
 
 class QueueFullError(QZoomError):
-    """More requests wait than the server keeps.
-
-    Args:
-        message: the sentence.
-        retry_after_s: when it is worth trying again.
-    """
+    """More requests wait than the server keeps."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -141,3 +132,14 @@ class LaterError(QZoomError):
 
 class CallRefusedError(QZoomError):
     """An endpoint refuses this one call for good (too long, not allowed); trying again would not help."""
+
+
+def reason_of(error: BaseException, most: int = 300) -> str:
+    """What another library's error says, on one line, for the middle of a sentence of ours; else its kind."""
+    return " ".join(str(error).split())[:most].rstrip(". ") or type(error).__name__
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

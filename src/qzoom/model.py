@@ -7,37 +7,28 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from qzoom.config import ZoomConfig
 from qzoom.engine.batch import answer_all, answer_events, raise_error
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.flow import perceive
-from qzoom.engine.request import (
-    Limit,
-    Options,
-    Request,
-    check_heads,
-    check_requests,
-    make_options,
-    make_request,
-)
+from qzoom.engine.request import Limit, Options, Request, check_heads, check_requests, make_options, make_request
 from qzoom.engine.session import Session, open_session
 from qzoom.engine.state import Engine
 from qzoom.engine.worker import Worker
 from qzoom.errors import ConfigError, QuestionError, QZoomError
 from qzoom.images.load import ImageLimits, LoadedImage, load_groups, load_pictures, pixel_digest
+from qzoom.settings import closest
 from qzoom.types import Answer, Perception, StreamEvent
-
-if TYPE_CHECKING:
-    import torch
 
 
 class QZoom:
     """A vision-language model that zooms. One instance may be used from several threads.
 
     Args:
-        engine: backbone, branches and arithmetic; `from_pretrained` makes one.
         name: what it was loaded from.
         image_limits: what pictures are accepted.
     """
@@ -90,7 +81,8 @@ class QZoom:
                 raise ConfigError(f"dtype={dtype!r} and torch_dtype={other!r} name the same option; give one of them.")
             dtype = other
         for name in unknown:
-            raise ConfigError(f"from_pretrained has no option {name!r}; {_closest_option(name)}")
+            known = ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization")
+            raise ConfigError(f"from_pretrained has no option {name!r}; {closest(name, known)}")
         engine = load_engine(
             id_or_path,
             revision=revision,
@@ -218,7 +210,10 @@ class QZoom:
         each = [_options_of(options, index, len(samples)) for index in range(len(samples))]
         for index, own in enumerate(each):
             with _numbered(index):
-                image, question = _pair(samples[index])
+                sample = samples[index]
+                if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
+                    raise QuestionError(f"expected an (image, question) pair, not {_shown(sample)}.")
+                image, question = sample
                 requests.append(self._request(image, question, load, **own))
                 check_requests(self.engine, requests[-1:])
         answers: dict[int, Answer] = {}
@@ -288,13 +283,6 @@ class QZoom:
         return push_to_hub(self.engine, repo_id, **options)
 
 
-def _pair(sample: Any) -> Any:
-    """The picture and the question of a sample."""
-    if isinstance(sample, str | bytes) or not isinstance(sample, Sequence) or len(sample) != 2:
-        raise QuestionError(f"expected an (image, question) pair, not {_shown(sample)}.")
-    return sample
-
-
 @contextmanager
 def _numbered(index: int) -> Iterator[None]:
     """Errors of a block name the sample."""
@@ -337,13 +325,6 @@ def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, An
             raise ConfigError(f"{name} is a list of {len(value)} values for {count} samples; give one each{hint}.")
         out[name] = value[index] if per_sample else value
     return out
-
-
-def _closest_option(name: str) -> str:
-    """The end of the sentence about an unknown option of `from_pretrained`."""
-    from qzoom.settings import closest
-
-    return closest(name, ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization"))
 
 
 def _shown(value: Any) -> str:

@@ -99,7 +99,6 @@ def from_mapping(cls: type[T], values: Any, source: str) -> T:
     Args:
         cls: a settings class.
         values: the mapping; lists stand for tuples.
-        source: file or section, for the error sentence.
 
     Raises:
         ConfigError: not a mapping, an unknown or missing key, a value of the wrong type or out of range.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from qzoom.errors import QZoomError
 from qzoom.settings import Between, Text, settings
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-    from qzoom.errors import QZoomError
 
 Box: TypeAlias = tuple[int, int, int, int]
 ZoomMode: TypeAlias = Literal["auto", "never", "always"]
@@ -192,11 +192,7 @@ class Perception:
     timing_ms: dict[str, float] = field(compare=False)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
-        """Plain JSON types.
-
-        Args:
-            heat_map: include the maps as nested lists.
-        """
+        """Plain JSON types."""
         return _record(self, heat_map=heat_map)
 
 
@@ -238,19 +234,11 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
-        """Plain JSON types; the pictures are left out.
-
-        Args:
-            heat_map: include the maps as nested lists.
-        """
+        """Plain JSON types; the pictures are left out."""
         return _record(self, heat_map=heat_map)
 
     def plot(self, image: int = 0) -> PIL.Image.Image:
-        """A picture of the answer: the page with heat map and boxes, the crops, gate, tokens and text.
-
-        Args:
-            image: index of the picture to draw.
-        """
+        """A picture of the answer: the page with heat map and boxes, the crops, gate, tokens and text."""
         from qzoom.plots.answer import plot_answer
 
         return plot_answer(self, image=image)

@@ -11,6 +11,7 @@ from qzoom.config import TokenBudget
 from qzoom.data.questions import read_receipt_questions
 from qzoom.errors import DataError
 from qzoom.evaluation.coverage import (
+    QuestionMaps,
     choose,
     choosing_half,
     compare_coverage,
@@ -18,11 +19,11 @@ from qzoom.evaluation.coverage import (
     lift,
     measure_coverage,
     pointing,
+    question_maps,
     read_coverage,
     relative,
     scores,
 )
-from qzoom.evaluation.coverage_maps import QuestionMaps, question_maps
 from qzoom.evaluation.tables import plot_coverage
 from qzoom.model import QZoom
 from tests.evaluation.samples import receipt, write_split

@@ -25,7 +25,7 @@ from qzoom.model import QZoom
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, ResolutionSweep, Skip, Turn, ZoomComparison, content_id
-from qzoom.training.gate import gate_samples
+from qzoom.training.tasks import gate_samples
 from tests.tiny_models import build_engine, picture
 
 LEVELS = (64, 128, 256, 512, 1024)

@@ -11,7 +11,7 @@ from openai import BadRequestError, OpenAI
 from qzoom.errors import ConfigError
 from qzoom.serving.engines.base import ServingEngine
 from qzoom.serving.engines.native import NativeEngine
-from qzoom.serving.logprobs import token_bytes
+from qzoom.serving.replies import token_bytes
 from qzoom.serving.settings import ServerLimits, ServerSettings
 from tests.serving.running import chat, page, running
 

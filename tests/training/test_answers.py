@@ -11,9 +11,9 @@ from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import SequenceSlice, run_layers
 from qzoom.engine.prompt import embed_prompt
 from qzoom.errors import ConfigError, DataError
-from qzoom.training.answers import AnswerTask, random_cells
 from qzoom.training.samples import SampleUse
 from qzoom.training.stages import StageRecipe
+from qzoom.training.tasks import AnswerTask, random_cells
 from qzoom.training.train_stage import prepare_engine, train_stage
 
 

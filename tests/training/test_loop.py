@@ -19,10 +19,10 @@ from qzoom.engine.perceive import region_logits
 from qzoom.engine.state import State, advance_region, advance_shared
 from qzoom.errors import CheckpointError, ConfigError, DataError
 from qzoom.training.loop import batch_of, learning_rate_at, steps_of
-from qzoom.training.regions import RegionMapTask
 from qzoom.training.run import open_trackers
 from qzoom.training.samples import conversation_ids, prompt_of
 from qzoom.training.stages import StageRecipe
+from qzoom.training.tasks import RegionMapTask
 from qzoom.training.train_stage import prepare_engine, train_stage
 
 

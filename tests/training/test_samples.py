@@ -5,9 +5,9 @@ import torch
 from qzoom.config import TokenBudget
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.prompt import build_prompt
-from qzoom.training.gate import GateTask
 from qzoom.training.samples import conversation_ids
 from qzoom.training.stages import StageRecipe
+from qzoom.training.tasks import GateTask
 from tests.tiny_models import engine, picture
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from qzoom.backbones.onednn import fast_linear
 from qzoom.backbones.packed import Rows, use_packed_attention
 from qzoom.backbones.quantized import plain_copy
+from qzoom.config import TokenBudget
 from qzoom.errors import ConfigError
 from qzoom.images.geometry import fit_grid
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from qzoom.config import TokenBudget
 
 Rotary = tuple[Tensor, Tensor]
 LabelHeads = Mapping[tuple[int, int], Mapping[str, tuple[str, str]]]
@@ -35,77 +35,45 @@ LabelHeads = Mapping[tuple[int, int], Mapping[str, tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class VisualFeatures:
-    """One encoded picture.
+    """One encoded picture."""
 
-    Args:
-        tokens: (n, hidden) embeddings that take the place of the image placeholders, row by row.
-        deepstack: one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; may be empty.
-        grid: (rows, columns) of merged cells, rows * columns = n; (1, n) where only some tokens are read.
-        size_px: (width, height) that the vision encoder saw.
-    """
-
-    tokens: Tensor
+    tokens: Tensor  # (n, hidden) embeddings that take the place of the image placeholders, row by row
+    # one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; may be empty
     deepstack: tuple[Tensor, ...]
-    grid: tuple[int, int]
-    size_px: tuple[int, int]
+    grid: tuple[int, int]  # (rows, columns) of merged cells, rows * columns = n; (1, n) where only some tokens are read
+    size_px: tuple[int, int]  # (width, height) that the vision encoder saw
 
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """The sizes of a vision encoder, from which its FLOPs are counted.
+    """The sizes of a vision encoder, from which its FLOPs are counted."""
 
-    Args:
-        vision_layers: of the encoder.
-        vision_hidden: width of its hidden states.
-        vision_feed: width inside its MLPs.
-        vision_gated: whether its MLPs have three maps instead of two.
-        vision_full_layers: layers that attend to the whole picture; the others attend within windows.
-        window_patches: patches of a window; 0 without windows.
-        patch_values: numbers in one patch.
-        merge: patches per side of a visual token.
-        mergers: projections into the decoder's width, DeepStack levels included.
-    """
-
-    vision_layers: int
-    vision_hidden: int
-    vision_feed: int
-    vision_gated: bool
-    vision_full_layers: int
-    window_patches: int
-    patch_values: int
-    merge: int
-    mergers: int
+    vision_layers: int  # of the encoder
+    vision_hidden: int  # width of its hidden states
+    vision_feed: int  # width inside its MLPs
+    vision_gated: bool  # whether its MLPs have three maps instead of two
+    vision_full_layers: int  # layers that attend to the whole picture; the others attend within windows
+    window_patches: int  # patches of a window; 0 without windows
+    patch_values: int  # numbers in one patch
+    merge: int  # patches per side of a visual token
+    mergers: int  # projections into the decoder's width, DeepStack levels included
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """What decides how many weights a model has, so that a run can be planned without loading it.
+    """What decides how many weights a model has, so that a run can be planned without loading it."""
 
-    Args:
-        hidden: width of the decoder.
-        intermediate: width inside its MLPs.
-        layers: of the decoder.
-        heads: query heads.
-        kv_heads: key heads.
-        head_dim: of each.
-        vocabulary: tokens.
-        tied: whether lm_head is the token table.
-        vision: weights of the vision encoder and projector.
-        qkv_bias: whether queries, keys and values have biases.
-        qk_norm: whether queries and keys have norms.
-    """
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    vision: int
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    hidden: int  # width of the decoder
+    intermediate: int  # width inside its MLPs
+    layers: int  # of the decoder
+    heads: int  # query heads
+    kv_heads: int  # key heads
+    head_dim: int  # of each
+    vocabulary: int  # tokens
+    tied: bool  # whether lm_head is the token table
+    vision: int  # weights of the vision encoder and projector
+    qkv_bias: bool = False  # whether queries, keys and values have biases
+    qk_norm: bool = False  # whether queries and keys have norms
 
     @property
     def attention_in(self) -> int:
@@ -135,27 +103,18 @@ class ModelSizes:
 
 @dataclass(frozen=True, slots=True)
 class ReleasedLayout:
-    """A model's files as the family's authors write them, where transformers does not read them.
+    """A model's files as the family's authors write them, where transformers does not read them."""
 
-    Args:
-        config: their config.json and the vision tower's, if there is one, to transformers' config.
-        settings: transformers' config.json to theirs.
-        stock_name: a stored tensor's name, in any layout of the family, to transformers'; None for what is not used.
-        released_name: transformers' name to theirs.
-        tower: start of transformers' names of the vision tower, which may lie in a folder of its own.
-        tower_setting: the key of config.json that names that folder.
-        copies: further names in their files and the tensors that they copy.
-        table: transformers' names of the tensors with one row per token.
-    """
-
+    # their config.json and the vision tower's, if there is one, to transformers' config
     config: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Any]
-    settings: Callable[[Mapping[str, Any]], dict[str, Any]]
+    settings: Callable[[Mapping[str, Any]], dict[str, Any]]  # transformers' config.json to theirs
+    # a stored tensor's name, in any layout of the family, to transformers'; None for what is not used
     stock_name: Callable[[str], str | None]
-    released_name: Callable[[str], str]
-    tower: str
-    tower_setting: str
-    copies: Mapping[str, str]
-    table: tuple[str, ...]
+    released_name: Callable[[str], str]  # transformers' name to theirs
+    tower: str  # start of transformers' names of the vision tower, which may lie in a folder of its own
+    tower_setting: str  # the key of config.json that names that folder
+    copies: Mapping[str, str]  # further names in their files and the tensors that they copy
+    table: tuple[str, ...]  # transformers' names of the tensors with one row per token
 
 
 class Backbone(ABC):
@@ -213,11 +172,8 @@ class Backbone(ABC):
 
     @classmethod
     def released_layout(cls, settings: Mapping[str, Any]) -> ReleasedLayout | None:
-        """`released`, if a folder with this config.json has it.
-
-        Raises:
-            CheckpointError: a variant of the family that is not supported.
-        """
+        """`released`, if a folder with this config.json has it (CheckpointError: a variant of the family that is not
+        supported)."""
         return None
 
     @classmethod
@@ -308,11 +264,8 @@ class Backbone(ABC):
         return self._name_of(self.decoder)
 
     def lora_targets(self, *, vision: bool = False) -> str:
-        """Regular expression of the linear maps that LoRA matrices are put beside.
-
-        Args:
-            vision: those of the vision tower as well.
-        """
+        """Regular expression of the linear maps that LoRA matrices are put beside. `vision`: those of the vision tower
+        as well."""
         maps = rf".*{re.escape(self.decoder_name)}\.layers\.\d+\.{self.decoder_maps}"
         if not vision:
             return maps
@@ -332,11 +285,8 @@ class Backbone(ABC):
         return self.model.get_input_embeddings()
 
     def new_branch_layer(self, index: int) -> nn.Module:
-        """A decoder layer of the family's own class, a copy of base layer `index` (its weights included).
-
-        Args:
-            index: the base layer it starts from, 0-based.
-        """
+        """A decoder layer of the family's own class, a copy of base layer `index` (its weights included). `index`: the
+        base layer it starts from, 0-based."""
         return plain_copy(self.layers[index], self.dtype)
 
     # -- pictures ----------------------------------------------------------------------------------------------------
@@ -357,12 +307,8 @@ class Backbone(ABC):
         return fit_grid(*size_px, self.token_px, budget or self.default_budget())
 
     def resize(self, image: PIL.Image.Image, budget: TokenBudget | None) -> PIL.Image.Image:
-        """A picture in the size that `encode` gives it.
-
-        Args:
-            image: RGB.
-            budget: limits on visual tokens; None uses the image processor's own.
-        """
+        """A picture in the size that `encode` gives it. `budget`: limits on visual tokens; None uses the image
+        processor's own."""
         from PIL import Image
 
         rows, columns = self.grid(image.size, budget)
@@ -375,7 +321,6 @@ class Backbone(ABC):
         """A picture resized and normalised, as the model's own forward pass takes it.
 
         Args:
-            image: RGB.
             budget: limits on visual tokens; None uses the image processor's own.
 
         Returns:
@@ -384,11 +329,7 @@ class Backbone(ABC):
         """
 
     def vision_shape(self) -> VisionShape:
-        """Sizes of the vision encoder, from which FLOPs are counted.
-
-        Raises:
-            ConfigError: the family does not state them.
-        """
+        """Sizes of the vision encoder, from which FLOPs are counted (ConfigError: the family does not state them)."""
         raise ConfigError(f"FLOPs cannot be counted for models of type {self.family!r}, which state no vision shape.")
 
     def map_view(self, view: Literal["dynamic", "square"]) -> Literal["dynamic", "square"]:
@@ -401,22 +342,13 @@ class Backbone(ABC):
             raise ConfigError(f"{what} does not work with models that pad pictures to squares, such as this one.")
 
     def crop(self, image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """A region as `encode` is to get it.
-
-        Args:
-            image: the whole picture, RGB.
-            box: xyxy in its pixels, half-open.
-        """
+        """A region as `encode` is to get it. `image`: the whole picture, RGB. `box`: xyxy in its pixels, half-open."""
         return image.crop(box)
 
     @abstractmethod
     def encode(self, images: Sequence[PIL.Image.Image], budgets: Sequence[TokenBudget | None]) -> list[VisualFeatures]:
-        """Resize, normalise and encode pictures in one call of the vision encoder.
-
-        Args:
-            images: RGB pictures of any sizes.
-            budgets: limits on visual tokens for each; None uses the image processor's own.
-        """
+        """Resize, normalise and encode pictures in one call of the vision encoder. `budgets`: limits on visual tokens
+        for each; None uses the image processor's own."""
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -488,15 +420,8 @@ class Backbone(ABC):
         return tuple(range(self.num_layers))
 
     def check_depth(self, shared_layers: int, branch_layers: int) -> None:
-        """Refuse branches whose last layer, from which the region map comes, has no queries and keys.
-
-        Args:
-            shared_layers: K.
-            branch_layers: T.
-
-        Raises:
-            ConfigError: K + T exceeds the base's layers, or ends on a layer of another kind.
-        """
+        """Refuse branches whose last layer, from which the region map comes, has no queries and keys (ConfigError: K +
+        T exceeds the base's layers, or ends on a layer of another kind)."""
         total = shared_layers + branch_layers
         if total > self.num_layers:
             raise ConfigError(

@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from qzoom.backbones.base import (
-    Backbone,
-    LabelHeads,
-    ModelSizes,
-    ReleasedLayout,
-    Rotary,
-    VisionShape,
-    VisualFeatures,
-)
+from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, ReleasedLayout, Rotary, VisionShape, VisualFeatures
 from qzoom.config import BoxRule, TokenBudget
 from qzoom.errors import BudgetError, CheckpointError
 
@@ -107,8 +100,6 @@ def _renamed(name: str, rules: Sequence[tuple[str, str | None]]) -> str | None:
 
 def _stock_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None) -> Any:
     """transformers' config from the authors' flat one and their vision tower's, which is CLIP's own if it has none."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
     vision: dict[str, Any] = dict(_TOWER) if tower is None else dict(tower.get("vision_config") or tower)
     known = LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
     skipped = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype")
@@ -126,8 +117,6 @@ def _stock_config(settings: Mapping[str, Any], tower: Mapping[str, Any] | None) 
 
 def _released_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' flat config.json from transformers' config.json."""
-    from transformers import LlavaConfig
-
     config: Any = LlavaConfig(
         **{k: v for k, v in settings.items() if k not in ("architectures", "transformers_version")}
     )
@@ -171,10 +160,7 @@ class LlavaBackbone(Backbone):
     chat_format: ClassVar[str] = CHAT_FORMAT
     placeholder: ClassVar[str] = IMAGE
     vision_maps: ClassVar[str] = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
-    published: ClassVar[Mapping[str, ModelSizes]] = {
-        "llava-hf/llava-1.5-7b-hf": _7B,
-        "llava-hf/llava-1.5-13b-hf": _13B,
-    }
+    published: ClassVar[Mapping[str, ModelSizes]] = {"llava-hf/llava-1.5-7b-hf": _7B, "llava-hf/llava-1.5-13b-hf": _13B}
     label_heads: ClassVar[LabelHeads] = {
         (4096, 32): dict.fromkeys(("text", "natural"), ("14:13,24,26", "2:" + ",".join(map(str, range(32))))),
         (5120, 40): dict.fromkeys(("text", "natural"), ("16:2,21,30 15:2 13:21,23,26", "16:17,22")),

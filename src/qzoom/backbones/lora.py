@@ -37,20 +37,12 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraWeights:
-    """The matrices and what they belong to.
+    """The matrices and what they belong to (CheckpointError: settings or names that are no plain LoRA of the
+    decoder)."""
 
-    Args:
-        base_weights: `checkpoints.weights.maps_digest` of the base's linear maps that they are added to.
-        settings: PEFT's `adapter_config.json`.
-        tensors: A and B of every map, under PEFT's names.
-
-    Raises:
-        CheckpointError: settings or names that are no plain LoRA of the decoder.
-    """
-
-    base_weights: str
-    settings: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
+    base_weights: str  # `checkpoints.weights.maps_digest` of the base's linear maps that they are added to
+    settings: Mapping[str, Any]  # PEFT's `adapter_config.json`
+    tensors: Mapping[str, Tensor]  # A and B of every map, under PEFT's names
 
     def __post_init__(self) -> None:
         for key, allowed in _PLAIN.items():
@@ -86,11 +78,8 @@ class LoraWeights:
         return digest.hexdigest()[:16]
 
     def added(self, target: str, weight: Tensor) -> Tensor:
-        """A map's weight (out, in) with its matrices added, in the weight's own number format.
-
-        Raises:
-            CheckpointError: the matrices have another shape.
-        """
+        """A map's weight (out, in) with its matrices added, in the weight's own number format (CheckpointError: the
+        matrices have another shape)."""
         down, up, scale = self.matrices(target, weight.device)
         rank = self.settings["r"]
         if down.shape != (rank, weight.shape[1]) or up.shape != (weight.shape[0], rank):
@@ -107,11 +96,7 @@ class LoraWeights:
         return down, up, self.settings["lora_alpha"] / self.settings["r"]
 
     def check(self, digest: str, where: str) -> None:
-        """Compare with the digest of the base that is at hand.
-
-        Raises:
-            CheckpointError: it is another base.
-        """
+        """Compare with the digest of the base that is at hand (CheckpointError: it is another base)."""
         if digest != self.base_weights:
             raise CheckpointError(
                 f"The LoRA weights of {where} were trained on another base (weights {self.base_weights}, not "

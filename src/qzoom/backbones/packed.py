@@ -28,21 +28,14 @@ class PackedKeys:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The sequences of a packed batch, as the cache of a decoder layer.
-
-    Args:
-        caches: each sequence's own.
-        new: packed tokens of each.
-        past: tokens that each cache holds already.
-        cuts: lengths at which each sequence may be cut later, ascending; layers that keep a state take snapshots there.
-        mask: additive (1, 1, queries, keys) for a single sequence whose attention is not `PACKED`.
-    """
+    """The sequences of a packed batch, as the cache of a decoder layer."""
 
     caches: Sequence[Any]
-    new: tuple[int, ...]
-    past: tuple[int, ...]
+    new: tuple[int, ...]  # packed tokens of each
+    past: tuple[int, ...]  # tokens that each cache holds already
+    # lengths at which each sequence may be cut later, ascending; layers that keep a state take snapshots there
     cuts: Sequence[Sequence[int]]
-    mask: Tensor | None = None
+    mask: Tensor | None = None  # additive (1, 1, queries, keys) for a single sequence whose attention is not `PACKED`
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Append packed keys and values (1, kv_heads, tokens, head_dim) to the caches; all of them for `PACKED`."""

@@ -68,12 +68,8 @@ def is_quantized_map(module: nn.Module) -> bool:
 
 
 def settle(model: nn.Module, *, training: bool = False) -> None:
-    """Keep bitsandbytes from repacking 4-bit maps, at first use on a CPU, that its fast format cannot hold.
-
-    Args:
-        model: its quantised maps are looked at.
-        training: repack none, since gradients do not pass through that format.
-    """
+    """Keep bitsandbytes from repacking 4-bit maps, at first use on a CPU, that its fast format cannot hold. `model`:
+    its quantised maps are looked at. `training`: repack none, since gradients do not pass through that format."""
     for module in model.modules():
         odd = is_quantized_map(module) and (module.in_features % 64 or module.out_features % 32)  # type: ignore[operator]
         if (odd or training) and hasattr(module, "support_avx512bf16_for_cpu"):

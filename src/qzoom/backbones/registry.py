@@ -22,30 +22,14 @@ FAMILIES: dict[str, str] = {
 
 
 def build_backbone(model: Any, tokenizer: Any, image_processor: Any, chat_template: str | None = None) -> Backbone:
-    """Wrap a loaded transformers model.
-
-    Args:
-        model: any model whose `config.model_type` is in `FAMILIES`.
-        tokenizer: its fast tokenizer.
-        image_processor: its image processor.
-        chat_template: overrides the tokenizer's own template.
-
-    Raises:
-        CheckpointError: no backbone for the model's type.
-    """
+    """Wrap a loaded transformers model (CheckpointError: no backbone for the model's type). `model`: any model whose
+    `config.model_type` is in `FAMILIES`. `chat_template`: overrides the tokenizer's own template."""
     return backbone_class(model.config.model_type)(model, tokenizer, image_processor, chat_template)
 
 
 def backbone_class(model_type: Any, where: str = "") -> type[Backbone]:
-    """The backbone class of a model type.
-
-    Args:
-        model_type: of a config.json.
-        where: the folder, for the error text.
-
-    Raises:
-        CheckpointError: no backbone for it, or one that needs a later release of transformers.
-    """
+    """The backbone class of a model type (CheckpointError: no backbone for it, or one that needs a later release of
+    transformers)."""
     import transformers
     from packaging.version import Version
 

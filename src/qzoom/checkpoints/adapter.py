@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qzoom import __version__
+from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseReference
@@ -21,13 +23,12 @@ from qzoom.checkpoints.hub import is_transport_error
 from qzoom.checkpoints.lora import write_lora
 from qzoom.checkpoints.upstream import PROVENANCE_KEY, upstream_fields
 from qzoom.checkpoints.writing import atomic_folder
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qzoom.backbones.base import Backbone
-    from qzoom.backbones.lora import LoraWeights
     from qzoom.engine.state import Engine
 
 MAX_SHARD_SIZE = "5GB"
@@ -46,7 +47,6 @@ def save_pretrained(
     """Write an adapter folder; it appears complete or not at all.
 
     Args:
-        engine: what to save.
         path: a new or empty folder, or an adapter to replace. With `base_id="."` and no `include_base`, the folder of
             a base model, to which the adapter is added.
         base_id: hub id or folder of the base; None takes where the base was loaded from.
@@ -76,7 +76,15 @@ def save_pretrained(
     if not reference:
         raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
     lora = None if include_base else engine.lora
-    config = _describe(engine, reference, revision, lora)
+    backbone = engine.backbone
+    config = AdapterConfig(
+        base=BaseReference(reference, revision, backbone.family, backbone.hidden_size, backbone.num_layers),
+        zoom=engine.config,
+        gate=engine.gate is not None,
+        region=engine.region is not None,
+        lora_base_weights="" if lora is None else lora.base_weights,
+        qzoom_version=__version__,
+    )
     tensors = branch_tensors(engine, compact=compact)
     if here and not (folder / CONFIG_FILE).is_file():
         _add_to_base(config, tensors, folder, max_shard_size, lora)
@@ -107,9 +115,7 @@ def push_to_hub(
     """Save and upload to a model repository on the hub, which is created if need be.
 
     Args:
-        engine: what to upload.
         repo_id: "owner/name".
-        private: make a new repository private.
         token: hub token; None uses HF_TOKEN or the stored login.
         revision: branch to commit to.
         commit_message: the commit's first line.
@@ -144,17 +150,15 @@ def push_to_hub(
         except Exception as error:
             if not is_transport_error(error):
                 raise
-            raise CheckpointError(_refused(repo_id, error)) from error
+            raise CheckpointError(
+                f"Uploading to {repo_id!r} failed ({reason_of(error)}); check the network, and that HF_TOKEN may write "
+                "there."
+            ) from error
     return str(getattr(done, "pr_url", None) or done.commit_url)
 
 
 def branch_tensors(engine: Engine, *, compact: bool | None = None) -> dict[str, Tensor]:
-    """The branches' tensors under the names of our format, on the CPU.
-
-    Args:
-        engine: whose branches.
-        compact: see `save_pretrained`.
-    """
+    """The branches' tensors under the names of our format, on the CPU."""
     if compact is None:
         compact = PROVENANCE_KEY not in engine.config.provenance
     out: dict[str, Tensor] = {}
@@ -165,21 +169,6 @@ def branch_tensors(engine: Engine, *, compact: bool | None = None) -> dict[str, 
         last = f"region.layers.{len(engine.region.layers) - 1}."
         out = {n: t for n, t in out.items() if not n.startswith(last) or is_used_in_last(n.removeprefix(last))}
     return out
-
-
-def _describe(engine: Engine, base_id: str, base_revision: str | None, lora: LoraWeights | None) -> AdapterConfig:
-    from qzoom import __version__
-
-    backbone = engine.backbone
-    base = BaseReference(base_id, base_revision, backbone.family, backbone.hidden_size, backbone.num_layers)
-    return AdapterConfig(
-        base=base,
-        zoom=engine.config,
-        gate=engine.gate is not None,
-        region=engine.region is not None,
-        lora_base_weights="" if lora is None else lora.base_weights,
-        qzoom_version=__version__,
-    )
 
 
 def _write_branches(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
@@ -234,8 +223,3 @@ def _hub_id(backbone: Backbone) -> str | None:
     name = str(getattr(backbone.model.config, "_name_or_path", "") or "")
     known = re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name) is not None
     return name if known and not Path(name).is_dir() else None
-
-
-def _refused(repo_id: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
-    return f"Uploading to {repo_id!r} failed ({reason}); check the network and that HF_TOKEN may write there."

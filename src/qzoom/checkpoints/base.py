@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.checkpoints.released import read_stock, stock_places
 from qzoom.checkpoints.upstream import is_branch_key
 from qzoom.checkpoints.weights import WeightIndex, check_finite, read_index, read_json
-from qzoom.errors import CheckpointError, ConfigError, DeviceError
+from qzoom.errors import CheckpointError, ConfigError, DeviceError, listed, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +42,6 @@ PROCESSOR_FILES = (
 )
 
 
-def is_processor_file(name: str) -> bool:
-    """Whether a file belongs to the tokenizer, the image processor or the chat template."""
-    return name in PROCESSOR_FILES
-
-
 def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[Any, Any, str]:
     """The tokenizer, the image processor and the chat template of a folder.
 
@@ -57,8 +52,13 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
 
     Raises:
         CheckpointError: a part is missing or cannot be read.
+        ConfigError: the interpreter leaves docstrings out.
     """
-    _check_docstrings()
+    if sys.flags.optimize > 1:  # transformers builds parts of itself from docstrings
+        raise ConfigError(
+            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
+            "-O or PYTHONOPTIMIZE=1 at most."
+        )
     from transformers import AutoTokenizer
 
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.
@@ -88,25 +88,11 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
             if own:
                 image_processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
     except Exception as error:  # transformers raises many kinds for a damaged file
-        reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         raise CheckpointError(
-            f"The tokenizer or image processor in {folder} cannot be loaded ({reason}); "
+            f"The tokenizer or image processor in {folder} cannot be loaded ({reason_of(error)}); "
             "copy the files from the base model."
         ) from error
     return tokenizer, image_processor, _chat_template(folder, tokenizer, "" if family is None else family.chat_format)
-
-
-def _check_docstrings() -> None:
-    """Refuse an interpreter that leaves docstrings out, from which transformers builds parts of itself.
-
-    Raises:
-        ConfigError: it was started with -OO or PYTHONOPTIMIZE=2.
-    """
-    if sys.flags.optimize > 1:
-        raise ConfigError(
-            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
-            "-O or PYTHONOPTIMIZE=1 at most."
-        )
 
 
 def _chat_template(folder: Path, tokenizer: Any, standard: str) -> str:
@@ -172,7 +158,11 @@ def load_backbone(
     parts = load_processor(processor or folder, settings)
     if not weights:
         empty = _build_model(folder, number_format, device, attn_implementation)
-        return _with_rotary(build_backbone(empty.eval().requires_grad_(False), *parts), device)
+        backbone = build_backbone(empty.eval().requires_grad_(False), *parts)
+        with device:
+            rotary: Any = type(backbone.decoder.rotary_emb)
+            backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
+        return backbone
     model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
     if index is not None:
         check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
@@ -182,21 +172,9 @@ def load_backbone(
     return backbone
 
 
-def _with_rotary(backbone: Backbone, device: torch.device) -> Backbone:
-    """A model without weights whose rotary table has values."""
-    with device:
-        rotary: Any = type(backbone.decoder.rotary_emb)
-        backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
-    return backbone
-
-
 def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse flash attention where it cannot run.
-
-    Raises:
-        DeviceError: on another device than a GPU.
-        ConfigError: in float32, or without its package.
-    """
+    """Refuse flash attention where it cannot run (DeviceError: on another device than a GPU; ConfigError: in float32,
+    or without its package)."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -222,11 +200,8 @@ def _place(index: WeightIndex, name: str) -> str:
 
 
 def choose_device(device_map: Any) -> torch.device:
-    """One device out of transformers' ways to say it.
-
-    Raises:
-        DeviceError: several devices, an unknown one, or one that this machine lacks.
-    """
+    """One device out of transformers' ways to say it (DeviceError: several devices, an unknown one, or one that this
+    machine lacks)."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -254,12 +229,8 @@ def choose_device(device_map: Any) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex | None) -> torch.dtype:
-    """The number format to load in; half precision stored for a CPU becomes float32.
-
-    Raises:
-        ConfigError: an unknown format.
-        DeviceError: float16 asked for on a CPU.
-    """
+    """The number format to load in; half precision stored for a CPU becomes float32 (ConfigError: an unknown format;
+    DeviceError: float16 asked for on a CPU)."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -330,20 +301,17 @@ def _load_model(folder: Path, settings: Mapping[str, Any], device: torch.device,
     except CheckpointError:
         raise
     except ImportError as error:
-        reason = " ".join(str(error).split())[:300].rstrip(". ")
-        raise CheckpointError(
-            f"The model in {folder} is quantised, and a package that reads it is missing: {reason}."
-        ) from error
+        text = f"The model in {folder} is quantised, and a package that reads it is missing: {reason_of(error)}."
+        raise CheckpointError(text) from error
     except Exception as error:  # transformers raises many kinds for settings and weights that do not fit
-        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
-        raise CheckpointError(f"The model in {folder} cannot be loaded: {reason}.") from error
+        raise CheckpointError(f"The model in {folder} cannot be loaded: {reason_of(error)}.") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
-        raise CheckpointError(f"The weights in {folder} lack {_list(missing)}; fetch all weight files again.")
+        raise CheckpointError(f"The weights in {folder} lack {listed(missing)}; fetch all weight files again.")
     misshapen = [f"{name} {tuple(has)} instead of {tuple(needs)}" for name, has, needs in report["mismatched_keys"]]
     if misshapen:
-        raise CheckpointError(f"The weights in {folder} do not fit its config.json: {_list(sorted(misshapen))}.")
+        raise CheckpointError(f"The weights in {folder} do not fit its config.json: {listed(sorted(misshapen))}.")
     return model
 
 
@@ -361,8 +329,7 @@ def _build_model(folder: Path, dtype: torch.dtype, device: torch.device, attn_im
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises many kinds for settings that do not fit
-        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
-        raise CheckpointError(f"The config.json in {folder} cannot be used: {reason}.") from error
+        raise CheckpointError(f"The config.json in {folder} cannot be used: {reason_of(error)}.") from error
     return model
 
 
@@ -380,8 +347,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _list(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING
 
 from qzoom.checkpoints.weights import WeightIndex, check_finite
 from qzoom.config import ZoomConfig
-from qzoom.errors import CheckpointError, ConfigError
+from qzoom.errors import CheckpointError, ConfigError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,11 +26,7 @@ _FIRST_NORM = re.compile(r"((?:.*\.)?)layers\.0\.input_layernorm\.weight")
 
 
 def decoder_prefix(index: WeightIndex) -> str:
-    """What stands before `layers.0` in the names of a base model's decoder.
-
-    Raises:
-        CheckpointError: no decoder layers.
-    """
+    """What stands before `layers.0` in the names of a base model's decoder (CheckpointError: no decoder layers)."""
     for name in sorted(index.tensors):
         match = _FIRST_NORM.fullmatch(name)
         if match:
@@ -53,10 +49,7 @@ def check_branch(
     Args:
         own: the branch's tensors.
         names: our name to the name in `own`.
-        base: the base model's tensors.
         zoom: K and T.
-        what: "gate" or "region branch".
-        where: for error texts.
         may_lack_unused: the last layer may hold only what is used.
 
     Raises:
@@ -64,13 +57,7 @@ def check_branch(
     """
     prefix, depth = decoder_prefix(base), zoom.branch_layers
     layers = layer_count([name.removeprefix(prefix) for name in base.tensors if name.startswith(f"{prefix}layers.")])
-    if zoom.shared_layers >= layers:
-        raise CheckpointError(f"{where}: K={zoom.shared_layers} leaves nothing of the base's {layers} layers.")
-    if layer_count(list(names)) != depth:
-        raise CheckpointError(
-            f"{where}: the config says T={depth} branch layers, but the {what} has {layer_count(list(names))} in the "
-            "weights; use the config that came with the weights."
-        )
+    check_depth(zoom.shared_layers, depth, layers, list(names), where=where, what=what)
     shapes = _expected(base, prefix, zoom.shared_layers, depth)
     if what != "gate" and zoom.branch_norm:
         shapes |= {"norm.weight": (_hidden(base, prefix),)}
@@ -80,29 +67,53 @@ def check_branch(
     optional = {n for n in shapes if n.startswith(last) and not is_used_in_last(n.removeprefix(last))}
     if not may_lack_unused or optional & set(names):
         optional = set()
-    missing, unknown = sorted(set(shapes) - optional - set(names)), sorted(set(names) - set(shapes))
+    found = {name: own.tensors[stored].shape for name, stored in names.items()}
+    _check_tensors(found, shapes, f"{where}: the {what}", lambda name: names.get(name, name), optional)
+
+
+def check_depth(shared: int, depth: int, layers: int, names: Iterable[str], *, where: str, what: str) -> None:
+    """Refuse K and T (CheckpointError) that the base's layers, or the branch's tensors by our names, do not have."""
+    if shared >= layers:
+        raise CheckpointError(
+            f"{where}: K={shared} shared layers leave nothing of the base's {layers} layers; "
+            "the config does not belong to this base."
+        )
+    found = layer_count(names)
+    if found != depth:
+        raise CheckpointError(
+            f"{where}: the config says T={depth} branch layers, but the {what} has {found} in the weights; "
+            "use the config that came with the weights."
+        )
+
+
+def _check_tensors(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    where: str,
+    stored: Callable[[str], str],
+    optional: Set[str] = frozenset(),
+) -> None:
+    """Compare names and shapes of a branch's tensors with those that the base asks for; errors name the stored ones."""
+    missing, unknown = sorted(set(wanted) - optional - set(found)), sorted(set(found) - set(wanted))
     if any(".experts.0." in name for name in missing) and any(".experts." in name for name in unknown):
         raise CheckpointError(
-            f"{where}: the {what} has its experts fused into one tensor per layer, but the base's files hold each one "
-            "apart; use the adapter as it is, converting is not supported for this family."
+            f"{where} has its experts fused into one tensor per layer, but the base's files hold each one apart; use the "
+            "adapter as it is, converting is not supported for this family."
         )
     if missing or unknown:
-        said = f"lacks {', '.join(missing[:4])}" if missing else f"has unknown {', '.join(unknown[:4])}"
-        raise CheckpointError(f"{where}: the {what} {said}; its weights do not fit this base model.")
-    for name, stored in names.items():
-        if own.tensors[stored].shape != shapes[name]:
+        kind, names = ("lacks", missing) if missing else ("has unknown", unknown)
+        raise CheckpointError(f"{where} {kind} {listed([stored(n) for n in names])}; the weights do not fit this base.")
+    for name, shape in found.items():
+        if shape != wanted[name]:
             raise CheckpointError(
-                f"{where}: {stored} has shape {own.tensors[stored].shape}, but the base needs {shapes[name]}; "
+                f"{where}: {stored(name)} has shape {shape}, but the base needs {wanted[name]}; "
                 "the weights belong to another base model."
             )
 
 
 def fill_last_layer(region: Mapping[str, str], base: WeightIndex, prefix: str, zoom: ZoomConfig) -> dict[str, str]:
     """What a merged checkpoint must hold although it is never used, taken from the layer that the branch began as.
-
-    Returns:
-        Merged name to base name; empty if nothing is missing.
-    """
+    Returns merged name to base name; empty if nothing is missing."""
     depth = zoom.branch_layers
     start = min(zoom.shared_layers + depth, layer_count([n.removeprefix(prefix) for n in base.tensors])) - 1
     here = f"{prefix}layers.{start}."
@@ -137,7 +148,7 @@ def is_used_in_last(name: str) -> bool:
     return _USED_IN_LAST.match(name) is not None
 
 
-def layer_count(names: list[str]) -> int:
+def layer_count(names: Iterable[str]) -> int:
     """How many layers a branch's tensor names speak of."""
     found = [int(match[1]) for name in names if (match := _LAYER.match(name))]
     return max(found) + 1 if found else 0
@@ -150,10 +161,6 @@ def build_gate(
 
     Args:
         backbone: gives the layer class, number format and device.
-        shared_layers: K.
-        branch_layers: T.
-        tensors: our names to tensors.
-        where: file or folder for error texts.
         prefix: what stands before the names in that file, for error texts.
 
     Raises:
@@ -161,7 +168,7 @@ def build_gate(
     """
     from qzoom.heads.branches import GateBranch
 
-    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where=where, what="gate")
+    _check_layers(backbone, shared_layers, branch_layers, tensors, where=where, what="gate")
     gate = GateBranch(_empty_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
     _place(gate, backbone)
     _fill(gate, tensors, where, lambda name: prefix + name)
@@ -188,7 +195,7 @@ def build_region(
     """
     from qzoom.heads.branches import RegionBranch
 
-    _check_depth(backbone, shared_layers, branch_layers, list(tensors), where=where, what="region branch")
+    _check_layers(backbone, shared_layers, branch_layers, tensors, where=where, what="region branch")
     own = copy.deepcopy(backbone.decoder.norm) if norm else None
     region = RegionBranch(_empty_layers(backbone, shared_layers, branch_layers), own)  # type: ignore[arg-type]
     last = f"layers.{branch_layers - 1}."
@@ -217,23 +224,13 @@ def _place(branch: nn.Module, backbone: Backbone) -> None:
         branch.to(backbone.device, backbone.dtype)
 
 
-def _check_depth(backbone: Backbone, shared: int, depth: int, names: list[str], *, where: str, what: str) -> None:
-    if shared >= backbone.num_layers:
-        raise CheckpointError(
-            f"{where}: K={shared} shared layers leave nothing of the base's {backbone.num_layers} layers; "
-            "the config does not belong to this base."
-        )
+def _check_layers(backbone: Backbone, shared: int, depth: int, names: Iterable[str], *, where: str, what: str) -> None:
+    check_depth(shared, depth, backbone.num_layers, names, where=where, what=what)
     if len(backbone.attention_layers) < backbone.num_layers:
         try:
             backbone.check_depth(shared, depth)
         except ConfigError as error:
             raise CheckpointError(f"{where}: {error}") from error
-    found = layer_count(names)
-    if found != depth:
-        raise CheckpointError(
-            f"{where}: the config says T={depth} branch layers, but the {what} has {found} in the weights; "
-            "use the config that came with the weights."
-        )
 
 
 def _drop_unused(module: nn.Module, path: str = "") -> None:
@@ -251,23 +248,9 @@ def _fill(module: nn.Module, tensors: Tensors, where: str, stored: Callable[[str
     import torch
 
     wanted = dict(module.named_parameters())
-    missing = sorted(set(wanted) - set(tensors))
-    unknown = sorted(set(tensors) - set(wanted))
-    if missing or unknown:
-        kind, names = ("lacks", missing) if missing else ("has unknown", unknown)
-        raise CheckpointError(f"{where} {kind} {_list([stored(n) for n in names])}; the weights do not fit this base.")
-    for name, parameter in wanted.items():
-        if tensors[name].shape != parameter.shape:
-            raise CheckpointError(
-                f"{where}: {stored(name)} has shape {tuple(tensors[name].shape)}, but the base needs "
-                f"{tuple(parameter.shape)}; the weights belong to another base model."
-            )
+    shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
+    _check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, shapes, where, stored)
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(tensors[name])
     check_finite(wanted.items(), where, stored)
-
-
-def _list(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

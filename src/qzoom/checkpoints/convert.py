@@ -8,12 +8,18 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from qzoom import __version__
+from qzoom.backbones.base import ReleasedLayout
 from qzoom.backbones.lora import LoraWeights
 from qzoom.backbones.registry import backbone_class
+from qzoom.checkpoints.base import load_processor
 from qzoom.checkpoints.branches import check_branch, decoder_prefix, fill_last_layer
 from qzoom.checkpoints.format import (
     HERE,
@@ -28,10 +34,11 @@ from qzoom.checkpoints.format import (
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.load import find_base
 from qzoom.checkpoints.lora import read_lora
-from qzoom.checkpoints.relayout import released_places, write_stock
+from qzoom.checkpoints.released import empty_model, stock_places
 from qzoom.checkpoints.upstream import (
     PROVENANCE_KEY,
     ZOOM_KEY,
+    base_of,
     branch_keys,
     is_branch_key,
     is_upstream,
@@ -43,6 +50,8 @@ from qzoom.checkpoints.upstream import (
 from qzoom.checkpoints.weights import (
     MAX_FILE_BYTES,
     Change,
+    Copied,
+    Place,
     WeightIndex,
     copy_weights,
     maps_digest,
@@ -52,12 +61,7 @@ from qzoom.checkpoints.weights import (
     read_tensors,
 )
 from qzoom.checkpoints.writing import atomic_folder, check_target, copy_side_files
-from qzoom.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qzoom.backbones.base import ReleasedLayout
+from qzoom.errors import CheckpointError, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,11 @@ def _strip(base: Source, target: Path, lora: LoraWeights | None = None, fill: st
     layout = _layout(base.folder)
     with atomic_folder(target, "plain") as part:
         if layout is not None:
-            return (*write_stock(base, layout, part, fill=fill, changes=changes).counts, _lora_note(lora))
+            return (*_write_stock(base, layout, part, fill=fill, changes=changes), _lora_note(lora))
         done = merge_weights(index, _base_names(index), part, changes=changes)
         _write_settings(base.folder, part)
         copy_side_files(base.folder, part)
-    return (*done.counts, _lora_note(lora))
+    return (*done, _lora_note(lora))
 
 
 def _layout(folder: Path) -> ReleasedLayout | None:
@@ -143,8 +147,6 @@ def _layout(folder: Path) -> ReleasedLayout | None:
 
 def _to_adapter(source: Source, target: Path, fill: str | None, max_file_bytes: int) -> Work:
     """Merged to ours: the plain model and the branches beside it in one folder."""
-    from qzoom import __version__
-
     where = str(source.folder)
     settings = read_json(source.folder / "config.json")
     family = family_of(settings, where)
@@ -170,16 +172,16 @@ def _to_adapter(source: Source, target: Path, fill: str | None, max_file_bytes: 
     base = BaseReference(HERE, None, family, int(text["hidden_size"]), int(text["num_hidden_layers"]))
     with atomic_folder(target, "adapter") as part:
         if layout is not None:
-            done = write_stock(source, layout, part, fill=fill)
+            done = _write_stock(source, layout, part, fill=fill)
         else:
             done = merge_weights(index, _base_names(index), part)
             _write_settings(source.folder, part)
             copy_side_files(source.folder, part)
         renamed = {f"region.{ours}": (index, stored) for ours, stored in keys.region.items()}
         renamed |= {f"gate.{ours}": (index, stored) for ours, stored in keys.gate.items()}
-        done += copy_weights(renamed, part, "qzoom", max_file_bytes)
+        more = copy_weights(renamed, part, "qzoom", max_file_bytes)
         AdapterConfig(base, zoom, gate=has_gate, region=True, qzoom_version=__version__).save(part)
-    return (*done.counts, ())
+    return done[0] + more[0], done[1] + more[1], ()
 
 
 def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: Path, lora: LoraWeights | None) -> Work:
@@ -200,7 +202,8 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
     notes = list(_lora_note(lora))
     filled = fill_last_layer(region, index, prefix, zoom)
     if filled:
-        notes.append(f"{len(filled)} tensors that are never used were filled in from base layer {_last(zoom)}.")
+        last = zoom.shared_layers + zoom.branch_layers - 1
+        notes.append(f"{len(filled)} tensors that are never used were filled in from base layer {last}.")
     defaults = backbone_class(family).zoom_defaults()
     fields = to_upstream_fields(zoom, has_gate=adapter.gate, defaults=defaults)
     if ZOOM_KEY in fields:
@@ -214,7 +217,7 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
         layout = backbone_class(family).released
         if layout is not None and _layout(base.folder) is None:
             origin: dict[str, Any] = {"prefix": prefix, "kept": provenance if isinstance(provenance, dict) else {}}
-            places, cut, flat = released_places(index, settings, layout, added, changes=changes, **origin)
+            places, cut, flat = _released_places(index, settings, layout, added, changes=changes, **origin)
             done = copy_weights(places, part, "model", changes=cut)
             (part / "config.json").write_text(json.dumps(flat | fields, indent=2, sort_keys=True) + "\n")
         else:
@@ -223,7 +226,7 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
         copy_side_files(base.folder, part)
         if source.folder != base.folder:
             copy_side_files(source.folder, part, lambda name: not (part / name).exists())
-    return (*done.counts, tuple(notes))
+    return (*done, tuple(notes))
 
 
 def _merged_maps(index: WeightIndex, lora: LoraWeights | None) -> dict[str, Change]:
@@ -265,5 +268,101 @@ def _base_names(index: WeightIndex) -> list[str]:
     return [name for name in index.tensors if not is_branch_key(name)]
 
 
-def _last(zoom: Any) -> int:
-    return int(zoom.shared_layers + zoom.branch_layers - 1)
+# -- the authors' layout, where transformers does not read it ----------------------------------------------------------
+
+ROWS = 64
+"""Tables of converted models are padded to a multiple of this, so that placeholders of pictures have a row."""
+
+
+def _write_stock(
+    source: Source,
+    layout: ReleasedLayout,
+    target: Path,
+    *,
+    fill: str | None = None,
+    changes: Mapping[str, Change] | None = None,
+) -> Copied:
+    """A released model as transformers has it, complete, with tokenizer, image processor and chat template.
+
+    The token tables get rows for the placeholder of a picture, copies of the first row: an output that is never chosen.
+
+    Args:
+        fill: see `stock_places`.
+        changes: what to make of some tensors, by their stored names.
+    """
+    settings = read_json(source.folder / "config.json")
+    config, places = stock_places(source.folder, settings, layout, base=fill or base_of(source.name))
+    missing = sorted(set(empty_model(config).state_dict()) - places.keys())
+    if missing:
+        raise CheckpointError(f"{source.name} lacks {listed(missing)}, and so does what it was filled from.")
+    family = backbone_class(str(settings["model_type"]))
+    tokenizer, image_processor, template = load_processor(source.folder, settings)
+    if family.placeholder not in tokenizer.get_vocab():
+        tokenizer.add_tokens([family.placeholder], special_tokens=True)
+    text = config.get_text_config()
+    rows = text.vocab_size
+    config.image_token_id = tokenizer.convert_tokens_to_ids(family.placeholder)
+    text.vocab_size = -(-max(rows, config.image_token_id + 1) // ROWS) * ROWS
+    new = {name: changes[old] for name, (_, old) in places.items() if changes and old in changes}
+    new |= {name: _table(rows, text.vocab_size) for name in layout.table}
+    done = copy_weights(places, target, "model", changes=new)
+    config.architectures = [type(empty_model(config)).__name__]
+    config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    image_processor.save_pretrained(target)
+    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return done
+
+
+def _released_places(
+    index: WeightIndex,
+    settings: Mapping[str, Any],
+    layout: ReleasedLayout,
+    added: Mapping[str, Place],
+    *,
+    prefix: str,
+    kept: Mapping[str, Any],
+    changes: Mapping[str, Change],
+) -> tuple[dict[str, Place], dict[str, Change], dict[str, Any]]:
+    """A model of transformers' layout in the authors' own.
+
+    Args:
+        added: branch tensors under the decoder, with its prefix.
+        prefix: of the decoder's names in the index.
+        kept: of the authors' files that it once came from: "settings" and "names"; empty for others.
+
+    Returns:
+        Where the tensors are by their new names, what to make of some, and the config.json without branch fields.
+    """
+    flat = kept.get("settings") or layout.settings(settings)
+    places, cut = {}, {}
+    for old in index.tensors:
+        stock = layout.stock_name(old)
+        if stock is None:
+            continue
+        new = layout.released_name(stock)
+        if "names" not in kept or new in kept["names"]:
+            places[new] = (index, old)
+            if old in changes:
+                cut[new] = changes[old]
+            if stock in layout.table:
+                cut[new] = _table(int(flat["vocab_size"]), int(flat["vocab_size"]))
+    first = "layers.0.input_layernorm.weight"
+    own = layout.released_name(str(layout.stock_name(prefix + first))).removesuffix(first)
+    places |= {own + name.removeprefix(prefix): place for name, place in added.items()}
+    for new, old in layout.copies.items():
+        if "names" not in kept or new in kept["names"]:
+            source = next(name for name in index.tensors if layout.stock_name(name) == old)
+            places[new] = (index, source)
+            cut[new] = _table(int(flat["vocab_size"]), int(flat["vocab_size"]))
+    return places, cut, dict(flat)
+
+
+def _table(rows: int, wanted: int) -> Change:
+    """The first `rows` rows of a token table, padded to the wanted number with copies of the first."""
+
+    def change(tensor: Tensor) -> Tensor:
+        kept = tensor[:rows]
+        return kept if wanted == rows else kept[[*range(rows), *[0] * (wanted - rows)]]
+
+    return change

@@ -68,11 +68,7 @@ class AdapterConfig:
         return out
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder.
-
-        Raises:
-            CheckpointError: a value in `provenance` that JSON does not have, such as NaN.
-        """
+        """Write it into a folder (CheckpointError: a value in `provenance` that JSON does not have, such as NaN)."""
         try:
             text = json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
@@ -81,11 +77,8 @@ class AdapterConfig:
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """The `qzoom_config.json` of a folder.
-
-    Raises:
-        CheckpointError: missing, not JSON, written by a newer format, an unknown or missing key, a bad value.
-    """
+    """The `qzoom_config.json` of a folder (CheckpointError: missing, not JSON, written by a newer format, an unknown or
+    missing key, a bad value)."""
     path = folder / CONFIG_FILE
     values = read_json(path)
     version = values.get("format_version")
@@ -109,10 +102,8 @@ Kind = Literal["adapter", "upstream", "plain"]
 def detect_kind(folder: Path) -> Kind | None:
     """The kind of checkpoint in a folder: ours, the authors' merged one, a plain base model; None for none.
 
-    A merged checkpoint whose branches are switched off counts as a plain model.
-
-    Raises:
-        CheckpointError: a config.json that cannot be read.
+    A merged checkpoint whose branches are switched off counts as a plain model (CheckpointError: a config.json that
+    cannot be read).
     """
     if (folder / CONFIG_FILE).is_file():
         return "adapter"
@@ -123,11 +114,7 @@ def detect_kind(folder: Path) -> Kind | None:
 
 
 def family_of(settings: Mapping[str, Any], where: str) -> str:
-    """The model type of a config.json, if it is supported.
-
-    Raises:
-        CheckpointError: it is not.
-    """
+    """The model type of a config.json, if it is supported (CheckpointError: it is not)."""
     from qzoom.backbones.registry import backbone_class
 
     return backbone_class(settings.get("model_type"), where).family

@@ -83,15 +83,15 @@ def load_engine(
     _remember(backbone, source)
     if kind == "upstream":
         return _with_upstream_branches(backbone, source, config)
-    return _plain(backbone, config)
+    from qzoom.engine.state import Engine
+
+    # Without branches, K only says where the engine cuts the layers in two.
+    own = ZoomConfig(shared_layers=max(1, min(3, backbone.num_layers - 1)), **backbone.zoom_defaults())
+    return Engine(backbone, None, None, config or own)
 
 
 def find_base(adapter: AdapterConfig, source: Source) -> Source:
-    """Where the base model of an adapter is.
-
-    Raises:
-        CheckpointError: it cannot be found.
-    """
+    """Where the base model of an adapter is (CheckpointError: it cannot be found)."""
     name = adapter.base.id
     if name == HERE:
         return source
@@ -162,14 +162,6 @@ def _with_upstream_branches(backbone: Backbone, source: Source, config: ZoomConf
     return Engine(backbone, gate, region, _checked(config, own))
 
 
-def _plain(backbone: Backbone, config: ZoomConfig | None) -> Engine:
-    """A base model without branches; K only says where the engine cuts the layers in two."""
-    from qzoom.engine.state import Engine
-
-    own = ZoomConfig(shared_layers=max(1, min(3, backbone.num_layers - 1)), **backbone.zoom_defaults())
-    return Engine(backbone, None, None, config or own)
-
-
 def _named(index: Any, names: dict[str, str]) -> dict[str, Any]:
     tensors = read_tensors(index, names.values())
     return {ours: tensors[stored] for ours, stored in names.items()}
@@ -210,11 +202,7 @@ def _remember(backbone: Backbone, source: Source) -> None:
 
 def checkpoint_identity(source: Source, base: Source | None = None) -> dict[str, str]:
     """Which weights a checkpoint has, from its files alone: digests of base and branches, "" where there are none.
-
-    Args:
-        source: the checkpoint.
-        base: where the base is; None takes the checkpoint's own.
-    """
+    `base`: where the base is; None takes the checkpoint's own."""
     adapter = read_adapter_config(source.folder) if detect_kind(source.folder) == "adapter" else None
     base = base or (source if adapter is None else find_base(adapter, source))
     index = read_index(base.folder)

@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING
 
 from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.branches import decoder_prefix
-from qzoom.checkpoints.weights import (
-    WeightIndex,
-    check_finite,
-    maps_digest,
-    read_index,
-    read_json,
-    read_tensors,
-)
-from qzoom.errors import CheckpointError
+from qzoom.checkpoints.weights import check_finite, maps_digest, read_index, read_json, read_tensors
+from qzoom.errors import CheckpointError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,8 +30,6 @@ def add_to_backbone(backbone: Backbone, lora: LoraWeights, where: str) -> None:
 
     Args:
         backbone: in float32 or bfloat16; its decoder is changed in place.
-        lora: what to add.
-        where: the adapter, for error texts.
 
     Raises:
         CheckpointError: another base, or a number format in which that cannot be told.
@@ -63,10 +54,8 @@ def add_to_backbone(backbone: Backbone, lora: LoraWeights, where: str) -> None:
 def base_maps_digest(backbone: Backbone, targets: Sequence[str], where: str) -> str:
     """`weights.maps_digest` of a loaded base: of a quantised one the maps in the files that it was loaded from.
 
-    So the same matrices fit a base in 4 bit, in 8 bit and in full precision.
-
-    Raises:
-        CheckpointError: the base has no such map, or a quantised one came from no folder.
+    So the same matrices fit a base in 4 bit, in 8 bit and in full precision (CheckpointError: the base has no such map,
+    or a quantised one came from no folder).
     """
     from qzoom.backbones.quantized import is_quantized_map
 
@@ -76,11 +65,8 @@ def base_maps_digest(backbone: Backbone, targets: Sequence[str], where: str) -> 
         raise CheckpointError(f"{where}: a quantised base that was not loaded from a folder takes no LoRA weights.")
     index = read_index(backbone.folder)
     prefix = decoder_prefix(index)
-    return maps_digest(targets, lambda target: _stored(index, f"{prefix}{target}.weight"))
-
-
-def _stored(index: WeightIndex, name: str) -> Tensor:
-    return read_tensors(index, [name])[name]
+    names = {target: f"{prefix}{target}.weight" for target in targets}
+    return maps_digest(targets, lambda target: read_tensors(index, [names[target]])[names[target]])
 
 
 def _map_in(backbone: Backbone, target: str, where: str) -> nn.Module:
@@ -107,15 +93,8 @@ def write_lora(lora: LoraWeights, folder: Path) -> None:
 
 
 def read_lora(folder: Path, base_weights: str) -> LoraWeights:
-    """The LoRA weights of an adapter's folder.
-
-    Args:
-        folder: the adapter's.
-        base_weights: what its config says that they belong to.
-
-    Raises:
-        CheckpointError: files missing or damaged, NaN or infinity, or no plain LoRA.
-    """
+    """The LoRA weights of an adapter's folder (CheckpointError: files missing or damaged, NaN or infinity, or no plain
+    LoRA). `base_weights`: what its config says that they belong to."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -124,7 +103,8 @@ def read_lora(folder: Path, base_weights: str) -> LoraWeights:
     try:
         tensors = load_file(inner / _WEIGHTS)
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
-        raise CheckpointError(f"{inner / _WEIGHTS} cannot be read ({reason}); fetch the file again.") from error
+        raise CheckpointError(
+            f"{inner / _WEIGHTS} cannot be read ({reason_of(error)}); fetch the file again."
+        ) from error
     check_finite(tensors.items(), str(inner / _WEIGHTS))
     return LoraWeights(base_weights, settings, tensors)

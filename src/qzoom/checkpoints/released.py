@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from qzoom.checkpoints.branches import layer_count
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.upstream import base_of
-from qzoom.checkpoints.weights import Place, WeightIndex, read_index, read_json, read_tensors
-from qzoom.errors import CheckpointError
+from qzoom.checkpoints.weights import Place, WeightIndex, read_index, read_json, read_places
+from qzoom.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +28,6 @@ def stock_places(
     """transformers' config of a released model, and where each of its tensors is stored, by transformers' name.
 
     Args:
-        folder: the checkpoint's.
-        settings: its config.json.
-        layout: of its family.
         base: hub id or folder of a complete model of the family, for what is missing; None: the one that a published
             checkpoint is known to need.
 
@@ -59,11 +56,7 @@ def stock_places(
 
 def read_stock(config: Any, layout: ReleasedLayout, places: Mapping[str, Place]) -> dict[str, Tensor]:
     """The tensors by transformers' names; tables of a base that has more tokens are cut."""
-    out: dict[str, Tensor] = {}
-    for index in {id(place[0]): place[0] for place in places.values()}.values():
-        mine = {new: old for new, (where, old) in places.items() if where is index}
-        read = read_tensors(index, set(mine.values()))
-        out |= {new: read[old] for new, old in mine.items()}
+    out = read_places(places)
     rows = config.get_text_config().vocab_size
     return out | {name: out[name][:rows] for name in layout.table if name in out}
 
@@ -116,4 +109,4 @@ def _half(folder: Path, places: Mapping[str, Place], missing: Iterable[str], con
             f"{folder} holds {held} of {total} decoder layers: it is half a model, as its authors' training leaves it; "
             f"fill in the rest from its base: qzoom convert {folder} FOLDER --base BASE."
         )
-    return f"The weights in {folder} lack {', '.join(lacking[:4])}; fetch all weight files again."
+    return f"The weights in {folder} lack {listed(lacking)}; fetch all weight files again."

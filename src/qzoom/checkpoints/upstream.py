@@ -45,11 +45,8 @@ UPSTREAM_PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def presets_of(name: str) -> dict[str, Preset]:
-    """The presets of a released model.
-
-    Args:
-        name: its hub id, or a folder whose last part is the id's last part; anything else has no presets.
-    """
+    """The presets of a released model. `name`: its hub id, or a folder whose last part is the id's last part; anything
+    else has no presets."""
     last = name.replace("\\", "/").rstrip("/").split("/")[-1]
     for repo_id, presets in UPSTREAM_PRESETS.items():
         if name == repo_id or last == repo_id.split("/")[1]:
@@ -57,21 +54,15 @@ def presets_of(name: str) -> dict[str, Preset]:
     return {}
 
 
-UPSTREAM_BASES = {
-    _LLAVA_7B: "llava-hf/llava-1.5-7b-hf",
-    _LLAVA_13B: "llava-hf/llava-1.5-13b-hf",
-}
+UPSTREAM_BASES = {_LLAVA_7B: "llava-hf/llava-1.5-7b-hf", _LLAVA_13B: "llava-hf/llava-1.5-13b-hf"}
 """Released models that lack tensors, and a complete model that has them: the 7B's vision tower, where the one that it
 names cannot be read, and all of the 13B above its branch. The bases are transformers' copies in safetensors of those
 that the authors fill from."""
 
 
 def base_of(name: str) -> str | None:
-    """The base that a released model is filled in from; None for names that are not known.
-
-    Args:
-        name: its hub id, a folder whose last part is the id's, or the hub's cache folder of it.
-    """
+    """The base that a released model is filled in from; None for names that are not known. `name`: its hub id, a folder
+    whose last part is the id's, or the hub's cache folder of it."""
     parts = name.replace("\\", "/").rstrip("/").split("/")
     for repo_id, base in UPSTREAM_BASES.items():
         if repo_id.split("/")[1] == parts[-1] or "models--" + repo_id.replace("/", "--") in parts:
@@ -130,16 +121,8 @@ def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_zoom_config(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> ZoomConfig:
-    """The arithmetic of a merged checkpoint, always the release's own.
-
-    Args:
-        config: its config.json.
-        defaults: `Backbone.zoom_defaults` of the family.
-        where: for error texts.
-
-    Raises:
-        CheckpointError: K or T missing, of the wrong kind, or different for gate and region branch.
-    """
+    """The arithmetic of a merged checkpoint, always the release's own (CheckpointError: K or T missing, of the wrong
+    kind, or different for gate and region branch)."""
     fields = upstream_fields(config)
     if isinstance(fields.get(ZOOM_KEY), dict):
         return ZoomConfig.from_dict(fields[ZOOM_KEY], source=f"{where}: {ZOOM_KEY}")
@@ -176,8 +159,6 @@ def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[
 
     Args:
         config: the arithmetic; fields it was once read from are written back as they were.
-        has_gate: whether the gate's weights are there and used.
-        defaults: `Backbone.zoom_defaults` of the family.
     """
     kept = config.provenance.get(PROVENANCE_KEY)
     fields: dict[str, Any] = dict(kept.get("fields", {})) if isinstance(kept, dict) else dict(_NEW_FIELDS)

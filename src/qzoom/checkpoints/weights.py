@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, listed, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,36 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor is and what it looks like.
+    """Where a tensor is and what it looks like."""
 
-    Args:
-        file: file name inside the folder.
-        dtype: safetensors' name of the number format, e.g. "BF16".
-        shape: its sizes.
-    """
-
-    file: str
-    dtype: str
+    file: str  # file name inside the folder
+    dtype: str  # safetensors' name of the number format, e.g. "BF16".
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightIndex:
-    """All tensors of one set of weights in a folder.
-
-    Args:
-        folder: where the files are.
-        stem: "model" for model.safetensors or its shards.
-        tensors: name to place and shape.
-        metadata: file name to the file's own text metadata.
-        sharded: whether there is an index file.
-    """
+    """All tensors of one set of weights in a folder."""
 
     folder: Path
-    stem: str
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, dict[str, str] | None]
-    sharded: bool
+    stem: str  # "model" for model.safetensors or its shards
+    tensors: Mapping[str, TensorInfo]  # name to place and shape
+    metadata: Mapping[str, dict[str, str] | None]  # file name to the file's own text metadata
+    sharded: bool  # whether there is an index file
 
     @property
     def files(self) -> list[str]:
@@ -69,17 +55,13 @@ class WeightIndex:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: missing, not JSON, or not an object.
-    """
+    """A JSON object from a file (CheckpointError: missing, not JSON, or not an object)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} has no {path.name}; it is not a complete checkpoint.") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({_first_line(error)}); fetch the file again.") from error
+        raise CheckpointError(f"{path} cannot be read as JSON ({reason_of(error)}); fetch the file again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}; fetch the file again.")
     return value
@@ -118,18 +100,14 @@ def read_index(folder: Path, stem: str = "model") -> WeightIndex:
     if wanted is not None:
         lost = sorted(name for name, file in wanted.items() if name not in tensors or tensors[name].file != file)
         if lost:
-            raise CheckpointError(f"{listing} names {_list(lost)}, which its files do not hold; fetch the files again.")
+            raise CheckpointError(
+                f"{listing} names {listed(lost)}, which its files do not hold; fetch the files again."
+            )
     return WeightIndex(folder, stem, tensors, metadata, wanted is not None)
 
 
 def read_tensors(index: WeightIndex, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
-    """Some tensors, as stored.
-
-    Args:
-        index: where they are.
-        names: which ones.
-        device: where to put them.
-    """
+    """Some tensors, as stored."""
     from safetensors import safe_open
 
     by_file: dict[str, list[str]] = {}
@@ -155,9 +133,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str] | No
                 found[name] = TensorInfo(path.name, piece.get_dtype(), tuple(piece.get_shape()))
             return found, handle.metadata()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut short ({_first_line(error)}); fetch the file again."
-        ) from error
+        raise CheckpointError(f"{path} is damaged or cut short ({reason_of(error)}); fetch the file again.") from error
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -171,17 +147,14 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_left_over(folder: Path, single: str, weight_map: Mapping[str, str]) -> bool:
-    """Whether an index of shards was left by an earlier model over which a single file was saved.
-
-    Raises:
-        CheckpointError: its shards are all there, so that nobody can tell which weights are meant.
-    """
+    """Whether an index of shards was left by an earlier model over which a single file was saved (CheckpointError: its
+    shards are all there, so that nobody can tell which weights are meant)."""
     shards = sorted(set(weight_map.values()) - {single})
     if single in weight_map.values():
         return False
     if all((folder / shard).is_file() for shard in shards):
         raise CheckpointError(
-            f"{folder} holds two sets of weights, {single} and the shards of {single}.index.json ({_list(shards)}); "
+            f"{folder} holds two sets of weights, {single} and the shards of {single}.index.json ({listed(shards)}); "
             "delete the one that is not meant."
         )
     return True
@@ -191,19 +164,10 @@ def _no_weights(folder: Path, stem: str) -> str:
     pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
     if pickled:
         return (
-            f"{folder} has only pickled weights ({_list(pickled)}), which can run code when opened; "
+            f"{folder} has only pickled weights ({listed(pickled)}), which can run code when opened; "
             "convert them to safetensors first."
         )
     return f"{folder} has no {stem}.safetensors; only checkpoints with safetensors weights can be loaded."
-
-
-def _list(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
 
 
 Place = tuple[WeightIndex, str]
@@ -211,25 +175,19 @@ Change = Callable[["Tensor"], "Tensor"]
 MAX_FILE_BYTES = 5_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """How much was copied.
+Copied = tuple[int, int]
+"""How many tensors were copied, and their bytes."""
 
-    Args:
-        tensors: how many.
-        size_bytes: their size.
-    """
 
-    tensors: int = 0
-    size_bytes: int = 0
-
-    def __add__(self, other: Copy) -> Copy:
-        return Copy(self.tensors + other.tensors, self.size_bytes + other.size_bytes)
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Both numbers."""
-        return self.tensors, self.size_bytes
+def read_places(places: Mapping[str, Place]) -> dict[str, Tensor]:
+    """Tensors of any folders by their new names, none in the memory of another."""
+    tensors: dict[str, Tensor] = {}
+    for index in {id(place[0]): place[0] for place in places.values()}.values():
+        mine = {new: old for new, (where, old) in places.items() if where is index}
+        read = read_tensors(index, set(mine.values()))
+        for new, old in mine.items():
+            tensors[new] = read[old] if list(mine.values()).count(old) == 1 else read[old].clone()
+    return tensors
 
 
 def copy_weights(
@@ -238,12 +196,11 @@ def copy_weights(
     stem: str,
     max_file_bytes: int = MAX_FILE_BYTES,
     changes: Mapping[str, Change] | None = None,
-) -> Copy:
+) -> Copied:
     """Copy some tensors into a folder, into one file or into numbered ones with an index.
 
     Args:
         places: new names to where the tensors are.
-        target: folder to write to.
         stem: file name without its ending.
         max_file_bytes: above this, a further file is begun.
         changes: what to make of some of them, by their new names.
@@ -251,20 +208,21 @@ def copy_weights(
     pieces: list[dict[str, Place]] = [{}]
     filled = 0
     for new, place in sorted(places.items()):
-        size = _size({new: place}).size_bytes
+        size = _size({new: place})[1]
         if pieces[-1] and filled + size > max_file_bytes:
             pieces.append({})
             filled = 0
         pieces[-1][new] = place
         filled += size
+    done = _size(places)
     if len(pieces) == 1:
-        return _write_file(pieces[0], target / f"{stem}.safetensors", {"format": "pt"}, changes)
+        _write_file(places, target / f"{stem}.safetensors", {"format": "pt"}, changes)
+        return done
     files = [f"{stem}-{i + 1:05d}-of-{len(pieces):05d}.safetensors" for i in range(len(pieces))]
-    done = Copy()
-    for file, places in zip(files, pieces, strict=True):
-        done += _write_file(places, target / file, {"format": "pt"}, changes)
+    for file, piece in zip(files, pieces, strict=True):
+        _write_file(piece, target / file, {"format": "pt"}, changes)
     weight_map = {name: file for file, places in zip(files, pieces, strict=True) for name in places}
-    listing = {"metadata": {"total_size": done.size_bytes}, "weight_map": weight_map}
+    listing = {"metadata": {"total_size": done[1]}, "weight_map": weight_map}
     text = json.dumps(listing, indent=2, sort_keys=True) + "\n"
     (target / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
     return done
@@ -278,13 +236,10 @@ def merge_weights(
     added: Mapping[str, Place] | None = None,
     files: Mapping[str, str] | None = None,
     changes: Mapping[str, Change] | None = None,
-) -> Copy:
+) -> Copied:
     """Copy a base model's tensors, each into the file it was in, and add others.
 
     Args:
-        base: the base model.
-        names: which of its tensors.
-        target: folder to write to.
         added: new tensors by their names in the target, with where to take them from.
         files: the file of each new tensor, for sharded bases; those not named go into a file of their own.
         changes: what to make of some of the base's tensors instead of copying them.
@@ -297,17 +252,16 @@ def merge_weights(
     for name, place in added.items():
         file = files.get(name, fallback) if base.sharded else fallback
         by_file.setdefault(Path(file).name, {})[name] = place
-    done = Copy()
     for file, places in sorted(by_file.items()):
         metadata = base.metadata.get(file, {"format": "pt"})
         whole = sorted(places) == base.names_in(file) and all(place == (base, n) for n, place in places.items())
         if whole and not changes.keys() & places.keys():
             shutil.copyfile(base.folder / file, target / file)
-            done += _size(places)
         else:
-            done += _write_file(places, target / file, metadata, changes)
+            _write_file(places, target / file, metadata, changes)
+    done = _size({name: place for places in by_file.values() for name, place in places.items()})
     if base.sharded:
-        _write_listing(base, by_file, done, target)
+        _write_listing(base, by_file, done[1], target)
     return done
 
 
@@ -316,30 +270,19 @@ def _write_file(
     path: Path,
     metadata: dict[str, str] | None,
     changes: Mapping[str, Change] | None = None,
-) -> Copy:
+) -> None:
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    for index in {id(place[0]): place[0] for place in places.values()}.values():
-        mine = {new: old for new, (where, old) in places.items() if where is index}
-        read = read_tensors(index, set(mine.values()))
-        for new, old in mine.items():
-            tensors[new] = read.pop(old) if old in read else tensors[_taken(mine, old)].clone()
+    tensors = read_places(places)
     for name, change in (changes or {}).items():
         if name in tensors:
             tensors[name] = change(tensors[name])
     save_file(tensors, path, metadata=metadata)
-    return _size(places)
 
 
-def _taken(renamed: Mapping[str, str], old: str) -> str:
-    """The first of the new names that a tensor goes under."""
-    return next(new for new, source in renamed.items() if source == old)
-
-
-def _size(places: Mapping[str, Place]) -> Copy:
+def _size(places: Mapping[str, Place]) -> Copied:
     infos = [index.tensors[name] for index, name in places.values()]
-    return Copy(len(infos), sum(math.prod(info.shape) * _bits(info.dtype) // 8 for info in infos))
+    return len(infos), sum(math.prod(info.shape) * _bits(info.dtype) // 8 for info in infos)
 
 
 def _bits(dtype: str) -> int:
@@ -348,11 +291,11 @@ def _bits(dtype: str) -> int:
     return int(digits) if digits else 8
 
 
-def _write_listing(base: WeightIndex, by_file: Mapping[str, Mapping[str, Any]], done: Copy, target: Path) -> None:
+def _write_listing(base: WeightIndex, by_file: Mapping[str, Mapping[str, Any]], size_bytes: int, target: Path) -> None:
     name = f"{base.stem}.safetensors.index.json"
     listing = read_json(base.folder / name)
     about = dict(listing.get("metadata") or {})
-    about["total_size"] = done.size_bytes
+    about["total_size"] = size_bytes
     if "total_parameters" in about:
         about["total_parameters"] = sum(
             math.prod(index.tensors[old].shape) for places in by_file.values() for index, old in places.values()
@@ -367,8 +310,6 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str, place_of: Ca
 
     Args:
         tensors: names and weights; those of whole numbers and of 8-bit formats pass.
-        where: file or folder, for the error text.
-        place_of: what to call a tensor there.
 
     Raises:
         CheckpointError: NaN or infinity; it names the tensor.
@@ -445,12 +386,7 @@ def file_digest(index: WeightIndex, names: Iterable[str]) -> str:
 
 
 def maps_digest(targets: Iterable[str], weight_of: Callable[[str], Tensor]) -> str:
-    """Sixteen hex digits of some linear maps, the same in float32 and bfloat16, in memory and in a file.
-
-    Args:
-        targets: names as in `LoraWeights.targets`.
-        weight_of: a map's weight by its name.
-    """
+    """Sixteen hex digits of some linear maps, the same in float32 and bfloat16, in memory and in a file."""
     import torch
 
     digest = hashlib.sha256()

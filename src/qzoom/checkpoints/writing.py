@@ -8,25 +8,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qzoom.checkpoints.base import is_processor_file
+from qzoom.checkpoints.base import PROCESSOR_FILES
 from qzoom.checkpoints.format import CONFIG_FILE, Kind, detect_kind
 from qzoom.checkpoints.lora import LORA_FOLDER
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, reason_of
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin.index.json")
 _SIDE = (".json", ".jinja", ".txt", ".model", ".md")
 
 
 def check_target(folder: Path, kind: Kind) -> None:
-    """Refuse to write a checkpoint over something else.
-
-    Args:
-        folder: new, empty, or a checkpoint of the same kind, which will be replaced.
-        kind: what is about to be written.
-
-    Raises:
-        CheckpointError: a file, or a folder with anything else in it.
-    """
+    """Refuse to write a checkpoint over something else (CheckpointError: a file, or a folder with anything else in it).
+    `folder`: new, empty, or a checkpoint of the same kind, which will be replaced."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; choose a folder to write to.")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -43,10 +36,6 @@ def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
 
     Files of an earlier checkpoint there are replaced; others, such as a README, stay.
 
-    Args:
-        folder: the final place.
-        kind: what is being written.
-
     Raises:
         CheckpointError: the target cannot be used (see `check_target`) or cannot be written.
     """
@@ -61,20 +50,14 @@ def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
         yield part
         _swap(part, folder)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise CheckpointError(f"{folder} cannot be written ({reason}); check space and rights.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Copy what belongs to a checkpoint beside weights and config: tokenizer, templates, cards, licences.
-
-    Args:
-        source: folder to copy from.
-        target: folder to copy to.
-        wanted: which file names.
-    """
+    """Copy what belongs to a checkpoint beside weights and config: tokenizer, templates, cards, licences."""
     for path in sorted(source.iterdir()):
         side = path.name.endswith(_SIDE) or path.name.upper().startswith(("LICENSE", "NOTICE"))
         if path.is_file() and side and not _is_model_file(path.name) and wanted(path.name):
@@ -82,12 +65,7 @@ def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = 
 
 
 def _is_model_file(name: str) -> bool:
-    return (
-        name == LORA_FOLDER
-        or name.endswith(_WEIGHTS)
-        or name.endswith(".bin.index.json")
-        or name in ("config.json", CONFIG_FILE)
-    )
+    return name in (LORA_FOLDER, "config.json", CONFIG_FILE) or name.endswith(_WEIGHTS)
 
 
 def _swap(part: Path, folder: Path) -> None:
@@ -102,9 +80,7 @@ def _swap(part: Path, folder: Path) -> None:
         raise
     if old.is_dir():
         for path in old.iterdir():
-            replaced = (
-                _is_model_file(path.name) or is_processor_file(path.name) or path.name == "generation_config.json"
-            )
+            replaced = path.name in (*PROCESSOR_FILES, "generation_config.json") or _is_model_file(path.name)
             if not replaced and not (folder / path.name).exists():
                 path.rename(folder / path.name)
         shutil.rmtree(old, ignore_errors=True)

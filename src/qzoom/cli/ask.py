@@ -21,24 +21,11 @@ from qzoom.cli.options import (
     read_pictures,
     split_inputs,
 )
-from qzoom.types import SamplingParams
+from qzoom.errors import DataError
+from qzoom.types import Answer, GateDecision, Perception, Region, SamplingParams, StreamEvent, Usage
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
-    from qzoom.types import Answer, GateDecision, Perception, Region, StreamEvent, Usage
-
-Save = Annotated[
-    Path | None, typer.Option(help="Draw image, region and answer into this file; the extension selects the format.")
-]
-Sampling = Annotated[
-    dict[str, Any],
-    Flags(
-        "QZOOM_ASK_",
-        ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
-        recipe=False,
-        of=SamplingParams,
-    ),
-]
 
 
 @flatten
@@ -49,9 +36,20 @@ def ask(
     look: LookOptions,
     out: OutputOptions,
     pages: Pages = "",
-    save: Save = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Draw image, region and answer into this file; the extension selects the format."),
+    ] = None,
     region_tokens: RegionTokens = None,
-    sampling: Sampling,
+    sampling: Annotated[
+        dict[str, Any],
+        Flags(
+            "QZOOM_ASK_",
+            ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
+            recipe=False,
+            of=SamplingParams,
+        ),
+    ],
 ) -> None:
     """Ask a question about an image.
 
@@ -137,7 +135,6 @@ def _open(
 
 def _check_save(path: Path) -> None:
     """Refuse a file that cannot be written before the model is loaded."""
-    from qzoom.errors import DataError
     from qzoom.plots.answer import check_plot_path
 
     try:
@@ -208,13 +205,8 @@ def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, in
 
 
 def describe_cost(usage: Usage, timing_ms: dict[str, float], full_tokens: int = 0) -> str:
-    """Tokens and times on one line.
-
-    Args:
-        usage: tokens paid.
-        timing_ms: milliseconds per step, "total" among them.
-        full_tokens: visual tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known.
-    """
+    """Tokens and times on one line. `timing_ms`: milliseconds per step, "total" among them. `full_tokens`: visual
+    tokens of the pictures at native resolution (`count_full_tokens`); 0 if not known."""
     tokens = f"{usage.coarse_tokens} coarse + {usage.region_tokens} region visual tokens"
     paid = usage.coarse_tokens + usage.region_tokens
     if paid < full_tokens:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,21 +15,16 @@ import typer
 
 from qzoom.cli.console import Update
 from qzoom.cli.engines import EngineOptions
-from qzoom.cli.flags import flatten
-from qzoom.cli.options import (
-    Fresh,
-    GateThreshold,
-    ModelOptions,
-    OutputOptions,
-    RegionThreshold,
-    Zoom,
-)
+from qzoom.cli.flags import flatten, optional
+from qzoom.cli.options import Fresh, GateThreshold, ModelOptions, OutputOptions, RegionThreshold, Zoom
 from qzoom.cli.serve import public_name
 from qzoom.errors import DataError
+from qzoom.serving.settings import SchedulerLimits, ServerSettings
 
 if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile, BatchLine, BatchReader
     from qzoom.serving.batch_run import Write
+    from qzoom.serving.engines.base import ServingEngine
     from qzoom.serving.service import Service
 
 _FOREVER_S = 86_400.0
@@ -41,15 +36,12 @@ class BatchOptions:
 
     server: Annotated[
         str | None,
-        typer.Option(
+        optional(
+            "Address of a running qzoom server, as http://127.0.0.1:8000; it answers instead of --engine.",
             envvar="QZOOM_BATCH_SERVER",
-            show_default=False,
-            help="Address of a running qzoom server, as http://127.0.0.1:8000; it answers instead of --engine.",
         ),
     ] = None
-    api_key: Annotated[
-        str | None, typer.Option(envvar="QZOOM_API_KEY", show_default=False, help="Key that --server wants.")
-    ] = None
+    api_key: Annotated[str | None, optional("Key that --server wants.", envvar="QZOOM_API_KEY")] = None
     concurrency: Annotated[
         int, typer.Option(min=1, max=1024, envvar="QZOOM_BATCH_CONCURRENCY", help="Requests in flight per engine.")
     ] = 16
@@ -84,17 +76,12 @@ def batch(
         ),
     ],
     *,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", show_default=False, help="File of answers: .jsonl or .parquet.")
-    ],
+    output: Annotated[Path, optional("File of answers: .jsonl or .parquet.", "--output", "-o")],
     model: ModelOptions,
     engine: EngineOptions,
     options: BatchOptions,
     body: BodyOptions,
-    media: Annotated[
-        Path | None,
-        typer.Option(show_default=False, help="Folder whose images may be named; else the input's folder."),
-    ] = None,
+    media: Annotated[Path | None, optional("Folder whose images may be named; else the input's folder.")] = None,
     fresh: Fresh = False,
     out: OutputOptions,
 ) -> None:
@@ -109,7 +96,10 @@ def batch(
     from qzoom.serving.batch_tables import finish_table, is_table, open_table
 
     console = out.console
-    _check_output(source, output)
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise typer.BadParameter(f"{output} must end in .jsonl or .parquet.", param_hint="--output")
+    if output.resolve() == source.resolve():
+        raise typer.BadParameter("the output is the input; name another file.", param_hint="--output")
     name = public_name(model.model)
     about = _about(source, model, body.defaults(name))
     with open_table(source, output) as lines_path:
@@ -123,21 +113,16 @@ def batch(
             if missing:
                 with console.progress("answers", note_every_s=10) as (update,):
                     write = _counting(answers, update, len(lines))
-                    _run(grouped(missing), reader, write, _Answerer(model, engine, options))
+                    start = functools.partial(engine.start, model)
+                    _run(grouped(missing), reader, write, options, start=start, ray_address=engine.ray_address)
             answers.finish(lines)
-            failures = sum(_has_failed(record) for record in answers.records())
+            replies = (record["response"] for record in answers.records())
+            failures = sum(reply is None or reply["status_code"] != 200 for reply in replies)
             if is_table(output):
                 finish_table(answers, output)
     console.result(f"{len(lines) - failures} answers and {failures} errors in {output}")
     if failures:
         raise typer.Exit(1)
-
-
-def _check_output(source: Path, output: Path) -> None:
-    if output.suffix not in (".jsonl", ".parquet"):
-        raise typer.BadParameter(f"{output} must end in .jsonl or .parquet.", param_hint="--output")
-    if output.resolve() == source.resolve():
-        raise typer.BadParameter("the output is the input; name another file.", param_hint="--output")
 
 
 def _about(source: Path, model: ModelOptions, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -174,42 +159,35 @@ def _counting(answers: AnswerFile, update: Update, total: int) -> Write:
     return write
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Answerer:
-    """Who answers."""
+def _open_service(name: str, width: int, start: Callable[[ServerSettings], ServingEngine]) -> Service:
+    """The application's service; loads the model. Limits of a request stay, waiting has none."""
+    from qzoom.serving.service import Service
 
-    model: ModelOptions
-    engine: EngineOptions
-    options: BatchOptions
-
-    def open_service(self, name: str) -> Service:
-        """The application's service; loads the model. Limits of a request stay, waiting has none."""
-        from qzoom.serving.service import Service
-        from qzoom.serving.settings import SchedulerLimits, ServerSettings
-
-        width = self.options.concurrency
-        settings = ServerSettings(
-            model_name=name,
-            scheduler=SchedulerLimits(slots=width, queue=width + 1),
-            deadline_s=_FOREVER_S,
-            heartbeat_s=_FOREVER_S,
-        )
-        return Service(self.engine.start(self.model, settings), settings)
+    settings = ServerSettings(
+        model_name=name,
+        scheduler=SchedulerLimits(slots=width, queue=width + 1),
+        deadline_s=_FOREVER_S,
+        heartbeat_s=_FOREVER_S,
+    )
+    return Service(start(settings), settings)
 
 
-def _run(groups: Sequence[Sequence[BatchLine]], reader: BatchReader, write: Write, answerer: _Answerer) -> None:
-    """Have all lines answered."""
+def _run(
+    groups: Sequence[Sequence[BatchLine]],
+    reader: BatchReader,
+    write: Write,
+    options: BatchOptions,
+    *,
+    start: Callable[[ServerSettings], ServingEngine],
+    ray_address: str,
+) -> None:
+    """Have all lines answered; `start` loads the model of this process or of an actor."""
     from qzoom.serving.batch_run import answer_groups, answer_with_ray, local_client
 
-    options, name = answerer.options, reader.defaults["model"]
+    open_service = functools.partial(_open_service, reader.defaults["model"], options.concurrency, start)
     if options.server is None and options.actors:
         results = answer_with_ray(
-            groups,
-            reader,
-            functools.partial(answerer.open_service, name),
-            width=options.concurrency,
-            actors=options.actors,
-            address=answerer.engine.ray_address,
+            groups, reader, open_service, width=options.concurrency, actors=options.actors, address=ray_address
         )
         for line, record in results:
             write(line, record)
@@ -217,7 +195,7 @@ def _run(groups: Sequence[Sequence[BatchLine]], reader: BatchReader, write: Writ
 
     async def ask() -> None:
         local = options.server is None
-        client = local_client(answerer.open_service(name)) if local else _remote(options.server, options.api_key)
+        client = local_client(open_service()) if local else _remote(options.server, options.api_key)
         async with client as opened:
             await answer_groups(groups, reader, opened, write, width=options.concurrency)
 
@@ -232,7 +210,3 @@ def _remote(url: Any, key: str | None) -> Any:
         return httpx.AsyncClient(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=600)
     except (httpx.InvalidURL, TypeError) as error:
         raise typer.BadParameter(f"{url!r} is no address; write http://HOST:PORT.", param_hint="--server") from error
-
-
-def _has_failed(record: dict[str, Any]) -> bool:
-    return record["response"] is None or record["response"]["status_code"] != 200

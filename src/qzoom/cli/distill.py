@@ -18,42 +18,30 @@ if TYPE_CHECKING:
     from qzoom.distill.recipe import DatasetRecipe
     from qzoom.distill.run import RunReport
 
-Recipe = Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ followed by the recipe's name."),
-]
 Data = Annotated[Path | None, optional("Folder that replaces {data} in the recipe's `pictures`.")]
-StepName = Annotated[
-    str | None, optional("With --fresh: discard the results of this step and the later ones.", "--step")
-]
-Engine = Annotated[Literal["inprocess", "ray"] | None, optional("Overrides the recipe.")]
-Limit = Annotated[int | None, optional("Use only the first N images.", min=1)]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Discard stored results; with --step, of that step and the later ones.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
-Against = Annotated[
-    list[str], typer.Option("--against", help="Benchmark: folder or file, as qzoom eval reads it. May be repeated.")
-]
 _NOT_COMPARED = "not compared with any benchmark"
-Bits = Annotated[
-    int, typer.Option(min=0, max=64, help="Maximum number of differing bits of a hash (of 64) for a match.")
-]
 
 
 @flatten
 def distill(
-    recipe: Recipe,
+    recipe: Annotated[Path, typer.Argument(help="YAML file; see docs/distill.md.", show_default=False)],
     *,
     out: OutputOptions,
-    output: Output = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run; default: runs/distill/ followed by the recipe's name."),
+    ] = None,
     data: Data = None,
-    step: StepName = None,
-    engine: Engine = None,
-    limit: Limit = None,
+    step: Annotated[
+        str | None, optional("With --fresh: discard the results of this step and the later ones.", "--step")
+    ] = None,
+    engine: Annotated[Literal["inprocess", "ray"] | None, optional("Overrides the recipe.")] = None,
+    limit: Annotated[int | None, optional("Use only the first N images.", min=1)] = None,
     fresh: Fresh = False,
-    dry_run: DryRun = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Make Region-to-Image training data: teachers answer from crops, the questions are about whole images.
 
@@ -95,8 +83,12 @@ def decontaminate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set, or any folder of images.")],
     *,
     out: OutputOptions,
-    against: Against,
-    bits: Bits = 8,
+    against: Annotated[
+        list[str], typer.Option("--against", help="Benchmark: folder or file, as qzoom eval reads it. May be repeated.")
+    ],
+    bits: Annotated[
+        int, typer.Option(min=0, max=64, help="Maximum number of differing bits of a hash (of 64) for a match.")
+    ] = 8,
     flips: Annotated[bool, typer.Option(help="Also compare mirrored images.")] = True,
 ) -> None:
     """Search for images of benchmarks in the training data, by perceptual hashes.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import qzoom
 from qzoom import __version__
 from qzoom.cli.console import Console
 from qzoom.cli.flags import optional
@@ -158,8 +159,6 @@ def _model_cache() -> Finding:
 
 
 def _embedded_model() -> Finding:
-    import qzoom
-
     folder = Path(qzoom.__file__).parent / "assets" / "tiny"
     parts: list[Any] = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     if not any(path.name.endswith(".safetensors") for path in parts):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from qzoom.cli.flags import flatten
+from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import ModelOptions, find_device
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -26,46 +27,40 @@ class EngineOptions:
 
     engine: Annotated[
         Literal["native", "vllm", "remote", "answer"] | None,
-        typer.Option(
-            envvar="QZOOM_SERVE_ENGINE",
-            show_default=False,
-            help="native (default) answers in this process, vllm starts vLLM with qzoom's plug-in, remote asks the "
+        optional(
+            "native (default) answers in this process, vllm starts vLLM with qzoom's plug-in, remote asks the "
             "vLLM servers of --engine-url, answer looks here and lets the model of --answer-url answer. "
             "docs/deploy.md says which one for whom.",
+            envvar="QZOOM_SERVE_ENGINE",
         ),
     ] = None
     engine_url: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="QZOOM_SERVE_ENGINE_URL",
-            show_default=False,
-            help="Address of a `vllm serve $(qzoom vllm-args MODEL)`, as http://HOST:PORT; may be repeated. Its API "
+        optional(
+            "Address of a `vllm serve $(qzoom vllm-args MODEL)`, as http://HOST:PORT; may be repeated. Its API "
             "key is read from QZOOM_ENGINE_KEY.",
+            envvar="QZOOM_SERVE_ENGINE_URL",
         ),
     ] = None
     engine_option: Annotated[
         list[str] | None,
-        typer.Option(
+        optional(
+            "Option of vLLM for --engine vllm, such as tensor_parallel_size=2 or max_model_len=32768; may be repeated.",
             envvar="QZOOM_SERVE_ENGINE_OPTION",
             metavar="NAME=VALUE",
-            show_default=False,
-            help="Option of vLLM for --engine vllm, such as tensor_parallel_size=2 or max_model_len=32768; may be "
-            "repeated.",
         ),
     ] = None
 
     answer_url: Annotated[
         str | None,
-        typer.Option(
-            envvar="QZOOM_SERVE_ANSWER_URL",
-            show_default=False,
-            help="OpenAI-compatible endpoint that answers, as http://HOST:PORT/v1. Its API key is read from "
+        optional(
+            "OpenAI-compatible endpoint that answers, as http://HOST:PORT/v1. Its API key is read from "
             "QZOOM_ANSWER_KEY.",
+            envvar="QZOOM_SERVE_ANSWER_URL",
         ),
     ] = None
     answer_model: Annotated[
-        str | None,
-        typer.Option(envvar="QZOOM_SERVE_ANSWER_MODEL", show_default=False, help="Name of the model at --answer-url."),
+        str | None, optional("Name of the model at --answer-url.", envvar="QZOOM_SERVE_ANSWER_MODEL")
     ] = None
     replicas: Annotated[
         int,
@@ -78,20 +73,16 @@ class EngineOptions:
     ] = 0
     ray_address: Annotated[
         str,
-        typer.Option(
+        optional(
+            'A running Ray cluster for --replicas, or "auto" for this machine\'s; else Ray is started here.',
             envvar="QZOOM_SERVE_RAY_ADDRESS",
-            show_default=False,
-            help='A running Ray cluster for --replicas, or "auto" for this machine\'s; else Ray is started here.',
         ),
     ] = ""
 
     @property
     def name(self) -> str:
-        """The engine; addresses alone mean `remote` or `answer`.
-
-        Raises:
-            typer.BadParameter: options that contradict each other.
-        """
+        """The engine; addresses alone mean `remote` or `answer` (typer.BadParameter: options that contradict each
+        other)."""
         name = self.engine or ("remote" if self.engine_url else "answer" if self.answer_url else "native")
         if (name == "remote") != bool(self.engine_url):
             text = "--engine remote needs --engine-url." if name == "remote" else f"--engine {name} takes no address."
@@ -106,11 +97,8 @@ class EngineOptions:
         return name
 
     def start(self, model: ModelOptions, settings: ServerSettings) -> ServingEngine:
-        """Load the model, or what of it the front end needs, and start or greet the engine.
-
-        Raises:
-            QZoomError: the model cannot be used, or the engine does not start or answer.
-        """
+        """Load the model, or what of it the front end needs, and start or greet the engine (QZoomError: the model
+        cannot be used, or the engine does not start or answer)."""
         if self.replicas:
             return self._start_replicas(model, settings)
         if self.name in ("native", "answer"):
@@ -184,7 +172,6 @@ def ray_app(args: dict[str, str]) -> Any:
     Raises:
         ConfigError: an unknown argument.
     """
-    from qzoom.errors import ConfigError
     from qzoom.serving.engines.ray import bind_engine, bind_front_end
     from qzoom.serving.settings import ServerSettings
     from qzoom.settings import closest
@@ -207,11 +194,7 @@ def ray_app(args: dict[str, str]) -> Any:
 
 
 def parse_options(words: list[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE words; values are JSON, or texts.
-
-    Raises:
-        typer.BadParameter: not of that form.
-    """
+    """Read NAME=VALUE words; values are JSON, or texts (typer.BadParameter: not of that form)."""
     values: dict[str, Any] = {}
     for word in words or ():
         name, mark, text = word.partition("=")

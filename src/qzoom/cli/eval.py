@@ -15,6 +15,7 @@ import typer
 from qzoom.cli.console import Console
 from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import Fresh, LookOptions, ModelOptions, OutputOptions, RegionTokens, parse_tokens
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.evaluation.runner import EvalOptions
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
 
 _FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
 """What a folder's name is not expected to end in, in contrast to runs/auto-0.5."""
-
-Tasks = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="TASK...",
-        show_default=False,
-        help="receipts, documents, scenes, textvqa, infovqa, chartqa, ocrbench, docvqa, vstar, mme_realworld_lite, "
-        "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
-    ),
-]
-Rescore = Annotated[list[Path] | None, optional("Score stored answers again, without a model: a file or folder.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +54,9 @@ class DataOptions:
         return {"--seed": self.seed, "--count": self.count}
 
     def open(self, name: str) -> Any:
-        """One task.
-
-        Raises:
-            typer.BadParameter: an unknown task, or options that it cannot use.
-            DataError: data that cannot be used.
-        """
+        """One task (typer.BadParameter: an unknown task, or options that it cannot use; DataError: data that cannot be
+        used)."""
         from qzoom.data.benchmarks.registry import open_task
-        from qzoom.errors import ConfigError
 
         try:
             return open_task(
@@ -129,14 +114,24 @@ class AskingOptions:
 
 @flatten
 def evaluate(
-    tasks: Tasks = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TASK...",
+            show_default=False,
+            help="receipts, documents, scenes, textvqa, infovqa, chartqa, ocrbench, docvqa, vstar, mme_realworld_lite, "
+            "hrbench4k, hrbench8k, zoombench. Apart: qzoom eval zoomgap, qzoom eval coverage.",
+        ),
+    ] = None,
     *,
     data: DataOptions,
     model: ModelOptions,
     look: LookOptions,
     asking: AskingOptions,
     out: OutputOptions,
-    rescore: Rescore = None,
+    rescore: Annotated[
+        list[Path] | None, optional("Score stored answers again, without a model: a file or folder.")
+    ] = None,
 ) -> None:
     """Evaluate answers, regions, tokens and time on images with known answers.
 
@@ -169,11 +164,11 @@ def evaluate(
 def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> None:
     """Options that belong to none of the tasks are mistakes."""
     from qzoom.data.benchmarks.registry import TASK_NAMES
-    from qzoom.data.drawn import SYNTHETIC_TASKS
+    from qzoom.data.questions import DRAWN
 
     if not names:
         raise typer.BadParameter("name at least one TASK, for example: receipts")
-    synthetic = {name in SYNTHETIC_TASKS for name in names}
+    synthetic = {name in DRAWN for name in names}
     useless = ({} if False in synthetic else data.for_files()) | ({} if True in synthetic else data.for_synthetic())
     for flag, value in useless.items():
         if value is not None and set(names) <= set(TASK_NAMES):
@@ -193,13 +188,7 @@ class _Evaluation:
     json: bool
 
     def check(self) -> None:
-        """A known method, readable limits, and seeds only where answers are sampled.
-
-        Raises:
-            typer.BadParameter: otherwise.
-        """
-        from qzoom.errors import ConfigError
-
+        """A known method, readable limits, and seeds only where answers are sampled (typer.BadParameter: otherwise)."""
         self.look.coarse()
         parse_tokens(self.asking.region_tokens, "--region-tokens")
         try:

@@ -136,12 +136,8 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
 def build_settings(
     cls: type[T], given: Mapping[str, Any], recipe: Path | None = None, *, names: Mapping[str, str] | None = None
 ) -> T:
-    """The settings of a recipe file and the values given as options, which take precedence.
-
-    Raises:
-        typer.BadParameter: an option with a wrong value.
-        ConfigError: a recipe that cannot be used.
-    """
+    """The settings of a recipe file and the values given as options, which take precedence (typer.BadParameter: an
+    option with a wrong value; ConfigError: a recipe that cannot be used)."""
     from qzoom.settings import from_mapping, read_yaml
 
     values = _merged({} if recipe is None else read_yaml(recipe), given)

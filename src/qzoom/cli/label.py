@@ -190,11 +190,8 @@ class JudgeOptions:
     judge_retries: Annotated[int, typer.Option(min=0, help="Number of retries after transient failures.")] = 5
 
     def open(self, folder: Path) -> Judge | None:
-        """The judge, whose replies are cached beside the records; None without a URL.
-
-        Raises:
-            typer.BadParameter: a URL without a model.
-        """
+        """The judge, whose replies are cached beside the records; None without a URL (typer.BadParameter: a URL without
+        a model)."""
         if self.judge_url is None:
             return None
         if not self.judge_model:

@@ -156,14 +156,7 @@ def _root(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line.
-
-    Args:
-        arguments: words after `qzoom`; None takes the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command line. `arguments`: words after `qzoom`; None takes the process's own."""
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="qzoom", standalone_mode=False)
         sys.stdout.flush()
@@ -182,7 +175,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted.", INTERRUPTED)
     except BrokenPipeError:
-        _forget_output()
+        # Standard output leads nowhere now, so that the interpreter's last flush does not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         what = f"{error.strerror or error}"
@@ -241,11 +235,6 @@ def _wrong_usage(error: TyperException) -> int:
         text = text.replace(theirs, ours)
     print(f"{verb}: {one_line(text)} See: {verb} --help", file=sys.stderr)
     return error.exit_code
-
-
-def _forget_output() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not complain again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

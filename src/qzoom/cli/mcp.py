@@ -10,7 +10,8 @@ import typer
 from qzoom.cli.console import Console
 from qzoom.cli.flags import Flags, build_settings, flatten
 from qzoom.cli.options import ModelOptions
-from qzoom.integrations.mcp_server import McpSettings
+from qzoom.errors import ConfigError
+from qzoom.integrations.mcp_server import McpSettings, make_server
 
 
 @flatten
@@ -23,9 +24,6 @@ def mcp(
 
     Example: qzoom mcp --allow ~/Documents
     """
-    from qzoom.errors import ConfigError
-    from qzoom.integrations.mcp_server import make_server
-
     if find_spec("mcp") is None:
         raise ConfigError("This needs the package mcp; install it with: pip install 'qzoom[mcp]'.")
     if not given.get("allow") and not given.get("allowed_media_domains"):

@@ -73,7 +73,8 @@ def recipes(*, json: Json = False) -> None:
     Example: qzoom recipes
     """
     console = Console()
-    found = [(name, _first_line(file)) for name, file in _recipes()]
+    texts = {name: file.read_text(encoding="utf-8") for name, file in _recipes()}
+    found = [(name, text.partition("\n")[0].lstrip("# ").strip()) for name, text in texts.items()]
     if json:
         console.record({"recipes": [{"name": name, "command": command} for name, command in found]})
         return
@@ -121,7 +122,3 @@ def _recipes() -> Iterator[tuple[str, Traversable]]:
         for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
             if file.name.endswith(".yaml"):
                 yield f"{folder.name}/{file.name.removesuffix('.yaml')}", file
-
-
-def _first_line(file: Traversable) -> str:
-    return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").strip()

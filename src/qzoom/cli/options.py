@@ -13,6 +13,7 @@ import typer
 
 from qzoom.cli.console import Console
 from qzoom.cli.flags import optional
+from qzoom.errors import ConfigError
 
 if TYPE_CHECKING:
     from qzoom.config import TokenBudget
@@ -28,52 +29,18 @@ Inputs = Annotated[
         help="One or more images or PDFs (files, web addresses, or - for standard input), then the question.",
     ),
 ]
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'),
-]
-Revision = Annotated[str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")]
 Device = Annotated[str, typer.Option(envvar="QZOOM_DEVICE", help="cpu, cuda, cuda:1 or auto (cuda if available).")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(
-        envvar="QZOOM_DTYPE",
-        help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
-    ),
-]
-Quantization = Annotated[
-    Literal["4bit", "8bit"] | None,
-    typer.Option(envvar="QZOOM_QUANTIZATION", help="Hold the base model's weights in few bits (needs bitsandbytes)."),
-]
 Zoom = Annotated[
     Literal["auto", "never", "always"],
     typer.Option(
         "--zoom", help="auto: the gate decides; never: coarse pass only; always: zoom without asking the gate."
     ),
 ]
-Preset = Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")]
 GateThreshold = Annotated[
     float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
     float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
-]
-Components = Annotated[
-    Literal["union", "peak_component", "all", "groups"] | None,
-    typer.Option(
-        show_default="the checkpoint's",
-        help="Boxes of a region map: one around all foreground cells, around the component with the peak, or one per "
-        "component, the best first (all) or in reading order (groups).",
-    ),
-]
-MaxRegions = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=64,
-        show_default="the checkpoint's",
-        help="Most regions per question; above 1 it implies --components all, unless that is given.",
-    ),
 ]
 Positions = Annotated[
     Literal["second_image", "aligned"] | None,
@@ -96,11 +63,29 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier ru
 class ModelOptions:
     """The model of a command, and where it runs."""
 
-    model: Model = "tiny"
-    revision: Revision = None
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", envvar="QZOOM_MODEL", help='"tiny" (embedded), a folder, or a model id on the hub.'
+        ),
+    ] = "tiny"
+    revision: Annotated[
+        str | None, typer.Option(envvar="QZOOM_REVISION", help="Branch, tag or commit of the model id.")
+    ] = None
     device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantization: Quantization = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(
+            envvar="QZOOM_DTYPE",
+            help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
+        ),
+    ] = "auto"
+    quantization: Annotated[
+        Literal["4bit", "8bit"] | None,
+        typer.Option(
+            envvar="QZOOM_QUANTIZATION", help="Hold the base model's weights in few bits (needs bitsandbytes)."
+        ),
+    ] = None
 
     def load(self) -> QZoom:
         """The model (QZoomError: it cannot be found, read or placed)."""
@@ -142,9 +127,24 @@ class LookOptions:
     coarse_tokens: CoarseTokens = None
     gate_threshold: GateThreshold = None
     region_threshold: RegionThreshold = None
-    preset: Preset = None
-    components: Components = None
-    max_regions: MaxRegions = None
+    preset: Annotated[str | None, optional("Named pair of thresholds stored in the checkpoint.")] = None
+    components: Annotated[
+        Literal["union", "peak_component", "all", "groups"] | None,
+        typer.Option(
+            show_default="the checkpoint's",
+            help="Boxes of a region map: one around all foreground cells, around the component with the peak, or one "
+            "per component, the best first (all) or in reading order (groups).",
+        ),
+    ] = None
+    max_regions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            show_default="the checkpoint's",
+            help="Most regions per question; above 1 it implies --components all, unless that is given.",
+        ),
+    ] = None
     positions: Positions = None
 
     def configured(self, model: QZoom) -> QZoom:
@@ -166,13 +166,8 @@ class LookOptions:
         return parse_tokens(self.coarse_tokens, "--coarse-tokens")
 
     def thresholds(self, model: QZoom) -> dict[str, float | None]:
-        """Gate and region threshold: given ones first, then the preset's, then None for the checkpoint's.
-
-        Raises:
-            typer.BadParameter: no preset of that name.
-        """
-        from qzoom.errors import ConfigError
-
+        """Gate and region threshold: given ones first, then the preset's, then None for the checkpoint's
+        (typer.BadParameter: no preset of that name)."""
         given = {"gate_threshold": self.gate_threshold, "region_threshold": self.region_threshold}
         if self.preset is None:
             return given
@@ -184,11 +179,7 @@ class LookOptions:
 
 
 def find_device(name: str) -> str:
-    """The device of a name; "auto" is a GPU where there is one.
-
-    Raises:
-        typer.BadParameter: no name of a device.
-    """
+    """The device of a name; "auto" is a GPU where there is one (typer.BadParameter: no name of a device)."""
     from qzoom.checkpoints.base import choose_device
 
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
@@ -197,11 +188,8 @@ def find_device(name: str) -> str:
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
-    """Pictures and question of one command line.
-
-    Raises:
-        typer.BadParameter: fewer than two words, or more than one picture from standard input.
-    """
+    """Pictures and question of one command line (typer.BadParameter: fewer than two words, or more than one picture
+    from standard input)."""
     if len(inputs) < 2:
         raise typer.BadParameter(
             'name at least one picture and then the question, for example: receipt.jpg "What is the total amount?"'
@@ -223,11 +211,7 @@ def decode_argument(text: str) -> str:
 
 
 def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
-    """Read MAX or MIN:MAX.
-
-    Raises:
-        typer.BadParameter: not whole numbers of at least 1, or a minimum above the maximum.
-    """
+    """Read MAX or MIN:MAX (typer.BadParameter: not whole numbers of at least 1, or a minimum above the maximum)."""
     from qzoom.config import TokenBudget
 
     if text is None:
@@ -246,13 +230,8 @@ def parse_tokens(text: str | None, flag: str) -> TokenBudget | int | None:
 
 
 def read_pictures(names: list[str], pages: str = "") -> list[LoadedImage]:
-    """Decode the pictures and the pages of PDFs; `-` is standard input.
-
-    Raises:
-        typer.BadParameter: `-` with nothing piped in, or pages that are not there.
-        ImageError: a picture that cannot be used.
-    """
-    from qzoom.errors import ConfigError
+    """Decode the pictures and the pages of PDFs; `-` is standard input (typer.BadParameter: `-` with nothing piped in,
+    or pages that are not there; ImageError: a picture that cannot be used)."""
     from qzoom.images.load import load_pictures
 
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +19,10 @@ from qzoom.cli.console import Console
 from qzoom.cli.engines import EngineOptions
 from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import ModelOptions
+from qzoom.errors import ConfigError
 from qzoom.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    import socket
-
     from qzoom.serving.engines.base import ServingEngine
     from qzoom.serving.server import DrainingServer
 
@@ -114,11 +115,7 @@ def serve(
 
 
 def parse_limits(words: list[str] | None) -> dict[str, int | float]:
-    """Read NAME=NUMBER words.
-
-    Raises:
-        typer.BadParameter: not of that form.
-    """
+    """Read NAME=NUMBER words (typer.BadParameter: not of that form)."""
     values: dict[str, int | float] = {}
     for word in words or ():
         name, _, number = word.partition("=")
@@ -161,8 +158,6 @@ def _exit(server: DrainingServer) -> None:
 def _need_libraries() -> None:
     from importlib.util import find_spec
 
-    from qzoom.errors import ConfigError
-
     missing = [name for name in ("fastapi", "httpx", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"Serving needs {', '.join(missing)}; install them with: pip install 'qzoom[serve]'.")
@@ -180,6 +175,4 @@ def _url(listener: socket.socket) -> str:
 
 
 def _is_local(listener: socket.socket) -> bool:
-    import ipaddress
-
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import typer
 from qzoom.cli.console import Console
 from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import Device, Fresh, OutputOptions, find_device
+from qzoom.errors import QZoomError
 
 if TYPE_CHECKING:
     from qzoom.training.plan import Plan
@@ -35,11 +37,7 @@ class RunOptions:
     device: Device = "auto"
 
     def folder(self, of_recipe: str) -> Path:
-        """The folder of the run.
-
-        Raises:
-            typer.BadParameter: none is named.
-        """
+        """The folder of the run (typer.BadParameter: none is named)."""
         if self.output is None and not of_recipe:
             raise typer.BadParameter("name a folder with --output, or as `output` in the recipe.")
         folder = self.output or Path(of_recipe)
@@ -127,8 +125,6 @@ def _console(out: OutputOptions) -> Console:
 
 
 def _is_main() -> bool:
-    import os
-
     return not int(os.environ.get("RANK", "0"))
 
 
@@ -147,10 +143,7 @@ def _train_stage(name: str, stage: StageOptions, out: OutputOptions, *, refit: b
 
 def _plan_stage(recipe: StageRecipe, console: Console, *, refit: bool, json: bool) -> None:
     """What would be done; labels that do not exist yet are no mistake."""
-    import os
-
     from qzoom.checkpoints.load import load_engine
-    from qzoom.errors import QZoomError
     from qzoom.training.plan import find_sizes, plan_stage
     from qzoom.training.stages import trained_stage
     from qzoom.training.train_stage import make_task

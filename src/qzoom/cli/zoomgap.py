@@ -13,12 +13,11 @@ from qzoom.cli.console import Console
 from qzoom.cli.eval import DataOptions
 from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
-from qzoom.evaluation.zoom_views import VIEWS, GapSettings
+from qzoom.data.samples import Task
+from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
-    from qzoom.data.samples import Task
     from qzoom.evaluation.coverage import Coverage
-    from qzoom.evaluation.zoom_views import View
     from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
 
@@ -156,8 +155,7 @@ def coverage(
 
 def _measure(reader: QZoom, opened: Any, most: int | None, limit: int | None, console: Console) -> Coverage:
     from qzoom.engine.request import share_tokens
-    from qzoom.evaluation.coverage import measure_coverage
-    from qzoom.evaluation.coverage_maps import question_maps
+    from qzoom.evaluation.coverage import measure_coverage, question_maps
 
     coarse, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=most)
     with console.progress(f"{opened.name}, attention, pictures") as (update,):
@@ -180,14 +178,13 @@ def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Cons
 
 def _open_boxed(name: str, data: DataOptions) -> Task:
     """The questions of a task with boxes, checked."""
-    from qzoom.data.drawn import SYNTHETIC_TASKS
-    from qzoom.data.questions import read_receipt_questions
+    from qzoom.data.questions import DRAWN, read_receipt_questions
 
-    if name not in (QUESTIONS, "receipts", "zoombench", *SYNTHETIC_TASKS):
+    if name not in (QUESTIONS, "receipts", "zoombench", *DRAWN):
         raise typer.BadParameter(
             f"No task with boxes is called {name!r}; known: questions, documents, scenes, zoombench."
         )
-    useless = data.for_files() if name in SYNTHETIC_TASKS else data.for_synthetic()
+    useless = data.for_files() if name in DRAWN else data.for_synthetic()
     if name != "zoombench":
         useless |= {"--data-revision": data.data_revision}
     for flag, value in useless.items():

@@ -90,12 +90,8 @@ def around(boxes: Sequence[Box]) -> Box:
 
 
 def area_share(boxes: Sequence[Box], size_px: tuple[int, int]) -> float:
-    """Share of a picture that the box around all boxes covers; parts outside the picture do not count.
-
-    Args:
-        boxes: at least one.
-        size_px: (width, height); a picture without pixels gives 0.
-    """
+    """Share of a picture that the box around all boxes covers; parts outside the picture do not count. `boxes`: at
+    least one. `size_px`: (width, height); a picture without pixels gives 0."""
     pixels = size_px[0] * size_px[1]
     return box_area_px(clip_box(around(boxes), size_px)) / pixels if pixels else 0.0
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
+import PIL.Image
+from PIL import Image, ImageDraw
 
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
 from qzoom.settings import Share, settings
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
 
 Style = Literal["rectangle", "ellipse", "dim", "text", "none"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -52,11 +52,8 @@ class ShareSchedule:
     """Share of the training after which `last` is reached."""
 
     def share(self, progress: float) -> float:
-        """Share of samples with a box.
-
-        Args:
-            progress: share of the training that is done; values outside 0 to 1 count as the nearer end.
-        """
+        """Share of samples with a box. `progress`: share of the training that is done; values outside 0 to 1 count as
+        the nearer end."""
         if self.shape == "constant":
             return self.first
         done = 1.0 if self.until <= 0 else min(1.0, max(0.0, progress) / self.until)
@@ -138,8 +135,6 @@ def draw(
         ConfigError: an unknown style.
         ImageError: a picture that cannot be read.
     """
-    from PIL import Image, ImageDraw
-
     _check_style(style)
     picture = load_image(image).image
     inner = with_margin(box, picture.size, margin)
@@ -168,11 +163,8 @@ def line_width_px(size_px: tuple[int, int], tokens: int | None = None) -> int:
 def clause(style: Style, box: Any, size_px: tuple[int, int], *, margin: float = MARGIN) -> str:
     """The sentence that a question gets with a style, "" where it gets none.
 
-    Coordinates are thousandths of the picture's width and height.
-
-    Raises:
-        DataError: a box that is empty or outside.
-        ConfigError: an unknown style.
+    Coordinates are thousandths of the picture's width and height (DataError: a box that is empty or outside;
+    ConfigError: an unknown style).
     """
     _check_style(style)
     if style == "none":
@@ -207,8 +199,6 @@ def _around(inner: Box, line: int, size_px: tuple[int, int], style: Style) -> Bo
 def _contrasting(picture: PIL.Image.Image, outer: Box, line: int) -> str:
     """The colour whose distance to the pixels under the line is largest; of the nearest tenth, so that no part of
     the line vanishes."""
-    import numpy as np
-
     under = _ring(picture, outer, line).astype(np.float32)
     best, name = -1.0, "red"
     for candidate, colour in _COLOURS.items():
@@ -220,8 +210,6 @@ def _contrasting(picture: PIL.Image.Image, outer: Box, line: int) -> str:
 
 def _ring(picture: PIL.Image.Image, outer: Box, line: int) -> np.ndarray:
     """Pixels (n, 3) between the line's outer and inner edge, thinned out where there are very many."""
-    import numpy as np
-
     x0, y0, x1, y1 = max(0, outer[0]), max(0, outer[1]), min(picture.width, outer[2]), min(picture.height, outer[3])
     strips = [
         (x0, y0, x1, min(y1, y0 + line)),
@@ -235,8 +223,6 @@ def _ring(picture: PIL.Image.Image, outer: Box, line: int) -> np.ndarray:
 
 def _distance(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """How different colours look: Euclidean, the channels weighted by mean redness (the usual "redmean")."""
-    import numpy as np
-
     red = (pixels[:, 0] + colour[0]) / 2
     gap = (pixels - colour) ** 2
     weights = (2 + red / 256) * gap[:, 0] + 4 * gap[:, 1] + (2 + (255 - red) / 256) * gap[:, 2]

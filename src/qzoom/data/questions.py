@@ -23,7 +23,7 @@ import difflib
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,9 +32,11 @@ from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.store.schema import Box4, Question, Turn
 
 if TYPE_CHECKING:
+    from qzoom.data.synthetic.page import SyntheticSample
     from qzoom.images.load import LoadedImage
 
 DRAWN = ("documents", "scenes")
+"""Kinds of drawn pictures."""
 RECEIPT_FIELDS = ("total", "date", "company")
 _LINE: dict[str, type] = {"id": str, "image": str}
 _LINE_OPTIONS: dict[str, type] = dict.fromkeys(("question", "answer", "boxes", "turns", "mode", "source"), object)
@@ -55,7 +57,6 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
     Args:
         names: paths of JSONL files, or names as in this module's text.
         skip_bad: leave out and count lines that cannot be used, instead of stopping at the first.
-        per_picture: most questions about a drawn picture.
 
     Raises:
         DataError: a file or a line cannot be used; it says which.
@@ -110,29 +111,20 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> Read:
 
 
 def read_receipts(folder: Path, split: str) -> Task:
-    """Scanned receipts: the pictures with their questions in `folder/split.jsonl`.
-
-    Raises:
-        DataError: the file or a picture is missing, or a line cannot be used; it says which.
-    """
+    """Scanned receipts: the pictures with their questions in `folder/split.jsonl` (DataError: the file or a picture is
+    missing, or a line cannot be used; it says which)."""
     return _read_pictures(folder, split, "receipts", RECEIPT_FIELDS)
 
 
 def read_receipt_questions(folder: Path, split: str) -> Task:
-    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question.
-
-    Raises:
-        DataError: as in `read_receipts`.
-    """
+    """The same for a file about any pictures: every `field` is welcome, and `negative` may mark a question (DataError:
+    as in `read_receipts`)."""
     return _read_pictures(folder, split, "questions", ())
 
 
 def read_calibration_questions(path: Path) -> Task:
-    """The questions of a file, grouped by picture; the turns of a conversation are asked one by one.
-
-    Raises:
-        DataError: the file, a line or a picture cannot be used, or only some questions have answers; it says which.
-    """
+    """The questions of a file, grouped by picture; the turns of a conversation are asked one by one (DataError: the
+    file, a line or a picture cannot be used, or only some questions have answers; it says which)."""
     grouped: dict[str, list[SampleQuestion]] = {}
     labels: dict[bool, str] = {}
     for record in read_questions(path)[0]:
@@ -160,19 +152,13 @@ def _task(name: str, path: Path, samples: Sequence[Sample], fields: tuple[str, .
 
 
 def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
-    """The picture of a question, drawn or read.
-
-    Args:
-        images: folder that paths start from instead of the one noted in the record, for data that has moved.
-
-    Raises:
-        ImageError: it is missing or cannot be decoded.
-    """
+    """The picture of a question, drawn or read (ImageError: it is missing or cannot be decoded). `images`: folder that
+    paths start from instead of the one noted in the record, for data that has moved."""
     from qzoom.images.load import load_image
 
     kind, _, number = question.image.partition(":")
     if kind in DRAWN and number.isdigit():
-        return load_image(_render(kind)(int(number)).image)
+        return load_image(render_drawn(kind, int(number)).image)
     root = images if images is not None else Path(question.root)
     path = root / question.image
     if not path.is_file():
@@ -180,22 +166,17 @@ def load_picture(question: Question, images: Path | None = None) -> LoadedImage:
     return load_image(path)
 
 
-def _render(kind: str) -> Callable[[int], Any]:
+def render_drawn(kind: str, seed: int, **style: Any) -> SyntheticSample:
+    """The drawn picture of a kind in `DRAWN`, with its questions."""
     from qzoom.data.synthetic.documents import render_document
     from qzoom.data.synthetic.scenes import render_scene
 
-    return render_document if kind == "documents" else render_scene
+    return (render_document if kind == "documents" else render_scene)(seed, **style)
 
 
 def drawn_numbers(kind: str, rest: str) -> range:
-    """The seeds that a name of drawn pictures means.
-
-    Args:
-        rest: "FIRST:COUNT".
-
-    Raises:
-        ConfigError: it means nothing, or reaches into the seeds kept for evaluation.
-    """
+    """The seeds that a name of drawn pictures means (ConfigError: it means nothing, or reaches into the seeds kept for
+    evaluation). `rest`: "FIRST:COUNT"."""
     from qzoom.data.synthetic.page import HELD_OUT_SEEDS
 
     parts = rest.split(":")
@@ -211,10 +192,9 @@ def drawn_numbers(kind: str, rest: str) -> range:
 
 def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
     mode: Literal["text", "natural"] = "text" if kind == "documents" else "natural"
-    render = _render(kind)
     out = []
     for number in drawn_numbers(kind, rest):
-        asked = render(number).questions
+        asked = render_drawn(kind, number).questions
         chosen = random.Random(f"{seed}/{kind}/{number}").sample(asked, min(per_picture, len(asked)))
         turns = tuple(Turn(q.question, (q.answer,), q.boxes) for q in chosen)
         out.append(Question(f"{kind}:{number}", f"{kind}:{number}", turns, mode, kind))

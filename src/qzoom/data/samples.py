@@ -118,7 +118,10 @@ class AnswerRow(SampleQuestion):
             given["boxes"] = tuple(tuple(box) for box in given["boxes"])
             given["size_px"] = tuple(given["size_px"])
             given["gate"] = GateDecision(**given["gate"]) if given["gate"] else None
-            given["regions"] = tuple(_region(region) for region in given["regions"])
+            given["regions"] = tuple(
+                Region(**r | {"box": tuple(r["box"]), "crop_size_px": tuple(r["crop_size_px"] or ()) or None})
+                for r in given["regions"]
+            )
             given["usage"] = Usage(**given["usage"])
             for name in ("answers", "choices", "coarse_size_px"):
                 if given.get(name) is not None:
@@ -129,11 +132,8 @@ class AnswerRow(SampleQuestion):
 
 
 def rows_of(log: Log) -> dict[str, list[AnswerRow]]:
-    """The rows of each picture in a log of answers, in the order in which they were added.
-
-    Raises:
-        DataError: a line that is no answer about its picture.
-    """
+    """The rows of each picture in a log of answers, in the order in which they were added (DataError: a line that is no
+    answer about its picture)."""
     rows: dict[str, list[AnswerRow]] = {}
     for picture, items in log:
         try:
@@ -164,16 +164,8 @@ def answer_files(places: Sequence[Path]) -> list[Path]:
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
-    """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed.
-
-    Raises:
-        DataError: the file is missing, damaged, or holds something else.
-    """
+    """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed (DataError: the file
+    is missing, damaged, or holds something else)."""
     with Log(path, ANSWERS) as log:
         rows = [row for group in rows_of(log).values() for row in group]
         return {"settings": log.settings, "about": log.about}, rows
-
-
-def _region(values: dict[str, Any]) -> Region:
-    crop = values["crop_size_px"]
-    return Region(**values | {"box": tuple(values["box"]), "crop_size_px": tuple(crop) if crop else None})

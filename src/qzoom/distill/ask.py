@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from qzoom.distill.by_rule import leak
 from qzoom.distill.items import Item, Step, Vote, draft_of, with_model
+from qzoom.distill.pictures import Views
 from qzoom.distill.vote import VoteSettings, reachable
 from qzoom.errors import CallRefusedError, ConfigError
 from qzoom.scoring.agree import normal
 
 if TYPE_CHECKING:
-    from qzoom.distill.pictures import Views
     from qzoom.distill.roles import QuestionWriter, Teacher, Validator
 
 _SHORT = 200
@@ -85,8 +85,6 @@ def answer_step(
 
     Args:
         teachers: who answer; their names differ.
-        views: images for the teachers.
-        samples: of each teacher.
         wanted: agreement that further samples must still be able to reach; None asks for every sample.
         judged: see `vote.reachable`.
 

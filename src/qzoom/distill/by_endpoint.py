@@ -9,15 +9,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+from PIL.Image import Image
+
 from qzoom.distill.ask import read_vote
 from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of
+from qzoom.distill.pictures import Views
 from qzoom.errors import CallRefusedError
 from qzoom.llm.client import ChatImage, Client
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from qzoom.distill.pictures import Views
     from qzoom.distill.roles import RoleSettings
 
 _TRIES = 3

@@ -7,7 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qzoom.distill.items import Item, QuestionDraft, QuestionKind, Vote, draft_of, target_of
+import numpy as np
+
+from qzoom.data.synthetic import texts
+from qzoom.data.synthetic.texts import COLOURS
+from qzoom.distill.items import Item, Known, KnownQuestion, QuestionDraft, QuestionKind, Vote, draft_of, target_of
 from qzoom.images.geometry import contains, iou
 from qzoom.scoring.agree import mentions, normal
 from qzoom.store.schema import Box4
@@ -15,7 +19,6 @@ from qzoom.store.schema import Box4
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qzoom.distill.items import Known, KnownQuestion
     from qzoom.distill.pictures import Views
 
 _KINDS: dict[str, QuestionKind] = {
@@ -190,8 +193,6 @@ def draw_distractors(answer: str, count: int, rng: random.Random, pool: Sequence
 
 
 def _group(answer: str) -> tuple[str, ...]:
-    from qzoom.data.synthetic.texts import COLOURS
-
     plain = normal(answer)
     return next((group for group in (*_CLOSED, tuple(COLOURS), *_WIDE) if plain in group), ())
 
@@ -252,10 +253,6 @@ def _other_signs(answer: str, rng: random.Random) -> str:
 
 def _name(answer: str, rng: random.Random) -> str:
     """Another drawn name with as many words, where that comes about."""
-    import numpy as np
-
-    from qzoom.data.synthetic import texts
-
     numbers = np.random.default_rng(rng.getrandbits(63))
     makers = (texts.company, texts.person, texts.item_name)
     drawn = [make(numbers) for make in makers for _ in range(3)]

@@ -11,8 +11,12 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import numpy as np
+
+from qzoom.data.synthetic import texts
+from qzoom.data.synthetic.texts import COLOURS, SHAPES
 from qzoom.distill.items import (
     NONE_OPTION,
     Agreement,
@@ -25,16 +29,14 @@ from qzoom.distill.items import (
     draft_of,
     with_model,
 )
+from qzoom.distill.pictures import Views
+from qzoom.distill.roles import DistractorWriter, Reader
 from qzoom.distill.vote import same_answer
 from qzoom.errors import CallRefusedError, ConfigError, DataError
 from qzoom.scoring.agree import mentions, normal
+from qzoom.scoring.judge import Judge
 from qzoom.scoring.letters import LETTERS, chosen_letter
 from qzoom.settings import Between, Share, settings
-
-if TYPE_CHECKING:
-    from qzoom.distill.pictures import Views
-    from qzoom.distill.roles import DistractorWriter, Reader
-    from qzoom.scoring.judge import Judge
 
 NONE_ANSWER = "none"
 _TRIES = 50
@@ -72,8 +74,6 @@ def _answer(field: str, question: KnownQuestion | None) -> str:
 
 def _other_object(text: str, field: str, known: Known, rng: random.Random) -> str:
     """Another colour and shape, or for counts another shape, that no object has."""
-    from qzoom.data.synthetic.texts import COLOURS, SHAPES
-
     if not known.objects or field == "side":
         return ""
     if field == "count":
@@ -88,8 +88,6 @@ def _other_object(text: str, field: str, known: Known, rng: random.Random) -> st
 
 def _other_name(text: str, field: str, known: Known, rng: random.Random) -> str:
     """Another item for a price or cell, another label for a labelled value, that is printed nowhere."""
-    from qzoom.data.synthetic import texts
-
     printed = [text for text, _ in known.texts]
     if field == "value":
         labels = [label.casefold() for label in texts.LABELS]
@@ -101,8 +99,6 @@ def _other_name(text: str, field: str, known: Known, rng: random.Random) -> str:
     name = max((line for line in printed if len(line) > 2 and mentions(text, line)), key=len, default="")
     if not name or name not in text:
         return ""
-    import numpy as np
-
     numbers = np.random.default_rng(rng.getrandbits(63))
     for _ in range(_TRIES):
         other = texts.item_name(numbers)

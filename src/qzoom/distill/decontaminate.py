@@ -11,17 +11,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import PIL.Image
+from PIL import ImageOps
 
 from qzoom.data.benchmarks.table import picture_source
 from qzoom.distill.pictures import EXTENSIONS
 from qzoom.errors import ConfigError, DataError, ImageError
+from qzoom.images.load import load_image
 from qzoom.settings import Between, settings
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 _BASE64_STARTS = ("/9j/", "iVBORw0K", "UklGR", "R0lGOD", "Qk0", "SUkq", "TU0A")
 """The first characters of JPEG, PNG, WebP, GIF, BMP and TIFF in base64."""
@@ -65,11 +65,8 @@ class DecontaminateReport:
 
 
 class BenchmarkHashes:
-    """Hashes of benchmark images: sixteen bytes and a name each.
-
-    Raises:
-        ConfigError: an entry of `against` cannot be read, or holds no image.
-    """
+    """Hashes of benchmark images: sixteen bytes and a name each (ConfigError: an entry of `against` cannot be read, or
+    holds no image)."""
 
     def __init__(self, settings: DecontaminateSettings) -> None:
         self.settings = settings
@@ -94,8 +91,6 @@ class BenchmarkHashes:
 
     def nearest(self, image: PIL.Image.Image, name: str) -> Match | None:
         """The nearest benchmark image within the distances; None without one."""
-        from PIL import ImageOps
-
         best: Match | None = None
         for mirrored in (False, True) if self.settings.flips else (False,):
             hashes = picture_hashes(ImageOps.mirror(image) if mirrored else image)
@@ -122,10 +117,8 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
     """Names and images of a folder (with its subfolders) or of a file; None for an image that cannot be decoded.
 
     Parquet, JSON Lines and Arrow files may hold images in any column: as bytes, as {bytes, path}, as base64 or data
-    URL, as paths that start from their folder, or as lists of these.
-
-    Raises:
-        ConfigError: neither a folder nor a file of these kinds.
+    URL, as paths that start from their folder, or as lists of these (ConfigError: neither a folder nor a file of these
+    kinds).
     """
     if not place.exists():
         raise ConfigError(f"decontaminate: {place} does not exist; name the benchmark's folder or file.")
@@ -144,11 +137,8 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
 
 
 def decontaminate(folder: Path, settings: DecontaminateSettings) -> DecontaminateReport:
-    """Compare the images of a data set of `qzoom distill`, or of any folder of pictures, with benchmarks.
-
-    Raises:
-        ConfigError: nothing to compare, or a file that cannot be read.
-    """
+    """Compare the images of a data set of `qzoom distill`, or of any folder of pictures, with benchmarks (ConfigError:
+    nothing to compare, or a file that cannot be read)."""
     if not settings.against:
         raise ConfigError("decontaminate: nothing to compare with; name folders or Parquet files with --against.")
     benchmark = BenchmarkHashes(settings)
@@ -249,8 +239,6 @@ def _may_be_picture(text: str) -> bool:
 
 
 def _decoded(source: bytes | Path) -> PIL.Image.Image | None:
-    from qzoom.images.load import load_image
-
     try:
         return load_image(io.BytesIO(source) if isinstance(source, bytes) else source).image
     except ImageError:

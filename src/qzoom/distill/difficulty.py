@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from qzoom.data import overlay
 from qzoom.distill.items import Difficulty, Item, Step, Vote, choice_text, draft_of, target_of, with_model
+from qzoom.distill.pictures import Views
+from qzoom.distill.roles import Reader
 from qzoom.distill.vote import same_answer
 from qzoom.errors import ConfigError, DataError
+from qzoom.scoring.judge import Judge
 from qzoom.scoring.letters import chosen_letter
 from qzoom.settings import Between, Share, settings
-
-if TYPE_CHECKING:
-    from qzoom.distill.pictures import Views
-    from qzoom.distill.roles import Reader
-    from qzoom.scoring.judge import Judge
 
 
 @settings

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from PIL import Image
+
 from qzoom.data.overlay import Style
 from qzoom.distill.items import NONE_OPTION, ImageRef, Item, choice_text
 from qzoom.distill.pictures import load_source
@@ -36,10 +38,7 @@ def encode_picture(
     """The upright RGB image, without a box, as `datasets` stores it: {"bytes": ..., "path": ...}.
 
     Its own file is used where every reader finds the same pixels in it; else it is encoded anew. With `images` it is
-    written to the first folder and named as in the second.
-
-    Raises:
-        ImageError: the picture is missing or cannot be decoded.
+    written to the first folder and named as in the second (ImageError: the picture is missing or cannot be decoded).
     """
     data, suffix = _own_file(picture)
     if data is None:
@@ -60,8 +59,6 @@ def encode_picture(
 
 def _own_file(picture: ImageRef) -> tuple[bytes | None, str]:
     """The file's bytes and suffix when every reader finds the same pixels in it."""
-    from PIL import Image
-
     if not picture.root:
         return None, ""
     path = Path(picture.root) / picture.source
@@ -105,15 +102,14 @@ def split_of(picture: ImageRef, settings: ExportSettings) -> str:
 
 
 def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[str, Any] | None:
-    """An item as a row, with an image of `encode_picture`; None for an item that has no row in the chosen form.
-
-    Raises:
-        DataError: a part is missing.
-    """
+    """An item as a row, with an image of `encode_picture`; None for an item that has no row in the chosen form
+    (DataError: a part is missing)."""
     if item.target is None or item.draft is None or item.answer is None:
         raise DataError(f"The item {item.id} has no target, question or answer; run the steps before export first.")
     choices = item.choices if settings.form != "open" else None
-    if choices is None and (settings.form == "choice" or _needs_options(item)):
+    # The answer of a negative without its right option refers to options.
+    needs_options = item.draft.negative and item.answer.text == NONE_OPTION
+    if choices is None and (settings.form == "choice" or needs_options):
         return None
     answer = item.answer.text if choices is None else choices.letter
     question = item.draft.text if choices is None else choice_text(item.draft.text, choices.options)
@@ -148,13 +144,6 @@ def to_row(item: Item, image: dict[str, Any], settings: ExportSettings) -> dict[
     }
 
 
-def _needs_options(item: Item) -> bool:
-    """Whether the answer refers to options, as that of a negative without its right option does."""
-    return (
-        item.draft is not None and item.draft.negative and item.answer is not None and item.answer.text == NONE_OPTION
-    )
-
-
 def schema() -> pyarrow.Schema:
     """The columns, with what `datasets` needs to decode the pictures."""
     from datasets import Features, Image, List, Value
@@ -180,10 +169,7 @@ def write_dataset(
 
     Args:
         items: kept ones, those of a picture one after the other, in the order of the rows.
-        folder: of the data set; replaced.
-        settings: of the export.
         make_card: the card's text from the rows of each split.
-        drop: whether an image is left out.
 
     Raises:
         DataError: an item lacks a part, or the folder cannot be written.

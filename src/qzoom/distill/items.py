@@ -168,11 +168,8 @@ class Item:
 
 
 def item_from_values(values: Any, where: str) -> Item:
-    """The item of what `Item.to_json` wrote.
-
-    Raises:
-        DataError: another schema, an unknown or missing field, or a value of the wrong type; it begins with `where`.
-    """
+    """The item of what `Item.to_json` wrote (DataError: another schema, an unknown or missing field, or a value of the
+    wrong type; it begins with `where`)."""
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected an object, not {type(values).__name__}.")
     if values.get("schema") != ITEM_SCHEMA:

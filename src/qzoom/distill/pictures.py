@@ -8,18 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import PIL.Image
 
 from qzoom.data.crop import cut
-from qzoom.data.questions import DRAWN, drawn_numbers, open_questions
+from qzoom.data.questions import DRAWN, drawn_numbers, open_questions, render_drawn
 from qzoom.distill.items import ImageRef, Item, Known, KnownQuestion
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.images.load import load_image, picture_digest
-
-if TYPE_CHECKING:
-    import PIL.Image
-
-    from qzoom.store.schema import Question
+from qzoom.store.schema import Question
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -55,12 +52,8 @@ class Loaded:
 
 
 def list_sources(names: Sequence[str]) -> list[ImageSource]:
-    """All images of a recipe's `pictures` in their order, folders sorted by path.
-
-    Raises:
-        ConfigError: a name that means nothing, or a folder without pictures.
-        DataError: a question file with a malformed line.
-    """
+    """All images of a recipe's `pictures` in their order, folders sorted by path (ConfigError: a name that means
+    nothing, or a folder without pictures; DataError: a question file with a malformed line)."""
     out: list[ImageSource] = []
     for name in names:
         kind, _, rest = name.partition(":")
@@ -119,23 +112,16 @@ def _with_questions(name: str) -> list[ImageSource]:
     together: dict[tuple[str, str], list[Question]] = {}
     for question in open_questions([name])[0]:
         together.setdefault((question.root, question.image), []).append(question)
-    return [
-        ImageSource(image, root, questions[0].source, tuple(_known(questions)))
-        for (root, image), questions in together.items()
-    ]
-
-
-def _known(questions: Sequence[Question]) -> Iterator[KnownQuestion]:
-    for question in questions:
-        for turn in question.turns:
-            yield KnownQuestion(turn.question, turn.answers[0] if turn.answers else "", turn.boxes)
+    out = []
+    for (root, image), questions in together.items():
+        turns = [turn for question in questions for turn in question.turns]
+        known = tuple(KnownQuestion(t.question, t.answers[0] if t.answers else "", t.boxes) for t in turns)
+        out.append(ImageSource(image, root, questions[0].source, known))
+    return out
 
 
 def _draw(kind: str, number: int) -> Loaded:
-    from qzoom.data.synthetic.documents import render_document
-    from qzoom.data.synthetic.scenes import render_scene
-
-    sample = (render_document if kind == "documents" else render_scene)(number)
+    sample = render_drawn(kind, number)
     questions = tuple(KnownQuestion(q.question, q.answer, q.boxes, q.field) for q in sample.questions)
     texts = []
     for line in sample.lines:
@@ -160,12 +146,8 @@ class Views:
         return self._loaded(item.picture).image
 
     def crop(self, item: Item) -> PIL.Image.Image:
-        """What teachers see: `crop_box` cut from the whole and enlarged by `scale`.
-
-        Raises:
-            ImageError: as `whole`.
-            DataError: the item has no target.
-        """
+        """What teachers see: `crop_box` cut from the whole and enlarged by `scale` (ImageError: as `whole`; DataError:
+        the item has no target)."""
         if item.target is None:
             raise DataError(f"The item {item.id} has no region to look at; run the propose step first.")
         return cut(self.whole(item), item.target.crop_box, item.target.scale)

@@ -46,12 +46,8 @@ class PictureResult:
 
 
 def process_picture(source: ImageSource, steps: Mapping[str, Step], views: Views, stored: Stored) -> PictureResult:
-    """Take an image through the steps, in order; `stored` gives the results that are there for a step and an input.
-
-    Raises:
-        StopRunError: the run cannot go on.
-        DataError: a stored line is damaged.
-    """
+    """Take an image through the steps, in order; `stored` gives the results that are there for a step and an input
+    (StopRunError: the run cannot go on; DataError: a stored line is damaged)."""
     result = PictureResult(source)
     loaded = _open(result, stored)
     if result.picture is None:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from qzoom.checkpoints.base import choose_device
 from qzoom.data.crop import CropSettings, crop_box, crop_scale
 from qzoom.distill.items import Item, Step, TargetRegion
-from qzoom.errors import CheckpointError, ConfigError, DataError
+from qzoom.errors import CheckpointError, ConfigError, DataError, reason_of
 from qzoom.images.geometry import box_area_px, clip_box, iou
 from qzoom.settings import Between, Share, settings
 from qzoom.store.schema import Box4
@@ -241,15 +242,13 @@ def detector_proposer(settings: DetectorSettings) -> Proposer:
     def detector() -> Any:
         import transformers
 
-        from qzoom.checkpoints.base import choose_device
-
         device = str(choose_device("auto")) if settings.device == "auto" else settings.device
         task = "zero-shot-object-detection" if settings.phrases else "object-detection"
         make: Any = transformers.pipeline
         try:
             return make(task, model=settings.model, revision=settings.revision, device=device, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)
             raise CheckpointError(
                 f"The detector {settings.model} cannot be loaded for {task} ({reason}); name one of that kind, "
                 "with phrases only where it takes words."

@@ -107,11 +107,8 @@ class DatasetRecipe:
 
 
 def load_recipe(path: Path, data: Path | None = None) -> DatasetRecipe:
-    """Read and check a YAML recipe; `data` is the folder that `{data}` in `pictures` stands for.
-
-    Raises:
-        ConfigError: it cannot be read, a key or value is wrong, or `{data}` is not given; it says which.
-    """
+    """Read and check a YAML recipe; `data` is the folder that `{data}` in `pictures` stands for (ConfigError: it cannot
+    be read, a key or value is wrong, or `{data}` is not given; it says which)."""
     recipe = from_mapping(DatasetRecipe, read_yaml(path), str(path))
     open_names = [name for name in recipe.pictures if _DATA in name]
     if open_names and data is None:

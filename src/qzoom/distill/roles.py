@@ -7,21 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+
+from PIL.Image import Image
 
 from qzoom.distill import by_endpoint, by_rule
 from qzoom.distill.items import Item, QuestionDraft, Vote
+from qzoom.distill.pictures import Views
 from qzoom.errors import ConfigError
 from qzoom.llm.cache import CallCache, Cost
 from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 from qzoom.scoring.judge import Judge
 from qzoom.settings import Between, Share, settings
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from qzoom.distill.pictures import Views
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -147,11 +145,8 @@ class Roles:
     before: tuple[Cost, ...] = ()  # costs when the run began
 
     def check(self) -> None:
-        """Make sure that every endpoint is there, before anything is computed.
-
-        Raises:
-            EndpointError: one is down or refuses the key; it names role, address and reason.
-        """
+        """Make sure that every endpoint is there, before anything is computed (EndpointError: one is down or refuses
+        the key; it names role, address and reason)."""
         for client in self.clients:
             client.check()
 
@@ -174,11 +169,8 @@ CACHE = "calls.sqlite"
 
 
 def build_roles(recipe: RolesSettings, cache: Path) -> Roles:
-    """The roles of a recipe, with an SQLite cache of paid calls. Nothing is asked yet; see `Roles.check`.
-
-    Raises:
-        ConfigError: the file is no call cache, or one of another schema.
-    """
+    """The roles of a recipe, with an SQLite cache of paid calls. Nothing is asked yet; see `Roles.check` (ConfigError:
+    the file is no call cache, or one of another schema)."""
     by_models = any(member.by == "endpoint" for _, member in recipe.members())
     shared = SharedClient(CallCache(cache), recipe.calls) if by_models else None
     clients: list[Client] = []

@@ -40,11 +40,8 @@ class VoteSettings:
             )
 
     def check_counts(self, teachers: int, samples: int) -> None:
-        """Refuse a quorum that so many teachers with so many samples each cannot reach.
-
-        Raises:
-            ConfigError: it asks for more than there is.
-        """
+        """Refuse a quorum that so many teachers with so many samples each cannot reach (ConfigError: it asks for more
+        than there is)."""
         if self.teachers > teachers or self.per_teacher > samples or self.quorum > teachers * samples:
             raise ConfigError(
                 f"vote: {teachers} teachers with {samples} samples each can never give {self.quorum} votes with "
@@ -82,13 +79,8 @@ def vote_step(settings: VoteSettings, judge: Judge | None = None) -> Step:
 
 
 def agree(votes: Sequence[Vote], settings: VoteSettings, ask: Same | None = None) -> tuple[Agreement | None, str]:
-    """The most common answer (None without any), and why it does not hold ("" when it does).
-
-    Args:
-        votes: of all teachers, in any order.
-        settings: how many must agree.
-        ask: says whether two answers mean the same where rules cannot; None for an unusable reply.
-    """
+    """The most common answer (None without any), and why it does not hold ("" when it does). `ask`: says whether two
+    answers mean the same where rules cannot; None for an unusable reply."""
     answered = [vote for vote in votes if vote.status == "answered"]
     abstained = sum(vote.status == "abstained" for vote in votes)
     groups = _groups(answered)

@@ -37,14 +37,8 @@ def response_attention(
     """Attention of the generated tokens to every coarse picture of a prompt.
 
     Args:
-        backbone: the family.
-        prompt: what was answered.
         cache: keys and values of all layers for the whole prompt, batch 1; it is left as it was.
         response: the generated ids that were fed back (all but the last one generated); at least one.
-        layers: which layers to look at.
-
-    Returns:
-        One record per coarse picture.
 
     Raises:
         ValueError: the response is empty.

@@ -15,7 +15,7 @@ import torch
 
 from qzoom.engine.flow import KeyedEvent, Prefilled, answer, coarse_pass
 from qzoom.engine.generate import DecodeBatch, DecodeRow
-from qzoom.engine.perceive import Stopwatch, heat_maps, make_perception, usage_of
+from qzoom.engine.perceive import Stopwatch, make_answer, make_perception
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.request import Request, estimate_bytes
 from qzoom.engine.state import Engine
@@ -23,35 +23,9 @@ from qzoom.errors import QZoomError
 from qzoom.types import Answer, StreamEvent
 
 
-def make_answer(engine: Engine, ended: Prefilled) -> Answer:
-    """The record of a decoded request."""
-    item, row, pictures = ended.coarse, ended.row, ended.coarse.request.pictures
-    return Answer(
-        text=row.stream.text,
-        tokens=tuple(row.tokens),
-        logprobs=tuple(row.sampler.logprobs),
-        gate=item.gate,
-        regions=ended.regions,
-        heat_maps=heat_maps(engine, item),
-        usage=usage_of(engine, item, ended.regions, len(row.tokens)),
-        timing_ms=ended.clock.snapshot(),
-        image_sizes_px=tuple(p.size_px for p in pictures),
-        notes=tuple(note for p in pictures for note in p.notes),
-        finish_reason=row.finish or "stop",
-        question=item.request.conversation.question,
-        cell_px=engine.backbone.token_px,
-        images=tuple(p.image for p in pictures),
-    )
-
-
 class ContinuousBatch:
-    """Requests being answered together, each by the caller's key. Not for several threads at once.
-
-    Args:
-        engine: backbone, branches, arithmetic.
-        cache: of prefixes; None caches none.
-        eos_ids: tokens that end an answer; None uses the model's own.
-    """
+    """Requests being answered together, each by the caller's key. Not for several threads at once. `eos_ids`: tokens
+    that end an answer; None uses the model's own."""
 
     def __init__(
         self, engine: Engine, *, cache: PrefixCache | None = None, eos_ids: Sequence[int] | None = None
@@ -108,11 +82,8 @@ class ContinuousBatch:
         return [event for row, text in pieces for event in self._events_of(row, text)]
 
     def run(self, cancel: Callable[[int], bool] | None = None) -> Iterator[KeyedEvent]:
-        """Decode until every request in the batch has ended.
-
-        Args:
-            cancel: asked between steps with a request's key; True ends that answer.
-        """
+        """Decode until every request in the batch has ended. `cancel`: asked between steps with a request's key; True
+        ends that answer."""
         while self.keys:
             for key in self.keys:
                 if cancel is not None and cancel(key):
@@ -158,8 +129,18 @@ class ContinuousBatch:
             del self._answering[row.key]
             yield row.key, StreamEvent("error", error=row.error)
         elif row.finish:
-            item = self._answering.pop(row.key)
-            yield row.key, StreamEvent("answer", answer=make_answer(self._engine, item))
+            done = self._answering.pop(row.key)
+            made = make_answer(
+                self._engine,
+                done.coarse,
+                done.regions,
+                done.clock,
+                text=row.stream.text,
+                tokens=row.tokens,
+                finish=row.finish,
+                logprobs=row.sampler.logprobs,
+            )
+            yield row.key, StreamEvent("answer", answer=made)
 
 
 def events(
@@ -172,8 +153,6 @@ def events(
     """Answer every request; events come as they happen, named by the request's index.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more.
         cancel: asked between steps with a request's index; True ends that answer.
         eos_ids: tokens that end an answer; None uses the model's own.
 
@@ -215,8 +194,6 @@ def answer_all(
     """Answer any number of requests, those about the same pictures one after the other and on one coarse pass.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: of any sizes.
         max_bytes: estimated memory of the requests that run together; None takes `batch_bytes`. A request that needs
             more runs alone.
 

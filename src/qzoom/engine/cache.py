@@ -24,19 +24,12 @@ GROWTH = 128  # positions added when a reserved cache runs out of room
 
 @dataclass(frozen=True, slots=True)
 class LinearState:
-    """What a linear-attention layer needs to go on.
+    """What a linear-attention layer needs to go on."""
 
-    Args:
-        conv: (batch, channels, kernel), the convolution's last inputs.
-        recurrent: (batch, heads, key width, value width); None until the first pass has ended.
-        length: tokens that it has seen; only counted where snapshots are taken.
-        snapshots: itself after fewer tokens, shortest first.
-    """
-
-    conv: Tensor
-    recurrent: Tensor | None = None
-    length: int = 0
-    snapshots: tuple[LinearState, ...] = ()
+    conv: Tensor  # (batch, channels, kernel), the convolution's last inputs
+    recurrent: Tensor | None = None  # (batch, heads, key width, value width); None until the first pass has ended
+    length: int = 0  # tokens that it has seen; only counted where snapshots are taken
+    snapshots: tuple[LinearState, ...] = ()  # itself after fewer tokens, shortest first
 
     def mapped(self, change: Callable[[Tensor], Tensor], *, snapshots: bool = False) -> LinearState:
         """The state with its tensors changed, without its snapshots unless they are wanted."""
@@ -48,11 +41,7 @@ class LinearState:
         return dataclasses.replace(own, snapshots=earlier)
 
     def after(self, length: int) -> LinearState:
-        """The state after the first `length` tokens.
-
-        Raises:
-            ValueError: no snapshot was taken there.
-        """
+        """The state after the first `length` tokens (ValueError: no snapshot was taken there)."""
         if self.length <= length:
             return self
         earlier = tuple(one for one in self.snapshots if one.length <= length)
@@ -153,11 +142,7 @@ class KVCache:
         return out
 
     def truncated(self, length: int) -> KVCache:
-        """A fork that keeps only the first `length` positions.
-
-        Raises:
-            ValueError: a layer's state has no snapshot there.
-        """
+        """A fork that keeps only the first `length` positions (ValueError: a layer's state has no snapshot there)."""
         out = KVCache()
         out._states = {i: state.after(length) for i, state in self._states.items()} if length else {}
         for i, (keys, values, filled) in self._layers.items():
@@ -230,12 +215,8 @@ class KVCache:
         return out
 
     def select(self, rows: Sequence[int], drop: int = 0) -> KVCache:
-        """An own copy of some rows, without the first `drop` positions (padding of rows that left).
-
-        Args:
-            rows: indices to keep, in order.
-            drop: positions to cut on the left.
-        """
+        """An own copy of some rows, without the first `drop` positions (padding of rows that left). `rows`: indices to
+        keep, in order. `drop`: positions to cut on the left."""
         out = KVCache()
         out._owned = self._owned
         out._states = {i: state.mapped(lambda t: t[list(rows)]) for i, state in self._states.items()}
@@ -248,12 +229,8 @@ class KVCache:
         return out
 
     def row(self, row: int, keep: Iterable[slice]) -> KVCache:
-        """One row of a batch as a cache of its own, made of the given pieces of its length.
-
-        Args:
-            row: index in the batch.
-            keep: slices along the length, in order.
-        """
+        """One row of a batch as a cache of its own, made of the given pieces of its length. `keep`: slices along the
+        length, in order."""
         pieces = list(keep)
         out = KVCache()
         out._states = {i: state.mapped(lambda t: t[row : row + 1]) for i, state in self._states.items()}
@@ -277,12 +254,8 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Value]):
-    """The most recently used values by key. Safe to use from several threads.
-
-    Args:
-        max_bytes: memory of all values together; 0 keeps nothing.
-        size: bytes of a value.
-    """
+    """The most recently used values by key. Safe to use from several threads. `max_bytes`: memory of all values
+    together; 0 keeps nothing."""
 
     def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
         self.max_bytes = max_bytes

@@ -66,12 +66,7 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
 
 
 def with_pages(conversation: Conversation, counts: Sequence[int]) -> Conversation:
-    """The conversation with several image parts in place of one whose source holds several pictures.
-
-    Args:
-        conversation: one image part per source.
-        counts: pictures of every source.
-    """
+    """The conversation with several image parts in place of one whose source holds several pictures."""
     if all(count == 1 for count in counts):
         return conversation
     left = iter(counts)
@@ -174,11 +169,7 @@ def _read_part(part: Any, number: int, waiting: list[Any], sources: list[Any]) -
 
 
 class ChatEncoder:
-    """Renders and tokenises conversations for one backbone. Safe to use from several threads.
-
-    Args:
-        backbone: whose tokenizer and chat template to use.
-    """
+    """Renders and tokenises conversations for one backbone. Safe to use from several threads."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._tokenizer = backbone.tokenizer
@@ -218,10 +209,8 @@ class ChatEncoder:
         """Token ids up to and including the assistant header, one placeholder id per picture.
 
         The text is cut at the pictures, and each piece is tokenised as if it stood alone; what the tokenizer puts in
-        front of every text stands in front of the first.
-
-        Raises:
-            QuestionError: a user's text that holds the family's placeholder of a picture, which is given apart.
+        front of every text stands in front of the first (QuestionError: a user's text that holds the family's
+        placeholder of a picture, which is given apart).
         """
         self._refuse_placeholder(conversation)
         pattern = "|".join(re.escape(s) for s in sorted(self._special, key=len, reverse=True))

@@ -52,11 +52,8 @@ def answer(
     """Run requests up to the first token of their answers.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: by key, of any sizes.
         decode: takes the requests over and draws their first tokens.
         prefixes: `prefix_key` of the requests that may use the cache.
-        cache: prefixes and regions of earlier requests.
 
     Yields:
         A "perception" for every request, then what `decode` returns.
@@ -82,17 +79,8 @@ def answer(
 def coarse_pass(
     engine: Engine, requests: Sequence[Request], clock: Stopwatch, *, everyone: bool = False
 ) -> list[CoarseResult]:
-    """The first half alone: encode, coarse pass, gate, propose.
-
-    Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more, of any sizes.
-        clock: gets "vision", "shared_layers", "gate" and "region".
-        everyone: run gate and region branch for every request, whatever is decided.
-
-    Raises:
-        HeadsMissingError, BudgetError, QuestionError: see `encode`.
-    """
+    """The first half alone: encode, coarse pass, gate, propose (HeadsMissingError, BudgetError, QuestionError: see
+    `encode`). `everyone`: run gate and region branch for every request, whatever is decided."""
     states = encode(engine, requests, clock)
     with torch.inference_mode(), clock.step("shared_layers"):
         states = advance_shared(engine, states)

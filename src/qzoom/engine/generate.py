@@ -33,7 +33,6 @@ class TextStream:
     never come is left out.
 
     Args:
-        tokenizer: decodes ids; special tokens are left out.
         stop: texts that end the answer and are not part of it.
     """
 
@@ -145,9 +144,6 @@ def prefill(
     """Layers K..N-1; zoomed and plain prompts run as two batches, since their lengths differ most.
 
     Args:
-        engine: backbone and K.
-        coarse: one or more, regions inserted where they zoom.
-        clock: gets "upper_layers".
         keys: of the rows; None takes their indices.
 
     Returns:
@@ -181,12 +177,7 @@ def prefill(
 
 
 class DecodeBatch:
-    """The running batch.
-
-    Args:
-        backbone: the family.
-        eos_ids: tokens that end an answer; None uses the model's own.
-    """
+    """The running batch. `eos_ids`: tokens that end an answer; None uses the model's own."""
 
     def __init__(self, backbone: Backbone, eos_ids: Sequence[int] | None = None) -> None:
         self._backbone = backbone
@@ -202,21 +193,15 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def start(self, rows: Sequence[DecodeRow]) -> list[tuple[DecodeRow, str]]:
-        """Let rows join; draws each one's first token.
-
-        Returns:
-            Each new row with its first piece of text; those with a `finish` have ended already.
-        """
+        """Let rows join; draws each one's first token. Returns each new row with its first piece of text; those with a
+        `finish` have ended already."""
         pieces = [(row, row.take(self._eos)) for row in rows]
         self._join([row for row in rows if not row.finish])
         return pieces
 
     def preempt(self, key: int) -> DecodeRow:
-        """Take a row out, with its keys and values, until `resume`; its place is free at once.
-
-        Raises:
-            KeyError: no row of that name is running.
-        """
+        """Take a row out, with its keys and values, until `resume`; its place is free at once (KeyError: no row of that
+        name is running)."""
         index = next((i for i, row in enumerate(self._rows) if row.key == key), None)
         if index is None:
             raise KeyError(key)
@@ -231,11 +216,7 @@ class DecodeBatch:
         self._join(rows)
 
     def cancel(self, key: int) -> str:
-        """End a row; it leaves before the next step.
-
-        Returns:
-            Text that had been held back.
-        """
+        """End a row; it leaves before the next step. Returns text that had been held back."""
         held = ""
         for row in self._rows:
             if row.key == key:
@@ -246,11 +227,7 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[DecodeRow, str]]:
-        """One token for every row.
-
-        Returns:
-            Each row with its new text; those with a `finish` have ended and left.
-        """
+        """One token for every row. Returns each row with its new text; those with a `finish` have ended and left."""
         rows = list(self._rows)
         if not rows:
             return []

@@ -34,16 +34,8 @@ _STYLE = {
 
 
 class JsonGrammar:
-    """One answer's place in the grammar of its schema.
-
-    Args:
-        backbone: whose tokens and end tokens count.
-        schema: a JSON schema as JSON.
-
-    Raises:
-        SchemaError: the grammar cannot follow it.
-        ConfigError: llguidance is not installed.
-    """
+    """One answer's place in the grammar of its schema (SchemaError: the grammar cannot follow it; ConfigError:
+    llguidance is not installed)."""
 
     def __init__(self, backbone: Backbone, schema: str) -> None:
         start = _start(backbone.tokenizer, backbone.text_config.vocab_size, backbone.eos_ids, schema)
@@ -56,11 +48,8 @@ class JsonGrammar:
         return bool(self._matcher.is_stopped())
 
     def mask(self, logits: Tensor) -> Tensor:
-        """Logits (vocabulary,) with minus infinity for every token that may not come next.
-
-        Raises:
-            SchemaError: the grammar has become too large.
-        """
+        """Logits (vocabulary,) with minus infinity for every token that may not come next (SchemaError: the grammar has
+        become too large)."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         _check(self._matcher, "The JSON schema became too complex for the answer")
         allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)

@@ -27,36 +27,23 @@ _CPU_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:
-    """New tokens of one sample for a stack of layers.
+    """New tokens of one sample for a stack of layers."""
 
-    Args:
-        hidden: (new, hidden) inputs.
-        positions: (axes, new).
-        cache: what the stack holds of this sample, batch 1.
-        past: its length.
-        deepstack: (levels, new, hidden) to add after layers 0, 1, ...; None where no new token is visual.
-        cuts: lengths at which the sample may be cut later (`prompt.picture_ends`).
-    """
-
-    hidden: Tensor
-    positions: Tensor
-    cache: KVCache
-    past: int
+    hidden: Tensor  # (new, hidden) inputs
+    positions: Tensor  # (axes, new)
+    cache: KVCache  # what the stack holds of this sample, batch 1
+    past: int  # its length
+    # (levels, new, hidden) to add after layers 0, 1, ...; None where no new token is visual
     deepstack: Tensor | None = None
-    cuts: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()  # lengths at which the sample may be cut later (`prompt.picture_ends`)
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What the stack made of a row.
+    """What the stack made of a row."""
 
-    Args:
-        hidden: (new, hidden), or (1, hidden) when only the last token was wanted.
-        cache: past and new keys and values, batch 1.
-    """
-
-    hidden: Tensor
-    cache: KVCache
+    hidden: Tensor  # (new, hidden), or (1, hidden) when only the last token was wanted
+    cache: KVCache  # past and new keys and values, batch 1
 
 
 def run_layers(
@@ -70,15 +57,9 @@ def run_layers(
     """Run a stack of layers on every row.
 
     Args:
-        backbone: the family.
-        layers: the stack, in order; may be empty.
-        rows: one or more samples.
         first_layer: index of the first layer in the decoder, for DeepStack; None for branches, which have none.
         last_token_only: of the last layer compute the output of each row's last new token only (what the layer needs
             to go on is still kept for all of them).
-
-    Returns:
-        One result per row, in order.
     """
     if not layers or not rows:
         return [RowResult(r.hidden[-1:] if last_token_only else r.hidden, r.cache.fork()) for r in rows]
@@ -126,14 +107,8 @@ def _groups(backbone: Backbone, rows: Sequence[SequenceSlice]) -> list[Sequence[
 
 
 def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask (batch, 1, 1, total) for one new token a row; None without padding.
-
-    Args:
-        backbone: for the device.
-        pads: padding positions on the left of each row.
-        total: keys after appending the new token.
-        dtype: of the hidden states.
-    """
+    """Additive mask (batch, 1, 1, total) for one new token a row; None without padding. `pads`: padding positions on
+    the left of each row. `total`: keys after appending the new token."""
     if not any(pads):
         return None
     keys = torch.arange(total, device=backbone.device)
@@ -159,6 +134,5 @@ def _packed_deepstack(rows: Sequence[SequenceSlice]) -> Tensor | None:
         return None
     none = template.new_zeros
     return torch.cat(
-        [none(template.shape[0], *row.hidden.shape) if row.deepstack is None else row.deepstack for row in rows],
-        dim=1,
+        [none(template.shape[0], *row.hidden.shape) if row.deepstack is None else row.deepstack for row in rows], dim=1
     )

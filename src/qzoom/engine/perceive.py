@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,15 +23,11 @@ from qzoom.engine.request import Request, check_heads, check_length, check_reque
 from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
 from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
 from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
-from qzoom.types import GateDecision, HeatMap, Perception, Region, Usage
+from qzoom.types import Answer, GateDecision, HeatMap, Perception, Region, TokenLogprob, Usage
 
 
 class Stopwatch:
-    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock.
-
-    Args:
-        device: where the work runs.
-    """
+    """Adds up wall time by step name; on CUDA it waits for the device before reading the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
@@ -75,17 +71,9 @@ class CoarseResult:
 def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> list[State]:
     """Pictures to visual tokens to prompts, as states in which nothing else is computed yet.
 
-    A request with a prefix starts from its state, whose pictures are encoded already.
-
-    Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more, of any sizes.
-        clock: gets "vision".
-
-    Raises:
-        HeadsMissingError: zoom "always" asked of a model without a region branch.
-        BudgetError: a token budget larger than what the model reads.
-        QuestionError: a prompt longer than the model reads.
+    A request with a prefix starts from its state, whose pictures are encoded already (HeadsMissingError: zoom "always"
+    asked of a model without a region branch; BudgetError: a token budget larger than what the model reads;
+    QuestionError: a prompt longer than the model reads).
     """
     backbone = engine.backbone
     for request in requests:
@@ -119,10 +107,6 @@ def gate(
     A score that is no number counts as none, does not zoom, and says so in the note.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        requests: one or more.
-        states: of each, after the shared layers.
-        clock: gets "gate".
         everyone: run the gate for requests that do not ask it, too.
     """
     states = list(states)
@@ -168,9 +152,6 @@ def propose(
     A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
 
     Args:
-        engine: backbone, branches, arithmetic.
-        coarse: after the gate.
-        clock: gets "region".
         everyone: draw boxes for requests that do not zoom, too.
     """
     out = list(coarse)
@@ -200,13 +181,7 @@ def propose_boxes(
     engine: Engine, maps: Sequence[RegionMap], sizes_px: Sequence[tuple[int, int]], threshold: float | None = None
 ) -> tuple[MapBox, ...]:
     """Where to zoom, best first: the one place where region maps become boxes, in answering and in training alike.
-
-    Args:
-        engine: for the checkpoint's box rule and the side of a visual token.
-        maps: one per picture, from `region_maps`.
-        sizes_px: (width, height) of each picture.
-        threshold: see `ZoomConfig.region_threshold`; None takes the checkpoint's.
-    """
+    `threshold`: see `ZoomConfig.region_threshold`; None takes the checkpoint's."""
     return boxes_from_maps(
         [m.blurred for m in maps],
         sizes_px,
@@ -219,11 +194,7 @@ def propose_boxes(
 
 def region_logits(engine: Engine, state: State) -> tuple[Tensor, ...]:
     """Raw mean-head logits (rows, columns) of every picture, from the last prompt token's query (docs/method.md 3).
-
-    Args:
-        engine: with a region branch.
-        state: after `advance_region`; gradients pass.
-    """
+    `engine`: with a region branch. `state`: after `advance_region`; gradients pass."""
     if engine.region is None or state.region_last is None or not state.keys:
         return ()
     backbone, last = engine.backbone, engine.region.layers[-1]
@@ -273,13 +244,7 @@ def _reused(item: CoarseResult, prefix: State, opening: int) -> int:
 
 
 def make_region(request: Request, box: MapBox, features: VisualFeatures | None = None) -> Region:
-    """The record of a box, with its page where the picture is one.
-
-    Args:
-        request: whose pictures it is about.
-        box: where.
-        features: of the crop, if it was read.
-    """
+    """The record of a box, with its page where the picture is one. `features`: of the crop, if it was read."""
     page = request.pictures[box.image].page
     size_px, tokens = (features.size_px, features.tokens.shape[0]) if features is not None else (None, 0)
     place: dict[str, Any] = {} if page is None else {"page": page.number, "box_pt": page.points(box.box)}
@@ -305,4 +270,35 @@ def make_perception(engine: Engine, item: CoarseResult, clock: Stopwatch) -> Per
         image_sizes_px=tuple(p.size_px for p in item.request.pictures),
         usage=usage_of(engine, item, (), 0),
         timing_ms=clock.snapshot(),
+    )
+
+
+def make_answer(
+    engine: Engine,
+    item: CoarseResult,
+    regions: Sequence[Region],
+    clock: Stopwatch,
+    *,
+    text: str,
+    tokens: Sequence[int],
+    finish: Literal["", "stop", "length", "cancelled"],
+    logprobs: Sequence[TokenLogprob] = (),
+) -> Answer:
+    """The record of what was generated for a request whose regions have been read."""
+    pictures = item.request.pictures
+    return Answer(
+        text=text,
+        tokens=tuple(tokens),
+        logprobs=tuple(logprobs),
+        gate=item.gate,
+        regions=tuple(regions),
+        heat_maps=heat_maps(engine, item),
+        usage=usage_of(engine, item, regions, len(tokens)),
+        timing_ms=clock.snapshot(),
+        image_sizes_px=tuple(p.size_px for p in pictures),
+        notes=tuple(note for p in pictures for note in p.notes),
+        finish_reason=finish or "stop",
+        question=item.request.conversation.question,
+        cell_px=engine.backbone.token_px,
+        images=tuple(p.image for p in pictures),
     )

@@ -44,10 +44,6 @@ class PrefixCache(LRUCache[State]):
 
         Those that share a prefix which is not cached yet come in the wave after the one that computes it.
 
-        Args:
-            requests: by key.
-            prefixes: `prefix_key` of those that may use the cache.
-
         Yields:
             Keys, prefix keys (b"" for none) and requests of a wave.
         """
@@ -74,7 +70,6 @@ class PrefixCache(LRUCache[State]):
 
         Args:
             key: its `prefix_key`; b"" stores nothing.
-            engine: backbone and K.
             item: the coarse pass, before regions were read.
             cache: the finished prefill's keys and values of all layers, if there was one.
         """
@@ -111,7 +106,6 @@ def prefix_state(engine: Engine, item: CoarseResult, cache: KVCache | None = Non
     """A copy of what a coarse pass computed up to the end of its last picture.
 
     Args:
-        engine: backbone and K.
         item: the coarse pass, before regions were read.
         cache: the finished prefill's keys and values of all layers; None leaves the upper layers to be run again.
     """

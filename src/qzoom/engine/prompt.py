@@ -15,19 +15,12 @@ from qzoom.errors import QuestionError
 
 @dataclass(frozen=True, slots=True)
 class VisualSpan:
-    """Visual tokens in a prompt.
+    """Visual tokens in a prompt."""
 
-    Args:
-        start: index of the first visual token.
-        features: what stands there.
-        picture: index of the picture, in the order of the conversation.
-        role: the coarse view of a picture, or a region of it.
-    """
-
-    start: int
+    start: int  # index of the first visual token
     features: VisualFeatures
-    picture: int
-    role: Literal["coarse", "region"]
+    picture: int  # index of the picture, in the order of the conversation
+    role: Literal["coarse", "region"]  # the coarse view of a picture, or a region of it
 
     @property
     def stop(self) -> int:
@@ -37,17 +30,11 @@ class VisualSpan:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One sample's input.
+    """One sample's input."""
 
-    Args:
-        ids: (length,) int64.
-        positions: (axes, length), whole or (aligned regions) fractional.
-        spans: visual spans by start.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    spans: tuple[VisualSpan, ...]
+    ids: Tensor  # (length,) int64
+    positions: Tensor  # (axes, length), whole or (aligned regions) fractional
+    spans: tuple[VisualSpan, ...]  # visual spans by start
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -59,16 +46,8 @@ class Prompt:
 
 
 def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[VisualFeatures]) -> Prompt:
-    """Expand the placeholders of a tokenised conversation.
-
-    Args:
-        backbone: the family.
-        ids: token ids with one placeholder per picture.
-        pictures: the coarse views, in order.
-
-    Raises:
-        QuestionError: placeholders and pictures do not match.
-    """
+    """Expand the placeholders of a tokenised conversation (QuestionError: placeholders and pictures do not match).
+    `ids`: token ids with one placeholder per picture."""
     out: list[int] = []
     spans: list[VisualSpan] = []
     for token in ids:
@@ -93,24 +72,14 @@ def picture_ends(backbone: Backbone, prompt: Prompt) -> tuple[int, ...]:
 
 
 def blank_features(grid: tuple[int, int], like: Tensor, size_px: tuple[int, int] = (0, 0)) -> VisualFeatures:
-    """Features of a picture that is encoded elsewhere: its grid, and tokens without values.
-
-    Args:
-        grid: (rows, columns) of visual tokens.
-        like: gives number format and device.
-        size_px: (width, height) that the vision encoder sees, where that matters.
-    """
+    """Features of a picture that is encoded elsewhere: its grid, and tokens without values. `like`: gives number format
+    and device. `size_px`: (width, height) that the vision encoder sees, where that matters."""
     return VisualFeatures(like.new_empty(grid[0] * grid[1], 0), (), grid, size_px)
 
 
 def unexpanded(ids: Sequence[int], image_token_id: int, sizes: Sequence[int]) -> list[int]:
-    """Token ids with one placeholder per picture, as `build_prompt` takes them.
-
-    Args:
-        ids: with as many placeholders as visual tokens.
-        image_token_id: the placeholder.
-        sizes: visual tokens of every picture and region, in order.
-    """
+    """Token ids with one placeholder per picture, as `build_prompt` takes them. `ids`: with as many placeholders as
+    visual tokens. `sizes`: visual tokens of every picture and region, in order."""
     out, index, left = [], 0, iter(sizes)
     while index < len(ids):
         out.append(ids[index])
@@ -131,9 +100,6 @@ def embed_prompt(
     """Embeddings of a stretch of the prompt, visual features in place.
 
     Args:
-        backbone: the family.
-        prompt: the whole prompt.
-        start: first token.
         stop: one past the last token; None is the end. Spans must lie wholly inside or outside.
 
     Returns:

@@ -77,10 +77,7 @@ def make_request(
     """Read the messages, load the pictures and tokenise.
 
     Args:
-        chat: tokenises.
         image, question, system: see `read_conversation`.
-        options: of the question.
-        limits: what pictures are accepted.
         pages: pages of PDFs, such as "1-5,9"; "" for all.
         load: reads all sources, as `load_groups` does.
 
@@ -168,11 +165,7 @@ def share_tokens(
     view gets the rest. A maximum on its own keeps the checkpoint's minimum.
 
     Args:
-        zoom: "never" leaves the regions out.
-        config: the checkpoint's arithmetic.
         default: the limits of the model's own image processor.
-        coarse: limit of the coarse view.
-        region: limit of the regions.
         total: most visual tokens of both together.
 
     Returns:
@@ -231,11 +224,8 @@ def _maximum(limit: _Limit) -> int:
 
 
 def split_budget(total: TokenBudget, areas_px: Sequence[int]) -> list[TokenBudget]:
-    """Share one budget among regions by their area; the parts keep the whole's limits together.
-
-    Raises:
-        BudgetError: fewer tokens than regions.
-    """
+    """Share one budget among regions by their area; the parts keep the whole's limits together (BudgetError: fewer
+    tokens than regions)."""
     if len(areas_px) == 1:
         return [total]
     if total.max_tokens < len(areas_px):
@@ -259,11 +249,8 @@ def _shares(total: int, areas_px: Sequence[int]) -> list[int]:
 
 
 def check_heads(engine: Engine, zoom: str) -> None:
-    """Zooming needs a region branch; where "auto" may zoom, it does not without one, and says so in the gate's note.
-
-    Raises:
-        HeadsMissingError: the checkpoint has none and zoom is "always".
-    """
+    """Zooming needs a region branch; where "auto" may zoom, it does not without one, and says so in the gate's note
+    (HeadsMissingError: the checkpoint has none and zoom is "always")."""
     if zoom == "always" and engine.region is None:
         raise HeadsMissingError(
             "This model has no region branch, so it cannot zoom: load a qzoom adapter or a released Q-Zoom checkpoint "
@@ -283,6 +270,13 @@ def coarse_budgets(engine: Engine, options: Options, pictures: Sequence[LoadedIm
     return [whole if picture.page is None else share for picture in pictures]
 
 
+def coarse_counts(engine: Engine, request: Request) -> list[int]:
+    """Visual tokens of every picture's coarse view."""
+    budgets = coarse_budgets(engine, request.options, request.pictures)
+    grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
+    return [rows * columns for rows, columns in grids]
+
+
 def share_among_pages(whole: TokenBudget, pages: int) -> TokenBudget:
     """What one of several pages gets of a coarse budget: an equal share, but at least `LEAST_PAGE_TOKENS`."""
     if pages < 2:
@@ -297,12 +291,8 @@ def region_budget(engine: Engine, options: Options) -> TokenBudget:
 
 
 def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
-    """Refuse requests whose coarse view cannot fit; nothing is computed but sizes.
-
-    Raises:
-        BudgetError: a token budget asks for more than the model reads in all.
-        QuestionError: prompt and answer together are longer than the model reads.
-    """
+    """Refuse requests whose coarse view cannot fit; nothing is computed but sizes (BudgetError: a token budget asks for
+    more than the model reads in all; QuestionError: prompt and answer together are longer than the model reads)."""
     most = engine.backbone.max_positions
     for request in requests:
         coarse, region = coarse_budget(engine, request.options), region_budget(engine, request.options)
@@ -317,9 +307,7 @@ def check_requests(engine: Engine, requests: Sequence[Request]) -> None:
         if request.prefix is not None:
             visual = [span.stop - span.start for span in request.prefix.prompt.spans]
         else:
-            budgets = coarse_budgets(engine, request.options, request.pictures)
-            grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
-            visual = [rows * columns for rows, columns in grids]
+            visual = coarse_counts(engine, request)
         check_length(len(request.ids) - len(visual) + sum(visual), request, engine.backbone)
 
 
@@ -327,12 +315,10 @@ def estimate_bytes(engine: Engine, request: Request) -> int:
     """About how much memory a request takes at its peak, everything included that a coarse pass, one region as large
     as its limits allow and the longest answer need."""
     backbone, options, text = engine.backbone, request.options, engine.backbone.text_config
-    sizes = [picture.size_px for picture in request.pictures]
-    budgets = coarse_budgets(engine, options, request.pictures)
-    visual = sum(math.prod(backbone.grid(size, limits)) for size, limits in zip(sizes, budgets, strict=True))
+    visual = sum(coarse_counts(engine, request))
     if options.zoom != "never":
         limits = region_budget(engine, options)
-        visual += max((math.prod(backbone.grid(size, limits)) for size in sizes), default=0)
+        visual += max((math.prod(backbone.grid(p.size_px, limits)) for p in request.pictures), default=0)
     length = len(request.ids) + visual + options.sampling.max_new_tokens
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or backbone.hidden_size // text.num_attention_heads)
@@ -351,11 +337,8 @@ _BYTES_PER_PIXEL = 48
 
 
 def check_length(length: int, request: Request, backbone: Backbone) -> None:
-    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads.
-
-    Raises:
-        LengthError: it does not fit.
-    """
+    """Refuse a prompt of `length` tokens whose answer would not fit into what the model reads (LengthError: it does not
+    fit)."""
     new = request.options.sampling.max_new_tokens
     if length + new > backbone.max_positions:
         raise LengthError(length, new, backbone.max_positions)
@@ -369,8 +352,6 @@ def fit_regions(
     Where the budget or the room left holds fewer tokens than there are regions, the best are kept.
 
     Args:
-        engine: backbone and arithmetic.
-        request: whose answer comes after the prompt.
         length: tokens of the prompt without regions.
         boxes: one or more, best first.
 

@@ -33,13 +33,7 @@ def penalised(logits: Tensor, counts: Mapping[int, int], presence: float, freque
 
 
 def token_logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
-    """Natural logarithms of probabilities under the model's own logits (vocabulary,), before anything changes them.
-
-    Args:
-        logits: of the step.
-        token: that came.
-        top: how many of the likeliest tokens to name.
-    """
+    """Natural logarithms of probabilities under the model's own logits (vocabulary,), before anything changes them."""
     scores = logits.float().log_softmax(-1)
     best = scores.topk(min(top, len(scores)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -83,12 +77,8 @@ class Sampler:
         return self._grammar is not None and self._grammar.ended
 
     def draw(self, logits: Tensor) -> int:
-        """The next token for logits (vocabulary,).
-
-        Raises:
-            CheckpointError: they are not numbers.
-            SchemaError: the grammar became too complex.
-        """
+        """The next token for logits (vocabulary,) (CheckpointError: they are not numbers; SchemaError: the grammar
+        became too complex)."""
         best = int(logits.argmax())  # a NaN or infinity, where there is one
         if not math.isfinite(float(logits[best])):
             raise CheckpointError(

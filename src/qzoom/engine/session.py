@@ -52,10 +52,6 @@ class Session:
         """Answer one question after those that were asked by `chat` before, and keep both for the next one.
 
         Only `ask` is for several threads. A question that fails or is cancelled leaves no turn behind.
-
-        Args:
-            question: refers to earlier turns as it likes.
-            **options: as in `ask`.
         """
         cancel, answer = options.pop("cancel", None), None
         asked = [*self.turns, {"role": "user", "content": question}]
@@ -93,12 +89,7 @@ class Session:
 
 @torch.inference_mode()
 def open_session(
-    engine: Engine,
-    chat: ChatEncoder,
-    pictures: tuple[LoadedImage, ...],
-    *,
-    system: str | None,
-    options: Options,
+    engine: Engine, chat: ChatEncoder, pictures: tuple[LoadedImage, ...], *, system: str | None, options: Options
 ) -> Session:
     """Encode and prefill the pictures: shared layers, branches and upper layers up to the last picture's end.
 

@@ -25,21 +25,13 @@ from qzoom.heads.branches import GateBranch, RegionBranch
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A backbone with its branches and arithmetic; everything a question needs, nothing that a question changes.
+    """A backbone with its branches and arithmetic; everything a question needs, nothing that a question changes."""
 
-    Args:
-        backbone: the family's wrapped model.
-        gate: None when the checkpoint has none.
-        region: None when the checkpoint has none.
-        config: the checkpoint's arithmetic.
-        lora: what was added to the base's own weights, for adapters that are saved later.
-    """
-
-    backbone: Backbone
+    backbone: Backbone  # the family's wrapped model
     gate: GateBranch | None
     region: RegionBranch | None
     config: ZoomConfig
-    lora: LoraWeights | None = None
+    lora: LoraWeights | None = None  # what was added to the base's own weights, for adapters that are saved later
 
     @property
     def shared(self) -> list[nn.Module]:
@@ -62,30 +54,18 @@ class LayerCache:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that is known of one sample.
+    """All that is known of one sample."""
 
-    Args:
-        prompt: what it is about; the shared layers have seen `hidden.shape[0]` of its tokens.
-        hidden: H_K, (length, hidden).
-        shared: layers 0..K-1.
-        gate: the gate's layers.
-        region: the region branch's whole layers.
-        upper: layers K..N-1.
-        region_last: the last token's hidden state (hidden,) after the region branch's whole layers.
-        sink_query: the first token's head-0 query in the region branch's last layer, (1, head_dim), where the sink rule
-            needs it.
-        keys: that layer's keys of each picture's coarse cells, (kv_heads, n, head_dim).
-    """
-
-    prompt: Prompt
-    hidden: Tensor
-    shared: LayerCache = field(default_factory=LayerCache)
+    prompt: Prompt  # what it is about; the shared layers have seen `hidden.shape[0]` of its tokens
+    hidden: Tensor  # H_K, (length, hidden)
+    shared: LayerCache = field(default_factory=LayerCache)  # layers 0..K-1
     gate: LayerCache = field(default_factory=LayerCache)
     region: LayerCache = field(default_factory=LayerCache)
-    upper: LayerCache = field(default_factory=LayerCache)
-    region_last: Tensor | None = None
+    upper: LayerCache = field(default_factory=LayerCache)  # layers K..N-1
+    region_last: Tensor | None = None  # the last token's hidden state (hidden,) after the region branch's whole layers
+    # the first token's head-0 query in the region branch's last layer, (1, head_dim), where the sink rule needs it
     sink_query: Tensor | None = None
-    keys: tuple[Tensor, ...] = ()
+    keys: tuple[Tensor, ...] = ()  # that layer's keys of each picture's coarse cells, (kv_heads, n, head_dim)
 
     @classmethod
     def empty(cls, engine: Engine, prompt: Prompt) -> State:
@@ -119,12 +99,7 @@ def truncate(state: State, length: int) -> State:
 
 
 def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
-    """Run layers 0..K-1 over the tokens that they have not seen.
-
-    Args:
-        engine: backbone and K.
-        states: samples of any lengths.
-    """
+    """Run layers 0..K-1 over the tokens that they have not seen."""
     rows = []
     for state in states:
         start, end = state.shared.length, len(state.prompt)
@@ -143,11 +118,8 @@ def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
 
 
 def advance_gate(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
-    """Run the gate's layers.
-
-    Returns:
-        The new states, and for each sample the last token's hidden state (hidden,) after the T layers.
-    """
+    """Run the gate's layers. Returns the new states, and for each sample the last token's hidden state (hidden,) after
+    the T layers."""
     assert engine.gate is not None
     rows = [_hidden_row(engine, state, state.gate) for state in states]
     results = run_layers(engine.backbone, list(engine.gate.layers), rows, last_token_only=True)
@@ -207,11 +179,8 @@ def map_inputs(engine: Engine, hidden: Tensor, positions: Tensor) -> tuple[Tenso
 
 
 def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
-    """Run layers K..N-1 over the tokens that they have not seen.
-
-    Returns:
-        The new states, and for each sample the logits (vocabulary,) of the next token.
-    """
+    """Run layers K..N-1 over the tokens that they have not seen. Returns the new states, and for each sample the logits
+    (vocabulary,) of the next token."""
     rows = []
     for state in states:
         row = _hidden_row(engine, state, state.upper)

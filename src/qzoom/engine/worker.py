@@ -20,14 +20,7 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="qzoom-worker")
 
     async def events(self, make: Events) -> AsyncGenerator[StreamEvent, None]:
-        """Run one question and yield its events.
-
-        Args:
-            make: called on the thread.
-
-        Raises:
-            QZoomError: whatever `make` or its iterator raises.
-        """
+        """Run one question and yield its events (QZoomError: whatever `make` or its iterator raises)."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[StreamEvent | BaseException | None] = asyncio.Queue()
         left = threading.Event()

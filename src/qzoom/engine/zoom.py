@@ -15,8 +15,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -31,9 +31,6 @@ from qzoom.engine.state import Engine, advance_shared, truncate
 from qzoom.heads.boxes import MapBox
 from qzoom.types import Box, Region
 
-if TYPE_CHECKING:
-    import PIL.Image
-
 
 @torch.inference_mode()
 def zoom(
@@ -47,9 +44,6 @@ def zoom(
     """Crop, encode and insert the regions of the requests that zoom; the shared layers run over what is new.
 
     Args:
-        engine: backbone and arithmetic.
-        coarse: one or more, with boxes proposed.
-        clock: gets "region_vision" and "region_layers".
         prefixes: `prefix_key` of every request, where regions may be cached.
         cache: features of regions that were read before (see `encode_crops`).
 
@@ -112,12 +106,7 @@ def encode_crops(
     backbone: Backbone, crops: Sequence[Crop], cache: LRUCache[VisualFeatures] | None = None
 ) -> list[VisualFeatures]:
     """Features of every region; those that are not cached are cut out and encoded in one call, equal ones once.
-
-    Args:
-        backbone: the family.
-        crops: any number.
-        cache: features of earlier regions, which gets the new ones; None caches none.
-    """
+    `cache`: features of earlier regions, which gets the new ones; None caches none."""
     keys = [crop.key if cache is not None else b"" for crop in crops]
     out = [cache.get(key) if cache is not None and key else None for key in keys]
     first: dict[bytes, int] = {}
@@ -135,13 +124,7 @@ def encode_crops(
 
 
 def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> VisualFeatures:
-    """The tokens of an encoded region that are inserted: all, those on the foreground, or resized to its coarse cells.
-
-    Args:
-        features: of the whole crop.
-        box: where it was cut out.
-        config: `tokens_per_cell`.
-    """
+    """The tokens of an encoded region that are inserted: all, the foreground, or resized to its coarse cells."""
     if box.keep is not None:
         shape = torch.as_tensor(box.keep, dtype=torch.float32)[None, None]
         keep = interpolate(shape, size=features.grid, mode="bilinear", align_corners=False).flatten() > 0.5
@@ -194,10 +177,7 @@ def insert_regions(
     """A prompt that also shows the regions.
 
     Args:
-        backbone: the family.
-        prompt: with coarse spans only.
         blocks: one or more; several of one picture follow each other in the given order.
-        config: the position scheme.
 
     Returns:
         The new prompt, and how many of its first tokens are unchanged.
@@ -251,11 +231,7 @@ def _aligned(
     width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
     time = float(first[0]) + (max(coarse_grid) + 2 if config.temporal_shift == "max" else min(coarse_grid))
     tokens = torch.stack(
-        [
-            torch.full((rows, columns), time),
-            height[:, None].expand(rows, columns),
-            width[None].expand(rows, columns),
-        ]
+        [torch.full((rows, columns), time), height[:, None].expand(rows, columns), width[None].expand(rows, columns)]
     ).flatten(1)
     before = previous.float().cpu()
     return torch.cat([before + 1, tokens, before + max(rows, columns) + 2], dim=1)

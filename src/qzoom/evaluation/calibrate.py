@@ -14,20 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.data.samples import AnswerRow, Task
 from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
+from qzoom.model import QZoom
 from qzoom.scoring.agree import exact_match
 from qzoom.scoring.intervals import questions_needed, upper_bound
 from qzoom.scoring.metrics import wilson_interval
 from qzoom.settings import Positive, Share, settings
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 CONFIDENCE_GATES = ("margin", "entropy")
 """Names in `qzoom.evaluation.methods.METHODS`."""
@@ -86,11 +84,8 @@ class OperatingPoint:
 
 
 def sweep(samples: Sequence[PairedAnswers]) -> list[OperatingPoint]:
-    """Every point from "always zooms" (threshold 0) to "never", one for each cut between two different scores.
-
-    Raises:
-        DataError: no samples, or a score outside 0..1.
-    """
+    """Every point from "always zooms" (threshold 0) to "never", one for each cut between two different scores
+    (DataError: no samples, or a score outside 0..1)."""
     if not samples:
         raise DataError("There is not one question with a gate score, so no threshold can be chosen.")
     if not all(0 <= sample.score <= 1 for sample in samples):

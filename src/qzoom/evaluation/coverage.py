@@ -8,19 +8,93 @@ last two axes are the grid.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qzoom.config import TokenBudget
 from qzoom.data.cells import covered_cells
-from qzoom.errors import DataError
-from qzoom.evaluation.coverage_maps import QuestionMaps
+from qzoom.data.samples import Sample, SampleQuestion, Task
+from qzoom.engine.request import Options
+from qzoom.engine.session import Session
+from qzoom.errors import DataError, QZoomError
+from qzoom.evaluation.methods.attention import GENERIC, prompt_attention
+from qzoom.evaluation.methods.base import start
+from qzoom.evaluation.zoomgap import is_negative
+from qzoom.model import QZoom
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
+from qzoom.types import Box
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuestionMaps:
+    """One question's attention."""
+
+    picture: str
+    index: int
+    kind: str
+    boxes: tuple[Box, ...]
+    size_px: tuple[int, int]  # (width, height) of the picture
+    question: np.ndarray  # (layers, heads, rows, columns) of the question
+    generic: np.ndarray  # the same of the request that asks for nothing in particular
+    error: str | None = None  # why there are no maps; the arrays are empty then
+
+
+def question_maps(
+    model: QZoom,
+    task: Task,
+    coarse: TokenBudget | None,
+    *,
+    limit: int | None = None,
+    on_picture: Callable[[int, int], None] | None = None,
+) -> Iterator[QuestionMaps]:
+    """The maps of every question with a place, picture by picture. `on_picture`: called with (pictures done, in all)
+    after each."""
+    model.engine.backbone.need_bare_grid("Measuring coverage")
+    plain = QZoom(dataclasses.replace(model.engine, gate=None, region=None), model.name, model.image_limits)
+    ids = task.ids if limit is None else task.ids[:limit]
+    for number in range(len(ids)):
+        yield from _picture_maps(plain, task.sample(number), Options(zoom="never", coarse_tokens=coarse))
+        if on_picture is not None:
+            on_picture(number + 1, len(ids))
+
+
+def _picture_maps(model: QZoom, sample: Sample, options: Options) -> Iterator[QuestionMaps]:
+    placed = [(i, q) for i, q in enumerate(sample.questions) if q.boxes and not is_negative(q)]
+    if not placed:
+        return
+    none = np.zeros(0)
+    session, generic, error, size_px = None, none, sample.error, sample.size_px
+    try:
+        if error is None:
+            session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
+            size_px = session.pictures[0].size_px
+            generic = _maps(model, session, SampleQuestion("", GENERIC, ""), options)
+    except QZoomError as problem:
+        session, error = None, str(problem)
+    for index, question in placed:
+        own, failure = none, error
+        if session is not None:
+            try:
+                own = _maps(model, session, question, options)
+            except QZoomError as problem:
+                failure = str(problem)
+        maps = (own, none if failure else generic)
+        yield QuestionMaps(sample.id, index, question.field, question.boxes, size_px, *maps, failure)
+
+
+def _maps(model: QZoom, session: Session, question: SampleQuestion, options: Options) -> np.ndarray:
+    """(layers, heads, rows, columns) float64 of the last prompt token to the first picture's cells."""
+    reading = start(model, session, question, options)
+    values = prompt_attention(reading, reading.coarse, range(model.engine.backbone.num_layers))
+    return np.asarray(values.double().cpu().numpy())
+
 
 EPSILON = 0.001
 """Added to the generic map before dividing, as a share of its mean, so that cells without attention do not explode."""
@@ -30,12 +104,7 @@ MEASURES = ("relative", "raw")
 
 
 def relative(question: np.ndarray, generic: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
-    """The question's map over the generic one.
-
-    Args:
-        question: (..., rows, columns), not negative.
-        generic: the same shape.
-    """
+    """The question's map over the generic one. `question`: (..., rows, columns), not negative."""
     guard = epsilon * generic.mean((-2, -1), keepdims=True)
     return question / np.maximum(generic + guard, np.finfo(np.float64).tiny)
 
@@ -70,8 +139,6 @@ def scores(question: np.ndarray, generic: np.ndarray, covered: np.ndarray) -> np
 
     Args:
         question: (layers, heads, rows, columns).
-        generic: the same.
-        covered: (rows, columns).
 
     Returns:
         (2 measures, 2 figures, layers, heads + 1) in the order of `MEASURES`, lift before pointing; the last "head" is
@@ -86,11 +153,8 @@ _FIGURES = ("layer_lift", "layer_hit", "head_lift", "head_hit")
 
 
 def read_coverage(path: Path) -> dict[str, Any]:
-    """The figures that a run wrote: coverage.json, or the folder that holds it.
-
-    Raises:
-        DataError: it cannot be read, or is something else.
-    """
+    """The figures that a run wrote: coverage.json, or the folder that holds it (DataError: it cannot be read, or is
+    something else)."""
     path = path / "coverage.json" if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -129,11 +193,8 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
 
 
 def choosing_half(pictures: Sequence[str]) -> np.ndarray:
-    """Which questions choose, (questions,) bool: those of every other picture in an order that only the ids decide.
-
-    Raises:
-        DataError: fewer than two pictures.
-    """
+    """Which questions choose, (questions,) bool: those of every other picture in an order that only the ids decide
+    (DataError: fewer than two pictures)."""
     names = sorted(set(pictures), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     if len(names) < 2:
         raise DataError("Choosing a layer on one half of the pictures needs two pictures with places or more.")

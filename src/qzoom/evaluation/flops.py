@@ -8,12 +8,10 @@ image, and nothing is shared with other questions.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qzoom.backbones.base import VisionShape
-
-if TYPE_CHECKING:
-    from qzoom.engine.state import Engine
+from qzoom.engine.state import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

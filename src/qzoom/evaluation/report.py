@@ -15,8 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import PIL.Image
+from PIL import Image, ImageDraw
+
+from qzoom.data.benchmarks.registry import open_synthetic
+from qzoom.data.questions import DRAWN, read_receipts
 from qzoom.data.samples import AnswerRow
 from qzoom.errors import DataError, QZoomError
 from qzoom.evaluation.report_figures import (
@@ -32,11 +37,11 @@ from qzoom.evaluation.report_figures import (
 )
 from qzoom.evaluation.score import row_score
 from qzoom.evaluation.tables import interval, log_ticks, markdown_table, new_figure, percent, save_figure, times
+from qzoom.images.geometry import scale_box
+from qzoom.images.load import load_image
+from qzoom.plots.overlay import draw_boxes
 from qzoom.scoring.metrics import hit
 from qzoom.store.log import write_atomic
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 NOTE = (
     "Shares are per cent. Intervals hold in 95 % of cases and come from drawing pictures with replacement; differences "
@@ -223,8 +228,6 @@ def failures(group: TaskRuns, run: Run, count: int, data: Path | None = None) ->
 
 def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str, Path]:
     """Pictures of a question file by id, if it is the one that was asked."""
-    from qzoom.data.questions import read_receipts
-
     if data is None or "split" not in questions or "sha256" not in questions:
         return {}
     try:
@@ -237,13 +240,10 @@ def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str,
 
 def _picture(questions: Mapping[str, Any], files: Mapping[str, Path], name: str) -> PIL.Image.Image | None:
     """A picture drawn or read again; None where it cannot be found."""
-    from qzoom.data.drawn import SYNTHETIC_TASKS, open_synthetic
-    from qzoom.images.load import load_image
-
     kind, _, number = name.rpartition("-")
     source: Any = files.get(name)
     try:
-        if questions.get("task") in SYNTHETIC_TASKS and kind == questions["task"] and number.isdigit():
+        if questions.get("task") in DRAWN and kind == questions["task"] and number.isdigit():
             source = open_synthetic(kind, int(number), 1).sample(0).image
         return None if source is None else load_image(source).image
     except QZoomError:
@@ -254,11 +254,6 @@ def _drawn(picture: PIL.Image.Image | None, row: AnswerRow) -> str:
     """Page and enlarged region as a base64 JPEG."""
     if picture is None:
         return ""
-    from PIL import Image, ImageDraw
-
-    from qzoom.images.geometry import scale_box
-    from qzoom.plots.overlay import draw_boxes
-
     page = _within(picture.convert("RGB"), _PAGE_PX)
     draw = ImageDraw.Draw(page)
     for place in row.boxes:
@@ -333,11 +328,7 @@ def write_report(
     Args:
         places: answer files, or folders of them.
         data: folder of the pictures of tasks that read files, for the gallery.
-        failures_each: most failures of a kind in the gallery.
         page: also write the Markdown here, with paths to the charts.
-
-    Returns:
-        The figures of the tasks.
 
     Raises:
         DataError: no answers, or files that hold something else, or a folder that cannot be written.

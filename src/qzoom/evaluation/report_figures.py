@@ -277,11 +277,8 @@ class TaskRuns:
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
-    """All answer files named, or lying below the folders named.
-
-    Raises:
-        DataError: nothing there, or a file that holds something else.
-    """
+    """All answer files named, or lying below the folders named (DataError: nothing there, or a file that holds
+    something else)."""
     return [read_run(path) for path in answer_files(places)]
 
 
@@ -294,11 +291,8 @@ def read_run(path: Path) -> Run:
 
 
 def group_runs(runs: Sequence[Run]) -> list[TaskRuns]:
-    """Runs by their questions, in the order of the tasks' names; only pictures that all runs answered are compared.
-
-    Raises:
-        DataError: two runs over the same questions have no picture in common, or asked them differently.
-    """
+    """Runs by their questions, in the order of the tasks' names; only pictures that all runs answered are compared
+    (DataError: two runs over the same questions have no picture in common, or asked them differently)."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(run.settings.get("questions", {}), sort_keys=True), []).append(run)

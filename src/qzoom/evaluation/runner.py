@@ -14,21 +14,24 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
+
+import qzoom
 from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
 from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task, rows_of
+from qzoom.engine.chat import read_conversation
 from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
+from qzoom.evaluation.flops import shape_of
 from qzoom.evaluation.methods import METHODS, Method
 from qzoom.evaluation.methods.base import Answered, ask_kwargs, with_needed_branches
+from qzoom.model import QZoom
 from qzoom.settings import Between, Share, settings
 from qzoom.store.log import LogWriter
 from qzoom.types import SamplingParams, ZoomMode
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 
 def describe_model(model: QZoom) -> dict[str, Any]:
@@ -45,11 +48,7 @@ def describe_model(model: QZoom) -> dict[str, Any]:
 
 def describe_software(model: QZoom) -> dict[str, Any]:
     """What ran, for the reader: the model's name and sizes and the versions of the libraries."""
-    import torch
     import transformers
-
-    import qzoom
-    from qzoom.evaluation.flops import shape_of
 
     try:
         shape = shape_of(model.engine).to_dict()
@@ -139,11 +138,8 @@ class EvalOptions:
 
 
 def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branches: bool = False) -> list[AnswerRow]:
-    """All questions about one picture in one session; they share the time of the coarse pass.
-
-    Args:
-        all_branches: run gate and region branch in the session's prefix even if the method does not use them.
-    """
+    """All questions about one picture in one session; they share the time of the coarse pass. `all_branches`: run gate
+    and region branch in the session's prefix even if the method does not use them."""
     if not all_branches:
         model = with_needed_branches(model, options.answerer, options.zoom_mode)
     session = None
@@ -216,8 +212,6 @@ def _question_values(model: QZoom, sample: Sample, index: int, options: EvalOpti
 
 def _prompt(model: QZoom, question: str) -> str:
     """The rendered conversation, one placeholder per picture; empty for a question that cannot be encoded."""
-    from qzoom.engine.chat import read_conversation
-
     try:
         ids = model.chat.encode(read_conversation([None], question))
     except QZoomError:
@@ -275,12 +269,9 @@ def run(
     """Ask all questions, or those that are not stored yet.
 
     Args:
-        limit: the first so many pictures only.
         output: file of the answers; a rerun with the same settings resumes it.
-        fresh: start `output` anew.
         on_picture: called with (pictures done, pictures in all) after each.
         batch_size: questions answered together; 1 asks picture by picture, each in a session of its own.
-        all_branches: see `ask_sample`.
 
     Returns:
         One row per question, in the task's order.
@@ -296,7 +287,13 @@ def run(
     with contextlib.ExitStack() as stack:
         log = None
         if output is not None:
-            log = stack.enter_context(_open_log(model, task, options, output, fresh=fresh))
+            # what a rerun must agree with
+            header = {
+                "questions": task.identity,
+                "options": dataclasses.asdict(options),
+                "model": describe_model(model),
+            }
+            log = stack.enter_context(LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh))
             rows = rows_of(log)
         done = sum(name in rows for name in ids)
         missing = [index for index, name in enumerate(ids) if name not in rows]
@@ -318,12 +315,6 @@ def run(
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")
     return chosen
-
-
-def _open_log(model: QZoom, task: Task, options: EvalOptions, output: Path, *, fresh: bool) -> LogWriter:
-    """The file of the answers; its header is what a rerun must agree with."""
-    header = {"questions": task.identity, "options": dataclasses.asdict(options), "model": describe_model(model)}
-    return LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh)
 
 
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:

@@ -51,11 +51,8 @@ class Scores:
 
 
 def row_score(row: AnswerRow, variant: Literal["strict", "harness"] = "strict") -> float:
-    """What one answer gets by its question's metric, from 0 to 1; an error gets 0.
-
-    Raises:
-        DataError: a metric that this version does not know.
-    """
+    """What one answer gets by its question's metric, from 0 to 1; an error gets 0 (DataError: a metric that this
+    version does not know)."""
     if row.metric not in METRICS:
         raise DataError(f"Question {row.picture!r} was kept with the unknown metric {row.metric!r}; ask it again.")
     if row.error is not None:
@@ -68,11 +65,8 @@ def _matches(row: AnswerRow) -> bool:
 
 
 def score(rows: Sequence[AnswerRow], fields: Sequence[str] = ()) -> Scores:
-    """The figures of a run.
-
-    Args:
-        fields: fields to list even when nothing was asked about them; the others follow in alphabetical order.
-    """
+    """The figures of a run. `fields`: fields to list even when nothing was asked about them; the others follow in
+    alphabetical order."""
     names = dict.fromkeys([*fields, *sorted({row.field for row in rows})])
     exact = _per_field(rows, names, _matches)
     zooms = [row for row in rows if row.zoomed]

@@ -26,13 +26,8 @@ _NONE = "–"
 
 
 def percent(value: float | None, *, sign: bool = False, unit: str = "") -> str:
-    """A share in per cent with one decimal.
-
-    Args:
-        value: the share, or a difference of shares.
-        sign: print + before positive numbers.
-        unit: printed behind the number, such as "%".
-    """
+    """A share in per cent with one decimal. `sign`: print + before positive numbers. `unit`: printed behind the number,
+    such as "%"."""
     return _NONE if value is None else f"{100 * value:{'+' if sign else ''}.1f}{unit}"
 
 
@@ -210,12 +205,7 @@ def write_figures(folder: Path, name: str, figures: Any, markdown: str) -> None:
 
 
 def new_figure(panels: int, *, width: float = 4.8, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, each with a grid and without a frame.
-
-    Args:
-        width: of a panel, in inches.
-        height: in inches.
-    """
+    """A figure of panels side by side, each with a grid and without a frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -248,11 +238,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def plot_coverage(coverage: Coverage, path: Path, *, title: str = "") -> Path:
-    """Draw lift and pointing over the depth of the model.
-
-    Returns:
-        The path written.
-    """
+    """Draw lift and pointing over the depth of the model. Returns the path written."""
     figure, (lifts, hits) = new_figure(2)
     for name, colour in (("relative", _rgb(ACCENTS[0])), ("raw", _rgb(COARSE))):
         curves = coverage.measures[name]

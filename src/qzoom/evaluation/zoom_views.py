@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
+
+import PIL.Image
 
 from qzoom.data.cells import around
 from qzoom.data.crop import CropSettings, crop_box, cut
@@ -20,9 +22,6 @@ from qzoom.images.geometry import box_area_px
 from qzoom.images.load import load_image
 from qzoom.settings import Between, settings, to_dict
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 View = Literal["full", "region", "boxed", "zoom"]
 VIEWS: tuple[View, ...] = ("full", "region", "boxed", "zoom")
@@ -70,26 +69,16 @@ TOGETHER = ("count", "counting", "side", "spatial")
 
 
 def target_boxes(kind: str, boxes: Sequence[Box], rule: Places) -> tuple[Box, ...]:
-    """The boxes that the region has to hold.
-
-    Args:
-        boxes: all boxes of the answer, in original pixels.
-        rule: "one" takes the largest, "all" takes all, "auto" decides by `TOGETHER`.
-    """
+    """The boxes that the region has to hold. `rule`: "one" takes the largest, "all" takes all, "auto" decides by
+    `TOGETHER`."""
     if not boxes or rule == "all" or (rule == "auto" and kind in TOGETHER):
         return tuple(boxes)
     return (max(boxes, key=box_area_px),)
 
 
 def region_of(boxes: Sequence[Box], size_px: tuple[int, int], settings: GapSettings) -> Box:
-    """The region that holds all boxes of an answer, cut as the teachers of `qzoom distill` see it.
-
-    Args:
-        boxes: at least one, in original pixels.
-
-    Raises:
-        DataError: no box, or a region that is empty or outside the picture.
-    """
+    """The region that holds all boxes of an answer, cut as the teachers of `qzoom distill` see it (DataError: no box,
+    or a region that is empty or outside the picture). `boxes`: at least one, in original pixels."""
     if not boxes:
         raise DataError("The question has no box, so there is no region to cut out.")
     least = settings.crop_min_px
@@ -131,12 +120,8 @@ def region_task(
     settings: GapSettings,
     token_px: int,
 ) -> Task:
-    """One picture per question of another task; with a reason where the picture cannot be made.
-
-    Args:
-        targets: (picture's id, its number in `base`, question's number) of every question to ask.
-        token_px: see `enlargement`.
-    """
+    """One picture per question of another task; with a reason where the picture cannot be made. `targets`: (picture's
+    id, its number in `base`, question's number) of every question to ask."""
     decoded: dict[int, Sample] = {}
 
     def whole(number: int) -> Sample:
@@ -184,11 +169,8 @@ def _decoded(sample: Sample) -> Sample:
 
 
 def base_question(row: AnswerRow) -> tuple[str, int]:
-    """Picture and number of the question that an answer in the region or boxed view belongs to.
-
-    Raises:
-        DataError: an answer of another run.
-    """
+    """Picture and number of the question that an answer in the region or boxed view belongs to (DataError: an answer of
+    another run)."""
     picture, between, index = row.picture.rpartition(_BETWEEN)
     if not between or not index.isdigit():
         raise DataError(f"The answer about {row.picture!r} belongs to no view of a region; ask again with --fresh.")

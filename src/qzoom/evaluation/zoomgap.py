@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,11 +22,9 @@ from qzoom.errors import ConfigError, DataError, HeadsMissingError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import mean, row_score
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, Places, View, base_question, region_task, target_boxes
+from qzoom.model import QZoom
 from qzoom.scoring.agree import normalise
 from qzoom.scoring.intervals import bootstrap, interval_of, paired_difference
-
-if TYPE_CHECKING:
-    from qzoom.model import QZoom
 
 Rows = Mapping[View, Sequence[AnswerRow]]
 
@@ -119,15 +117,8 @@ def enters_gap(row: AnswerRow) -> bool:
 def scored(
     rows: Mapping[View, Sequence[AnswerRow]], variant: Variant = "strict", places: Places = "auto"
 ) -> tuple[list[ScoredQuestion], int]:
-    """All questions of the full view with their scores in every view.
-
-    Args:
-        variant: of the metric.
-        places: the rule that the region follows.
-
-    Returns:
-        The questions, in order, and how many pictures were dropped because a view has not answered them all.
-    """
+    """All questions of the full view with their scores in every view. Returns the questions, in order, and how many
+    pictures were dropped because a view has not answered them all."""
     by_key = {view: {_key(view, row): row for row in given} for view, given in rows.items()}
     missing = {
         row.picture
@@ -153,7 +144,6 @@ def measure_gap(rows: Mapping[View, Sequence[AnswerRow]], seed: int = 0, places:
 
     Args:
         rows: per view; the full view's are all questions, the others' at least those that enter the gap.
-        seed: of the draws behind the intervals.
         places: the rule that the region follows, for the bins of its area.
 
     Returns:
@@ -290,7 +280,6 @@ def ask_views(
     """Ask all questions in every view.
 
     Args:
-        limit: the first so many pictures only.
         output: folder of the kept answers, one file a view; a rerun continues them.
         progress: gives each view's listener for (pictures done, in all).
 
@@ -336,17 +325,13 @@ def read_views(folder: Path) -> ViewAnswers:
         options = header["settings"].get("options", {})
         own: dict[str, Any] = {"zoom_mode": options.get("zoom")} if view == "zoom" else {}
         if view == "full":
-            own = {"max_visual_tokens": _total(options), "max_new_tokens": options.get("max_new_tokens")}
+            total = (options.get("coarse_tokens") or {}).get("max_tokens")
+            own = {"max_visual_tokens": total, "max_new_tokens": options.get("max_new_tokens")}
         about = questions | about | {"model": header["about"].get("model", "")} | own
     if "full" not in rows:
         raise DataError(f"{folder}: no answers of the full view; name a folder that `qzoom eval zoomgap -o` wrote.")
     about.pop("view", None)
     return rows, about | {"views": list(rows)}
-
-
-def _total(options: dict[str, Any]) -> int | None:
-    limits = options.get("coarse_tokens")
-    return limits.get("max_tokens") if isinstance(limits, dict) else None
 
 
 def _options(model: QZoom, view: View, settings: GapSettings) -> EvalOptions:

@@ -49,9 +49,7 @@ def boxes_from_maps(
         maps: blurred probabilities (rows, columns), one per picture.
         sizes_px: (width, height) of each picture.
         threshold: foreground is strictly above it (times the highest value of all maps with a peak-relative rule).
-        rule: how cells become boxes.
         token_px: side of a visual token in resized pixels; it only matters to float32 rounding.
-        padded: the maps show their pictures padded to squares.
 
     Returns:
         An empty tuple when nothing is above the threshold.
@@ -132,12 +130,7 @@ def map_box(
 
     Args:
         cells: x0, y0, x1, y1 in cells, half-open; may be fractional.
-        grid: (rows, columns) of the map.
-        size_px: (width, height) of the picture.
-        rule: margin, smallest side and scaling.
         token_px: side of a visual token in resized pixels.
-        image: index of the picture.
-        score: of the box.
         padded: the map shows the picture padded to a square.
     """
     rows, columns = grid
@@ -164,8 +157,6 @@ def cells_to_pixels(
 
     Args:
         cells: x0, y0, x1, y1 in cells, half-open; may be fractional.
-        grid: (rows, columns) of the map.
-        size_px: (width, height) of the picture.
         min_side_px: smaller sides grow about the centre and slide back inside.
         scaling: "float32" (the release: cut to integers, may lose a pixel) or "exact" (covers every touched pixel).
         token_px: side of a visual token in resized pixels ("float32" only).

@@ -15,12 +15,7 @@ from qzoom.backbones.base import Backbone
 
 
 class GateBranch(nn.Module):
-    """Decides whether the coarse view is enough.
-
-    Args:
-        layers: T decoder layers.
-        hidden_size: width of the hidden states.
-    """
+    """Decides whether the coarse view is enough."""
 
     def __init__(self, layers: nn.ModuleList, hidden_size: int) -> None:
         super().__init__()
@@ -33,12 +28,8 @@ class GateBranch(nn.Module):
 
 
 class RegionBranch(nn.Module):
-    """Finds the region: T - 1 whole layers, of the T-th only norm, queries and keys.
-
-    Args:
-        layers: T decoder layers.
-        norm: of its own, between the whole layers and the T-th; None: the family has none.
-    """
+    """Finds the region: T - 1 whole layers, of the T-th only norm, queries and keys. `layers`: T decoder layers.
+    `norm`: of its own, between the whole layers and the T-th; None: the family has none."""
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -51,16 +42,8 @@ class RegionBranch(nn.Module):
 
 
 def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> GateBranch:
-    """A gate branch initialised from base layers K..K+T-1, with a small random score vector and no bias, so near 0.5.
-
-    Args:
-        backbone: the base.
-        shared_layers: K.
-        branch_layers: T.
-
-    Raises:
-        ConfigError: K + T exceeds the base's layers, or ends on a layer without queries and keys.
-    """
+    """A gate branch initialised from base layers K..K+T-1, with a small random score vector and no bias, so near 0.5
+    (ConfigError: K + T exceeds the base's layers, or ends on a layer without queries and keys)."""
     gate = GateBranch(_branch_layers(backbone, shared_layers, branch_layers), backbone.hidden_size)
     nn.init.zeros_(gate.head.bias)
     nn.init.normal_(gate.head.weight, std=backbone.hidden_size**-0.5 * 0.1)
@@ -68,11 +51,8 @@ def new_gate(backbone: Backbone, shared_layers: int, branch_layers: int) -> Gate
 
 
 def new_region(backbone: Backbone, shared_layers: int, branch_layers: int, *, norm: bool = False) -> RegionBranch:
-    """A region branch initialised from base layers K..K+T-1; arguments and errors as `new_gate`.
-
-    Args:
-        norm: give it a norm of its own, which starts as the base's final one (`ZoomConfig.branch_norm`).
-    """
+    """A region branch initialised from base layers K..K+T-1; arguments and errors as `new_gate`. `norm`: give it a norm
+    of its own, which starts as the base's final one (`ZoomConfig.branch_norm`)."""
     own = copy.deepcopy(backbone.decoder.norm) if norm else None
     return RegionBranch(_branch_layers(backbone, shared_layers, branch_layers), own)  # type: ignore[arg-type]
 

@@ -48,14 +48,8 @@ def mean_head_logits(query: Tensor, keys: Tensor, *, joined: bool = False) -> Te
 
 
 def corner_keep(grid: tuple[int, int]) -> Tensor:
-    """Qwen2.5-VL's rule: on large maps the first quarter of the first row and of the first column is dropped.
-
-    Args:
-        grid: (rows, columns).
-
-    Returns:
-        (rows, columns) float32 of ones and zeros.
-    """
+    """Qwen2.5-VL's rule: on large maps the first quarter of the first row and of the first column is dropped. Returns
+    (rows, columns) float32 of ones and zeros."""
     rows, columns = grid
     keep = torch.ones(rows, columns)
     if rows * columns > CORNER_RULE_CELLS:
@@ -94,8 +88,6 @@ def region_map(logits: Tensor, sink_logits: Tensor | None, grid: tuple[int, int]
     Args:
         logits: (rows * columns,) mean-head logits of the last prompt token's query.
         sink_logits: the same of the first prompt token's head-0 query; needed for the "first_token" rule.
-        grid: (rows, columns).
-        config: chooses the sink rule and its threshold.
     """
     plain = logits.float().view(grid)
     sink_prob = None

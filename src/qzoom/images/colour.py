@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from PIL import Image
+from PIL import Image, ImageCms
 
 _MAX_PROFILE_BYTES = 4 << 20
 _SRGB_GAMMA = 0.45455
@@ -61,8 +61,6 @@ def apply_profile(image: PIL.Image.Image, profile: Any) -> tuple[PIL.Image.Image
 
 def _keeps_greys(profile: Any) -> bool:
     """Whether a profile that is named after sRGB has its tone curve too; some are linear."""
-    from PIL import ImageCms
-
     grey = Image.new("RGB", (1, 1), (_GREY,) * 3)
     out = ImageCms.profileToProfile(grey, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     return out is not None and max(abs(value - _GREY) for value in out.tobytes()) < _FAR
@@ -82,10 +80,7 @@ def _in_space(image: PIL.Image.Image, space: str) -> PIL.Image.Image | None:
 
 def apply_png_colours(image: PIL.Image.Image, data: bytes) -> tuple[PIL.Image.Image, str]:
     """The picture in sRGB, by the cICP or gAMA chunk of its PNG file; an ICC profile or an sRGB chunk outranks gAMA.
-
-    Returns:
-        The picture and a note; the same picture and "" where there is nothing to do.
-    """
+    Returns the picture and a note; the same picture and "" where there is nothing to do."""
     chunks = _chunks_before_pixels(data)
     if len(chunks.get(b"cICP", b"")) == 4:
         return _apply_cicp(image, chunks[b"cICP"][0], chunks[b"cICP"][1])

@@ -26,20 +26,15 @@ _PHOTOMETRIC_TAG = 262
 
 
 def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, str]:
-    """A new RGB picture of a decoded one, whatever its mode.
-
-    Returns:
-        The picture, without metadata, and a note on a guessed value range (empty without one).
-
-    Raises:
-        ImageError: values that are not finite, or a mode that has no colours.
-    """
+    """A new RGB picture of a decoded one, whatever its mode (ImageError: values that are not finite, or a mode that has
+    no colours). Returns the picture, without metadata, and a note on a guessed value range (empty without one)."""
     notes = []
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         values, clear = np.asarray(image), image.info.get("transparency")
         grey, note = _depth_to_uint8(values, name)
-        if _white_is_zero(image):
+        tags = getattr(image, "tag_v2", None)
+        if tags is not None and tags.get(_PHOTOMETRIC_TAG) == 0:  # its lowest value is white, unknown to Pillow
             grey, note = 255 - grey, f"{note}; its zero is white" if note else "its zero is white"
         if isinstance(clear, int):
             grey[values == clear] = 255
@@ -56,12 +51,6 @@ def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, st
     out, hidden = _on_white(image)
     out.info.clear()
     return out, "; ".join(filter(None, [*notes, note, hidden]))
-
-
-def _white_is_zero(image: PIL.Image.Image) -> bool:
-    """Whether a TIFF says that its lowest value is white; Pillow inverts such files of up to 8 bits only."""
-    tags = getattr(image, "tag_v2", None)
-    return tags is not None and tags.get(_PHOTOMETRIC_TAG) == 0
 
 
 def _on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:

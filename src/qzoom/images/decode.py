@@ -64,11 +64,8 @@ _MAX_PAGES = 10_000
 
 
 def frame_note(data: bytes, format_name: str, decoder_frames: int) -> str:
-    """A note such as "first of 3 pages", or an empty text for a file that holds one picture.
-
-    Args:
-        decoder_frames: frames that the decoder knows of without seeking (PNG, WebP, AVIF, HEIF); 1 otherwise.
-    """
+    """A note such as "first of 3 pages", or an empty text for a file that holds one picture. `decoder_frames`: frames
+    that the decoder knows of without seeking (PNG, WebP, AVIF, HEIF); 1 otherwise."""
     count, complete = decoder_frames, True
     try:
         if format_name == "GIF":
@@ -301,14 +298,8 @@ def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
 def finish_image(
     image: PIL.Image.Image, name: str, *, orientation: int | None = None
 ) -> tuple[PIL.Image.Image, tuple[str, ...]]:
-    """A decoded picture as a new RGB one, EXIF rotation applied, with notes.
-
-    Args:
-        orientation: the EXIF orientation; None reads it from the picture.
-
-    Raises:
-        ImageError: values that cannot be shown.
-    """
+    """A decoded picture as a new RGB one, EXIF rotation applied, with notes (ImageError: values that cannot be shown).
+    `orientation`: the EXIF orientation; None reads it from the picture."""
     rgb, note = image_to_rgb(image, name)
     transpose = _TRANSPOSE.get(_orientation(image) if orientation is None else orientation)
     if transpose is not None:

@@ -87,11 +87,8 @@ def parse_host(text: str) -> tuple[str, int | None] | None:
 
 
 def parse_url(url: str) -> Target:
-    """The parts of an http(s) URL.
-
-    Raises:
-        FetchRefusedError: another scheme, a user name or password, characters that URLs do not have, or no plain host.
-    """
+    """The parts of an http(s) URL (FetchRefusedError: another scheme, a user name or password, characters that URLs do
+    not have, or no plain host)."""
     if len(url) > _MAX_CHARS or not _CHARS.fullmatch(url):
         raise refused(
             f"it is longer than {_MAX_CHARS} characters or has characters that addresses do not have",
@@ -177,11 +174,7 @@ class FetchPolicy:
 
 
 def fetch_image(
-    url: str,
-    policy: FetchPolicy,
-    *,
-    resolve: Resolve = numeric_addresses,
-    tls: ssl.SSLContext | None = None,
+    url: str, policy: FetchPolicy, *, resolve: Resolve = numeric_addresses, tls: ssl.SSLContext | None = None
 ) -> bytes:
     """The bytes behind a web address. Blocks; call it in a bounded pool.
 
@@ -340,32 +333,23 @@ def _connect(addresses: list[IpAddress], port: int, deadline: _Deadline) -> sock
     raise failure
 
 
-class _TimedSocket:
+class _TimedSocket(io.RawIOBase):
     """What `http.client` needs of a socket, with the deadline and a ceiling on all received bytes at every read."""
 
     def __init__(self, raw: socket.socket, deadline: _Deadline, most_bytes: int) -> None:
         self._raw = raw
         self._deadline = deadline
-        self._reader = _TimedReader(raw, deadline, most_bytes)
+        self._left = most_bytes
 
     def sendall(self, data: bytes) -> None:
         self._raw.settimeout(self._deadline.wait_s())
         self._raw.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self._reader, _CHUNK_BYTES)
+        return io.BufferedReader(self, _CHUNK_BYTES)
 
     def close(self) -> None:
         """Nothing: `http.client` closes sockets whose answer it still reads; `_get` closes this one in the end."""
-
-
-class _TimedReader(io.RawIOBase):
-    """A socket's bytes, each wait within the deadline."""
-
-    def __init__(self, raw: socket.socket, deadline: _Deadline, most_bytes: int) -> None:
-        self._raw = raw
-        self._deadline = deadline
-        self._left = most_bytes
 
     def readable(self) -> bool:
         return True

@@ -21,8 +21,6 @@ def fit_grid(width_px: int, height_px: int, token_px: int, budget: TokenBudget) 
     limits is taken instead.
 
     Args:
-        width_px: the picture's width, at least 1.
-        height_px: the picture's height, at least 1.
         token_px: side of one visual token in resized pixels.
         budget: limits on rows x columns, both inclusive.
 
@@ -71,12 +69,7 @@ def _nearest_grid(width_px: int, height_px: int, token_px: int, budget: TokenBud
 
 
 def clip_box(box: Box, size_px: tuple[int, int]) -> Box:
-    """The part of a box that lies on a picture; a box outside becomes one of area 0 on the nearest edge.
-
-    Args:
-        box: xyxy, half-open.
-        size_px: (width, height) of the picture.
-    """
+    """The part of a box that lies on a picture; a box outside becomes one of area 0 on the nearest edge."""
     width, height = size_px
     x0, y0 = min(max(box[0], 0), width), min(max(box[1], 0), height)
     return x0, y0, min(max(box[2], x0), width), min(max(box[3], y0), height)
@@ -106,17 +99,6 @@ def iou(a: Box, b: Box) -> float:
 
 
 def scale_box(box: Box, from_size_px: tuple[int, int], to_size_px: tuple[int, int]) -> Box:
-    """A box on a resized copy of its picture; rounded outwards, so that it covers all that it covered.
-
-    Args:
-        box: xyxy on the picture of `from_size_px`.
-        from_size_px: (width, height) that the box refers to.
-        to_size_px: (width, height) that the result refers to.
-    """
+    """A box on a resized copy of its picture; rounded outwards, so that it covers all that it covered."""
     (from_w, from_h), (to_w, to_h) = from_size_px, to_size_px
-    return (
-        box[0] * to_w // from_w,
-        box[1] * to_h // from_h,
-        -(-box[2] * to_w // from_w),
-        -(-box[3] * to_h // from_h),
-    )
+    return (box[0] * to_w // from_w, box[1] * to_h // from_h, -(-box[2] * to_w // from_w), -(-box[3] * to_h // from_h))

@@ -12,11 +12,8 @@ FORMAT_NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF or BMP"
 
 @settings
 class ImageLimits:
-    """Limits that a picture is checked against from its header, before any pixel is decoded.
-
-    Raises:
-        ConfigError: a limit that no picture could meet.
-    """
+    """Limits that a picture is checked against from its header, before any pixel is decoded (ConfigError: a limit that
+    no picture could meet)."""
 
     max_pixels: Annotated[int, Between(1)] = 100_000_000
     """Most pixels (width x height)."""
@@ -33,13 +30,8 @@ class ImageLimits:
 
 
 def refuse(name: str, what: str, remedy: str) -> ImageError:
-    """The error for a picture that cannot be used: one sentence of what and what to do.
-
-    Args:
-        name: the source, as "'scan.png'" or "the picture bytes".
-        what: what is wrong, a clause.
-        remedy: what the caller can do, a clause.
-    """
+    """The error for a picture that cannot be used: one sentence of what and what to do. `name`: the source, as
+    "'scan.png'" or "the picture bytes"."""
     return ImageError(f"Cannot read {name}: {what}; {remedy}.")
 
 
@@ -48,38 +40,22 @@ def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
     if count == 0:
         raise refuse(name, "it is empty (0 bytes)", "save or download the picture again")
     if count > limits.max_bytes:
-        most = limits.max_bytes / 2**20
-        raise refuse(
-            name,
-            f"it is larger than the limit of {most:.4g} MiB",
-            "compress the picture or raise max_bytes in ImageLimits",
-        )
+        what = f"it is larger than the limit of {limits.max_bytes / 2**20:.4g} MiB"
+        raise refuse(name, what, "compress the picture or raise max_bytes in ImageLimits")
 
 
 def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
-    """Refuse sides, pixel counts and shapes outside the limits.
-
-    Raises:
-        ImageError: too small, too many pixels, or too long a strip.
-    """
+    """Refuse sides, pixel counts and shapes outside the limits (ImageError: too small, too many pixels, or too long a
+    strip)."""
     width, height = size_px
     short, long = min(width, height), max(width, height)
     shape = f"{width} x {height} px"
     if short < limits.min_side_px:
-        raise refuse(
-            name,
-            f"its {shape} are too small to look at",
-            f"give a picture with sides of at least {limits.min_side_px} px",
-        )
+        remedy = f"give a picture with sides of at least {limits.min_side_px} px"
+        raise refuse(name, f"its {shape} are too small to look at", remedy)
     if width * height > limits.max_pixels:
-        raise refuse(
-            name,
-            f"its {shape} are more than the limit of {limits.max_pixels / 1e6:.4g} megapixels",
-            "shrink or cut the picture, or raise max_pixels in ImageLimits",
-        )
+        what = f"its {shape} are more than the limit of {limits.max_pixels / 1e6:.4g} megapixels"
+        raise refuse(name, what, "shrink or cut the picture, or raise max_pixels in ImageLimits")
     if long > limits.max_aspect * short:
-        raise refuse(
-            name,
-            f"its {shape} are a strip longer than {limits.max_aspect:.4g} times its width",
-            "cut the picture into pieces or raise max_aspect in ImageLimits",
-        )
+        what = f"its {shape} are a strip longer than {limits.max_aspect:.4g} times its width"
+        raise refuse(name, what, "cut the picture into pieces or raise max_aspect in ImageLimits")

@@ -56,11 +56,8 @@ def local_path(url: str) -> str:
 
 
 def read_path(path: str | os.PathLike[str], limits: ImageLimits) -> bytes:
-    """The bytes of a file; its size is checked before it is read.
-
-    Raises:
-        ImageError: missing, a folder, not permitted, empty or too large.
-    """
+    """The bytes of a file; its size is checked before it is read (ImageError: missing, a folder, not permitted, empty
+    or too large)."""
     name = shown(os.fspath(path))
     try:
         status = os.stat(path)
@@ -82,11 +79,8 @@ def read_path(path: str | os.PathLike[str], limits: ImageLimits) -> bytes:
 
 
 def read_file_object(file: Any, limits: ImageLimits) -> tuple[bytes, str]:
-    """The bytes of an open binary file from its position on, and the name for errors.
-
-    Raises:
-        ImageError: closed, opened as text, unreadable, empty or too large.
-    """
+    """The bytes of an open binary file from its position on, and the name for errors (ImageError: closed, opened as
+    text, unreadable, empty or too large)."""
     label = getattr(file, "name", None)
     name = f"the open file {shown(label)}" if isinstance(label, str) else "the open file"
     if getattr(file, "closed", False):
@@ -104,11 +98,8 @@ def read_file_object(file: Any, limits: ImageLimits) -> tuple[bytes, str]:
 
 
 def read_data_url(url: str, limits: ImageLimits) -> bytes:
-    """The bytes of a `data:` URL; its length is checked before it is decoded.
-
-    Raises:
-        ImageError: without a comma, not base64, empty or too large.
-    """
+    """The bytes of a `data:` URL; its length is checked before it is decoded (ImageError: without a comma, not base64,
+    empty or too large)."""
     name = "the data URL"
     header, comma, payload = url.partition(",")
     if not comma:
@@ -117,7 +108,9 @@ def read_data_url(url: str, limits: ImageLimits) -> bytes:
         raise refuse(name, "it is not marked as base64", "write data:image/png;base64,<data>")
     check_bytes(len(payload) * 3 // 4 if len(payload) > limits.max_bytes else min(1, len(payload)), name, limits)
     try:
-        encoded = _unwrapped(unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii"))
+        encoded = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
+        # Lines may be broken; a blank inside one is a plus sign that form encoding took away.
+        encoded = b"".join(line.strip() for line in encoded.splitlines()).replace(b" ", b"+")
         data = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise refuse(name, "its base64 data are broken", "encode the file again with base64.b64encode") from error
@@ -130,11 +123,6 @@ def png_data_url(image: PIL.Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _unwrapped(encoded: bytes) -> bytes:
-    """Base64 text without line breaks. A blank inside a line is a plus sign that form encoding took away."""
-    return b"".join(line.strip() for line in encoded.splitlines()).replace(b" ", b"+")
 
 
 def _read_at_most(file: Any, most: int) -> bytes:

@@ -90,7 +90,6 @@ def draw_pages(
 
     Args:
         limits: pages, pixels of all pages together, seconds, and what holds for every picture.
-        pages: which, such as "1-5,9"; "" for all.
 
     Returns:
         For every page the RGB picture, where it comes from, and notes (on the first page).
@@ -128,13 +127,9 @@ def draw_pages(
         child.kill()
         for stream in (child.stdin, child.stdout):
             if stream is not None:
-                _close(stream)
+                with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
+                    stream.close()
         child.wait()
-
-
-def _close(stream: Any) -> None:
-    with contextlib.suppress(OSError):  # what was not sent cannot be sent any more
-        stream.close()
 
 
 def _talk(

@@ -36,7 +36,6 @@ class QZoomChat(lmms):
     Args:
         max_visual_tokens: most visual tokens of a question, shared as `qzoom eval` shares them.
         max_new_tokens: most tokens of an answer; None for the task's, else 128.
-        batch_size: questions answered together.
         **others: what the harness adds without a value; anything else is refused.
 
     Raises:

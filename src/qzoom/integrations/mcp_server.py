@@ -101,12 +101,7 @@ def _opened(path: str, allowed: McpSettings) -> io.BufferedReader:
 
 
 def make_server(model: QZoom, allowed: McpSettings) -> MCPServer[Any]:
-    """The server with its two tools.
-
-    Args:
-        model: what answers.
-        allowed: what may be read, and limits.
-    """
+    """The server with its two tools."""
     import anyio.to_thread
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError

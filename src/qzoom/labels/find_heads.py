@@ -80,11 +80,8 @@ def rank_heads(samples: Sequence[tuple[ResponseAttention, Tensor]]) -> list[Head
 
 
 def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[HeadScore], int]:
-    """The heads whose attention falls on known answer boxes most often, best first, and the number of scored answers.
-
-    Raises:
-        DataError: the model answered none of the questions.
-    """
+    """The heads whose attention falls on known answer boxes most often, best first, and the number of scored answers
+    (DataError: the model answered none of the questions)."""
     search = recipe.search
     kind = "documents" if mode == "text" else "scenes"
     names = [f"{kind}:{FIRST_SEED}:{search.pictures}"]
@@ -115,11 +112,8 @@ def find_heads(engine: Engine, mode: Mode, recipe: RegionRecipe) -> tuple[list[H
 def choose_heads(
     engine: Engine, modes: Sequence[Mode], recipe: RegionRecipe
 ) -> tuple[dict[Mode, HeadSet], dict[str, Any]]:
-    """The heads of a recipe for the modes that occur, and the scores of those that were found, as JSON values.
-
-    Raises:
-        ConfigError: heads that the model does not have, or no table for it.
-    """
+    """The heads of a recipe for the modes that occur, and the scores of those that were found, as JSON values
+    (ConfigError: heads that the model does not have, or no table for it)."""
     backbone = engine.backbone
     sinks = parse_heads(recipe.sink_heads) if recipe.sink_heads else ()
     chosen: dict[Mode, HeadSet] = {}

@@ -147,11 +147,8 @@ class GateReport:
 
 
 def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe) -> GateReport:
-    """Answer every question at each level, or both ways; a rerun resumes. Arguments and errors as `label_regions`.
-
-    Raises:
-        HeadsMissingError: labels by zoom of a model without a region branch.
-    """
+    """Answer every question at each level, or both ways; a rerun resumes. Arguments and errors as `label_regions`
+    (HeadsMissingError: labels by zoom of a model without a region branch)."""
     engine = run.model.load(zooms=recipe.by == "zoom")
     fill_store(
         run,

@@ -72,11 +72,8 @@ def label_hard_cases(
     judge: Judge | None = None,
     parallel: int = 4,
 ) -> HardCaseReport:
-    """Answer, then judge what the rules leave undecided; a rerun resumes both. Errors as `label_regions`.
-
-    Raises:
-        HeadsMissingError: the model has no region branch.
-    """
+    """Answer, then judge what the rules leave undecided; a rerun resumes both. Errors as `label_regions`
+    (HeadsMissingError: the model has no region branch)."""
     engine = run.model.load(zooms=True)
     fill_store(
         run,
@@ -128,11 +125,8 @@ def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = 
 
 
 def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
-    """Ask the judge about every undecided verdict of a store; failures stay undecided, for another run.
-
-    Raises:
-        BudgetSpentError, EndpointError: as `Judge.right`; what was judged before is stored.
-    """
+    """Ask the judge about every undecided verdict of a store; failures stay undecided, for another run
+    (BudgetSpentError, EndpointError: as `Judge.right`; what was judged before is stored)."""
     store = RecordStore(folder)
     waiting = [verdict for verdict in current_verdicts(store) if zoom_effect(verdict) == "undecided"]
 

@@ -52,17 +52,8 @@ class RegionReport:
 
 
 def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRecipe) -> RegionReport:
-    """Label questions; a rerun resumes.
-
-    Args:
-        run: model, folder, workers.
-        questions: what to label.
-        recipe: what decides the labels.
-
-    Raises:
-        ConfigError: heads that the model does not have, or records in the folder that were made in another way.
-        DataError: a worker died, or the disk refuses.
-    """
+    """Label questions; a rerun resumes (ConfigError: heads that the model does not have, or records in the folder that
+    were made in another way; DataError: a worker died, or the disk refuses)."""
     engine = run.model.load()
     if recipe.view == "square" and engine.backbone.square_padding is not None:
         raise ConfigError("This model pads every picture to a square itself; leave view at dynamic.")

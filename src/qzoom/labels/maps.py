@@ -30,13 +30,7 @@ CellBounds = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells, half-open
 
 
 def label_record(
-    label_map: LabelMap,
-    *,
-    view: View,
-    map_view: View,
-    size_px: tuple[int, int],
-    boxes: Sequence[Box],
-    **facts: Any,
+    label_map: LabelMap, *, view: View, map_view: View, size_px: tuple[int, int], boxes: Sequence[Box], **facts: Any
 ) -> tuple[RegionLabel, np.ndarray]:
     """The record of a turn's label map, and its labels (rows, columns) int8.
 
@@ -87,7 +81,6 @@ def region_labels(
     Args:
         sink_map: (rows, columns) attention that shows sinks.
         grounding_map: (rows, columns) attention that shows what the answer rests on.
-        settings: thresholds; None takes the defaults.
         padded_from_px: (width, height) of a picture that was padded to a square; its padding is background and its
             attention there is dropped. None: the map shows the picture only.
 

@@ -32,10 +32,8 @@ SECONDS = 3600
 def read_pickle(path: Path, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS) -> tuple[Any, dict[str, Any]]:
     """What a pickle holds: JSON types with {"__array__": name} for arrays, and the arrays by name.
 
-    It is read by a process of its own, with at most so much address space and so many processor seconds.
-
-    Raises:
-        DataError: it cannot be read, is damaged, or holds anything but arrays and builtin containers.
+    It is read by a process of its own, with at most so much address space and so many processor seconds (DataError: it
+    cannot be read, is damaged, or holds anything but arrays and builtin containers).
     """
     from safetensors.numpy import load_file
 
@@ -75,11 +73,8 @@ def convert_published(
 
     Args:
         path: the pickle.
-        folder: the store to write.
         images: folder that the entries' picture paths start from.
         model: which model the labels were made with, for the record.
-        settings: thresholds of the label maps.
-        fresh: start over.
 
     Raises:
         DataError: the pickle cannot be used.

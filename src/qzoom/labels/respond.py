@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from qzoom.config import TokenBudget
@@ -45,8 +46,6 @@ def prepare_image(picture: LoadedImage, view: View, tokens: int) -> PreparedImag
     """Prepare a picture: at most `tokens` visual tokens as it is, or exactly that many as a square (method.md 5.1)."""
     if view == "dynamic":
         return PreparedImage(picture, picture.size_px, TokenBudget(1, tokens), view)
-    from PIL import Image
-
     width, height = picture.size_px
     side = max(width, height)
     square = Image.new("RGB", (side, side), PADDING)
@@ -75,11 +74,8 @@ def generate(
     max_new_tokens: int,
     system: str | None = None,
 ) -> Responses:
-    """Answer greedily from the coarse pass alone, all questions as one batch, perhaps after a system turn.
-
-    Raises:
-        QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
-    """
+    """Answer greedily from the coarse pass alone, all questions as one batch, perhaps after a system turn
+    (QuestionError, BudgetError, ImageError: as in `QZoom.ask`)."""
     options = Options(zoom="never", sampling=SamplingParams(max_new_tokens=max_new_tokens), coarse_tokens=image.budget)
     plain = dataclasses.replace(engine, gate=None, region=None)
     features = engine.backbone.encode([image.picture.image], [image.budget])
@@ -135,11 +131,7 @@ def answer_both_ways(
     region_tokens: int | None = None,
 ) -> list[tuple[Answer, Answer]]:
     """Each question answered from the coarse pass alone, and with the region; without `region_tokens` in the
-    checkpoint's budget.
-
-    Raises:
-        QuestionError, BudgetError, ImageError: as in `QZoom.ask`.
-    """
+    checkpoint's budget (QuestionError, BudgetError, ImageError: as in `QZoom.ask`)."""
     batch = [(picture, question) for question in questions]
     region = None if region_tokens is None else TokenBudget(1, region_tokens)
     coarse, zoomed = (

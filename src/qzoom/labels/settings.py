@@ -14,11 +14,7 @@ _Count = Annotated[int, Between(1, None)]
 
 
 def parse_heads(text: str) -> Pairs:
-    """Heads as "22:1,4 23:6,11" (layer, then its heads).
-
-    Raises:
-        ConfigError: written in another way.
-    """
+    """Heads as "22:1,4 23:6,11" (layer, then its heads) (ConfigError: written in another way)."""
     pairs = []
     for part in text.split():
         if not re.fullmatch(r"\d{1,3}:\d{1,3}(,\d{1,3})*", part):

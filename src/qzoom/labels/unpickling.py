@@ -138,11 +138,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_restricted(data: bytes) -> Any:
-    """Unpickle arrays and builtin containers. Arrays come as objects with the array in `value`.
-
-    Raises:
-        RefusedError: anything else is named.
-    """
+    """Unpickle arrays and builtin containers. Arrays come as objects with the array in `value` (RefusedError: anything
+    else is named)."""
     return _Unpickler(io.BytesIO(data)).load()
 
 
@@ -176,11 +173,8 @@ def _limit(memory_bytes: int, seconds: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Read `arguments[0]`, write `arguments[1]`.json and .safetensors; limits in bytes and seconds follow.
-
-    Returns:
-        0, or `REFUSED` with one line on standard error.
-    """
+    """Read `arguments[0]`, write `arguments[1]`.json and .safetensors; limits in bytes and seconds follow. Returns 0,
+    or `REFUSED` with one line on standard error."""
     from safetensors.numpy import save_file
 
     source, target, memory, seconds = arguments

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
@@ -41,10 +43,6 @@ class ModelSpec:
 
     def load(self, number: int = 0, *, zooms: bool = False) -> Engine:
         """The engine for worker `number` (HeadsMissingError: it has to zoom and has no region branch)."""
-        import torch
-
-        from qzoom.checkpoints.load import load_engine
-
         device = self.device
         if device == "cuda":
             device = f"cuda:{number % max(1, torch.cuda.device_count())}"
@@ -112,11 +110,7 @@ def fill_store(
     """Label all questions that the store of a run does not have yet.
 
     Args:
-        run: model, folder, workers.
-        engine: the loaded model.
-        questions: what to label.
         make: gives each worker its labeller; picklable.
-        purpose: of the store.
         settings: everything that decides the labels, as JSON values.
         sizes: visual tokens and the like, for the provenance.
         prompt: how questions are put, for the provenance.
@@ -214,8 +208,6 @@ def _drain(messages: Queue[int | str], on_question: Callable[[int], None], error
 
 def _work(make: MakeLabeller, spec: ModelSpec, questions: list[Question], *where: Any) -> None:
     """One worker: its store folder, its number and the queue of messages come last."""
-    import torch
-
     folder, number, messages = where
     if spec.device == "cpu":
         torch.set_num_threads(1)

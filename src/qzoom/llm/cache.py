@@ -13,10 +13,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qzoom.errors import BudgetSpentError, ConfigError, StopRunError
 from qzoom.llm.settings import CallSettings, EndpointSettings
@@ -82,12 +82,8 @@ class Cost:
 
 
 class CallCache:
-    """The cache file; opened at first use. Locks lie in a folder beside it.
-
-    Raises:
-        ConfigError: on first use, a file that is no call cache or one of another schema.
-        StopRunError: the file can no longer be read or written.
-    """
+    """The cache file; opened at first use. Locks lie in a folder beside it (ConfigError: on first use, a file that is
+    no call cache or one of another schema; StopRunError: the file can no longer be read or written)."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -114,11 +110,7 @@ class CallCache:
         return Failure("refused", row[0]) if row[0] else Reply(row[1], bool(row[2]), *row[3:])
 
     def store(self, key: str, outcome: Reply | Failure, cost: Cost) -> None:
-        """Store a reply or a refusal and its cost in one transaction.
-
-        Args:
-            cost: of the call; its requests were counted by `reserve`.
-        """
+        """Store a reply or a refusal and its cost in one transaction."""
         reply = outcome if isinstance(outcome, Reply) else Reply("")
         refused = outcome.reason if isinstance(outcome, Failure) else ""
         row = (key, cost.role, refused, reply.text, int(reply.cut_off), reply.model)
@@ -135,14 +127,8 @@ class CallCache:
             _add(file, cost)
 
     def reserve(self, cost: Cost, calls: CallSettings) -> None:
-        """Count a request before it is sent.
-
-        Args:
-            calls: the budgets; calls under way may exceed the budget in money.
-
-        Raises:
-            BudgetSpentError: a budget is used up.
-        """
+        """Count a request before it is sent (BudgetSpentError: a budget is used up). `calls`: the budgets; calls under
+        way may exceed the budget in money."""
         with self._writing() as file:
             requests, money = file.execute("SELECT TOTAL(requests), TOTAL(money) FROM costs").fetchone()
             if calls.budget_requests and requests >= calls.budget_requests:
@@ -164,11 +150,8 @@ class CallCache:
         return tuple(Cost(*row) for row in rows)
 
     def turn(self, url: str, interval_s: float) -> float:
-        """Reserve the next time slot of an endpoint, `interval_s` after the last one.
-
-        Returns:
-            Seconds to wait for it.
-        """
+        """Reserve the next time slot of an endpoint, `interval_s` after the last one. Returns seconds to wait for
+        it."""
         now = time.time()
         with self._writing() as file:
             row = file.execute("SELECT next FROM pace WHERE url = ?", (url,)).fetchone()
@@ -208,18 +191,11 @@ class CallCache:
                 return
             time.sleep(_POLL_S)
 
-    @contextmanager
-    def claim(self, key: str) -> Iterator[None]:
+    def claim(self, key: str) -> AbstractContextManager[Any]:
         """Hold the call of a key; others that want it wait, in this and every other process of the machine."""
-        with self._one_at_a_time(key[:_BUCKET_DIGITS]):
-            yield
-
-    @contextmanager
-    def _one_at_a_time(self, name: str) -> Iterator[None]:
         from filelock import FileLock
 
-        with FileLock(self.locks() / f"{name}.lock", thread_local=False, poll_interval=_POLL_S):
-            yield
+        return FileLock(self.locks() / f"{key[:_BUCKET_DIGITS]}.lock", thread_local=False, poll_interval=_POLL_S)
 
     def locks(self) -> Path:
         """The folder of lock files."""
@@ -236,7 +212,7 @@ class CallCache:
     def _using(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             if self._open is None:
-                with self._one_at_a_time("open"):
+                with self.claim("opening"):
                     self._open = _opened(self.path)
             try:
                 yield self._open

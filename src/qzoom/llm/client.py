@@ -23,15 +23,14 @@ import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from qzoom.errors import CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
 from qzoom.images.load import png_data_url
 from qzoom.llm.cache import CallCache, Cost, Failure, Reply
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _KEY_SCHEMA = 1
 _ALL_REFUSED = 3
@@ -42,14 +41,10 @@ _UNKNOWN_MODEL = ("model_not_found", "model not found", "does not exist", "unkno
 
 
 class ChatImage:
-    """An image of a message, sent as PNG. Its digest is that of the pixels, so equal crops are equal calls.
+    """An image of a message, sent as PNG. Its digest is that of the pixels, so equal crops are equal calls. `image`:
+    RGB; not changed. `max_pixels`: larger images are scaled down to it."""
 
-    Args:
-        image: RGB; not changed.
-        max_pixels: larger images are scaled down to it.
-    """
-
-    def __init__(self, image: Image, max_pixels: int) -> None:
+    def __init__(self, image: Image.Image, max_pixels: int) -> None:
         self._image = image
         self._max_pixels = max_pixels
         self._url = ""
@@ -65,9 +60,7 @@ class ChatImage:
                 self._url = png_data_url(self._scaled())
             return self._url
 
-    def _scaled(self) -> Image:
-        from PIL import Image
-
+    def _scaled(self) -> Image.Image:
         width, height = self._image.size
         image = self._image.convert("RGB")
         if width * height <= self._max_pixels:
@@ -105,12 +98,8 @@ def _utf8(text: str) -> str:
 def call_key(
     name: str, endpoint: EndpointSettings, messages: Sequence[Message], sampling: Sampling, sample: int
 ) -> str:
-    """Hex digest of everything that decides a reply.
-
-    Args:
-        name: of the role's member, since two members may serve different weights under one model name.
-        endpoint: whose model and extra fields count; its address does not.
-    """
+    """Hex digest of everything that decides a reply. `name`: of the role's member, since two members may serve
+    different weights under one model name. `endpoint`: whose model and extra fields count; its address does not."""
     chat = [
         [role, [part if isinstance(part, str) else {"picture": part.digest} for part in parts]]
         for role, parts in messages
@@ -122,11 +111,8 @@ def call_key(
 
 
 class SharedClient:
-    """What all clients of a run share: cache, connections, retries and budgets. Threads may share it.
-
-    Raises:
-        ConfigError: the package `openai` is not installed.
-    """
+    """What all clients of a run share: cache, connections, retries and budgets. Threads may share it (ConfigError: the
+    package `openai` is not installed)."""
 
     def __init__(self, cache: CallCache, calls: CallSettings) -> None:
         if importlib.util.find_spec("openai") is None:
@@ -151,11 +137,8 @@ class SharedClient:
         return Failure("transient", body.decode()) if status == 0 else read_reply(status, retry_after, body)
 
     def reach(self, endpoint: EndpointSettings) -> tuple[int, str]:
-        """Ask an endpoint for its models, to see whether it is there.
-
-        Returns:
-            The HTTP status and "", or 0 and why there is no response.
-        """
+        """Ask an endpoint for its models, to see whether it is there. Returns the HTTP status and "", or 0 and why
+        there is no response."""
         api, headers = self._api(endpoint)
         status, _, body = self._run(api.models.with_raw_response.list(extra_headers=headers), self.calls.connect_s)
         return status, body.decode() if status == 0 else ""
@@ -253,12 +236,7 @@ def _cause(error: BaseException) -> str:
 
 
 class Client:
-    """One member of a role; threads may share it.
-
-    Args:
-        role: "teacher" and so on.
-        endpoints: that serve one model.
-    """
+    """One member of a role; threads may share it."""
 
     def __init__(
         self, role: str, name: str, endpoints: Sequence[EndpointSettings], sampling: Sampling, shared: SharedClient
@@ -281,11 +259,8 @@ class Client:
         return model if model == self.name else f"{self.name}: {model}"
 
     def check(self) -> None:
-        """Make sure that every endpoint is there.
-
-        Raises:
-            EndpointError: one is down or refuses the key, or there is no key.
-        """
+        """Make sure that every endpoint is there (EndpointError: one is down or refuses the key, or there is no
+        key)."""
         for endpoint in self.endpoints:
             if endpoint.key_env and not _key(endpoint):
                 raise self._stop(endpoint, f"the environment variable {endpoint.key_env} holds no key")
@@ -423,16 +398,14 @@ def read_reply(status: int, retry_after: str | None, body: bytes) -> Reply | Fai
     if status in _TRANSIENT or status >= 500:
         return Failure("transient", f"HTTP {status}", _wait(retry_after))
     complaint = _message(body)
+    more = f": {complaint}" if complaint else ""
     if status in (401, 403):
         return Failure("fatal", f"it refuses the key (HTTP {status})")
     if status in _REFUSED and not any(word in complaint.casefold() for word in _UNKNOWN_MODEL):
-        return Failure("refused", f"HTTP {status}" + (f": {complaint}" if complaint else ""))
+        return Failure("refused", f"HTTP {status}{more}")
     if status in (400, 404):
-        return Failure(
-            "fatal",
-            f"it does not know the model or the address (HTTP {status})" + (f": {complaint}" if complaint else ""),
-        )
-    return Failure("fatal", f"HTTP {status}" + (f": {complaint}" if complaint else ""))
+        return Failure("fatal", f"it does not know the model or the address (HTTP {status}){more}")
+    return Failure("fatal", f"HTTP {status}{more}")
 
 
 def _completion(body: bytes) -> Reply | Failure:

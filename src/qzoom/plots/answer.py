@@ -54,9 +54,6 @@ def plot_answer(
         token_px: original pixels per side of a visual token, for the cost at native resolution; None derives it from a
             region that was read, and leaves that cost out when there is none.
 
-    Returns:
-        An RGB picture, 1800 px wide.
-
     Raises:
         DataError: the answer has no such picture.
     """
@@ -79,12 +76,8 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
     """Draw an answer and write it; the file ending chooses the format.
 
     Args:
-        path: where to; missing folders are made.
         image: index of the picture to draw; None takes the one whose region was read first.
         coarse_text: the answer of the coarse pass alone, shown beside the zoomed one.
-
-    Returns:
-        The path written.
 
     Raises:
         DataError: an ending that no picture format has, or a folder that cannot be written.
@@ -104,11 +97,8 @@ def save_plot(answer: Answer, path: Path, image: int | None = None, coarse_text:
 
 
 def check_plot_path(path: Path) -> None:
-    """Find out before an answer is computed whether its figure can be written.
-
-    Raises:
-        DataError: an ending that no picture format has, a folder, or a place that cannot be written.
-    """
+    """Find out before an answer is computed whether its figure can be written (DataError: an ending that no picture
+    format has, a folder, or a place that cannot be written)."""
     endings = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pdf"}
     where = next((place for place in (path, *path.parents) if os.path.lexists(place)), Path())
     if path.is_dir():
@@ -294,11 +284,7 @@ _WIDTH_PX = 900  # half the figure's width: sharp on dense displays
 
 
 def answer_html(answer: Answer) -> str:
-    """HTML for a notebook cell.
-
-    Returns:
-        A single `<div>`.
-    """
+    """HTML for a notebook cell. Returns a single `<div>`."""
     question, text = html.escape(clean(answer.question)), html.escape(clean(answer.text) or "(no text)")
     summary = f"<b>{text}</b><br><small>{html.escape(_summary(answer))}</small>"
     if not answer.images:

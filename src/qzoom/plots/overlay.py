@@ -37,19 +37,14 @@ def heat_overlay(page: PIL.Image.Image, values: np.ndarray, strength: float = 0.
     heat = np.clip(np.asarray(smooth), 0, 1)
     ramp = np.clip((heat - 0.08) / 0.92, 0, 1)
     alpha = (strength * ramp * ramp * (3 - 2 * ramp))[:, :, None]
-    tint = _colours(heat)
+    stops = np.linspace(0, 1, len(HEAT))
+    tint = np.stack([np.interp(heat, stops, [c[i] for c in HEAT]) for i in range(3)], axis=2).astype(np.float32)
     pixels = np.asarray(page, np.float32)
     grey = page.convert("L").resize((max(1, page.width // 32), max(1, page.height // 32)), Image.Resampling.BOX)
     light = np.asarray(grey.resize(page.size, Image.Resampling.BILINEAR), np.float32)[:, :, None] / 255
     light = np.clip((light - 0.3) / 0.4, 0, 1)
     tinted = light * pixels * tint / 255 + (1 - light) * (0.5 * pixels + 0.5 * tint)
     return Image.fromarray((pixels + alpha * (tinted - pixels) + 0.5).clip(0, 255).astype(np.uint8))
-
-
-def _colours(heat: np.ndarray) -> np.ndarray:
-    """Map values in [0, 1], (height, width), to float RGB (height, width, 3) by the heat ramp."""
-    stops = np.linspace(0, 1, len(HEAT))
-    return np.stack([np.interp(heat, stops, [c[i] for c in HEAT]) for i in range(3)], axis=2).astype(np.float32)
 
 
 def draw_boxes(
@@ -62,9 +57,6 @@ def draw_boxes(
         boxes: xyxy in original pixels.
         size_px: (width, height) in original pixels.
         numbered: badge every box with its number, from 1.
-
-    Returns:
-        A new picture, and the boxes in its pixels.
     """
     out = page.copy()
     shown = [_at_least(scale_box(box, size_px, page.size), 12, page.size) for box in boxes]

@@ -87,11 +87,7 @@ def answer_panel(title: str, text: str, width_px: int, colour: Colour, max_lines
 def crop_panel(
     crop: PIL.Image.Image, caption: str, width_px: int, max_height_px: int, colour: Colour
 ) -> tuple[PIL.Image.Image, tuple[int, int, int, int]]:
-    """A region enlarged, framed in its colour, with a caption.
-
-    Returns:
-        The panel, and the crop's xyxy in it.
-    """
+    """A region enlarged, framed in its colour, with a caption. Returns the panel, and the crop's xyxy in it."""
     text = paragraph(caption, width_px, LABEL_PX, MUTED, max_lines=1)
     room = max(60, max_height_px - text.height - 14)
     scale = min(width_px / crop.width, room / crop.height, 12)
@@ -111,12 +107,10 @@ def gate_panel(gate: GateDecision, width_px: int) -> PIL.Image.Image:
         return stack([*parts, *_note(gate.note, width_px)], 12)
     score = min(max(gate.score, 0.0), 1.0)
     colour = ACCENTS[0] if gate.zoomed else COARSE
-    head = blank(width_px, 36)
-    draw = ImageDraw.Draw(head)
-    draw_text(draw, (0, 5), "Gate", LABEL_PX, MUTED, weight="bold")
     verdict = "zoomed in" if gate.zoomed else "coarse view is enough" if not gate.note else "did not zoom"
     number = f"{score:.2f}" if score >= 0.005 or score == 0 else "< 0.01"
-    draw_text(draw, (width_px, 0), number, 30, colour, weight="bold", anchor="r")
+    head = _head("Gate", number, width_px, colour)
+    draw = ImageDraw.Draw(head)
     draw_text(draw, (width_px - text_width(number, 30, weight="bold") - 18, 4), verdict, BODY_PX, INK, anchor="r")
     bar = blank(width_px, BAR_PX + 44)
     _bar(bar, 8, [(score, colour)])
@@ -131,6 +125,15 @@ def gate_panel(gate: GateDecision, width_px: int) -> PIL.Image.Image:
     return stack([head, bar, *_note(gate.note, width_px)], 10)
 
 
+def _head(title: str, figure: str, width_px: int, colour: Colour = INK) -> PIL.Image.Image:
+    """A small title on the left and a large figure on the right."""
+    head = blank(width_px, 36)
+    draw = ImageDraw.Draw(head)
+    draw_text(draw, (0, 5), title, LABEL_PX, MUTED, weight="bold")
+    draw_text(draw, (width_px, 0), figure, 30, colour, weight="bold", anchor="r")
+    return head
+
+
 def _note(text: str, width_px: int) -> list[PIL.Image.Image]:
     return [paragraph(text, width_px, LABEL_PX, MUTED, max_lines=2)] if text else []
 
@@ -138,10 +141,7 @@ def _note(text: str, width_px: int) -> list[PIL.Image.Image]:
 def tokens_panel(usage: Usage, native_tokens: int | None, width_px: int) -> PIL.Image.Image:
     """Visual tokens paid, coarse and region, against what all pictures would cost at native resolution, uncapped."""
     paid = usage.coarse_tokens + usage.region_tokens
-    head = blank(width_px, 36)
-    draw = ImageDraw.Draw(head)
-    draw_text(draw, (0, 5), "Visual tokens", LABEL_PX, MUTED, weight="bold")
-    draw_text(draw, (width_px, 0), f"{paid:,}", 30, INK, weight="bold", anchor="r")
+    head = _head("Visual tokens", f"{paid:,}", width_px)
     whole = max(paid, native_tokens or 0, 1)
     bar = blank(width_px, BAR_PX)
     _bar(bar, 0, [(usage.coarse_tokens / whole, COARSE), (usage.region_tokens / whole, ACCENTS[0])])
@@ -161,10 +161,7 @@ def time_panel(timing_ms: dict[str, float], width_px: int) -> PIL.Image.Image:
     """The time in all, and its largest steps."""
     steps = {name: ms for name, ms in timing_ms.items() if name != "total"}
     total = timing_ms.get("total", sum(steps.values()))
-    head = blank(width_px, 36)
-    draw = ImageDraw.Draw(head)
-    draw_text(draw, (0, 5), "Time", LABEL_PX, MUTED, weight="bold")
-    draw_text(draw, (width_px, 0), _duration(total), 30, INK, weight="bold", anchor="r")
+    head = _head("Time", _duration(total), width_px)
     largest = sorted(steps, key=lambda name: -steps[name])[:4]
     words = "  ·  ".join(f"{name.replace('_', ' ')} {_duration(steps[name])}" for name in steps if name in largest)
     return stack([head, *([paragraph(words, width_px, 20, MUTED, max_lines=2)] if words else [])], 6)

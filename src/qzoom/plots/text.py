@@ -41,11 +41,8 @@ _FILES = {"regular": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}
 
 @lru_cache(maxsize=1)
 def font_folder() -> Path:
-    """The folder of the fonts that come with matplotlib, found without importing it.
-
-    Raises:
-        QZoomError: matplotlib is not installed.
-    """
+    """The folder of the fonts that come with matplotlib, found without importing it (QZoomError: matplotlib is not
+    installed)."""
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise QZoomError("Figures need matplotlib's fonts and matplotlib is missing; install it with pip.")
@@ -145,12 +142,8 @@ def draw_text(
     weight: str = "regular",
     anchor: str = "l",
 ) -> None:
-    """One line of text.
-
-    Args:
-        at: x of the anchor and y of the top of the line's em box.
-        anchor: "l", "m" or "r": whether x is the left end, the middle or the right end.
-    """
+    """One line of text. `at`: x of the anchor and y of the top of the line's em box. `anchor`: "l", "m" or "r": whether
+    x is the left end, the middle or the right end."""
     line = clean(text).replace("\n", " ")
     x = at[0]
     if anchor != "l":

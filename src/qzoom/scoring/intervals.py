@@ -42,11 +42,8 @@ def interval_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired_difference(this: Sequence[float], other: Sequence[float], pictures: Sequence[str], seed: int) -> Any:
-    """Two runs over the same questions, as JSON values.
-
-    Returns:
-        Both means as `this` and `other`, their `difference` and its 95 % `interval`.
-    """
+    """Two runs over the same questions, as JSON values. Returns both means as `this` and `other`, their `difference`
+    and its 95 % `interval`."""
     values = np.array([this, other], dtype=float)
     drawn = bootstrap(values, pictures, seed)
     first, second = (float(mean) for mean in values.mean(1))
@@ -72,7 +69,6 @@ def upper_bound(failures: int, n: int, confidence: float) -> float:
     """Clopper and Pearson's one-sided upper bound of a share.
 
     Args:
-        failures: how many of the n.
         n: trials; without any the bound is 1.
         confidence: probability that the bound holds, in (0, 1).
 
@@ -92,15 +88,8 @@ def upper_bound(failures: int, n: int, confidence: float) -> float:
 
 
 def questions_needed(loss: float, confidence: float) -> int:
-    """The fewest questions that can show a loss below a bound, even if not one of them is lost.
-
-    Args:
-        loss: the bound, in (0, 1).
-        confidence: in (0, 1).
-
-    Raises:
-        ConfigError: a number outside its range.
-    """
+    """The fewest questions that can show a loss below a bound, even if not one of them is lost (ConfigError: a number
+    outside its range). `loss`: the bound, in (0, 1). `confidence`: in (0, 1)."""
     for name, value in (("The accuracy loss", loss), ("The confidence", confidence)):
         if not 0 < value < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, both excluded, not {value!r}.")

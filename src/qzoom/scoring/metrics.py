@@ -128,10 +128,7 @@ def _plain_float(text: str) -> float | None:
 
 def contains_answer(prediction: str, answers: Sequence[str], *, formula: bool = False) -> bool:
     """Whether one of the answers stands in the prediction as words of its own, case and width of characters aside.
-
-    Args:
-        formula: spaces and word borders do not matter, case does.
-    """
+    `formula`: spaces and word borders do not matter, case does."""
     said = _folded(prediction, formula=formula)
     for answer in answers:
         wanted = _folded(answer if formula else without_final_marks(answer), formula=formula)

@@ -90,21 +90,13 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 _HARNESS_STOPS = 32  # the harnesses pass a regex flag where a count is expected
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    return [word[:i] + word[i + 1 :] for i, letter in enumerate(word) if letter == "'"]
-
-
-_MENDED = {short: word for word in _CONTRACTIONS for short in _without_one_apostrophe(word)}
+_MENDED = {word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS for i, letter in enumerate(word) if letter == "'"}
 _HARNESS_MENDED = _MENDED | {"somebody'd": "somebodyd"}
 
 
 def plain_answer(text: str, *, harness: bool = False) -> str:
-    """The answer as it is compared.
-
-    Args:
-        harness: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its apostrophe, and an answer that
-            consists of articles and punctuation becomes empty, where else it stays as it is.
-    """
+    """The answer as it is compared. `harness`: with the harnesses' slips: only 32 full stops go, "somebody'd" loses its
+    apostrophe, and an answer that consists of articles and punctuation becomes empty, where else it stays as it is."""
     given = text = text if harness else without_final_marks(text)
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = _unmarked(text.strip().replace("\n", " ").replace("\t", " ").strip())

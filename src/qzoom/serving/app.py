@@ -59,11 +59,7 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 
 def create_app(service: Service) -> FastAPI:
-    """The ASGI application of one server; its lifespan starts and ends the service.
-
-    Args:
-        service: not started yet.
-    """
+    """The ASGI application of one server; its lifespan starts and ends the service."""
     app = FastAPI(
         title="qzoom",
         version=__version__,

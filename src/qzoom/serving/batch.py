@@ -14,8 +14,6 @@ in the cache.
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +24,7 @@ from typing import Any
 
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import local_path
-from qzoom.store.log import atomic_path, differences, unwritable, write_atomic
+from qzoom.store.log import atomic_path, differences, open_locked, write_atomic, write_line
 
 URLS = ("/v1/chat/completions", "/v1/perceive")
 _FIELDS = ("custom_id", "method", "url", "body")
@@ -53,11 +51,8 @@ def _key(name: str | None, number: int) -> str:
 
 
 def index_input(path: Path) -> list[BatchLine]:
-    """All questions of the input in order; bodies are read again when they are asked.
-
-    Raises:
-        DataError: the file cannot be read, holds no line, or uses an id twice; it names both lines.
-    """
+    """All questions of the input in order; bodies are read again when they are asked (DataError: the file cannot be
+    read, holds no line, or uses an id twice; it names both lines)."""
     lines: list[BatchLine] = []
     seen: dict[str, int] = {}
     try:
@@ -153,11 +148,8 @@ class BatchReader:
     media: Path  # folder that `file://` addresses and paths may name besides
 
     def requests(self, line: BatchLine) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Route and body of each turn of a line; later ones expect earlier answers in `messages`.
-
-        Raises:
-            DataError, ImageError: the line cannot be asked; one sentence.
-        """
+        """Route and body of each turn of a line; later ones expect earlier answers in `messages` (DataError,
+        ImageError: the line cannot be asked; one sentence)."""
         with self.path.open("rb") as file:
             file.seek(line.offset)
             value = _parse(file.readline())
@@ -221,9 +213,7 @@ class AnswerFile:
     """The output: a line per answer as it comes, and beside it (`NAME.batch.json`) what the answers belong to.
 
     Args:
-        path: of the output.
         about: everything that decides the answers, as JSON values.
-        fresh: discard an earlier output.
 
     Raises:
         ConfigError: another job's output, or one that is being written.
@@ -232,26 +222,12 @@ class AnswerFile:
 
     def __init__(self, path: Path, about: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.path, self._about = path, path.with_name(f"{path.name}.batch.json")
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; name a file.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        except OSError as error:
-            raise unwritable(path, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ConfigError(
-                f"{path} is being written by another process; wait for it, or name another file."
-            ) from error
+        self._file = open_locked(path, fresh=fresh)
         try:
             if fresh:
-                self._file.truncate(0)
                 self._about.unlink(missing_ok=True)
             self._check(json.loads(json.dumps(about)))
-            self.answered = self._scan()
+            self.answered, self._end = self._scan()
         except BaseException:
             self._file.close()
             raise
@@ -270,10 +246,9 @@ class AnswerFile:
         else:
             write_atomic(self._about, json.dumps(about, indent=1))
 
-    def _scan(self) -> dict[str, int]:
-        """Offsets of the answered lines by key; a torn last line is cut off."""
+    def _scan(self) -> tuple[dict[str, int], int]:
+        """Offsets of the answered lines by key, and their end; a torn last line is cut off."""
         answered: dict[str, int] = {}
-        self._file.seek(0)
         offset = 0
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
@@ -286,21 +261,14 @@ class AnswerFile:
                     raise DataError(f"{self.path}, line {number} is damaged; remove it or give --fresh.") from error
                 offset += len(raw)
         self._file.truncate(offset)
-        self._file.seek(offset)
-        return answered
+        return answered, offset
 
     def write(self, line: BatchLine, record: Mapping[str, Any]) -> None:
         """Add an answer by one write (DataError: the disk refuses)."""
-        offset = self._file.tell()
         data = json.dumps(record, allow_nan=False).encode() + b"\n"
-        try:
-            if self._file.write(data) != len(data):
-                raise OSError("the disk is full")
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(offset)
-            raise unwritable(self.path, error) from error
-        self.answered[line.key] = offset
+        write_line(self.path, self._file, data, self._end)
+        self.answered[line.key] = self._end
+        self._end += len(data)
 
     def finish(self, lines: Sequence[BatchLine]) -> None:
         """Bring the answers into the order of the input."""

@@ -26,19 +26,8 @@ _MOST_WAIT_S = 30.0
 async def answer_groups(
     groups: Sequence[Sequence[BatchLine]], reader: BatchReader, client: httpx.AsyncClient, write: Write, *, width: int
 ) -> None:
-    """Ask all lines, `width` at a time.
-
-    Args:
-        groups: lines about the same pictures together.
-        reader: makes their requests.
-        client: of the application.
-        write: called with every answer.
-        width: requests in flight.
-
-    Raises:
-        StopRunError: the server does not answer any more.
-        DataError: the output cannot be written.
-    """
+    """Ask all lines, `width` at a time (StopRunError: the server does not answer any more; DataError: the output cannot
+    be written). `groups`: lines about the same pictures together. `width`: requests in flight."""
     places = asyncio.Semaphore(width)
 
     async def one(line: BatchLine) -> None:
@@ -111,11 +100,8 @@ def _reply_of(response: httpx.Response, client: httpx.AsyncClient) -> dict[str, 
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
-    """The response; a full or restarting server is asked again.
-
-    Raises:
-        StopRunError: it does not answer, or goes on being full.
-    """
+    """The response; a full or restarting server is asked again (StopRunError: it does not answer, or goes on being
+    full)."""
     import httpx
 
     content = json.dumps(body).encode()  # as it stands in the line; what is no JSON in it is the server's to refuse
@@ -170,7 +156,6 @@ def answer_with_ray(
         groups, reader: as in `answer_groups`.
         open_service: makes the service of one actor.
         width: requests in flight per actor.
-        actors: how many.
         address: of a running cluster; empty starts Ray on this machine.
 
     Raises:

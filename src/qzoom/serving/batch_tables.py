@@ -28,11 +28,8 @@ def open_table(source: Path, output: Path) -> Iterator[Path]:
     """The input as lines: itself, or (Parquet) a file beside the output that is removed at the end.
 
     Columns are those of a line: `custom_id` and `body` (JSON text or a struct), or `id`, `image` and `question`, where
-    `image` is a path, bytes, or a struct of `bytes` and `path` as `datasets` writes it.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-        DataError: it cannot be read, or lacks these columns.
+    `image` is a path, bytes, or a struct of `bytes` and `path` as `datasets` writes it (ConfigError: pyarrow is not
+    installed; DataError: it cannot be read, or lacks these columns).
     """
     if not is_table(source):
         yield source

@@ -77,8 +77,6 @@ class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
 
         Args:
             data: the encoded bytes, already checked against the server's limits.
-            limits: for the decoder.
-            tenant: pictures are shared within a tenant only.
             pages: of a PDF; "" for all.
 
         Raises:
@@ -115,15 +113,7 @@ class Converter:
     strict: bool = False  # refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit
 
     def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
-        """Read the pictures and tokenise.
-
-        Args:
-            body: what the client sent.
-            tenant: decoded pictures are shared within a tenant only.
-
-        Raises:
-            QZoomError: a picture, a text or an option that cannot be used.
-        """
+        """Read the pictures and tokenise (QZoomError: a picture, a text or an option that cannot be used)."""
         options, note = self._options(body)
         parts = list(image_parts(body.messages))
         groups = self._pictures(parts, tenant, body.qzoom)
@@ -140,7 +130,8 @@ class Converter:
 
     def must_fetch(self, body: PerceiveRequest) -> bool:
         """Whether pictures come over the network or are pages of PDFs, so that reading them may take long."""
-        return any(not _is_quick(_address(part)) for _, part in image_parts(body.messages))
+        addresses = (_address(part) for _, part in image_parts(body.messages))
+        return any(url[:5].lower() != "data:" or _PDF_LETTERS in url[:_HEAD_CHARS] for url in addresses)
 
     def _pictures(
         self, parts: Sequence[tuple[str, PicturePart]], tenant: str, controls: ZoomControls | None
@@ -175,12 +166,8 @@ class Converter:
         return pictures
 
     def _check_pages(self, body: PerceiveRequest, pictures: Sequence[LoadedImage], options: dict[str, Any]) -> None:
-        """Refuse pages whose least tokens together are above the server's limit or the client's total.
-
-        Raises:
-            BudgetError: above the client's `max_visual_tokens`.
-            ApiError: above the server's limit.
-        """
+        """Refuse pages whose least tokens together are above the server's limit or the client's total (BudgetError:
+        above the client's `max_visual_tokens`; ApiError: above the server's limit)."""
         engine, pages = self.model.engine, sum(picture.page is not None for picture in pictures)
         if pages < 2:
             return
@@ -293,8 +280,6 @@ def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: in
     """Refuse encoded pictures that together unpack to too much; only their headers are read.
 
     Args:
-        pictures: the files' bytes, from data URLs or fetched.
-        limits: the server's limits.
         first: number of the first of them, for errors.
 
     Returns:
@@ -326,11 +311,6 @@ def _pixels(pictures: Sequence[LoadedImage]) -> int:
 
 def _address(part: PicturePart) -> str:
     return part.image_url.url if isinstance(part, ImageUrlPart) else part.file.file_data
-
-
-def _is_quick(address: str) -> bool:
-    """Whether an address holds a picture itself; base64 of a PDF begins with these letters."""
-    return address[:5].lower() == "data:" and _PDF_LETTERS not in address[:_HEAD_CHARS]
 
 
 def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, PicturePart]]:

@@ -69,8 +69,6 @@ class ApiError(QZoomError):
     """An error as a client sees it.
 
     Args:
-        status: the HTTP status.
-        message: one sentence.
         param: the field at fault, as `messages[0].content`; None when there is none.
         code: a word for programs; None takes the status's own.
         headers: to send along, e.g. Retry-After.
@@ -105,12 +103,8 @@ class ApiError(QZoomError):
 
 
 def from_exception(error: BaseException, param: str | None = None) -> ApiError:
-    """The response to an exception; one that is not ours becomes a fixed text with status 500.
-
-    Args:
-        error: what was raised.
-        param: the field at fault, where the caller knows better than the error.
-    """
+    """The response to an exception; one that is not ours becomes a fixed text with status 500. `error`: what was
+    raised. `param`: the field at fault, where the caller knows better than the error."""
     if isinstance(error, ApiError):
         return error
     headers = {}
@@ -125,13 +119,7 @@ def from_exception(error: BaseException, param: str | None = None) -> ApiError:
 
 
 def from_status(status: int, method: str, path: str) -> ApiError:
-    """The response for an address or method that does not exist.
-
-    Args:
-        status: 404, 405 or another one that the router gave.
-        method: of the request.
-        path: of the request.
-    """
+    """The response for an address or method that does not exist."""
     shown = ascii(path)[:100]
     if status == 404 and path.rstrip("/") in _ELSEWHERE:
         return ApiError(404, f"{path} is not served; {_ELSEWHERE[path.rstrip('/')]}.")
@@ -143,11 +131,7 @@ def from_status(status: int, method: str, path: str) -> ApiError:
 
 
 def key_error(challenge: str) -> ApiError:
-    """No API key, or a wrong one.
-
-    Args:
-        challenge: the header WWW-Authenticate.
-    """
+    """No API key, or a wrong one."""
     text = "Send one of the server's API keys: 'Authorization: Bearer KEY'."
     return ApiError(401, text, headers={"WWW-Authenticate": challenge})
 

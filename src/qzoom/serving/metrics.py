@@ -22,12 +22,7 @@ _AREAS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class ServerMetrics:
-    """Counters and histograms of one server.
-
-    Args:
-        engine: its measures are read at each scrape.
-        pictures: the same for the decoded pictures.
-    """
+    """Counters and histograms of one server."""
 
     def __init__(self, engine: ServingEngine, pictures: PictureCache) -> None:
         self._engine = engine
@@ -53,18 +48,20 @@ class ServerMetrics:
         """Count an answer's tokens and whether it zoomed."""
         self._generated.inc(answer.usage.completion_tokens)
         self._zoom.labels("zoom" if answer.gate.zoomed else "coarse").inc()
-        self._looked(answer)
+        self.perceived(answer)
 
-    def perceived(self, perception: Perception) -> None:
-        """Count a perception without an answer."""
-        self._looked(perception)
+    def perceived(self, result: Answer | Perception) -> None:
+        """Count the prompt, the gate's score and the regions of an answer or of a perception."""
+        self._prompt.inc(result.usage.prompt_tokens)
+        self._reused.inc(result.usage.reused_tokens)
+        if result.gate.score is not None:
+            self._score.observe(result.gate.score)
+        for region in result.regions:
+            width, height = result.image_sizes_px[region.image]
+            self._area.observe(box_area_px(region.box) / (width * height))
 
     def rejected(self, reason: str) -> None:
-        """Count a refused picture or body.
-
-        Args:
-            reason: one of our own codes, never a client's text.
-        """
+        """Count a refused picture or body."""
         self._rejected.labels(reason).inc()
 
     def ended(self, status: int) -> None:
@@ -92,15 +89,6 @@ class ServerMetrics:
             ("picture_cache_misses", "Pictures that were not.", pictures.misses),
         ):
             yield CounterMetricFamily(f"qzoom:{name}", text, value=count)
-
-    def _looked(self, result: Answer | Perception) -> None:
-        self._prompt.inc(result.usage.prompt_tokens)
-        self._reused.inc(result.usage.reused_tokens)
-        if result.gate.score is not None:
-            self._score.observe(result.gate.score)
-        for region in result.regions:
-            width, height = result.image_sizes_px[region.image]
-            self._area.observe(box_area_px(region.box) / (width * height))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"qzoom:{name}", text, labels, registry=self._registry)

@@ -36,11 +36,7 @@ _LINGER_S = 2.0
 
 class OriginMiddleware:
     """Lets pages of other origins read answers (CORS), for the origins that are allowed; none are by default.
-
-    Args:
-        app: the application.
-        origins: as "https://app.example", or "*" for every one.
-    """
+    `origins`: as "https://app.example", or "*" for every one."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self._app = app
@@ -88,7 +84,6 @@ class AddressMiddleware:
     Every reply has the header `X-Request-Id`: the request's own where it has a usable one, else a new one.
 
     Args:
-        app: the application.
         root_path: path under which a proxy shows the server; it is taken off where the proxy has left it on.
     """
 
@@ -149,10 +144,6 @@ class ApiKeyMiddleware:
 
     A key comes as `Authorization: Bearer KEY`. A browser cannot send that when it opens the page, so the key is also
     taken as the password of HTTP Basic, with any user name.
-
-    Args:
-        app: the application.
-        keys: the keys; none leaves the server open.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
@@ -192,10 +183,6 @@ class DrainMiddleware:
     """Rejects POST requests while the server drains, counts those in flight, and counts responses by status.
 
     A request is in flight from the first byte of its body to the last of its answer.
-
-    Args:
-        app: the application.
-        service: keeps the count.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -234,8 +221,6 @@ class BodyLimitMiddleware:
     slot until `release_body_slot` is called for it, or else until it ends.
 
     Args:
-        app: the application.
-        limits: the server's limits.
         on_refusal: called with a short reason, as "body_too_large", for the metrics.
     """
 
@@ -295,11 +280,7 @@ class BodyLimitMiddleware:
 
 
 def release_body_slot(scope: Scope) -> None:
-    """Give a request's slot to the next one: its body is read and its pictures are decoded. May be repeated.
-
-    Args:
-        scope: the request's ASGI scope; call it on the event loop.
-    """
+    """Give a request's slot to the next one: its body is read and its pictures are decoded. May be repeated."""
     if _SLOT in scope:
         scope[_SLOT].close()
 
@@ -338,8 +319,6 @@ async def _respond(error: ApiError, send: Send, receive: Receive | None = None, 
     """Send an error and close the connection.
 
     Args:
-        error: the response.
-        send: of the request.
         receive: of the request, if its body may still be arriving: it is read and dropped for a moment, since a client
             whose sending fails does not read the response.
         unread_bytes: most bytes to read and drop.

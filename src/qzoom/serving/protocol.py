@@ -293,10 +293,6 @@ class ChatRequest(PerceiveRequest, KnownOfRequest):
 def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
     """Parse a request body and check all that can be counted without decoding or fetching a picture.
 
-    Args:
-        body: the whole body.
-        limits: the server's limits.
-
     Returns:
         The JSON object: bounded depth, no NaN, no halves of surrogate pairs. Types of fields are not checked.
 
@@ -312,7 +308,9 @@ def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
     if not body.strip():
         raise ApiError(400, "The body is empty; send a JSON object.", code="invalid_json")
     try:
-        payload = from_json(_as_utf8(body), allow_inf_nan=False, cache_strings="none")
+        encoding = json.detect_encoding(body)  # a byte order mark, UTF-16 and UTF-32 are read too
+        body = body if encoding == "utf-8" else body.decode(encoding).encode("utf-8")
+        payload = from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         text = f"The body is not valid JSON: {str(error)[:200]}."
         raise ApiError(400, text, code="invalid_json") from error
@@ -321,16 +319,6 @@ def read_payload(body: bytes, limits: ServerLimits) -> dict[str, Any]:
     if isinstance(payload.get("messages"), list):
         _check_messages(payload["messages"], limits)
     return payload
-
-
-def _as_utf8(body: bytes) -> bytes:
-    """JSON without a byte order mark, from UTF-8, UTF-16 or UTF-32.
-
-    Raises:
-        UnicodeError: it is not what its first bytes say.
-    """
-    encoding = json.detect_encoding(body)
-    return body if encoding == "utf-8" else body.decode(encoding).encode("utf-8")
 
 
 def _check_messages(messages: list[Any], limits: ServerLimits) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
 from qzoom import __version__
 from qzoom.images.load import LoadedImage
-from qzoom.serving.logprobs import LogprobRecord, logprob_record
-from qzoom.types import Answer, HeatMap, Perception, Region, Usage
+from qzoom.types import Answer, Perception, Region, TokenLogprob, Usage
 
 FINGERPRINT = f"qzoom-{__version__}"
 
@@ -54,22 +55,13 @@ class ZoomRecord(TypedDict):
     notes: NotRequired[list[str]]
 
 
-class PromptDetails(TypedDict):
-    """Parts of the prompt; image tokens are coarse and region tokens together."""
-
-    cached_tokens: int
-    image_tokens: int
-    coarse_tokens: int
-    region_tokens: int
-
-
 class UsageRecord(TypedDict):
-    """Tokens in OpenAI's names."""
+    """Tokens in OpenAI's names; the details are cached, image, coarse and region tokens (image: coarse and region)."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
+    prompt_tokens_details: dict[str, int]
 
 
 class ReplyMessage(TypedDict):
@@ -139,10 +131,8 @@ class ErrorDetail(TypedDict):
     code: str | None
 
 
-class ErrorReply(TypedDict):
-    """Every refusal."""
-
-    error: ErrorDetail
+ErrorReply = dict[Literal["error"], ErrorDetail]
+"""Every refusal."""
 
 
 class ModelCard(TypedDict):
@@ -163,37 +153,13 @@ class ModelList(TypedDict):
     data: list[ModelCard]
 
 
-class StatusReply(TypedDict):
-    """Alive, or ready."""
-
-    status: str
-
-
-class VersionReply(TypedDict):
-    """The version of qzoom."""
-
-    version: str
-
-
 def header(prefix: str, model: str) -> Header:
-    """The header of one request's records.
-
-    Args:
-        prefix: of the id.
-        model: the name that the client used.
-    """
+    """The header of one request's records."""
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 def completion(model: str, answers: Sequence[Answer], tokenizer: Any, *, heatmap: bool) -> ChatCompletion:
-    """Whole answers to one request as JSON types.
-
-    Args:
-        model: the name that the client used.
-        answers: one per choice.
-        tokenizer: of the model, for log probabilities.
-        heatmap: include the maps.
-    """
+    """Whole answers to one request as JSON types."""
     return {
         **header("chatcmpl", model),
         "object": "chat.completion",
@@ -241,20 +207,16 @@ def pages_reply(model: str, pictures: Sequence[LoadedImage]) -> PagesReply:
 
 
 def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> ZoomRecord:
-    """Gate, regions, sizes, times and, if requested, the map.
-
-    Args:
-        result: an answer or a perception.
-        heatmap: include the map.
-        proposed: include the regions although the gate did not zoom.
-    """
+    """Gate, regions, sizes, times and, if requested, the map. `proposed`: include the regions although the gate did not
+    zoom."""
     regions = result.regions if result.gate.zoomed or proposed else ()
+    maps = [[[round(v, 6) for v in row] for row in m.values.tolist()] for m in result.heat_maps] if heatmap else None
     record: ZoomRecord = {
         "gate": cast(GateRecord, result.gate.to_dict()),
         "regions": [_region_record(region) for region in regions],
         "image_sizes": [list(size) for size in result.image_sizes_px],
         "timing_ms": {name: round(ms, 2) for name, ms in result.timing_ms.items()},
-        "heatmap": [_rows(item) for item in result.heat_maps] if heatmap else None,
+        "heatmap": maps,
     }
     notes = list(result.notes) if isinstance(result, Answer) else []
     strict = cast(ZoomRecord, _finite(record))
@@ -297,6 +259,60 @@ def usage_record(usages: Sequence[Usage]) -> UsageRecord:
     }
 
 
-def _rows(heat_map: HeatMap) -> list[list[float | None]]:
-    """Rows of the map, top to bottom, rounded to six places."""
-    return [[round(value, 6) for value in row] for row in heat_map.values.tolist()]
+class TopToken(TypedDict):
+    """A token and its natural log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenToken(TopToken):
+    """A token of the answer, and the likeliest ones at its place."""
+
+    top_logprobs: list[TopToken]
+
+
+LogprobRecord = dict[Literal["content", "refusal"], list[ChosenToken] | None]
+"""One entry per token of the answer under "content"; "refusal" is null."""
+
+
+def logprob_record(tokenizer: Any, logprobs: Iterable[TokenLogprob]) -> LogprobRecord:
+    """The record of an answer or of a piece of it."""
+    content: list[ChosenToken] = [
+        {
+            **_token(tokenizer, item.token, item.logprob),
+            "top_logprobs": [_token(tokenizer, token, logprob) for token, logprob in item.top],
+        }
+        for item in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(tokenizer: Any, token: int, logprob: float) -> TopToken:
+    data = token_bytes(tokenizer, token)
+    text = data.decode("utf-8", "replace")
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(data)}  # minus infinity is no JSON
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """What a token adds to the text; tokenizers write bytes as letters of their own, or as <0x0A>."""
+    name = tokenizer.convert_ids_to_tokens(token)
+    if name is None:  # beyond the vocabulary: padding of the model's matrix
+        return b""
+    if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder:
+        return str(name).encode()
+    if hexadecimal := re.fullmatch("<0x([0-9A-F]{2})>", name):
+        return bytes([int(hexadecimal[1], 16)])
+    letters = _byte_letters()
+    if "\u2581" not in name and all(letter in letters for letter in name):
+        return bytes(letters[letter] for letter in name)
+    return name.replace("\u2581", " ").encode()
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """Byte-level tokenizers' letter for each byte, reversed."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: value for value, letter in bytes_to_unicode().items()}

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
@@ -22,10 +22,10 @@ from qzoom.errors import LengthError
 from qzoom.serving import replies
 from qzoom.serving.convert import variants
 from qzoom.serving.errors import ApiError, from_exception, log_failure
-from qzoom.serving.logprobs import LogprobRecord, logprob_record
 from qzoom.serving.metrics import CONTENT_TYPE
 from qzoom.serving.middleware import REQUEST_ID, TENANT, release_body_slot
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest
+from qzoom.serving.replies import LogprobRecord, logprob_record
 from qzoom.serving.service import ResponseStream, Service
 from qzoom.types import Answer, StreamEvent, TokenLogprob
 
@@ -113,20 +113,20 @@ async def model(request: Request) -> Response:
     return JSONResponse(_card(service))
 
 
-@router.get("/health", **_documented(replies.StatusReply))
+@router.get("/health", **_documented(dict[Literal["status"], str]))
 async def health(request: Request) -> Response:
     """The process answers."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready", **_documented(replies.StatusReply, unready=replies.StatusReply))
+@router.get("/ready", **_documented(dict[Literal["status"], str], unready=dict[Literal["status"], str]))
 async def ready(request: Request) -> Response:
     """The worker made a step a moment ago, and the server is not stopping; else status 503."""
     reason = await _service(request).ready()
     return JSONResponse({"status": reason or "ready"}, status_code=503 if reason else 200)
 
 
-@router.get("/version", **_documented(replies.VersionReply))
+@router.get("/version", **_documented(dict[Literal["version"], str]))
 async def version(request: Request) -> Response:
     """The version of qzoom."""
     return JSONResponse({"version": __version__})
@@ -153,12 +153,8 @@ def _cancel(streams: Sequence[ResponseStream]) -> None:
 
 
 async def _begin(request: Request, kind: type[Body]) -> tuple[Body, list[ResponseStream], list[StreamEvent]]:
-    """Read the body and wait for each answer's first event, so that whatever is wrong before it has a status.
-
-    Raises:
-        QZoomError: the request cannot be answered.
-        ClientDisconnect: the client closed the connection.
-    """
+    """Read the body and wait for each answer's first event, so that whatever is wrong before it has a status
+    (QZoomError: the request cannot be answered; ClientDisconnect: the client closed the connection)."""
     service, arrived_s = _service(request), time.monotonic()
     raw = await _json_body(request)
     tenant = request.scope[TENANT]
@@ -196,10 +192,8 @@ def _too_long(body: PerceiveRequest, error: LengthError) -> ApiError:
 async def _json_body(request: Request) -> bytes:
     """The whole body.
 
-    Only `application/json` is taken: a page of another origin cannot send that without the browser asking us first.
-
-    Raises:
-        ApiError: status 415.
+    Only `application/json` is taken: a page of another origin cannot send that without the browser asking us first
+    (ApiError: status 415).
     """
     packed = ", ".join(request.headers.getlist("content-encoding")).strip()
     if packed.lower() not in ("", "identity"):
@@ -213,15 +207,8 @@ async def _json_body(request: Request) -> bytes:
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client closes the connection first.
-
-    Args:
-        request: its body must have been read.
-        work: cleans up after itself when cancelled.
-
-    Raises:
-        ClientDisconnect: the client closed the connection.
-    """
+    """The result of `work`, which is cancelled when the client closes the connection first (ClientDisconnect: the
+    client closed the connection). `request`: its body must have been read."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":

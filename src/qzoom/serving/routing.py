@@ -30,11 +30,6 @@ def rank(key: bytes, names: Iterable[str]) -> list[str]:
 
 
 def choose(key: bytes, loads: Mapping[str, int]) -> str:
-    """The first engine in a key's order that is not overloaded (consistent hashing with bounded loads).
-
-    Args:
-        key: from `picture_key`.
-        loads: jobs in flight by engine; at least one.
-    """
+    """The first engine in a key's order that is not overloaded (consistent hashing with bounded loads)."""
     most = max(_LEAST, math.ceil(SLACK * (sum(loads.values()) + 1) / len(loads)))
     return next(name for name in rank(key, loads) if loads[name] < most)

@@ -21,7 +21,7 @@ from functools import cache
 from qzoom.engine.batch import ContinuousBatch
 from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
-from qzoom.engine.request import Request, check_requests, coarse_budgets
+from qzoom.engine.request import Request, check_requests, coarse_counts
 from qzoom.errors import DeadlineError, InternalError, QueueFullError, QZoomError, StoppingError
 from qzoom.model import QZoom
 from qzoom.serving.settings import SchedulerLimits
@@ -64,12 +64,7 @@ class RequestHandle:
 
 
 class Scheduler:
-    """Continuous batching over one model.
-
-    Args:
-        model: used by the worker thread only, from `start` on.
-        limits: how much is done at once.
-    """
+    """Continuous batching over one model. `model`: used by the worker thread only, from `start` on."""
 
     def __init__(self, model: QZoom, limits: SchedulerLimits | None = None) -> None:
         self.limits = limits or SchedulerLimits()
@@ -125,7 +120,6 @@ class Scheduler:
         """Queue a request. Hashes its pictures, so call it where decoding is done, not on an event loop.
 
         Args:
-            request: from `QZoom.request`.
             listener: gets "perception", "text" and one last "answer" event, or a `QZoomError` as the last one; with
                 `perceive` one "perception" and nothing else.
             tenant: prefixes are shared within a tenant only.
@@ -139,8 +133,6 @@ class Scheduler:
         """
         engine = self._model.engine
         check_requests(engine, [request])
-        budgets = coarse_budgets(engine, request.options, request.pictures)
-        grids = [engine.backbone.grid(p.size_px, own) for p, own in zip(request.pictures, budgets, strict=True)]
         handle = RequestHandle(
             key=next(self._keys),
             request=request,
@@ -149,7 +141,7 @@ class Scheduler:
             deadline=None if deadline_s is None else time.monotonic() + deadline_s,
             deadline_s=deadline_s or 0.0,
             perceive=perceive,
-            visual_tokens=sum(rows * columns for rows, columns in grids),
+            visual_tokens=sum(coarse_counts(engine, request)),
             wake=self._wake,
         )
         with self._wake:
@@ -246,9 +238,7 @@ class Scheduler:
             self._start(answers, self._batch.add)
 
     def _start(
-        self,
-        handles: list[RequestHandle],
-        run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[KeyedEvent]],
+        self, handles: list[RequestHandle], run: Callable[[dict[int, Request], dict[int, bytes]], Iterable[KeyedEvent]]
     ) -> None:
         """Start a group; when one of them cannot run, each is started alone and only that one fails."""
         requests = {handle.key: handle.request for handle in handles}
@@ -344,11 +334,8 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def limit_arenas(count: int = 2) -> bool:
-    """Let all threads share a few arenas of glibc; call it before threads start.
-
-    Returns:
-        Whether the C library took it; other libraries than glibc are left as they are.
-    """
+    """Let all threads share a few arenas of glibc; call it before threads start. Returns whether the C library took it;
+    other libraries than glibc are left as they are."""
     glibc = _glibc()
     return glibc is not None and glibc.mallopt(_ARENA_MAX, count) == 1
 

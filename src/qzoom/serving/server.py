@@ -33,13 +33,8 @@ _IDLE_S = 30  # common clients drop a connection after 5 s; dropping it at the s
 
 
 class DrainingServer(uvicorn.Server):
-    """Runs one service until a signal.
-
-    Args:
-        service: not started yet.
-        announce: called without arguments once it listens.
-        log_level: "debug", "info", "warning" or "error"; single requests are logged from "info" down.
-    """
+    """Runs one service until a signal. `announce`: called without arguments once it listens. `log_level`: "debug",
+    "info", "warning" or "error"; single requests are logged from "info" down."""
 
     def __init__(self, service: Service, announce: Callable[[], None] | None = None, log_level: str = "info") -> None:
         limits = service.settings.limits
@@ -79,11 +74,7 @@ class DrainingServer(uvicorn.Server):
             self._announce()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Drain; when called again, stop at once. On the event loop's thread only.
-
-        Args:
-            number: the signal received.
-        """
+        """Drain; when called again, stop at once. On the event loop's thread only."""
         if self._draining is None:
             self.signal = number
             self._draining = asyncio.get_running_loop().create_task(self._drain())
@@ -107,15 +98,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Reserve the address, before the model is loaded.
-
-    Args:
-        host: a name or address.
-        port: 0 takes a free one.
-
-    Raises:
-        ConfigError: it is not an address or not free.
-    """
+    """Reserve the address, before the model is loaded (ConfigError: it is not an address or not free)."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -132,11 +115,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def guarded_protocol(limits: ServerLimits) -> type[H11Protocol]:
-    """The protocol class for one server's limits.
-
-    Args:
-        limits: `header_timeout_s` and `connections` are used.
-    """
+    """The protocol class for one server's limits."""
     return type("GuardedProtocol", (_GuardedProtocol,), {"limits": limits})
 
 

@@ -32,8 +32,6 @@ class ResponseStream:
     """Events of one submitted request, measured on the way; a task of its own draws them from the engine.
 
     Args:
-        events: of the engine.
-        metrics: get its times and its result.
         arrived_s: when the request arrived, on the monotonic clock.
         deadline_s: on the same clock; an engine that is silent beyond it is given up.
     """
@@ -59,17 +57,19 @@ class ResponseStream:
             self._events.put_nowait(error)
 
     async def next(self) -> StreamEvent:
-        """The next event.
-
-        Raises:
-            QZoomError: what ended the request instead of an answer.
-        """
+        """The next event (QZoomError: what ended the request instead of an answer)."""
         event = await self._events.get()
         if isinstance(event, Exception):
             raise event
         if event.answer is not None and event.answer.finish_reason == "cancelled":
             raise StoppingError("The server stopped before the answer was complete; ask again.")
-        self._measure(event)
+        elapsed_s = time.monotonic() - self._arrived_s
+        if not self._has_text and (event.kind == "text" or event.answer is not None):
+            self._has_text = True
+            self._metrics.first_token_s.observe(elapsed_s)
+        if event.answer is not None:
+            self._metrics.request_s.observe(elapsed_s)
+            self._metrics.answered(event.answer)
         return event
 
     async def answer(self, event: StreamEvent) -> Answer:
@@ -82,23 +82,9 @@ class ResponseStream:
         """End the request and free its slot; harmless once the answer has ended."""
         self._task.cancel()
 
-    def _measure(self, event: StreamEvent) -> None:
-        elapsed_s = time.monotonic() - self._arrived_s
-        if not self._has_text and (event.kind == "text" or event.answer is not None):
-            self._has_text = True
-            self._metrics.first_token_s.observe(elapsed_s)
-        if event.answer is not None:
-            self._metrics.request_s.observe(elapsed_s)
-            self._metrics.answered(event.answer)
-
 
 class Service:
-    """What the routes share.
-
-    Args:
-        engine: what answers; not started yet.
-        settings: of this server.
-    """
+    """What the routes share."""
 
     def __init__(self, engine: ServingEngine, settings: ServerSettings) -> None:
         self.engine = engine
@@ -163,19 +149,8 @@ class Service:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, kind: type[Body], raw: bytes, tenant: str) -> tuple[Body, Request]:
-        """Check a body, decode its pictures, tokenise.
-
-        Args:
-            kind: what the body should be.
-            raw: its bytes.
-            tenant: decoded pictures are shared within a tenant only.
-
-        Returns:
-            The body, and the same for the engine.
-
-        Raises:
-            QZoomError: anything that cannot be used, or a full queue, before anything is decoded.
-        """
+        """Check a body, decode its pictures, tokenise (QZoomError: anything that cannot be used, or a full queue,
+        before anything is decoded)."""
         body = await self._validated(kind, raw)
         pool = self._fetchers if self._converter.must_fetch(body) else self._readers
         return body, await _run(pool, lambda: self._converter.request(body, tenant))
@@ -197,10 +172,7 @@ class Service:
         """Hand a request to the engine.
 
         Args:
-            request: from `read`.
-            tenant: prefixes are shared within a tenant only.
             arrived_s: when it arrived, on the monotonic clock.
-            perceive: gate and regions only.
 
         Raises:
             DeadlineError: its time is over already. Whatever else is wrong, the stream's first event raises.

@@ -140,7 +140,6 @@ class LogWriter(Log):
     """A log for writing, locked while it is open; one thread writes, others may read. A context manager.
 
     Args:
-        path: of the file; its folder is made.
         settings: everything that decides what it holds, as JSON values.
         about: facts that may change between runs, for its readers.
         fresh: replace what is there.
@@ -167,14 +166,8 @@ class LogWriter(Log):
         self._sync_s, self._synced = sync_s, time.monotonic()
         header = {"schema": SCHEMA, "purpose": purpose, "settings": dict(settings), "about": dict(about or {})}
         header = json.loads(json.dumps(header, allow_nan=False))
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; name a file.")
+        self._file = open_locked(path, fresh=fresh)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: Any = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-            self._lock()
-            if fresh:
-                self._file.truncate(0)
             if path.stat().st_size == 0:
                 self._file.write(_line(header))
                 self._sync()
@@ -189,24 +182,14 @@ class LogWriter(Log):
             os.ftruncate(self._file.fileno(), self._end)
 
     def append(self, key: str, items: Sequence[Any]) -> None:
-        """Add the items of a key.
-
-        Raises:
-            DataError: the key is there already, or the disk refuses; the log is as it was then.
-        """
+        """Add the items of a key (DataError: the key is there already, or the disk refuses; the log is as it was
+        then)."""
         if key in self:
             raise DataError(f"{self.path}: {key!r} is there already; {_HINT}.")
         data = _line({"key": key, "items": list(items)})
-        descriptor = self._file.fileno()
-        try:
-            if os.pwrite(descriptor, data, self._end) != len(data):
-                raise OSError(28, "No space left on device")
-            if time.monotonic() - self._synced >= self._sync_s:
-                self._sync()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, self._end)
-            raise unwritable(self.path, error) from error
+        due = time.monotonic() - self._synced >= self._sync_s
+        write_line(self.path, self._file, data, self._end, sync=due)
+        self._synced = time.monotonic() if due else self._synced
         self._offsets[key] = self._end
         self._end += len(data)
 
@@ -217,25 +200,48 @@ class LogWriter(Log):
                 self._sync()
             self._file.close()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise ConfigError(f"Another process is writing to {self.path}; wait for it or stop it.") from error
-
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
 
+def open_locked(path: Path, *, fresh: bool = False) -> Any:
+    """A file, emptied if `fresh`, for this process alone to write lines to; its folder is made (ConfigError: a folder,
+    or a file that another process is writing; DataError: it cannot be written)."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"Another process is writing to {path}; wait for it, or name another file.") from error
+    if fresh:
+        file.truncate(0)
+    return file
+
+
+def write_line(path: Path, file: Any, data: bytes, end: int, *, sync: bool = False) -> None:
+    """Add a line at the end of an open file by one write (DataError: the disk refuses; the file is as it was then)."""
+    try:
+        if os.pwrite(file.fileno(), data, end) != len(data):
+            raise OSError(28, "No space left on device")
+        if sync:
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), end)
+        raise unwritable(path, error) from error
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write a file to; it replaces `path`, durably, when the block ends well and is removed otherwise.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """A path to write a file to; it replaces `path`, durably, when the block ends well and is removed otherwise
+    (DataError: the disk refuses)."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,11 +262,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file that appears complete or not at all and is on the disk when this returns.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """Write a file that appears complete or not at all and is on the disk when this returns (DataError: the disk
+    refuses)."""
     with atomic_path(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 

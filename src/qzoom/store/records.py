@@ -48,7 +48,6 @@ def start_store(
     """Make a store, or check that the one there was made with the same settings.
 
     Args:
-        folder: of the store; made if need be.
         settings: everything that decides the records, as JSON values.
         fresh: remove the records that are there.
 
@@ -68,12 +67,7 @@ def start_store(
 
 
 def note_pending(folder: Path, samples: Iterable[str]) -> None:
-    """Write down which of these samples, and of those of earlier runs, a store does not have yet.
-
-    Args:
-        folder: of a store.
-        samples: keys of all samples that a run is to add, done or not.
-    """
+    """Write down which of these samples, and of those of earlier runs, a store does not have yet."""
     missing = _not_in(folder, dict.fromkeys([*_pending(folder), *samples]))
     write_atomic(folder / _PENDING, json.dumps(missing, ensure_ascii=False) + "\n")
 
@@ -97,11 +91,8 @@ def _not_in(folder: Path, keys: Iterable[str]) -> list[str]:
 
 
 class RecordStore:
-    """The records of a folder, for reading. Reading repairs nothing; a torn last line is not seen.
-
-    Raises:
-        DataError: no store, a newer schema, or a damaged line; it says which.
-    """
+    """The records of a folder, for reading. Reading repairs nothing; a torn last line is not seen (DataError: no store,
+    a newer schema, or a damaged line; it says which)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -165,12 +156,8 @@ class RecordStore:
 
 
 class RecordWriter:
-    """Adds samples to a store; a context manager. One process at a time may hold a number.
-
-    Raises:
-        ConfigError: another process holds this number.
-        DataError: as `RecordStore`.
-    """
+    """Adds samples to a store; a context manager. One process at a time may hold a number (ConfigError: another process
+    holds this number; DataError: as `RecordStore`)."""
 
     def __init__(self, folder: Path, number: int = 0) -> None:
         self.folder = folder

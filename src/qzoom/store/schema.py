@@ -202,22 +202,16 @@ def tensor_digest(array: np.ndarray) -> str:
 
 
 def record_from_values(kind: str, values: Any, where: str) -> Record:
-    """The record of a kind from JSON values.
-
-    Raises:
-        DataError: an unknown kind, a missing or unknown field, or a value of the wrong type; it says which and where.
-    """
+    """The record of a kind from JSON values (DataError: an unknown kind, a missing or unknown field, or a value of the
+    wrong type; it says which and where)."""
     if kind not in KINDS:
         raise DataError(f"{where}: unknown kind of record {kind!r}; known: {', '.join(KINDS)}.")
     return typing.cast(Record, from_values(KINDS[kind], values, where))
 
 
 def from_values(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from JSON values, every field checked against its annotation.
-
-    Raises:
-        DataError: as in `record_from_values`.
-    """
+    """A dataclass from JSON values, every field checked against its annotation (DataError: as in
+    `record_from_values`)."""
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected an object, not {type(values).__name__}.")
     hints = typing.get_type_hints(cls)

@@ -30,9 +30,6 @@ def run_stack(
     """Outputs (length, hidden) of a stack of layers, which may be empty, for each row.
 
     Args:
-        backbone: the family.
-        layers: the stack.
-        hidden: inputs (length, hidden) of each row.
         positions: (axes, length) of each row.
         deepstack: (levels, length, hidden) of each row, added after layers 0, 1, ...; for stacks that start at layer 0.
         recompute: keep no activations inside the layers.

@@ -59,11 +59,8 @@ class StageModule(nn.Module):
 
 
 def make_accelerator(recipe: StageRecipe, device: str) -> Accelerator:
-    """The processes of a run; torchrun or `accelerate launch` decide how many there are.
-
-    Raises:
-        ConfigError: a batch that the processes cannot share equally, or a kind of sharding that is not supported.
-    """
+    """The processes of a run; torchrun or `accelerate launch` decide how many there are (ConfigError: a batch that the
+    processes cannot share equally, or a kind of sharding that is not supported)."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
@@ -123,10 +120,6 @@ def run_loop(
     """Train, from the folder's checkpoint if there is one.
 
     Args:
-        run: the engine, whose selected weights are trained in place, the recipe and the folder.
-        task: data and loss.
-        weights: those that train, by name.
-        accelerator: processes.
         identity: what a resumed run must share, stored in the checkpoint.
 
     Returns:
@@ -192,11 +185,8 @@ def _backward(
 def save_checkpoint(
     folder: Path, step: int, identity: Mapping[str, Any], weights: Mapping[str, Tensor], states: States
 ) -> None:
-    """Write the checkpoint after so many steps, with what a resumed run must share and the optimiser's states.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """Write the checkpoint after so many steps, with what a resumed run must share and the optimiser's states
+    (DataError: the disk refuses)."""
     tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         tensors[f"weight.{name}"] = weight
@@ -208,12 +198,8 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, weights: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, identity: Mapping[str, Any]
 ) -> int:
-    """Restore weights and optimiser; returns the steps done, 0 without a checkpoint.
-
-    Raises:
-        ConfigError: the checkpoint is of a run with other settings.
-        DataError: it is damaged or of another model.
-    """
+    """Restore weights and optimiser; returns the steps done, 0 without a checkpoint (ConfigError: the checkpoint is of
+    a run with other settings; DataError: it is damaged or of another model)."""
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return 0

@@ -16,10 +16,8 @@ from qzoom.training.run import base_of, without_deprecations
 def add_lora(engine: Engine, rank: int, *, vision: bool = False) -> Any:
     """Put LoRA matrices into the decoder's layers, perhaps the vision tower's too, and freeze everything else.
 
-    The engine's model is changed in place and comes back in peft's wrapper. The scale is 2 (alpha is twice the rank).
-
-    Raises:
-        ConfigError: peft is not installed.
+    The engine's model is changed in place and comes back in peft's wrapper. The scale is 2 (alpha is twice the rank)
+    (ConfigError: peft is not installed).
     """
     try:
         from peft import LoraConfig, get_peft_model

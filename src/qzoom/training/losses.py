@@ -14,6 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from qzoom.labels.maps import IGNORE
 
+_ALPHA, _GAMMA = 0.9, 2.0
+
 
 def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor], *, focal: bool = False) -> Tensor:
     """Binary cross entropy on the raw mean-head logits (a scalar), one plain mean over the valid cells of the batch.
@@ -33,16 +35,12 @@ def region_loss(logits: Sequence[Tensor], targets: Sequence[Tensor], *, focal: b
         [_resized(values.float(), target.shape).flatten() for values, target in zip(logits, targets, strict=True)]
     )
     labels = torch.cat([target.flatten() for target in targets])
-    return _masked_focal(flat, labels) if focal else _masked_bce(flat, labels)
+    return _masked_bce(flat, labels, focal=focal)
 
 
 def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy of the gate (a scalar), mean over the samples that have a label.
-
-    Args:
-        logits: gate logits of any shape, one per sample.
-        targets: as many labels: 1 zoom, 0 coarse is enough, -100 ignored.
-    """
+    """Binary cross entropy of the gate (a scalar), mean over the samples that have a label. `targets`: as many labels:
+    1 zoom, 0 coarse is enough, -100 ignored."""
     return _masked_bce(logits.float().flatten(), targets.flatten())
 
 
@@ -67,19 +65,14 @@ def _resized(values: Tensor, size: torch.Size) -> Tensor:
     return interpolate(values[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def _masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    valid = targets != IGNORE
-    if not bool(valid.any()):
-        return logits[valid].sum()
-    return binary_cross_entropy_with_logits(logits[valid], targets[valid].to(logits.dtype))
-
-
-def _masked_focal(logits: Tensor, targets: Tensor, alpha: float = 0.9, gamma: float = 2.0) -> Tensor:
+def _masked_bce(logits: Tensor, targets: Tensor, *, focal: bool = False) -> Tensor:
     valid = targets != IGNORE
     if not bool(valid.any()):
         return logits[valid].sum()
     logits, wanted = logits[valid], targets[valid].to(logits.dtype)
+    if not focal:
+        return binary_cross_entropy_with_logits(logits, wanted)
     entropy = binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     right = torch.where(wanted == 1, logits.sigmoid(), 1 - logits.sigmoid())
-    weight = torch.where(wanted == 1, alpha, 1 - alpha)
-    return (weight * (1 - right) ** gamma * entropy).mean()
+    weight = torch.where(wanted == 1, _ALPHA, 1 - _ALPHA)
+    return (weight * (1 - right) ** _GAMMA * entropy).mean()

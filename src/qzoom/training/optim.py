@@ -13,13 +13,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for matrices and AdamW for all other weights, as one optimiser with one state.
 
     Muon's update has the size of AdamW's (`match_rms_adamw`), so both share one learning rate and one schedule.
-
-    Args:
-        matrices: updated by Muon; weights, or groups of weights as torch takes them.
-        others: updated by AdamW, without decay.
-        lr: of both.
-        weight_decay: of the matrices.
-        betas: of AdamW.
     """
 
     def __init__(

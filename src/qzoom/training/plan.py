@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qzoom.backbones.base import ModelSizes
 from qzoom.backbones.registry import FAMILIES, backbone_class, published_sizes
+from qzoom.checkpoints.format import CONFIG_FILE, read_adapter_config
+from qzoom.checkpoints.hub import find_source
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.training.stages import STAGES, Part, StageRecipe, frozen_in_bfloat16
+from qzoom.training.student.data import read_split
 
 if TYPE_CHECKING:
     from qzoom.training.student.recipe import StudentRecipe
@@ -91,13 +96,8 @@ def plan_stage(recipe: StageRecipe, stage: str, sizes: ModelSizes, samples: int 
 
 
 def plan_student(recipe: StudentRecipe) -> Plan:
-    """The figures of a student's run; data that do not exist yet are no mistake.
-
-    Raises:
-        CheckpointError: a base that is neither on this machine nor in the table of known ones.
-        DataError: data that cannot be used.
-    """
-    from qzoom.training.student.data import read_split
+    """The figures of a student's run; data that do not exist yet are no mistake (CheckpointError: a base that is
+    neither on this machine nor in the table of known ones; DataError: data that cannot be used)."""
     from qzoom.training.student.run import steps_of_phase
 
     sizes, lora = find_sizes(recipe.base), bool(recipe.lora_rank)
@@ -135,14 +135,8 @@ def _memory_gb(frozen: int, trained: int, *, half: bool) -> float:
 
 
 def find_sizes(base: str) -> ModelSizes:
-    """The sizes of a base, from its own config where it is on this machine, else from the table of known bases.
-
-    Raises:
-        CheckpointError: neither on this machine nor in the table.
-    """
-    from qzoom.checkpoints.format import CONFIG_FILE, read_adapter_config
-    from qzoom.checkpoints.hub import find_source
-
+    """The sizes of a base, from its own config where it is on this machine, else from the table of known bases
+    (CheckpointError: neither on this machine nor in the table)."""
     published = published_sizes()
     if base in published:
         return published[base]
@@ -154,12 +148,8 @@ def find_sizes(base: str) -> ModelSizes:
 
 
 def sizes_of(folder: Path) -> ModelSizes:
-    """The sizes in a model folder's config.json; the vision part is counted on a model without storage.
-
-    Raises:
-        CheckpointError: no config of a family that is supported.
-    """
-    import torch
+    """The sizes in a model folder's config.json; the vision part is counted on a model without storage
+    (CheckpointError: no config of a family that is supported)."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:

@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from torch import Tensor, nn
 
+from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
-from qzoom.settings import to_dict
 from qzoom.store.log import atomic_path, differences, unwritable
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
@@ -66,13 +64,9 @@ class TrainingRun(Generic[R]):
 # -- the same run ----------------------------------------------------------------------------------------------------
 
 
-def resume_values(recipe: Any, free: Sequence[str]) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON values: all but the names in `free`, at any depth."""
-    return _without(to_dict(recipe), free)
-
-
-def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {k: _without(v, names) if isinstance(v, dict) else v for k, v in values.items() if k not in names}
+def without(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A recipe's values but these names at any depth: what a resumed run must share."""
+    return {k: without(v, names) if isinstance(v, dict) else v for k, v in values.items() if k not in names}
 
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
@@ -98,11 +92,8 @@ def clear_run(folder: Path, names: Sequence[str]) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file as a whole: an interrupted write leaves the file before.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """Write a safetensors file as a whole: an interrupted write leaves the file before (DataError: the disk
+    refuses)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -120,11 +111,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def read_tensors(path: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (none with `only_metadata`) and metadata of a safetensors file.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """Tensors (none with `only_metadata`) and metadata of a safetensors file (DataError: it is damaged)."""
     from safetensors import safe_open
 
     try:
@@ -178,17 +165,8 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Writes the metrics of every step to `metrics.jsonl` and to the recipe's trackers.
-
-    Args:
-        run: folder, recipe and callback.
-        start: steps that are done already; lines of later steps are dropped.
-        steps: of the whole run.
-        batch: samples per step.
-
-    Raises:
-        ConfigError: a tracker that is not installed.
-    """
+    """Writes the metrics of every step to `metrics.jsonl` and to the recipe's trackers (ConfigError: a tracker that is
+    not installed). `start`: steps that are done already; lines of later steps are dropped."""
 
     def __init__(self, run: TrainingRun[Any], *, start: int, steps: int, batch: int) -> None:
         self._path = run.folder / METRICS_FILE
@@ -223,8 +201,6 @@ def open_trackers(names: Sequence[TrackerName], folder: Path, start: int) -> lis
     installed.
 
     Args:
-        names: which.
-        folder: of the run; its name is the run's name.
         start: steps that are done already; event files of later steps are dropped.
 
     Raises:
@@ -262,8 +238,6 @@ def save_model(run: TrainingRun[Any], report: Any, provenance: Mapping[str, Any]
 
     The provenance holds facts for the model's config, by the name of what trained; the report is added to them.
     """
-    from qzoom.checkpoints.adapter import save_pretrained
-
     engine, model = run.engine, run.engine.backbone.model
     dtype = engine.backbone.dtype
     if whole:

@@ -72,9 +72,7 @@ class StageTask(ABC):
         depend on the rest of a batch: a resumed run ends as if it had not been stopped.
 
         Args:
-            engine: backbone and K.
             keys: one per prompt; the same key must always mean the same prompt.
-            make: the prompt of a position in `keys`.
         """
         count = engine.config.shared_layers
         if self._states is None:
@@ -108,12 +106,8 @@ def question_of(store: RecordStore, record_id: str) -> Question:
 
 
 def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
-    """The record stores of a recipe.
-
-    Raises:
-        ConfigError: a store made for another purpose.
-        DataError: a store that cannot be read.
-    """
+    """The record stores of a recipe (ConfigError: a store made for another purpose; DataError: a store that cannot be
+    read)."""
     stores = []
     for folder in folders:
         store = RecordStore(Path(folder).expanduser())
@@ -126,11 +120,8 @@ def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
 
 
 def check_labels(stores: Sequence[RecordStore], digest: str, *, foreign: bool) -> None:
-    """Labels must have been made with the model that trains, of these weights, unless foreign ones are accepted.
-
-    Raises:
-        ConfigError: they were not.
-    """
+    """Labels must have been made with the model that trains, of these weights, unless foreign ones are accepted
+    (ConfigError: they were not)."""
     for store in stores:
         if not foreign and store.provenance.weights != digest:
             whose = f"of {store.provenance.model!r}" if store.provenance.weights else "of a model that is not known"
@@ -165,11 +156,8 @@ def conversation_ids(chat: ChatEncoder, turns: Sequence[tuple[str, str]]) -> tup
 def prompt_of(
     engine: Engine, question: Question, ids: Sequence[int], *, view: View, tokens: int, images: str
 ) -> Prompt:
-    """The prompt of token ids with the picture of a question in it, encoded without gradients.
-
-    Raises:
-        ImageError: the picture is missing or damaged.
-    """
+    """The prompt of token ids with the picture of a question in it, encoded without gradients (ImageError: the picture
+    is missing or damaged)."""
     if engine.backbone.square_padding is not None:  # it pads them itself
         view = "dynamic"
     shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)

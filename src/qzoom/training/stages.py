@@ -20,18 +20,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
+
+from torch import nn
 
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.config import ZoomConfig
+from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
-from qzoom.settings import Between, Share, Text, read_settings, settings
-from qzoom.training.run import TrackerName, resume_values
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from qzoom.engine.state import Engine
+from qzoom.settings import Between, Share, Text, read_settings, settings, to_dict
+from qzoom.training.run import TrackerName, without
 
 RESUMABLE_CHANGES = (
     "micro_batch",
@@ -146,7 +144,7 @@ class StageRecipe:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
-        values = resume_values(self, RESUMABLE_CHANGES)
+        values = without(to_dict(self), RESUMABLE_CHANGES)
         return values if self.quantization else {k: v for k, v in values.items() if k != "quantization"}
 
 
@@ -163,11 +161,8 @@ def frozen_in_bfloat16(recipe: StageRecipe, stage: str) -> bool:
 
 
 def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None = None) -> StageRecipe:
-    """Read a YAML recipe of the stage that the command runs; settings in `changes` win over the file.
-
-    Raises:
-        ConfigError: as `qzoom.settings.read_settings`, or a recipe of another stage.
-    """
+    """Read a YAML recipe of the stage that the command runs; settings in `changes` win over the file (ConfigError: as
+    `qzoom.settings.read_settings`, or a recipe of another stage)."""
     recipe = read_settings(StageRecipe, path, changes=changes)
     if recipe.stage != stage:
         raise ConfigError(f"{path} is a recipe of stage {recipe.stage}; run it with: qzoom train {recipe.stage}.")
@@ -210,11 +205,8 @@ def named_parts(engine: Engine) -> dict[str, tuple[Part, nn.Parameter]]:
 
 
 def select(engine: Engine, stage: str) -> dict[str, nn.Parameter]:
-    """Freeze everything but what a stage trains; returns the weights that train, by name.
-
-    Raises:
-        ConfigError: a branch that the stage needs or trains is missing.
-    """
+    """Freeze everything but what a stage trains; returns the weights that train, by name (ConfigError: a branch that
+    the stage needs or trains is missing)."""
     for part in ("region", "gate"):
         if (part == "region" or part in STAGES[stage]) and getattr(engine, part) is None:
             raise ConfigError(f"The stage {stage!r} needs a model with a {part} branch; run the earlier stages first.")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qzoom.backbones.quantized import settle
+from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
@@ -23,6 +24,7 @@ from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
 from qzoom.training.stages import StageRecipe, frozen_in_bfloat16, select, trained_stage
+from qzoom.training.tasks import AnswerTask, GateTask, RegionMapTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,8 @@ class StageReport:
 def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
     """The base with the branch that the stage makes, and its configuration.
 
-    The first stage 1 makes a new region branch, stage 3 a new gate, both from the base's layers (docs/method.md 2, 3).
-
-    Raises:
-        ConfigError: the model lacks what the stage needs.
+    The first stage 1 makes a new region branch, stage 3 a new gate, both from the base's layers (docs/method.md 2, 3)
+    (ConfigError: the model lacks what the stage needs).
     """
     torch.manual_seed(recipe.seed)
     if stage != "regions" and base.region is None:
@@ -75,17 +75,12 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
 
 def make_task(recipe: StageRecipe, engine: Engine) -> StageTask:
     """The stage's samples and loss."""
-    if recipe.stage == "regions":
-        from qzoom.training.regions import RegionMapTask
-
-        return RegionMapTask(recipe, engine)
-    if recipe.stage == "gate":
-        from qzoom.training.gate import GateTask
-
-        return GateTask(recipe, engine)
-    from qzoom.training.answers import AnswerTask
-
-    return AnswerTask(recipe, engine)
+    kinds: dict[str, type[RegionMapTask | AnswerTask | GateTask]] = {
+        "regions": RegionMapTask,
+        "answers": AnswerTask,
+        "gate": GateTask,
+    }
+    return kinds[recipe.stage](recipe, engine)
 
 
 def train_stage(
@@ -104,17 +99,12 @@ def train_stage(
         recipe: which stage, on what.
         output: gets the checkpoint, `metrics.jsonl`, `report.json` and the result in `model`.
         refit: stage 2.5: train the model's own region branch further.
-        device: "cpu" or "cuda".
-        fresh: start over.
         base: the loaded base, instead of loading the recipe's.
-        on_step: called with each step's metrics.
 
     Raises:
         ConfigError: settings that do not fit the model, the labels, or an earlier run in `output`.
         DataError: records that cannot be used.
     """
-    from qzoom.checkpoints.load import load_engine
-
     began, stage = time.monotonic(), trained_stage(recipe, refit=refit)
     accelerator = make_accelerator(recipe, device)
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
@@ -159,11 +149,8 @@ def _result(run: TrainingRun, stage: str, wrapped: Any, gathered: Any, load: Cal
 
 
 def _trained(engine: Engine, recipe: StageRecipe, stage: str) -> tuple[Any, dict[str, nn.Parameter]]:
-    """peft's wrapper, or None, and the weights that train, in float32.
-
-    Raises:
-        ConfigError: LoRA on a base that has LoRA weights already.
-    """
+    """peft's wrapper, or None, and the weights that train, in float32 (ConfigError: LoRA on a base that has LoRA
+    weights already)."""
     wrapped = None
     if recipe.lora_rank and stage == "answers":
         if engine.lora is not None:

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from qzoom.data.samples import Sample, SampleQuestion, Task
-from qzoom.errors import ConfigError, DataError, QZoomError
+from qzoom.errors import ConfigError, DataError, QZoomError, reason_of
+from qzoom.images.load import load_image
+from qzoom.scoring.letters import LETTERS
 
 _LONGEST_PATH = 1024
 
@@ -105,7 +107,6 @@ def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin
     """An opened table as a task.
 
     Args:
-        benchmark: whose table.
         rows: anything with a length whose items are rows, or the reason why a row is none.
         folder: where relative picture paths start; None where pictures come with the rows.
         origin: repository or files, split, revision and digest, as JSON values.
@@ -118,10 +119,11 @@ def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin
             if not isinstance(row, dict):
                 raise DataError(str(row))
             question = benchmark.question(row)
-            image, size_px = _picture(row, benchmark.picture, folder)
+            column = benchmark.picture
+            image = load_image(picture_source(_cell(row, column), column, folder)).image
         except QZoomError as problem:
             return Sample(name, None, (0, 0), (question,), f"Row {number}: {problem}")
-        return Sample(name, image, size_px, (question,))
+        return Sample(name, image, image.size, (question,))
 
     def shipped_crop(number: int) -> bytes | Path:
         row, column = rows[number], "crop_image"
@@ -138,13 +140,6 @@ def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin
         benchmark.max_new_tokens,
         shipped_crop,
     )
-
-
-def _picture(row: Row, column: str, folder: Path | None) -> tuple[Any, tuple[int, int]]:
-    from qzoom.images.load import load_image
-
-    loaded = load_image(picture_source(_cell(row, column), column, folder))
-    return loaded.image, loaded.image.size
 
 
 def _cell(row: Row, column: str) -> Any:
@@ -183,8 +178,6 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
 
 def option_letter(row: Row, column: str, choices: int) -> str:
     """The letter of the right option (DataError: no letter of one of the options)."""
-    from qzoom.scoring.letters import LETTERS
-
     letter = text(row, column).strip().upper()
     if len(letter) != 1 or letter not in LETTERS[:choices]:
         raise DataError(f"the column {column!r} must name one of the {choices} options, not {letter!r:.20}.")
@@ -206,7 +199,9 @@ def open_table(
     """
     split = split or benchmark.split
     if data is None:
-        return _from_hub(benchmark, split, revision)
+        rows = _load(benchmark.repo, benchmark.repo, name=benchmark.config, split=split, revision=revision)
+        origin = {"source": benchmark.repo, "config": benchmark.config, "split": split, "revision": revision}
+        return _task(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
     if revision is not None:
         raise ConfigError("A data revision names a state of the hub; leave it out with a local folder.")
     for base in _bases(benchmark, data):
@@ -267,12 +262,6 @@ def _read_lines(path: Path) -> list[Any]:
     return rows
 
 
-def _from_hub(benchmark: Benchmark, split: str, revision: str | None) -> Task:
-    rows = _load(benchmark.repo, benchmark.repo, name=benchmark.config, split=split, revision=revision)
-    origin = {"source": benchmark.repo, "config": benchmark.config, "split": split, "revision": revision}
-    return _task(benchmark, rows, None, origin | {"fingerprint": str(rows._fingerprint)})
-
-
 def _load(path: str, shown: str, **how: Any) -> Any:
     datasets = _datasets()
     if "data_files" in how and not _writable(Path(datasets.config.HF_DATASETS_CACHE)):
@@ -280,10 +269,10 @@ def _load(path: str, shown: str, **how: Any) -> Any:
     try:
         return _undecoded(datasets.load_dataset(path, **how))
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {reason_of(error, 200)}"
         raise DataError(
-            f"The table {shown!r} could not be opened ({type(error).__name__}: {reason:.200}); check its name, the "
-            "split and the network, or name a local folder with --data."
+            f"The table {shown!r} could not be opened ({reason}); check its name, the split and the network, or name a "
+            "local folder with --data."
         ) from error
 
 
@@ -304,8 +293,7 @@ def _from_disk(folder: Path) -> Any:
     try:
         return _undecoded(_datasets().load_from_disk(str(folder)))
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: not a table that `datasets` saved ({reason:.200}).") from error
+        raise DataError(f"{folder}: not a table that `datasets` saved ({reason_of(error, 200)}).") from error
 
 
 def _undecoded(table: Any) -> Any:

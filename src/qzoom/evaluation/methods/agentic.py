@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.generate import prefill
 from qzoom.engine.request import Options
 from qzoom.evaluation.methods.base import Answered, Method, box_on, decode_row, start
+from qzoom.model import QZoom
 from qzoom.types import Box, GateDecision
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 REQUEST = (
     "{question}\nFirst say where to look: write the box of the region that holds the answer as [x0, y0, x1, y1], "
@@ -59,13 +57,8 @@ def ask_for_box(
     max_box_tokens: int = 48,
     read: Callable[[str, tuple[int, int]], Box | None] = read_box,
 ) -> Answered:
-    """Ask for a box, crop, ask again; see `Method.answer`.
-
-    Args:
-        request: the first round's text, with {question}.
-        max_box_tokens: most tokens of the first round's answer.
-        read: from the first round's text and the picture's size to a box, for models with another way to write one.
-    """
+    """Ask for a box, crop, ask again; see `Method.answer`. `read`: from the first round's text and the picture's size
+    to a box, for models with another way to write one."""
     reading = start(model, images, question, options)
     item = reading.other_question(request.replace("{question}", question.question), max_box_tokens)
     row = prefill(model.engine, [item], reading.clock)[0]

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.attention import response_attention
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import CoarseResult
@@ -22,13 +25,8 @@ from qzoom.errors import DataError
 from qzoom.evaluation.methods.base import Answered, Method, Reading, box_on, start
 from qzoom.heads.boxes import cells_to_pixels
 from qzoom.images.geometry import box_area_px
+from qzoom.model import QZoom
 from qzoom.types import GateDecision
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 GENERIC = "Write a general description of the image."
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
@@ -44,12 +42,8 @@ def crop_by_attention(
     layer: int | None = None,
     generic: str = GENERIC,
 ) -> Answered:
-    """Read the window with the highest relative attention; see `Method.answer`.
-
-    Args:
-        layer: whose attention is taken; None takes the one two thirds up.
-        generic: the request that the question is compared with.
-    """
+    """Read the window with the highest relative attention; see `Method.answer`. `layer`: whose attention is taken; None
+    takes the one two thirds up."""
     reading = start(model, images, question, options)
     layer = layer if layer is not None else 2 * model.engine.backbone.num_layers // 3
     other = reading.other_question(generic)
@@ -105,8 +99,6 @@ def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]
     Raises:
         DataError: the prompt holds no picture.
     """
-    import torch
-
     engine, prompt = reading.model.engine, item.state.prompt
     with torch.inference_mode():
         row = prefill(engine, [item], reading.clock)[0]

@@ -9,24 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.flow import coarse_pass
 from qzoom.engine.generate import DecodeBatch, DecodeRow, prefill
-from qzoom.engine.perceive import CoarseResult, Stopwatch
+from qzoom.engine.perceive import CoarseResult, Stopwatch, make_answer
 from qzoom.engine.prompt import prefix_length
 from qzoom.engine.request import Options, Request
 from qzoom.engine.session import Session
 from qzoom.engine.state import truncate
 from qzoom.engine.zoom import zoom
 from qzoom.heads.boxes import MapBox, map_box, picture_bounds
-from qzoom.types import Answer, Box, GateDecision, SamplingParams, Usage, ZoomMode
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
-
+from qzoom.model import QZoom
+from qzoom.types import Answer, Box, GateDecision, Region, SamplingParams, ZoomMode
 
 Answered = tuple[Answer, dict[str, float]]
 """An answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds, "failures"
@@ -86,13 +83,8 @@ def ask_kwargs(options: Options) -> dict[str, Any]:
 
 
 def with_needed_branches(model: QZoom, method: Method, zoom: ZoomMode) -> QZoom:
-    """The model with those branches alone that a method uses, so that a session pays for no others.
-
-    Args:
-        zoom: the mode of "qzoom"; "never" uses no branch at all, whatever the method.
-    """
-    from qzoom.model import QZoom
-
+    """The model with those branches alone that a method uses, so that a session pays for no others. `zoom`: the mode of
+    "qzoom"; "never" uses no branch at all, whatever the method."""
     engine = model.engine
     gate = engine.gate if method.asks_gate and zoom == "auto" else None
     region = engine.region if method.needs_region and zoom != "never" else None
@@ -122,10 +114,7 @@ class Reading:
 
     def other_question(self, text: str, max_new_tokens: int | None = None) -> CoarseResult:
         """The coarse pass over another question about the same pictures, which are not encoded or read again.
-
-        Args:
-            max_new_tokens: of its answer; None keeps that of the options.
-        """
+        `max_new_tokens`: of its answer; None keeps that of the options."""
         engine, request, state = self.model.engine, self.coarse.request, self.coarse.state
         system = next((m["content"][0]["text"] for m in request.conversation.messages if m["role"] == "system"), None)
         conversation = read_conversation([None] * len(request.pictures), text, system)
@@ -141,47 +130,23 @@ class Reading:
         return coarse_pass(engine, [other], self.clock)[0]
 
     def answer_coarse(self, gate: GateDecision | None = None, row: DecodeRow | None = None) -> Answered:
-        """Answer from the coarse pass.
-
-        Args:
-            gate: what was decided; None for "nobody was asked".
-            row: the finished prefill, if there is one.
-        """
+        """Answer from the coarse pass."""
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, False))
-        answer = self._decoded(item, row or prefill(self.model.engine, [item], self.clock)[0])
-        return answer, dict(self.extra)
+        return self._decoded(item, (), row or prefill(self.model.engine, [item], self.clock)[0])
 
     def answer_zoomed(self, boxes: Sequence[MapBox], gate: GateDecision | None = None) -> Answered:
-        """Answer with regions read at high resolution.
-
-        Args:
-            boxes: best first; at least one.
-            gate: what was decided; None for "nobody was asked".
-        """
+        """Answer with regions read at high resolution."""
         engine = self.model.engine
         item = dataclasses.replace(self.coarse, gate=gate or GateDecision(None, None, True), boxes=tuple(boxes))
         zoomed, regions = zoom(engine, [item], self.clock)
-        answer = self._decoded(zoomed[0], prefill(engine, zoomed, self.clock)[0])
-        usage = dataclasses.replace(answer.usage, region_tokens=sum(region.tokens for region in regions[0]))
-        return dataclasses.replace(answer, regions=regions[0], usage=usage), dict(self.extra)
+        return self._decoded(zoomed[0], regions[0], prefill(engine, zoomed, self.clock)[0])
 
-    def _decoded(self, item: CoarseResult, row: DecodeRow) -> Answer:
+    def _decoded(self, item: CoarseResult, regions: Sequence[Region], row: DecodeRow) -> Answered:
         decode_row(self.model, row, self.clock)
-        usage = Usage(
-            coarse_tokens=sum(s.stop - s.start for s in item.state.prompt.spans if s.role == "coarse"),
-            prompt_tokens=len(item.state.prompt),
-            completion_tokens=len(row.tokens),
+        answer = make_answer(
+            self.model.engine, item, regions, self.clock, text=row.stream.text, tokens=row.tokens, finish=row.finish
         )
-        return Answer(
-            text=row.stream.text,
-            tokens=tuple(row.tokens),
-            gate=item.gate,
-            regions=(),
-            heat_maps=(),
-            usage=usage,
-            timing_ms=self.clock.snapshot(),
-            finish_reason=row.finish or "stop",
-        )
+        return answer, dict(self.extra)
 
 
 def start(model: QZoom, images: Any, question: SampleQuestion, options: Options) -> Reading:
@@ -207,12 +172,8 @@ def decode_row(model: QZoom, row: DecodeRow, clock: Stopwatch) -> None:
 
 
 def box_on(reading: Reading, box: Box, margin_cells: float = 0.0) -> MapBox:
-    """A box in original pixels of the first picture as the engine reads it.
-
-    Args:
-        box: xyxy, half-open.
-        margin_cells: coarse cells added on every side.
-    """
+    """A box in original pixels of the first picture as the engine reads it. `box`: xyxy, half-open. `margin_cells`:
+    coarse cells added on every side."""
     (width, height), (rows, columns) = reading.size_px, reading.grid
     engine = reading.model.engine
     padded = engine.backbone.square_padding is not None

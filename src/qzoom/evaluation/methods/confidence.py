@@ -8,49 +8,38 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from qzoom.config import ZoomConfig
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import propose
 from qzoom.engine.request import Options, check_heads
 from qzoom.errors import ConfigError
 from qzoom.evaluation.methods.base import Answered, Method, start
+from qzoom.model import QZoom
 from qzoom.types import GateDecision
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qzoom.config import ZoomConfig
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 
 def margin_doubt(logits: Tensor) -> float:
-    """One less the distance between the two most likely tokens' probabilities: 0 is sure, 1 is a tie.
-
-    Args:
-        logits: (vocabulary,) of the first token.
-    """
+    """One less the distance between the two most likely tokens' probabilities: 0 is sure, 1 is a tie. `logits`:
+    (vocabulary,) of the first token."""
     first, second = logits.float().softmax(-1).topk(2).values.tolist()
     return float(1 - (first - second))
 
 
 def entropy_doubt(logits: Tensor) -> float:
     """One less the inverse of the perplexity, exp(-entropy): 0 is sure, 0.5 like two equal tokens, 0.75 like four.
-
-    Args:
-        logits: (vocabulary,) of the first token.
-    """
+    `logits`: (vocabulary,) of the first token."""
     logs = logits.float().log_softmax(-1)
     return float(1 - (logs.exp() * logs).nan_to_num(0.0).sum().exp())
 
 
 def calibrated_threshold(config: ZoomConfig, name: str) -> float | None:
-    """What `qzoom calibrate --confidence-gates` chose for a gate; None for a model that was not calibrated so.
-
-    Raises:
-        ConfigError: the config holds something else in its place.
-    """
+    """What `qzoom calibrate --confidence-gates` chose for a gate; None for a model that was not calibrated so
+    (ConfigError: the config holds something else in its place)."""
     value: Any = config.provenance
     for key in ("calibration", "confidence_gates", name, "threshold"):
         if not isinstance(value, dict) or key not in value:

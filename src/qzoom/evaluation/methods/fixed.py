@@ -8,16 +8,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from qzoom.data.samples import SampleQuestion
 from qzoom.engine.request import Options
 from qzoom.evaluation.methods.base import Answered, Method, box_on, start
 from qzoom.images.geometry import box_area_px
+from qzoom.model import QZoom
 from qzoom.types import Box, GateDecision
-
-if TYPE_CHECKING:
-    from qzoom.data.samples import SampleQuestion
-    from qzoom.model import QZoom
 
 SIDE = 0.4
 """Share of each side of the picture that the centre and the random box take."""

@@ -35,8 +35,6 @@ def engine_arguments(
     """Arguments of `vllm.AsyncEngineArgs` for a checkpoint.
 
     Args:
-        model: "tiny", a folder or a hub id, as for `QZoom.from_pretrained`.
-        revision: on the hub.
         visual_tokens: most visual tokens of one picture; vLLM sets memory aside for such a picture.
         pictures: most pictures of one request; the checkpoint's regions come on top.
 
@@ -98,11 +96,8 @@ def check_positions(zoom: ZoomConfig | None, name: str) -> None:
 
 
 def command_line(arguments: Mapping[str, Any]) -> list[str]:
-    """The same for `vllm serve`: the model first; no word contains white space, so that a shell may split them.
-
-    Raises:
-        ConfigError: a path with white space.
-    """
+    """The same for `vllm serve`: the model first; no word contains white space, so that a shell may split them
+    (ConfigError: a path with white space)."""
     words = [str(arguments["model"])]
     for name, value in arguments.items():
         if name != "model":

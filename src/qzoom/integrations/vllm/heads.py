@@ -44,24 +44,14 @@ class Look:
 
 
 class Heads:
-    """The branches of a checkpoint.
-
-    Args:
-        checkpoint: as for `QZoom.from_pretrained`.
-        device: where the hidden states are.
-        dtype: their number format.
-    """
+    """The branches of a checkpoint."""
 
     def __init__(self, checkpoint: str, device: torch.device, dtype: torch.dtype) -> None:
         self.engine = load_engine(checkpoint, dtype=dtype, device_map=str(device), base_weights=False)
 
     def run(self, looks: Sequence[Look]) -> list[dict[str, Any]]:
-        """Replies of all looks of a step, as one batch; one that cannot be read costs only itself.
-
-        Returns:
-            For each {"score": of the gate, "nan" or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or
-            {"error"}.
-        """
+        """Replies of all looks of a step, as one batch; one that cannot be read costs only itself. Returns for each
+        {"score": of the gate, "nan" or None, "maps": [{"logits", "sinks"}, ...]} (see `pack`), or {"error"}."""
         replies: list[dict[str, Any]] = [{} for _ in looks]
         states: dict[int, State] = {}
         for i, look in enumerate(looks):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 import torch
@@ -18,14 +18,12 @@ from qzoom.engine.perceive import CoarseResult, Stopwatch, decide, with_maps
 from qzoom.errors import ConfigError, DeadlineError, EngineDownError, EngineRefusedError, QueueFullError, QZoomError
 from qzoom.heads.region_map import RegionMap
 from qzoom.images.load import png_data_url
+from qzoom.integrations.vllm.heads import LookMode
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.native import NativeEngine
 from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine
 from qzoom.serving.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from qzoom.integrations.vllm.heads import LookMode
 
 KEY = "QZOOM_ANSWER_KEY"
 _GREET_S = 10.0
@@ -38,10 +36,8 @@ class AnswerEngine(ZoomingEngine):
 
     Args:
         model: loaded with its weights; it looks.
-        settings: of the server.
         url: the other model's endpoint, as http://HOST:PORT/v1.
         name: what it is called there.
-        key: its API key.
 
     Raises:
         ConfigError: nobody answers at the address, the key is refused, or the model's family cannot look alone.
@@ -121,11 +117,8 @@ class AnswerEngine(ZoomingEngine):
 
 
 def _greet(url: str, key: str) -> None:
-    """One call that costs nothing, so that a wrong address or key is found at start.
-
-    Raises:
-        ConfigError: nobody answers there, or the key is refused.
-    """
+    """One call that costs nothing, so that a wrong address or key is found at start (ConfigError: nobody answers there,
+    or the key is refused)."""
     try:
         with openai.OpenAI(base_url=url, api_key=key or "none", timeout=_GREET_S, max_retries=0) as client:
             client.models.list()

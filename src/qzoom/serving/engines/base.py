@@ -29,11 +29,7 @@ class Job:
 
 
 class ServingEngine(ABC):
-    """What answers requests. All methods are called on one event loop.
-
-    Args:
-        model: tokenizer, arithmetic and limits.
-    """
+    """What answers requests. All methods are called on one event loop."""
 
     grace_s: ClassVar[float] = 0.0
     """Seconds after a job's deadline in which the engine itself reports it; then the front end does."""
@@ -55,11 +51,8 @@ class ServingEngine(ABC):
     def answer(self, job: Job) -> AsyncGenerator[StreamEvent, None]:
         """The events of an answer: one "perception", "text" pieces, one "answer".
 
-        Closing the generator, or cancelling the task that waits for it, cancels the job and frees its slot.
-
-        Raises:
-            QueueFullError: too many wait already.
-            QZoomError: what ended the job instead of an answer.
+        Closing the generator, or cancelling the task that waits for it, cancels the job and frees its slot
+        (QueueFullError: too many wait already; QZoomError: what ended the job instead of an answer).
         """
 
     @abstractmethod

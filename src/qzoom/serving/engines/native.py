@@ -18,12 +18,7 @@ from qzoom.types import Perception, StreamEvent
 
 
 class NativeEngine(ServingEngine):
-    """Answers by the model in this process.
-
-    Args:
-        model: loaded with its weights.
-        settings: of the server; its scheduler limits and `heartbeat_s` are used.
-    """
+    """Answers by the model in this process."""
 
     grace_s: ClassVar[float] = 5.0
     refused: tuple[str, ...] = ()

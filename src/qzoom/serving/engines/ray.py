@@ -52,11 +52,7 @@ _ROUTER: Any = RequestRouterConfig(request_router_class=PictureRouter)  # type: 
 
 
 class Replica:
-    """One replica: an engine behind Ray Serve.
-
-    Args:
-        open_engine: makes it.
-    """
+    """One replica: an engine behind Ray Serve."""
 
     def __init__(self, open_engine: OpenEngine) -> None:
         self._engine = open_engine()
@@ -72,7 +68,9 @@ class Replica:
                 return
             async with aclosing(self._engine.answer(job)) as events:
                 async for event in events:
-                    yield _light(event)
+                    if event.answer is not None:  # without the pictures, which the front end has
+                        event = dataclasses.replace(event, answer=dataclasses.replace(event.answer, images=()))
+                    yield event
         except QZoomError as error:
             yield error
 
@@ -87,9 +85,7 @@ class RayEngine(ServingEngine):
 
     Args:
         model: tokenizer, arithmetic and limits; base weights are not needed.
-        handle: of the deployment.
         limits: `queue` jobs may wait.
-        on_close: called at the end.
         native: whether the replicas are native engines, which refuse nothing.
     """
 
@@ -171,24 +167,11 @@ class RayEngine(ServingEngine):
                 self._waiting -= not begun
 
 
-def _light(event: StreamEvent) -> StreamEvent:
-    """Without the pictures, which the front end has."""
-    if event.answer is None:
-        return event
-    return dataclasses.replace(event, answer=dataclasses.replace(event.answer, images=()))
-
-
 def bind_engine(
     open_engine: OpenEngine, limits: SchedulerLimits, replicas: int, gpus: float = 0.0
 ) -> serve.Application:
-    """The deployment of the replicas, to be run.
-
-    Args:
-        open_engine: makes a replica's engine; it must be importable on all machines.
-        limits: of one replica.
-        replicas: how many.
-        gpus: of one replica.
-    """
+    """The deployment of the replicas, to be run. `open_engine`: makes a replica's engine; it must be importable on all
+    machines."""
     deployment: Any = serve.deployment(
         Replica,
         name=ENGINE,
@@ -202,14 +185,8 @@ def bind_engine(
 
 
 def start_replicas(open_engine: OpenEngine, settings: ServerSettings, replicas: int, *, gpus: float = 0.0) -> Any:
-    """Run replicas on the connected Ray, without Ray's HTTP proxy; returns when they answer.
-
-    Returns:
-        Their handle, for `RayEngine`.
-
-    Raises:
-        EngineDownError: a replica did not start; Ray's log says why.
-    """
+    """Run replicas on the connected Ray, without Ray's HTTP proxy; returns when they answer (EngineDownError: a replica
+    did not start; Ray's log says why). Returns their handle, for `RayEngine`."""
     serve.start(proxy_location="Disabled")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
@@ -224,14 +201,8 @@ def stop_replicas() -> None:
 
 
 def bind_front_end(engine: Any, front: Callable[[], QZoom], settings: ServerSettings, *, native: bool) -> Any:
-    """The front end as a deployment before the replicas, for a cluster whose Serve answers HTTP.
-
-    Args:
-        engine: from `bind_engine`.
-        front: loads what `RayEngine` needs of the model.
-        settings: of the server.
-        native: whether the replicas are native engines.
-    """
+    """The front end as a deployment before the replicas, for a cluster whose Serve answers HTTP. `engine`: from
+    `bind_engine`. `front`: loads what `RayEngine` needs of the model."""
 
     def build() -> Any:
         from qzoom.serving.app import create_app

@@ -44,8 +44,6 @@ class RemoteEngine(ZoomingEngine):
 
     Args:
         model: tokenizer, arithmetic and limits of the same checkpoint.
-        limits: see `ZoomingEngine`.
-        urls: where the servers are.
         identity: of the checkpoint, see `checkpoint_identity`; empty values are not compared.
         key: API key of the servers; empty for none.
 

@@ -20,7 +20,6 @@ class VllmEngine(ZoomingEngine):
 
     Args:
         model: tokenizer, arithmetic and limits of the same checkpoint.
-        limits: see `ZoomingEngine`.
         arguments: of `vllm.AsyncEngineArgs`, from `integrations.vllm.arguments.engine_arguments`.
 
     Raises:

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import PIL.Image
 import torch
 
 from qzoom.engine.generate import TextStream
@@ -25,10 +26,9 @@ from qzoom.engine.perceive import (
     Stopwatch,
     decide,
     gate_threshold,
-    heat_maps,
+    make_answer,
     make_perception,
     make_region,
-    usage_of,
     with_maps,
 )
 from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
@@ -42,9 +42,6 @@ from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer, Perception, Region, StreamEvent
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 Result = TypeVar("Result")
 _ASPECT = 200  # the processors of vLLM refuse longer pictures
@@ -79,12 +76,8 @@ class Piece:
 
 
 class ZoomingEngine(ServingEngine):
-    """Looks, zooms and lets another engine answer.
-
-    Args:
-        model: tokenizer, arithmetic and limits; the base's weights are not used.
-        limits: `slots` jobs run at a time and `queue` wait.
-    """
+    """Looks, zooms and lets another engine answer. `model`: tokenizer, arithmetic and limits; the base's weights are
+    not used. `limits`: `slots` jobs run at a time and `queue` wait."""
 
     def __init__(self, model: QZoom, limits: SchedulerLimits) -> None:
         super().__init__(model)
@@ -280,24 +273,17 @@ class _Record:
 
     def answer(self) -> Answer:
         """The record of the whole answer."""
-        item, engine = self._item, self._model.engine
-        pictures = item.request.pictures
-        usage = usage_of(engine, item, self._regions, len(self._tokens))
-        return Answer(
+        answer = make_answer(
+            self._model.engine,
+            self._item,
+            self._regions,
+            self._clock,
             text=self._text,
-            tokens=tuple(self._tokens),
-            gate=item.gate,
-            regions=self._regions,
-            heat_maps=heat_maps(engine, item),
-            usage=dataclasses.replace(usage, reused_tokens=self._cached, **self._counted),
-            timing_ms=self._clock.snapshot(),
-            image_sizes_px=tuple(p.size_px for p in pictures),
-            notes=tuple(note for p in pictures for note in p.notes),
-            finish_reason=self.finish or "stop",
-            question=item.request.conversation.question,
-            cell_px=engine.backbone.token_px,
-            images=tuple(p.image for p in pictures),
+            tokens=self._tokens,
+            finish=self.finish,
         )
+        usage = dataclasses.replace(answer.usage, reused_tokens=self._cached, **self._counted)
+        return dataclasses.replace(answer, usage=usage)
 
 
 def _known(values: torch.Tensor | None) -> torch.Tensor:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qzoom.backbones.base import Backbone
 from qzoom.errors import ConfigError
 from qzoom.training.losses import IGNORE
 
 if TYPE_CHECKING:
-    from qzoom.backbones.base import Backbone
     from qzoom.training.student.recipe import AttentionSupervision
 
 TEXT_ATTENTION = "qzoom_plain"
@@ -182,11 +182,9 @@ def supervision_loss(
     """Negative logarithm of the attention on the region: mean over heads, sum over the positions that write an answer.
 
     Args:
-        layer: of the decoder.
         inputs: of the layer, see `layer_inputs`.
         labels: (B, S), -100 outside the answers.
         packed: `regions` (B, questions, S) and `segment` (B, S) of `collate`; without any region the result is 0.
-        heads: that are supervised.
     """
     regions, segment = packed["regions"], packed["segment"]
     writes = torch.zeros_like(labels, dtype=torch.bool)

@@ -20,11 +20,14 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import PIL.Image
 import torch
+from PIL import Image
 from torch import Tensor
 
+from qzoom.config import TokenBudget
 from qzoom.data.cells import covered_cells
 from qzoom.data.overlay import choose_style, clause, draw, has_box
 from qzoom.engine.cache import LRUCache
@@ -39,11 +42,6 @@ from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import wrap
 from qzoom.training.student.schedule import ScheduleEntry, box_in_crop, questions_in_crop, random_crop, regions_of
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import PIL.Image
-
-    from qzoom.config import TokenBudget
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +69,9 @@ class Prompter:
         self.engine = engine
         self.recipe = recipe
         self._chat = ChatEncoder(engine.backbone)
-        self._cache: LRUCache[PIL.Image.Image] = LRUCache(int(recipe.cache_gb * 1e9), _bytes_of)
+        self._cache: LRUCache[PIL.Image.Image] = LRUCache(
+            int(recipe.cache_gb * 1e9), lambda image: 3 * image.width * image.height
+        )
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def budget_of(self, tokens: int) -> TokenBudget:
@@ -161,18 +161,12 @@ class Prompter:
 
     def _resized(self, picture: PIL.Image.Image, tokens: int) -> PIL.Image.Image:
         """The image at its view's size, by the backbone's own resampling; the view of either is the same."""
-        from PIL import Image
-
         backbone: Any = self.engine.backbone
         rows, columns = backbone.grid(picture.size, self.budget_of(tokens))
         target = (columns * backbone.token_px, rows * backbone.token_px)
         if picture.size == target:
             return picture
         return picture.resize(target, Image.Resampling(int(backbone.image_processor.resample)))
-
-
-def _bytes_of(image: PIL.Image.Image) -> int:
-    return image.width * image.height * 3
 
 
 _SOURCE = object()
@@ -200,8 +194,6 @@ class Collator:
     """From numbers of schedule entries to tensors: batches for supervised training, prompts and right replies for GRPO.
 
     Args:
-        prompter: makes views and prompts.
-        questions: that the entries refer to.
         schedule: of the run; one question per entry for GRPO.
         rehearsal: draws rehearsal data.
         masked: give every batch a 4-D mask, for attention that needs one.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qzoom.errors import DataError
+from qzoom.errors import DataError, reason_of
 from qzoom.store.log import write_atomic
 from qzoom.types import Box
 
@@ -51,10 +51,8 @@ def read_split(folder: Path, pictures: Path, share: float, seed: int) -> Split:
     """Read the Parquet files of an exported folder, or of its `data`; pictures are kept in a folder of their own.
 
     Files whose names begin with "val" are validated with, all others (but "test") trained on; without rows in the
-    former a share of the pictures is held out by the seed.
-
-    Raises:
-        DataError: no files, no questions, a missing column or a malformed row.
+    former a share of the pictures is held out by the seed (DataError: no files, no questions, a missing column or a
+    malformed row).
     """
     files = check_folder(folder)
     held = [path for path in files if path.name.startswith("val")]
@@ -110,7 +108,7 @@ def _read(path: Path, pictures: Path) -> Iterator[ExportedQuestion]:
                 number += 1
                 yield _question(row, f"{path}, row {number}", path.parent, pictures)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); export it again.") from error
+        raise DataError(f"{path} cannot be read as Parquet ({reason_of(error)}); export it again.") from error
 
 
 def _question(row: Mapping[str, Any], where: str, folder: Path, pictures: Path) -> ExportedQuestion:

@@ -10,8 +10,8 @@ from pydantic import Field
 from qzoom.data.overlay import STYLES, ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.llm.settings import EndpointSettings
-from qzoom.settings import Between, Share, Text, settings
-from qzoom.training.run import TrackerName, resume_values
+from qzoom.settings import Between, Share, Text, settings, to_dict
+from qzoom.training.run import TrackerName, without
 from qzoom.training.stages import Count, CountOrNone
 from qzoom.training.student.schedule import RandomCrops
 
@@ -206,7 +206,7 @@ class StudentRecipe:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
-        return resume_values(self, RESUMABLE_CHANGES)
+        return without(to_dict(self), RESUMABLE_CHANGES)
 
 
 def _check_divides(whole: int, micro_batch: int) -> None:

@@ -8,19 +8,25 @@ OUT/model          the result, heads included
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import nn
+
+from qzoom.checkpoints.load import load_engine
+from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError, DataError
+from qzoom.llm.settings import CallSettings
+from qzoom.scoring.judge import open_judge
 from qzoom.store.log import write_atomic
 from qzoom.training.lora import add_lora
 from qzoom.training.run import (
@@ -38,12 +44,8 @@ from qzoom.training.run import (
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import Split, check_folder, digest_of, read_split
 from qzoom.training.student.recipe import StudentRecipe
-from qzoom.training.student.rewards import JudgeCall
-from qzoom.training.student.schedule import ScheduleEntry, draw_rehearsal, epoch_entries, make_schedule
+from qzoom.training.student.schedule import draw_rehearsal, epoch_entries, make_schedule
 from qzoom.training.student.validate import StudentCallback, Validation, last_checkpoint
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FINAL_FILE = "final.safetensors"
 RUN_FILE = "run.json"
@@ -93,23 +95,20 @@ def train_student(
     """Run a recipe, or resume it. Nothing is written before the base and the folder of the data have been checked.
 
     Args:
-        recipe: what to do.
         output: see the module.
-        device: "cpu" or "cuda".
-        fresh: start over.
         base: the loaded student, instead of loading the recipe's.
-        on_phase: called with each phase's name and number of steps.
-        on_step: called with each step's metrics.
-        on_validation: called with each validation.
 
     Raises:
         ConfigError: settings that do not fit an earlier run in `output`, or a missing package.
         DataError: data that cannot be used.
     """
-    from qzoom.checkpoints.weights import base_digest
-
     _check_packages()
-    folder = _data_folder(recipe)
+    from accelerate import PartialState
+
+    if not recipe.data:
+        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
+    folder = Path(recipe.data).expanduser()
+    check_folder(folder)
     engine = base or load_student(recipe, device)
     engine.backbone.need_bare_grid("Training a student")
     digest = base_digest(engine)
@@ -119,7 +118,8 @@ def train_student(
         output.mkdir(parents=True, exist_ok=True)
         if fresh:
             clear_run(output, ("sft", "grpo", RUN_FILE))
-    _wait_for_everyone(run)
+    if run.processes > 1:
+        PartialState(cpu=device == "cpu").wait_for_everyone()
     split = read_split(folder, output / "pictures", recipe.validation, recipe.seed)
     if run.is_main:
         _check_run(run, digest, split)
@@ -135,37 +135,18 @@ def train_student(
         validations=tuple(validation for _, found in done for validation in found),
     )
     if run.is_main:
-        _save(run, model, result, digest)
+        if recipe.lora_rank:
+            model.merge_and_unload()
+        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
+        if engine.gate is not None or engine.region is not None:
+            facts["heads"] = HEADS_NOTE
+        save_model(run, result, {"distill": facts}, whole=True)
     return result
 
 
-def _data_folder(recipe: StudentRecipe) -> Path:
-    """The folder of the data, checked."""
-    if not recipe.data:
-        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
-    folder = Path(recipe.data).expanduser()
-    check_folder(folder)
-    return folder
-
-
-def _save(run: TrainingRun, model: Any, result: StudentReport, digest: str) -> None:
-    """Write the student, with LoRA weights merged in."""
-    if run.recipe.lora_rank:
-        model.merge_and_unload()
-    facts: dict[str, Any] = {"recipe": run.recipe.decisive(), "base_weights": digest}
-    if run.engine.gate is not None or run.engine.region is not None:
-        facts["heads"] = HEADS_NOTE
-    save_model(run, result, {"distill": facts}, whole=True)
-
-
 def load_student(recipe: StudentRecipe, device: str) -> Engine:
-    """The recipe's base on a device; with LoRA, frozen weights are held in the recipe's precision.
-
-    Raises:
-        CheckpointError: it cannot be found or read.
-    """
-    from qzoom.checkpoints.load import load_engine
-
+    """The recipe's base on a device; with LoRA, frozen weights are held in the recipe's precision (CheckpointError: it
+    cannot be found or read)."""
     dtype = "bfloat16" if recipe.lora_rank and recipe.precision == "bfloat16" else "float32"
     target = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
     return load_engine(recipe.base, dtype=dtype, device_map=target)
@@ -208,11 +189,8 @@ def steps_of_phase(recipe: StudentRecipe, phase: str, split: Split) -> int:
 def run_phase(
     run: TrainingRun[StudentRecipe], phase: str, model: Any, weights: dict[str, nn.Parameter], split: Split
 ) -> tuple[PhaseReport, list[Validation]]:
-    """Train a phase in a folder of the run's, or resume it; the weights of a finished phase are only loaded.
-
-    Returns:
-        The report and the validations of this process.
-    """
+    """Train a phase in a folder of the run's, or resume it; the weights of a finished phase are only loaded. Returns
+    the report and the validations of this process."""
     began, recipe = time.monotonic(), run.recipe
     steps = steps_of_phase(recipe, phase, split)
     run.on_phase(phase, steps)
@@ -225,8 +203,15 @@ def run_phase(
         best_step = int(metadata["step"]) if metadata.get("step") else None
     else:
         callback = StudentCallback(run, phase, steps, split.validation, weights)
-        judge_cache = run.folder.parent / "calls.sqlite"
-        with _judge(recipe, judge_cache) as judge, _stock_forward(run.engine), without_deprecations():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(without_deprecations())
+            # Trainers put their own forward on the model; afterwards it is the class's again.
+            stack.callback(run.engine.backbone.model.__dict__.pop, "forward", None)
+            judge = None
+            if recipe.grpo.judge is not None:
+                calls = CallSettings(retries=5, budget_requests=recipe.grpo.judge_budget)
+                asked = open_judge(recipe.grpo.judge, calls, run.folder.parent / "calls.sqlite")
+                judge = stack.enter_context(contextlib.closing(asked)).right
             trainer = _trainer(run, phase, model, split, steps, judge=judge, callbacks=[callback])
             last = last_checkpoint(run.folder)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -252,19 +237,7 @@ def _trainer(
     from qzoom.training.student.trainers import make_grpo_trainer, make_sft_trainer, uses_plain_attention
 
     recipe, prompter = run.recipe, Prompter(run.engine, run.recipe)
-    schedule = _schedule(recipe, phase, split, steps)
-    if phase == "sft":
-        rehearsal = partial(draw_rehearsal, most=max(2, recipe.sft.questions))
-        masked, regions = uses_plain_attention(run), recipe.attention_supervision.weight > 0
-        collator = Collator(prompter, split.train, schedule, rehearsal, masked=masked, regions=regions)
-        return make_sft_trainer(run, model, collator, steps, callbacks)
-    cached = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_rehearsal, most=1))
-    collator = Collator(prompter, split.train, schedule, cached)
-    return make_grpo_trainer(run, model, collator, steps, judge=judge, callbacks=callbacks)
-
-
-def _schedule(recipe: StudentRecipe, phase: str, split: Split, steps: int) -> list[ScheduleEntry]:
-    return make_schedule(
+    schedule = make_schedule(
         split.train,
         steps=steps,
         batch=getattr(recipe, phase).batch,
@@ -275,40 +248,23 @@ def _schedule(recipe: StudentRecipe, phase: str, split: Split, steps: int) -> li
         seed=recipe.seed if phase == "sft" else recipe.seed + 1,
         crops=recipe.random_crops if phase == "sft" else None,
     )
+    if phase == "sft":
+        rehearsal = partial(draw_rehearsal, most=max(2, recipe.sft.questions))
+        masked, regions = uses_plain_attention(run), recipe.attention_supervision.weight > 0
+        collator = Collator(prompter, split.train, schedule, rehearsal, masked=masked, regions=regions)
+        return make_sft_trainer(run, model, collator, steps, callbacks)
+    cached = lru_cache(maxsize=2 * recipe.grpo.batch)(partial(draw_rehearsal, most=1))
+    collator = Collator(prompter, split.train, schedule, cached)
+    return make_grpo_trainer(run, model, collator, steps, judge=judge, callbacks=callbacks)
 
 
 def _questions_per_entry(recipe: StudentRecipe, phase: str) -> int:
     return recipe.sft.questions if phase == "sft" else 1
 
 
-@contextmanager
-def _judge(recipe: StudentRecipe, cache: Path) -> Iterator[JudgeCall | None]:
-    """The recipe's judge for as long as a phase runs."""
-    if recipe.grpo.judge is None:
-        yield None
-        return
-    from qzoom.llm.settings import CallSettings
-    from qzoom.scoring.judge import open_judge
-
-    judge = open_judge(recipe.grpo.judge, CallSettings(retries=5, budget_requests=recipe.grpo.judge_budget), cache)
-    try:
-        yield judge.right
-    finally:
-        judge.close()
-
-
-@contextmanager
-def _stock_forward(engine: Engine) -> Iterator[None]:
-    """Trainers put their own forward on the model; afterwards it is the class's again."""
-    model = engine.backbone.model
-    try:
-        yield
-    finally:
-        model.__dict__.pop("forward", None)
-
-
 def _check_packages() -> None:
     try:
+        import accelerate
         import datasets
         import trl
     except ImportError as error:
@@ -316,15 +272,7 @@ def _check_packages() -> None:
             f"`qzoom train student` needs the package {error.name}; install it with: "
             "pip install 'qzoom[distill,train]'."
         ) from error
-    del datasets, trl
-
-
-def _wait_for_everyone(run: TrainingRun[StudentRecipe]) -> None:
-    """Wait until all processes of a run have come here."""
-    if run.processes > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=run.device == "cpu").wait_for_everyone()
+    del accelerate, datasets, trl
 
 
 def _check_run(run: TrainingRun[StudentRecipe], weights: str, split: Split) -> None:

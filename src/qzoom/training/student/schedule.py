@@ -11,9 +11,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
+import PIL.Image
 from pydantic import Field
 
 from qzoom.data.overlay import ShareSchedule
@@ -25,9 +26,6 @@ from qzoom.images.geometry import contains
 from qzoom.settings import Between, settings
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.types import Box
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +75,9 @@ def make_schedule(
     """All entries of a run, `batch` to a step.
 
     Args:
-        questions: to train on.
-        steps: optimiser steps.
-        batch: entries a step.
-        most: questions an entry.
         tokens: budgets, one drawn per step; empty for the model's own.
         negatives: see `epoch_entries`.
         rehearsal: share of drawn images, spread evenly.
-        seed: of everything.
-        crops: random crops; None for none.
     """
     total = steps * batch
     entries: list[ScheduleEntry] = []
@@ -160,11 +152,8 @@ def random_crop(
     """A crop that contains a box, in original pixels; the whole image if the crop would be as large.
 
     Args:
-        target: the box.
-        size_px: (width, height) of the image.
         area_px: of the crop's view, in its own pixels.
         scales: lowest and highest resolution, in pixels of the view per pixel of the image.
-        rng: draws resolution, aspect ratio and position.
     """
     scale = math.exp(rng.uniform(math.log(min(scales)), math.log(scales[1])))
     area = area_px / scale**2

@@ -13,20 +13,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError
+from qzoom.model import QZoom
 from qzoom.training.run import MetricsLog, TrainingRun, copy_weights, read_tensors, save_tensors, truncate_log
 from qzoom.training.student.collate import Prompter
 from qzoom.training.student.data import ExportedQuestion
 from qzoom.training.student.recipe import StudentRecipe
 from qzoom.training.student.rewards import accuracy
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _AT_ONCE = 8
 
@@ -63,10 +63,6 @@ def validate_student(
 
 def _answered_rightly(engine: Engine, questions: Sequence[ExportedQuestion], recipe: StudentRecipe) -> list[bool]:
     """Whether each question is answered rightly, by rules alone."""
-    import torch
-
-    from qzoom.model import QZoom
-
     model, prompter = QZoom(engine, "the student"), Prompter(engine, recipe)
     options: dict[str, Any] = {"zoom": "never", "max_new_tokens": recipe.max_new_tokens}
     if recipe.validation_tokens:
@@ -100,9 +96,6 @@ class StudentCallback(TrainerCallback):
     Args:
         run: the phase's folder and the callbacks.
         phase: "sft" or "grpo".
-        steps: of the phase.
-        questions: to validate with.
-        weights: those that train, by name.
     """
 
     def __init__(

@@ -22,12 +22,8 @@ class ReceiptsTask(ConfigurableMessagesTask):
         super().__init__(config={name: value for name, value in (config or {}).items() if name != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        """Read the file that QZOOM_RECEIPTS names, one row a question.
-
-        Raises:
-            ConfigError: the variable is not set.
-            DataError: the file cannot be used.
-        """
+        """Read the file that QZOOM_RECEIPTS names, one row a question (ConfigError: the variable is not set; DataError:
+        the file cannot be used)."""
         folder = os.environ.get("QZOOM_RECEIPTS")
         if not folder:
             raise ConfigError(

@@ -32,12 +32,8 @@ class ZoomBenchTask(ConfigurableMessagesTask):
         super().__init__(config={name: value for name, value in (config or {}).items() if name != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        """Open the table from the hub or the folder QZOOM_ZOOMBENCH.
-
-        Raises:
-            ConfigError: an unknown view.
-            DataError: no such table.
-        """
+        """Open the table from the hub or the folder QZOOM_ZOOMBENCH (ConfigError: an unknown view; DataError: no such
+        table)."""
         _view()
         rows = [_row(number) for number in range(len(_table().ids))]
         self.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
