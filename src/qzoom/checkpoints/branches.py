@@ -97,8 +97,8 @@ def _check_tensors(
     missing, unknown = sorted(set(wanted) - optional - set(found)), sorted(set(found) - set(wanted))
     if any(".experts.0." in name for name in missing) and any(".experts." in name for name in unknown):
         raise CheckpointError(
-            f"{where} has its experts fused into one tensor per layer, but the base's files hold each one apart; use the "
-            "adapter as it is, converting is not supported for this family."
+            f"{where} has its experts fused into one tensor per layer, but the base's files hold each one apart; use "
+            "the adapter as it is, converting is not supported for this family."
         )
     if missing or unknown:
         kind, names = ("lacks", missing) if missing else ("has unknown", unknown)
