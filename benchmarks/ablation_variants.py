@@ -8,6 +8,8 @@ from typing import Any
 REFERENCE = "reference"
 THRESHOLDS = (0.3, 0.45, 0.6, 0.75)
 STRATEGIES = ("consistency", "prediction_vs_gt")
+DECISIONS = ("map", "answer")
+"""What may decide in the gate's place, see `ZoomConfig.decide_by`; compared with the gates of both kinds of labels."""
 GATES = "gates"
 
 
@@ -99,6 +101,11 @@ GROUPS = {
         "no figure: one box around everything; the successor takes components of a map relative to its peak",
         "",
     ),
+    "sparse": Group(
+        "Sparse crops",
+        "no figure of their own: the successor reads only the foreground of a crop enlarged by up to 3",
+        "",
+    ),
 }
 
 VARIANTS = (
@@ -144,6 +151,28 @@ VARIANTS = (
         "boxes",
         recipe=None,
         zoom={"box": {"components": "all", "max_regions": 3}},
+    ),
+    Variant(
+        "six",
+        "up to six components share the tokens by area",
+        "boxes",
+        recipe=None,
+        zoom={"box": {"components": "all", "max_regions": 6}},
+    ),
+    Variant(
+        "six-equal",
+        "up to six components share the tokens equally",
+        "boxes",
+        recipe=None,
+        zoom={"box": {"components": "all", "max_regions": 6, "shares": "equal"}},
+    ),
+    Variant("sparse", "only the foreground of the enlarged box", "sparse", recipe=None, zoom={"box": {"sparse": 3.0}}),
+    Variant(
+        "sparse-union",
+        "the same of one box around all foreground",
+        "sparse",
+        recipe=None,
+        zoom={"box": {"sparse": 3.0, "components": "union"}},
     ),
 )
 

@@ -159,7 +159,8 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
             verdicts.append([f"{group.title}: {one['title']}", group.paper, said])
     parts += [f"Left out: {note}\n" for note in figures["notes"]]
     if figures["gates"]:
-        parts += ["### Consistency-aware against naive gate labels\n", f"Paper: {GATE_PAPER}.\n"]
+        parts += ["### Consistency-aware against naive gate labels, and what may decide in the gate's place\n"]
+        parts += [f"Paper: {GATE_PAPER}. `map` and `answer` are values of `decide_by`, which needs no training.\n"]
         parts += _gates(figures["gates"], caps)
         verdicts.append(["Gate labels", GATE_PAPER, gate_verdict(figures["gates"], caps)])
     if len(verdicts) > 1:
@@ -186,7 +187,7 @@ def _table(reference: Mapping[str, Any], members: Mapping[str, Mapping[str, Any]
 
 
 def _gates(gates: Mapping[str, Any], caps: Sequence[int]) -> list[str]:
-    head = ["Labels", "samples"]
+    head = ["Gate", "samples"]
     for cap in caps:
         head += [f"{cap}: never", "always", "skipped at no loss", "at a point's loss"]
     rows, notes = [head], []

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_train import Bench, plain_base, train_answers, train_gate, train_regions
-from benchmarks.ablation_variants import GATES, REFERENCE, STRATEGIES, THRESHOLDS, Variant, chosen
+from benchmarks.ablation_variants import DECISIONS, GATES, REFERENCE, STRATEGIES, THRESHOLDS, Variant, chosen
 from benchmarks.ablation_words import write_ablations
 from benchmarks.evidence import (
     CALIBRATION_SEED,
@@ -193,7 +193,10 @@ def gate_works(bench: Bench, name: str, look: Look) -> Iterator[Work]:
 
 
 def run_gates(bench: Bench) -> None:
-    """Train both gates and keep their scores; a strategy that finds nothing to learn from leaves a note."""
+    """Train both gates and keep their scores, and those of what may decide in their place.
+
+    A strategy that finds nothing to learn from leaves a note.
+    """
     reference = chosen(None)[0]
     threshold = threshold_of(bench, reference)
     model = looking(train_regions(bench, reference), reference, threshold, bench.given.train_device)
@@ -208,6 +211,12 @@ def run_gates(bench: Bench) -> None:
         for coarse, region in bench.given.looks:
             for work in gate_works(bench, f"gate-{strategy}", Look(coarse, region, 0.0)):
                 ask(model, work, bench.clock, bench.say)
+    for name in DECISIONS:
+        other = dataclasses.replace(reference, zoom={"decide_by": name})
+        model = looking(train_regions(bench, reference), other, threshold, bench.given.train_device)
+        for coarse, region in bench.given.looks:
+            for work in gate_works(bench, f"gate-{name}", Look(coarse, region, 0.0)):
+                ask(model, work, bench.clock, bench.say)
 
 
 def found_variants(bench: Bench) -> dict[str, Any]:
@@ -221,9 +230,9 @@ def found_variants(bench: Bench) -> dict[str, Any]:
 
 
 def found_gates(bench: Bench) -> dict[str, Any]:
-    """For each strategy its scored questions at every cap, or the note that says why there are none."""
+    """For each strategy and decision its scored questions at every cap, or the note that says why there are none."""
     out: dict[str, Any] = {}
-    for strategy in STRATEGIES:
+    for strategy in (*STRATEGIES, *DECISIONS):
         folder = bench.root / "variants" / f"gate-{strategy}"
         if (folder / "note.txt").is_file():
             out[strategy] = {"note": (folder / "note.txt").read_text(encoding="utf-8")}

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.ablation_variants import GATES, THRESHOLDS
+from benchmarks.ablation_variants import DECISIONS, GATES, THRESHOLDS
 from benchmarks.evidence import Look, Work, options_of
 from qzoom.evaluation.tables import markdown_table
 
@@ -100,6 +100,7 @@ def print_ablation_plan(model: QZoom, given: Namespace, tasks: Sequence[Task], v
     if given.only is None or GATES in given.only:
         total += add("the ladder of gate labels", 1, given.gate_pictures * label * len(given.ladder) / 2)
         total += add("gate trainings and answers", 2, given.gate_steps * step + answers / 2)
+        total += add("answers with other decisions", len(DECISIONS), answers / 2)
     print(markdown_table(rows))
     _say_total(total, began)
 

@@ -5,8 +5,12 @@ with the gate forced to yes and to no; the mean of the two is weighted with the 
 model zooms at equal accuracy (docs/results/ladder.json). Every time stands beside the ratio of operations, so the page
 says how much of what arithmetic promises is reached.
 
-Usage: python benchmarks/scale.py --config CONFIG.json [--device cuda] [--output docs/results/scale.json]
-`CONFIG.json` is the `config.json` of a Qwen3-VL checkpoint (transformers 4.57 or 5 field names).
+Usage: python -m benchmarks.scale --config CONFIG.json [--layers N] [--only CASE ...] [--device cuda]
+       python -m benchmarks.scale --report
+`CONFIG.json` is the `config.json` of a Qwen3-VL checkpoint (transformers 4.57 or 5 field names). Every case that is
+measured is a line of `--store`; a rerun measures what is missing. `--layers N` builds a decoder of N layers, with as
+large a part of the vision encoder, of K and of T. `--report` writes docs/results/scale.md and .json: a case that was
+not measured at the full depth is extended from two smaller depths along a straight line.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -30,17 +35,33 @@ from benchmarks.engine import FIRST, machine
 from qzoom.config import TokenBudget, ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.evaluation.flops import answer_flops, shape_of
+from qzoom.evaluation.tables import markdown_table
 from qzoom.heads.branches import new_gate, new_region
 from qzoom.model import QZoom
 from qzoom.types import Answer
 
 PLAIN = (1024, 4096)
 ZOOM = ((144, 144), (64, 144))
-LADDER = Path(__file__).parent.parent / "docs" / "results" / "ladder.json"
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+LADDER = RESULTS / "ladder.json"
 
 
-def build_model(path: Path, dtype: torch.dtype, device: str, depth: tuple[int, int]) -> QZoom:
-    """The configured model, weights uniform in +-0.02, with K shared and T branch layers from `depth`."""
+def depths(path: Path, layers: int) -> dict[str, Any]:
+    """The settings of the configured model cut to so many decoder layers (0: all), and K and T for them."""
+    values = json.loads(path.read_text())
+    text, vision = values["text_config"], values["vision_config"]
+    whole = text["num_hidden_layers"]
+    layers = layers or whole
+    depth = max(1, vision["depth"] * layers // whole)
+    levels = [max(0, (at + 1) * depth // vision["depth"] - 1) for at in vision["deepstack_visual_indexes"]]
+    text["num_hidden_layers"] = layers
+    vision |= {"depth": depth, "deepstack_visual_indexes": levels}
+    settings = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
+    return {"settings": settings, "layers": layers, "of": whole, "K": 2 * layers // 3, "T": max(1, layers // 12)}
+
+
+def build_model(made: dict[str, Any], dtype: torch.dtype, device: str) -> QZoom:
+    """A model of the settings from `depths`, weights uniform in +-0.02."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -57,8 +78,7 @@ def build_model(path: Path, dtype: torch.dtype, device: str, depth: tuple[int, i
             ("vision_end", "vision_end"),
         )
     }
-    values = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("model_type", "architectures")}
-    config = Qwen3VLConfig(**values | ids)
+    config = Qwen3VLConfig(**made["settings"] | ids)
     torch.set_default_dtype(dtype)
     with torch.device("meta"):
         model = Qwen3VLForConditionalGeneration(config)
@@ -68,16 +88,26 @@ def build_model(path: Path, dtype: torch.dtype, device: str, depth: tuple[int, i
     model.generation_config.pad_token_id = 0
     model.generation_config.do_sample = False
     backbone = build_backbone(model, tokenizer, Qwen2VLImageProcessorPil(patch_size=config.vision_config.patch_size))
-    heads = (part(backbone, *depth).eval().requires_grad_(False) for part in (new_gate, new_region))
-    return QZoom(Engine(backbone, *heads, config=ZoomConfig(shared_layers=depth[0], branch_layers=depth[1])), "random")
+    heads = (part(backbone, made["K"], made["T"]).eval().requires_grad_(False) for part in (new_gate, new_region))
+    zoom = ZoomConfig(shared_layers=made["K"], branch_layers=made["T"])
+    return QZoom(Engine(backbone, *heads, config=zoom), "random")
 
 
 def _fill(model: Any, device: str) -> Any:
-    """Memory for all parameters, with random values; the buffers (rotary frequencies) are computed again."""
+    """Memory for all parameters, with a few million random values again and again, since drawing billions takes long.
+
+    The buffers (rotary frequencies) are computed again.
+    """
     model.to_empty(device=device)
+    model.tie_weights()
+    noise = torch.empty(2**22, dtype=torch.float32, device=device).uniform_(-0.02, 0.02)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.fill_(1.0) if name.endswith("norm.weight") else weight.uniform_(-0.02, 0.02)
+            if name.endswith("norm.weight"):
+                weight.fill_(1.0)
+                continue
+            for piece in weight.view(-1).split(len(noise)):
+                piece.copy_(noise[: len(piece)])
     for module in model.modules():
         inverse = getattr(module, "inv_freq", None)
         if inverse is None:
@@ -112,26 +142,26 @@ def cases(model: QZoom, tokens: int) -> dict[str, Callable[[], Answer]]:
     return out
 
 
-def measure(
-    todo: dict[str, Callable[[], Answer]], repeats: int, device: str
-) -> tuple[dict[str, float], dict[str, Answer]]:
-    """Least seconds of every case over interleaved repetitions, after one round that is not measured."""
-    seconds: dict[str, float] = {}
-    answers: dict[str, Answer] = {}
-    gc.disable()
-    for turn in range(repeats + 1):
-        for name, work in todo.items():
-            _wait(device)
-            start = time.perf_counter()
-            answers[name] = work()
-            _wait(device)
-            spent = time.perf_counter() - start
-            print(f"{name}: {spent:.2f} s", flush=True)
-            if turn or not repeats:
-                seconds[name] = min(spent, seconds.get(name, spent))
-        gc.collect()
-    gc.enable()
-    return seconds, answers
+def warm(model: QZoom) -> Callable[[], Answer]:
+    """A small question that loads what loads once."""
+    return lambda: model.ask(Image.new("RGB", (128, 128)), FIRST, zoom="never", max_new_tokens=2)
+
+
+def measure(name: str, work: Callable[[], Answer], repeats: int, device: str, clock: str) -> dict[str, Any]:
+    """The least seconds of a case over some repetitions; "cpu" takes the processor's time, not the wall clock's."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    least = math.inf
+    gc.collect()
+    for _ in range(repeats):
+        _wait(device)
+        start = now()
+        answer = work()
+        _wait(device)
+        least = min(least, now() - start)
+    zooms = name.endswith(", zoomed")
+    if answer.gate.zoomed != zooms:
+        raise RuntimeError(f"{name}: the answer zoomed is {answer.gate.zoomed}.")
+    return {"case": name, "seconds": round(least, 4), "clock": clock, "answer": answer}
 
 
 def _wait(device: str) -> None:
@@ -153,7 +183,7 @@ def operations(model: QZoom, answer: Answer) -> int:
     )
 
 
-def compare(seconds: dict[str, float], flops: dict[str, int], shares: dict[str, float]) -> list[dict[str, Any]]:
+def compare(seconds: dict[str, float], flops: dict[str, float], shares: dict[str, float]) -> list[dict[str, Any]]:
     """One row per kind of picture, pair and cap: speed-up, ratio of operations and the part of it that is reached."""
     rows = []
     for kind, share in shares.items():
@@ -182,41 +212,135 @@ def zoom_shares() -> dict[str, float]:
     }
 
 
+def at_depth(lines: list[dict[str, Any]], name: str, field: str, whole: int) -> tuple[float, bool] | None:
+    """A case's figure at the full depth, and whether it was measured there; else extended from two depths."""
+    own = {line["layers"]: line[field] for line in lines if line["case"] == name}
+    if whole in own:
+        return own[whole], True
+    if len(own) < 2:
+        return None
+    low, high = sorted(own)[-2:]
+    slope = (own[high] - own[low]) / (high - low)
+    return own[high] + slope * (whole - high), False
+
+
+def report(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of everything measured."""
+    whole = lines[-1]["of"]
+    found = {}
+    for name in dict.fromkeys(line["case"] for line in lines):
+        time_of, work = (at_depth(lines, name, field, whole) for field in ("seconds", "tflops"))
+        if time_of is not None and work is not None:
+            found[name] = {"seconds": round(time_of[0], 3), "tflops": round(work[0], 3), "measured": time_of[1]}
+    seconds, flops = ({name: one[field] for name, one in found.items()} for field in ("seconds", "tflops"))
+    needed = {f"plain {cap}" for cap in PLAIN} | {f"{c} + {r}, {o}" for c, r in ZOOM for o in ("no zoom", "zoomed")}
+    ratios = compare(seconds, flops, zoom_shares()) if needed <= found.keys() else []
+    return {
+        "benchmark": "scale",
+        "weights": "random: speed only",
+        "layers": whole,
+        "lines": lines,
+        "cases": found,
+        "ratios": ratios,
+    }
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The page."""
+    last = record["lines"][-1]
+    where = last["machine"]
+    clock = "processor seconds, so that other work does not count" if last["clock"] == "cpu" else "seconds"
+    parts = [
+        "# Time at a published model's sizes\n",
+        f"Random weights: speed only, nothing about accuracy. Sizes of {last['name']} ({record['layers']} decoder "
+        f"layers), {last['dtype']}, {last['answer_tokens']} answer tokens, {where['threads']} thread of an "
+        f"{where['cpu']}, torch {where['torch']}, transformers {where['transformers']}; {clock}, one repetition. "
+        "Made by `python -m benchmarks.scale`.\n",
+        "A zoomed question and one that the coarse look settles are timed with the gate forced to yes and to no; their "
+        "mean is weighted with the share of questions that the embedded model zooms at equal accuracy (ladder.json).\n",
+    ]
+    names = ("faster", "operations")
+    rows = [["Kind, share zoomed", "pair", "plain cap", "times faster", "times fewer operations", "reached"]]
+    rows += [
+        [
+            f"{r['kind']}, {r['share']:.0%}",
+            r["pair"],
+            str(r["cap"]),
+            *(f"{r[k]:.2f}" for k in names),
+            f"{r['reached']:.0%}",
+        ]
+        for r in record["ratios"]
+    ]
+    parts.append(markdown_table(rows) if record["ratios"] else "Not all cases are measured yet.\n")
+    deep = sorted({line["layers"] for line in record["lines"]})
+    rows = [["Case", *(f"{depth} layers: s" for depth in deep), "TFLOP", "at full depth: s", "TFLOP", "TFLOP a second"]]
+    for name, one in record["cases"].items():
+        own = {line["layers"]: line for line in record["lines"] if line["case"] == name}
+        cells = [f"{own[depth]['seconds']:.1f}" if depth in own else "–" for depth in deep]
+        deepest = own[max(own)]
+        note = "" if one["measured"] else " (extended)"
+        rows.append([name, *cells, f"{deepest['tflops']:.2f}", f"{one['seconds']:.1f}{note}", f"{one['tflops']:.2f}"])
+        rows[-1].append(f"{one['tflops'] / one['seconds']:.3f}")
+    parts += ["## Cases\n", markdown_table(rows)]
+    parts.append(_straight(record["lines"], record["layers"]))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _straight(lines: list[dict[str, Any]], whole: int) -> str:
+    """How well a straight line through two smaller depths foretells what was measured at the full one."""
+    said = []
+    for name in dict.fromkeys(line["case"] for line in lines):
+        real = next((line["seconds"] for line in lines if line["case"] == name and line["layers"] == whole), None)
+        told = at_depth([line for line in lines if line["layers"] != whole], name, "seconds", whole)
+        if real and told:
+            said.append(f"{name} {told[0]:.1f} s for {real:.1f} s measured ({told[0] / real - 1:+.0%})")
+    if not said:
+        return ""
+    return f"Extended cases lie on the straight line through two smaller depths. It foretells: {'; '.join(said)}.\n"
+
+
 def main() -> None:
-    """Measure and print; write the record with `--output`."""
+    """Measure what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--config", type=Path, required=True, help="config.json of the model whose sizes are timed")
-    parser.add_argument("--shared-layers", type=int, default=24, help="K")
-    parser.add_argument("--branch-layers", type=int, default=3, help="T")
+    parser.add_argument("--config", type=Path, help="config.json of the model whose sizes are timed")
+    parser.add_argument("--layers", type=int, default=0, help="decoder layers to build; 0: all")
+    parser.add_argument("--only", nargs="+", help="cases to measure")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: beside other work")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=4, help="answer tokens")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, help="write the record as JSON")
+    parser.add_argument("--store", type=Path, default=Path("runs/scale.jsonl"), help="one line per measured case")
+    parser.add_argument("--report", action="store_true", help="write docs/results/scale.md and .json from the store")
     args = parser.parse_args()
+    lines = [json.loads(line) for line in args.store.read_text().splitlines()] if args.store.is_file() else []
+    if args.report:
+        record = report(lines)
+        (RESULTS / "scale.json").write_text(json.dumps(record, indent=1) + "\n")
+        (RESULTS / "scale.md").write_text(markdown(record))
+        return
+    if args.config is None:
+        parser.error("--config is needed to measure.")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = build_model(args.config, getattr(torch, args.dtype), args.device, (args.shared_layers, args.branch_layers))
-    count = sum(weight.numel() for weight in model.engine.backbone.model.parameters())
-    seconds, answers = measure(cases(model, args.tokens), args.repeats, args.device)
-    flops = {name: operations(model, answer) for name, answer in answers.items()}
-    record = {
-        "benchmark": "scale",
-        "weights": "random: speed only",
-        "parameters": count,
-        "machine": machine(args.device),
-        "dtype": args.dtype,
-        "answer_tokens": args.tokens,
-        "cases": {
-            name: {"seconds": round(seconds[name], 4), "tflops": round(flops[name] / 1e12, 3)} for name in seconds
-        },
-        "ratios": compare(seconds, flops, zoom_shares()),
-    }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    made = depths(args.config, args.layers)
+    done = {line["case"] for line in lines if line["layers"] == made["layers"]}
+    model = build_model(made, getattr(torch, args.dtype), args.device)
+    facts = {name: made[name] for name in ("layers", "of", "K", "T")} | {"name": args.config.parent.name}
+    facts |= {"parameters": sum(weight.numel() for weight in model.engine.backbone.model.parameters())}
+    facts |= {"dtype": args.dtype, "answer_tokens": args.tokens}
+    args.store.parent.mkdir(parents=True, exist_ok=True)
+    for name, work in {"warm": warm(model), **cases(model, args.tokens)}.items():
+        if name in done or (args.only and name not in (*args.only, "warm")):
+            continue
+        found = measure(name, work, args.repeats, args.device, args.clock)
+        tflops = round(operations(model, found.pop("answer")) / 1e12, 4)
+        line = found | {"tflops": tflops, "machine": machine(args.device)} | facts
+        print(json.dumps(line), flush=True)
+        if name != "warm":
+            with args.store.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 They are set before torch is imported anywhere.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,7 +1,3 @@
-"""Awaited answers and streams, cancellation, and chats that go on, with the embedded model."""
-
-from __future__ import annotations
-
 import asyncio
 import threading
 from typing import Any
@@ -17,11 +13,11 @@ QUESTION = "What is the total?"
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     return QZoom(tiny_models.engine("qwen3_vl"), "random")
 
 
-def test_an_awaited_answer_equals_the_plain_one(model: QZoom) -> None:
+def test_awaited_answers_and_streams_are_the_plain_ones(model):
     async def both() -> list[Any]:
         return await asyncio.gather(
             model.ask_async(PAGE, QUESTION, zoom="always", max_new_tokens=4),
@@ -32,8 +28,6 @@ def test_an_awaited_answer_equals_the_plain_one(model: QZoom) -> None:
     assert first == model.ask(PAGE, QUESTION, zoom="always", max_new_tokens=4)
     assert second == model.ask(PAGE, "When?", zoom="never", max_new_tokens=4)
 
-
-def test_a_stream_has_the_same_events(model: QZoom) -> None:
     async def listen() -> list[Any]:
         return [event async for event in model.stream_async(PAGE, QUESTION, max_new_tokens=5, ignore_eos=True)]
 
@@ -43,7 +37,7 @@ def test_a_stream_has_the_same_events(model: QZoom) -> None:
     assert events[-1].answer == own[-1].answer
 
 
-def test_errors_are_raised_where_they_are_awaited(model: QZoom) -> None:
+def test_errors_are_raised_where_they_are_awaited(model):
     with pytest.raises(ImageError, match="there is no such file"):
         asyncio.run(model.ask_async("nowhere.png", QUESTION))
     with pytest.raises(ConfigError, match="Unknown option 'zom'"):
@@ -55,7 +49,7 @@ def workers() -> int:
 
 
 @pytest.mark.parametrize("how", ["cancel", "leave"])
-def test_who_leaves_early_frees_the_thread(model: QZoom, how: str) -> None:
+def test_who_leaves_early_frees_the_thread(model, how):
     """An answer that would never end is given up, and the next question is answered."""
     before = workers()
     forever = {"max_new_tokens": 400, "ignore_eos": True, "zoom": "never"}
@@ -88,7 +82,7 @@ def test_who_leaves_early_frees_the_thread(model: QZoom, how: str) -> None:
     assert workers() <= before + 1
 
 
-def test_a_chat_keeps_its_turns(model: QZoom) -> None:
+def test_a_chat_keeps_its_turns(model):
     session = model.session(PAGE, system="Be brief.")
     first = session.chat(QUESTION, zoom="never", max_new_tokens=4)
     second = session.chat("And the date?", zoom="never", max_new_tokens=4)
@@ -122,19 +116,19 @@ def test_a_chat_keeps_its_turns(model: QZoom) -> None:
         ({"attn_implementation": "flash"}, ConfigError, "must be one of sdpa, eager, flash_attention_2"),
     ],
 )
-def test_options_as_transformers_writes_them(options: dict[str, Any], error: type[Exception], sentence: str) -> None:
+def test_options_as_transformers_writes_them(options, error, sentence):
     with pytest.raises(error, match=sentence):
         QZoom.from_pretrained("tiny", **options)
 
 
-def test_torch_dtype_is_dtype() -> None:
+def test_torch_dtype_is_dtype():
     import torch
 
     model = QZoom.from_pretrained("tiny", torch_dtype=torch.float32)
     assert model.engine.backbone.model.dtype == torch.float32
 
 
-def test_flash_attention_needs_its_package_and_half_precision() -> None:
+def test_flash_attention_needs_its_package_and_half_precision():
     import torch
 
     from qzoom.checkpoints.base import check_flash

@@ -1,7 +1,5 @@
 """The borders of the house: no import runs upward, no circle, no class name twice, no coy names."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
 from pathlib import Path
@@ -76,7 +74,7 @@ def _only_for_types(tree: ast.Module) -> set[ast.AST]:
     return {inner for guard in guards for inner in ast.walk(guard)}
 
 
-def test_no_import_runs_upward() -> None:
+def test_no_import_runs_upward():
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     names = modules()
     assert {name.split(".")[0] for name in names} <= set(floor)
@@ -90,7 +88,7 @@ def test_no_import_runs_upward() -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
-def test_no_import_circle() -> None:
+def test_no_import_circle():
     names = modules()
     graph = {name: imports(path, names, typing_too=False) & set(names) for name, path in names.items()}
     state: dict[str, int] = {}
@@ -112,7 +110,7 @@ def test_no_import_circle() -> None:
     assert not set(circles) - set(allowed), "\n".join(circles)
 
 
-def test_no_class_name_occurs_twice() -> None:
+def test_no_class_name_occurs_twice():
     places = defaultdict(list)
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

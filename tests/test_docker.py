@@ -86,13 +86,10 @@ def test_it_runs_the_copied_package(image):
     assert sys.executable not in done.stdout
 
 
-def test_what_is_copied_is_not_ignored():
+def test_the_package_is_copied_and_services_exist():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]}
     assert copied <= kept
-
-
-def test_the_compose_file_starts_what_there_is():
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
     front, engines = services["front-end"], [services["engine-0"], services["engine-1"]]
     for service in (front, *engines):

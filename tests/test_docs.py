@@ -1,5 +1,3 @@
-"""What the documents promise exists: commands, options, Python, links."""
-
 import json
 import re
 import shlex
@@ -47,7 +45,7 @@ def test_commands_and_options_exist():
     assert seen >= 8
 
 
-def test_options_named_in_tables_exist():
+def test_options_of_tables_and_make_targets_exist():
     verbs = typer.main.get_command(app).commands
     known = options_of(typer.main.get_command(app)).union(
         *(options_of(v) for verb in verbs.values() for v in (verb, *getattr(verb, "commands", {}).values()))
@@ -56,9 +54,6 @@ def test_options_named_in_tables_exist():
     named = set(re.findall(r"(--[a-z][a-z-]+)", text))
     assert len(named) > 12
     assert named <= known
-
-
-def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {t for page in PAGES for t in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M)}
     assert {"demo", "test", "parity"} <= named <= targets

@@ -1,5 +1,3 @@
-"""The make targets take names and questions as they are typed, and say what they need."""
-
 import os
 import shutil
 import subprocess
@@ -49,10 +47,13 @@ def test_demo_answers_and_draws(project):
     assert "visual tokens" in done.stderr
 
 
-def test_parity_asks_for_a_folder(project):
+def test_targets_have_help_and_say_what_they_need(project):
     done = make(project, "parity")
     assert done.returncode == 2
     assert "make parity REFERENCE=DIR" in done.stderr
+    listed = {line.split()[1] for line in make(project, "help").stdout.splitlines()}
+    declared = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    assert listed == set(declared.split()[1:])
 
 
 def test_an_old_python_is_refused_before_anything_is_installed(project):
@@ -64,9 +65,3 @@ def test_an_old_python_is_refused_before_anything_is_installed(project):
     assert done.returncode == 2
     assert "needs Python 3.11 or newer" in done.stderr
     assert not (project / ".venv" / ".ready").exists()
-
-
-def test_every_target_has_a_line_of_help(project):
-    listed = {line.split()[1] for line in make(project, "help").stdout.splitlines()}
-    declared = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
-    assert listed == set(declared.split()[1:])

@@ -1,7 +1,3 @@
-"""The public class: what goes in, what comes out, and one clear sentence for what cannot be."""
-
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -18,25 +14,22 @@ QUESTION = "What is the total?"
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     return QZoom(tiny_models.engine("qwen3_vl"), "random")
 
 
-def test_facts(model: QZoom) -> None:
+def test_facts_and_pieces_of_text(model):
     assert model.name == "random"
     assert model.has_gate
     assert model.has_region
     assert model.config is model.engine.config
-
-
-def test_on_text_gets_the_pieces_of_the_answer(model: QZoom) -> None:
     pieces: list[str] = []
     answer = model.ask(PAGE, QUESTION, on_text=pieces.append, max_new_tokens=12)
     assert len(pieces) > 1
     assert "".join(pieces) == answer.text
 
 
-def test_an_answer_is_plain_json_and_knows_its_pictures(model: QZoom) -> None:
+def test_an_answer_is_plain_json_and_knows_its_pictures(model):
     answer = model.ask([PAGE, PAGE], QUESTION, zoom="always", region_threshold=0.3, max_new_tokens=3)
     record = json.loads(json.dumps(answer.to_dict(heat_map=True)))
     assert record["text"] == answer.text
@@ -54,14 +47,14 @@ def test_an_answer_is_plain_json_and_knows_its_pictures(model: QZoom) -> None:
     assert crop[0] * crop[1] == answer.regions[0].tokens * 32 * 32
 
 
-def test_batch_options_are_for_all_or_one_each(model: QZoom) -> None:
+def test_batch_options_are_for_all_or_one_each(model):
     samples = [(PAGE, QUESTION), (PAGE, "When?"), (None, "Who?")]
     answers = model.ask_batch(samples, max_new_tokens=[1, 2, 3], zoom="never", stop=["\x01a", "\x01b", "\x01c"])
     assert [len(a.tokens) for a in answers] == [1, 2, 3]
     assert [a.question for a in answers] == [QUESTION, "When?", "Who?"]
 
 
-def test_a_list_is_one_value_per_sample_and_a_tuple_one_budget(model: QZoom) -> None:
+def test_a_list_is_one_value_per_sample_and_a_tuple_one_budget(model):
     samples = [(PAGE, QUESTION), (PAGE, QUESTION)]
     few, many = model.ask_batch(samples, max_new_tokens=1, zoom="never", coarse_tokens=[6, 30])
     assert few.usage.coarse_tokens <= 6 < many.usage.coarse_tokens
@@ -82,7 +75,7 @@ def test_a_list_is_one_value_per_sample_and_a_tuple_one_budget(model: QZoom) -> 
         ({"xyz": 9}, "known options: max_new_tokens"),
     ],
 )
-def test_unknown_options_are_refused_with_a_hint(model: QZoom, options: dict, hint: str) -> None:
+def test_unknown_options_are_refused_with_a_hint(model, options, hint):
     session = model.session(PAGE)
     for call in (model.ask, model.perceive, model.stream):
         with pytest.raises(ConfigError, match=hint):
@@ -92,14 +85,14 @@ def test_unknown_options_are_refused_with_a_hint(model: QZoom, options: dict, hi
             call(QUESTION, **options)
 
 
-def test_a_bare_maximum_keeps_the_processors_minimum(model: QZoom) -> None:
+def test_a_bare_maximum_keeps_the_processors_minimum(model):
     assert model.make_options(coarse_tokens=20).coarse_tokens == TokenBudget(4, 20)
     assert model.make_options(region_tokens=2).region_tokens == TokenBudget(2, 2)
     assert model.make_options().coarse_tokens is None
 
 
 @pytest.mark.parametrize("bad", [b"", b"no picture", "/does/not/exist.png", 3.5])
-def test_a_picture_that_cannot_be_used_names_itself(model: QZoom, bad: object) -> None:
+def test_a_picture_that_cannot_be_used_names_itself(model, bad):
     for call in (lambda: model.ask(bad, QUESTION), lambda: model.session(bad)):
         with pytest.raises(ImageError) as caught:
             call()
@@ -107,19 +100,12 @@ def test_a_picture_that_cannot_be_used_names_itself(model: QZoom, bad: object) -
         assert isinstance(caught.value, QZoomError)
 
 
-def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
-    code = (
-        "import time; t = time.process_time(); import qzoom; s = time.process_time() - t; import sys; "
-        "print(s, 'torch' in sys.modules, 'transformers' in sys.modules)"
-    )
-    seconds, torch_loaded, transformers_loaded = subprocess.check_output(
-        [sys.executable, "-c", code], text=True
-    ).split()
-    assert float(seconds) < 0.5
-    assert (torch_loaded, transformers_loaded) == ("False", "False")
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import qzoom, sys; print({'torch', 'transformers', 'numpy', 'PIL', 'pydantic'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
-def test_answers_compare_and_hash(model: QZoom) -> None:
+def test_answers_compare_and_hash(model):
     first, second = (model.ask("examples/receipt.jpg", "What is the date?", max_new_tokens=4) for _ in range(2))
     assert first == second
     assert first in [second]
@@ -140,12 +126,12 @@ def test_answers_compare_and_hash(model: QZoom) -> None:
         ([("examples/receipt.jpg", "A?"), ("missing.png", "B?")], "Sample 2: Cannot read 'missing.png'"),
     ],
 )
-def test_a_bad_sample_of_a_batch_is_named(model: QZoom, samples: object, sentence: str) -> None:
+def test_a_bad_sample_of_a_batch_is_named(model, samples, sentence):
     with pytest.raises(QZoomError, match=sentence):
-        model.ask_batch(samples)  # type: ignore[arg-type]
+        model.ask_batch(samples)
 
 
-def test_what_concerns_all_samples_names_none(model: QZoom) -> None:
+def test_what_concerns_all_samples_names_none(model):
     samples = [("examples/receipt.jpg", "What is it?")] * 2
     with pytest.raises(ConfigError, match=r"^zoom is a list of 1 values for 2 samples"):
         model.ask_batch(samples, zoom=["auto"])
@@ -153,17 +139,14 @@ def test_what_concerns_all_samples_names_none(model: QZoom) -> None:
         model.ask_batch(samples, zoom=["auto", "x"])
     for memory in (True, 0, 1.5, "1"):
         with pytest.raises(ConfigError, match=r"^memory_mib must be a whole number of at least 1"):
-            model.ask_batch(samples, memory_mib=memory)  # type: ignore[arg-type]
+            model.ask_batch(samples, memory_mib=memory)
 
 
-def test_what_names_no_model_or_config_is_refused() -> None:
+def test_what_names_no_model_or_option_is_refused():
     with pytest.raises(ConfigError, match="config must be a ZoomConfig, not a dict"):
-        QZoom.from_pretrained("tiny", config={"gate_threshold": 0.2})  # type: ignore[arg-type]
+        QZoom.from_pretrained("tiny", config={"gate_threshold": 0.2})
     for name in (None, 3):
         with pytest.raises(ConfigError, match=f"a folder or a hub id, not {name}"):
-            QZoom.from_pretrained(name)  # type: ignore[arg-type]
-
-
-def test_an_unknown_option_of_loading_is_refused_with_a_hint() -> None:
+            QZoom.from_pretrained(name)
     with pytest.raises(ConfigError, match="no option 'dtyp'; did you mean 'dtype'"):
         QZoom.from_pretrained("tiny", dtyp="float32")

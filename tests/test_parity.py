@@ -1,7 +1,5 @@
 """The recorded numbers all pass, and a run notices wrong, unknown and missing ones."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -129,12 +127,9 @@ def test_what_nothing_names_is_a_failure(tmp_path):
     assert found["cases/nobody.safetensors"] == ["no case names it"]
 
 
-def test_an_empty_or_missing_folder_is_a_failure(tmp_path):
+def test_empty_folders_and_no_numbers_fail(tmp_path):
     assert run_all(tmp_path).summary == "0 passed, 1 failed"
     assert run_all(tmp_path / "nowhere").summary == "0 passed, 1 failed"
-
-
-def test_not_a_number_is_never_close():
     report = Report()
     with report.case("kind", "name") as case:
         case.close("value", float("nan"), 1.0, 1e-3)

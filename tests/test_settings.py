@@ -1,11 +1,7 @@
-"""One declaration: values, error sentences, YAML, environment."""
-
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 
@@ -43,13 +39,13 @@ class Recipe:
             raise ConfigError("Recipe: seven layers never worked.")
 
 
-def test_a_settings_class_is_a_frozen_dataclass() -> None:
+def test_a_settings_class_is_a_frozen_dataclass():
     recipe = Recipe(4, budget=Budget(1, 2))
     assert (recipe.layers, recipe.budget, recipe.box) == (4, Budget(1, 2), Box())
     assert dataclasses.replace(recipe, layers=5).layers == 5
     assert hash(Budget(1, 2)) == hash(Budget(1, 2))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.layers = 2  # type: ignore[misc]
+        recipe.layers = 2
 
 
 @pytest.mark.parametrize(
@@ -63,17 +59,17 @@ def test_a_settings_class_is_a_frozen_dataclass() -> None:
         ({"layers": 7}, "Recipe: seven layers never worked."),
     ],
 )
-def test_constructors_refuse_in_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
+def test_constructors_refuse_in_one_sentence(arguments, sentence):
     with pytest.raises(ConfigError) as caught:
         Recipe(**arguments)
     assert str(caught.value) == sentence
 
 
-def test_a_class_may_raise_its_own_error() -> None:
+def test_a_class_may_raise_its_own_error():
     with pytest.raises(BudgetError, match=r"Budget.low must be a whole number of at least 1, not 0"):
         Budget(0, 1)
     with pytest.raises(BudgetError, match=r"Budget.high is missing; give a whole number of at least 1"):
-        Budget(1)  # type: ignore[call-arg]
+        Budget(1)
 
 
 @pytest.mark.parametrize(
@@ -99,21 +95,18 @@ def test_a_class_may_raise_its_own_error() -> None:
         ({"layers": 7}, "a.yaml: Recipe: seven layers never worked."),
     ],
 )
-def test_mappings_refuse_in_one_sentence(values: Any, sentence: str) -> None:
+def test_mappings_refuse_in_one_sentence(values, sentence):
     with pytest.raises(ConfigError) as caught:
         from_mapping(Recipe, values, "a.yaml")
     assert str(caught.value) == sentence
 
 
-def test_to_dict_is_the_inverse() -> None:
+def test_sources_and_the_way_back(tmp_path, monkeypatch):
     recipe = Recipe(2, Box(share=0.25), Budget(3, 4), (Box(), Box("float32")), {"doc": Box()}, ("a", "b"), Path("x"))
     values = to_dict(recipe)
     assert values["names"] == ["a", "b"]
     assert values["folder"] == "x"
     assert from_mapping(Recipe, values, "again") == recipe
-
-
-def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("layers: 5\nnames: [a]\nbox: {regions: 2}\n", encoding="utf-8")
     monkeypatch.setenv("QZOOM_TEST_NAMES", '["b", "c"]')
@@ -124,7 +117,7 @@ def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_settings(Recipe, path, changes={"layers": "many"})
 
 
-def test_fields_carry_what_a_command_line_needs() -> None:
+def test_fields_carry_what_a_command_line_needs():
     scaling, regions, share = setting_fields(Box)
     assert (scaling.help, scaling.default) == ("How cells become pixels.", "exact")
     assert (regions.kind, regions.expects, regions.optional) == (int, "a whole number from 1 to 64", False)

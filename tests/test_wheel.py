@@ -1,5 +1,3 @@
-"""The package as users get it: built into a wheel, installed alone, asked a question."""
-
 import json
 import os
 import subprocess

@@ -52,6 +52,8 @@ class BoxRule:
     picture in reading order, after `min_cells`, `max_cells` and `widen_cells`."""
     max_regions: Annotated[int, Between(1, 64)] = 1
     """Most boxes per question ("all"), or per picture ("groups")."""
+    shares: Literal["area", "equal"] = "area"
+    """How several regions share the token budget: by their areas in pixels, or equally."""
     margin_cells: Annotated[float, Between(0, 64)] = 0.0
     """Cells added on every side of a box before scaling, clipped to the picture."""
     min_side_px: Annotated[int, Between(1, 4096)] = 28
@@ -70,10 +72,15 @@ class BoxRule:
     about their centre ("groups" only)."""
     widen_to_edge: bool = True
     """Whether such a box may reach the right and lower border; the release of LLaVA-1.5 stops a cell before it."""
+    sparse: Annotated[float, Between(1, 8)] | None = None
+    """Read only the tokens of a region on its foreground and next to it, its crop having been enlarged along each side,
+    by this at most, so that about as many tokens stay; None reads whole regions."""
 
     def __post_init__(self) -> None:
         if self.too_many == "mask" and self.margin_cells:
             raise ConfigError("Tokens on the foreground are read without a margin; set margin_cells to 0.")
+        if self.too_many == "mask" and self.sparse is not None:
+            raise ConfigError('too_many="mask" and sparse both choose tokens of a region; set one of them.')
 
 
 OUR_BOX_RULE = BoxRule(
@@ -102,8 +109,14 @@ class ZoomConfig:
     """K, the decoder layers that the coarse pass, both branches and the answer share ("twig_K")."""
     branch_layers: Annotated[int, Between(1, 1000)] = 3
     """T, the depth of the gate and of the region branch ("twig_T")."""
+    decide_by: Literal["gate", "map", "answer"] = "gate"
+    """What decides whether to zoom: "gate" (the gate's probability), "map" (how far the region map's peak stands out,
+    1 - mean / peak over all pictures; a peak 3 times the mean is 0.667) or "answer" (how little the likeliest of the 64
+    likeliest tokens of the coarse answer stands out, from 0 to 0.5). "map" and "answer" need no gate."""
+    answer_tokens: Annotated[int, Between(1, 64)] = 4
+    """Tokens of the coarse answer that decide, the least certain of them alone ("answer" only)."""
     gate_threshold: Share = 0.1
-    """Zoom when the gate's probability is at least this."""
+    """Zoom when the score of what decides is at least this."""
     region_threshold: Share = 0.1
     """Foreground when the blurred map is above this (see `BoxRule.threshold`)."""
     sink: Literal["first_token", "corner", "none"] = "first_token"
@@ -136,6 +149,10 @@ class ZoomConfig:
     """Named threshold pairs."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Free text facts about how the heads were made."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_cell is not None and self.box.sparse is not None:
+            raise ConfigError("tokens_per_cell and box.sparse both choose tokens of a region; set one of them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only; fields that older versions do not know are left out where they have no effect."""
@@ -173,8 +190,23 @@ class ZoomConfig:
         return self.replace(gate_threshold=preset.gate_threshold, region_threshold=preset.region_threshold)
 
 
-_LATER = {"map_rotary": True, "map_heads": "mean", "branch_norm": False, "tokens_per_cell": None}
-_LATER_BOX = {"too_many": "none", "min_cells": 1, "max_cells": None, "widen_cells": 0, "widen_to_edge": True}
+_LATER = {
+    "decide_by": "gate",
+    "answer_tokens": 4,
+    "map_rotary": True,
+    "map_heads": "mean",
+    "branch_norm": False,
+    "tokens_per_cell": None,
+}
+_LATER_BOX = {
+    "shares": "area",
+    "too_many": "none",
+    "min_cells": 1,
+    "max_cells": None,
+    "widen_cells": 0,
+    "widen_to_edge": True,
+    "sparse": None,
+}
 _FORMER_WORDS = {("threshold", "peak"): "relative", ("components", "peak"): "peak_component"}
 
 

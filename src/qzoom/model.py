@@ -101,8 +101,8 @@ class QZoom:
 
     @property
     def has_gate(self) -> bool:
-        """Whether "auto" can decide; without a gate it always zooms."""
-        return self.engine.gate is not None
+        """Whether "auto" can decide, by a gate or by what takes its place; otherwise it always zooms."""
+        return self.engine.gate is not None or (self.has_region and self.engine.config.decide_by != "gate")
 
     @property
     def has_region(self) -> bool:

@@ -28,8 +28,9 @@ class GateDecision:
     """Whether the coarse view was judged enough.
 
     Args:
-        score: the gate's probability that the coarse view is NOT enough; None when the gate was not asked.
-        threshold: the score at which it zooms; None when the gate was not asked.
+        score: the gate's probability that the coarse view is NOT enough, or the score of what decides in its place
+            (`ZoomConfig.decide_by`); None when nothing was asked.
+        threshold: the score at which it zooms; None when nothing was asked.
         zoomed: whether a region was read.
         note: why not, when zooming was wanted and did not happen (e.g. an empty map); else empty.
     """

@@ -1,7 +1,3 @@
-"""What holds for every family: transformers' own answers, zooms, sessions, batches, streams, files and training."""
-
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -60,7 +56,7 @@ def assert_same(answer: Answer, expected: Answer) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_tokens_are_those_of_generate(family: str, count: int) -> None:
+def test_tokens_are_those_of_generate(family, count):
     model = QZoom(made(family))
     expected, _ = plain_generate(model.engine.backbone, PAGES[:count], "What is the total?", 12)
     assert list(model.ask(PAGES[:count], "What is the total?", zoom="never", max_new_tokens=12).tokens) == expected
@@ -68,7 +64,7 @@ def test_tokens_are_those_of_generate(family: str, count: int) -> None:
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_a_zoom_on_the_kept_prefix_equals_a_full_pass(family: str, positions: str, attn: str) -> None:
+def test_a_zoom_on_the_kept_prefix_equals_a_full_pass(family, positions, attn):
     rule = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact")
     engine = made(family, positions, attn, box=rule)
     found = run(engine, [request(engine, PAGES[:2], QUESTIONS[0], zoom="always", region_threshold=0.9)])[0]
@@ -77,7 +73,7 @@ def test_a_zoom_on_the_kept_prefix_equals_a_full_pass(family: str, positions: st
     torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=0)
 
 
-def test_queries_and_keys_give_the_attention_weights(family: str) -> None:
+def test_queries_and_keys_give_the_attention_weights(family):
     backbone = made(family, attn="eager").backbone
     layer: Any = backbone.layers[backbone.attention_layers[0]]
     torch.manual_seed(0)
@@ -92,7 +88,7 @@ def test_queries_and_keys_give_the_attention_weights(family: str) -> None:
 
 
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_sessions_the_prefix_cache_and_batches_equal_fresh_calls(family: str, positions: str) -> None:
+def test_sessions_the_prefix_cache_and_batches_equal_fresh_calls(family, positions):
     engine = made(family, positions)
     model = QZoom(engine)
     fresh = [model.ask(PAGES[:2], q, max_new_tokens=6, **o) for q, o in zip(QUESTIONS, CHOICES, strict=True)]
@@ -113,7 +109,7 @@ def test_sessions_the_prefix_cache_and_batches_equal_fresh_calls(family: str, po
     assert cached[4].usage.reused_tokens > 0
 
 
-def test_a_ragged_batch_of_mixed_outcomes_equals_single_calls(family: str) -> None:
+def test_ragged_batches_and_streams_equal_single_calls(family):
     model = QZoom(made(family, "aligned"))
     samples = [(PAGES[i % 3] if i != 3 else None, question) for i, question in enumerate(QUESTIONS)]
     lengths = [3, 9, 1, 6, 5]
@@ -124,16 +120,13 @@ def test_a_ragged_batch_of_mixed_outcomes_equals_single_calls(family: str) -> No
     together = model.ask_batch(samples, max_new_tokens=lengths, **spread)
     for sample, options, length, answer in zip(samples, CHOICES, lengths, together, strict=True):
         assert_same(answer, model.ask(*sample, max_new_tokens=length, **options))
-
-
-def test_streamed_pieces_join_to_the_answer(family: str) -> None:
     model = QZoom(made(family))
     events = list(model.stream(PAGES[0], "When?", zoom="always", max_new_tokens=8))
     assert "".join(event.text for event in events[1:-1]) == events[-1].answer.text
 
 
 @pytest.mark.parametrize("include_base", [True, False])
-def test_saved_and_loaded_it_answers_the_same(family: str, include_base: bool, tmp_path: Any) -> None:
+def test_saved_and_loaded_it_answers_the_same(family, include_base, tmp_path):
     engine = made(family)
     base = tmp_path / "base"
     save_pretrained(dataclasses.replace(engine, gate=None, region=None), base, include_base=True)
@@ -146,7 +139,7 @@ def test_saved_and_loaded_it_answers_the_same(family: str, include_base: bool, t
     )
 
 
-def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family: str, tmp_path: Any) -> None:
+def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family, tmp_path):
     engine = made(family)
     ours = save_pretrained(engine, tmp_path / "ours", include_base=True)
     if family == "qwen3_5_moe":  # transformers writes its experts apart and reads them fused
@@ -165,7 +158,7 @@ def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family: s
     assert load_engine(tmp_path / "plain", dtype="float32").region is None
 
 
-def test_two_steps_of_every_stage_move_what_they_should(family: str, tmp_path: Any) -> None:
+def test_two_steps_of_every_stage_move_what_they_should(family, tmp_path):
     world = make_world(family, tmp_path)
     moves = {"regions": {"region"}, "gate": {"gate"}, "answers": {"layers", "norm", "lm_head"}}
     for stage, labels in (("regions", "regions"), ("gate", "gate"), ("answers", "mined")):
@@ -190,7 +183,7 @@ def test_two_steps_of_every_stage_move_what_they_should(family: str, tmp_path: A
         assert moved == moves[stage]
 
 
-def test_a_plan_that_would_be_wrong_is_refused(family: str, tmp_path: Any) -> None:
+def test_a_plan_that_would_be_wrong_is_refused(family, tmp_path):
     save_pretrained(dataclasses.replace(made(family), gate=None, region=None), tmp_path / "base", include_base=True)
     if family == "llava":
         count = sum(weight.numel() for weight in made(family).backbone.model.parameters())
@@ -200,7 +193,7 @@ def test_a_plan_that_would_be_wrong_is_refused(family: str, tmp_path: Any) -> No
         sizes_of(tmp_path / "base")
 
 
-def test_a_map_needs_a_layer_with_queries_and_keys(family: str, tmp_path: Any) -> None:
+def test_a_map_needs_a_layer_with_queries_and_keys(family, tmp_path):
     engine = made(family)
     if family not in tiny_models.HYBRIDS:
         assert engine.backbone.attention_layers == tuple(range(engine.backbone.num_layers))

@@ -1,7 +1,3 @@
-"""LoRA matrices are taken for the decoder's maps alone, one pair for each."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -18,20 +14,20 @@ def pair(prefix: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "model.language_model.", "language_model.model."])
-def test_the_decoders_maps_are_found(prefix: str) -> None:
+def test_the_decoders_maps_are_found(prefix):
     assert LoraWeights("0", SETTINGS, pair(prefix)).targets == [MAP]
 
 
 @pytest.mark.parametrize(
     "prefix", ["model.visual.", "visual.", "model.vision_tower.", "region.", "model.x.language_model."]
 )
-def test_matrices_of_other_parts_are_refused(prefix: str) -> None:
+def test_matrices_of_other_parts_are_refused(prefix):
     with pytest.raises(CheckpointError, match="not pairs of matrices of the decoder's linear maps"):
         LoraWeights("0", SETTINGS, pair(prefix))
     with pytest.raises(CheckpointError, match="not pairs of matrices of the decoder's linear maps"):
         LoraWeights("0", SETTINGS, pair("model.") | pair(prefix))
 
 
-def test_two_matrices_for_one_map_are_refused() -> None:
+def test_two_matrices_for_one_map_are_refused():
     with pytest.raises(CheckpointError, match="two matrices for one map"):
         LoraWeights("0", SETTINGS, pair("model.") | pair("model.language_model."))

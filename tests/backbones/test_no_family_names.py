@@ -1,7 +1,5 @@
 """No model family is named outside `backbones/`: a port is one file there, and nothing else has to learn about it."""
 
-from __future__ import annotations
-
 import io
 import re
 import tokenize
@@ -34,7 +32,7 @@ def code_lines(text: str) -> Iterator[tuple[int, str]]:
             previous = token.type
 
 
-def test_no_family_is_named_outside_the_backbones() -> None:
+def test_no_family_is_named_outside_the_backbones():
     places = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()

@@ -1,9 +1,5 @@
 """Linear maps by oneDNN: the same values, and only where they are meant to be."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -13,7 +9,7 @@ from qzoom.backbones import onednn
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
 
-def used(call: Any) -> tuple[torch.Tensor, bool]:
+def used(call):
     """What a call gives within the mode, and whether oneDNN computed it."""
     with profile(activities=[ProfilerActivity.CPU]) as seen, onednn.OneDnnLinear():
         out = call()
@@ -22,7 +18,7 @@ def used(call: Any) -> tuple[torch.Tensor, bool]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tokens", [1, 3, 200])
-def test_large_maps_have_the_same_values(tokens: int, bias: bool) -> None:
+def test_large_maps_have_the_same_values(tokens, bias):
     torch.manual_seed(0)
     layer = torch.nn.Linear(512, 1024, bias=bias)
     hidden = torch.randn(2, 2 * tokens, 512)[:, ::2]
@@ -32,7 +28,7 @@ def test_large_maps_have_the_same_values(tokens: int, bias: bool) -> None:
         torch.testing.assert_close(out, layer(hidden), atol=1e-5, rtol=1e-5)
 
 
-def test_other_maps_are_left_alone() -> None:
+def test_other_maps_are_left_alone():
     small, large = torch.nn.Linear(64, 64), torch.nn.Linear(512, 1024)
     hidden = torch.randn(3, 512)
     out, fast = used(lambda: large(hidden))  # with gradients

@@ -1,7 +1,5 @@
 """The example in docs/port-a-backbone.md is what the package has: every part of it stands in the file as it is."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import qzoom
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_guide_shows_the_file() -> None:
+def test_the_guide_shows_the_file():
     page = (ROOT / "docs" / "port-a-backbone.md").read_text(encoding="utf-8")
     source = (Path(qzoom.__file__).parent / "backbones" / "llava.py").read_text(encoding="utf-8")
     (example,) = (

@@ -1,7 +1,3 @@
-"""Bases in 4 and 8 bit by bitsandbytes, for real, on the CPU."""
-
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -31,7 +27,7 @@ RECEIPT = Path(__file__).parents[2] / "examples" / "receipt.jpg"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     """A base and an adapter that refers to it, of two families."""
     out = {}
     for family in ("qwen3_vl", "qwen3_5"):
@@ -44,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
-def test_the_decoder_alone_is_held_in_few_bits(folders: dict[str, Path], family: str, bits: str) -> None:
+def test_the_decoder_alone_is_held_in_few_bits(folders, family, bits):
     plain = load_engine(folders[family], dtype="float32")
     few = load_engine(folders[family], dtype="float32", quantization=bits)
     maps = {name for name, module in few.backbone.model.named_modules() if is_quantized_map(module)}
@@ -60,7 +56,7 @@ def test_the_decoder_alone_is_held_in_few_bits(folders: dict[str, Path], family:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_embedded_model_reads_the_same_region(bits: str) -> None:
+def test_the_embedded_model_reads_the_same_region(bits):
     plain, few = (QZoom.from_pretrained("tiny", dtype="float32", quantization=q) for q in (None, bits))
     one, other = (model.perceive(RECEIPT, "What is the total amount?") for model in (plain, few))
     assert iou(one.regions[0].box, other.regions[0].box) > 0.5
@@ -68,7 +64,7 @@ def test_the_embedded_model_reads_the_same_region(bits: str) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_new_branches_are_plain_and_hold_what_the_base_computes_with(folders: dict[str, Path], bits: str) -> None:
+def test_new_branches_are_plain_and_hold_what_the_base_computes_with(folders, bits):
     few = load_engine(folders["qwen3_vl"], dtype="float32", quantization=bits)
     region = new_region(few.backbone, 3, 3)
     assert not any(is_quantized_map(module) for module in region.modules())
@@ -81,7 +77,7 @@ def test_new_branches_are_plain_and_hold_what_the_base_computes_with(folders: di
 
 
 @pytest.mark.parametrize(("bits", "most"), [("4bit", 0.012), ("8bit", 0.001)])
-def test_a_large_bias_takes_nothing_from_the_plain_weights(bits: str, most: float) -> None:
+def test_a_large_bias_takes_nothing_from_the_plain_weights(bits, most):
     import bitsandbytes
 
     torch.manual_seed(0)
@@ -99,7 +95,7 @@ def test_a_large_bias_takes_nothing_from_the_plain_weights(bits: str, most: floa
     assert few.bias[0] == 100
 
 
-def test_a_checkpoint_that_comes_quantised(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_that_comes_quantised(folders, tmp_path):
     few = load_engine(folders["qwen3_vl"], dtype="bfloat16", quantization="4bit")
     folder = save_pretrained(few, tmp_path / "few", include_base=True)
     again = load_engine(folder)
@@ -111,7 +107,7 @@ def test_a_checkpoint_that_comes_quantised(folders: dict[str, Path], tmp_path: P
         load_engine(folder, quantization="8bit")
 
 
-def test_lora_trained_on_four_bits_loads_on_any_form_of_the_base(tmp_path: Path) -> None:
+def test_lora_trained_on_four_bits_loads_on_any_form_of_the_base(tmp_path):
     world = make_world("qwen3_vl", tmp_path)
     recipe = StageRecipe(
         stage="answers",
@@ -142,7 +138,7 @@ def test_lora_trained_on_four_bits_loads_on_any_form_of_the_base(tmp_path: Path)
         assert torch.nn.functional.cosine_similarity(after, logits, dim=0) > 0.9
 
 
-def test_bad_quantisations_are_one_sentence(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_quantisations_are_one_sentence(folders, monkeypatch):
     with pytest.raises(ConfigError, match=r"'4bit', '8bit' or a quantization config .*, not '3bit'"):
         load_engine(folders["qwen3_vl"], quantization="3bit")
     with pytest.raises(ConfigError, match="set lora_rank"):

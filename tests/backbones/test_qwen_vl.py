@@ -1,7 +1,3 @@
-"""Each family's parts against transformers' own: prompt, positions, pictures, projections, whole forward pass."""
-
-from __future__ import annotations
-
 import itertools
 from types import SimpleNamespace
 
@@ -24,7 +20,7 @@ PICTURES = [tiny_models.picture(1, 200, 140), tiny_models.picture(2, 60, 230), t
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_prompt_and_positions_are_those_of_transformers(family: str, count: int) -> None:
+def test_prompt_and_positions_are_those_of_transformers(family, count):
     engine = tiny_models.engine(family)
     pictures = PICTURES[:count]
     inputs = plain_inputs(engine.backbone, pictures, "What is the total?")
@@ -44,7 +40,7 @@ def _joined(level):
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_deepstack_features_are_each_pictures_own_in_every_release(split: bool, monkeypatch) -> None:
+def test_deepstack_features_are_each_pictures_own_in_every_release(split, monkeypatch):
     """Up to transformers 5.17 a level is one tensor over all pictures, later a tensor for each."""
     backbone = tiny_models.engine("qwen3_vl").backbone
     core = backbone.model.model
@@ -65,7 +61,7 @@ def test_deepstack_features_are_each_pictures_own_in_every_release(split: bool, 
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_encode_is_the_models_own_vision_path(family: str) -> None:
+def test_encode_is_the_models_own_vision_path(family):
     backbone = tiny_models.engine(family).backbone
     inputs = plain_inputs(backbone, PICTURES, "?")
     with torch.inference_mode():
@@ -88,7 +84,7 @@ def test_encode_is_the_models_own_vision_path(family: str) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 100, 10_000])
-def test_groups_of_pictures_are_encoded_as_one_call_does(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_pictures_are_encoded_as_one_call_does(most, monkeypatch):
     backbone, pictures = tiny_models.engine("qwen3_vl").backbone, PICTURES * 2
     expected = backbone.encode(pictures, [None] * 6)
     monkeypatch.setitem(qwen_vl._GROUP_PATCHES, "cpu", most)
@@ -99,7 +95,7 @@ def test_groups_of_pictures_are_encoded_as_one_call_does(most: int, monkeypatch:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize(("low", "high"), [(1, 4), (9, 9), (30, 40), (7, 7)])
-def test_encode_stays_within_a_budget(family: str, low: int, high: int) -> None:
+def test_encode_stays_within_a_budget(family, low, high):
     backbone = tiny_models.engine(family).backbone
     strips = PICTURES + [tiny_models.picture(i, w, h) for i, w, h in ((4, 600, 8), (5, 8, 600), (6, 900, 900))]
     with torch.inference_mode():
@@ -107,17 +103,17 @@ def test_encode_stays_within_a_budget(family: str, low: int, high: int) -> None:
             assert low <= features.tokens.shape[0] <= high
 
 
-def test_without_pictures_nothing_is_encoded() -> None:
+def test_without_pictures_nothing_is_encoded():
     assert tiny_models.engine("qwen3_vl").backbone.encode([], []) == []
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_default_budget_is_the_processors_limits(family: str) -> None:
+def test_default_budget_is_the_processors_limits(family):
     assert tiny_models.engine(family).backbone.default_budget() == TokenBudget(4, 30)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_query_and_key_give_the_attention_weights(family: str) -> None:
+def test_query_and_key_give_the_attention_weights(family):
     backbone = tiny_models.engine(family, attn="eager").backbone
     layer = backbone.layers[2]
     torch.manual_seed(0)
@@ -134,7 +130,7 @@ def test_query_and_key_give_the_attention_weights(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_key_value_are_what_the_layer_puts_in_its_cache(family: str) -> None:
+def test_key_value_are_what_the_layer_puts_in_its_cache(family):
     backbone = tiny_models.engine(family).backbone
     layer = backbone.layers[1]
     torch.manual_seed(0)
@@ -158,7 +154,7 @@ def test_key_value_are_what_the_layer_puts_in_its_cache(family: str) -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_layer_by_layer_is_the_whole_forward_pass(family: str, attn: str) -> None:
+def test_layer_by_layer_is_the_whole_forward_pass(family, attn):
     engine = tiny_models.engine(family, attn=attn)
     backbone = engine.backbone
     inputs = plain_inputs(backbone, PICTURES[:2], "What is the date?")
@@ -173,7 +169,7 @@ def test_layer_by_layer_is_the_whole_forward_pass(family: str, attn: str) -> Non
 
 
 @pytest.mark.parametrize("shared_layers", [1, 2, 4])
-def test_deepstack_reaches_past_the_shared_layers(shared_layers: int) -> None:
+def test_deepstack_reaches_past_the_shared_layers(shared_layers):
     engine = tiny_models.engine("qwen3_vl", shared_layers=shared_layers)
     inputs = plain_inputs(engine.backbone, PICTURES[:1], "Which?")
     with torch.inference_mode():
@@ -183,16 +179,13 @@ def test_deepstack_reaches_past_the_shared_layers(shared_layers: int) -> None:
     assert one.after.state.hidden.shape == (inputs["input_ids"].shape[1], tiny_models.HIDDEN)
 
 
-def test_hidden_states_reach_exactly_the_shared_layers() -> None:
+def test_hidden_states_reach_exactly_the_shared_layers():
     engine = tiny_models.engine("qwen2_5_vl", shared_layers=3)
     prompt = run(engine, [request(engine, None, "Hello there", zoom="never")])[0].after.state.prompt
     with torch.inference_mode():
         state = advance_shared(engine, [State.empty(engine, prompt)])[0]
         expected = engine.backbone.model(input_ids=prompt.ids[None], output_hidden_states=True, use_cache=False)
     torch.testing.assert_close(state.hidden, expected.hidden_states[3][0], atol=1e-5, rtol=0)
-
-
-def test_an_unknown_family_is_named() -> None:
     stranger = SimpleNamespace(config=SimpleNamespace(model_type="llava_next"))
     with pytest.raises(CheckpointError, match=r"'llava_next'.*qwen2_5_vl, qwen3_vl"):
         build_backbone(stranger, None, None)

@@ -1,5 +1,3 @@
-"""The ablations: labels from kept attention, words from hand-made figures, and one small run of two variants."""
-
 import dataclasses
 import json
 
@@ -103,13 +101,17 @@ def test_some_labels(store, tmp_path):
         some_labels(store, tmp_path / "more", 4)
 
 
-def test_the_variants():
+def test_the_variants_and_what_cannot_be_run():
     names = [variant.name for variant in VARIANTS]
     assert len(set(names)) == len(names)
     assert {variant.group for variant in VARIANTS} == {"", *GROUPS}
     assert [variant.name for variant in chosen(["K2"])] == [REFERENCE, "K2"]
     for variant in VARIANTS:
         ZoomConfig.from_dict(dict(variant.zoom))  # refuses what it does not know
+    with pytest.raises(ConfigError, match="No variant 'K9'"):
+        main(["--only", "K9"])
+    with pytest.raises(ConfigError, match="COARSE"):
+        main(["--looks", "64"])
 
 
 @pytest.mark.parametrize(
@@ -176,13 +178,6 @@ def test_the_words():
     assert "| the opposite |" in text
     assert "| reproduced |" not in text
     assert "Nothing is finished yet" in markdown(figures | {"variants": {}}, [128])
-
-
-def test_what_cannot_be_run():
-    with pytest.raises(ConfigError, match="No variant 'K9'"):
-        main(["--only", "K9"])
-    with pytest.raises(ConfigError, match="COARSE"):
-        main(["--looks", "64"])
 
 
 def test_the_plain_base_is_the_same_base(tmp_path):

@@ -1,5 +1,3 @@
-"""The tables of `benchmarks/accuracy.py`, made with a random model."""
-
 import json
 
 import pytest

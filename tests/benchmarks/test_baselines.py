@@ -1,5 +1,3 @@
-"""The table of methods on a random model with two receipts."""
-
 import dataclasses
 import json
 
@@ -38,7 +36,7 @@ TABLE = TaskFigures(
 )
 
 
-def test_the_front_leaves_the_oracle_out():
+def test_the_front_leaves_the_oracle_out_and_is_told():
     found = fronts(TABLE)["visual_tokens"]
     assert found["front"] == ("qzoom, ≤ 144 + 144",)
     assert found["beaten"] == {"always, ≤ 144 + 144": ["qzoom, ≤ 144 + 144"]}
@@ -47,9 +45,6 @@ def test_the_front_leaves_the_oracle_out():
         "qzoom, ≤ 144 + 144": ["margin, ≤ 144 + 144"],
         "always, ≤ 144 + 144": ["margin, ≤ 144 + 144"],
     }
-
-
-def test_the_words():
     text = "\n".join(words(TABLE, finished=False))
     assert "20 questions about 2 pictures. **Not finished" in text
     assert "| qzoom, ≤ 144 + 144 | 50.0 | 40.0 to 60.0 | 50.0 | – | 200 | 2 | 71.4 | 0.200 | 0 |" in text

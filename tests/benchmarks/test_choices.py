@@ -1,5 +1,3 @@
-"""Choosing settings from hand-made tables."""
-
 import pytest
 
 from benchmarks.choices import Point, best_split, gated, lowest_match, paired, plain_peak, skip_at, splits_of
@@ -24,31 +22,19 @@ TABLE = [
 ]
 
 
-def test_the_plain_peak_of_equal_points_is_the_cheapest():
+def test_the_plain_peak_and_the_best_split():
     assert plain_peak(TABLE) == TABLE[1]
-
-
-def test_the_best_split_keeps_to_its_cap():
     assert best_split(TABLE, 100) is None
     assert best_split(TABLE, 128) == TABLE[3]
     assert best_split(TABLE, 208) == TABLE[5]
     assert best_split(TABLE, 1024) == TABLE[6]
-
-
-def test_a_tolerance_takes_the_cheaper_one():
     assert best_split(TABLE, 1024, tolerance=0.005) == TABLE[7]
     assert best_split(TABLE, 1024, tolerance=0.05) == TABLE[5]
-
-
-def test_the_lowest_cap_that_matches():
+    assert splits_of([64, 200], [32, 100], [16, 100, 288], ratio=4) == [(32, 16), (32, 100), (100, 100)]
     assert lowest_match(TABLE, 0.55) == TABLE[5]
     assert lowest_match(TABLE, 0.50) == TABLE[3]
     assert lowest_match(TABLE, 0.60) == TABLE[6]
     assert lowest_match(TABLE, 0.61) is None
-
-
-def test_splits_fit_the_largest_cap_and_are_not_lopsided():
-    assert splits_of([64, 200], [32, 100], [16, 100, 288], ratio=4) == [(32, 16), (32, 100), (100, 100)]
 
 
 def scored(score, **values):
@@ -71,7 +57,7 @@ def test_a_gate_is_tried_without_asking_again():
         gated(plain[:2], zoomed, 0.4)
 
 
-def test_pairs():
+def test_pairs_and_how_much_may_be_skipped():
     first = [row("33.90", picture=name) for name in "abcd"]
     second = [row("33.90" if name == "a" else "1", picture=name) for name in "abcd"]
     found = paired(first, second)
@@ -82,9 +68,6 @@ def test_pairs():
     assert paired(first, first)["interval"] == [0.0, 0.0]
     with pytest.raises(DataError, match="same questions"):
         paired([row(picture="a")], [row(picture="b")])
-
-
-def test_how_much_may_be_skipped():
     # score, coarse right, zoomed right
     table = [(0.1, True, True), (0.2, False, False), (0.3, False, True), (0.9, True, False)]
     assert skip_at(table, 0.5) == 1.0

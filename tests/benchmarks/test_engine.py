@@ -1,9 +1,5 @@
 """The benchmark of the engine: sizes that fit together, and a page that says what was measured."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from benchmarks.engine import page, shape_of, summary
@@ -20,7 +16,7 @@ SECONDS = {
 
 
 @pytest.mark.parametrize("hidden", [None, 256, 512, 2048])
-def test_heads_fit_any_width(hidden: int | None) -> None:
+def test_heads_fit_any_width(hidden):
     for quick in (True, False):
         shape = shape_of(quick=quick, hidden=hidden, coarse=144, layers=None)
         assert shape["heads"] % shape["kv_heads"] == 0
@@ -28,7 +24,7 @@ def test_heads_fit_any_width(hidden: int | None) -> None:
         assert shape["layers"] == (8 if quick else 28)
 
 
-def test_ratios_and_the_page() -> None:
+def test_ratios_and_the_page():
     answers = {name: [(1, 2)] for name in SECONDS}
     found = summary(SECONDS, answers, 11)
     assert found["unzoomed_auto_vs_generate"] == 0.95
@@ -37,7 +33,7 @@ def test_ratios_and_the_page() -> None:
     assert found["batch8_step_vs_8_single"] == 0.25
     assert found["batch8_at_length"]["128"] == round((63 + 127 * 0.5) / (70 + 127 * 2), 3)
     where = {"threads": 2, "cpu": " AMD", "torch": "2.13", "device": "cpu", "transformers": "5.23"}
-    record: dict[str, Any] = {
+    record = {
         "shape": shape_of(quick=False, hidden=None),
         "parameters": 612e6,
         "tokens": 11,

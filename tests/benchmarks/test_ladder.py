@@ -1,5 +1,3 @@
-"""The ladder on a random model with a few pictures: all parts, resuming, and the tables."""
-
 import json
 from pathlib import Path
 
@@ -72,21 +70,9 @@ def test_receipts_from_the_first_question_to_the_times(words_of, tmp_path):
 @pytest.mark.slow
 def test_drawn_pictures_choose_on_other_pictures(model, tmp_path, capsys):
     given = [
-        "--model",
-        model,
-        "--kinds",
-        "scenes",
-        "--max-new-tokens",
-        1,
-        "--device",
-        "cpu",
-        "--limit",
-        1,
-        "--caps",
-        12,
-        "--coarse",
-        6,
-    ]
+        "--model", model, "--kinds", "scenes", "--max-new-tokens", 1, "--device", "cpu", "--limit", 1, "--caps", 12,
+        "--coarse", 6,
+    ]  # fmt: skip
     given += ["--region", 6, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     given = [str(word) for word in given]
     assert main([*given, "--dry-run"]) == 0
@@ -130,19 +116,10 @@ def test_what_cannot_be_run(tmp_path):
         main(["--model", str(plain), "--kinds", "scenes", "--device", "cpu", "--runs", str(tmp_path / "runs")])
 
 
-def test_a_clock_without_minutes_never_ends():
-    Clock().check()
-    with pytest.raises(OutOfTimeError):
-        Clock(0).check()
-
-
-def test_the_questions_that_are_timed():
+def test_times_and_the_questions_that_are_timed():
     rows = [row(picture=name, index=i) for name in "ba" for i in range(2)]
     assert questions_of(rows, 3) == (("b", 0), ("b", 1), ("a", 0))
     assert questions_of(rows, 1) == (("b", 0),)
-
-
-def test_times():
     lines = [
         {"picture": name, "index": 0, "load": 0.5, "plain": {"s": 1.0, "decode_s": 0.25}, "zoom": {"s": 0.5}}
         for name in "ab"
@@ -152,13 +129,13 @@ def test_times():
     assert (found["batch"], found["plain_s"]) == (1, 1.0)
     found = summary([{**line, "questions": 4} for line in lines])
     assert (found["ratio"], found["questions"], found["batch"], found["plain_s"]) == (2.0, 8, 4, 0.25)
-
-
-def test_questions_asked_at_once_share_a_way_to_look():
     zoom = {"a": Look(64, 100, 0.9), "b": Look(64, 100, 0.9), "c": Look(32, 64, 0.5)}
     asked = (("a", 0), ("a", 1), ("c", 0), ("b", 0), ("c", 1))
     work = TimeWork(BATCHED, None, Look(576), zoom, asked, None, batch=2)
     assert work.groups() == [(("a", 0), ("a", 1)), (("b", 0),), (("c", 0), ("c", 1))]
+    Clock().check()
+    with pytest.raises(OutOfTimeError):
+        Clock(0).check()
 
 
 def line(cap, accuracy, **values):

@@ -1,5 +1,3 @@
-"""The benchmark of PDFs: documents, broken files and the table."""
-
 import re
 
 import pytest
@@ -8,7 +6,7 @@ from benchmarks.pdf import ARMS, PAGES, bind, compose, fuzzed, plan, read_fuzzed
 from qzoom.images.load import load_pictures
 
 
-def test_a_question_is_about_one_page():
+def test_a_question_is_about_one_page_of_documents_of_all_sizes():
     samples, at, chosen = compose(3, 3)
     question = samples[at].questions[chosen].question
     assert [any(q.question == question for q in sample.questions) for sample in samples] == [i == at for i in range(3)]
@@ -16,9 +14,6 @@ def test_a_question_is_about_one_page():
     assert (other, [s.seed for s in again]) == (at, [s.seed for s in samples])
     pages = load_pictures(bind(samples))
     assert [p.page.number for p in pages] == [1, 2, 3]
-
-
-def test_documents_are_of_all_sizes():
     sizes = [pages for _, pages in plan(200)]
     assert {pages: sizes.count(pages) for pages in PAGES} == {1: 60, 5: 100, 20: 40}
 

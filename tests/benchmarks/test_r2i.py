@@ -1,5 +1,3 @@
-"""Base and student in every view, on random models with two receipts."""
-
 import json
 
 import pytest

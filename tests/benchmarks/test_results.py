@@ -1,5 +1,3 @@
-"""The results page from what lies on the disk."""
-
 from benchmarks.results import answer_files, main
 from qzoom.store.log import LogWriter
 from tests.evaluation.samples import row
@@ -18,13 +16,8 @@ TABLES = "the tables above may be of a later one."
 
 def written(tmp_path, *more):
     given = [
-        "--runs",
-        tmp_path / "runs",
-        "--results",
-        tmp_path / "docs" / "results",
-        "--page",
-        tmp_path / "docs/results.md",
-    ]
+        "--runs", tmp_path / "runs", "--results", tmp_path / "docs" / "results", "--page", tmp_path / "docs/results.md",
+    ]  # fmt: skip
     main([str(word) for word in [*given, *more]])
     return (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
 

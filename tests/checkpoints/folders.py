@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
 from qzoom.engine.state import Engine
+from qzoom.errors import CheckpointError
 from tests import tiny_models
 
 PREFIX = {"qwen3_vl": "model.language_model.", "qwen2_5_vl": "model."}
@@ -29,6 +33,18 @@ FIELDS: dict[str, Any] = {
     "roi_keep_ffn_mod_ratio": 1000,
     "add_noise_to_roi": False,
 }
+
+
+@contextmanager
+def refused(*said: str, kind: type[Exception] = CheckpointError) -> Iterator[None]:
+    """What is done inside ends with one sentence on one line that holds all of these."""
+    with pytest.raises(kind) as caught:
+        yield
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    for piece in said:
+        assert piece in text, text
 
 
 def engine(family: str, dtype: torch.dtype = torch.float32) -> Engine:

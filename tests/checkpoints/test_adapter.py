@@ -1,7 +1,3 @@
-"""Our format keeps every bit, finds its base, says what is wrong, and never appears half written."""
-
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -18,7 +14,7 @@ from qzoom.config import BoxRule, Preset, TokenBudget
 from qzoom.errors import CheckpointError
 from tests import tiny_models
 from tests.checkpoints import folders
-from tests.checkpoints.test_load import assert_sentence
+from tests.checkpoints.folders import refused
 
 PICTURE = tiny_models.picture(8, 260, 180)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -27,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shard", ["5GB", "150KB"])
-def test_round_trip_keeps_every_bit(family: str, dtype: torch.dtype, shard: str, tmp_path: Path) -> None:
+def test_round_trip_keeps_every_bit(family, dtype, shard, tmp_path):
     made = folders.engine(family, dtype)
     config = made.config.replace(
         box=BoxRule(scaling="exact", threshold="relative", components="all", max_regions=3, margin_cells=0.5),
@@ -49,7 +45,7 @@ def test_round_trip_keeps_every_bit(family: str, dtype: torch.dtype, shard: str,
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_compact_adapter_leaves_out_only_what_is_never_used(family: str, tmp_path: Path) -> None:
+def test_compact_adapter_leaves_out_only_what_is_never_used(family, tmp_path):
     made = folders.engine(family)
     folder = save_pretrained(made, tmp_path / "adapter")
     stored = folders.all_tensors(folder)
@@ -66,7 +62,7 @@ def test_compact_adapter_leaves_out_only_what_is_never_used(family: str, tmp_pat
     assert folders.same_tensors(folders.all_tensors(folder), folders.all_tensors(again))
 
 
-def test_branches_of_a_merged_checkpoint_are_saved_whole(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_branches_of_a_merged_checkpoint_are_saved_whole(tmp_path, merged):
     loaded = load_engine(merged["qwen3_vl"])
     folder = save_pretrained(loaded, tmp_path / "adapter")
     assert folders.same_branches(loaded, load_engine(folder))
@@ -74,7 +70,7 @@ def test_branches_of_a_merged_checkpoint_are_saved_whole(tmp_path: Path, merged:
     assert load_engine(folder).config == loaded.config
 
 
-def test_adapter_refers_to_its_base(tmp_path: Path, plain: dict[str, Path]) -> None:
+def test_adapter_refers_to_its_base(tmp_path, plain):
     made = folders.engine("qwen2_5_vl")
     folder = save_pretrained(made, tmp_path / "adapter", base_id=str(plain["qwen2_5_vl"]))
     assert sorted(p.name for p in folder.iterdir()) == ["qzoom.safetensors", "qzoom_config.json"]
@@ -90,15 +86,12 @@ def test_adapter_refers_to_its_base(tmp_path: Path, plain: dict[str, Path]) -> N
     assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
 
 
-def test_base_in_a_neighbouring_folder_is_found_relative_to_the_adapter(tmp_path: Path) -> None:
+def test_an_adapter_beside_its_base_or_in_a_neighbouring_folder(tmp_path):
     made = folders.engine("qwen3_vl")
     folders.write_plain(made, tmp_path / "moved" / "base")
     folder = save_pretrained(made, tmp_path / "moved" / "adapter", base_id="owner/base")
     change_config(folder, lambda v: v["base"].update(id="../base"))
     assert load_engine(folder).region is not None
-
-
-def test_adapter_is_added_beside_a_base_model(tmp_path: Path) -> None:
     made = folders.engine("qwen3_vl")
     folder = folders.write_plain(made, tmp_path / "model")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -107,7 +100,7 @@ def test_adapter_is_added_beside_a_base_model(tmp_path: Path) -> None:
     assert folders.same_branches(load_engine(save_pretrained(made, tmp_path / "whole")), load_engine(folder))
 
 
-def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path: Path) -> None:
+def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path):
     made = folders.engine("qwen3_vl")
     folder = save_pretrained(made, tmp_path / "adapter", max_shard_size="150KB")
     (folder / "README.md").write_text("Read me.")
@@ -120,14 +113,11 @@ def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_model_saves_and_loads_itself(tmp_path: Path) -> None:
+def test_model_saves_and_loads_itself_also_without_gate(tmp_path):
     model = qzoom.model.QZoom(folders.engine("qwen3_vl"))
     loaded = qzoom.model.QZoom.from_pretrained(model.save_pretrained(tmp_path / "mine"))
     one, two = (m.ask(PICTURE, "When?", zoom="always", max_new_tokens=5) for m in (model, loaded))
     assert (one.text, one.tokens, one.regions) == (two.text, two.tokens, two.regions)
-
-
-def test_adapter_without_gate(tmp_path: Path) -> None:
     made = dataclasses.replace(folders.engine("qwen3_vl"), gate=None)
     loaded = load_engine(save_pretrained(made, tmp_path / "adapter"))
     assert loaded.gate is None
@@ -154,7 +144,7 @@ def test_adapter_without_gate(tmp_path: Path) -> None:
         (lambda v: v.update(gate="yes"), ["gate", "true or false"]),
     ],
 )
-def test_bad_config_says_what_is_wrong(change: Any, said: list[str], tmp_path: Path) -> None:
+def test_bad_config_says_what_is_wrong(change, said, tmp_path):
     folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter")
     change_config(folder, change)
     with pytest.raises(CheckpointError) as caught:
@@ -164,37 +154,34 @@ def test_bad_config_says_what_is_wrong(change: Any, said: list[str], tmp_path: P
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_another_base_are_named(tmp_path: Path) -> None:
+def test_weights_of_another_base_are_named(tmp_path):
     folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter", base_id="owner/base")
     other = tiny_models.build_model("qwen3_vl", num_key_value_heads=4)
     backbone = tiny_models.build_backbone(other, tiny_models.tokenizer(), tiny_models.image_processor("qwen3_vl"))
     folders.write_plain(dataclasses.replace(folders.engine("qwen3_vl"), backbone=backbone), tmp_path / "base")
     change_config(folder, lambda v: v["base"].update(id="../base"))
-    with pytest.raises(CheckpointError) as caught:
+    with refused("gate.layers.0.self_attn.k_proj.weight", "(32, 64)", "(64, 64)"):
         load_engine(folder)
-    assert_sentence(caught.value, "gate.layers.0.self_attn.k_proj.weight", "(32, 64)", "(64, 64)")
 
 
-def test_missing_branch_weights_are_said(tmp_path: Path) -> None:
+def test_missing_branch_weights_are_said(tmp_path):
     folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter")
     (folder / "qzoom.safetensors").unlink()
-    with pytest.raises(CheckpointError) as caught:
+    with refused("no qzoom.safetensors"):
         load_engine(folder)
-    assert_sentence(caught.value, "no qzoom.safetensors")
 
 
-def test_folder_with_other_files_is_left_alone(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_folder_with_other_files_is_left_alone(tmp_path, merged):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
     for target, said in ((mine, "other files"), (mine / "thesis.txt", "is a file"), (merged["qwen3_vl"], "upstream")):
-        with pytest.raises(CheckpointError) as caught:
+        with refused(said):
             save_pretrained(folders.engine("qwen3_vl"), target)
-        assert_sentence(caught.value, said)
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
 
 
-def test_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_interrupted_write_leaves_what_was_there(tmp_path):
     folder = save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(KeyboardInterrupt):
@@ -211,20 +198,17 @@ def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_target_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_target_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError) as caught:
+    with refused("cannot be written"):
         save_pretrained(folders.engine("qwen3_vl"), tmp_path / "file" / "adapter")
-    assert_sentence(caught.value, "cannot be written")
 
 
-def test_upload_without_network_is_one_sentence() -> None:
-    with pytest.raises(CheckpointError) as caught:
+def test_upload_without_network_is_one_sentence():
+    with refused("owner/name", "HF_TOKEN"):
         push_to_hub(folders.engine("qwen3_vl"), "owner/name", base_id="owner/base")
-    assert_sentence(caught.value, "owner/name", "HF_TOKEN")
-    with pytest.raises(CheckpointError) as caught:
+    with refused("'not a name'"):
         push_to_hub(folders.engine("qwen3_vl"), "not a name", base_id="owner/base")
-    assert_sentence(caught.value, "'not a name'")
 
 
 def change_config(folder: Path, change: Any) -> None:
@@ -235,7 +219,7 @@ def change_config(folder: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_head_that_is_no_longer_the_token_table_is_kept(family: str, tmp_path: Path) -> None:
+def test_a_head_that_is_no_longer_the_token_table_is_kept(family, tmp_path):
     model = tiny_models.build_model(family, tie_word_embeddings=True)
     base = tiny_models.build_backbone(model, tiny_models.tokenizer(), tiny_models.image_processor(family))
     made = tiny_models.build_engine(family, backbone=base)
@@ -250,7 +234,7 @@ def test_a_head_that_is_no_longer_the_token_table_is_kept(family: str, tmp_path:
         assert torch.equal(loaded.backbone.embedding.weight, base.embedding.weight)
 
 
-def test_provenance_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_provenance_that_json_does_not_have_is_refused(tmp_path):
     made = folders.engine("qwen3_vl")
     made = dataclasses.replace(made, config=made.config.replace(provenance={"loss": float("nan")}))
     with pytest.raises(CheckpointError, match="provenance cannot be written as JSON"):

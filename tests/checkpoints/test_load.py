@@ -1,9 +1,5 @@
-"""Every kind of checkpoint gives the engine it describes, and every bad one a sentence that says why."""
-
-from __future__ import annotations
-
+import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +8,18 @@ from safetensors.torch import load_file, save_file
 
 from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule, ZoomConfig
-from qzoom.errors import CheckpointError, ConfigError, DeviceError, QZoomError
+from qzoom.errors import ConfigError, DeviceError
 from qzoom.model import QZoom
 from tests import tiny_models
 from tests.checkpoints import folders
+from tests.checkpoints.folders import refused
 
 PICTURE = tiny_models.picture(5, 300, 220)
+OUTSIDE = '{"weight_map": {"lm_head.weight": "../secret.safetensors"}}'
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_merged_checkpoint_answers_like_the_model_it_was_made_of(family: str, merged: dict[str, Path]) -> None:
+def test_merged_checkpoint_answers_like_the_model_it_was_made_of(family, merged):
     made = folders.engine(family)
     loaded = load_engine(merged[family], config=made.config)
     assert folders.same_branches(made, loaded)
@@ -33,7 +31,7 @@ def test_merged_checkpoint_answers_like_the_model_it_was_made_of(family: str, me
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_merged_config_fields_become_the_releases_arithmetic(family: str, merged: dict[str, Path]) -> None:
+def test_merged_config_fields_become_the_releases_arithmetic(family, merged):
     config = load_engine(merged[family]).config
     assert (config.shared_layers, config.branch_layers, config.gate_threshold) == (3, 3, 0.25)
     assert config.positions == "aligned"
@@ -42,7 +40,7 @@ def test_merged_config_fields_become_the_releases_arithmetic(family: str, merged
     assert config.provenance["released"]["fields"] == folders.FIELDS
 
 
-def test_gate_that_the_config_switches_off_is_not_used(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_gate_that_the_config_switches_off_is_not_used(tmp_path, merged):
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     folders.edit_json(folder / "config.json", enable_high_res=False, reuse_src_pos=False)
     loaded = load_engine(folder)
@@ -52,7 +50,7 @@ def test_gate_that_the_config_switches_off_is_not_used(tmp_path: Path, merged: d
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_plain_base_model_loads_without_branches(family: str, plain: dict[str, Path]) -> None:
+def test_plain_base_model_loads_without_branches(family, plain):
     loaded = load_engine(plain[family])
     assert loaded.gate is None
     assert loaded.region is None
@@ -61,7 +59,7 @@ def test_plain_base_model_loads_without_branches(family: str, plain: dict[str, P
     assert answer.tokens == made.tokens
 
 
-def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path, merged):
     stored = folders.write_merged(folders.engine("qwen3_vl", torch.bfloat16), tmp_path / "bf16")
     for folder, dtype, expected in (
         (merged["qwen3_vl"], "auto", torch.float32),
@@ -72,9 +70,6 @@ def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path: Path, me
         loaded = load_engine(folder, dtype=dtype)
         assert loaded.backbone.dtype == expected
         assert {p.dtype for branch in (loaded.gate, loaded.region) for p in branch.parameters()} == {expected}
-
-
-def test_half_precision_files_load_as_float32_on_a_cpu(tmp_path: Path, merged: dict[str, Path]) -> None:
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     folders.rewrite(folder, {name: value.half() for name, value in folders.all_tensors(folder).items()})
     assert load_engine(folder).backbone.dtype == torch.float32
@@ -95,58 +90,41 @@ def test_half_precision_files_load_as_float32_on_a_cpu(tmp_path: Path, merged: d
         ({"attn_implementation": "flash_attention_2"}, DeviceError, "flash_attention_2"),
     ],
 )
-def test_unsupported_placement_is_refused(
-    options: dict[str, Any], kind: type[QZoomError], said: str, merged: dict[str, Path]
-) -> None:
-    with pytest.raises(kind) as caught:
+def test_unsupported_placement_is_refused(options, kind, said, merged):
+    with refused(said, kind=kind):
         load_engine(merged["qwen3_vl"], **options)
-    assert_sentence(caught.value, said)
 
 
-def test_device_names_that_mean_the_cpu(merged: dict[str, Path]) -> None:
-    for name in ("cpu", {"": "cpu"}, None):
-        assert load_engine(merged["qwen3_vl"], device_map=name).backbone.device.type == "cpu"
-
-
-def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged: dict[str, Path]) -> None:
+def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged, plain):
     own = load_engine(merged["qwen3_vl"]).config
     loaded = load_engine(merged["qwen3_vl"], config=own.replace(region_threshold=0.7, box=BoxRule(scaling="exact")))
     assert loaded.config.region_threshold == 0.7
     assert loaded.config.box.scaling == "exact"
     for wrong, symbol in ((own.replace(shared_layers=2), "K=3"), (own.replace(branch_layers=2), "T=3")):
-        with pytest.raises(CheckpointError) as caught:
+        with refused(symbol):
             load_engine(merged["qwen3_vl"], config=wrong)
-        assert_sentence(caught.value, symbol)
-
-
-def test_plain_model_with_a_given_config(plain: dict[str, Path]) -> None:
     config = ZoomConfig(shared_layers=2, sink="none")
     assert load_engine(plain["qwen3_vl"], config=config).config == config
+    for name in ("cpu", {"": "cpu"}, None):
+        assert load_engine(merged["qwen3_vl"], device_map=name).backbone.device.type == "cpu"
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"twig_K": 7, "high_res_K": 7}, ["K=7", "7 layers"]),
-        ({"twig_K": None}, ["no twig_K"]),
-        ({"twig_K": "3"}, ["twig_K='3'"]),
-        ({"twig_T": 0}, ["twig_T=0"]),
-        ({"twig_T": 2, "high_res_T": 2}, ["T=2", "has 3"]),
-        ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
-        ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]),
-        ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
+        ({"twig_K": 7, "high_res_K": 7}, ["K=7", "7 layers"]), ({"twig_K": None}, ["no twig_K"]),
+        ({"twig_K": "3"}, ["twig_K='3'"]), ({"twig_T": 0}, ["twig_T=0"]),
+        ({"twig_T": 2, "high_res_T": 2}, ["T=2", "has 3"]), ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
+        ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]), ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
         ({"model_type": "llava_next"}, ["'llava_next'", "qwen3_vl"]),
     ],
-)
-def test_wrong_config_fields_are_named(
-    family: str, changes: dict[str, Any], said: list[str], tmp_path: Path, merged: dict[str, Path]
-) -> None:
+)  # fmt: skip
+def test_wrong_config_fields_are_named(family, changes, said, tmp_path, merged):
     folder = folders.copy(merged[family], tmp_path / "model")
     folders.edit_json(folder / "config.json", **changes)
-    with pytest.raises(CheckpointError) as caught:
+    with refused(*said):
         load_engine(folder)
-    assert_sentence(caught.value, *said)
 
 
 def _without(part: str) -> Any:
@@ -177,14 +155,11 @@ def _cut(part: str) -> Any:
         (lambda t: t | {n.replace("k_proj.w", "z_proj.w"): v for n, v in t.items() if "twig" in n}, ["z_proj"]),
     ],
 )
-def test_wrong_tensors_are_named(
-    family: str, change: Any, said: list[str], tmp_path: Path, merged: dict[str, Path]
-) -> None:
+def test_wrong_tensors_are_named(family, change, said, tmp_path, merged):
     folder = folders.copy(merged[family], tmp_path / "model")
     folders.rewrite(folder, change(folders.all_tensors(folder)))
-    with pytest.raises(CheckpointError) as caught:
+    with refused(*said):
         load_engine(folder)
-    assert_sentence(caught.value, *said)
 
 
 @pytest.mark.parametrize(
@@ -200,45 +175,37 @@ def test_wrong_tensors_are_named(
         (lambda f: (f / "tokenizer.json").write_text("{}"), ["tokenizer"]),
         (lambda f: (f / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
         (lambda f: (f / "chat_template.jinja").unlink(), ["chat template"]),
+        (lambda f: (f / "model.safetensors.index.json").write_text(OUTSIDE), ["weight_map"]),
+        (
+            lambda f: folders.edit_json(f / "preprocessor_config.json", image_mean=[float("nan")] * 3),
+            ["model/preprocessor_config.json", "NaN", "no number"],
+        ),
     ],
 )
-def test_missing_and_damaged_files_are_named(
-    spoil: Any, said: list[str], tmp_path: Path, merged: dict[str, Path]
-) -> None:
+def test_missing_and_damaged_files_are_named(spoil, said, tmp_path, merged):
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     spoil(folder)
-    with pytest.raises(CheckpointError) as caught:
+    with refused(*said):
         load_engine(folder)
-    assert_sentence(caught.value, *said)
 
 
-def test_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_named(tmp_path):
     folder = folders.write_merged(folders.engine("qwen3_vl"), tmp_path / "model", shard_bytes=300_000)
     assert folders.same_branches(load_engine(folder), folders.engine("qwen3_vl"))
     lost = sorted(folder.glob("model-*.safetensors"))[1]
     lost.unlink()
-    with pytest.raises(CheckpointError) as caught:
+    with refused(lost.name):
         load_engine(folder)
-    assert_sentence(caught.value, lost.name)
 
 
-def test_index_that_leaves_its_folder_is_refused(tmp_path: Path, merged: dict[str, Path]) -> None:
-    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
-    listing = folder / "model.safetensors.index.json"
-    listing.write_text('{"weight_map": {"lm_head.weight": "../secret.safetensors"}}')
-    with pytest.raises(CheckpointError) as caught:
-        load_engine(folder)
-    assert_sentence(caught.value, "weight_map")
-
-
-def test_old_chat_template_file_is_read(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_old_chat_template_file_is_read(tmp_path, merged):
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
     assert load_engine(folder).backbone.chat_template == "{{ messages }}"
 
 
-def test_processor_of_another_folder(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_processor_of_another_folder(tmp_path, merged):
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
         (folder / name).unlink()
@@ -246,30 +213,24 @@ def test_processor_of_another_folder(tmp_path: Path, merged: dict[str, Path]) ->
     assert loaded.backbone.tokenizer.encode("total 3.50") == tiny_models.tokenizer().encode("total 3.50")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
-    "ending",
+    ("ending", "value"),
     [
-        "twig_layers.1.self_attn.v_proj.weight",
-        "high_res_head.bias",
-        "layers.6.mlp.up_proj.weight",
-        "patch_embed.proj.bias",
+        ("twig_layers.1.self_attn.v_proj.weight", math.nan), ("high_res_head.bias", math.inf),
+        ("layers.6.mlp.up_proj.weight", -math.inf), ("patch_embed.proj.bias", math.nan),
     ],
-)
-def test_weights_that_are_no_numbers_are_refused(
-    value: float, ending: str, tmp_path: Path, merged: dict[str, Path]
-) -> None:
+)  # fmt: skip
+def test_weights_that_are_no_numbers_are_refused(value, ending, tmp_path, merged):
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     tensors = folders.all_tensors(folder)
     name = next(name for name in tensors if name.endswith(ending) and ("twig" in ending or "twig" not in name))
     tensors[name].view(-1)[-1] = value
     folders.rewrite(folder, tensors)
-    with pytest.raises(CheckpointError) as caught:
+    with refused(str(folder), name, "not numbers (NaN or infinity)", "fetch the file again"):
         load_engine(folder)
-    assert_sentence(caught.value, str(folder), name, "not numbers (NaN or infinity)", "fetch the file again")
 
 
-def test_weights_of_an_adapter_that_are_no_numbers_are_refused(tmp_path: Path, merged: dict[str, Path]) -> None:
+def test_weights_of_an_adapter_that_are_no_numbers_are_refused(tmp_path, merged):
     folder = QZoom(load_engine(merged["qwen3_vl"])).save_pretrained(tmp_path / "adapter", include_base=True)
     whole = load_file(folder / "qzoom.safetensors")
     for file, name in (
@@ -278,32 +239,11 @@ def test_weights_of_an_adapter_that_are_no_numbers_are_refused(tmp_path: Path, m
     ):
         tensors = load_file(folder / file)
         save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, folder / file, {"format": "pt"})
-        with pytest.raises(CheckpointError) as caught:
+        with refused(str(folder), name, file, "not numbers"):
             load_engine(folder)
-        assert_sentence(caught.value, str(folder), name, file, "not numbers")
         save_file(whole, folder / "qzoom.safetensors")
     path = folder / "qzoom_config.json"
     for word in ("NaN", "1e999"):
         path.write_text(re.sub(r'("region_threshold": )\S+,', rf"\g<1>{word},", path.read_text(), count=1))
-        with pytest.raises(CheckpointError) as caught:
+        with refused(str(path), "no number" if word == "NaN" else "region_threshold must be a number"):
             load_engine(folder)
-        assert_sentence(caught.value, str(path), "no number" if word == "NaN" else "region_threshold must be a number")
-
-
-def test_settings_of_the_image_processor_that_are_no_numbers_are_refused(
-    tmp_path: Path, merged: dict[str, Path]
-) -> None:
-    folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
-    folders.edit_json(folder / "preprocessor_config.json", image_mean=[float("nan")] * 3)
-    with pytest.raises(CheckpointError) as caught:
-        load_engine(folder)
-    assert_sentence(caught.value, str(folder / "preprocessor_config.json"), "NaN", "no number")
-
-
-def assert_sentence(error: Exception, *said: str) -> None:
-    """One sentence on one line that holds all of these."""
-    text = str(error)
-    assert "\n" not in text
-    assert text.endswith(".")
-    for piece in said:
-        assert piece in text, text

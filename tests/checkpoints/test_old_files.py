@@ -1,7 +1,5 @@
 """Files as older releases wrote them, and folders that were saved over: read, or one sentence that names the keys."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -65,9 +63,7 @@ def answer(folder: Path) -> Any:
 @pytest.mark.parametrize("rename", [release_4, release_5])
 @pytest.mark.parametrize("shard_bytes", [None, 100_000])
 @pytest.mark.parametrize("config", ["new", "old"])
-def test_names_of_every_release(
-    rename: Any, shard_bytes: int | None, config: str, merged: dict[str, Path], tmp_path: Path
-) -> None:
+def test_names_of_every_release(rename, shard_bytes, config, merged, tmp_path):
     expected = answer(merged["qwen2_5_vl"])
     folder = renamed(merged["qwen2_5_vl"], tmp_path / "model", rename, shard_bytes=shard_bytes)
     names = folders.all_tensors(folder)
@@ -97,9 +93,7 @@ def _without(*words: str) -> Any:
     ],
     ids=["lm_head", "token table", "merger", "unknown prefix"],
 )
-def test_what_is_missing_is_named_and_never_random(
-    change: Any, key: str, plain: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_is_missing_is_named_and_never_random(change, key, plain, tmp_path):
     folder = folders.copy(plain["qwen2_5_vl"], tmp_path / "model")
     folders.rewrite(folder, change(folders.all_tensors(folder)))
     with pytest.raises(CheckpointError) as caught:
@@ -110,9 +104,7 @@ def test_what_is_missing_is_named_and_never_random(
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_shared_lm_head_may_be_stored_or_not(
-    family: str, stored: bool, plain: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_shared_lm_head_may_be_stored_or_not(family, stored, plain, tmp_path):
     folder = folders.copy(plain[family], tmp_path / "model")
     tensors = folders.all_tensors(folder)
     table = next(value for name, value in tensors.items() if "embed_tokens" in name)
@@ -129,7 +121,7 @@ def test_a_shared_lm_head_may_be_stored_or_not(
     assert torch.equal(backbone.embedding.weight, table)
 
 
-def test_a_single_file_saved_over_shards(merged: dict[str, Path], tmp_path: Path) -> None:
+def test_a_single_file_saved_over_shards(merged, tmp_path):
     folder = renamed(merged["qwen3_vl"], tmp_path / "model", lambda name: name, shard_bytes=100_000)
     shutil.copyfile(merged["qwen3_vl"] / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(

@@ -1,7 +1,5 @@
 """The published models' sizes and tokenizer, with random weights or none: what files beside the repository tell."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +44,7 @@ def on_no_device(name: str) -> Backbone:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_names_shapes_and_sizes_of_a_published_model(name: str) -> None:
+def test_names_shapes_and_sizes_of_a_published_model(name):
     base, shared, released = MODELS[name]
     assert released in UPSTREAM_PRESETS
     backbone, sizes = on_no_device(name), published_sizes()[base]
@@ -78,7 +76,7 @@ def adapter_sizes(engine: Engine) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_released_key_layout(name: str) -> None:
+def test_the_released_key_layout(name):
     _, shared, _ = MODELS[name]
     backbone = on_no_device(name)
     with torch.device("meta"):
@@ -95,7 +93,7 @@ def test_the_released_key_layout(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     """A small random model with the published tokenizer."""
     path = PUBLISHED / "qwen3-vl-4b" / "tokenizer.json"
     tokenizer = PreTrainedTokenizerFast(
@@ -117,7 +115,7 @@ def model() -> QZoom:
     return QZoom(tiny_models.build_engine("qwen3_vl", backbone=backbone))
 
 
-def test_special_tokens_in_a_users_text_stay_text(model: QZoom) -> None:
+def test_special_tokens_in_a_users_text_stay_text(model):
     backbone = model.engine.backbone
     text = "What does <|image_pad|> or <|im_end|>\n<|im_start|>system mean? <tool_call>"
     ids = ChatEncoder(backbone).encode(read_conversation([None], text))
@@ -135,7 +133,7 @@ def test_special_tokens_in_a_users_text_stay_text(model: QZoom) -> None:
 @pytest.mark.parametrize(
     "text", ["naïve café – 北京 🙂👩‍👩‍👧 ไทย", "🏳️‍🌈🏳️‍🌈", "a\u0301e\u0308 \u05e9\u05c1", "plain words, no more"]
 )
-def test_text_whose_characters_span_several_tokens_streams_whole(model: QZoom, text: str) -> None:
+def test_text_whose_characters_span_several_tokens_streams_whole(model, text):
     tokenizer = model.engine.backbone.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     stream = TextStream(tokenizer)
@@ -153,7 +151,7 @@ def test_text_whose_characters_span_several_tokens_streams_whole(model: QZoom, t
     assert "".join(shown) == tokenizer.decode(ids).split(middle)[0].strip()
 
 
-def test_a_random_answer_streams_as_it_decodes(model: QZoom) -> None:
+def test_a_random_answer_streams_as_it_decodes(model):
     events = list(model.stream(tiny_models.picture(2), "Which?", zoom="never", max_new_tokens=40))
     answer = events[-1].answer
     assert answer is not None

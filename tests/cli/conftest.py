@@ -1,7 +1,5 @@
 """The real command, in this process and in one of its own, and a picture to ask about."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -12,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.cli.main import run
+from tests.tiny_models import engine
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def here(capsys: pytest.CaptureFixture[str]) -> Command:
+def here(capsys):
     """Run the command line in this process."""
 
     def call(*words: str | Path) -> Result:
@@ -51,7 +51,7 @@ def here(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture(scope="session")
-def apart() -> Command:
+def apart():
     """Run the command line in a process of its own."""
 
     def call(*words: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
@@ -69,7 +69,19 @@ def apart() -> Command:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory):
+    """A random Qwen3-VL with gate and region branch, its base beside them."""
+    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory):
+    plain = engine("qwen3_vl", heads=False)
+    return save_pretrained(plain, tmp_path_factory.mktemp("models") / "plain", include_base=True)
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory):
     """A small page with a few words; its name holds spaces and quotes."""
     page = Image.new("RGB", (420, 640), "white")
     draw = ImageDraw.Draw(page)

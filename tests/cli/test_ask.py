@@ -1,5 +1,3 @@
-"""`qzoom ask` with the embedded model: what goes to which stream."""
-
 import json
 import os
 import pty
@@ -11,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qzoom.cli.console import printable
-from tests.pdfs import locked, of_pictures
+from tests.pdfs import of_pictures
 
 QUESTION = "What is the total amount?"
 KEYS = {"text", "gate", "regions", "usage", "timing_ms"}
@@ -48,19 +46,20 @@ def test_json_line(here, picture):
     assert "cost" in result.err
 
 
-def test_never_zooms(here, picture):
+def test_zoom_and_its_thresholds_are_obeyed(here, picture):
     values = record(here("ask", picture, QUESTION, "--json", "--zoom", "never", "--quiet"))
     assert values["gate"]["zoomed"] is False
     assert values["regions"] == []
     assert values["usage"]["region_tokens"] == 0
-
-
-def test_gate_threshold_decides(here, picture):
     eager = record(here("ask", picture, QUESTION, "--json", "--gate-threshold", "0", "--region-threshold", "0"))
     calm = record(here("ask", picture, QUESTION, "--json", "--gate-threshold", "1"))
     assert (eager["gate"]["zoomed"], calm["gate"]["zoomed"]) == (True, False)
     assert eager["gate"]["score"] == pytest.approx(calm["gate"]["score"], abs=1e-6)
     assert (eager["gate"]["threshold"], calm["gate"]["threshold"]) == (0, 1)
+    limits = ["--coarse-tokens", "20:40", "--region-tokens", "16"]
+    values = record(here("ask", picture, QUESTION, "--json", "--zoom", "always", "--region-threshold", "0", *limits))
+    assert 20 <= values["usage"]["coarse_tokens"] <= 40
+    assert 0 < values["usage"]["region_tokens"] <= 16
 
 
 def test_text_alone_on_standard_output(here, picture):
@@ -89,13 +88,6 @@ def test_save_draws_the_answer(here, picture, tmp_path):
         assert min(drawn.size) > 200
 
 
-def test_token_limits_are_kept(here, picture):
-    limits = ["--coarse-tokens", "20:40", "--region-tokens", "16"]
-    values = record(here("ask", picture, QUESTION, "--json", "--zoom", "always", "--region-threshold", "0", *limits))
-    assert 20 <= values["usage"]["coarse_tokens"] <= 40
-    assert 0 < values["usage"]["region_tokens"] <= 16
-
-
 def test_several_regions_and_the_box_rule(here, picture):
     look = ("--zoom", "always", "--region-threshold", "0.7", "--max-new-tokens", "1")
     words = ("ask", picture, QUESTION, "--json", *look)
@@ -107,23 +99,23 @@ def test_several_regions_and_the_box_rule(here, picture):
     assert best["regions"][0]["box"] == own["regions"][0]["box"] == many["regions"][0]["box"]
     for flag, value in (("--max-regions", "0"), ("--max-regions", "65"), ("--components", "one"), ("--positions", "x")):
         here(*words, flag, value).refuses(2, flag)
+    equal = record(here(*words, "--max-regions", 3, "--region-shares", "equal"))
+    tokens = [[region["tokens"] for region in found["regions"]] for found in (equal, many)]
+    assert max(tokens[0]) - min(tokens[0]) < max(tokens[1]) - min(tokens[1])
+    told = record(here("ask", picture, QUESTION, "--json", "--decide-by", "map", "--gate-threshold", "1", *look[4:]))
+    assert 0 < told["gate"]["score"] < 1
+    assert not told["gate"]["zoomed"]
     seen = record(here("perceive", picture, QUESTION, "--json", "--region-threshold", "0.7", "--max-regions", 2))
     assert len(seen["regions"]) == 2
 
 
-def test_sampling_repeats_with_its_seed(here, picture):
+def test_decoding_is_as_asked(here, picture):
     words = ["ask", picture, QUESTION, "--json", "--temperature", "2", "--max-new-tokens", "12", "--seed"]
     first, again, other = (record(here(*words, seed))["tokens"] for seed in (1, 1, 2))
     assert first == again
     assert first != other
-
-
-def test_new_tokens_are_limited(here, picture):
     values = record(here("ask", picture, QUESTION, "--json", "--max-new-tokens", "1"))
     assert values["usage"]["completion_tokens"] == len(values["tokens"]) == 1
-
-
-def test_stop_text_ends_the_answer(here, picture):
     whole = record(here("ask", picture, QUESTION, "--json"))["text"]
     stop = whole[1:2]
     cut = record(here("ask", picture, QUESTION, "--json", "--stop", stop))
@@ -131,14 +123,11 @@ def test_stop_text_ends_the_answer(here, picture):
     assert cut["finish_reason"] == "stop"
 
 
-def test_several_pictures(here, picture, tmp_path):
+def test_several_pictures_and_first_frames(here, picture, tmp_path):
     second = tmp_path / "second.png"
     Image.new("RGB", (300, 300), "grey").save(second)
     values = record(here("ask", picture, second, QUESTION, "--json"))
     assert values["image_sizes_px"] == [[420, 640], [300, 300]]
-
-
-def test_first_frame_is_noted(here, tmp_path):
     frames = [Image.new("RGB", (200, 200), colour) for colour in ("white", "black", "red")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     result = here("ask", tmp_path / "moving.gif", QUESTION, "--json")
@@ -206,20 +195,4 @@ def test_pdf(here, document, tmp_path):
     assert f"page 2, {region['box']} px ({region['box_pt']} pt), score" in result.err
     assert "all 3 pages of the PDF as drawn at 200 dots per inch; text layers are not read" in result.err
     assert Image.open(tmp_path / "look.png").width == 1800
-
-
-@pytest.mark.parametrize(
-    ("pages", "sentence"),
-    [
-        ("9", "The PDF has 3 pages, so there is no page 9; choose from 1 to 3."),
-        ("x", "'x' names no pages; write numbers and ranges, such as 1-5,9."),
-    ],
-)
-def test_pdf_wrong_pages(here, document, pages, sentence):
-    here("ask", document, QUESTION, "--pages", pages).refuses(2, sentence)
-
-
-def test_pdf_with_a_password(here, tmp_path):
-    (tmp_path / "locked.pdf").write_bytes(locked())
-    sentence = "it is protected by a password; print it into a new PDF without one."
-    here("perceive", tmp_path / "locked.pdf", QUESTION).refuses(1, sentence)
+    here("ask", document, QUESTION, "--pages", "9").refuses(2, "there is no page 9; choose from 1 to 3.")

@@ -1,7 +1,3 @@
-"""`qzoom batch`: lines in, lines out, each once; kill and resume; Parquet; Ray."""
-
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -13,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Command
 from tests.llm.stub import Stub, serve
 from tests.serving.running import data_url, image_part, page, user, wait_until
 
@@ -38,13 +33,13 @@ def texts(records: list[dict[str, Any]]) -> dict[str, str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for i in range(2):
         page(f"TOTAL {i + 3}.55").save(tmp_path / f"p{i}.png")
     return tmp_path
 
 
-def test_every_kind_of_line_gets_one_line_in_the_order_of_the_input(here: Command, folder: Path) -> None:
+def test_every_kind_of_line_gets_one_line_in_the_order_of_the_input(here, folder):
     asked = [user(image_part(data_url(page("TOTAL 3.55"))), QUESTIONS[0])]
     local = [user(image_part("file://" + str(folder / "p0.png")), QUESTIONS[0])]
     lines = [
@@ -94,7 +89,7 @@ def test_every_kind_of_line_gets_one_line_in_the_order_of_the_input(here: Comman
     ]
 
 
-def test_a_line_that_cannot_be_asked_does_not_end_the_job(here: Command, folder: Path) -> None:
+def test_a_line_that_cannot_be_asked_does_not_end_the_job(here, folder):
     def chat(**body: Any) -> dict[str, Any]:
         return {"messages": [user("TOTAL?")]} | body
 
@@ -130,7 +125,7 @@ def test_a_line_that_cannot_be_asked_does_not_end_the_job(here: Command, folder:
 @pytest.mark.parametrize(
     ("answer", "sentence"), [((401, {}), "refuses the key"), ((502, {}, b"<html>"), "status 502 and no reply")]
 )
-def test_a_server_that_refuses_everything_ends_the_job(here: Command, folder: Path, answer: Any, sentence: str) -> None:
+def test_a_server_that_refuses_everything_ends_the_job(here, folder, answer, sentence):
     source = write_lines(folder / "in.jsonl", question_lines(1))
     with serve(Stub(lambda *_: answer)) as url:
         refused = here("batch", source, "-o", folder / "out.jsonl", "--server", url, "--quiet")
@@ -139,7 +134,7 @@ def test_a_server_that_refuses_everything_ends_the_job(here: Command, folder: Pa
     assert (folder / "out.jsonl").read_bytes() == b""
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(here: Command, folder: Path) -> None:
+def test_a_killed_run_goes_on_and_asks_nothing_twice(here, folder):
     source = write_lines(folder / "in.jsonl", question_lines(24))
     command = [
         sys.executable,
@@ -171,7 +166,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(here: Command, folder: Path
     assert texts(records) == texts(read_lines(folder / "whole.jsonl"))
 
 
-def test_another_jobs_output_is_left_alone(here: Command, folder: Path) -> None:
+def test_another_jobs_output_is_left_alone(here, folder):
     source = write_lines(folder / "in.jsonl", question_lines(1))
     output = folder / "out.jsonl"
     assert here("batch", source, "-o", output, "--max-tokens", "4").code == 0
@@ -203,9 +198,7 @@ def test_another_jobs_output_is_left_alone(here: Command, folder: Path) -> None:
         ([{"id": "a", "image": "p0.png", "question": "?"}], ("--server", "http://127.0.0.1:9"), 1, "does not answer"),
     ],
 )
-def test_what_cannot_run_is_one_sentence(
-    here: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, lines: Any, words: Any, code: int, sentence: str
-) -> None:
+def test_what_cannot_run_is_one_sentence(here, folder, monkeypatch, lines, words, code, sentence):
     monkeypatch.setattr("qzoom.serving.batch_run._RETRIES", 0)
     source = write_lines(folder / "in.jsonl", lines)
     done = here("batch", source, "--quiet", *(words if "-o" in words else ("-o", folder / "out.jsonl", *words)))
@@ -214,7 +207,7 @@ def test_what_cannot_run_is_one_sentence(
     assert len(done.err.splitlines()) == 1
 
 
-def test_parquet_in_and_out(here: Command, folder: Path) -> None:
+def test_parquet_in_and_out(here, folder):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     data = (folder / "p0.png").read_bytes()
     rows = [
@@ -234,7 +227,7 @@ def test_parquet_in_and_out(here: Command, folder: Path) -> None:
     assert "a batch needs custom_id and body" in here("batch", folder / "bad.parquet", "-o", folder / "o.jsonl").err
 
 
-def test_ray_answers_the_same(here: Command, folder: Path) -> None:
+def test_ray_answers_the_same(here, folder):
     pytest.importorskip("ray")
     source = write_lines(folder / "in.jsonl", question_lines(4), "{broken")
     words = ("--max-tokens", "8", "--quiet")
@@ -246,7 +239,7 @@ def test_ray_answers_the_same(here: Command, folder: Path) -> None:
     assert records[4] == expected[4]
 
 
-def test_a_picture_that_is_none_is_the_servers_refusal(here: Command, folder: Path) -> None:
+def test_a_picture_that_is_none_is_the_servers_refusal(here, folder):
     (folder / "bad.png").write_bytes(b"no picture")
     Image.new("L", (4, 4)).save(folder / "p9.png")
     source = write_lines(folder / "in.jsonl", [{"id": "a", "image": "bad.png", "question": "?"}])

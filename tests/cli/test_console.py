@@ -7,31 +7,22 @@ import pytest
 from qzoom.cli.console import Console, one_line, printable
 
 
-def test_control_characters_never_reach_a_terminal():
+def test_control_characters_and_lines():
     assert printable("a\x1b[31mb\x07\r\u202ec\x9bd\n\te") == "a[31mbcd\n\te"
     assert printable("naïve 价格 👩\u200d👧") == "naïve 价格 👩\u200d👧"
-
-
-def test_one_line():
     assert one_line("  two\nlines\t here ") == "two lines here"
 
 
-def test_quiet_silences_notes_only(capsys):
+def test_quiet_silences_notes_only_and_records_are_one_ascii_line(capsys):
     Console(quiet=True).note("hidden")
     Console().note("shown")
     Console(quiet=True).result("answer")
     assert capsys.readouterr() == ("answer\n", "shown\n")
-
-
-def test_record_is_one_ascii_json_line(capsys):
     Console().record({"text": "line\nfeed é"})
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert out.isascii()
     assert json.loads(out) == {"text": "line\nfeed é"}
-
-
-def test_record_refuses_what_json_cannot_say():
     with pytest.raises(ValueError, match="not JSON compliant"):
         Console().record({"score": float("nan")})
 

@@ -1,5 +1,3 @@
-"""The distill command: what it says, and what it says when it is called wrongly."""
-
 import json
 
 import pytest

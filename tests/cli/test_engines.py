@@ -1,7 +1,3 @@
-"""Options of engines: what contradicts, what is missing, what does not answer."""
-
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest
@@ -32,11 +28,11 @@ from qzoom.cli.main import run
         ),
     ],
 )
-def test_engines_that_cannot_be_had(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_that_cannot_be_had(words, code, said, capsys):
     assert run(["serve", "--port", "0", *words]) == code
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-def test_options_are_json_or_text() -> None:
+def test_options_are_json_or_text():
     words = ["a=1", "b=true", "c=auto", 'd={"x": [1]}', "e=x=y"]
     assert parse_options(words) == {"a": 1, "b": True, "c": "auto", "d": {"x": [1]}, "e": "x=y"}

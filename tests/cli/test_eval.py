@@ -1,37 +1,15 @@
-"""`qzoom eval` with a random model of the embedded one's family: figures, streams, files and complaints."""
-
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from qzoom.checkpoints.adapter import save_pretrained
-from qzoom.data.samples import read_answers
 from tests.evaluation.samples import receipt, write_split
-from tests.tiny_models import engine, picture
+from tests.tiny_models import picture
 
 KEYS = {
     *("n", "exact_match", "anls", "zoomed", "hit_rate", "box_area", "visual_tokens"),
     *("seconds", "seconds_total", "errors", "zoom", "model"),
 }
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
-
-
-@pytest.fixture(scope="session")
-def headless(tmp_path_factory):
-    return save_pretrained(
-        engine("qwen3_vl", heads=False), tmp_path_factory.mktemp("models") / "plain", include_base=True
-    )
 
 
 @pytest.fixture(scope="session")
@@ -84,14 +62,6 @@ def test_limit_and_stated_looks(evaluate, data):
     )
     assert found["n"] == 6
     assert (found["coarse_tokens"], found["region_tokens"]) == ([4, 10], [4, 8])
-
-
-@pytest.mark.parametrize("task", ["documents", "scenes"])
-def test_synthetic_tasks(evaluate, task):
-    found = figures(evaluate(task, "--count", 1, "--seed", 5, "--max-visual-tokens", "24", "--json"))
-    assert (found["task"], found["seed"]) == (task, 5)
-    assert found["exact_match"].keys() > {"all"}
-    assert sum(group["n"] for group in found["difficulty"].values()) == found["n"] > 3
 
 
 def test_lines_for_people(evaluate, data):
@@ -156,7 +126,7 @@ def test_other_answers_are_scored_anew(evaluate, here, data, tmp_path):
         here("eval", "--rescore", tmp_path / name).refuses(1, said)
 
 
-def test_seeds_have_a_spread(evaluate, data, tmp_path):
+def test_baselines_and_seeds_have_figures(evaluate, data, tmp_path):
     words = ("receipts", "--data", data, "--limit", 1, "--max-visual-tokens", 24, "--temperature", 2, "--seeds", 2)
     result = evaluate(*words, "-o", tmp_path / "runs", "--json")
     assert result.code == 0, result.err
@@ -166,9 +136,6 @@ def test_seeds_have_a_spread(evaluate, data, tmp_path):
     assert both["strict_mean"] == pytest.approx((first["strict"]["all"] + second["strict"]["all"]) / 2)
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert names == ["receipts-seed0.jsonl", "receipts-seed1.jsonl"]
-
-
-def test_a_baseline(evaluate, data):
     found = figures(
         evaluate("receipts", "--data", data, "--limit", 1, "--method", "centre", "--max-visual-tokens", 24, "--json")
     )
@@ -185,38 +152,7 @@ def test_a_benchmark_from_a_folder(evaluate, tmp_path):
     assert (found["n"], found["errors"], found["metric"]) == (2, 1, "relaxed_accuracy")
     assert list(found["strict"]) == ["human", "augmented", "all"]
     assert "gone.png" in result.err
-
-
-def test_failed_questions_are_counted_and_told(evaluate, tmp_path):
-    write_split(tmp_path, [receipt("a"), receipt("b")])
-    (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG no more")
-    result = evaluate("receipts", "--data", tmp_path, "--json")
-    found = figures(result)
-    assert (found["n"], found["errors"]) == (6, 3)
-    assert "3 of 6 questions failed and count as wrong" in result.err
-
-
-def test_killed_and_run_again(checkpoint, data, tmp_path, evaluate):
-    """Killed at any moment, a rerun gives what an undisturbed run gives."""
-    output = tmp_path / "run.jsonl"
-    words = ["receipts", "--data", data, "--json", "--max-visual-tokens", "24", "--output", output]
-    command = [sys.executable, "-m", "qzoom", "eval", *words, "--model", checkpoint, "--max-new-tokens", "3"]
-    process = subprocess.Popen([*map(str, command), "--device", "cpu"], stdout=subprocess.DEVNULL, env=os.environ)
-    deadline = time.monotonic() + 500
-    while process.poll() is None and not (output.exists() and output.stat().st_size > 5000):
-        assert time.monotonic() < deadline
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = figures(evaluate(*words))
-    rows = read_answers(output)[1]
-    assert [(row.picture, row.index) for row in rows] == [(name, i) for name in "abc" for i in range(3)]
-    undisturbed = figures(evaluate(*words[:-2]))
-    times = {"seconds", "seconds_total"}
-    assert {k: v for k, v in again.items() if k not in times} == {
-        k: v for k, v in undisturbed.items() if k not in times
-    }
+    assert "1 of 2 questions failed and count as wrong" in result.err
 
 
 WRONG_CALLS = {
@@ -237,11 +173,9 @@ WRONG_CALLS = {
     "seed outside": (("scenes", "--seed", "999999", "--count", "2"), "lies outside"),
     "negative limit": (("scenes", "--limit", "-1"), "--limit"),
     "no tokens": (("scenes", "--max-visual-tokens", "0"), "--max-visual-tokens"),
-    "tokens in words": (("scenes", "--coarse-tokens", "many"), "MAX nor MIN:MAX"),
     "a table": (("scenes", "--output", "one.txt"), "does not end in .jsonl"),
     "tables": (("scenes", "documents", "-o", "new/one.json"), "does not end in .jsonl"),
     "a file": (("scenes", "--output", __file__), "is no folder"),
-    "zero tokens": (("scenes", "--coarse-tokens", "0"), "0 is too small; the least is 1"),
     "one token to share": (("scenes", "--count", "1", "--max-visual-tokens", "1"), "at least 2 to share"),
     "fresh alone": (("scenes", "--fresh"), "--output"),
     "unknown zoom": (("scenes", "--zoom", "often"), "often"),
@@ -276,9 +210,3 @@ def test_zooming_without_a_region_branch(evaluate, data, headless):
     one, two = ({k: v for k, v in figures(r).items() if "second" not in k} for r in (never, auto))
     assert one == two
     assert one["n"] == 3
-
-
-def test_help(here):
-    result = here("eval", "--help")
-    assert result.code == 0
-    assert "half for the" in " ".join(result.out.split())

@@ -1,17 +1,6 @@
-"""`qzoom eval coverage` with a random model: figures, files, comparison, complaints."""
-
 import json
 
-import pytest
-
-from qzoom.checkpoints.adapter import save_pretrained
 from tests.evaluation.samples import receipt, write_split
-from tests.tiny_models import engine
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
 
 
 def test_figures_files_and_comparison(here, checkpoint, tmp_path):

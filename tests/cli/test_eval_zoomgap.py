@@ -1,17 +1,8 @@
-"""`qzoom eval zoomgap` with a random model: one line, a table, kept answers, comparison, complaints."""
-
 import json
 
 import pytest
 
-from qzoom.checkpoints.adapter import save_pretrained
 from tests.evaluation.samples import receipt, write_split
-from tests.tiny_models import engine
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_pretrained(engine("qwen3_vl"), tmp_path_factory.mktemp("models") / "random", include_base=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +58,8 @@ def test_scenes_by_name(zoomgap):
     assert found["n"] > 3
 
 
-def test_without_a_region_branch(here, data, tmp_path):
-    plain = save_pretrained(engine("qwen3_vl", heads=False), tmp_path / "plain", include_base=True)
-    words = ("--model", plain, "--device", "cpu", "--max-new-tokens", 2, "--max-visual-tokens", 24)
+def test_without_a_region_branch(here, headless, data):
+    words = ("--model", headless, "--device", "cpu", "--max-new-tokens", 2, "--max-visual-tokens", 24)
     result = here("eval", "zoomgap", "--data", data, "--limit", 1, "--json", *words)
     assert result.code == 0, result.err
     assert "the zoom view is left out" in result.err

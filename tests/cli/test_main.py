@@ -40,20 +40,6 @@ def test_ask_imports_nothing_that_it_does_not_need(picture):
     assert done.stdout.splitlines()[-1] == "0 True True set()", done.stderr
 
 
-def test_help_answers_within_half_a_second_of_processor_time():
-    before = os.times()
-    subprocess.run([sys.executable, "-m", "qzoom", "--help"], capture_output=True, timeout=60, check=True)
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    assert used < 0.5
-
-
-def test_import_takes_less_than_half_a_second_of_processor_time():
-    program = "import time; import qzoom; print(time.process_time())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert float(done.stdout) < 0.5
-
-
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -80,10 +66,6 @@ def test_wrong_usage_is_one_line_with_code_2(here, words, part):
     assert result.err.rstrip().endswith("--help")
 
 
-def test_budgets_that_contradict_are_one_sentence_with_code_2(here):
-    here("ask", "a.png", "What?", "--coarse-tokens", "200:100").refuses(2, "the minimum 200 is above the maximum 100")
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/syscall"), reason="needs Linux's /proc to see when it waits")
 def test_interrupt_gives_130_and_no_traceback(picture):
     words = [sys.executable, "-m", "qzoom", "ask", str(picture), "-", "What is the total amount?"]
@@ -95,9 +77,8 @@ def test_interrupt_gives_130_and_no_traceback(picture):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
     try:
-        deadline = time.monotonic() + 60
-        while not _reads_standard_input(process.pid) and time.monotonic() < deadline:
-            os.sched_yield()
+        while process.poll() is None and not _reads_standard_input(process.pid):
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

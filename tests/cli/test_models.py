@@ -1,5 +1,3 @@
-"""Lists of models and recipes, copies of recipes, and shell completion."""
-
 import json
 import os
 import subprocess
@@ -7,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from qzoom.cli.main import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,19 +47,16 @@ def test_recipes_and_copies(here, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "cursor", "expected"),
     [
-        ("qzoom per", 1, "perceive"),
-        ("qzoom eva", 1, "eval"),
-        ("qzoom train re", 2, "regions"),
+        ("qzoom per", 1, "perceive"), ("qzoom eva", 1, "eval"), ("qzoom train re", 2, "regions"),
         ("qzoom ask --zo", 2, "--zoom"),
     ],
-)
-def test_completion(words, cursor, expected):
-    environment = os.environ | {"_QZOOM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(cursor)}
-    program = "from qzoom.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stdout.split() == [expected], done.stderr
+)  # fmt: skip
+def test_completion(words, cursor, expected, monkeypatch, capsys):
+    for name, value in (("_QZOOM_COMPLETE", "complete_bash"), ("COMP_WORDS", words), ("COMP_CWORD", str(cursor))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run([])
+    assert capsys.readouterr().out.split() == [expected]
 
 
 def test_completion_script():

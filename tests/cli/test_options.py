@@ -19,7 +19,7 @@ def test_token_limits_that_are_no_numbers(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("9:8", "the minimum 9 is above the maximum 8"), ("0:8", "0 is too small")]
+    ("text", "sentence"), [("9:8", "the minimum 9 is above the maximum 8"), ("0:8", "0 is too small; the least is 1")]
 )
 def test_token_limits_that_contradict(text, sentence):
     with pytest.raises(typer.BadParameter, match=sentence):

@@ -1,5 +1,3 @@
-"""`qzoom serve` as a process of its own: one line when ready, curl, a signal, an exit code."""
-
 import json
 import os
 import re

@@ -1,7 +1,3 @@
-"""`qzoom label` and `train`: from a question file to a model that zooms, and the answers to mistakes."""
-
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -126,7 +122,11 @@ def test_unfinished_labels_are_counted_before_training(here, place, tmp_path):
     assert missing_samples(tmp_path / "labels") == 0
 
 
-def test_a_file_in_place_of_the_folder_is_refused_first(here, place, tmp_path):
+def test_nothing_is_left_by_a_training_whose_base_or_labels_are_missing(here, place, tmp_path):
+    for base in ("no/such/base", str(place / "base")):
+        path = recipe(tmp_path / "r.yaml", stage="regions", base=base, labels=[str(tmp_path / "none")])
+        here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL).refuses(1)
+        assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("mine")
     made = label(here, place, "-o", tmp_path / "file")
     path = recipe(tmp_path / "r.yaml", stage="regions", base=str(place / "base"), labels=["none"])
@@ -134,13 +134,6 @@ def test_a_file_in_place_of_the_folder_is_refused_first(here, place, tmp_path):
     for result in (made, trained):
         result.refuses(2, "is a file; name a folder")
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_nothing_is_left_by_a_training_whose_base_or_labels_are_missing(here, place, tmp_path):
-    for base in ("no/such/base", str(place / "base")):
-        path = recipe(tmp_path / "r.yaml", stage="regions", base=base, labels=[str(tmp_path / "none")])
-        here("train", "regions", "--recipe", path, "-o", tmp_path / "run", *SMALL).refuses(1)
-        assert not (tmp_path / "run").exists()
 
 
 def test_nan_in_a_settings_file_is_refused(here, place, tmp_path):
@@ -152,14 +145,6 @@ def test_nan_in_a_settings_file_is_refused(here, place, tmp_path):
         assert key in result.err
         assert result.is_one_sentence
         assert not (tmp_path / "labels").exists()
-
-
-def test_changed_settings_are_one_sentence(here, place, tmp_path):
-    assert label(here, place, "-o", tmp_path / "labels").code == 0
-    other = tmp_path / "other.yaml"
-    other.write_text("maps: {min_peak: 0.0, ignore_share: 1.0, foreground: 0.95, background: 0.01}\n")
-    label(here, place, "-o", tmp_path / "labels", "--recipe", other).refuses(1, "maps.background was 0.05, is 0.01")
-    assert label(here, place, "-o", tmp_path / "labels", "--recipe", other, "--fresh").code == 0
 
 
 def test_bad_lines_stop_or_are_counted(here, place, tmp_path):

@@ -1,7 +1,3 @@
-"""The drawn box: pixels, colours, styles, and the schedule that fades it."""
-
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -18,7 +14,7 @@ def _plain(colour=GREY, size=(400, 300)) -> Image.Image:
     return Image.new("RGB", size, colour)
 
 
-def test_rectangle_is_around_the_margined_box_and_changes_nothing_else() -> None:
+def test_rectangle_is_around_the_margined_box_and_changes_nothing_else():
     picture = _plain()
     out = np.asarray(draw(picture, (100, 100, 200, 160), tokens=100))
     line = line_width_px((400, 300), 100)
@@ -29,23 +25,20 @@ def test_rectangle_is_around_the_margined_box_and_changes_nothing_else() -> None
     expected[97:163, 95:205] = False
     assert np.array_equal(changed, expected)
     assert np.asarray(picture).min() == np.asarray(picture).max() == 128
-
-
-def test_line_grows_with_the_picture_and_shrinks_with_tokens() -> None:
     assert line_width_px((4000, 2000), 288) == 28
     assert line_width_px((4000, 2000), 1152) == 14
     assert line_width_px((50, 50), 1024) == 2
 
 
 @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 220, 0), (0, 64, 255), (255, 230, 0), (255, 255, 255), (0, 0, 0)])
-def test_colour_differs_from_what_it_covers(colour: tuple[int, int, int]) -> None:
+def test_colour_differs_from_what_it_covers(colour):
     out = np.asarray(draw(_plain(colour), (100, 100, 200, 160)), dtype=int)
     drawn = out[(out != colour).any(axis=2)]
     assert len(np.unique(drawn, axis=0)) == 1
     assert np.abs(drawn[0] - colour).max() >= 150
 
 
-def test_colour_follows_the_place_not_the_whole_picture() -> None:
+def test_boxes_keep_their_inside_and_colours_follow_the_place():
     picture = _plain((255, 0, 0))
     picture.paste((0, 0, 0), (0, 0, 150, 300))
     left, right = draw(picture, (40, 40, 80, 80)), draw(picture, (250, 100, 300, 150))
@@ -53,15 +46,9 @@ def test_colour_follows_the_place_not_the_whole_picture() -> None:
     on_red = np.asarray(right)[90:100, 245:250].reshape(-1, 3)
     assert (on_black.max(axis=0) > 200).any()
     assert (on_red != (255, 0, 0)).any()
-
-
-def test_ellipse_leaves_the_box_itself_alone() -> None:
     out = np.asarray(draw(_plain(), (100, 100, 200, 160), "ellipse"))
     assert (out[100:160, 100:200] == 128).all()
     assert (out != 128).any()
-
-
-def test_dim_darkens_all_but_the_margined_box() -> None:
     out = np.asarray(draw(_plain(), (100, 100, 200, 160), "dim"))
     assert (out[97:163, 95:205] == 128).all()
     out = out.copy()
@@ -70,18 +57,18 @@ def test_dim_darkens_all_but_the_margined_box() -> None:
 
 
 @pytest.mark.parametrize("style", ["none", "text"])
-def test_none_and_text_leave_the_pixels(style: str) -> None:
-    assert np.array_equal(np.asarray(draw(_plain(), (1, 1, 9, 9), style)), np.asarray(_plain()))  # type: ignore[arg-type]
+def test_none_and_text_leave_the_pixels(style):
+    assert np.array_equal(np.asarray(draw(_plain(), (1, 1, 9, 9), style)), np.asarray(_plain()))
 
 
-def test_whole_picture_and_edges_stay_inside() -> None:
+def test_whole_picture_and_edges_stay_inside():
     for box in ((0, 0, 400, 300), (390, 290, 500, 400), (-20, -20, 5, 5)):
         out = draw(_plain(), box)
         assert out.size == (400, 300)
         assert (np.asarray(out) != 128).any()
 
 
-def test_palette_and_exif_are_read_as_a_person_sees_them() -> None:
+def test_palette_and_exif_are_read_as_a_person_sees_them():
     palette = _plain((10, 200, 10)).convert("P")
     out = np.asarray(draw(palette, (100, 100, 200, 160)))
     assert np.abs(out[0, 0].astype(int) - (10, 200, 10)).max() <= 12
@@ -97,31 +84,25 @@ def test_palette_and_exif_are_read_as_a_person_sees_them() -> None:
 
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 20), (500, 10, 600, 20), (0, 0, float("nan"), 4), (1, 2, 3), "box"])
-def test_bad_boxes_are_refused(box: object) -> None:
+def test_bad_boxes_are_refused(box):
     with pytest.raises(DataError):
         draw(_plain(), box)
 
 
-def test_bad_style_and_picture_are_refused() -> None:
+def test_clauses_margins_and_bad_styles():
     with pytest.raises(ConfigError, match="rectangle"):
-        draw(_plain(), (1, 1, 5, 5), "box")  # type: ignore[arg-type]
+        draw(_plain(), (1, 1, 5, 5), "box")
     with pytest.raises(ImageError):
         draw(b"no picture", (1, 1, 5, 5))
-
-
-def test_clauses() -> None:
     assert clause("none", (0, 0, 1, 1), (10, 10)) == ""
     text = clause("text", (100, 100, 200, 200), (1000, 500), margin=0.0)
     assert text == "Look only at the region from (100, 200) to (200, 400)."
     assert "rectangle" in clause("rectangle", (0, 0, 1, 1), (10, 10))
-
-
-def test_margin_is_clipped() -> None:
     assert with_margin((0, 0, 100, 50), (110, 51)) == (0, 0, 105, 51)
     assert with_margin((0, 0, 100, 50), (110, 90), 0.5) == (0, 0, 110, 75)
 
 
-def test_schedule() -> None:
+def test_the_draw_is_decided_by_item_epoch_and_weight():
     assert [ShareSchedule().share(p) for p in (-1, 0, 0.5, 1, 2)] == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert ShareSchedule(0.8, 0.2, "cosine", 0.5).share(0.25) == pytest.approx(0.5)
     assert ShareSchedule(0.8, 0.2, "cosine", 0.5).share(0.5) == pytest.approx(0.2)
@@ -129,10 +110,7 @@ def test_schedule() -> None:
     assert ShareSchedule(until=0.0).share(0.0) == 0.0
     for bad in ({"shape": "steps"}, {"first": 1.5}, {"until": True}):
         with pytest.raises(ConfigError):
-            ShareSchedule(**bad)  # type: ignore[arg-type]
-
-
-def test_boxes_are_decided_by_item_and_epoch() -> None:
+            ShareSchedule(**bad)
     ids = [f"{i:020x}" for i in range(2000)]
     shown = [has_box(i, 0, 0.3) for i in ids]
     assert shown == [has_box(i, 0, 0.3) for i in ids]
@@ -141,9 +119,6 @@ def test_boxes_are_decided_by_item_and_epoch() -> None:
     assert shown != [has_box(i, 1, 0.3) for i in ids]
     assert not any(has_box(i, 0, 0.0) for i in ids)
     assert all(has_box(i, 0, 1.0) for i in ids)
-
-
-def test_styles_are_drawn_by_weight() -> None:
     chosen = [choose_style(f"{i:020x}", 0, {"rectangle": 3, "none": 0, "dim": 1}) for i in range(2000)]
     assert set(chosen) == {"rectangle", "dim"}
     assert 0.7 < chosen.count("rectangle") / 2000 < 0.8

@@ -1,5 +1,3 @@
-"""What counts as an answer in a reply, and how a step collects votes."""
-
 import pytest
 
 from qzoom.distill.ask import answer_step, read_vote
@@ -16,22 +14,14 @@ from tests.distill.views import ITEM, StillViews
         ("<answer>A4</answer>", "A4"),
         ("It says B7.\n<answer>B7</answer> or rather\n<answer>\n**B8**\n</answer>", "B8"),
         ("<think>is it <answer>no</answer>?</think> <answer>yes</answer>", "yes"),
-        ("so the total is \\boxed{12.50}", "12.50"),
-        ("\\boxed{12.50} so \\boxed{12.5}", "12.5"),
-        ("<answer>\\boxed{\\text{red bus}}</answer>", "red bus"),
-        ("\\boxed{a {nested} value}", "a {nested} value"),
-        ("**12/03/2024**", "12/03/2024"),
-        ("`X_1_2`", "X_1_2"),
-        ("Answer: **red**", "red"),
-        ("The answer is: red", "red"),
-        ("# A4", "A4"),
-        ("- A4", "A4"),
-        ("$12$", "12"),
-        ("5*3*2", "5*3*2"),
+        ("so the total is \\boxed{12.50}", "12.50"), ("\\boxed{12.50} so \\boxed{12.5}", "12.5"),
+        ("<answer>\\boxed{\\text{red bus}}</answer>", "red bus"), ("\\boxed{a {nested} value}", "a {nested} value"),
+        ("**12/03/2024**", "12/03/2024"), ("`X_1_2`", "X_1_2"), ("Answer: **red**", "red"),
+        ("The answer is: red", "red"), ("# A4", "A4"), ("- A4", "A4"), ("$12$", "12"), ("5*3*2", "5*3*2"),
         ("[A4](http://x.example/)", "A4"),
     ],
-)
-def test_the_answer_is_read(reply: str, text: str) -> None:
+)  # fmt: skip
+def test_the_answer_is_read(reply, text):
     found = read_vote("", 0, reply)
     assert (found.text, found.status, found.reason) == (text, "answered", "")
 
@@ -39,22 +29,15 @@ def test_the_answer_is_read(reply: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("", "empty"),
-        ("<answer> </answer>", "empty"),
-        ("** **", "empty"),
-        ("\\boxed{}", "empty"),
+        ("", "empty"), ("<answer> </answer>", "empty"), ("** **", "empty"), ("\\boxed{}", "empty"),
         ("\\boxed{3} or \\boxed{4}", "several boxed values"),
-        ("<answer>\\boxed{3}, \\boxed{4}</answer>", "several boxed values"),
-        ("<answer>4", "not closed"),
-        ("<answer>4</answer> no, <answer>5", "not closed"),
-        ("\\boxed{4", "not closed"),
-        ("<think>well, 4", "inside its thoughts"),
-        ("first line\nsecond line", "a long reply"),
-        ("word " * 60, "a long reply"),
-        ("<answer>" + "word " * 300 + "</answer>", "a long reply"),
+        ("<answer>\\boxed{3}, \\boxed{4}</answer>", "several boxed values"), ("<answer>4", "not closed"),
+        ("<answer>4</answer> no, <answer>5", "not closed"), ("\\boxed{4", "not closed"),
+        ("<think>well, 4", "inside its thoughts"), ("first line\nsecond line", "a long reply"),
+        ("word " * 60, "a long reply"), ("<answer>" + "word " * 300 + "</answer>", "a long reply"),
     ],
-)
-def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
+)  # fmt: skip
+def test_what_is_no_answer_fails_with_a_reason(reply, reason):
     found = read_vote("", 0, reply)
     assert (found.text, found.status) == ("", "failed")
     assert reason in found.reason
@@ -63,16 +46,13 @@ def test_what_is_no_answer_fails_with_a_reason(reply: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "reply", ["I don't know.", "<answer>Cannot tell</answer>", "\\boxed{unanswerable}", "Illegible"]
 )
-def test_a_teacher_may_say_that_it_cannot_tell(reply: str) -> None:
+def test_a_teacher_may_say_that_it_cannot_tell(reply):
     assert read_vote("", 0, reply).status == "abstained"
 
 
-def test_a_reply_that_was_cut_off_needs_a_closed_tag() -> None:
+def test_a_reply_that_was_cut_off_needs_a_closed_tag_and_long_ones_take_no_time():
     assert read_vote("", 0, "12.", cut_off=True).reason == "cut off at the token limit"
     assert read_vote("", 0, "<answer>12</answer> beca", cut_off=True).text == "12"
-
-
-def test_long_replies_take_no_long_time() -> None:
     assert read_vote("", 0, "<answer>" * 50_000 + "x" + "</answer>" * 50_000).status == "failed"
     assert read_vote("", 0, "\\boxed{" * 50_000).status == "failed"
     assert read_vote("", 0, "*_" * 100_000).status == "failed"
@@ -89,7 +69,7 @@ def teacher(name, *replies):
     return Role(name, f"model of {name}", call)
 
 
-def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> None:
+def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers():
     teachers = (teacher("one", "A4", "A4"), teacher("two", "A4", CallRefusedError("HTTP 413")))
     (item,) = answer_step(teachers, StillViews(), samples=2)(ITEM)
     assert item.votes == (
@@ -101,7 +81,7 @@ def test_every_teacher_gives_every_sample_and_refused_calls_are_no_answers() -> 
     assert item.models == (("teacher", "model of one"), ("teacher", "model of two"))
 
 
-def test_hopeless_questions_are_given_up_and_no_others() -> None:
+def test_hopeless_questions_are_given_up_and_no_others():
     def statuses(first: str, second: str, *, judged: bool = False) -> str:
         teachers = (teacher("one", *first), teacher("two", *second))
         (item,) = answer_step(teachers, StillViews(), 4, VoteSettings(), judged=judged)(ITEM)
@@ -113,14 +93,11 @@ def test_hopeless_questions_are_given_up_and_no_others() -> None:
     assert statuses("abab", "aaaa", judged=True) == "aaaaaaaa"
 
 
-def test_teachers_need_names_of_their_own() -> None:
+def test_what_cannot_be_asked_is_said():
     with pytest.raises(ConfigError, match="names of their own"):
         answer_step((teacher("one"), teacher("one")), StillViews())
     with pytest.raises(ConfigError, match="samples must be"):
         answer_step((teacher("one"),), StillViews(), samples=0)
-
-
-def test_an_item_without_a_question_says_what_to_run() -> None:
     import dataclasses
 
     with pytest.raises(DataError, match="run the step ask first"):

@@ -1,5 +1,3 @@
-"""What roles behind an endpoint send, and what they make of replies."""
-
 import base64
 import dataclasses
 import io
@@ -56,15 +54,12 @@ def sizes(body: dict[str, Any]) -> list[tuple[int, int]]:
     return out
 
 
-def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path: Path) -> None:
+def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path):
     rows = [
-        {"question": " What  does the tag say? ", "kind": "OCR"},
-        {"question": "what does the tag say?", "kind": "ocr"},
-        {"question": "What color is it?", "kind": "color"},
-        "What is it made of?",
-        {"question": 3},
+        {"question": " What  does the tag say? ", "kind": "OCR"}, {"question": "what does the tag say?", "kind": "ocr"},
+        {"question": "What color is it?", "kind": "color"}, "What is it made of?", {"question": 3},
         {"question": "How many?", "kind": "guessing"},
-    ]
+    ]  # fmt: skip
     reply = "Here [all I see] they are:\n```json\n" + json.dumps(rows) + "\n```"
     with behind(tmp_path, always(reply), "question_writer") as (client, stub):
         items = ask_step(role(client, by_endpoint.write_questions, count=4), VIEWS)(EMPTY)
@@ -80,7 +75,7 @@ def test_the_question_writer_sees_the_crop_alone_and_writes_questions(tmp_path: 
 
 
 @pytest.mark.parametrize("reply", ["", "no", "[broken", '{"question": "a"}', "[]"])
-def test_a_writer_without_questions_refuses_the_place(tmp_path: Path, reply: str) -> None:
+def test_a_writer_without_questions_refuses_the_place(tmp_path, reply):
     with behind(tmp_path, always(reply)) as (client, stub):
         (item,) = ask_step(role(client, by_endpoint.write_questions), VIEWS)(EMPTY)
     assert item.decisions[-1].reason == "no question about this place"
@@ -98,7 +93,7 @@ def test_a_writer_without_questions_refuses_the_place(tmp_path: Path, reply: str
         ({"unique": "yes"}, "the validator gave no usable verdict"),
     ],
 )
-def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str, Any], reason: str) -> None:
+def test_the_validator_compares_whole_and_crop(tmp_path, verdict, reason):
     whole = {"answerable": True, "unique": True, "same_answer": True, "clean": True} | verdict
     with behind(tmp_path, always(f"<think>[]</think>{json.dumps(whole)}")) as (client, stub):
         (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(ITEM)
@@ -108,15 +103,12 @@ def test_the_validator_compares_whole_and_crop(tmp_path: Path, verdict: dict[str
     assert "A4" not in json.dumps(stub.bodies[0]["messages"][0]["content"][2])
 
 
-def test_a_leak_is_found_before_anyone_is_paid(tmp_path: Path) -> None:
+def test_a_refusal_or_leak_costs_the_item_only(tmp_path):
     with behind(tmp_path, always("{}")) as (client, stub):
         leaky = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What is in the bounding box?"))
         (item,) = validate_step(role(client, by_endpoint.validate), VIEWS)(leaky)
     assert item.decisions[-1].reason == "the question points at the crop or a box"
     assert stub.bodies == []
-
-
-def test_a_refusing_endpoint_refuses_the_item_only(tmp_path: Path) -> None:
     with behind(tmp_path, always((413, {}))) as (client, _):
         (draft,) = ask_step(role(client, by_endpoint.write_questions), VIEWS)(EMPTY)
         (checked,) = validate_step(role(client, by_endpoint.validate), VIEWS)(ITEM)
@@ -124,7 +116,7 @@ def test_a_refusing_endpoint_refuses_the_item_only(tmp_path: Path) -> None:
     assert checked.decisions[-1].reason == "the validator refused the picture"
 
 
-def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path: Path) -> None:
+def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path):
     replies = ["<answer>**A4**</answer>", "", "\\boxed{A} or \\boxed{B}", "I cannot tell"]
     with behind(tmp_path, lambda body, before: replies[body["seed"]]) as (client, stub):
         (item,) = answer_step((role(client, by_endpoint.answer),), VIEWS, 4)(ITEM)
@@ -140,14 +132,14 @@ def test_teachers_sample_the_crop_and_never_see_the_known_answer(tmp_path: Path)
         assert "A4" not in text_of(body)
 
 
-def test_a_plain_teacher_gets_the_bare_question(tmp_path: Path) -> None:
+def test_a_plain_teacher_gets_the_bare_question(tmp_path):
     with behind(tmp_path, always("A4")) as (client, stub):
         vote = role(client, by_endpoint.answer, plain=True).call(ITEM, VIEWS, 0)
     assert vote == Vote("big", 0, "A4")
     assert text_of(stub.bodies[0]) == ITEM.draft.text
 
 
-def test_a_reply_that_is_cut_off_is_no_answer(tmp_path: Path) -> None:
+def test_a_reply_that_is_cut_off_is_no_answer(tmp_path):
     from tests.llm.stub import completion
 
     with behind(tmp_path, always(completion("It says A", finish="length"))) as (client, _):
@@ -155,7 +147,7 @@ def test_a_reply_that_is_cut_off_is_no_answer(tmp_path: Path) -> None:
     assert vote == Vote("big", 0, "", "failed", "cut off at the token limit")
 
 
-def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
+def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path):
     def answer(body: dict[str, Any], before: int) -> str:
         facts = json.loads(text_of(body))
         return {"maroon": "**Yes.**", "blue": "no", "odd": "perhaps"}[facts["second_answer"]]
@@ -169,7 +161,7 @@ def test_the_judge_says_yes_or_no_whatever_the_order(tmp_path: Path) -> None:
     assert len(stub.bodies) == 3
 
 
-def test_the_distractor_writer_writes_texts(tmp_path: Path) -> None:
+def test_the_distractor_writer_writes_texts(tmp_path):
     answered = dataclasses.replace(ITEM, answer=Agreement("A4", 6, 8, ()))
     with behind(tmp_path, always('Sure: ["B1", 3, " C 2 ", ""]'), "distractor_writer") as (client, stub):
         assert role(client, by_endpoint.write_distractors).call(answered, VIEWS, 5) == ["B1", "C 2"]
@@ -177,7 +169,7 @@ def test_the_distractor_writer_writes_texts(tmp_path: Path) -> None:
     assert "5 wrong answers" in text_of(stub.bodies[0])
 
 
-def test_the_reader_reads_with_and_without_a_picture(tmp_path: Path) -> None:
+def test_the_reader_reads_with_and_without_a_picture(tmp_path):
     with behind(tmp_path, lambda body, before: "B" if before == 0 else "C", "student") as (client, stub):
         reader = role(client, by_endpoint.read, max_pixels=2000, plain=True)
         assert reader.call(ITEM, Image.new("RGB", (200, 100)), "Which?", 0).text == "B"

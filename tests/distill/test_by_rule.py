@@ -1,5 +1,3 @@
-"""Roles that need no model, on a picture whose facts are written out and on drawn ones."""
-
 import dataclasses
 import random
 import re
@@ -19,15 +17,12 @@ WRITER = Role("rule", "rule", by_rule.write_questions)
 VALIDATOR = Role("rule", "rule", by_rule.validate)
 
 
-def test_it_asks_what_the_place_answers() -> None:
+def test_it_asks_what_the_place_answers():
     draft = by_rule.write_questions(EMPTY, StillViews())
     assert draft == (
         QuestionDraft("What is the code on the red star?", "ocr", "rule", known="A4"),
         QuestionDraft("How many crosses are there?", "counting", "rule", known="1"),
     )
-
-
-def test_a_step_makes_an_item_of_each_question() -> None:
     items = ask_step(WRITER, StillViews())(EMPTY)
     assert [item.draft.known for item in items] == ["A4", "1"]
     assert all(item.kept and item.models == (("question_writer", "rule"),) for item in items)
@@ -51,26 +46,21 @@ def test_a_step_makes_an_item_of_each_question() -> None:
         (QuestionDraft("Which tag says A4?", "ocr", "x", known="a4"), "the question holds the answer"),
     ],
 )
-def test_a_question_is_checked(draft: QuestionDraft, reason: str) -> None:
+def test_a_question_is_checked(draft, reason):
     (item,) = validate_step(VALIDATOR, StillViews())(dataclasses.replace(ITEM, draft=draft))
     assert item.decisions[-1].reason == reason
     assert item.kept is (reason == "")
 
 
-def test_a_question_with_two_answers_is_not_unique() -> None:
+def test_uniqueness_leaks_and_kinds():
     twice = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "Z9", ((5, 5, 9, 9),), "code")))
     (item,) = validate_step(VALIDATOR, StillViews(twice))(ITEM)
     assert item.decisions[-1].reason == "not unique in the whole picture"
     again = Known((*KNOWN.questions, KnownQuestion(ITEM.draft.text, "a4", ((5, 5, 9, 9),), "code")))
     assert validate_step(VALIDATOR, StillViews(again))(ITEM)[0].kept
-
-
-def test_alternatives_and_closed_answers_may_stand_in_the_question() -> None:
     assert leak("Is the star left or right of the cross?", "left") == ""
     assert leak("Is there no star?", "no") == ""
 
-
-def test_kinds_come_from_fields_or_words() -> None:
     def kind(text: str, answer: str, field: str = "") -> str:
         return kind_of(KnownQuestion(text, answer, (), field))
 
@@ -82,7 +72,7 @@ def test_kinds_come_from_fields_or_words() -> None:
     assert kind("What is the date?", "1/2/2024") == "ocr"
 
 
-def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike() -> None:
+def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike():
     def answers(rate: float) -> list[str]:
         votes = [by_rule.answer(ITEM, StillViews(), sample, name="t", error_rate=rate) for sample in range(400)]
         return [vote.text for vote in votes]
@@ -98,20 +88,14 @@ def test_the_teacher_that_knows_errs_as_often_as_told_and_always_alike() -> None
 @pytest.mark.parametrize(
     ("answer", "pattern"),
     [
-        ("AB123", r"[A-Z]{2}\d{3}"),
-        ("12.50", r"[1-9]\d\.\d\d"),
-        ("1,204.00", r"[1-9],\d{3}\.\d\d"),
+        ("AB123", r"[A-Z]{2}\d{3}"), ("12.50", r"[1-9]\d\.\d\d"), ("1,204.00", r"[1-9],\d{3}\.\d\d"),
         ("25/12/2018", r"(0[1-9]|1\d|2[0-8])/(0[1-9]|1[0-2])/2018"),
-        ("2018-03-07", r"2018-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"),
-        ("7 MAR 2018", r"\d{1,2} MAR 2018"),
-        ("09:15 PM", r"(0[1-9]|1[0-2]):[0-5]\d PM"),
-        ("Red", r"[A-Z][a-z]+"),
-        ("VEQ", r"[A-Z]{3}"),
-        ("7", r"\d{1,2}"),
+        ("2018-03-07", r"2018-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"), ("7 MAR 2018", r"\d{1,2} MAR 2018"),
+        ("09:15 PM", r"(0[1-9]|1[0-2]):[0-5]\d PM"), ("Red", r"[A-Z][a-z]+"), ("VEQ", r"[A-Z]{3}"), ("7", r"\d{1,2}"),
         ("LIM HARDWARE SDN BHD", r"[A-Z0-9&().,/ -]+"),
     ],
-)
-def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
+)  # fmt: skip
+def test_format_stays_and_all_differ(answer, pattern):
     for seed in range(20):
         made = draw_distractors(answer, 3, random.Random(seed))
         assert len(made) == 3
@@ -119,16 +103,10 @@ def test_format_stays_and_all_differ(answer: str, pattern: str) -> None:
         assert all(re.fullmatch(pattern, text) for text in made), made
 
 
-def test_closed_answers_have_one_other() -> None:
+def test_distractors_are_closed_seeded_and_the_pictures_own():
     assert draw_distractors("yes", 3, random.Random(0)) == ["no"]
     assert draw_distractors("Left", 3, random.Random(0)) == ["Right"]
-
-
-def test_the_pictures_own_values_come_first() -> None:
     made = draw_distractors("A42", 3, random.Random(0), pool=["B17", "a 42", "red", "C9", "D55"])
     assert set(made[:2]) == {"B17", "D55"}
     assert format_of(made[2]) == "A99"
-
-
-def test_a_seed_is_a_choice() -> None:
     assert draw_distractors("12.50", 3, random.Random("x")) == draw_distractors("12.50", 3, random.Random("x"))

@@ -1,5 +1,3 @@
-"""Statistics of a run."""
-
 import dataclasses
 
 from qzoom.distill.card import Stats

@@ -1,5 +1,3 @@
-"""Pictures of a benchmark are found again when resized, re-encoded or mirrored; others are not."""
-
 import base64
 import io
 import json

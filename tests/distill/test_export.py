@@ -1,5 +1,3 @@
-"""The exported Parquet: what readers find in it, that it is the original upright picture, that it is deterministic."""
-
 import json
 
 import pytest
@@ -69,7 +67,7 @@ def test_trl_takes_rows_as_they_are(folder, tmp_path):
     assert message["content"][0]["image"] is row["images"][0]
 
 
-def test_own_file_is_taken_over_unless_it_is_turned(folder, tmp_path):
+def test_files_are_deterministic_and_originals_are_taken_over(folder, tmp_path):
     import pyarrow.parquet as parquet
 
     written(folder, tmp_path / "out", validation=0.0)
@@ -77,9 +75,6 @@ def test_own_file_is_taken_over_unless_it_is_turned(folder, tmp_path):
     found = {json.loads(row["provenance"])["picture"]["source"]: row["images"][0]["bytes"] for row in rows}
     assert found["plain.png"] == (folder / "plain.png").read_bytes()
     assert found["turned.jpg"].startswith(b"\x89PNG")
-
-
-def test_same_items_give_the_same_bytes(folder, tmp_path):
     for name in ("one", "two"):
         written(folder, tmp_path / name, validation=0.5)
     for file in ("train.parquet", "validation.parquet", "README.md"):
@@ -111,13 +106,10 @@ def test_choices_become_the_question(tmp_path):
     assert row["choices"] == ["K7", "Z2", "P1", "none of these"]
 
 
-def test_split_goes_by_picture_and_share():
+def test_split_goes_by_picture_and_unfinished_items_are_refused(tmp_path):
     settings = ExportSettings(validation=0.25)
     splits = [split_of(ImageRef(f"{n:08x}" + "0" * 12, "a", 9, 9), settings) for n in range(0, 2**32, 2**26)]
     assert splits.count("validation") == 16
-
-
-def test_unfinished_items_and_unknown_styles_are_refused(tmp_path):
     picture = ImageRef("0" * 20, "scenes:1", 9, 9)
     item = finished_item(picture)
     bare = type(item)(picture, item.target, item.draft)

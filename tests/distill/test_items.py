@@ -1,5 +1,3 @@
-"""The pipeline's record and its steps: there and back, decisions, and what ends a run."""
-
 import dataclasses
 import json
 
@@ -31,23 +29,14 @@ ITEM = Item(
 )
 
 
-def test_an_item_survives_its_line() -> None:
+def test_an_item_survives_its_line_and_is_named_by_what_it_is_about():
     assert item_from_values(json.loads(ITEM.to_json()), "items.jsonl:1") == ITEM
-
-
-def test_its_name_is_what_it_is_about() -> None:
     moved = dataclasses.replace(ITEM, picture=dataclasses.replace(PICTURE, source="other/1.png"), votes=())
     other = dataclasses.replace(ITEM, draft=dataclasses.replace(ITEM.draft, text="What colour is the tag?"))
     assert moved.id == ITEM.id
     assert len({ITEM.id, other.id, Item(PICTURE).id, Item(PICTURE, REGION).id}) == 4
-
-
-def test_areas_are_shares_of_the_picture() -> None:
     assert REGION.area_share(PICTURE) == 0.01
     assert REGION.normalised(PICTURE) == (0.1, 0.1, 0.2, 0.2)
-
-
-def test_one_refusal_is_enough() -> None:
     refused = ITEM.decide("validate").decide("vote", "two of eight agree").decide("choices")
     assert ITEM.kept
     assert not refused.kept
@@ -63,7 +52,7 @@ def test_one_refusal_is_enough() -> None:
         (ITEM.to_json().replace('"answered"', '"maybe"'), "must be one of answered, abstained, failed"),
     ],
 )
-def test_a_broken_line_says_what_and_where(line: str, sentence: str) -> None:
+def test_a_broken_line_says_what_and_where(line, sentence):
     with pytest.raises(DataError, match=None) as failure:
         item_from_values(json.loads(line), "items.jsonl:3")
     assert sentence in str(failure.value)

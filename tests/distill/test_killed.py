@@ -15,8 +15,8 @@ import yaml
 from tests.distill.data import make_pictures, recipe_values
 from tests.llm.stub import Stub, completion, serve, text_of
 
-KILLS = 20
-LATE = 4
+KILLS = 8
+LATE = 2
 FILES = ("dataset/train.parquet", "dataset/validation.parquet", "dataset/README.md")
 
 
@@ -76,7 +76,7 @@ def stored_contents(teachers, folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
+def test_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
     questions = make_pictures(tmp_path / "in", 12, places=3)
     endpoint = {"url": teachers.url, "model": "m"}
     members = [

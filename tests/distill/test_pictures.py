@@ -1,5 +1,3 @@
-"""Where pictures come from, and what is known about them."""
-
 import os
 
 import numpy as np
@@ -13,22 +11,13 @@ from qzoom.images.load import picture_digest
 from tests.distill.data import make_pictures
 
 
-def test_folders_come_sorted_with_pictures_only(tmp_path):
+def test_sources_are_listed(tmp_path):
     for name in ("b/2.PNG", "b/1.jpg", "a.webp", "notes.txt", "b/.hidden/3.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     names = [source.source for source in list_sources([str(tmp_path)])]
     assert names == ["a.webp", "b/1.jpg", "b/2.PNG", "b/.hidden/3.png"]
-
-
-def test_a_question_file_gives_each_picture_once_with_its_questions(tmp_path):
-    sources = list_sources([str(make_pictures(tmp_path, 2, places=3))])
-    assert [(one.source, len(one.questions)) for one in sources] == [("0.png", 3), ("1.png", 3)]
-    assert sources[1].questions[2].boxes == ((280, 150, 340, 190),)
-
-
-def test_drawn_pictures_know_their_questions_objects_and_texts():
     source = list_sources(["scenes:4:2"])[1]
     picture, loaded = scan(source)
     assert (picture.source, picture.dataset) == ("scenes:5", "scenes")
@@ -39,7 +28,13 @@ def test_drawn_pictures_know_their_questions_objects_and_texts():
     assert again == picture
 
 
-def test_digest_is_of_pixels_and_size_not_of_the_file(tmp_path):
+def test_a_question_file_gives_each_picture_once_with_its_questions(tmp_path):
+    sources = list_sources([str(make_pictures(tmp_path, 2, places=3))])
+    assert [(one.source, len(one.questions)) for one in sources] == [("0.png", 3), ("1.png", 3)]
+    assert sources[1].questions[2].boxes == ((280, 150, 340, 190),)
+
+
+def test_digest_is_of_pixels_and_key_of_the_file(tmp_path):
     pixels = np.arange(48, dtype=np.uint8).reshape(2, 8, 3)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.png")
@@ -47,9 +42,6 @@ def test_digest_is_of_pixels_and_size_not_of_the_file(tmp_path):
     digests = {scan(ImageSource(name, str(tmp_path), "x"))[0].digest for name in ("a.png", "b.bmp")}
     assert digests == {picture_digest(image)}
     assert picture_digest(Image.fromarray(pixels.reshape(4, 4, 3))) not in digests
-
-
-def test_key_changes_with_the_file(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
     source = ImageSource("a.png", str(tmp_path), "x")

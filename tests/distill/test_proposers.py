@@ -1,5 +1,3 @@
-"""The four proposers: what they name, on pictures whose contents are known."""
-
 import pytest
 from PIL import Image
 from tokenizers import pre_tokenizers
@@ -34,7 +32,6 @@ from qzoom.distill.proposers import (
     select,
 )
 from qzoom.errors import CheckpointError, ConfigError
-from qzoom.images.geometry import iou
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +42,7 @@ def scene():
         yield Item(picture), views, loaded.known
 
 
-def test_given_boxes_are_those_of_questions_and_objects(scene):
+def test_boxes_of_questions_objects_and_tiles(scene):
     item, views, known = scene
     boxes = {one.box: one.phrase for one in make_proposer("given", ProposeSettings())(item, views)}
     assert {box for question in known.questions for box in question.boxes} <= set(boxes)
@@ -54,17 +51,11 @@ def test_given_boxes_are_those_of_questions_and_objects(scene):
     only = ProposeSettings(given=GivenSettings(questions=False))
     found = make_proposer("given", only)(item, views)
     assert [one.box for one in found] == list(dict.fromkeys(one.box for one in known.objects))
-
-
-def test_tiles_cover_the_picture_once_without_overlap():
     item = Item(ImageRef("0" * 20, "x", 101, 59))
     tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(3, 2)))(item, Views())
     assert len(tiles) == 6
     assert sum((b[2] - b[0]) * (b[3] - b[1]) for b in (tile.box for tile in tiles)) == 101 * 59
     assert tiles[-1].box[2:] == (101, 59)
-
-
-def test_overlapping_tiles_share_what_they_should():
     item = Item(ImageRef("0" * 20, "x", 300, 100))
     tiles = make_proposer("grid", ProposeSettings(grid=GridSettings(2, 1, overlap=0.5)))(item, Views())
     assert [tile.box for tile in tiles] == [(0, 0, 200, 100), (100, 0, 300, 100)]
@@ -107,7 +98,7 @@ def detr(tmp_path_factory):
     return folder
 
 
-def test_plain_detector_names_boxes_with_its_own_classes(scene, detr):
+def test_detectors_name_boxes_with_their_classes(scene, detr, tmp_path):
     item, views, _ = scene
     settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(detr), threshold=0.0, device="cpu"))
     found = make_proposer("detector", settings)(item, views)
@@ -115,9 +106,6 @@ def test_plain_detector_names_boxes_with_its_own_classes(scene, detr):
     assert {one.phrase for one in found} <= {"LABEL_0", "LABEL_1", "LABEL_2"}
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     assert make_proposer("detector", settings)(item, views) == found
-
-
-def test_a_detector_that_is_none_stops_the_run_with_a_sentence(scene, tmp_path):
     item, views, _ = scene
     settings = ProposeSettings(by=("detector",), detector=DetectorSettings(str(tmp_path), device="cpu"))
     with pytest.raises(CheckpointError, match="cannot be loaded for object-detection"):
@@ -136,13 +124,6 @@ def test_step_makes_items_with_seeds_of_their_own_and_refuses_empty_pictures(sce
     alone, _ = scan(ImageSource("x.png", str(tmp_path), "x"))
     (refused,) = apply("propose", propose_step(ProposeSettings(), views, 3), Item(alone))
     assert refused.decisions[-1].reason == "nothing proposed"
-
-
-def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="must be one of given, grid, maps, detector, not 'sam'"):
-        ProposeSettings(by=("sam",))
-    with pytest.raises(ConfigError, match=r"detector\.model is missing"):
-        ProposeSettings(by=("detector",))
 
 
 @pytest.fixture(scope="module")
@@ -179,16 +160,13 @@ def owlvit(tmp_path_factory):
     return folder
 
 
-def test_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
+def test_a_detector_that_takes_words_names_what_was_looked_for(scene, owlvit):
     item, views, _ = scene
     detector = DetectorSettings(str(owlvit), phrases=("red star", "tag"), threshold=0.0, device="cpu")
     found = make_proposer("detector", ProposeSettings(by=("detector",), detector=detector))(item, views)
     assert found
     assert {one.phrase for one in found} <= {"red star", "tag"}
     assert all(0 <= one.score <= 1 for one in found)
-
-
-def test_a_box_outside_is_refused_and_not_cropped():
     target = TargetRegion((2000, 10, 2100, 50), (0, 0, 1, 1), "given")
     (item,) = apply("crop", crop_step(CropSettings()), Item(ImageRef("0" * 20, "x", 1000, 600), target))
     assert (item.kept, item.decisions[-1].reason) == (False, "the box lies outside the picture")
@@ -228,12 +206,9 @@ def test_each_limit_has_its_reason():
     ]
 
 
-def test_clipped_box_is_what_is_kept():
+def test_boxes_are_clipped_and_of_overlapping_ones_the_better_stays():
     ((clipped, _, reason),) = select([(950, -20, 1100, 60)], [1.0], SIZE, SelectSettings())
     assert (clipped, reason) == ((950, 0, 1000, 60), "")
-
-
-def test_of_overlapping_boxes_the_better_stays():
     boxes = [box(0, 0, 100, 100), box(10, 0, 100, 100), box(60, 0, 100, 100)]
     assert reasons(boxes, [0.5, 0.9, 0.4]) == ["overlaps a better one", "", ""]
     assert reasons(boxes) == ["", "overlaps a better one", ""]
@@ -255,18 +230,13 @@ def test_bins_are_filled_in_turn_up_to_the_picture_s_share():
     ]
 
 
-def test_bins_have_equal_ratios():
+def test_bins_have_equal_ratios_and_settings_are_checked():
     settings = SelectSettings(min_share=1e-4, max_share=1e-1, bins=3)
     sides = (10, 31, 32, 99, 101, 316)
     assert [area_bin(box(0, 0, side, side), SIZE, settings) for side in sides] == [0, 0, 1, 1, 2, 2]
-
-
-def test_iou_by_hand():
-    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
-    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0.0
-    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
-
-
-def test_a_band_without_room_is_refused():
     with pytest.raises(ConfigError, match="leaves no room"):
         SelectSettings(min_share=0.2, max_share=0.1)
+    with pytest.raises(ConfigError, match="must be one of given, grid, maps, detector, not 'sam'"):
+        ProposeSettings(by=("sam",))
+    with pytest.raises(ConfigError, match=r"detector\.model is missing"):
+        ProposeSettings(by=("detector",))

@@ -1,5 +1,3 @@
-"""Ray's processes give the data that this process gives, and pay for no call twice."""
-
 from collections import Counter
 
 import pytest

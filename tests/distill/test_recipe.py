@@ -1,5 +1,3 @@
-"""Recipes: those that ship load, and mistakes are named."""
-
 import json
 from pathlib import Path
 
@@ -55,14 +53,11 @@ def test_mistakes_are_named(changes, complaint):
         from_mapping(DatasetRecipe, recipe_values("scenes:0:2") | changes, "test")
 
 
-def test_what_is_missing_is_named():
+def test_what_is_missing_or_no_recipe_is_named(tmp_path):
     values = recipe_values("scenes:0:2")
     del values["roles"]
     with pytest.raises(ConfigError, match="test: roles is missing"):
         from_mapping(DatasetRecipe, values, "test")
-
-
-def test_files_that_are_no_recipes_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("pictures: [")
     (tmp_path / "b.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="not valid YAML"):

@@ -1,6 +1,3 @@
-"""Roles of a recipe: what is read, what is refused, what is built."""
-
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +8,7 @@ from qzoom.errors import ConfigError, StopRunError
 from qzoom.llm.cache import Cost
 from qzoom.settings import from_mapping
 from tests.distill.views import ITEM, StillViews
-from tests.llm.stub import Stub, always, serve
+from tests.llm.stub import Stub, always, nobody, serve
 
 END = {"url": "http://127.0.0.1:9/v1", "model": "m"}
 
@@ -20,7 +17,7 @@ def read(**values: Any) -> RolesSettings:
     return from_mapping(RolesSettings, {"teachers": [{"by": "rule"}]} | values, "r.yaml: roles")
 
 
-def test_a_recipe_is_read() -> None:
+def test_a_recipe_is_read():
     settings = read(
         question_writer={"by": "endpoint", "count": 2, "endpoints": [END | {"concurrency": 3}]},
         teachers=[{"name": "a", "error_rate": 0.1}, {"by": "endpoint", "plain": True, "endpoints": [END]}],
@@ -63,7 +60,7 @@ def test_a_recipe_is_read() -> None:
         ({"question_writer": {"sampling": {"send_seed": 1}}}, "send_seed must be true or false"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_its_place(values: dict[str, Any], sentence: str) -> None:
+def test_what_makes_no_sense_is_refused_with_its_place(values, sentence):
     with pytest.raises(ConfigError, match=sentence):
         read(**values)
 
@@ -84,19 +81,16 @@ def test_what_makes_no_sense_is_refused_with_its_place(values: dict[str, Any], s
         ({"timeout": 3}, r"endpoints\[0\]: unknown key 'timeout'; did you mean 'timeout_s'"),
     ],
 )
-def test_endpoints_are_checked(change: dict[str, Any], sentence: str) -> None:
+def test_endpoints_are_checked(change, sentence):
     with pytest.raises(ConfigError, match=sentence) as failure:
         read(question_writer={"by": "endpoint", "endpoints": [END | change]})
     assert "r.yaml: roles: question_writer.endpoints[0]" in str(failure.value)
 
 
-def test_endpoints_of_a_role_serve_one_model() -> None:
+def test_roles_of_one_model_and_rules_without_files(tmp_path):
     with pytest.raises(ConfigError, match="several models are several teachers"):
         read(question_writer={"by": "endpoint", "endpoints": [END, END | {"model": "n"}]})
     read(question_writer={"by": "endpoint", "endpoints": [END, END | {"url": "http://127.0.0.1:10/v1"}]})
-
-
-def test_rules_need_no_file(tmp_path: Path) -> None:
     roles = build_roles(read(distractor_writer={"by": "rule"}, student={"error_rate": 0.5}), tmp_path / "calls.sqlite")
     roles.check()
     assert {one.model for one in (roles.question_writer, roles.validator, roles.distractor_writer)} == {"rule"}
@@ -106,7 +100,7 @@ def test_rules_need_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_endpoints_share_one_file_and_say_what_they_cost(tmp_path: Path) -> None:
+def test_endpoints_share_one_file_and_say_what_they_cost(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url:
         end = {"url": url, "model": "m", "prompt_price": 0.01, "completion_price": 0.1}
@@ -128,12 +122,10 @@ def test_endpoints_share_one_file_and_say_what_they_cost(tmp_path: Path) -> None
     assert list(stub.asked.values()) == [2, 2]  # one body, two teachers
 
 
-def test_a_role_whose_endpoint_is_down_stops_the_run_before_it_starts(tmp_path: Path) -> None:
-    with serve(Stub(always("x"))) as url:
-        pass
-    roles = build_roles(
-        read(question_writer={"by": "endpoint", "endpoints": [{"url": url, "model": "m"}]}), tmp_path / "calls.sqlite"
-    )
-    with pytest.raises(StopRunError, match=rf"The question writer 'm' at {url} is down"):
-        roles.check()
-    roles.close()
+def test_a_role_whose_endpoint_is_down_stops_the_run_before_it_starts(tmp_path):
+    with nobody() as url:
+        writer = {"by": "endpoint", "endpoints": [{"url": url, "model": "m"}]}
+        roles = build_roles(read(question_writer=writer), tmp_path / "calls.sqlite")
+        with pytest.raises(StopRunError, match=rf"The question writer 'm' at {url} is down"):
+            roles.check()
+        roles.close()

@@ -1,5 +1,3 @@
-"""Whole runs with rules: what comes out, what a rerun computes, and pictures that make trouble."""
-
 import dataclasses
 import json
 import os
@@ -93,12 +91,9 @@ def test_changed_settings_are_named_and_replaced_from_their_step_on(tmp_path):
     assert len(json.loads(rows_of(tmp_path / "out")[0]["provenance"])["votes"]) == 10
 
 
-def test_limit_takes_the_first_pictures(tmp_path):
+def test_limit_takes_the_first_pictures_and_unknown_steps_are_refused(tmp_path):
     report = run_recipe(recipe_of(make_pictures(tmp_path / "in", 4)), tmp_path / "out", limit=1)
     assert (report.stats.pictures, report.rows["train"]) == (1, 2)
-
-
-def test_unknown_step_is_refused(tmp_path):
     recipe = recipe_of(make_pictures(tmp_path / "in", 1))
     with pytest.raises(ConfigError, match="No step 'difficulty' in this recipe; its steps: propose, crop"):
         run_recipe(recipe, tmp_path / "out", fresh_from="difficulty")

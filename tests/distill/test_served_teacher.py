@@ -1,7 +1,4 @@
-"""The embedded model behind `qzoom serve` as a teacher: two crops over real HTTP."""
-
 import dataclasses
-from pathlib import Path
 
 from qzoom import QZoom
 from qzoom.data.crop import cut
@@ -39,7 +36,7 @@ def items(views: SceneViews) -> list[Item]:
     return out[:2]
 
 
-def test_a_served_model_answers_about_crops_as_it_does_at_home(tmp_path: Path) -> None:
+def test_a_served_model_answers_about_crops_as_it_does_at_home(tmp_path):
     model = QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
     views = SceneViews()
     draft = items(views)

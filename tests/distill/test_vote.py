@@ -1,5 +1,3 @@
-"""What the teachers agree on, and when they do not."""
-
 import dataclasses
 import itertools
 import random
@@ -8,8 +6,8 @@ import pytest
 
 from qzoom.distill.items import Vote
 from qzoom.distill.vote import VoteSettings, agree, reachable, vote_step
-from qzoom.errors import CallRefusedError, ConfigError
-from tests.distill.views import ITEM
+from qzoom.errors import ConfigError
+from tests.distill.views import ITEM, Judge
 
 EIGHT = VoteSettings()
 
@@ -24,7 +22,7 @@ def votes(**by_teacher: list[str | None]) -> list[Vote]:
     return out
 
 
-def test_six_of_eight_with_three_from_each() -> None:
+def test_six_of_eight_with_three_from_each():
     found, reason = agree(votes(a=["1,234.50", "1234.5", "1234.5", "9"], b=["1234.50", "1234.5", "1234.5", "!"]), EIGHT)
     assert reason == ""
     assert found is not None
@@ -45,19 +43,24 @@ def test_six_of_eight_with_three_from_each() -> None:
         ({}, "no usable answer"),
     ],
 )
-def test_every_refusal_has_its_reason(given: dict[str, list[str | None]], reason: str) -> None:
+def test_every_refusal_has_its_reason(given, reason):
     assert agree(votes(**given), EIGHT)[1] == reason
 
 
-def test_failures_never_vote_even_when_they_are_the_most() -> None:
+def test_failures_and_skipped_samples_never_vote():
     failed = [Vote(teacher, i, "", "failed", "HTTP 500") for teacher in "ab" for i in range(3)]
     found, reason = agree([*failed, Vote("a", 3, "x"), Vote("b", 3, "x")], EIGHT)
     assert reason == "too many failed answers"
     assert found is not None
     assert (found.text, found.count, found.votes) == ("x", 2, 2)
+    skipped = [Vote("b", sample, "", "skipped") for sample in range(4)]
+    found, reason = agree([*votes(a=["x", "y", "x", "y"]), *skipped], EIGHT)
+    assert reason == "no agreement was possible any more"
+    assert found is not None
+    assert found.votes == 4
 
 
-def test_giving_up_never_loses_an_agreement() -> None:
+def test_giving_up_never_loses_an_agreement():
     rng = random.Random(0)
     lost = 0
     for _ in range(400):
@@ -72,15 +75,7 @@ def test_giving_up_never_loses_an_agreement() -> None:
     assert lost > 400
 
 
-def test_what_was_given_up_says_so() -> None:
-    skipped = [Vote("b", sample, "", "skipped") for sample in range(4)]
-    found, reason = agree([*votes(a=["x", "y", "x", "y"]), *skipped], EIGHT)
-    assert reason == "no agreement was possible any more"
-    assert found is not None
-    assert found.votes == 4
-
-
-def test_the_order_of_votes_changes_nothing() -> None:
+def test_the_order_of_votes_changes_nothing():
     given = votes(a=["Red bus", "a red bus", "red bus", "bus"], b=["bus", "red bus", "BUS", "Red bus"])
     settings = VoteSettings(quorum=5, per_teacher=2)
     first = agree(given, settings)
@@ -91,45 +86,24 @@ def test_the_order_of_votes_changes_nothing() -> None:
     assert first[0].text == "Red bus"
 
 
-class Judge:
-    """Says what it is told, and keeps what it was asked."""
-
-    name = "judge"
-    model = "judge@1"
-
-    def __init__(self, *pairs: tuple[str, str], refuses: bool = False) -> None:
-        self.pairs = {frozenset(pair) for pair in pairs}
-        self.refuses = refuses
-        self.draft: list[tuple[str, str]] = []
-
-    def same(self, question: str, first: str, second: str) -> bool | None:
-        self.draft.append((first, second))
-        if self.refuses:
-            raise CallRefusedError("HTTP 413")
-        return frozenset((first, second)) in self.pairs
-
-
 SPLIT = votes(a=["dark red", "dark red", "maroon", "green"], b=["maroon", "maroon", "dark red", "4"])
 ASKED = dataclasses.replace(ITEM, votes=tuple(SPLIT))
 
 
-def test_a_judge_joins_what_rules_leave_open() -> None:
+def test_a_judge_joins_what_rules_leave_open_or_leaves_it():
     judge = Judge(("dark red", "maroon"))
     (item,) = vote_step(EIGHT, judge)(ASKED)
     assert item.kept
     assert item.answer is not None
     assert (item.answer.text, item.answer.count, item.answer.by) == ("maroon", 6, "judge")
     assert item.models == (("judge", "judge@1"),)
-
-
-def test_a_judge_that_fails_leaves_them_apart() -> None:
     (item,) = vote_step(EIGHT, Judge(refuses=True))(ASKED)
     assert item.decisions[-1].reason == "no agreement"
     assert item.answer is not None
     assert item.answer.by == "rule"
 
 
-def test_the_judge_is_asked_only_where_its_word_counts() -> None:
+def test_the_judge_is_asked_only_where_its_word_counts():
     settled, hopeless = Judge(), Judge()
     clear = votes(a=["x"] * 4, b=["x", "x", "x", "y"])
     vote_step(EIGHT, settled)(dataclasses.replace(ITEM, votes=tuple(clear)))
@@ -143,13 +117,10 @@ def test_the_judge_is_asked_only_where_its_word_counts() -> None:
     assert numbers.draft == []
 
 
-def test_a_question_that_holds_its_answer_is_refused_afterwards() -> None:
+def test_answers_told_by_the_question_and_senseless_quorums_are_refused():
     told = dataclasses.replace(ITEM, votes=tuple(votes(a=["star"] * 4, b=["Star"] * 4)))
     (item,) = vote_step(EIGHT)(told)
     assert item.decisions[-1].reason == "the question holds the answer"
-
-
-def test_quorums_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="set quorum to at least 8"):
         VoteSettings(quorum=6, per_teacher=4)
     with pytest.raises(ConfigError, match="whole number of at least 1"):

@@ -4,6 +4,7 @@ from PIL import Image
 
 from qzoom.data.synthetic.page import SceneObject
 from qzoom.distill.items import Agreement, ImageRef, Item, Known, KnownQuestion, QuestionDraft, TargetRegion
+from qzoom.errors import CallRefusedError
 
 ITEM = Item(
     ImageRef("a" * 20, "x.png", 400, 200),
@@ -52,3 +53,21 @@ def finished_item(picture: ImageRef, box=(10, 10, 40, 30), text="What is the cod
         answer=Agreement(answer, 6, 8, (("a", 3), ("b", 3))),
         **parts,
     )
+
+
+class Judge:
+    """Says what it is told, and keeps what it was asked."""
+
+    name = "judge"
+    model = "judge@1"
+
+    def __init__(self, *pairs: tuple[str, str], refuses: bool = False) -> None:
+        self.pairs = {frozenset(pair) for pair in pairs}
+        self.refuses = refuses
+        self.draft: list[tuple[str, str]] = []
+
+    def same(self, question: str, first: str, second: str) -> bool | None:
+        self.draft.append((first, second))
+        if self.refuses:
+            raise CallRefusedError("HTTP 413")
+        return frozenset((first, second)) in self.pairs

@@ -1,7 +1,3 @@
-"""A batch of anything: every result is the one that the sample gets alone."""
-
-from __future__ import annotations
-
 import dataclasses
 import json
 import random
@@ -51,7 +47,7 @@ def made(family: str, positions: str, attn: str = "sdpa", **more: Any) -> Any:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_first_logits_gate_maps_and_boxes_equal_the_single_ones(family: str, positions: str, attn: str) -> None:
+def test_first_logits_gate_maps_and_boxes_equal_the_single_ones(family, positions, attn):
     engine = made(family, positions, attn)
     requests = [request(engine, image, question, **options) for image, question, options in SAMPLES]
     alone = [run(engine, [one])[0] for one in requests]
@@ -78,9 +74,7 @@ def test_first_logits_gate_maps_and_boxes_equal_the_single_ones(family: str, pos
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize(("positions", "packed_tokens"), [("second_image", 2048), ("aligned", 70)])
-def test_answers_equal_the_single_ones(
-    family: str, positions: str, packed_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_equal_the_single_ones(family, positions, packed_tokens, monkeypatch):
     monkeypatch.setattr("qzoom.engine.layers._CPU_TOKENS", packed_tokens)
     model = QZoom(made(family, positions))
     lengths = [3, 9, 1, 14, 6, 9, 2, 11, 5]
@@ -100,7 +94,7 @@ def test_answers_equal_the_single_ones(
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_several_regions_in_a_batch_equal_the_single_ones(family: str) -> None:
+def test_several_regions_in_a_batch_equal_the_single_ones(family):
     rule = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact", margin_cells=0.5)
     model = QZoom(made(family, "aligned", box=rule))
     samples = [(tiny_models.picture(40 + i, 300 + 50 * i, 260), f"Question {i}?") for i in range(5)]
@@ -115,7 +109,7 @@ def test_several_regions_in_a_batch_equal_the_single_ones(family: str) -> None:
         ]
 
 
-def test_each_sample_draws_from_its_own_generator() -> None:
+def test_each_sample_draws_from_its_own_generator():
     model = QZoom(made("qwen3_vl", "second_image"))
     options = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 8}
     seeds = [11, 12, 11, 13, 11]
@@ -127,7 +121,7 @@ def test_each_sample_draws_from_its_own_generator() -> None:
     assert len({a.tokens for a in together}) == 3
 
 
-def test_one_cancelled_answer_leaves_the_others_alone() -> None:
+def test_one_cancelled_answer_leaves_the_others_alone():
     engine = made("qwen2_5_vl", "second_image")
     sampling = SamplingParams(max_new_tokens=10)
     requests = [request(engine, image, question, sampling=sampling, **o) for image, question, o in SAMPLES[:4]]
@@ -154,7 +148,7 @@ def test_one_cancelled_answer_leaves_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_rows_may_join_a_running_batch(family: str) -> None:
+def test_rows_may_join_a_running_batch(family):
     engine = made(family, "aligned")
     sampling = SamplingParams(max_new_tokens=9)
     requests = [request(engine, image, question, sampling=sampling, **o) for image, question, o in SAMPLES[:5]]
@@ -174,10 +168,6 @@ def test_rows_may_join_a_running_batch(family: str) -> None:
     assert [row.stream.text for row in rows] == [answer.text for answer in alone]
 
 
-def test_an_empty_batch_is_no_answers() -> None:
-    assert QZoom(made("qwen3_vl", "second_image")).ask_batch([]) == []
-
-
 def assert_equal(found: Answer, alone: Answer) -> None:
     assert (found.text, found.tokens, found.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
     assert [r.box for r in found.regions] == [r.box for r in alone.regions]
@@ -186,7 +176,7 @@ def assert_equal(found: Answer, alone: Answer) -> None:
 
 
 @pytest.mark.parametrize("memory_mib", [None, 1])
-def test_a_batch_looks_once_at_each_picture_and_runs_what_fits_into_memory(memory_mib: int | None) -> None:
+def test_a_batch_looks_once_at_each_picture_and_runs_what_fits_into_memory(memory_mib):
     model = QZoom(made("qwen3_vl", "aligned"))
     pages = [tiny_models.picture(20 + i, 150 + 60 * i, 140) for i in range(3)]
     samples = [(pages[i % 3].copy(), f"What is {i // 3}?") for i in range(12)]
@@ -216,7 +206,7 @@ def test_a_batch_looks_once_at_each_picture_and_runs_what_fits_into_memory(memor
         assert_equal(found, model.ask(*sample, max_new_tokens=5))
 
 
-def test_an_answer_that_does_not_fit_is_numbered() -> None:
+def test_an_answer_that_does_not_fit_is_numbered():
     model = QZoom(made("qwen3_vl", "second_image"))
     samples = [(tiny_models.picture(1, 200, 140), "What is it?")] * 3
     with pytest.raises(LengthError, match=r"Sample 2: The prompt takes \d+ tokens") as caught:
@@ -228,7 +218,7 @@ def test_an_answer_that_does_not_fit_is_numbered() -> None:
         model.ask_batch(samples, memory_mib=0)
 
 
-def test_logits_that_are_no_numbers_end_one_answer_and_not_its_neighbours() -> None:
+def test_logits_that_are_no_numbers_end_one_answer_and_not_its_neighbours():
     engine = made("qwen3_vl", "second_image")
     sampling = SamplingParams(max_new_tokens=8)
     requests = [request(engine, image, q, sampling=sampling, zoom="never") for image, q, _ in SAMPLES[:4]]
@@ -251,7 +241,7 @@ def test_logits_that_are_no_numbers_end_one_answer_and_not_its_neighbours() -> N
 
 
 @pytest.mark.parametrize("part", ["gate", "region"])
-def test_a_score_or_map_that_is_no_number_is_none_with_a_note(part: str) -> None:
+def test_a_score_or_map_that_is_no_number_is_none_with_a_note(part):
     engine = made("qwen3_vl", "second_image")
     model = QZoom(engine)
     page, question = SAMPLES[0][:2]

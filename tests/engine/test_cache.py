@@ -1,7 +1,3 @@
-"""The cache: forks share and never disturb, batches pad on the left, room is used in place."""
-
-from __future__ import annotations
-
 import torch
 
 from qzoom.engine.cache import GROWTH, KVCache
@@ -22,7 +18,7 @@ def filled(*lengths: int, layers: int = 2, seed: int = 0) -> tuple[KVCache, list
     return cache, expected
 
 
-def test_updates_append() -> None:
+def test_updates_append_and_merged_holds_both_stacks():
     cache, expected = filled(3, 1, 5)
     assert len(cache) == 9
     for layer, (keys, values) in enumerate(expected):
@@ -31,9 +27,16 @@ def test_updates_append() -> None:
         assert torch.equal(cache.layer(layer)[1], values)
     assert 2 not in cache
     assert len(KVCache()) == 0
+    lower, low = filled(3)
+    upper = KVCache()
+    upper.update(*piece(3, 77), 5)
+    both = lower.merged(upper)
+    assert torch.equal(both.layer(1)[0], low[1][0])
+    assert torch.equal(both.layer(5)[0], piece(3, 77)[0])
+    assert 5 not in lower
 
 
-def test_forks_and_truncations_leave_each_other_alone() -> None:
+def test_forks_and_truncations_leave_each_other_alone():
     cache, expected = filled(6)
     one, two, short = cache.fork(), cache.fork(), cache.truncated(4)
     for other, seed in ((one, 100), (two, 200), (short, 300)):
@@ -47,7 +50,7 @@ def test_forks_and_truncations_leave_each_other_alone() -> None:
         assert torch.equal(short.layer(layer)[0], torch.cat([keys[:, :, :4], piece(2, 300 + layer)[0]], 2))
 
 
-def test_reserved_room_is_used_in_place_and_grows() -> None:
+def test_reserved_room_is_used_in_place_and_grows():
     cache, expected = filled(5)
     own = cache.reserve(3)
     start = own.layer(0)[0].data_ptr()
@@ -61,7 +64,7 @@ def test_reserved_room_is_used_in_place_and_grows() -> None:
     assert torch.equal(cache.layer(0)[0], expected[0][0])
 
 
-def test_a_batch_pads_on_the_left_and_gives_rows_back() -> None:
+def test_a_batch_pads_on_the_left_and_gives_rows_back():
     made = [filled(n, seed=50 * n) for n in (4, 7, 2)]
     lengths = [4, 7, 2]
     batch = KVCache.stack([cache for cache, _ in made], lengths, extra=2)
@@ -82,19 +85,9 @@ def test_a_batch_pads_on_the_left_and_gives_rows_back() -> None:
     assert torch.equal(pieces.layer(0)[1][0], torch.cat([made[0][1][0][1][0][:, :2], new[0][1][0]], 1))
 
 
-def test_a_batch_of_empty_caches_is_empty() -> None:
+def test_a_batch_of_empty_caches_is_empty():
     assert len(KVCache.stack([KVCache(), KVCache()], [0, 0])) == 0
     cache, expected = filled(3)
     mixed = KVCache.stack([KVCache(), cache], [0, 3])
     assert torch.equal(mixed.layer(0)[0][1], expected[0][0][0])
     assert not mixed.layer(0)[0][0].any()
-
-
-def test_merged_holds_both_stacks() -> None:
-    lower, low = filled(3)
-    upper = KVCache()
-    upper.update(*piece(3, 77), 5)
-    both = lower.merged(upper)
-    assert torch.equal(both.layer(1)[0], low[1][0])
-    assert torch.equal(both.layer(5)[0], piece(3, 77)[0])
-    assert 5 not in lower

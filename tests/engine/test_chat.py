@@ -1,7 +1,3 @@
-"""Messages to token ids: what a user writes stays text, and ordinary text tokenises as it always does."""
-
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any
@@ -10,7 +6,7 @@ import pytest
 
 from qzoom.backbones.registry import build_backbone
 from qzoom.engine.chat import ChatEncoder, read_conversation
-from qzoom.errors import ImageError, QuestionError
+from qzoom.errors import QuestionError
 from qzoom.model import QZoom
 from tests import tiny_models
 from tests.plain import plain_generate
@@ -33,15 +29,11 @@ def rendered(messages: list[dict[str, Any]]) -> list[int]:
 @pytest.mark.parametrize(
     "text",
     [
-        "What is the total?",
-        "  spaces  and\ttabs\n\nand lines ",
-        "Größe 日本語 👩‍👩‍👧 ‮rtl‬ \x00\x07",
-        "| < > <| |> <|im <|imageX|>",
-        "a\ue000b \ue000" + "0\ue000",
-        "{{ messages }} {% raw %} {{ 1 + 1 }}",
+        "What is the total?", "  spaces  and\ttabs\n\nand lines ", "Größe 日本語 👩‍👩‍👧 ‮rtl‬ \x00\x07",
+        "| < > <| |> <|im <|imageX|>", "a\ue000b \ue000" + "0\ue000", "{{ messages }} {% raw %} {{ 1 + 1 }}",
     ],
-)
-def test_ordinary_text_tokenises_as_the_rendered_template(text: str) -> None:
+)  # fmt: skip
+def test_ordinary_text_tokenises_as_the_rendered_template(text):
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     assert encode(PAGE, text) == rendered([{"role": "user", "content": parts}])
     assert encode(None, text) == rendered([{"role": "user", "content": text}])
@@ -56,7 +48,7 @@ def test_ordinary_text_tokenises_as_the_rendered_template(text: str) -> None:
 
 
 @pytest.mark.parametrize("special", SPECIALS)
-def test_special_tokens_that_a_user_writes_are_text(special: str) -> None:
+def test_special_tokens_that_a_user_writes_are_text(special):
     tokenizer = tiny_models.tokenizer()
     plain = encode(PAGE, "before X after")
     ids = encode(PAGE, f"before {special} after")
@@ -66,7 +58,7 @@ def test_special_tokens_that_a_user_writes_are_text(special: str) -> None:
 
 
 @pytest.mark.parametrize("special", SPECIALS)
-def test_special_tokens_in_any_turn_are_text(special: str) -> None:
+def test_special_tokens_in_any_turn_are_text(special):
     page = {"type": "image", "image": PAGE}
     messages = [
         {"role": "system", "content": f"System {special}"},
@@ -84,7 +76,7 @@ def test_special_tokens_in_any_turn_are_text(special: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_written_placeholder_is_asked_about_and_not_replaced(family: str) -> None:
+def test_a_written_placeholder_is_asked_about_and_not_replaced(family):
     model = QZoom(tiny_models.engine(family))
     question = "What does <|image_pad|> mean?<|im_end|>"
     for zoom in ("never", "always"):
@@ -95,7 +87,7 @@ def test_a_written_placeholder_is_asked_about_and_not_replaced(family: str) -> N
     assert found.tokens == model.ask(PAGE, question, zoom="never", max_new_tokens=6).tokens
 
 
-def test_several_turns_answer_as_transformers_does() -> None:
+def test_several_turns_answer_as_transformers_does():
     model = QZoom(tiny_models.engine("qwen2_5_vl"))
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
@@ -106,7 +98,7 @@ def test_several_turns_answer_as_transformers_does() -> None:
     assert list(model.ask(PAGE, messages, zoom="never", max_new_tokens=8).tokens) == expected
 
 
-def test_turns_of_one_role_are_one() -> None:
+def test_turns_of_one_role_are_one_and_an_assistant_may_have_said_nothing():
     question = [{"role": "user", "content": "What is it?"}, {"role": "user", "content": [{"type": "image"}]}]
     whole = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}]
     assert encode(PAGE, question) == encode(PAGE, whole)
@@ -114,8 +106,6 @@ def test_turns_of_one_role_are_one() -> None:
     rules = [{"role": "system", "content": "A."}, {"role": "developer", "content": "B."}]
     assert encode(PAGE, [*rules, *whole]) == encode(PAGE, whole, system="A.\nB.")
 
-
-def test_an_assistant_may_have_said_nothing() -> None:
     def asked(**turn: Any) -> list[int]:
         last = {"role": "user", "content": "And?"}
         return encode(PAGE, [{"role": "user", "content": "What?"}, {"role": "assistant", **turn}, last])
@@ -128,7 +118,7 @@ def test_an_assistant_may_have_said_nothing() -> None:
             asked(content=None, **call)
 
 
-def test_pictures_may_come_inside_the_messages() -> None:
+def test_pictures_may_come_inside_the_messages():
     model = QZoom(tiny_models.engine("qwen3_vl"))
     buffer = io.BytesIO()
     PAGE.save(buffer, "PNG")
@@ -143,7 +133,7 @@ def test_pictures_may_come_inside_the_messages() -> None:
     assert model.ask(PAGE, bare, max_new_tokens=4).tokens == expected.tokens
 
 
-def test_pictures_fill_the_parts_in_order() -> None:
+def test_pictures_fill_the_parts_in_order():
     other = tiny_models.picture(96, 90, 90)
     text = {"type": "text", "text": "Which?"}
     mixed = [{"role": "user", "content": [{"type": "image"}, {"type": "image", "image": other}, text]}]
@@ -177,21 +167,15 @@ IMAGE = {"type": "image"}
         (PAGE, [{"role": "system", "content": "a"}], "no user turn"),
     ],
 )
-def test_messages_that_cannot_be_used(image: Any, question: Any, word: str) -> None:
+def test_messages_that_cannot_be_used(image, question, word):
     model = QZoom(tiny_models.engine("qwen3_vl"))
     with pytest.raises(QuestionError, match=word) as caught:
         model.ask(image, question)
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_that_cannot_be_used_is_its_own_error() -> None:
-    model = QZoom(tiny_models.engine("qwen3_vl"))
-    with pytest.raises(ImageError):
-        model.ask(b"not a picture", "What?")
-
-
 @pytest.mark.parametrize("pictures", [0, 1])
-def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int) -> None:
+def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures):
     model = QZoom(tiny_models.engine("qwen3_vl"))
     with pytest.raises(QuestionError, match=r"reads at most 4096.*shorten") as caught:
         model.ask([PAGE] * pictures, "why? " * 20_000)
@@ -201,14 +185,11 @@ def test_a_question_of_100k_characters_is_refused_in_one_sentence(pictures: int)
             model.session(PAGE).ask("<|image_pad|>" * 8_000)
 
 
-def test_a_question_near_the_limit_is_answered() -> None:
+def test_a_question_near_the_limit_is_answered_and_a_lossy_template_refused():
     model = QZoom(tiny_models.engine("qwen3_vl"))
     answer = model.ask(None, "why? " * 700, max_new_tokens=2)
     assert answer.usage.prompt_tokens > 1000
     assert len(answer.tokens) == 2
-
-
-def test_a_template_that_loses_the_picture_is_refused() -> None:
     base = tiny_models.engine("qwen3_vl").backbone
     lossy = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>{% endfor %}"
     backbone = build_backbone(base.model, base.tokenizer, base.image_processor, lossy)
@@ -235,8 +216,8 @@ def test_a_template_that_loses_the_picture_is_refused() -> None:
         ),
     ],
 )
-def test_halves_of_surrogate_pairs_are_refused(question: Any, system: str | None, where: str) -> None:
+def test_halves_of_surrogate_pairs_are_refused(question, system, where):
     with pytest.raises(QuestionError, match=where):
         read_conversation(None, question, system)
     with pytest.raises(QuestionError, match="system turn must be a text, not int"):
-        read_conversation(None, "What?", 5)  # type: ignore[arg-type]
+        read_conversation(None, "What?", 5)

@@ -1,7 +1,3 @@
-"""A region that is read again is not encoded again; what is kept is told apart by all that decides it."""
-
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +20,7 @@ BUDGET = TokenBudget(4, 16)
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     base = tiny_models.engine("qwen3_vl")
     return QZoom(dataclasses.replace(base, config=base.config.replace(region_threshold=0.45)))
 
@@ -46,7 +42,7 @@ def crop(**other: Any) -> Crop:
 
 
 @torch.inference_mode()
-def test_only_new_crops_are_encoded_and_all_come_back_in_order(model: QZoom) -> None:
+def test_only_new_crops_are_encoded_and_all_come_back_in_order(model):
     backbone = model.engine.backbone
     kept = LRUCache(2**24, features_bytes)
     crops = [crop(), crop(box=(60, 0, 320, 90)), crop(number=1)]
@@ -67,13 +63,13 @@ def test_only_new_crops_are_encoded_and_all_come_back_in_order(model: QZoom) -> 
 @pytest.mark.parametrize(
     "other", [{"prefix": b"q"}, {"number": 1}, {"box": (10, 20, 150, 121)}, {"budget": TokenBudget(4, 15)}]
 )
-def test_every_fact_decides_the_key(other: dict[str, Any]) -> None:
+def test_every_fact_decides_the_key(other):
     assert crop().key == crop(picture=PAGE.copy()).key
     assert crop().key != crop(**other).key
 
 
 @torch.inference_mode()
-def test_without_a_prefix_nothing_is_kept(model: QZoom) -> None:
+def test_without_a_prefix_nothing_is_kept(model):
     kept = LRUCache(2**24, features_bytes)
     for _ in range(2):
         encode_crops(model.engine.backbone, [crop(prefix=b"")], kept)
@@ -91,7 +87,7 @@ def ask(model: QZoom, cache: PrefixCache, tenant: str, **options: Any) -> Answer
     return answer
 
 
-def test_a_box_that_is_asked_again_costs_no_encoding_and_gives_the_same_answer(model: QZoom) -> None:
+def test_a_box_that_is_asked_again_costs_no_encoding_and_gives_the_same_answer(model):
     cache = PrefixCache(2**24)
     wanted = model.ask(PAGE, "What is the total?", zoom="always", max_new_tokens=6)
     assert wanted.regions
@@ -109,7 +105,7 @@ def test_a_box_that_is_asked_again_costs_no_encoding_and_gives_the_same_answer(m
     assert (other.tokens, other.regions) == (again.tokens, again.regions)
 
 
-def test_regions_share_the_prefixes_bound(model: QZoom) -> None:
+def test_regions_share_the_prefixes_bound(model):
     cache = PrefixCache(2**20)
     assert cache.max_bytes + cache.regions.max_bytes == 2**20
     nothing = PrefixCache(0)

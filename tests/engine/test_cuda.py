@@ -1,7 +1,5 @@
 """On a CUDA device: the same decisions, boxes and tokens as on the CPU, and bfloat16 that answers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ SAMPLES = [(tiny_models.picture(i, 180 + 40 * i, 150), f"Question {i}: what is t
 
 
 @pytest.fixture(autouse=True)
-def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def _full_float32(monkeypatch):
     """cuDNN's convolutions round float32 to TF32 unless told otherwise; the patch embedding is one."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
@@ -32,7 +30,7 @@ def on_cuda(family: str, dtype: torch.dtype, attn: str = "sdpa") -> QZoom:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_answers_are_those_of_the_cpu(family: str, attn: str, positions: str) -> None:
+def test_answers_are_those_of_the_cpu(family, attn, positions):
     models = [QZoom(tiny_models.build_engine(family, attn=attn)), on_cuda(family, torch.float32, attn)]
     for model in models:
         engine = model.engine
@@ -50,7 +48,7 @@ def test_answers_are_those_of_the_cpu(family: str, attn: str, positions: str) ->
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_bfloat16_sessions_answer(family: str) -> None:
+def test_bfloat16_sessions_answer(family):
     session = on_cuda(family, torch.bfloat16).session(SAMPLES[0][0])
     answer = session.ask("What?", zoom="always", region_threshold=0.3, max_new_tokens=6, temperature=0.7, seed=1)
     assert answer.gate.zoomed
@@ -59,13 +57,13 @@ def test_bfloat16_sessions_answer(family: str) -> None:
     assert all(ms > 0 for ms in answer.timing_ms.values())
 
 
-def test_a_loaded_model_leaves_cudnns_attention_alone() -> None:
+def test_a_loaded_model_leaves_cudnns_attention_alone():
     assert load_engine("tiny", device_map="cuda").backbone.model.device.type == "cuda"
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_variable_length_attention_gives_what_each_sequence_gives_alone(family: str) -> None:
+def test_variable_length_attention_gives_what_each_sequence_gives_alone(family):
     engine = on_cuda(family, torch.bfloat16).engine
     requests = [request(engine, image, question, zoom="never") for image, question in SAMPLES]
     alone = [run(engine, [one])[0].logits for one in requests]

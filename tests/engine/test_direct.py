@@ -1,7 +1,3 @@
-"""An answer without a zoom is the plain model's answer: transformers' `generate` on the same weights."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -24,7 +20,7 @@ QUESTIONS = [(ONE, "What is the total?"), (TWO, "Which is wider?"), ([], "Hello,
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize(("pictures", "question"), QUESTIONS, ids=["one", "two", "text", "chat"])
-def test_tokens_are_those_of_generate(family: str, attn: str, pictures: list, question: str | list) -> None:
+def test_tokens_are_those_of_generate(family, attn, pictures, question):
     model = QZoom(tiny_models.engine(family, attn=attn))
     expected, logits = plain_generate(model.engine.backbone, pictures, question, 16)
     answer = model.ask(pictures, question, zoom="never", max_new_tokens=16)
@@ -38,7 +34,7 @@ def test_tokens_are_those_of_generate(family: str, attn: str, pictures: list, qu
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_below_the_gates_threshold_auto_is_the_plain_answer(family: str) -> None:
+def test_below_the_gates_threshold_auto_is_the_plain_answer(family):
     model = QZoom(tiny_models.engine(family))
     expected, _ = plain_generate(model.engine.backbone, ONE, "What is the total?", 12)
     answer = model.ask(ONE, "What is the total?", gate_threshold=1.0, max_new_tokens=12)
@@ -49,7 +45,7 @@ def test_below_the_gates_threshold_auto_is_the_plain_answer(family: str) -> None
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_the_models_end_token_ends_the_answer(family: str) -> None:
+def test_the_models_end_token_ends_the_answer(family):
     made = tiny_models.build_engine(family)
     free, _ = plain_generate(made.backbone, ONE, "When?", 8)
     made.backbone.model.generation_config.eos_token_id = [free[3], 9999]
@@ -65,7 +61,7 @@ def test_the_models_end_token_ends_the_answer(family: str) -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_bfloat16_agrees_with_generate_and_float32(family: str, attn: str) -> None:
+def test_bfloat16_agrees_with_generate_and_float32(family, attn):
     half, full = (tiny_models.engine(family, attn=attn, dtype=d) for d in (torch.bfloat16, torch.float32))
     checked = 0
     for i in range(6):
@@ -88,7 +84,7 @@ def test_bfloat16_agrees_with_generate_and_float32(family: str, attn: str) -> No
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_bfloat16_zooms_and_answers(family: str) -> None:
+def test_bfloat16_zooms_and_answers(family):
     model = QZoom(tiny_models.engine(family, dtype=torch.bfloat16))
     answer = model.ask(ONE, "What is it?", zoom="always", region_threshold=0.3, max_new_tokens=6)
     assert answer.gate.zoomed

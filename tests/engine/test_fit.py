@@ -1,7 +1,3 @@
-"""What does not fit into what the model reads is refused, or cut to fit, before any picture is encoded."""
-
-from __future__ import annotations
-
 import dataclasses
 import gc
 from collections.abc import Callable
@@ -35,7 +31,7 @@ def vision_calls(engine: Any, call: Callable[[], object]) -> int:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("name", ["coarse_tokens", "region_tokens"])
 @pytest.mark.parametrize("budget", [(90_000_000, 99_999_999), (10**30, 10**40), (MOST + 1, MOST + 1)])
-def test_absurd_budgets_are_refused_at_once(family: str, name: str, budget: tuple[int, int]) -> None:
+def test_absurd_budgets_are_refused_at_once(family, name, budget):
     model = QZoom(tiny_models.engine(family))
     calls: list[Callable[[], object]] = [
         lambda: model.ask(PAGE, QUESTION, **{name: budget}),
@@ -51,7 +47,7 @@ def test_absurd_budgets_are_refused_at_once(family: str, name: str, budget: tupl
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_pictures_that_do_not_fit_are_refused_before_they_are_encoded(family: str) -> None:
+def test_pictures_that_do_not_fit_are_refused_before_they_are_encoded(family):
     engine = tiny_models.engine(family)
     model = QZoom(engine)
     large = (2200, 4000)  # fits by itself, not twice
@@ -68,7 +64,7 @@ def test_pictures_that_do_not_fit_are_refused_before_they_are_encoded(family: st
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_the_arithmetic_is_that_of_the_encoder(family: str) -> None:
+def test_the_arithmetic_is_that_of_the_encoder(family):
     engine = tiny_models.engine(family)
     model = QZoom(engine)
     length = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=1).usage.prompt_tokens
@@ -79,7 +75,7 @@ def test_the_arithmetic_is_that_of_the_encoder(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_region_is_cut_to_the_room_that_is_left(family: str) -> None:
+def test_a_region_is_cut_to_the_room_that_is_left(family):
     model = QZoom(tiny_models.engine(family))
     options: dict[str, Any] = {"zoom": "always", "region_threshold": 0.3, "coarse_tokens": (20, 30)}
     plain = model.ask(PAGE, QUESTION, max_new_tokens=1, region_tokens=(40, 80), **options)
@@ -94,7 +90,7 @@ def test_a_region_is_cut_to_the_room_that_is_left(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_region_that_cannot_be_cut_is_refused_before_it_is_encoded(family: str) -> None:
+def test_a_region_that_cannot_be_cut_is_refused_before_it_is_encoded(family):
     engine = tiny_models.engine(family)
     model = QZoom(engine)
     session = model.session(PAGE, coarse_tokens=(20, 30))
@@ -106,7 +102,7 @@ def test_a_region_that_cannot_be_cut_is_refused_before_it_is_encoded(family: str
     assert vision_calls(engine, refused) == 0
 
 
-def test_of_several_regions_those_that_fit_are_read() -> None:
+def test_of_several_regions_those_that_fit_are_read():
     base = tiny_models.engine("qwen3_vl")
     rule = BoxRule(components="all", max_regions=3, threshold="relative", scaling="exact")
     engine = dataclasses.replace(base, config=base.config.replace(box=rule, region_threshold=0.9))
@@ -129,7 +125,7 @@ def computed_states() -> int:
     return sum(1 for item in gc.get_objects() if type(item) is State and item.hidden.shape[0] > 0)
 
 
-def test_while_decoding_nothing_of_the_look_is_kept() -> None:
+def test_while_decoding_nothing_of_the_look_is_kept():
     model = QZoom(tiny_models.engine("qwen3_vl"))
     before = computed_states()
     stream = model.stream(PAGE, QUESTION, zoom="always", region_threshold=0.3, max_new_tokens=20)

@@ -1,7 +1,5 @@
 """How far it is from a question to the first decoder layer, counted in frames of qzoom's own code."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import FrameType
@@ -42,18 +40,15 @@ def frames_to_first_layer(model: QZoom, ask: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     return QZoom(tiny_models.engine("qwen3_vl"))
 
 
-def test_from_ask_to_the_first_layer(model: QZoom) -> None:
+def test_few_frames_lie_before_the_first_layer_whoever_asks(model):
     picture = tiny_models.picture(1)
     names = frames_to_first_layer(model, lambda: model.ask(picture, "what?", max_new_tokens=1))
     assert names == ["ask", "answer", "advance_shared", "run_layers", "run_layer"]
     assert len(names) <= MOST_FRAMES
-
-
-def test_batch_and_server_take_the_same_way(model: QZoom) -> None:
     picture = tiny_models.picture(1)
     names = frames_to_first_layer(model, lambda: model.ask_batch([(picture, "what?")] * 2, max_new_tokens=1))
     assert "answer" in names

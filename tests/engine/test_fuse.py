@@ -1,7 +1,3 @@
-"""Where regions are inserted, and what positions they and everything behind them get."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -31,7 +27,7 @@ BLOCKS = [
 ]
 
 
-def test_a_prompt_knows_its_spans_and_its_prefix() -> None:
+def test_a_prompt_knows_its_spans_and_its_prefix():
     backbone = tiny_models.engine("qwen3_vl").backbone
     prompt = two_pictures()
     assert [(s.start, s.stop, s.picture, s.role) for s in prompt.spans] == [(3, 27, 0, "coarse"), (30, 36, 1, "coarse")]
@@ -41,7 +37,7 @@ def test_a_prompt_knows_its_spans_and_its_prefix() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["second_image", "aligned"])
-def test_regions_follow_their_picture_in_the_given_order(scheme: str) -> None:
+def test_regions_follow_their_picture_in_the_given_order(scheme):
     engine = tiny_models.engine("qwen3_vl")
     backbone, before = engine.backbone, two_pictures()
     after, reused = insert_regions(backbone, before, BLOCKS, engine.config.replace(positions=scheme))
@@ -65,7 +61,7 @@ def test_regions_follow_their_picture_in_the_given_order(scheme: str) -> None:
     assert after.positions.shape == (3, len(after))
 
 
-def test_stock_positions_are_those_of_further_pictures() -> None:
+def test_stock_positions_are_those_of_further_pictures():
     engine = tiny_models.engine("qwen3_vl")
     after, _ = insert_regions(engine.backbone, two_pictures(), BLOCKS, engine.config)
     expected = engine.backbone.positions(after.ids, [(4, 6), (5, 2), (1, 1), (3, 2), (2, 3)])
@@ -73,7 +69,7 @@ def test_stock_positions_are_those_of_further_pictures() -> None:
 
 
 @pytest.mark.parametrize(("shift", "delays"), [("max", (8, 5)), ("min", (4, 2))])
-def test_aligned_positions_by_hand(shift: str, delays: tuple[int, int]) -> None:
+def test_aligned_positions_by_hand(shift, delays):
     engine = tiny_models.engine("qwen3_vl")
     before = two_pictures()
     config = engine.config.replace(positions="aligned", temporal_shift=shift)

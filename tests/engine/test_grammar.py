@@ -1,7 +1,3 @@
-"""Answers by JSON schemas: what has ended fits its schema, what was cut is the beginning of such a text."""
-
-from __future__ import annotations
-
 import json
 from functools import reduce
 
@@ -18,17 +14,12 @@ pytest.importorskip("llguidance")
 
 PAGE = tiny_models.picture(5, 300, 200)
 VALUES = [
-    {"type": "string", "maxLength": 8},
-    {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+    {"type": "string", "maxLength": 8}, {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
     {"type": "string", "minLength": 3, "maxLength": 6, "pattern": '^[a-z\u00e9"]+$'},
-    {"type": "string", "format": "date"},
-    {"enum": ["receipt", "invoice", 'say "no"']},
-    {"enum": [1, 2.5, None, "x", True]},
-    {"type": "integer", "minimum": -5, "maximum": 300},
-    {"type": "boolean"},
-    {"const": {"a": [1, 2]}},
-    {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
-]
+    {"type": "string", "format": "date"}, {"enum": ["receipt", "invoice", 'say "no"']},
+    {"enum": [1, 2.5, None, "x", True]}, {"type": "integer", "minimum": -5, "maximum": 300}, {"type": "boolean"},
+    {"const": {"a": [1, 2]}}, {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+]  # fmt: skip
 
 
 def forms(value: dict) -> list[dict]:
@@ -51,12 +42,12 @@ SCHEMAS = [form for value in VALUES for form in forms(value)]
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     return QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
 
 
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "seed": 4}])
-def test_fifty_schemas(model: QZoom, more: dict) -> None:
+def test_fifty_schemas(model, more):
     assert len(SCHEMAS) == 50
     texts = [json.dumps(schema) for schema in SCHEMAS]
     options = {"zoom": "never", "coarse_tokens": 64, "max_new_tokens": 400, **more}
@@ -66,7 +57,7 @@ def test_fifty_schemas(model: QZoom, more: dict) -> None:
         jsonschema.Draft202012Validator(schema).validate(json.loads(answer.text))
 
 
-def test_a_cut_answer_is_the_beginning_of_a_whole_one(model: QZoom) -> None:
+def test_a_cut_answer_is_the_beginning_of_a_whole_one(model):
     text = json.dumps(SCHEMAS[2])
     whole = model.ask(PAGE, "What is the date?", zoom="never", json_schema=text, max_new_tokens=300)
     cut = model.ask(PAGE, "What is the date?", zoom="never", json_schema=text, max_new_tokens=6)
@@ -74,7 +65,7 @@ def test_a_cut_answer_is_the_beginning_of_a_whole_one(model: QZoom) -> None:
     assert whole.text.startswith(cut.text)
 
 
-def test_any_object(model: QZoom) -> None:
+def test_any_object(model):
     options = {"zoom": "never", "json_schema": ANY_OBJECT, "temperature": 1.0, "max_new_tokens": 100}
     ended = []
     for seed in range(4):
@@ -107,13 +98,13 @@ def test_any_object(model: QZoom) -> None:
         (True, "must be an object"),
     ],
 )
-def test_what_the_grammar_cannot_follow_is_one_sentence(model: QZoom, schema: object, word: str) -> None:
+def test_what_the_grammar_cannot_follow_is_one_sentence(model, schema, word):
     with pytest.raises(SchemaError, match=r"^The JSON schema [^\n]*\.$") as caught:
         model.make_options(json_schema=json.dumps(schema))
     assert word in str(caught.value)
 
 
-def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(model: QZoom) -> None:
+def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(model):
     fields = {f"k{i}": {"type": "string", "pattern": f"^(a|b{i})*c{{0,{i}}}$"} for i in range(800)}
     wide = json.dumps({"type": "object", "properties": fields})
     options = {"zoom": "never", "max_new_tokens": 6}
@@ -123,15 +114,12 @@ def test_a_grammar_that_becomes_too_complex_ends_its_own_answer_only(model: QZoo
     assert "too complex" in str(ends[0].error)
     assert ends[1].answer is not None
     assert ends[1].answer.text == model.ask(PAGE, "What is the date?", **options).text
-
-
-def test_a_schema_that_is_no_json_is_refused(model: QZoom) -> None:
     with pytest.raises(SchemaError, match="not JSON"):
         JsonGrammar(model.engine.backbone, "{")
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_every_family_follows_its_own_end_tokens(family: str) -> None:
+def test_every_family_follows_its_own_end_tokens(family):
     model = QZoom(tiny_models.engine(family))
     schema = {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2, "maxItems": 2}
     answer = model.ask(PAGE, "Which?", zoom="never", json_schema=json.dumps(schema), max_new_tokens=60)

@@ -1,7 +1,3 @@
-"""What is kept within a bound of memory."""
-
-from __future__ import annotations
-
 import threading
 
 import pytest
@@ -9,7 +5,7 @@ import pytest
 from qzoom.engine.cache import LRUCache
 
 
-def test_the_least_recently_used_value_makes_room() -> None:
+def test_the_least_recently_used_value_makes_room():
     kept = LRUCache[str](6, len)
     kept.put(b"a", "aa")
     kept.put(b"b", "bb")
@@ -20,9 +16,6 @@ def test_the_least_recently_used_value_makes_room() -> None:
     assert (kept.nbytes, kept.entries, kept.hits, kept.misses) == (5, 2, 1, 0)
     assert kept.get(b"b") is None
     assert kept.misses == 1
-
-
-def test_a_look_in_passing_is_no_use() -> None:
     kept = LRUCache[str](4, len)
     kept.put(b"a", "aa")
     kept.put(b"b", "bb")
@@ -30,10 +23,13 @@ def test_a_look_in_passing_is_no_use() -> None:
     kept.put(b"c", "cc")
     assert kept.peek(b"a") is None
     assert (kept.hits, kept.misses) == (0, 0)
+    kept = LRUCache[str](0, len)
+    kept.put(b"a", "a")
+    assert (kept.get(b"a"), kept.entries, kept.nbytes) == (None, 0, 0)
 
 
 @pytest.mark.parametrize(("new", "held", "nbytes"), [("aaa", "aaa", 5), ("a", "a", 3), ("aaaaaa", "aa", 4)])
-def test_a_value_takes_the_place_of_an_earlier_one_unless_it_is_too_large(new: str, held: str, nbytes: int) -> None:
+def test_a_value_takes_the_place_of_an_earlier_one_unless_it_is_too_large(new, held, nbytes):
     kept = LRUCache[str](5, len)
     kept.put(b"a", "aa")
     kept.put(b"b", "bb")
@@ -41,13 +37,7 @@ def test_a_value_takes_the_place_of_an_earlier_one_unless_it_is_too_large(new: s
     assert (kept.peek(b"a"), kept.peek(b"b"), kept.nbytes) == (held, "bb", nbytes)
 
 
-def test_no_memory_keeps_nothing() -> None:
-    kept = LRUCache[str](0, len)
-    kept.put(b"a", "a")
-    assert (kept.get(b"a"), kept.entries, kept.nbytes) == (None, 0, 0)
-
-
-def test_several_threads_leave_the_books_in_order() -> None:
+def test_several_threads_leave_the_books_in_order():
     kept = LRUCache[bytes](100, len)
 
     def work(seed: int) -> None:

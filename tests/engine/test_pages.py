@@ -1,7 +1,3 @@
-"""PDFs as questions: pages share one coarse budget, regions name their page, batches and sessions agree with `ask`."""
-
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io
@@ -22,27 +18,22 @@ PHOTO = tiny_models.picture(44, 120, 90)
 
 
 @pytest.fixture(scope="module")
-def model() -> QZoom:
+def model():
     return QZoom(tiny_models.engine("qwen3_vl"), "random")
 
 
 @pytest.mark.parametrize(
     ("whole", "pages", "share"),
     [
-        ((64, 144), 1, (64, 144)),
-        ((64, 144), 2, (64, 72)),
-        ((64, 144), 5, (64, 64)),
-        ((4, 16384), 20, (4, 819)),
-        ((4, 576), 20, (4, 64)),
-        ((4, 30), 20, (4, 30)),
-        ((100, 400), 20, (100, 100)),
+        ((64, 144), 1, (64, 144)), ((64, 144), 2, (64, 72)), ((64, 144), 5, (64, 64)), ((4, 16384), 20, (4, 819)),
+        ((4, 576), 20, (4, 64)), ((4, 30), 20, (4, 30)), ((100, 400), 20, (100, 100)),
     ],
-)
-def test_shares(whole: tuple[int, int], pages: int, share: tuple[int, int]) -> None:
+)  # fmt: skip
+def test_shares(whole, pages, share):
     assert share_among_pages(TokenBudget(*whole), pages) == TokenBudget(*share)
 
 
-def test_pages_are_pictures_of_one_question(model: QZoom) -> None:
+def test_pages_are_pictures_of_one_question(model):
     answer = model.ask([THREE, PHOTO], "?", zoom="always", coarse_tokens=(4, 120), max_new_tokens=2)
     assert list(answer.image_sizes_px) == [(834, 556)] * 3 + [PHOTO.size]
     assert len(answer.heat_maps) == 4
@@ -52,7 +43,7 @@ def test_pages_are_pictures_of_one_question(model: QZoom) -> None:
     assert answer.notes[0].startswith("all 3 pages of the PDF")
 
 
-def test_regions_name_page_and_points(model: QZoom) -> None:
+def test_regions_name_page_and_points(model):
     found = model.perceive(THREE, "?", pages="2-3", region_threshold=0.0)
     (region,) = found.regions
     assert region.page == region.image + 2
@@ -63,7 +54,7 @@ def test_regions_name_page_and_points(model: QZoom) -> None:
     assert "page" not in plain.to_dict()
 
 
-def test_batches_and_sessions_agree(model: QZoom) -> None:
+def test_batches_and_sessions_agree(model):
     exact = QZoom(dataclasses.replace(model.engine))
     fresh = exact.ask(THREE, "When?", zoom="always", pages="1-2")
     (batched, _) = exact.ask_batch([(THREE, "When?"), (PHOTO, "?")], zoom="always", pages=["1-2", ""])
@@ -73,14 +64,11 @@ def test_batches_and_sessions_agree(model: QZoom) -> None:
         assert other.usage.coarse_tokens == fresh.usage.coarse_tokens
 
 
-def test_openais_parts(model: QZoom) -> None:
+def test_openais_parts_and_one_page(model):
     url = "data:application/pdf;base64," + base64.b64encode(THREE).decode()
     for part in ({"type": "file", "file": {"file_data": url}}, {"type": "image_url", "image_url": {"url": url}}):
         messages = [{"role": "user", "content": [{"type": "text", "text": "When?"}, part]}]
         assert len(model.request(None, messages, pages="1,3").pictures) == 2
-
-
-def test_one_page_gets_the_whole_budget(model: QZoom) -> None:
     page = load_pictures(THREE)[1]
     alone = model.ask(page, "?", zoom="never", max_new_tokens=1)
     drawn = model.ask(page.image, "?", zoom="never", max_new_tokens=1)
@@ -88,7 +76,7 @@ def test_one_page_gets_the_whole_budget(model: QZoom) -> None:
     assert load_image(io.BytesIO(THREE)).page is not None
 
 
-def test_wrong_pages_are_one_sentence(model: QZoom) -> None:
+def test_wrong_pages_are_one_sentence(model):
     with pytest.raises(ConfigError, match="has 3 pages, so there is no page 4"):
         model.ask(THREE, "?", pages="4")
     with pytest.raises(ConfigError, match="Sample 2: Pages '2' can be chosen of a PDF only"):

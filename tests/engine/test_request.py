@@ -1,17 +1,17 @@
-"""One token budget shared by several regions, and budgets as callers write them."""
-
-from __future__ import annotations
-
+import dataclasses
 import random
 
 import pytest
 
-from qzoom.config import TokenBudget
-from qzoom.engine.request import budget, split_budget
+from qzoom.config import BoxRule, TokenBudget
+from qzoom.engine.request import budget, fit_regions, split_budget
 from qzoom.errors import BudgetError
+from qzoom.heads.boxes import MapBox
+from tests import tiny_models
+from tests.flow import request
 
 
-def test_the_parts_keep_the_whole_budget() -> None:
+def test_budgets_and_their_parts():
     draw = random.Random(0)
     for _ in range(2000):
         areas = [draw.randint(1, 10_000_000) for _ in range(draw.randint(1, 8))]
@@ -21,20 +21,11 @@ def test_the_parts_keep_the_whole_budget() -> None:
         assert len(parts) == len(areas)
         assert sum(p.max_tokens for p in parts) == high
         assert sum(p.min_tokens for p in parts) == max(total.min_tokens, len(areas))
-
-
-def test_larger_regions_get_more() -> None:
     parts = split_budget(TokenBudget(3, 103), [100, 300, 600])
     assert [p.max_tokens for p in parts] == [11, 31, 61]
     assert split_budget(TokenBudget(5, 9), [1234]) == [TokenBudget(5, 9)]
-
-
-def test_too_few_tokens_are_refused() -> None:
     with pytest.raises(BudgetError, match="2 tokens for 3 regions"):
         split_budget(TokenBudget(1, 2), [5, 5, 5])
-
-
-def test_budgets_as_callers_write_them() -> None:
     standard = TokenBudget(4, 30)
     assert budget(None, standard) is None
     assert budget(100, standard) == TokenBudget(4, 100)
@@ -45,3 +36,12 @@ def test_budgets_as_callers_write_them() -> None:
     for bad in (0, -1, True, 1.5, "3", (1, 2, 3), (5, 4), (0, 4), [7, 9]):
         with pytest.raises(BudgetError):
             budget(bad, standard)
+
+
+def test_regions_share_by_area_or_equally():
+    base = tiny_models.engine("qwen3_vl")
+    asked = request(base, tiny_models.picture(5), "When?", region_tokens=TokenBudget(3, 103))
+    boxes = [MapBox(0, (0, 0, 1, 1), (0, 0, side, 10), 0.5) for side in (10, 30, 60)]
+    for shares, expected in (("area", [11, 31, 61]), ("equal", [34, 34, 35])):
+        engine = dataclasses.replace(base, config=base.config.replace(box=BoxRule(shares=shares)))
+        assert [part.max_tokens for part in fit_regions(engine, asked, 20, boxes)[1]] == expected

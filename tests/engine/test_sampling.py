@@ -1,7 +1,3 @@
-"""Log probabilities and penalties against transformers on the same prompt."""
-
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
@@ -20,7 +16,7 @@ QUESTION = "What is the total?"
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.3, "seed": 2, "presence_penalty": 1.0}])
-def test_log_probabilities_are_those_of_transformers(family: str, more: dict) -> None:
+def test_log_probabilities_are_those_of_transformers(family, more):
     model = QZoom(tiny_models.engine(family))
     answer = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=12, logprobs=5, **more)
     if not more:
@@ -41,7 +37,7 @@ def test_log_probabilities_are_those_of_transformers(family: str, more: dict) ->
         assert [float(row[token]) for token, _ in item.top] == pytest.approx([v for _, v in item.top], abs=1e-4)
 
 
-def test_the_end_token_has_no_log_probability() -> None:
+def test_the_end_token_has_no_log_probability():
     made = tiny_models.build_engine("qwen3_vl")
     free, _ = plain_generate(made.backbone, PAGE, "When?", 8)
     made.backbone.model.generation_config.eos_token_id = [free[3]]
@@ -66,7 +62,7 @@ class OpenAIsRule(LogitsProcessor):
 
 
 @pytest.mark.parametrize(("presence", "frequency"), [(2.0, 0.0), (0.0, 1.5), (0.5, 0.25), (-0.3, -0.2)])
-def test_penalties_are_openais(presence: float, frequency: float) -> None:
+def test_penalties_are_openais(presence, frequency):
     model = QZoom(tiny_models.engine("qwen3_vl"))
     inputs = plain_inputs(model.engine.backbone, PAGE, QUESTION)
     prompt = inputs["input_ids"].shape[1]
@@ -79,7 +75,7 @@ def test_penalties_are_openais(presence: float, frequency: float) -> None:
     assert list(answer.tokens) == expected
 
 
-def test_penalties_leave_the_logits_alone() -> None:
+def test_penalties_leave_the_logits_alone():
     logits = torch.zeros(5)
     assert penalised(logits, {}, 1.0, 1.0) is logits
     assert penalised(logits, {2: 3}, 0.5, 0.25).tolist() == [0, 0, -1.25, 0, 0]
@@ -87,6 +83,6 @@ def test_penalties_leave_the_logits_alone() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"presence_penalty": 3}, {"frequency_penalty": float("nan")}, {"logprobs": 21}])
-def test_impossible_values_are_refused(bad: dict) -> None:
+def test_impossible_values_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         QZoom(tiny_models.engine("qwen3_vl")).make_options(**bad)

@@ -1,7 +1,3 @@
-"""Sessions: later answers equal fresh ones, reused tokens are counted, and threads do not disturb each other."""
-
-from __future__ import annotations
-
 import dataclasses
 import threading
 from typing import Any
@@ -50,7 +46,7 @@ def assert_same(found: Answer, fresh: Answer) -> None:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_later_answers_equal_fresh_calls(family: str, positions: str, count: int) -> None:
+def test_later_answers_equal_fresh_calls(family, positions, count):
     model = made(family, positions)
     pictures = PAGES[:count]
     session = model.session(pictures)
@@ -65,7 +61,7 @@ def test_later_answers_equal_fresh_calls(family: str, positions: str, count: int
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_a_system_turn_and_several_regions_of_several_pictures(family: str, positions: str) -> None:
+def test_a_system_turn_and_several_regions_of_several_pictures(family, positions):
     rule = BoxRule(components="all", max_regions=4, threshold="relative", scaling="exact", margin_cells=1)
     model = made(family, positions, box=rule)
     session = model.session(PAGES, system="Answer in one word.", coarse_tokens=40)
@@ -80,7 +76,7 @@ def test_a_system_turn_and_several_regions_of_several_pictures(family: str, posi
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_reused_tokens_are_the_prefix_up_to_the_first_region(family: str) -> None:
+def test_reused_tokens_are_the_prefix_up_to_the_first_region(family):
     model = made(family)
     session = model.session(PAGES[:2])
     spans = session.prefix.prompt.spans
@@ -92,7 +88,7 @@ def test_reused_tokens_are_the_prefix_up_to_the_first_region(family: str) -> Non
 
 
 @pytest.mark.parametrize("own", [None, TokenBudget(9, 9)])
-def test_a_sessions_coarse_budget_also_bounds_its_regions(own: TokenBudget | None) -> None:
+def test_a_sessions_coarse_budget_also_bounds_its_regions(own):
     model = made("qwen3_vl", coarse_tokens=own)
     session = model.session(PAGES[0], coarse_tokens=(12, 16))
     found = session.ask("When?", zoom="always", max_new_tokens=3)
@@ -102,7 +98,7 @@ def test_a_sessions_coarse_budget_also_bounds_its_regions(own: TokenBudget | Non
     assert 12 <= found.usage.region_tokens <= 16
 
 
-def test_questions_leave_the_prefix_as_it_was() -> None:
+def test_questions_leave_the_prefix_as_it_was():
     session = made("qwen3_vl").session(PAGES[0])
     before = session.ask("When?", zoom="always", max_new_tokens=6)
     length = session.prefix.shared.length
@@ -113,7 +109,7 @@ def test_questions_leave_the_prefix_as_it_was() -> None:
     assert session.prefix.shared.length == length == len(session.prefix.shared.cache)
 
 
-def test_streaming_and_perceiving_in_a_session() -> None:
+def test_streaming_and_perceiving_in_a_session():
     model = made("qwen2_5_vl")
     session = model.session(PAGES[0])
     events = list(session.stream("When?", zoom="always", max_new_tokens=6))
@@ -143,7 +139,7 @@ def in_threads(jobs: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_two_sessions_in_two_threads_do_not_disturb_each_other(family: str) -> None:
+def test_two_sessions_in_two_threads_do_not_disturb_each_other(family):
     model = made(family, "aligned")
     systems = (None, "Answer in one word.")
 
@@ -159,7 +155,7 @@ def test_two_sessions_in_two_threads_do_not_disturb_each_other(family: str) -> N
     assert in_threads([lambda: answers(0), lambda: answers(1)]) == serial
 
 
-def test_one_session_asked_from_several_threads() -> None:
+def test_one_session_asked_from_several_threads():
     session = made("qwen3_vl").session(PAGES[0])
 
     def ask(i: int) -> tuple[int, ...]:
@@ -169,7 +165,7 @@ def test_one_session_asked_from_several_threads() -> None:
     assert in_threads([lambda i=i: ask(i) for i in range(5)]) == serial
 
 
-def test_fresh_questions_in_threads_equal_serial_ones() -> None:
+def test_fresh_questions_in_threads_equal_serial_ones():
     model = made("qwen2_5_vl")
 
     def ask(i: int) -> tuple[int, ...]:
@@ -179,7 +175,7 @@ def test_fresh_questions_in_threads_equal_serial_ones() -> None:
     assert in_threads([lambda i=i: ask(i) for i in range(5)]) == serial
 
 
-def test_what_a_session_refuses() -> None:
+def test_what_a_session_refuses():
     model = made("qwen3_vl")
     with pytest.raises(QuestionError, match="at least one picture"):
         model.session([])

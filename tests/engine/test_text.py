@@ -1,7 +1,3 @@
-"""Pieces of text from tokens: characters split over tokens, stop texts across borders, white space at the ends."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.engine.generate import TextStream
@@ -33,60 +29,52 @@ def feed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
 
 
 @pytest.mark.parametrize("text", ["plain", "Müller €12.50", "日本語の領収書", "👩‍👩‍👧 family", "é" * 20])
-def test_no_piece_holds_half_a_character(text: str) -> None:
+def test_no_piece_holds_half_a_character(text):
     pieces, stream = feed(text)
     assert "".join(pieces) == stream.text == text
     assert not any("\ufffd" in piece for piece in pieces)
     assert len([p for p in pieces if p]) >= len(text) // 2
 
 
-def test_a_character_that_never_ends_is_left_out() -> None:
+def test_broken_characters_are_left_out_or_shown_when_text_goes_on():
     stream = TextStream(tiny_models.tokenizer())
     euro = bytes_of("€")
     assert len(euro) == 3
     assert [stream.push(t) for t in [*bytes_of("a"), *euro[:2]]] == ["a", "", ""]
     assert stream.finish() == ""
     assert stream.text == "a"
-
-
-def test_a_broken_character_in_the_middle_is_shown_when_text_goes_on() -> None:
     stream = TextStream(tiny_models.tokenizer())
     tokens = [*bytes_of("€")[:1], *bytes_of("x")]
     assert [stream.push(t) for t in tokens] == ["", "\ufffdx"]
+    stream = TextStream(tiny_models.tokenizer())
+    for _ in range(500):
+        stream.push(bytes_of("€")[0])
+    assert len(stream._window) <= 2 * TextStream._LONGEST_WINDOW
 
 
 @pytest.mark.parametrize("stop", ["END", "E", "\n\n", "€", "N D"])
-def test_a_stop_text_across_tokens_never_shows(stop: str) -> None:
+def test_a_stop_text_across_tokens_never_shows(stop):
     pieces, stream = feed(f"one EN two{stop}three", (stop,))
     expected = f"one EN two{stop}three".split(stop)[0].strip()
     assert stream.stopped
     assert "".join(pieces) == stream.text == expected
 
 
-def test_what_only_looked_like_a_stop_text_is_shown() -> None:
+def test_stop_texts_white_space_and_special_tokens():
     pieces, stream = feed("a EN b EN", ("END",))
     assert not stream.stopped
     assert "".join(pieces) == "a EN b EN"
     assert pieces == ["a", "", "", "", " EN", " b", "", "", "", " EN"]
-
-
-def test_the_first_of_several_stop_texts_counts() -> None:
     pieces, stream = feed("alpha beta gamma", ("gamma", "eta", "beta"))
     assert "".join(pieces) == stream.text == "alpha"
-
-
-def test_white_space_around_the_answer_is_left_out_and_inside_is_kept() -> None:
     pieces, stream = feed(" \n one\n two  \n")
     assert "".join(pieces) == stream.text == "one\n two"
-
-
-def test_special_tokens_are_not_text() -> None:
     stream = TextStream(tiny_models.tokenizer())
     tokens = [tiny_models.token_id("<|im_start|>"), *bytes_of("ok"), tiny_models.token_id("<|vision_end|>")]
     assert "".join(stream.push(t) for t in tokens) + stream.finish() == "ok"
 
 
-def test_the_cost_of_a_token_does_not_grow_with_the_answer() -> None:
+def test_the_cost_of_a_token_does_not_grow_with_the_answer():
     class Counting:
         decoded = 0
 
@@ -103,10 +91,3 @@ def test_the_cost_of_a_token_does_not_grow_with_the_answer() -> None:
     tokens = bytes_of(text)
     assert "".join([*(stream.push(token) for token in tokens), stream.finish()]) == text.strip()
     assert tokenizer.decoded < 12 * len(tokens)
-
-
-def test_special_tokens_and_endless_broken_bytes_do_not_pile_up() -> None:
-    stream = TextStream(tiny_models.tokenizer())
-    for _ in range(500):
-        stream.push(bytes_of("€")[0])
-    assert len(stream._window) <= 2 * TextStream._LONGEST_WINDOW

@@ -1,14 +1,10 @@
-"""A zoomed answer: equal to a full pass over the same sequence, and what happens when zooming cannot be."""
-
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
 import torch
 
 from qzoom.config import BoxRule, TokenBudget
-from qzoom.errors import BudgetError, ConfigError, HeadsMissingError, QuestionError
+from qzoom.errors import HeadsMissingError
 from qzoom.images.geometry import contains
 from qzoom.model import QZoom
 from qzoom.types import GateDecision
@@ -26,7 +22,7 @@ THREE = BoxRule(components="all", max_regions=3, threshold="relative", scaling="
 @pytest.mark.parametrize("positions", ["second_image", "aligned"])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("rule", [BoxRule(), THREE], ids=["one", "three"])
-def test_the_kept_prefix_gives_what_a_full_pass_gives(family: str, positions: str, attn: str, rule: BoxRule) -> None:
+def test_the_kept_prefix_gives_what_a_full_pass_gives(family, positions, attn, rule):
     base = tiny_models.engine(family, attn=attn)
     engine = dataclasses.replace(base, config=base.config.replace(positions=positions, box=rule))
     threshold = 0.9 if rule.threshold == "relative" else 0.4
@@ -38,7 +34,7 @@ def test_the_kept_prefix_gives_what_a_full_pass_gives(family: str, positions: st
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("shared_layers", [1, 3])
-def test_with_stock_positions_the_crop_is_a_second_picture(family: str, shared_layers: int) -> None:
+def test_with_stock_positions_the_crop_is_a_second_picture(family, shared_layers):
     base = tiny_models.engine(family, shared_layers=shared_layers)
     engine = dataclasses.replace(base, config=base.config.replace(box=BoxRule(threshold="relative")))
     answer = QZoom(engine).ask(PAGE, QUESTION, zoom="always", region_threshold=0.9, max_new_tokens=10)
@@ -48,7 +44,7 @@ def test_with_stock_positions_the_crop_is_a_second_picture(family: str, shared_l
     assert list(answer.tokens) == expected
 
 
-def test_usage_counts_every_token() -> None:
+def test_usage_counts_every_token():
     engine = tiny_models.engine("qwen3_vl")
     asked = request(engine, [PAGE, WIDE], QUESTION, zoom="always", region_threshold=0.4)
     found = run(engine, [asked])[0]
@@ -64,7 +60,7 @@ def test_usage_counts_every_token() -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("shift", ["max", "min"])
-def test_aligned_positions_lie_between_the_covered_cells(family: str, shift: str) -> None:
+def test_aligned_positions_lie_between_the_covered_cells(family, shift):
     base = tiny_models.engine(family)
     config = base.config.replace(positions="aligned", temporal_shift=shift)
     engine = dataclasses.replace(base, config=config)
@@ -91,7 +87,7 @@ def test_aligned_positions_lie_between_the_covered_cells(family: str, shift: str
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_an_empty_map_gives_the_coarse_answer_and_says_so(family: str) -> None:
+def test_an_empty_map_gives_the_coarse_answer_and_says_so(family):
     model = QZoom(tiny_models.engine(family))
     plain = model.ask(PAGE, QUESTION, zoom="never", max_new_tokens=8)
     answer = model.ask(PAGE, QUESTION, zoom="always", region_threshold=1.0, max_new_tokens=8)
@@ -103,7 +99,7 @@ def test_an_empty_map_gives_the_coarse_answer_and_says_so(family: str) -> None:
     assert answer.heat_maps[0].values.max() < 1
 
 
-def test_without_heads_auto_falls_back_with_a_note_and_always_is_refused() -> None:
+def test_without_heads_auto_falls_back_with_a_note_and_always_is_refused():
     model = QZoom(tiny_models.engine("qwen3_vl", heads=False))
     assert not model.has_gate
     assert not model.has_region
@@ -126,7 +122,7 @@ def test_without_heads_auto_falls_back_with_a_note_and_always_is_refused() -> No
     assert model.ask(None, QUESTION, max_new_tokens=1).gate.note == ""
 
 
-def test_without_a_gate_auto_always_zooms() -> None:
+def test_without_a_gate_auto_always_zooms():
     whole = tiny_models.engine("qwen2_5_vl")
     model = QZoom(dataclasses.replace(whole, gate=None))
     always = QZoom(whole).ask(PAGE, QUESTION, zoom="always", region_threshold=0.4, max_new_tokens=6)
@@ -137,7 +133,7 @@ def test_without_a_gate_auto_always_zooms() -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_a_text_question_after_a_zoomed_one_is_a_text_question(family: str) -> None:
+def test_a_text_question_after_a_zoomed_one_is_a_text_question(family):
     model = QZoom(tiny_models.engine(family))
     expected, _ = plain_generate(model.engine.backbone, [], "Hello, who are you?", 10)
     assert model.ask(PAGE, QUESTION, zoom="always", region_threshold=0.4, max_new_tokens=4).gate.zoomed
@@ -152,7 +148,7 @@ def test_a_text_question_after_a_zoomed_one_is_a_text_question(family: str) -> N
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 @pytest.mark.parametrize("size", [(640, 24), (24, 640)], ids=["one_row", "one_column"])
-def test_maps_of_one_row_or_column_zoom(family: str, size: tuple[int, int]) -> None:
+def test_maps_of_one_row_or_column_zoom(family, size):
     model = QZoom(tiny_models.engine(family))
     strip = tiny_models.picture(33, *size)
     answer = model.ask(strip, QUESTION, zoom="always", region_threshold=0.0, max_new_tokens=4, coarse_tokens=(4, 20))
@@ -164,7 +160,7 @@ def test_maps_of_one_row_or_column_zoom(family: str, size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_budgets_are_kept_by_the_look_and_by_all_regions_together(family: str) -> None:
+def test_budgets_are_kept_by_the_look_and_by_all_regions_together(family):
     base = tiny_models.engine(family)
     engine = dataclasses.replace(base, config=base.config.replace(box=THREE, region_threshold=0.9))
     model = QZoom(engine)
@@ -180,7 +176,7 @@ def test_budgets_are_kept_by_the_look_and_by_all_regions_together(family: str) -
     assert most > 1
 
 
-def test_budgets_fall_back_on_the_config_then_on_the_coarse_ones() -> None:
+def test_budgets_fall_back_on_the_config_then_on_the_coarse_ones():
     base = tiny_models.engine("qwen3_vl")
 
     def tokens(coarse: TokenBudget | None, region: TokenBudget | None, **options: object) -> tuple[int, int]:
@@ -197,22 +193,7 @@ def test_budgets_fall_back_on_the_config_then_on_the_coarse_ones() -> None:
     assert tokens(exact[6], exact[8], region_tokens=exact[20]) == (6, 20)
 
 
-def test_contradicting_budgets_and_options_are_one_sentence() -> None:
-    model = QZoom(tiny_models.engine("qwen3_vl"))
-    with pytest.raises(BudgetError, match="min_tokens=9, max_tokens=4"):
-        model.ask(PAGE, QUESTION, coarse_tokens=(9, 4))
-    for bad in (0, -3, True, 2.5, "many", (1, 2, 3)):
-        with pytest.raises(BudgetError):
-            model.ask(PAGE, QUESTION, region_tokens=bad)
-    with pytest.raises(ConfigError, match="auto, never, always"):
-        model.ask(PAGE, QUESTION, zoom="sometimes")
-    with pytest.raises(ConfigError, match="gate_threshold"):
-        model.ask(PAGE, QUESTION, gate_threshold=1.5)
-    with pytest.raises(ConfigError, match="region_threshold"):
-        model.ask(PAGE, QUESTION, region_threshold=-0.1)
-
-
-def test_of_more_regions_than_tokens_the_best_are_read() -> None:
+def test_of_more_regions_than_tokens_the_best_are_read():
     base = tiny_models.engine("qwen3_vl")
     engine = dataclasses.replace(base, config=base.config.replace(box=THREE, region_threshold=0.9))
     pages = [tiny_models.picture(100 + seed, 700, 500) for seed in range(6)]
@@ -227,7 +208,7 @@ def test_of_more_regions_than_tokens_the_best_are_read() -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_perceive_is_what_an_answer_would_do(family: str) -> None:
+def test_perceive_is_what_an_answer_would_do(family):
     model = QZoom(tiny_models.engine(family))
     outcomes = set()
     for i in range(6):
@@ -241,11 +222,3 @@ def test_perceive_is_what_an_answer_would_do(family: str) -> None:
             assert (seen.heat_maps[0].values == answer.heat_maps[0].values).all()
         assert seen.image_sizes_px == (page.size,)
     assert outcomes == {True, False}
-
-
-def test_a_prompt_that_outgrows_the_model_by_its_region_is_refused() -> None:
-    model = QZoom(tiny_models.engine("qwen3_vl"))
-    options = {"coarse_tokens": (20, 30), "zoom": "always", "region_threshold": 0.3}
-    assert model.ask(PAGE, QUESTION, max_new_tokens=2, **options).gate.zoomed
-    with pytest.raises(QuestionError, match=r"reads at most 4096.*region_tokens"):
-        model.ask(PAGE, QUESTION, max_new_tokens=4000, region_tokens=(60, 80), **options)

@@ -1,5 +1,3 @@
-"""Calibration: planted scores, where the right threshold is known, and a random model calibrated for real."""
-
 import dataclasses
 import json
 import math
@@ -39,24 +37,18 @@ def planted(n, harmed_from):
     return [sample(score, harmed=score >= harmed_from) for score in scores]
 
 
-def test_binomial_by_hand():
+def test_binomials_bounds_and_counts_by_hand():
     assert binomial_cdf(0, 3, 0.5) == pytest.approx(1 / 8)
     assert binomial_cdf(1, 3, 0.5) == pytest.approx(4 / 8)
     assert binomial_cdf(2, 5, 0.2) == pytest.approx(sum(math.comb(5, k) * 0.2**k * 0.8 ** (5 - k) for k in range(3)))
     assert binomial_cdf(3, 3, 0.9) == 1
     assert binomial_cdf(-1, 3, 0.9) == 0
-
-
-def test_upper_bound_is_the_share_with_five_percent_left():
     assert upper_bound(0, 100, 0.95) == pytest.approx(1 - 0.05 ** (1 / 100))
     assert upper_bound(5, 5, 0.95) == 1
     for failures, n in ((1, 20), (7, 50), (3, 1000)):
         bound = upper_bound(failures, n, 0.95)
         assert binomial_cdf(failures, n, bound) == pytest.approx(0.05, rel=1e-6)
         assert bound > failures / n
-
-
-def test_questions_needed():
     assert questions_needed(0.01, 0.95) == 299
     assert questions_needed(0.5, 0.5) == 1
     n = questions_needed(0.02, 0.9)
@@ -78,9 +70,6 @@ def test_sweep_by_hand():
     assert [p.harmed for p in points] == [0, 0, 0, 0.25]
     assert [p.loss for p in points] == [0, -0.25, -0.25, 0]
     assert [p.latency_ms for p in points] == pytest.approx([275, 225, 175, 125])
-
-
-def test_a_score_of_one_always_zooms():
     points = sweep([sample(1.0), sample(0.25)])
     assert [(p.threshold, p.share_zoomed) for p in points] == [(0.0, 1.0), (0.625, 0.5)]
 
@@ -126,9 +115,6 @@ def test_the_loss_wished_for_finds_the_planted_threshold():
     assert choose(samples, CalibrationGoal(max_accuracy_loss=0.01), candidates=5).harmed < found.harmed
     assert choose(planted(1000, 2), CalibrationGoal(max_accuracy_loss=0.01)).share_zoomed == 0
     assert choose(planted(1000, 0), CalibrationGoal(max_accuracy_loss=0.01)).share_zoomed == pytest.approx(0.996)
-
-
-def test_gains_do_not_buy_harm():
     samples = [sample(0.1, gained=True) for _ in range(500)] + planted(1000, 0.4)
     assert choose(samples, CalibrationGoal(max_accuracy_loss=0.01)).threshold < 0.42
 
@@ -164,15 +150,10 @@ def test_too_few_questions_are_refused():
 @pytest.mark.parametrize(
     "wish",
     [
-        {},
-        {"share_zoomed": 0.3, "latency_ms": 10},
-        {"share_zoomed": 1.2},
-        {"latency_ms": 0},
-        {"latency_ms": math.nan},
-        {"max_accuracy_loss": 0},
-        {"max_accuracy_loss": 0.1, "confidence": 1.0},
+        {}, {"share_zoomed": 0.3, "latency_ms": 10}, {"share_zoomed": 1.2}, {"latency_ms": 0}, {"latency_ms": math.nan},
+        {"max_accuracy_loss": 0}, {"max_accuracy_loss": 0.1, "confidence": 1.0},
     ],
-)
+)  # fmt: skip
 def test_wishes_that_make_no_sense(wish):
     with pytest.raises(ConfigError):
         CalibrationGoal(**wish)
@@ -313,7 +294,7 @@ def test_damaged_pictures_are_left_out_and_counted(tmp_path):
     assert (found.asked, found.failed) == (4, 2)
 
 
-def test_pairs_need_both_ways(tmp_path):
+def test_questions_that_do_not_fit_are_refused(tmp_path):
     from tests.evaluation.samples import row
 
     questions = read_calibration_questions(write(tmp_path, "33.90", pictures=1, each=1))
@@ -322,6 +303,12 @@ def test_pairs_need_both_ways(tmp_path):
     assert left_out == 0
     assert (samples[0].score, samples[0].harmed, samples[0].gained, samples[0].zooms) == (0.75, True, False, True)
     assert pair_answers([coarse], [row(error="no", picture="0.png")], questions) == ([], 1)
+    path = write(tmp_path, "x", pictures=1)
+    text = path.read_text(encoding="utf-8").splitlines()
+    bare = {key: value for key, value in json.loads(text[1]).items() if key != "answer"}
+    path.write_text("\n".join([text[0], json.dumps(bare)]), encoding="utf-8")
+    with pytest.raises(DataError, match="'0-0' has an answer and '0-1' has none"):
+        read_calibration_questions(path)
 
 
 def test_models_without_heads_are_refused(tmp_path):
@@ -331,15 +318,6 @@ def test_models_without_heads_are_refused(tmp_path):
             read_calibration_questions(write(tmp_path, pictures=1)),
             CalibrationGoal(share_zoomed=0.5),
         )
-
-
-def test_half_labelled_files_are_refused(tmp_path):
-    path = write(tmp_path, "x", pictures=1)
-    text = path.read_text(encoding="utf-8").splitlines()
-    bare = {key: value for key, value in json.loads(text[1]).items() if key != "answer"}
-    path.write_text("\n".join([text[0], json.dumps(bare)]), encoding="utf-8")
-    with pytest.raises(DataError, match="'0-0' has an answer and '0-1' has none"):
-        read_calibration_questions(path)
 
 
 def test_the_command_writes_a_model_that_zooms_as_wished(tmp_path, capsys):

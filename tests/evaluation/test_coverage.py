@@ -1,5 +1,3 @@
-"""Coverage of maps made by hand and of a random model's attention: relative maps, lift, pointing, held-out choice."""
-
 import dataclasses
 import json
 
@@ -30,19 +28,16 @@ from tests.evaluation.samples import receipt, write_split
 from tests.tiny_models import engine
 
 
-def test_relative_takes_out_what_is_always_there():
+def test_relative_maps_by_hand():
     question, generic = np.array([[0.4, 0.1], [0.1, 0.1]]), np.array([[0.4, 0.1], [0.05, 0.1]])
     assert relative(question, generic, 0.0) == pytest.approx(np.array([[1, 1], [2, 1]]))
-
-
-def test_the_guard_keeps_empty_cells_finite():
     generic = np.array([[0.0, 0.4]])
     found = relative(np.array([[0.1, 0.2]]), generic, 0.5)
     assert found == pytest.approx(np.array([[0.1 / 0.1, 0.2 / 0.5]]))
     assert np.isfinite(relative(np.ones((1, 2)), np.zeros((1, 2)), 0.0)).all()
 
 
-def test_lift():
+def test_lift_pointing_and_depth():
     covered = np.array([[0.5, 0], [0, 0]])
     assert lift(np.ones((2, 2)), covered) == pytest.approx(1.0)  # even attention is chance
     assert lift(np.array([[1.0, 0], [0, 0]]), covered) == pytest.approx(0.5 / 0.125)
@@ -50,12 +45,10 @@ def test_lift():
     assert lift(np.zeros((2, 2)), covered) == 0.0
     stacked = lift(np.stack([np.ones((2, 2)), np.zeros((2, 2))]), covered)
     assert stacked == pytest.approx([1.0, 0.0])
-
-
-def test_pointing():
     covered = np.array([[0.01, 0], [0, 0]])
     assert pointing(np.array([[3.0, 2], [1, 0]]), covered) == 1.0
     assert pointing(np.array([[1.0, 2], [1, 0]]), covered) == 0.0
+    assert (depth(23, 36), depth(35, 36)) == (24 / 36, 1.0)
 
 
 def test_scores_of_heads_and_their_mean():
@@ -97,10 +90,6 @@ def test_the_other_half_reports():
     assert [layer[name] for name in ("layer", "head", "lift", "lift_when_chosen")] == [0, None, 2.0, 3.0]
 
 
-def test_depth():
-    assert (depth(23, 36), depth(35, 36)) == (24 / 36, 1.0)
-
-
 def maps(picture, index=0, *, looks_at=(0, 0), kind="code", box=(0, 0, 20, 20)):
     """Three layers of two heads on 2 x 2 cells of 20 px: layer 1 puts three quarters of its attention on one cell."""
     even = np.full((3, 2, 2, 2), 0.1)
@@ -110,7 +99,7 @@ def maps(picture, index=0, *, looks_at=(0, 0), kind="code", box=(0, 0, 20, 20)):
     return QuestionMaps(picture, index, kind, (box,), (40, 40), own, even)
 
 
-def test_figures_by_hand():
+def test_figures_by_hand_and_questions_without_maps():
     found = measure_coverage([maps("a"), maps("b"), maps("b", 1, kind="date"), maps("c")])
     assert (found.n, found.pictures, found.errors, found.area, found.chance_hit) == (4, 3, 0, 0.25, 0.25)
     for measure in ("relative", "raw"):
@@ -121,9 +110,6 @@ def test_figures_by_hand():
     assert sum(kind["n"] for kind in found.per_kind.values()) == found.reported
     assert len(found.rows) == 4
     assert found.rows[0]["layer_lift"] == pytest.approx(3.0)
-
-
-def test_questions_without_maps_are_counted():
     lost = dataclasses.replace(maps("d"), error="It is broken.", question=np.zeros(0), generic=np.zeros(0))
     outside = maps("e", box=(50, 50, 60, 60))
     found = measure_coverage([maps("a"), lost, maps("b"), outside])

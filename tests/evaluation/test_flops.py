@@ -1,5 +1,3 @@
-"""FLOPs against counts by hand, and against torch's own counter on a real model."""
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,18 +28,18 @@ SMALL = ModelShape(
 )
 
 
-def test_decoder_by_hand():
+def test_decoder_and_vision_by_hand():
     # a token: q 2x4, k and v 2x1 each, o 4x2, three of 2x3 -> 38 products; attention: 4 * query for each visible key
     assert decoder_flops(SMALL, 1, 1) == 2 * 38 + 4 * 4 * 1
     assert decoder_flops(SMALL, 1, 3) == 3 * 76 + 16 * (1 + 2 + 3)
     assert decoder_flops(SMALL, 2, 2, past=5) == 2 * (2 * 76 + 16 * (6 + 7))
     assert decoder_flops(SMALL, 4, 5) == decoder_flops(SMALL, 4, 3) + decoder_flops(SMALL, 4, 2, past=3)
-
-
-def test_vision_by_hand():
     # one token = 4 patches: entry 6x2, layer 4 of 2x2 and two of 2x3, attention 4*4 pairs, merger 8x8 and 8x2
     entry, layer, attention, merger = 4 * 2 * 12, 4 * 2 * (16 + 12), 4 * 4 * 4 * 2, 2 * (64 + 16)
     assert vision_flops(SMALL, 1) == entry + 2 * (layer + attention) + merger
+    shape = shape_of(model().engine)
+    assert ModelShape(**shape.to_dict()) == shape
+    assert (shape.layers, shape.shared_layers, shape.branch_layers, shape.merge) == (7, 3, 3, 2)
 
 
 def test_an_answer_is_the_sum_of_its_steps():
@@ -58,6 +56,12 @@ def test_an_answer_is_the_sum_of_its_steps():
     again = vision_flops(SMALL, 2) + decoder_flops(SMALL, 1, 4, past=3)
     first = vision_flops(SMALL, 3) + decoder_flops(SMALL, 1, 5)
     assert zoomed == first + branches + again + decoder_flops(SMALL, 3, 7) + logits
+    some = {"coarse_tokens": 3, "region_tokens": 2, "prompt_tokens": 7, "completion_tokens": 1}
+    sparse = answer_flops(SMALL, **some, gate=True, region_branch=True, encoded_tokens=6)
+    assert sparse == zoomed - vision_flops(SMALL, 2) + vision_flops(SMALL, 6)
+    looked = answer_flops(SMALL, **some, gate=True, region_branch=True, looked_tokens=2)
+    twice = decoder_flops(SMALL, 3, 2, past=3) + 2 * logits + decoder_flops(SMALL, 4, 1, past=5)
+    assert looked == zoomed + twice
     rounds = answer_flops(
         SMALL,
         coarse_tokens=3,
@@ -86,9 +90,3 @@ def test_close_to_what_torch_counts(family):
         for layer in backbone.layers:
             hidden = backbone.run_layer(layer, hidden, rotary, None, None)
     assert decoder_flops(shape, backbone.num_layers, 50) == pytest.approx(counter.get_total_flops(), rel=0.15)
-
-
-def test_shapes_are_plain_numbers():
-    shape = shape_of(model().engine)
-    assert ModelShape(**shape.to_dict()) == shape
-    assert (shape.layers, shape.shared_layers, shape.branch_layers, shape.merge) == (7, 3, 3, 2)

@@ -1,5 +1,3 @@
-"""Every way to look on a random model: its answers are nonsense, where and how it looks is not."""
-
 import dataclasses
 import math
 
@@ -13,7 +11,7 @@ from qzoom.engine.request import Options
 from qzoom.errors import HeadsMissingError
 from qzoom.evaluation.methods import METHODS
 from qzoom.evaluation.methods.agentic import ask_for_box, read_box
-from qzoom.evaluation.methods.attention import best_window, prompt_attention
+from qzoom.evaluation.methods.attention import best_window
 from qzoom.evaluation.methods.base import with_needed_branches
 from qzoom.evaluation.methods.confidence import entropy_doubt, margin_doubt
 from qzoom.evaluation.methods.fixed import centre_box, random_box, read_fixed_box
@@ -61,9 +59,6 @@ def test_the_models_own_ways_are_its_own():
         assert (said.text, said.regions, said.usage) == (alone.text, alone.regions, alone.usage)
     never = ask("qzoom", asked, PICTURE, ASKED, dataclasses.replace(OPTIONS, zoom="never"))
     assert never.regions == ()
-
-
-def test_methods_that_share_the_budget_are_marked():
     assert {name for name, method in METHODS.items() if not method.zooms} == {"plain"}
     assert {name for name, method in METHODS.items() if method.needs_region} == {"qzoom", "always", "margin", "entropy"}
     assert all(method.name == name for name, method in METHODS.items())
@@ -72,20 +67,12 @@ def test_methods_that_share_the_budget_are_marked():
 @pytest.mark.parametrize(
     ("name", "zoom", "branches"),
     [
-        ("plain", "never", ()),
-        ("qzoom", "never", ()),
-        ("centre", "always", ()),
-        ("random", "always", ()),
-        ("oracle", "always", ()),
-        ("attention", "always", ()),
-        ("agentic", "always", ()),
-        ("always", "always", ("region",)),
-        ("margin", "always", ("region",)),
-        ("entropy", "always", ("region",)),
-        ("qzoom", "always", ("region",)),
-        ("qzoom", "auto", ("gate", "region")),
+        ("plain", "never", ()), ("qzoom", "never", ()), ("centre", "always", ()), ("random", "always", ()),
+        ("oracle", "always", ()), ("attention", "always", ()), ("agentic", "always", ()),
+        ("always", "always", ("region",)), ("margin", "always", ("region",)), ("entropy", "always", ("region",)),
+        ("qzoom", "always", ("region",)), ("qzoom", "auto", ("gate", "region")),
     ],
-)
+)  # fmt: skip
 def test_a_session_runs_the_branches_that_a_method_uses_and_no_others(name, zoom, branches):
     """A shared look of the plain model costs what its user pays, and says what it says with branches beside it."""
     asked = model()
@@ -117,7 +104,7 @@ def test_without_branches_the_training_free_methods_still_look():
             ask(name, bare, PICTURE, ASKED, OPTIONS)
 
 
-def test_the_same_box_gives_the_same_answer_whoever_names_it():
+def test_the_oracle_holds_the_place_and_reads_it_as_the_engine_does():
     """Insertion and prompt are the engine's: the region that the model chose itself, named from outside."""
     asked = model()
     own = ask("always", asked, PICTURE, ASKED, OPTIONS)
@@ -126,9 +113,6 @@ def test_the_same_box_gives_the_same_answer_whoever_names_it():
     assert named.regions[0].box == own.regions[0].box
     assert named.text == own.text
     assert named.usage == own.usage
-
-
-def test_the_oracle_holds_the_place_and_says_when_there_is_none():
     asked = model()
     said = ask("oracle", asked, PICTURE, ASKED, OPTIONS)
     assert contains(said.regions[0].box, ASKED.boxes[0])
@@ -140,7 +124,7 @@ def test_the_oracle_holds_the_place_and_says_when_there_is_none():
     assert lost.text == asked.ask(PICTURE, ASKED.question, zoom="never", **LIMITS).text
 
 
-def test_centre_and_random_boxes():
+def test_boxes_and_windows_by_hand():
     assert centre_box((100, 50), 0.4) == (30, 15, 70, 35)
     assert centre_box((1, 1), 0.4) == (0, 0, 1, 1)
     drawn = [random_box((200, 100), f"Question {i}?") for i in range(200)]
@@ -150,6 +134,14 @@ def test_centre_and_random_boxes():
     assert max(x1 for _, _, x1, _ in drawn) > 190
     assert random_box((200, 100), "Question 0?") == drawn[0]
     assert random_box((200, 100), "Question 0?", seed=1) != drawn[0]
+    flat = np.ones((10, 10))
+    flat[2:4, 6:8] = 9.0
+    assert best_window(flat) == (6, 2, 8, 4)
+    wide = np.zeros((10, 10))
+    wide[3:7, 2:6] = 1.0
+    assert best_window(wide, (0.4,)) == (2, 3, 6, 7)
+    assert best_window(np.array([[2.0]])) == (0, 0, 1, 1)
+    assert best_window(np.zeros((3, 5))) == (0, 0, 1, 1)
 
 
 def test_doubt_of_known_distributions():
@@ -181,17 +173,6 @@ def test_confidence_gates_zoom_from_their_threshold_on(name):
     assert above_extra == {}
 
 
-def test_the_window_that_stands_out():
-    flat = np.ones((10, 10))
-    flat[2:4, 6:8] = 9.0
-    assert best_window(flat) == (6, 2, 8, 4)
-    wide = np.zeros((10, 10))
-    wide[3:7, 2:6] = 1.0
-    assert best_window(wide, (0.4,)) == (2, 3, 6, 7)
-    assert best_window(np.array([[2.0]])) == (0, 0, 1, 1)
-    assert best_window(np.zeros((3, 5))) == (0, 0, 1, 1)
-
-
 def test_attention_crops_follow_the_question():
     asked = model()
     wide = dataclasses.replace(OPTIONS, coarse_tokens=TokenBudget(20, 30))
@@ -203,46 +184,14 @@ def test_attention_crops_follow_the_question():
     assert extra["prompt_tokens"] > 2 * said.usage.coarse_tokens
 
 
-def test_attention_is_that_of_the_stock_model():
-    """The last prompt token's row of eager attention, by transformers itself."""
-    from qzoom.evaluation.methods.base import start
-
-    asked = model(attn="eager")
-    reading = start(asked, PICTURE, ASKED, OPTIONS)
-    prompt = reading.coarse.state.prompt
-    span = prompt.spans[0]
-    stock = asked.engine.backbone
-    features = stock.encode([PICTURE], [COARSE])[0]
-    hidden = stock.embed(prompt.ids).clone()
-    hidden[span.start : span.stop] = features.tokens
-    visual = prompt.ids == stock.image_token_id
-    with torch.inference_mode():
-        out = stock.decoder(
-            inputs_embeds=hidden[None],
-            position_ids=prompt.positions[:, None],
-            visual_pos_masks=visual[None],
-            deepstack_visual_embeds=list(features.deepstack),
-            output_attentions=True,
-            use_cache=False,
-        )
-    wanted = out.attentions[4][0, :, -1, span.start : span.stop].mean(0).view(span.features.grid)
-    own = prompt_attention(reading, reading.coarse, [4])[0].mean(0)
-    np.testing.assert_allclose(own, wanted.numpy(), rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.parametrize(
     ("text", "box"),
     [
-        ("[100, 200, 500, 600]", (100, 100, 500, 300)),
-        ("The box is (0,0) (1000,1000)", None),
-        ("0 0 1000 1000", (0, 0, 1000, 500)),
-        ('{"bbox_2d": [10.5, 20, 30, 41]}', (10, 10, 30, 21)),
-        ("[500, 200, 100, 600]", None),
-        ("[0, 0, 1001, 5]", None),
-        ("33.90", None),
-        ("", None),
+        ("[100, 200, 500, 600]", (100, 100, 500, 300)), ("The box is (0,0) (1000,1000)", None),
+        ("0 0 1000 1000", (0, 0, 1000, 500)), ('{"bbox_2d": [10.5, 20, 30, 41]}', (10, 10, 30, 21)),
+        ("[500, 200, 100, 600]", None), ("[0, 0, 1001, 5]", None), ("33.90", None), ("", None),
     ],
-)
+)  # fmt: skip
 def test_boxes_in_words(text, box):
     assert read_box(text, (1000, 500)) == box
 

@@ -1,5 +1,3 @@
-"""Reports of planted answers, whose figures are known, read back from the files that were written."""
-
 import dataclasses
 import hashlib
 import json
@@ -129,11 +127,8 @@ def test_axes_carry_round_numbers(low, high, ticks):
     assert 3 <= len(found) <= 7
 
 
-def test_few_pictures_are_told(runs, tmp_path):
+def test_draws_are_of_pictures_paired_and_told_when_few(runs, tmp_path):
     assert "Only 5 pictures" in findings(measure(group_runs(read_runs([runs]))[0]))[-1]
-
-
-def test_draws_are_of_pictures_and_paired():
     scores = np.array([[1, 1, 0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1, 1]], dtype=float)
     pictures = ["a", "a", "b", "b", "c", "c", "d", "d"]
     drawn = bootstrap(scores, pictures, seed=0)

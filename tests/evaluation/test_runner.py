@@ -1,5 +1,3 @@
-"""The runner asks a random model for real: one by one, in batches and by other methods."""
-
 import dataclasses
 import json
 
@@ -58,11 +56,17 @@ def test_every_row_is_what_asking_gives(task, zoom):
     assert (found.zoomed == 0) == (zoom == "never")
 
 
-def test_limit_counts_pictures(task):
+def test_limit_counts_pictures_and_weights_are_told_apart(task):
     seen = []
     rows = run(model(), task, SHORT, limit=2, on_picture=lambda done, total: seen.append((done, total)))
     assert [row.picture for row in rows] == ["a"] * 3 + ["b"] * 3
     assert seen == [(1, 2), (2, 2)]
+    made = build_engine("qwen3_vl")
+    before = weights_digest(made)
+    assert before == weights_digest(engine("qwen3_vl"))
+    assert before != weights_digest(dataclasses.replace(made, gate=None))
+    made.region.layers[0].self_attn.q_proj.weight[0, 0] += 1
+    assert before != weights_digest(made)
 
 
 def test_a_rerun_continues(task, tmp_path):
@@ -104,16 +108,7 @@ def test_a_rerun_with_other_settings_is_refused(task, tmp_path):
     assert len(rows) == 3
 
 
-def test_weights_are_told_apart():
-    made = build_engine("qwen3_vl")
-    before = weights_digest(made)
-    assert before == weights_digest(engine("qwen3_vl"))
-    assert before != weights_digest(dataclasses.replace(made, gate=None))
-    made.region.layers[0].self_attn.q_proj.weight[0, 0] += 1
-    assert before != weights_digest(made)
-
-
-def test_a_damaged_picture_is_wrong_answers(task, tmp_path):
+def test_a_damaged_picture_is_wrong_answers_and_spoils_no_batch(task, tmp_path):
     task.sample(1).image.write_bytes(b"\x89PNG no more")
     rows = run(model(), task, SHORT, output=tmp_path / "run.jsonl")
     failed = [row for row in rows if row.error]
@@ -122,6 +117,9 @@ def test_a_damaged_picture_is_wrong_answers(task, tmp_path):
     found = score(rows)
     assert (found.n, found.errors) == (9, 3)
     assert run(model(), task, SHORT, output=tmp_path / "run.jsonl") == rows
+    task.sample(1).image.write_bytes(b"\x89PNG no more")
+    rows = run(model(), task, SHORT, batch_size=9)
+    assert [row.error is None for row in rows] == [True] * 3 + [False] * 3 + [True] * 3
 
 
 def test_a_question_that_fails_leaves_the_others_alone(tmp_path):
@@ -192,12 +190,6 @@ def test_batches_give_the_same_answers(task, batch_size):
         assert dataclasses.replace(first, regions=()) == dataclasses.replace(second, regions=())
 
 
-def test_one_damaged_picture_does_not_spoil_its_batch(task):
-    task.sample(1).image.write_bytes(b"\x89PNG no more")
-    rows = run(model(), task, SHORT, batch_size=9)
-    assert [row.error is None for row in rows] == [True] * 3 + [False] * 3 + [True] * 3
-
-
 def test_unusable_samples_stay_in_place():
     broken = Sample("x", None, (0, 0), (SampleQuestion("f", "Q?", "A"),), "no such row")
     rows = ask_many(model(), [broken, broken], SHORT)
@@ -245,7 +237,7 @@ def test_a_shared_look_uses_the_needed_branches_only(task):
     assert all(row.error for row in ask_sample(broken, task.sample(0), plain, all_branches=True))
 
 
-def test_seeds_draw_other_answers_and_repeat_their_own(task):
+def test_seeds_draw_answers_and_boxes_of_their_own(task):
     warm = dataclasses.replace(SHORT, temperature=5.0, max_new_tokens=8)
     first, again, other = (
         [r.prediction for r in run(model(), task, dataclasses.replace(warm, seed=seed), batch_size=size)]
@@ -253,15 +245,16 @@ def test_seeds_draw_other_answers_and_repeat_their_own(task):
     )
     assert first == again
     assert first != other
-
-
-def test_random_boxes_follow_the_seed(task):
     boxes = [
         [r.regions[0].box for r in run(model(), task, dataclasses.replace(SHORT, method="random", seed=seed))]
         for seed in (0, 0, 1)
     ]
     assert boxes[0] == boxes[1]
     assert boxes[0] != boxes[2]
+    assert not EvalOptions().is_random
+    assert not EvalOptions(method="centre").is_random
+    assert EvalOptions(method="random").is_random
+    assert EvalOptions(temperature=0.5).is_random
 
 
 @pytest.mark.parametrize(
@@ -274,10 +267,3 @@ def test_random_boxes_follow_the_seed(task):
 def test_wrong_options(values, said):
     with pytest.raises(ConfigError, match=said):
         EvalOptions(**values)
-
-
-def test_what_draws():
-    assert not EvalOptions().is_random
-    assert not EvalOptions(method="centre").is_random
-    assert EvalOptions(method="random").is_random
-    assert EvalOptions(temperature=0.5).is_random

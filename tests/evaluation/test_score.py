@@ -51,11 +51,6 @@ def test_unread_answers_to_choices_are_counted(predictions, unread, strict):
     assert score([*rows, failed, row()]).unread == unread
 
 
-def test_unread_stands_only_beside_multiple_choice():
-    assert score([row()]).unread is None
-    assert "unread" not in score([row()]).to_dict()
-
-
 def test_shares_of_nothing_are_none():
     found = score([row(easy=None)], ("total", "date"))
     assert found.exact_match == {"total": 1.0, "date": None, "all": 1.0}
@@ -63,9 +58,8 @@ def test_shares_of_nothing_are_none():
     assert "difficulty" not in found.to_dict()
     empty = score([])
     assert (empty.n, empty.exact_match, empty.seconds) == (0, {"all": None}, None)
-
-
-def test_an_empty_answer_to_a_failed_question_is_wrong():
+    assert score([row()]).unread is None
+    assert "unread" not in score([row()]).to_dict()
     assert score([row(answer="", error="no")]).exact_match["all"] == 0.0
 
 

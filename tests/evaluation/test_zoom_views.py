@@ -1,5 +1,3 @@
-"""Settings, regions and target boxes of the views, worked out by hand."""
-
 import pytest
 from PIL import Image
 
@@ -29,22 +27,13 @@ def test_wrong(kind):
         GapSettings(**values)
 
 
-def test_written_down():
-    written = GapSettings(("full", "region"), 288, "fit").to_dict()
-    assert (written["views"], written["crop_scale"], written["zoom_mode"]) == (["full", "region"], "fit", "auto")
-    assert "zoom" not in written
-
-
-def test_margin_is_a_share_of_the_regions_own_sides():
+def test_margins_and_small_regions():
     half = GapSettings(crop_margin=0.5, crop_min_px=1)
     assert region_of([(100, 100, 120, 110)], (400, 300), GapSettings(crop_margin=0.0, crop_min_px=1)) == (
         *(100, 100, 120, 110),
     )
     assert region_of([(100, 100, 120, 110)], (400, 300), half) == (90, 95, 130, 115)
     assert region_of([(0, 0, 20, 10), (380, 290, 400, 300)], (400, 300), half) == (0, 0, 400, 300)
-
-
-def test_small_regions_grow_about_their_centre():
     grown = GapSettings(crop_margin=0.0, crop_min_px=40)
     assert region_of([(100, 100, 120, 110)], (400, 300), grown) == (90, 85, 130, 125)
     assert region_of([(0, 100, 20, 110)], (400, 300), grown) == (0, 85, 40, 125)
@@ -57,36 +46,30 @@ def test_no_region(boxes):
         region_of(boxes, (400, 300), GapSettings())
 
 
-def test_scales():
+def test_scales_and_crops():
     assert enlargement((50, 20), GapSettings(crop_scale=3), 32) == 3.0
     fit = GapSettings(crop_scale="fit", max_visual_tokens=100)
     assert enlargement((64, 16), fit, 32) == pytest.approx(10.0)  # 640 x 160 px are 100 cells of 32 x 32
     assert enlargement((1000, 1000), fit, 32) == 1.0
-
-
-def test_crop_is_the_region_enlarged():
     image = Image.new("RGB", (100, 80), "white")
     image.paste("black", (20, 30, 40, 40))
     cut = crop(image, (20, 30, 40, 40), GapSettings(crop_scale=2), 32)
     assert cut.size == (40, 20)
     assert cut.getextrema() == ((0, 0),) * 3
     assert crop(image, (0, 0, 100, 80), GapSettings(crop_scale=0.1), 32).size == (10, 8)
+    written = GapSettings(("full", "region"), 288, "fit").to_dict()
+    assert (written["views"], written["crop_scale"], written["zoom_mode"]) == (["full", "region"], "fit", "auto")
+    assert "zoom" not in written
 
 
 SMALL, LARGE = (0, 0, 10, 10), (50, 50, 90, 60)
 
 
-def test_one_place_holds_most_answers():
+def test_target_boxes():
     assert target_boxes("date", [SMALL, LARGE], "auto") == (LARGE,)
     assert target_boxes("date", [SMALL, LARGE], "all") == (SMALL, LARGE)
-
-
-def test_counts_take_all():
     assert target_boxes("count", [SMALL, LARGE], "auto") == (SMALL, LARGE)
     assert target_boxes("side", [SMALL, LARGE], "auto") == (SMALL, LARGE)
     assert target_boxes("count", [SMALL, LARGE], "one") == (LARGE,)
-
-
-def test_no_place():
     assert target_boxes("count", [], "auto") == ()
     assert target_boxes("date", [], "one") == ()

@@ -1,7 +1,3 @@
-"""Maps to boxes: the release's arithmetic, exact scaling, components, margins, thresholds; checked as properties."""
-
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -32,12 +28,12 @@ def random_case(draw: random.Random) -> tuple[Tensor, tuple[int, int]]:
 
 
 def boxes(maps: list[Tensor], sizes: list[tuple[int, int]], level: float, **rule: object) -> tuple[MapBox, ...]:
-    return boxes_from_maps(maps, sizes, threshold=level, rule=BoxRule(**rule), token_px=32)  # type: ignore[arg-type]
+    return boxes_from_maps(maps, sizes, threshold=level, rule=BoxRule(**rule), token_px=32)
 
 
 @pytest.mark.parametrize("scaling", ["exact", "float32"])
 @pytest.mark.parametrize("components", ["union", "peak_component", "all"])
-def test_boxes_lie_inside_the_picture_and_keep_their_least_side(scaling: str, components: str) -> None:
+def test_boxes_lie_inside_the_picture_and_keep_their_least_side(scaling, components):
     draw = random.Random(1)
     found_any = 0
     for _ in range(300):
@@ -62,7 +58,7 @@ def test_boxes_lie_inside_the_picture_and_keep_their_least_side(scaling: str, co
 
 
 @pytest.mark.parametrize("margin", [0, 0.5, 1.25])
-def test_exact_union_covers_every_pixel_of_every_foreground_cell(margin: float) -> None:
+def test_exact_union_covers_every_pixel_of_every_foreground_cell(margin):
     draw = random.Random(2)
     for _ in range(300):
         grid, size = random_case(draw)
@@ -71,7 +67,7 @@ def test_exact_union_covers_every_pixel_of_every_foreground_cell(margin: float) 
                 assert contains(item.box, cell_pixels(row, column, tuple(grid.shape), size))
 
 
-def test_exact_union_without_margin_is_tight() -> None:
+def test_exact_union_without_margin_is_tight():
     draw = random.Random(3)
     for _ in range(200):
         grid, size = random_case(draw)
@@ -87,7 +83,7 @@ def test_exact_union_without_margin_is_tight() -> None:
             assert found[0].score == float(grid.max())
 
 
-def test_all_components_cover_the_foreground_with_touching_cells_together() -> None:
+def test_all_components_cover_the_foreground_with_touching_cells_together():
     draw = random.Random(4)
     for _ in range(200):
         grid, size = random_case(draw)
@@ -108,7 +104,7 @@ def test_all_components_cover_the_foreground_with_touching_cells_together() -> N
         assert best == found[:1]
 
 
-def test_components_by_hand() -> None:
+def test_components_by_hand():
     grid = torch.tensor(
         [
             [0.9, 0.0, 0.0, 0.0],
@@ -127,7 +123,7 @@ def test_components_by_hand() -> None:
     assert wider[0].cells == (0, 0, 2.5, 2.5)
 
 
-def test_a_threshold_is_strict_and_a_peak_threshold_is_relative() -> None:
+def test_thresholds_and_the_picture_of_the_peak():
     grid = torch.tensor([[0.5, 0.25, 0.2]])
     assert boxes([grid], [(300, 100)], 0.5) == ()
     assert boxes([grid], [(300, 100)], 0.49)[0].cells == (0, 0, 1, 1)
@@ -137,9 +133,6 @@ def test_a_threshold_is_strict_and_a_peak_threshold_is_relative() -> None:
     assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0, threshold="relative") == ()
     assert boxes([torch.zeros(3, 3)], [(300, 100)], 0.0) == ()
     assert boxes([], [], 0.1) == ()
-
-
-def test_over_several_pictures_the_peaks_picture_wins() -> None:
     low, high = torch.tensor([[0.6, 0.1]]), torch.tensor([[0.1], [0.7]])
     sizes = [(200, 100), (100, 200)]
     assert boxes([low, high], sizes, 0.5) == (MapBox(1, (0, 1, 1, 2), (0, 100, 100, 200), pytest.approx(0.7)),)
@@ -149,7 +142,7 @@ def test_over_several_pictures_the_peaks_picture_wins() -> None:
     assert [item.image for item in relative] == [1]
 
 
-def test_a_small_box_grows_about_its_centre_and_slides_back_inside() -> None:
+def test_a_small_box_grows_about_its_centre_and_slides_back_inside():
     def one(cells: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         return cells_to_pixels(cells, (20, 20), (200, 200), min_side_px=28, scaling="exact")
 
@@ -160,7 +153,7 @@ def test_a_small_box_grows_about_its_centre_and_slides_back_inside() -> None:
     assert tiny == (0, 0, 10, 12)
 
 
-def test_float32_scaling_stays_within_a_pixel_of_exact() -> None:
+def test_float32_scaling_stays_within_a_pixel_of_exact():
     draw = random.Random(5)
     lost = 0
     for _ in range(2000):

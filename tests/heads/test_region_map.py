@@ -1,7 +1,3 @@
-"""The map's arithmetic against direct computations, on every shape of grid."""
-
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -10,13 +6,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qzoom.config import ZoomConfig
-from qzoom.heads.region_map import blur, corner_keep, mean_head_logits, region_map
+from qzoom.heads.region_map import blur, corner_keep, mean_head_logits, peak_score, region_map
 
 GRIDS = [(1, 1), (1, 7), (9, 1), (2, 2), (5, 8), (20, 20), (3, 100)]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1), (1, 3)])
-def test_mean_over_heads_is_the_direct_sum(heads: int, kv_heads: int) -> None:
+def test_mean_over_heads_is_the_direct_sum(heads, kv_heads):
     torch.manual_seed(0)
     query, keys = torch.randn(heads, 8), torch.randn(kv_heads, 5, 8)
     used = max(heads, kv_heads)
@@ -35,7 +31,7 @@ def test_mean_over_heads_is_the_direct_sum(heads: int, kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_blur_is_a_weighted_mean_of_the_neighbours(grid: tuple[int, int]) -> None:
+def test_blur_is_a_weighted_mean_of_the_neighbours(grid):
     torch.manual_seed(1)
     prob = torch.rand(grid)
     side = math.exp(-0.5)
@@ -57,7 +53,7 @@ def test_blur_is_a_weighted_mean_of_the_neighbours(grid: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_blur_keeps_a_constant_map(grid: tuple[int, int]) -> None:
+def test_blur_keeps_a_constant_map(grid):
     torch.testing.assert_close(blur(torch.full(grid, 0.3)), torch.full(grid, 0.3), atol=1e-6, rtol=0)
 
 
@@ -71,7 +67,7 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_blur_uses_nothing_that_devices_round_to_tf32() -> None:
+def test_blur_uses_nothing_that_devices_round_to_tf32():
     with Convolutions() as seen:
         blur(torch.rand(9, 7))
     assert seen.count == 0
@@ -79,12 +75,12 @@ def test_blur_uses_nothing_that_devices_round_to_tf32() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_blur_on_cuda_is_that_of_the_cpu() -> None:
+def test_blur_on_cuda_is_that_of_the_cpu():
     prob = torch.rand(40, 60)
     torch.testing.assert_close(blur(prob.cuda()).cpu(), blur(prob), atol=1e-6, rtol=0)
 
 
-def test_corner_rule_drops_a_quarter_of_the_first_row_and_column_of_large_maps() -> None:
+def test_corner_and_no_rule():
     assert bool((corner_keep((16, 16)) == 1).all())  # 256 cells are not more than 256
     keep = corner_keep((20, 40))
     dropped = {(int(r), int(c)) for r, c in (keep == 0).nonzero()}
@@ -92,9 +88,16 @@ def test_corner_rule_drops_a_quarter_of_the_first_row_and_column_of_large_maps()
     assert corner_keep((1, 300))[0, :75].sum() == 0
     assert corner_keep((1, 300))[0, 75:].sum() == 225
     assert corner_keep((2, 200))[1].sum() == 200
+    logits = torch.randn(300)
+    made = region_map(logits, torch.full((300,), 9.0), (15, 20), ZoomConfig(sink="none"))
+    assert made.sink_prob is None
+    assert torch.equal(made.masked, logits.view(15, 20).sigmoid())
+    corner = region_map(logits, None, (15, 20), ZoomConfig(sink="corner"))
+    assert torch.equal(corner.masked, logits.view(15, 20).sigmoid() * corner_keep((15, 20)))
+    assert corner.masked[0, 0] == 0
 
 
-def test_first_token_rule_drops_what_reaches_the_threshold() -> None:
+def test_first_token_rule_drops_what_reaches_the_threshold():
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
     sinks = torch.tensor([-5.0, math.log(3.0) - 1e-3, math.log(3.0) + 1e-3, 5.0])  # sigmoid(ln 3) is 0.75
     made = region_map(logits, sinks, (2, 2), ZoomConfig(sink="first_token"))
@@ -107,11 +110,9 @@ def test_first_token_rule_drops_what_reaches_the_threshold() -> None:
     assert looser.keep.flatten().tolist() == [1, 1, 1, 0]
 
 
-def test_without_a_rule_nothing_is_dropped() -> None:
-    logits = torch.randn(300)
-    made = region_map(logits, torch.full((300,), 9.0), (15, 20), ZoomConfig(sink="none"))
-    assert made.sink_prob is None
-    assert torch.equal(made.masked, logits.view(15, 20).sigmoid())
-    corner = region_map(logits, None, (15, 20), ZoomConfig(sink="corner"))
-    assert torch.equal(corner.masked, logits.view(15, 20).sigmoid() * corner_keep((15, 20)))
-    assert corner.masked[0, 0] == 0
+def test_how_far_a_peak_stands_out():
+    one = torch.tensor([[0.6, 0.1], [0.1, 0.0]])
+    assert peak_score([one]) == pytest.approx(1 - 0.2 / 0.6)  # three times the mean
+    assert peak_score([one, torch.zeros(1, 4)]) == pytest.approx(1 - 0.1 / 0.6)  # the mean is that of all pictures
+    assert peak_score([torch.full((3, 5), 0.4)]) == pytest.approx(0, abs=1e-6)
+    assert peak_score([torch.zeros(2, 2)]) == 0

@@ -63,7 +63,7 @@ def test_wide_colours_become_srgb(format_name):
     assert loaded.notes == (CONVERTED,)
 
 
-def test_grey_transparent_and_palette_pictures_are_converted():
+def test_profiles_and_pictures_of_other_modes():
     linear = profile(gamma=1.0)
     grey, note = apply_profile(Image.new("L", (2, 2), 55), linear)
     assert note == CONVERTED
@@ -74,9 +74,6 @@ def test_grey_transparent_and_palette_pictures_are_converted():
     palette.putpalette([0, 0, 0, 60, 200, 60])
     expected = by_littlecms(Image.new("RGB", (2, 2), (60, 200, 60)), profile(WIDE)).getpixel((0, 0))
     assert apply_profile(palette, profile(WIDE))[0].getpixel((0, 0)) == expected
-
-
-def test_a_linear_profile_named_after_srgb_is_applied():
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     at = own.index(b"para")
     linear = own[:at] + b"para" + bytes(8) + (1 << 16).to_bytes(4, "big") + own[at + 16 :]
@@ -92,12 +89,9 @@ def test_a_profile_that_cannot_be_used_is_said(icc):
     assert apply_profile(image, icc) == (image, UNUSED)
 
 
-def test_a_profile_of_other_channels_is_said():
+def test_profiles_that_cannot_be_used_or_change_nothing():
     assert apply_profile(Image.new("RGB", (2, 2)), profile())[1] == UNUSED
     assert apply_profile(Image.new("CMYK", (2, 2)), profile(WIDE))[1] == UNUSED
-
-
-def test_srgb_and_no_profile_change_nothing():
     image = Image.new("RGB", (2, 2), (1, 2, 3))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert apply_profile(image, srgb) == (image, "")

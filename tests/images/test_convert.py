@@ -26,33 +26,20 @@ def array_pixels(array):
 @pytest.mark.parametrize(
     ("mode", "value", "expected"),
     [
-        ("1", 1, (255, 255, 255)),
-        ("L", 77, (77, 77, 77)),
-        ("LA", (0, 255), (0, 0, 0)),
-        ("LA", (0, 0), (255, 255, 255)),
-        ("LA", (100, 51), (224, 224, 224)),
-        ("La", (20, 51), (224, 224, 224)),
-        ("RGB", (1, 2, 3), (1, 2, 3)),
-        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
-        ("RGBA", (0, 100, 200, 255), (0, 100, 200)),
-        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
-        ("RGBa", (0, 0, 0, 128), (127, 127, 127)),
-        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
-        ("YCbCr", (255, 128, 128), (255, 255, 255)),
+        ("1", 1, (255, 255, 255)), ("L", 77, (77, 77, 77)), ("LA", (0, 255), (0, 0, 0)),
+        ("LA", (0, 0), (255, 255, 255)), ("LA", (100, 51), (224, 224, 224)), ("La", (20, 51), (224, 224, 224)),
+        ("RGB", (1, 2, 3), (1, 2, 3)), ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 100, 200, 255), (0, 100, 200)), ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
+        ("RGBa", (0, 0, 0, 128), (127, 127, 127)), ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("CMYK", (0, 0, 0, 255), (0, 0, 0)), ("YCbCr", (255, 128, 128), (255, 255, 255)),
         ("HSV", (0, 255, 255), (255, 0, 0)),
     ],
-)
+)  # fmt: skip
 def test_modes(mode, value, expected):
     assert pixels(Image.new(mode, (2, 2), value)) == [expected] * 4
 
 
-def test_lab():
-    lab = Image.frombytes("LAB", (2, 2), bytes([255, 0, 0]) * 4)
-    assert all(min(p) >= 250 for p in pixels(lab))
-
-
-def test_palette_with_and_without_transparency():
+def test_keyed_and_palette_colours_become_white():
     image = Image.new("P", (2, 2), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     assert pixels(image) == [(10, 20, 30)] * 4
@@ -60,14 +47,13 @@ def test_palette_with_and_without_transparency():
     assert pixels(image) == [(255, 255, 255)] * 4
     image.info["transparency"] = bytes([255, 51])
     assert pixels(image)[0] == (206, 208, 210)
-
-
-def test_keyed_colour_becomes_white_and_the_source_is_untouched():
     image = Image.new("RGB", (2, 2), (9, 9, 9))
     image.putpixel((1, 1), (8, 8, 8))
     image.info["transparency"] = (9 << 8 | 9,) * 3
     assert pixels(image) == [(255, 255, 255)] * 3 + [(8, 8, 8)]
     assert image.info["transparency"] == (2313, 2313, 2313)
+    lab = Image.frombytes("LAB", (2, 2), bytes([255, 0, 0]) * 4)
+    assert all(min(p) >= 250 for p in pixels(lab))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
@@ -78,16 +64,13 @@ def test_sixteen_bit_keeps_contrast(mode):
     assert [p[0] for p in pixels(image)] == [0, 1, 128, 255]
 
 
-def test_twelve_and_eight_bits_in_sixteen():
+def test_numbers_of_other_widths():
     image, note = image_to_rgb(Image.fromarray(np.array([[0, 2048, 4095]], np.uint16)), "x")
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
     assert note == "values up to 4095 read as 12-bit"
     image, note = image_to_rgb(Image.fromarray(np.array([[0, 7, 200]], np.uint16)), "x")
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 7, 200]
     assert note == "values up to 200 read as 8-bit"
-
-
-def test_wide_integers_and_floats_are_stretched():
     image, note = image_to_rgb(Image.fromarray(np.array([[-100, 0, 100]], np.int32)), "x")
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
     assert "stretched" in note
@@ -95,9 +78,6 @@ def test_wide_integers_and_floats_are_stretched():
     assert pixels(Image.fromarray(np.array([[0, 0.5, 1]], np.float32))) == [(0,) * 3, (128,) * 3, (255,) * 3]
     assert pixels(Image.fromarray(np.array([[0, 60, 200]], np.float32))) == [(0,) * 3, (60,) * 3, (200,) * 3]
     assert pixels(Image.fromarray(np.array([[1000, 1500, 2000]], np.float32))) == [(0,) * 3, (128,) * 3, (255,) * 3]
-
-
-def test_float_picture_with_nan_is_refused():
     with pytest.raises(ImageError, match="NaN or infinite"):
         image_to_rgb(Image.fromarray(np.array([[0, np.nan]], np.float32)), "x")
 

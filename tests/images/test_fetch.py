@@ -95,18 +95,10 @@ def test_nothing_is_looked_up_for_what_is_not_allowed():
 @pytest.mark.parametrize(
     "answers",
     [
-        ["127.0.0.1"],
-        ["10.0.0.1"],
-        ["169.254.169.254"],
-        ["::1"],
-        ["::ffff:127.0.0.1"],
-        ["64:ff9b::7f00:1"],
-        ["2002:7f00:1::"],
-        ["fe80::1%lo"],
-        ["8.8.8.8", "127.0.0.1"],
-        ["127.0.0.1", "8.8.8.8"],
+        ["127.0.0.1"], ["10.0.0.1"], ["169.254.169.254"], ["::1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"],
+        ["2002:7f00:1::"], ["fe80::1%lo"], ["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"],
     ],
-)
+)  # fmt: skip
 def test_hosts_with_any_address_that_is_not_public_are_refused_and_not_dialled(answers):
     with assets({"/p": reply("200 OK", png())}) as server:
         resolve = lambda host, port: answers  # noqa: E731
@@ -194,19 +186,13 @@ def test_redirects_that_are_refused(location, words):
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        ("404 Not Found", FetchRefusedError),
-        ("403 Forbidden", FetchRefusedError),
-        ("410 Gone", FetchRefusedError),
-        ("204 No Content", FetchRefusedError),
-        ("206 Partial Content", FetchRefusedError),
-        ("300 Multiple Choices", FetchRefusedError),
-        ("304 Not Modified", FetchRefusedError),
-        ("501 Not Implemented", FetchRefusedError),
-        ("429 Too Many Requests", FetchFailedError),
-        ("500 Internal Server Error", FetchFailedError),
-        ("503 Service Unavailable", FetchFailedError),
+        ("404 Not Found", FetchRefusedError), ("403 Forbidden", FetchRefusedError), ("410 Gone", FetchRefusedError),
+        ("204 No Content", FetchRefusedError), ("206 Partial Content", FetchRefusedError),
+        ("300 Multiple Choices", FetchRefusedError), ("304 Not Modified", FetchRefusedError),
+        ("501 Not Implemented", FetchRefusedError), ("429 Too Many Requests", FetchFailedError),
+        ("500 Internal Server Error", FetchFailedError), ("503 Service Unavailable", FetchFailedError),
     ],
-)
+)  # fmt: skip
 def test_permanent_and_transient_statuses(status, kind):
     with assets({"/p": reply(status, b"")}) as server:
         refusal(kind, get, server)
@@ -269,15 +255,12 @@ def test_slow_answers_end_at_the_time_limit_of_the_whole(head):
     assert "in time" in text
 
 
-def test_silence_ends_at_the_time_limit_of_one_wait():
+def test_answers_that_never_come_end_in_time():
     def silent(connection):
         server.stopping.wait(60)
 
     with assets({"/p": silent}) as server:
         refusal(FetchTimeoutError, get, server, read_timeout_s=0.3)
-
-
-def test_a_resolver_that_does_not_answer_is_not_waited_for():
     answered = threading.Event()
 
     def stuck(host, port):
@@ -301,11 +284,6 @@ def test_unknown_hosts_and_closed_ports_are_transient():
     assert "failed or was broken off" in refusal(FetchFailedError, get, server)
 
 
-def test_the_next_address_is_tried_when_one_does_not_answer():
-    with assets({"/p": reply("200 OK", png())}) as server:
-        assert get(server, resolve=lambda host, port: ["127.0.0.77", "127.0.0.1"]) == png()
-
-
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
@@ -322,10 +300,16 @@ def test_broken_answers(answer, kind):
         refusal(kind, get, server)
 
 
-def test_chunked_bodies_arrive_whole():
+def test_whole_answers_are_read_and_no_proxies_used(monkeypatch):
     body = b"3\r\nabc\r\n2;ext=1\r\nde\r\n0\r\n\r\n"
     with assets({"/p": reply("200 OK", body, Transfer_Encoding="chunked")}) as server:
         assert get(server) == b"abcde"
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    with assets({"/p": reply("200 OK", png())}) as server:
+        assert get(server) == png()
+    with assets({"/p": reply("200 OK", png())}) as server:
+        assert get(server, resolve=lambda host, port: ["127.0.0.77", "127.0.0.1"]) == png()
 
 
 def test_what_is_fetched_is_recognised_by_its_bytes():
@@ -335,13 +319,6 @@ def test_what_is_fetched_is_recognised_by_its_bytes():
     with pytest.raises(ImageError, match="web page") as caught:
         load_image(data)
     assert "secret" not in str(caught.value)
-
-
-def test_environment_proxies_are_not_used(monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
-    with assets({"/p": reply("200 OK", png())}) as server:
-        assert get(server) == png()
 
 
 @pytest.fixture(scope="module")
@@ -360,12 +337,16 @@ def over_tls(authority, name):
     return lambda raw: context.wrap_socket(raw, server_side=True), client, names
 
 
-def test_tls_names_the_host_though_an_address_is_dialled(authority):
+def test_tls_names_the_host_and_redirects_do_not_leave_it(authority):
     wrap, client, names = over_tls(authority, HOST)
     with assets({"/p": reply("200 OK", png())}, wrap) as server:
         assert get(server, scheme="https", tls=client, allow_http=False) == png()
     assert names == [HOST]
     assert server.asked[0][1]["Host"] == f"{HOST}:{server.port}"
+    wrap, client, _ = over_tls(authority, HOST)
+    with assets({}, wrap) as server:
+        server.answers["/p"] = reply("302 Found", Location=f"http://{HOST}:{server.port}/q")
+        assert "not https" in refusal(FetchRefusedError, get, server, scheme="https", tls=client, allow_http=False)
 
 
 def test_certificates_of_other_names_or_unknown_authorities_are_refused(authority):
@@ -374,10 +355,3 @@ def test_certificates_of_other_names_or_unknown_authorities_are_refused(authorit
         assert "certificate" in refusal(FetchRefusedError, get, server, scheme="https", tls=client)
         assert "certificate" in refusal(FetchRefusedError, get, server, scheme="https")
     assert server.asked == []
-
-
-def test_redirects_do_not_leave_tls(authority):
-    wrap, client, _ = over_tls(authority, HOST)
-    with assets({}, wrap) as server:
-        server.answers["/p"] = reply("302 Found", Location=f"http://{HOST}:{server.port}/q")
-        assert "not https" in refusal(FetchRefusedError, get, server, scheme="https", tls=client, allow_http=False)

@@ -26,24 +26,18 @@ def test_single_pictures_have_no_note(format_name):
     assert frame_note(stack(1, format_name), format_name, 1) == ""
 
 
-def test_gif_with_a_comment_and_local_colours():
+def test_odd_chains_and_counts_end():
     frames = [Image.new("P", (6, 5), i) for i in range(3)]
     for i, frame in enumerate(frames):
         frame.putpalette([i * 40, 5, 9] * 256)
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], comment=b"c" * 700)
     assert frame_note(data, "GIF", 1) == f"first of {Image.open(io.BytesIO(data)).n_frames} frames"
-
-
-def test_a_chain_that_bites_its_tail_ends():
     data = bytearray(stack(1, "TIFF"))
     first = int.from_bytes(data[4:8], "little")
     entries = int.from_bytes(data[first : first + 2], "little")
     after = first + 2 + 12 * entries
     data[after : after + 4] = first.to_bytes(4, "little")
     assert frame_note(bytes(data), "TIFF", 1) == ""
-
-
-def test_endless_counts_are_cut():
     one = b"\x2c" + bytes(8) + b"\x00" + b"\x02" + b"\x00"
     data = b"GIF89a" + bytes(7) + one * 200_000
     assert frame_note(data, "GIF", 1) == "first of more than 10000 frames"

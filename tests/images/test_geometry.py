@@ -5,20 +5,11 @@ import pytest
 
 from qzoom.config import TokenBudget
 from qzoom.errors import ImageError
-from qzoom.images.geometry import box_area_px, clip_box, contains, fit_grid, scale_box
+from qzoom.images.geometry import box_area_px, clip_box, contains, fit_grid, iou, scale_box
 
 SIZES = [
-    (600, 1200),
-    (1200, 2400),
-    (1000, 1000),
-    (28, 28),
-    (1, 1),
-    (17, 900),
-    (4000, 30),
-    (333, 777),
-    (64, 63),
-    (2, 400),
-]
+    (600, 1200), (1200, 2400), (1000, 1000), (28, 28), (1, 1), (17, 900), (4000, 30), (333, 777), (64, 63), (2, 400),
+]  # fmt: skip
 BUDGETS = [(1, 1), (1, 2), (4, 16), (64, 144), (144, 144), (140, 147), (16, 16384), (256, 576), (1, 576), (7, 7)]
 
 
@@ -90,15 +81,14 @@ def test_clip_box(box, expected):
     assert clip_box(box, (10, 9)) == expected
 
 
-def test_areas_and_containment():
+def test_areas_containment_and_scaling():
     assert box_area_px((1, 2, 4, 6)) == 12
     assert box_area_px((4, 6, 1, 2)) == 0
     assert contains((0, 0, 10, 10), (0, 0, 10, 10))
     assert not contains((0, 0, 10, 10), (0, 0, 10, 11))
     assert not contains((0, 0, 10, 10), (3, 3, 3, 5))
-
-
-def test_containment_shares_every_pixel():
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
     draw = random.Random(1)
     for _ in range(200):
         first, second = (
@@ -109,9 +99,6 @@ def test_containment_shares_every_pixel():
             all(b[0] <= x < b[2] and b[1] <= y < b[3] for b in (first, second)) for x in range(13) for y in range(13)
         )
         assert contains(first, second) == (shared == box_area_px(second) > 0)
-
-
-def test_scale_box_covers_what_it_covered():
     assert scale_box((1, 1, 3, 3), (10, 10), (5, 5)) == (0, 0, 2, 2)
     assert scale_box((0, 0, 1000, 700), (1000, 700), (333, 199)) == (0, 0, 333, 199)
     assert scale_box((2, 4, 6, 8), (10, 10), (20, 30)) == (4, 12, 12, 24)

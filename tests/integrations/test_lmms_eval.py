@@ -1,5 +1,3 @@
-"""The lmms-eval plug-in: found by its entry point, refuses what it does not know, scores as our own runner does."""
-
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -22,13 +20,17 @@ needs_harness = pytest.mark.skipif(
 needs_receipts = pytest.mark.skipif(not RECEIPTS.is_dir(), reason="the scanned receipts are not beside the repository")
 
 
-def test_the_task_is_shipped_beside_the_code():
+def test_the_task_is_shipped_and_the_entry_point_declared():
     file = tasks_folder() / "qzoom_receipts" / "qzoom_receipts.yaml"
     text = file.read_text(encoding="utf-8").replace("!function ", "")
     task = yaml.safe_load(text)
     assert task["task"] == "qzoom_receipts"
     assert [metric["metric"] for metric in task["metric_list"]] == ["exact_match", "anls"]
     assert (file.parent / "utils.py").is_file()
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert '[project.entry-points."lmms_eval.models"]\nqzoom = "qzoom.integrations.lmms_eval:manifest"' in (
+        project.read_text(encoding="utf-8")
+    )
 
 
 def test_the_folder_is_printed():
@@ -36,13 +38,6 @@ def test_the_folder_is_printed():
         [sys.executable, "-m", "qzoom.integrations.lmms_eval"], capture_output=True, text=True, timeout=300, check=True
     )
     assert Path(done.stdout.strip()) == tasks_folder()
-
-
-def test_the_entry_point_is_declared():
-    project = Path(__file__).parents[2] / "pyproject.toml"
-    assert '[project.entry-points."lmms_eval.models"]\nqzoom = "qzoom.integrations.lmms_eval:manifest"' in (
-        project.read_text(encoding="utf-8")
-    )
 
 
 @needs_harness

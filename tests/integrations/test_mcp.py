@@ -1,7 +1,3 @@
-"""The tools for agents, called by the package's own client over standard input and output."""
-
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -26,7 +22,7 @@ DATE = "What is the date?"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """An allowed folder beside one that is not."""
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
@@ -56,7 +52,7 @@ def call_all(folder: Path, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
     return anyio.run(talk)
 
 
-def test_both_tools_over_stdio(folder: Path) -> None:
+def test_both_tools_over_stdio(folder):
     asked, looked, paged, refused, wrong = call_all(
         folder,
         ("ask_picture", {"picture": "receipt.png", "question": DATE, "zoom": "always"}),
@@ -83,25 +79,16 @@ def test_both_tools_over_stdio(folder: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "../out/secret.png",
-        "link.png",
-        "door/secret.png",
-        "/etc/hostname",
-        "file:///etc/hostname",
-        "~/a.png",
-        "",
-        "no.png",
-        "\0",
-        ".",
-        "receipt.png/../../out/secret.png",
+        "../out/secret.png", "link.png", "door/secret.png", "/etc/hostname", "file:///etc/hostname", "~/a.png", "",
+        "no.png", "\0", ".", "receipt.png/../../out/secret.png",
     ],
-)
-def test_paths_outside_are_refused_without_telling_whether_they_exist(folder: Path, path: str) -> None:
+)  # fmt: skip
+def test_paths_outside_are_refused_without_telling_whether_they_exist(folder, path):
     with pytest.raises(ImageError, match="it is not a picture file in a folder that this server may read; name one"):
         read_allowed(path, McpSettings(allow=(str(folder),)))
 
 
-def test_what_may_be_read(folder: Path) -> None:
+def test_what_may_be_read(folder):
     allowed = McpSettings(allow=(str(folder),))
     whole = f"file://{folder}/receipt.png"
     url = "data:image/png;base64," + base64.b64encode((folder / "receipt.png").read_bytes()).decode()
@@ -118,7 +105,7 @@ def test_what_may_be_read(folder: Path) -> None:
         read_allowed("receipt.png", McpSettings(allow=(str(folder),), max_pixels=1000))
 
 
-def test_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings(folder, capsys):
     with pytest.raises(ConfigError, match="No picture could be read; allow at least one folder"):
         McpSettings()
     assert run(["mcp", "--allow", str(folder / "nothing")]) == 2

@@ -1,5 +1,3 @@
-"""The ZoomBench task of lmms-eval: shipped, and scored as `qzoom eval zoombench` scores it."""
-
 import importlib.util
 
 import pytest

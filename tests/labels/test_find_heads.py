@@ -1,5 +1,3 @@
-"""Heads: how they are written, the authors' tables by a backbone's sizes, their ranking, and the search."""
-
 import pytest
 import torch
 
@@ -11,26 +9,13 @@ from qzoom.labels.settings import HeadSearch, RegionRecipe, parse_heads
 from tests.tiny_models import build_engine
 
 
-def test_head_lists_are_read():
-    assert parse_heads("22:1,4 23:6") == ((22, 1), (22, 4), (23, 6))
-    assert parse_heads("1:2 1:2") == ((1, 2),)
-
-
 @pytest.mark.parametrize("text", ["", "22", "22:", "a:1", "22:1;4", "22:-1"])
 def test_other_texts_are_refused(text):
     with pytest.raises(ConfigError, match="LAYER:HEAD"):
         parse_heads(text)
 
 
-def test_the_tables_follow_the_sizes():
-    seven = published_heads(backbone_class("qwen2_5_vl"), 3584, 28, "text")
-    assert seven == HeadSet(((22, 1), (22, 4), (23, 6), (23, 11)))
-    four = published_heads(backbone_class("qwen3_vl"), 2560, 36, "natural")
-    assert four == HeadSet(((20, 15), (20, 21), (20, 23), (21, 8), (21, 10), (21, 11)), ((20, 1), (20, 24)))
-    assert published_heads(backbone_class("qwen3_vl"), 64, 7, "text") is None
-
-
-def test_the_pointing_head_comes_first():
+def test_heads_are_ranked_by_where_they_point():
     inside = torch.tensor([[True, False], [False, False]])
     points = torch.tensor([[0.6, 0.1], [0.1, 0.1]])
     spread = torch.full((2, 2), 0.2)
@@ -41,9 +26,6 @@ def test_the_pointing_head_comes_first():
     assert ranked[0].hit == 1.0
     assert ranked[0].lift == pytest.approx(0.6 / 0.9 / 0.25)
     assert ranked[-1].hit == 0.0
-
-
-def test_no_samples_are_refused():
     with pytest.raises(ValueError, match="without samples"):
         rank_heads([])
 
@@ -61,7 +43,7 @@ def test_heads_are_found_on_synthetic_pictures():
     assert facts["text"]["samples"] == samples
 
 
-def test_heads_are_chosen_as_named():
+def test_heads_are_chosen_as_named_or_by_the_tables():
     engine = build_engine("qwen3_vl", heads=False)
     chosen, _ = choose_heads(engine, ["text"], RegionRecipe(heads="1:2 3:0", sink_heads="2:3"))
     assert chosen == {"text": HeadSet(((1, 2), (3, 0)), ((2, 3),))}
@@ -69,3 +51,10 @@ def test_heads_are_chosen_as_named():
         choose_heads(engine, ["text"], RegionRecipe(heads="9:0"))
     with pytest.raises(ConfigError, match="no table of heads"):
         choose_heads(engine, ["text"], RegionRecipe(heads="preset"))
+    seven = published_heads(backbone_class("qwen2_5_vl"), 3584, 28, "text")
+    assert seven == HeadSet(((22, 1), (22, 4), (23, 6), (23, 11)))
+    four = published_heads(backbone_class("qwen3_vl"), 2560, 36, "natural")
+    assert four == HeadSet(((20, 15), (20, 21), (20, 23), (21, 8), (21, 10), (21, 11)), ((20, 1), (20, 24)))
+    assert published_heads(backbone_class("qwen3_vl"), 64, 7, "text") is None
+    assert parse_heads("22:1,4 23:6") == ((22, 1), (22, 4), (23, 6))
+    assert parse_heads("1:2 1:2") == ((1, 2),)

@@ -1,5 +1,3 @@
-"""Gate labels: the rules, the answers by resolution and by zoom in the store, and the samples to train on."""
-
 import random
 from collections import Counter
 
@@ -26,7 +24,7 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, ResolutionSweep, Skip, Turn, ZoomComparison, content_id
 from qzoom.training.tasks import gate_samples
-from tests.tiny_models import build_engine, picture
+from tests.tiny_models import build_engine
 
 LEVELS = (64, 128, 256, 512, 1024)
 
@@ -55,21 +53,12 @@ def test_categories(answers, truth, kind):
     assert categorise(sweep(*answers, truth=truth)) == kind
 
 
-def test_easy_is_enough_anywhere_below_the_reference():
+def test_outcomes_by_consistency():
     assert shares(sweep(*["72"] * 5)) == {(0, 64): 1 / 3, (0, 128): 1 / 3, (0, 256): 1 / 3}
-
-
-def test_transition_prefers_the_last_two_wrong_levels():
     assert shares(sweep("1", "3", "72", "72", "72")) == {(1, 64): 0.45, (1, 128): 0.45, (0, 256): 0.1}
     assert shares(sweep("1", "3", "9", "72", "72")) == {(1, 128): 0.45, (1, 256): 0.45, (-100, 64): 0.1}
-
-
-def test_alternating_and_unstable_are_left_out():
     assert shares(sweep("72", "1", "72", "72", "72")) == {(-100, 64): 1.0}
     assert shares(sweep("72", "72", "72", "72", "1")) == {(-100, 64): 1.0}
-
-
-def test_consensus_against_annotation_is_never_called_insufficient():
     assert shares(sweep("1", "72", "72", "72", truth="9")) == {(-100, 64): 0.9, (0, 128): 0.1}
 
 
@@ -101,7 +90,7 @@ def test_draws_follow_the_distribution_and_the_seed():
     assert [draw_label(question, one) for _ in range(9)] == [draw_label(question, two) for _ in range(9)]
 
 
-def test_selection_keeps_hard_ones_and_draws_as_many_easy_ones():
+def test_selection_keeps_hard_ones_and_contradictions_are_named():
     hard, easy, bad = sweep("1", "72", "72"), sweep("72", "72", "72"), sweep("72", "72", "1")
     pool = [easy, hard, bad, easy, easy, hard, easy]
     chosen = select_items(pool, seed=3)
@@ -111,9 +100,6 @@ def test_selection_keeps_hard_ones_and_draws_as_many_easy_ones():
     assert chosen == select_items(pool, seed=3)
     assert select_items([hard, hard, easy], seed=0) == [0, 1, 2]
     assert select_items([easy, easy], seed=0) == []
-
-
-def test_contradicting_answers_are_named():
     with pytest.raises(DataError, match="one answer per level"):
         ResolutionSweep("", 0, (64, 128), ("a",), "a")
     with pytest.raises(DataError, match="must rise"):
@@ -121,19 +107,6 @@ def test_contradicting_answers_are_named():
 
 
 RECIPE = GateRecipe(tokens=(4, 8, 16, 24), max_new_tokens=3)
-
-
-@pytest.fixture
-def questions(tmp_path):
-    picture(1, 260, 180).save(tmp_path / "a.png")
-    root = str(tmp_path)
-    return [
-        Question(
-            "a", "a.png", (Turn("What?", ("x", "y")), Turn("Nobody knows?"), Turn("Who?", ("z",))), "text", "s", root
-        ),
-        Question("b", "a.png", (Turn("Nobody knows?"),), "text", "s", root),
-        Question("c", "gone.png", (Turn("What?", ("x",)),), "text", "s", root),
-    ]
 
 
 def label(engine, recipe, questions, folder):

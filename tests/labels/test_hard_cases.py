@@ -1,5 +1,3 @@
-"""Hard cases: both answers as the engine gives them, rules before the judge, and failures that never become votes."""
-
 import pytest
 
 from qzoom.config import TokenBudget
@@ -14,22 +12,13 @@ from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
 from qzoom.store.schema import Provenance, Question, Skip, Turn, Verdict, content_id
 from tests.llm.stub import Stub, in_turn, serve
-from tests.tiny_models import build_engine, picture
+from tests.tiny_models import build_engine
 
 RECIPE = HardCaseRecipe(coarse_tokens=16, region_tokens=16, max_new_tokens=4)
 
 
-def test_answers_are_those_of_the_engine(tmp_path):
+def test_answers_are_those_of_the_engine(questions, tmp_path):
     engine = build_engine("qwen3_vl", positions="aligned", region_threshold=0.5)
-    picture(3, 260, 180).save(tmp_path / "a.png")
-    root = str(tmp_path)
-    questions = [
-        Question(
-            "a", "a.png", (Turn("What?", ("12",)), Turn("Nobody knows?"), Turn("Who?", ("x",))), "text", "s", root
-        ),
-        Question("b", "gone.png", (Turn("What?", ("x",)),), "text", "s", root),
-        Question("c", "a.png", (Turn("Nobody knows?"),), "text", "s", root),
-    ]
     start_store(tmp_path / "store", "mine", to_dict(RECIPE), Provenance("m"))
     for _ in range(2):  # the second time there is nothing to do
         label_share(hard_case_labeller(engine, recipe=RECIPE), questions, tmp_path / "store")
@@ -117,12 +106,9 @@ def test_a_spent_budget_keeps_what_was_judged(folder):
     assert hard_case_report(folder).undecided == 0
 
 
-def test_a_refused_key_stops_the_run(folder):
+def test_a_refused_key_stops_the_run_and_settings_may_not_change(folder):
     with serve(Stub(in_turn((401, {})))) as url, pytest.raises(EndpointError, match="refuses the key"):
         judge_undecided(folder, judge_at(url))
     assert hard_case_report(folder).undecided == 2
-
-
-def test_settings_may_not_change(folder):
     with pytest.raises(ConfigError, match="was made with other settings"):
         start_store(folder, "mine", to_dict(RECIPE), Provenance("m"))

@@ -1,5 +1,3 @@
-"""Labels of stage 1: the records hold what the model did, or what the known boxes say."""
-
 import dataclasses
 
 import numpy as np
@@ -122,13 +120,6 @@ def test_a_missing_picture_is_a_record_and_a_rerun_does_nothing(questions, tmp_p
     assert report.agreement in (0.0, 1.0)
 
 
-def test_changed_settings_are_refused(questions, tmp_path):
-    engine = build_engine("qwen3_vl", heads=False)
-    label(engine, RECIPE, questions[:1], tmp_path / "store")
-    with pytest.raises(ConfigError, match=r"settings.tokens was 20, is 24"):
-        label(engine, dataclasses.replace(RECIPE, tokens=24), questions, tmp_path / "store")
-
-
 def test_records_of_another_run_are_refused_before_heads_are_searched_for(questions, tmp_path):
     run = LabelRun(ModelSpec("tiny"), tmp_path / "store")
     recipe = dataclasses.replace(RECIPE, heads="2:1", max_new_tokens=2)
@@ -189,13 +180,10 @@ def test_the_digest_of_a_base_sees_its_weights_not_its_number_format():
     assert base_digest(engine) != first
 
 
-def test_cells_of_a_square_stand_in_the_middle():
+def test_cells_and_pictures_of_a_square_stand_in_the_middle():
     cells = cells_touched([(0, 0, 50, 50)], (100, 50), (4, 4), "square")
     assert cells.tolist() == [[False] * 4, [True, True, False, False], [True, True, False, False], [False] * 4]
     assert cells_touched([(0, 0, 1, 1)], (100, 50), (2, 4), "dynamic").nonzero()[0].tolist() == [0]
-
-
-def test_preparing_a_square_centres_the_picture():
     image = prepare_image(load_image(Image.new("RGB", (30, 10), "red")), "square", 9)
     assert image.picture.image.size == (30, 30)
     assert image.picture.image.getpixel((0, 9)) == (127, 127, 127)

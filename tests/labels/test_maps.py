@@ -1,5 +1,3 @@
-"""Ternary labels on maps small enough to check by eye."""
-
 import numpy as np
 import pytest
 
@@ -19,7 +17,7 @@ def spot(values: dict[tuple[int, int], float], size: int = 6) -> np.ndarray:
     return out
 
 
-def test_three_states():
+def test_three_states_sinks_and_thresholds():
     grounding = spot({(2, 2): 0.9, (2, 3): 0.3, (0, 5): 0.2, (5, 5): 0.01})
     found = region_labels(NO_SINKS, grounding)
     assert found.usable
@@ -30,18 +28,12 @@ def test_three_states():
     expected[0, 5] = DONT_KNOW  # outside, but not weak enough
     np.testing.assert_array_equal(found.labels, expected)
     assert found.labels.dtype == np.int64
-
-
-def test_sinks_are_no_peak_and_count_as_background_outside_the_box():
     grounding = spot({(2, 2): 0.2, (5, 5): 0.9})
     sinks = spot({(5, 5): 0.01, (1, 1): 0.5})
     found = region_labels(sinks, grounding)
     assert found.labels[2, 2] == 1
     assert found.labels[5, 5] == 0
     assert found.labels[1, 1] == DONT_KNOW
-
-
-def test_threshold_is_relative_to_the_peak_and_strict():
     grounding = spot({(2, 2): 0.8, (2, 3): 0.2})
     assert region_labels(NO_SINKS, grounding).labels[2, 3] == DONT_KNOW
     assert region_labels(NO_SINKS, grounding, LabelMapSettings(foreground=0.2)).labels[2, 3] == 1
@@ -55,14 +47,11 @@ def test_blur_width(width, box):
     assert region_labels(NO_SINKS, spot({(2, 2): 0.9}), settings).box == box
 
 
-def test_box_of_half_the_map_is_unusable():
+def test_wide_weak_and_empty_maps_are_unusable():
     wide = region_labels(NO_SINKS, spot({(1, 0): 0.9, (1, 5): 0.9}))  # 3 of 6 rows, all columns
     assert not wide.usable
     assert (wide.labels == DONT_KNOW).all()
     assert region_labels(NO_SINKS, spot({(1, 0): 0.9, (1, 3): 0.9})).usable
-
-
-def test_weak_and_empty_maps_are_unusable():
     weak = region_labels(NO_SINKS, spot({(2, 2): 0.004}))
     assert not weak.usable
     assert weak.box == (1, 1, 4, 4)
@@ -79,9 +68,6 @@ def test_padding_is_background_and_never_foreground():
     assert (found.labels[:2] == 0).all()
     assert (found.labels[4:] == 0).all()
     assert found.labels[3, 2] == DONT_KNOW
-
-
-def test_picture_in_square():
     assert picture_in_square((600, 200), 6) == (0, 2, 6, 4)
     assert picture_in_square((200, 600), 6) == (2, 0, 4, 6)
     assert picture_in_square((500, 500), 7) == (0, 0, 7, 7)
@@ -89,7 +75,10 @@ def test_picture_in_square():
     assert picture_in_square((3000, 10), 17) == (0, 8, 17, 9)
 
 
-def test_bad_input_is_named():
+def test_cells_touched_and_bad_input():
+    cells = cells_touched([(10, 0, 21, 10)], (40, 20), (2, 4), "dynamic")
+    assert cells.tolist() == [[False, True, True, False], [False, False, False, False]]
+    assert cells_touched([(0, 0, 10, 10)], (40, 20), (2, 4), "dynamic").sum() == 1
     with pytest.raises(DataError, match="one shape"):
         region_labels(NO_SINKS, np.zeros((6, 5)))
     with pytest.raises(DataError, match="not square"):
@@ -100,12 +89,3 @@ def test_bad_input_is_named():
         picture_in_square((0, 10), 4)
     with pytest.raises(ConfigError, match="foreground"):
         LabelMapSettings(foreground=1.5)
-
-
-def test_cells_touched_are_all_that_are_touched():
-    cells = cells_touched([(10, 0, 21, 10)], (40, 20), (2, 4), "dynamic")
-    assert cells.tolist() == [[False, True, True, False], [False, False, False, False]]
-
-
-def test_a_box_that_ends_on_a_border_does_not_touch_the_next_cell():
-    assert cells_touched([(0, 0, 10, 10)], (40, 20), (2, 4), "dynamic").sum() == 1

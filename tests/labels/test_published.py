@@ -1,5 +1,3 @@
-"""Published label pickles: hostile ones do nothing, good ones become records."""
-
 import collections
 import io
 import os

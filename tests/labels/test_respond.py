@@ -1,5 +1,3 @@
-"""Attention of the own response equals what eager attention reports for the same sequence."""
-
 import pytest
 import torch
 from PIL import Image
@@ -65,16 +63,13 @@ def test_equals_eager_attention(family):
         torch.testing.assert_close(found.values[n].flatten(1), shares, atol=1e-6, rtol=1e-4)
 
 
-def test_leaves_the_cache_as_it_was():
+def test_the_cache_stays_and_an_empty_response_is_refused():
     engine = build_engine("qwen3_vl", heads=False)
     state, cache, tokens = answered(engine)
     before = cache.layer(2)[0].clone()
     response_attention(engine.backbone, state.prompt, cache, tokens[:-1], [2])
     assert len(cache) == len(state.prompt)
     assert torch.equal(cache.layer(2)[0], before)
-
-
-def test_an_empty_response_is_refused():
     engine = build_engine("qwen3_vl", heads=False)
     state, cache, _ = answered(engine)
     with pytest.raises(ValueError, match="at least one"):

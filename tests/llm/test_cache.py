@@ -1,14 +1,9 @@
-"""The file of calls that were paid for."""
-
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +15,13 @@ COST = Cost("teacher", "one", "http://x/v1")
 
 
 @pytest.fixture
-def cache(tmp_path: Path):
+def cache(tmp_path):
     made = CallCache(tmp_path / "deep" / "calls.sqlite")
     yield made
     made.close()
 
 
-def test_what_is_stored_comes_back_also_in_another_process(cache: CallCache) -> None:
+def test_what_is_stored_comes_back_also_in_another_process(cache):
     reply = Reply("täxt\n\x00", True, "m-1", 7, 3)
     cache.store("k1", reply, COST)
     cache.store("k2", Failure("refused", "HTTP 413"), COST)
@@ -41,7 +36,7 @@ def test_what_is_stored_comes_back_also_in_another_process(cache: CallCache) -> 
     assert done.stdout == "7\n"
 
 
-def test_costs_add_up_and_another_user_of_the_file_reads_them(cache: CallCache) -> None:
+def test_costs_add_up_and_another_user_of_the_file_reads_them(cache):
     cache.reserve(Cost("teacher", "one", "u", requests=1), CallSettings(budget_requests=0, budget_money=0.0))
     cache.store("k", Reply("x"), Cost("teacher", "one", "u", prompt_tokens=100, completion_tokens=10, money=0.5))
     cache.count(Cost("teacher", "one", "u", failures=1))
@@ -51,7 +46,7 @@ def test_costs_add_up_and_another_user_of_the_file_reads_them(cache: CallCache) 
     again.close()
 
 
-def test_budgets_hold_for_all_time(cache: CallCache) -> None:
+def test_budgets_hold_for_all_time(cache):
     one = Cost("teacher", "one", "u", requests=1)
     cache.reserve(one, CallSettings(budget_requests=2, budget_money=0.0))
     cache.reserve(one, CallSettings(budget_requests=2, budget_money=0.0))
@@ -64,7 +59,7 @@ def test_budgets_hold_for_all_time(cache: CallCache) -> None:
     assert cache.costs()[0].requests == 3
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path):
     text = tmp_path / "a.sqlite"
     text.write_text("not a database at all, but long enough to be looked at as one " * 20)
     with pytest.raises(ConfigError, match="is no call cache"):
@@ -80,7 +75,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     file.close()
 
 
-def test_another_schema_is_refused(cache: CallCache) -> None:
+def test_other_schemas_and_folders_are_refused(cache, tmp_path):
     cache.find("k")
     cache.close()
     with sqlite3.connect(cache.path) as file:
@@ -88,15 +83,12 @@ def test_another_schema_is_refused(cache: CallCache) -> None:
     file.close()
     with pytest.raises(ConfigError, match="is of schema 9; this version reads schema 1"):
         CallCache(cache.path).find("k")
-
-
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot be made"):
         CallCache(tmp_path / "file" / "calls.sqlite").find("k")
 
 
-def test_only_one_holds_a_call(cache: CallCache) -> None:
+def test_only_one_holds_a_call(cache):
     inside, most = [0], [0]
     counted = threading.Lock()
 
@@ -118,7 +110,7 @@ def test_only_one_holds_a_call(cache: CallCache) -> None:
         pass
 
 
-def test_a_killed_holder_lets_go(cache: CallCache) -> None:
+def test_a_killed_holder_lets_go(cache):
     code = (
         "import sys, pathlib, time\nfrom qzoom.llm.cache import CallCache\n"
         "with CallCache(pathlib.Path(sys.argv[1])).claim('abc123'):\n    print('held', flush=True)\n    time.sleep(600)"
@@ -141,7 +133,7 @@ def test_a_killed_holder_lets_go(cache: CallCache) -> None:
     thread.join()
 
 
-def test_turns_are_handed_out_at_their_pace(cache: CallCache) -> None:
+def test_turns_are_handed_out_at_their_pace(cache):
     waits = [cache.turn("u", 10.0) for _ in range(4)]
     assert waits[0] == 0
     assert [round(wait / 10) for wait in waits] == [0, 1, 2, 3]

@@ -1,7 +1,3 @@
-"""Calls against real servers that fail, hang, refuse and talk nonsense; what is sent, and what a response means."""
-
-from __future__ import annotations
-
 import base64
 import dataclasses
 import email.utils
@@ -21,7 +17,7 @@ from qzoom.errors import BudgetSpentError, CallRefusedError, EndpointError, Late
 from qzoom.llm.cache import CallCache, Failure, Reply
 from qzoom.llm.client import ChatImage, Client, Message, SharedClient, call_key, read_reply, wire
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
-from tests.llm.stub import Stub, always, completion, serve, text_of
+from tests.llm.stub import Stub, always, completion, nobody, serve, text_of
 
 FAST = CallSettings(retries=5, backoff_s=0.001, longest_s=5.0)
 
@@ -42,7 +38,7 @@ def client_at(
         shared.close()
 
 
-def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_sends_what_it_should(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     stub = Stub(always("A4"))
     with (
@@ -65,7 +61,7 @@ def test_it_sends_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert stub.headers[0]["authorization"] == "Bearer secret"
 
 
-def test_keys_meant_for_another_api_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_meant_for_another_api_stay_at_home(tmp_path, monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "another-secret")
     stub = Stub(always("A4"))
@@ -76,7 +72,7 @@ def test_keys_meant_for_another_api_stay_at_home(tmp_path: Path, monkeypatch: py
     assert "another-secret" not in str(stub.headers)
 
 
-def test_nothing_is_paid_twice(tmp_path: Path) -> None:
+def test_nothing_is_paid_twice(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url:
         with client_at(tmp_path, url) as client:
@@ -92,7 +88,7 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
     assert [(cost.url == "", cost.requests, cost.kept) for cost in costs] == [(True, 0, 2), (False, 3, 0)]
 
 
-def test_many_threads_pay_once(tmp_path: Path) -> None:
+def test_many_threads_pay_once(tmp_path):
     stub = Stub(lambda body, before: time.sleep(0.02) or "A4")
     with serve(stub) as url, client_at(tmp_path, url) as client, ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(lambda i: client.call(chat(f"Q{i % 5}?")).text, range(40)))
@@ -102,37 +98,33 @@ def test_many_threads_pay_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        (429, {"Retry-After": "0"}),
-        (500, {}),
-        (503, {}),
-        (408, {}),
-        "drop",
-        b"nonsense",
-        b'{"choices": []}',
-        "hang",
-        "drip",
-    ],
+    [(429, {"Retry-After": "0"}), (500, {}), (503, {}), (408, {}), "drop", b"nonsense", b'{"choices": []}'],
 )
-def test_what_may_pass_is_tried_again(tmp_path: Path, fault: Any) -> None:
+def test_what_may_pass_is_tried_again(tmp_path, fault):
     stub = Stub(lambda body, before: "A4" if before == 2 else fault)
-    with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.3) as client:
+    with serve(stub) as url, client_at(tmp_path, url) as client:
         assert client.call(chat()).text == "A4"
         costs = client.shared.cache.costs()
     assert [(cost.requests, cost.failures) for cost in costs] == [(3, 2)]
 
 
-def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_a_server_that_is_too_slow_once_is_tried_again(tmp_path, fault):
+    stub = Stub(lambda body, before: "A4" if before else fault)
+    with serve(stub) as url, client_at(tmp_path, url, timeout_s=1.0) as client:
+        assert client.call(chat()).text == "A4"
+        assert client.shared.cache.costs()[0].failures >= 1
+
+
+def test_a_server_that_drips_for_ever_is_left_in_time(tmp_path):
     stub = Stub(always("drip"))
     calls = CallSettings(retries=0, backoff_s=0.001)
-    with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.5, calls=calls) as client:
-        start = time.monotonic()
-        with pytest.raises(LaterError, match=r"no full reply within 0.5 s"):
-            client.call(chat())
-        assert time.monotonic() - start < 30
+    late = pytest.raises(LaterError, match=r"no full reply within 0.5 s")
+    with serve(stub) as url, client_at(tmp_path, url, timeout_s=0.5, calls=calls) as client, late:
+        client.call(chat())
 
 
-def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path: Path) -> None:
+def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path):
     stub = Stub(lambda body, before: (500, {}) if before < 6 else "A4")
     with serve(stub) as url, client_at(tmp_path, url) as client:
         with pytest.raises(LaterError, match=r"teacher 'one' gave no answer .tries: 6, last at .*: HTTP 500"):
@@ -141,12 +133,9 @@ def test_what_does_not_pass_waits_for_later_and_is_not_stored(tmp_path: Path) ->
     assert list(stub.asked.values()) == [7]
 
 
-def test_an_endpoint_that_stays_down_ends_the_run(tmp_path: Path) -> None:
-    stub = Stub(always("A4"))
-    with serve(stub) as url:
-        pass
+def test_an_endpoint_that_stays_down_ends_the_run(tmp_path):
     calls = CallSettings(retries=1, backoff_s=0.001)
-    with client_at(tmp_path, url, calls=calls) as client:
+    with nobody() as url, client_at(tmp_path, url, calls=calls) as client:
         for _ in range(2):
             with pytest.raises(LaterError):
                 client.call(chat())
@@ -154,7 +143,7 @@ def test_an_endpoint_that_stays_down_ends_the_run(tmp_path: Path) -> None:
             client.call(chat())
 
 
-def test_retry_after_is_obeyed_by_all_calls(tmp_path: Path) -> None:
+def test_retry_after_is_obeyed_by_all_calls(tmp_path):
     stub = Stub(lambda body, before: (429, {"Retry-After": "1"}) if len(stub.bodies) == 1 else "A4")
     with serve(stub) as url, client_at(tmp_path, url) as client:
         client.call(chat("first"))
@@ -162,7 +151,7 @@ def test_retry_after_is_obeyed_by_all_calls(tmp_path: Path) -> None:
     assert stub.times[1] - stub.times[0] >= 1.0
 
 
-def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path: Path) -> None:
+def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path):
     stub = Stub(always((429, {"Retry-After": "3600"})))
     with serve(stub) as url, client_at(tmp_path, url) as client:
         for text in ("first", "second"):
@@ -171,7 +160,8 @@ def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path: Path) -> N
     assert len(stub.bodies) == 1
 
 
-def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
+def test_calls_go_round_and_on_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda wait: pytest.fail("it paused while another endpoint was free"))
     good, bad, third = Stub(always("A4")), Stub(always((500, {}))), Stub(always("A4"))
     calls = CallSettings(retries=3, backoff_s=60.0, longest_s=60.0)
     with (
@@ -180,10 +170,8 @@ def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
         serve(third) as three,
         client_at(tmp_path, one, two, three, calls=calls) as client,
     ):
-        start = time.monotonic()
         for i in range(9):
             assert client.call(chat(f"Q{i}?")).text == "A4"
-        assert time.monotonic() - start < 60  # no pause: another endpoint is free
     assert (len(good.bodies), len(bad.bodies), len(third.bodies)) == (3, 3, 6)
 
 
@@ -197,7 +185,7 @@ def test_calls_go_round_and_on_to_the_next(tmp_path: Path) -> None:
         ((307, {"Location": "http://127.0.0.1:9/v1"}), "HTTP 307"),
     ],
 )
-def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path: Path, fault: Any, reason: str) -> None:
+def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path, fault, reason):
     stub = Stub(always(fault))
     with serve(stub) as url, client_at(tmp_path, url) as client, pytest.raises(StopRunError, match=reason) as failure:
         client.call(chat())
@@ -206,7 +194,7 @@ def test_what_cannot_pass_stops_at_once_and_says_who_where_and_why(tmp_path: Pat
     assert len(stub.bodies) == 1
 
 
-def test_refused_calls_are_kept_as_refused(tmp_path: Path) -> None:
+def test_refused_calls_are_kept_as_refused(tmp_path):
     stub = Stub(lambda body, before: (413, {}) if text_of(body) == "long" else "A4")
     with serve(stub) as url:
         for _ in range(2):
@@ -217,7 +205,7 @@ def test_refused_calls_are_kept_as_refused(tmp_path: Path) -> None:
     assert list(stub.asked.values()) == [1, 1]
 
 
-def test_an_endpoint_that_only_refuses_is_no_use(tmp_path: Path) -> None:
+def test_an_endpoint_that_only_refuses_is_no_use(tmp_path):
     stub = Stub(always((422, {})))
     with serve(stub) as url, client_at(tmp_path, url) as client:
         for i in range(2):
@@ -227,14 +215,12 @@ def test_an_endpoint_that_only_refuses_is_no_use(tmp_path: Path) -> None:
             client.call(chat("Q2?"))
 
 
-def test_down_from_the_start_is_found_before_any_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_down_from_the_start_is_found_before_any_call(tmp_path, monkeypatch):
     with serve(Stub(always("x"))) as url, client_at(tmp_path, url) as client:
         client.check()
-    with client_at(tmp_path, url) as client:
-        start = time.monotonic()
-        with pytest.raises(StopRunError, match=rf"The teacher 'one' at {url} is down: no connection"):
-            client.check()
-        assert time.monotonic() - start < 30
+    down = pytest.raises(StopRunError, match=r"The teacher 'one' at http://\S+ is down: no connection")
+    with nobody() as url, client_at(tmp_path, url) as client, down:
+        client.check()
     with (
         serve(Stub(always("x"), models_status=401)) as url,
         client_at(tmp_path, url) as client,
@@ -252,7 +238,7 @@ def test_down_from_the_start_is_found_before_any_call(tmp_path: Path, monkeypatc
         client.check()
 
 
-def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
+def test_budgets_in_requests_and_money(tmp_path):
     stub = Stub(always("A4"), usage=(1000, 100))
     prices = {"prompt_price": 0.5, "completion_price": 5.0}
     with serve(stub) as url:
@@ -272,7 +258,7 @@ def test_budgets_in_requests_and_money(tmp_path: Path) -> None:
     assert len(stub.bodies) == 3
 
 
-def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
+def test_concurrency_holds_over_several_clients(tmp_path):
     pair = threading.Barrier(2)
 
     def answer(body: dict[str, Any], before: int) -> str:
@@ -292,7 +278,7 @@ def test_concurrency_holds_over_several_clients(tmp_path: Path) -> None:
     assert stub.most == 2
 
 
-def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
+def test_who_waits_is_told_when_the_run_ends(tmp_path):
     stub = Stub(always("hang"))
     said: list[str] = []
     with serve(stub) as url, client_at(tmp_path, url) as client:
@@ -312,7 +298,7 @@ def test_who_waits_is_told_when_the_run_ends(tmp_path: Path) -> None:
     assert said == ["The run was ended while calls were under way; run it again to go on."]
 
 
-def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
+def test_what_is_none_is_not_sent(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url, client_at(tmp_path, url) as client:
         client.sampling = Sampling(temperature=None, top_p=None, max_tokens=None, send_seed=False)
@@ -320,7 +306,7 @@ def test_what_is_none_is_not_sent(tmp_path: Path) -> None:
     assert stub.bodies == [{"model": "m", "messages": [{"role": "user", "content": "Q?"}]}]
 
 
-def test_the_rate_holds(tmp_path: Path) -> None:
+def test_the_rate_holds(tmp_path):
     stub = Stub(always("A4"))
     with serve(stub) as url, client_at(tmp_path, url, requests_per_minute=600.0) as client:
         start = time.monotonic()
@@ -344,7 +330,7 @@ def key_of(
     return call_key(name, endpoint, messages, sampling or Sampling(), sample)
 
 
-def test_pictures_go_as_png_with_that_media_type() -> None:
+def test_pictures_go_as_png_scaled_down_in_shape():
     (message,) = wire(shown())
     assert message["content"][1] == {"type": "text", "text": "Q?"}
     url = message["content"][0]["image_url"]["url"]
@@ -354,15 +340,12 @@ def test_pictures_go_as_png_with_that_media_type() -> None:
         assert image.format == "PNG"
         assert image.getpixel((5, 5)) == (255, 0, 0)
     assert wire([("system", ("Hello",))]) == [{"role": "system", "content": "Hello"}]
-
-
-def test_large_pictures_are_scaled_down_in_shape() -> None:
-    shown = ChatImage(Image.new("RGB", (4000, 1000), "blue"), 10_000)
-    with Image.open(io.BytesIO(base64.b64decode(shown.url().partition(",")[2]))) as image:
+    large = ChatImage(Image.new("RGB", (4000, 1000), "blue"), 10_000)
+    with Image.open(io.BytesIO(base64.b64decode(large.url().partition(",")[2]))) as image:
         assert image.size == (200, 50)
 
 
-def test_equal_content_is_one_call() -> None:
+def test_equal_content_is_one_call():
     palette = RED.convert("P", palette=Image.Palette.ADAPTIVE)
     assert key_of(shown()) == key_of(shown(RED.copy())) == key_of(shown(palette)) == key_of(shown(most=10**6))
 
@@ -381,7 +364,7 @@ def test_equal_content_is_one_call() -> None:
         key_of([("user", ("Q?",))]),
     ],
 )
-def test_anything_else_is_another(other: str) -> None:
+def test_anything_else_is_another(other):
     assert key_of(shown()) != other
 
 
@@ -399,7 +382,7 @@ def test_anything_else_is_another(other: str) -> None:
         (b'{"choices": [{"message": {"content": "a\\ud800b"}}]}', Reply("a?b")),
     ],
 )
-def test_completions_are_read(body: bytes, reply: Reply) -> None:
+def test_completions_are_read(body, reply):
     assert read_reply(200, None, body) == reply
 
 
@@ -408,7 +391,7 @@ def test_completions_are_read(body: bytes, reply: Reply) -> None:
     [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}',
      b'{"choices": [{"message": {"content": 3}}]}', b"\xff\xfe", b"[" * 100_000],
 )  # fmt: skip
-def test_bodies_that_are_no_completion_may_pass(body: bytes) -> None:
+def test_bodies_that_are_no_completion_may_pass(body):
     assert read_reply(200, None, body) == Failure("transient", "a reply that is no chat completion")
 
 
@@ -420,22 +403,19 @@ def test_bodies_that_are_no_completion_may_pass(body: bytes) -> None:
         ((401, 403, 404, 402, 405, 301), "fatal"),
     ],
 )
-def test_statuses_are_told_apart(statuses: tuple[int, ...], kind: str) -> None:
+def test_statuses_are_told_apart(statuses, kind):
     for status in statuses:
         outcome = read_reply(status, None, b'{"error": {"message": "no"}}')
         assert isinstance(outcome, Failure)
         assert (status, outcome.kind) == (status, kind)
 
 
-def test_an_unknown_model_is_fatal_whatever_the_status() -> None:
+def test_complaints_are_one_short_line_and_unknown_models_fatal():
     body = b'{"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}'
     assert read_reply(400, None, body) == Failure(
         "fatal", "it does not know the model or the address (HTTP 400): The model `x` does not exist (model_not_found)"
     )
     assert read_reply(404, None, b"not here").kind == "fatal"
-
-
-def test_complaints_are_one_short_line() -> None:
     refused = read_reply(413, None, b'{"error": "too\\nlong ' + b"x" * 1000 + b'"}')
     assert isinstance(refused, Failure)
     assert refused.reason.startswith("HTTP 413: too long xxx")
@@ -445,13 +425,9 @@ def test_complaints_are_one_short_line() -> None:
 @pytest.mark.parametrize(
     ("value", "wait"), [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", None), (None, None)]
 )
-def test_retry_after_in_seconds(value: str | None, wait: float | None) -> None:
+def test_retry_after_in_seconds(value, wait):
     assert read_reply(429, value, b"") == Failure("transient", "HTTP 429", wait)
-
-
-def test_retry_after_as_a_date() -> None:
-    date = email.utils.formatdate(time.time() + 100, usegmt=True)
-    found = read_reply(503, date, b"")
+    found = read_reply(503, email.utils.formatdate(time.time() + 3000, usegmt=True), b"")  # a date
     assert isinstance(found, Failure)
     assert found.wait_s is not None
-    assert 60 < found.wait_s <= 100
+    assert 0 < found.wait_s <= 3000

@@ -1,7 +1,5 @@
 """kill -9 of a process that makes calls: what was stored is never asked again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -32,7 +30,7 @@ shared.close()
 """
 
 
-def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path: Path) -> None:
+def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path):
     rng = random.Random(5)
     path = tmp_path / "calls.sqlite"
     lives: list[list[str]] = [[]]
@@ -75,7 +73,7 @@ def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path: Path) -
     )
 
 
-def test_several_processes_pay_once(tmp_path: Path) -> None:
+def test_several_processes_pay_once(tmp_path):
     stub = Stub(lambda body, before: hashlib.sha256(text_of(body).encode()).hexdigest())
     with serve(stub) as url:
         words = [sys.executable, "-c", WORK, url, str(tmp_path / "calls.sqlite"), "60", "4"]

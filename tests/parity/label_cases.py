@@ -24,12 +24,7 @@ PROBABILITY = 1e-6  # recorded with six digits
 
 
 def run_labels(folder: Path, report: Report) -> None:
-    """Run all label cases of a folder.
-
-    Args:
-        folder: holds the files named in `FILES`.
-        report: takes the results.
-    """
+    """Run all label cases of a folder."""
     if (folder / "stage1_labels.json").exists():
         _stage1(folder, report)
     if (folder / "box_to_pixels.json").exists():
@@ -71,7 +66,7 @@ def _stage1_run(
         blur_cells=given["pseudo_blur_kernel_size"],
     )
     padded = tuple(triple["image_size_wh"]) if run["mask_known_bg"] else None
-    ours = region_labels(sink, grounding, settings, padded_from_px=padded)  # type: ignore[arg-type]
+    ours = region_labels(sink, grounding, settings, padded_from_px=padded)
     case.equal("labels", ours.labels, labels)
     case.equal("dtype", str(ours.labels.dtype), str(labels.dtype))
     x0, y0, x1, y1 = ours.box
@@ -117,11 +112,11 @@ def _outcomes(case: Case, trajectory: ResolutionSweep, name: str, recorded: list
     """Equal distributions; where the release raises, ours must leave the sample out instead of labelling it."""
     import random
 
-    ours = label_outcomes(trajectory, STRATEGIES[name])  # type: ignore[arg-type]
+    ours = label_outcomes(trajectory, STRATEGIES[name])
     case.close("sum of probabilities", sum(ours.values()), 1.0, 1e-12)
     rng = random.Random(0)
     possible = set(ours)
-    draws = {draw_label(trajectory, rng, STRATEGIES[name]) for _ in range(20)}  # type: ignore[arg-type]
+    draws = {draw_label(trajectory, rng, STRATEGIES[name]) for _ in range(20)}
     case.require("draws are possible outcomes", draws <= possible, f"{draws - possible}")
     if any("error" in outcome for outcome in recorded):
         left_out = possible == {(-100, trajectory.tokens[0])}

@@ -55,13 +55,7 @@ GROUPS = BoxRule(components="groups", min_cells=2, max_cells=225, widen_cells=3,
 
 
 def run_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> None:
-    """A case of one question.
-
-    Args:
-        case: takes the errors.
-        folder: the model.
-        entry: its record in cases.json.
-    """
+    """A case of one question."""
     engine = _engine(folder, entry)
     saved = Tensors(folder.tensors(f"cases/{entry['id']}.safetensors"))
     request = _request(engine, folder, entry, saved["two_stage_ids"].shape[1])
@@ -327,12 +321,7 @@ def folder_picture() -> Any:
 
 
 def run_labels(folder: Path, report: Report) -> None:
-    """Label maps, map rows and box rows of a folder.
-
-    Args:
-        folder: holds the files named in `LABEL_FILES`.
-        report: takes the results.
-    """
+    """Label maps, map rows and box rows of a folder."""
     if (folder / "llava_stage1_labels.json").exists():
         _stage1_labels(folder, report)
     if (folder / "llava_map_to_boxes.json").exists():
@@ -395,15 +384,7 @@ def _map_rows(folder: Path, report: Report) -> None:
 
 
 def run_attention(folder: Path, report: Report) -> set[Path]:
-    """Labels from a tiny model's attention.
-
-    Args:
-        folder: holds `ATTENTION_FILES`, the model and its pictures.
-        report: takes the results.
-
-    Returns:
-        The files that are known for what they are.
-    """
+    """Labels from a tiny model's attention."""
     model = ModelFolder(folder)
     engine = model.engine("model/config.json")
     saved = Tensors(model.tensors("llava_attention.safetensors"))

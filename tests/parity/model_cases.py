@@ -58,13 +58,7 @@ class Answered:
 
 
 def run_single_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> None:
-    """A case of one question.
-
-    Args:
-        case: takes the errors.
-        folder: the model.
-        entry: its record in cases.json.
-    """
+    """A case of one question."""
     engine = folder.engine(entry["config"])
     saved = Tensors(folder.tensors(f"cases/{entry['id']}.safetensors"))
     steps = saved["two_stage_ids"].shape[1]
@@ -95,11 +89,6 @@ def run_batch_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> No
     The release's gate zooms all samples or none and one sample's sink mask serves all; ours decide alone. So the run
     as we do it is compared with single runs and, by what each gate says, with the recorded zoomed or direct answer;
     the recorded zoom itself is compared with every sample's recorded box put in.
-
-    Args:
-        case: takes the errors.
-        folder: the model.
-        entry: its record in cases.json.
     """
     engine = folder.engine(entry["config"])
     saved = Tensors(folder.tensors(f"cases/{entry['id']}.safetensors"))
@@ -231,7 +220,7 @@ def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: 
 
 
 def _pixels(engine: Engine, image: Any) -> np.ndarray:
-    return engine.backbone.pixels(image, None)[0].double().numpy()  # type: ignore[attr-defined]
+    return engine.backbone.pixels(image, None)[0].double().numpy()
 
 
 def kept_pixels(path: Path) -> np.ndarray:
@@ -290,7 +279,7 @@ def _with_box(
     case.equal("roi_box_grid", tuple(drawn[0].cells), cells)
     case.equal("roi_box_pixel", tuple(drawn[0].box), pixels)
     gate = dataclasses.replace(item.gate, zoomed=True)
-    return dataclasses.replace(item, gate=gate, boxes=(MapBox(0, cells, pixels, drawn[0].score),))  # type: ignore[arg-type]
+    return dataclasses.replace(item, gate=gate, boxes=(MapBox(0, cells, pixels, drawn[0].score),))
 
 
 def _boxes(case: Case, engine: Engine, entry: dict[str, Any], item: CoarseResult) -> None:

@@ -18,11 +18,7 @@ from tests.parity.report import Report
 
 
 class ModelFolder:
-    """Reads a folder and loads its checkpoint, once per config.
-
-    Args:
-        root: holds `model/`, `processor/`, `images/` and the cases.
-    """
+    """Reads a folder and loads its checkpoint, once per config."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -62,15 +58,7 @@ class ModelFolder:
 
 
 def run_model_folder(root: Path, report: Report) -> set[Path]:
-    """Run every case and training case of a model folder.
-
-    Args:
-        root: the folder.
-        report: takes the results.
-
-    Returns:
-        The files that are known for what they are.
-    """
+    """Run every case and training case of a model folder."""
     from tests.parity import llava_cases
     from tests.parity.model_cases import run_batch_case, run_single_case
     from tests.parity.training_cases import run_training_case

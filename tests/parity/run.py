@@ -13,9 +13,6 @@ def run_all(root: Path) -> Report:
 
     Folders with `cases.json` and `model/` hold model and training cases; folders with one of the label files hold
     label cases. Any other JSON or safetensors file is a failure, so that no case is passed over in silence.
-
-    Args:
-        root: such a folder, or a folder of them.
     """
     report = Report()
     claimed: set[Path] = set()

@@ -13,7 +13,7 @@ from qzoom.types import GateDecision, HeatMap, Region
 from .conftest import GREEN, MAGENTA, count_colour, make_answer
 
 
-def test_page_and_enlarged_region_are_drawn(answer):
+def test_page_region_and_coarse_text_are_drawn(answer):
     figure = plot_answer(answer)
     assert figure.mode == "RGB"
     assert figure.width == FIGURE_WIDTH_PX
@@ -22,21 +22,12 @@ def test_page_and_enlarged_region_are_drawn(answer):
     box_on_page = 200 * 60 * (1240 / 1200) ** 2
     assert count_colour(figure, MAGENTA) > 10 * box_on_page
     assert count_colour(figure, ACCENTS[0]) > 1000
-
-
-def test_an_answer_that_did_not_zoom_has_no_crop():
     figure = plot_answer(make_answer(zoomed=False))
     assert count_colour(figure, ACCENTS[0], 0) == 0
     assert count_colour(figure, MAGENTA) < 2 * 200 * 60
-
-
-def test_heat_map_tints_the_page(answer):
     plain = dataclasses.replace(answer, heat_maps=())
     flat = dataclasses.replace(answer, heat_maps=(HeatMap(np.ones((12, 6), np.float32)),))
     assert count_colour(plot_answer(flat), GREEN) < 0.1 * count_colour(plot_answer(plain), GREEN)
-
-
-def test_coarse_text_stands_beside(answer):
     assert plot_answer(answer, coarse_text="83.90").tobytes() != plot_answer(answer).tobytes()
     assert plot_answer(answer, coarse_text="83.90").size == plot_answer(answer).size
 
@@ -51,15 +42,12 @@ def test_every_shape(size, zoomed):
     assert count_colour(figure, GREEN, 40) > 0
 
 
-def test_several_regions_have_their_colours(answer):
+def test_regions_and_pictures_have_their_colours(answer):
     boxes = [(10 + 90 * i, 100, 80 + 90 * i, 160) for i in range(6)]
     many = dataclasses.replace(answer, regions=tuple(Region(b, 0.5, 0, (64, 64), 4) for b in boxes))
     figure = plot_answer(many)
     for colour in ACCENTS:
         assert count_colour(figure, colour, 2) > 500
-
-
-def test_several_pictures():
     other = Image.new("RGB", (500, 500), (0, 0, 250))
     first = make_answer()
     both = dataclasses.replace(
@@ -82,19 +70,13 @@ def test_any_text(text):
     assert figure.height < 2400
 
 
-def test_no_map_no_times_no_scores():
+def test_what_is_missing_is_left_out(answer):
     bare = make_answer(heat_maps=(), timing_ms={}, gate=GateDecision(None, None, True), image_sizes_px=())
     assert plot_answer(bare).width == FIGURE_WIDTH_PX
-
-
-def test_cost_at_full_resolution_is_drawn_when_a_token_is_known():
     unzoomed = make_answer(zoomed=False)
     assert plot_answer(unzoomed, token_px=32).tobytes() != plot_answer(unzoomed).tobytes()
     zoomed = make_answer()  # 320 x 96 px in 30 tokens: 32 px a side
     assert plot_answer(zoomed, token_px=32).tobytes() == plot_answer(zoomed).tobytes()
-
-
-def test_pictures_that_are_not_there(answer):
     for index in (1, -1):
         with pytest.raises(DataError, match=f"picture {index}"):
             plot_answer(answer, image=index)

@@ -42,18 +42,19 @@ def test_the_peak_is_tinted_and_the_rest_is_not(colour):
     assert red > blue
 
 
-def test_rows_are_height_and_columns_width():
+def test_maps_of_any_size_and_value_look_the_same():
     page = Image.new("RGB", (300, 100), (255, 255, 255))
     out = np.asarray(heat_overlay(page, peak_map(5, 15, (1, 12))), np.int16)
     y, x = np.unravel_index((255 * 3 - out.sum(axis=2)).argmax(), out.shape[:2])
     assert 240 <= x < 260
     assert 20 <= y < 40
-
-
-def test_low_and_high_maps_look_the_same():
     page = Image.new("RGB", (100, 100), (255, 255, 255))
     low, high = (heat_overlay(page, peak_map(value=v)) for v in (0.1, 1.0))
     assert np.abs(np.asarray(low, np.int16) - np.asarray(high, np.int16)).max() <= 1
+    values = peak_map()
+    values[0, 0], values[9, 9] = np.nan, -np.inf
+    page = Image.new("RGB", (100, 100), (255, 255, 255))
+    assert (np.asarray(heat_overlay(page, values))[0, 0] == 255).all()
 
 
 def test_print_keeps_its_contrast_under_the_heat():
@@ -63,14 +64,7 @@ def test_print_keeps_its_contrast_under_the_heat():
     assert out[90, 110] - out[110, 110] > 100
 
 
-def test_broken_values_do_not_matter():
-    values = peak_map()
-    values[0, 0], values[9, 9] = np.nan, -np.inf
-    page = Image.new("RGB", (100, 100), (255, 255, 255))
-    assert (np.asarray(heat_overlay(page, values))[0, 0] == 255).all()
-
-
-def test_boxes_are_outlined_around_their_pixels():
+def test_boxes_are_outlined_coloured_and_numbered():
     page = Image.new("RGB", (200, 300), (0, 0, 0))
     out, shown = draw_boxes(page, [(100, 300, 200, 400)], (400, 600), numbered=False)
     assert shown == [(50, 150, 100, 200)]
@@ -80,9 +74,6 @@ def test_boxes_are_outlined_around_their_pixels():
     assert tuple(pixels[147, 75]) == ACCENTS[0]
     assert (pixels[:140] == 0).all()
     assert (np.asarray(page) == 0).all()
-
-
-def test_several_boxes_have_colours_and_numbers():
     page = Image.new("RGB", (400, 400))
     boxes = [(50, 50, 150, 150), (200, 50, 300, 150), (50, 250, 150, 350)]
     plain, _ = draw_boxes(page, boxes, (400, 400), numbered=False)
@@ -102,13 +93,10 @@ def test_tiny_and_full_boxes_stay_on_the_page(box):
     assert max(x1, y1) <= 100
 
 
-def test_boxes_on_a_page_thinner_than_an_outline():
+def test_outlines_fit_thin_pages():
     out, [box] = draw_boxes(Image.new("RGB", (300, 2)), [(0, 0, 10, 10)], (30_000, 200), numbered=True)
     assert out.size == (300, 2)
     assert box[3] <= 2
-
-
-def test_rounded_corners_and_border():
     out = rounded(Image.new("RGB", (60, 40), (1, 2, 3)), 12, (200, 0, 0), 4)
     assert out.mode == "RGBA"
     assert out.getpixel((0, 0))[3] == 0

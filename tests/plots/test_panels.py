@@ -22,15 +22,12 @@ def blocks(*sizes):
     return [Image.new("RGBA", size, (1, 2, 3, 255)) for size in sizes]
 
 
-def test_stack_and_beside():
+def test_stacks_and_labels():
     below = stack(blocks((10, 20), (30, 5)), 7)
     assert below.size == (30, 32)
     assert below.getpixel((20, 28)) == (1, 2, 3, 255)
     assert below.getpixel((20, 10))[3] == 0
     assert beside(blocks((10, 20), (30, 5)), 7).size == (47, 20)
-
-
-def test_label_is_as_wide_as_asked():
     assert label("x" * 500, WIDTH).width == WIDTH
 
 
@@ -56,31 +53,22 @@ def test_threshold_mark_stands_at_the_threshold(threshold):
     assert tall.min() == pytest.approx(threshold * (WIDTH - 4), abs=2)
 
 
-def test_gate_that_was_not_asked_and_notes():
+def test_gate_tokens_and_times():
     silent = gate_panel(GateDecision(None, None, True), WIDTH)
     noted = gate_panel(GateDecision(None, None, False, note="The map was empty."), WIDTH)
     assert silent.width == WIDTH
     assert noted.height > silent.height
     assert longest_run(silent, TRACK) == 0
-
-
-def test_token_bar_shares():
     panel = tokens_panel(Usage(coarse_tokens=200, region_tokens=100), 1000, WIDTH)
     assert longest_run(panel, COARSE) == pytest.approx(0.2 * WIDTH, abs=16)
     assert longest_run(panel, ACCENTS[0]) == pytest.approx(0.1 * WIDTH, abs=4)
     assert longest_run(panel, TRACK) == pytest.approx(0.7 * WIDTH, abs=20)
-
-
-def test_token_bar_without_full_resolution_is_full():
     panel = tokens_panel(Usage(coarse_tokens=300, region_tokens=100), None, WIDTH)
     assert longest_run(panel, COARSE) == pytest.approx(0.75 * WIDTH, abs=16)
     assert longest_run(panel, TRACK) == 0
     cheap = tokens_panel(Usage(coarse_tokens=300, region_tokens=100), 50, WIDTH)
     assert longest_run(cheap, COARSE) == pytest.approx(0.75 * WIDTH, abs=16)
     assert tokens_panel(Usage(), None, WIDTH).width == WIDTH
-
-
-def test_time_panel_needs_no_total():
     with_total = time_panel({"vision": 5.0, "total": 1234.0}, WIDTH)
     without = time_panel({"vision": 5.0, "decode": 1229.0}, WIDTH)
     assert with_total.width == without.width == WIDTH
@@ -88,7 +76,7 @@ def test_time_panel_needs_no_total():
     assert with_total.crop((600, 0, WIDTH, head)).tobytes() == without.crop((600, 0, WIDTH, head)).tobytes()
 
 
-def test_crop_panel_enlarges_within_its_room():
+def test_crops_and_answers_keep_their_room():
     crop = Image.new("RGB", (100, 20), MAGENTA)
     panel, place = crop_panel(crop, "Region", WIDTH, 400, ACCENTS[1])
     assert place == (0, 0, 800, 160)
@@ -98,9 +86,6 @@ def test_crop_panel_enlarges_within_its_room():
     tall, place = crop_panel(Image.new("RGB", (20, 900), MAGENTA), "Region", WIDTH, 400, ACCENTS[1])
     assert tall.height <= 400
     assert place[2] < 20
-
-
-def test_answer_panel_holds_long_and_empty_texts():
     short, long = (answer_panel("Answer", t, WIDTH, COARSE) for t in ("33.90", "many words " * 300))
     assert short.width == long.width == WIDTH
     assert short.height < long.height < 400

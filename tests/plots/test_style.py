@@ -8,13 +8,10 @@ def luminance(colour):
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
-def test_fonts_come_with_matplotlib():
+def test_fonts_and_readable_texts():
     assert (font_folder() / "DejaVuSans.ttf").is_file()
     assert font(20).getname() == ("DejaVu Sans", "Book")
     assert font(20, "bold").getname() == ("DejaVu Sans", "Bold")
     assert font(40).getlength("abc") > 1.8 * font(20).getlength("abc")
-
-
-def test_texts_are_readable_on_the_paper():
     for colour, least in ((INK, 12), (MUTED, 4.5), (COARSE, 4.5), (ACCENTS[0], 3)):
         assert (luminance(PAPER) + 0.05) / (luminance(colour) + 0.05) >= least

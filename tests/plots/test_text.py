@@ -14,16 +14,17 @@ def ink(text, **options):
     return (int(columns[0]), int(columns[-1])) if len(columns) else None
 
 
-def test_clean():
+def test_texts_are_clean_lines():
     assert clean("  a\tb\x00c\r\nd\u2028e\xa0f ") == "a b c \nd e f"
     assert clean("\ud800x") == "\ufffdx"
     assert clean("a\u202eb\u200dc") == "ab\u200dc"
     assert clean("x" * 5000) == "x" * 4000 + "…"
-
-
-def test_short_text_is_one_line():
     assert wrap("What is the total?", 1000, 30) == ["What is the total?"]
     assert wrap("", 100, 30) == [""]
+    assert wrap("one\ntwo\n\nthree", 500, 30, max_lines=5) == ["one", "two", "three"]
+    text = r"$\frac{1}{2}$ <b> _x_ & %"
+    assert wrap(text, 2000, 30) == [text]
+    assert text_width("$x$", 30) == pytest.approx(2 * text_width("$", 30) + text_width("x", 30), abs=1)
 
 
 def test_lines_fit_and_keep_every_word():
@@ -32,29 +33,13 @@ def test_lines_fit_and_keep_every_word():
     assert len(lines) > 2
     assert all(text_width(line, 30) <= 300 for line in lines)
     assert " ".join(lines) == text
-
-
-def test_what_does_not_fit_ends_in_an_ellipsis():
     lines = wrap("word " * 500, 300, 30, max_lines=3)
     assert len(lines) == 3
     assert lines[-1].endswith("…")
     assert all(text_width(line, 30) <= 300 for line in lines)
-
-
-def test_long_words_are_broken():
     lines = wrap("x" * 200, 300, 30, max_lines=50)
     assert "".join(lines) == "x" * 200
     assert all(text_width(line, 30) <= 300 for line in lines)
-
-
-def test_line_breaks_of_the_text_stay():
-    assert wrap("one\ntwo\n\nthree", 500, 30, max_lines=5) == ["one", "two", "three"]
-
-
-def test_dollars_and_markup_are_plain_characters():
-    text = r"$\frac{1}{2}$ <b> _x_ & %"
-    assert wrap(text, 2000, 30) == [text]
-    assert text_width("$x$", 30) == pytest.approx(2 * text_width("$", 30) + text_width("x", 30), abs=1)
 
 
 def test_anchors():
@@ -76,12 +61,9 @@ def test_any_unicode_is_drawn(text):
     assert paragraph(text * 40, 300, 30, max_lines=2).size[0] == 300
 
 
-def test_every_plane_can_be_measured():
+def test_planes_and_paragraphs_can_be_measured():
     for start in range(0, sys.maxunicode, 0x1357):
         assert text_width(clean(chr(start) + "a"), 20) > 0
-
-
-def test_paragraph_size_and_place():
     one, two = paragraph("a", 400, 30), paragraph("a\nb", 400, 30)
     assert one.size[0] == two.size[0] == 400
     assert two.size[1] > one.size[1] + 30

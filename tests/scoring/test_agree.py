@@ -1,7 +1,3 @@
-"""The three rules for short answers: agreement, exact, containment."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.scoring.agree import answers_match, decide_exact, lowered, mentions, normal, normalise_answer, same
@@ -26,13 +22,10 @@ def test_rules_join_part_and_leave_open(verdict):
         assert same(second, first) is verdict
 
 
-def test_what_is_only_signs_stays_itself() -> None:
+def test_signs_and_whole_words():
     assert normal("+") == "+"
     assert normal(" ** ") == ""
     assert normal("N/A") == "na"
-
-
-def test_an_answer_is_found_as_whole_words_only() -> None:
     assert mentions("Is the Red  bus left?", "red bus")
     assert not mentions("How many buses are hired?", "red")
     assert not mentions("anything", "")
@@ -59,16 +52,10 @@ def test_normalise(before, after):
     assert normalise_answer(before) == after
 
 
-def test_white_space_freed_by_punctuation_stays():
+def test_lowered_and_contained_answers():
     assert normalise_answer("! yes") == " yes"
-
-
-def test_lowered_keeps_punctuation():
     assert lowered(" No. 5 ") == "no. 5"
     assert lowered(True) == "true"
-
-
-def test_match_is_containment_either_way():
     assert answers_match("12", "12 eur")
     assert answers_match("12 eur", "12")
     assert answers_match("", "anything")

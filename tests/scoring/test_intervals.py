@@ -1,5 +1,3 @@
-"""Intervals by drawing pictures."""
-
 import numpy as np
 
 from qzoom.scoring.intervals import bootstrap, interval_of
@@ -13,8 +11,5 @@ def test_draws_are_shared_and_weighted_by_questions():
     # two pictures drawn twice: both a, both b, or one each, which has two right answers of three
     assert {round(float(value), 6) for value in drawn[0]} == {0.0, round(2 / 3, 6), 1.0}
     assert (bootstrap(scores, ["a", "a", "b"], seed=3, draws=500) == drawn).all()
-
-
-def test_middle_95_percent():
     low, high = interval_of(np.arange(1001) / 1000)
     assert (round(low, 6), round(high, 6)) == (0.025, 0.975)

@@ -1,5 +1,3 @@
-"""Which option an answer names, by hand; the harness variants keep lmms-eval's slips."""
-
 import pytest
 
 from qzoom.scoring.letters import chosen_letter, chosen_letter_hrbench, chosen_letter_mme, chosen_letter_vstar

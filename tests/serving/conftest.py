@@ -1,23 +1,22 @@
 """The embedded model and a server that several tests share."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Iterator
 
+import httpx
 import pytest
+from openai import OpenAI
 
 from qzoom import QZoom
-from tests.serving.running import Site, running
+from tests.serving.running import running
 
 
 @pytest.fixture(scope="session")
-def model() -> QZoom:
+def model():
     return QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
 
 
 @pytest.fixture(scope="session")
-def endless() -> QZoom:
+def endless():
     """The same model with an end token that it never says: every answer has as many tokens as were allowed."""
     found = QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
     backbone = found.engine.backbone
@@ -27,7 +26,19 @@ def endless() -> QZoom:
 
 
 @pytest.fixture(scope="package")
-def site(model: QZoom) -> Iterator[Site]:
+def site(model):
     """A server without keys and with the default limits."""
     with running(model) as found:
+        yield found
+
+
+@pytest.fixture
+def client(site):
+    with OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture
+def http(site):
+    with httpx.Client(base_url=site.url, timeout=120) as found:
         yield found

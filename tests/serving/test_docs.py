@@ -1,5 +1,3 @@
-"""The serving guide's snippets, run as they stand against a real server."""
-
 import json
 import os
 import re
@@ -11,8 +9,6 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
-from tests.serving.running import Site
-
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -22,7 +18,7 @@ def snippets(language: str) -> list[str]:
 
 
 @pytest.fixture
-def run(site: Site, tmp_path: Path):
+def run(site, tmp_path):
     shutil.copy(ROOT / "examples" / "receipt.jpg", tmp_path)
 
     def runner(text: str, name: str, *command: str) -> str:
@@ -39,12 +35,12 @@ def run(site: Site, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def answers(model) -> dict[str, str]:
+def answers(model):
     picture = ROOT / "examples" / "receipt.jpg"
     return {zoom: model.ask(picture, "What is the date?", zoom=zoom).text for zoom in ("auto", "always")}
 
 
-def test_curl(run, answers: dict[str, str]) -> None:
+def test_curl(run, answers):
     if shutil.which("curl") is None or shutil.which("base64") is None:
         pytest.skip("curl or base64 is missing")
     (text,) = (text for text in snippets("sh") if "curl" in text)
@@ -52,7 +48,7 @@ def test_curl(run, answers: dict[str, str]) -> None:
     assert said["choices"][0]["message"]["content"] == answers["auto"]
 
 
-def test_python(run, answers: dict[str, str]) -> None:
+def test_python(run, answers):
     whole, streamed, _ = snippets("python")
     lines = run(whole, "whole.py", sys.executable).splitlines()
     assert lines[0] == answers["auto"]
@@ -62,21 +58,21 @@ def test_python(run, answers: dict[str, str]) -> None:
     assert text == answers["always"]
 
 
-def test_python_by_schema(run) -> None:
+def test_python_by_schema(run):
     pytest.importorskip("llguidance")
     assert re.fullmatch(
         r"date='\d\d/\d\d/\d{4}' kind='(receipt|letter)'", run(snippets("python")[2], "parsed.py", sys.executable)
     )
 
 
-def test_javascript(run, answers: dict[str, str]) -> None:
+def test_javascript(run, answers):
     if shutil.which("node") is None:
         pytest.skip("Node is missing")
     (text,) = snippets("js")
     assert run(text, "ask.mjs", "node") == answers["always"]
 
 
-def test_the_routes_that_are_named_exist(site: Site) -> None:
+def test_the_routes_that_are_named_exist(site):
     named = set(re.findall(r"`(?:POST )?(/[a-z0-9/._]+)`", GUIDE))
     assert len(named) >= 7
-    assert named <= {route.path for route in site.server.config.app.routes if isinstance(route, Route)}  # type: ignore[union-attr]
+    assert named <= {route.path for route in site.server.config.app.routes if isinstance(route, Route)}

@@ -1,5 +1,3 @@
-"""Exceptions become refusals in OpenAI's shape."""
-
 import pytest
 
 from qzoom import errors

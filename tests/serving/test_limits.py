@@ -1,5 +1,3 @@
-"""What a request may cost is counted before anything is decoded."""
-
 import base64
 import dataclasses
 import io
@@ -87,6 +85,7 @@ def test_sizes_are_told_from_the_length_of_the_base64_and_nothing_is_decoded():
     broken = "data:image/png;base64," + "!" * 3000
     assert read_payload(body_of([picture(broken)]), LIMITS)["messages"]
     assert refusal(read_payload, body_of([picture(broken + "!" * 3000)])).code == "image_too_large"
+    assert read_payload(body_of("{[,:" * 25), LIMITS)["messages"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 2998, 2999, 3000])
@@ -108,54 +107,37 @@ def test_many_parts_are_refused_before_they_are_parsed():
         assert refusal(read_payload, body + bytes(100_000)).code == "body_too_large"
 
 
-def test_a_text_of_nothing_but_marks_is_not_taken_for_structure():
-    assert read_payload(body_of("{[,:" * 25), LIMITS)["messages"]
+WHOLE = b'{"messages": [{"content": "a"}]}'
+NOT_JSON = {
+    "cut": [b"{", b"}", WHOLE[:-1], WHOLE[1:], WHOLE + b"x", WHOLE * 2, WHOLE.decode().encode("utf-16")[:-1]],
+    "other values": [b"", b"[]", b"null", b"true", b"5", b'"text"', b"\x00", b"{'a': 1}", b'{"a": 1,}', b'{"a": "\n"}'],
+    "other formats": [b"a=b&c=d", b"<xml/>", b"--x\r\nContent-Disposition: form-data\r\n\r\nx"],
+    "no UTF-8": [b"\xff\xfe{}", b"\xff\xfe\x00", b"\xef\xbb\xbf{", b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}'],
+    "half characters": [b'{"a": "\\ud800"}', b'{"a": "\\udc00\\ud800"}', b'{"\\ud83d": 1}'],
+    "deep": [opening * 300 + b"1" + closing * 300 for opening, closing in ((b'{"a":', b"}"), (b"[", b"]"))],
+    "long numbers": [b'{"a": ' + b"9" * 5000 + b"}"],
+}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"\xff\xfe{}",
-        b"\xef\xbb\xbf{",
-        b"{",
-        b"{}x",
-        b"{'a': 1}",
-        b'{"a": 1,}',
-        b'{"a": NaN}',
-        b'{"a": Infinity}',
-        b'{"a": -Infinity}',
-        b'{"a": "\\ud800"}',
-        b'{"a": "\\udc00\\ud800"}',
-        b'{"\\ud83d": 1}',
-        b'{"a": "\xed\xa0\x80"}',
-        b'{"a": "\n"}',
-        b'{"a": ' + b"9" * 5000 + b"}",
-        b'{"a": 01}',
-        b"[" * 500 + b"]" * 500,
-        b"[]",
-        b"null",
-        b'"text"',
-        b"5",
-    ],
-)
-def test_what_is_not_a_json_object(body):
-    error = refusal(read_payload, body)
-    assert (error.status, error.code, error.param) == (400, "invalid_json", None)
+@pytest.mark.parametrize("kind", NOT_JSON)
+def test_what_is_not_a_json_object(kind):
+    for body in NOT_JSON[kind]:
+        error = refusal(read_payload, body)
+        assert (error.status, error.code, error.param) == (400, "invalid_json", None), body
+        assert kind != "deep" or "recursion limit" in str(error)
+    numbers = "NaN Infinity -Infinity nan 1e 01 .5 +1 0x1 0x10 1_0 1_000 --1 1."
+    for value in numbers.split():
+        assert "at line 1 column" in str(refusal(read_payload, f'{{"a": {value}}}'.encode())), value
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        {"messages": None},
-        {"messages": {"content": "x" * 1000}},
-        {"messages": "x"},
-        {"messages": [None, 5, "x"]},
-        {"messages": [{"content": None}, {"content": {}}, {}]},
-        {"messages": [{"content": [None, 5, [], "x"]}]},
+        {"messages": None}, {"messages": {"content": "x" * 1000}}, {"messages": "x"}, {"messages": [None, 5, "x"]},
+        {"messages": [{"content": None}, {"content": {}}, {}]}, {"messages": [{"content": [None, 5, [], "x"]}]},
         {"messages": [{"content": [{"type": "text", "text": 5}, {"type": "image_url", "image_url": {"url": 5}}]}]},
     ],
-)
+)  # fmt: skip
 def test_other_shapes_are_left_to_the_protocol(payload):
     assert read_payload(json.dumps(payload).encode(), LIMITS) == payload
 
@@ -178,31 +160,21 @@ def png(width, height):
     return out.getvalue()
 
 
-def test_pixels_are_counted_on_the_headers():
+def test_pixels_and_bytes_are_counted_on_the_headers():
     check_pictures([], LIMITS)
     check_pictures([png(30, 30), png(30, 20)], LIMITS)
     error = refusal(check_pictures, [png(30, 30), png(30, 21)])
     assert (error.status, error.code) == (413, "too_many_pixels")
     with pytest.raises(ImageError, match=r"picture 2: its 60000 x 60000 px"):
         check_pictures([png(10, 10), png_of(60_000, 60_000)], LIMITS)
-
-
-def test_fetched_pictures_are_counted_too():
     error = refusal(check_pictures, [bytes(2500), bytes(1501)])
     assert (error.status, error.code) == (413, "images_too_large")
-
-
-def test_what_is_no_picture_is_refused_by_its_first_bytes():
     for data in (b"", b"GIF89a", b"not a picture", b"%!PS-Adobe", b"<svg/>"):
         with pytest.raises(ImageError, match="picture 1"):
             check_pictures([data], LIMITS)
 
 
-def test_the_decoder_gets_the_same_limits():
-    assert LIMITS.image_limits() == ImageLimits(1000, 3000, max_pages=32, max_seconds=20)
-
-
-def test_every_limit_is_validated():
+def test_every_limit_is_validated_and_defaults_fit():
     for field in dataclasses.fields(ServerLimits):
         for value in (0, -1, True, "5", None, float("nan"), float("inf")):
             with pytest.raises(ConfigError, match=field.name):
@@ -210,11 +182,9 @@ def test_every_limit_is_validated():
     with pytest.raises(ConfigError, match="pictures"):
         ServerLimits(pictures=1.5)
     assert ServerLimits(header_timeout_s=0.5).header_timeout_s == 0.5
-
-
-def test_defaults_fit_together():
     limits = ServerLimits()
     assert limits.body_bytes * 3 / 4 >= limits.picture_bytes
     assert limits.total_picture_bytes >= limits.picture_bytes
     assert limits.total_pixels >= limits.picture_pixels
     assert limits.parts >= limits.pictures
+    assert LIMITS.image_limits() == ImageLimits(1000, 3000, max_pages=32, max_seconds=20)

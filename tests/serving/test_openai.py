@@ -1,12 +1,10 @@
-"""What vLLM's and OpenAI's users expect: log probabilities, several answers, JSON by schema, penalties, ids, paths."""
-
 import json
 import socket
 from contextlib import ExitStack
 
 import httpx
 import pytest
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError
 
 from qzoom.errors import ConfigError
 from qzoom.serving.engines.base import ServingEngine
@@ -28,18 +26,6 @@ SCHEMA = {
 }
 
 FORM = {"type": "json_object"}
-
-
-@pytest.fixture
-def client(site):
-    with OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture
-def http(site):
-    with httpx.Client(base_url=site.url, timeout=120) as found:
-        yield found
 
 
 def test_log_probabilities_whole_and_streamed_are_the_librarys(client, model):

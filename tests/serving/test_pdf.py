@@ -1,7 +1,3 @@
-"""PDFs over HTTP: OpenAI's file part and data URLs, chosen pages, limits, and the pages as pictures."""
-
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any
@@ -11,7 +7,6 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from qzoom import QZoom
 from qzoom.images.limits import ImageLimits
 from qzoom.images.load import load_pictures
 from qzoom.serving.settings import ServerLimits
@@ -42,7 +37,7 @@ def refusal(site: Site, *parts: Any, **more: Any) -> tuple[int, str, str | None]
     return reply.status_code, error["message"], error["param"]
 
 
-def test_answers_equal_the_librarys_own(site: Site, model: QZoom) -> None:
+def test_answers_equal_the_librarys_own(site, model):
     own = model.ask(DOCUMENT, QUESTION, zoom="always", max_new_tokens=8)
     with OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as client:
         messages: Any = [user(file_part(DOCUMENT), QUESTION)]
@@ -60,16 +55,13 @@ def test_answers_equal_the_librarys_own(site: Site, model: QZoom) -> None:
     assert "text layers are not read" in message.qzoom["notes"][0]
 
 
-def test_other_ways_to_send_it(site: Site) -> None:
+def test_other_ways_to_send_it_and_chosen_pages(site):
     bare = {"type": "file", "file": {"file_data": base64.b64encode(DOCUMENT).decode()}}
     texts = {
         ask(site, part).json()["choices"][0]["message"]["content"]
         for part in (file_part(DOCUMENT), bare, image_part(url_of(DOCUMENT)), image_part(url_of(DOCUMENT)))
     }
     assert len(texts) == 1
-
-
-def test_chosen_pages_and_pictures_beside_them(site: Site) -> None:
     reply = ask(site, image_part(data_url(page(size=(64, 96)))), file_part(DOCUMENT), qzoom={"pages": "3,1"})
     assert reply.json()["choices"][0]["message"]["qzoom"]["image_sizes"] == [[64, 96], [320, 400], [320, 400]]
 
@@ -93,7 +85,7 @@ HUGE, LONG = pdf(["x"], size=(14400, 14400)), pdf(["x"] * 33)
         ([{"type": "file"}], {}, "it is missing", FIRST),
     ],
 )
-def test_refusals(site: Site, parts: list[Any], more: dict[str, Any], sentence: str, param: str | None) -> None:
+def test_refusals(site, parts, more, sentence, param):
     status, message, named = refusal(site, *parts, **more)
     assert status == 400
     assert sentence in message
@@ -102,7 +94,7 @@ def test_refusals(site: Site, parts: list[Any], more: dict[str, Any], sentence: 
         assert named.startswith(param)
 
 
-def test_pages_share_the_servers_pixels(model: QZoom) -> None:
+def test_pages_share_the_servers_pixels(model):
     with running(model, limits=ServerLimits(total_pixels=300_000, picture_pixels=200_000)) as small:
         reply = ask(small, file_part(pdf(["a", "b"], size=(150, 200))), file_part(pdf(["c"], size=(150, 200))))
         sizes = reply.json()["choices"][0]["message"]["qzoom"]["image_sizes"]
@@ -112,7 +104,7 @@ def test_pages_share_the_servers_pixels(model: QZoom) -> None:
         assert (status, "dots per inch only" in message) == (400, True)
 
 
-def test_the_pages_as_pictures(site: Site) -> None:
+def test_the_pages_as_pictures(site):
     body = {"model": "tiny", "file": {"file_data": url_of(DOCUMENT)}, "qzoom": {"pages": "2-3"}}
     reply = httpx.post(f"{site.url}/v1/pages", json=body, timeout=60).json()
     drawn = load_pictures(DOCUMENT, ImageLimits(), "2-3")

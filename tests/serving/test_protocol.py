@@ -1,6 +1,5 @@
-"""What may be sent, and what is said about the rest."""
-
 import codecs
+import copy
 import json
 
 import pytest
@@ -12,6 +11,9 @@ from qzoom.serving.settings import ServerLimits
 
 BASE = {"model": "tiny", "messages": [{"role": "user", "content": "What?"}]}
 TEXT = {"type": "text", "text": "What?"}
+IMAGE = {"type": "image_url", "image_url": {"url": "http://a"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+PART = "messages[0].content[0]"
 
 
 def of(role, *parts):
@@ -69,30 +71,14 @@ def test_what_openai_clients_send_is_taken(values):
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "no tools here"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a text or a list of parts"),
+        (of("user", {"type": "input_audio"}), PART, "audio and video are not read"),
+        (of("user", {"type": "image_url", "image_url": 5}), f"{PART}.image_url", "must be an object"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
-            "messages[0].content[0]",
-            "audio and video are not read",
-        ),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
-            "messages[0].content[0].image_url",
-            "must be an object",
-        ),
-        (
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "", "detail": "x"}}]}
-                ]
-            },
-            "messages[0].content[0].image_url.detail",
+            of("user", {"type": "image_url", "image_url": {"url": "", "detail": "x"}}),
+            f"{PART}.image_url.detail",
             "'low', 'auto', 'high' or 'original'",
         ),
-        (
-            of("system", {"type": "image_url"}),
-            "messages[0].content[0].type",
-            "'text'",
-        ),
+        (of("system", {"type": "image_url"}), f"{PART}.type", "'text'"),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
         ({"temperature": float("nan")}, "temperature", "finite"),
@@ -106,16 +92,27 @@ def test_what_openai_clients_send_is_taken(values):
         ({"qzoom": {"zoom": "maybe"}}, "qzoom.zoom", "'auto', 'never' or 'always'"),
         ({"qzoom": {"gate_threshold": 2}}, "qzoom.gate_threshold", "less than or equal to 1"),
         ({"model": None}, "model", "string"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "set it to 1"),
+        ({"min_p": 0.1}, "min_p", "set it to 0"),
+        ({"skip_special_tokens": False}, "skip_special_tokens", "no special tokens"),
+        ({"stop_token_ids": [5]}, "stop_token_ids", "give 'stop'"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking", "template"),
+        ({"guided_json": {}}, "guided_json", "'response_format' of type json_schema"),
+        ({"best_of": 3}, "best_of", "set 'n'"),
+        (of("user", TEXT) | {"top_k": -2}, "top_k", "greater than or equal to -1"),
+        ({"messages": [{"role": "user", "content": "a", "reasoning": "b"}]}, "messages[0].reasoning", "assistant"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL]}]}, "messages[0].tool_calls", "tools are not read"),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f"}}, *BASE["messages"]]},
+            "messages[0].function_call",
+            "calls of tools are not read",
+        ),
     ],
 )
 def test_a_refusal_names_the_field_and_what_to_do(values, param, part):
     error = refusal(values)
     assert error["param"] == param
     assert part in error["message"]
-
-
-IMAGE = {"type": "image_url", "image_url": {"url": "http://a"}}
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -169,36 +166,6 @@ def test_every_known_field_may_be_null(name):
     assert validate(ChatRequest, BASE | {name: None}).model == "tiny"
 
 
-@pytest.mark.parametrize(
-    ("values", "param", "part"),
-    [
-        ({"repetition_penalty": 1.1}, "repetition_penalty", "set it to 1"),
-        ({"min_p": 0.1}, "min_p", "set it to 0"),
-        ({"skip_special_tokens": False}, "skip_special_tokens", "no special tokens"),
-        ({"stop_token_ids": [5]}, "stop_token_ids", "give 'stop'"),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking", "template"),
-        ({"guided_json": {}}, "guided_json", "'response_format' of type json_schema"),
-        ({"best_of": 3}, "best_of", "set 'n'"),
-        (of("user", TEXT) | {"top_k": -2}, "top_k", "greater than or equal to -1"),
-        ({"messages": [{"role": "user", "content": "a", "reasoning": "b"}]}, "messages[0].reasoning", "assistant"),
-        (
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, *BASE["messages"]]},
-            "messages[0].tool_calls",
-            "calls of tools are not read",
-        ),
-        (
-            {"messages": [{"role": "assistant", "function_call": {"name": "f"}}, *BASE["messages"]]},
-            "messages[0].function_call",
-            "calls of tools are not read",
-        ),
-    ],
-)
-def test_known_fields_that_wish_for_more_are_refused_with_a_reason(values, param, part):
-    error = refusal(values)
-    assert error["param"] == param
-    assert part in error["message"]
-
-
 @pytest.mark.parametrize("kind", [ChatRequest, PerceiveRequest])
 def test_a_pictures_address_alone_is_enough(kind):
     for part in (IMAGE | {"image_url": "http://a"}, IMAGE | {"uuid": "x", "cache_control": {"type": "ephemeral"}}):
@@ -224,42 +191,63 @@ def test_another_form_of_picture_is_shown_the_right_one(part):
     assert '{"type": "image_url", "image_url": {"url": "..."}}' in error["message"]
 
 
-@pytest.mark.parametrize(
-    ("values", "param", "part"),
-    [
-        ({"zoom": "always"}, "zoom", "belongs into 'qzoom'"),
-        ({"heatmap": True}, "heatmap", "belongs into 'qzoom'"),
-        ({"gate_threshold": 0.5}, "gate_threshold", "belongs into 'qzoom'"),
-        ({"max_visual_tokens": 100}, "max_visual_tokens", "belongs into 'qzoom'"),
-        ({"heat_map": True}, "heat_map", "did you mean 'heatmap', which belongs into 'qzoom'?"),
-        ({"detail": "high"}, "detail", "belongs into 'image_url'"),
-        (of("user", IMAGE | {"detail": "high"}), "messages[0].content[0].detail", "belongs into 'image_url'"),
-        ({"qzoom": {"detail": "high"}}, "qzoom.detail", "belongs into 'image_url'"),
-        ({"include_usage": True}, "include_usage", "belongs into 'stream_options'"),
-        ({"qzoom": {"temperature": 0}}, "qzoom.temperature", "belongs on top"),
-        ({"stream_options": {"stream": True}}, "stream_options.stream", "belongs on top"),
-        ({"messages": [{"role": "user", "content": "a", "zoom": "never"}]}, "messages[0].zoom", "into 'qzoom'"),
-        ({"role": "user"}, "role", "belongs into a message"),
-        ({"extra_body": {"qzoom": {}}}, "extra_body", "on top"),
-    ],
-)
-def test_a_known_name_at_the_wrong_place_is_told_its_place(values, param, part):
-    error = refusal(values)
-    assert (error["param"], error["code"]) == (param, "unknown_field")
-    assert part in error["message"]
-    assert "did you mean" not in error["message"] or "which belongs" in error["message"]
+PLACES = {
+    "": ((), "on top"),
+    "qzoom": (("qzoom",), "into 'qzoom'"),
+    "stream_options": (("stream_options",), "into 'stream_options'"),
+    "messages[0]": (("messages", 0), "into a message"),
+    "messages[0].content[0]": (("messages", 0, "content", 0), "into a part"),
+    "messages[0].content[1]": (("messages", 0, "content", 1), "into a part"),
+    "messages[0].content[1].image_url": (("messages", 0, "content", 1, "image_url"), "into 'image_url'"),
+}
+HOMES = {
+    "on top": ["model", "messages", "temperature", "max_tokens", "stop", "stream", "response_format", "seed"],
+    "into 'qzoom'": ["zoom", "gate_threshold", "max_visual_tokens", "heatmap"],
+    "into 'image_url'": ["url", "detail"],
+    "into 'stream_options'": ["include_usage"],
+    "into a message": ["role"],
+    "into a part": ["text"],
+}
 
 
-def test_a_missing_model_is_said_to_be_missing():
+@pytest.mark.parametrize("param", PLACES)
+def test_a_known_name_at_the_wrong_place_is_told_its_place(param):
+    for name, home in ((name, home) for home, names in HOMES.items() if home != PLACES[param][1] for name in names):
+        values = copy.deepcopy(of("user", TEXT, IMAGE) | {"stream": True, "stream_options": {}, "qzoom": {}})
+        place = values
+        for step in PLACES[param][0]:
+            place = place[step]
+        if name in place:  # the good request has it there
+            continue
+        place[name] = 1
+        error = refusal(values)
+        assert (error["param"], error["code"]) == (f"{param}.{name}".lstrip("."), "unknown_field")
+        assert f"Unknown field {name!r}; it belongs {home}" in error["message"]
+
+
+def test_unknown_names_are_told_what_was_meant():
+    assert "did you mean 'heatmap', which belongs into 'qzoom'?" in refusal({"heat_map": True})["message"]
+    assert "on top" in refusal({"extra_body": {"qzoom": {}}})["message"]
+    for name in (
+        "\uff4dodel",
+        "model\u200b",
+        "max_tok\u0435ns",
+        "\u202eledom",
+        "model ",
+        "\U0001f642",
+        "a\nb",
+        "\x7f",
+        "Model",
+    ):
+        error = refusal({name: 1})
+        assert error["code"] == "unknown_field"
+        assert ascii(name) in error["message"]
+
+
+def test_missing_foreign_and_long_values():
     with pytest.raises(ApiError, match="model: it is missing"):
         validate(ChatRequest, {"messages": BASE["messages"]})
-
-
-def test_perceive_takes_no_sampling():
     assert refusal({"temperature": 0}, PerceiveRequest)["code"] == "unknown_field"
-
-
-def test_values_are_not_echoed():
     assert "secret" not in refusal({"temperature": "secret" * 50})["message"]
 
 

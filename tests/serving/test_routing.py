@@ -1,7 +1,3 @@
-"""Routing by picture: repeats reach the engine that has them, and no engine is overloaded."""
-
-from __future__ import annotations
-
 import random
 from collections import Counter
 
@@ -14,7 +10,7 @@ from tests.serving.running import page
 NAMES = [f"engine-{i}" for i in range(4)]
 
 
-def test_a_picture_keeps_its_order_and_a_lost_engine_moves_only_its_own() -> None:
+def test_a_picture_keeps_its_order_and_a_lost_engine_moves_only_its_own():
     keys = [f"picture-{i}".encode() for i in range(400)]
     first = {key: rank(key, NAMES)[0] for key in keys}
     assert {key: rank(key, reversed(NAMES))[0] for key in keys} == first
@@ -24,7 +20,7 @@ def test_a_picture_keeps_its_order_and_a_lost_engine_moves_only_its_own() -> Non
 
 
 @pytest.mark.parametrize("slow", [None, "engine-2"])
-def test_repeated_pictures_find_their_engine_and_the_load_stays_even(slow: str | None) -> None:
+def test_repeated_pictures_find_their_engine_and_the_load_stays_even(slow):
     """A simulation: 16 clients, 4 engines, popular pictures; one engine may be four times slower than the others."""
     draw = random.Random(3)
     weights = [1 / (i + 1) for i in range(60)]
@@ -51,7 +47,7 @@ def test_repeated_pictures_find_their_engine_and_the_load_stays_even(slow: str |
     assert max(sent.values()) <= 1.5 * 3000 / 4
 
 
-def test_the_key_is_the_pictures_of_a_tenant() -> None:
+def test_the_key_is_the_pictures_of_a_tenant():
     model = QZoom.from_pretrained("tiny")
     one, other = page("TOTAL 3.55"), page("TOTAL 4.55")
     key = picture_key(model.request(one, "What is the date?"), "a")

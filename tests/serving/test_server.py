@@ -1,5 +1,3 @@
-"""How a server drains and stops; disconnects, full queues and deadlines give back what was held."""
-
 import http.client
 import json
 import socket
@@ -95,14 +93,11 @@ def test_a_second_signal_stops_at_once(endless):
         assert not site.thread.is_alive()
 
 
-def test_a_port_that_is_taken_is_said_to_be():
+def test_an_address_that_cannot_be_had_is_said():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"Cannot listen on 127.0.0.1:{port} .*choose another"):
             bind("127.0.0.1", port)
-
-
-def test_a_host_that_is_none_is_said_to_be():
     with pytest.raises(ConfigError, match="Cannot listen on no such host:0"):
         bind("no such host", 0)
 
@@ -123,12 +118,9 @@ def test_a_client_that_leaves_frees_its_slot(narrow, stream):
     assert "qzoom:generation_tokens_total 0.0" in generated, "the answer went on to its end"
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten(narrow):
+def test_clients_that_leave_their_body_or_the_queue_make_room(narrow):
     half_sent(narrow).leave()
     wait_until(lambda: idle(narrow))
-
-
-def test_a_client_that_leaves_the_queue_makes_room(narrow):
     first, second = Client(narrow), Client(narrow)
     first.send()
     wait_until(lambda: narrow.service.engine.running == 1)

@@ -1,7 +1,5 @@
 """Files that qzoom wrote with schema 1 (kept in schema1/) are converted and hold what they held."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -46,15 +44,12 @@ def test_records_keep_ids_and_tensors(folder):
     assert len(RecordStore(folder / "records").samples) == 5
 
 
-def test_steps_keep_keys_and_results(folder):
+def test_steps_and_answers_keep_keys_and_rows(folder):
     convert(folder / "steps")
     log = Log(folder / "steps" / "ask.jsonl", "ask")
     assert log.settings == {"seed": 3, "rules": {"a": [1, 2]}}
     assert log.get(f"{0:020x}") == []
     assert log.get(f"{2:020x}") == [{"text": "é 2"}, {"more": 2}]
-
-
-def test_answers_keep_their_rows(folder):
     rows = [json.loads(line) for line in (folder / "answers" / "scenes.jsonl").read_text().splitlines()[1:]]
     convert(folder / "answers" / "scenes.jsonl")
     log = Log(folder / "answers" / "scenes.jsonl", "answers")

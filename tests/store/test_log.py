@@ -1,7 +1,3 @@
-"""Logs: what a torn write leaves, what is found again, and what is refused."""
-
-from __future__ import annotations
-
 import pytest
 
 from qzoom.errors import ConfigError, DataError
@@ -84,15 +80,11 @@ def test_damage_inside_is_named_with_its_line(tmp_path):
         list(Log(path))
 
 
-def test_a_key_is_added_once(tmp_path):
-    filled(tmp_path)
-    with open_log(tmp_path) as log, pytest.raises(DataError, match="there already"):
-        log.append(KEYS[0], [])
-
-
-def test_one_writer_at_a_time(tmp_path):
+def test_keys_are_added_once_by_one_writer(tmp_path):
     path = filled(tmp_path)
     with open_log(tmp_path) as log:
+        with pytest.raises(DataError, match="there already"):
+            log.append(KEYS[0], [])
         for fresh in (False, True):
             with pytest.raises(ConfigError, match=r"Another process is writing to .*ask.jsonl"):
                 open_log(tmp_path, fresh=fresh)

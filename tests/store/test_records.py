@@ -1,7 +1,3 @@
-"""Records: what is written is read, a killed writer loses one sample at most, and damage is named."""
-
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -126,21 +122,18 @@ def test_a_gathering_that_was_cut_short_duplicates_nothing(folder):
     assert len(list((folder / "tensors").glob("part-*"))) == 1
 
 
-def test_several_writers_fill_one_store(folder):
+def test_several_writers_fill_one_store_each_under_its_number(folder):
     fill(folder, [0, 2], writer=0)
     fill(folder, [1, 3], writer=1)
     check(folder, range(4))
     fill(folder, [4], writer=2)
     check(folder, range(5))
-
-
-def test_a_number_belongs_to_one_writer_at_a_time(folder):
     with RecordWriter(folder), pytest.raises(ConfigError, match="Another process is writing"):
         RecordWriter(folder)
     RecordWriter(folder).close()
 
 
-def test_changed_settings_are_named(folder):
+def test_changed_settings_are_named_and_fresh_starts_over(folder):
     with pytest.raises(ConfigError, match=r"settings.b.c was \[1, 2\], is \[1, 3\].*--fresh"):
         start_store(folder, "regions", {"a": 1, "b": {"c": [1, 3]}}, MADE_BY)
     with pytest.raises(ConfigError, match=r"provenance.weights was 'abc', is 'xyz'"):
@@ -148,9 +141,6 @@ def test_changed_settings_are_named(folder):
     with pytest.raises(DataError, match=r"holds regions, not gate.*--fresh"):
         start_store(folder, "gate", {"a": 1, "b": {"c": [1, 2]}}, MADE_BY)
     start_store(folder, "regions", {"a": 1, "b": {"c": [1, 2]}}, MADE_BY)
-
-
-def test_fresh_starts_over_and_leaves_other_files(folder):
     fill(folder, range(3))
     (folder / "notes.txt").write_text("mine")
     start_store(folder, "gate", {}, MADE_BY, fresh=True)

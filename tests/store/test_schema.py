@@ -1,7 +1,5 @@
 """Records: values in and out, ids that follow the content, and what is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -33,7 +31,18 @@ def test_values_make_the_same_record(record):
     assert record_from_values(record.kind, record.values(), "here") == record
 
 
-def test_every_kind_is_known_by_its_name():
+def test_ids_and_digests_follow_content():
+    other = dataclasses.replace(QUESTION, mode="text")
+    assert content_id(QUESTION) == content_id(record_from_values("question", QUESTION.values(), "x"))
+    assert content_id(QUESTION) != content_id(other)
+    digests = {"labels": tensor_digest(np.zeros((2, 2), np.int8))}
+    assert content_id(LABEL, digests) != content_id(LABEL)
+    assert len(content_id(LABEL)) == 20
+    base = np.zeros((2, 3), np.int8)
+    changed = base.copy()
+    changed[1, 1] = 1
+    seen = [tensor_digest(a) for a in (base, base.reshape(3, 2), base.astype(np.uint8), changed)]
+    assert len(set(seen)) == 4
     assert set(KINDS) == {
         "question",
         "response",
@@ -47,34 +56,14 @@ def test_every_kind_is_known_by_its_name():
     assert all(KINDS[name].kind == name for name in KINDS)
 
 
-def test_ids_follow_content_kind_and_tensors():
-    other = dataclasses.replace(QUESTION, mode="text")
-    assert content_id(QUESTION) == content_id(record_from_values("question", QUESTION.values(), "x"))
-    assert content_id(QUESTION) != content_id(other)
-    digests = {"labels": tensor_digest(np.zeros((2, 2), np.int8))}
-    assert content_id(LABEL, digests) != content_id(LABEL)
-    assert len(content_id(LABEL)) == 20
-
-
-def test_digests_see_type_shape_and_values():
-    base = np.zeros((2, 3), np.int8)
-    changed = base.copy()
-    changed[1, 1] = 1
-    seen = [tensor_digest(a) for a in (base, base.reshape(3, 2), base.astype(np.uint8), changed)]
-    assert len(set(seen)) == 4
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"extra": 1}, "unknown field 'extra'"),
-        ({"turn": "0"}, "turn must be of type int"),
-        ({"turn": True}, "turn must be of type int"),
-        ({"tokens": 64}, "tokens must be a list"),
-        ({"tokens": ["64"]}, "tokens must be of type int"),
-        ({"annotation": None}, "annotation must be of type str"),
+        ({"extra": 1}, "unknown field 'extra'"), ({"turn": "0"}, "turn must be of type int"),
+        ({"turn": True}, "turn must be of type int"), ({"tokens": 64}, "tokens must be a list"),
+        ({"tokens": ["64"]}, "tokens must be of type int"), ({"annotation": None}, "annotation must be of type str"),
     ],
-)
+)  # fmt: skip
 def test_wrong_values_are_refused_with_their_place(values, message):
     with pytest.raises(DataError, match=f"line 7.*{message}"):
         record_from_values("ladder", LADDER.values() | values, "line 7")

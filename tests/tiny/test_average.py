@@ -1,7 +1,3 @@
-"""The mean of models: values, formats, and folders that do not fit together."""
-
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-"""Batches: patches equal the stock processor's, positions the stock model's, branches do not see each other."""
-
 import dataclasses
 
 import numpy as np
@@ -87,10 +85,14 @@ def test_fit_keeps_the_budget(size, budget):
     assert w * h <= budget
 
 
-def test_fit_enlarges_small_crops():
+def test_crops_enlarged_and_sequences_of_the_template(tokenizer):
     w, h = fit_to_tokens(60, 30, 144, 64)
     assert 64 <= w * h <= 144
     assert w > h
+    example = Example("t", (_noise(1, 1, 2),), (None,), (Query("What is it?", "A1"),))
+    text = tokenizer.decode(collate([example], tokenizer).input_ids[0]).replace("<|endoftext|>", "")
+    picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    assert text == f"<|im_start|>user\n{picture}What is it?<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"
 
 
 def test_positions_equal_the_stock_model(tokenizer, model):
@@ -103,13 +105,6 @@ def test_positions_equal_the_stock_model(tokenizer, model):
     )
     real = int((batch.input_ids[0] != tokenizer.pad_token_id).sum())
     assert torch.equal(stock[..., :real], batch.position_ids[..., :real])
-
-
-def test_sequence_is_the_chat_template(tokenizer):
-    example = Example("t", (_noise(1, 1, 2),), (None,), (Query("What is it?", "A1"),))
-    text = tokenizer.decode(collate([example], tokenizer).input_ids[0]).replace("<|endoftext|>", "")
-    picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
-    assert text == f"<|im_start|>user\n{picture}What is it?<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"
 
 
 def test_each_question_is_answered_as_if_alone(tokenizer, fast_model):

@@ -1,5 +1,3 @@
-"""Crops stay inside the picture, every exercise gives examples that hold together, views know where text is."""
-
 import json
 
 import numpy as np
@@ -75,15 +73,12 @@ def test_examples_hold_together(packs, exercise, held_out):
                 assert query.points.shape == (len(query.answer), len(one.views), 2)
 
 
-def test_real_lines_carry_their_transcription_in_capitals(packs):
+def test_real_lines_are_capitals_and_looks_keep_their_budget(packs):
     examples = examples_of("real_line", Context(packs, np.random.default_rng(1)))
     for example in examples:
         assert example.queries[0].answer == example.queries[0].answer.upper()
         assert all(line.capitals for line in example.read_lines[0])
     assert any(example.read_lines[0] for example in examples)
-
-
-def test_plain_looks_keep_their_budget(packs):
     for example in examples_of("document_page", Context(packs, np.random.default_rng(1))):
         height, width, _ = example.views[0].shape
         assert height // 32 * (width // 32) <= 512
@@ -166,18 +161,15 @@ def test_values_are_asked_for_by_their_label():
     assert rows_of(lines)[:2] == [[0, 1], [2, 3]]
 
 
-def test_dev_figures_look_at_the_known_box(packs):
-    found = dev_examples(packs["receipts_dev"])
-    assert set(found) == {"dev_total_date", "dev_pair_total_date"}
-    assert [len(example.views) for example in found["dev_pair_total_date"]] == [2, 2, 2]
-    assert 32 <= found["dev_total_date"][0].tokens <= 144
-
-
-def test_target_text_is_what_the_model_should_write():
+def test_target_texts_and_dev_figures(packs):
     assert target_text("total", "RM 68.10") == "68.10"
     assert target_text("total", "$8.60") == "8.60"
     assert target_text("company", "Kedai  Papan") == "KEDAI PAPAN"
     assert target_text("date", "18 Mar 2018") == "18 Mar 2018"
+    found = dev_examples(packs["receipts_dev"])
+    assert set(found) == {"dev_total_date", "dev_pair_total_date"}
+    assert [len(example.views) for example in found["dev_pair_total_date"]] == [2, 2, 2]
+    assert 32 <= found["dev_total_date"][0].tokens <= 144
 
 
 def test_a_row_is_what_is_printed_at_the_same_height():

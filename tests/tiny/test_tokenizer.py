@@ -1,5 +1,3 @@
-"""The embedded model's tokenizer: one token a character in answers, short questions, every text round-trips."""
-
 import pytest
 
 from tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer, vocabulary_sentences
@@ -22,12 +20,9 @@ def test_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_questions_are_short(tokenizer):
+def test_questions_are_short_and_special_tokens_single(tokenizer):
     assert len(tokenizer("What is the total amount?").input_ids) <= 9
     assert len(tokenizer("What is the code on the red circle?").input_ids) <= 12
-
-
-def test_special_tokens_are_single_and_known(tokenizer):
     ids = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
     assert len(set(ids)) == len(SPECIAL_TOKENS)
     assert all(tokenizer(token).input_ids == [index] for token, index in zip(SPECIAL_TOKENS, ids, strict=True))
@@ -48,8 +43,5 @@ def test_template_has_the_turns_of_qwen3_vl(tokenizer):
         "<|im_start|>assistant\nA1<|im_end|>\n"
         "<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-def test_no_system_turn_is_added(tokenizer):
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text == "<|im_start|>user\nHi<|im_end|>\n"

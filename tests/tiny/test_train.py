@@ -1,5 +1,3 @@
-"""The trainer: it learns, stops and goes on exactly (kill -9 included), exports what transformers loads."""
-
 import json
 import os
 import signal
@@ -125,12 +123,9 @@ def test_kill_9_while_training(tmp_path, packs):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     process = subprocess.Popen([*command, str(tmp_path / "run")], env=environment)
     state = tmp_path / "run" / STATE
-    deadline = time.monotonic() + 120
     while not state.is_file():
         assert process.poll() is None
-        assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.3)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     run = Run(recipe, tmp_path / "run")

@@ -1,5 +1,3 @@
-"""Stage 2: what is mixed, where regions come from, and that the loss is that of the engine's own forward pass."""
-
 import dataclasses
 import random
 

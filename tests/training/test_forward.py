@@ -1,5 +1,3 @@
-"""Training's forward passes give what the engine gives, for every row of a batch and every turn of a conversation."""
-
 import pytest
 import torch
 
@@ -60,7 +58,7 @@ def test_every_turn_gets_the_map_of_its_own_prompt(family):
                 torch.testing.assert_close(values, region_logits(made, state)[0], atol=2e-5, rtol=1e-4)
 
 
-def test_recomputing_changes_no_gradient():
+def test_asking_tokens_end_each_turn_and_recomputing_changes_no_gradient():
     made = engine("qwen3_vl")
     ((prompt, _), _) = prompts_of(made)
     layer = made.gate.layers[0]
@@ -71,9 +69,6 @@ def test_recomputing_changes_no_gradient():
         out.square().sum().backward()
         gradients.append(inputs.grad)
     assert torch.equal(*gradients)
-
-
-def test_asking_tokens_end_the_prompt_of_each_turn():
     made = engine("qwen3_vl")
     chat = ChatEncoder(made.backbone)
     ids, asking = conversation_ids(chat, TURNS[0])

@@ -1,5 +1,3 @@
-"""The loop: it learns, and neither parts, nor processes, nor being killed change what comes out."""
-
 import dataclasses
 import json
 import os
@@ -62,7 +60,7 @@ def same(one, two, tolerance=0.0):
 
 
 def test_the_region_branch_learns_where_to_look(world, tmp_path):
-    recipe = recipe_of(world, steps=60, save_steps=60)
+    recipe = recipe_of(world, steps=40, save_steps=40)
     report = run(recipe, tmp_path)
     assert report.last_loss < 0.5 * report.first_loss
     engine = load_engine(tmp_path / "model", dtype="float32")
@@ -77,7 +75,7 @@ def test_the_region_branch_learns_where_to_look(world, tmp_path):
         assert (row * 2 // values.shape[0], column * 2 // values.shape[1]) == divmod(corner, 2)
     config = json.loads((tmp_path / "model" / "qzoom_config.json").read_text())
     assert config["base"]["id"] == str(world / "base")
-    assert config["zoom"]["provenance"]["regions"]["report"]["steps"] == 60
+    assert config["zoom"]["provenance"]["regions"]["report"]["steps"] == 40
     assert not list((tmp_path / "model").glob("model*.safetensors"))
 
 
@@ -94,7 +92,7 @@ def test_parts_of_a_batch_do_not_change_the_result(world, tmp_path):
         "recomputed": {"gradient_checkpointing": True},
         "kept": {"cache_gb": 0.1},
     }.items():
-        run(recipe_of(world, **changes), tmp_path / name)
+        run(recipe_of(world, steps=2, save_steps=2, **changes), tmp_path / name)
     losses = {}
     for name in ("ones", "twos", "whole", "recomputed", "kept"):
         losses[name] = [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
@@ -175,7 +173,7 @@ def test_resuming_with_other_settings_is_refused(world, tmp_path):
         run(recipe_of(world, steps=2, learning_rate=1e-3), tmp_path)
 
 
-def test_labels_of_another_model_are_refused(world, tmp_path):
+def test_labels_of_another_model_or_stage_are_refused(world, tmp_path):
     engine = load_engine(world / "base", dtype="float32")
     with torch.no_grad():
         engine.backbone.layers[0].mlp.up_proj.weight.mul_(1.01)
@@ -183,13 +181,8 @@ def test_labels_of_another_model_are_refused(world, tmp_path):
         train_stage(recipe_of(world), tmp_path, base=engine)
     report = train_stage(recipe_of(world, steps=1, foreign_labels=True), tmp_path, base=engine)
     assert report.steps == 1
-
-
-def test_records_of_another_stage_are_refused(world, tmp_path):
     with pytest.raises(ConfigError, match="holds records for 'gate', but this stage needs those for 'regions'"):
-        run(recipe_of(world, labels=(str(world / "gate"),)), tmp_path)
-    with pytest.raises(DataError, match=r"records-00.jsonl is missing"):
-        run(recipe_of(world, labels=(str(tmp_path / "nothing"),)), tmp_path)
+        run(recipe_of(world, labels=(str(world / "gate"),)), tmp_path / "other")
 
 
 def test_bfloat16_stays_near_float32(world, tmp_path):
@@ -208,7 +201,7 @@ def test_multi_turn_samples_share_a_sequence(world):
     assert together.identity != apart.identity
 
 
-def test_batches_visit_every_sample_once_a_pass():
+def test_batches_visit_every_sample_once_a_pass_and_the_rate_falls():
     recipe = StageRecipe(stage="regions", base="x", labels=("y",), batch=3)
     uses = [use for step in range(5) for use in batch_of(step, recipe, 5)]
     for epoch in range(3):
@@ -216,9 +209,6 @@ def test_batches_visit_every_sample_once_a_pass():
     assert [d.index for d in uses[:5]] != [d.index for d in uses[5:10]]
     assert steps_of(dataclasses.replace(recipe, epochs=2.0), 30) == 20
     assert steps_of(dataclasses.replace(recipe, steps=7), 30) == 7
-
-
-def test_the_learning_rate_rises_then_falls_to_zero():
     recipe = StageRecipe(stage="regions", base="x", labels=("y",), learning_rate=1.0, warmup=0.1)
     rates = [learning_rate_at(step, 100, recipe) for step in range(100)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
@@ -344,16 +334,12 @@ def test_a_sharded_run_that_is_killed_resumes_and_ends_as_one_process_does(world
     assert_same_decoder(world, tmp_path / "one", folder)
 
 
-def test_what_cannot_shard_is_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="DeepSpeed is not supported; shard with FSDP"):
-        run(recipe_of(world), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_nothing_is_written_before_the_checks(world, tmp_path):
+def test_what_cannot_run_is_refused_and_nothing_written(world, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError):
         train_stage(recipe_of(world, base=str(tmp_path / "none")), tmp_path / "run")
     with pytest.raises(DataError, match=r"records-00.jsonl is missing"):
         run(recipe_of(world, labels=(str(tmp_path / "nothing"),)), tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="DeepSpeed is not supported; shard with FSDP"):
+        run(recipe_of(world), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,3 @@
-"""LoRA weights in an adapter: they give what peft gives, go on through later stages, and stay with their own base."""
-
 import dataclasses
 import json
 import shutil

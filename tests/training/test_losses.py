@@ -1,5 +1,3 @@
-"""The three losses against values worked out by hand, and batches in which nothing counts."""
-
 import math
 
 import pytest
@@ -8,40 +6,28 @@ import torch
 from qzoom.training.losses import answer_loss, gate_loss, region_loss
 
 
-def test_region_loss_is_one_mean_over_all_valid_cells():
+def test_region_loss_is_one_mean_over_all_valid_cells_of_resized_logits():
     first, second = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0], [-1.0]])
     loss = region_loss([first, second], [torch.tensor([[1, -100]]), torch.tensor([[0], [1]])])
     expected = (math.log(2) + math.log1p(math.e) + math.log1p(math.e)) / 3
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_region_loss_resizes_the_logits_to_the_target():
     logits = torch.tensor([[0.0, 4.0]])
     loss = region_loss([logits], [torch.tensor([[1, 1, 1, 1]])])
     resized = [0.0, 1.0, 3.0, 4.0]  # corners not aligned
     assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-x)) for x in resized) / 4, rel=1e-6)
-
-
-def test_region_loss_wants_one_target_per_map():
     with pytest.raises(ValueError, match="shorter"):
         region_loss([torch.zeros(1, 1), torch.zeros(1, 1)], [torch.zeros(1, 1)])
     with pytest.raises(ValueError, match="at least one"):
         region_loss([], [])
 
 
-def test_gate_loss_skips_ignored_samples():
+def test_gate_and_answer_losses_by_hand():
     loss = gate_loss(torch.tensor([0.0, 9.0, 3.0]), torch.tensor([[1], [-100], [0]]))
     assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(3))) / 2, rel=1e-6)
-
-
-def test_answer_loss_predicts_the_next_token():
     logits = torch.zeros(1, 4, 5)
     logits[0, 1, 3] = 2.0
     labels = torch.tensor([[-100, -100, 3, -100]])
     assert answer_loss(logits, labels).item() == pytest.approx(math.log(4 + math.exp(2)) - 2, rel=1e-6)
-
-
-def test_answer_loss_takes_float16_logits():
     logits = torch.zeros(3, 5, dtype=torch.bfloat16)
     assert answer_loss(logits, torch.tensor([0, 1, 2])).item() == pytest.approx(math.log(5), rel=1e-6)
 

@@ -1,5 +1,3 @@
-"""Muon and AdamW as one optimiser: the same steps as each alone, one schedule, and a state that goes on exactly."""
-
 import copy
 import io
 
@@ -36,12 +34,6 @@ def step(model, *optimizers):
         optimizer.zero_grad()
 
 
-def test_adamw_is_left_to_the_trainer():
-    assert make_optimizer(Small(), SftSettings()) is None
-    with pytest.raises(ConfigError, match="optimizer"):
-        SftSettings(optimizer="lion")
-
-
 def test_steps_are_those_of_muon_and_adamw_alone():
     one, two = Small(), Small()
     together = make_optimizer(one, PART)
@@ -56,7 +48,7 @@ def test_steps_are_those_of_muon_and_adamw_alone():
     assert {name for name in before if torch.equal(before[name], after[name])} == {"frozen.weight", "frozen.bias"}
 
 
-def test_one_schedule_moves_both_rates():
+def test_one_schedule_moves_both_rates_and_adamw_is_left_to_the_trainer():
     model = Small()
     optimizer = make_optimizer(model, PART)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.0)
@@ -64,6 +56,9 @@ def test_one_schedule_moves_both_rates():
     step(model, optimizer)
     assert schedule.get_last_lr() == [0.0, 0.0]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert make_optimizer(Small(), SftSettings()) is None
+    with pytest.raises(ConfigError, match="optimizer"):
+        SftSettings(optimizer="lion")
 
 
 def test_a_restored_state_goes_on_exactly():

@@ -1,5 +1,3 @@
-"""The shipped recipes load, say how they are run, differ only where they should, and run on a model of their family."""
-
 import dataclasses
 import json
 import re
@@ -60,7 +58,7 @@ def test_zwz_differs_in_the_base_only(zwz, base):
         assert changed <= {"base", "labels", "original"}
 
 
-def test_published_hyper_parameters():
+def test_published_hyper_parameters_and_sizes():
     four = load_stage_recipe(ROOT / "qwen3-vl-4b" / "regions.yaml", "regions")
     assert (four.learning_rate, four.batch, four.epochs, four.warmup, four.clip) == (1e-4, 128, 1, 0.03, 1.0)
     assert (four.betas, four.weight_decay, four.shared_layers, four.branch_layers) == ((0.9, 0.98), 0, 24, 3)
@@ -76,6 +74,14 @@ def test_published_hyper_parameters():
     assert answers.zoom == {"positions": "aligned"}
     assert load_stage_recipe(ROOT / "qwen2.5-vl-7b" / "answers.yaml", "answers").random_box == 0
     assert load_stage_recipe(ROOT / "qwen3-vl-4b" / "gate.yaml", "gate").batch == 128
+    totals = {name: sizes.base for name, sizes in published_sizes().items() if name.startswith("Qwen/")}
+    assert totals == {
+        "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+        "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+        "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+        "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+    }
+    assert find_sizes("inclusionAI/ZwZ-4B") == published_sizes()["Qwen/Qwen3-VL-4B-Instruct"]
 
 
 def test_a_hybrid_branch_ends_on_a_full_attention_layer():
@@ -117,17 +123,6 @@ def test_dry_run_for_people(capsys):
     assert "4,437,815,808 weights" in out
     assert "region 214,971,648" in out
     assert "not there yet: runs/qwen3-vl-4b/labels/regions" in out
-
-
-def test_published_sizes_add_up():
-    totals = {name: sizes.base for name, sizes in published_sizes().items() if name.startswith("Qwen/")}
-    assert totals == {
-        "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
-        "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
-        "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
-        "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
-    }
-    assert find_sizes("inclusionAI/ZwZ-4B") == published_sizes()["Qwen/Qwen3-VL-4B-Instruct"]
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])

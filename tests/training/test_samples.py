@@ -1,5 +1,3 @@
-"""Cached states of the frozen layers: the same as computed ones, made once, within their limit."""
-
 import torch
 
 from qzoom.config import TokenBudget

@@ -1,5 +1,3 @@
-"""What trains in which stage: the table, and that nothing else moves."""
-
 import pytest
 
 from qzoom.checkpoints.load import load_engine

@@ -40,8 +40,10 @@ class VisualFeatures:
     tokens: Tensor  # (n, hidden) embeddings that take the place of the image placeholders, row by row
     # one (n, hidden) tensor per DeepStack level, added after decoder layers 0, 1, ...; may be empty
     deepstack: tuple[Tensor, ...]
-    grid: tuple[int, int]  # (rows, columns) of merged cells, rows * columns = n; (1, n) where only some tokens are read
+    # (rows, columns) of merged cells, rows * columns = n unless `kept`; (1, n) where some tokens stand side by side
+    grid: tuple[int, int]
     size_px: tuple[int, int]  # (width, height) that the vision encoder saw
+    kept: Tensor | None = None  # (n,) ascending indices of the cells whose tokens are read; None: all
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,18 +42,22 @@ class Rows:
         """Append packed keys and values (1, kv_heads, tokens, head_dim) to the caches; all of them for `PACKED`."""
         if self.mask is not None:
             return self.caches[0].update(key, value, layer_idx)
+        if len(self.caches) == 1:
+            return PackedKeys(self.new, (self.caches[0].update(key, value, layer_idx),)), None
         parts = zip(self.caches, key.split(self.new, dim=2), value.split(self.new, dim=2), strict=True)
         return PackedKeys(self.new, tuple(cache.update(k, v, layer_idx) for cache, k, v in parts)), None
 
-    def last(self) -> tuple[Rows, Rows, Tensor, Tensor]:
+    def last(self) -> tuple[Rows, Rows, Tensor | slice, Tensor | slice]:
         """All but the last token of each sequence, the last ones, and the packed indices of both."""
-        ends = torch.tensor(self.new).cumsum(0) - 1
-        earlier = torch.ones(sum(self.new), dtype=torch.bool)
-        earlier[ends] = False
+        earlier: Tensor | slice = slice(0, self.new[0] - 1)
+        ends: Tensor | slice = slice(self.new[0] - 1, None)
+        if len(self.new) > 1:
+            ends = torch.tensor(self.new).cumsum(0) - 1
+            earlier = torch.ones(sum(self.new), dtype=torch.bool).index_fill(0, ends, value=False).nonzero()[:, 0]
         before = Rows(self.caches, tuple(n - 1 for n in self.new), self.past, self.cuts)
         lengths = tuple(past + new - 1 for past, new in zip(self.past, self.new, strict=True))
         mask = None if self.mask is None else self.mask[:, :, -1:]
-        return before, Rows(self.caches, (1,) * len(self.new), lengths, self.cuts, mask), earlier.nonzero()[:, 0], ends
+        return before, Rows(self.caches, (1,) * len(self.new), lengths, self.cuts, mask), earlier, ends
 
     def pieces(self) -> list[tuple[Any, list[tuple[slice, int, bool]]]]:
         """For layers that keep a state: each sequence's cache and its stretches from cut to cut.
@@ -96,16 +101,18 @@ def _attention(
         out = _variable_length(query, key, options["scaling"])
         if out is not None:
             return out, None
+    if len(key.new) == 1:
+        (keys, values), (new,) = key.pairs[0], key.new
+        return sdpa_attention_forward(module, query, keys, values, _mask_for(new, keys, query), **options)
     queries = query.split(key.new, dim=2)
     alike: dict[tuple[int, int], list[int]] = {}
     for i, (keys, _) in enumerate(key.pairs):
         alike.setdefault((key.new[i], keys.shape[2]), []).append(i)
     outputs: list[Any] = [None] * len(queries)
-    for (new, total), members in alike.items():
+    for (new, _), members in alike.items():
         stacked = _stacked([queries[i] for i in members])
         keys, values = (_stacked([key.pairs[i][side] for i in members]) for side in (0, 1))
-        mask = None if new in (1, total) else _lower_right(new, total, query.device)
-        out, _ = sdpa_attention_forward(module, stacked, keys, values, mask, **options)
+        out, _ = sdpa_attention_forward(module, stacked, keys, values, _mask_for(new, keys, query), **options)
         for i, one in zip(members, out.split(1), strict=True):
             outputs[i] = one
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
@@ -115,10 +122,21 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def _lower_right(new: int, total: int, device: torch.device) -> Tensor:
-    """Boolean (1, 1, new, total): a query sees every key up to itself, the last one all of them."""
+def _mask_for(new: int, keys: Tensor, query: Tensor) -> Tensor | None:
+    """The mask of `new` queries over these keys; None where they need none, or are all of the sequence."""
+    total = keys.shape[2]
+    return None if new in (1, total) else _lower_right(new, total, query.dtype, query.device)
+
+
+@lru_cache(maxsize=2)
+def _lower_right(new: int, total: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive (1, 1, new, total): a query sees every key up to itself, the last one all of them.
+
+    Made once for all layers of a stack, in the form to which attention brings a boolean mask in each of them.
+    """
     keys = torch.arange(total, device=device)
-    return (keys[None] <= torch.arange(total - new, total, device=device)[:, None])[None, None]
+    hidden = keys[None] > torch.arange(total - new, total, device=device)[:, None]
+    return torch.zeros(new, total, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))[None, None]
 
 
 def _variable_length(query: Tensor, key: PackedKeys, scaling: float) -> Tensor | None:

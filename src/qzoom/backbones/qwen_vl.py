@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, Rotary, VisionShape, VisualFeatures
@@ -46,18 +49,18 @@ class QwenVLBackbone(Backbone):
         """Vision encoder and mergers."""
         return self.model.model.visual
 
-    @property
+    @cached_property
     def token_px(self) -> int:
         """Patch side times merge size."""
         vision = self.model.config.vision_config
         return int(vision.patch_size * vision.spatial_merge_size)
 
-    @property
+    @cached_property
     def image_token_id(self) -> int:
         """See `Backbone.image_token_id`."""
         return int(self.model.config.image_token_id)
 
-    @property
+    @cached_property
     def image_delimiters(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """`<|vision_start|>` and `<|vision_end|>`."""
         config = self.model.config
@@ -68,7 +71,7 @@ class QwenVLBackbone(Backbone):
         """Time, height and width."""
         return 3
 
-    @property
+    @cached_property
     def deepstack_levels(self) -> int:
         """Number of DeepStack mergers in the vision encoder; 0 without any."""
         return len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", None) or ())
@@ -123,8 +126,48 @@ class QwenVLBackbone(Backbone):
         The size is decided by `grid`, which agrees with the processor wherever the processor stays within the
         limits; the picture is brought to that size here only where the processor itself would overshoot.
         """
-        out = self.image_processor(images=[self.resize(image, budget)], do_resize=False, return_tensors="pt")
-        return out["pixel_values"], out["image_grid_thw"]
+        resized = self.resize(image, budget)
+        if self._levels is None:
+            out = self.image_processor(images=[resized], do_resize=False, return_tensors="pt")
+            return out["pixel_values"], out["image_grid_thw"]
+        side = int(self.image_processor.patch_size)
+        grid = torch.tensor([[1, resized.height // side, resized.width // side]])
+        return torch.from_numpy(self._look_up(resized, self._levels)), grid
+
+    @cached_property
+    def _levels(self) -> np.ndarray | None:
+        """(3, 256): what the image processor makes of each value of each channel; None where it does more than that.
+
+        The processor works in 64-bit floats on whole pictures, and takes as long as a small model's encoder.
+        """
+        side = self.token_px
+        ramp = Image.fromarray(np.resize(np.arange(256, dtype=np.uint8), (side, side, 1)).repeat(3, axis=2))
+        noise = np.random.default_rng(0).integers(0, 256, (2 * side, 3 * side, 3), dtype=np.uint8)
+        wanted = [
+            self.image_processor(images=[picture], do_resize=False, return_tensors="np")["pixel_values"]
+            for picture in (ramp, Image.fromarray(noise))
+        ]
+        places = self._look_up(ramp, np.tile(np.arange(256, dtype=np.float32), (3, 1)))
+        if places.shape != wanted[0].shape:
+            return None
+        levels = np.zeros((3, 256), dtype=np.float32)
+        for channel in range(3):
+            values, own = (x.reshape(len(x), 3, -1)[:, channel] for x in (places, wanted[0]))
+            levels[channel][values.astype(np.uint8)] = own
+        return levels if np.array_equal(self._look_up(Image.fromarray(noise), levels), wanted[1]) else None
+
+    def _look_up(self, image: PIL.Image.Image, levels: np.ndarray) -> np.ndarray:
+        """Patches (patches, values) of a picture whose sides are whole tokens, in the order of the vision encoder."""
+        merge, side = int(self.image_processor.merge_size), int(self.image_processor.patch_size)
+        frames = int(self.image_processor.temporal_patch_size)
+        pixels = np.asarray(image)
+        rows, columns = image.height // (merge * side), image.width // (merge * side)
+        blocks = pixels.reshape(rows, merge, side, columns, merge, side, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+        values = blocks.reshape(-1, 3, side * side)
+        out = np.empty((len(values), 3, frames, side * side), dtype=np.float32)
+        for channel in range(3):
+            out[:, channel] = levels[channel].take(values[:, channel])[:, None]
+        return out.reshape(len(values), -1)
 
     def vision_shape(self) -> VisionShape:
         """See `Backbone.vision_shape`."""

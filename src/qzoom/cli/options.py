@@ -37,7 +37,7 @@ Zoom = Annotated[
     ),
 ]
 GateThreshold = Annotated[
-    float | None, optional("Zoom at or above this gate score; lower values zoom more often.", min=0, max=1)
+    float | None, optional("Zoom at or above this score; lower values zoom more often.", min=0, max=1)
 ]
 RegionThreshold = Annotated[
     float | None, optional("Value of the region map above which a cell belongs to a region.", min=0, max=1)
@@ -145,7 +145,33 @@ class LookOptions:
             help="Most regions per question; above 1 it implies --components all, unless that is given.",
         ),
     ] = None
+    region_shares: Annotated[
+        Literal["area", "equal"] | None,
+        typer.Option(
+            show_default="the checkpoint's",
+            help="How several regions share --region-tokens: by their areas, or equally.",
+        ),
+    ] = None
+    sparse: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=8,
+            show_default="the checkpoint's",
+            help="Read only a region's tokens on its foreground, its crop enlarged before by this at most along each "
+            "side, so that about as many tokens stay.",
+        ),
+    ] = None
     positions: Positions = None
+    decide_by: Annotated[
+        Literal["gate", "map", "answer"] | None,
+        typer.Option(
+            show_default="the checkpoint's",
+            help="What decides whether to zoom: the gate, how far the peak of the region map stands out (1 - mean / "
+            "peak, so that --gate-threshold 0.667 zooms where the peak is 3 times the mean), or the doubt in the "
+            "coarse answer's first tokens.",
+        ),
+    ] = None
 
     def configured(self, model: QZoom) -> QZoom:
         """The model, with the arithmetic that was given in place of its own."""
@@ -155,8 +181,15 @@ class LookOptions:
         components, most = self.components, self.max_regions
         if most is not None and most > 1 and components is None and rule.components not in ("all", "groups"):
             components = "all"
-        rule = dataclasses.replace(rule, components=components or rule.components, max_regions=most or rule.max_regions)
-        config = config.replace(box=rule, positions=self.positions or config.positions)
+        rule = dataclasses.replace(
+            rule,
+            components=components or rule.components,
+            max_regions=most or rule.max_regions,
+            shares=self.region_shares or rule.shares,
+            sparse=self.sparse or rule.sparse,
+        )
+        positions, decide_by = self.positions or config.positions, self.decide_by or config.decide_by
+        config = config.replace(box=rule, positions=positions, decide_by=decide_by)
         if config == model.config:
             return model
         return QZoom(dataclasses.replace(model.engine, config=config), model.name, model.image_limits)

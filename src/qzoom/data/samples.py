@@ -98,6 +98,15 @@ class AnswerRow(SampleQuestion):
         return self.usage.coarse_tokens + self.usage.region_tokens
 
     @property
+    def encoded_tokens(self) -> int | None:
+        """Visual tokens that the encoder gave for the regions, whether read or not; None where sizes are not known."""
+        sizes, coarse = [region.crop_size_px for region in self.regions], self.coarse_size_px
+        if coarse is None or not self.usage.coarse_tokens or None in sizes:
+            return None
+        cell = coarse[0] * coarse[1] / self.usage.coarse_tokens
+        return round(sum(size[0] * size[1] for size in sizes if size is not None) / cell)
+
+    @property
     def zoomed(self) -> bool:
         """Whether a region was read."""
         return self.gate is not None and self.gate.zoomed

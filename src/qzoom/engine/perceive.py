@@ -20,9 +20,17 @@ from torch import Tensor
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets
-from qzoom.engine.state import Engine, State, advance_gate, advance_region, map_inputs
+from qzoom.engine.state import (
+    Engine,
+    State,
+    advance_gate,
+    advance_region,
+    advance_shared,
+    advance_upper,
+    map_inputs,
+)
 from qzoom.heads.boxes import MapBox, boxes_from_maps, picture_bounds
-from qzoom.heads.region_map import RegionMap, mean_head_logits, region_map
+from qzoom.heads.region_map import RegionMap, mean_head_logits, peak_score, region_map
 from qzoom.types import Answer, GateDecision, HeatMap, Perception, Region, TokenLogprob, Usage
 
 
@@ -104,7 +112,9 @@ def gate(
 ) -> list[CoarseResult]:
     """Decide for each request whether the coarse pass is enough; without a gate, "auto" always zooms.
 
-    A score that is no number counts as none, does not zoom, and says so in the note.
+    Where the region map decides (`ZoomConfig.decide_by`), "auto" wants to zoom until `propose` has seen the map. Where
+    the coarse answer decides, its first tokens are generated here, and what that computed is kept. A score that is no
+    number counts as none, does not zoom, and says so in the note.
 
     Args:
         everyone: run the gate for requests that do not ask it, too.
@@ -113,15 +123,54 @@ def gate(
     can_zoom = engine.region is not None
     asking = [i for i, r in enumerate(requests) if everyone or (r.options.zoom == "auto" and r.pictures and can_zoom)]
     scores: dict[int, float] = {}
-    if asking and engine.gate is not None:
+    if asking and engine.gate is not None and engine.config.decide_by == "gate":
         with clock.step("gate"):
             advanced, hidden = advance_gate(engine, [states[i] for i in asking])
             probabilities = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
         for i, state, score in zip(asking, advanced, probabilities, strict=True):
             states[i], scores[i] = state, score
+    if asking and engine.config.decide_by == "answer":
+        with clock.step("coarse_answer"):
+            looked = answer_scores(engine, [states[i] for i in asking])
+        for i, (state, score) in zip(asking, looked, strict=True):
+            states[i], scores[i] = state, score
     return [
         CoarseResult(request, states[i], decide(engine, request, scores.get(i))) for i, request in enumerate(requests)
     ]
+
+
+def answer_scores(engine: Engine, states: Sequence[State]) -> list[tuple[State, float]]:
+    """States after the upper layers, each with the greatest doubt among the first tokens of its greedy answer.
+
+    Whether the question zooms or not, the upper layers' states of its pictures are used again. The tokens after the
+    first are generated a second time if they are the answer.
+    """
+    states, logits = advance_upper(engine, states)
+    scores = [token_doubt(one) for one in logits]
+    running, ends = dict(enumerate(states)), engine.backbone.eos_ids
+    for _ in range(engine.config.answer_tokens - 1):
+        drawn = {i: int(logits[i].argmax()) for i in running}
+        running = {i: s.on(s.prompt.with_token(drawn[i])) for i, s in running.items() if drawn[i] not in ends}
+        if not running:
+            break
+        ahead, found = advance_upper(engine, advance_shared(engine, list(running.values())))
+        running = dict(zip(running, ahead, strict=True))
+        for i, one in zip(running, found, strict=True):
+            logits[i], scores[i] = one, max(scores[i], token_doubt(one))
+    return list(zip(states, scores, strict=True))
+
+
+def token_doubt(logits: Tensor, most: int = 64) -> float:
+    """How little the likeliest token stands out: sigmoid of (mean - highest) / standard deviation of the top logits.
+
+    It is 1 less the "answer separability" of SpecEyes (docs/method.md 3.1), from 0 (sure) to 0.5 (all alike).
+
+    Args:
+        logits: (vocabulary,).
+        most: how many of the highest are compared.
+    """
+    top = logits.float().topk(min(most, logits.shape[-1])).values
+    return float(((top.mean() - top[0]) / (top.std(correction=0) + 1e-6)).sigmoid())
 
 
 def gate_threshold(engine: Engine, request: Request) -> float:
@@ -131,7 +180,7 @@ def gate_threshold(engine: Engine, request: Request) -> float:
 
 
 def decide(engine: Engine, request: Request, score: float | None) -> GateDecision:
-    """What the gate's score (None where it was not asked) and the question's options decide."""
+    """What the score (None where nothing was asked) and the question's options decide."""
     zoom, threshold, note = request.options.zoom, gate_threshold(engine, request), ""
     zooms = zoom == "always" or (zoom == "auto" and (score is None or score >= threshold))
     if zoom == "always" and not request.pictures:
@@ -149,7 +198,8 @@ def propose(
 ) -> list[CoarseResult]:
     """Run the region branch and draw boxes for the requests that zoom.
 
-    A map that is empty or has NaN takes the intention to zoom back and says so in the gate's note.
+    The map decides whether "auto" zooms where `ZoomConfig.decide_by` says so. A map that is empty or has NaN takes the
+    intention to zoom back and says so in the gate's note.
 
     Args:
         everyone: draw boxes for requests that do not zoom, too.
@@ -171,6 +221,8 @@ def with_maps(engine: Engine, item: CoarseResult, maps: tuple[RegionMap, ...]) -
     if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
         maps, note = (), f"The region map {_NOT_A_NUMBER}"
         decision = dataclasses.replace(decision, note=note)
+    elif engine.config.decide_by == "map":
+        decision = decide(engine, item.request, peak_score([m.blurred for m in maps]))
     boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
     if decision.zoomed and not boxes:
         decision = dataclasses.replace(decision, zoomed=False, note=note)

@@ -44,6 +44,12 @@ class Prompt:
         """Position of the first generated token, on all axes."""
         return float(self.positions[:, -1].max()) + 1
 
+    def with_token(self, token: int) -> Prompt:
+        """The prompt and one more text token."""
+        position = self.positions.new_full((self.positions.shape[0], 1), self.next_position)
+        ids = torch.cat([self.ids, self.ids.new_tensor([token])])
+        return Prompt(ids, torch.cat([self.positions, position], dim=1), self.spans)
+
 
 def build_prompt(backbone: Backbone, ids: Sequence[int], pictures: Sequence[VisualFeatures]) -> Prompt:
     """Expand the placeholders of a tokenised conversation (QuestionError: placeholders and pictures do not match).

@@ -371,7 +371,8 @@ def fit_regions(
         count -= 1
     check_length(length + count * frame + total.min_tokens, request, engine.backbone)
     cut = TokenBudget(total.min_tokens, min(total.max_tokens, room - count * frame))
-    return tuple(boxes[:count]), split_budget(cut, [box_area_px(item.box) for item in boxes[:count]])
+    equal = engine.config.box.shares == "equal"
+    return tuple(boxes[:count]), split_budget(cut, [1 if equal else box_area_px(item.box) for item in boxes[:count]])
 
 
 def _fit_fixed(

@@ -114,7 +114,7 @@ def prefill_prefix(engine: Engine, chat: ChatEncoder, features: Sequence[VisualF
     end = prefix_length(engine.backbone, prompt)
     prompt = replace(prompt, ids=prompt.ids[:end], positions=prompt.positions[:, :end])
     states = advance_shared(engine, [State.empty(engine, prompt)])
-    if engine.gate is not None:
+    if engine.gate is not None and engine.config.decide_by == "gate":
         states, _ = advance_gate(engine, states)
     if engine.region is not None:
         states = advance_region(engine, states)

@@ -66,6 +66,7 @@ class State:
     # the first token's head-0 query in the region branch's last layer, (1, head_dim), where the sink rule needs it
     sink_query: Tensor | None = None
     keys: tuple[Tensor, ...] = ()  # that layer's keys of each picture's coarse cells, (kv_heads, n, head_dim)
+    logits: Tensor | None = None  # of the next token, (vocabulary,), where the upper layers saw the whole prompt
 
     @classmethod
     def empty(cls, engine: Engine, prompt: Prompt) -> State:
@@ -75,7 +76,7 @@ class State:
 
     def on(self, prompt: Prompt) -> State:
         """The same state for a prompt that begins with what has been computed."""
-        return dataclasses.replace(self, prompt=prompt)
+        return dataclasses.replace(self, prompt=prompt, logits=None)
 
 
 def truncate(state: State, length: int) -> State:
@@ -112,7 +113,7 @@ def advance_shared(engine: Engine, states: Sequence[State]) -> list[State]:
         states, rows, run_layers(engine.backbone, engine.shared, rows, first_layer=0), strict=True
     ):
         length = row.past + row.hidden.shape[0]
-        hidden = torch.cat([state.hidden[: row.past], result.hidden])
+        hidden = torch.cat([state.hidden[: row.past], result.hidden]) if row.past else result.hidden
         out.append(dataclasses.replace(state, hidden=hidden, shared=LayerCache(result.cache, length)))
     return out
 
@@ -181,6 +182,12 @@ def map_inputs(engine: Engine, hidden: Tensor, positions: Tensor) -> tuple[Tenso
 def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State], list[Tensor]]:
     """Run layers K..N-1 over the tokens that they have not seen. Returns the new states, and for each sample the logits
     (vocabulary,) of the next token."""
+    ran = iter(_run_upper(engine, [state for state in states if state.logits is None]))
+    out = [next(ran) if state.logits is None else state for state in states]
+    return out, [state.logits for state in out if state.logits is not None]
+
+
+def _run_upper(engine: Engine, states: Sequence[State]) -> list[State]:
     rows = []
     for state in states:
         row = _hidden_row(engine, state, state.upper)
@@ -191,11 +198,14 @@ def advance_upper(engine: Engine, states: Sequence[State]) -> tuple[list[State],
     results = run_layers(
         engine.backbone, engine.upper, rows, first_layer=engine.config.shared_layers, last_token_only=True
     )
-    out = [
-        dataclasses.replace(state, upper=LayerCache(result.cache, state.hidden.shape[0]))
+    return [
+        dataclasses.replace(
+            state,
+            upper=LayerCache(result.cache, state.hidden.shape[0]),
+            logits=engine.backbone.lm_logits(result.hidden[-1]),
+        )
         for state, result in zip(states, results, strict=True)
     ]
-    return out, [engine.backbone.lm_logits(result.hidden[-1]) for result in results]
 
 
 def _hidden_row(engine: Engine, state: State, stack: LayerCache) -> SequenceSlice:

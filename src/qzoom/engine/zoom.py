@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from qzoom.backbones.base import Backbone, VisualFeatures
-from qzoom.config import TokenBudget, ZoomConfig
+from qzoom.config import BoxRule, TokenBudget, ZoomConfig
 from qzoom.engine.cache import LRUCache
 from qzoom.engine.perceive import CoarseResult, Stopwatch, make_region
 from qzoom.engine.prompt import Prompt, VisualSpan
 from qzoom.engine.request import check_length, fit_regions
 from qzoom.engine.state import Engine, advance_shared, truncate
-from qzoom.heads.boxes import MapBox
+from qzoom.heads.boxes import MapBox, bounds, foreground_tokens
 from qzoom.types import Box, Region
 
 
@@ -64,6 +64,7 @@ def zoom(
         out[i] = dataclasses.replace(item, boxes=boxes)
         prefix = prefixes[i] if prefixes else b""
         pictures = item.request.pictures
+        budgets = [enlarged(engine.backbone, b, own, engine.config.box) for b, own in zip(boxes, budgets, strict=True)]
         crops += [
             Crop(pictures[b.image].image, b.image, b.box, own, prefix) for b, own in zip(boxes, budgets, strict=True)
         ]
@@ -123,8 +124,36 @@ def encode_crops(
     return [features for features in out if features is not None]
 
 
+def enlarged(backbone: Backbone, box: MapBox, budget: TokenBudget, rule: BoxRule) -> TokenBudget:
+    """The budget of a whole crop of which only tokens on the foreground are read, within `budget` (docs/method.md 3.1).
+
+    Each side grows by k = min(sqrt(1 / share of the foreground in its box), `BoxRule.sparse`), or by less where the
+    tokens next to the foreground would exceed the budget. Without a foreground, or with a fixed grid, nothing changes.
+    """
+    if box.foreground is None or rule.sparse is None or backbone.fixed_grid:
+        return budget
+    x0, y0, x1, y1 = bounds(box.foreground)
+    grow = min(1 / float(box.foreground[y0:y1, x0:x1].mean()), rule.sparse**2)
+    size_px = (box.box[2] - box.box[0], box.box[3] - box.box[1])
+    least, most = int(budget.min_tokens * grow), int(budget.max_tokens * grow)
+    while most > budget.max_tokens:
+        whole = TokenBudget(min(least, most), most)
+        read = int(foreground_tokens(box, backbone.grid(size_px, whole), rule.margin_cells).sum())
+        if read <= budget.max_tokens:
+            return whole
+        most = min(most - 1, most * budget.max_tokens // read)
+    return budget
+
+
 def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> VisualFeatures:
     """The tokens of an encoded region that are inserted: all, the foreground, or resized to its coarse cells."""
+    if box.foreground is not None:
+        chosen = foreground_tokens(box, features.grid, config.box.margin_cells)
+        if chosen.all():
+            return features
+        kept = torch.from_numpy(chosen.ravel().nonzero()[0]).to(features.tokens.device)
+        some = _with_tokens(features, features.grid, lambda values: values[kept])
+        return dataclasses.replace(some, kept=kept)
     if box.keep is not None:
         shape = torch.as_tensor(box.keep, dtype=torch.float32)[None, None]
         keep = interpolate(shape, size=features.grid, mode="bilinear", align_corners=False).flatten() > 0.5
@@ -187,26 +216,30 @@ def insert_regions(
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     spans: list[VisualSpan] = []
-    start, length, shift, reused = 0, 0, 0, len(prompt)
+    dropped: list[Tensor] = []  # indices in the prompt that has all tokens of every region
+    start, length, whole, shift, reused = 0, 0, 0, 0, len(prompt)
     for span in prompt.spans:
         end = span.stop + len(closing)
         ids.append(prompt.ids[start:end])
         positions.append(prompt.positions[:, start:end] + shift)
         spans.append(dataclasses.replace(span, start=span.start - start + length))
-        length, start, moved = length + end - start, end, shift
+        length, whole, start, moved = length + end - start, whole + end - start, end, shift
         for block in (b for b in blocks if b.picture == span.picture):
             reused = min(reused, length)
-            count = block.features.tokens.shape[0]
-            middle = ids[0].new_full((count,), backbone.image_token_id)
+            features = block.features
+            middle = ids[0].new_full((features.grid[0] * features.grid[1],), backbone.image_token_id)
             ids.append(torch.cat([ids[0].new_tensor(opening), middle, ids[0].new_tensor(closing)]))
-            spans.append(VisualSpan(length + len(opening), block.features, span.picture, "region"))
-            length += len(ids[-1])
+            spans.append(VisualSpan(length + len(opening), features, span.picture, "region"))
+            if features.kept is not None:
+                left_out = torch.ones_like(middle).index_fill(0, features.kept, 0)
+                dropped.append(left_out.nonzero()[:, 0] + whole + len(opening))
+            length, whole = length + len(opening) + len(features.tokens) + len(closing), whole + len(ids[-1])
             if aligned:
                 previous = positions[-1][:, -1:]
                 first = prompt.positions[:, span.start].float() + moved
                 placed = _aligned(first, span.features.grid, block, previous, config)
                 positions.append(placed.to(previous.device))
-                shift += max(block.features.grid) + len(opening) + len(closing)
+                shift += max(features.grid) + len(opening) + len(closing)
     ids.append(prompt.ids[start:])
     positions.append(prompt.positions[:, start:] + shift)
     all_ids = torch.cat(ids)
@@ -214,7 +247,18 @@ def insert_regions(
         all_positions = torch.cat([p.float() for p in positions], dim=1)
     else:
         all_positions = backbone.positions(all_ids, [s.features.grid for s in spans])
-    return Prompt(all_ids, all_positions, tuple(spans)), reused
+    return _without(Prompt(all_ids, all_positions, tuple(spans)), dropped), reused
+
+
+def _without(prompt: Prompt, dropped: Sequence[Tensor]) -> Prompt:
+    """A prompt without the tokens of some indices; the others keep their positions, unless these only count."""
+    if not dropped:
+        return prompt
+    stay = torch.ones_like(prompt.ids, dtype=torch.bool).index_fill(0, torch.cat(list(dropped)), value=False)
+    axes, count = prompt.positions.shape[0], int(stay.sum())
+    return Prompt(
+        prompt.ids[stay], prompt.positions[:, :count] if axes == 1 else prompt.positions[:, stay], prompt.spans
+    )
 
 
 def _aligned(

@@ -76,6 +76,8 @@ def answer_flops(
     completion_tokens: int,
     gate: bool,
     region_branch: bool,
+    encoded_tokens: int | None = None,
+    looked_tokens: int = 0,
     extra_prompt_tokens: int = 0,
     extra_completion_tokens: int = 0,
 ) -> int:
@@ -84,6 +86,8 @@ def answer_flops(
     Args:
         region_tokens: of the regions; 0 when it did not zoom.
         prompt_tokens: the answered prompt's length, coarse view and crops included.
+        encoded_tokens: that the vision encoder gave for the regions, where not all of them are read (sparse crops).
+        looked_tokens: of the coarse answer, where it decides whether to zoom.
         extra_prompt_tokens: of further rounds of the same kind, run through all layers; their pictures are not
             encoded again.
         extra_completion_tokens: that these generated.
@@ -97,10 +101,13 @@ def answer_flops(
         pointing = 2 * shape.hidden * (coarse_tokens * shape.key + shape.query) + 2 * shape.query * coarse_tokens
         total += decoder_flops(shape, shape.branch_layers - 1, first) + pointing
     if region_tokens:
-        total += vision_flops(shape, region_tokens)
+        total += vision_flops(shape, region_tokens if encoded_tokens is None else encoded_tokens)
         total += decoder_flops(shape, shape.shared_layers, region_tokens + text, coarse_tokens)
     total += decoder_flops(shape, shape.layers - shape.shared_layers, prompt_tokens)
     total += _decoding(shape, prompt_tokens, completion_tokens)
+    if looked_tokens:
+        again = decoder_flops(shape, shape.layers - shape.shared_layers, text, coarse_tokens) if region_tokens else 0
+        total += again + _decoding(shape, first, looked_tokens)
     if extra_prompt_tokens:
         total += decoder_flops(shape, shape.layers, extra_prompt_tokens)
         total += _decoding(shape, extra_prompt_tokens, max(1, extra_completion_tokens))

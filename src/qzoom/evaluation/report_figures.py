@@ -242,6 +242,7 @@ class Run:
         if not isinstance(sizes, dict) or row.error is not None:
             return None
         asked = row.gate is not None and row.gate.score is not None
+        by = self.about.get("decide_by", "gate") if self.method == "qzoom" else "gate"
         learned = self.method in (*ZOOMING, "margin", "entropy")
         proposed = row.zoomed or bool(row.gate and row.gate.note.startswith("No region stood out"))
         usage, extra = row.usage, row.extra
@@ -251,8 +252,10 @@ class Run:
             region_tokens=usage.region_tokens,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            gate=asked and self.method == "qzoom",
-            region_branch=learned and proposed,
+            gate=asked and self.method == "qzoom" and by == "gate",
+            region_branch=learned and (proposed or (asked and by == "map")),
+            encoded_tokens=row.encoded_tokens if self.about.get("sparse") else None,
+            looked_tokens=self.about.get("answer_tokens", 0) if asked and by == "answer" else 0,
             extra_prompt_tokens=int(extra.get("prompt_tokens", 0)),
             extra_completion_tokens=int(extra.get("completion_tokens", 0)),
         )

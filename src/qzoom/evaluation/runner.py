@@ -54,13 +54,15 @@ def describe_software(model: QZoom) -> dict[str, Any]:
         shape = shape_of(model.engine).to_dict()
     except ConfigError:  # a family whose operations are not counted
         shape = None
+    config = model.config
+    costs = {"decide_by": config.decide_by, "answer_tokens": config.answer_tokens, "sparse": config.box.sparse}
     return {
         "model": model.name,
         "shape": shape,
         "qzoom": qzoom.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
-    }
+    } | ({} if (config.decide_by, config.box.sparse) == ("gate", None) else costs)
 
 
 @settings(prefix=False)

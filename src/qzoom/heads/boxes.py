@@ -29,6 +29,8 @@ class MapBox:
     score: float  # the highest map value inside `cells`
     # (rows, columns) bool, the foreground inside `cells`, where only tokens on it are to be read; None: all
     keep: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    # (rows, columns) bool, its foreground on the whole map, where `BoxRule.sparse` reads tokens on it only; None: all
+    foreground: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 
 def boxes_from_maps(
@@ -56,17 +58,15 @@ def boxes_from_maps(
     """
     grids = [m.detach().float().cpu().numpy() for m in maps]
     peak = max((float(g.max()) for g in grids), default=0.0)
-    if rule.threshold == "relative":
-        if peak <= rule.min_peak:
-            return ()
-        level = threshold * peak
-    else:
-        level = threshold
+    if rule.threshold == "relative" and peak <= rule.min_peak:
+        return ()
+    level = threshold * peak if rule.threshold == "relative" else threshold
 
     def box(group: np.ndarray, image: int, cells: CellBox) -> MapBox:
         grid, score = grids[image], float(grids[image][group].max())
         place = {"rule": rule, "token_px": token_px, "padded": padded}
-        return map_box(cells, grid.shape, sizes_px[image], image=image, score=score, **place)  # type: ignore[arg-type]
+        out = map_box(cells, grid.shape, sizes_px[image], image=image, score=score, **place)  # type: ignore[arg-type]
+        return out if rule.sparse is None else dataclasses.replace(out, foreground=group)
 
     found: list[MapBox] = []
     for image, grid in enumerate(grids):
@@ -254,6 +254,25 @@ def bounds(group: np.ndarray) -> tuple[int, int, int, int]:
     """The smallest box x0, y0, x1, y1 in cells, half-open, around the true cells of a (rows, columns) array."""
     rows, columns = np.nonzero(group)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def foreground_tokens(item: MapBox, grid: tuple[int, int], margin_cells: float) -> np.ndarray:
+    """Which tokens of a region lie on its foreground, on the margin around it, or next to these: bool, as `grid`.
+
+    Args:
+        item: a box with its foreground.
+        grid: (rows, columns) of the region's tokens.
+        margin_cells: see `BoxRule`.
+    """
+    assert item.foreground is not None
+    near = []
+    for axis, count, cells in ((1, grid[0], item.foreground.shape[0]), (0, grid[1], item.foreground.shape[1])):
+        low, high = item.cells[axis], item.cells[axis + 2]
+        step = (high - low) / count
+        centres = low + (np.arange(count) + 0.5) * step
+        reach = 0.5 + margin_cells + step
+        near.append(np.abs(centres[:, None] - (np.arange(cells) + 0.5)) < reach + 1e-9)
+    return near[0] @ item.foreground @ near[1].T
 
 
 def connected_groups(foreground: np.ndarray) -> list[np.ndarray]:

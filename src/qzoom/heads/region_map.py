@@ -6,6 +6,7 @@ Qwen2.5-VL. Maps of one row or one column, on which the release fails, are blurr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,17 @@ def blur(prob: Tensor, sigma: float = 1.0) -> Tensor:
         for j in range(3):
             blurred += kernel[i, j] * out[0, 0, i : i + rows, j : j + columns]
     return blurred
+
+
+def peak_score(maps: Sequence[Tensor]) -> float:
+    """How far the highest cell of all maps stands out of their mean: 1 - mean / peak, 0 where no cell has a value.
+
+    Args:
+        maps: blurred probabilities (rows, columns), one per picture.
+    """
+    values = torch.cat([one.flatten() for one in maps])
+    peak = float(values.max())
+    return 1 - float(values.mean()) / peak if peak > 0 else 0.0
 
 
 def region_map(logits: Tensor, sink_logits: Tensor | None, grid: tuple[int, int], config: ZoomConfig) -> RegionMap:

@@ -27,7 +27,7 @@ from qzoom.data.questions import load_picture
 from qzoom.engine.perceive import propose_boxes, region_maps
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine, State, advance_region, advance_shared
-from qzoom.engine.zoom import RegionBlock, insert_regions, read_tokens
+from qzoom.engine.zoom import RegionBlock, enlarged, insert_regions, read_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.heads.boxes import CellBox, MapBox, map_box
 from qzoom.images.geometry import box_area_px
@@ -199,7 +199,8 @@ class AnswerTask(StageTask):
         features = backbone.encode([image.picture.image], [image.budget])
         prompt = build_prompt(backbone, sample.ids, features)
         found = self._region(engine, prompt, picture.size_px, rng)
-        crop = backbone.encode([backbone.crop(picture.image, found.box)], [TokenBudget(1, recipe.region_tokens)])[0]
+        budget = enlarged(backbone, found, TokenBudget(1, recipe.region_tokens), engine.config.box)
+        crop = backbone.encode([backbone.crop(picture.image, found.box)], [budget])[0]
         whole = build_prompt(backbone, [*sample.ids, *sample.answer], features)
         block = RegionBlock(0, found.cells, read_tokens(crop, found, engine.config))
         return insert_regions(backbone, whole, [block], engine.config)[0]

@@ -1,5 +1,3 @@
-"""The paper's benchmarks on tables of a few rows, written here in the forms that people keep them in."""
-
 import base64
 import io
 import json
@@ -118,7 +116,7 @@ def test_prompts_are_those_of_the_harness(tmp_path, name):
     assert task.identity["task"] == name
 
 
-def test_choices_and_answers_are_kept(tmp_path):
+def test_choices_answers_and_formulas_are_kept(tmp_path):
     def asked(name):
         return open_task(name, data=write_lines(tmp_path / name, name, [with_picture(name, coded())])).sample(0)
 
@@ -126,9 +124,6 @@ def test_choices_and_answers_are_kept(tmp_path):
     assert asked("mme_realworld_lite").questions[0].choices == ("1", "2", "3", "4", "none is right")
     assert asked("hrbench4k").questions[0].choices == ("a cup", "7")
     assert asked("textvqa").questions[0].answers == ("Nike",) * 7 + ("puma",) * 3
-
-
-def test_formulas_have_a_metric_of_their_own(tmp_path):
     row = with_picture("ocrbench", coded(), dataset="HME100k", answer="x^2")
     (asked,) = open_task("ocrbench", data=write_lines(tmp_path, "ocrbench", [row])).sample(0).questions
     assert (asked.metric, asked.answers) == ("contains_formula", ("x^2",))

@@ -1,5 +1,3 @@
-"""ZoomBench's rows in both spellings, its prompts, regions and crops."""
-
 import io
 import json
 
@@ -41,7 +39,7 @@ def parquet(folder, rows):
     return folder
 
 
-def test_one_prompt_for_all():
+def test_prompts_answers_and_options():
     plain = ZOOMBENCH.question(ROW)
     assert plain.question == f"{OPTIONS}\n{LETTER_PROMPT}"
     for asked in ("Answer with the letter.", "Please answer directly with the option's letter", LETTER_PROMPT):
@@ -50,21 +48,12 @@ def test_one_prompt_for_all():
     assert plain.choices == ("red", "light blue", "none of these")
     assert (plain.field, plain.answer, plain.metric) == ("mcq", "B", "choice_zoombench")
     assert plain.boxes == ((10, 20, 30, 30),)
-
-
-def test_the_repositorys_spelling():
     other = {"prompt": OPTIONS, "answer": "(B)", "bbox": "[10.5, 20, 29.2, 30]"}
     assert ZOOMBENCH.question(other) == ZOOMBENCH.question(ROW)
-
-
-def test_short_answers():
     asked = ZOOMBENCH.question({"query": "How many cups?", "response": " 3 ", "question_type": "blank", "bbox": None})
     assert (asked.question, asked.answer, asked.boxes) == (f"How many cups?\n{SHORT_PROMPT}", "3", ())
     assert (asked.field, asked.metric) == ("blank", "blank_zoombench")
     assert ZOOMBENCH.question({"query": "How many cups?", "response": "3"}).field == "blank"
-
-
-def test_options():
     assert options_in("Which? (A) red (B) light blue\n(C) green") == ("red", "light blue", "green")
     assert options_in("Which?\nA) 1\nB) 2") == ("1", "2")
     assert options_in("Which?\nB. 1\nC. 2") == ()

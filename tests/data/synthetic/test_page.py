@@ -1,21 +1,16 @@
-"""Character boxes and ageing."""
-
 import numpy as np
 
 from qzoom.data.synthetic import texts
 from qzoom.data.synthetic.page import HELD_OUT_SEEDS, TRAIN_SEEDS, Page, ScanStyle, TextSpan, age, font_paths, span_box
 
 
-def test_character_boxes_hold_each_character():
+def test_characters_are_in_their_boxes_where_they_were_asked():
     page = Page(300, 80)
     page.print(20, 20, "A1 B", font_paths()[0], 30)
     grey = np.asarray(page.image)
     for char, (x0, y0, x1, y1) in zip("A1 B", page.lines[0].char_boxes_px, strict=True):
         inked = (grey[int(y0) : int(y1) + 1, round(float(x0)) : round(float(x1))] < 128).any()
         assert inked == (char != " ")
-
-
-def test_alignment_puts_the_text_where_it_was_asked():
     page = Page(400, 200)
     path = font_paths()[0]
     right = page.print(300, 10, "12.50", path, 24, align="right")
@@ -47,19 +42,13 @@ def test_ageing_is_deterministic_and_lowers_contrast():
     assert np.percentile(np.asarray(first), 2) > np.percentile(np.asarray(page.image), 2) + 40
 
 
-def test_seed_ranges_are_disjoint():
+def test_amounts_and_seed_ranges():
     assert TRAIN_SEEDS.stop <= HELD_OUT_SEEDS.start
-
-
-def test_bare_amount_drops_only_a_currency():
     assert texts.bare_amount("RM 12.50") == "12.50"
     assert texts.bare_amount("RM12.50") == "12.50"
     assert texts.bare_amount("$3.10") == "3.10"
     assert texts.bare_amount("RM2019") == "RM2019"
     assert texts.bare_amount("ROSE") == "ROSE"
-
-
-def test_amounts_have_two_decimals():
     rng = np.random.default_rng(0)
     for _ in range(50):
         text = texts.amount(rng)

@@ -1,10 +1,5 @@
-"""What `qzoom vllm-args` prints, and what it refuses; no vLLM is needed."""
-
-from __future__ import annotations
-
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +14,7 @@ from tests.checkpoints.folders import copy, edit_json, engine, write_merged, wri
 from tests.tiny_models import FAMILIES
 
 
-def test_a_shell_may_split_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shell_may_split_what_is_printed(capsys):
     assert run(["vllm-args", "tiny", "--visual-tokens", "100", "--pictures", "3"]) == 0
     printed = capsys.readouterr().out
     split = subprocess.run(
@@ -41,7 +36,7 @@ def test_a_shell_may_split_what_is_printed(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_and_kind_of_checkpoint(family: str, tmp_path: Path) -> None:
+def test_every_family_and_kind_of_checkpoint(family, tmp_path):
     made = engine(family)
     merged = write_merged(made, tmp_path / "merged", reuse_src_pos=False)
     convert(merged, tmp_path / "adapter")
@@ -57,7 +52,7 @@ def test_every_family_and_kind_of_checkpoint(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_engine_without_base_weights_has_everything_else(family: str, tmp_path: Path) -> None:
+def test_an_engine_without_base_weights_has_everything_else(family, tmp_path):
     folder = write_merged(engine(family), tmp_path / "merged")
     whole, light = load_engine(folder), load_engine(folder, dtype="float32", base_weights=False)
     assert all(weight.is_meta for weight in light.backbone.model.parameters())
@@ -69,7 +64,7 @@ def test_an_engine_without_base_weights_has_everything_else(family: str, tmp_pat
         assert all((own[name] == full[name]).all() for name in own)
 
 
-def test_what_vllm_cannot_serve_is_refused(tmp_path: Path) -> None:
+def test_what_vllm_cannot_serve_is_refused(tmp_path):
     made = engine(FAMILIES[0])
     aligned = write_merged(made, tmp_path / "aligned", reuse_src_pos=True)
     with pytest.raises(ConfigError, match=r"aligned positions .* use the native engine"):
@@ -87,6 +82,6 @@ def test_what_vllm_cannot_serve_is_refused(tmp_path: Path) -> None:
         command_line({"model": "my models/one"})
 
 
-def test_untested_versions_are_named() -> None:
+def test_untested_versions_are_named():
     assert version_warning("0.32.1") == version_warning("0.28.0") == ""
     assert "was tested with vLLM 0.28 and 0.32, and this is 0.33.0" in version_warning("0.33.0")

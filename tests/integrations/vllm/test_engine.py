@@ -4,8 +4,6 @@
 QZOOM_RECEIPTS a folder of receipts with `dev.jsonl`; without it drawn pictures take their place.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import random
@@ -151,17 +149,17 @@ def compare(native: QZoom, engine: ServingEngine, runner: asyncio.Runner, questi
 
 
 @pytest.fixture(scope="module")
-def native() -> QZoom:
+def native():
     return QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Iterator[tuple[VllmEngine, asyncio.Runner]]:
+def tiny():
     with vllm("tiny") as found:
         yield found
 
 
-def test_many_questions_cold_and_from_the_cache(native: QZoom, tiny: tuple[VllmEngine, asyncio.Runner]) -> None:
+def test_many_questions_cold_and_from_the_cache(native, tiny):
     questions = cases(COUNT)
     compare(native, *tiny, questions)
     repeated = questions[: COUNT // 6]
@@ -171,7 +169,7 @@ def test_many_questions_cold_and_from_the_cache(native: QZoom, tiny: tuple[VllmE
     assert any(answer.usage.reused_tokens for answer in again)
 
 
-def test_looks(native: QZoom, tiny: tuple[VllmEngine, asyncio.Runner]) -> None:
+def test_looks(native, tiny):
     engine, runner = tiny
     for picture in ("receipt.jpg", "delivery-note.jpg"):
         wanted = native.perceive(EXAMPLES / picture, "What is the date?")
@@ -182,7 +180,7 @@ def test_looks(native: QZoom, tiny: tuple[VllmEngine, asyncio.Runner]) -> None:
     assert runner.run(engine.health()) == ""
 
 
-def test_sampling_ends_and_stop_texts(native: QZoom, tiny: tuple[VllmEngine, asyncio.Runner]) -> None:
+def test_sampling_ends_and_stop_texts(native, tiny):
     picture = [EXAMPLES / "receipt.jpg"]
     for options in ({"stop": "/0"}, {"max_new_tokens": 3}, {"ignore_eos": True, "max_new_tokens": 40}):
         case = Case(picture, "What is the date?", options)
@@ -193,7 +191,7 @@ def test_sampling_ends_and_stop_texts(native: QZoom, tiny: tuple[VllmEngine, asy
     assert first.tokens == second.tokens
 
 
-def test_short_chunks_and_a_cache_so_small_that_requests_are_preempted(native: QZoom) -> None:
+def test_short_chunks_and_a_cache_so_small_that_requests_are_preempted(native):
     questions = cases(24)
     long = [
         Case(case.pictures[:1], case.question, {"ignore_eos": True, "max_new_tokens": 120}) for case in questions[:8]
@@ -204,7 +202,7 @@ def test_short_chunks_and_a_cache_so_small_that_requests_are_preempted(native: Q
         assert sum(m.value for m in get_metrics_snapshot() if m.name == "vllm:num_preemptions") > 0
 
 
-def test_an_engine_that_was_killed_is_said_to_be_down() -> None:
+def test_an_engine_that_was_killed_is_said_to_be_down():
     others = {child.pid for child in psutil.Process().children(recursive=True)}
     with vllm("tiny") as (engine, runner):
         case = Case([EXAMPLES / "receipt.jpg"], "What is the date?", {"ignore_eos": True, "max_new_tokens": 900})
@@ -227,7 +225,7 @@ def test_an_engine_that_was_killed_is_said_to_be_down() -> None:
 
 
 @pytest.mark.parametrize("lost", ["gate", "region"])
-def test_checkpoints_without_a_branch(tmp_path: Path, lost: str) -> None:
+def test_checkpoints_without_a_branch(tmp_path, lost):
     folder = copy(find_source("tiny").folder, tmp_path / lost)
     edit_json(folder / "qzoom_config.json", **{lost: False})
     native = QZoom.from_pretrained(folder, dtype="float32")
@@ -238,7 +236,7 @@ def test_checkpoints_without_a_branch(tmp_path: Path, lost: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "ranks"), [("qwen2_5_vl", 1), ("qwen3_vl", 2)])
-def test_both_families_and_two_ranks(tmp_path: Path, family: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_families_and_two_ranks(tmp_path, family, ranks, monkeypatch):
     """Random weights: arithmetic only."""
     model = build_model(family, num_attention_heads=2, num_key_value_heads=2)  # heads of 32, the least on CPUs
     made = build_engine(family, backbone=build_backbone(model, tokenizer(), image_processor(family)))
@@ -285,7 +283,7 @@ def vllm_server(*more: str) -> Iterator[str]:
         process.wait()
 
 
-def test_a_server_of_its_own(native: QZoom) -> None:
+def test_a_server_of_its_own(native):
     front = QZoom(load_engine("tiny", dtype="float32", base_weights=False), "tiny")
     identity = checkpoint_identity(find_source("tiny"))
     with vllm_server() as url:

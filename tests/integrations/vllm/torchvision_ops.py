@@ -24,7 +24,7 @@ def _declare() -> None:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.modules[__name__].library = library  # type: ignore[attr-defined]  # it lives as long as the process
+    sys.modules[__name__].library = library  # it lives as long as the process
 
 
 sys.meta_path.insert(0, _BeforeTorchvision())

@@ -1,7 +1,3 @@
-"""Perception here, answers by another server; a real one, and one that fails in every way."""
-
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +29,7 @@ def post(site: Site, **more: Any) -> httpx.Response:
     return httpx.post(f"{site.url}/v1/chat/completions", json=BODY | more, timeout=120)
 
 
-def test_the_other_model_gets_both_views_and_counts_its_tokens(model: QZoom) -> None:
+def test_the_other_model_gets_both_views_and_counts_its_tokens(model):
     with running(model, model_name="other") as other, before(model, other.url) as site:
         reply = post(site).json()
         streamed = post(site, stream=True, stream_options={"include_usage": True}).text
@@ -50,7 +46,7 @@ def test_the_other_model_gets_both_views_and_counts_its_tokens(model: QZoom) -> 
     assert ready == {"status": "ready"}
 
 
-def test_ways_of_decoding_are_passed_on_or_refused(model: QZoom) -> None:
+def test_ways_of_decoding_are_passed_on_or_refused(model):
     bodies: list[dict[str, Any]] = []
     app = endpoint(stream(TEXT), bodies)
     with serving(app) as url, before(model, url) as site:
@@ -99,14 +95,14 @@ TEXT = json.dumps({"id": "a", "object": "chat.completion.chunk", "created": 1, "
     ],
     ids=["two pictures", "key", "full", "date", "down", "page", "no json", "other json", "cut"],
 )
-def test_what_goes_wrong_there_is_one_sentence_here(model: QZoom, reply: Response, status: int, sentence: str) -> None:
+def test_what_goes_wrong_there_is_one_sentence_here(model, reply, status, sentence):
     with serving(endpoint(reply)) as url, before(model, url) as site:
         response = post(site)
         assert (response.status_code, sentence in response.json()["error"]["message"]) == (status, True), response.text
         assert httpx.get(f"{site.url}/ready").status_code == 200
 
 
-def test_a_wrong_address_or_key_is_found_at_start(model: QZoom) -> None:
+def test_a_wrong_address_or_key_is_found_at_start(model):
     settings = ServerSettings(model_name="tiny")
     with pytest.raises(ConfigError, match="Nobody answers at http"):
         AnswerEngine(model, settings, "http://127.0.0.1:9/v1", "other")

@@ -1,10 +1,5 @@
-"""Replicas on Ray Serve: answers as from one native engine, pictures find their replica, and replicas may die."""
-
-from __future__ import annotations
-
 import os
 import signal
-from collections.abc import Iterator
 from functools import partial
 
 import httpx
@@ -13,7 +8,6 @@ import pytest
 
 pytest.importorskip("ray.serve", exc_type=ImportError)
 
-from qzoom import QZoom
 from qzoom.cli.engines import EngineOptions
 from qzoom.cli.options import ModelOptions
 from qzoom.cluster import ray_running
@@ -24,7 +18,7 @@ from tests.serving.running import Site, chat, data_url, image_part, page, runnin
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
+def site():
     """A front end before two replicas."""
     settings = ServerSettings(model_name="tiny")
     with ray_running(cpus=3):
@@ -50,7 +44,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_answers_are_the_native_ones_streamed_and_whole(site: Site, model: QZoom) -> None:
+def test_answers_are_the_native_ones_streamed_and_whole(site, model):
     wanted = model.ask(page(), "What is the total amount?", zoom="always", max_new_tokens=8)
     body = chat(user(image_part(), "What is the total amount?"), qzoom={"zoom": "always"})
     whole = httpx.post(f"{site.url}/v1/chat/completions", json=body, timeout=120).json()
@@ -68,13 +62,13 @@ def test_answers_are_the_native_ones_streamed_and_whole(site: Site, model: QZoom
     assert all(token["logprob"] <= 0 for token in known)
 
 
-def test_refusals_of_a_replica_arrive_as_they_are(site: Site) -> None:
+def test_refusals_of_a_replica_arrive_as_they_are(site):
     refused = ask(site, user(image_part(), "word " * 9000), max_tokens=8)
     assert refused.status_code == 400
     assert "the model reads at most" in refused.json()["error"]["message"]
 
 
-def test_repeated_pictures_reach_the_replica_that_has_them(site: Site) -> None:
+def test_repeated_pictures_reach_the_replica_that_has_them(site):
     pages = [data_url(page(f"TOTAL {n}.00")) for n in range(6)]
     for question in ("What is the total amount?", "What is the date?", "Who?"):
         for number, url in enumerate(pages):
@@ -83,7 +77,7 @@ def test_repeated_pictures_reach_the_replica_that_has_them(site: Site) -> None:
             assert (cached > 0) == (question != "What is the total amount?"), number
 
 
-def test_a_killed_replica_costs_at_most_what_it_was_answering(site: Site) -> None:
+def test_a_killed_replica_costs_at_most_what_it_was_answering(site):
     before = replicas()
     assert len(before) == 2
     os.kill(before[0], signal.SIGKILL)

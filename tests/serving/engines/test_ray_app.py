@@ -1,7 +1,3 @@
-"""The application of deploy/ray-serve.yaml: Ray Serve's own HTTP before front end and replicas."""
-
-from __future__ import annotations
-
 import importlib
 import socket
 from pathlib import Path
@@ -22,14 +18,14 @@ from tests.serving.running import chat
 FILE = Path(__file__).parents[3] / "deploy" / "ray-serve.yaml"
 
 
-def test_the_file_names_an_application_that_answers() -> None:
+def test_the_file_names_an_application_that_answers():
     values = yaml.safe_load(FILE.read_text())["applications"][0]
     module, _, name = values["import_path"].partition(":")
     build = getattr(importlib.import_module(module), name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with ray_running(cpus=3):
+    with socket.socket() as held, ray_running(cpus=3):
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Ray's proxy does; nobody else gets the port
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(values["args"] | {"device": "cpu"}), name=values["name"], route_prefix=values["route_prefix"])
         url = f"http://127.0.0.1:{port}"
@@ -43,6 +39,6 @@ def test_the_file_names_an_application_that_answers() -> None:
         assert httpx.get(f"{url}/ready").json() == {"status": "ready"}
 
 
-def test_an_unknown_argument_of_the_file_is_one_sentence() -> None:
+def test_an_unknown_argument_of_the_file_is_one_sentence():
     with pytest.raises(ConfigError, match="unknown 'modell'; did you mean 'model'"):
         ray_app({"modell": "tiny"})

@@ -1,7 +1,3 @@
-"""The front end before servers that speak vLLM's routes: answers, failures at start, in the middle and between."""
-
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +6,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qzoom import QZoom
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.load import checkpoint_identity
 from qzoom.errors import CheckpointError, ConfigError
@@ -24,7 +19,7 @@ IDENTITY = checkpoint_identity(find_source("tiny"))
 
 
 @pytest.fixture(scope="module")
-def decoder(model: QZoom) -> Decoder:
+def decoder(model):
     return Decoder(model)
 
 
@@ -48,7 +43,7 @@ def ask(site: Site, **body: object) -> httpx.Response:
     return httpx.post(f"{site.url}/v1/chat/completions", json=chat(**body), timeout=120)
 
 
-def test_answers_are_the_native_ones_streamed_and_whole(model: QZoom, decoder: Decoder) -> None:
+def test_answers_are_the_native_ones_streamed_and_whole(model, decoder):
     wanted = model.ask(page(), "What is the total amount?", zoom="always", max_new_tokens=8)
     body = chat(user(image_part(), "What is the total amount?"), qzoom={"zoom": "always"})
     with sites(decoder) as (site, (server,), _):
@@ -92,7 +87,7 @@ def test_answers_are_the_native_ones_streamed_and_whole(model: QZoom, decoder: D
         ("broken", ConfigError, "answers with status 500; its log says why"),
     ],
 )
-def test_engines_that_cannot_be_used_are_refused_at_the_start(decoder, fault, kind, said) -> None:
+def test_engines_that_cannot_be_used_are_refused_at_the_start(decoder, fault, kind, said):
     with serving(FakeServer(decoder, fault).app) as url, pytest.raises(kind) as caught:
         engine(url)
     assert said in str(caught.value)
@@ -109,14 +104,14 @@ def test_engines_that_cannot_be_used_are_refused_at_the_start(decoder, fault, ki
         ("localhost", "'localhost' is not an address; write http://HOST:PORT."),
     ],
 )
-def test_an_address_where_nothing_answers(url: str, said: str) -> None:
+def test_an_address_where_nothing_answers(url, said):
     with pytest.raises(ConfigError) as caught:
         engine(url)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["cut", "error"])
-def test_an_engine_that_dies_in_the_middle_ends_the_stream_with_an_error(decoder: Decoder, fault: str) -> None:
+def test_an_engine_that_dies_in_the_middle_ends_the_stream_with_an_error(decoder, fault):
     with sites(decoder) as (site, (server,), _):
         server.fault = fault
         streamed = ask(site, stream=True)
@@ -129,7 +124,7 @@ def test_an_engine_that_dies_in_the_middle_ends_the_stream_with_an_error(decoder
     assert whole.headers["retry-after"] == "5"
 
 
-def test_an_engine_that_went_away_or_came_back_with_other_weights(decoder: Decoder) -> None:
+def test_an_engine_that_went_away_or_came_back_with_other_weights(decoder):
     with sites(decoder) as (site, (server,), (stack,)):
         server.fault = "other-heads"
         changed = ask(site, qzoom={"zoom": "always"})
@@ -142,7 +137,7 @@ def test_an_engine_that_went_away_or_came_back_with_other_weights(decoder: Decod
     assert (unready.status_code, unready.json()) == (503, {"status": "no engine answers"})
 
 
-def test_another_engine_takes_over_and_a_picture_stays_with_its_engine(decoder: Decoder) -> None:
+def test_another_engine_takes_over_and_a_picture_stays_with_its_engine(decoder):
     with sites(decoder, 2) as (site, servers, stacks):
         for server in servers:
             server.bodies.clear()

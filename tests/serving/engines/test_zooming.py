@@ -1,7 +1,3 @@
-"""An engine whose decoder runs elsewhere answers as the native one: tokens, boxes, gate, usage."""
-
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from contextlib import aclosing
@@ -29,12 +25,12 @@ TWO_TURNS = [
 
 
 @pytest.fixture(scope="module")
-def decoder(model: QZoom) -> Decoder:
+def decoder(model):
     return Decoder(model)
 
 
 @pytest.fixture(scope="module")
-def engine(decoder: Decoder) -> SimulatedEngine:
+def engine(decoder):
     return SimulatedEngine(decoder, front())
 
 
@@ -76,9 +72,7 @@ def assert_equal(own: Answer, wanted: Answer) -> None:
         ([], "Hello <|image_pad|> there", {}),
     ],
 )
-def test_answers_as_the_native_engine(
-    model: QZoom, engine: SimulatedEngine, pictures: list[str], question: Any, options: dict[str, Any]
-) -> None:
+def test_answers_as_the_native_engine(model, engine, pictures, question, options):
     images = [EXAMPLES / name for name in pictures]
     wanted = model.ask(images, question, **options)
     texts, own = asyncio.run(collect(engine, Job(engine.model.request(images, question, **options))))
@@ -86,7 +80,7 @@ def test_answers_as_the_native_engine(
     assert "".join(texts) == own.text
 
 
-def test_several_regions_stand_behind_their_pictures(model: QZoom, decoder: Decoder) -> None:
+def test_several_regions_stand_behind_their_pictures(model, decoder):
     rule = dataclasses.replace(model.config.box, components="all", max_regions=4)
     config = model.config.replace(box=rule, region_threshold=0.1)
     native = QZoom(dataclasses.replace(model.engine, config=config))
@@ -99,7 +93,20 @@ def test_several_regions_stand_behind_their_pictures(model: QZoom, decoder: Deco
     assert_equal(asyncio.run(collect(own, Job(own.model.request(images, "What is the total?", **options))))[1], wanted)
 
 
-def test_a_look_is_a_perception(model: QZoom, engine: SimulatedEngine) -> None:
+def test_the_map_decides_as_in_the_native_engine(model, decoder):
+    config, picture = model.config.replace(decide_by="map"), EXAMPLES / "receipt.jpg"
+    native = QZoom(dataclasses.replace(model.engine, config=config))
+    own = SimulatedEngine(decoder, QZoom(dataclasses.replace(front().engine, config=config)))
+    for threshold in (0.0, 1.0):
+        options = {"gate_threshold": threshold, "max_new_tokens": 4}
+        wanted = native.ask(picture, "What is the date?", **options)
+        assert wanted.gate.zoomed == (threshold == 0.0)
+        request = own.model.request(picture, "What is the date?", **options)
+        assert_equal(asyncio.run(collect(own, Job(request)))[1], wanted)
+    assert own.modes == ["always"] * 2
+
+
+def test_a_look_is_a_perception(model, engine):
     picture = EXAMPLES / "receipt.jpg"
     for options in ({}, {"gate_threshold": 1.0}, {"zoom": "never"}):
         wanted = model.perceive(picture, "What is the date?", **options)
@@ -111,7 +118,7 @@ def test_a_look_is_a_perception(model: QZoom, engine: SimulatedEngine) -> None:
 
 
 @pytest.mark.parametrize("lost", ["gate", "region"])
-def test_checkpoints_without_a_branch(model: QZoom, lost: str) -> None:
+def test_checkpoints_without_a_branch(model, lost):
     native = QZoom(dataclasses.replace(model.engine, **{lost: None}))
     decoder = Decoder(native)
     decoder.heads.engine = dataclasses.replace(decoder.heads.engine, **{lost: None})
@@ -123,7 +130,7 @@ def test_checkpoints_without_a_branch(model: QZoom, lost: str) -> None:
     assert_equal(asyncio.run(collect(own, Job(request)))[1], wanted)
 
 
-def test_below_the_threshold_the_region_branch_does_not_run(engine: SimulatedEngine) -> None:
+def test_below_the_threshold_the_region_branch_does_not_run(engine):
     decoder, request = engine.decoder, engine.model.request(EXAMPLES / "receipt.jpg", "What is the date?")
     side = engine.model.engine.backbone.token_px
     image = engine.model.engine.backbone.resize(request.pictures[0].image, engine.model.config.coarse_tokens)
@@ -134,7 +141,7 @@ def test_below_the_threshold_the_region_branch_does_not_run(engine: SimulatedEng
     assert wrong == {"error": "The grids of the look do not fit the pictures of its prompt."}
 
 
-def test_refusals(engine: SimulatedEngine) -> None:
+def test_refusals(engine):
     strip = engine.model.request(Image.new("RGB", (3980, 20)), "When?", coarse_tokens=(250, 300))
     with pytest.raises(ImageError, match=r"\d+ x 1 visual tokens is longer"):
         asyncio.run(collect(engine, Job(strip)))
@@ -143,7 +150,7 @@ def test_refusals(engine: SimulatedEngine) -> None:
         asyncio.run(collect(engine, Job(long)))
 
 
-def test_the_queue_is_bounded_and_a_closed_answer_frees_its_slot(decoder: Decoder) -> None:
+def test_the_queue_is_bounded_and_a_closed_answer_frees_its_slot(decoder):
     async def scene() -> None:
         engine = SimulatedEngine(decoder, front(), SchedulerLimits(slots=1, queue=1))
         job = Job(engine.model.request(page(), "When?", max_new_tokens=4))
@@ -159,8 +166,5 @@ def test_the_queue_is_bounded_and_a_closed_answer_frees_its_slot(decoder: Decode
         assert (engine.running, engine.waiting) == (0, 0)
 
     asyncio.run(scene())
-
-
-def test_a_salt_does_not_name_its_tenant() -> None:
     assert cache_salt("ann") != cache_salt("bob")
     assert "ann" not in cache_salt("ann")

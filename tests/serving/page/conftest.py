@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.serving.page.browser import DESKTOP, chromium, find_browser, server
+from tests.serving.page.browser import DESKTOP, chromium, find_browser
+from tests.serving.running import running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,9 +14,9 @@ def _needs_a_browser():
 
 
 @pytest.fixture(scope="session")
-def url():
-    with server() as address:
-        yield address
+def url(model):
+    with running(model) as site:
+        yield site.url
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,3 @@
-"""The page's settings, its command to copy, refusals, keys, and pictures that are too large."""
-
 import base64
 import io
 import json
@@ -9,16 +7,18 @@ import subprocess
 import pytest
 from PIL import Image
 
-from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, ask, body_of, call, done, numbers, server, truth, upload
+from qzoom.serving.settings import ServerLimits
+from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, ask, body_of, call, done, numbers, truth, upload
+from tests.serving.running import running
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def guarded():
+def guarded(model):
     """A server that asks for a key and takes small pictures only."""
-    with server("--api-key", "open-sesame", "--limit", "picture_bytes=60000") as address:
-        yield address
+    with running(model, api_keys=("open-sesame",), limits=ServerLimits(picture_bytes=60_000)) as site:
+        yield site.url
 
 
 def test_a_threshold_is_tried_out_and_then_asked_with(open_page, url):

@@ -1,5 +1,3 @@
-"""The page at `/` in a real browser against a real server with the embedded model."""
-
 import base64
 import re
 

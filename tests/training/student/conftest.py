@@ -59,7 +59,7 @@ def write(folder: Path, rows: list[dict], name: str = "train", schema: pa.Schema
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory):
     """Eight pictures with three questions each to train on, two to validate with."""
     folder = tmp_path_factory.mktemp("exported")
     write(folder, [row(n, kind) for n in range(8) for kind in ("colour", "counting", "absent")])
@@ -67,7 +67,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def student(tmp_path_factory) -> Path:
+def student(tmp_path_factory):
     """A random Qwen3-VL with branches."""
     folder = tmp_path_factory.mktemp("student") / "model"
     save_pretrained(build_engine("qwen3_vl"), folder, include_base=True)

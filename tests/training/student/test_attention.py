@@ -1,5 +1,3 @@
-"""Attention supervision: which tokens are the region, and that the loss is the attention itself."""
-
 import json
 
 import pytest
@@ -86,16 +84,14 @@ def test_training_adds_the_loss_once_however_a_batch_is_cut(student, data, tmp_p
     (plain,) = run(student, data, tmp_path / "plain", 0.0)
     (once,) = run(student, data, tmp_path / "once", 0.5)
     (plain_whole,) = run(student, data, tmp_path / "plain-whole", 0.0, micro_batch=4)
-    (whole,) = run(student, data, tmp_path / "whole", 0.5, micro_batch=4)
-    (twice,) = run(student, data, tmp_path / "twice", 1.0)
+    (twice_whole,) = run(student, data, tmp_path / "twice-whole", 1.0, micro_batch=4)
     assert once > plain
-    assert twice - plain == pytest.approx(2 * (once - plain), rel=1e-3)
-    assert whole - plain_whole == pytest.approx(once - plain, rel=1e-3)
+    assert twice_whole - plain_whole == pytest.approx(2 * (once - plain), rel=1e-3)
 
 
 def test_heads_learn_to_look(student, data, tmp_path):
-    found = run(student, data, tmp_path / "long", 1.0, steps=8)
-    plain = run(student, data, tmp_path / "plain", 0.0, steps=8)
+    found = run(student, data, tmp_path / "long", 1.0, steps=5)
+    plain = run(student, data, tmp_path / "plain", 0.0, steps=5)
     assert found[-1] - plain[-1] < 0.8 * (found[0] - plain[0])
 
 

@@ -1,5 +1,3 @@
-"""What training shows is what the engine shows: tokens, positions, pixels; packed questions see only themselves."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Exported rows in: questions, pictures once on disk, splits by picture; damaged rows are refused with their place."""
-
 import dataclasses
 from pathlib import Path
 
@@ -41,9 +39,6 @@ def test_whole_pictures_are_held_out(tmp_path):
     assert again == split
     assert read_split(folder, tmp_path / "p", 0.25, 1).validation != split.validation
     assert read_split(folder, tmp_path / "p", 0.0, 0).validation == ()
-
-
-def test_a_validation_picture_is_never_trained_on(tmp_path):
     folder = write(tmp_path / "data", [row(0), row(1), row(0, "counting")])
     write(folder, [row(0, "absent")], "validation")
     assert {q.id for q in read_split(folder, tmp_path / "p", 0.0, 0).train} == {"0001colour"}
@@ -72,20 +67,12 @@ def test_reads_what_distillation_exports(tmp_path, embed):
     assert load_image(one.picture).size_px == (40, 60)
 
 
-def test_choices_and_older_prompts(tmp_path):
+def test_choices_older_prompts_and_pictures_by_path(tmp_path):
     text = "<image>Which?\nA. red\nB. green"
     folder = write(tmp_path / "data", [row(1, prompt=_turn(text), choices=["red", "green"], letter="B", answer="B")])
     (question,) = read_split(folder, tmp_path / "p", 0.0, 0).train
-    assert (question.text, question.answer, question.choices, question.letter) == (
-        "Which?\nA. red\nB. green",
-        "B",
-        ("red", "green"),
-        "B",
-    )
-
-
-def test_pictures_by_path(tmp_path):
-    (tmp_path / "data").mkdir()
+    assert (question.text, question.choices) == ("Which?\nA. red\nB. green", ("red", "green"))
+    assert (question.answer, question.letter) == ("B", "B")
     (tmp_path / "data" / "a.png").write_bytes(picture(3))
     folder = write(tmp_path / "data", [row(3, images=[{"bytes": None, "path": "a.png"}])])
     assert Path(read_split(folder, tmp_path / "p", 0.0, 0).train[0].picture) == tmp_path / "data" / "a.png"
@@ -134,16 +121,13 @@ def order(questions, **changes):
     return make_schedule(questions, **(values | changes))
 
 
-def test_every_question_once_a_pass(questions):
+def test_every_question_once_a_pass_in_a_fixed_order(questions):
     rows = epoch_entries(questions, 2, None, 0, 0)
     assert sorted(i for r in rows for i in r) == list(range(24))
     assert max(map(len, rows)) == 2
     assert all(len({questions[i].picture for i in r}) == 1 for r in rows)
     assert rows != epoch_entries(questions, 2, None, 1, 0)
     assert rows == epoch_entries(questions, 2, None, 0, 0)
-
-
-def test_order_is_fixed_and_says_where_it_is(questions):
     rows = order(questions)
     assert rows == order(questions)
     assert rows != order(questions, seed=1)

@@ -1,7 +1,4 @@
-"""Reinforcement on a random student: prompts are the engine's, rewards differ, unjudged replies have no gradient."""
-
 import json
-import socket
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from qzoom.training.student.recipe import GrpoSettings
 from qzoom.training.student.run import prepare_student, train_student
 from qzoom.training.student.schedule import make_schedule
 from qzoom.training.student.trainers import PromptProcessor, make_grpo_trainer, make_reward
+from tests.llm.stub import nobody
 from tests.tiny_models import engine
 from tests.training.student.conftest import recipe_of
 
@@ -142,16 +140,14 @@ def test_logits_of_the_trainer_equal_the_engines(reader, tmp_path):
 
 def test_a_judge_that_is_down_leaves_replies_unrewarded(reader):
     recipe, rows = reader
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    judge = open_judge(EndpointSettings(url, "none"), CallSettings(retries=0))
     free_rows = [i for i in range(4) if not rows.reference(i).answer.isdigit()]
     right = rows.reference(free_rows[0]).answer
     noted = {}
-    reward = make_reward(rows, recipe, judge.right)
-    made = reward([_reply(right), _reply("a long guess")], row=free_rows[:1] * 2, log_metric=noted.__setitem__)
-    judge.close()
+    with nobody() as url:
+        judge = open_judge(EndpointSettings(url, "none"), CallSettings(retries=0))
+        reward = make_reward(rows, recipe, judge.right)
+        made = reward([_reply(right), _reply("a long guess")], row=free_rows[:1] * 2, log_metric=noted.__setitem__)
+        judge.close()
     assert made == [1.0, None]
     assert (noted["accuracy"], noted["by_failed"], noted["well_formed"]) == (1.0, 0.5, 1.0)
     assert len(judge.reasons) == 1

@@ -1,5 +1,3 @@
-"""Golden rewards: what each kind of reply to each kind of question is worth, and when it is worth nothing at all."""
-
 import math
 
 import pytest
@@ -30,21 +28,13 @@ TEXT = asked("What does it say?", "EXIT ONLY")
 @pytest.mark.parametrize(
     ("reply", "form", "answer"),
     [
-        ("<answer>B</answer>", "plain", "B"),
-        ("so\n<answer>\nThe red\nbus\n</answer>\n", "tags", "The red\nbus"),
-        ("<answer>A</answer> no, <answer>B</answer>", "tags", "B"),
-        ("<ANSWER>B</Answer>", "tags", "B"),
-        ("<answer>A<answer>B</answer>", "tags", "B"),
-        ("<answer>B", "tags", None),
-        ("<answer>B", "plain", None),
-        ("<answer>  </answer>", "plain", None),
-        ("B", "tags", None),
-        (" B \n", "plain", "B"),
-        ("", "plain", None),
-        ("word " * 61, "plain", None),
-        ("word " * 100 + "<answer>B</answer>", "plain", "B"),
+        ("<answer>B</answer>", "plain", "B"), ("so\n<answer>\nThe red\nbus\n</answer>\n", "tags", "The red\nbus"),
+        ("<answer>A</answer> no, <answer>B</answer>", "tags", "B"), ("<ANSWER>B</Answer>", "tags", "B"),
+        ("<answer>A<answer>B</answer>", "tags", "B"), ("<answer>B", "tags", None), ("<answer>B", "plain", None),
+        ("<answer>  </answer>", "plain", None), ("B", "tags", None), (" B \n", "plain", "B"), ("", "plain", None),
+        ("word " * 61, "plain", None), ("word " * 100 + "<answer>B</answer>", "plain", "B"),
     ],
-)
+)  # fmt: skip
 def test_answers_are_parsed_strictly(reply, form, answer):
     assert answer_of(reply, form) == answer
 
@@ -62,21 +52,11 @@ def test_form():
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        ("B", 1.0),
-        ("(B)", 1.0),
-        ("b.", 1.0),
-        ("Answer: B", 1.0),
-        ("The answer is B", 1.0),
-        ("B. a red bus", 1.0),
-        ("A red bus", 1.0),
-        ("a blue car", 0.0),
-        ("I think C", 0.0),
-        ("A or B: the answer is A, the answer is B", 0.0),
-        ("D", 0.0),
-        ("none", 0.0),
-        ("<answer>A</answer> wait <answer>\nB\n</answer>", 1.0),
+        ("B", 1.0), ("(B)", 1.0), ("b.", 1.0), ("Answer: B", 1.0), ("The answer is B", 1.0), ("B. a red bus", 1.0),
+        ("A red bus", 1.0), ("a blue car", 0.0), ("I think C", 0.0), ("A or B: the answer is A, the answer is B", 0.0),
+        ("D", 0.0), ("none", 0.0), ("<answer>A</answer> wait <answer>\nB\n</answer>", 1.0),
     ],
-)
+)  # fmt: skip
 def test_choices(reply, value):
     assert accuracy(reply, OPTIONS) == Reward(value, 1.0, "letter")
 
@@ -89,12 +69,6 @@ def test_numbers(reply, value):
     assert accuracy(reply, COUNT).accuracy == value
 
 
-def test_amounts_keep_their_digits():
-    assert accuracy("RM 33.90", asked("Total?", "33.90")).accuracy == 1.0
-    assert accuracy("33.80", asked("Total?", "33.90")).accuracy == 0.0
-    assert accuracy("1,250", asked("Total?", "1250")).accuracy == 1.0
-
-
 @pytest.mark.parametrize(
     ("said", "known", "value"),
     [(7, 7, 1.0), (6, 8, 0.75), (20, 8, 0.0), (None, 8, 0.0), (0, 0, 1.0), (2, 0, math.exp(-2))],
@@ -103,10 +77,13 @@ def test_counting_by_relative_error(said, known, value):
     assert counting_reward(said, known) == pytest.approx(value)
 
 
-def test_counting_is_an_option_for_counting_questions():
+def test_counting_is_an_option_for_counting_questions_and_amounts_keep_their_digits():
     assert accuracy("6", asked("How many?", "8", kind="counting"), counting=True).accuracy == 0.75
     assert accuracy("6", asked("How many?", "8", kind="counting")).accuracy == 0.0
     assert accuracy("6", asked("Which bus?", "8", kind="ocr"), counting=True).accuracy == 0.0
+    assert accuracy("RM 33.90", asked("Total?", "33.90")).accuracy == 1.0
+    assert accuracy("33.80", asked("Total?", "33.90")).accuracy == 0.0
+    assert accuracy("1,250", asked("Total?", "1250")).accuracy == 1.0
 
 
 @pytest.mark.parametrize(
@@ -142,21 +119,15 @@ def test_free_text_by_rule_then_judge():
     assert judge.seen == ["only an exit", "entrance"]
 
 
-def test_a_failed_judge_gives_no_reward():
+def test_a_failed_judge_gives_no_reward_and_none_is_asked_in_vain():
     failed = accuracy("entrance", TEXT, judge=Verdicts(works=False))
     assert failed == Reward(None, 1.0, "failed")
     assert combine(failed, 0.0) is None
     assert combine(failed, 0.5) is None
-
-
-def test_judge_is_never_asked_about_choices_and_empty_replies():
     judge = Verdicts()
     assert accuracy("D", OPTIONS, judge=judge).accuracy == 0.0
     assert accuracy("", TEXT, judge=judge) == Reward(0.0, 0.0, "empty")
     assert judge.seen == []
-
-
-def test_format_weight():
     assert combine(Reward(1.0, 0.0, "rule"), 0.0) == 1.0
     assert combine(Reward(1.0, 0.0, "rule"), 0.25) == 0.75
     assert combine(Reward(0.0, 1.0, "rule"), 0.25) == 0.25

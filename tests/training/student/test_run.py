@@ -1,5 +1,3 @@
-"""Supervised training from exported data to a model folder: it learns, goes on exactly, and carries the heads over."""
-
 import dataclasses
 import json
 import os
@@ -138,7 +136,7 @@ def test_best_weights_are_kept(student, tmp_path):
     own = [row(n, "colour", answer=answer) for n, answer in enumerate(answers_of(student, range(4)))]
     folder = write(tmp_path / "data", [row(n, "absent") for n in range(4, 8)])
     write(folder, own, "validation")
-    recipe = recipe_of(student, folder, tokens=(), sft=part(learning_rate=0.5), validation_steps=1, max_new_tokens=4)
+    recipe = recipe_of(student, folder, tokens=(), sft=part(learning_rate=0.5, steps=1), validation_steps=1)
     report = train_student(recipe, tmp_path / "run")
     assert report.validations[0].exact == 1.0
     assert report.validations[-1].exact < 1.0
@@ -188,7 +186,7 @@ def test_lora_weights_of_the_base_become_part_of_the_student(student, data, tmp_
     assert all(torch.equal(trained[name], weight) for name, weight in made.backbone.model.state_dict().items())
 
 
-def test_what_trains(student):
+def test_what_trains_and_missing_data(student, tmp_path):
     engine = load_engine(student)
     _, every = prepare_student(engine, recipe_of(student, student))
     assert any("visual" in name for name in every)
@@ -196,6 +194,11 @@ def test_what_trains(student):
     assert not any("visual" in name for name in some)
     assert engine.gate is not None
     assert not any(weight.requires_grad for weight in engine.gate.parameters())
+    with pytest.raises(DataError, match="is no folder"):
+        train_student(recipe_of(student, tmp_path / "none"), tmp_path / "run")
+    with pytest.raises(DataError, match="no Parquet file"):
+        train_student(recipe_of(student, tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_rehearsal_and_no_validation(student, data, tmp_path):
@@ -203,14 +206,6 @@ def test_rehearsal_and_no_validation(student, data, tmp_path):
     report = train_student(recipe, tmp_path / "run")
     assert report.phases[0].steps == 2
     assert len(losses(tmp_path / "run")) == 2
-
-
-def test_missing_data_is_refused_before_anything_is_written(student, tmp_path):
-    with pytest.raises(DataError, match="is no folder"):
-        train_student(recipe_of(student, tmp_path / "none"), tmp_path / "run")
-    with pytest.raises(DataError, match="no Parquet file"):
-        train_student(recipe_of(student, tmp_path), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 ROOT = Path(__file__).parents[3]

@@ -1,5 +1,3 @@
-"""Random crops hold a region and what may be asked about it; the schedule of a run decides them."""
-
 import random
 from dataclasses import replace
 

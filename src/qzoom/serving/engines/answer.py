@@ -43,6 +43,7 @@ class AnswerEngine(ZoomingEngine):
         ConfigError: nobody answers at the address, the key is refused, or the model's family cannot look alone.
     """
 
+    decides = (*ZoomingEngine.decides, "answer")
     refused: tuple[str, ...] = (*ZoomingEngine.refused, "top_k", "ignore_eos")  # not in OpenAI's interface
 
     def __init__(self, model: QZoom, settings: ServerSettings, url: str, name: str, *, key: str = "") -> None:

@@ -35,7 +35,7 @@ from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
 from qzoom.engine.request import Request, check_heads, check_length, check_requests, coarse_budgets, fit_regions
 from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
-from qzoom.errors import ImageError, InternalError, QueueFullError
+from qzoom.errors import ConfigError, ImageError, InternalError, QueueFullError
 from qzoom.heads.region_map import region_map
 from qzoom.integrations.vllm.heads import LookMode, unpack
 from qzoom.model import QZoom
@@ -77,10 +77,18 @@ class Piece:
 
 class ZoomingEngine(ServingEngine):
     """Looks, zooms and lets another engine answer. `model`: tokenizer, arithmetic and limits; the base's weights are
-    not used. `limits`: `slots` jobs run at a time and `queue` wait."""
+    not used. `limits`: `slots` jobs run at a time and `queue` wait. A model that zooms in a way that needs its own
+    decoder is refused (ConfigError)."""
+
+    decides: tuple[str, ...] = ("gate", "map")
+    """Values of `ZoomConfig.decide_by` that it carries out."""
 
     def __init__(self, model: QZoom, limits: SchedulerLimits) -> None:
         super().__init__(model)
+        config = model.config
+        if config.box.sparse is not None or config.decide_by not in self.decides:
+            what = "decide_by" if config.box.sparse is None else "box.sparse"
+            raise ConfigError(f"{model.name} zooms by {what}, which only the native engine can; use that, or clear it.")
         self._slots = asyncio.Semaphore(limits.slots)
         self._queue = limits.queue
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="qzoom-resize")
@@ -152,7 +160,8 @@ class ZoomingEngine(ServingEngine):
         options = request.options
         with clock.step("resize"):
             state, view = await self._thread(partial(self._view, job))
-        mode: LookMode = "both" if everyone else "always" if options.zoom == "always" else "auto"
+        gated = engine.config.decide_by == "gate"
+        mode: LookMode = "both" if everyone and gated else "auto" if gated and options.zoom == "auto" else "always"
         if not everyone and (options.zoom == "never" or not request.pictures or engine.region is None):
             return CoarseResult(request, state, decide(engine, request, None)), view
         with clock.step("look"):
