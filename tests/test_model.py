@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from qzoom.config import TokenBudget
@@ -129,6 +130,16 @@ def test_answers_compare_and_hash(model):
 def test_a_bad_sample_of_a_batch_is_named(model, samples, sentence):
     with pytest.raises(QZoomError, match=sentence):
         model.ask_batch(samples)
+
+
+def test_options_as_programs_have_them(model):
+    schema = {"type": "object"}
+    options = model.make_options(max_new_tokens=np.int64(5), seed=np.uint8(3), top_k=np.int32(2), json_schema=schema)
+    sampling = options.sampling
+    assert (sampling.max_new_tokens, sampling.seed, sampling.top_k) == (5, 3, 2)
+    assert sampling.json_schema == '{"type": "object"}'
+    with pytest.raises(ConfigError, match="max_new_tokens must be a whole number"):
+        model.make_options(max_new_tokens=np.float32(5))
 
 
 def test_what_concerns_all_samples_names_none(model):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from qzoom.errors import BudgetError, ConfigError
+from qzoom.errors import BudgetError, ConfigError, RecipeError
 from qzoom.settings import Between, from_mapping, read_settings, setting_fields, settings, to_dict
 
 
@@ -115,6 +115,38 @@ def test_sources_and_the_way_back(tmp_path, monkeypatch):
     assert read == Recipe(6, Box(regions=2), names=("b", "c"), folder=Path("out"))
     with pytest.raises(ConfigError, match=r"recipe.yaml and the command line: layers must be"):
         read_settings(Recipe, path, changes={"layers": "many"})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("layers: 5\nbox:\n  share: 3\n", "r.yaml, line 3: box.share must be a number from 0 to 1, not 3."),
+        ("layers: 5\nbox: {shar: 3}\n", "r.yaml, line 2: box: unknown key 'shar'; did you mean 'share'?"),
+        ("layers: 5\nstages:\n- {}\n- regions: 99\n", "r.yaml, line 4: stages[1].regions must be a whole number"),
+        ("layers: '5'\n", "r.yaml, line 1: layers must be a whole number from 1 to 100, not '5'."),
+        ("layers: 5\nlayers: 6\n", "Recipe r.yaml: the key 'layers' stands twice, in lines 1 and 2; keep one."),
+        ("layers: 5\nbox:\n  share: 1\n  share: 0\n", "the key 'share' stands twice, in lines 3 and 4"),
+        ("layers: 5\nbox:\n\tshare: 1\n", "Recipe r.yaml, line 3, is not valid YAML: found character"),
+        ("layers: &a [*a]\n", "Recipe r.yaml, line 1: an alias holds itself; write it out."),
+        ("layers: 2020-13-45\n", "Recipe r.yaml is not valid YAML: month must be in 1..12."),
+        ("", "Recipe r.yaml must be a mapping of settings, not NoneType."),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, monkeypatch, text, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        read_settings(Recipe, Path("r.yaml"))
+    assert sentence in str(caught.value)
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("\ufefflayers: 5\r\nbox: {share: 1e-4}\r\n", encoding="utf-8")
+    assert read_settings(Recipe, path) == Recipe(5, Box(share=1e-4))
+    path.write_bytes("layers: 5".encode("utf-16"))
+    with pytest.raises(RecipeError, match="it is not UTF-8"):
+        read_settings(Recipe, path)
 
 
 def test_fields_carry_what_a_command_line_needs():

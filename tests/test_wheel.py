@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -54,6 +55,38 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     } <= set(names)
     assert "qzoom-0.1.0.dist-info/licenses/LICENSE" in names
     assert size <= 24_000_000
+
+
+def test_what_an_index_shows_leads_nowhere_else(wheel):
+    """An index has neither the repository's files nor an address for them."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read("qzoom-0.1.0.dist-info/METADATA").decode()
+    shown = metadata.partition("\n\n")[2]
+    assert shown.startswith("# qzoom\n")
+    assert "Description-Content-Type: text/markdown" in metadata
+    assert re.findall(r"\]\(|<img|<a |\bsrc=", shown) == []
+    assert "Project-URL" not in metadata
+    extras = set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.MULTILINE))
+    assert set(re.findall(r"`([a-z]+)`", shown.partition("| Extra")[2].partition("\n\n")[0])) == extras - {"dev"}
+
+
+def test_installed_recipes_are_copied_and_run(python, tmp_path):
+    def qzoom(*words):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        command = [python.parent / "qzoom", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    listed = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in qzoom("recipes").stdout.splitlines())
+    assert len(listed) > 40
+    assert [name for name, command in listed.items() if not re.match("qzoom |accelerate ", command)] == []
+    missing = qzoom("train", "regions", "--recipe", "recipes/tiny/regions.yaml", "--dry-run")
+    assert "copy it with: qzoom recipes copy tiny/regions" in missing.stderr
+    assert qzoom("recipes", "copy", "tiny/regions").returncode == 0
+    planned = qzoom("train", "regions", "--recipe", "recipes/tiny/regions.yaml", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "not there yet: runs/tiny-labels/regions" in planned.stdout
 
 
 def test_installed_wheel_answers(python, tmp_path):

@@ -51,13 +51,11 @@ app = typer.Typer(help="Make the embedded model.", no_args_is_help=True, pretty_
 
 def make_packs(recipe: Recipe) -> None:
     """Draw (or finish) every pack that the recipe's exercises read."""
-    folder = Path(recipe.packs)
-    for source in sorted(packs_needed(recipe.exercises)):
-        if source == "receipts":
-            for split in _RECEIPT_SPLITS:
-                receipts = _receipts(recipe, split)
-                build_pack(folder / f"receipts_{split}", receipts.header, receipts.page, _progress(f"receipts_{split}"))
-            continue
+    folder, needed = Path(recipe.packs), packs_needed(recipe.exercises)
+    real = {f"receipts_{split}": _receipts(recipe, split) for split in _RECEIPT_SPLITS if "receipts" in needed}
+    for name, receipts in real.items():  # a folder that is missing is said before anything is drawn
+        build_pack(folder / name, receipts.header, receipts.page, _progress(name))
+    for source in sorted(set(needed) - {"receipts"}):
         counts = recipe.pack_counts
         for kind, count in ((source, getattr(counts, source)), (f"{source}_held_out", counts.held_out)):
             name = kind if kind.endswith("_held_out") else f"{kind}_train"
@@ -297,13 +295,15 @@ def train_command(
     """Train; a stopped run goes on when the same command is given again."""
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device} is not supported; use cpu or cuda.")
-    output.mkdir(parents=True, exist_ok=True)
+    settings = load_recipe(recipe)
     if fresh:
         for name in (STATE_FILE, CURVE_FILE):
             (output / name).unlink(missing_ok=True)
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if Run(load_recipe(recipe), output.resolve(), device).loop():
+    run = Run(settings, output.resolve(), device)
+    output.mkdir(parents=True, exist_ok=True)
+    if run.loop():
         typer.echo(f"The model is in {output / 'model'}.")
     else:
         typer.echo("Stopped; the same command goes on from here.")

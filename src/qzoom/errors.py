@@ -57,6 +57,10 @@ class ConfigError(QZoomError):
     """A configuration with an unknown key, a wrong type or a value out of range."""
 
 
+class RecipeError(ConfigError):
+    """A recipe that cannot be read, or holds an unknown key or a wrong value: a wrong call of the command."""
+
+
 class SchemaError(ConfigError):
     """A JSON schema that the grammar cannot follow."""
 

@@ -128,7 +128,7 @@ class QZoom:
             cancel: asked between steps; True ends the answer.
             **options: zoom ("auto", "never", "always"), max_new_tokens, temperature, top_p, top_k, stop, seed,
                 ignore_eos, presence_penalty, frequency_penalty, logprobs (how many of the likeliest tokens to name),
-                json_schema (a JSON schema as text, which the answer then follows), gate_threshold, region_threshold,
+                json_schema (a JSON schema, which the answer then follows), gate_threshold, region_threshold,
                 coarse_tokens and region_tokens (a maximum, a (min, max) tuple or a `TokenBudget`), system (a system
                 turn to put first), and pages (of PDFs, such as "1-5,9").
 
@@ -188,7 +188,8 @@ class QZoom:
         """Answer many questions. In float32 the answers equal those of `ask`; see `session` for other formats.
 
         Questions run in chunks that fit into memory. A picture that several of them are about is decoded, encoded and
-        read by the shared layers once, which `usage.reused_tokens` shows.
+        read by the shared layers once, which `usage.reused_tokens` shows. Answers hold their pictures, for drawing:
+        each different one takes four bytes a pixel for as long as its answer is kept.
 
         Args:
             samples: (image, question) pairs of any sizes.

@@ -21,6 +21,7 @@ import functools
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from qzoom.errors import ConfigError, QZoomError
+from qzoom.errors import ConfigError, QZoomError, RecipeError
 
 T = TypeVar("T")
 
@@ -93,29 +94,58 @@ def settings(cls: type[T] | None = None, *, error: type[QZoomError] = ConfigErro
     return decorate if cls is None else decorate(cls)
 
 
-def from_mapping(cls: type[T], values: Any, source: str) -> T:
+def from_mapping(
+    cls: type[T], values: Any, source: str, *, recipe: Path | None = None, given: Mapping[str, Any] | None = None
+) -> T:
     """Build settings from what was read from YAML or JSON, nested ones included.
 
     Args:
         cls: a settings class.
         values: the mapping; lists stand for tuples.
+        recipe: the YAML file that the values were read from; a mistake in it is named with its line.
+        given: those of the values that were not read from it.
 
     Raises:
-        ConfigError: not a mapping, an unknown or missing key, a value of the wrong type or out of range.
+        ConfigError: not a mapping, an unknown or missing key, a value of the wrong type or out of range; a RecipeError
+            where there is a recipe.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
+    kind = ConfigError if recipe is None else RecipeError
     text = json.dumps(dict(values), default=str)
     reading = _reading.set(True)
     try:
         made: T = TypeAdapter(cls).validate_json(text)
     except ValidationError as failure:
-        raise ConfigError(_sentence(failure, cls, source, ": ")) from None
+        line = 0 if recipe is None else _line(recipe, _first(failure)["loc"], given or {})
+        raise kind(_sentence(failure, cls, f"{recipe}, line {line}" if line else source, ": ")) from None
     finally:
         _reading.reset(reading)
     if path := _not_a_number(values):  # where any value is allowed
-        raise ConfigError(f"{source}: {path[1:]} must be a number, not NaN or infinity.")
+        raise kind(f"{source}: {path[1:]} must be a number, not NaN or infinity.")
     return made
+
+
+def _line(recipe: Path, place: typing.Sequence[int | str], given: Mapping[str, Any]) -> int:
+    """The line of a value in a YAML file; 0 if it is not there."""
+    import yaml
+
+    node, line, changed = yaml.compose(recipe.read_text(encoding="utf-8"), _loader()), 0, given
+    for step in place:
+        if isinstance(step, str) and step in changed:
+            changed = changed[step]
+            if not isinstance(changed, Mapping):
+                return 0
+        else:
+            changed = {}
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == step), None)
+            if found is not None:
+                line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+    return line
 
 
 def _not_a_number(value: Any) -> str:
@@ -168,13 +198,11 @@ def read_settings(
     """
     values = {} if path is None else read_yaml(path)
     sources = [str(path)] if path is not None else []
-    if env_prefix and (found := from_environment(cls, env_prefix)):
-        values |= found
-        sources.append("the environment")
-    if given := {name: value for name, value in (changes or {}).items() if value is not None}:
-        values |= given
-        sources.append("the command line")
-    return from_mapping(cls, values, " and ".join(sources) or cls.__name__)
+    found = from_environment(cls, env_prefix) if env_prefix else {}
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    sources += ["the environment"] * bool(found) + ["the command line"] * bool(given)
+    given = found | given
+    return from_mapping(cls, values | given, " and ".join(sources) or cls.__name__, recipe=path, given=given)
 
 
 def from_environment(cls: type, prefix: str) -> dict[str, Any]:
@@ -195,18 +223,67 @@ def from_environment(cls: type, prefix: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML recipe (ConfigError: the file cannot be read, is not YAML, or holds no mapping)."""
+    """The settings in a YAML recipe. Numbers such as 1e-4 are numbers, as in YAML 1.2.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, holds no mapping, or a key twice.
+    """
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_keys(yaml.compose(text, _loader()), path)
+        values = yaml.load(text, _loader())
     except OSError as error:
-        raise ConfigError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        own = Path(*path.parts[1:]).with_suffix("") if path.parts[:1] == ("recipes",) else ""
+        advice = f"copy it with: qzoom recipes copy {own}" if own else "give the path of a YAML file"
+        raise RecipeError(f"Recipe {path} cannot be read ({error.strerror}); {advice}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"Recipe {path} is not valid YAML: it is not UTF-8; save it as UTF-8.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark is not None else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(f"Recipe {path}{line} is not valid YAML: {reason}.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"Recipe {path} must be a mapping of settings, not {type(values).__name__}.")
+        raise RecipeError(f"Recipe {path} must be a mapping of settings, not {type(values).__name__}.")
     return values
+
+
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader that also reads 1e-4 as a number."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+    return Loader
+
+
+def _check_keys(node: Any, path: Path, above: tuple[int, ...] = (), seen: set[int] | None = None) -> None:
+    """Refuse a key that stands twice in a mapping, and an alias that holds itself."""
+    seen = set() if seen is None else seen
+    if id(node) in above:
+        raise RecipeError(f"Recipe {path}, line {node.start_mark.line + 1}: an alias holds itself; write it out.")
+    if node is None or id(node) in seen or isinstance(node.value, str):
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for item in node.value:
+        key, value = item if isinstance(item, tuple) else (None, item)
+        if key is not None and isinstance(key.value, str):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise RecipeError(
+                    f"Recipe {path}: the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}; keep "
+                    "one."
+                )
+            lines[key.value] = line
+        _check_keys(value, path, (*above, id(node)), seen)
 
 
 def to_dict(value: Any) -> dict[str, Any]:
@@ -242,9 +319,8 @@ def closest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _sentence(failure: ValidationError, cls: type, source: str, joint: str) -> str:
-    """The first mistake as one sentence; keys that nobody knows come before values."""
-    errors = sorted(failure.errors(include_url=False), key=lambda error: error["type"] not in _UNKNOWN)
-    error = errors[0]
+    """The first mistake as one sentence."""
+    error = _first(failure)
     kind, path, annotation = cls, "", Any
     for step in error["loc"]:
         known = _names(kind)
@@ -271,6 +347,11 @@ def _sentence(failure: ValidationError, cls: type, source: str, joint: str) -> s
 
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+def _first(failure: ValidationError) -> Any:
+    """The first mistake; keys that nobody knows come before values."""
+    return min(failure.errors(include_url=False), key=lambda error: error["type"] not in _UNKNOWN)
 
 
 def _shown(value: Any) -> str:

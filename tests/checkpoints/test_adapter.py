@@ -234,6 +234,30 @@ def test_a_head_that_is_no_longer_the_token_table_is_kept(family, tmp_path):
         assert torch.equal(loaded.backbone.embedding.weight, base.embedding.weight)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "options"),
+    [
+        ("region", "layers.0.mlp.up_proj.weight", {"base_id": "owner/base"}),
+        ("gate", "head.weight", {"include_base": True}),
+        ("base", "lm_head.weight", {"include_base": True}),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_weights_that_are_no_numbers_are_not_written(tmp_path, part, name, options, value):
+    made = folders.engine("qwen3_vl")
+    module = made.backbone.model if part == "base" else getattr(made, part)
+    weight = dict(module.named_parameters())[name]
+    before = weight.detach().clone()
+    named = name if part == "base" else f"{part}.{name}"
+    try:
+        weight.data.view(-1)[1] = value
+        with refused(str(tmp_path / "adapter"), named, "not numbers (NaN or infinity)", "train them again"):
+            save_pretrained(made, tmp_path / "adapter", **options)
+    finally:
+        weight.data.copy_(before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_provenance_that_json_does_not_have_is_refused(tmp_path):
     made = folders.engine("qwen3_vl")
     made = dataclasses.replace(made, config=made.config.replace(provenance={"loss": float("nan")}))

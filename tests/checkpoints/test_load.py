@@ -1,4 +1,5 @@
 import math
+import os
 import re
 from typing import Any
 
@@ -16,6 +17,13 @@ from tests.checkpoints.folders import refused
 
 PICTURE = tiny_models.picture(5, 300, 220)
 OUTSIDE = '{"weight_map": {"lm_head.weight": "../secret.safetensors"}}'
+
+
+def test_what_onednn_keeps_is_bounded_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    load_engine("tiny")
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "128")
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

@@ -48,6 +48,19 @@ def test_questions_that_are_none(here, picture, verb):
     here(verb, picture, question).refuses(1, "Character 9 of the user message (U+DCFF)")
 
 
+def test_a_picture_is_neither_question_nor_target(here, picture, tmp_path):
+    before = picture.read_bytes()
+    link = tmp_path / "link.png"
+    link.symlink_to(picture)
+    for target in (picture, link):
+        here("ask", picture, QUESTION, "--save", target).refuses(
+            2, "--save", "is the picture itself; name another file"
+        )
+    assert picture.read_bytes() == before
+    for words in ((picture, picture), (QUESTION, link)):
+        here("ask", *words).refuses(2, "the question comes last", "is a file; add a question after it.")
+
+
 def test_very_long_question(here, picture):
     here("ask", picture, "What is it? " * 8334, "--max-new-tokens", "2").refuses(2, "shorten the question")
 

@@ -179,6 +179,13 @@ def test_another_jobs_output_is_left_alone(here, folder):
         assert refused.code == 1
         assert refused.is_one_sentence
         assert sentence in refused.err
+    kept_away = output.rename(folder / "kept.jsonl")
+    assert here("batch", source, "-o", output, "--max-tokens", "5").code == 0  # nothing of the other job is left
+    (folder / "out.jsonl.batch.json").unlink()
+    kept_away.rename(output)
+    assert "is missing or damaged" in here("batch", source, "-o", output, "--max-tokens", "4").err
+    assert here("batch", source, "-o", output, "--max-tokens", "4", "--fresh").code == 0
+    kept = output.read_bytes()
     write_lines(source, question_lines(2))
     assert "input was" in here("batch", source, "-o", output, "--max-tokens", "4").err
     assert output.read_bytes() == kept
@@ -190,12 +197,29 @@ def test_another_jobs_output_is_left_alone(here, folder):
 
 
 @pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\xff\xd8\xff\xe0 no\ntext\n", "not JSON"),
+        ('{"id": "a"}\n'.encode("utf-16"), "not JSON"),
+        (b"id,image,question\na,p0.png,?\n", "not JSON"),
+        (b'[{"id": "a", "image": "p0.png", "question": "?"}]\n', "not a JSON object"),
+        (b'\n{"image": "p0.png", "question": "?"}\n', "no 'custom_id'"),
+    ],
+)
+def test_another_kind_of_file_is_refused_as_a_whole(here, folder, data, sentence):
+    (folder / "in.jsonl").write_bytes(data)
+    refused = here("batch", folder / "in.jsonl", "-o", folder / "out.jsonl")
+    refused.refuses(1, "in.jsonl is no file of questions; its first line:", sentence)
+
+
+@pytest.mark.parametrize(
     ("lines", "words", "code", "sentence"),
     [
         ([{"id": "a", "image": "p0.png", "question": "?"}] * 2, (), 1, "line 2: the id 'a' is already on line 1"),
         ([], (), 1, "holds no questions"),
         ([], ("-o", "out.txt"), 2, "must end in .jsonl or .parquet"),
         ([{"id": "a", "image": "p0.png", "question": "?"}], ("--server", "http://127.0.0.1:9"), 1, "does not answer"),
+        ([{"id": "a", "image": "p0.png", "question": "?"}], ("--server", "127.0.0.1:9"), 2, "write http://HOST:PORT"),
     ],
 )
 def test_what_cannot_run_is_one_sentence(here, folder, monkeypatch, lines, words, code, sentence):

@@ -1,6 +1,7 @@
 import dataclasses
 import random
 
+import numpy as np
 import pytest
 
 from qzoom.config import BoxRule, TokenBudget
@@ -31,6 +32,12 @@ def test_budgets_and_their_parts():
     assert budget(100, standard) == TokenBudget(4, 100)
     assert budget(2, standard) == TokenBudget(2, 2)
     assert budget((7, 9), standard) == TokenBudget(7, 9)
+    assert budget(np.int64(100), standard) == TokenBudget(4, 100)
+    assert budget((np.int32(7), 9), standard) == TokenBudget(7, 9)
+    with pytest.raises(BudgetError, match=r"^Visual tokens must be at least 1, not 0\.$"):
+        budget(0, standard)
+    with pytest.raises(BudgetError, match=r"pair as a tuple, such as .*, not \[16, 64\]"):
+        budget([16, 64], standard)
     own = TokenBudget(1, 5)
     assert budget(own, standard) is own
     for bad in (0, -1, True, 1.5, "3", (1, 2, 3), (5, 4), (0, 4), [7, 9]):

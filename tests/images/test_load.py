@@ -90,7 +90,9 @@ def test_limits_are_used(data):
         (Path("no-such-file.png"), "no such file"),
         ("file://elsewhere/a.png", "another machine"),
         ("file://[x", "malformed"),
+        ("s3://bucket/a.png", "addresses of this kind are not read; download it"),
         ("iVBORw0KGgo" * 40, "looks like base64"),
+        ("iVBORw0KGgoAAAANSUhEUgAAAEAAAAAwCAIAAAA=", "looks like base64"),
         ({"type": "text"}, "no bytes, path or image_url"),
         ({"image_url": {"detail": "low"}}, "no bytes, path or image_url"),
         ("", "path is empty"),
@@ -169,8 +171,12 @@ def test_tensors_and_channels_first():
         assert picture.size_px == (60, 50)
         assert abs(picture.image.getpixel((5, 5))[0] - 200) < 2
         assert picture.image.getpixel((5, 5))[1:] == (0, 0)
+    part = {"type": "image", "image": Image.fromarray(red)}  # as transformers writes it
+    assert load_image(part).image.getpixel((5, 5)) == (200, 0, 0)
     square = np.zeros((3, 40, 3), np.uint8)
     assert load_image(square).size_px == (40, 3)
     assert load_image(torch.from_numpy(square)).size_px == (3, 40)
     with pytest.raises(ImageError, match="1x3x40x3 is not that of a picture"):
         load_image(torch.from_numpy(square)[None])
+    with pytest.raises(ImageError, match="values are not dense"):
+        load_image(torch.from_numpy(red[..., 0].copy()).to_sparse())

@@ -96,11 +96,22 @@ def test_file_objects(tmp_path):
         assert "reading" in refusal(read_file_object, write_only)
 
 
-@pytest.mark.parametrize("change", [str, lambda s: s.rstrip("="), lambda s: s.replace("+", "%2B"), lambda s: s + "\n"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        str,
+        lambda s: s.rstrip("="),
+        lambda s: s.replace("+", "%2B"),
+        lambda s: s + "\n",
+        lambda s: s.replace("+", "-").replace("/", "_"),  # RFC 4648, section 5
+        lambda s: s.replace(";", "; ", 1),
+        lambda s: s.replace(";", ';charset=utf-8;name="a,b;c.png";', 1),
+        lambda s: s.replace("image/png", "", 1).replace("base64", "BASE64", 1),
+    ],
+)
 def test_data_url(change):
     data = bytes(range(256)) + b"\xfb\xef\xbe"
-    payload = change(base64.b64encode(data).decode())
-    assert read_data_url(f"data:image/png;base64,{payload}", LIMITS) == data
+    assert read_data_url(change("data:image/png;base64," + base64.b64encode(data).decode()), LIMITS) == data
 
 
 @pytest.mark.parametrize(
@@ -108,6 +119,7 @@ def test_data_url(change):
     [
         ("data:", "no comma"), ("data:,", "not marked as base64"), ("data:image/png;base64", "no comma"),
         ("data:image/png,abc", "not marked as base64"),
+        ("data:image/png,abc;base64,AAAA", "not marked as base64"),
         ("data:image/png;base64,", "empty"), ("data:image/png;base64,%%%", "broken"),
         ("data:image/png;base64,ab!d", "broken"), ("data:image/png;base64,äöü", "broken"),
         ("data:image/png;base64," + "A" * 1400, "larger than the limit"),

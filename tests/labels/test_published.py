@@ -3,12 +3,17 @@ import io
 import os
 import pickle
 import pickletools
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qzoom.errors import DataError
+from qzoom.labels import published
 from qzoom.labels.published import convert_published, read_pickle
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question, RegionLabel, Skip
@@ -83,6 +88,18 @@ def test_a_pickle_that_never_ends_or_wants_all_memory_is_stopped(tmp_path):
     path.write_bytes(nested)
     with pytest.raises(DataError, match=r"damaged|more memory"):
         read_pickle(path, memory_bytes=2 * 2**30)
+    path.write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # a memo of 2**31 places
+    with pytest.raises(DataError, match="more memory"):
+        read_pickle(path, memory_bytes=2 * 2**30)
+
+
+def test_memory_is_watched_where_the_system_does_not_limit_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "_LIMITS_ADDRESS_SPACE", False)
+    large = "import sys; kept = b'x' * 200_000_000; sys.stdin.read()"
+    child = subprocess.Popen([sys.executable, "-c", large], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    with pytest.raises(DataError, match="needs more memory than is allowed"):
+        published._watched(child, tmp_path, 100_000_000, time.monotonic() + 500)
+    assert child.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("data", [b"", b"not a pickle", pickle.dumps([1, 2])[:-3]])

@@ -134,5 +134,6 @@ def test_save_refusals(answer, tmp_path):
         with pytest.raises(DataError, match=r"\.png"):
             save_plot(answer, tmp_path / name)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="choose another place"):
-        save_plot(answer, tmp_path / "file" / "out.png")
+    for name in ("file/out.png", "a\0b.png"):
+        with pytest.raises(DataError, match="choose another place"):
+            save_plot(answer, tmp_path / name)

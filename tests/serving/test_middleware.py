@@ -323,7 +323,9 @@ def test_broken_chunks_end_the_connection_and_free_the_place():
     with serving(reading=1) as (_, address):
         with connect(address) as connection:
             connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
-            assert error_of(connection)[:2] == (400, "invalid_http")
+            status, _, body = answer(connection)
+            assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_http")
+            assert "(illegal chunk header)" in json.loads(body)["error"]["message"]
         good(address)
 
 

@@ -78,7 +78,11 @@ def test_what_openai_clients_send_is_taken(values):
             f"{PART}.image_url.detail",
             "'low', 'auto', 'high' or 'original'",
         ),
-        (of("system", {"type": "image_url"}), f"{PART}.type", "'text'"),
+        (
+            of("system", {"type": "image_url"}),
+            f"{PART}.type",
+            "it must be 'text' (pictures stand in turns of the user)",
+        ),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
         ({"temperature": float("nan")}, "temperature", "finite"),

@@ -282,6 +282,7 @@ def test_head_is_get_without_the_body(http):
     for path, status in (("/v1/nowhere", 404), ("/v1/models/x", 404), ("/v1/perceive", 405)):
         reply = http.head(path)
         assert (reply.status_code, reply.content) == (status, b"")
+    assert [http.post("/health").headers["allow"], http.get("/v1/perceive").headers["allow"]] == ["GET, HEAD", "POST"]
 
 
 def test_a_last_slash_does_not_lead_to_another_host(http):

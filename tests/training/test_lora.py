@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from qzoom.checkpoints.adapter import save_pretrained
@@ -14,6 +16,7 @@ from qzoom.checkpoints.weights import base_digest
 from qzoom.cli.main import run as command
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.model import QZoom
+from qzoom.settings import to_dict
 from qzoom.training.stages import StageRecipe
 from qzoom.training.train_stage import train_stage
 from tests.tiny_models import build_engine, picture
@@ -47,6 +50,23 @@ def trained(world, tmp_path_factory):
     engine = load_engine(world / "base", dtype="float32")
     train_stage(recipe_of("answers", world / "base", world / "mined", lora_rank=2), folder, base=engine)
     return folder, engine
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize(
+    ("stage", "labels", "more"),
+    [("answers", "mined", {"lora_rank": 2, "gradient_checkpointing": True}), ("gate", "gate", {})],
+)
+def test_few_samples_are_said_and_nothing_of_the_libraries(world, tmp_path, capsys, stage, labels, more):
+    recipe = recipe_of(stage, world / "base", world / labels, steps=1, **more)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(to_dict(recipe)))
+    words = ["train", stage, "--recipe", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    assert command(words) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("training 1 of 1")]
+    assert len(lines) == 1
+    assert re.fullmatch(
+        r"warning: trained on \d+ samples; so few say nothing about the method\. Label more\.", lines[0]
+    )
 
 
 def weights(engine):

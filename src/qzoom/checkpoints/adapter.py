@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseRefer
 from qzoom.checkpoints.hub import is_transport_error
 from qzoom.checkpoints.lora import write_lora
 from qzoom.checkpoints.upstream import PROVENANCE_KEY, upstream_fields
+from qzoom.checkpoints.weights import check_finite
 from qzoom.checkpoints.writing import atomic_folder
 from qzoom.errors import CheckpointError, reason_of
 
@@ -60,7 +62,7 @@ def save_pretrained(
         The folder.
 
     Raises:
-        CheckpointError: the folder holds something else or cannot be written.
+        CheckpointError: the folder holds something else or cannot be written, or a weight is NaN or infinity.
     """
     folder = Path(path)
     here = base_id == HERE and not include_base
@@ -86,6 +88,9 @@ def save_pretrained(
         qzoom_version=__version__,
     )
     tensors = branch_tensors(engine, compact=compact)
+    added = [*tensors.items(), *([] if lora is None else lora.tensors.items())]
+    base = engine.backbone.model.named_parameters() if include_base else ()
+    check_finite(chain(added, base), f"{folder} is not written", remedy="load the weights again, or train them again")
     if here and not (folder / CONFIG_FILE).is_file():
         _add_to_base(config, tensors, folder, max_shard_size, lora)
         return folder

@@ -9,6 +9,7 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from qzoom.backbones.base import Backbone
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+_COMPILED = "128"
+"""How many compiled programs oneDNN keeps."""
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -288,6 +291,12 @@ def _load_model(folder: Path, settings: Mapping[str, Any], device: torch.device,
         # For the whole process. On Hopper torch prefers cuDNN's attention, which compiles a plan for every length it
         # meets, and pictures come in every size. vLLM turns it off too; flash and memory-efficient attention remain.
         torch.backends.cuda.enable_cudnn_sdp(False)
+    else:
+        # oneDNN, which multiplies bfloat16 on CPUs, compiles for every length that it meets and keeps about half a MB
+        # of each, twice and for the last 1,024: with questions of many lengths, memory grows by hundreds of MB. It
+        # reads these variables when it is used first.
+        for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+            os.environ.setdefault(name, _COMPILED)
     try:
         with quiet_transformers():
             if layout is None:

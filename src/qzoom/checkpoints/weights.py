@@ -305,11 +305,18 @@ def _write_listing(base: WeightIndex, by_file: Mapping[str, Mapping[str, Any]], 
     (target / name).write_text(json.dumps(listing, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str, place_of: Callable[[str], str] = str) -> None:
+def check_finite(
+    tensors: Iterable[tuple[str, Tensor]],
+    where: str,
+    place_of: Callable[[str], str] = str,
+    *,
+    remedy: str = "fetch the file again",
+) -> None:
     """Refuse weights that are not all numbers. A look at the extremes costs about a second per 8 GB on one CPU core.
 
     Args:
         tensors: names and weights; those of whole numbers and of 8-bit formats pass.
+        remedy: what to do about it.
 
     Raises:
         CheckpointError: NaN or infinity; it names the tensor.
@@ -323,8 +330,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str, place_of: Ca
                 kind = str(tensor.dtype).removeprefix("torch.")
                 advice = "or load it in bfloat16 or float32, if that is too small for it" if kind == "float16" else ""
                 raise CheckpointError(
-                    f"{where}: {place_of(name)} holds values that are not numbers (NaN or infinity) in {kind}; fetch "
-                    f"the file again{', ' * bool(advice)}{advice}."
+                    f"{where}: {place_of(name)} holds values that are not numbers (NaN or infinity) in {kind}; {remedy}"
+                    f"{', ' * bool(advice)}{advice}."
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,7 +68,7 @@ def ask(
     }
     console = out.console
     if save is not None:
-        _check_save(save)
+        _check_save(save, inputs[:-1])
     reader, images, question = _open(inputs, model, look, console, pages)
     settings |= look.thresholds(reader)
     streamed = console.live and not out.json
@@ -133,14 +134,16 @@ def _open(
         return look.configured(model.load()), images, question
 
 
-def _check_save(path: Path) -> None:
-    """Refuse a file that cannot be written before the model is loaded."""
+def _check_save(path: Path, pictures: Sequence[str]) -> None:
+    """Refuse a file that cannot be written, or that is one of the pictures, before the model is loaded."""
     from qzoom.plots.answer import check_plot_path
 
     try:
         check_plot_path(path)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--save") from error
+    if path.is_file() and any(os.path.isfile(name) and path.samefile(name) for name in pictures):
+        raise typer.BadParameter(f"{path} is the picture itself; name another file.", param_hint="--save")
 
 
 def _show(events: Iterator[StreamEvent], console: Console) -> Answer:

@@ -206,6 +206,8 @@ def _remote(url: Any, key: str | None) -> Any:
     import httpx
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if not url.lower().startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url!r} is no address; write http://HOST:PORT.", param_hint="--server")
     try:
         return httpx.AsyncClient(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=600)
     except (httpx.InvalidURL, TypeError) as error:

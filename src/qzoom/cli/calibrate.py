@@ -94,6 +94,7 @@ def _tell(calibration: Calibration, output: Path, out: OutputOptions) -> None:
     from qzoom.evaluation.tables import calibration_lines
 
     console = out.console
+    console.warn_few(f"calibrated on {calibration.asked} questions", calibration.asked, "Give more.")
     if not out.json:
         for line in calibration_lines(calibration):
             console.result(line)

@@ -6,6 +6,7 @@ Scripts read standard output, people read both; `--quiet` silences standard erro
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Any, TextIO
 Update = Callable[..., None]
 """`update(done, total, text="")` of one progress bar; a total of None keeps the known one."""
 
+FEW_SAMPLES = 32
+"""Fewer samples than these say nothing about a method."""
 _KEPT = "\n\t"
 _DIRECTION = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
@@ -66,6 +69,11 @@ class Console:
         """One JSON line."""
         sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
         sys.stdout.flush()
+
+    def warn_few(self, what: str, count: int, advice: str) -> None:
+        """Say that a figure from so few samples means nothing."""
+        if count < FEW_SAMPLES:
+            self.note(f"warning: {what}; so few say nothing about the method. {advice}")
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -126,6 +134,7 @@ class Console:
         """Keep the progress bars and advice of the libraries off the screen; downloads show theirs on a terminal."""
         import transformers
 
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install kernels for CPUs
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         if self.quiet or not _is_terminal(sys.stderr):

@@ -347,6 +347,8 @@ def report(
     from qzoom.evaluation.report import findings, write_report
 
     console = out.console
+    if output.exists() and not output.is_dir():
+        raise typer.BadParameter(f"{output} is a file; name a folder.", param_hint="--output")
     tasks = write_report(runs, output, title=title, data=data, failures_each=failures, seed=seed, page=page)
     if out.json:
         console.record({"tasks": [task.to_dict() for task in tasks]})

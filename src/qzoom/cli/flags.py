@@ -137,14 +137,15 @@ def build_settings(
     cls: type[T], given: Mapping[str, Any], recipe: Path | None = None, *, names: Mapping[str, str] | None = None
 ) -> T:
     """The settings of a recipe file and the values given as options, which take precedence (typer.BadParameter: an
-    option with a wrong value; ConfigError: a recipe that cannot be used)."""
+    option with a wrong value; RecipeError: a recipe that cannot be used)."""
     from qzoom.settings import from_mapping, read_yaml
 
     values = _merged({} if recipe is None else read_yaml(recipe), given)
     try:
-        return from_mapping(cls, values, _SOURCE if recipe is None else str(recipe))
+        source = _SOURCE if given or recipe is None else str(recipe)
+        return from_mapping(cls, values, source, recipe=recipe, given=given)
     except ConfigError as error:
-        if given:
+        if given and not str(error).startswith(f"{recipe}, line "):
             raise typer.BadParameter(_with_flag(str(error), names or {})) from error
         raise
 

@@ -13,6 +13,7 @@ import typer
 
 from qzoom.cli.flags import Flags, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
+from qzoom.errors import ConfigError
 from qzoom.labels.settings import GateRecipe, HardCaseRecipe, RegionRecipe
 
 if TYPE_CHECKING:
@@ -172,6 +173,12 @@ def gate(
         f"{report.questions} questions: {report.closer} need zooming, for {report.enough} the coarse pass is "
         f"enough, {report.dropped} dropped",
     )
+    if not report.closer + report.enough:
+        out.console.note(
+            "No gate label is usable: the answers are never right, or without a pattern. Choose other --tokens, "
+            "a better model, or questions that it can answer."
+        )
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +198,7 @@ class JudgeOptions:
 
     def open(self, folder: Path) -> Judge | None:
         """The judge, whose replies are cached beside the records; None without a URL (typer.BadParameter: a URL without
-        a model)."""
+        a model, or what is none)."""
         if self.judge_url is None:
             return None
         if not self.judge_model:
@@ -200,7 +207,10 @@ class JudgeOptions:
         from qzoom.scoring.judge import CACHE, open_judge
 
         calls = CallSettings(retries=self.judge_retries, budget_requests=self.judge_budget)
-        endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+        try:
+            endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error), param_hint="--judge-url") from error
         return open_judge(endpoint, calls, folder / CACHE)
 
 
@@ -230,3 +240,6 @@ def hard_cases(
         f"{report.turns} questions: {report.hard} hard, {report.improvements} improved, {report.both_right} right both "
         f"ways, {report.both_wrong} wrong both ways, {report.undecided} undecided",
     )
+    if report.undecided == report.turns:
+        out.console.note("No question is decided: name a judge with --judge-url, or give questions with short answers.")
+        raise typer.Exit(1)

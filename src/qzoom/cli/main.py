@@ -19,7 +19,7 @@ from typer.models import CommandInfo
 
 from qzoom import __version__
 from qzoom.cli.console import one_line
-from qzoom.errors import BudgetError, LengthError, QZoomError
+from qzoom.errors import BudgetError, LengthError, QZoomError, RecipeError
 
 INTERRUPTED = 130
 
@@ -163,7 +163,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if code == INTERRUPTED:
             return _fail("interrupted.", code)
         return code if isinstance(code, int) else 0
-    except BudgetError as error:
+    except (BudgetError, RecipeError) as error:
         return _fail(str(error), 2)
     except LengthError as error:
         advice = "shorten the question, or lower --max-new-tokens, --coarse-tokens or --region-tokens"
@@ -233,6 +233,7 @@ def _wrong_usage(error: TyperException) -> int:
         return 2
     for theirs, ours in _PLAIN.items():
         text = text.replace(theirs, ours)
+    text += "" if text.rstrip().endswith((".", "?", "!")) else "."
     print(f"{verb}: {one_line(text)} See: {verb} --help", file=sys.stderr)
     return error.exit_code
 

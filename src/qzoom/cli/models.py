@@ -73,8 +73,7 @@ def recipes(*, json: Json = False) -> None:
     Example: qzoom recipes
     """
     console = Console()
-    texts = {name: file.read_text(encoding="utf-8") for name, file in _recipes()}
-    found = [(name, text.partition("\n")[0].lstrip("# ").strip()) for name, text in texts.items()]
+    found = [(name, command) for name, _, command in _recipes()]
     if json:
         console.record({"recipes": [{"name": name, "command": command} for name, command in found]})
         return
@@ -97,7 +96,7 @@ def copy_recipe(
     """
     from qzoom.settings import closest
 
-    table = dict(_recipes())
+    table = {name: file for name, file, _ in _recipes()}
     known = name.removeprefix("recipes/").removesuffix(".yaml")
     if known not in table:
         hint = closest(known, list(table)).replace("known keys", "the recipes are")
@@ -112,13 +111,17 @@ def copy_recipe(
     Console().result(str(place))
 
 
-def _recipes() -> Iterator[tuple[str, Traversable]]:
-    """Names such as "qwen3-vl-4b/regions" and files: in the installed package, else in the checkout."""
+def _recipes() -> Iterator[tuple[str, Traversable, str]]:
+    """Names such as "qwen3-vl-4b/regions", files and commands: in the installed package, else in the checkout, whose
+    own programs run some of them."""
     package = importlib.resources.files("qzoom")
     root = package / "recipes"
-    if not root.is_dir():
+    installed = root.is_dir()
+    if not installed:
         root = Path(str(package)).parents[1] / "recipes"
     for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
         for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
             if file.name.endswith(".yaml"):
-                yield f"{folder.name}/{file.name.removesuffix('.yaml')}", file
+                command = file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").strip()
+                if not (installed and command.startswith("python ")):
+                    yield f"{folder.name}/{file.name.removesuffix('.yaml')}", file, command

@@ -221,8 +221,8 @@ def find_device(name: str) -> str:
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
-    """Pictures and question of one command line (typer.BadParameter: fewer than two words, or more than one picture
-    from standard input)."""
+    """Pictures and question of one command line (typer.BadParameter: fewer than two words, a picture in the question's
+    place, or more than one picture from standard input)."""
     if len(inputs) < 2:
         raise typer.BadParameter(
             'name at least one picture and then the question, for example: receipt.jpg "What is the total amount?"'
@@ -230,6 +230,8 @@ def split_inputs(inputs: list[str]) -> tuple[list[str], str]:
     pictures, question = inputs[:-1], decode_argument(inputs[-1])
     if not question.strip():
         raise typer.BadParameter("the question is empty; ask something about the picture.")
+    if os.path.isfile(question):
+        raise typer.BadParameter(f"the question comes last, but {question!r} is a file; add a question after it.")
     if pictures.count("-") > 1:
         raise typer.BadParameter("only one picture can come from standard input.")
     return pictures, question

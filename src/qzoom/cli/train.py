@@ -214,7 +214,7 @@ def _run_stage(recipe: StageRecipe, run: RunOptions, console: Console, *, refit:
         report = train_stage(recipe, folder, refit=refit, device=device, fresh=run.fresh, on_step=on_step)
     if not _is_main():
         return
-    _warn_few(report.samples, "samples", console)
+    console.warn_few(f"trained on {report.samples} samples", report.samples, "Label more.")
     if json:
         console.record(asdict(report))
         return
@@ -238,7 +238,7 @@ def _run_student(recipe: StudentRecipe, run: RunOptions, console: Console, *, js
         )
     if not _is_main():
         return
-    _warn_few(report.questions, "questions", console)
+    console.warn_few(f"trained on {report.questions} questions", report.questions, "Export more.")
     if json:
         console.record(asdict(report))
         return
@@ -268,13 +268,6 @@ def _warn_unfinished(recipe: StageRecipe, console: Console) -> None:
 def _losses(start: int, steps: int, first: float | None, last: float | None) -> str:
     figures = "no loss" if first is None or last is None else f"loss {first:.4f} to {last:.4f}"
     return figures + (" (nothing was left to do)" if start == steps else "")
-
-
-def _warn_few(count: int, unit: str, console: Console) -> None:
-    from qzoom.training.run import FEW_SAMPLES
-
-    if count < FEW_SAMPLES:
-        console.note(f"warning: trained on {count} {unit}; so few say nothing about the method. Label or export more.")
 
 
 def _validation(validation: Validation) -> str:

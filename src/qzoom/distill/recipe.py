@@ -28,7 +28,7 @@ from qzoom.distill.export import ExportSettings
 from qzoom.distill.proposers import ProposeSettings
 from qzoom.distill.roles import RoleSettings, RolesSettings
 from qzoom.distill.vote import VoteSettings
-from qzoom.errors import ConfigError
+from qzoom.errors import ConfigError, RecipeError
 from qzoom.settings import Between, from_mapping, read_yaml, settings
 
 _DATA = "{data}"
@@ -107,17 +107,17 @@ class DatasetRecipe:
 
 
 def load_recipe(path: Path, data: Path | None = None) -> DatasetRecipe:
-    """Read and check a YAML recipe; `data` is the folder that `{data}` in `pictures` stands for (ConfigError: it cannot
+    """Read and check a YAML recipe; `data` is the folder that `{data}` in `pictures` stands for (RecipeError: it cannot
     be read, a key or value is wrong, or `{data}` is not given; it says which)."""
-    recipe = from_mapping(DatasetRecipe, read_yaml(path), str(path))
+    recipe = from_mapping(DatasetRecipe, read_yaml(path), str(path), recipe=path)
     open_names = [name for name in recipe.pictures if _DATA in name]
     if open_names and data is None:
-        raise ConfigError(
+        raise RecipeError(
             f"{path}: pictures: {open_names[0]!r} needs a folder of your own; name it with --data FOLDER, or remove "
             "the entry from the recipe."
         )
     if data is not None and not open_names:
-        raise ConfigError(f"{path}: --data is given, but no entry of pictures has {_DATA} in it.")
+        raise RecipeError(f"{path}: --data is given, but no entry of pictures has {_DATA} in it.")
     names = tuple(name.replace(_DATA, str(data)) for name in recipe.pictures)
     return dataclasses.replace(recipe, pictures=names)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
+from qzoom.engine.layers import additive_mask
 from qzoom.engine.prompt import Prompt
 
 
@@ -53,8 +54,7 @@ def response_attention(
     total = len(prompt) + len(response)
     own = torch.arange(len(response), device=backbone.device) + len(prompt)
     hidden_keys = torch.arange(total, device=backbone.device)[None] > own[:, None]
-    mask = torch.zeros(hidden_keys.shape, dtype=hidden.dtype, device=backbone.device)
-    mask = mask.masked_fill(hidden_keys, torch.finfo(hidden.dtype).min)[None, None]
+    mask = additive_mask(~hidden_keys[None, None], hidden.dtype)
     spans = [s for s in prompt.spans if s.role == "coarse"]
     found: list[list[Tensor]] = [[] for _ in spans]
     for i in range(max(layers) + 1):

@@ -97,7 +97,8 @@ def _check_numbers(rules: Any) -> None:
 
 def _check(matcher: Any, what: str) -> None:
     if matcher.is_error():
-        reason = " ".join(re.split(r"\n<state>|; consider| <non-verbose", matcher.get_error())[0].split())
+        reason = " ".join(re.split(r"\n<state>|; consider|\s<non-verbose", matcher.get_error())[0].split())
+        reason = reason.replace("NoExtensionBias", "no finite text follows it")
         raise SchemaError(f"{what} ({ascii(reason)[1:-1][:200]}); simplify it.")
 
 

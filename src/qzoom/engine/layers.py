@@ -92,16 +92,17 @@ def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torc
         return None
     keys = torch.arange(total, device=backbone.device)
     allowed = keys[None] >= torch.tensor(list(pads), device=backbone.device)[:, None]
-    return _additive(allowed[:, None, None], dtype)
+    return additive_mask(allowed[:, None, None], dtype)
 
 
 def _mask(row: SequenceSlice, hidden: Tensor) -> Tensor:
     """Additive causal mask (1, 1, queries, keys) of a single row."""
     keys = torch.arange(row.past + hidden.shape[1], device=hidden.device)
-    return _additive((keys[None] <= keys[row.past :, None])[None, None], hidden.dtype)
+    return additive_mask((keys[None] <= keys[row.past :, None])[None, None], hidden.dtype)
 
 
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added to attention scores: 0 where a key may be seen, else the lowest number."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 

@@ -9,7 +9,9 @@ refused.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -117,6 +119,9 @@ def make_options(
     if not isinstance(stop, str | list | tuple):
         raise ConfigError(f"stop must be a text or a list of texts, not {stop!r}.")
     coarse = engine.config.coarse_tokens or engine.backbone.default_budget()
+    sampling = {name: int(value) if _is_whole(value) else value for name, value in sampling.items()}
+    if isinstance(sampling.get("json_schema"), dict):
+        sampling["json_schema"] = json.dumps(sampling["json_schema"])
     params = SamplingParams(stop=(stop,) if isinstance(stop, str) else tuple(stop), **sampling)
     if params.json_schema:
         JsonGrammar(engine.backbone, params.json_schema)  # refused here rather than in the running batch
@@ -128,6 +133,11 @@ def make_options(
         coarse_tokens=budget(coarse_tokens, coarse),
         region_tokens=budget(region_tokens, engine.config.region_tokens or coarse),
     )
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or numpy."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def budget(value: Limit, standard: TokenBudget) -> TokenBudget | None:
@@ -143,11 +153,17 @@ def budget(value: Limit, standard: TokenBudget) -> TokenBudget | None:
     """
     if value is None or isinstance(value, TokenBudget):
         return value
-    if isinstance(value, tuple) and len(value) == 2:
-        return TokenBudget(*value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return TokenBudget(max(1, min(standard.min_tokens, value)), value)
-    raise BudgetError(f"A visual-token budget is a maximum or a (minimum, maximum) pair, not {value!r}.")
+    if isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value)):
+        return TokenBudget(int(value[0]), int(value[1]))
+    if not isinstance(value, tuple) and _is_whole(value):
+        most = int(value)
+        if most < 1:
+            raise BudgetError(f"Visual tokens must be at least 1, not {most}.")
+        return TokenBudget(max(1, min(standard.min_tokens, most)), most)
+    raise BudgetError(
+        "A visual-token budget is a maximum, such as 144, or a (minimum, maximum) pair as a tuple, such as (64, 144), "
+        f"not {value!r}."
+    )
 
 
 def share_tokens(

@@ -99,6 +99,8 @@ def array_of(source: Any) -> np.ndarray[Any, Any] | None:
     torch: Any = sys.modules.get("torch")
     tensor = torch is not None and isinstance(source, torch.Tensor)
     if tensor:
+        if source.layout != torch.strided or source.is_quantized:
+            raise refuse("the tensor", "its values are not dense", "pass tensor.to_dense() or tensor.dequantize()")
         plain = source.detach().cpu()
         array = (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
     elif isinstance(source, np.ndarray):

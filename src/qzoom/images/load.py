@@ -35,6 +35,10 @@ from qzoom.images.pdf import PdfPage, draw_pages, is_pdf
 
 _CHUNK_BYTES = 1 << 20
 _MAX_PATH = 255
+_LONGEST_HEADER = 1000
+_BASE64_HEADER = re.compile(r'data:(?:[^,"]|"[^"]*")*?; *base64 *,', re.IGNORECASE)
+_ORDINARY = bytes.maketrans(b" -_", b"++/")
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "JVBERi0")  # PNG, JPEG, GIF, WebP, PDF
 
 
 def shown(text: str) -> str:
@@ -101,16 +105,16 @@ def read_data_url(url: str, limits: ImageLimits) -> bytes:
     """The bytes of a `data:` URL; its length is checked before it is decoded (ImageError: without a comma, not base64,
     empty or too large)."""
     name = "the data URL"
-    header, comma, payload = url.partition(",")
-    if not comma:
-        raise refuse(name, "it has no comma before its data", "write data:image/png;base64,<data>")
-    if not header.lower().endswith(";base64"):
-        raise refuse(name, "it is not marked as base64", "write data:image/png;base64,<data>")
+    mark = _BASE64_HEADER.match(url, 0, _LONGEST_HEADER)
+    if mark is None:
+        what = "is not marked as base64" if "," in url else "has no comma before its data"
+        raise refuse(name, f"it {what}", "write data:image/png;base64,<data>")
+    payload = url[mark.end() :]
     check_bytes(len(payload) * 3 // 4 if len(payload) > limits.max_bytes else min(1, len(payload)), name, limits)
     try:
         encoded = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
         # Lines may be broken; a blank inside one is a plus sign that form encoding took away.
-        encoded = b"".join(line.strip() for line in encoded.splitlines()).replace(b" ", b"+")
+        encoded = b"".join(line.strip() for line in encoded.splitlines()).translate(_ORDINARY)
         data = base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise refuse(name, "its base64 data are broken", "encode the file again with base64.b64encode") from error
@@ -166,8 +170,8 @@ def load_image(source: Any, limits: ImageLimits | None = None) -> LoadedImage:
             `data:...;base64,` URL, the file's bytes, an open binary file (read from its position on), a numpy array
             or torch tensor (height x width, or with 1, 3 or 4 channels last or first, which for a tensor is the rule;
             bool, uint8, uint16 or floats from 0 to 1), a PIL image,
-            `{"bytes": ..., "path": ...}` as in `datasets`, an OpenAI `{"type": "image_url", ...}` part, or a
-            `LoadedImage`.
+            `{"bytes": ..., "path": ...}` as in `datasets`, an OpenAI `{"type": "image_url", ...}` or transformers
+            `{"type": "image", ...}` part, or a `LoadedImage`.
 
     Returns:
         The first page or frame as RGB; for all pages of a PDF see `load_pictures`.
@@ -223,6 +227,8 @@ def _load(source: Any, limits: ImageLimits, pages: str) -> tuple[LoadedImage, ..
     if isinstance(source, LoadedImage):
         return (source,)
     try:
+        if isinstance(source, dict):
+            return _load(_source_in(source), limits, pages)
         if isinstance(source, Image.Image):
             return (_from_pil(source, limits),)
         if (array := array_of(source)) is not None:
@@ -242,8 +248,6 @@ def _read(source: Any, limits: ImageLimits) -> tuple[bytes, str]:
     """The encoded bytes of a source and its name for errors."""
     if isinstance(source, str):
         return _read_text(source, limits)
-    if isinstance(source, dict):
-        return _read(_source_in(source), limits)
     if isinstance(source, os.PathLike):
         path = os.fspath(source)
         path = os.fsdecode(path) if isinstance(path, bytes) else path
@@ -262,6 +266,8 @@ def _read(source: Any, limits: ImageLimits) -> tuple[bytes, str]:
 
 def _read_text(text: str, limits: ImageLimits) -> tuple[bytes, str]:
     """The bytes behind a path or an address, and its name for errors."""
+    if text[:1].isspace() and text.lstrip()[:5].lower() == "data:":
+        text = text.lstrip()
     scheme = text[:8].lower()
     if scheme.startswith("data:"):
         return read_data_url(text, limits), "the data URL"
@@ -274,7 +280,12 @@ def _read_text(text: str, limits: ImageLimits) -> tuple[bytes, str]:
         text = local_path(text)
     if not text:
         raise refuse("the picture", "its path is empty", "name a picture file")
-    if len(text) > _MAX_PATH and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise refuse(
+            shown(text), "addresses of this kind are not read", "download it, or give an http or https address"
+        )
+    long = len(text) > _MAX_PATH or (text.startswith(_BASE64_STARTS) and not os.path.exists(text))
+    if long and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
         raise refuse(
             "the picture", "it looks like base64, which is not marked as such", "write data:image/png;base64,<data>"
         )
@@ -288,7 +299,7 @@ def _source_in(part: dict[Any, Any]) -> Any:
     source = next((value for value in candidates if value is not None), None)
     if isinstance(source, dict):
         source = source.get("url")
-    if isinstance(source, str | bytes | os.PathLike) and source:
+    if isinstance(source, str | bytes | os.PathLike | Image.Image) and source:
         return source
     raise refuse(
         "a picture from a mapping",

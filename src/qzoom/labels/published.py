@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,32 +34,54 @@ SECONDS = 3600
 def read_pickle(path: Path, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS) -> tuple[Any, dict[str, Any]]:
     """What a pickle holds: JSON types with {"__array__": name} for arrays, and the arrays by name.
 
-    It is read by a process of its own, with at most so much address space and so many processor seconds (DataError: it
-    cannot be read, is damaged, or holds anything but arrays and builtin containers).
+    It is read by a process of its own, with at most so much address space and so many processor seconds; on systems
+    that do not limit address space, it is ended when it takes more memory (DataError: it cannot be read, is damaged, or
+    holds anything but arrays and builtin containers; or the system cannot limit a process, as Windows).
     """
     from safetensors.numpy import load_file
 
+    if find_spec("resource") is None:
+        raise DataError(f"{path}: this system cannot limit the process that would read a pickle; convert it on Linux.")
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a pickle of published labels.")
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "content"
         words = [str(path.resolve()), str(target), str(memory_bytes), str(seconds)]
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", unpickling.__file__, *words],
-                capture_output=True,
-                timeout=2 * seconds + 60,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DataError(f"{path} could not be read in time, so it was left alone.") from error
-        if done.returncode != 0:
-            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            explained = done.returncode == unpickling.REFUSED and lines
+        child = subprocess.Popen(
+            [sys.executable, "-I", unpickling.__file__, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        said = _watched(child, path, memory_bytes, time.monotonic() + 2 * seconds + 60)
+        if child.returncode != 0:
+            lines = said.decode("utf-8", "replace").strip().splitlines()
+            explained = child.returncode == unpickling.REFUSED and lines
             reason = lines[-1] if explained else "reading it ended the process that tried"
             raise DataError(f"{path} is not a file of labels: {reason}; nothing of it was used.")
         content = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
         return content, load_file(target.with_suffix(".safetensors"))
+
+
+_LIMITS_ADDRESS_SPACE = sys.platform != "darwin"
+_LOOK_EVERY_S = 0.1
+
+
+def _watched(child: subprocess.Popen[bytes], path: Path, memory_bytes: int, deadline: float) -> bytes:
+    """What a process wrote to standard error until its end; one that takes too long or too much is ended."""
+    while True:
+        try:
+            return child.communicate(timeout=_LOOK_EVERY_S)[1]
+        except subprocess.TimeoutExpired:
+            late = time.monotonic() > deadline
+            if late or (not _LIMITS_ADDRESS_SPACE and _resident_bytes(child.pid) > memory_bytes):
+                child.kill()
+                child.communicate()
+                reason = "could not be read in time" if late else "needs more memory than is allowed"
+                raise DataError(f"{path} {reason}, so it was left alone.") from None
+
+
+def _resident_bytes(pid: int) -> int:
+    """Memory of a process; 0 when it has ended."""
+    found = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return 1024 * int(found.stdout.strip() or 0)
 
 
 def convert_published(

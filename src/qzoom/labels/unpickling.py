@@ -165,11 +165,14 @@ def _plain(value: Any, arrays: dict[str, np.ndarray], depth: int = 0) -> Any:
 
 
 def _limit(memory_bytes: int, seconds: int) -> None:
+    """Bound this process, where the system can; the caller watches its memory where it cannot (macOS)."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        try:
+            resource.setrlimit(what, (value, value))
+        except (ValueError, OSError):
+            continue
 
 
 def main(arguments: list[str]) -> int:

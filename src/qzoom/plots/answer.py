@@ -100,6 +100,8 @@ def check_plot_path(path: Path) -> None:
     """Find out before an answer is computed whether its figure can be written (DataError: an ending that no picture
     format has, a folder, or a place that cannot be written)."""
     endings = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".pdf"}
+    if "\0" in str(path):
+        raise DataError(f"Cannot save the figure as {str(path)!r}: a path has no NUL character; choose another place.")
     where = next((place for place in (path, *path.parents) if os.path.lexists(place)), Path())
     if path.is_dir():
         problem = "it is a folder; name a file in it"

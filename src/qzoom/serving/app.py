@@ -146,7 +146,8 @@ def _document(app: FastAPI, settings: ServerSettings) -> dict[str, Any]:
 async def _no_such_address(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refusal = from_status(error.status_code, request.method, request.url.path)
-    return _reply(refusal, dict(error.headers or {}))
+    headers = {name: value.replace("GET", "GET, HEAD") for name, value in (error.headers or {}).items()}
+    return _reply(refusal, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -73,7 +73,19 @@ def index_input(path: Path) -> list[BatchLine]:
         seen[line.id] = line.number
     if not lines:
         raise DataError(f"{path} holds no questions; expected one JSON object a line.")
+    if not any(line.id for line in lines):
+        _explain_unreadable(path)
     return lines
+
+
+def _explain_unreadable(path: Path) -> None:
+    """Say what is wrong with the first line of a file in which every line is wrong: it is another kind of file."""
+    with path.open("rb") as file:
+        raw = next(raw for raw in file if raw.strip())
+    try:
+        _name_of(_parse(raw))
+    except DataError as error:
+        raise DataError(f"{path} is no file of questions; its first line: {error}") from error
 
 
 def _parts_of(raw: bytes, number: int, offset: int) -> list[BatchLine]:
@@ -235,16 +247,17 @@ class AnswerFile:
     def _check(self, about: dict[str, Any]) -> None:
         """The output is empty or of the same job."""
         advice = "name another file, or give --fresh to replace it"
-        if self._about.is_file():
-            changed = differences(json.loads(self._about.read_text()), about)
-            if changed:
-                raise ConfigError(f"{self.path} holds answers of another job ({'; '.join(changed)}); {advice}.")
-        elif self._file.seek(0, os.SEEK_END):
-            raise ConfigError(
-                f"{self.path} is not empty and no batch output ({self._about.name} is missing); {advice}."
-            )
-        else:
+        if not self._file.seek(0, os.SEEK_END):  # new, or its answers were taken away
             write_atomic(self._about, json.dumps(about, indent=1))
+            return
+        try:
+            before = json.loads(self._about.read_text())
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"{self.path} is not empty and no batch output ({self._about.name} is missing or damaged); {advice}."
+            ) from None
+        if changed := differences(before, about):
+            raise ConfigError(f"{self.path} holds answers of another job ({'; '.join(changed)}); {advice}.")
 
     def _scan(self) -> tuple[dict[str, int], int]:
         """Offsets of the answered lines by key, and their end; a torn last line is cut off."""

@@ -182,6 +182,7 @@ class Converter:
             raise ApiError(400, text, param="messages", code="too_many_tokens")
 
     def _read(self, url: str, left_bytes: int) -> bytes:
+        url = url.strip()
         scheme = url[:8].lower()
         if scheme.startswith("data:"):
             return read_data_url(url, self.limits.image_limits())

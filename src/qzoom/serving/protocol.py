@@ -356,7 +356,7 @@ def _url(part: dict[str, Any]) -> str:
     """The address in an image or file part; "" for one of another shape."""
     value = part.get("image_url") or part.get("file")
     url = value.get("url", _data_url(value.get("file_data"))) if isinstance(value, dict) else value
-    return url if isinstance(url, str) else ""
+    return url.strip() if isinstance(url, str) else ""
 
 
 def _base64_bytes(url: str) -> int:
@@ -393,6 +393,8 @@ def _explain(model: type[BaseModel], failure: Mapping[str, Any]) -> ApiError:
         sentence = TURN_TOOLS if path[0] == "messages" and name == "function_call" else SENTENCES[name]
         return ApiError(400, f"{where}: {sentence}", param=where, code="unsupported")
     text = _WORDS[kind].format(**failure.get("ctx", {})) if kind in _WORDS else _sentence(str(failure["msg"]))
+    if kind == "literal_error" and path[0] == "messages" and last == "type":
+        text = "it must be 'text' (pictures stand in turns of the user)."
     return ApiError(400, f"{where}: {text}", param=where)
 
 

@@ -149,7 +149,9 @@ class _GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        reason = str(sys.exception() or msg)  # uvicorn calls this while it handles h11's error
+        reason = str(sys.exception() or msg).partition(": bytearray(")[
+            0
+        ]  # uvicorn calls this while it handles h11's error
         text = f"The request is not valid HTTP/1.1 ({ascii(reason)[1:-1][:80]}); check the client or proxy."
         self._close_with(ApiError(400, text, code="invalid_http"))
 

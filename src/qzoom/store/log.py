@@ -304,11 +304,11 @@ def _read_header(line: bytes, path: Path, purpose: str | None) -> dict[str, Any]
     wanted = purpose or "what qzoom writes"
     if not complete or not {"purpose", "about"} <= set(header):
         raise DataError(
-            f"{path} does not start like a file of {wanted}; name another file, or replace it with --fresh."
+            f"{path} does not start like a file of {wanted}; name another file (an output is replaced with --fresh)."
         )
     if purpose is not None and header["purpose"] != purpose:
         raise DataError(
-            f"{path} holds {header['purpose']}, not {purpose}; name another file, or replace it with --fresh."
+            f"{path} holds {header['purpose']}, not {purpose}; name another file (an output is replaced with --fresh)."
         )
     return dict(header)
 

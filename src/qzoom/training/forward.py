@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from qzoom.backbones.base import Backbone
+from qzoom.engine.layers import additive_mask
 from qzoom.engine.prompt import Prompt, embed_prompt
 from qzoom.engine.state import Engine, map_inputs
 from qzoom.heads.region_map import mean_head_logits
@@ -92,10 +93,7 @@ def _causal(backbone: Backbone, batch: Tensor) -> Tensor | None:
     if backbone.packs:
         return None
     length = batch.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool, device=batch.device).triu(1)
-    return torch.zeros(1, 1, length, length, dtype=batch.dtype, device=batch.device).masked_fill(
-        later, torch.finfo(batch.dtype).min
-    )
+    return additive_mask(torch.ones(1, 1, length, length, dtype=torch.bool, device=batch.device).tril(), batch.dtype)
 
 
 def _padded(deepstack: Sequence[Tensor | None], batch: Tensor) -> Tensor | None:

@@ -25,8 +25,6 @@ from qzoom.store.log import atomic_path, differences, unwritable
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
-FEW_SAMPLES = 32
-"""Fewer training samples than these say nothing about a method."""
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 

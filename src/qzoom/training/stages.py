@@ -27,7 +27,7 @@ from torch import nn
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
-from qzoom.errors import ConfigError
+from qzoom.errors import ConfigError, RecipeError
 from qzoom.settings import Between, Share, Text, read_settings, settings, to_dict
 from qzoom.training.run import TrackerName, without
 
@@ -161,12 +161,15 @@ def frozen_in_bfloat16(recipe: StageRecipe, stage: str) -> bool:
 
 
 def load_stage_recipe(path: Path, stage: str, changes: Mapping[str, Any] | None = None) -> StageRecipe:
-    """Read a YAML recipe of the stage that the command runs; settings in `changes` win over the file (ConfigError: as
+    """Read a YAML recipe of the stage that the command runs; settings in `changes` win over the file (RecipeError: as
     `qzoom.settings.read_settings`, or a recipe of another stage)."""
     recipe = read_settings(StageRecipe, path, changes=changes)
     if recipe.stage != stage:
-        raise ConfigError(f"{path} is a recipe of stage {recipe.stage}; run it with: qzoom train {recipe.stage}.")
-    ZoomConfig.from_dict(dict(recipe.zoom), source=f"{path}: zoom")
+        raise RecipeError(f"{path} is a recipe of stage {recipe.stage}; run it with: qzoom train {recipe.stage}.")
+    try:
+        ZoomConfig.from_dict(dict(recipe.zoom), source=f"{path}: zoom")
+    except ConfigError as error:
+        raise RecipeError(str(error)) from error
     return recipe
 
 

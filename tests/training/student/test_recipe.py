@@ -86,11 +86,11 @@ def test_mistakes_are_refused(tmp_path, text, message):
 
 
 def test_command_refuses_a_missing_recipe_and_output(tmp_path, capsys):
-    assert command(["train", "student", str(tmp_path / "none.yaml"), "-o", str(tmp_path)]) == 1
+    assert command(["train", "student", str(tmp_path / "none.yaml"), "-o", str(tmp_path)]) == 2
     assert "cannot be read" in capsys.readouterr().err
     path = tmp_path / "r.yaml"
     path.write_text("base: tiny\n")
     assert command(["train", "student", str(path)]) == 2
     assert "--output" in capsys.readouterr().err
-    assert command(["train", "student", str(path), "-o", str(tmp_path / "out")]) == 1
+    assert command(["train", "student", str(path), "-o", str(tmp_path / "out")]) == 2
     assert "--data" in capsys.readouterr().err

@@ -24,7 +24,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from PIL import Image
 from torch import Tensor
 
 from qzoom.config import TokenBudget
@@ -155,18 +154,9 @@ class Prompter:
         whole = self._open(path)
         if not self._cache.max_bytes:
             return whole
-        small = self._resized(whole, tokens)
+        small = self.engine.backbone.resize(whole, self.budget_of(tokens))  # its view is the same
         self._cache.put(key, small)
         return small
-
-    def _resized(self, picture: PIL.Image.Image, tokens: int) -> PIL.Image.Image:
-        """The image at its view's size, by the backbone's own resampling; the view of either is the same."""
-        backbone: Any = self.engine.backbone
-        rows, columns = backbone.grid(picture.size, self.budget_of(tokens))
-        target = (columns * backbone.token_px, rows * backbone.token_px)
-        if picture.size == target:
-            return picture
-        return picture.resize(target, Image.Resampling(int(backbone.image_processor.resample)))
 
 
 _SOURCE = object()

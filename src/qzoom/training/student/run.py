@@ -24,7 +24,7 @@ from torch import nn
 from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.state import Engine
-from qzoom.errors import ConfigError, DataError
+from qzoom.errors import ConfigError, DataError, RecipeError
 from qzoom.llm.settings import CallSettings
 from qzoom.scoring.judge import open_judge
 from qzoom.store.log import write_atomic
@@ -106,7 +106,7 @@ def train_student(
     from accelerate import PartialState
 
     if not recipe.data:
-        raise DataError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
+        raise RecipeError("The recipe names no data; give the folder that `qzoom distill` exported to with --data.")
     folder = Path(recipe.data).expanduser()
     check_folder(folder)
     engine = base or load_student(recipe, device)
