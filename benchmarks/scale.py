@@ -257,8 +257,9 @@ def markdown(record: dict[str, Any]) -> str:
         f"{where['cpu']}, torch {where['torch']}, transformers {where['transformers']}; {clock}, one repetition. "
         "Made by `python -m benchmarks.scale`.\n",
         "A zoomed question and one that the coarse look settles are timed with the gate forced to yes and to no; their "
-        "mean is weighted with the share of questions that the embedded model zooms at equal accuracy (ladder.json). More than 100 % is reached where the plain look's long attention runs at fewer "
-        "operations a second than everything else.\n",
+        "mean is weighted with the share of questions that the embedded model zooms at equal accuracy (ladder.json). "
+        "More than 100 % is reached where the plain look's long attention runs at fewer operations a second than the "
+        "rest.\n",
     ]
     names = ("faster", "operations")
     rows = [["Kind, share zoomed", "pair", "plain cap", "times faster", "times fewer operations", "reached"]]
