@@ -1,7 +1,11 @@
 """Kill `qzoom batch` at random moments and see whether anything is lost or asked twice; memory on the way.
 
-The undisturbed run comes first; then the same job is killed (SIGKILL) `--kills` times and finished. Both outputs must
-hold every question once with the same text, and a line that stood in the output before a kill must keep its request id.
+The undisturbed run comes first; then the same job is killed (SIGKILL) `--kills` times, each when a random number of
+lines is written, and finished. Both outputs must hold every question once with the same text, and a line that stood in
+the output before a kill must keep its request id.
+
+`--visual-tokens 24 --max-tokens 4` keep 10,000 questions within ten minutes of one core. `--folder` keeps input
+and outputs, so that a second call, with `--actors` for example, compares with the same undisturbed output.
 
 Usage: python -m benchmarks.batch [--questions 10000] [--pictures 500] [--kills 10] [--actors 0]
 """
@@ -16,8 +20,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +34,59 @@ from qzoom.data.synthetic.documents import render_document
 _EVERY_S = 2.0
 
 
-def write_input(folder: Path, questions: int, pictures: int) -> Path:
-    """Drawn documents, and shuffled questions about them."""
+def write_input(folder: Path, args: argparse.Namespace) -> Path:
+    """Drawn documents, and shuffled questions about them; the gate lets about a quarter of them zoom."""
     lines: list[dict[str, Any]] = []
-    for number in range(pictures):
+    for number in range(args.pictures):
         page = render_document(number)
-        page.image.save(folder / f"{number}.png")
+        picture = folder / f"{number}.png"
+        if args.visual_tokens:
+            page.image.thumbnail((160, 160))
+        page.image.save(picture)
         own = [question.question for question in page.questions]
-        count = questions // pictures + (number < questions % pictures)
-        lines += [
-            {"id": f"{number}-{i}", "image": f"{number}.png", "question": own[i % len(own)]} for i in range(count)
-        ]
+        for i in range(args.questions // args.pictures + (number < args.questions % args.pictures)):
+            controls: dict[str, Any] = {"gate_threshold": 1.0 if i % 4 else 0.0}
+            if args.visual_tokens:
+                controls["max_visual_tokens"] = args.visual_tokens
+            content = [
+                {"type": "image_url", "image_url": {"url": picture.resolve().as_uri()}},
+                {"type": "text", "text": own[i % len(own)]},
+            ]
+            messages = [{"role": "user", "content": content}]
+            lines.append({"custom_id": f"{number}-{i}", "body": {"messages": messages, "qzoom": controls}})
     random.Random(0).shuffle(lines)
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
-def start(source: Path, output: Path, actors: int) -> subprocess.Popen[bytes]:
+def start(source: Path, output: Path, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """The command in a process group of its own, so that a kill reaches Ray's processes too."""
-    words = ["batch", str(source), "-o", str(output), "--max-tokens", "8", "--quiet", "--actors", str(actors)]
+    words = ["batch", str(source), "-o", str(output), "--quiet", "--max-tokens", str(args.max_tokens)]
+    words += ["--actors", str(args.actors)]
     return subprocess.Popen([sys.executable, "-m", "qzoom", *words], stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def watch(process: subprocess.Popen[bytes], memory: list[float]) -> None:
-    """Resident megabytes of the process and its children, every two seconds."""
-    own = psutil.Process(process.pid)
+def run(source: Path, output: Path, args: argparse.Namespace, stop_at: int | None = None) -> list[float]:
+    """Run the command, to its end or until so many lines are written, then kill it.
+
+    Returns:
+        Resident megabytes of the process and its children, every two seconds.
+    """
+    process = start(source, output, args)
+    own, memory, due = psutil.Process(process.pid), [], 0.0
     while process.poll() is None:
-        try:
-            family = [own, *own.children(recursive=True)]
-            memory.append(sum(each.memory_info().rss for each in family) / 2**20)
-        except psutil.Error:
-            return
-        time.sleep(_EVERY_S)
+        if stop_at is not None and output.exists() and output.read_bytes().count(b"\n") >= stop_at:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return memory
+        if time.monotonic() >= due:
+            due = time.monotonic() + _EVERY_S
+            with suppress(psutil.Error):
+                memory.append(sum(each.memory_info().rss for each in (own, *own.children(recursive=True))) / 2**20)
+        time.sleep(0.2)
+    assert process.returncode == 0
+    return memory
 
 
 def read(output: Path) -> dict[str, tuple[str, str]]:
@@ -92,46 +116,48 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--actors", type=int, default=0, help="of Ray Data; 0 runs in process")
+    parser.add_argument("--visual-tokens", type=int, default=0, help="most of a question, small pictures; 0: usual")
+    parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keeps input and outputs; else they are thrown away")
     args = parser.parse_args()
-    draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = write_input(folder, args.questions, args.pictures)
-        memory: list[float] = []
+        print(json.dumps(measure(args.folder or Path(name), args), indent=1))
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one undisturbed and one killed job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source, output = folder / "in.jsonl", folder / "whole.jsonl"
+    if not source.exists():
+        write_input(folder, args)
+    seconds, memory = None, list[float]()
+    if len(complete_lines(output)) < args.questions:
         begun = time.monotonic()
-        process = start(source, folder / "whole.jsonl", args.actors)
-        thread = threading.Thread(target=watch, args=(process, memory))
-        thread.start()
-        assert process.wait() == 0
-        thread.join()
-        seconds = time.monotonic() - begun
-        written: dict[str, str] = {}
-        for _ in range(args.kills):
-            process = start(source, folder / "killed.jsonl", args.actors)
-            try:
-                process.wait(draw.uniform(0.1, 1.6) * seconds / args.kills)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            written |= complete_lines(folder / "killed.jsonl")
-        assert start(source, folder / "killed.jsonl", args.actors).wait() == 0
-        whole, killed = read(folder / "whole.jsonl"), read(folder / "killed.jsonl")
-    again = sum(killed[name][0] != request for name, request in written.items())
+        memory = run(source, output, args)
+        seconds = round(time.monotonic() - begun, 1)
+    killed = folder / f"killed-{args.actors}.jsonl"
+    moments = sorted(random.Random(args.seed).sample(range(1, args.questions), args.kills))
+    written: dict[str, str] = {}
+    for moment in moments:
+        run(source, killed, args, moment)
+        written |= complete_lines(killed)
+    last = run(source, killed, args)
+    memory = memory or last
+    whole, found = read(output), read(killed)
     half = len(memory) // 2
-    record = {
+    return {
         "questions": args.questions,
         "pictures": args.pictures,
-        "kills": args.kills,
+        "killed when so many lines were written": moments,
         "actors": args.actors,
-        "seconds undisturbed": round(seconds, 1),
+        "seconds undisturbed": seconds,
         "written before a kill": len(written),
-        "asked again": again,
-        "missing": len(whole.keys() - killed.keys()),
-        "other texts": sum(whole[name][1] != text for name, (_, text) in killed.items()),
+        "asked again": sum(found[name][0] != request for name, request in written.items()),
+        "missing": len(whole.keys() - found.keys()),
+        "other texts": sum(whole[name][1] != text for name, (_, text) in found.items()),
         "memory MB": {"first half": round(max(memory[:half])), "second half": round(max(memory[half:]))},
     }
-    print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

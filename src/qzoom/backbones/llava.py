@@ -261,19 +261,27 @@ class LlavaBackbone(Backbone):
 
     def pixels(self, image: PIL.Image.Image, budget: TokenBudget | None) -> tuple[Tensor, Tensor]:
         """A picture in the middle of its square, resized and normalised, (1, 3, side, side), and its patch grid."""
+        self.grid(image.size, budget)
+        image = self._square(image)
+        out = self.image_processor(images=[image], return_tensors="pt", **self._sizes)
+        return out["pixel_values"], torch.tensor([[1, self.side_cells, self.side_cells]])
+
+    def resize(self, image: PIL.Image.Image, budget: TokenBudget | None) -> PIL.Image.Image:
+        """In the middle of its square, in the size that `encode` gives it."""
+        return super().resize(self._square(image), budget)
+
+    def _square(self, image: PIL.Image.Image) -> PIL.Image.Image:
         from PIL import Image
 
-        self.grid(image.size, budget)
         if max(image.size) > _MOST_SIDE_PX:
             image = image.copy()
             image.thumbnail((_MOST_SIDE_PX, _MOST_SIDE_PX))
         side = max(image.size)
-        if image.size != (side, side):
-            square = Image.new("RGB", (side, side), self.square_padding)
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
-        out = self.image_processor(images=[image], return_tensors="pt", **self._sizes)
-        return out["pixel_values"], torch.tensor([[1, self.side_cells, self.side_cells]])
+        if image.size == (side, side):
+            return image
+        square = Image.new("RGB", (side, side), self.square_padding)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
 
     @property
     def _sizes(self) -> dict[str, Any]:

@@ -129,10 +129,12 @@ def _mask_for(new: int, keys: Tensor, query: Tensor) -> Tensor | None:
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(mode=False)
 def _lower_right(new: int, total: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Additive (1, 1, new, total): a query sees every key up to itself, the last one all of them.
 
-    Made once for all layers of a stack, in the form to which attention brings a boolean mask in each of them.
+    Made once for all layers of a stack, in the form to which attention brings a boolean mask in each of them, and fit
+    for gradients.
     """
     keys = torch.arange(total, device=device)
     hidden = keys[None] > torch.arange(total - new, total, device=device)[:, None]

@@ -1,8 +1,10 @@
+import dataclasses
 import json
 import subprocess
 
 import pytest
 
+from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.convert import convert
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.load import checkpoint_identity, load_engine
@@ -10,6 +12,7 @@ from qzoom.cli.main import run
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.integrations.vllm import version_warning
 from qzoom.integrations.vllm.arguments import command_line, engine_arguments
+from tests import tiny_models
 from tests.checkpoints.folders import copy, edit_json, engine, write_merged, write_plain
 from tests.tiny_models import FAMILIES
 
@@ -69,6 +72,15 @@ def test_what_vllm_cannot_serve_is_refused(tmp_path):
     aligned = write_merged(made, tmp_path / "aligned", reuse_src_pos=True)
     with pytest.raises(ConfigError, match=r"aligned positions .* use the native engine"):
         engine_arguments(str(aligned))
+    llava = tiny_models.engine("llava")
+    save_pretrained(llava, tmp_path / "masks", include_base=True)
+    with pytest.raises(
+        ConfigError, match=r"only some tokens of a crop \(box.too_many='mask'\).* use the native engine"
+    ):
+        engine_arguments(str(tmp_path / "masks"))
+    whole = llava.config.replace(box=dataclasses.replace(llava.config.box, too_many="none"))
+    save_pretrained(dataclasses.replace(llava, config=whole), tmp_path / "whole", include_base=True)
+    assert "mm_processor_kwargs" not in engine_arguments(str(tmp_path / "whole"))  # its squares have one size
     other = copy(write_plain(made, tmp_path / "plain"), tmp_path / "other")
     edit_json(other / "config.json", architectures=["Other"])
     with pytest.raises(CheckpointError, match="is a Other, and the plug-in for vLLM knows"):

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vllm.v1.metrics.reader import get_metrics_snapshot
 
 from qzoom import QZoom
 from qzoom.backbones.registry import build_backbone
+from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.hub import find_source
 from qzoom.checkpoints.load import checkpoint_identity, load_engine
 from qzoom.data.benchmarks.registry import open_task
@@ -40,7 +41,7 @@ from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer
 from tests.checkpoints.folders import copy, edit_json, write_merged
 from tests.serving.running import chat, image_part, page, running, user
-from tests.tiny_models import build_engine, build_model, image_processor, tokenizer
+from tests.tiny_models import build_engine, build_model, image_processor, llava_tokenizer, tokenizer
 
 COUNT = int(os.environ.get("QZOOM_VLLM_QUESTIONS", "60"))
 SMALL = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 2048, "max_num_seqs": 8}
@@ -202,7 +203,7 @@ def test_short_chunks_and_a_cache_so_small_that_requests_are_preempted(native):
         assert sum(m.value for m in get_metrics_snapshot() if m.name == "vllm:num_preemptions") > 0
 
 
-def test_an_engine_that_was_killed_is_said_to_be_down():
+def test_an_engine_that_was_killed_is_said_to_be_down_and_comes_back(native):
     others = {child.pid for child in psutil.Process().children(recursive=True)}
     with vllm("tiny") as (engine, runner):
         case = Case([EXAMPLES / "receipt.jpg"], "What is the date?", {"ignore_eos": True, "max_new_tokens": 900})
@@ -223,6 +224,13 @@ def test_an_engine_that_was_killed_is_said_to_be_down():
         assert runner.run(engine.health()) == "engine ended"
         assert engine.running == 0
 
+        async def back() -> None:
+            while await engine.health():
+                await asyncio.sleep(0.2)
+
+        runner.run(asyncio.wait_for(back(), 200))
+        compare(native, engine, runner, cases(2))
+
 
 @pytest.mark.parametrize("lost", ["gate", "region"])
 def test_checkpoints_without_a_branch(tmp_path, lost):
@@ -235,12 +243,17 @@ def test_checkpoints_without_a_branch(tmp_path, lost):
         compare(native, engine, runner, [case for case in questions if case.pictures[0].exists()])
 
 
-@pytest.mark.parametrize(("family", "ranks"), [("qwen2_5_vl", 1), ("qwen3_vl", 2)])
-def test_both_families_and_two_ranks(tmp_path, family, ranks, monkeypatch):
+@pytest.mark.parametrize(("family", "ranks"), [("qwen2_5_vl", 1), ("qwen3_vl", 2), ("llava", 1)])
+def test_all_families_and_two_ranks(tmp_path, family, ranks, monkeypatch):
     """Random weights: arithmetic only."""
     model = build_model(family, num_attention_heads=2, num_key_value_heads=2)  # heads of 32, the least on CPUs
-    made = build_engine(family, backbone=build_backbone(model, tokenizer(), image_processor(family)))
-    folder = write_merged(made, tmp_path / "merged", reuse_src_pos=False)
+    if family == "llava":
+        backbone = build_backbone(model, llava_tokenizer(), image_processor(family))
+        rule = replace(backbone.zoom_defaults()["box"], too_many="none")
+        folder = save_pretrained(build_engine(family, backbone=backbone, box=rule), tmp_path / "own", include_base=True)
+    else:
+        made = build_engine(family, backbone=build_backbone(model, tokenizer(), image_processor(family)))
+        folder = write_merged(made, tmp_path / "merged", reuse_src_pos=False)
     native = QZoom.from_pretrained(folder, dtype="float32")
     if ranks > 1:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")

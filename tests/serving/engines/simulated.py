@@ -28,6 +28,7 @@ from qzoom.config import TokenBudget
 from qzoom.engine.generate import DecodeBatch, DecodeRow, Sampler, TextStream
 from qzoom.engine.prompt import build_prompt
 from qzoom.engine.state import State, advance_shared, advance_upper
+from qzoom.images.load import pixel_digest
 from qzoom.integrations.vllm.heads import Heads, Look, LookMode, read_params
 from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine
 from qzoom.serving.server import bind
@@ -59,7 +60,8 @@ class Decoder:
     def look(self, ids: Sequence[int], images: Sequence[Image.Image], params: Any) -> dict[str, Any]:
         with self.lock:
             state = self.state(ids, images)
-            return self.heads.run([Look(state.hidden, state.prompt.ids.tolist(), read_params(params))])[0]
+            names = tuple(pixel_digest(image).hex() for image in images)
+            return self.heads.run([Look(state.hidden, state.prompt.ids.tolist(), read_params(params), names)])[0]
 
     @torch.inference_mode()
     def tokens(self, ids: Sequence[int], images: Sequence[Image.Image], sampling: dict[str, Any]) -> list[int]:
@@ -89,20 +91,25 @@ class SimulatedEngine(ZoomingEngine):
     async def health(self) -> str:
         return ""
 
-    async def send_look(self, view: View, mode: LookMode) -> dict[str, Any]:
+    async def send_look(self, view: View, mode: LookMode) -> tuple[dict[str, Any], Piece | None]:
         self.modes.append(mode)
-        return await asyncio.to_thread(self.decoder.look, view.ids, view.images, self.look_params(view, mode))
+        reply = await asyncio.to_thread(self.decoder.look, view.ids, view.images, self.look_params(view, mode))
+        return reply, Piece(await self._tokens(view, 1))
 
     async def send_answer(self, view: View) -> AsyncGenerator[Piece, None]:
-        for token in await asyncio.to_thread(self.decoder.tokens, view.ids, view.images, self.sampling(view)):
+        for token in await self._tokens(view):
             yield Piece((token,))
+
+    async def _tokens(self, view: View, most: int | None = None) -> list[int]:
+        ids = [*view.ids, *view.begun]
+        return await asyncio.to_thread(self.decoder.tokens, ids, view.images, self.sampling(view, most))
 
 
 class FakeServer:
     """The routes of `vllm serve`, and the ways in which they can fail.
 
-    `fault` is one of "", "no-route", "no-plugin", "other-base", "other-heads", "key", "garbage", "broken" (500), "cut"
-    (the stream ends in its middle), "error" (an error record in the stream).
+    `fault` is one of "", "no-route", "no-plugin", "other-base", "other-heads", "key", "garbage", "broken" (500), "full"
+    (429), "cut" (the stream ends in its middle), "error" (an error record in the stream).
     """
 
     def __init__(self, decoder: Decoder, fault: str = "") -> None:
@@ -128,6 +135,8 @@ class FakeServer:
             return JSONResponse({}, 404)
         if self.fault == "broken":
             return JSONResponse({}, 500)
+        if self.fault == "full":
+            return JSONResponse({}, 429, {"Retry-After": "7"})
         images = [_image(part["url"]) for part in body.get("content_parts", [])]
         if body.get("stream"):
             tokens = await asyncio.to_thread(self.decoder.tokens, body["token_ids"], images, body["sampling_params"])
@@ -137,7 +146,13 @@ class FakeServer:
         }
         if params := body["kv_transfer_params"]["qzoom"]:
             reply |= await asyncio.to_thread(self.decoder.look, body["token_ids"], images, params)
-        return JSONResponse({"kv_transfer_params": None if self.fault == "no-plugin" else {"qzoom": reply}})
+        tokens = await asyncio.to_thread(self.decoder.tokens, body["token_ids"], images, {"max_tokens": 1})
+        said = {
+            "choices": [{"token_ids": tokens, "finish_reason": "length"}],
+            "usage": {"prompt_tokens_details": {"cached_tokens": 32}},
+            "kv_transfer_params": None if self.fault == "no-plugin" else {"qzoom": reply},
+        }
+        return JSONResponse(said)
 
     async def stream(self, tokens: list[int]) -> AsyncGenerator[str, None]:
         for i, token in enumerate(tokens):

@@ -1,4 +1,6 @@
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ from qzoom.errors import ConfigError
 from qzoom.serving.engines.answer import AnswerEngine
 from qzoom.serving.settings import ServerSettings
 from tests.serving.engines.simulated import serving
-from tests.serving.running import Site, chat, image_part, page, running, user
+from tests.serving.running import Site, chat, idle, image_part, page, running, user, wait_until
 
 BODY = chat(user(image_part(), "What is the total amount?"), qzoom={"zoom": "always"})
 
@@ -99,6 +101,27 @@ def test_what_goes_wrong_there_is_one_sentence_here(model, reply, status, senten
     with serving(endpoint(reply)) as url, before(model, url) as site:
         response = post(site)
         assert (response.status_code, sentence in response.json()["error"]["message"]) == (status, True), response.text
+        assert httpx.get(f"{site.url}/ready").status_code == 200
+
+
+def test_an_endpoint_that_is_silent_costs_the_time_of_a_request(model):
+    app, asked = endpoint(stream(TEXT)), threading.Event()
+
+    @app.post("/slow/chat/completions")
+    async def silent() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    @app.get("/slow/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": []})
+
+    known = ServerSettings(model_name="tiny", deadline_s=3.0)
+    with serving(app) as url, running(AnswerEngine(model, known, f"{url}/slow", "other"), deadline_s=3.0) as site:
+        late = post(site)
+        assert (late.status_code, asked.is_set()) == (504, True)
+        assert "in the time that a request has" in late.json()["error"]["message"]
+        wait_until(lambda: idle(site))
         assert httpx.get(f"{site.url}/ready").status_code == 200
 
 

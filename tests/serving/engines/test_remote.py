@@ -88,10 +88,12 @@ def test_answers_are_the_native_ones_streamed_and_whole(model, decoder):
     ],
 )
 def test_engines_that_cannot_be_used_are_refused_at_the_start(decoder, fault, kind, said):
-    with serving(FakeServer(decoder, fault).app) as url, pytest.raises(kind) as caught:
-        engine(url)
-    assert said in str(caught.value)
-    assert url in str(caught.value)
+    with serving(FakeServer(decoder, fault).app) as url, serving(FakeServer(decoder).app) as good:
+        for urls in ((url,), (good, url)):  # one wrong engine among several, too
+            with pytest.raises(kind) as caught:
+                engine(*urls)
+            assert said in str(caught.value)
+            assert url in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,21 @@ def test_an_engine_that_went_away_or_came_back_with_other_weights(decoder):
     assert "was started again with another gate and region branch" in changed.json()["error"]["message"]
     assert gone.json()["error"]["message"] == "No engine behind this server answers now; try again in a moment."
     assert (unready.status_code, unready.json()) == (503, {"status": "no engine answers"})
+
+
+def test_full_engines_are_a_full_server(decoder):
+    with sites(decoder, 2) as (site, servers, stacks):
+        servers[0].fault = "full"
+        assert ask(site).status_code == 200  # the other one answers
+        servers[1].fault = "full"
+        never = {"qzoom": {"zoom": "never"}}
+        full = [ask(site, **more) for more in ({}, never, {"stream": True}, never | {"stream": True})]
+        stacks[1].close()
+        full.append(ask(site))
+    for reply in full:
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
+        assert reply.json()["error"]["code"] == "queue_full"
+        assert "are full; try again in a moment" in reply.json()["error"]["message"]
 
 
 def test_another_engine_takes_over_and_a_picture_stays_with_its_engine(decoder):

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 from qzoom import QZoom
 from qzoom.errors import ImageError, QuestionError, QueueFullError
 from qzoom.serving.engines.base import Job
-from qzoom.serving.engines.zooming import cache_salt
+from qzoom.serving.engines.zooming import Piece, View, cache_salt
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer
 from tests.serving.engines.simulated import Decoder, SimulatedEngine, front
@@ -139,6 +140,36 @@ def test_below_the_threshold_the_region_branch_does_not_run(engine):
     assert len(decoder.look(request.ids, [image], params | {"threshold": 0.0})["maps"]) == 1
     wrong = decoder.look(request.ids, [image], params | {"grids": [[2, 3]]})
     assert wrong == {"error": "The grids of the look do not fit the pictures of its prompt."}
+
+
+def test_the_branches_keep_a_picture_and_go_on_from_there(model):
+    decoder = Decoder(model)
+    own, picture = SimulatedEngine(decoder, front()), EXAMPLES / "receipt.jpg"
+    asked = [("What is the date?", {"gate_threshold": 1.0}), ("What is the total?", {}), ("Who?", {"zoom": "always"})]
+    for question, options in asked:  # the gate's keys, then the region branch's too
+        wanted = model.ask(picture, question, **options)
+        request = own.model.request(picture, question, **options)
+        assert_equal(asyncio.run(collect(own, Job(request)))[1], wanted)
+    assert (decoder.heads.kept.hits, decoder.heads.kept.misses) == (2, 1)
+    assert decoder.heads.kept.entries == 1
+
+
+def test_the_looks_token_begins_the_answer_unless_penalties_count_it(model, engine):
+    lengths: list[int] = []
+
+    class Watched(SimulatedEngine):
+        async def send_answer(self, view: View) -> AsyncGenerator[Piece, None]:
+            lengths.append(len(view.begun))
+            async for piece in super().send_answer(view):
+                yield piece
+
+    own = Watched(engine.decoder, engine.model)
+    base = {"gate_threshold": 1.0, "max_new_tokens": 4, "ignore_eos": True}
+    for more in ({}, {"presence_penalty": 0.5}, {"gate_threshold": 0.0}, {"max_new_tokens": 1}):
+        request = own.model.request(EXAMPLES / "receipt.jpg", "What is the total?", **(base | more))
+        answer = asyncio.run(collect(own, Job(request)))[1]
+        assert len(answer.tokens) == (base | more)["max_new_tokens"]
+    assert lengths == [1, 0, 0]  # the last answer was the look's token alone
 
 
 def test_refusals(engine):

@@ -10,6 +10,7 @@ from __future__ import annotations
 ARCHITECTURES = {
     "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
     "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "LlavaForConditionalGeneration": "LlamaForCausalLM",
 }
 """vLLM's model classes that have a subclass here, named QZoom..., and those of their decoders."""
 TESTED = ("0.28", "0.32")

@@ -11,6 +11,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from qzoom.backbones.base import Backbone
 from qzoom.checkpoints.base import load_backbone
 from qzoom.checkpoints.format import detect_kind, read_adapter_config
 from qzoom.checkpoints.hub import Source, find_source
@@ -23,6 +24,10 @@ from qzoom.integrations.vllm import ARCHITECTURES, TESTED
 
 VISUAL_TOKENS = 16_384
 PICTURES = 8
+_MASKED = (
+    "{name} reads only some tokens of a crop ({rule}), and vLLM reads whole pictures; use the native engine, or a "
+    "checkpoint whose qzoom_config.json has box.too_many='none' and no tokens_per_cell."
+)
 _POSITIONS = (
     "{name} gives crops aligned positions (fractional ones, positions='aligned'), which vLLM's rotary tables do not "
     "have; use the native engine, or a checkpoint with positions='second_image'."
@@ -40,24 +45,24 @@ def engine_arguments(
 
     Raises:
         CheckpointError: not found, or of a kind that vLLM cannot serve.
-        ConfigError: aligned positions.
+        ConfigError: aligned positions, or crops of which only some tokens are read.
     """
     source = find_source(model, revision)
     base, zoom = _parts(source)
     settings = read_json(base.folder / "config.json")
-    check_positions(zoom, source.name)
     architecture = (settings.get("architectures") or [""])[0]
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{source.name} is a {architecture}, and the plug-in for vLLM knows {', '.join(ARCHITECTURES)}; use the "
             "native engine."
         )
-    token_pixels = load_backbone(base.folder, dtype="float32", weights=False).token_px ** 2
+    backbone = load_backbone(base.folder, dtype="float32", weights=False)
+    check_zoom(zoom, backbone, source.name)
+    token_pixels = backbone.token_px**2
     arguments: dict[str, Any] = {
         "model": _place(base),
         "generation_config": "vllm",
         "limit_mm_per_prompt": {"image": pictures + (zoom.box.max_regions if zoom else 0), "video": 0},
-        "mm_processor_kwargs": {"size": {"shortest_edge": token_pixels, "longest_edge": token_pixels * visual_tokens}},
         "hf_overrides": {"architectures": [f"QZoom{architecture}"], "qzoom_checkpoint": _place(source)},
         "kv_transfer_config": {
             "kv_connector": "QZoomConnector",
@@ -65,6 +70,9 @@ def engine_arguments(
             "kv_role": "kv_producer",
         },
     }
+    if not backbone.fixed_grid:
+        size = {"shortest_edge": token_pixels, "longest_edge": token_pixels * visual_tokens}
+        arguments["mm_processor_kwargs"] = {"size": size}
     if vllm_version() < Version("0.29"):  # it looks for the decoder's own class, which the models' settings leave out
         arguments["hf_overrides"]["text_config"] = {"architectures": [ARCHITECTURES[architecture]]}
     return arguments
@@ -89,10 +97,15 @@ def _parts(source: Source) -> tuple[Source, ZoomConfig | None]:
     return source, None
 
 
-def check_positions(zoom: ZoomConfig | None, name: str) -> None:
-    """Refuse checkpoints whose crops have positions that vLLM cannot express (ConfigError: it says why)."""
-    if zoom is not None and zoom.positions != "second_image":
+def check_zoom(zoom: ZoomConfig | None, backbone: Backbone, name: str) -> None:
+    """Refuse checkpoints whose crops vLLM cannot read as they were trained (ConfigError: it says why)."""
+    if zoom is None:
+        return
+    if zoom.positions != "second_image" and backbone.position_axes > 1:
         raise ConfigError(_POSITIONS.format(name=name))
+    if zoom.box.too_many == "mask" or zoom.tokens_per_cell is not None:
+        rule = "box.too_many='mask'" if zoom.box.too_many == "mask" else "tokens_per_cell"
+        raise ConfigError(_MASKED.format(name=name, rule=rule))
 
 
 def command_line(arguments: Mapping[str, Any]) -> list[str]:

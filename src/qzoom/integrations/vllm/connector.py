@@ -42,6 +42,7 @@ class LookJob:
     block_ids: list[int]  # where its states are
     token_ids: list[int]  # its prompt
     params: LookParams  # what is wanted
+    pictures: tuple[str, ...]  # the salt of its cache and vLLM's names of its pictures
 
 
 @dataclass
@@ -135,7 +136,8 @@ class QZoomConnector(KVConnectorBase_V1, SupportsHMA):
                 look = self._pending.pop(request_id)
                 self._unfilled[request_id] = look.reply
                 tokens = list(request.prompt_token_ids)
-                meta.jobs.append(LookJob(request_id, look.block_ids, tokens, look.params))
+                pictures = (request.cache_salt or "", *(each.identifier for each in request.mm_features))
+                meta.jobs.append(LookJob(request_id, look.block_ids, tokens, look.params, pictures))
         return meta
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -188,7 +190,9 @@ class QZoomConnector(KVConnectorBase_V1, SupportsHMA):
         started = time.perf_counter()
         try:
             assert self._layer.heads is not None
-            looks = [Look(self._states(self._layer, job), job.token_ids, job.params) for job in metadata.jobs]
+            looks = [
+                Look(self._states(self._layer, job), job.token_ids, job.params, job.pictures) for job in metadata.jobs
+            ]
             replies = self._layer.heads.run(looks)
         except Exception as error:
             replies = [{"error": f"The look failed ({type(error).__name__}: {error})."} for _ in metadata.jobs]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from qzoom.checkpoints.load import load_engine
+from qzoom.engine.cache import LRUCache
 from qzoom.engine.perceive import region_logits, sink_logits
-from qzoom.engine.prompt import blank_features, build_prompt, unexpanded
-from qzoom.engine.state import LayerCache, State, advance_gate, advance_region
+from qzoom.engine.prompt import Prompt, blank_features, build_prompt, prefix_length, unexpanded
+from qzoom.engine.state import LayerCache, State, advance_gate, advance_region, truncate
 from qzoom.errors import QuestionError
 from qzoom.settings import Share, from_mapping, settings
 
+KEPT_BYTES = 256 * 2**20
+"""Most memory of the branches' keys and values of pictures that were looked at; it comes on top of vLLM's cache."""
 LookMode = Literal["auto", "always", "both"]
 
 
@@ -41,13 +45,15 @@ class Look:
     hidden: Tensor  # (tokens, hidden) after the shared layers
     ids: Sequence[int]  # its token ids, placeholders expanded
     params: LookParams  # what is wanted
+    pictures: tuple[str, ...] = ()  # what tells its pictures, and the tenant, from others; without it nothing is kept
 
 
 class Heads:
-    """The branches of a checkpoint."""
+    """The branches of a checkpoint, and their keys and values of pictures that were looked at before."""
 
     def __init__(self, checkpoint: str, device: torch.device, dtype: torch.dtype) -> None:
         self.engine = load_engine(checkpoint, dtype=dtype, device_map=str(device), base_weights=False)
+        self.kept: LRUCache[State] = LRUCache(KEPT_BYTES, _kept_bytes)
 
     def run(self, looks: Sequence[Look]) -> list[dict[str, Any]]:
         """Replies of all looks of a step, as one batch; one that cannot be read costs only itself. Returns for each
@@ -75,15 +81,19 @@ class Heads:
         scores: list[float | None] = [None] * len(looks)
         asking = [i for i, mode in enumerate(modes) if mode != "always" and engine.gate is not None]
         if asking and engine.gate is not None:
-            _, hidden = advance_gate(engine, [states[i] for i in asking])
-            for i, score in zip(asking, engine.gate.logit(torch.stack(hidden)).sigmoid().tolist(), strict=True):
-                scores[i] = score
+            advanced, hidden = advance_gate(engine, [states[i] for i in asking])
+            logits = engine.gate.logit(torch.stack(hidden)).sigmoid().tolist()
+            for i, state, score in zip(asking, advanced, logits, strict=True):
+                states[i], scores[i] = state, score
         maps: list[list[dict[str, str | None]]] = [[] for _ in looks]
         zooming = [i for i, look in enumerate(looks) if engine.region is not None and _zooms(look.params, scores[i])]
         if zooming:
             for i, state in zip(zooming, advance_region(engine, [states[i] for i in zooming]), strict=True):
+                states[i] = state
                 pairs = zip(region_logits(engine, state), sink_logits(engine, state), strict=True)
                 maps[i] = [{"logits": pack(logits), "sinks": pack(sinks)} for logits, sinks in pairs]
+        for look, state in zip(looks, states, strict=True):
+            self._keep(look, state)
         return [
             {"score": "nan" if score is not None and math.isnan(score) else score, "maps": own}
             for score, own in zip(scores, maps, strict=True)
@@ -97,8 +107,35 @@ class Heads:
         if ids.count(image) == len(grids):
             prompt = build_prompt(self.engine.backbone, ids, [blank_features(g, look.hidden) for g in grids])
             if prompt.ids.tolist() == list(look.ids):
-                return State(prompt, look.hidden, shared=LayerCache(length=len(look.ids)))
+                kept = self.kept.get(self._key(look, prompt)) if look.pictures else None
+                state = kept.on(prompt) if kept else State(prompt, look.hidden)
+                return replace(state, hidden=look.hidden, shared=LayerCache(length=len(look.ids)))
         raise QuestionError("The grids of the look do not fit the pictures of its prompt.")
+
+    def _key(self, look: Look, prompt: Prompt) -> bytes:
+        """What decides a prompt up to the end of its last picture."""
+        ids = list(look.ids[: prefix_length(self.engine.backbone, prompt)])
+        return hashlib.sha256(repr((look.pictures, look.params.grids, ids)).encode()).digest()
+
+    def _keep(self, look: Look, state: State) -> None:
+        """Keep what the branches computed up to the end of the last picture, unless that is known."""
+        if not look.pictures:
+            return
+        key = self._key(look, state.prompt)
+        known = self.kept.peek(key)
+        if known and known.gate.length >= bool(state.gate.length) and known.region.length >= bool(state.region.length):
+            return
+        end = prefix_length(self.engine.backbone, state.prompt)
+        cut = truncate(state, end)
+        gate, region = (LayerCache(stack.cache.clone(), stack.length) for stack in (cut.gate, cut.region))
+        keys = tuple(keys.clone() for keys in cut.keys)
+        sink = None if cut.sink_query is None else cut.sink_query.clone()
+        blank = State(cut.prompt, look.hidden.new_empty(0), gate=gate, region=region, sink_query=sink, keys=keys)
+        self.kept.put(key, blank)
+
+
+def _kept_bytes(state: State) -> int:
+    return state.gate.cache.nbytes + state.region.cache.nbytes + sum(keys.nbytes for keys in state.keys)
 
 
 def _zooms(params: LookParams, score: float | None) -> bool:

@@ -6,6 +6,7 @@ share the block tables of keys and values, so prefix hits, chunks and preemption
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import vllm
 from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
-from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
+from vllm.model_executor.models import llava, qwen2_5_vl, qwen3_vl
 from vllm.model_executor.models.extract_hidden_states import (
     CacheOnlyAttentionBackend,
     CacheOnlyAttentionLayer,
@@ -31,6 +32,7 @@ from qzoom.integrations.vllm import version_warning
 from qzoom.integrations.vllm.heads import Heads
 
 _log = init_logger(__name__)
+_TOWER = r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"
 
 
 class _Builder(CacheOnlyAttentionMetadataBuilder):
@@ -118,3 +120,14 @@ class QZoomQwen3VLForConditionalGeneration(KeepsStates, qwen3_vl.Qwen3VLForCondi
 )
 class QZoomQwen2_5_VLForConditionalGeneration(KeepsStates, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL that looks."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    llava.LlavaMultiModalProcessor, info=llava.LlavaProcessingInfo, dummy_inputs=llava.LlavaDummyInputsBuilder
+)
+class QZoomLlavaForConditionalGeneration(KeepsStates, llava.LlavaForConditionalGeneration):
+    """LLaVA-1.5 that looks."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """The same with the names of transformers 5, which have one level less in the vision tower."""
+        return super().load_weights((re.sub(_TOWER, r"\1vision_model.", name), value) for name, value in weights)

@@ -22,7 +22,7 @@ from qzoom.integrations.vllm.heads import LookMode
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.native import NativeEngine
-from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine
+from qzoom.serving.engines.zooming import Piece, View, ZoomingEngine, retry_after
 from qzoom.serving.settings import ServerSettings
 
 KEY = "QZOOM_ANSWER_KEY"
@@ -71,17 +71,17 @@ class AnswerEngine(ZoomingEngine):
         """See `ServingEngine.health`; of the part in this process."""
         return await self._native.health()
 
-    async def send_look(self, view: View, mode: LookMode) -> dict[str, Any]:
+    async def send_look(self, view: View, mode: LookMode) -> tuple[dict[str, Any], Piece | None]:
         """Not needed: `_coarse` looks in this process."""
         raise NotImplementedError
 
-    async def _coarse(self, job: Job, clock: Stopwatch, *, everyone: bool) -> tuple[CoarseResult, View]:
+    async def _coarse(self, job: Job, clock: Stopwatch, *, everyone: bool) -> tuple[CoarseResult, View, Piece | None]:
         """The coarse view, and what the native engine sees in it."""
         request, engine = job.request, self.model.engine
         with clock.step("resize"):
             state, view = await self._thread(partial(self._view, job))
         if not everyone and (request.options.zoom == "never" or not request.pictures):
-            return CoarseResult(request, state, decide(engine, request, None)), view
+            return CoarseResult(request, state, decide(engine, request, None)), view, None
         with clock.step("look"):
             perception = await self._native.look(job)
         item = CoarseResult(request, state, perception.gate)
@@ -89,7 +89,7 @@ class AnswerEngine(ZoomingEngine):
             blurred = [torch.from_numpy(heat_map.values) for heat_map in perception.heat_maps]
             maps = tuple(RegionMap(values, None, torch.ones_like(values), values, values) for values in blurred)
             item = with_maps(engine, item, maps)
-        return item, view
+        return item, view, None
 
     async def send_answer(self, view: View) -> AsyncGenerator[Piece, None]:
         """See `ZoomingEngine.send_answer`."""
@@ -187,8 +187,7 @@ def _translated(error: openai.OpenAIError, url: str) -> QZoomError:
     """The error for our client; what the endpoint said goes to the log."""
     _log.error("the endpoint at %s: %s", url, str(error)[:500])
     if isinstance(error, openai.RateLimitError):
-        asked = error.response.headers.get("retry-after", "")
-        wait_s = float(asked) if asked.isdecimal() else 1.0  # it may be a date
+        wait_s = retry_after(error.response.headers)
         return QueueFullError("The answering model has too many requests; try again later.", wait_s)
     if isinstance(error, openai.APITimeoutError):
         return DeadlineError("The answering model did not answer in the time that a request has.")

@@ -7,6 +7,7 @@ never reach these addresses: what they send in `kv_transfer_params` is not passe
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from qzoom.errors import CheckpointError, ConfigError, EngineDownError, InternalError
+from qzoom.errors import CheckpointError, ConfigError, EngineDownError, InternalError, QueueFullError
 from qzoom.images.load import png_data_url
 from qzoom.integrations.vllm.heads import LookMode
 from qzoom.model import QZoom
@@ -28,6 +29,7 @@ from qzoom.serving.engines.zooming import (
     cache_salt,
     checked_reply,
     lower_max_positions,
+    retry_after,
 )
 from qzoom.serving.routing import choose, picture_key, rank
 from qzoom.serving.settings import SchedulerLimits
@@ -127,18 +129,19 @@ class RemoteEngine(ZoomingEngine):
 
         return "" if any(await asyncio.gather(*map(ask, self.urls))) else "no engine answers"
 
-    async def send_look(self, view: View, mode: LookMode) -> dict[str, Any]:
+    async def send_look(self, view: View, mode: LookMode) -> tuple[dict[str, Any], Piece | None]:
         """See `ZoomingEngine.send_look`."""
         more = {"kv_transfer_params": {"qzoom": self.look_params(view, mode)}}
-        body = await self._thread(partial(self._body, view, {"max_tokens": 1, "temperature": 0.0}, more))
+        body = await self._thread(partial(self._body, view, self.sampling(view, 1), more))
         async with self._post(view, body) as (url, response):
             try:
-                reply = (json.loads(await response.aread()).get("kv_transfer_params") or {}).get("qzoom")
-            except (httpx.HTTPError, ValueError, AttributeError) as error:
+                said = json.loads(await response.aread())
+                reply, first = (said.get("kv_transfer_params") or {}).get("qzoom"), _piece(said)
+            except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
                 raise _ended(url) from error
         if isinstance(reply, dict) and (difference := self._difference(reply)):
             raise EngineDownError(f"The engine at {url} was started again with {difference}; restart it with the old.")
-        return checked_reply(reply)
+        return checked_reply(reply), first and dataclasses.replace(first, finish="")
 
     async def send_answer(self, view: View) -> AsyncGenerator[Piece, None]:
         """See `ZoomingEngine.send_answer`."""
@@ -159,7 +162,7 @@ class RemoteEngine(ZoomingEngine):
     @asynccontextmanager
     async def _post(self, view: View, body: dict[str, Any]) -> AsyncIterator[tuple[str, httpx.Response]]:
         """A response that has begun, of the first server that takes the request."""
-        failures = []
+        failures, full = [], list[float]()
         for url in self._order(view):
             self._loads[url] += 1
             try:
@@ -170,6 +173,8 @@ class RemoteEngine(ZoomingEngine):
                     failures.append(f"{url}: {_reason(error)}")
                     continue
                 async with aclosing(response):
+                    if response.status_code == 429:
+                        full.append(retry_after(response.headers))
                     if response.status_code >= 500 or response.status_code == 429:
                         failures.append(f"{url}: status {response.status_code}")
                         continue
@@ -181,6 +186,8 @@ class RemoteEngine(ZoomingEngine):
                     return
             finally:
                 self._loads[url] -= 1
+        if full:  # those that answer will take requests again
+            raise QueueFullError("The engines behind this server are full; try again in a moment.", min(full))
         _log.error("no engine answers: %s", "; ".join(failures))
         raise EngineDownError("No engine behind this server answers now; try again in a moment.")
 
@@ -193,7 +200,7 @@ class RemoteEngine(ZoomingEngine):
         return [first, *(url for url in rank(key, self.urls) if url != first)]
 
     def _body(self, view: View, sampling: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-        body = {"token_ids": list(view.ids), "sampling_params": {"detokenize": False} | sampling} | more
+        body = {"token_ids": [*view.ids, *view.begun], "sampling_params": {"detokenize": False} | sampling} | more
         if view.images:
             body["content_parts"] = [{"type": "image_url", "url": png_data_url(image)} for image in view.images]
         if view.tenant:

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import PIL.Image
 import torch
 
+from qzoom.config import TokenBudget
+from qzoom.engine.cache import LRUCache
 from qzoom.engine.generate import TextStream
 from qzoom.engine.perceive import (
     CoarseResult,
@@ -37,6 +39,7 @@ from qzoom.engine.state import State
 from qzoom.engine.zoom import RegionBlock, insert_regions
 from qzoom.errors import ConfigError, ImageError, InternalError, QueueFullError
 from qzoom.heads.region_map import region_map
+from qzoom.images.load import LoadedImage
 from qzoom.integrations.vllm.heads import LookMode, unpack
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job, ServingEngine
@@ -44,6 +47,7 @@ from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer, Perception, Region, StreamEvent
 
 Result = TypeVar("Result")
+_VIEWS_PART = 4  # of the memory for decoded pictures, for those in their coarse size
 _ASPECT = 200  # the processors of vLLM refuse longer pictures
 
 
@@ -56,6 +60,7 @@ class View:
     ids: tuple[int, ...]  # token ids, one placeholder per picture
     # for each picture of the conversation its coarse view and the crops that follow it, resized
     pictures: tuple[tuple[PIL.Image.Image, ...], ...]
+    begun: tuple[int, ...] = ()  # tokens of the answer that the look drew; they follow `ids`
 
     @property
     def images(self) -> list[PIL.Image.Image]:
@@ -91,11 +96,15 @@ class ZoomingEngine(ServingEngine):
             raise ConfigError(f"{model.name} zooms by {what}, which only the native engine can; use that, or clear it.")
         self._slots = asyncio.Semaphore(limits.slots)
         self._queue = limits.queue
+        self._views: LRUCache[PIL.Image.Image] = LRUCache(
+            limits.picture_cache_bytes // _VIEWS_PART, lambda view: 3 * view.width * view.height
+        )
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="qzoom-resize")
 
     @abstractmethod
-    async def send_look(self, view: View, mode: LookMode) -> dict[str, Any]:
-        """The plug-in's reply to a look: "score" and "maps" (see `integrations.vllm.heads`)."""
+    async def send_look(self, view: View, mode: LookMode) -> tuple[dict[str, Any], Piece | None]:
+        """The plug-in's reply to a look, "score" and "maps" (see `integrations.vllm.heads`), and the first token of
+        the answer to the view as it is, drawn as `sampling` says; None where the engine did not send it."""
 
     @abstractmethod
     def send_answer(self, view: View) -> AsyncGenerator[Piece, None]:
@@ -110,7 +119,7 @@ class ZoomingEngine(ServingEngine):
         check_heads(self.model.engine, "always")
         async with self._slot():
             clock = Stopwatch(self.model.engine.backbone.device)
-            item, _ = await self._coarse(job, clock, everyone=True)
+            item, _, _ = await self._coarse(job, clock, everyone=True)
             return make_perception(self.model.engine, item, clock)
 
     async def answer(self, job: Job) -> AsyncGenerator[StreamEvent, None]:
@@ -118,21 +127,45 @@ class ZoomingEngine(ServingEngine):
         engine = self.model.engine
         async with self._slot():
             clock = Stopwatch(engine.backbone.device)
-            item, view = await self._coarse(job, clock, everyone=False)
-            yield StreamEvent("perception", perception=make_perception(engine, item, clock))
+            item, view, first = await self._coarse(job, clock, everyone=False)
+            perception = StreamEvent("perception", perception=make_perception(engine, item, clock))
+            told = first is not None or item.gate.zoomed
+            if told:  # else nothing is sent before the engine has taken the request
+                yield perception
             regions: tuple[Region, ...] = ()
             if item.gate.zoomed:
                 with clock.step("crop"):
                     item, view, regions = await self._thread(partial(self._zoom, item, view))
             record = _Record(self.model, item, regions, clock)
-            async with aclosing(self.send_answer(view)) as pieces:
-                with clock.step("answer"):
-                    async for piece in pieces:
-                        if text := record.take(piece):
-                            yield StreamEvent("text", text=text)
-                        if record.finish and not piece.finish:
-                            break  # the engine would go on; otherwise its last word, the usage, is still to come
+            if first is not None:
+                record.cached = first.cached_tokens
+                if not item.gate.zoomed and self._may_go_on(view, first):
+                    view = dataclasses.replace(view, begun=tuple(first.tokens))
+                    if text := record.take(first):
+                        yield StreamEvent("text", text=text)
+            if not record.finish:
+                async with aclosing(self.send_answer(view)) as pieces:
+                    with clock.step("answer"):
+                        async for piece in pieces:
+                            if not told:
+                                yield perception
+                                told = True
+                            if text := record.take(piece):
+                                yield StreamEvent("text", text=text)
+                            if record.finish and not piece.finish:
+                                break  # the engine would go on; otherwise its last word, the usage, is still to come
             yield StreamEvent("answer", answer=record.answer())
+
+    def _may_go_on(self, view: View, first: Piece) -> bool:
+        """Whether an answer may go on from the look's token as if it were the prompt's: not where tokens of the answer
+        count against being repeated."""
+        params = view.request.options.sampling
+        image = self.model.engine.backbone.image_token_id
+        return (
+            bool(first.tokens)
+            and image not in first.tokens
+            and not (params.presence_penalty or params.frequency_penalty)
+        )
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -154,8 +187,9 @@ class ZoomingEngine(ServingEngine):
     async def _thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _coarse(self, job: Job, clock: Stopwatch, *, everyone: bool) -> tuple[CoarseResult, View]:
-        """The coarse view, and what gate and region branch say of it where they are asked."""
+    async def _coarse(self, job: Job, clock: Stopwatch, *, everyone: bool) -> tuple[CoarseResult, View, Piece | None]:
+        """The coarse view, what gate and region branch say of it where they are asked, and the answer's first token
+        where it came with that."""
         request, engine = job.request, self.model.engine
         options = request.options
         with clock.step("resize"):
@@ -163,9 +197,9 @@ class ZoomingEngine(ServingEngine):
         gated = engine.config.decide_by == "gate"
         mode: LookMode = "both" if everyone and gated else "auto" if gated and options.zoom == "auto" else "always"
         if not everyone and (options.zoom == "never" or not request.pictures or engine.region is None):
-            return CoarseResult(request, state, decide(engine, request, None)), view
+            return CoarseResult(request, state, decide(engine, request, None)), view, None
         with clock.step("look"):
-            reply = await self.send_look(view, mode)
+            reply, first = await self.send_look(view, mode)
         score = reply["score"]
         item = CoarseResult(request, state, decide(engine, request, None if score is None else float(score)))
         if everyone or item.gate.zoomed:
@@ -175,7 +209,7 @@ class ZoomingEngine(ServingEngine):
                 for own, grid in zip(reply["maps"], grids, strict=True)
             )
             item = with_maps(engine, item, maps)
-        return item, view
+        return item, view, first
 
     def _view(self, job: Job) -> tuple[State, View]:
         """The coarse view of a request as it is sent, and the same as a prompt of ours."""
@@ -184,10 +218,22 @@ class ZoomingEngine(ServingEngine):
         check_heads(engine, request.options.zoom)
         check_requests(engine, [request])
         budgets = coarse_budgets(engine, request.options, request.pictures)
-        pictures = tuple((backbone.resize(p.image, own),) for p, own in zip(request.pictures, budgets, strict=True))
+        pictures = tuple((self._coarse_view(p, own),) for p, own in zip(request.pictures, budgets, strict=True))
         view = View(request, job.tenant, request.ids, pictures)
         prompt = build_prompt(backbone, request.ids, [self._features(image) for image in view.images])
         return State.empty(engine, prompt), view
+
+    def _coarse_view(self, picture: LoadedImage, budget: TokenBudget) -> PIL.Image.Image:
+        """A picture in its coarse size, from memory where it was asked about before."""
+        resize = self.model.engine.backbone.resize
+        if picture.digest is None:
+            return resize(picture.image, budget)
+        key = picture.digest + repr((picture.image.mode, picture.size_px, budget)).encode()
+        view = self._views.get(key)
+        if view is None:
+            view = resize(picture.image, budget)
+            self._views.put(key, view)
+        return view
 
     def _features(self, image: PIL.Image.Image) -> Any:
         side = self.model.engine.backbone.token_px
@@ -225,11 +271,12 @@ class ZoomingEngine(ServingEngine):
         grids = [(image.height // side, image.width // side) for image in view.images]
         return {"grids": grids, "mode": mode, "threshold": gate_threshold(engine, view.request)}
 
-    def sampling(self, view: View) -> dict[str, Any]:
-        """How vLLM draws tokens; text, stop texts and the end token are this side's business."""
-        params = view.request.options.sampling
+    def sampling(self, view: View, most: int | None = None) -> dict[str, Any]:
+        """How vLLM draws tokens, `most` or what is left of the answer; text, stop texts and the end token are this
+        side's business."""
+        params, begun = view.request.options.sampling, len(view.begun)
         out: dict[str, Any] = {
-            "max_tokens": params.max_new_tokens,
+            "max_tokens": most or params.max_new_tokens - begun,
             "temperature": params.temperature if params.temperature >= 1e-5 else 0.0,
             "top_p": params.top_p,
             "top_k": params.top_k,
@@ -241,7 +288,7 @@ class ZoomingEngine(ServingEngine):
         if not params.ignore_eos:
             out["stop_token_ids"] = list(self.model.engine.backbone.eos_ids)
         if params.seed is not None:
-            out["seed"] = params.seed & (2**63 - 1)
+            out["seed"] = (params.seed + begun) & (2**63 - 1)  # the first draws are used
         return out
 
 
@@ -253,7 +300,7 @@ class _Record:
         self._params = item.request.options.sampling
         self._stream = TextStream(model.engine.backbone.tokenizer, self._params.stop)
         self._tokens: list[int] = []
-        self._cached = 0
+        self.cached: int | None = None  # prompt tokens that were kept before the request; set by its look if it had one
         self._counted: dict[str, int] = {}
         self._text = ""
         self.finish: Any = ""
@@ -261,7 +308,8 @@ class _Record:
     def take(self, piece: Piece) -> str:
         """Add a piece; returns the new text and sets `finish` at the end."""
         text, eos = piece.text, self._model.engine.backbone.eos_ids
-        self._cached = max(self._cached, piece.cached_tokens)
+        if self.cached is None and piece.cached_tokens:
+            self.cached = piece.cached_tokens
         if piece.prompt_tokens:
             self._counted = {"prompt_tokens": piece.prompt_tokens, "completion_tokens": piece.completion_tokens}
         for token in piece.tokens:
@@ -291,7 +339,7 @@ class _Record:
             tokens=self._tokens,
             finish=self.finish,
         )
-        usage = dataclasses.replace(answer.usage, reused_tokens=self._cached, **self._counted)
+        usage = dataclasses.replace(answer.usage, reused_tokens=self.cached or 0, **self._counted)
         return dataclasses.replace(answer, usage=usage)
 
 
@@ -317,3 +365,9 @@ def lower_max_positions(model: QZoom, most: int) -> None:
     """Let a model without base weights refuse what its engine would: prompts longer than the engine's limit."""
     text = model.engine.backbone.text_config
     text.max_position_embeddings = min(int(text.max_position_embeddings), most)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that an engine with too many requests asks to wait; 1 where it says nothing or a date."""
+    asked = headers.get("retry-after", "")
+    return float(asked) if asked.isdecimal() else 1.0
