@@ -6,10 +6,11 @@ One run measures the following, with the repetitions of all cases interleaved so
 - a second such question in a session against `generate`;
 - a fresh zoomed question;
 - a batch of eight, half of them zoomed, against eight single calls;
-- prefill (an answer of one token) and decoding (time per further token);
+- of every case the time to the first token and per further token;
 - the time of `import qzoom`, the load time and the peak memory of `qzoom ask` (embedded model).
 
-Random weights: figures of speed only, never of accuracy. Usage: python benchmarks/engine.py [--quick]
+Random weights: figures of speed only, never of accuracy.
+Usage: python benchmarks/engine.py [--quick] [--results docs/results]
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from PIL import Image
 
 import qzoom
 from qzoom.config import TokenBudget, ZoomConfig
+from qzoom.engine.batch import ContinuousBatch
+from qzoom.engine.request import Request
 from qzoom.engine.state import Engine
 from qzoom.heads.branches import new_gate, new_region
 from qzoom.model import QZoom
@@ -114,6 +117,27 @@ def build_model(shape: dict[str, int], dtype: torch.dtype, device: str) -> QZoom
     return QZoom(Engine(backbone, *heads, config=zoom), "random")
 
 
+class FirstToken:
+    """A streamer for transformers' `generate` that notes when the first token came."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at = 0.0
+
+    def put(self, _: Any) -> None:
+        """Called with the prompt, then with every token."""
+        self.calls += 1
+        if self.calls == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        """Called at the end."""
+
+
+Timed = tuple[list[tuple[int, ...]], float, float]
+"""The tokens of every answer, seconds until all had their first one, seconds in all."""
+
+
 class Plain:
     """transformers' own way: its processor, its template, its `generate`."""
 
@@ -125,7 +149,8 @@ class Plain:
         self.processor = Qwen2VLImageProcessorPil(patch_size=16, size=size)
 
     @torch.inference_mode()
-    def ask(self, picture: Image.Image, question: str, tokens: int) -> tuple[int, ...]:
+    def ask(self, picture: Image.Image, question: str, tokens: int) -> Timed:
+        start, streamer = time.perf_counter(), FirstToken()
         backbone = self.backbone
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         text = backbone.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -136,103 +161,103 @@ class Plain:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == backbone.image_token_id).long()
         inputs = {name: value.to(backbone.device) for name, value in inputs.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(backbone.dtype)
-        out = backbone.model.generate(**inputs, max_new_tokens=tokens)
-        return tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
+        out = backbone.model.generate(**inputs, max_new_tokens=tokens, streamer=streamer)
+        answer = tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
+        return [answer], streamer.at - start, time.perf_counter() - start
 
 
-def cases(model: QZoom, tokens: int, shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
+def answered(model: QZoom, make: Callable[[], list[Request]]) -> Timed:
+    """Requests that are made, run together and decoded to their ends."""
+    start = time.perf_counter()
+    batch = ContinuousBatch(model.engine)
+    events = list(batch.add(dict(enumerate(make()))))
+    first = time.perf_counter() - start
+    answers = {key: event.answer for key, event in [*events, *batch.run()] if event.answer is not None}
+    return [answers[key].tokens for key in sorted(answers)], first, time.perf_counter() - start
+
+
+def cases(model: QZoom, tokens: int, shape: dict[str, int]) -> dict[str, Callable[[], Timed]]:
     """Everything that is timed, by name."""
     side = round(shape["coarse"] ** 0.5) * 32
     rng = np.random.default_rng(0)
     pages = [Image.fromarray(rng.integers(0, 256, (side + 64 * i, side + 32 * i, 3), dtype=np.uint8)) for i in range(8)]
     plain, session = Plain(model, side), model.session(pages[0])
-    session.ask(FIRST, zoom="never", max_new_tokens=1)
-    zoom = {"gate_threshold": 0.0, "region_threshold": 0.0}
-    stay = {"gate_threshold": 1.0}
-    mixed = [zoom if i % 2 else stay for i in range(8)]
-    questions = [(page, FIRST if i % 3 else SECOND) for i, page in enumerate(pages)]
+    common: dict[str, Any] = {"max_new_tokens": tokens, "region_threshold": 0.0}
+    zoom, stay = common | {"gate_threshold": 0.0}, common | {"gate_threshold": 1.0}
+    questions = [(page, FIRST if i % 3 else SECOND, zoom if i % 2 else stay) for i, page in enumerate(pages)]
+    requests = [lambda q=q: [model.request(q[0], q[1], **q[2])] for q in questions]
 
-    def batch(n: int) -> list[Any]:
-        thresholds = {"gate_threshold": [m["gate_threshold"] for m in mixed], "region_threshold": 0.0}
-        return [a.tokens for a in model.ask_batch(questions, max_new_tokens=n, **thresholds)]
+    def single() -> Timed:
+        parts = [answered(model, make) for make in requests]
+        return [answer for p in parts for answer in p[0]], sum(p[1] for p in parts), sum(p[2] for p in parts)
 
-    def single(n: int) -> list[Any]:
-        return [
-            model.ask(*q, max_new_tokens=n, **(m | {"region_threshold": 0.0})).tokens
-            for q, m in zip(questions, mixed, strict=True)
-        ]
+    def one(make: Callable[[], Request]) -> Callable[[], Timed]:
+        return lambda: answered(model, lambda: [make()])
 
-    out: dict[str, Callable[[], Any]] = {}
-    for label, n in (("first", 1), ("whole", tokens)):
-        out |= {
-            f"8 single calls/{label}": lambda n=n: single(n),
-            f"batch of 8/{label}": lambda n=n: batch(n),
-            f"generate/{label}": lambda n=n: plain.ask(pages[0], SECOND, n),
-            f"auto, no zoom/{label}": lambda n=n: model.ask(pages[0], SECOND, max_new_tokens=n, **stay).tokens,
-            f"never/{label}": lambda n=n: model.ask(pages[0], SECOND, zoom="never", max_new_tokens=n).tokens,
-            f"session, 2nd/{label}": lambda n=n: session.ask(SECOND, max_new_tokens=n, **stay).tokens,
-            f"auto, zoom/{label}": lambda n=n: model.ask(pages[0], SECOND, max_new_tokens=n, **zoom).tokens,
-        }
-    return out
+    return {
+        "generate": lambda: plain.ask(pages[0], SECOND, tokens),
+        "auto, no zoom": one(lambda: model.request(pages[0], SECOND, **stay)),
+        "never": one(lambda: model.request(pages[0], SECOND, zoom="never", **common)),
+        "session, 2nd": one(lambda: session.request(SECOND, **stay)),
+        "auto, zoom": one(lambda: model.request(pages[0], SECOND, **zoom)),
+        "8 single calls": single,
+        "batch of 8": lambda: answered(model, lambda: [make()[0] for make in requests]),
+    }
 
 
-def measure(todo: dict[str, Callable[[], Any]], repeats: int, *, cuda: bool) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of every case, repetitions interleaved, and each one's last result.
+def measure(
+    todo: dict[str, Callable[[], Timed]], repeats: int, long_repeats: int
+) -> tuple[dict[str, tuple[float, float]], dict[str, Any]]:
+    """Median seconds of every case to the first token and in all, repetitions interleaved, and its last answers.
 
-    The first, unmeasured round runs the answers of one token only; the long cases (eight questions) run at most twice.
+    The first, unmeasured round leaves the long cases (eight questions) out; they run `long_repeats` times.
     """
-    times: dict[str, list[float]] = {name: [] for name in todo}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in todo}
     results: dict[str, Any] = {}
     gc.disable()
-    for turn in range(repeats + 1):
+    for turn in range(max(repeats, long_repeats) + 1):
         for name, work in todo.items():
-            if (turn == 0 and ("8" in name or not name.endswith("/first"))) or (turn > 2 and "8" in name):
+            if ("8" in name and not 0 < turn <= long_repeats) or turn > repeats:
                 continue
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            results[name] = work()
-            if cuda:
-                torch.cuda.synchronize()
+            results[name], first, whole = work()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((first, whole))
         gc.collect()
     gc.enable()
-    return {name: statistics.median(values) for name, values in times.items()}, results
+    middle = statistics.median
+    return {name: (middle(t[0] for t in v), middle(t[1] for t in v)) for name, v in times.items()}, results
 
 
-def summary(seconds: dict[str, float], results: dict[str, Any], tokens: int) -> dict[str, Any]:
+def summary(seconds: dict[str, tuple[float, float]], results: dict[str, Any], tokens: int) -> dict[str, Any]:
     """Ratios, prefill and decoding apart, and whether the answers agree."""
+    step = {name: (whole - first) / max(1, tokens - 1) for name, (first, whole) in seconds.items()}
 
-    def ratio(one: str, other: str, part: str = "whole") -> float:
-        return round(seconds[f"{one}/{part}"] / seconds[f"{other}/{part}"], 3)
+    def ratio(one: str, other: str, part: int = 1) -> float:
+        return round(seconds[one][part] / seconds[other][part], 3)
 
-    names = [name.removesuffix("/first") for name in seconds if name.endswith("/first")]
-    decode = {n: (seconds[f"{n}/whole"] - seconds[f"{n}/first"]) / max(1, tokens - 1) for n in names}
-    alike = {
-        name: results[f"{name}/whole"] == results[f"{other}/whole"]
-        for name, other in (
-            ("auto, no zoom", "generate"),
-            ("never", "generate"),
-            ("session, 2nd", "generate"),
-            ("batch of 8", "8 single calls"),
-        )
-    }
+    def batch_of(length: int) -> float:
+        one, other = (seconds[name][0] + (length - 1) * step[name] for name in ("batch of 8", "8 single calls"))
+        return round(one / other, 3)
+
+    pairs = [(name, "generate") for name in ("auto, no zoom", "never", "session, 2nd")]
     return {
         "unzoomed_auto_vs_generate": ratio("auto, no zoom", "generate"),
         "unzoomed_never_vs_generate": ratio("never", "generate"),
         "session_second_vs_generate": ratio("session, 2nd", "generate"),
-        "batch8_vs_8_single": ratio("batch of 8", "8 single calls"),
-        "batch8_prefill_vs_8_single": ratio("batch of 8", "8 single calls", "first"),
         "zoomed_vs_generate": ratio("auto, zoom", "generate"),
-        "prefill_auto_vs_generate": ratio("auto, no zoom", "generate", "first"),
-        "prefill_never_vs_generate": ratio("never", "generate", "first"),
-        "decode_vs_generate": round(decode["never"] / decode["generate"], 3),
-        "prefill_s": {n: round(seconds[f"{n}/first"], 4) for n in names},
-        "decode_ms_per_token": {n: round(value * 1000, 2) for n, value in decode.items()},
-        "seconds": {n.removesuffix("/whole"): round(s, 4) for n, s in seconds.items() if n.endswith("/whole")},
-        "same_tokens": alike,
-    }  # fmt: skip
+        "prefill_auto_vs_generate": ratio("auto, no zoom", "generate", 0),
+        "decode_vs_generate": round(step["never"] / step["generate"], 3),
+        "batch8_vs_8_single": ratio("batch of 8", "8 single calls"),
+        "batch8_prefill_vs_8_single": ratio("batch of 8", "8 single calls", 0),
+        "batch8_step_vs_8_single": round(step["batch of 8"] / step["8 single calls"], 3),
+        "batch8_at_length": {str(length): batch_of(length) for length in (32, 128)},
+        "prefill_s": {name: round(first, 3) for name, (first, _) in seconds.items()},
+        "seconds": {name: round(whole, 3) for name, (_, whole) in seconds.items()},
+        "decode_ms_per_token": {name: round(value * 1000, 1) for name, value in step.items()},
+        "same_tokens": {
+            one: results[one] == results[other] for one, other in [*pairs, ("batch of 8", "8 single calls")]
+        },
+    }
 
 
 def commands() -> dict[str, Any]:
@@ -285,31 +310,72 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def print_table(dtype: str, found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+GOALS = {
+    "unzoomed_auto_vs_generate": ("un-zoomed answer, gate asked, to generate", 1.05),
+    "unzoomed_never_vs_generate": ('un-zoomed answer, zoom "never", to generate', None),
+    "session_second_vs_generate": ("second un-zoomed question in a session, to generate", 0.17),
+    "zoomed_vs_generate": ("zoomed answer to generate", None),
+    "prefill_auto_vs_generate": ("prefill, gate asked, to generate", None),
+    "decode_vs_generate": ("decode step to generate's, one row", 1.1),
+    "batch8_vs_8_single": ("batch of 8 mixed to 8 single calls", 0.8),
+    "batch8_prefill_vs_8_single": ("the same, to the first token", 1.0),
+    "batch8_step_vs_8_single": ("the same, a decode step", None),
+}
+"""Ratio -> its words and the most that it should be."""
 
-    console = Console(width=100)
-    table = Table(title=f"{dtype}: random weights, speed only", title_justify="left")
-    for column in ("case", "whole s", "prefill s", "decode ms/token"):
-        table.add_column(column, justify="left" if column == "case" else "right")
-    for name, value in found["seconds"].items():
-        first, step = found["prefill_s"].get(name), found["decode_ms_per_token"].get(name)
-        table.add_row(
-            name, f"{value:.3f}", "" if first is None else f"{first:.3f}", "" if step is None else f"{step:.1f}"
-        )
-    console.print(table)
-    for key, goal in (("unzoomed_auto_vs_generate", 1.05), ("session_second_vs_generate", 0.17)):
-        console.print(f"{key}: {found[key]:.3f} (goal <= {goal})")
-    for key in (
-        "unzoomed_never_vs_generate",
-        "batch8_vs_8_single",
-        "batch8_prefill_vs_8_single",
-        "zoomed_vs_generate",
-        "decode_vs_generate",
-    ):
-        console.print(f"{key}: {found[key]:.3f}")
-    console.print(f"same tokens: {found['same_tokens']}")
+
+def page(record: dict[str, Any], dtype: str) -> str:
+    """docs/results/engine.md."""
+    found, shape, where = record["dtypes"][dtype], record["shape"], record["machine"]
+    rows = [
+        f"| {name} | {whole:.2f} | {found['prefill_s'][name]:.2f} | {found['decode_ms_per_token'][name]:.0f} |"
+        for name, whole in found["seconds"].items()
+    ]
+    ratios = [f"| {words} | {found[key]} | {goal or ''} |" for key, (words, goal) in GOALS.items()]
+    later = ", ".join(f"{value} with {length}" for length, value in found["batch8_at_length"].items())
+    same = all(found["same_tokens"].values())
+    same = "Same tokens as generate and as single calls in every case."
+    if not all(found["same_tokens"].values()):
+        same = f"TOKENS DIFFER: {json.dumps(found['same_tokens'])}"
+    lines = [
+        "# The engine beside transformers' own generate",
+        "",
+        f"Random weights: speed only, nothing about accuracy. Qwen3-VL shape, {shape['layers']} layers, width "
+        f"{shape['hidden']}, {record['parameters'] / 1e6:.0f} M parameters, {shape['coarse']} coarse tokens, regions "
+        f"of {shape['region']}, {record['tokens']} answer tokens, {dtype}, {where['threads']} threads of an "
+        f"{where['cpu'].strip()}, torch {where['torch']} ({where['device']}), transformers {where['transformers']}; "
+        f"medians of {record['repeats']} interleaved repetitions in one process, of the cases with eight questions "
+        f"{record['long_repeats']}. Made by `python benchmarks/engine.py --results docs/results`.",
+        "",
+        "| Case | s | s to the first token | ms a further token (of all eight) |",
+        "|---|---:|---:|---:|",
+        *rows,
+        "",
+        "| Ratio | | Goal |",
+        "|---|---:|---:|",
+        *ratios,
+        "",
+        f"{same} A batch of eight takes its pictures and prompts at about the price of single calls and decodes eight "
+        "rows in one step, so it gains with the length of the answers: computed from the times above, its ratio to "
+        f"single calls is {later} tokens.",
+    ]
+    if "load_s" in record:
+        lines += [
+            "",
+            f"`import qzoom` {record['import_qzoom_s'] * 1000:.0f} ms; loading the embedded model "
+            f"{record['load_s']:.1f} s, nearly all of it importing torch and transformers; `qzoom ask` "
+            f"{record['qzoom_ask_s']:.1f} s from start to end, peak memory {record['qzoom_ask_peak_mib']} MiB.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def shape_of(*, quick: bool, hidden: int | None, **sizes: int | None) -> dict[str, int]:
+    """The model's sizes; another width changes MLP and heads with it."""
+    shape = dict(QUICK if quick else FULL)
+    if hidden:
+        heads = max(2, hidden // shape["head_dim"])
+        shape |= {"hidden": hidden, "mlp": 3 * hidden, "heads": heads, "kv_heads": heads // 2}
+    return shape | {name: size for name, size in sizes.items() if size}
 
 
 def main() -> None:
@@ -318,25 +384,33 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "both"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--long-repeats", type=int, default=1, help="repetitions of the cases with eight questions")
     parser.add_argument("--tokens", type=int, default=8, help="answer tokens")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--hidden", type=int, help="decoder width (the MLP is three times as wide)")
+    parser.add_argument("--layers", type=int, help="decoder layers")
+    parser.add_argument("--coarse", type=int, help="visual tokens of the coarse pass, a square number")
+    parser.add_argument("--region", type=int, help="visual tokens of a region")
     parser.add_argument("--no-commands", action="store_true", help="skip import, load and memory figures")
+    parser.add_argument("--results", type=Path, help="folder for the page, engine.md")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    shape = dict(QUICK if args.quick else FULL)
-    if args.hidden:
-        shape |= {"hidden": args.hidden, "mlp": 3 * args.hidden, "heads": args.hidden // shape["head_dim"]}
+    sizes = {"layers": args.layers, "coarse": args.coarse, "region": args.region}
+    shape = shape_of(quick=args.quick, hidden=args.hidden, **sizes)
     record: dict[str, Any] = {"benchmark": "engine", "weights": "random", "shape": shape, "tokens": args.tokens}
-    record |= {"repeats": args.repeats, "machine": machine(args.device), "dtypes": {}}
+    record |= {"repeats": args.repeats, "long_repeats": args.long_repeats, "machine": machine(args.device)}
+    record["dtypes"] = {}
     if not args.no_commands:
         record |= commands()
     for dtype in ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,):
         model = build_model(shape, getattr(torch, dtype), args.device)
         record["parameters"] = sum(p.numel() for p in model.engine.backbone.model.parameters())
-        seconds, results = measure(cases(model, args.tokens, shape), args.repeats, cuda=args.device == "cuda")
+        seconds, results = measure(cases(model, args.tokens, shape), args.repeats, args.long_repeats)
         record["dtypes"][dtype] = summary(seconds, results, args.tokens)
-        print_table(dtype, record["dtypes"][dtype])
+        text = page(record, dtype)
+        print(text)
+        if args.results is not None:
+            (args.results / "engine.md").write_text(text, encoding="utf-8")
         del model
         gc.collect()
     print(json.dumps(record))

@@ -27,6 +27,7 @@ PARTS = {
 OTHERS = {
     "accuracy.md": "the same limits with and without zooming, all fields",
     "engine.md": "the engine beside transformers' own generate",
+    "scale.md": "time at a published model's sizes, random weights",
     "start.md": "the start of the command",
     "serving.md": "the server under load",
 }

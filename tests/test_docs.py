@@ -59,6 +59,12 @@ def test_options_of_tables_and_make_targets_exist():
     assert {"demo", "test", "parity"} <= named <= targets
 
 
+def test_named_files_exist():
+    for page in PAGES:
+        for name in re.findall(r"`((?:tests|recipes|benchmarks)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), (page.name, name)
+
+
 def test_command_lines_can_be_parsed():
     """Values of the right type, nothing missing: everything but running them."""
     for page, verbs, words in qzoom_commands():

@@ -113,7 +113,7 @@ class ZoomConfig:
     """What decides whether to zoom: "gate" (the gate's probability), "map" (how far the region map's peak stands out,
     1 - mean / peak over all pictures; a peak 3 times the mean is 0.667) or "answer" (how little the likeliest of the 64
     likeliest tokens of the coarse answer stands out, from 0 to 0.5). "map" and "answer" need no gate."""
-    answer_tokens: Annotated[int, Between(1, 64)] = 4
+    answer_tokens: Annotated[int, Between(1, 64)] = 1
     """Tokens of the coarse answer that decide, the least certain of them alone ("answer" only)."""
     gate_threshold: Share = 0.1
     """Zoom when the score of what decides is at least this."""
@@ -192,7 +192,7 @@ class ZoomConfig:
 
 _LATER = {
     "decide_by": "gate",
-    "answer_tokens": 4,
+    "answer_tokens": 1,
     "map_rotary": True,
     "map_heads": "mean",
     "branch_norm": False,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.checkpoints.convert import convert
 from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule
 from qzoom.engine.batch import ContinuousBatch
@@ -131,6 +132,25 @@ def test_saved_and_loaded_it_answers_the_same(family, include_base, tmp_path):
     assert_same(
         QZoom(load_engine(folder, dtype="float32")).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8), expected
     )
+
+
+def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family, tmp_path):
+    engine = made(family)
+    ours = save_pretrained(engine, tmp_path / "ours", include_base=True)
+    if family == "qwen3_5_moe":  # transformers writes its experts apart and reads them fused
+        with pytest.raises(CheckpointError, match=r"experts fused .*converting is not supported for this family\.$"):
+            convert(ours, tmp_path / "merged")
+        return
+    if family == "llava":  # the authors' layout names a published vision tower: tests/checkpoints/test_llava.py
+        return
+    assert convert(ours, tmp_path / "merged").written_kind == "upstream"
+    assert convert(tmp_path / "merged", tmp_path / "back").written_kind == "adapter"
+    expected = QZoom(engine).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8)
+    for name in ("merged", "back"):
+        loaded = load_engine(tmp_path / name, dtype="float32")
+        assert_same(QZoom(loaded).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8), expected)
+    convert(ours, tmp_path / "plain", answer_only=True)
+    assert load_engine(tmp_path / "plain", dtype="float32").region is None
 
 
 def test_two_steps_of_every_stage_move_what_they_should(family, tmp_path):

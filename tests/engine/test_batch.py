@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import math
 import random
 from typing import Any
 
 import pytest
 import torch
 
+from qzoom.backbones.packed import _lower_right
 from qzoom.config import BoxRule
 from qzoom.engine.batch import events
 from qzoom.engine.flow import coarse_pass
@@ -73,8 +75,9 @@ def test_first_logits_gate_maps_and_boxes_equal_the_single_ones(family, position
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-@pytest.mark.parametrize("positions", ["second_image", "aligned"])
-def test_answers_equal_the_single_ones(family, positions):
+@pytest.mark.parametrize(("positions", "packed_tokens"), [("second_image", 2048), ("aligned", 70)])
+def test_answers_equal_the_single_ones(family, positions, packed_tokens, monkeypatch):
+    monkeypatch.setattr("qzoom.engine.layers._CPU_TOKENS", packed_tokens)
     model = QZoom(made(family, positions))
     lengths = [3, 9, 1, 14, 6, 9, 2, 11, 5]
     spread = {
@@ -257,3 +260,10 @@ def test_a_score_or_map_that_is_no_number_is_none_with_a_note(part):
     assert answer.gate.note == seen.gate.note
     assert bool(seen.regions) == bool(seen.heat_maps) == (part == "gate")
     json.dumps([answer.to_dict(heat_map=True), seen.to_dict(heat_map=True)], allow_nan=False)
+
+
+@torch.inference_mode()
+def test_a_mask_that_is_used_again_serves_gradients_too():
+    mask = _lower_right(2, 4, torch.float32, torch.device("cpu"))
+    assert mask[0, 0].tolist() == [[0, 0, 0, -math.inf], [0, 0, 0, 0]]
+    assert not mask.is_inference()

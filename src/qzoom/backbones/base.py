@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from qzoom.backbones.onednn import fast_linear
 from qzoom.backbones.packed import Rows, use_packed_attention
 from qzoom.backbones.quantized import plain_copy
 from qzoom.config import TokenBudget
@@ -370,6 +372,10 @@ class Backbone(ABC):
 
     # -- decoder -----------------------------------------------------------------------------------------------------
 
+    def computing(self) -> AbstractContextManager[Any]:
+        """What layers, encoder and head are best run within: the fastest linear maps for this model and processor."""
+        return fast_linear(self.device, self.dtype, self.hidden_size)
+
     def rotary(self, hidden: Tensor, positions: Tensor) -> Rotary:
         """Cosines and sines for positions (axes, batch, length), which may be fractional."""
         stock = positions if self.position_axes > 1 else positions[0]
@@ -451,4 +457,5 @@ class Backbone(ABC):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """Output of the last layer (..., hidden) to logits (..., vocabulary) in float32."""
-        return self.model.lm_head(self.decoder.norm(hidden)).float()  # type: ignore[operator]
+        with self.computing():
+            return self.model.lm_head(self.decoder.norm(hidden)).float()  # type: ignore[operator]

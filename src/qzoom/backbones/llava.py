@@ -315,12 +315,13 @@ class LlavaBackbone(Backbone):
         if not images:
             return []
         values = [self.pixels(image, budget)[0] for image, budget in zip(images, budgets, strict=True)]
-        out = self.model.model.get_image_features(
-            torch.cat(values).to(self.device, self.dtype),
-            vision_feature_layer=self.model.config.vision_feature_layer,
-            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
-            return_dict=True,
-        )
+        with self.computing():
+            out = self.model.model.get_image_features(
+                torch.cat(values).to(self.device, self.dtype),
+                vision_feature_layer=self.model.config.vision_feature_layer,
+                vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
+                return_dict=True,
+            )
         grid, side = (self.side_cells, self.side_cells), self.side_cells * self.token_px
         return [VisualFeatures(tokens.to(self.dtype), (), grid, (side, side)) for tokens in out.pooler_output]
 

@@ -129,10 +129,12 @@ def _mask_for(new: int, keys: Tensor, query: Tensor) -> Tensor | None:
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(mode=False)
 def _lower_right(new: int, total: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Additive (1, 1, new, total): a query sees every key up to itself, the last one all of them.
 
-    Made once for all layers of a stack, in the form to which attention brings a boolean mask in each of them.
+    Made once for all layers of a stack, in the form to which attention brings a boolean mask in each of them, and fit
+    for gradients.
     """
     keys = torch.arange(total, device=device)
     hidden = keys[None] > torch.arange(total - new, total, device=device)[:, None]
@@ -140,9 +142,13 @@ def _lower_right(new: int, total: int, dtype: torch.dtype, device: torch.device)
 
 
 def _variable_length(query: Tensor, key: PackedKeys, scaling: float) -> Tensor | None:
-    """One call of torch's variable-length attention where no sequence has a past; None where it does not apply."""
+    """One call of torch's variable-length attention where no sequence has a past; None where it does not apply.
+
+    Its kernels need an Ampere GPU or a newer one and heads of 8, 16, ... 256 numbers.
+    """
     totals = [keys.shape[2] for keys, _ in key.pairs]
-    if list(key.new) != totals:
+    width = query.shape[3]
+    if list(key.new) != totals or width % 8 or width > 256 or torch.cuda.get_device_capability(query.device) < (8, 0):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -106,9 +106,10 @@ class QwenVLBackbone(Backbone):
         """One call of the vision encoder."""
         pixels, grids = zip(*(self.pixels(i, b) for i, b in zip(images, budgets, strict=True)), strict=True)
         grid_thw = torch.cat(grids).to(self.device)
-        out = self.model.model.get_image_features(
-            torch.cat(pixels).to(self.device, self.dtype), image_grid_thw=grid_thw, return_dict=True
-        )
+        with self.computing():
+            out = self.model.model.get_image_features(
+                torch.cat(pixels).to(self.device, self.dtype), image_grid_thw=grid_thw, return_dict=True
+            )
         merge = int(self.model.config.vision_config.spatial_merge_size)
         shapes = [(rows // merge, columns // merge) for _, rows, columns in grid_thw.tolist()]
         levels = _by_picture(getattr(out, "deepstack_features", None) or [], shapes)

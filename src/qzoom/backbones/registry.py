@@ -34,10 +34,11 @@ def backbone_class(model_type: Any, where: str = "") -> type[Backbone]:
     from packaging.version import Version
 
     if model_type not in FAMILIES:
-        start = f"{where} is a model" if where else "Models"
+        kind = f"of type {model_type!r}"
+        start = f"{where} is a model {kind}, which is" if where else f"Models {kind} are"
         raise CheckpointError(
-            f"{start} of type {model_type!r}, which {'is' if where else 'are'} not supported; supported types are "
-            f"{', '.join(FAMILIES)}, and docs/port-a-backbone.md says how to add one."
+            f"{start} not supported; supported types are {', '.join(FAMILIES)}, and docs/port-a-backbone.md says how "
+            "to add one."
         )
     module, name = FAMILIES[model_type].split(":")
     backbone: type[Backbone] = getattr(importlib.import_module(module), name)

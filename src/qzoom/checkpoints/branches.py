@@ -95,6 +95,11 @@ def _check_tensors(
 ) -> None:
     """Compare names and shapes of a branch's tensors with those that the base asks for; errors name the stored ones."""
     missing, unknown = sorted(set(wanted) - optional - set(found)), sorted(set(found) - set(wanted))
+    if any(".experts.0." in name for name in missing) and any(".experts." in name for name in unknown):
+        raise CheckpointError(
+            f"{where} has its experts fused into one tensor per layer, but the base's files hold each one apart; use "
+            "the adapter as it is, converting is not supported for this family."
+        )
     if missing or unknown:
         kind, names = ("lacks", missing) if missing else ("has unknown", unknown)
         raise CheckpointError(f"{where} {kind} {listed([stored(n) for n in names])}; the weights do not fit this base.")

@@ -237,8 +237,9 @@ class DecodeBatch:
         positions = positions.expand(backbone.position_axes, -1, -1)
         rotary = backbone.rotary(hidden, positions)
         mask = decode_mask(backbone, [self._total - row.length for row in rows], self._total + 1, hidden.dtype)
-        for layer in backbone.layers:
-            hidden = backbone.run_layer(layer, hidden, rotary, mask, self._cache)
+        with backbone.computing():
+            for layer in backbone.layers:
+                hidden = backbone.run_layer(layer, hidden, rotary, mask, self._cache)
         logits = backbone.lm_logits(hidden[:, -1])
         self._total += 1
         out = []

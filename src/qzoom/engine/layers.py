@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from qzoom.backbones.base import Backbone
 from qzoom.backbones.packed import Rows
 from qzoom.engine.cache import KVCache
+
+_CPU_TOKENS = 2048
+"""New tokens that a CPU runs packed together: with more, products and activations leave its caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,10 @@ def run_layers(
     """
     if not layers or not rows:
         return [RowResult(r.hidden[-1:] if last_token_only else r.hidden, r.cache.fork()) for r in rows]
-    if not backbone.packs and len(rows) > 1:
-        options = {"first_layer": first_layer, "last_token_only": last_token_only}
-        return [run_layers(backbone, layers, [row], **options)[0] for row in rows]  # type: ignore[arg-type]
+    groups = _groups(backbone, rows)
+    if len(groups) > 1:
+        options: Any = {"first_layer": first_layer, "last_token_only": last_token_only}
+        return [result for group in groups for result in run_layers(backbone, layers, group, **options)]
     hidden = (rows[0].hidden if len(rows) == 1 else torch.cat([row.hidden for row in rows]))[None]
     positions = [row.positions for row in rows]
     whole = all(p.dtype == positions[0].dtype for p in positions)
@@ -74,15 +79,31 @@ def run_layers(
         None if backbone.packs else _mask(rows[0], hidden),
     )
     deepstack = _packed_deepstack(rows) if first_layer is not None else None
-    for offset, layer in enumerate(layers):
-        if last_token_only and offset == len(layers) - 1:
-            hidden = backbone.run_last(layer, hidden, rotary, packed)
-        else:
-            hidden = backbone.run_layer(layer, hidden, rotary, packed.mask, packed)
-        if deepstack is not None and first_layer is not None and first_layer + offset < deepstack.shape[0]:
-            hidden = hidden + deepstack[first_layer + offset]
+    with backbone.computing():
+        for offset, layer in enumerate(layers):
+            if last_token_only and offset == len(layers) - 1:
+                hidden = backbone.run_last(layer, hidden, rotary, packed)
+            else:
+                hidden = backbone.run_layer(layer, hidden, rotary, packed.mask, packed)
+            if deepstack is not None and first_layer is not None and first_layer + offset < deepstack.shape[0]:
+                hidden = hidden + deepstack[first_layer + offset]
     lengths = [1] * len(rows) if last_token_only else list(packed.new)
     return [RowResult(out, cache) for out, cache in zip(hidden[0].split(lengths), packed.caches, strict=True)]
+
+
+def _groups(backbone: Backbone, rows: Sequence[SequenceSlice]) -> list[Sequence[SequenceSlice]]:
+    """Neighbouring rows that run packed together: one alone where the backbone does not pack, on a CPU as many as stay
+    within its caches."""
+    if not backbone.packs:
+        return [[row] for row in rows]
+    if backbone.device.type != "cpu":
+        return [rows]
+    groups: list[list[SequenceSlice]] = [[]]
+    for row in rows:
+        if groups[-1] and sum(one.hidden.shape[0] for one in [*groups[-1], row]) > _CPU_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    return list(groups)
 
 
 def decode_mask(backbone: Backbone, pads: Sequence[int], total: int, dtype: torch.dtype) -> Tensor | None:

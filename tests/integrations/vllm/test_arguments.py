@@ -80,7 +80,8 @@ def test_what_vllm_cannot_serve_is_refused(tmp_path):
         engine_arguments(str(tmp_path / "masks"))
     whole = llava.config.replace(box=dataclasses.replace(llava.config.box, too_many="none"))
     save_pretrained(dataclasses.replace(llava, config=whole), tmp_path / "whole", include_base=True)
-    assert "mm_processor_kwargs" not in engine_arguments(str(tmp_path / "whole"))  # its squares have one size
+    sizes = {"size": {"shortest_edge": 84}, "crop_size": {"height": 84, "width": 84}}  # its squares
+    assert engine_arguments(str(tmp_path / "whole"))["mm_processor_kwargs"] == sizes
     other = copy(write_plain(made, tmp_path / "plain"), tmp_path / "other")
     edit_json(other / "config.json", architectures=["Other"])
     with pytest.raises(CheckpointError, match="is a Other, and the plug-in for vLLM knows"):

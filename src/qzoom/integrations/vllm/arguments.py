@@ -70,9 +70,12 @@ def engine_arguments(
             "kv_role": "kv_producer",
         },
     }
-    if not backbone.fixed_grid:
-        size = {"shortest_edge": token_pixels, "longest_edge": token_pixels * visual_tokens}
-        arguments["mm_processor_kwargs"] = {"size": size}
+    if backbone.fixed_grid:
+        side = backbone.grid((1, 1), None)[0] * backbone.token_px
+        sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    else:
+        sizes = {"size": {"shortest_edge": token_pixels, "longest_edge": token_pixels * visual_tokens}}
+    arguments["mm_processor_kwargs"] = sizes
     if vllm_version() < Version("0.29"):  # it looks for the decoder's own class, which the models' settings leave out
         arguments["hf_overrides"]["text_config"] = {"architectures": [ARCHITECTURES[architecture]]}
     return arguments
