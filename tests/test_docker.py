@@ -48,6 +48,7 @@ def image(tmp_path_factory):
             *sources, target = rest.split()
             for source in sources:
                 goal = work / (target if target != "./" else Path(source).name)
+                goal.parent.mkdir(parents=True, exist_ok=True)
                 subprocess.run(["cp", "-r", ROOT / source, goal], check=True)
         elif name == "RUN":
             done = subprocess.run(rest, shell=True, cwd=work, env=environment, capture_output=True, text=True)
