@@ -225,6 +225,22 @@ def test_colours_follow_the_system_and_are_readable(open_page, scheme):
     assert page.evaluate(moving) == 0
 
 
+def test_a_file_chosen_before_the_server_said_its_model_waits_for_it(open_page, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "pages.pdf").write_bytes(of_pictures([Image.open(RECEIPT)] * 2, dpi=200))
+    page = open_page()
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    with page.expect_request("**/v1/models"):
+        page.reload()
+    page.locator("#file").set_input_files(tmp_path / "pages.pdf")
+    assert page.locator("#strip button").count() == 0
+    assert len(held) == 1
+    held[0].continue_()
+    page.locator("#strip button").nth(1).wait_for()
+
+
 def test_a_pdf_shows_its_pages_and_turns_to_the_one_that_was_read(open_page, url, tmp_path):
     from PIL import Image
 

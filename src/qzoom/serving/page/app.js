@@ -71,7 +71,7 @@ async function take(blob, name, question = "") {
   stop();
   let picture;
   try {
-    picture = await (isDrawn(blob, name) ? readPages(blob, name, state.limits, drawPages) : readPicture(blob, name, state.limits));
+    picture = await (isDrawn(blob, name) ? readPages(blob, name, limits, drawPages) : readPicture(blob, name, limits));
   } catch (error) {
     complain(error);
     return;
@@ -90,6 +90,12 @@ async function take(blob, name, question = "") {
   say(`Picture ${name}, ${picture.width} by ${picture.height} pixels. ${picture.note}`);
   if (question) await ask(question);
   else $("question").focus();
+}
+
+/** What the server takes, once it has said so; the model's name is known then, too. */
+async function limits() {
+  await greeting;
+  return state.limits;
 }
 
 const drawPages = (url) => api.pages({ model: state.model, file: { file_data: url } });
@@ -396,8 +402,8 @@ for (const { file, about, question } of EXAMPLES) {
   $("examples").append(make("li", {}, button));
 }
 
-settings.listen(previewSoon, greet);
-greet();
+let greeting = greet();
+settings.listen(previewSoon, () => (greeting = greet()));
 api.version().then(
   (version) => ($("version").textContent = version && `qzoom ${version}`),
   () => {},

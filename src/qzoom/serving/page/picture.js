@@ -6,13 +6,13 @@ const SENT_AS_IS = new Set(["image/jpeg", "image/png", "image/webp", "image/gif"
 export const isDrawn = (blob, name) => /\/(pdf|hei[cf])\b/.test(blob.type) || /\.(pdf|hei[cf])$/i.test(name);
 
 /**
- * Read a PDF, or a photo that only the server can show.
+ * Read a PDF, or a photo that only the server can show; `limits()` waits until the server has said what it takes.
  *
  * `draw(url)` asks the server for its pages. Returns what `readPicture` does, of the first page, with `pages`: the same
  * for every page, with its number.
  */
 export async function readPages(blob, name, limits, draw) {
-  if (blob.size > limits.bytes) throw new Error(`${name} is larger than what this server takes.`);
+  if (blob.size > (await limits()).bytes) throw new Error(`${name} is larger than what this server takes.`);
   const type = /pdf/i.test(blob.type + name) ? "application/pdf" : "image/heic";
   const url = (await dataUrl(blob)).replace(/^data:[^,]*,/, `data:${type};base64,`);
   const drawn = await draw(url);
@@ -26,7 +26,7 @@ export async function readPages(blob, name, limits, draw) {
 }
 
 /**
- * Read a picture.
+ * Read a picture; `limits()` as above.
  *
  * Returns name, media type, the loaded image, its own and its sent width and height, the data URL, and a note where what
  * is sent is not the file itself. Throws a plain sentence when the browser cannot show it.
@@ -35,11 +35,12 @@ export async function readPicture(blob, name, limits) {
   const type = blob.type.split(";")[0];
   const image = await load(URL.createObjectURL(blob), name);
   const picture = { name, type, image, width: image.naturalWidth, height: image.naturalHeight };
-  const tooLarge = blob.size > limits.bytes || picture.width * picture.height > limits.pixels;
+  const { bytes, pixels } = await limits();
+  const tooLarge = blob.size > bytes || picture.width * picture.height > pixels;
   if (!tooLarge && SENT_AS_IS.has(type)) {
     return { ...picture, sent: [picture.width, picture.height], url: await dataUrl(blob), note: "" };
   }
-  const smaller = await encode(image, tooLarge ? limits : { bytes: limits.bytes, pixels: Infinity });
+  const smaller = await encode(image, { bytes, pixels });
   const size = `${smaller.width.toLocaleString("en")} × ${smaller.height.toLocaleString("en")} px`;
   const note = tooLarge
     ? `Sent smaller, as a JPEG of ${size}: the file is above what this server takes.`
