@@ -129,7 +129,7 @@ def parse_limits(words: list[str] | None) -> dict[str, int | float]:
 
 def _run(listener: socket.socket, settings: ServerSettings, start: Callable[[], ServingEngine], log_level: str) -> None:
     """Start the engine, serve until a signal, and turn the signal into an exit code."""
-    from qzoom.serving.scheduler import limit_arenas, settle
+    from qzoom.serving.memory import limit_arenas, settle
     from qzoom.serving.server import DrainingServer
     from qzoom.serving.service import Service
 

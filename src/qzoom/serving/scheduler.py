@@ -6,17 +6,13 @@ passes and zooms run as one batch) and, when slots are short, preempts long answ
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import itertools
 import logging
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 
 from qzoom.engine.batch import ContinuousBatch
 from qzoom.engine.flow import KeyedEvent
@@ -31,9 +27,7 @@ Listener = Callable[[StreamEvent | QZoomError], None]
 """Called on the worker thread; must not block."""
 
 _PREEMPTED = 2  # answers that may be preempted, in multiples of the slots; each holds its keys and values
-_TRIM_S = 5.0  # how often freed memory is given back
 _IDLE_S = 0.5  # how often an idle worker renews its heartbeat
-_ARENA_MAX = -8  # of malloc.h
 _log = logging.getLogger(__name__)
 
 
@@ -166,7 +160,6 @@ class Scheduler:
             self._thread.join()
 
     def _work(self) -> None:
-        trimmed = time.monotonic()
         while True:
             with self._wake:
                 if not self._stop and not self._ready and not self._active:
@@ -174,9 +167,6 @@ class Scheduler:
                     self._wake.wait(_IDLE_S)
                 stop = self._stop
             self._heartbeat = time.monotonic()
-            if self._heartbeat - trimmed > _TRIM_S:
-                trim_memory()
-                trimmed = self._heartbeat
             if stop:
                 self._end_all()
                 return
@@ -318,38 +308,3 @@ class Scheduler:
             handle.listener(event)
         except Exception:
             _log.exception("A listener failed.")
-
-
-# glibc keeps freed blocks in an arena per thread. Decoded pictures of many megabytes, allocated and freed on several
-# threads, then let a busy server grow for minutes.
-
-
-@cache
-def _glibc() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
-    except OSError:
-        return None
-    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
-
-
-def limit_arenas(count: int = 2) -> bool:
-    """Let all threads share a few arenas of glibc; call it before threads start. Returns whether the C library took it;
-    other libraries than glibc are left as they are."""
-    glibc = _glibc()
-    return glibc is not None and glibc.mallopt(_ARENA_MAX, count) == 1
-
-
-def settle() -> None:
-    """Leave what has been loaded out of later collections, so that those are quick; call it once, before serving."""
-    gc.collect()
-    gc.freeze()
-
-
-def trim_memory() -> None:
-    """Collect finished requests, whose errors and tasks refer to each other and so keep their pictures, and (glibc)
-    give free pages back to the system; takes a few milliseconds after `settle`."""
-    gc.collect()
-    glibc = _glibc()
-    if glibc is not None:
-        glibc.malloc_trim(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from qzoom.errors import DeadlineError, EngineDownError, QueueFullError, Stoppin
 from qzoom.serving.convert import Converter, PictureCache
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.errors import ApiError
+from qzoom.serving.memory import keep_trimmed
 from qzoom.serving.metrics import ServerMetrics
 from qzoom.serving.protocol import ModelRequest, PagesRequest, PerceiveRequest, read_payload, validate
 from qzoom.serving.replies import PagesReply, pages_reply
@@ -96,6 +98,7 @@ class Service:
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._trimmed: threading.Event | None = None
         self._converter = Converter(
             engine.model,
             settings.limits,
@@ -109,10 +112,11 @@ class Service:
         self._fetchers = ThreadPoolExecutor(settings.limits.reading, thread_name_prefix="qzoom-fetch")
 
     def start(self) -> None:
-        """Start the engine."""
+        """Start the engine, and give back what requests leave behind in this process."""
         if not self.engine.model.has_region:
             _log.warning("%s has no region head: this server never zooms.", self.settings.model_name)
         self.engine.start()
+        self._trimmed = keep_trimmed()
 
     async def ready(self) -> str:
         """Empty when requests are answered; else why not."""
@@ -145,6 +149,8 @@ class Service:
         """Cancel what still runs, and end all threads."""
         self.draining = True
         await self.engine.close()
+        if self._trimmed is not None:
+            self._trimmed.set()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 

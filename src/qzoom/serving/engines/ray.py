@@ -22,6 +22,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from qzoom.errors import EngineDownError, InternalError, QueueFullError, QZoomError
 from qzoom.model import QZoom
 from qzoom.serving.engines.base import Job, ServingEngine
+from qzoom.serving.memory import keep_trimmed, limit_arenas, settle
 from qzoom.serving.routing import choose, picture_key, rank
 from qzoom.serving.settings import SchedulerLimits, ServerSettings
 from qzoom.types import Perception, StreamEvent
@@ -52,11 +53,14 @@ _ROUTER: Any = RequestRouterConfig(request_router_class=PictureRouter)  # type: 
 
 
 class Replica:
-    """One replica: an engine behind Ray Serve."""
+    """One replica: an engine behind Ray Serve, in a process of its own."""
 
     def __init__(self, open_engine: OpenEngine) -> None:
+        limit_arenas()
         self._engine = open_engine()
         self._engine.start()
+        settle()
+        keep_trimmed()
 
     async def events(
         self, key: bytes, job: Job, *, perceive: bool = False
