@@ -203,14 +203,29 @@ def _read(reply: Reply, chunk: dict[str, Any], begin: float) -> None:
             reply.text += delta["content"]
 
 
-async def crowd(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> Phase:
+async def ask_whole(client: httpx.AsyncClient, asked: bytes) -> Reply:
+    """Send one encoded question and read its answer, which comes as one."""
+    begin = time.perf_counter()
+    response = await client.post("/v1/chat/completions", content=asked, headers={"Content-Type": "application/json"})
+    seconds = time.perf_counter() - begin
+    reply = Reply(response.status_code, first_s=seconds, whole_s=seconds, sent=begin)
+    if reply.status != 200:
+        reply.error = str(response.json()["error"]["code"])
+        return reply
+    message = response.json()["choices"][0]["message"]
+    reply.text, reply.zoomed = message["content"], message["qzoom"]["gate"]["zoomed"]
+    return reply
+
+
+async def crowd(url: str, bodies: Sequence[dict[str, Any] | bytes], clients: int) -> Phase:
     """These questions, asked by a number of clients that each wait for their answer before they ask again."""
     waiting = list(reversed(bodies))
     phase = Phase()
 
     async def one(client: httpx.AsyncClient) -> None:
         while waiting:
-            phase.replies.append(await ask(client, waiting.pop()))
+            asked = waiting.pop()
+            phase.replies.append(await (ask_whole if isinstance(asked, bytes) else ask)(client, asked))
 
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
@@ -220,7 +235,7 @@ async def crowd(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> Pha
     return phase
 
 
-def rated(name: str, bodies: Sequence[dict[str, Any]], url: str, clients: int) -> dict[str, Any]:
+def rated(name: str, bodies: Sequence[dict[str, Any] | bytes], url: str, clients: int) -> dict[str, Any]:
     """One phase as a row."""
     phase = asyncio.run(crowd(url, bodies, clients))
     row = {
@@ -338,14 +353,20 @@ def versus(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def replicas(given: argparse.Namespace) -> dict[str, Any]:
-    """Two replicas against one, in turn; pictures of 640 px, so that clients and front end need little themselves."""
+    """Two replicas against one, in turn. Pictures have 640 px, bodies are encoded before, and answers come as one, so
+    that clients and front end, which share the cores, need little themselves."""
+
+    def encoded(first: int, count: int) -> list[bytes]:
+        whole = {"stream": False, "stream_options": None}
+        urls = pictures(count, first, side=640)
+        return [json.dumps(body(url, i, **whole)).encode() for i, url in enumerate(urls)]
+
     rows = []
     for turn, count in enumerate((1, 2, 1, 2)):
-        bodies = [body(url, i) for i, url in enumerate(pictures(given.requests, 400_000 + 1000 * turn, side=640))]
+        bodies = encoded(400_000 + 1000 * turn, given.requests)
         with serving(given, "--replicas", str(count)) as server:
             for first in (900_000, 900_500):
-                more = [body(picture, i) for i, picture in enumerate(pictures(16, first, side=640))]
-                asyncio.run(crowd(server.url, more, 16))
+                asyncio.run(crowd(server.url, encoded(first, 16), 16))
             rows.append(rated(str(count), bodies, server.url, 32))
     return {"rows": rows, "ratio": ratio(rows, "2", "1")}
 

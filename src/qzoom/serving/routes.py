@@ -165,9 +165,10 @@ async def _begin(request: Request, kind: type[Body]) -> tuple[Body, list[Respons
         finally:
             release_body_slot(request.scope)
         streams: list[ResponseStream] = []
+        how = {"perceive": kind is PerceiveRequest, "streamed": bool(getattr(body, "stream", False))}
         try:
             for variant in variants(engine_request, getattr(body, "n", None) or 1):
-                streams.append(service.submit(variant, tenant, arrived_s, perceive=kind is PerceiveRequest))
+                streams.append(service.submit(variant, tenant, arrived_s, **how))
             return body, streams, [await stream.next() for stream in streams]
         except BaseException as error:
             _cancel(streams)

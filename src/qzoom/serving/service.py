@@ -174,11 +174,14 @@ class Service:
             raise self.no_model(body.model)
         return body
 
-    def submit(self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False) -> ResponseStream:
+    def submit(
+        self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False, streamed: bool = True
+    ) -> ResponseStream:
         """Hand a request to the engine.
 
         Args:
             arrived_s: when it arrived, on the monotonic clock.
+            streamed: see `Job`.
 
         Raises:
             DeadlineError: its time is over already. Whatever else is wrong, the stream's first event raises.
@@ -189,7 +192,7 @@ class Service:
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineError("Reading the request took all the time that a request has.")
-        job = Job(request, tenant, left)
+        job = Job(request, tenant, left, streamed)
         events = self._look(job) if perceive else self.engine.answer(job)
         return ResponseStream(events, self.metrics, arrived_s, deadline + self.engine.grace_s)
 

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 from functools import partial
@@ -11,8 +12,10 @@ pytest.importorskip("ray.serve", exc_type=ImportError)
 from qzoom.cli.engines import EngineOptions
 from qzoom.cli.options import ModelOptions
 from qzoom.cluster import ray_running
+from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.ray import RayEngine, start_replicas
 from qzoom.serving.settings import SchedulerLimits, ServerSettings
+from qzoom.types import StreamEvent
 from tests.serving.engines.simulated import front
 from tests.serving.running import Site, chat, data_url, image_part, page, running, user, wait_until
 
@@ -60,6 +63,21 @@ def test_answers_are_the_native_ones_streamed_and_whole(site, model):
     known = ask(site, max_tokens=2, logprobs=True).json()["choices"][0]["logprobs"]["content"]
     assert len(known) == 2
     assert all(token["logprob"] <= 0 for token in known)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_pieces_are_sent_to_those_who_read_them(site, streamed):
+    engine = site.service.engine
+    request = engine.model.request(page(), "What is the total?", max_new_tokens=8, ignore_eos=True, zoom="never")
+
+    async def events() -> list[StreamEvent]:
+        return [event async for event in engine.answer(Job(request, streamed=streamed))]
+
+    found = asyncio.run_coroutine_threadsafe(events(), site.loop).result(120)
+    texts = [event.text for event in found if event.kind == "text"]
+    assert len(texts) > 1 if streamed else len(texts) == 1
+    assert found[-1].answer.text.startswith("".join(texts))
+    assert len(found[-1].answer.images) == 1
 
 
 def test_refusals_of_a_replica_arrive_as_they_are(site):

@@ -26,6 +26,7 @@ class Job:
     request: Request  # from `QZoom.request`
     tenant: str = ""  # what is cached of its pictures is shared within a tenant only
     deadline_s: float | None = None  # seconds from now until nobody waits any more; None for no limit
+    streamed: bool = True  # whether somebody reads the text as it comes; else pieces behind the first may be left out
 
 
 class ServingEngine(ABC):

@@ -70,8 +70,12 @@ class Replica:
             if perceive:
                 yield await self._engine.look(job)
                 return
+            begun = False
             async with aclosing(self._engine.answer(job)) as events:
                 async for event in events:
+                    if event.kind == "text" and begun and not job.streamed:
+                        continue  # every event costs the front end and Ray a message
+                    begun = begun or event.kind == "text"
                     if event.answer is not None:  # without the pictures, which the front end has
                         event = dataclasses.replace(event, answer=dataclasses.replace(event.answer, images=()))
                     yield event
@@ -141,7 +145,7 @@ class RayEngine(ServingEngine):
         key = await asyncio.to_thread(picture_key, job.request, job.tenant)
         for last in (False, True):
             self._waiting += 1
-            begun = False
+            begun = ended = False
             responses = None
             try:
                 responses = self._handle.events.remote(key, job, perceive=perceive)
@@ -150,6 +154,7 @@ class RayEngine(ServingEngine):
                         begun = True
                         self._waiting -= 1
                         self._running += 1
+                    ended = perceive or isinstance(item, QZoomError) or item.answer is not None
                     if isinstance(item, QZoomError):
                         raise item
                     yield item
@@ -164,7 +169,7 @@ class RayEngine(ServingEngine):
                 _log.exception("A replica failed.")
                 raise InternalError("The server failed while it answered; its log says more.") from error
             finally:
-                if responses is not None:
+                if responses is not None and not ended:
                     with suppress(Exception):
                         responses.cancel()
                 self._running -= begun
