@@ -48,8 +48,10 @@ QUESTIONS = ("What is the total amount?", "What is the date?", "What is the comp
 PLAIN_PEAK, ZOOM_SPLIT, ZOOM_GATE = 576, (48, 144), 0.9
 VLLM = (
     "--limit", "visual_tokens=4096", "--engine-option", "enforce_eager=true", "--engine-option", "max_model_len=4096",
+    "--engine-option", "distributed_executor_backend=uni",
 )  # fmt: skip
-"""A picture of 16,384 tokens takes minutes to try out at the start on a CPU, and so does compilation."""
+"""A picture of 16,384 tokens takes minutes to try out at the start on a CPU, and so does compilation. With a worker of
+its own (mp), the engine's core waits for it in a loop that takes a processor."""
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ def serving(given: argparse.Namespace, *words: str, engine: str = "", model: str
     threads = str(given.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else vLLM turns uni into mp on a CPU
     command = [
         sys.executable,
         "-m",
