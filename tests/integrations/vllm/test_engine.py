@@ -232,6 +232,15 @@ def test_an_engine_that_was_killed_is_said_to_be_down_and_comes_back(native):
         compare(native, engine, runner, cases(2))
 
 
+def test_core_and_worker_in_one_process(native, monkeypatch):
+    """The settings of docs/deploy.md for a CPU."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with vllm("tiny", distributed_executor_backend="uni") as (engine, runner):
+        compare(native, engine, runner, cases(8))
+        core = [p for p in psutil.Process().children(recursive=True) if "VLLM" in " ".join(p.cmdline())]
+        assert ["EngineCore" in p.cmdline()[0] for p in core] == [True]
+
+
 @pytest.mark.parametrize("lost", ["gate", "region"])
 def test_checkpoints_without_a_branch(tmp_path, lost):
     folder = copy(find_source("tiny").folder, tmp_path / lost)
