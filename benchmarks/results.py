@@ -3,14 +3,15 @@
     python -m benchmarks.results --runs runs/evidence --data RECEIPTS      # the same as `make results`
 
 Reads ladder.md, baselines.md and ablations.md from the results folder, names missing ones with the command that makes
-them, and draws the report (`qzoom report`) of the newest weights' answers. RUNS may also hold answers of `qzoom eval`;
-without any, the existing report stays. No question is asked, no model is loaded.
+them, says which of them an earlier embedded model gave, and draws the report (`qzoom report`) of the newest weights'
+answers. RUNS may also hold answers of `qzoom eval`; without any, the existing report stays. No question is asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,23 @@ def charts(runs: Path, results: Path, data: Path | None, page: Path) -> list[str
     return [*said, f"All runs with intervals, fronts and a gallery of failures: [report]({place}/report.md)."]
 
 
+def earlier_weights(parts: Sequence[str]) -> str:
+    """What to say if an embedded model other than today's gave some of the tables; empty if none did."""
+    from qzoom import QZoom
+    from qzoom.checkpoints.weights import weights_digest
+
+    named = {digest for part in parts for digest in re.findall(r"`tiny` \(weights `(\w+)`", part)}
+    if not named:
+        return ""
+    today = weights_digest(QZoom.from_pretrained("tiny").engine)
+    return (
+        f"The package has the weights `{today}`. Tables that name other weights are of an earlier embedded "
+        "model and were not measured again.\n"
+        if named - {today}
+        else ""
+    )
+
+
 def compose(results: Path, page: Path, drawn: Sequence[str]) -> str:
     """The page as Markdown."""
     place = Path(os.path.relpath(results, page.parent)).as_posix()
@@ -83,11 +101,12 @@ def compose(results: Path, page: Path, drawn: Sequence[str]) -> str:
             missing.append(f"- {what}: `python -m benchmarks.{name}`")
     if missing:
         parts.append("## Not measured yet\n\n" + "\n".join(missing) + "\n")
+    parts.insert(1, earlier_weights(parts))
     parts.append("## Charts\n\n" + "\n".join(drawn) + "\n")
     others = [f"- [{what}]({place}/{name})" for name, what in OTHERS.items() if (results / name).is_file()]
     if others:
         parts.append("## Other measurements\n\n" + "\n".join(others) + "\n")
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

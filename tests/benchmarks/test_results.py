@@ -1,4 +1,6 @@
 from benchmarks.results import answer_files, main
+from qzoom import QZoom
+from qzoom.checkpoints.weights import weights_digest
 from qzoom.store.log import LogWriter
 from tests.evaluation.samples import row
 
@@ -54,6 +56,16 @@ def test_parts_and_charts(tmp_path):
     assert "(results/engine.md)" in text
     assert (results / "report" / "2-scenes.png").is_file()
     assert written(tmp_path) == text
+
+
+def test_tables_of_an_earlier_embedded_model_are_named(tmp_path):
+    results = tmp_path / "docs" / "results"
+    results.mkdir(parents=True)
+    today = weights_digest(QZoom.from_pretrained().engine)
+    (results / "ladder.md").write_text(f"## The ladder\n\nModel `tiny` (weights `{today}`, cpu).\n", encoding="utf-8")
+    assert "earlier embedded model" not in written(tmp_path)
+    (results / "r2i.md").write_text("## R2I\n\nBase `tiny` (weights `0123abcd`), student.\n", encoding="utf-8")
+    assert f"The package has the weights `{today}`. Tables that name other weights are of" in written(tmp_path)
 
 
 def test_answers_of_an_evaluation(tmp_path):
