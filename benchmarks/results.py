@@ -81,11 +81,11 @@ def earlier_weights(parts: Sequence[str]) -> str:
     if not named:
         return ""
     today = weights_digest(QZoom.from_pretrained("tiny").engine)
+    if named == {today}:
+        return ""
     return (
-        f"The package has the weights `{today}`. Tables that name other weights are of an earlier embedded "
-        "model and were not measured again.\n"
-        if named - {today}
-        else ""
+        f"The package has the weights `{today}`. Tables that name other weights are of an earlier embedded model and "
+        "were not measured again.\n"
     )
 
 

@@ -114,19 +114,8 @@ def serving(given: argparse.Namespace, *words: str, engine: str = "", model: str
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else vLLM turns uni into mp on a CPU
-    command = [
-        sys.executable,
-        "-m",
-        "qzoom",
-        "serve",
-        "--port",
-        "0",
-        "--model",
-        model or given.model,
-        "--served-model-name",
-        "tiny",
-    ]
-    command += ["--log-level", "error", "--dtype", "float32", "--engine", engine]
+    command = [sys.executable, "-m", "qzoom", "serve", "--port", "0", "--model", model or given.model]
+    command += ["--served-model-name", "tiny", "--log-level", "error", "--dtype", "float32", "--engine", engine]
     command += [*(VLLM if engine == "vllm" else ()), *given.serve.split(), *words]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # All steps that make the embedded model, in order. Run it from the repository's root; every command resumes an interrupted
-# run. RECEIPTS names the folder of the scanned receipts (default: as in the recipes); the images are not part of this
-# repository. Hours of CPU time: drawing 0.1, reading 4, labels and heads 1.
+# run. QZOOM_RECEIPTS names the folder of the scanned receipts; the images are not part of this repository. Hours of CPU
+# time: drawing 0.1, reading 4, labels and heads 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-RECEIPTS="${RECEIPTS:-../shared/data/receipts}"
+export QZOOM_RECEIPTS="${QZOOM_RECEIPTS:-../shared/data/receipts}"
 RECIPE="${RECIPE:-recipes/tiny/reader.yaml}"
 
 # 1. Draw the pages (and decode real receipts) once. Fonts: see PACKAGES in tiny/typefaces.py.
@@ -18,7 +18,8 @@ python tiny/train.py measure --recipe "$RECIPE" --output runs/tiny-reader
 # 3. Train the region branch on the known places of the answers. (`label regions` without `--from boxes` takes the attention of
 #    the model's own answers, as the method has it; this model misreads too often for that, see its card.)
 qzoom label regions --from boxes --model runs/tiny-reader/model --questions documents:0:500 --questions scenes:0:400 \
-  --questions "receipts:$RECEIPTS:train" --questions "receipts:$RECEIPTS:train-more" --tokens 400 -o runs/tiny-labels/regions
+  --questions "receipts:$QZOOM_RECEIPTS:train" --questions "receipts:$QZOOM_RECEIPTS:train-more" \
+  --tokens 400 -o runs/tiny-labels/regions
 qzoom train regions --recipe recipes/tiny/regions.yaml --base runs/tiny-reader/model -o runs/tiny-regions
 
 # 4. Train the gate on whether zooming helped.

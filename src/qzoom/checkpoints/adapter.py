@@ -68,19 +68,10 @@ def save_pretrained(
     here = base_id == HERE and not include_base
     if include_base is None:
         include_base = not here and base_id is None and not _hub_id(engine.backbone)
-    if include_base:
-        reference, revision = HERE, None
-    else:
-        reference = base_id or _hub_id(engine.backbone) or ""
-        revision = base_revision if base_id else getattr(engine.backbone.model.config, "_commit_hash", None)
-        if not here and Path(reference).expanduser().is_dir():
-            reference = str(Path(reference).expanduser().resolve())
-    if not reference:
-        raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
     lora = None if include_base else engine.lora
-    backbone = engine.backbone
+    where = (HERE, None) if include_base else (base_id, base_revision)
     config = AdapterConfig(
-        base=BaseReference(reference, revision, backbone.family, backbone.hidden_size, backbone.num_layers),
+        base=_base_reference(engine.backbone, *where),
         zoom=engine.config,
         gate=engine.gate is not None,
         region=engine.region is not None,
@@ -102,6 +93,18 @@ def save_pretrained(
             write_lora(lora, part)
         config.save(part)
     return folder
+
+
+def _base_reference(backbone: Backbone, base_id: str | None, base_revision: str | None) -> BaseReference:
+    """Where an adapter's base is: `HERE`, a hub id or a folder; None takes where it was loaded from (CheckpointError:
+    that is unknown)."""
+    reference = base_id or _hub_id(backbone) or ""
+    revision = base_revision if base_id else getattr(backbone.model.config, "_commit_hash", None)
+    if not reference:
+        raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
+    if reference != HERE and Path(reference).expanduser().is_dir():
+        reference = str(Path(reference).expanduser().resolve())
+    return BaseReference(reference, revision, backbone.family, backbone.hidden_size, backbone.num_layers)
 
 
 def push_to_hub(

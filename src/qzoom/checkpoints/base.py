@@ -160,18 +160,24 @@ def load_backbone(
         options["device_map"] = {"": str(device)}
     parts = load_processor(processor or folder, settings)
     if not weights:
-        empty = _build_model(folder, number_format, device, attn_implementation)
-        backbone = build_backbone(empty.eval().requires_grad_(False), *parts)
-        with device:
-            rotary: Any = type(backbone.decoder.rotary_emb)
-            backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
-        return backbone
+        return _without_weights(_build_model(folder, number_format, device, attn_implementation), parts, device)
     model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
     if index is not None:
         check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     settle(model)
     backbone = build_backbone(model, *parts)
     backbone.folder = folder
+    return backbone
+
+
+def _without_weights(empty: Any, parts: tuple[Any, Any, str], device: torch.device) -> Backbone:
+    """A backbone around a model whose weights stay on disk; only the rotary table, which has none, is computed."""
+    from qzoom.backbones.registry import build_backbone
+
+    backbone = build_backbone(empty.eval().requires_grad_(False), *parts)
+    with device:
+        rotary: Any = type(backbone.decoder.rotary_emb)
+        backbone.decoder.rotary_emb = rotary(config=backbone.text_config)
     return backbone
 
 

@@ -57,11 +57,7 @@ def load_engine(
         ConfigError: an unknown number format or attention, or a config or name of another type.
         DeviceError: a placement that is not supported.
     """
-    if not isinstance(id_or_path, str | Path):
-        raise ConfigError(f"A model is named by a folder or a hub id, not {id_or_path!r}.")
-    if config is not None and not isinstance(config, ZoomConfig):
-        kind = type(config).__name__
-        raise ConfigError(f"config must be a ZoomConfig, not a {kind}; ZoomConfig.from_dict makes one of a mapping.")
+    _check_types(id_or_path, config)
     source = find_source(id_or_path, revision)
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -88,6 +84,15 @@ def load_engine(
     # Without branches, K only says where the engine cuts the layers in two.
     own = ZoomConfig(shared_layers=max(1, min(3, backbone.num_layers - 1)), **backbone.zoom_defaults())
     return Engine(backbone, None, None, config or own)
+
+
+def _check_types(id_or_path: Any, config: Any) -> None:
+    """Name an argument of another type (ConfigError)."""
+    if not isinstance(id_or_path, str | Path):
+        raise ConfigError(f"A model is named by a folder or a hub id, not {id_or_path!r}.")
+    if config is not None and not isinstance(config, ZoomConfig):
+        kind = type(config).__name__
+        raise ConfigError(f"config must be a ZoomConfig, not a {kind}; ZoomConfig.from_dict makes one of a mapping.")
 
 
 def find_base(adapter: AdapterConfig, source: Source) -> Source:

@@ -14,8 +14,20 @@ from qzoom.cli.options import CoarseTokens, ModelOptions, OutputOptions, RegionT
 if TYPE_CHECKING:
     from qzoom.evaluation.calibrate import Calibration
 
+MaxAccuracyLoss = Annotated[
+    float | None, optional("Goal: lose at most this share of accuracy against always zooming.", min=0, max=1)
+]
 Confidence = Annotated[
     float, typer.Option(min=0, max=1, help="Confidence of the bound on the loss and of the intervals.")
+]
+RegionThresholds = Annotated[
+    str | None,
+    optional(
+        "Region thresholds to compare as well, separated by commas; the questions need answers.", metavar="A,B,..."
+    ),
+]
+ConfidenceGates = Annotated[
+    bool, typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate.")
 ]
 
 
@@ -28,20 +40,10 @@ def calibrate(
     out: OutputOptions,
     share_zoomed: Annotated[float | None, optional("Goal: the share of questions that zoom.", min=0, max=1)] = None,
     latency_ms: Annotated[float | None, optional("Goal: at most this mean latency per question.", min=0)] = None,
-    max_accuracy_loss: Annotated[
-        float | None, optional("Goal: lose at most this share of accuracy against always zooming.", min=0, max=1)
-    ] = None,
+    max_accuracy_loss: MaxAccuracyLoss = None,
     confidence: Confidence = 0.95,
-    region_thresholds: Annotated[
-        str | None,
-        optional(
-            "Region thresholds to compare as well, separated by commas; the questions need answers.", metavar="A,B,..."
-        ),
-    ] = None,
-    confidence_gates: Annotated[
-        bool,
-        typer.Option("--confidence-gates", help="Also make the methods margin and entropy zoom as often as the gate."),
-    ] = False,
+    region_thresholds: RegionThresholds = None,
+    confidence_gates: ConfidenceGates = False,
     keep: Annotated[Path | None, optional("Folder for the answers; another goal then needs no new answers.")] = None,
     date: Annotated[str | None, optional("Date that is recorded in the adapter's provenance.")] = None,
     coarse_tokens: CoarseTokens = None,

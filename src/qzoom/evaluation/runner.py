@@ -289,13 +289,7 @@ def run(
     with contextlib.ExitStack() as stack:
         log = None
         if output is not None:
-            # what a rerun must agree with
-            header = {
-                "questions": task.identity,
-                "options": dataclasses.asdict(options),
-                "model": describe_model(model),
-            }
-            log = stack.enter_context(LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh))
+            log = stack.enter_context(_open_log(output, model, task, options, fresh=fresh))
             rows = rows_of(log)
         done = sum(name in rows for name in ids)
         missing = [index for index, name in enumerate(ids) if name not in rows]
@@ -317,6 +311,13 @@ def run(
     if chosen and all(row.error for row in chosen):
         raise QZoomError(f"None of {len(chosen)} questions could be asked; the first failed so: {chosen[0].error}")
     return chosen
+
+
+def _open_log(output: Path, model: QZoom, task: Task, options: EvalOptions, *, fresh: bool) -> LogWriter:
+    """The file of the answers; its header is what a rerun must agree with (ConfigError, DataError: it holds something
+    else)."""
+    header = {"questions": task.identity, "options": dataclasses.asdict(options), "model": describe_model(model)}
+    return LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh)
 
 
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:

@@ -137,9 +137,8 @@ def train_student(
     if run.is_main:
         if recipe.lora_rank:
             model.merge_and_unload()
-        facts: dict[str, Any] = {"recipe": recipe.decisive(), "base_weights": digest}
-        if engine.gate is not None or engine.region is not None:
-            facts["heads"] = HEADS_NOTE
+        heads = {} if engine.gate is None and engine.region is None else {"heads": HEADS_NOTE}
+        facts = {"recipe": recipe.decisive(), "base_weights": digest} | heads
         save_model(run, result, {"distill": facts}, whole=True)
     return result
 
