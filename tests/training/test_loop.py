@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from qzoom.checkpoints.load import load_engine
 from qzoom.engine.perceive import region_logits
 from qzoom.engine.state import State, advance_region, advance_shared
 from qzoom.errors import CheckpointError, ConfigError, DataError
+from qzoom.images.load import load_image
+from qzoom.labels.respond import prepare_image
 from qzoom.training.loop import batch_of, learning_rate_at, steps_of
 from qzoom.training.run import open_trackers
-from qzoom.training.samples import conversation_ids, prompt_of
+from qzoom.training.samples import SampleUse, conversation_ids, prompt_of, shown_picture
 from qzoom.training.stages import StageRecipe
 from qzoom.training.tasks import RegionMapTask
 from qzoom.training.train_stage import prepare_engine, train_stage
@@ -59,7 +62,8 @@ def test_the_region_branch_learns_where_to_look(world, tmp_path):
     task = RegionMapTask(recipe, engine)
     for corner, sample in enumerate(task.samples[:4]):
         ids, _ = conversation_ids(task.chat, [("where?", "")])
-        prompt = prompt_of(engine, sample.question, ids, view="dynamic", tokens=12, images="")
+        shown = shown_picture(engine, sample.question, view="dynamic", tokens=12, images="")
+        prompt = prompt_of(engine, ids, [shown])
         with torch.no_grad():
             (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, prompt)]))
         values = region_logits(engine, state)[0]
@@ -332,3 +336,45 @@ def test_what_cannot_run_is_refused_and_nothing_written(world, tmp_path, monkeyp
     with pytest.raises(ConfigError, match="DeepSpeed is not supported; shard with FSDP"):
         run(recipe_of(world), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def beside(world, **changes):
+    recipe = recipe_of(world, other_pictures=1.0, **changes)
+    task = RegionMapTask(recipe, load_engine(recipe.base, dtype="float32"))
+    return task, [task._beside(SampleUse(index, epoch)) for index in range(len(task.samples)) for epoch in range(20)]
+
+
+def test_other_pictures_are_blank_or_ask_something_else(world):
+    _, chosen = beside(world)
+    assert {name for others in chosen for name in others.pictures} == {None}  # every picture is asked the same here
+    assert {len(others.pictures) for others in chosen} >= {0, 1, 2}
+    assert all(0 <= others.place <= len(others.pictures) for others in chosen)
+    assert {others.share for others in chosen} == {True, False}
+    task, again = beside(world)
+    assert again == chosen
+    task._asked[task.samples[-1].picture] = {"who?"}
+    others = {name for use in range(200) for name in task._beside(SampleUse(0, use)).pictures}
+    assert others == {None, len(task.samples) - 1}
+
+
+def test_a_question_among_several_pictures_finds_its_own(world, tmp_path):
+    recipe = recipe_of(world, other_pictures=0.8, steps=80, save_steps=80, tokens=(12,))
+    run(recipe, tmp_path)
+    engine = load_engine(tmp_path / "model", dtype="float32")
+    task = RegionMapTask(recipe, engine)
+    ids, _ = conversation_ids(task.chat, [("where?", "")], 3)
+    for corner, sample in enumerate(task.samples[:4]):
+        own = shown_picture(engine, sample.question, view="dynamic", tokens=12, images="")
+        blank = prepare_image(load_image(Image.new("RGB", own.size_px, "white")), "dynamic", 12)
+        prompt = prompt_of(engine, ids, [blank, own, blank])
+        with torch.no_grad():
+            (state,) = advance_region(engine, advance_shared(engine, [State.empty(engine, prompt)]))
+        maps = region_logits(engine, state)
+        assert int(torch.stack([one.max() for one in maps]).argmax()) == 1
+        row, column = divmod(int(maps[1].argmax()), maps[1].shape[1])
+        assert (row * 2 // maps[1].shape[0], column * 2 // maps[1].shape[1]) == divmod(corner, 2)
+
+
+def test_runs_from_before_a_setting_go_on_without_it(world):
+    assert "other_pictures" not in recipe_of(world).decisive()
+    assert recipe_of(world, other_pictures=0.5).decisive()["other_pictures"] == 0.5

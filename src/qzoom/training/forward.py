@@ -69,13 +69,15 @@ def hidden_states(
     )
 
 
-def region_logits_at(engine: Engine, hidden: Tensor, prompt: Prompt, queries: Sequence[int]) -> list[Tensor]:
-    """Mean-head logits (rows, columns) of the first picture, one map per asking token (method.md 3 and 5.4).
+def region_logits_at(
+    engine: Engine, hidden: Tensor, prompt: Prompt, queries: Sequence[int], picture: int = 0
+) -> list[Tensor]:
+    """Mean-head logits (rows, columns) of one picture, one map per asking token (method.md 3 and 5.4).
 
     `hidden` (length, hidden) are the states of the prompt after the region branch's whole layers.
     """
     assert engine.region is not None
-    backbone, last, span = engine.backbone, engine.region.layers[-1], prompt.spans[0]
+    backbone, last, span = engine.backbone, engine.region.layers[-1], prompt.spans[picture]
     hidden, rotary = map_inputs(engine, hidden[None], prompt.positions[:, None])
 
     def rows(index: slice | list[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.prompt import Prompt, build_prompt
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
-from qzoom.labels.respond import prepare_image
+from qzoom.labels.respond import PreparedImage, prepare_image
 from qzoom.labels.settings import View
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
@@ -132,8 +132,10 @@ def check_labels(stores: Sequence[RecordStore], digest: str, *, foreign: bool) -
             )
 
 
-def conversation_ids(chat: ChatEncoder, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]] | None:
-    """Token ids of a conversation about one picture up to its last question, and the index of the token that asks each.
+def conversation_ids(
+    chat: ChatEncoder, turns: Sequence[tuple[str, str]], pictures: int = 1
+) -> tuple[list[int], list[int]] | None:
+    """Token ids of a conversation about pictures up to its last question, and the index of the token that asks each.
 
     Of the (question, answer) turns the last answer is not used. None when the ids of a shorter conversation do not
     begin those of a longer one, so that they cannot share one sequence.
@@ -145,7 +147,7 @@ def conversation_ids(chat: ChatEncoder, turns: Sequence[tuple[str, str]]) -> tup
         for question, answer in turns[: count - 1]:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": turns[count - 1][0]})
-        longer = chat.encode(read_conversation([None], messages))
+        longer = chat.encode(read_conversation([None] * pictures, messages))
         if longer[: len(ids)] != ids:
             return None
         ids = longer
@@ -153,16 +155,17 @@ def conversation_ids(chat: ChatEncoder, turns: Sequence[tuple[str, str]]) -> tup
     return ids, asking
 
 
-def prompt_of(
-    engine: Engine, question: Question, ids: Sequence[int], *, view: View, tokens: int, images: str
-) -> Prompt:
-    """The prompt of token ids with the picture of a question in it, encoded without gradients (ImageError: the picture
-    is missing or damaged)."""
+def shown_picture(engine: Engine, question: Question, *, view: View, tokens: int, images: str) -> PreparedImage:
+    """The picture of a question as the model is to see it (ImageError: it is missing or damaged)."""
     if engine.backbone.square_padding is not None:  # it pads them itself
         view = "dynamic"
-    shown = prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
+    return prepare_image(load_picture(question, Path(images) if images else None), view, tokens)
+
+
+def prompt_of(engine: Engine, ids: Sequence[int], shown: Sequence[PreparedImage]) -> Prompt:
+    """The prompt of token ids with their pictures in it, encoded without gradients."""
     with torch.no_grad():
-        features = engine.backbone.encode([shown.picture.image], [shown.budget])
+        features = engine.backbone.encode([one.picture.image for one in shown], [one.budget for one in shown])
     return build_prompt(engine.backbone, ids, features)
 
 

@@ -42,6 +42,8 @@ RESUMABLE_CHANGES = (
     "original",
 )
 """Settings that a resumed run may change: they decide neither the data nor the arithmetic, rounding aside."""
+ADDED_LATER = ("quantization", "other_pictures")
+"""Settings that runs begun before them lack; where they are off, such a run goes on."""
 KINDS = ("hard", "improvements", "both_right")
 
 Count = Annotated[int, Between(1)]
@@ -76,6 +78,9 @@ class StageRecipe:
     """Numbers of visual tokens of the coarse view, one drawn per sample; empty takes those of the labels."""
     multi_turn: bool = True
     """Train all turns about an image in one sequence."""
+    other_pictures: Share = 0.0
+    """Regions: how often a question about one picture is asked among one to four others, on which the map must stay
+    empty; of those a fifth are blank pages."""
     foreign_labels: bool = False
     """Accept labels of another model."""
     strategy: Literal["consistency", "prediction_vs_gt"] = "consistency"
@@ -145,7 +150,7 @@ class StageRecipe:
     def decisive(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as JSON values."""
         values = without(to_dict(self), RESUMABLE_CHANGES)
-        return values if self.quantization else {k: v for k, v in values.items() if k != "quantization"}
+        return {name: value for name, value in values.items() if value or name not in ADDED_LATER}
 
 
 def trained_stage(recipe: StageRecipe, *, refit: bool) -> str:

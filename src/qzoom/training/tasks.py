@@ -17,30 +17,41 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from qzoom.config import TokenBudget
 from qzoom.data.questions import load_picture
 from qzoom.engine.perceive import propose_boxes, region_maps
 from qzoom.engine.prompt import Prompt, build_prompt
+from qzoom.engine.request import share_among_pages
 from qzoom.engine.state import Engine, State, advance_region, advance_shared
 from qzoom.engine.zoom import RegionBlock, enlarged, insert_regions, read_tokens
 from qzoom.errors import ConfigError, DataError
 from qzoom.heads.boxes import CellBox, MapBox, map_box
 from qzoom.images.geometry import box_area_px
+from qzoom.images.load import load_image
 from qzoom.labels.gate import Strategy, draw_label, gate_report, select_balanced, select_items, zoom_label
 from qzoom.labels.hard_cases import ZoomEffect, current_verdicts, zoom_effect
-from qzoom.labels.respond import prepare_image
-from qzoom.labels.settings import View
+from qzoom.labels.respond import PreparedImage, prepare_image
 from qzoom.store.records import RecordStore, Stored
 from qzoom.store.schema import Question, RegionLabel, ResolutionSweep, Verdict, ZoomComparison
 from qzoom.training.forward import hidden_states, region_logits_at, run_stack
 from qzoom.training.losses import IGNORE, answer_loss, gate_loss, region_loss
-from qzoom.training.samples import SampleUse, StageTask, conversation_ids, prompt_of, question_of, sample_digest
+from qzoom.training.samples import (
+    SampleUse,
+    StageTask,
+    conversation_ids,
+    prompt_of,
+    question_of,
+    sample_digest,
+    shown_picture,
+)
 from qzoom.training.stages import KINDS, StageRecipe
+
+_BLANK_SHARE = 0.2  # of the pictures beside a sample's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,20 @@ class RegionSample:
         """Valid cells of all labels."""
         return sum(t.valid for t, stored in zip(self.turns, self.labels, strict=True) if stored is not None)
 
+    @property
+    def picture(self) -> str:
+        """Which picture it is about."""
+        return f"{self.question.source} {self.question.image}"
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Pictures shown with that of a sample in one question."""
+
+    pictures: tuple[int | None, ...] = ()  # indices of their samples; None for a blank page
+    place: int = 0  # how many of them come before the sample's own
+    share: bool = False  # whether all share the tokens of one coarse view, as the pages of a PDF do
+
 
 class RegionMapTask(StageTask):
     """Label maps of one or more stores (DataError: no usable labels)."""
@@ -70,6 +95,9 @@ class RegionMapTask(StageTask):
                 "says why (no answers, attention too weak or too spread out)."
             )
         self.weights = [sample.weight for sample in self.samples]
+        self._asked: dict[str, set[str]] = {}
+        for sample in self.samples:
+            self._asked.setdefault(sample.picture, set()).update(turn.question for turn in sample.question.turns)
         names = [stored.id if stored else "-" for sample in self.samples for stored in sample.labels]
         self.identity = sample_digest(" ".join(names))
 
@@ -78,20 +106,20 @@ class RegionMapTask(StageTask):
         assert engine.region is not None
         backbone, recompute = engine.backbone, self.recipe.gradient_checkpointing
         chosen = [self.samples[use.index] for use in uses]
+        beside = [self._beside(use) for use in uses]
+        tokens = [self._tokens(sample, use) for sample, use in zip(chosen, uses, strict=True)]
         sequences = []
-        for sample in chosen:
-            sequence = conversation_ids(self.chat, [(turn.prompt, turn.text) for turn in sample.turns])
+        for sample, others in zip(chosen, beside, strict=True):
+            turns = [(turn.prompt, turn.text) for turn in sample.turns]
+            sequence = conversation_ids(self.chat, turns, len(others.pictures) + 1)
             assert sequence is not None  # samples whose turns cannot share a sequence were taken apart
             sequences.append(sequence)
-        tokens = [self._tokens(sample, use) for sample, use in zip(chosen, uses, strict=True)]
 
         def make(index: int) -> Prompt:
-            sample, ids = chosen[index], sequences[index][0]
-            view: View = sample.turns[0].view
-            images = self.recipe.images
-            return prompt_of(engine, sample.question, ids, view=view, tokens=tokens[index], images=images)
+            shown = self._shown(engine, chosen[index], beside[index], tokens[index])
+            return prompt_of(engine, sequences[index][0], shown)
 
-        keys = [(use.index, count) for use, count in zip(uses, tokens, strict=True)]
+        keys = [(use.index, count, others) for use, count, others in zip(uses, tokens, beside, strict=True)]
         prompts, shared = self.shared_states(engine, keys, make)
         # one placeholder became many visual tokens
         asking = [
@@ -103,14 +131,48 @@ class RegionMapTask(StageTask):
         hidden = run_stack(backbone, layers[:-1], shared, positions, recompute=recompute)
         logits: list[Tensor] = []
         targets: list[Tensor] = []
-        for sample, prompt, queries, states in zip(chosen, prompts, asking, hidden, strict=True):
-            kept = [i for i, stored in enumerate(sample.labels) if stored is not None]
-            logits += region_logits_at(engine, states, prompt, [queries[i] for i in kept])
-            for i in kept:
-                labels = sample.store.tensor(cast(Stored, sample.labels[i]), "labels")
-                targets.append(torch.as_tensor(labels, device=states.device).long())
+        for sample, others, prompt, queries, states in zip(chosen, beside, prompts, asking, hidden, strict=True):
+            for stored, query in zip(sample.labels, queries, strict=True):
+                if stored is None:
+                    continue
+                maps = [region_logits_at(engine, states, prompt, [query], i)[0] for i in range(len(prompt.spans))]
+                labels = torch.as_tensor(sample.store.tensor(stored, "labels"), device=states.device).long()
+                logits += maps
+                targets += [labels if i == others.place else torch.zeros_like(m).long() for i, m in enumerate(maps)]
         focal = self.recipe.region_loss == "focal"
         return region_loss(logits, targets, focal=focal) * sum(sample.weight for sample in chosen)
+
+    def _beside(self, use: SampleUse) -> Beside:
+        """Other pictures for one use of a sample; none for most uses, as `other_pictures` says. Pictures of which the
+        same is asked are left out: the question would mean them, too."""
+        draw = random.Random(f"{self.recipe.seed}/beside/{use.index}/{use.epoch}")
+        if draw.random() >= self.recipe.other_pictures:
+            return Beside()
+        asked = self._asked[self.samples[use.index].picture]
+        pictures: list[int | None] = []
+        for _ in range(draw.randint(1, 4)):
+            other = draw.randrange(len(self.samples))
+            if draw.random() < _BLANK_SHARE:
+                pictures.append(None)
+            elif not asked & self._asked[self.samples[other].picture]:
+                pictures.append(other)
+        return Beside(tuple(pictures), draw.randint(0, len(pictures)), draw.random() < 0.5)
+
+    def _shown(self, engine: Engine, sample: RegionSample, beside: Beside, tokens: int) -> list[PreparedImage]:
+        """The sample's picture in its place among the others."""
+        view, images = sample.turns[0].view, self.recipe.images
+        if beside.share:
+            tokens = share_among_pages(TokenBudget(1, tokens), len(beside.pictures) + 1).max_tokens
+        own = shown_picture(engine, sample.question, view=view, tokens=tokens, images=images)
+        shown = []
+        for other in beside.pictures:
+            if other is None:
+                blank = load_image(Image.new("RGB", own.size_px, "white"))
+                shown.append(prepare_image(blank, own.view, tokens))
+            else:
+                question = self.samples[other].question
+                shown.append(shown_picture(engine, question, view=view, tokens=tokens, images=images))
+        return [*shown[: beside.place], own, *shown[beside.place :]]
 
     def _tokens(self, sample: RegionSample, use: SampleUse) -> int:
         """Visual tokens of the coarse pass: drawn from the recipe's, else those of the pass that was labelled."""
@@ -319,7 +381,8 @@ class GateTask(StageTask):
         def make(index: int) -> Prompt:
             sample, images = chosen[index], self.recipe.images
             ids = self.question_ids(sample.question, sample.turn)
-            return prompt_of(engine, sample.question, ids, view="dynamic", tokens=sample.tokens, images=images)
+            shown = shown_picture(engine, sample.question, view="dynamic", tokens=sample.tokens, images=images)
+            return prompt_of(engine, ids, [shown])
 
         prompts, shared = self.shared_states(engine, [use.index for use in uses], make)
         positions = [prompt.positions for prompt in prompts]
