@@ -68,7 +68,7 @@ def test_a_cut_answer_is_the_beginning_of_a_whole_one(model):
 def test_any_object(model):
     options = {"zoom": "never", "json_schema": ANY_OBJECT, "temperature": 1.0, "max_new_tokens": 100}
     ended = []
-    for seed in range(4):
+    for seed in range(12):
         answer = model.ask(PAGE, "What is the date?", seed=seed, **options)
         if answer.finish_reason == "stop":
             ended.append(json.loads(answer.text))
