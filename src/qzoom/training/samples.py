@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qzoom.backbones.base import VisualFeatures
 from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.prompt import Prompt, build_prompt
@@ -51,6 +52,7 @@ class StageTask(ABC):
         self.stores = open_stores(recipe.labels, purpose)
         self._room = int(recipe.cache_gb * 1e9)
         self._states: dict[Hashable, tuple[Prompt, Tensor]] | None = {} if self._room else None
+        self._features: dict[Hashable, VisualFeatures] = {}
 
     @abstractmethod
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
@@ -64,7 +66,7 @@ class StageTask(ABC):
 
     @torch.no_grad()
     def shared_states(
-        self, engine: Engine, keys: Sequence[Hashable], make: Callable[[int], Prompt]
+        self, engine: Engine, keys: Sequence[Hashable | None], make: Callable[[int], Prompt]
     ) -> tuple[list[Prompt], list[Tensor]]:
         """Prompts (their visual features left out) and hidden states (length, hidden) after the frozen shared layers.
 
@@ -72,7 +74,7 @@ class StageTask(ABC):
         depend on the rest of a batch: a resumed run ends as if it had not been stopped.
 
         Args:
-            keys: one per prompt; the same key must always mean the same prompt.
+            keys: one per prompt; the same key must always mean the same prompt, and None is a prompt not worth keeping.
         """
         count = engine.config.shared_layers
         if self._states is None:
@@ -80,17 +82,34 @@ class StageTask(ABC):
             return [_lean(prompt) for prompt in prompts], hidden_states(engine.backbone, prompts, count)
         out: list[tuple[Prompt, Tensor]] = []
         for index, key in enumerate(keys):
-            if key not in self._states:
+            if key is None or key not in self._states:
                 prompt = make(index)
                 (hidden,) = hidden_states(engine.backbone, [prompt], count)
                 out.append((_lean(prompt), hidden))
-                size = hidden.numel() * hidden.element_size() + prompt.positions.numel() * 8 + prompt.ids.numel() * 8
-                if size <= self._room:
-                    self._room -= size
+                if key is not None and self._fits([hidden, prompt.positions, prompt.ids]):
                     self._states[key] = out[-1]
             else:
                 out.append(self._states[key])
         return [prompt for prompt, _ in out], [hidden for _, hidden in out]
+
+    @torch.no_grad()
+    def features(self, engine: Engine, key: Hashable, make: Callable[[], PreparedImage]) -> VisualFeatures:
+        """An encoded picture; with `cache_gb` it is kept in memory if it fits. `key`: as in `shared_states`."""
+        found = self._features.get(key)
+        if found is None:
+            shown = make()
+            (found,) = engine.backbone.encode([shown.picture.image], [shown.budget])
+            if self._fits([found.tokens, *found.deepstack]):
+                self._features[key] = found
+        return found
+
+    def _fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Take the room of these tensors if there is so much."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
 
 
 def sample_digest(text: str) -> str:

@@ -80,7 +80,7 @@ class StageRecipe:
     """Train all turns about an image in one sequence."""
     other_pictures: Share = 0.0
     """Regions: how often a question about one picture is asked among one to four others, on which the map must stay
-    empty; of those a fifth are blank pages."""
+    empty; of those a third are blank pages."""
     foreign_labels: bool = False
     """Accept labels of another model."""
     strategy: Literal["consistency", "prediction_vs_gt"] = "consistency"

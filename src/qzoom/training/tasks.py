@@ -16,12 +16,14 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from qzoom.backbones.base import VisualFeatures
 from qzoom.config import TokenBudget
 from qzoom.data.questions import load_picture
 from qzoom.engine.perceive import propose_boxes, region_maps
@@ -51,7 +53,7 @@ from qzoom.training.samples import (
 )
 from qzoom.training.stages import KINDS, StageRecipe
 
-_BLANK_SHARE = 0.2  # of the pictures beside a sample's own
+_BLANK_SHARE = 1 / 3  # of the pictures beside a sample's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,13 @@ class RegionMapTask(StageTask):
             sequences.append(sequence)
 
         def make(index: int) -> Prompt:
-            shown = self._shown(engine, chosen[index], beside[index], tokens[index])
-            return prompt_of(engine, sequences[index][0], shown)
+            pictures = self._encoded(engine, chosen[index], beside[index], tokens[index])
+            return build_prompt(backbone, sequences[index][0], pictures)
 
-        keys = [(use.index, count, others) for use, count, others in zip(uses, tokens, beside, strict=True)]
+        keys = [
+            None if others.pictures else (use.index, count)
+            for use, count, others in zip(uses, tokens, beside, strict=True)
+        ]
         prompts, shared = self.shared_states(engine, keys, make)
         # one placeholder became many visual tokens
         asking = [
@@ -158,21 +163,28 @@ class RegionMapTask(StageTask):
                 pictures.append(other)
         return Beside(tuple(pictures), draw.randint(0, len(pictures)), draw.random() < 0.5)
 
-    def _shown(self, engine: Engine, sample: RegionSample, beside: Beside, tokens: int) -> list[PreparedImage]:
+    def _encoded(self, engine: Engine, sample: RegionSample, beside: Beside, tokens: int) -> list[VisualFeatures]:
         """The sample's picture in its place among the others."""
-        view, images = sample.turns[0].view, self.recipe.images
         if beside.share:
             tokens = share_among_pages(TokenBudget(1, tokens), len(beside.pictures) + 1).max_tokens
-        own = shown_picture(engine, sample.question, view=view, tokens=tokens, images=images)
-        shown = []
-        for other in beside.pictures:
-            if other is None:
-                blank = load_image(Image.new("RGB", own.size_px, "white"))
-                shown.append(prepare_image(blank, own.view, tokens))
-            else:
-                question = self.samples[other].question
-                shown.append(shown_picture(engine, question, view=view, tokens=tokens, images=images))
-        return [*shown[: beside.place], own, *shown[beside.place :]]
+
+        def shown(one: RegionSample) -> PreparedImage:
+            view, images = one.turns[0].view, self.recipe.images
+            return shown_picture(engine, one.question, view=view, tokens=tokens, images=images)
+
+        def blank() -> PreparedImage:
+            size_px = sample.turns[0].size_px
+            return prepare_image(load_image(Image.new("RGB", size_px, "white")), "dynamic", tokens)
+
+        own = self.features(engine, (sample.picture, sample.turns[0].view, tokens), partial(shown, sample))
+        others = [self.samples[i] if i is not None else None for i in beside.pictures]
+        pictures = [
+            self.features(engine, (other.picture, other.turns[0].view, tokens), partial(shown, other))
+            if other is not None
+            else self.features(engine, (sample.turns[0].size_px, tokens), blank)
+            for other in others
+        ]
+        return [*pictures[: beside.place], own, *pictures[beside.place :]]
 
     def _tokens(self, sample: RegionSample, use: SampleUse) -> int:
         """Visual tokens of the coarse pass: drawn from the recipe's, else those of the pass that was labelled."""
