@@ -12,6 +12,7 @@ RECIPE="${RECIPE:-recipes/tiny/reader.yaml}"
 python tiny/train.py pack --recipe "$RECIPE"
 
 # 2. Train the base model: lines, strips and crops first, then also pages, scenes and albums.
+#    On several cores: python -m torch.distributed.run --standalone --nproc-per-node 2 tiny/train.py train ...
 python tiny/train.py train --recipe "$RECIPE" --output runs/tiny-reader
 python tiny/train.py measure --recipe "$RECIPE" --output runs/tiny-reader
 

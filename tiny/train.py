@@ -38,6 +38,7 @@ from tiny.draw_pages import draw_page, pack_header
 from tiny.measure import measure
 from tiny.model import average_models, build_tiny, export_model, load_weights, use_fast_kernels
 from tiny.pack import Pack, build_pack
+from tiny.processes import Processes
 from tiny.receipt_data import ReceiptFolder
 from tiny.recipe import Recipe, load_recipe
 from tiny.tokenizer import build_tokenizer, vocabulary_sentences
@@ -113,6 +114,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, output: Path, device: str = "cpu") -> None:
         self.recipe, self.output, self.device = recipe, output, torch.device(device)
+        self.processes = Processes()
         self.tokenizer = build_tokenizer(vocabulary_sentences(), recipe.vocabulary_size)
         self.packs = open_packs(recipe)
         model = build_tiny(recipe.architecture, self.tokenizer, recipe.seed)
@@ -126,7 +128,8 @@ class Run:
             self.guided.to(torch.bfloat16)
         self.counters: dict[str, Any] = {"step": 0, "samples": 0, "minutes": 0.0}
         self.counters.update(load_state(output / STATE_FILE, self.masters) or {})
-        _cut_curve(output / CURVE_FILE, self.counters["step"])
+        if self.processes.first:
+            _cut_curve(output / CURVE_FILE, self.counters["step"])
         self._costs: dict[str, float] = {}
         self._window: dict[str, list[float]] = defaultdict(list)
 
@@ -147,8 +150,8 @@ class Run:
         while self.minutes < recipe.minutes:
             self._train_step()
             self.counters["step"] += 1
-            self.counters["minutes"] += (clock() - mark) / 60
-            mark = clock()
+            seconds, stop = self.processes.total(clock() - mark, len(stopping))
+            self.counters["minutes"] += seconds / 60
             if self.counters["step"] % 20 == 0:
                 self._say()
             if self.minutes - saved > recipe.checkpoint_minutes:
@@ -161,7 +164,7 @@ class Run:
                 self.evaluate()
                 measured = self.minutes
             mark = clock()
-            if stopping:
+            if stop:
                 self._save()
                 return False
         self._save()
@@ -181,13 +184,14 @@ class Run:
         drawn = time.process_time() - started
         totals = sum((count_targets(batch) for batch in batches), Targets())
         parts: dict[str, float] = defaultdict(float)
-        for batch in batches:
+        for batch in self.processes.share(batches, (sum(e.tokens for e in group) for group in groups)):
             result = self.guided(batch.to(self.device), totals)
             result.loss.backward()
             self.masters.collect()
             for name, value in result.parts.items():
                 parts[name] += value
             self._count_exact(batch, result.exact, result.lines_exact)
+        self.processes.add_gradients(self.masters.weights.values())
         parts["norm"] = self.masters.step(factor, stage.decoder_lr, recipe.clip_norm)
         self.counters["samples"] += sum(len(group) for group in groups)
         for name, value in parts.items():
@@ -226,6 +230,7 @@ class Run:
         return self._costs[exercise]
 
     def _say(self) -> None:
+        """Log the means since the last time; of several processes, those of the first one's share."""
         figures = {name: round(float(np.mean(values)), 3) for name, values in sorted(self._window.items())}
         self._window.clear()
         self._log("train", figures)
@@ -238,6 +243,8 @@ class Run:
             "stage": self.recipe.at(self.minutes)[0].name,
             kind: figures,
         }
+        if not self.processes.first:
+            return
         print(json.dumps(entry), flush=True)
         with (self.output / CURVE_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -245,15 +252,20 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Held-out exact match, written to the curve."""
         recipe = self.recipe
+        if not self.processes.first:
+            return {}
         figures = measure(self.guided, self.tokenizer, self.packs, recipe.evaluate, recipe.evaluate_examples)
         self._log("held_out", figures)
         return figures
 
     def _save(self) -> None:
-        save_state(self.output / STATE_FILE, self.masters, self.counters)
+        if self.processes.first:
+            save_state(self.output / STATE_FILE, self.masters, self.counters)
 
     def export(self, folder: Path) -> None:
         """The model as a folder that transformers loads."""
+        if not self.processes.first:
+            return
         prefix = "model."
         weights = {
             name.removeprefix(prefix): weight
@@ -296,14 +308,17 @@ def train_command(
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device} is not supported; use cpu or cuda.")
     settings = load_recipe(recipe)
-    if fresh:
+    if fresh and os.environ.get("RANK", "0") == "0":
         for name in (STATE_FILE, CURVE_FILE):
             (output / name).unlink(missing_ok=True)
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     run = Run(settings, output.resolve(), device)
     output.mkdir(parents=True, exist_ok=True)
-    if run.loop():
+    done = run.loop()
+    if not run.processes.first:
+        return
+    if done:
         typer.echo(f"The model is in {output / 'model'}.")
     else:
         typer.echo("Stopped; the same command goes on from here.")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.settings import from_mapping, to_dict
 from tests.tiny.test_batch import SMALL
+from tiny.processes import split_evenly
 from tiny.recipe import Recipe, load_recipe
 from tiny.train import Run, make_packs
 
@@ -37,7 +38,7 @@ def _recipe(packs, minutes, **changes):
     return from_mapping(Recipe, {**values, **changes}, "test")
 
 
-def _steps(recipe, folder, count):
+def take_steps(recipe, folder, count):
     folder.mkdir(exist_ok=True)
     run = Run(recipe, folder)
     for _ in range(count):
@@ -53,9 +54,9 @@ def _weights(folder):
 
 def test_a_stopped_run_goes_on_exactly(tmp_path, packs):
     recipe = _recipe(packs, 1)
-    _steps(recipe, tmp_path / "whole", 4)
-    _steps(recipe, tmp_path / "parts", 2)
-    _steps(recipe, tmp_path / "parts", 2)
+    take_steps(recipe, tmp_path / "whole", 4)
+    take_steps(recipe, tmp_path / "parts", 2)
+    take_steps(recipe, tmp_path / "parts", 2)
     first, second = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -63,7 +64,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, packs):
 
 def test_the_curve_of_a_killed_run_is_cut_to_its_state(tmp_path, packs):
     recipe = _recipe(packs, 1)
-    run = _steps(recipe, tmp_path / "run", 2)
+    run = take_steps(recipe, tmp_path / "run", 2)
     for step in (1, 2, 3, 4):
         run.counters["step"] = step
         run._log("train", {"answer": 1.0})
@@ -74,13 +75,13 @@ def test_the_curve_of_a_killed_run_is_cut_to_its_state(tmp_path, packs):
 
 
 def test_the_loss_falls(tmp_path, packs):
-    run = _steps(_recipe(packs, 1, bf16=False, warmup_steps=5), tmp_path / "run", 40)
+    run = take_steps(_recipe(packs, 1, bf16=False, warmup_steps=5), tmp_path / "run", 40)
     losses = run._window["answer"]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
 def test_a_state_of_other_sizes_is_refused(tmp_path, packs):
-    _steps(_recipe(packs, 1), tmp_path / "run", 1)
+    take_steps(_recipe(packs, 1), tmp_path / "run", 1)
     with pytest.raises(CheckpointError, match="other sizes"):
         Run(_recipe(packs, 1, vocabulary_size=401), tmp_path / "run")
 
@@ -129,9 +130,9 @@ def test_kill_9_while_training(tmp_path, packs):
 
 def test_the_decoder_may_stand_still(tmp_path, packs):
     stages = [{"name": "read", "minutes": 1, "mix": {"sheet_line": 1.0}, "decoder_lr": 0.0}]
-    _steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 0)
+    take_steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 0)
     before = _weights(tmp_path / "run")
-    _steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 2)
+    take_steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 2)
     changed = {name for name, weight in _weights(tmp_path / "run").items() if not torch.equal(weight, before[name])}
     assert any("visual" in name for name in changed)
     assert not any("language_model" in name for name in changed)
@@ -139,13 +140,13 @@ def test_the_decoder_may_stand_still(tmp_path, packs):
 
 def test_guides_spare_the_tower_at_first(tmp_path, packs):
     stages = [{"name": "read", "minutes": 1, "mix": {"sheet_lines_seen": 1.0}}]
-    first = _steps(_recipe(packs, 1), tmp_path / "first", 1)
+    first = take_steps(_recipe(packs, 1), tmp_path / "first", 1)
     first.export(tmp_path / "model")
     settings = {"stages": stages, "start_from": str(tmp_path / "model"), "weight_decay": 0.0, "bf16": False}
     name = "weight/model.model.visual.patch_embed.proj.weight"
     start = load_file(tmp_path / "model" / "model.safetensors")["model.visual.patch_embed.proj.weight"].float()
-    _steps(_recipe(packs, 1, **settings, guide_steps=1), tmp_path / "spared", 1)
-    _steps(_recipe(packs, 1, **settings, guide_steps=0), tmp_path / "taught", 1)
+    take_steps(_recipe(packs, 1, **settings, guide_steps=1), tmp_path / "spared", 1)
+    take_steps(_recipe(packs, 1, **settings, guide_steps=0), tmp_path / "taught", 1)
     assert torch.equal(start, _weights(tmp_path / "spared")[name])
     assert not torch.equal(start, _weights(tmp_path / "taught")[name])
 
@@ -185,3 +186,31 @@ def test_learning_rate_follows_the_stage(packs):
     recipe = _recipe(packs, 1, stages=stages)
     assert recipe.at(5) == (recipe.stages[0], 1.0)
     assert recipe.at(15)[1] == pytest.approx(0.5)
+
+
+def test_two_processes_train_as_one_does(tmp_path, packs):
+    """The same examples are shared out, so that the weights are those of one process, rounding aside."""
+    recipe = _recipe(packs, 30, bf16=False, batch_positions=300, step_positions=1200)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(to_dict(recipe)))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for _ in range(2):  # the second goes on from the first one's state
+        command = [*launch, str(ROOT / "tests" / "tiny" / "steps_process.py"), str(path), str(tmp_path / "two"), "2"]
+        subprocess.run(command, env=environment, check=True)
+    take_steps(recipe, tmp_path / "start", 0)
+    one = take_steps(recipe, tmp_path / "one", 4)
+    assert Run(recipe, tmp_path / "two").counters["samples"] == one.counters["samples"]
+    start, single, shared = (_weights(tmp_path / name) for name in ("start", "one", "two"))
+    moved = torch.cat([(single[name] - start[name]).flatten() for name in start])
+    apart = torch.cat([(single[name] - shared[name]).flatten() for name in start])
+    assert moved.norm() > 0
+    assert apart.norm() < 0.01 * moved.norm()
+
+
+def test_shares_are_about_as_large():
+    costs = [5, 1, 4, 2, 3, 3]
+    shares = split_evenly(range(6), costs, 2)
+    assert sorted(shares[0] + shares[1]) == list(range(6))
+    assert [sum(costs[i] for i in share) for share in shares] == [9, 9]
+    assert split_evenly(["a"], [1.0], 2) == [["a"], []]
