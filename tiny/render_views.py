@@ -172,12 +172,13 @@ def _as_rgb(pixels: np.ndarray) -> np.ndarray:
 def crop_around(
     target: tuple[int, int, int, int], size_wh: tuple[int, int], rng: np.random.Generator, cell_px: float
 ) -> Box:
-    """A region box around `target` in a picture of `size_wh`: margins from none to several coarse cells of `cell_px`,
-    now and then up to a quarter of the page, now and then cutting into the target."""
+    """A region box around `target` in a picture of `size_wh`: margins from none to several coarse cells of `cell_px`
+    (the region branch's boxes hold several rows), now and then up to a quarter of the page, now and then cutting into
+    the target."""
     width, height = size_wh
     kind = rng.random()
     if kind < 0.75:
-        margins = rng.uniform(0.0, 2.2, 4) * cell_px
+        margins = rng.uniform(0.0, 2.2 if kind < 0.4 else 3.6, 4) * cell_px
     elif kind < 0.93:
         margins = rng.uniform(0.0, 0.25, 4) * np.array([width, height, width, height])
     else:
