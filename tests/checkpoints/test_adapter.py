@@ -11,7 +11,7 @@ from qzoom.checkpoints.adapter import push_to_hub, save_pretrained
 from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.writing import atomic_folder
 from qzoom.config import BoxRule, Preset, TokenBudget
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, ConfigError
 from tests import tiny_models
 from tests.checkpoints import folders
 from tests.checkpoints.folders import refused
@@ -261,3 +261,10 @@ def test_provenance_that_json_does_not_have_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="provenance cannot be written as JSON"):
         save_pretrained(made, tmp_path / "adapter", include_base=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["x", "5", "0GB", "GB", "5 GB of it", "5.5.5GB", 0, -1])
+def test_a_file_size_that_is_none(tmp_path, size):
+    with pytest.raises(ConfigError, match=r"give a number of bytes, or a text such as '5GB'\.$"):
+        save_pretrained(folders.engine("qwen3_vl"), tmp_path / "adapter", max_shard_size=size)
+    assert not (tmp_path / "adapter").exists()

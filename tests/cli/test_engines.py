@@ -20,11 +20,14 @@ from qzoom.cli.main import run
         (["--engine", "sglang"], 2, "--engine"),
         (["--engine-url", "http://127.0.0.1:9"], 1, "The engine at http://127.0.0.1:9 does not answer"),
         (["--engine-url", "gpu-1:8001"], 1, "'gpu-1:8001' is not an address; write http://HOST:PORT."),
-        pytest.param(
-            ["--engine", "vllm"],
-            1,
-            "install it with: pip install 'qzoom[vllm]'",
-            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
+        *(
+            pytest.param(
+                ["--engine", "vllm", *more],
+                1,
+                "install it with: pip install 'qzoom[vllm]'",
+                marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
+            )
+            for more in ((), ("--replicas", "2"))
         ),
     ],
 )

@@ -25,7 +25,7 @@ from qzoom.checkpoints.lora import write_lora
 from qzoom.checkpoints.upstream import PROVENANCE_KEY, upstream_fields
 from qzoom.checkpoints.weights import check_finite
 from qzoom.checkpoints.writing import atomic_folder
-from qzoom.errors import CheckpointError, reason_of
+from qzoom.errors import CheckpointError, ConfigError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,10 @@ def save_pretrained(
 
     Raises:
         CheckpointError: the folder holds something else or cannot be written, or a weight is NaN or infinity.
+        ConfigError: `max_shard_size` is no size.
     """
     folder = Path(path)
+    _check_size(max_shard_size)
     here = base_id == HERE and not include_base
     if include_base is None:
         include_base = not here and base_id is None and not _hub_id(engine.backbone)
@@ -93,6 +95,12 @@ def save_pretrained(
             write_lora(lora, part)
         config.save(part)
     return folder
+
+
+def _check_size(size: int | str) -> None:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?[KMGT]B", size.strip().upper()) if isinstance(size, str) else None
+    if (size if isinstance(size, int) else float(found[1]) if found else 0) <= 0:
+        raise ConfigError(f"max_shard_size is {size!r}; give a number of bytes, or a text such as '5GB'.")
 
 
 def _base_reference(backbone: Backbone, base_id: str | None, base_revision: str | None) -> BaseReference:

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -141,6 +142,8 @@ class EngineOptions:
         """Replicas of this engine on Ray Serve."""
         from qzoom.cluster import start_ray
 
+        if self.name == "vllm" and not self.ray_address and find_spec("vllm") is None:
+            raise ConfigError("The replicas need vLLM here; install it with: pip install 'qzoom[vllm]'.")
         ray, own = start_ray(self.ray_address, self.replicas + 1, ", or leave --replicas out")
         from qzoom.serving.engines.ray import RayEngine, start_replicas, stop_replicas
 
