@@ -2,6 +2,7 @@ import json
 from functools import reduce
 
 import pytest
+import torch
 
 from qzoom import QZoom
 from qzoom.engine.batch import events
@@ -66,14 +67,21 @@ def test_a_cut_answer_is_the_beginning_of_a_whole_one(model):
 
 
 def test_any_object(model):
-    options = {"zoom": "never", "json_schema": ANY_OBJECT, "temperature": 1.0, "max_new_tokens": 100}
-    ended = []
-    for seed in range(12):
-        answer = model.ask(PAGE, "What is the date?", seed=seed, **options)
-        if answer.finish_reason == "stop":
-            ended.append(json.loads(answer.text))
-    assert ended
-    assert all(isinstance(value, dict) for value in ended)
+    """Random tokens that the grammar lets pass, often closing ones, spell objects of all kinds."""
+    backbone, found = model.engine.backbone, []
+    closing = [token for text in ('"', "}", "]") for token in backbone.tokenizer.encode(text)]
+    for seed in range(20):
+        generator, grammar, tokens = torch.Generator().manual_seed(seed), JsonGrammar(backbone, ANY_OBJECT), []
+        while not grammar.ended and len(tokens) < 400:
+            logits = torch.rand(backbone.model.config.text_config.vocab_size, generator=generator)
+            logits[closing] += torch.rand((), generator=generator)
+            tokens.append(int(grammar.mask(logits).argmax()))
+            grammar.advance(tokens[-1])
+        if grammar.ended:
+            found.append(json.loads(backbone.tokenizer.decode(tokens, skip_special_tokens=True)))
+    assert len(found) > 10
+    assert all(isinstance(value, dict) for value in found)
+    assert any(found)  # not only empty ones
 
 
 @pytest.mark.parametrize(
