@@ -1,4 +1,4 @@
-"""Forward pass and loss: the language-model loss plus four auxiliary losses (guides) from known text and geometry.
+"""Forward pass and loss: the language-model loss plus five auxiliary losses (guides) from known text and geometry.
 
 Glyph guide: from every visual token that the vision tower hands to the decoder, a temporary linear layer predicts the
 characters printed in its 16 slots (drawn pages, where every character's place is known).
@@ -7,11 +7,15 @@ line's transcription, so real lines train the tower although the positions of th
 Object guide: another layer predicts colour and shape of the object that the token shows.
 Pointing guide: two attention heads of one decoder layer are trained to attend to the visual token with the next
 answer character (one in the first view that shows it, one in the last).
+Matching guide: two heads of an earlier layer are trained, on the characters of the question that are printed beside or
+above the answer (a row's name, a column's head), to attend to the visual token that shows them.
 The guides exist in training only: the exported weights are those of the plain model.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +38,8 @@ _CAPITAL = torch.arange(ord("A") - 32, ord("Z") - 31)
 
 @dataclass(frozen=True, slots=True)
 class GuideWeights:
-    """Weights of the guides beside the answer loss, and the decoder layer and heads that are taught to point."""
+    """Weights of the guides beside the answer loss, and the decoder layers and heads that are taught to point and to
+    match."""
 
     glyph: float = 0.5
     line: float = 0.5
@@ -42,6 +47,14 @@ class GuideWeights:
     pointing: float = 0.3
     pointing_layer: int = 4
     pointing_heads: tuple[int, int] = (0, 2)
+    matching: float = 0.0
+    matching_layer: int = 2
+    matching_heads: tuple[int, int] = (0, 2)
+
+    @property
+    def layers(self) -> set[int]:
+        """The decoder layers that are taught where to look."""
+        return {self.pointing_layer, self.matching_layer} if self.matching else {self.pointing_layer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class Targets:
     objects: float = 0.0
     characters: float = 0.0
     points: float = 0.0
+    matches: float = 0.0
 
     def __add__(self, other: Targets) -> Targets:
         return Targets(*(getattr(self, entry.name) + getattr(other, entry.name) for entry in fields(self)))
@@ -67,6 +81,7 @@ def count_targets(batch: Batch) -> Targets:
         objects=float((kinds > 0).sum() + 0.1 * (kinds == 0).sum()),
         characters=float((batch.line_text > 0).sum()),
         points=float((batch.locate_target != IGNORE).sum() + (batch.read_target != IGNORE).sum()),
+        matches=float(2 * (batch.match_target != IGNORE).sum()),
     )
 
 
@@ -81,6 +96,15 @@ class PassResult:
     parts: dict[str, float]
     exact: torch.Tensor
     lines_exact: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInput:
+    """What a decoder layer was given: hidden states (B, S, width) and the rotary cosines and sines."""
+
+    layer: nn.Module
+    hidden: torch.Tensor
+    rotary: Any
 
 
 class GuidedModel(nn.Module):
@@ -114,24 +138,32 @@ class GuidedModel(nn.Module):
             logits = self.model.lm_head(hidden[asked]).float()
             answer = F.cross_entropy(logits, batch.labels[asked], reduction="sum") / max(1.0, totals.answers)
             parts["answer"] = answer
-            pointing = self._pointing_loss(kept, batch, asked)
-            parts["pointing"] = self.weights.pointing * pointing / max(1.0, totals.points)
+            weights = self.weights
+            targets = torch.stack([batch.locate_target, batch.read_target])
+            pointing = self._attention_loss(kept[weights.pointing_layer], batch, targets, weights.pointing_heads)
+            parts["pointing"] = weights.pointing * pointing / max(1.0, totals.points)
+            if weights.matching:
+                targets = batch.match_target.expand(2, -1, -1)
+                matching = self._attention_loss(kept[weights.matching_layer], batch, targets, weights.matching_heads)
+                parts["matching"] = weights.matching * matching / max(1.0, totals.matches)
             exact = _exact(logits.argmax(-1), batch, asked)
         loss = torch.stack(list(parts.values())).sum()
         return PassResult(loss, {name: float(part.detach()) for name, part in parts.items()}, exact, lines_exact)
 
-    def _decode(self, batch: Batch, vision: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Last hidden states (B, S, width), and what went into the layer that is taught to point."""
-        kept: dict[str, Any] = {}
+    def _decode(self, batch: Batch, vision: Any) -> tuple[torch.Tensor, dict[int, LayerInput]]:
+        """Last hidden states (B, S, width), and what went into the layers that are taught where to look."""
+        kept: dict[int, LayerInput] = {}
 
-        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kept["hidden"] = args[0] if args else kwargs["hidden_states"]
-            kept["rotary"] = kwargs["position_embeddings"]
+        def keep(number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            kept[number] = LayerInput(module, hidden, kwargs["position_embeddings"])
 
         core = self.model.model
-        layer = core.language_model.layers[self.weights.pointing_layer]
-        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+        with contextlib.ExitStack() as hooks:
+            for number in self.weights.layers:
+                layer = core.language_model.layers[number]
+                handle = layer.register_forward_pre_hook(functools.partial(keep, number), with_kwargs=True)
+                hooks.callback(handle.remove)
             hidden = core(
                 input_ids=batch.input_ids,
                 attention_mask=batch.mask,
@@ -139,8 +171,6 @@ class GuidedModel(nn.Module):
                 mm_encoder_outputs={"image": vision},
                 use_cache=False,
             ).last_hidden_state
-        finally:
-            handle.remove()
         return hidden, kept
 
     def _vision_losses(
@@ -174,20 +204,20 @@ class GuidedModel(nn.Module):
         each = F.cross_entropy(slots[known], target[known], reduction="none")
         return (each * torch.where(target[known] > 0, 1.0, 0.1)).sum()
 
-    def _pointing_loss(self, kept: dict[str, Any], batch: Batch, asked: torch.Tensor) -> torch.Tensor:
-        """Summed cross-entropy of two heads' attention at the answer positions against the token to look at."""
-        rows, places = asked.nonzero(as_tuple=True)
-        targets = torch.stack([batch.locate_target[rows, places], batch.read_target[rows, places]])
-        pointed = (targets[1] != IGNORE).nonzero()[:, 0]
-        if not len(pointed):
-            return kept["hidden"].sum().float() * 0.0
-        rows, places, targets = rows[pointed], places[pointed], targets[:, pointed]
-        layer = self.model.model.language_model.layers[self.weights.pointing_layer]
-        heads = self.weights.pointing_heads
-        logits = attention_logits(layer, kept["hidden"], kept["rotary"], rows, places, heads=heads).float()
+    @staticmethod
+    def _attention_loss(taken: LayerInput, batch: Batch, targets: torch.Tensor, heads: tuple[int, int]) -> torch.Tensor:
+        """Summed cross-entropy of two heads' attention against the visual tokens to look at; `targets` (2, B, S) are
+        the heads' sequence positions, -100 where nothing is asked of a position."""
+        rows, places = (targets[1] != IGNORE).nonzero(as_tuple=True)
+        if not len(rows):
+            return taken.hidden.sum().float() * 0.0
+        logits = attention_logits(taken.layer, taken.hidden, taken.rotary, rows, places, heads=heads).float()
         logits = logits.masked_fill(~batch.mask[rows, 0, places][:, None], float("-inf"))
         return F.cross_entropy(
-            logits.transpose(0, 1).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+            logits.transpose(0, 1).flatten(0, 1),
+            targets[:, rows, places].flatten(),
+            ignore_index=IGNORE,
+            reduction="sum",
         )
 
 

@@ -62,11 +62,13 @@ class Objects:
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """A question of an example. `points` has one row per answer character and one pair per view, (chars, views, 2):
-    where that character is printed in that view, pixels, NaN where it is not."""
+    where that character is printed in that view, pixels, NaN where it is not. `asked_points` is the same of the
+    question's characters."""
 
     question: str
     answer: str
     points: np.ndarray | None = None
+    asked_points: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +94,7 @@ class Batch:
     """Tensors of B sequences of S positions. `labels` (B, S): the next token where it belongs to an answer, else -100.
     `branch` (B, S): question number at labelled positions. `read_target`, `locate_target` (B, S): the sequence position
     of the visual token that holds the next answer character in the last and in the first view that show it, else -100.
+    `match_target` (B, S): that of the token that shows the question's own character in the last view, else -100.
     `glyph_target` (visual tokens, 16): character classes, 0 for empty, -100 unknown. `object_target` (visual tokens,
     2): colour and shape of the object there, 0 for none, -100 unknown. `line_frames` (lines, frames): slot numbers
     along each read line, counted over all visual tokens, -1 past its end; `line_text` (lines, characters): classes, 0
@@ -104,6 +107,7 @@ class Batch:
     branch: torch.Tensor
     read_target: torch.Tensor
     locate_target: torch.Tensor
+    match_target: torch.Tensor
     pixels: torch.Tensor
     grid_thw: torch.Tensor
     glyph_target: torch.Tensor
@@ -175,7 +179,7 @@ def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batc
     ids = np.full((count, length), int(tokenizer.pad_token_id), dtype=np.int64)
     positions = np.zeros((3, count, length), dtype=np.int64)
     marks = np.full((count, length), -1, dtype=np.int64)
-    names = ("labels", "branch", "read", "locate")
+    names = ("labels", "branch", "read", "locate", "match")
     extra = {name: np.full((count, length), IGNORE, dtype=np.int64) for name in names}
     for index, row in enumerate(rows):
         size = len(row.ids)
@@ -199,6 +203,7 @@ def collate(examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> Batc
         branch=torch.from_numpy(extra["branch"]),
         read_target=torch.from_numpy(extra["read"]),
         locate_target=torch.from_numpy(extra["locate"]),
+        match_target=torch.from_numpy(extra["match"]),
         pixels=torch.from_numpy(np.concatenate([patchify(view) for view in views])),
         grid_thw=torch.tensor([(1, view.shape[0] // PATCH_PX, view.shape[1] // PATCH_PX) for view in views]),
         glyph_target=torch.from_numpy(np.concatenate(glyphs)),
@@ -275,6 +280,7 @@ class _Row:
         self.branch: list[int] = []
         self.read: list[int] = []
         self.locate: list[int] = []
+        self.match: list[int] = []
         self._next = 0
         special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in _SPECIALS}  # type: ignore[arg-type]
         self._text(_encode(tokenizer, _USER)[0], 0)
@@ -287,7 +293,13 @@ class _Row:
         fork = self._next
         for number, query in enumerate(example.queries):
             self._next = fork
-            self._text(_encode(tokenizer, query.question)[0], number + 1)
+            question, begins = _encode(tokenizer, query.question)
+            at = len(self.ids)
+            self._text(question, number + 1)
+            if query.asked_points is not None:
+                for offset, begin in enumerate(begins):
+                    shown = _cells(query.asked_points[begin], starts)
+                    self.match[at + offset] = shown[-1] if shown else IGNORE
             self._text(_encode(tokenizer, _ASSISTANT)[0], number + 1)
             answer, begins = _encode(tokenizer, query.answer)
             at = len(self.ids) - 1
@@ -313,19 +325,25 @@ class _Row:
         self.ids.append(token)
         self.positions.append(position)
         self.marks.append(mark)
-        for values in (self.labels, self.branch, self.read, self.locate):
+        for values in (self.labels, self.branch, self.read, self.locate, self.match):
             values.append(IGNORE)
 
     def _aim(self, at: int, points: np.ndarray, starts: list[tuple[int, int]]) -> None:
         """Set the pointing targets of one position from its character's place in every view."""
-        cells = [
-            start + int(y // TOKEN_PX) * wide + int(x // TOKEN_PX) if x == x else None
-            for (start, wide), (x, y) in zip(starts, points, strict=True)
-        ]
-        known = [cell for cell in cells if cell is not None]
+        known = _cells(points, starts)
         if known:
             self.locate[at] = known[0]
             self.read[at] = known[-1]
+
+
+def _cells(points: np.ndarray, starts: list[tuple[int, int]]) -> list[int]:
+    """Sequence positions of the visual tokens that hold a character, view by view; views that do not show it (NaN) have
+    none. `starts`: of every view its first position and its tokens in a row."""
+    return [
+        start + int(y // TOKEN_PX) * wide + int(x // TOKEN_PX)
+        for (start, wide), (x, y) in zip(starts, points, strict=True)
+        if x == x
+    ]
 
 
 _SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_end|>")

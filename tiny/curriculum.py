@@ -35,6 +35,8 @@ LADDER = (64, 100, 128, 144, 196, 256, 288, 400, 512, 1024)
 """Visual-token budgets of the plain look that evaluation uses."""
 
 _LONGEST_LINE = 18
+_WORD = re.compile(r"[A-Za-z][A-Za-z.&'-]*[A-Za-z]|[0-9]{2,}")
+_ASKING = {"what", "which", "is", "the", "of", "in", "on", "for", "this", "does", "line", "say", "how", "much", "many"}
 _WHOLE_PAGE = ("kind", "stamp", "stamp_colour", "background")
 _SOURCES = {"real": "receipts", "sheet": "sheets", "document": "documents", "scene": "scenes"}
 
@@ -85,7 +87,9 @@ def build_example(task: str, views: list[View], page: Page, questions: Iterable[
         task=task,
         views=tuple(view.pixels for view in views),
         glyphs=tuple(_glyphs(view, page.lines) if drawn else None for view in views),
-        queries=tuple(Query(q.question, q.answer, _points(q, views, page.lines)) for q in asked),
+        queries=tuple(
+            Query(q.question, q.answer, _points(q, views, page.lines), _asked_points(q, views, page)) for q in asked
+        ),
         objects=None if page.objects is None else tuple(_objects(view, page) for view in views),
         read_lines=() if drawn else tuple(_read_lines(view, page) for view in views),
     )
@@ -131,21 +135,75 @@ def _objects(view: View, page: Page) -> Objects:
 
 
 def _points(question: PackedQuestion, views: list[View], lines: tuple[PackedLine, ...]) -> np.ndarray | None:
-    """Where every character of the answer is printed in every view, (chars, views, 2), or None when it is not known.
-    In a line without character boxes the characters are taken to be equally wide."""
-    if not question.spans:
-        return None
+    """Where every character of the answer is printed in every view, (chars, views, 2), or None when it is not known."""
     parts: list[np.ndarray] = []
-    for number, start, stop in question.spans:
+    for number, start, stop in _spans(question, lines):
         parts += [np.full((1, 2), np.nan, dtype=np.float32)] if parts else []
-        boxes = lines[number].char_boxes_px
-        if boxes is None:
-            boxes = _equal_boxes(lines[number])
-        parts.append((boxes[start:stop, :2] + boxes[start:stop, 2:]) / 2)
-    centers = np.concatenate(parts)
-    if len(centers) != len(question.answer):
+        parts.append(_centers(lines[number], start, stop))
+    if not parts or sum(map(len, parts)) != len(question.answer):
         return None
+    return _in_views(np.concatenate(parts), views)
+
+
+def _spans(question: PackedQuestion, lines: tuple[PackedLine, ...]) -> tuple[tuple[int, int, int], ...]:
+    """The characters that spell the answer; where they were not packed, those of a line at one of its places."""
+    if question.spans:
+        return question.spans
+    for box in question.boxes:
+        for number, line in enumerate(lines):
+            start = line.text.upper().find(question.answer.upper())
+            if start >= 0 and _share_row(box, line.box) and _overlaps(box, line.box):
+                return ((number, start, start + len(question.answer)),)
+    return ()
+
+
+def _asked_points(question: PackedQuestion, views: list[View], page: Page) -> np.ndarray | None:
+    """Where the question's words are to be seen beside the answer, in every view: printed on its row, or else in the
+    column above it, or as colour and shape of its object. (chars, views, 2), NaN for the other characters; None where
+    no word is."""
+    spans = _spans(question, page.lines)
+    if not (spans or question.boxes):
+        return None
+    answer = page.lines[spans[0][0]].box if spans else question.boxes[0]
+    thing = next((thing for thing in page.objects or () if _overlaps(answer, thing.box)), None)
+    thing = thing if thing is not None and _share_row(answer, thing.box) else None
+    row = [number for number, line in enumerate(page.lines) if _share_row(answer, line.box)]
+    above = [n for n, line in enumerate(page.lines) if line.box[3] <= answer[3] and _overlaps(answer, line.box)]
+    centers = np.full((len(question.question), 2), np.nan, dtype=np.float32)
+    for word in _WORD.finditer(question.question):
+        place = slice(word.start(), word.end())
+        if thing is not None and word.group() in (thing.colour, thing.shape):
+            centers[place] = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
+        elif word.group().lower() not in _ASKING:
+            printed = re.compile(rf"\b{re.escape(word.group())}\b", re.IGNORECASE)
+            for number in (*row, *reversed(above)):
+                found = printed.search(page.lines[number].text)
+                if found is not None and not any(
+                    number == other and start < found.end() and found.start() < stop for other, start, stop in spans
+                ):
+                    centers[place] = _centers(page.lines[number], *found.span())
+                    break
+    return None if np.isnan(centers).all() else _in_views(centers, views)
+
+
+def _in_views(centers: np.ndarray, views: list[View]) -> np.ndarray:
     return np.stack([view.place_inside(centers.copy()) for view in views], axis=1)
+
+
+def _centers(line: PackedLine, start: int, stop: int) -> np.ndarray:
+    """Centres (n, 2) of these characters; in a line without character boxes all are taken to be equally wide."""
+    boxes = _equal_boxes(line) if line.char_boxes_px is None else line.char_boxes_px
+    return (boxes[start:stop, :2] + boxes[start:stop, 2:]) / 2
+
+
+def _share_row(first: Box, second: Box) -> bool:
+    shared = min(first[3], second[3]) - max(first[1], second[1])
+    return shared > 0.5 * min(first[3] - first[1], second[3] - second[1])
+
+
+def _overlaps(first: Box, second: Box) -> bool:
+    """Whether they overlap from left to right."""
+    return min(first[2], second[2]) > max(first[0], second[0])
 
 
 def _equal_boxes(line: PackedLine) -> np.ndarray:
@@ -295,9 +353,8 @@ def with_its_row(target: Box, lines: tuple[PackedLine, ...]) -> Box:
     """The target and all that is printed on its row: a value often means nothing without the label beside it."""
     x0, y0, x1, y1 = target
     for line in lines:
-        left, top, right, bottom = line.box
-        if min(y1, bottom) - max(y0, top) > 0.5 * min(y1 - y0, bottom - top):
-            x0, x1 = min(x0, left), max(x1, right)
+        if _share_row(target, line.box):
+            x0, x1 = min(x0, line.box[0]), max(x1, line.box[2])
     return (x0, y0, x1, y1)
 
 

@@ -114,6 +114,12 @@ class Recipe:
     """Decoder layer that learns to look."""
     pointing_heads: tuple[int, int] = (0, 2)
     """Its heads that do: at the first view that shows the character, and at the last."""
+    matching_weight: NotNegative = 0.0
+    """Weight of looking, at the question's words, at where they are printed beside or above the answer."""
+    matching_layer: Annotated[int, Between(0)] = 2
+    """Decoder layer that learns to."""
+    matching_heads: tuple[int, int] = (0, 2)
+    """Its heads that do."""
     bf16: bool = True
     """Whether the working copy of the weights is bfloat16; the optimiser's is float32 always."""
     checkpoint_minutes: Positive = 3.0
@@ -149,6 +155,9 @@ class Recipe:
             self.pointing_weight,
             self.pointing_layer,
             self.pointing_heads,
+            self.matching_weight,
+            self.matching_layer,
+            self.matching_heads,
         )
 
     @property

@@ -191,6 +191,28 @@ def test_pointing_targets_are_the_visual_tokens_of_the_characters(tokenizer):
     assert batch.read_target[0, asked].tolist() == [pads[2 + 5], pads[1], IGNORE]
 
 
+def test_matching_targets_are_the_visual_tokens_of_the_questions_words(tokenizer, fast_model):
+    asked_points = np.full((4, 2, 2), np.nan, dtype=np.float32)
+    asked_points[0] = [[10.0, 10.0], [70.0, 40.0]]
+    asked_points[2, 0] = [40.0, 10.0]
+    query = Query("A B?", "1", None, asked_points)
+    batch = collate([Example("t", (_noise(1, 1, 2), _noise(2, 2, 3)), (None, None), (query,))], tokenizer)
+    ids = batch.input_ids[0].tolist()
+    pads = [place for place, token in enumerate(ids) if token == tokenizer.convert_tokens_to_ids("<|image_pad|>")]
+    question, offsets = (tokenizer("A B?", return_offsets_mapping=True)[key] for key in ("input_ids", "offset_mapping"))
+    first = next(n for n in range(len(ids)) if ids[n : n + len(question)] == question)
+    wanted = {0: pads[2 + 5], 2: pads[1]}
+    assert batch.match_target[0, first : first + len(question)].tolist() == [wanted.get(b, IGNORE) for b, _ in offsets]
+    assert int((batch.match_target != IGNORE).sum()) == len([b for b, _ in offsets if b in wanted]) >= 1
+    assert count_targets(batch).matches == 2 * int((batch.match_target != IGNORE).sum())
+    weights = GuideWeights(
+        pointing_layer=1, pointing_heads=(0, 1), matching=0.5, matching_layer=0, matching_heads=(0, 1)
+    )
+    part = GuidedModel(fast_model, weights)(batch).parts["matching"]
+    assert 0.5 < part < 5
+    assert "matching" not in GuidedModel(fast_model, POINTING)(batch).parts
+
+
 def test_exact_match_is_what_greedy_decoding_writes(tokenizer, model, fast_model):
     picture = _noise(11, 2, 2)
     batch = collate([Example("t", (picture,), (None,), (Query("Read the text.", "AB"),))], tokenizer)
