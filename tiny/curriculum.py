@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qzoom.data.questions import with_its_row
 from qzoom.data.synthetic.page import HELD_OUT_SEEDS, TRAIN_SEEDS, FontSet
 from qzoom.data.synthetic.scenes import render_scene
 from qzoom.data.synthetic.texts import COLOURS, SHAPES, ask
@@ -323,7 +324,7 @@ def _windows(source: str, count: int, *, asked: bool = True) -> Exercise:
             if target is None:
                 continue
             if question is not None and rng.random() < 0.3:
-                target = with_its_row(target, page.lines)
+                target = with_its_row(target, [line.box for line in page.lines])
             box = snippet_box(target, page.pixels.shape[1::-1], context.between(9, 40), tokens, rng)
             view = View(page.pixels, box, tokens, context.look(), rng)
             questions = []
@@ -347,15 +348,6 @@ def _target(context: Context, page: Page, question: PackedQuestion | None) -> Bo
     x0, y0, x1, y1 = lines[int(rng.integers(len(lines)))].box
     middle = (x0 + x1) // 2
     return (max(0, middle - 20), y0, middle + 20, y1)
-
-
-def with_its_row(target: Box, lines: tuple[PackedLine, ...]) -> Box:
-    """The target and all that is printed on its row: a value often means nothing without the label beside it."""
-    x0, y0, x1, y1 = target
-    for line in lines:
-        if _share_row(target, line.box):
-            x0, x1 = min(x0, line.box[0]), max(x1, line.box[2])
-    return (x0, y0, x1, y1)
 
 
 def _inside(question: PackedQuestion, box: tuple[float, float, float, float]) -> bool:
@@ -383,7 +375,7 @@ def _pairs(source: str, count: int) -> Exercise:
             question = context.some(known, 1)[0]
             target = question.boxes[int(rng.integers(len(question.boxes)))]
             if rng.random() < 0.5:
-                target = with_its_row(target, page.lines)
+                target = with_its_row(target, [line.box for line in page.lines])
             box = crop_around(target, (width, height), rng, width / tokens[0])
             look = context.look(turn=False)
             views = [View(page.pixels, None, tokens, look, rng)]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qzoom.data.questions import load_picture, open_questions, read_questions, read_receipts
+from qzoom.data.questions import load_picture, open_questions, read_questions, read_receipts, with_its_row
 from qzoom.errors import ConfigError, DataError, ImageError
 from qzoom.store.schema import Turn
 from tests.evaluation.samples import receipt, write_split
@@ -114,6 +114,48 @@ def test_drawn_pictures_come_in_the_same_form():
     assert all(len(q.turns) == 3 and q.turns[0].answers for q in found)
     assert min(load_picture(found[0]).size_px) > 100
     assert open_questions(["documents:5:2"], per_picture=3)[0] == found[:2]
+
+
+def test_a_row_is_what_is_printed_at_the_same_height():
+    label, value, below = (20, 100, 90, 118), (150, 104, 220, 120), (20, 118, 300, 136)
+    assert with_its_row(value, [label, value, below]) == (20, 104, 220, 120)
+    assert with_its_row(below, [label, value]) == below
+
+
+def test_boxes_of_drawn_documents_can_cover_their_rows():
+    plain, _ = open_questions(["documents:0:6", "scenes:7:1"], per_picture=3)
+    wide, _ = open_questions(["documents:0:6", "scenes:7:1"], per_picture=3, rows=True)
+    assert [[t.question for t in q.turns] for q in plain] == [[t.question for t in q.turns] for q in wide]
+    pairs = [
+        (one, two)
+        for a, b in zip(plain[:6], wide[:6], strict=True)
+        for s, t in zip(a.turns, b.turns, strict=True)
+        for one, two in zip(s.boxes, t.boxes, strict=True)
+    ]
+    assert all(two[0] <= one[0] and one[2] <= two[2] and one[1::2] == two[1::2] for one, two in pairs)
+    assert any(two[2] - two[0] > 2 * (one[2] - one[0]) for one, two in pairs)
+    assert plain[6] == wide[6]
+
+
+def test_boxes_of_receipts_can_cover_their_rows(folder):
+    asked = {"field": "total", "question": "Total?", "answer": "9.50", "boxes": [[30, 10, 38, 18]]}
+    record = {"id": "r1", "image": "one.png", "width": 40, "height": 30}
+    write(folder, record | {"questions": [asked]}).rename(folder / "train.jsonl")
+    name = f"receipts:{folder}:train"
+    with pytest.raises(DataError, match=r"train_lines\.jsonl cannot be read"):
+        open_questions([name], rows=True)
+    lines = [{"text": "Total", "box": [2, 9, 20, 18]}, {"text": "x", "box": [0, 20, 40, 28]}]
+    write(folder, record | {"id": "r2", "lines": lines}).rename(folder / "train_lines.jsonl")
+    with pytest.raises(DataError, match="no lines of the receipt 'r1'; leave out --rows"):
+        open_questions([name], rows=True)
+    write(folder, record | {"lines": lines}).rename(folder / "train_lines.jsonl")
+    assert open_questions([name], rows=True)[0][0].turns[0].boxes == ((2, 10, 38, 18),)
+    assert open_questions([name])[0][0].turns[0].boxes == ((30, 10, 38, 18),)
+
+
+def test_rows_need_known_lines(folder):
+    with pytest.raises(ConfigError, match="its printed lines are not known"):
+        open_questions([str(write(folder, GOOD))], rows=True)
 
 
 @pytest.mark.parametrize("name", ["documents:5", "documents:a:2", "scenes:1:0", "documents:2147483640:10"])

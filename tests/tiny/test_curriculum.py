@@ -6,7 +6,7 @@ from PIL import Image
 
 from qzoom.errors import ConfigError, DataError
 from tests.tiny.test_train import _recipe
-from tiny.curriculum import EXERCISES, Context, build_example, examples_of, packs_needed, with_its_row
+from tiny.curriculum import EXERCISES, Context, build_example, examples_of, packs_needed
 from tiny.measure import dev_examples
 from tiny.pack import PackedLine, PackedObject, PackedQuestion, Page
 from tiny.receipt_data import ReceiptFolder, is_held_out, rows_of, target_text, value_questions
@@ -172,14 +172,6 @@ def test_target_texts_and_dev_figures(packs):
     assert set(found) == {"dev_total_date", "dev_pair_total_date"}
     assert [len(example.views) for example in found["dev_pair_total_date"]] == [2, 2, 2]
     assert 32 <= found["dev_total_date"][0].tokens <= 144
-
-
-def test_a_row_is_what_is_printed_at_the_same_height():
-    label, value, below = (
-        PackedLine("x", box) for box in ((20, 100, 90, 118), (150, 104, 220, 120), (20, 118, 300, 136))
-    )
-    assert with_its_row(value.box, (label, value, below)) == (20, 104, 220, 120)
-    assert with_its_row(below.box, (label, value)) == below.box
 
 
 def _shown(page, question, box=None):

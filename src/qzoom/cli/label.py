@@ -36,6 +36,9 @@ class LabelOptions:
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the records; a rerun resumes.")]
     per_picture: Annotated[int, typer.Option(min=1, help="Maximum number of questions about a synthetic image.")] = 4
     images: Annotated[str, optional("Folder of the images, if they have moved.")] = ""
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Widen the boxes of documents and receipts to what is printed on their rows.")
+    ] = False
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count lines that cannot be used.")] = False
     processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1
     seed: Annotated[int, typer.Option(min=0, help="Seed that selects the questions about synthetic images.")] = 0
@@ -55,7 +58,11 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
     if labels.output.exists() and not labels.output.is_dir():
         raise typer.BadParameter(f"{labels.output} is a file; name a folder.", param_hint="--output")
     questions, skipped = open_questions(
-        labels.questions, skip_bad=labels.skip_bad, per_picture=labels.per_picture, seed=labels.seed
+        labels.questions,
+        skip_bad=labels.skip_bad,
+        per_picture=labels.per_picture,
+        seed=labels.seed,
+        rows=labels.rows,
     )
     for _, reason in skipped[:5]:
         console.note(f"left out: {reason}")

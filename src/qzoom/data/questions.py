@@ -19,11 +19,12 @@ Every error names the file and the line.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,15 +52,18 @@ Read = tuple[list[Question], list[tuple[int, str]]]
 """Questions in order, and line numbers with reasons of those that were skipped."""
 
 
-def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0) -> Read:
+def open_questions(
+    names: list[str], *, skip_bad: bool = False, per_picture: int = 4, seed: int = 0, rows: bool = False
+) -> Read:
     """The questions of several files or drawn sets together.
 
     Args:
         names: paths of JSONL files, or names as in this module's text.
         skip_bad: leave out and count lines that cannot be used, instead of stopping at the first.
+        rows: widen the boxes of drawn documents and receipts to what is printed on their rows.
 
     Raises:
-        DataError: a file or a line cannot be used; it says which.
+        DataError: a file or a line cannot be used, or lines are needed and not known; it says which.
         ConfigError: a name that means nothing.
     """
     questions: list[Question] = []
@@ -67,9 +71,13 @@ def open_questions(names: list[str], *, skip_bad: bool = False, per_picture: int
     for name in names:
         kind, _, rest = name.partition(":")
         if kind in DRAWN and rest:
-            questions += _drawn(kind, rest, per_picture, seed)
+            questions += _drawn(kind, rest, per_picture, seed, rows=rows)
         elif kind == "receipts" and rest:
-            questions += _receipts(rest)
+            questions += _receipts(rest, rows=rows)
+        elif rows:
+            raise ConfigError(
+                f"{name}: its printed lines are not known; widen its boxes in the file instead of --rows."
+            )
         else:
             good, bad = read_questions(Path(name), skip_bad=skip_bad)
             questions += good
@@ -190,23 +198,69 @@ def drawn_numbers(kind: str, rest: str) -> range:
     return range(first, first + count)
 
 
-def _drawn(kind: str, rest: str, per_picture: int, seed: int) -> list[Question]:
+def with_its_row(box: Box4, lines: Iterable[Box4]) -> Box4:
+    """A box widened to all that is printed on its row: a value often means nothing without the label beside it."""
+    x0, y0, x1, y1 = box
+    for left, top, right, bottom in lines:
+        if min(y1, bottom) - max(y0, top) > 0.5 * min(y1 - y0, bottom - top):
+            x0, x1 = min(x0, left), max(x1, right)
+    return x0, y0, x1, y1
+
+
+def _drawn(kind: str, rest: str, per_picture: int, seed: int, *, rows: bool = False) -> list[Question]:
     mode: Literal["text", "natural"] = "text" if kind == "documents" else "natural"
     out = []
     for number in drawn_numbers(kind, rest):
-        asked = render_drawn(kind, number).questions
-        chosen = random.Random(f"{seed}/{kind}/{number}").sample(asked, min(per_picture, len(asked)))
-        turns = tuple(Turn(q.question, (q.answer,), q.boxes) for q in chosen)
+        page = render_drawn(kind, number)
+        chosen = random.Random(f"{seed}/{kind}/{number}").sample(page.questions, min(per_picture, len(page.questions)))
+        lines = _line_boxes(page) if rows and kind == "documents" else []
+        turns = tuple(Turn(q.question, (q.answer,), tuple(with_its_row(b, lines) for b in q.boxes)) for q in chosen)
         out.append(Question(f"{kind}:{number}", f"{kind}:{number}", turns, mode, kind))
     return out
 
 
-def _receipts(rest: str) -> list[Question]:
+def _line_boxes(page: SyntheticSample) -> list[Box4]:
+    from qzoom.data.synthetic.page import TextSpan, span_box
+
+    return [span_box(page.lines, TextSpan(n, 0, len(line.text))) for n, line in enumerate(page.lines) if line.text]
+
+
+def _receipts(rest: str, *, rows: bool = False) -> list[Question]:
     folder, _, split = rest.rpartition(":")
     if not folder:
         raise ConfigError(f"receipts:{rest} does not name receipts; write receipts:FOLDER:SPLIT.")
     path = Path(folder).resolve() / f"{split}.jsonl"
-    return [_of_sample(sample, path, f"receipts-{split}") for sample in read_receipts(path.parent, split)]
+    found = [_of_sample(sample, path, f"receipts-{split}") for sample in read_receipts(path.parent, split)]
+    if not rows:
+        return found
+    lines = _printed_lines(path.parent / "train_lines.jsonl")
+    missing = next((question.name for question in found if question.name not in lines), None)
+    if missing is not None:
+        raise DataError(
+            f"train_lines.jsonl in {path.parent} has no lines of the receipt {missing!r}; leave out --rows."
+        )
+    return [
+        dataclasses.replace(
+            question,
+            turns=tuple(
+                dataclasses.replace(turn, boxes=tuple(with_its_row(box, lines[question.name]) for box in turn.boxes))
+                for turn in question.turns
+            ),
+        )
+        for question in found
+    ]
+
+
+def _printed_lines(path: Path) -> dict[str, list[Box4]]:
+    """The boxes of the printed lines of every receipt."""
+    found = {}
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        record = _parse(line, where)
+        if not isinstance(record, dict) or not isinstance(record.get("lines"), list):
+            raise DataError(f"{where}: expected an object with id and lines.")
+        found[str(record.get("id"))] = [_box(dict(item).get("box"), where) for item in record["lines"]]
+    return found
 
 
 def _of_sample(sample: Sample, path: Path, source: str | None = None) -> Question:
