@@ -166,8 +166,8 @@ def _asked_points(question: PackedQuestion, views: list[View], page: Page) -> np
     if not (spans or question.boxes):
         return None
     answer = page.lines[spans[0][0]].box if spans else question.boxes[0]
-    thing = next((thing for thing in page.objects or () if _overlaps(answer, thing.box)), None)
-    thing = thing if thing is not None and _share_row(answer, thing.box) else None
+    things = (thing for thing in page.objects or () if _overlaps(answer, thing.box) and _share_row(answer, thing.box))
+    thing = next(things, None)
     row = [number for number, line in enumerate(page.lines) if _share_row(answer, line.box)]
     above = [n for n, line in enumerate(page.lines) if line.box[3] <= answer[3] and _overlaps(answer, line.box)]
     centers = np.full((len(question.question), 2), np.nan, dtype=np.float32)

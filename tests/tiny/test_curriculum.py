@@ -211,7 +211,7 @@ def test_the_words_of_a_question_are_found_beside_and_above_the_answer():
 
 
 def test_the_words_of_a_question_name_the_object_of_the_answer():
-    things = (PackedObject("red", "star", (0, 0, 64, 64)), PackedObject("red", "circle", (128, 64, 192, 128)))
+    things = (PackedObject("red", "star", (120, 0, 184, 64)), PackedObject("red", "circle", (128, 64, 192, 128)))
     lines = (PackedLine("AB", (144, 90, 164, 106)),)
     page = Page(np.full((128, 256, 3), 255, np.uint8), "x", "p", lines, (), things)
     code = PackedQuestion("code", "What is on the red circle?", "AB", (lines[0].box,), spans=((0, 0, 2),))
