@@ -101,9 +101,10 @@ def test_several_regions_and_the_box_rule(here, picture):
     assert best["regions"][0]["box"] == own["regions"][0]["box"] == many["regions"][0]["box"]
     for flag, value in (("--max-regions", "0"), ("--max-regions", "65"), ("--components", "one"), ("--positions", "x")):
         here(*words, flag, value).refuses(2, flag)
-    equal = record(here(*words, "--max-regions", 3, "--region-shares", "equal"))
-    tokens = [[region["tokens"] for region in found["regions"]] for found in (equal, many)]
-    assert max(tokens[0]) - min(tokens[0]) < max(tokens[1]) - min(tokens[1])
+    equal = record(here(*words, "--max-regions", 3, "--region-shares", "equal", "--region-tokens", 33))
+    count = len(many["regions"])
+    assert [region["box"] for region in equal["regions"]] == [region["box"] for region in many["regions"]]
+    assert all(0 < region["tokens"] <= -(-33 // count) for region in equal["regions"])
     told = record(here("ask", picture, QUESTION, "--json", "--decide-by", "map", "--gate-threshold", "1", *look[4:]))
     assert 0 < told["gate"]["score"] < 1
     assert not told["gate"]["zoomed"]
