@@ -174,6 +174,8 @@ def test_bad_lines_stop_or_are_counted(here, place, tmp_path):
             "three or more rising",
         ),
         (("label", "regions", "--questions", "documents:0:1", "-o", "x", "--foreground", "1.5"), 2, "from 0 to 1"),
+        (("label", "regions", "--questions", "documents:0:1", "-o", "x", "--rows"), 2, "add --from boxes"),
+        (("label", "gate", "--questions", "documents:0:1", "-o", "x", "--rows"), 2, "--rows"),
         (("label", "regions", "--questions", "documents:0:1", "-o", "x", "--recipe", "none.yaml"), 2, "cannot be read"),
         (("train", "regions", "--recipe", "none.yaml", "-o", "x"), 2, "cannot be read"),
         (

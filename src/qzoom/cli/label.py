@@ -36,9 +36,6 @@ class LabelOptions:
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the records; a rerun resumes.")]
     per_picture: Annotated[int, typer.Option(min=1, help="Maximum number of questions about a synthetic image.")] = 4
     images: Annotated[str, optional("Folder of the images, if they have moved.")] = ""
-    rows: Annotated[
-        bool, typer.Option("--rows", help="Widen the boxes of documents and receipts to what is printed on their rows.")
-    ] = False
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out and count lines that cannot be used.")] = False
     processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1
     seed: Annotated[int, typer.Option(min=0, help="Seed that selects the questions about synthetic images.")] = 0
@@ -49,7 +46,9 @@ Job = tuple["LabelRun", "list[Question]", Callable[[Any, str], None]]
 
 
 @contextmanager
-def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptions) -> Iterator[Job]:
+def _job(
+    title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptions, *, rows: bool = False
+) -> Iterator[Job]:
     """Read the questions and show progress while they are labelled; the last of the three prints the figures."""
     from qzoom.data.questions import open_questions
     from qzoom.labels.workers import LabelRun
@@ -62,7 +61,7 @@ def _job(title: str, labels: LabelOptions, model: ModelOptions, out: OutputOptio
         skip_bad=labels.skip_bad,
         per_picture=labels.per_picture,
         seed=labels.seed,
-        rows=labels.rows,
+        rows=rows,
     )
     for _, reason in skipped[:5]:
         console.note(f"left out: {reason}")
@@ -122,6 +121,10 @@ def regions(
         ),
     ],
     out: OutputOptions,
+    rows: Annotated[
+        bool,
+        typer.Option("--rows", help="With --from boxes: documents' and receipts' boxes cover what is on their rows."),
+    ] = False,
 ) -> None:
     """Make region labels from the attention of the model's own answers (stage 1), for `qzoom train regions`.
 
@@ -132,7 +135,9 @@ def regions(
     """
     from qzoom.labels.label_regions import label_regions
 
-    with _job("labels", labels, model, out) as (run, questions, tell):
+    if rows and recipe.source != "boxes":
+        raise typer.BadParameter("it widens known boxes; add --from boxes.", param_hint="--rows")
+    with _job("labels", labels, model, out, rows=rows) as (run, questions, tell):
         report = label_regions(run, questions, recipe)
     agreement = "" if report.agreement is None else f", {report.agreement:.1%} of them on a known answer"
     tell(report, f"{report.usable} of {report.maps} label maps usable{agreement}")

@@ -202,9 +202,15 @@ def with_its_row(box: Box4, lines: Iterable[Box4]) -> Box4:
     """A box widened to all that is printed on its row: a value often means nothing without the label beside it."""
     x0, y0, x1, y1 = box
     for left, top, right, bottom in lines:
-        if min(y1, bottom) - max(y0, top) > 0.5 * min(y1 - y0, bottom - top):
+        if on_one_row(box, (left, top, right, bottom)):
             x0, x1 = min(x0, left), max(x1, right)
     return x0, y0, x1, y1
+
+
+def on_one_row(first: Box4, second: Box4) -> bool:
+    """Whether two boxes share more than half of the lower one's height."""
+    shared = min(first[3], second[3]) - max(first[1], second[1])
+    return shared > 0.5 * min(first[3] - first[1], second[3] - second[1])
 
 
 def _drawn(kind: str, rest: str, per_picture: int, seed: int, *, rows: bool = False) -> list[Question]:
