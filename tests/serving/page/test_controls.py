@@ -164,6 +164,37 @@ def test_the_story_is_told_slowly_the_first_time(open_page):
     page.locator("#link[data-shown]").wait_for()
 
 
+def test_a_late_refusal_leaves_the_focus_and_gives_way_to_a_newer_key(open_page, guarded):
+    page = open_page(guarded, expect=["401"], http_credentials={"username": "any", "password": "open-sesame"})
+    upload(page)
+    page.locator("#settings summary").click()
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    with page.expect_request("**/v1/models"):
+        page.locator("#key").fill("wrong")
+        page.locator("#question").focus()
+    with page.expect_response("**/v1/models"):
+        held.pop().continue_()
+    page.locator("#alert:visible").wait_for()
+    assert page.locator("#question:focus").count() == 1
+    with page.expect_request("**/v1/models"):
+        page.locator("#key").fill("wrong too")
+        page.locator("#question").focus()
+    with page.expect_request("**/v1/models"):
+        page.locator("#key").fill("open-sesame")
+        page.locator("#question").focus()
+    old, new = held
+    with page.expect_response("**/v1/models"):
+        new.continue_()
+    page.locator("#alert").wait_for(state="hidden")
+    with page.expect_response("**/v1/models") as late:
+        old.continue_()
+    assert late.value.status == 401
+    late.value.finished()
+    assert page.locator("#model").inner_text() == "tiny"
+    assert page.locator("#alert").is_hidden()
+
+
 def test_key_and_byte_limit(open_page, guarded):
     page = open_page(guarded, expect=["401"], http_credentials={"username": "any", "password": "open-sesame"})
     upload(page)
@@ -172,10 +203,9 @@ def test_key_and_byte_limit(open_page, guarded):
     page.locator("#key").fill("wrong")
     page.locator("#question").fill(DATE)
     page.locator("#question").press("Enter")
-    page.locator("#alert:visible").wait_for()
+    page.locator("#key:focus").wait_for()
     _, refusal = call(guarded, "/v1/chat/completions", {}, key="wrong")
     assert page.locator("#alert").inner_text() == refusal["error"]["message"]
-    assert page.evaluate("document.activeElement.id") == "key"
     page.locator("#key").fill("open-sesame")
     with page.expect_request("**/v1/chat/completions") as sent:
         ask(page, DATE)

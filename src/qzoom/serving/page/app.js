@@ -27,9 +27,13 @@ const state = {
 
 /* The server */
 
+let greetings = 0; // a new key greets again, and an older reply no longer counts
+
 async function greet() {
+  const turn = ++greetings;
   try {
     const [model] = await api.models();
+    if (turn !== greetings) return;
     if (!model) throw new api.ServerError("The server lists no model.", 200);
     const facts = model.qzoom ?? {};
     state.model = model.id;
@@ -48,6 +52,7 @@ async function greet() {
     if (state.lost) complain(null); // what was said of a file meanwhile stays
     state.lost = false;
   } catch (error) {
+    if (turn !== greetings) return;
     $("model").textContent = "unknown";
     state.lost = true;
     complain(error);
@@ -62,7 +67,7 @@ function complain(error) {
   const wait = error.wait ? ` Try again in ${error.wait} s.` : "";
   box.textContent = `${error.message}${wait}`;
   (state.picture ? document.querySelector(".panel form") : $("drop")).after(box);
-  if (error.status === 401 && state.picture) settings.askForKey();
+  if (error.status === 401 && state.picture) $("settings").open = true; // the focus stays where the person types
 }
 
 /* The picture */
@@ -179,6 +184,7 @@ async function ask(text) {
     if (!alive()) return;
     result.abandon();
     complain(error);
+    if (error.status === 401) $("key").focus();
   }
   state.running = null;
   $("go").textContent = "Ask";

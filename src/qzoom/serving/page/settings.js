@@ -59,9 +59,3 @@ export function listen(changed, keyed) {
   $("key").addEventListener("input", () => setKey($("key").value));
   $("key").addEventListener("change", keyed);
 }
-
-/** Open the settings at the key, because the server asked for one. */
-export function askForKey() {
-  $("settings").open = true;
-  $("key").focus();
-}
