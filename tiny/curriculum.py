@@ -7,7 +7,7 @@ spot). Names say where the pages come from (`real`, `sheet`, `document`, `scene`
 - *_strip: two to four neighbouring rows, "What does line 2 say?";
 - *_window: a part of any size between a few lines and the page, asked about what it shows;
 - *_views: the same parts without a question, for the vision tower alone (guides only, no decoder: many a second);
-- *_pair: the coarse view plus a region crop, as in a zoom;
+- *_pair: the coarse view plus a region crop, as in a zoom (around known places, or where a region branch looks);
 - *_page: a single view at any of the resolutions; `album`: several pages in one question;
 - cards: a small readable scene; places: a scene at coarse resolution, which trains locating.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from tiny.batch import Example, Query
 from tiny.draw_pages import page_of_sample
 from tiny.model import TOKEN_PX
 from tiny.pack import Box, Pack, PackedLine, PackedQuestion, Page
+from tiny.proposals import Proposals
 from tiny.receipt_data import rows_of
 from tiny.render_views import Look, View, crop_around, fit_to_tokens, random_look, region_tokens, snippet_box
 from tiny.view_targets import build_example, glyphs_in
@@ -37,18 +38,20 @@ LADDER = (64, 100, 128, 144, 196, 256, 288, 400, 512, 1024)
 """Visual-token budgets of the plain look that evaluation uses."""
 
 _LONGEST_LINE = 18
+_PROPOSED_SHARE = 0.6
 _WHOLE_PAGE = ("kind", "stamp", "stamp_colour", "background")
 _SOURCES = {"real": "receipts", "sheet": "sheets", "document": "documents", "scene": "scenes"}
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an exercise draws from: the packs by name, a generator, and whether to measure (held-out pages, no
-    degraded looks, standard wording) instead of train."""
+    """What an exercise draws from: the packs by name, a generator, whether to measure (held-out pages, no degraded
+    looks, standard wording) instead of train, and boxes that a region branch proposed."""
 
     packs: dict[str, Pack]
     rng: np.random.Generator
     held_out: bool = False
+    proposals: Proposals = field(default_factory=dict)
 
     def page(self, source: str) -> Page:
         """A page of a source."""
@@ -237,18 +240,35 @@ def _pairs(source: str, count: int) -> Exercise:
             height, width = page.pixels.shape[:2]
             tokens = fit_to_tokens(width, height, int(rng.choice([64, 64, 100, 144])))
             question = context.some(known, 1)[0]
-            target = question.boxes[int(rng.integers(len(question.boxes)))]
-            if rng.random() < 0.5:
-                target = with_its_row(target, [line.box for line in page.lines])
-            box = crop_around(target, (width, height), rng, width / tokens[0])
+            box, proposed = region_box(context, page, question, width / tokens[0])
             look = context.look(turn=False)
             views = [View(page.pixels, None, tokens, look, rng)]
             views.append(View(page.pixels, box, region_tokens(box, rng), look, rng))
             others = [q for q in known if q is not question and _inside(q, box)]
-            examples.append(build_example(f"{source}_pair", views, page, [question, *context.some(others, 3)]))
+            asked = [question, *context.some(others, 1 if proposed else 3)]
+            examples.append(build_example(f"{source}_pair", views, page, asked))
         return examples
 
     return build
+
+
+def region_box(
+    context: Context, page: Page, question: PackedQuestion, cell_px: float
+) -> tuple[tuple[float, float, float, float], bool]:
+    """What a zoom reads, and whether a region branch proposed it: the proposed box, its edges moved by up to half a
+    cell, in a share of the cases where it holds the answer, and else a box around a known place or its row."""
+    rng = context.rng
+    height, width = page.pixels.shape[:2]
+    proposed = context.proposals.get((page.name, question.question))
+    if proposed is not None and rng.random() < _PROPOSED_SHARE:
+        moved = np.array(proposed) + rng.uniform(-0.5, 0.5, 4) * cell_px
+        x0, y0, x1, y1 = np.clip(np.round(moved), 0, (width, height, width, height)).tolist()
+        if _inside(question, (x0, y0, x1, y1)):
+            return (x0, y0, x1, y1), True
+    target = question.boxes[int(rng.integers(len(question.boxes)))]
+    if rng.random() < 0.5:
+        target = with_its_row(target, [line.box for line in page.lines])
+    return crop_around(target, (width, height), rng, cell_px), False
 
 
 def _pages(source: str, budgets: tuple[int, ...], token_total: int) -> Exercise:

@@ -78,6 +78,9 @@ class Recipe:
     receipts: str | None = None
     """Folder of the scanned receipts, for exercises that begin with `real`; null takes the one that QZOOM_RECEIPTS
     names."""
+    proposals: str | None = None
+    """Folder of the boxes that `train.py propose` drew; `*_pair` exercises take part of their crops there. None takes
+    all of them around known places."""
     start_from: str | None = None
     """Folder of an exported model to go on from; its guides are learned anew. None starts from scratch."""
     guide_steps: Annotated[int, Between(0)] = 60

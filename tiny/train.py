@@ -3,6 +3,7 @@
     python tiny/train.py pack --recipe recipes/tiny/reader.yaml
     python tiny/train.py train --recipe recipes/tiny/reader.yaml --output runs/tiny
     python tiny/train.py measure --recipe recipes/tiny/reader.yaml --output runs/tiny
+    python tiny/train.py propose --recipe recipes/tiny/reader.yaml --model tiny --output runs/tiny-proposals
     python tiny/train.py average runs/a/model runs/b/model --output runs/mean
 
 Every command can be stopped at any time (also by kill -9) and is resumed by the same command. `train` writes
@@ -30,6 +31,7 @@ import torch
 import typer
 
 from qzoom.errors import ConfigError, QZoomError
+from qzoom.model import QZoom
 from tiny.aux_losses import GuidedModel, Targets, count_targets
 from tiny.batch import Batch, Example, collate, split_pool
 from tiny.checkpoint import MasterWeights, load_state, save_state
@@ -39,6 +41,7 @@ from tiny.measure import measure
 from tiny.model import average_models, build_tiny, export_model, load_weights, use_fast_kernels
 from tiny.pack import Pack, build_pack
 from tiny.processes import Processes
+from tiny.proposals import propose, read_proposals
 from tiny.receipt_data import ReceiptFolder
 from tiny.recipe import Recipe, load_recipe
 from tiny.tokenizer import build_tokenizer, vocabulary_sentences
@@ -117,6 +120,7 @@ class Run:
         self.processes = Processes()
         self.tokenizer = build_tokenizer(vocabulary_sentences(), recipe.vocabulary_size)
         self.packs = open_packs(recipe)
+        self.proposals = read_proposals(Path(recipe.proposals)) if recipe.proposals is not None else {}
         model = build_tiny(recipe.architecture, self.tokenizer, recipe.seed)
         if recipe.start_from is not None:
             load_weights(model, Path(recipe.start_from))
@@ -216,7 +220,7 @@ class Run:
         for name in sorted(mix):
             wanted = mix[name] / total * self.recipe.step_positions / self._cost(name)
             for _ in range(int(wanted + rng.random())):
-                examples += examples_of(name, Context(self.packs, rng))
+                examples += examples_of(name, Context(self.packs, rng, proposals=self.proposals))
         return examples if examples else self.draw(step + 1_000_000_000)
 
     def _cost(self, exercise: str) -> float:
@@ -287,13 +291,29 @@ def _cut_curve(path: Path, step: int) -> None:
 
 
 RecipeOption = Annotated[Path, typer.Option(help="YAML file that says what to train.")]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for state, curve and model.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 
 
 @app.command("pack")
 def pack_command(recipe: RecipeOption) -> None:
     """Draw the pictures that the recipe trains on, once."""
     make_packs(load_recipe(recipe))
+
+
+@app.command("propose")
+def propose_command(
+    recipe: RecipeOption,
+    model: Annotated[Path, typer.Option(help="Folder of a model with a region branch.")],
+    output: OutputOption = Path("runs/tiny-proposals"),
+) -> None:
+    """Draw the boxes that a model's region branch proposes for the packs' questions."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    packs = open_packs(load_recipe(recipe))
+    output.mkdir(parents=True, exist_ok=True)
+    zoomer = QZoom.from_pretrained(str(model))
+    for name in ("documents_train", "scenes_train", "receipts_train"):
+        if name in packs:
+            propose(zoomer, packs[name], output / f"{name}.jsonl", report=_progress(name))
 
 
 @app.command("train")

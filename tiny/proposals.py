@@ -1,0 +1,96 @@
+"""Boxes that a trained region branch proposes for the questions of the training packs.
+
+What a zoom shows in use is not a margin around the known answer: it lies where the branch is sure, and holds the answer
+mostly near its middle. The `*_pair` exercises therefore take most of their crops from here once a recipe names the
+folder in `proposals`. Answers that a proposed box does not hold are trained on known places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from qzoom.checkpoints.weights import weights_digest
+from qzoom.errors import DataError
+from qzoom.model import QZoom
+from qzoom.store.log import Log, LogWriter
+from tiny.pack import Box, Pack, PackedQuestion, Page
+
+PURPOSE = "proposals"
+Proposals = dict[tuple[str, str], Box]
+"""Boxes (xyxy, pixels of the page) by the page's name and the question."""
+
+_BUDGETS = (64, 100, 144)
+_THRESHOLDS = (0.4, 0.8)
+
+
+def propose(
+    model: QZoom,
+    pack: Pack,
+    path: Path,
+    *,
+    per_page: int = 6,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> None:
+    """Write (or finish) the log `path` with boxes for up to `per_page` questions of every page.
+
+    Token budget and region threshold vary from page to page, as they do in use.
+
+    Raises:
+        ConfigError: the log belongs to another model, pack or seed.
+    """
+    header = pack.header
+    settings = {
+        "weights": weights_digest(model.engine),
+        "pack": {"kind": header.kind, "renderer": header.renderer, "seed": header.seed, "count": header.count},
+        "per_page": per_page,
+        "seed": seed,
+    }
+    with LogWriter(path, PURPOSE, settings, sync_s=5, advice="delete it, or name another folder") as log:
+        for number, page in enumerate(pack):
+            if page.name not in log:
+                rng = np.random.default_rng([seed, number])
+                log.append(page.name, list(_of_page(model, page, per_page, rng)))
+            if report is not None:
+                report(number + 1)
+
+
+def _of_page(model: QZoom, page: Page, count: int, rng: np.random.Generator) -> Iterable[list[object]]:
+    known = [question for question in page.questions if question.boxes]
+    chosen = _first_fields_first(known, rng)[:count]
+    if not chosen:
+        return
+    session = model.session(Image.fromarray(page.pixels), coarse_tokens=int(rng.choice(_BUDGETS)))
+    threshold = round(float(rng.uniform(*_THRESHOLDS)), 3)
+    for question in chosen:
+        seen = session.perceive(question.question, zoom="always", region_threshold=threshold)
+        for region in seen.regions[:1]:
+            yield [question.question, list(region.box)]
+
+
+def _first_fields_first(questions: list[PackedQuestion], rng: np.random.Generator) -> list[PackedQuestion]:
+    """In random order, the receipts' three fields first."""
+    shuffled = [questions[int(i)] for i in rng.permutation(len(questions))]
+    return sorted(shuffled, key=lambda question: question.field not in ("total", "date", "company"))
+
+
+def read_proposals(folder: Path) -> Proposals:
+    """All boxes of the logs in a folder.
+
+    Raises:
+        DataError: there are none, or one is damaged.
+    """
+    found: Proposals = {}
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise DataError(f"{folder} holds no proposed boxes; make them with `python tiny/train.py propose`.")
+    for path in paths:
+        for name, items in Log(path, PURPOSE):
+            for question, box in items:
+                x0, y0, x1, y1 = (int(edge) for edge in box)
+                found[name, str(question)] = (x0, y0, x1, y1)
+    return found
