@@ -175,6 +175,7 @@ def _image(url: str) -> Image.Image:
 def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
     """An application on a real port."""
     listener = bind("127.0.0.1", port)
+    listener.listen()  # who connects before the server runs waits, and is not refused
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
