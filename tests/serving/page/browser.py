@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -77,6 +78,22 @@ def call(url: str, path: str, body: dict[str, Any], key: str = "") -> tuple[int,
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+class HeldRequests:
+    """A page's requests for an address, which wait until they are let go."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self._page, self._held = page, []
+        page.route(address, lambda route: self._held.append(route))
+
+    def next(self) -> Any:
+        """The oldest that waits, as Playwright's route; waits for one."""
+        deadline = time.monotonic() + 240
+        while not self._held:  # a route has no event to wait for
+            assert time.monotonic() < deadline, "the page did not ask"
+            self._page.wait_for_timeout(10)
+        return self._held.pop(0)
 
 
 def body_of(path, question, **controls):

@@ -8,7 +8,19 @@ import pytest
 from PIL import Image
 
 from qzoom.serving.settings import ServerLimits
-from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, ask, body_of, call, done, numbers, truth, upload
+from tests.serving.page.browser import (
+    DATE,
+    EXAMPLES,
+    RECEIPT,
+    HeldRequests,
+    ask,
+    body_of,
+    call,
+    done,
+    numbers,
+    truth,
+    upload,
+)
 from tests.serving.running import running
 
 pytestmark = pytest.mark.slow
@@ -118,15 +130,14 @@ def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(open_page, tmp_p
 
 
 def test_what_is_said_of_a_file_stays_when_the_server_answers_late(open_page, tmp_path):
-    held = []
     page = open_page()
-    page.route("**/v1/models", lambda route: held.append(route))
+    held = HeldRequests(page, "**/v1/models")
     page.reload()
     (tmp_path / "notes.jpg").write_text("these are notes")
     page.locator("#file").set_input_files(tmp_path / "notes.jpg")
     page.locator("#alert:visible").wait_for()
     with page.expect_response("**/v1/models"):
-        held[0].continue_()
+        held.next().continue_()
     page.locator("#model:has-text('tiny')").wait_for()
     assert page.locator("#alert").inner_text().startswith("This browser cannot show notes.jpg.")
 
@@ -168,22 +179,19 @@ def test_a_late_refusal_leaves_the_focus_and_gives_way_to_a_newer_key(open_page,
     page = open_page(guarded, expect=["401"], http_credentials={"username": "any", "password": "open-sesame"})
     upload(page)
     page.locator("#settings summary").click()
-    held = []
-    page.route("**/v1/models", lambda route: held.append(route))
-    with page.expect_request("**/v1/models"):
-        page.locator("#key").fill("wrong")
+    held = HeldRequests(page, "**/v1/models")
+
+    def write(key):
+        page.locator("#key").fill(key)
         page.locator("#question").focus()
+        return held.next()
+
+    refused = write("wrong")
     with page.expect_response("**/v1/models"):
-        held.pop().continue_()
+        refused.continue_()
     page.locator("#alert:visible").wait_for()
     assert page.locator("#question:focus").count() == 1
-    with page.expect_request("**/v1/models"):
-        page.locator("#key").fill("wrong too")
-        page.locator("#question").focus()
-    with page.expect_request("**/v1/models"):
-        page.locator("#key").fill("open-sesame")
-        page.locator("#question").focus()
-    old, new = held
+    old, new = write("wrong too"), write("open-sesame")
     with page.expect_response("**/v1/models"):
         new.continue_()
     page.locator("#alert").wait_for(state="hidden")

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tests.pdfs import of_pictures
-from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, ask, done, numbers, truth, upload
+from tests.serving.page.browser import DATE, EXAMPLES, RECEIPT, HeldRequests, ask, done, numbers, truth, upload
 
 pytestmark = pytest.mark.slow
 
@@ -230,14 +230,12 @@ def test_a_file_chosen_before_the_server_said_its_model_waits_for_it(open_page, 
 
     (tmp_path / "pages.pdf").write_bytes(of_pictures([Image.open(RECEIPT)] * 2, dpi=200))
     page = open_page()
-    held = []
-    page.route("**/v1/models", lambda route: held.append(route))
-    with page.expect_request("**/v1/models"):
-        page.reload()
+    held = HeldRequests(page, "**/v1/models")
+    page.reload()
+    greeting = held.next()
     page.locator("#file").set_input_files(tmp_path / "pages.pdf")
     assert page.locator("#strip button").count() == 0
-    assert len(held) == 1
-    held[0].continue_()
+    greeting.continue_()
     page.locator("#strip button").nth(1).wait_for()
 
 
