@@ -14,7 +14,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -168,7 +168,7 @@ def build_pack(
         raise DataError(f"The pack {path} is truncated: delete {pixels_path.name} and {index_path.name}, pack again.")
     try:
         if found is None:
-            index_path.write_text(json.dumps({"header": _header_values(header)}) + "\n", encoding="utf-8")
+            index_path.write_text(json.dumps({"header": asdict(header)}) + "\n", encoding="utf-8")
         else:
             _drop_partial_line(index_path)
         with pixels_path.open("ab") as pixels, index_path.open("a", encoding="utf-8") as index:
@@ -216,10 +216,6 @@ def _question(values: list[Any]) -> PackedQuestion:
     return PackedQuestion(
         field, question, answer, tuple(tuple(b) for b in boxes), bool(easy), tuple(tuple(s) for s in spans)
     )
-
-
-def _header_values(header: PackHeader) -> dict[str, Any]:
-    return {"kind": header.kind, "renderer": header.renderer, "seed": header.seed, "count": header.count}
 
 
 def _same(path: Path, found: PackHeader, wanted: PackHeader) -> None:

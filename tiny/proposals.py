@@ -8,6 +8,7 @@ folder in `proposals`. Answers that a proposed box does not hold are trained on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,8 @@ def propose(
     Raises:
         ConfigError: the log belongs to another model, pack or seed.
     """
-    header = pack.header
-    settings = {
-        "weights": weights_digest(model.engine),
-        "pack": {"kind": header.kind, "renderer": header.renderer, "seed": header.seed, "count": header.count},
-        "per_page": per_page,
-        "seed": seed,
-    }
+    weights = weights_digest(model.engine)
+    settings = {"weights": weights, "pack": asdict(pack.header), "per_page": per_page, "seed": seed}
     with LogWriter(path, PURPOSE, settings, sync_s=5, advice="delete it, or name another folder") as log:
         for number, page in enumerate(pack):
             if page.name not in log:
