@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qzoom.data.questions import with_its_row
+from qzoom.data.questions import RECEIPT_FIELDS, with_its_row
 from qzoom.data.synthetic.page import HELD_OUT_SEEDS, TRAIN_SEEDS, FontSet
 from qzoom.data.synthetic.scenes import render_scene
 from qzoom.data.synthetic.texts import ask
@@ -69,7 +69,7 @@ class Context:
 
     def some(self, questions: list[PackedQuestion], count: int) -> list[PackedQuestion]:
         """At most `count` questions in random order, the receipts' three fields first more often."""
-        weight = np.array([3.0 if q.field in ("total", "date", "company") else 1.0 for q in questions])
+        weight = np.array([3.0 if q.field in RECEIPT_FIELDS else 1.0 for q in questions])
         order = np.argsort(-weight * self.rng.random(len(questions)) ** 0.5)
         return [questions[int(i)] for i in order[:count]]
 

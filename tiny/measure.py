@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from qzoom.data.questions import RECEIPT_FIELDS
 from tiny.aux_losses import GuidedModel
 from tiny.batch import Example, collate, split_pool
-from tiny.curriculum import Context, build_example, examples_of
+from tiny.curriculum import Context, examples_of
 from tiny.pack import Pack
 from tiny.render_views import View, fit_to_tokens
+from tiny.view_targets import build_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,7 +55,7 @@ def dev_examples(pack: Pack) -> dict[str, list[Example]]:
     found: dict[str, list[Example]] = {}
     for page in pack:
         for question in page.questions:
-            if not question.boxes or question.field not in ("total", "date", "company"):
+            if not question.boxes or question.field not in RECEIPT_FIELDS:
                 continue
             x0, y0, x1, y1 = question.boxes[0]
             grow = 0.3 * (y1 - y0)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from qzoom.checkpoints.weights import weights_digest
+from qzoom.data.questions import RECEIPT_FIELDS
 from qzoom.errors import DataError
 from qzoom.model import QZoom
 from qzoom.store.log import Log, LogWriter
@@ -71,7 +72,7 @@ def _of_page(model: QZoom, page: Page, count: int, rng: np.random.Generator) -> 
 def _first_fields_first(questions: list[PackedQuestion], rng: np.random.Generator) -> list[PackedQuestion]:
     """In random order, the receipts' three fields first."""
     shuffled = [questions[int(i)] for i in rng.permutation(len(questions))]
-    return sorted(shuffled, key=lambda question: question.field not in ("total", "date", "company"))
+    return sorted(shuffled, key=lambda question: question.field not in RECEIPT_FIELDS)
 
 
 def read_proposals(folder: Path) -> Proposals:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from qzoom.data.questions import RECEIPT_FIELDS
 from qzoom.errors import DataError
 from tiny.pack import Box, PackedLine, PackedQuestion, PackHeader, Page
 
 _HELD_OUT_SHARE = 16
-_ASKED_OTHERWISE = ("total", "date", "company")
 _LABEL = re.compile(r"^[A-Z][A-Z .&#/()]{1,22}$")
 
 
@@ -115,7 +115,7 @@ def value_questions(lines: tuple[PackedLine, ...]) -> list[PackedQuestion]:
     for row in rows_of(lines):
         for label, value, parts in _pairs([lines[index] for index in row], row):
             name = label.strip(" .:#").lower()
-            if name in _ASKED_OTHERWISE:
+            if name in RECEIPT_FIELDS:
                 continue
             answer = re.sub(r"^(RM|MYR|\$)\s*(?=\d)", "", value)
             asked = (

@@ -18,6 +18,7 @@ import PIL.Image
 from pydantic import Field
 
 from qzoom.data.overlay import ShareSchedule
+from qzoom.data.questions import RECEIPT_FIELDS
 from qzoom.data.synthetic.documents import render_document
 from qzoom.data.synthetic.page import TRAIN_SEEDS
 from qzoom.data.synthetic.scenes import render_scene
@@ -115,7 +116,7 @@ def draw_rehearsal(seed: int, most: int = 6) -> tuple[PIL.Image.Image, list[tupl
     rng = np.random.default_rng(seed)
     render = render_document if rng.random() < 0.5 else render_scene
     sample = render(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)), font_set="train", reword=True)
-    weight = np.array([3.0 if q.field in ("total", "date", "company") else 1.0 for q in sample.questions])
+    weight = np.array([3.0 if q.field in RECEIPT_FIELDS else 1.0 for q in sample.questions])
     order = np.argsort(-weight * rng.random(len(sample.questions)) ** 0.5)
     questions = [sample.questions[int(i)] for i in order[:most]]
     return sample.image, [(question.question, question.answer) for question in questions]
