@@ -58,8 +58,9 @@ class QZoom:
         Args:
             id_or_path: a folder or a hub id.
             revision: branch, tag or commit on the hub.
-            dtype: "auto" (as stored), "float32", "bfloat16", "float16" (CUDA) or a torch dtype; `torch_dtype` is taken
-                as another name.
+            dtype: "auto", "float32", "bfloat16", "float16" (CUDA) or a torch dtype; `torch_dtype` is taken as another
+                name. "auto" is what is stored; on CPUs float32 for float16, and for bfloat16 on x86 without AVX-512 if
+                the model takes at most 4 GB so.
             device_map: "cpu", "cuda", "cuda:0", or "auto"; one device only.
             attn_implementation: "sdpa" or "eager"; "flash_attention_2" or "flash_attention_3" on CUDA, for the vision
                 encoder.

@@ -1,13 +1,16 @@
 import math
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qzoom.checkpoints.base import choose_dtype
 from qzoom.checkpoints.load import load_engine
+from qzoom.checkpoints.weights import TensorInfo, WeightIndex
 from qzoom.config import BoxRule, ZoomConfig
 from qzoom.errors import ConfigError, DeviceError
 from qzoom.model import QZoom
@@ -66,7 +69,8 @@ def test_plain_base_model_loads_without_branches(family, plain):
     assert answer.tokens == made.tokens
 
 
-def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path, merged):
+def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path, merged, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     stored = folders.write_merged(folders.engine("qwen3_vl", torch.bfloat16), tmp_path / "bf16")
     for folder, dtype, expected in (
         (merged["qwen3_vl"], "auto", torch.float32),
@@ -80,6 +84,28 @@ def test_number_format_is_the_stored_one_or_the_one_asked_for(tmp_path, merged):
     folder = folders.copy(merged["qwen3_vl"], tmp_path / "model")
     folders.rewrite(folder, {name: value.half() for name, value in folders.all_tensors(folder).items()})
     assert load_engine(folder).backbone.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "million_numbers", "expected"),
+    [
+        ("x86_64", "AVX2", 1000, torch.float32),
+        ("AMD64", "DEFAULT", 1000, torch.float32),
+        ("x86_64", "AVX2", 1001, torch.bfloat16),  # over 4 GB in float32
+        ("x86_64", "AVX512", 1000, torch.bfloat16),
+        ("aarch64", "DEFAULT", 1000, torch.bfloat16),
+    ],
+)
+def test_small_models_are_widened_where_the_cpu_computes_bfloat16_slowly(
+    machine, capability, million_numbers, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    tensors = {"a": TensorInfo("model.safetensors", "BF16", (1000, 1000, million_numbers))}
+    index = WeightIndex(Path(), "model", tensors, {}, sharded=False)
+    assert choose_dtype("auto", torch.device("cpu"), index) == expected
+    assert choose_dtype("bfloat16", torch.device("cpu"), index) == torch.bfloat16
+    assert choose_dtype("auto", torch.device("cuda"), index) == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ the one the release used.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _COMPILED = "128"
 """How many compiled programs oneDNN keeps."""
+_WIDENED_GB = 4
+"""Models of up to so many GB in float32 are computed in float32 where a CPU computes bfloat16 slowly."""
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -125,7 +129,7 @@ def load_backbone(
 
     Args:
         folder: config.json, safetensors, tokenizer and image processor settings.
-        dtype: "auto" (as stored), "float32", "bfloat16", or a torch dtype.
+        dtype: "auto" (see `choose_dtype`), "float32", "bfloat16", or a torch dtype.
         device_map: None or "cpu", "cuda", "cuda:0", "auto".
         attn_implementation: one of `ATTENTIONS`; flash attention serves the vision encoder, whose pictures have many
             sizes, and the decoder runs on sdpa, which takes its masks.
@@ -238,15 +242,25 @@ def choose_device(device_map: Any) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIndex | None) -> torch.dtype:
-    """The number format to load in; half precision stored for a CPU becomes float32 (ConfigError: an unknown format;
-    DeviceError: float16 asked for on a CPU)."""
+    """The number format to load in.
+
+    "auto" takes what is stored, but float32 for float16 on a CPU, and for bfloat16 on a CPU that computes it slowly,
+    if the model takes at most 4 GB so.
+
+    Raises:
+        ConfigError: an unknown format.
+        DeviceError: float16 asked for on a CPU.
+    """
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     known |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if dtype == "auto" and index is not None:
         stored = _stored_dtype(index)
-        return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+        if device.type != "cpu" or stored == torch.float32:
+            return stored
+        widen = stored == torch.float16 or (_bfloat16_is_slow() and _numbers(index) * 4 <= _WIDENED_GB * 1e9)
+        return torch.float32 if widen else stored
     chosen = known.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in known.values():
         raise ConfigError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', not {dtype!r}.")
@@ -254,6 +268,19 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIn
         raise DeviceError("float16 is hundreds of times slower on a CPU; use 'bfloat16' or 'float32'.")
     assert isinstance(chosen, torch.dtype)
     return chosen
+
+
+def _bfloat16_is_slow() -> bool:
+    """Whether the CPU is an x86 one without AVX-512 (or AMX), on which matrix products in bfloat16 are several times
+    slower than in float32."""
+    import torch
+
+    return platform.machine() in ("x86_64", "AMD64") and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+
+
+def _numbers(index: WeightIndex) -> int:
+    """How many numbers the tensors hold."""
+    return sum(math.prod(info.shape) for info in index.tensors.values())
 
 
 def _stored_dtype(index: WeightIndex) -> torch.dtype:

@@ -44,7 +44,7 @@ def load_engine(
     Args:
         id_or_path: "tiny", a folder, or a hub id.
         revision: branch, tag or commit on the hub.
-        dtype: "auto" (as stored), "float32", "bfloat16" or a torch dtype.
+        dtype: "auto" (see `choose_dtype`), "float32", "bfloat16" or a torch dtype.
         device_map: None or "cpu", "cuda", "cuda:0", "auto"; one device only.
         attn_implementation: "sdpa", "eager", "flash_attention_2" or "flash_attention_3"; see `load_backbone`.
         config: used instead of the checkpoint's own arithmetic; its K and T must be the checkpoint's.

@@ -77,7 +77,8 @@ class ModelOptions:
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(
             envvar="QZOOM_DTYPE",
-            help="Number format of the weights; auto keeps the checkpoint's. float16 is for GPUs without bfloat16.",
+            help="Number format of the weights; auto keeps the checkpoint's, or takes float32 (models of up to 4 GB) "
+            "where a CPU computes bfloat16 slowly. float16 is for GPUs without bfloat16.",
         ),
     ] = "auto"
     quantization: Annotated[
