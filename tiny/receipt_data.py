@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 
 from qzoom.data.questions import RECEIPT_FIELDS
 from qzoom.errors import DataError
+from qzoom.store.log import atomic_path
 from tiny.pack import Box, PackedLine, PackedQuestion, PackHeader, Page
 
 _HELD_OUT_SHARE = 16
@@ -66,6 +68,16 @@ class ReceiptFolder:
         data = path.read_bytes()
         digest.update(data)
         return [json.loads(line) for line in data.decode().splitlines() if line]
+
+    def copy_to(self, folder: Path) -> int:
+        """Copy the pictures, and their questions as `questions.jsonl`, into a folder; how many there are."""
+        for entry in self._entries:
+            picture = folder / entry["image"]
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self._folder / entry["image"], picture)
+        with atomic_path(folder / "questions.jsonl") as part:
+            part.write_text("".join(json.dumps(entry) + "\n" for entry in self._entries), encoding="utf-8")
+        return len(self._entries)
 
     def page(self, number: int) -> Page:
         """The page of a picture, grey."""

@@ -316,6 +316,15 @@ def propose_command(
             propose(zoomer, packs[name], output / f"{name}.jsonl", report=_progress(name))
 
 
+@app.command("held-out")
+def held_out_command(
+    receipts: Annotated[Path, typer.Option(envvar="QZOOM_RECEIPTS", help="Folder of the scanned receipts.")],
+    output: OutputOption = Path("runs/tiny-held-out"),
+) -> None:
+    """Copy the receipts that the reader never sees, for the gate's labels."""
+    typer.echo(f"{ReceiptFolder(receipts, 'held_out').copy_to(output)} pictures in {output}.")
+
+
 @app.command("train")
 def train_command(
     recipe: RecipeOption,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qzoom.data.questions import read_questions
 from qzoom.errors import ConfigError, DataError
 from tests.tiny.test_train import _recipe
 from tiny.curriculum import EXERCISES, Context, examples_of, packs_needed
@@ -11,7 +12,7 @@ from tiny.measure import dev_examples
 from tiny.pack import PackedLine
 from tiny.receipt_data import ReceiptFolder, is_held_out, rows_of, target_text, value_questions
 from tiny.render_views import Look, View, crop_around, region_tokens, snippet_box
-from tiny.train import make_packs, open_packs
+from tiny.train import held_out_command, make_packs, open_packs
 
 
 def _receipts(folder):
@@ -127,6 +128,10 @@ def test_held_out_pictures_are_never_trained_on(tmp_path):
     assert len(names[0] | names[1]) == 40
     assert all(is_held_out(name) for name in names[1])
     assert train.header.kind != held_out.header.kind
+    held_out_command(folder, tmp_path / "held-out")
+    questions = read_questions(tmp_path / "held-out" / "questions.jsonl")[0]
+    assert {question.name for question in questions} == names[1]
+    assert questions[0].turns[0].answers == ("RM 9.50",)
 
 
 def test_missing_receipts_are_named(tmp_path, packs, monkeypatch):
