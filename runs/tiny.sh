@@ -43,9 +43,10 @@ if [ ! -d runs/tiny-regions-start ]; then # the first branch on the new base
 fi
 qzoom train regions --refit --recipe recipes/tiny/regions.yaml --base runs/tiny-regions-start -o runs/tiny-regions
 
-# 4. Train the gate on whether zooming helped.
+# 4. Train the gate on whether zooming helped, on receipts too: those that the base model was not trained on.
+python tiny/train.py held-out -o runs/tiny-held-out
 qzoom label gate --by zoom --model runs/tiny-regions/model --questions documents:600:250 --questions scenes:500:200 \
-  --tokens 64,100,144 -o runs/tiny-labels/gate
+  --questions receipts:runs/tiny-held-out:questions --tokens 64,100,144 -o runs/tiny-labels/gate
 qzoom train gate --recipe recipes/tiny/gate.yaml --base runs/tiny-regions/model -o runs/tiny-gate
 
 # 5. Evaluate.
