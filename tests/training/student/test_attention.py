@@ -6,7 +6,7 @@ import torch
 from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.losses import IGNORE
-from qzoom.training.student.attention import check_supervision, layer_inputs, supervision_loss
+from qzoom.training.student.attention import _LONG, _plain, check_supervision, layer_inputs, supervision_loss
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import read_split
 from qzoom.training.student.recipe import AttentionSupervision, SftSettings
@@ -26,6 +26,24 @@ def made(data, tmp_path):
     rows = [ScheduleEntry((0, 1, 2), 0, 0.0, 12), ScheduleEntry((3,), 0, 0.0, 12)]
     collator = Collator(Prompter(student, recipe), split.train, rows, masked=True, regions=True)
     return student.backbone.model, collator, student.backbone.image_token_id
+
+
+@pytest.mark.parametrize("length", [_LONG - 1, _LONG])
+def test_short_and_long_sequences_are_computed_alike(length):
+    generator = torch.Generator().manual_seed(length)
+    query, key, value = (torch.randn(2, 3, length, 8, generator=generator, requires_grad=True) for _ in range(3))
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None].expand(2, 1, -1, -1)
+    scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~mask, -1e9)
+    expected = scores.softmax(-1) @ value
+    out = _plain(query, key, value, mask, 0.3)
+    assert torch.allclose(out, expected, atol=1e-5)
+    weights = torch.randn(out.shape, generator=generator)
+    for found, wanted in zip(
+        torch.autograd.grad((out * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        assert torch.allclose(found, wanted, atol=1e-4)
 
 
 def test_a_question_knows_the_visual_tokens_of_its_region(made):
