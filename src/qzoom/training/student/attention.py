@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 TEXT_ATTENTION = "qzoom_plain"
 VISION_ATTENTION = "flash_attention_qzoom_packed"
 _LONG = 256
-"""From so many keys on torch's kernels are faster in float32: on a core without AVX-512 both passes take 35 instead of
-85 ms for eight sequences of 256 tokens, 153 for 456 for one of 1,350. In bfloat16 they were not measured."""
+"""From so many keys on torch's kernels are faster in float32: on a core without AVX-512, both passes take 35 instead of
+85 ms (eight sequences of 256 tokens), or 153 instead of 456 (one of 1,350). In bfloat16 they were not measured."""
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
