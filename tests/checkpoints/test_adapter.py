@@ -34,7 +34,7 @@ def test_round_trip_keeps_every_bit(family, dtype, shard, tmp_path):
     made = dataclasses.replace(made, config=config)
     folder = save_pretrained(made, tmp_path / "adapter", compact=False, max_shard_size=shard)
     assert (len(list(folder.glob("qzoom*.safetensors"))) > 1) == (shard != "5GB")
-    loaded = load_engine(folder)
+    loaded = load_engine(folder, dtype=dtype)
     assert folders.same_branches(made, loaded)
     assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
     assert loaded.config == config

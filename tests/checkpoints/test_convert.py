@@ -38,7 +38,7 @@ def test_merged_to_ours_and_back_gives_the_same_files(family, dtype, shard_bytes
     report = convert(source, tmp_path / "ours")
     assert (report.read_kind, report.written_kind, report.notes) == ("upstream", "adapter", ())
     assert report.tensors == len(folders.all_tensors(source))
-    loaded = load_engine(tmp_path / "ours")
+    loaded = load_engine(tmp_path / "ours", dtype=dtype)
     assert folders.same_branches(made, loaded)
     assert folders.same_tensors(made.backbone.model.state_dict(), loaded.backbone.model.state_dict())
     assert loaded.config.replace(provenance={}) == load_engine(source).config.replace(provenance={})
