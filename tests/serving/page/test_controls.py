@@ -33,13 +33,14 @@ def guarded(model):
         yield site.url
 
 
-def test_a_threshold_is_tried_out_and_then_asked_with(open_page, url):
+def test_a_threshold_is_tried_out_and_then_asked_with(open_page, url, model):
     page = open_page()
     upload(page)
     ask(page, DATE)
     assert page.locator(".box").count() == 1
     page.locator("#settings summary").click()
-    assert page.locator("[data-name=gate_threshold] output").inner_text() == "the model's own (0.30)"
+    own = f"the model's own ({model.config.gate_threshold:.2f})"
+    assert page.locator("[data-name=gate_threshold] output").inner_text() == own
     with page.expect_response("**/v1/perceive") as reply:
         page.locator("#gate_threshold").fill("1")
     seen = reply.value.json()
