@@ -64,7 +64,7 @@ class ReceiptFolder:
     def _read(self, name: str, digest: Any) -> list[dict[str, Any]]:
         path = self._folder / f"{name}.jsonl"
         if not path.is_file():
-            raise DataError(f"{path} is missing: set `receipts` in the recipe to the folder of the scanned receipts.")
+            raise DataError(f"{path} is missing: QZOOM_RECEIPTS, or `receipts` in the recipe, must name their folder.")
         data = path.read_bytes()
         digest.update(data)
         return [json.loads(line) for line in data.decode().splitlines() if line]
