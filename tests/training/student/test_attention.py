@@ -6,7 +6,7 @@ import torch
 from qzoom.data.overlay import ShareSchedule
 from qzoom.errors import ConfigError
 from qzoom.training.losses import IGNORE
-from qzoom.training.student.attention import _LONG, _plain, check_supervision, layer_inputs, supervision_loss
+from qzoom.training.student.attention import _LONG, _attend, check_supervision, layer_inputs, supervision_loss
 from qzoom.training.student.collate import Collator, Prompter
 from qzoom.training.student.data import read_split
 from qzoom.training.student.recipe import AttentionSupervision, SftSettings
@@ -35,7 +35,7 @@ def test_short_and_long_sequences_are_computed_alike(length):
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None].expand(2, 1, -1, -1)
     scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~mask, -1e9)
     expected = scores.softmax(-1) @ value
-    out = _plain(query, key, value, mask, 0.3)
+    out = _attend(query, key, value, mask, 0.3)
     assert torch.allclose(out, expected, atol=1e-5)
     weights = torch.randn(out.shape, generator=generator)
     for found, wanted in zip(

@@ -33,7 +33,7 @@ _LONG = 256
 85 ms (eight sequences of 256 tokens), or 153 instead of 456 (one of 1,350). In bfloat16 they were not measured."""
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """(B, heads, S, d) attention; `mask` is boolean, true = attend, broadcastable to (B, heads, S, S)."""
     if key.shape[-2] >= _LONG and key.dtype == torch.float32:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
@@ -51,7 +51,7 @@ def _text(
     groups = module.num_key_value_groups
     folded = query.reshape(batch, heads // groups, groups * length, width)
     mask = None if attention_mask is None else attention_mask.repeat(1, 1, groups, 1)
-    out = _plain(folded, key, value, mask, scaling)
+    out = _attend(folded, key, value, mask, scaling)
     return out.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
@@ -79,7 +79,7 @@ def _vision(
         stacked = [
             tensor[0, :, part].unflatten(1, (last - index, size)).transpose(0, 1) for tensor in (query, key, value)
         ]
-        outputs.append(_plain(stacked[0], stacked[1], stacked[2], None, scaling).transpose(1, 2).flatten(0, 1))
+        outputs.append(_attend(stacked[0], stacked[1], stacked[2], None, scaling).transpose(1, 2).flatten(0, 1))
         index = last
     return torch.cat(outputs)[None], None
 
