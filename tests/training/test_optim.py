@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qzoom.errors import ConfigError
+from qzoom.training import optim
 from qzoom.training.optim import MuonWithAdamW
 from qzoom.training.student.recipe import SftSettings
 from qzoom.training.student.trainers import make_optimizer
@@ -34,7 +35,8 @@ def step(model, *optimizers):
         optimizer.zero_grad()
 
 
-def test_steps_are_those_of_muon_and_adamw_alone():
+def test_steps_are_those_of_muon_and_adamw_alone(monkeypatch):
+    monkeypatch.setattr(optim, "bfloat16_is_slow", lambda: False)
     one, two = Small(), Small()
     together = make_optimizer(one, PART)
     muon = torch.optim.Muon([two.inner.weight], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -46,6 +48,20 @@ def test_steps_are_those_of_muon_and_adamw_alone():
     before, after = Small().state_dict(), one.state_dict()
     assert all(torch.equal(after[name], value) for name, value in two.state_dict().items())
     assert {name for name in before if torch.equal(before[name], after[name])} == {"frozen.weight", "frozen.bias"}
+
+
+def test_where_bfloat16_is_slow_muon_computes_in_float32(monkeypatch):
+    grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    updates = {}
+    for slow in (False, True):
+        monkeypatch.setattr(optim, "bfloat16_is_slow", lambda slow=slow: slow)
+        weight = nn.Parameter(torch.zeros(6, 4))
+        weight.grad = grad.clone()
+        MuonWithAdamW([weight], [], lr=1.0, weight_decay=0.0, betas=(0.9, 0.9)).step()
+        assert torch.equal(weight.grad, grad)
+        updates[slow] = weight.detach()
+    assert not torch.equal(updates[True], updates[False])
+    torch.testing.assert_close(updates[True], updates[False], rtol=0, atol=0.01)
 
 
 def test_one_schedule_moves_both_rates_and_adamw_is_left_to_the_trainer():

@@ -259,7 +259,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIn
         stored = _stored_dtype(index)
         if device.type != "cpu" or stored == torch.float32:
             return stored
-        widen = stored == torch.float16 or (_bfloat16_is_slow() and _numbers(index) * 4 <= _WIDENED_GB * 1e9)
+        widen = stored == torch.float16 or (bfloat16_is_slow() and _numbers(index) * 4 <= _WIDENED_GB * 1e9)
         return torch.float32 if widen else stored
     chosen = known.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in known.values():
@@ -270,7 +270,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, index: WeightIn
     return chosen
 
 
-def _bfloat16_is_slow() -> bool:
+def bfloat16_is_slow() -> bool:
     """Whether the CPU is an x86 one without AVX-512 (or AMX), on which matrix products in bfloat16 are several times
     slower than in float32."""
     import torch

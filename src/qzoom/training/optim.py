@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from qzoom.checkpoints.base import bfloat16_is_slow
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for matrices and AdamW for all other weights, as one optimiser with one state.
 
     Muon's update has the size of AdamW's (`match_rms_adamw`), so both share one learning rate and one schedule.
+    On a CPU that computes bfloat16 slowly its Newton-Schulz iterations run in float32.
     """
 
     def __init__(
@@ -49,9 +54,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all weights."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for part in self._parts:
-            part.step()
+        with _Float32ForBfloat16() if self._slow_matrices() else contextlib.nullcontext():
+            for part in self._parts:
+                part.step()
         return loss
+
+    def _slow_matrices(self) -> bool:
+        return self.param_groups[0]["params"][0].device.type == "cpu" and bfloat16_is_slow()
+
+
+class _Float32ForBfloat16(TorchFunctionMode):
+    """`Tensor.bfloat16()` gives float32 copies inside; torch's Muon has no setting for its number format."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
 
 
 def split_matrices(weights: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
