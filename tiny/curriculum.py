@@ -27,6 +27,7 @@ from qzoom.data.synthetic.texts import ask
 from qzoom.errors import ConfigError
 from tiny.batch import Example, Query
 from tiny.draw_pages import page_of_sample
+from tiny.exchange import exchange_values
 from tiny.model import TOKEN_PX
 from tiny.pack import Box, Pack, PackedLine, PackedQuestion, Page
 from tiny.proposals import Proposals
@@ -46,18 +47,23 @@ _SOURCES = {"real": "receipts", "sheet": "sheets", "document": "documents", "sce
 @dataclass(frozen=True, slots=True)
 class Context:
     """What an exercise draws from: the packs by name, a generator, whether to measure (held-out pages, no degraded
-    looks, standard wording) instead of train, and boxes that a region branch proposed."""
+    looks, standard wording) instead of train, boxes that a region branch proposed, and the share of real receipts whose
+    values are exchanged."""
 
     packs: dict[str, Pack]
     rng: np.random.Generator
     held_out: bool = False
     proposals: Proposals = field(default_factory=dict)
+    exchanged: float = 0.0
 
     def page(self, source: str) -> Page:
         """A page of a source."""
         name = f"{_SOURCES[source]}_{'held_out' if self.held_out else 'train'}"
         pack = self.packs[name]
-        return pack[int(self.rng.integers(len(pack)))]
+        page = pack[int(self.rng.integers(len(pack)))]
+        if source == "real" and not self.held_out and self.exchanged and self.rng.random() < self.exchanged:
+            return exchange_values(page, pack[int(self.rng.integers(len(pack)))], self.rng)
+        return page
 
     def look(self, *, turn: bool = True) -> Look:
         """A look to show a view with."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from qzoom.errors import ConfigError
-from qzoom.settings import Between, Positive, closest, read_settings, settings
+from qzoom.settings import Between, Positive, Share, closest, read_settings, settings
 from tiny.aux_losses import GuideWeights
 from tiny.curriculum import EXERCISES
 from tiny.model import TinyArchitecture
@@ -81,6 +81,8 @@ class Recipe:
     proposals: str | None = None
     """Folder of the boxes that `train.py propose` drew; `*_pair` exercises take part of their crops there. None takes
     all of them around known places."""
+    exchanged_receipts: Share = 0.0
+    """Share of the real receipts whose values change places before a view is cut (`exchange.py`)."""
     start_from: str | None = None
     """Folder of an exported model to go on from; its guides are learned anew. None starts from scratch."""
     guide_steps: Annotated[int, Between(0)] = 60

@@ -217,10 +217,11 @@ class Run:
         rng = np.random.default_rng([self.recipe.seed, step])
         total = sum(mix.values())
         examples: list[Example] = []
+        context = Context(self.packs, rng, proposals=self.proposals, exchanged=self.recipe.exchanged_receipts)
         for name in sorted(mix):
             wanted = mix[name] / total * self.recipe.step_positions / self._cost(name)
             for _ in range(int(wanted + rng.random())):
-                examples += examples_of(name, Context(self.packs, rng, proposals=self.proposals))
+                examples += examples_of(name, context)
         return examples if examples else self.draw(step + 1_000_000_000)
 
     def _cost(self, exercise: str) -> float:
