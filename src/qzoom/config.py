@@ -11,6 +11,8 @@ import dataclasses
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from qzoom.errors import BudgetError, ConfigError
 from qzoom.settings import Between, Share, from_mapping, refuse_unknown, settings
 
@@ -90,6 +92,26 @@ OUR_BOX_RULE = BoxRule(
 
 
 @settings
+class RereadRule:
+    """When and where a zoomed answer is read again, in a smaller crop (docs/method.md 4.1)."""
+
+    layer: Annotated[int, Between(0, 1000)]
+    """Decoder layer with heads that look where the next token of the answer is read."""
+    heads: Annotated[tuple[Annotated[int, Between(0, 1000)], ...], Field(min_length=1)]
+    """Those heads; their attention is averaged."""
+    below: Share = 0.9
+    """Read again where the least certain token of the first answer has a probability below this."""
+    longest: Annotated[int, Between(1, 512)] = 32
+    """Most tokens of the first answer; a longer one counts as it is."""
+    margin_cells: tuple[float, float] = (1.5, 0.75)
+    """Tokens of the first crop added on either side of the answer's place: across, and down."""
+    share: Annotated[float, Between(0.05, 0.95)] = 1 / 3
+    """Of the region tokens that the second crop may take; the first one gets the rest."""
+    enlarged_to: Share = 2 / 3
+    """Small second crops are enlarged to this share of their tokens."""
+
+
+@settings
 class Preset:
     """A named pair of thresholds, e.g. the release's for documents."""
 
@@ -138,6 +160,8 @@ class ZoomConfig:
     """Whether the region branch has a norm of its own before its last layer."""
     box: BoxRule = field(default_factory=BoxRule)
     """How the map becomes boxes."""
+    reread: RereadRule | None = None
+    """How a greedy answer from a region is read again in a smaller crop; None reads once."""
     tokens_per_cell: Annotated[float, Between(0.1, 24)] | None = None
     """Tokens of a region along each side per coarse cell of its box, its features being resized to that; None keeps
     all of them."""
@@ -196,6 +220,7 @@ _LATER = {
     "map_rotary": True,
     "map_heads": "mean",
     "branch_norm": False,
+    "reread": None,
     "tokens_per_cell": None,
 }
 _LATER_BOX = {

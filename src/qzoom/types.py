@@ -66,6 +66,7 @@ class Region:
         tokens: visual tokens that the crop takes; 0 if not read.
         page: for a page of a PDF, its number in the file, from 1; else None.
         box_pt: the box in points (1/72 inch) from the top left corner of that page as drawn.
+        reread: whether it is the smaller crop of a second reading (`ZoomConfig.reread`).
     """
 
     box: Box
@@ -75,9 +76,11 @@ class Region:
     tokens: int = 0
     page: int | None = None
     box_pt: tuple[float, ...] | None = None
+    reread: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `page` and `box_pt` only for a page of a PDF."""
+        """Plain JSON types; `page` and `box_pt` only for a page of a PDF, `reread` only where it is true."""
+        again = {"reread": True} if self.reread else {}
         place = {"page": self.page, "box_pt": list(self.box_pt)} if self.page and self.box_pt else {}
         return {
             "box": list(self.box),
@@ -86,6 +89,7 @@ class Region:
             "crop_size_px": list(self.crop_size_px) if self.crop_size_px else None,
             "tokens": self.tokens,
             **place,
+            **again,
         }
 
 
@@ -109,7 +113,8 @@ class Usage:
     Args:
         coarse_tokens: visual tokens of the coarse view, all pictures.
         region_tokens: visual tokens of all regions.
-        prompt_tokens: the prompt's length in tokens, coarse and region tokens included.
+        prompt_tokens: the prompt's length in tokens, coarse and region tokens included (both crops', where it was read
+            again).
         completion_tokens: generated tokens, the end token included.
         reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session or batch.
     """

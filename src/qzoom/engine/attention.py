@@ -16,6 +16,7 @@ from qzoom.backbones.base import Backbone
 from qzoom.engine.cache import KVCache
 from qzoom.engine.layers import additive_mask
 from qzoom.engine.prompt import Prompt
+from qzoom.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,46 @@ def response_attention(
                 pieces.append(shares[..., span.start : span.stop].mean(1).view(-1, *span.features.grid))
     chosen = tuple(sorted(layers))
     return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in found)
+
+
+def token_attention(
+    backbone: Backbone, prompt: Prompt, cache: KVCache, fed: Sequence[int], heads: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Attention to every visual span of a prompt while each token of an answer was drawn.
+
+    Args:
+        cache: as in `response_attention`.
+        fed: the generated ids that were fed back (all but the last one generated); none for an answer of one token.
+        heads: (layer, head) pairs, whose mean is taken; layers with full attention.
+
+    Returns:
+        For every span (fed tokens + 1, rows, columns) float32, shares of the whole attention; the first row is that of
+        the prompt's last token, which draws the answer's first.
+
+    Raises:
+        ConfigError: a layer or head that the model does not have, or a layer without full attention.
+    """
+    last = max(layer for layer, _ in heads)
+    if not {layer for layer, _ in heads} <= set(backbone.attention_layers):
+        raise ConfigError(f"The model has no attention to take in layer {last}; choose another layer in `reread`.")
+    ids = torch.cat([prompt.ids[-1:], prompt.ids.new_tensor(list(fed))])[None]
+    cache, past = cache.truncated(len(prompt) - 1), len(prompt) - 1
+    hidden = backbone.embed(ids.to(backbone.device))
+    later = torch.arange(len(fed), device=backbone.device) + prompt.next_position
+    positions = torch.cat([prompt.positions[:, -1:], later.expand(backbone.position_axes, -1)], dim=1)
+    rotary = backbone.rotary(hidden, positions[:, None])
+    own = torch.arange(ids.shape[1], device=backbone.device) + past
+    hidden_keys = torch.arange(past + ids.shape[1], device=backbone.device)[None] > own[:, None]
+    mask = additive_mask(~hidden_keys[None, None], hidden.dtype)
+    shares: list[Tensor] = []
+    for i in range(last + 1):
+        layer, wanted = backbone.layers[i], [head for at, head in heads if at == i]
+        query = backbone.query(layer, hidden, rotary) if wanted else None
+        hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
+        if query is not None:
+            shares += _softmax(query[0], cache.layer(i)[0][0], hidden_keys)[wanted]
+    mean = torch.stack(shares).mean(0)
+    return [mean[:, s.start : s.stop].unflatten(1, s.features.grid) for s in prompt.spans]
 
 
 def _softmax(query: Tensor, keys: Tensor, hidden_keys: Tensor) -> Tensor:

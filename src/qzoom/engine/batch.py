@@ -33,6 +33,7 @@ class ContinuousBatch:
         self._engine = engine
         self._cache = PrefixCache(0) if cache is None else cache
         self._batch = DecodeBatch(engine.backbone, eos_ids)
+        self._eos_ids = eos_ids
         self._answering: dict[int, Prefilled] = {}
         self._preempted: dict[int, DecodeRow] = {}
 
@@ -58,7 +59,9 @@ class ContinuousBatch:
         Raises:
             QuestionError, BudgetError: a request that cannot run; none of them has joined then.
         """
-        return answer(self._engine, requests, self._join, prefixes=prefixes or {}, cache=self._cache)
+        return answer(
+            self._engine, requests, self._join, prefixes=prefixes or {}, cache=self._cache, eos_ids=self._eos_ids
+        )
 
     def perceive(
         self, requests: Mapping[int, Request], prefixes: Mapping[int, bytes] | None = None

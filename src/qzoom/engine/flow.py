@@ -6,6 +6,7 @@
     propose       where it is not: the region branch's map -> boxes
     zoom          crop and encode the boxes, insert them, run the shared layers over what is new
     prefill       layers K..N-1
+    read again    where `ZoomConfig.reread` says so: a first answer, a smaller crop where it was read, a second answer
     decode        token by token, in the running batch
 
 `QZoom.ask`, batches, sessions and the server all come through `answer`.
@@ -23,6 +24,7 @@ from qzoom.engine.generate import DecodeRow, prefill
 from qzoom.engine.perceive import CoarseResult, Stopwatch, encode, gate, make_perception, propose
 from qzoom.engine.prefix_cache import PrefixCache
 from qzoom.engine.request import Request
+from qzoom.engine.reread import Draft, leave_room, reread
 from qzoom.engine.state import Engine, State, advance_shared
 from qzoom.engine.zoom import zoom
 from qzoom.types import Perception, Region, StreamEvent
@@ -48,12 +50,14 @@ def answer(
     *,
     prefixes: Mapping[int, bytes],
     cache: PrefixCache,
+    eos_ids: Sequence[int] | None = None,
 ) -> Iterator[KeyedEvent]:
     """Run requests up to the first token of their answers.
 
     Args:
         decode: takes the requests over and draws their first tokens.
         prefixes: `prefix_key` of the requests that may use the cache.
+        eos_ids: tokens that end an answer; None uses the model's own.
 
     Yields:
         A "perception" for every request, then what `decode` returns.
@@ -67,13 +71,16 @@ def answer(
         coarse = propose(engine, coarse, clock)
         for key, item in zip(keys, coarse, strict=True):
             yield key, StreamEvent("perception", perception=make_perception(engine, item, clock))
-        zoomed, regions = zoom(engine, coarse, clock, prefixes=prefix_keys, cache=cache.regions)
+        zoomed, regions = zoom(engine, leave_room(engine, coarse), clock, prefixes=prefix_keys, cache=cache.regions)
         rows = prefill(engine, zoomed, clock, keys)
         for prefix, item, row in zip(prefix_keys, coarse, rows, strict=True):
             cache.store(prefix, engine, item, row.cache)
-        records = [dataclasses.replace(item, state=State.empty(engine, item.state.prompt)) for item in zoomed]
-        del states, coarse, zoomed, item  # what was computed belongs to the decode rows from here on
-        yield from decode([Prefilled(*parts, clock) for parts in zip(rows, records, regions, strict=True)])
+        drafts = [Draft(*parts) for parts in zip(zoomed, regions, rows, strict=True)]
+        drafts = reread(engine, coarse, drafts, clock, eos_ids=eos_ids)
+        records = [dataclasses.replace(d.item, state=State.empty(engine, d.item.state.prompt)) for d in drafts]
+        ready = [Prefilled(d.row, record, d.regions, clock) for d, record in zip(drafts, records, strict=True)]
+        del states, coarse, zoomed, drafts, rows, item, row  # what was computed belongs to the decode rows from here on
+        yield from decode(ready)
 
 
 def coarse_pass(

@@ -279,11 +279,11 @@ def usage_of(engine: Engine, item: CoarseResult, regions: Sequence[Region], comp
     """Tokens paid for a request with these regions and so many generated tokens."""
     spans = item.state.prompt.spans
     opening = len(engine.backbone.image_delimiters[0])
-    prefix = item.request.prefix
+    prefix, read = item.request.prefix, sum(r.tokens for r in regions)
     return Usage(
         coarse_tokens=sum(s.stop - s.start for s in spans if s.role == "coarse"),
-        region_tokens=sum(r.tokens for r in regions),
-        prompt_tokens=len(item.state.prompt),
+        region_tokens=read,
+        prompt_tokens=len(item.state.prompt) + read - sum(s.stop - s.start for s in spans if s.role == "region"),
         completion_tokens=completion,
         reused_tokens=_reused(item, prefix, opening) if prefix is not None else 0,
     )

@@ -1,0 +1,184 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from qzoom.config import RereadRule, TokenBudget
+from qzoom.engine.attention import response_attention, token_attention
+from qzoom.engine.cache import KVCache
+from qzoom.engine.generate import prefill
+from qzoom.engine.perceive import Stopwatch
+from qzoom.engine.reread import _line_of, _part_of, leave_room
+from qzoom.engine.zoom import zoom
+from qzoom.errors import ConfigError
+from qzoom.heads.boxes import MapBox
+from qzoom.model import QZoom
+from qzoom.types import Answer
+from tests import tiny_models
+from tests.flow import request, run
+from tests.plain import full_pass
+
+PAGES = [tiny_models.picture(51 + i, 200 + 60 * i, 160) for i in range(3)]
+QUESTION = "What is the total amount?"
+LAYER = {"qwen3_5": 3, "qwen3_5_moe": 3}  # the first with full attention
+FAMILIES = [*tiny_models.FAMILIES, "llava"]
+
+
+def rule(family: str = "qwen3_vl", **changes: Any) -> RereadRule:
+    return RereadRule(**{"layer": LAYER.get(family, 1), "heads": (0, 1), "below": 1.0} | changes)
+
+
+def reader(own: RereadRule | None, family: str = "qwen3_vl") -> QZoom:
+    base = tiny_models.engine(family)
+    return QZoom(dataclasses.replace(base, config=base.config.replace(reread=own)))
+
+
+def asked(model: QZoom, **options: Any) -> Any:
+    return model.ask(PAGES[0], QUESTION, **{"zoom": "always", "max_new_tokens": 5} | options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_attention_of_every_token(family):
+    engine = tiny_models.engine(family)
+    (one,) = run(engine, [request(engine, PAGES, QUESTION, zoom="always", region_threshold=0.0)])
+    prompt = one.after.state.prompt
+    (row,) = prefill(engine, [one.after], Stopwatch(engine.backbone.device))
+    layer, fed = LAYER.get(family, 1), [5, 9, 7]
+    maps = token_attention(engine.backbone, prompt, row.cache, fed, [(layer, 0), (layer, 1)])
+    assert [tuple(m.shape) for m in maps] == [(4, *span.features.grid) for span in prompt.spans]
+    means = response_attention(engine.backbone, prompt, row.cache, fed, [layer])
+    coarse = [m for m, span in zip(maps, prompt.spans, strict=True) if span.role == "coarse"]
+    for own, mean in zip(coarse, means, strict=True):
+        torch.testing.assert_close(own[1:].mean(0), mean.mean_of([(layer, 0), (layer, 1)]), atol=1e-6, rtol=0)
+    # the row of the prompt's last token is what the token before a longer answer has
+    shorter = token_attention(engine.backbone, prompt, row.cache, [], [(layer, 0), (layer, 1)])
+    for own, alone in zip(maps, shorter, strict=True):
+        torch.testing.assert_close(own[:1], alone, atol=1e-6, rtol=0)
+
+
+def test_the_line_that_was_read():
+    maps = torch.zeros(5, 4, 6)
+    for token, (row, column) in enumerate([(2, 1), (2, 2), (1, 3), (3, 3)]):
+        maps[token, row, column] = 0.6
+    maps[4, 0, 5] = 0.6  # too far from the middle line
+    assert _line_of(maps) == (1, 1, 4, 4)
+    assert _line_of(maps[:2]) == (1, 2, 3, 3)
+    assert _line_of(maps[:2] * 0.3) is None, "the tokens did not look at the region"
+
+
+def test_a_part_of_a_region_in_pixels():
+    whole = MapBox(1, (2.0, 1.0, 6.0, 4.0), (200, 100, 600, 400), 0.7)
+    part = _part_of(whole, (2.0, 1.0, 4.0, 2.0), (6, 8), (1000, 400), (1.5, 0.75))
+    # a token is 50 px in both directions
+    assert part.box == (225, 112, 475, 238)
+    assert part.cells == pytest.approx((2.25, 1.12, 4.75, 2.38))
+    assert (part.image, part.score) == (1, 0.7)
+    edge = _part_of(whole, (6.0, 4.0, 8.0, 6.0), (6, 8), (610, 400), (1.5, 0.75))
+    assert edge.box == (425, 262, 610, 400), "no further than the picture"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unsure_answer_is_read_again_from_coarse_view_and_second_crop(family):
+    model = reader(rule(family), family)
+    engine, clock = model.engine, Stopwatch(model.engine.backbone.device)
+    fixed = engine.backbone.fixed_grid
+    answer = asked(model, **{"region_tokens": (1, 72)} if fixed else {"coarse_tokens": 20, "region_tokens": (4, 30)})
+    first, second = answer.regions
+    assert (first.reread, second.reread) == (False, True)
+    if not fixed:
+        assert first.tokens <= 20
+        assert 6 <= second.tokens <= 10
+    assert answer.usage.region_tokens == first.tokens + second.tokens
+    once = asked(reader(None, family), **{} if fixed else {"coarse_tokens": 20, "region_tokens": (4, 20)})
+    assert [(r.box, r.tokens) for r in once.regions] == [(first.box, first.tokens)]
+    # the second answer, from transformers' own pass over the prompt with the second crop
+    limits = {"coarse_tokens": TokenBudget(4, 20), "region_tokens": TokenBudget(6, 10)}
+    options: dict[str, Any] = {} if fixed else limits
+    item = run(engine, [request(engine, PAGES[0], QUESTION, zoom="always", **options)])[0].before
+    grid, (width, height) = item.state.prompt.spans[0].features.grid, PAGES[0].size
+    x0, y0, x1, y1 = second.box
+    cells = (x0 / width * grid[1], y0 / height * grid[0], x1 / width * grid[1], y1 / height * grid[0])
+    items, _ = zoom(engine, [dataclasses.replace(item, boxes=(MapBox(0, cells, second.box, 0.0),))], clock)
+    assert len(items[0].state.prompt.spans[1].features.tokens) == second.tokens
+    token = int(full_pass(engine.backbone, items[0].state.prompt).argmax())
+    assert answer.tokens[0] in (token, once.tokens[0])
+    if answer.tokens != once.tokens:
+        assert answer.tokens[0] == token
+
+
+def test_the_likelier_answer_counts():
+    seen = set()
+    for page in PAGES:
+        for question in (QUESTION, "When?", "Who?"):
+            options = {"zoom": "always", "max_new_tokens": 4, "region_tokens": (4, 30), "logprobs": 0}
+            answer = reader(rule()).ask(page, question, **options)
+            once = reader(None).ask(page, question, **options | {"region_tokens": (4, 20)})
+            seen.add(answer.tokens != once.tokens)
+            assert sum(t.logprob for t in answer.logprobs) >= sum(t.logprob for t in once.logprobs) - 1e-5
+            assert len(answer.logprobs) == len(answer.tokens)
+    assert seen == {True, False}
+
+
+def test_batches_sessions_streams_and_single_questions_read_alike():
+    model, read = reader(rule(longest=3)), set()
+    samples = [(page, text) for page in PAGES for text in (QUESTION, "When?")]
+    options = {"zoom": "always", "max_new_tokens": [2, 3, 4, 5, 6, 2]}
+    batch = model.ask_batch(samples, **options)
+    for (page, text), answer, most in zip(samples, batch, options["max_new_tokens"], strict=True):
+        alone = model.ask(page, text, zoom="always", max_new_tokens=most)
+        assert (alone.text, alone.tokens, boxes(alone)) == (answer.text, answer.tokens, boxes(answer))
+        session = model.session(page).ask(text, zoom="always", max_new_tokens=most)
+        assert (session.tokens, boxes(session)) == (answer.tokens, boxes(answer))
+        pieces = [event.text for event in model.stream(page, text, zoom="always", max_new_tokens=most)]
+        assert "".join(pieces) == answer.text
+        read.add((most <= 3, len(answer.regions)))
+        if most > 3:
+            once = reader(None).ask(page, text, zoom="always", max_new_tokens=most, region_tokens=answer_limit(model))
+            assert once.tokens == answer.tokens
+    assert {(True, 2), (False, 1)} <= read, "a longer first answer counts as it is"
+    assert (False, 2) not in read
+
+
+def boxes(answer: Answer) -> list[Any]:
+    return [(region.box, region.tokens, region.reread) for region in answer.regions]
+
+
+def answer_limit(model: QZoom) -> TokenBudget:
+    """The first crop's part of the region tokens."""
+    engine = model.engine
+    item = run(engine, [request(engine, PAGES[0], QUESTION, zoom="always")])[0].before
+    limit = leave_room(engine, [item])[0].request.options.region_tokens
+    assert limit is not None
+    return limit
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.7, "seed": 1}, {"zoom": "never"}, {"json_schema": {"type": "integer"}}]
+)
+def test_drawn_structured_and_coarse_answers_are_read_once_with_all_tokens(options):
+    answer, once = (asked(model, **options) for model in (reader(rule()), reader(None)))
+    assert (answer.tokens, answer.regions, answer.usage) == (once.tokens, once.regions, once.usage)
+
+
+def test_a_fixed_grid_needs_tokens_for_two_crops():
+    model = reader(rule("llava"), "llava")
+    one = model.engine.backbone.default_budget().max_tokens
+    counts = [len(asked(model, region_tokens=(1, most)).regions) for most in (one, 2 * one)]
+    assert counts == [1, 2]
+
+
+def test_a_sure_answer_is_read_once():
+    answer = asked(reader(rule(below=0.0)), region_tokens=(4, 30))
+    once = asked(reader(None), region_tokens=(4, 20))
+    assert (answer.tokens, answer.regions) == (once.tokens, once.regions)
+
+
+@pytest.mark.parametrize(("family", "layer"), [("qwen3_vl", 40), ("qwen3_5", 0)])
+def test_a_layer_without_attention_is_refused(family, layer):
+    with pytest.raises(ConfigError, match=rf"layer {layer}.*reread"):
+        asked(reader(rule(layer=layer), family))
+    engine = tiny_models.engine(family)
+    (one,) = run(engine, [request(engine, PAGES[0], QUESTION)])
+    with pytest.raises(ConfigError):
+        token_attention(engine.backbone, one.after.state.prompt, KVCache(), [], [(layer, 0)])
