@@ -1,10 +1,11 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qzoom.config import BoxRule, Preset, TokenBudget, ZoomConfig
+from qzoom.config import BoxRule, Preset, RereadRule, TokenBudget, ZoomConfig
 from qzoom.errors import ConfigError
 from qzoom.settings import setting_fields
 
@@ -65,10 +66,12 @@ def test_a_whole_config_survives_json_and_former_words():
 
 def test_presets_and_the_documented_table():
     page = (Path(__file__).parents[1] / "docs" / "zoom-config.md").read_text(encoding="utf-8")
-    for cls in (ZoomConfig, BoxRule):
+    for cls in (ZoomConfig, BoxRule, RereadRule):
         rows = ["| Field | Default | Meaning |", "|---|---|---|"]
         for entry in setting_fields(cls):
-            default = "see below" if entry.name == "box" else f"`{json.dumps(entry.default)}`"
+            default = "see below" if entry.name == "box" else "none"
+            if default == "none" and entry.default is not dataclasses.MISSING:
+                default = f"`{json.dumps(entry.default)}`"
             expects = entry.expects.replace("a mapping with min_tokens and max_tokens", "a `TokenBudget`")
             rows.append(f"| `{entry.name}` | {default} | {' '.join(entry.help.split())} ({expects}) |")
         assert "\n".join(rows) in page, "the table should be:\n" + "\n".join(rows)

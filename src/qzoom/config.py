@@ -103,11 +103,13 @@ class RereadRule:
     """Read again where the least certain token of the first answer has a probability below this."""
     longest: Annotated[int, Between(1, 512)] = 32
     """Most tokens of the first answer; a longer one counts as it is."""
-    margin_cells: tuple[float, float] = (1.5, 0.75)
-    """Tokens of the first crop added on either side of the answer's place: across, and down."""
-    share: Annotated[float, Between(0.05, 0.95)] = 1 / 3
+    margin_across: Annotated[float, Between(0, 64)] = 1.5
+    """Tokens of the first crop added to the answer's place on the left and on the right."""
+    margin_down: Annotated[float, Between(0, 64)] = 0.75
+    """Tokens of the first crop added above and below."""
+    share: Annotated[float, Between(0.05, 0.95)] = 0.34
     """Of the region tokens that the second crop may take; the first one gets the rest."""
-    enlarged_to: Share = 2 / 3
+    enlarged_to: Share = 0.67
     """Small second crops are enlarged to this share of their tokens."""
 
 

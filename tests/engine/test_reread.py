@@ -69,12 +69,12 @@ def test_the_line_that_was_read():
 
 def test_a_part_of_a_region_in_pixels():
     whole = MapBox(1, (2.0, 1.0, 6.0, 4.0), (200, 100, 600, 400), 0.7)
-    part = _part_of(whole, (2.0, 1.0, 4.0, 2.0), (6, 8), (1000, 400), (1.5, 0.75))
+    part = _part_of(whole, (2.0, 1.0, 4.0, 2.0), (6, 8), (1000, 400), margin=(1.5, 0.75))
     # a token is 50 px in both directions
     assert part.box == (225, 112, 475, 238)
     assert part.cells == pytest.approx((2.25, 1.12, 4.75, 2.38))
     assert (part.image, part.score) == (1, 0.7)
-    edge = _part_of(whole, (6.0, 4.0, 8.0, 6.0), (6, 8), (610, 400), (1.5, 0.75))
+    edge = _part_of(whole, (6.0, 4.0, 8.0, 6.0), (6, 8), (610, 400), margin=(1.5, 0.75))
     assert edge.box == (425, 262, 610, 400), "no further than the picture"
 
 
@@ -166,6 +166,16 @@ def test_a_fixed_grid_needs_tokens_for_two_crops():
     one = model.engine.backbone.default_budget().max_tokens
     counts = [len(asked(model, region_tokens=(1, most)).regions) for most in (one, 2 * one)]
     assert counts == [1, 2]
+
+
+def test_a_sparse_region_is_read_again_where_its_tokens_are():
+    base = tiny_models.engine("qwen3_vl")
+    sparse = dataclasses.replace(base.config.box, sparse=2.0, threshold="relative", scaling="exact")
+    model = QZoom(dataclasses.replace(base, config=base.config.replace(reread=rule(), box=sparse)))
+    answers = [model.ask(page, QUESTION, zoom="always", max_new_tokens=4, region_tokens=(4, 30)) for page in PAGES]
+    assert any(len(answer.regions) == 2 for answer in answers)
+    for answer in answers:
+        assert answer.usage.region_tokens <= 30
 
 
 def test_a_sure_answer_is_read_once():

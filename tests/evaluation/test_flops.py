@@ -48,6 +48,11 @@ def test_an_answer_is_the_sum_of_its_steps():
     looked = answer_flops(SMALL, **some, gate=True, region_branch=True, looked_tokens=2)
     twice = decoder_flops(SMALL, 3, 2, past=3) + 2 * logits + decoder_flops(SMALL, 4, 1, past=5)
     assert looked == zoomed + twice
+    both = {"coarse_tokens": 3, "region_tokens": 6, "prompt_tokens": 11, "completion_tokens": 2}
+    reread = answer_flops(SMALL, **both, gate=True, region_branch=True, reread_tokens=4)
+    one = answer_flops(SMALL, **some | {"completion_tokens": 2}, gate=True, region_branch=True)
+    new = vision_flops(SMALL, 4) + decoder_flops(SMALL, 4, 6, past=3)
+    assert reread == one + new + 2 * logits + decoder_flops(SMALL, 4, 1, past=9)
     rounds = answer_flops(
         SMALL, coarse_tokens=3, region_tokens=0, prompt_tokens=5, **given, extra_prompt_tokens=6,
         extra_completion_tokens=2,

@@ -173,6 +173,10 @@ class LookOptions:
             "coarse answer's first tokens.",
         ),
     ] = None
+    once: Annotated[
+        bool,
+        typer.Option("--read-once", help="Do not read an unsure answer again in a smaller crop (`reread`)."),
+    ] = False
 
     def configured(self, model: QZoom) -> QZoom:
         """The model, with the arithmetic that was given in place of its own."""
@@ -190,7 +194,8 @@ class LookOptions:
             sparse=self.sparse or rule.sparse,
         )
         positions, decide_by = self.positions or config.positions, self.decide_by or config.decide_by
-        config = config.replace(box=rule, positions=positions, decide_by=decide_by)
+        reread = None if self.once else config.reread
+        config = config.replace(box=rule, positions=positions, decide_by=decide_by, reread=reread)
         if config == model.config:
             return model
         return QZoom(dataclasses.replace(model.engine, config=config), model.name, model.image_limits)

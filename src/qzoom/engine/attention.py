@@ -82,7 +82,7 @@ def token_attention(
 
     Returns:
         For every span (fed tokens + 1, rows, columns) float32, shares of the whole attention; the first row is that of
-        the prompt's last token, which draws the answer's first.
+        the prompt's last token, which draws the answer's first. Tokens that were left out have none.
 
     Raises:
         ConfigError: a layer or head that the model does not have, or a layer without full attention.
@@ -106,8 +106,13 @@ def token_attention(
         hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
         if query is not None:
             shares += _softmax(query[0], cache.layer(i)[0][0], hidden_keys)[wanted]
-    mean = torch.stack(shares).mean(0)
-    return [mean[:, s.start : s.stop].unflatten(1, s.features.grid) for s in prompt.spans]
+    mean, out = torch.stack(shares).mean(0), []
+    for span in prompt.spans:
+        grid, kept = span.features.grid, span.features.kept
+        cells = mean.new_zeros(len(mean), grid[0] * grid[1])
+        cells[:, slice(None) if kept is None else kept] = mean[:, span.start : span.stop]
+        out.append(cells.unflatten(1, grid))
+    return out
 
 
 def _softmax(query: Tensor, keys: Tensor, hidden_keys: Tensor) -> Tensor:

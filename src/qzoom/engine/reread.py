@@ -188,8 +188,10 @@ def place_of_answer(engine: Engine, draft: Draft, cache: KVCache, rule: RereadRu
         return None
     box, shares = max(seen, key=lambda one: float(one[1].sum()))
     line = _line_of(shares)
+    if line is None:
+        return None
     size_px = draft.item.request.pictures[box.image].size_px
-    return None if line is None else _part_of(box, line, shares.shape[1:], size_px, rule.margin_cells)
+    return _part_of(box, line, shares.shape[1:], size_px, margin=(rule.margin_across, rule.margin_down))
 
 
 def _line_of(maps: Tensor) -> CellBox | None:
@@ -209,6 +211,7 @@ def _part_of(
     line: CellBox,
     grid: Sequence[int],
     size_px: tuple[int, int],
+    *,
     margin: tuple[float, float],
 ) -> MapBox:
     """A box around some of a region's tokens, in whole pixels of its picture.

@@ -78,6 +78,7 @@ def answer_flops(
     region_branch: bool,
     encoded_tokens: int | None = None,
     looked_tokens: int = 0,
+    reread_tokens: int = 0,
     extra_prompt_tokens: int = 0,
     extra_completion_tokens: int = 0,
 ) -> int:
@@ -88,11 +89,13 @@ def answer_flops(
         prompt_tokens: the answered prompt's length, coarse view and crops included.
         encoded_tokens: that the vision encoder gave for the regions, where not all of them are read (sparse crops).
         looked_tokens: of the coarse answer, where it decides whether to zoom.
+        reread_tokens: of the second crop, where the answer was read again; part of `region_tokens`.
         extra_prompt_tokens: of further rounds of the same kind, run through all layers; their pictures are not
             encoded again.
         extra_completion_tokens: that these generated.
     """
     text = prompt_tokens - coarse_tokens - region_tokens
+    region_tokens, prompt_tokens = region_tokens - reread_tokens, prompt_tokens - reread_tokens
     first = coarse_tokens + text
     total = vision_flops(shape, coarse_tokens) + decoder_flops(shape, shape.shared_layers, first)
     if gate:
@@ -108,6 +111,10 @@ def answer_flops(
     if looked_tokens:
         again = decoder_flops(shape, shape.layers - shape.shared_layers, text, coarse_tokens) if region_tokens else 0
         total += again + _decoding(shape, first, looked_tokens)
+    if reread_tokens:
+        total += vision_flops(shape, reread_tokens)
+        total += decoder_flops(shape, shape.layers, reread_tokens + text, coarse_tokens)
+        total += _decoding(shape, first + reread_tokens, completion_tokens)
     if extra_prompt_tokens:
         total += decoder_flops(shape, shape.layers, extra_prompt_tokens)
         total += _decoding(shape, extra_prompt_tokens, max(1, extra_completion_tokens))

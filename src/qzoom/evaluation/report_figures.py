@@ -256,6 +256,7 @@ class Run:
             region_branch=learned and (proposed or (asked and by == "map")),
             encoded_tokens=row.encoded_tokens if self.about.get("sparse") else None,
             looked_tokens=self.about.get("answer_tokens", 0) if asked and by == "answer" else 0,
+            reread_tokens=sum(region.tokens for region in row.regions if region.reread),
             extra_prompt_tokens=int(extra.get("prompt_tokens", 0)),
             extra_completion_tokens=int(extra.get("completion_tokens", 0)),
         )

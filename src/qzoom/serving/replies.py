@@ -35,13 +35,14 @@ class GateRecord(TypedDict):
 
 class RegionRecord(TypedDict):
     """A box in original pixels (x0, y0, x1, y1), half-open, and the number of its picture; for a page of a PDF also its
-    number, from 1, and the box in points from its top left corner."""
+    number, from 1, and the box in points from its top left corner. `reread`: the smaller crop of a second reading."""
 
     box: list[int]
     image: int
     score: float | None
     page: NotRequired[int]
     box_pt: NotRequired[list[float]]
+    reread: NotRequired[bool]
 
 
 class ZoomRecord(TypedDict):
@@ -231,7 +232,7 @@ def _region_record(region: Region) -> RegionRecord:
     record: RegionRecord = {"box": list(region.box), "image": region.image, "score": region.score}
     if region.page is not None and region.box_pt is not None:
         record |= {"page": region.page, "box_pt": list(region.box_pt)}
-    return record
+    return record | {"reread": True} if region.reread else record
 
 
 def _finite(value: Any) -> Any:
