@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from qzoom.checkpoints.load import load_engine
@@ -34,13 +36,20 @@ def test_every_weight_belongs_to_one_part(family):
 )
 def test_one_step_moves_what_the_table_says(world, tmp_path, row, labels):
     engine = load_engine(world / "base", dtype="float32")
+    stale = {"gate": "fit it again", "region": "fit it again"}
+    config = engine.config.replace(provenance={"distill": {"base_weights": "x", "stale": stale}, "by": "hand"})
+    engine = dataclasses.replace(engine, config=config)
     before = {name: weight.detach().clone() for name, (_, weight) in named_parts(engine).items()}
     recipe = StageRecipe(
         stage="regions" if row == "refit" else row, base=str(world / "base"), labels=(str(world / labels),), batch=4,
         micro_batch=2, steps=1, learning_rate=1e-3, precision="float32", trackers=(), region_tokens=8,
     )  # fmt: skip
     report = train_stage(recipe, tmp_path, refit=row == "refit", base=engine)
-    written = named_parts(load_engine(tmp_path / "model", dtype="float32"))
+    made = load_engine(tmp_path / "model", dtype="float32")
+    facts = made.config.provenance
+    assert facts["by"] == "hand"
+    assert facts["distill"]["stale"].keys() == stale.keys() - MOVES[row], "what was fitted again is no longer named"
+    written = named_parts(made)
     moved = {part for name, (part, weight) in written.items() if not weight.equal(before[name])}
     assert moved == MOVES[row]
     assert (report.stage, report.steps) == (row, 1)

@@ -23,7 +23,7 @@ from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, ste
 from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
-from qzoom.training.stages import StageRecipe, frozen_in_bfloat16, select, trained_stage
+from qzoom.training.stages import STAGES, StageRecipe, frozen_in_bfloat16, select, trained_stage
 from qzoom.training.tasks import AnswerTask, GateTask, RegionMapTask
 
 
@@ -133,9 +133,20 @@ def train_stage(
         engine = _result(run, stage, wrapped, gathered, lambda: load_engine(recipe.base, **how))
         facts = {stage: {"recipe": recipe.decisive(), "base_weights": digest}}
         whole = stage == "answers" and not recipe.lora_rank
+        engine = dataclasses.replace(engine, config=_fitted(engine.config, stage))
         save_model(dataclasses.replace(run, engine=engine), report, facts, whole=whole)
     accelerator.wait_for_everyone()
     return report
+
+
+def _fitted(config: ZoomConfig, stage: str) -> ZoomConfig:
+    """The config without a student's note that what this stage trained is older than the student."""
+    facts = config.provenance.get("distill")
+    if not isinstance(facts, dict) or "stale" not in facts:
+        return config
+    stale = {part: note for part, note in facts["stale"].items() if part not in STAGES[stage]}
+    facts = {key: value for key, value in facts.items() if key != "stale"} | ({"stale": stale} if stale else {})
+    return config.replace(provenance=config.provenance | {"distill": facts})
 
 
 def _result(run: TrainingRun, stage: str, wrapped: Any, gathered: Any, load: Callable[[], Engine]) -> Engine:

@@ -65,7 +65,9 @@ def test_result_loads_with_its_heads_unchanged(trained, student):
         assert old.keys() == new.keys()
         assert all(torch.equal(old[k], new[k]) for k in old)
     facts = made.config.provenance["distill"]
-    assert "carried over unchanged" in facts["heads"]
+    assert {part: note.split(":")[0] for part, note in facts["stale"].items()} == dict.fromkeys(
+        ("gate", "region"), "Fitted on the model before this training; fit it again"
+    )
     assert facts["recipe"]["sft"]["steps"] == 6
     old, new = load_engine(student).backbone.model.state_dict(), made.engine.backbone.model.state_dict()
     assert not torch.equal(old["model.visual.patch_embed.proj.weight"], new["model.visual.patch_embed.proj.weight"])

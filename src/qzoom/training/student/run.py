@@ -49,10 +49,10 @@ from qzoom.training.student.validate import StudentCallback, Validation, last_ch
 
 FINAL_FILE = "final.safetensors"
 RUN_FILE = "run.json"
-HEADS_NOTE = (
-    "Gate and region branch were fitted on the model before this training and are carried over unchanged. Fit them "
-    "again: qzoom label regions, qzoom train regions --refit, qzoom label gate, qzoom train gate; see docs/training.md."
-)
+_STALE = {
+    "gate": "Fitted on the model before this training; fit it again: qzoom label gate, qzoom train gate.",
+    "region": "Fitted on the model before this training; fit it again: qzoom label regions, qzoom train regions --refit.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,9 @@ def train_student(
     if run.is_main:
         if recipe.lora_rank:
             model.merge_and_unload()
-        heads = {} if engine.gate is None and engine.region is None else {"heads": HEADS_NOTE}
-        facts = {"recipe": recipe.decisive(), "base_weights": digest} | heads
-        save_model(run, result, {"distill": facts}, whole=True)
+        facts = {"recipe": recipe.decisive(), "base_weights": digest}
+        stale = {name: _STALE[name] for name in _STALE if getattr(engine, name) is not None}
+        save_model(run, result, {"distill": facts | ({"stale": stale} if stale else {})}, whole=True)
     return result
 
 
