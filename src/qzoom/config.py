@@ -99,7 +99,7 @@ class RereadRule:
     """Decoder layer with heads that look where the next token of the answer is read."""
     heads: Annotated[tuple[Annotated[int, Between(0, 1000)], ...], Field(min_length=1)]
     """Those heads; their attention is averaged."""
-    below: Share = 0.9
+    below: Share = 0.7
     """Read again where the least certain token of the first answer has a probability below this."""
     longest: Annotated[int, Between(1, 512)] = 32
     """Most tokens of the first answer; a longer one counts as it is."""

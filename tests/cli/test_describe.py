@@ -17,6 +17,8 @@ def test_gate_and_regions_in_words():
     assert one == ["region  [0, 10, 50, 30] px, score 0.500, 5.0% of the picture"]
     two = describe_regions([Region((0, 0, 50, 100), 0.5, image=1)], [(9, 9), (100, 200)])
     assert two == ["region  picture 2, [0, 0, 50, 100] px, score 0.500, 25.0% of the picture"]
+    again = describe_regions([Region((0, 10, 50, 30), 0.5, reread=True)], [(100, 200)])
+    assert again == ["reread  [0, 10, 50, 30] px, score 0.500, 5.0% of the picture"]
 
 
 def test_costs_and_savings_in_words():

@@ -1,8 +1,12 @@
+import dataclasses
+
 import pytest
 import typer
 
-from qzoom.cli.options import parse_tokens, split_inputs
-from qzoom.config import TokenBudget
+from qzoom.cli.options import LookOptions, parse_tokens, split_inputs
+from qzoom.config import RereadRule, TokenBudget
+from qzoom.model import QZoom
+from tests import tiny_models
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,11 @@ def test_token_limits_that_contradict(text, sentence):
 def test_the_last_word_is_the_question():
     assert split_inputs(["a.png", "b c.png", "Which one?"]) == (["a.png", "b c.png"], "Which one?")
     assert split_inputs(["-", "What?"]) == (["-"], "What?")
+
+
+def test_read_once_turns_reading_again_off():
+    base = tiny_models.engine("qwen3_vl")
+    config = base.config.replace(reread=RereadRule(layer=1, heads=(0,)))
+    model = QZoom(dataclasses.replace(base, config=config))
+    assert LookOptions().configured(model).config.reread == config.reread
+    assert LookOptions(once=True).configured(model).config.reread is None

@@ -159,6 +159,8 @@ def _show(events: Iterator[StreamEvent], console: Console) -> Answer:
     console.write("\n")
     if answer is None:
         raise RuntimeError("the stream ended without an answer")
+    for line in describe_regions([region for region in answer.regions if region.reread], answer.image_sizes_px):
+        console.note(line)
     return answer
 
 
@@ -202,7 +204,8 @@ def describe_regions(regions: Sequence[Region], sizes_px: Sequence[tuple[int, in
         if region.page is not None and region.box_pt is not None:
             where, points = f"page {region.page}, ", f" ({list(region.box_pt)} pt)"
         lines.append(
-            f"region  {where}[{x0}, {y0}, {x1}, {y1}] px{points}, score {region.score:.3f}, {share:.1%} of the picture"
+            f"{'reread' if region.reread else 'region'}  {where}[{x0}, {y0}, {x1}, {y1}] px{points}, "
+            f"score {region.score:.3f}, {share:.1%} of the picture"
         )
     return lines
 
