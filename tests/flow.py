@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.request import Options, Request, make_request
 from qzoom.engine.state import Engine
 from qzoom.engine.zoom import zoom
+from qzoom.model import QZoom
 from qzoom.types import Region
 
 
@@ -41,6 +43,12 @@ def run(engine: Engine, requests: Sequence[Request]) -> list[Run]:
     after, regions = zoom(engine, before, clock)
     rows = prefill(engine, after, clock)
     return [Run(b, a, r, row.logits) for b, a, r, row in zip(before, after, regions, rows, strict=True)]
+
+
+def read_once(model: QZoom) -> QZoom:
+    """The model without `ZoomConfig.reread`, which only the native engine carries out."""
+    config = model.config.replace(reread=None)
+    return QZoom(dataclasses.replace(model.engine, config=config), model.name, model.image_limits)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def test_several_regions_and_the_box_rule(here, picture):
     perceive = ("perceive", picture, QUESTION, "--json", "--max-regions", 2, "--region-threshold")
     steps = (f"0.{tenths}" for tenths in range(9, 0, -1))
     threshold = next(step for step in steps if len(record(here(*perceive, step))["regions"]) == 2)
-    look = ("--zoom", "always", "--region-threshold", threshold, "--max-new-tokens", "1")
+    look = ("--zoom", "always", "--read-once", "--region-threshold", threshold, "--max-new-tokens", "1")
     words = ("ask", picture, QUESTION, "--json", *look)
     own = record(here(*words))
     many = record(here(*words, "--max-regions", 3))
@@ -105,7 +105,7 @@ def test_several_regions_and_the_box_rule(here, picture):
     count = len(many["regions"])
     assert [region["box"] for region in equal["regions"]] == [region["box"] for region in many["regions"]]
     assert all(0 < region["tokens"] <= -(-33 // count) for region in equal["regions"])
-    told = record(here("ask", picture, QUESTION, "--json", "--decide-by", "map", "--gate-threshold", "1", *look[4:]))
+    told = record(here("ask", picture, QUESTION, "--json", "--decide-by", "map", "--gate-threshold", "1", *look[5:]))
     assert 0 < told["gate"]["score"] < 1
     assert not told["gate"]["zoomed"]
 
@@ -191,8 +191,9 @@ def test_pdf(here, document, tmp_path):
     result = here("ask", document, QUESTION, "--json", "--zoom", "always", "--save", tmp_path / "look.png")
     values = record(result)
     assert values["image_sizes_px"] == [[420, 640]] * 3
-    (region,) = values["regions"]
+    region, *again = values["regions"]
     assert region["page"] == 2
+    assert all(part["reread"] and part["page"] == 2 for part in again)
     assert region["box_pt"] == [round(value * 72 / 200, 1) for value in region["box"]]
     assert f"page 2, {region['box']} px ({region['box_pt']} pt), score" in result.err
     assert "all 3 pages of the PDF as drawn at 200 dots per inch; text layers are not read" in result.err

@@ -40,6 +40,7 @@ from qzoom.serving.server import bind
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer
 from tests.checkpoints.folders import copy, edit_json, write_merged
+from tests.flow import read_once
 from tests.serving.running import chat, image_part, page, running, user
 from tests.tiny_models import build_engine, build_model, image_processor, llava_tokenizer, tokenizer
 
@@ -151,7 +152,7 @@ def compare(native: QZoom, engine: ServingEngine, runner: asyncio.Runner, questi
 
 @pytest.fixture(scope="module")
 def native():
-    return QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu")
+    return read_once(QZoom.from_pretrained("tiny", dtype="float32", device_map="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_core_and_worker_in_one_process(native, monkeypatch):
 def test_checkpoints_without_a_branch(tmp_path, lost):
     folder = copy(find_source("tiny").folder, tmp_path / lost)
     edit_json(folder / "qzoom_config.json", **{lost: False})
-    native = QZoom.from_pretrained(folder, dtype="float32")
+    native = read_once(QZoom.from_pretrained(folder, dtype="float32"))
     options = {"zoom": "never"} if lost == "region" else {}
     with vllm(str(folder)) as (engine, runner):
         questions = [Case([EXAMPLES / name], "What is the date?", options) for name in ("receipt.jpg", "scene.png")]

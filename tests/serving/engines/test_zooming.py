@@ -14,6 +14,7 @@ from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.zooming import Piece, View, cache_salt
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer
+from tests.flow import read_once
 from tests.serving.engines.simulated import Decoder, SimulatedEngine, front
 from tests.serving.running import page
 
@@ -23,6 +24,12 @@ TWO_TURNS = [
     {"role": "assistant", "content": "14/03/2019"},
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is the total?"}]},
 ]
+
+
+@pytest.fixture(scope="module")
+def model(model):
+    """The native engine, reading once as the others do."""
+    return read_once(model)
 
 
 @pytest.fixture(scope="module")
