@@ -89,7 +89,7 @@ function showRegions(seen) {
   flag(document.querySelector(".evidence"), "plain", seen.regions.length === 0);
   showCrops(seen.regions, seen.size, (region, i) => {
     const [x0, y0, x1, y1] = region.box;
-    const number = seen.regions.length > 1 ? `Region ${i + 1}` : "Region";
+    const number = region.reread ? "Read again" : seen.regions.length > 1 ? `Region ${i + 1}` : "Region";
     return `${number}: ${count(x1 - x0)} × ${count(y1 - y0)} px`;
   });
 }
