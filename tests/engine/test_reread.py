@@ -21,8 +21,8 @@ from tests.plain import full_pass
 
 PAGES = [tiny_models.picture(51 + i, 200 + 60 * i, 160) for i in range(3)]
 QUESTION = "What is the total amount?"
-LAYER = {"qwen3_5": 3, "qwen3_5_moe": 3}  # the first with full attention
-FAMILIES = [*tiny_models.FAMILIES, "llava"]
+LAYER = dict.fromkeys(tiny_models.HYBRIDS, 3)  # the first with full attention
+FAMILIES = [*tiny_models.FAMILIES, "llava", *tiny_models.HYBRIDS]
 
 
 def rule(family: str = "qwen3_vl", **changes: Any) -> RereadRule:
@@ -55,6 +55,7 @@ def test_the_attention_of_every_token(family):
     shorter = token_attention(engine.backbone, prompt, row.cache, [], [(layer, 0), (layer, 1)])
     for own, alone in zip(maps, shorter, strict=True):
         torch.testing.assert_close(own[:1], alone, atol=1e-6, rtol=0)
+        assert bool(alone.any()) != (family in tiny_models.HYBRIDS), "linear layers cannot run a token again"
 
 
 def test_the_line_that_was_read():

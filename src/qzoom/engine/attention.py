@@ -81,8 +81,9 @@ def token_attention(
         heads: (layer, head) pairs, whose mean is taken; layers with full attention.
 
     Returns:
-        For every span (fed tokens + 1, rows, columns) float32, shares of the whole attention; the first row is that of
-        the prompt's last token, which draws the answer's first. Tokens that were left out have none.
+        For every span (fed tokens + 1, rows, columns) float32, shares of the whole attention; the first one is that of
+        the prompt's last token, which draws the answer's first, and 0 in models whose linear layers cannot run that
+        token again. Tokens that were left out of a region have none.
 
     Raises:
         ConfigError: a layer or head that the model does not have, or a layer without full attention.
@@ -91,10 +92,15 @@ def token_attention(
     if not {layer for layer, _ in heads} <= set(backbone.attention_layers):
         raise ConfigError(f"The model has no attention to take in layer {last}; choose another layer in `reread`.")
     ids = torch.cat([prompt.ids[-1:], prompt.ids.new_tensor(list(fed))])[None]
-    cache, past = cache.truncated(len(prompt) - 1), len(prompt) - 1
-    hidden = backbone.embed(ids.to(backbone.device))
     later = torch.arange(len(fed), device=backbone.device) + prompt.next_position
     positions = torch.cat([prompt.positions[:, -1:], later.expand(backbone.position_axes, -1)], dim=1)
+    past, known = len(prompt) - 1, 0
+    if len(backbone.attention_layers) < backbone.num_layers:
+        ids, positions, past, known = ids[:, 1:], positions[:, 1:], past + 1, 1
+    cache = cache.truncated(past)
+    if not ids.shape[1]:
+        return [torch.zeros(1, *s.features.grid, device=backbone.device) for s in prompt.spans]
+    hidden = backbone.embed(ids.to(backbone.device))
     rotary = backbone.rotary(hidden, positions[:, None])
     own = torch.arange(ids.shape[1], device=backbone.device) + past
     hidden_keys = torch.arange(past + ids.shape[1], device=backbone.device)[None] > own[:, None]
@@ -109,8 +115,8 @@ def token_attention(
     mean, out = torch.stack(shares).mean(0), []
     for span in prompt.spans:
         grid, kept = span.features.grid, span.features.kept
-        cells = mean.new_zeros(len(mean), grid[0] * grid[1])
-        cells[:, slice(None) if kept is None else kept] = mean[:, span.start : span.stop]
+        cells = mean.new_zeros(len(fed) + 1, grid[0] * grid[1])
+        cells[known:, slice(None) if kept is None else kept] = mean[:, span.start : span.stop]
         out.append(cells.unflatten(1, grid))
     return out
 

@@ -101,7 +101,8 @@ def reread(
     with clock.step("first_answer"):
         first = _write(engine, [drafts[i].row for i in chosen], rule, eos_ids)
         written = dict(zip(chosen, first, strict=True))
-        unsure = [i for i in chosen if written[i].least < rule.below and drafts[i].row.finish]
+        ended = [i for i in chosen if drafts[i].row.finish and drafts[i].row.error is None]
+        unsure = [i for i in ended if written[i].least < rule.below]
         places = {i: place_of_answer(engine, drafts[i], written[i].cache, rule) for i in unsure}
     again = {i: box for i, box in places.items() if box is not None}
     if not again:

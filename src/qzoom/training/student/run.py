@@ -50,8 +50,8 @@ from qzoom.training.student.validate import StudentCallback, Validation, last_ch
 FINAL_FILE = "final.safetensors"
 RUN_FILE = "run.json"
 _STALE = {
-    "gate": "Fitted on the model before this training; fit it again: qzoom label gate, qzoom train gate.",
-    "region": "Fitted on the model before this training; fit it again: qzoom label regions, qzoom train regions --refit.",
+    "gate": "Fitted on the model before this training; fit it again: qzoom label gate, train gate.",
+    "region": "Fitted on the model before this training; fit it again: qzoom label regions, train regions --refit.",
 }
 
 
