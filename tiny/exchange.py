@@ -1,8 +1,8 @@
 """Real receipts whose values change places, so that nothing can be answered from memory of the page.
 
-There are a few hundred real receipts and a model soon knows them by heart. Here the amounts of a page change places with
-each other, all lines with the same amount alike, and the lines with the date and the company come from another receipt.
-Print, paper and layout stay real; what is written where does not.
+There are a few hundred real receipts, and a model soon knows them by heart. Here the amounts of a page change places
+with each other, all lines with the same amount alike, and the lines with the date and the company come from another
+receipt. Print, paper and layout stay real; what is written where does not.
 """
 
 from __future__ import annotations
