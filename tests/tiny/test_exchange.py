@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tiny.curriculum import Context
 from tiny.exchange import exchange_values
 from tiny.pack import PackedLine, PackedQuestion, Page
 
@@ -82,3 +83,16 @@ def test_what_does_not_fit_beside_its_neighbour_stays(right_px):
         exchange_values(receipt(lines=lines), other(), np.random.default_rng(seed)).lines[1].text for seed in range(9)
     }
     assert texts == ({"12.30"} if right_px == 129 else {"12.30", "RM 4.50"})
+
+
+@pytest.mark.parametrize(("held_out", "exchanged", "texts"), [
+    (False, 1.0, {"12.30", "RM 4.50"}), (False, 0.0, {"12.30"}), (True, 1.0, {"12.30"}),
+])  # fmt: skip
+def test_training_pages_are_exchanged_and_held_out_ones_never(held_out, exchanged, texts):
+    packs = {name: [receipt()] for name in ("receipts_train", "receipts_held_out")}
+
+    def shown(seed):
+        context = Context(packs, np.random.default_rng(seed), held_out=held_out, exchanged=exchanged)
+        return context.page("real").lines[1].text
+
+    assert {shown(seed) for seed in range(12)} == texts

@@ -31,8 +31,8 @@ def test_ask_about_an_uploaded_picture(open_page, url):
     assert " ms" in page.locator("#time").inner_text() or " s" in page.locator("#time").inner_text()
 
     [box] = [r["box"] for r in zoom["regions"]]
-    assert page.locator(".box").get_attribute("data-box") == ",".join(map(str, box))
-    photo, shown = page.locator("#photo").bounding_box(), page.locator(".box").bounding_box()
+    assert page.locator(".box").first.get_attribute("data-box") == ",".join(map(str, box))
+    photo, shown = page.locator("#photo").bounding_box(), page.locator(".box").first.bounding_box()
     scale = photo["width"] / zoom["image_sizes"][0][0]
     assert shown["x"] - photo["x"] == pytest.approx(box[0] * scale, abs=1)
     assert shown["y"] - photo["y"] == pytest.approx(box[1] * scale, abs=1)
@@ -256,9 +256,11 @@ def test_a_pdf_shows_its_pages_and_turns_to_the_one_that_was_read(open_page, url
     ask(page, DATE)
     read = page.locator("#strip li[data-read] button").get_attribute("aria-label")
     assert current.get_attribute("aria-label") == read == "Page 2"
-    assert page.locator(".box").count() == 1
+    boxes = page.locator(".box").count()  # a second one where it was read again
+    assert boxes in (1, 2)
+    assert page.locator("#crops figcaption", has_text="Read again").count() == boxes - 1
     page.locator("#strip button").nth(0).click()
     assert page.locator(".box").count() == 0
     page.locator("#strip button").nth(1).click()
-    assert page.locator(".box").count() == 1
+    assert page.locator(".box").count() == boxes
     assert '"type": "file"' in page.locator("#curl").text_content()

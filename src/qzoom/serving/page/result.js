@@ -125,6 +125,10 @@ export function finish(answer) {
   if (answer.region) step("zoom", "done", `${count(answer.region)} tokens`);
   step("answer", "done", milliseconds(answer.ms));
   drawCoarse(answer.look.grid, answer.look.cell);
+  if (answer.look.regions.some((region) => region.reread)) {
+    showBoxes(answer.look.regions, answer.look.size);
+    showRegions(answer.look);
+  }
   showTokens(answer);
   $("time").textContent = milliseconds(answer.ms);
   $("time-detail").textContent = timeWords(answer);
