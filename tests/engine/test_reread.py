@@ -185,11 +185,11 @@ def test_a_sure_answer_is_read_once():
     assert (answer.tokens, answer.regions) == (once.tokens, once.regions)
 
 
-@pytest.mark.parametrize(("family", "layer"), [("qwen3_vl", 40), ("qwen3_5", 0)])
-def test_a_layer_without_attention_is_refused(family, layer):
-    with pytest.raises(ConfigError, match=rf"layer {layer}.*reread"):
-        asked(reader(rule(layer=layer), family))
+@pytest.mark.parametrize(("family", "layer", "head"), [("qwen3_vl", 40, 0), ("qwen3_5", 0, 1), ("qwen3_vl", 1, 99)])
+def test_a_layer_without_attention_and_a_missing_head_are_refused(family, layer, head):
+    with pytest.raises(ConfigError, match=rf"head {head} in layer {layer}.*reread"):
+        asked(reader(rule(layer=layer, heads=(head,)), family))
     engine = tiny_models.engine(family)
     (one,) = run(engine, [request(engine, PAGES[0], QUESTION)])
     with pytest.raises(ConfigError):
-        token_attention(engine.backbone, one.after.state.prompt, KVCache(), [], [(layer, 0)])
+        token_attention(engine.backbone, one.after.state.prompt, KVCache(), [], [(layer, head)])

@@ -47,27 +47,17 @@ def response_attention(
     """
     if not response:
         raise ValueError("A response of at least one fed-back token is needed to take its attention.")
-    cache = cache.fork()
     ids = torch.tensor([list(response)], device=backbone.device)
-    hidden = backbone.embed(ids)
     steps = torch.arange(len(response), device=backbone.device) + prompt.next_position
-    rotary = backbone.rotary(hidden, steps.expand(backbone.position_axes, 1, -1))
-    total = len(prompt) + len(response)
-    own = torch.arange(len(response), device=backbone.device) + len(prompt)
-    hidden_keys = torch.arange(total, device=backbone.device)[None] > own[:, None]
-    mask = additive_mask(~hidden_keys[None, None], hidden.dtype)
-    spans = [s for s in prompt.spans if s.role == "coarse"]
-    found: list[list[Tensor]] = [[] for _ in spans]
-    for i in range(max(layers) + 1):
-        layer = backbone.layers[i]
-        query = backbone.query(layer, hidden, rotary) if i in layers else None
-        hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
-        if query is not None:
-            shares = _softmax(query[0], cache.layer(i)[0][0], hidden_keys)
-            for pieces, span in zip(found, spans, strict=True):
-                pieces.append(shares[..., span.start : span.stop].mean(1).view(-1, *span.features.grid))
+    shares = _shares(backbone, ids, steps.expand(backbone.position_axes, -1), cache.fork(), layers)
     chosen = tuple(sorted(layers))
-    return tuple(ResponseAttention(torch.stack(pieces), chosen) for pieces in found)
+    return tuple(
+        ResponseAttention(
+            torch.stack([shares[i][..., s.start : s.stop].mean(1).view(-1, *s.features.grid) for i in chosen]), chosen
+        )
+        for s in prompt.spans
+        if s.role == "coarse"
+    )
 
 
 def token_attention(
@@ -88,36 +78,55 @@ def token_attention(
     Raises:
         ConfigError: a layer or head that the model does not have, or a layer without full attention.
     """
-    last = max(layer for layer, _ in heads)
-    if not {layer for layer, _ in heads} <= set(backbone.attention_layers):
-        raise ConfigError(f"The model has no attention to take in layer {last}; choose another layer in `reread`.")
+    count = backbone.text_config.num_attention_heads
+    for layer, head in heads:
+        if layer not in backbone.attention_layers or head >= count:
+            raise ConfigError(
+                f"The model has no attention of head {head} in layer {layer}; choose `reread` heads below {count} in "
+                f"one of the layers {', '.join(map(str, backbone.attention_layers))}."
+            )
     ids = torch.cat([prompt.ids[-1:], prompt.ids.new_tensor(list(fed))])[None]
     later = torch.arange(len(fed), device=backbone.device) + prompt.next_position
     positions = torch.cat([prompt.positions[:, -1:], later.expand(backbone.position_axes, -1)], dim=1)
     past, known = len(prompt) - 1, 0
     if len(backbone.attention_layers) < backbone.num_layers:
         ids, positions, past, known = ids[:, 1:], positions[:, 1:], past + 1, 1
-    cache = cache.truncated(past)
     if not ids.shape[1]:
         return [torch.zeros(1, *s.features.grid, device=backbone.device) for s in prompt.spans]
-    hidden = backbone.embed(ids.to(backbone.device))
-    rotary = backbone.rotary(hidden, positions[:, None])
-    own = torch.arange(ids.shape[1], device=backbone.device) + past
-    hidden_keys = torch.arange(past + ids.shape[1], device=backbone.device)[None] > own[:, None]
-    mask = additive_mask(~hidden_keys[None, None], hidden.dtype)
-    shares: list[Tensor] = []
-    for i in range(last + 1):
-        layer, wanted = backbone.layers[i], [head for at, head in heads if at == i]
-        query = backbone.query(layer, hidden, rotary) if wanted else None
-        hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
-        if query is not None:
-            shares += _softmax(query[0], cache.layer(i)[0][0], hidden_keys)[wanted]
+    layers = sorted({layer for layer, _ in heads})
+    found = _shares(backbone, ids.to(backbone.device), positions, cache.truncated(past), layers)
+    shares = [found[layer][head] for layer, head in heads]
     mean, out = torch.stack(shares).mean(0), []
     for span in prompt.spans:
         grid, kept = span.features.grid, span.features.kept
         cells = mean.new_zeros(len(fed) + 1, grid[0] * grid[1])
         cells[known:, slice(None) if kept is None else kept] = mean[:, span.start : span.stop]
         out.append(cells.unflatten(1, grid))
+    return out
+
+
+def _shares(
+    backbone: Backbone, ids: Tensor, positions: Tensor, cache: KVCache, layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """Attention (heads, tokens, keys) of each of some layers while tokens follow what a cache holds.
+
+    Args:
+        ids: (1, tokens).
+        positions: (axes, tokens).
+        cache: of all layers; it gets the tokens.
+    """
+    hidden, past = backbone.embed(ids), len(cache)
+    rotary = backbone.rotary(hidden, positions[:, None])
+    own = torch.arange(ids.shape[1], device=backbone.device) + past
+    hidden_keys = torch.arange(past + ids.shape[1], device=backbone.device)[None] > own[:, None]
+    mask = additive_mask(~hidden_keys[None, None], hidden.dtype)
+    out: dict[int, Tensor] = {}
+    for i in range(max(layers) + 1):
+        layer = backbone.layers[i]
+        query = backbone.query(layer, hidden, rotary) if i in layers else None
+        hidden = backbone.run_layer(layer, hidden, rotary, mask, cache)
+        if query is not None:
+            out[i] = _softmax(query[0], cache.layer(i)[0][0], hidden_keys)
     return out
 
 

@@ -24,7 +24,7 @@ from qzoom.engine.cache import KVCache
 from qzoom.engine.generate import DecodeBatch, DecodeRow, prefill
 from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.request import region_budget
-from qzoom.engine.sampling import GREEDY_BELOW
+from qzoom.engine.sampling import GREEDY_BELOW, token_logprob
 from qzoom.engine.state import Engine, LayerCache
 from qzoom.engine.zoom import zoom
 from qzoom.heads.boxes import CellBox, MapBox
@@ -159,8 +159,8 @@ def _write(
     pieces = batch.start(rows)
     while pieces:
         for row, _ in pieces:
-            last = row.tokens[-1] if row.error is None else None
-            logprobs[row.key].append(-math.inf if last is None else float(row.logits.float().log_softmax(-1)[last]))
+            failed = row.error is not None
+            logprobs[row.key].append(-math.inf if failed else token_logprob(row.logits, row.tokens[-1], 0).logprob)
         for row in batch.rows:
             if len(row.tokens) >= rule.longest:
                 batch.preempt(row.key)
