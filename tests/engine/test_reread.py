@@ -6,7 +6,9 @@ import torch
 
 from qzoom.config import RereadRule, TokenBudget
 from qzoom.engine.attention import response_attention, token_attention
+from qzoom.engine.batch import ContinuousBatch
 from qzoom.engine.cache import KVCache
+from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import Stopwatch
 from qzoom.engine.reread import _line_of, _part_of, leave_room
@@ -14,7 +16,7 @@ from qzoom.engine.zoom import zoom
 from qzoom.errors import ConfigError
 from qzoom.heads.boxes import MapBox
 from qzoom.model import QZoom
-from qzoom.types import Answer
+from qzoom.types import Answer, SamplingParams
 from tests import tiny_models
 from tests.flow import request, run
 from tests.plain import full_pass
@@ -141,6 +143,73 @@ def test_batches_sessions_streams_and_single_questions_read_alike():
     assert (False, 2) not in read
 
 
+@pytest.fixture(scope="module")
+def alone() -> dict[int, Answer]:
+    """Three answers that are read again, each asked alone."""
+    model = reader(rule(longest=9))
+    found = {i: model.ask(page, QUESTION, zoom="always", max_new_tokens=8) for i, page in enumerate(PAGES)}
+    assert all(len(answer.regions) == 2 for answer in found.values())
+    return found
+
+
+def started(batch: ContinuousBatch, key: int) -> list[KeyedEvent]:
+    own = request(batch._engine, PAGES[key], QUESTION, zoom="always", sampling=SamplingParams(max_new_tokens=8))
+    return list(batch.add({key: own}))
+
+
+def test_both_readings_are_rows_of_the_running_batch(alone):
+    batch = ContinuousBatch(reader(rule(longest=9)).engine)
+    found = started(batch, 0)
+    assert [event.kind for _, event in found] == ["perception"], "an unsure text is not told"
+    assert (batch.keys, batch.tokens(0)) == ((0,), 1)
+    for late in (1, 2):
+        for _ in range(3):
+            found += batch.step()
+        found += started(batch, late)
+    batch.preempt(0)
+    assert batch.keys == (1, 2)
+    found += batch.step()
+    batch.resume([0])
+    longest = 0
+    while batch.keys:
+        longest = max(longest, *(batch.tokens(key) for key in batch.keys))
+        found += batch.step()
+    assert longest > 9, "tokens of both readings count"
+    answers = {key: event.answer for key, event in found if event.answer is not None}
+    for key, answer in answers.items():
+        assert (answer.tokens, boxes(answer)) == (alone[key].tokens, boxes(alone[key]))
+        assert "".join(event.text for own, event in found if own == key) == answer.text
+    assert sorted(answers) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("steps", "preempted"), [(3, False), (3, True), (9, False), (9, True)])
+def test_a_cancelled_draft_tells_the_first_reading(alone, steps, preempted):
+    batch = ContinuousBatch(reader(rule(longest=9)).engine)
+    found = started(batch, 0)
+    for _ in range(steps):
+        found += batch.step()
+    assert [event.kind for _, event in found] == ["perception"]
+    if preempted:
+        batch.preempt(0)
+    text, answer = (event for _, event in batch.cancel(0))
+    once = reader(None).ask(
+        PAGES[0], QUESTION, zoom="always", max_new_tokens=8, region_tokens=answer_limit(reader(rule()))
+    )
+    assert answer.answer.finish_reason == "cancelled"
+    assert answer.answer.tokens == once.tokens[: steps + 1]
+    assert answer.answer.text == text.text
+    assert len(answer.answer.regions) == (1 if steps < 8 else 2)
+    assert batch.keys == ()
+    assert batch.step() == []
+
+
+def test_a_discarded_draft_leaves_nothing():
+    batch = ContinuousBatch(reader(rule(longest=9)).engine)
+    started(batch, 0)
+    batch.abort(0)
+    assert (batch.keys, batch._drafts, batch._answering) == ((), {}, {})
+
+
 def boxes(answer: Answer) -> list[Any]:
     return [(region.box, region.tokens, region.reread) for region in answer.regions]
 
@@ -186,10 +255,14 @@ def test_a_sure_answer_is_read_once():
 
 
 @pytest.mark.parametrize(("family", "layer", "head"), [("qwen3_vl", 40, 0), ("qwen3_5", 0, 1), ("qwen3_vl", 1, 99)])
-def test_a_layer_without_attention_and_a_missing_head_are_refused(family, layer, head):
+def test_a_layer_without_attention_and_a_missing_head_are_refused(family, layer, head, tmp_path):
+    model = reader(rule(layer=layer, heads=(head,)), family)
     with pytest.raises(ConfigError, match=rf"head {head} in layer {layer}.*reread"):
-        asked(reader(rule(layer=layer, heads=(head,)), family))
+        asked(model)
+    model.save_pretrained(tmp_path, include_base=True)
     engine = tiny_models.engine(family)
     (one,) = run(engine, [request(engine, PAGES[0], QUESTION)])
+    with pytest.raises(ConfigError, match=rf"head {head} in layer {layer}.*reread"):
+        QZoom.from_pretrained(tmp_path)
     with pytest.raises(ConfigError):
         token_attention(engine.backbone, one.after.state.prompt, KVCache(), [], [(layer, head)])

@@ -125,7 +125,7 @@ def _load_adapter(source: Source, options: dict[str, Any], config: ZoomConfig | 
     lora = read_lora(source.folder, adapter.lora_base_weights) if adapter.lora_base_weights else None
     if lora is not None:
         add_to_backbone(backbone, lora, source.name)
-    zoom = _checked(config, adapter.zoom)
+    zoom = _checked(config, adapter.zoom, backbone)
     gate = region = None
     if adapter.gate or adapter.region:
         index = read_index(source.folder, stem="qzoom")
@@ -164,7 +164,7 @@ def _with_upstream_branches(backbone: Backbone, source: Source, config: ZoomConf
     gate = None
     if settings.get("enable_high_res"):
         gate = build_gate(*depth, _named(index, keys.gate), where=weights, prefix=f"{keys.prefix}high_res_")
-    return Engine(backbone, gate, region, _checked(config, own))
+    return Engine(backbone, gate, region, _checked(config, own, backbone))
 
 
 def _named(index: Any, names: dict[str, str]) -> dict[str, Any]:
@@ -172,8 +172,14 @@ def _named(index: Any, names: dict[str, str]) -> dict[str, Any]:
     return {ours: tensors[stored] for ours, stored in names.items()}
 
 
-def _checked(config: ZoomConfig | None, own: ZoomConfig) -> ZoomConfig:
-    """The given arithmetic, if its depths are those that the weights were made for."""
+def _checked(config: ZoomConfig | None, own: ZoomConfig, backbone: Backbone) -> ZoomConfig:
+    """The given arithmetic, else the checkpoint's, if the weights were made for its depths and the model has its
+    `reread` heads."""
+    from qzoom.engine.attention import check_reread_heads
+
+    rule = (config or own).reread
+    if rule is not None:
+        check_reread_heads(backbone, [(rule.layer, head) for head in rule.heads])
     if config is None:
         return own
     for name, symbol in (("shared_layers", "K"), ("branch_layers", "T")):

@@ -60,6 +60,17 @@ def response_attention(
     )
 
 
+def check_reread_heads(backbone: Backbone, heads: Sequence[tuple[int, int]]) -> None:
+    """Refuse (layer, head) pairs of `ZoomConfig.reread` that the model does not have (ConfigError)."""
+    count = backbone.text_config.num_attention_heads
+    for layer, head in heads:
+        if layer not in backbone.attention_layers or head >= count:
+            raise ConfigError(
+                f"The model has no attention of head {head} in layer {layer}; choose `reread` heads below {count} in "
+                f"one of the layers {', '.join(map(str, backbone.attention_layers))}."
+            )
+
+
 def token_attention(
     backbone: Backbone, prompt: Prompt, cache: KVCache, fed: Sequence[int], heads: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
@@ -78,13 +89,7 @@ def token_attention(
     Raises:
         ConfigError: a layer or head that the model does not have, or a layer without full attention.
     """
-    count = backbone.text_config.num_attention_heads
-    for layer, head in heads:
-        if layer not in backbone.attention_layers or head >= count:
-            raise ConfigError(
-                f"The model has no attention of head {head} in layer {layer}; choose `reread` heads below {count} in "
-                f"one of the layers {', '.join(map(str, backbone.attention_layers))}."
-            )
+    check_reread_heads(backbone, heads)
     ids = torch.cat([prompt.ids[-1:], prompt.ids.new_tensor(list(fed))])[None]
     later = torch.arange(len(fed), device=backbone.device) + prompt.next_position
     positions = torch.cat([prompt.positions[:, -1:], later.expand(backbone.position_axes, -1)], dim=1)

@@ -13,11 +13,12 @@ from itertools import chain
 
 import torch
 
-from qzoom.engine.flow import KeyedEvent, Prefilled, answer, coarse_pass
-from qzoom.engine.generate import DecodeBatch, DecodeRow
+from qzoom.engine.flow import KeyedEvent, answer, coarse_pass
+from qzoom.engine.generate import DecodeBatch, DecodeRow, Prefilled
 from qzoom.engine.perceive import Stopwatch, make_answer, make_perception
 from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.request import Request, estimate_bytes
+from qzoom.engine.reread import Draft, start_again
 from qzoom.engine.state import Engine
 from qzoom.errors import QZoomError
 from qzoom.types import Answer, StreamEvent
@@ -33,8 +34,8 @@ class ContinuousBatch:
         self._engine = engine
         self._cache = PrefixCache(0) if cache is None else cache
         self._batch = DecodeBatch(engine.backbone, eos_ids)
-        self._eos_ids = eos_ids
         self._answering: dict[int, Prefilled] = {}
+        self._drafts: dict[int, Draft] = {}  # answers that may be read again; nothing of them has been told
         self._preempted: dict[int, DecodeRow] = {}
 
     @property
@@ -44,6 +45,8 @@ class ContinuousBatch:
 
     def tokens(self, key: int) -> int:
         """Tokens that a running request has so far."""
+        if key in self._drafts:
+            return self._drafts[key].tokens
         return next(len(row.tokens) for row in self._batch.rows if row.key == key)
 
     def add(self, requests: Mapping[int, Request], prefixes: Mapping[int, bytes] | None = None) -> Iterator[KeyedEvent]:
@@ -54,14 +57,13 @@ class ContinuousBatch:
             prefixes: `prefix_key` of those that may use the cache.
 
         Yields:
-            For each one "perception", then its first "text", and its "answer" where it has ended already.
+            For each one "perception", then its first "text" unless it may be read again, and its "answer" where it
+            has ended already.
 
         Raises:
             QuestionError, BudgetError: a request that cannot run; none of them has joined then.
         """
-        return answer(
-            self._engine, requests, self._join, prefixes=prefixes or {}, cache=self._cache, eos_ids=self._eos_ids
-        )
+        return answer(self._engine, requests, self._join, prefixes=prefixes or {}, cache=self._cache)
 
     def perceive(
         self, requests: Mapping[int, Request], prefixes: Mapping[int, bytes] | None = None
@@ -78,11 +80,14 @@ class ContinuousBatch:
 
     def _join(self, prefilled: Sequence[Prefilled]) -> list[KeyedEvent]:
         """Let requests join the batch and draw their first tokens."""
+        rule = self._engine.config.reread
         for item in prefilled:
             self._answering[item.row.key] = item
+            if rule is not None and item.before is not None:
+                self._drafts[item.row.key] = Draft(item, rule)
         with prefilled[0].clock.step("decode"):
             pieces = self._batch.start([item.row for item in prefilled])
-        return [event for row, text in pieces for event in self._events_of(row, text)]
+        return self._events(pieces)
 
     def run(self, cancel: Callable[[int], bool] | None = None) -> Iterator[KeyedEvent]:
         """Decode until every request in the batch has ended. `cancel`: asked between steps with a request's key; True
@@ -99,20 +104,31 @@ class ContinuousBatch:
             for clock in {id(a.clock): a.clock for a in map(self._answering.__getitem__, self.keys)}.values():
                 clocks.enter_context(clock.step("decode"))
             pieces = self._batch.step()
-        return [event for row, text in pieces for event in self._events_of(row, text)]
+        return self._events(pieces)
 
     def cancel(self, key: int) -> list[KeyedEvent]:
         """End a request, running or preempted: its "answer" says "cancelled"."""
-        preempted = self._preempted.pop(key, None)
-        if preempted is not None:
-            preempted.finish = "cancelled"
-            return list(self._events_of(preempted, preempted.stream.finish()))
-        row = next((row for row in self._batch.rows if row.key == key), None)
-        return [] if row is None else list(self._events_of(row, self._batch.cancel(key)))
+        row = self._preempted.pop(key, None)
+        if row is not None:
+            row.finish = "cancelled"
+            text = row.stream.finish()
+        else:
+            row = next((row for row in self._batch.rows if row.key == key), None)
+            if row is None:
+                return []
+            text = self._batch.cancel(key)
+        draft = self._drafts.get(key)
+        if draft is None:
+            return list(self._events_of(row, text))
+        draft.text += text
+        draft.keep_first()
+        draft.reading.row.finish = "cancelled"
+        return self._told(key)
 
     def abort(self, key: int) -> None:
         """Discard a request in any state; no event is emitted."""
         self._answering.pop(key, None)
+        self._drafts.pop(key, None)
         if self._preempted.pop(key, None) is None:
             self._batch.cancel(key)
 
@@ -123,6 +139,39 @@ class ContinuousBatch:
     def resume(self, keys: Iterable[int]) -> None:
         """Let preempted requests continue with the next step."""
         self._batch.resume([self._preempted.pop(key) for key in keys])
+
+    def _events(self, pieces: Sequence[tuple[DecodeRow, str]]) -> list[KeyedEvent]:
+        """What a step's new tokens tell; unsure answers are read again, together where they came together."""
+        out: list[KeyedEvent] = []
+        unsure: dict[int, list[Draft]] = {}
+        for row, text in pieces:
+            draft = self._drafts.get(row.key)
+            if draft is None:
+                out += self._events_of(row, text)
+                continue
+            state = draft.add(text)
+            if state == "counts":
+                out += self._told(row.key)
+            elif state == "unsure":
+                unsure.setdefault(id(draft.reading.clock), []).append(draft)
+        for drafts in unsure.values():
+            clock = drafts[0].reading.clock
+            rows = start_again(self._engine, drafts)
+            with clock.step("decode"):
+                more = self._batch.start(rows)
+            out += self._events(more)
+            again = {row.key for row in rows}
+            out += [e for d in drafts if (key := d.reading.row.key) not in again for e in self._told(key)]
+        return out
+
+    def _told(self, key: int) -> list[KeyedEvent]:
+        """The events of the reading that counts; the row of one that does not leaves the batch."""
+        draft = self._drafts.pop(key)
+        row = draft.reading.row
+        if any(other.key == key and other is not row for other in self._batch.rows):
+            self._batch.cancel(key)
+        self._answering[key] = draft.reading
+        return list(self._events_of(row, draft.text))
 
     def _events_of(self, row: DecodeRow, text: str) -> Iterator[KeyedEvent]:
         """A row's new text, and its answer or error when it has ended."""

@@ -6,41 +6,29 @@
     propose       where it is not: the region branch's map -> boxes
     zoom          crop and encode the boxes, insert them, run the shared layers over what is new
     prefill       layers K..N-1
-    read again    where `ZoomConfig.reread` says so: a first answer, a smaller crop where it was read, a second answer
     decode        token by token, in the running batch
+    read again    where `ZoomConfig.reread` says so: a smaller crop where the answer was read, and a second answer
 
 `QZoom.ask`, batches, sessions and the server all come through `answer`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from qzoom.engine.generate import DecodeRow, prefill
+from qzoom.engine.generate import Prefilled, prefill
 from qzoom.engine.perceive import CoarseResult, Stopwatch, encode, gate, make_perception, propose
 from qzoom.engine.prefix_cache import PrefixCache
 from qzoom.engine.request import Request
-from qzoom.engine.reread import Draft, leave_room, reread
-from qzoom.engine.state import Engine, State, advance_shared
+from qzoom.engine.reread import leave_room, may_be_reread
+from qzoom.engine.state import Engine, advance_shared
 from qzoom.engine.zoom import zoom
-from qzoom.types import Perception, Region, StreamEvent
+from qzoom.types import Perception, StreamEvent
 
 KeyedEvent = tuple[int, StreamEvent]
 """An event and the key of the request that it belongs to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A request that is ready to be decoded."""
-
-    row: DecodeRow  # what decoding needs, under the request's key
-    coarse: CoarseResult  # what the answer's record needs: of the state, the prompt only
-    regions: tuple[Region, ...]  # what was read at high resolution
-    clock: Stopwatch  # milliseconds per step, shared by all requests that ran together
 
 
 def answer(
@@ -50,14 +38,12 @@ def answer(
     *,
     prefixes: Mapping[int, bytes],
     cache: PrefixCache,
-    eos_ids: Sequence[int] | None = None,
 ) -> Iterator[KeyedEvent]:
     """Run requests up to the first token of their answers.
 
     Args:
         decode: takes the requests over and draws their first tokens.
         prefixes: `prefix_key` of the requests that may use the cache.
-        eos_ids: tokens that end an answer; None uses the model's own.
 
     Yields:
         A "perception" for every request, then what `decode` returns.
@@ -75,11 +61,11 @@ def answer(
         rows = prefill(engine, zoomed, clock, keys)
         for prefix, item, row in zip(prefix_keys, coarse, rows, strict=True):
             cache.store(prefix, engine, item, row.cache)
-        drafts = [Draft(*parts) for parts in zip(zoomed, regions, rows, strict=True)]
-        drafts = reread(engine, coarse, drafts, clock, eos_ids=eos_ids)
-        records = [dataclasses.replace(d.item, state=State.empty(engine, d.item.state.prompt)) for d in drafts]
-        ready = [Prefilled(d.row, record, d.regions, clock) for d, record in zip(drafts, records, strict=True)]
-        del states, coarse, zoomed, drafts, rows, item, row  # what was computed belongs to the decode rows from here on
+        ready = [
+            Prefilled(row, own.without_states(engine), crops, clock, before if may_be_reread(engine, own) else None)
+            for row, own, crops, before in zip(rows, zoomed, regions, coarse, strict=True)
+        ]
+        del states, coarse, zoomed, rows, item, row  # what was computed belongs to the decode rows from here on
         yield from decode(ready)
 
 

@@ -22,7 +22,7 @@ from qzoom.engine.perceive import CoarseResult, Stopwatch
 from qzoom.engine.sampling import Sampler
 from qzoom.engine.state import Engine, State, advance_upper
 from qzoom.errors import CheckpointError, SchemaError
-from qzoom.types import SamplingParams, TokenLogprob
+from qzoom.types import Region, SamplingParams, TokenLogprob
 
 
 class TextStream:
@@ -135,6 +135,17 @@ class DecodeRow:
         """Those that have come since the last call."""
         start, self.reported = self.reported, len(self.sampler.logprobs)
         return tuple(self.sampler.logprobs[start:])
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A request that is ready to be decoded."""
+
+    row: DecodeRow  # what decoding needs, under the request's key
+    coarse: CoarseResult  # what the answer's record needs: of the state, the prompt only
+    regions: tuple[Region, ...]  # what was read at high resolution
+    clock: Stopwatch  # milliseconds per step, shared by all requests that ran together
+    before: CoarseResult | None = None  # the request before its regions, where its answer may be read again
 
 
 @torch.inference_mode()

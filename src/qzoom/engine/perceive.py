@@ -74,6 +74,10 @@ class CoarseResult:
     maps: tuple[RegionMap, ...] = ()  # one per picture; empty when the region branch did not run
     boxes: tuple[MapBox, ...] = ()  # proposed boxes, best first
 
+    def without_states(self, engine: Engine) -> CoarseResult:
+        """What an answer's record needs: of the state, the prompt only."""
+        return dataclasses.replace(self, state=State.empty(engine, self.state.prompt))
+
 
 @torch.inference_mode()
 def encode(engine: Engine, requests: Sequence[Request], clock: Stopwatch) -> list[State]:

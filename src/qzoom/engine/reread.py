@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,110 +21,132 @@ from torch import Tensor
 from qzoom.config import RereadRule, TokenBudget
 from qzoom.engine.attention import token_attention
 from qzoom.engine.cache import KVCache
-from qzoom.engine.generate import DecodeBatch, DecodeRow, prefill
-from qzoom.engine.perceive import CoarseResult, Stopwatch
+from qzoom.engine.generate import DecodeRow, Prefilled, prefill
+from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.request import region_budget
 from qzoom.engine.sampling import GREEDY_BELOW, token_logprob
 from qzoom.engine.state import Engine, LayerCache
 from qzoom.engine.zoom import zoom
 from qzoom.heads.boxes import CellBox, MapBox
-from qzoom.types import Region
 
 _LEAST_ATTENTION = 0.2  # of a token's whole attention that must fall on the region for its place to count
 
 
-@dataclass(frozen=True, slots=True)
 class Draft:
-    """An answer of one request that may be read again."""
+    """One request's answer, held back in the running batch until it is clear which reading counts.
 
-    item: CoarseResult  # its prompt has the regions in it
-    regions: tuple[Region, ...]  # what was read
-    row: DecodeRow  # what decoding needs, or, with `finish`, the whole answer
+    The first reading counts when it is longer than the rule says, when all its tokens are certain, or when it was not
+    read in a region. Otherwise `start_again` gives the row of a second reading.
 
+    Args:
+        first: the request after prefill, with `before`, and before its row joins the batch.
+        rule: when and where to read again.
+    """
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """What a model wrote."""
-
-    cache: KVCache  # keys and values of the prompt
-    logprobs: tuple[float, ...]  # natural, one per token; negative infinity where it failed
+    def __init__(self, first: Prefilled, rule: RereadRule) -> None:
+        self.reading = first
+        """The reading that is being decoded; in the end the one that counts."""
+        self.text = ""
+        """What `reading` has given so far."""
+        self._rule = rule
+        self._cache = first.row.cache.fork()  # the prompt's keys and values
+        self._logprobs: list[float] = []
+        self._earlier: tuple[Prefilled, str, float] | None = None  # the first reading, its text, its log probability
 
     @property
-    def least(self) -> float:
-        """Probability of the least certain token."""
-        return math.exp(min(self.logprobs))
+    def tokens(self) -> int:
+        """Tokens of both readings so far."""
+        return len(self.reading.row.tokens) + (len(self._earlier[0].row.tokens) if self._earlier else 0)
 
-    @property
-    def likelihood(self) -> float:
-        """Log probability of the whole text."""
-        return sum(self.logprobs)
+    def add(self, text: str) -> Literal["open", "unsure", "counts"]:
+        """Take a new token's text in.
+
+        Returns:
+            "open" while the reading goes on, "unsure" when the first one should be read again, "counts" when `reading`
+            is the one to tell; where a second one was too long, its row may still be in the batch.
+        """
+        row = self.reading.row
+        self.text += text
+        if row.error is None:
+            self._logprobs.append(token_logprob(row.logits, row.tokens[-1], 0).logprob)
+            if not row.finish and len(row.tokens) < self._rule.longest:
+                return "open"
+        if self._earlier is not None:
+            failed = row.error is not None or not row.finish
+            if failed or sum(self._logprobs) <= self._earlier[2]:
+                self.keep_first()
+            return "counts"
+        sure = row.error is not None or not row.finish or math.exp(min(self._logprobs)) >= self._rule.below
+        return "counts" if sure else "unsure"
+
+    def keep_first(self) -> None:
+        """Let the first reading count, whatever became of the second."""
+        if self._earlier is not None:
+            first, self.text, _ = self._earlier
+            self.reading = dataclasses.replace(first, regions=self.reading.regions)
+            self._earlier = None
+
+    def place(self, engine: Engine) -> MapBox | None:
+        """`place_of_answer` of the first reading."""
+        return place_of_answer(engine, self.reading, self._cache, self._rule)
+
+    def begin_second(self, second: Prefilled) -> None:
+        """Go on with the second reading."""
+        self._earlier = (self.reading, self.text, sum(self._logprobs))
+        self.reading, self.text, self._logprobs = second, "", []
+
+    def before_regions(self, engine: Engine) -> CoarseResult:
+        """The request before its regions; what the upper layers computed of the coarse view is kept."""
+        before, prompt = self.reading.before, self.reading.coarse.state.prompt
+        assert before is not None
+        kept = min(span.start for span in prompt.spans if span.role == "region")
+        kept -= len(engine.backbone.image_delimiters[0])
+        layers = range(engine.config.shared_layers, engine.backbone.num_layers)
+        upper = LayerCache(self._cache.truncated(kept).clone(layers), kept)
+        return dataclasses.replace(before, state=dataclasses.replace(before.state, upper=upper, logits=None))
 
 
 def leave_room(engine: Engine, coarse: Sequence[CoarseResult]) -> list[CoarseResult]:
     """The requests that may be read again with the first crop's part of their region tokens; the others as they are."""
     rule = engine.config.reread
-    return [
-        item if rule is None or not _may_be_reread(engine, item) else _limited(item, _parts(engine, item, rule)[0])
-        for item in coarse
-    ]
+    if rule is None:
+        return list(coarse)
+    return [_limited(item, _parts(engine, item, rule)[0]) if may_be_reread(engine, item) else item for item in coarse]
 
 
 @torch.inference_mode()
-def reread(
-    engine: Engine,
-    coarse: Sequence[CoarseResult],
-    drafts: Sequence[Draft],
-    clock: Stopwatch,
-    *,
-    eos_ids: Sequence[int] | None = None,
-) -> list[Draft]:
-    """Write short answers, and read those again that are not sure; without `ZoomConfig.reread` nothing happens.
-
-    A first answer that is longer than the rule says goes on as it is, and so does one whose tokens are all certain, or
-    that was not read in the region.
-
-    Args:
-        coarse: the requests before their regions were inserted.
-        drafts: the same requests after prefill, with `leave_room` before the zoom.
-        eos_ids: tokens that end an answer; None uses the model's own.
+def start_again(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow]:
+    """Crop, encode and prefill the second readings of unsure answers; these must share a clock.
 
     Returns:
-        The drafts in the same order, each with the answer that counts and with both crops where it was read again.
+        Rows under the same keys, which are the drafts' `reading` now; none for a draft whose answer was not read in a
+        region: that one counts as it is.
 
     Raises:
         ConfigError: the rule names a layer or head that the model does not have.
     """
-    rule, out = engine.config.reread, list(drafts)
-    chosen = [i for i, draft in enumerate(drafts) if draft.regions and _may_be_reread(engine, draft.item)]
-    if rule is None or not chosen:
-        return out
-    with clock.step("first_answer"):
-        first = _write(engine, [drafts[i].row for i in chosen], rule, eos_ids)
-        written = dict(zip(chosen, first, strict=True))
-        ended = [i for i in chosen if drafts[i].row.finish and drafts[i].row.error is None]
-        unsure = [i for i in ended if written[i].least < rule.below]
-        places = {i: place_of_answer(engine, drafts[i], written[i].cache, rule) for i in unsure}
-    again = {i: box for i, box in places.items() if box is not None}
+    rule, clock = engine.config.reread, drafts[0].reading.clock
+    assert rule is not None
+    with clock.step("place_of_answer"):
+        places = [draft.place(engine) for draft in drafts]
+    again = [(draft, box) for draft, box in zip(drafts, places, strict=True) if box is not None]
     if not again:
-        return out
-    items = [_before_regions(engine, coarse[i], drafts[i], written[i].cache) for i in again]
-    items = [
-        _limited(dataclasses.replace(item, boxes=(box,)), _parts(engine, item, rule)[1])
-        for item, box in zip(items, again.values(), strict=True)
-    ]
+        return []
+    items = [dataclasses.replace(draft.before_regions(engine), boxes=(box,)) for draft, box in again]
+    items = [_limited(item, _parts(engine, item, rule)[1]) for item in items]
     items, crops = zoom(engine, items, clock)
-    rows = prefill(engine, items, clock, [drafts[i].row.key for i in again])
-    with clock.step("second_answer"):
-        second = _write(engine, rows, rule, eos_ids)
-    for i, item, (crop,), row, own in zip(again, items, crops, rows, second, strict=True):
-        both = (*drafts[i].regions, dataclasses.replace(crop, reread=True))
-        better = row.finish and own.likelihood > written[i].likelihood
-        out[i] = Draft(item, both, row) if better else dataclasses.replace(drafts[i], regions=both)
-    return out
+    rows = prefill(engine, items, clock, [draft.reading.row.key for draft, _ in again])
+    for (draft, _), item, (crop,), row in zip(again, items, crops, rows, strict=True):
+        regions = (*draft.reading.regions, dataclasses.replace(crop, reread=True))
+        draft.begin_second(Prefilled(row, item.without_states(engine), regions, clock))
+    return rows
 
 
-def _may_be_reread(engine: Engine, item: CoarseResult) -> bool:
-    """Whether the answer is greedy, free text, and from a region, and the region tokens suffice for two crops."""
+def may_be_reread(engine: Engine, item: CoarseResult) -> bool:
+    """Whether there is a rule, the answer is greedy, free text, and from a region, and the region tokens suffice for
+    two crops."""
+    if engine.config.reread is None:
+        return False
     params, one = item.request.options.sampling, engine.backbone.default_budget().max_tokens
     own = item.request.options.region_tokens or engine.config.region_tokens
     enough = not engine.backbone.fixed_grid or own is None or own.max_tokens >= 2 * one
@@ -149,26 +171,7 @@ def _limited(item: CoarseResult, tokens: TokenBudget) -> CoarseResult:
     return dataclasses.replace(item, request=dataclasses.replace(item.request, options=options))
 
 
-def _write(
-    engine: Engine, rows: Sequence[DecodeRow], rule: RereadRule, eos_ids: Sequence[int] | None
-) -> list[_Written]:
-    """Decode rows until they end or are too long; these can join another batch and go on there."""
-    caches = [row.cache.fork() for row in rows]
-    logprobs: dict[int, list[float]] = {row.key: [] for row in rows}
-    batch = DecodeBatch(engine.backbone, eos_ids)
-    pieces = batch.start(rows)
-    while pieces:
-        for row, _ in pieces:
-            failed = row.error is not None
-            logprobs[row.key].append(-math.inf if failed else token_logprob(row.logits, row.tokens[-1], 0).logprob)
-        for row in batch.rows:
-            if len(row.tokens) >= rule.longest:
-                batch.preempt(row.key)
-        pieces = batch.step()
-    return [_Written(cache, tuple(logprobs[row.key])) for cache, row in zip(caches, rows, strict=True)]
-
-
-def place_of_answer(engine: Engine, draft: Draft, cache: KVCache, rule: RereadRule) -> MapBox | None:
+def place_of_answer(engine: Engine, first: Prefilled, cache: KVCache, rule: RereadRule) -> MapBox | None:
     """Where a written answer was read, as a box to zoom into; None where its tokens did not look at a region.
 
     A token's place is the region token with the most attention while it was written, mean of the rule's heads. Places
@@ -177,12 +180,13 @@ def place_of_answer(engine: Engine, draft: Draft, cache: KVCache, rule: RereadRu
     Args:
         cache: keys and values of the prompt.
     """
-    prompt, row = draft.item.state.prompt, draft.row
+    item, row = first.coarse, first.row
+    prompt = item.state.prompt
     heads = [(rule.layer, head) for head in rule.heads]
     maps = token_attention(engine.backbone, prompt, cache, row.tokens[:-1], heads)
     if row.finish == "stop" and len(row.tokens) > 1:
         maps = [one[:-1] for one in maps]  # the end was not read anywhere
-    boxes = sorted(draft.item.boxes, key=lambda box: box.image)  # as the prompt has them
+    boxes = sorted(item.boxes, key=lambda box: box.image)  # as the prompt has them
     spans = [i for i, span in enumerate(prompt.spans) if span.role == "region"]
     seen = [one for one in zip(boxes, (maps[i] for i in spans), strict=True) if one[0].keep is None]
     if not seen:
@@ -191,7 +195,7 @@ def place_of_answer(engine: Engine, draft: Draft, cache: KVCache, rule: RereadRu
     line = _line_of(shares)
     if line is None:
         return None
-    size_px = draft.item.request.pictures[box.image].size_px
+    size_px = item.request.pictures[box.image].size_px
     return _part_of(box, line, shares.shape[1:], size_px, margin=(rule.margin_across, rule.margin_down))
 
 
@@ -236,12 +240,3 @@ def _part_of(
     x0, x1, y0, y1 = sides_px
     left, right, top, bottom = cells
     return MapBox(whole.image, (left, top, right, bottom), (x0, y0, x1, y1), whole.score)
-
-
-def _before_regions(engine: Engine, coarse: CoarseResult, draft: Draft, cache: KVCache) -> CoarseResult:
-    """The request before its regions; what the upper layers computed of the coarse view is kept."""
-    first = min(span.start for span in draft.item.state.prompt.spans if span.role == "region")
-    kept = first - len(engine.backbone.image_delimiters[0])
-    layers = range(engine.config.shared_layers, engine.backbone.num_layers)
-    upper = LayerCache(cache.truncated(kept).clone(layers), kept)
-    return dataclasses.replace(coarse, state=dataclasses.replace(coarse.state, upper=upper, logits=None))
