@@ -30,6 +30,7 @@ from benchmarks.evidence import (
     OutOfTimeError,
     Work,
     about,
+    add_counts,
     ask,
     checked,
     finished,
@@ -58,10 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--only", nargs="+", help=f"names of variants, or {GATES}")
     made.add_argument("--recipes", type=Path, default=Path("recipes/tiny"), help="folder of the stages' recipes")
     made.add_argument("--looks", nargs="+", default=["64+64", "144+144"], help="coarse and region tokens of each limit")
-    made.add_argument("--questions", type=int, default=300, help="number of test questions per synthetic dataset")
-    made.add_argument(
-        "--calibration-questions", type=int, default=80, help="number of calibration questions per synthetic dataset"
-    )
+    add_counts(made, 300, 80)
     made.add_argument("--pictures", type=int, default=240, help="synthetic images to label, four questions each")
     made.add_argument("--gate-pictures", type=int, default=400, help="number of images for gate labels")
     made.add_argument("--mine-pictures", type=int, default=150, help="images searched for hard cases (stage 2)")

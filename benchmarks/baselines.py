@@ -23,6 +23,7 @@ from benchmarks.evidence import (
     OutOfTimeError,
     Work,
     about,
+    add_counts,
     ask,
     checked,
     finished,
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--budgets", type=int, nargs="+", default=[144, 288], help="totals of visual tokens")
-    made.add_argument("--questions", type=int, default=600, help="number of test questions per synthetic dataset")
+    add_counts(made, 600)
     made.add_argument("--methods", nargs="+", help="only these methods")
     return checked(made.parse_args(arguments))
 

@@ -253,6 +253,18 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def add_counts(made: argparse.ArgumentParser, questions: int, calibration: int | None = None) -> None:
+    """The options that say how many synthetic questions are asked, with these defaults."""
+    made.add_argument("--questions", type=int, default=questions, help="number of test questions per synthetic dataset")
+    if calibration is not None:
+        made.add_argument(
+            "--calibration-questions",
+            type=int,
+            default=calibration,
+            help="number of calibration questions per synthetic dataset",
+        )
+
+
 def checked(given: argparse.Namespace) -> argparse.Namespace:
     """The parsed options, refused where they contradict each other.
 

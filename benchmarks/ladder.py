@@ -32,6 +32,7 @@ from benchmarks.evidence import (
     OutOfTimeError,
     Work,
     about,
+    add_counts,
     ask,
     checked,
     finished,
@@ -65,10 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--coarse", type=int, nargs="+", default=list(COARSE), help="token limits of the coarse view to try"
     )
     made.add_argument("--region", type=int, nargs="+", default=list(REGION), help="token limits of the regions to try")
-    made.add_argument("--questions", type=int, default=2000, help="number of test questions per synthetic dataset")
-    made.add_argument(
-        "--calibration-questions", type=int, default=400, help="number of calibration questions per synthetic dataset"
-    )
+    add_counts(made, 2000, 400)
     made.add_argument("--time", action="store_true", help="measure times; requires the finished answers")
     made.add_argument(
         "--time-questions",

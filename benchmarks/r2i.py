@@ -16,7 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.evidence import Clock, OutOfTimeError, about, checked, finished, load, parser, run_main, tasks_of
+from benchmarks.evidence import (
+    Clock,
+    OutOfTimeError,
+    about,
+    add_counts,
+    checked,
+    finished,
+    load,
+    parser,
+    run_main,
+    tasks_of,
+)
 from benchmarks.r2i_words import write_r2i
 from qzoom.errors import ConfigError
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
@@ -65,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--distilled", type=Path, help="run of `qzoom distill` behind the student, for its counts")
     made.add_argument("--cap", type=int, default=288, help="visual tokens of all four views and of the attention")
     made.add_argument("--caps", type=int, nargs="*", default=[144, 576], help="further limits, full and zoom view only")
-    made.add_argument("--questions", type=int, default=1000, help="number of test questions per synthetic dataset")
+    add_counts(made, 1000)
     made.add_argument("--coverage", type=int, default=40, help="images of each kind for the attention coverage")
     made.add_argument("--zoom", choices=("auto", "always"), default="auto", help="zoom mode of the zoom view")
     made.add_argument("--no-boxed", action="store_true", help="skip the marked image, the slowest view")
