@@ -11,9 +11,10 @@ from qzoom.engine.cache import KVCache
 from qzoom.engine.flow import KeyedEvent
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import Stopwatch
+from qzoom.engine.request import Request
 from qzoom.engine.reread import _line_of, _part_of, leave_room
 from qzoom.engine.zoom import zoom
-from qzoom.errors import ConfigError
+from qzoom.errors import CheckpointError, ConfigError
 from qzoom.heads.boxes import MapBox
 from qzoom.model import QZoom
 from qzoom.types import Answer, SamplingParams
@@ -195,12 +196,72 @@ def test_a_cancelled_draft_tells_the_first_reading(alone, steps, preempted):
     once = reader(None).ask(
         PAGES[0], QUESTION, zoom="always", max_new_tokens=8, region_tokens=answer_limit(reader(rule()))
     )
-    assert answer.answer.finish_reason == "cancelled"
+    complete = steps >= 8
+    assert answer.answer.finish_reason == (once.finish_reason if complete else "cancelled")
     assert answer.answer.tokens == once.tokens[: steps + 1]
     assert answer.answer.text == text.text
-    assert len(answer.answer.regions) == (1 if steps < 8 else 2)
+    assert len(answer.answer.regions) == (2 if complete else 1)
     assert batch.keys == ()
-    assert batch.step() == []
+    assert list(batch.step()) == []
+
+
+def answers_of(batch: ContinuousBatch, requests: dict[int, Request]) -> tuple[dict[int, Answer], dict[int, int]]:
+    """Run to the end: answers, and the most tokens that each request has had between two steps."""
+    found, most = list(batch.add(requests)), dict.fromkeys(requests, 0)
+    while batch.keys:
+        most |= {key: batch.tokens(key) for key in batch.keys}
+        found += batch.step()
+    return {key: event.answer for key, event in found if event.answer is not None}, most
+
+
+def test_a_second_crop_that_finds_no_room_leaves_the_first_answer():
+    engine = reader(rule()).engine
+    prompt = run(engine, [request(engine, PAGES[0], QUESTION, zoom="always")])[0].before.state.prompt
+    sampling = SamplingParams(max_new_tokens=engine.backbone.max_positions - len(prompt) - 100)
+    limits = TokenBudget(4, 2000)  # at least 455 for the second crop
+    requests = {
+        0: request(engine, PAGES[0], QUESTION, zoom="always", sampling=sampling, region_tokens=limits),
+        1: request(engine, PAGES[1], "When?", zoom="always"),
+    }
+    every = range(engine.backbone.text_config.vocab_size)  # each answer ends at once
+    (enough,) = answers_of(
+        ContinuousBatch(engine, eos_ids=every),
+        {0: request(engine, PAGES[0], QUESTION, zoom="always", region_tokens=limits)},
+    )[0].values()
+    assert enough.regions[1].tokens > 455
+    found, _ = answers_of(ContinuousBatch(engine, eos_ids=every), requests)
+    assert [region.reread for region in found[0].regions] == [False]
+    assert [region.reread for region in found[1].regions] == [False, True]
+
+
+def test_a_second_reading_that_is_too_long_leaves_the_first():
+    model = reader(rule(longest=4))
+    text, once = "Where is it?", {"zoom": "always", "max_new_tokens": 3, "region_tokens": answer_limit(model)}
+    first = reader(None).ask(PAGES[0], text, **once)
+    sampling = SamplingParams(max_new_tokens=20, logprobs=0)
+    own = request(model.engine, PAGES[0], text, zoom="always", sampling=sampling)
+    found, most = answers_of(ContinuousBatch(model.engine, eos_ids=first.tokens[2:]), {0: own})
+    assert most == {0: 6}, "three tokens of either reading, before the second was too long"
+    assert found[0].tokens == first.tokens
+    assert found[0].finish_reason == "stop"
+    assert [region.reread for region in found[0].regions] == [False, True]
+    assert [item.token for item in found[0].logprobs] == list(first.tokens[:2])
+
+
+def test_a_first_reading_that_is_no_number_is_an_error():
+    model = reader(rule(longest=9))
+    tokens = (
+        reader(None).ask(PAGES[0], QUESTION, zoom="always", max_new_tokens=4, region_tokens=answer_limit(model)).tokens
+    )
+    only = next(token for token in tokens[1:] if token != tokens[0])
+    weight = model.engine.backbone.embedding.weight
+    before = weight[only].clone()
+    weight[only] = torch.nan
+    try:
+        with pytest.raises(CheckpointError, match="not a number"):
+            asked(model, max_new_tokens=8)
+    finally:
+        weight[only] = before
 
 
 def test_a_discarded_draft_leaves_nothing():
@@ -221,6 +282,11 @@ def answer_limit(model: QZoom) -> TokenBudget:
     limit = leave_room(engine, [item])[0].request.options.region_tokens
     assert limit is not None
     return limit
+
+
+def test_without_a_budget_a_fixed_grid_is_read_once():
+    once, answer = (asked(reader(own, "llava"), region_tokens=None) for own in (None, rule("llava")))
+    assert (answer.tokens, answer.regions) == (once.tokens, once.regions)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from qzoom.config import RereadRule
 from qzoom.errors import (
     ConfigError,
     DeadlineError,
@@ -66,8 +67,8 @@ def model():
 def schedulers(model):
     made: list[Scheduler] = []
 
-    def make(start: bool = True, **limits: int) -> Scheduler:
-        made.append(Scheduler(model, SchedulerLimits(**limits)))
+    def make(start: bool = True, own: QZoom | None = None, **limits: int) -> Scheduler:
+        made.append(Scheduler(own or model, SchedulerLimits(**limits)))
         if start:
             made[-1].start()
         return made[-1]
@@ -124,6 +125,25 @@ def test_answers_equal_those_of_ask(model, wanted, schedulers, limits):
         same(found, own)
     assert sum(found.usage.reused_tokens > 0 for found in answers) >= 6
     assert scheduler.running == scheduler.waiting == 0
+
+
+@pytest.mark.parametrize("limits", [{}, {"slots": 1, "prefill_tokens": 1, "time_slice": 1}])
+def test_answers_that_are_read_again_equal_those_of_ask(model, schedulers, limits):
+    again = RereadRule(layer=1, heads=(0, 1), below=1.0, longest=9)
+    own = QZoom(dataclasses.replace(model.engine, config=model.engine.config.replace(reread=again)))
+    scheduler, inboxes = schedulers(own=own, **limits), []
+    for image, question, options in CASES:
+        inboxes.append(Inbox())
+        scheduler.submit(own.request(image, question, **options), inboxes[-1])
+    found = [inbox.answer() for inbox in inboxes]
+    for inbox, answer, (image, question, options) in zip(inboxes, found, CASES, strict=True):
+        same(answer, own.ask(image, question, **options))
+        events = [event for event in inbox.seen if isinstance(event, StreamEvent)]
+        assert "".join(event.text for event in events) == answer.text
+        streamed = [one for event in events if event.kind == "text" for one in event.logprobs]
+        assert streamed == list(answer.logprobs)[: len(streamed)]
+        assert len(answer.logprobs) - len(streamed) <= 1, "an unfinished character at the end has no text"
+    assert sum(any(region.reread for region in answer.regions) for answer in found) >= 2
 
 
 def test_events_come_in_order(model, schedulers):

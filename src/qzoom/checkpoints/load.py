@@ -54,7 +54,8 @@ def load_engine(
 
     Raises:
         CheckpointError: it cannot be found, read or matched to its base.
-        ConfigError: an unknown number format or attention, or a config or name of another type.
+        ConfigError: an unknown number format or attention, a config or name of another type, or `reread` heads that the
+            model does not have.
         DeviceError: a placement that is not supported.
     """
     _check_types(id_or_path, config)

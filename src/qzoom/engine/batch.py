@@ -6,6 +6,7 @@ server adds them as they come.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -44,7 +45,7 @@ class ContinuousBatch:
         return tuple(row.key for row in self._batch.rows)
 
     def tokens(self, key: int) -> int:
-        """Tokens that a running request has so far."""
+        """Tokens that a running request has so far, those of both readings where it is read again."""
         if key in self._drafts:
             return self._drafts[key].tokens
         return next(len(row.tokens) for row in self._batch.rows if row.key == key)
@@ -78,16 +79,22 @@ class ContinuousBatch:
                 out.append((key, StreamEvent("perception", perception=make_perception(self._engine, item, clock))))
         return out
 
-    def _join(self, prefilled: Sequence[Prefilled]) -> list[KeyedEvent]:
+    def _join(self, prefilled: Sequence[Prefilled]) -> Iterator[KeyedEvent]:
         """Let requests join the batch and draw their first tokens."""
         rule = self._engine.config.reread
         for item in prefilled:
-            self._answering[item.row.key] = item
+            self._answering[item.row.key] = dataclasses.replace(item, before=None)
             if rule is not None and item.before is not None:
                 self._drafts[item.row.key] = Draft(item, rule)
-        with prefilled[0].clock.step("decode"):
-            pieces = self._batch.start([item.row for item in prefilled])
-        return self._events(pieces)
+        rows, clock = [item.row for item in prefilled], prefilled[0].clock
+        del prefilled, item
+        return self._started(rows, clock)
+
+    def _started(self, rows: Sequence[DecodeRow], clock: Stopwatch) -> Iterator[KeyedEvent]:
+        """Draw the first tokens of rows."""
+        with clock.step("decode"):
+            pieces = self._batch.start(rows)
+        yield from self._advance(pieces)
 
     def run(self, cancel: Callable[[int], bool] | None = None) -> Iterator[KeyedEvent]:
         """Decode until every request in the batch has ended. `cancel`: asked between steps with a request's key; True
@@ -98,16 +105,18 @@ class ContinuousBatch:
                     yield from self.cancel(key)
             yield from self.step()
 
-    def step(self) -> list[KeyedEvent]:
-        """One token for every request in the batch."""
+    def step(self) -> Iterator[KeyedEvent]:
+        """One token for every request in the batch; it is over when all its events are taken. Second readings of
+        unsure answers are prefilled at its end, after the events of the others."""
         with ExitStack() as clocks:
             for clock in {id(a.clock): a.clock for a in map(self._answering.__getitem__, self.keys)}.values():
                 clocks.enter_context(clock.step("decode"))
             pieces = self._batch.step()
-        return self._events(pieces)
+        yield from self._advance(pieces)
 
     def cancel(self, key: int) -> list[KeyedEvent]:
-        """End a request, running or preempted: its "answer" says "cancelled"."""
+        """End a request, running or preempted: its "answer" says "cancelled", unless it is complete and was being read
+        again."""
         row = self._preempted.pop(key, None)
         if row is not None:
             row.finish = "cancelled"
@@ -120,10 +129,8 @@ class ContinuousBatch:
         draft = self._drafts.get(key)
         if draft is None:
             return list(self._events_of(row, text))
-        draft.text += text
-        draft.keep_first()
-        draft.reading.row.finish = "cancelled"
-        return self._told(key)
+        draft.cancel(text)
+        return list(self._settle(key))
 
     def abort(self, key: int) -> None:
         """Discard a request in any state; no event is emitted."""
@@ -140,38 +147,35 @@ class ContinuousBatch:
         """Let preempted requests continue with the next step."""
         self._batch.resume([self._preempted.pop(key) for key in keys])
 
-    def _events(self, pieces: Sequence[tuple[DecodeRow, str]]) -> list[KeyedEvent]:
-        """What a step's new tokens tell; unsure answers are read again, together where they came together."""
-        out: list[KeyedEvent] = []
+    def _advance(self, pieces: Sequence[tuple[DecodeRow, str]]) -> Iterator[KeyedEvent]:
+        """Tell new tokens, or keep them in drafts; unsure answers are read again, those together that came together."""
         unsure: dict[int, list[Draft]] = {}
         for row, text in pieces:
             draft = self._drafts.get(row.key)
             if draft is None:
-                out += self._events_of(row, text)
+                yield from self._events_of(row, text)
                 continue
             state = draft.add(text)
             if state == "counts":
-                out += self._told(row.key)
+                yield from self._settle(row.key)
             elif state == "unsure":
                 unsure.setdefault(id(draft.reading.clock), []).append(draft)
         for drafts in unsure.values():
-            clock = drafts[0].reading.clock
             rows = start_again(self._engine, drafts)
-            with clock.step("decode"):
-                more = self._batch.start(rows)
-            out += self._events(more)
             again = {row.key for row in rows}
-            out += [e for d in drafts if (key := d.reading.row.key) not in again for e in self._told(key)]
-        return out
+            for key in [draft.reading.row.key for draft in drafts]:
+                if key not in again:
+                    yield from self._settle(key)
+            yield from self._started(rows, drafts[0].reading.clock)
 
-    def _told(self, key: int) -> list[KeyedEvent]:
-        """The events of the reading that counts; the row of one that does not leaves the batch."""
+    def _settle(self, key: int) -> Iterator[KeyedEvent]:
+        """End a draft with the events of the reading that counts; the row of another one leaves the batch."""
         draft = self._drafts.pop(key)
         row = draft.reading.row
         if any(other.key == key and other is not row for other in self._batch.rows):
             self._batch.cancel(key)
         self._answering[key] = draft.reading
-        return list(self._events_of(row, draft.text))
+        yield from self._events_of(row, draft.text)
 
     def _events_of(self, row: DecodeRow, text: str) -> Iterator[KeyedEvent]:
         """A row's new text, and its answer or error when it has ended."""

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -34,7 +34,7 @@ KeyedEvent = tuple[int, StreamEvent]
 def answer(
     engine: Engine,
     requests: Mapping[int, Request],
-    decode: Callable[[Sequence[Prefilled]], Sequence[KeyedEvent]],
+    decode: Callable[[Sequence[Prefilled]], Iterable[KeyedEvent]],
     *,
     prefixes: Mapping[int, bytes],
     cache: PrefixCache,
@@ -46,7 +46,7 @@ def answer(
         prefixes: `prefix_key` of the requests that may use the cache.
 
     Yields:
-        A "perception" for every request, then what `decode` returns.
+        A "perception" for every request, then what `decode` yields.
     """
     for keys, prefix_keys, wave in cache.waves(requests, prefixes):
         clock = Stopwatch(engine.backbone.device)
@@ -62,11 +62,13 @@ def answer(
         for prefix, item, row in zip(prefix_keys, coarse, rows, strict=True):
             cache.store(prefix, engine, item, row.cache)
         ready = [
-            Prefilled(row, own.without_states(engine), crops, clock, before if may_be_reread(engine, own) else None)
+            Prefilled(row, own.without_states(engine), crops, clock, before if may_be_reread(engine, before) else None)
             for row, own, crops, before in zip(rows, zoomed, regions, coarse, strict=True)
         ]
         del states, coarse, zoomed, rows, item, row  # what was computed belongs to the decode rows from here on
-        yield from decode(ready)
+        events = decode(ready)
+        del ready
+        yield from events
 
 
 def coarse_pass(

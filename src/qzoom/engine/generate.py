@@ -204,9 +204,9 @@ class DecodeBatch:
 
     @torch.inference_mode()
     def start(self, rows: Sequence[DecodeRow]) -> list[tuple[DecodeRow, str]]:
-        """Let rows join; draws each one's first token, unless it has some already. Returns each new row with its text
-        so far; those with a `finish` have ended already."""
-        pieces = [(row, row.stream.text if row.tokens else row.take(self._eos)) for row in rows]
+        """Let new rows join; draws each one's first token. Returns each row with its text; those with a `finish` have
+        ended already."""
+        pieces = [(row, row.take(self._eos)) for row in rows]
         self._join([row for row in rows if not row.finish])
         return pieces
 

@@ -27,6 +27,7 @@ from qzoom.engine.request import region_budget
 from qzoom.engine.sampling import GREEDY_BELOW, token_logprob
 from qzoom.engine.state import Engine, LayerCache
 from qzoom.engine.zoom import zoom
+from qzoom.errors import QuestionError
 from qzoom.heads.boxes import CellBox, MapBox
 
 _LEAST_ATTENTION = 0.2  # of a token's whole attention that must fall on the region for its place to count
@@ -44,11 +45,12 @@ class Draft:
     """
 
     def __init__(self, first: Prefilled, rule: RereadRule) -> None:
-        self.reading = first
+        self.reading = dataclasses.replace(first, before=None)
         """The reading that is being decoded; in the end the one that counts."""
         self.text = ""
         """What `reading` has given so far."""
         self._rule = rule
+        self._before = first.before
         self._cache = first.row.cache.fork()  # the prompt's keys and values
         self._logprobs: list[float] = []
         self._earlier: tuple[Prefilled, str, float] | None = None  # the first reading, its text, its log probability
@@ -74,36 +76,40 @@ class Draft:
         if self._earlier is not None:
             failed = row.error is not None or not row.finish
             if failed or sum(self._logprobs) <= self._earlier[2]:
-                self.keep_first()
+                self._keep_first(self._earlier)
             return "counts"
         sure = row.error is not None or not row.finish or math.exp(min(self._logprobs)) >= self._rule.below
         return "counts" if sure else "unsure"
 
-    def keep_first(self) -> None:
-        """Let the first reading count, whatever became of the second."""
+    def cancel(self, text: str) -> None:
+        """End it with the first reading, which may have ended already; `text` had been held back by the row."""
+        self.text += text
         if self._earlier is not None:
-            first, self.text, _ = self._earlier
-            self.reading = dataclasses.replace(first, regions=self.reading.regions)
-            self._earlier = None
+            self._keep_first(self._earlier)
 
     def place(self, engine: Engine) -> MapBox | None:
         """`place_of_answer` of the first reading."""
         return place_of_answer(engine, self.reading, self._cache, self._rule)
 
-    def begin_second(self, second: Prefilled) -> None:
-        """Go on with the second reading."""
-        self._earlier = (self.reading, self.text, sum(self._logprobs))
-        self.reading, self.text, self._logprobs = second, "", []
-
     def before_regions(self, engine: Engine) -> CoarseResult:
         """The request before its regions; what the upper layers computed of the coarse view is kept."""
-        before, prompt = self.reading.before, self.reading.coarse.state.prompt
+        before, prompt = self._before, self.reading.coarse.state.prompt
         assert before is not None
         kept = min(span.start for span in prompt.spans if span.role == "region")
         kept -= len(engine.backbone.image_delimiters[0])
         layers = range(engine.config.shared_layers, engine.backbone.num_layers)
         upper = LayerCache(self._cache.truncated(kept).clone(layers), kept)
         return dataclasses.replace(before, state=dataclasses.replace(before.state, upper=upper, logits=None))
+
+    def begin_second(self, second: Prefilled) -> None:
+        """Go on with the second reading."""
+        self._earlier = (self.reading, self.text, sum(self._logprobs))
+        self.reading, self.text, self._logprobs = second, "", []
+        self._before, self._cache = None, KVCache()
+
+    def _keep_first(self, earlier: tuple[Prefilled, str, float]) -> None:
+        first, self.text, _ = earlier
+        self.reading = dataclasses.replace(first, regions=self.reading.regions)
 
 
 def leave_room(engine: Engine, coarse: Sequence[CoarseResult]) -> list[CoarseResult]:
@@ -119,12 +125,20 @@ def start_again(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow]:
     """Crop, encode and prefill the second readings of unsure answers; these must share a clock.
 
     Returns:
-        Rows under the same keys, which are the drafts' `reading` now; none for a draft whose answer was not read in a
-        region: that one counts as it is.
+        A row for each second reading, which is the `reading` of its draft from now on. A draft whose answer was not
+        read in a region has none, and its first reading counts; so does one whose second crop finds no room, be it in
+        what the model reads or in the memory.
 
     Raises:
         ConfigError: the rule names a layer or head that the model does not have.
     """
+    try:
+        return _start_again(engine, drafts)
+    except (QuestionError, torch.OutOfMemoryError):
+        return [row for draft in drafts for row in start_again(engine, [draft])] if len(drafts) > 1 else []
+
+
+def _start_again(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow]:
     rule, clock = engine.config.reread, drafts[0].reading.clock
     assert rule is not None
     with clock.step("place_of_answer"):
@@ -147,9 +161,11 @@ def may_be_reread(engine: Engine, item: CoarseResult) -> bool:
     two crops."""
     if engine.config.reread is None:
         return False
-    params, one = item.request.options.sampling, engine.backbone.default_budget().max_tokens
-    own = item.request.options.region_tokens or engine.config.region_tokens
-    enough = not engine.backbone.fixed_grid or own is None or own.max_tokens >= 2 * one
+    params = item.request.options.sampling
+    enough = True
+    if engine.backbone.fixed_grid:
+        own = item.request.options.region_tokens or engine.config.region_tokens
+        enough = own is not None and own.max_tokens >= 2 * engine.backbone.default_budget().max_tokens
     return item.gate.zoomed and params.temperature < GREEDY_BELOW and not params.json_schema and enough
 
 
@@ -157,7 +173,8 @@ def _parts(engine: Engine, item: CoarseResult, rule: RereadRule) -> tuple[TokenB
     """The limits of the first and of the second crop, which keep those of all regions together."""
     whole = region_budget(engine, item.request.options)
     if engine.backbone.fixed_grid:
-        return whole, whole
+        one = engine.backbone.default_budget()
+        return TokenBudget(whole.min_tokens, whole.max_tokens - one.max_tokens), one
     second = max(1, math.floor(whole.max_tokens * rule.share))
     first = max(1, whole.max_tokens - second)
     return (
