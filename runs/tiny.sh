@@ -52,7 +52,14 @@ refit_regions runs/tiny-reader-first runs/tiny-regions-first/model runs/tiny-rea
 python tiny/train.py propose --recipe "$RECIPE" --model runs/tiny-regions-second/model --output runs/tiny-proposals-2
 python -m torch.distributed.run --standalone --nproc-per-node "${PROCESSES:-2}" \
   tiny/train.py train --recipe "${RECIPE%.yaml}-exchanged.yaml" --output runs/tiny-reader-exchanged
-refit_regions runs/tiny-reader/model runs/tiny-regions-second/model runs/tiny-reader-exchanged/model runs/tiny-labels/regions \
+refit_regions runs/tiny-reader/model runs/tiny-regions-second/model runs/tiny-reader-exchanged/model \
+  runs/tiny-labels/regions-third runs/tiny-regions-third
+
+# 3c. The mean of both bases, which keeps what the second one lost, trained on at low rates.
+python tiny/train.py average runs/tiny-reader/model runs/tiny-reader-exchanged/model --output runs/tiny-mean
+python -m torch.distributed.run --standalone --nproc-per-node "${PROCESSES:-2}" \
+  tiny/train.py train --recipe "${RECIPE%.yaml}-mean.yaml" --output runs/tiny-reader-mean
+refit_regions runs/tiny-reader-exchanged/model runs/tiny-regions-third/model runs/tiny-reader-mean/model runs/tiny-labels/regions \
   runs/tiny-regions
 
 # 4. Train the gate on whether zooming helped, on receipts too: those that the base model was not trained on.
