@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All steps that make the embedded model, in order. Run it from the repository's root; every command resumes an interrupted
 # run. QZOOM_RECEIPTS names the folder of the scanned receipts; the images are not part of this repository. Hours of CPU
-# time: drawing 0.1, reading 13.5, proposed boxes 0.2, labels and heads 1.8.
+# time: drawing 0.1, reading 15, proposed boxes 0.2, labels and heads 2.5.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
