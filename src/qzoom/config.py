@@ -111,6 +111,8 @@ class RereadRule:
     """Of the region tokens that the second crop may take; the first one gets the rest."""
     enlarged_to: Share = 0.67
     """Small second crops are enlarged to this share of their tokens."""
+    least_tokens: Annotated[int, Between(1, 1_000_000)] = 96
+    """Region tokens, both crops together, below which an answer is read once: two crops would be too coarse."""
 
 
 @settings

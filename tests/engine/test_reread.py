@@ -29,7 +29,7 @@ FAMILIES = [*tiny_models.FAMILIES, "llava", *tiny_models.HYBRIDS]
 
 
 def rule(family: str = "qwen3_vl", **changes: Any) -> RereadRule:
-    return RereadRule(**{"layer": LAYER.get(family, 1), "heads": (0, 1), "below": 1.0} | changes)
+    return RereadRule(**{"layer": LAYER.get(family, 1), "heads": (0, 1), "below": 1.0, "least_tokens": 1} | changes)
 
 
 def reader(own: RereadRule | None, family: str = "qwen3_vl") -> QZoom:
@@ -312,6 +312,13 @@ def test_a_sparse_region_is_read_again_where_its_tokens_are():
     assert any(len(answer.regions) == 2 for answer in answers)
     for answer in answers:
         assert answer.usage.region_tokens <= 30
+
+
+def test_too_few_region_tokens_are_read_once():
+    model, once = reader(rule(least_tokens=30)), reader(None)
+    assert len(asked(model, region_tokens=(4, 30)).regions) == 2
+    answer, other = (asked(own, region_tokens=(4, 29)) for own in (model, once))
+    assert (answer.tokens, answer.regions) == (other.tokens, other.regions)
 
 
 def test_a_sure_answer_is_read_once():

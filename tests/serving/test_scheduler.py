@@ -129,7 +129,7 @@ def test_answers_equal_those_of_ask(model, wanted, schedulers, limits):
 
 @pytest.mark.parametrize("limits", [{}, {"slots": 1, "prefill_tokens": 1, "time_slice": 1}])
 def test_answers_that_are_read_again_equal_those_of_ask(model, schedulers, limits):
-    again = RereadRule(layer=1, heads=(0, 1), below=1.0, longest=9)
+    again = RereadRule(layer=1, heads=(0, 1), below=1.0, longest=9, least_tokens=1)
     own = QZoom(dataclasses.replace(model.engine, config=model.engine.config.replace(reread=again)))
     scheduler, inboxes = schedulers(own=own, **limits), []
     for image, question, options in CASES:

@@ -159,13 +159,15 @@ def _start_again(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow]:
 def may_be_reread(engine: Engine, item: CoarseResult) -> bool:
     """Whether there is a rule, the answer is greedy, free text, and from a region, and the region tokens suffice for
     two crops."""
-    if engine.config.reread is None:
+    rule, options = engine.config.reread, item.request.options
+    if rule is None:
         return False
-    params = item.request.options.sampling
-    enough = True
+    params = options.sampling
     if engine.backbone.fixed_grid:
-        own = item.request.options.region_tokens or engine.config.region_tokens
+        own = options.region_tokens or engine.config.region_tokens
         enough = own is not None and own.max_tokens >= 2 * engine.backbone.default_budget().max_tokens
+    else:
+        enough = region_budget(engine, options).max_tokens >= rule.least_tokens
     return item.gate.zoomed and params.temperature < GREEDY_BELOW and not params.json_schema and enough
 
 
