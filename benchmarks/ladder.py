@@ -44,7 +44,7 @@ from benchmarks.evidence import (
     tasks_of,
 )
 from benchmarks.ladder_figures import point_of, task_figures, write_ladder
-from benchmarks.ladder_time import BATCHED, HEADLINE, time_works
+from benchmarks.ladder_time import PAIRS, time_works
 from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError, QZoomError
 
@@ -212,7 +212,7 @@ def times(given: argparse.Namespace, root: Path) -> list:
             raise QZoomError(f"The answers about {task.name} are not finished; run this without --time first.")
         figures = task_figures(task, *lines, root / "ladder" / "times", given.caps)
         out += time_works(task, *lines, figures, folder=root / "ladder" / "times", given=given)
-    return sorted(out, key=lambda work: work.name not in (HEADLINE, BATCHED))
+    return sorted(out, key=lambda work: work.name not in PAIRS)
 
 
 def every(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -> None:

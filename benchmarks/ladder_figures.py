@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.choices import Point, is_right, lowest_match, paired, plain_peak
 from benchmarks.evidence import KINDS, Line, Look
-from benchmarks.ladder_time import BATCHED, HEADLINE, read_times
+from benchmarks.ladder_time import BATCHED, HEADLINE, PAIRS, SHARED, read_times
 from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
@@ -233,13 +233,14 @@ def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
         f"at {peak} tokens, at {speed}, with {percent(match['tokens_saved'])} % fewer visual tokens and "
         f"{match['gflops_ratio'] or 0:.2f} times fewer operations. The goal was {goal} times and {percent(saved)} %."
     )
-    at_once = found["times"].get(BATCHED)
-    if at_once:
-        yield (
-            f"In batches of {at_once['batch']} the same pair is at {at_once['ratio']:.2f} times the throughput "
-            f"({at_once['interval'][0]:.2f} to {at_once['interval'][1]:.2f}, {at_once['questions']} questions, batches "
-            "in turn)."
-        )
+    for name, pictures in ((BATCHED, "different pictures"), (SHARED, "the same pictures, which are encoded once")):
+        at_once = found["times"].get(name)
+        if at_once:
+            yield (
+                f"In batches of {at_once['batch']} questions about {pictures}, the same pair is at "
+                f"{at_once['ratio']:.2f} times the throughput ({at_once['interval'][0]:.2f} to "
+                f"{at_once['interval'][1]:.2f}, {at_once['questions']} questions, batches in turn)."
+            )
     if timed and timed["bound"]:
         yield (
             f"Timed, {timed['plain_s']:.3f} s a question of the plain peak, of which "
@@ -258,7 +259,7 @@ def _equal_budget(found: dict[str, Any]) -> Iterable[str]:
     text += [f"not told apart at {_list(rest)}"] if rest else []
     if text:
         yield f"Equal budget: zooming is {'; '.join(text)} tokens."
-    timed = {int(name): one for name, one in found["times"].items() if name not in (HEADLINE, BATCHED)}
+    timed = {int(name): one for name, one in found["times"].items() if name not in PAIRS}
     if timed:
         each = ", ".join(f"{cap}: {one['ratio']:.2f}" for cap, one in sorted(timed.items()))
         slower = [cap for cap, one in sorted(timed.items()) if one["ratio"] < 1]

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 HEADLINE = "equal-accuracy"
 BATCHED = "equal-accuracy-batched"
+"""Batches of questions about different pictures."""
+SHARED = "equal-accuracy-shared"
+"""Batches of questions about the same pictures, whose first look each batch takes once."""
+PAIRS = (HEADLINE, BATCHED, SHARED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,11 @@ class TimeWork:
     """One pair of ways to look.
 
     Args:
-        name: `HEADLINE`, `BATCHED`, or the cap that both share.
+        name: one of `PAIRS`, or the cap that both share.
         task: the questions.
         plain: how the plain model looks.
         zoom: how the zooming one looks at each picture.
-        asked: picture and number of each question, those about a picture together.
+        asked: picture and number of each question, in their order.
         path: file of the times.
         longest: most tokens of an answer.
         batch: questions asked at once.
@@ -127,7 +131,7 @@ def time_works(
     out = []
 
     def add(name: str, cap: int, looks: Mapping[str, Look], count: int, batch: int = 1) -> None:
-        asked = questions_of(plain[cap].rows, count)
+        asked = questions_of(plain[cap].rows, count, together=name != BATCHED)
         path = folder / f"{task.name}-{name}.jsonl"
         out.append(TimeWork(name, task, Look(cap), dict(looks), asked, path, given.max_new_tokens, batch))
 
@@ -136,17 +140,19 @@ def time_works(
         matched = figures["plain_peak"], zoom[match["cap"]].looks, given.time_questions
         add(HEADLINE, *matched)
         add(BATCHED, *matched, batch=given.time_batch)
+        add(SHARED, *matched, batch=given.time_batch)
     for cap, line in zoom.items():
         if cap in plain:
             add(str(cap), cap, line.looks, -(-given.time_questions // 3))
     return out
 
 
-def questions_of(rows: Sequence[AnswerRow], count: int) -> tuple[tuple[str, int], ...]:
-    """The first question about each picture, then the second, until there are enough; sorted by picture."""
+def questions_of(rows: Sequence[AnswerRow], count: int, *, together: bool = True) -> tuple[tuple[str, int], ...]:
+    """The first question about each picture, then the second, until there are enough; then sorted by picture if those
+    about a picture shall be `together`."""
     order = {name: i for i, name in enumerate(dict.fromkeys(row.picture for row in rows))}
     turns = sorted(((row.picture, row.index) for row in rows), key=lambda pair: (pair[1], order[pair[0]]))
-    return tuple(sorted(turns[:count], key=lambda pair: (order[pair[0]], pair[1])))
+    return tuple(sorted(turns[:count], key=lambda pair: (order[pair[0]], pair[1])) if together else turns[:count])
 
 
 def read_times(folder: Path, kind: str) -> dict[str, dict[str, Any]]:

@@ -58,6 +58,7 @@ def test_receipts_from_the_first_question_to_the_times(words_of, tmp_path):
     timed = json.loads((tmp_path / "results" / "ladder.json").read_text(encoding="utf-8"))["kinds"]["receipts"]["times"]
     assert {name: (one["questions"], one["batch"]) for name, one in timed.items()} == {
         "12": (1, 1), "24": (1, 1), "equal-accuracy": (3, 1), "equal-accuracy-batched": (3, 2),
+        "equal-accuracy-shared": (3, 2),
     }  # fmt: skip
     after = kept(tmp_path)
     assert main(words_of) == 0
@@ -117,6 +118,7 @@ def test_times_and_the_questions_that_are_timed():
     rows = [row(picture=name, index=i) for name in "ba" for i in range(2)]
     assert questions_of(rows, 3) == (("b", 0), ("b", 1), ("a", 0))
     assert questions_of(rows, 1) == (("b", 0),)
+    assert questions_of(rows, 3, together=False) == (("b", 0), ("a", 0), ("b", 1))
     lines = [
         {"picture": name, "index": 0, "load": 0.5, "plain": {"s": 1.0, "decode_s": 0.25}, "zoom": {"s": 0.5}}
         for name in "ab"
@@ -150,7 +152,10 @@ def test_the_words():
     found = {
         "questions": 20, "pictures": 2, "finished": False, "plain": [line(64, 0.2), line(128, 0.995)], "zoom": zoom,
         "plain_peak": 128, "full_size": 0.9, "bound": 12.0,
-        "times": {"64": timed, "equal-accuracy-batched": timed | {"ratio": 6.0, "batch": 8}},
+        "times": {
+            "64": timed, "equal-accuracy-batched": timed | {"ratio": 6.0, "batch": 8},
+            "equal-accuracy-shared": timed | {"batch": 4},
+        },
         "match": match | {"tokens_saved": 0.5, "gflops_ratio": 2.5},
     }  # fmt: skip
     text = "\n".join(words("scenes", found))
@@ -161,7 +166,8 @@ def test_the_words():
         "50.0 % fewer visual tokens and 2.50 times fewer operations. The goal was 4.39 times and 73.0 %.",
         "better at 64; worse at 128 tokens",
         "64: 0.80; so slower at 64.",
-        "In batches of 8 the same pair is at 6.00 times the throughput (0.70 to 0.90, 9 questions, batches in turn).",
+        "of 8 questions about different pictures, the same pair is at 6.00 times the throughput (0.70 to 0.90, 9 ques",
+        "of 4 questions about the same pictures, which are encoded once, the same pair is at 0.80 times",
         "shows 90.0 % of the pictures at full size",
         "reads everything",
         "1/12.0",
