@@ -246,6 +246,34 @@ def test_a_deadline_ends_waiting_and_running_requests(model, schedulers):
     assert scheduler.running == 0
 
 
+def test_a_deadline_during_the_second_reading_leaves_the_first_answer(model, schedulers):
+    first = RereadRule(layer=1, heads=(0, 1), below=1e-9, longest=9, least_tokens=1)
+    once, twice = (
+        QZoom(dataclasses.replace(model.engine, config=model.engine.config.replace(reread=rule)))
+        for rule in (first, dataclasses.replace(first, below=1.0))
+    )
+    scheduler = schedulers(own=twice, start=False)
+    options = {"zoom": "always", "max_new_tokens": 6}
+    inbox = Inbox()
+    handle = scheduler.submit(twice.request(PICTURES[0], "What is the total?", **options), inbox, deadline_s=3600.0)
+    most = 0
+
+    def run_out() -> None:
+        nonlocal most
+        if not handle.ended and handle.started:
+            most = max(most, scheduler._batch.tokens(handle.key))
+            if most == 8:
+                handle.deadline = 0.0
+
+    scheduler.submit(twice.request(None, "Tell me all.", max_new_tokens=20), Inbox(run_out))
+    scheduler.start()
+    answer = inbox.answer()
+    wanted = once.ask(PICTURES[0], "What is the total?", **options)
+    assert most == 8, "six tokens of the first reading, two of the second"
+    assert (answer.tokens, answer.text, answer.finish_reason) == (wanted.tokens, wanted.text, "length")
+    assert [region.reread for region in answer.regions] == [False, True]
+
+
 def test_prefixes_are_never_shared_between_tenants(model, schedulers):
     scheduler = schedulers()
 

@@ -183,10 +183,10 @@ class Scheduler:
             late = handle.deadline is not None and now > handle.deadline
             if not handle.cancelled and not late:
                 continue
-            if late and not handle.cancelled:
-                text = f"The answer was not ready within {handle.deadline_s:g} s; ask for less, or try again later."
-                self._end(handle, DeadlineError(text))
-            self._cancel(handle, "The request was cancelled before it began.")
+            if handle.cancelled:
+                self._cancel(handle, "The request was cancelled before it began.")
+            else:
+                self._run_out(handle)
 
     def _preempt(self) -> None:
         """Where slots are short, preempt the answers that have had their time slice in favour of waiting ones."""
@@ -282,6 +282,15 @@ class Scheduler:
         if handle.started:
             self._deliver(self._batch.cancel(handle.key))
         self._end(handle, StoppingError(text))
+
+    def _run_out(self, handle: RequestHandle) -> None:
+        """End a request whose time is over; an answer that is complete and was being read again is given."""
+        events = list(self._batch.cancel(handle.key)) if handle.started else []
+        if any(event.answer is not None and event.answer.finish_reason != "cancelled" for _, event in events):
+            self._deliver(events)
+            return
+        text = f"The answer was not ready within {handle.deadline_s:g} s; ask for less, or try again later."
+        self._end(handle, DeadlineError(text))
 
     def _end(self, handle: RequestHandle, last: StreamEvent | QZoomError) -> None:
         """Forget a request and send its listener the last event, once."""
