@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, Rotary, VisionShape, VisualFeatures
+from qzoom.backbones.patch_embed import use_linear_patches
 from qzoom.config import TokenBudget
 from qzoom.errors import ConfigError
 
@@ -38,6 +39,7 @@ class QwenVLBackbone(Backbone):
         modeling = sys.modules[type(self.layers[0]).__module__]
         self._rotate: Callable[..., tuple[Tensor, Tensor]] = modeling.apply_rotary_pos_emb
         """Sectioned or interleaved M-RoPE, from the family's own modelling module."""
+        use_linear_patches(self.vision_tower)
 
     @property
     def decoder(self) -> nn.Module:
