@@ -127,7 +127,8 @@ def markdown(figures: Mapping[str, Any], caps: Sequence[int]) -> str:
     """Everything that is finished as Markdown."""
     ran, variants = figures["about"], figures["variants"]
     parts = ["## Ablations\n", f"{NOTE}\n"]
-    parts.append(f"Base of `{ran['model']}`, {ran['device']}. Made by `python -m benchmarks.ablations`.\n")
+    which = f"`{ran['model']}` (weights `{ran['weights']}`)"
+    parts.append(f"Base of {which}, {ran['device']}. Made by `python -m benchmarks.ablations`.\n")
     if figures["limit"] is not None:
         parts.append(f"**A trial with at most {figures['limit']} pictures of each kind: no evidence.**\n")
     if REFERENCE not in variants:

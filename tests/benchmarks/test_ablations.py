@@ -162,9 +162,10 @@ def one(group, accuracy, **against):
 
 def test_the_words():
     pair = {"against": {"difference": -0.1, "interval": [-0.2, -0.05]}}
-    about = {"model": "tiny", "device": "cpu"}
+    about = {"model": "tiny", "weights": "12ab", "device": "cpu"}
     figures = {"about": about, "limit": None, "notes": ["stage-2: nothing mined"], "gates": {"consistency": gate(0.5)}}
     text = markdown(figures | {"variants": {REFERENCE: one("", 0.5), "x": one("labels", 0.4, **pair)}}, [128])
+    assert "Base of `tiny` (weights `12ab`), cpu." in text
     assert "| a labels | – | 0.6 | 40.0 | -10.0 | -20.0 to -5.0 | 50.0 | 10.0 | 120 |" in text
     assert "81.8 without" in text
     assert "\n9 questions at each cap.\n" in text
