@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qzoom.backbones.patch_embed import use_linear_patches
+from qzoom.backbones.qwen_vl import use_linear_patches
 from tests import tiny_models
 
 
@@ -28,10 +28,13 @@ def test_the_patch_embedding_is_the_convolution(family):
     assert torch.equal(own(patches), found)
 
 
-def test_overlapping_patches_stay_a_convolution():
+def test_overlapping_or_dilated_patches_stay_a_convolution():
     tower = nn.Module()
     tower.patch_embed = nn.Module()
     tower.patch_embed.proj = nn.Conv3d(3, 4, (2, 8, 8), (2, 4, 4))
     use_linear_patches(tower)
     assert "forward" not in vars(tower.patch_embed.proj)
     use_linear_patches(nn.Module())
+    tower.patch_embed.proj = nn.Conv3d(3, 4, (2, 8, 8), (2, 8, 8), dilation=(1, 2, 2))
+    use_linear_patches(tower)
+    assert "forward" not in vars(tower.patch_embed.proj)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from qzoom.backbones.patch_embed import use_linear_patches
+from qzoom.backbones.qwen_vl import use_linear_patches
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.checkpoints.convert import convert
 from qzoom.checkpoints.load import load_engine
