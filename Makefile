@@ -45,7 +45,7 @@ demo: setup ## Ask about a picture: make demo IMAGE=page.jpg QUESTION="What is t
 	@$(BIN)/qzoom ask --zoom $(ZOOM) --save "$$QZOOM_MAKE_SAVE" -- "$$QZOOM_MAKE_IMAGE" "$$QZOOM_MAKE_QUESTION"
 
 test: setup ## Run the tests: make test ARGS="tests/cli -k json"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-clients: setup ## Run client libraries against a server, in .venv-clients
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients

@@ -67,6 +67,7 @@ def recorded_llava(folder: Path) -> int:
     return sum(map(len, [*lists, attention["items"], *(pair["runs"] for pair in stage1["pairs"])]))
 
 
+@pytest.mark.slow
 @needs_reference
 @pytest.mark.parametrize("name", ["labels", "qwen2_5_vl", "qwen3_vl", "llava"])
 def test_every_recorded_case_passes(name):

@@ -282,7 +282,7 @@ class _Row:
         self.locate: list[int] = []
         self.match: list[int] = []
         self._next = 0
-        special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in _SPECIALS}  # type: ignore[arg-type]
+        special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in _SPECIALS}
         self._text(_encode(tokenizer, _USER)[0], 0)
         starts: list[tuple[int, int]] = []
         for view in example.views:

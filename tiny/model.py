@@ -59,7 +59,7 @@ def tiny_config(arch: TinyArchitecture, tokenizer: PreTrainedTokenizerFast) -> Q
     from transformers import Qwen3VLConfig
 
     def token(text: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(text))  # type: ignore[arg-type]
+        return int(tokenizer.convert_tokens_to_ids(text))
 
     third = arch.text_head_dim // 2 // 3
     sections = [arch.text_head_dim // 2 - 2 * third, third, third]
@@ -119,8 +119,8 @@ def build_tiny(
             for name, weight in sorted(model.named_parameters()):
                 _draw(name, weight)
             model.model.language_model.norm.weight.fill_(0.5)
-    model.generation_config.eos_token_id = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))  # type: ignore[arg-type]
-    model.generation_config.pad_token_id = int(tokenizer.convert_tokens_to_ids("<|endoftext|>"))  # type: ignore[arg-type]
+    model.generation_config.eos_token_id = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    model.generation_config.pad_token_id = int(tokenizer.convert_tokens_to_ids("<|endoftext|>"))
     model.generation_config.do_sample = False
     return model
 
@@ -180,7 +180,7 @@ def use_fast_kernels(model: Qwen3VLForConditionalGeneration) -> None:
     use_plain_attention(model)
     for module in model.modules():
         if isinstance(module, Qwen3VLTextRMSNorm):
-            module.forward = types.MethodType(norm, module)  # type: ignore[method-assign]
+            module.forward = types.MethodType(norm, module)
     embedding = model.model.visual.patch_embed
     embedding.forward = types.MethodType(embed, embedding)
 

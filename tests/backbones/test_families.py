@@ -153,6 +153,7 @@ def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family, t
     assert load_engine(tmp_path / "plain", dtype="float32").region is None
 
 
+@pytest.mark.slow
 def test_two_steps_of_every_stage_move_what_they_should(family, tmp_path):
     world = make_world(family, tmp_path)
     moves = {"regions": {"region"}, "gate": {"gate"}, "answers": {"layers", "norm", "lm_head"}}

@@ -127,6 +127,7 @@ def test_an_answer_is_printed_before_its_figure_fails(here, picture, tmp_path):
     here("convert", tmp_path / "nothing", tmp_path / "out").refuses(1)
 
 
+@pytest.mark.slow
 def test_arguments_are_utf8_under_every_locale(here, apart, picture, tmp_path):
     page = tmp_path / "größe.png"
     page.write_bytes(picture.read_bytes())
@@ -137,5 +138,6 @@ def test_arguments_are_utf8_under_every_locale(here, apart, picture, tmp_path):
     assert {**json.loads(result.out), "timing_ms": {}} == {**expected, "timing_ms": {}}
 
 
+@pytest.mark.slow
 def test_without_docstrings_the_sentence_says_so(apart, picture):
     apart("ask", picture, QUESTION, env={"PYTHONOPTIMIZE": "2"}).refuses(1, "does not run without docstrings")

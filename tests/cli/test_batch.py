@@ -132,6 +132,7 @@ def test_a_server_that_refuses_everything_ends_the_job(here, folder, answer, sen
     assert (folder / "out.jsonl").read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_asks_nothing_twice(here, folder):
     source = write_lines(folder / "in.jsonl", question_lines(24))
     command = [sys.executable, "-m", "qzoom", "batch", source, "-o", folder / "out.jsonl", "--max-tokens", "8"]
@@ -235,6 +236,7 @@ def test_parquet_in_and_out(here, folder):
     assert "a batch needs custom_id and body" in here("batch", folder / "bad.parquet", "-o", folder / "o.jsonl").err
 
 
+@pytest.mark.slow
 def test_ray_answers_the_same(here, folder):
     pytest.importorskip("ray")
     source = write_lines(folder / "in.jsonl", question_lines(4), "{broken")

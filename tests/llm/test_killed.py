@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.llm.stub import Stub, serve, text_of
 
 CALLS, THREADS = 120, 4
@@ -30,6 +32,7 @@ shared.close()
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path):
     rng = random.Random(5)
     path = tmp_path / "calls.sqlite"

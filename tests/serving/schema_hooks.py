@@ -46,7 +46,7 @@ def before_call(context, case, kwargs):
         body["messages"].append(dict(QUESTION))
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name):
-            body[name] = min(body[name], 4)
+            body[name] = min(body[name], 1)
     if body.get("top_logprobs"):
         body["logprobs"] = True
     form = body.get("response_format") or {}

@@ -110,6 +110,7 @@ def test_export_loads_in_transformers_and_starts_another_run(tmp_path, packs):
     assert 0.0 <= entries[-1]["held_out"]["sheet_line"] <= 1.0
 
 
+@pytest.mark.slow
 def test_kill_9_while_training(tmp_path, packs):
     recipe = _recipe(packs, 30, checkpoint_minutes=0.0005, evaluate=())
     path = tmp_path / "recipe.yaml"
@@ -188,6 +189,7 @@ def test_learning_rate_follows_the_stage(packs):
     assert recipe.at(15)[1] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path, packs):
     """The same examples are shared out, so that the weights are those of one process, rounding aside."""
     recipe = _recipe(packs, 30, bf16=False, batch_positions=300, step_positions=1200)

@@ -93,6 +93,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(world, tmp_path, cache_gb):
     assert [x["loss"] for x in lines[0]] == [x["loss"] for x in lines[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kill_9_loses_no_more_than_the_steps_since_the_checkpoint(world, tmp_path):
     recipe = recipe_of(world, steps=6)
@@ -226,6 +227,7 @@ def test_other_pictures_are_blank_or_ask_something_else(world):
     assert others == {None, len(task.samples) - 1}
 
 
+@pytest.mark.slow
 def test_a_question_among_several_pictures_finds_its_own(world, tmp_path):
     recipe = recipe_of(world, other_pictures=0.8, steps=80, save_steps=80, tokens=(12,))
     run(recipe, tmp_path)

@@ -35,6 +35,7 @@ def losses_in(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_processes_give_the_result_of_one(world, tmp_path):
     recipe = recipe_of(world, micro_batch=1, steps=3)
@@ -61,6 +62,7 @@ def assert_same_decoder(world, one, two):
     assert losses_in(one) == pytest.approx(losses_in(two), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_processes_train_lora_as_one_does(world, tmp_path):
     """The whole model is what DDP wraps here, all of its own weights frozen."""
@@ -87,6 +89,7 @@ def fsdp_environment():
     return ENVIRONMENT | {name: value for name, value in environment.items() if "FSDP" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_sharded_run_that_is_killed_resumes_and_ends_as_one_process_does(world, tmp_path):
     """FSDP2 on two processes of a CPU (gloo), with the shipped config, over the whole model."""

@@ -100,5 +100,5 @@ class Sampler:
             scores = self._grammar.mask(scores)
         if self._greedy:
             return best if scores is logits else int(scores.argmax())
-        warped = self._warp(torch.empty(1, 0, dtype=torch.long), scores[None].float().cpu())  # type: ignore[arg-type]
+        warped = self._warp(torch.empty(1, 0, dtype=torch.long), scores[None].float().cpu())
         return int(torch.multinomial(warped.softmax(-1)[0], 1, generator=self._generator))

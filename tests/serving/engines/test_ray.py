@@ -47,6 +47,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_answers_are_the_native_ones_streamed_and_whole(site, model):
     wanted = model.ask(page(), "What is the total amount?", zoom="always", max_new_tokens=8)
     body = chat(user(image_part(), "What is the total amount?"), qzoom={"zoom": "always"})

@@ -18,6 +18,7 @@ from tests.serving.running import chat
 FILE = Path(__file__).parents[3] / "deploy" / "ray-serve.yaml"
 
 
+@pytest.mark.slow
 def test_the_file_names_an_application_that_answers():
     values = yaml.safe_load(FILE.read_text())["applications"][0]
     module, _, name = values["import_path"].partition(":")

@@ -49,7 +49,7 @@ class PictureRouter(RequestRouter):
         return [[replicas[name]] for name in (first, *(name for name in rank(key, replicas) if name != first))]
 
 
-_ROUTER: Any = RequestRouterConfig(request_router_class=PictureRouter)  # type: ignore[arg-type]
+_ROUTER: Any = RequestRouterConfig(request_router_class=PictureRouter)
 
 
 class Replica:

@@ -49,7 +49,7 @@ class AnswerTrainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none."""
 
-    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
         """The trainer's own loss, and that of the supervised heads where the batch has regions."""
         packed = {name: inputs.pop(name) for name in ("regions", "segment") if name in inputs}
         with packed_attention(self.model, inputs, enabled=self.plain_attention):
@@ -153,7 +153,7 @@ class PromptProcessor(ProcessorMixin):
             kinds[index, length - len(one.ids) :] = (torch.tensor(one.ids) == one.image_token).long()
         return BatchFeature({**_pixels(prompts), "mm_token_type_ids": kinds})
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """The tokenizer alone; the image processor is the base's."""
         self.tokenizer.save_pretrained(save_directory)
 
