@@ -181,6 +181,10 @@ class ZoomConfig:
     def __post_init__(self) -> None:
         if self.tokens_per_cell is not None and self.box.sparse is not None:
             raise ConfigError("tokens_per_cell and box.sparse both choose tokens of a region; set one of them.")
+        if self.tokens_per_cell is not None and self.reread is not None:
+            raise ConfigError(
+                "With tokens_per_cell a second crop is no finer than the first, so reread has no use; set one of them."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only; fields that older versions do not know are left out where they have no effect."""

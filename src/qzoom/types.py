@@ -115,7 +115,8 @@ class Usage:
         region_tokens: visual tokens of all regions.
         prompt_tokens: the prompt's length in tokens, coarse and region tokens included (both crops', where it was read
             again).
-        completion_tokens: generated tokens, the end token included.
+        completion_tokens: generated tokens, the end token included; of an answer that was read again, those of the
+            reading that counts.
         reused_tokens: prompt tokens whose prefill had been paid by an earlier question of the same session or batch.
     """
 

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 
 from qzoom.backbones.base import VisualFeatures
 from qzoom.engine.prompt import Prompt, build_prompt, prefix_length
-from qzoom.engine.zoom import RegionBlock, insert_regions
+from qzoom.engine.zoom import RegionBlock, insert_regions, read_tokens
+from qzoom.heads.boxes import MapBox
 from tests import tiny_models
 
 
@@ -85,3 +88,31 @@ def test_aligned_positions_by_hand(shift, delays):
     assert own[2][2][0].tolist() == [second, second + 0.5, second + 1]
     # the question moves by all three blocks: 7 + 3 + (3 + 2)
     assert torch.equal(after.positions[:, -2:], before.positions[:, -2:].float() + 15)
+
+
+@pytest.mark.parametrize(
+    ("cells", "rows_at"),
+    [((3.0, 4.0), [6.0] * 5), ((3.5, 4.0), [6.25] * 5), ((3.0, 4.5), [6.0, 6.125, 6.25, 6.375, 6.5])],
+)
+def test_a_region_lower_than_a_cell_lies_in_its_middle(cells, rows_at):
+    engine = tiny_models.engine("qwen3_vl")
+    config = engine.config.replace(positions="aligned")
+    block = next(block for block in BLOCKS if block.features.grid == (5, 2))
+    block = dataclasses.replace(block, cells=(1.0, cells[0], 5.0, cells[1]))
+    after, _ = insert_regions(engine.backbone, two_pictures(), [block], config)
+    span = next(s for s in after.spans if s.role == "region")
+    own = after.positions[:, span.start : span.stop].view(3, *span.features.grid)
+    assert own[1][:, 0].tolist() == rows_at
+    assert own[2][0].tolist() == [4, 7]
+
+
+@pytest.mark.parametrize(
+    ("cells", "grid"),
+    [((0, 0, 4, 4), (4, 4)), ((0, 0, 12, 4), (4, 12)), ((0, 0, 2, 1), (3, 6)), ((0, 0, 4, 1), (3, 12))],
+)
+def test_tokens_per_cell_enlarge_neither_side(cells, grid):
+    config = tiny_models.engine("qwen3_vl").config.replace(tokens_per_cell=3.0)
+    features = VisualFeatures(torch.randn(48, 8), (), (4, 12), (384, 128))
+    read = read_tokens(features, MapBox(0, cells, (0, 0, 384, 128), 0.5), config)
+    assert read.grid == grid
+    assert read.tokens.shape == (grid[0] * grid[1], 8)

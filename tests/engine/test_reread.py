@@ -1,10 +1,12 @@
 import dataclasses
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 from qzoom.config import RereadRule, TokenBudget
+from qzoom.engine import reread
 from qzoom.engine.attention import response_attention, token_attention
 from qzoom.engine.batch import ContinuousBatch
 from qzoom.engine.cache import KVCache
@@ -19,6 +21,7 @@ from qzoom.heads.boxes import MapBox
 from qzoom.model import QZoom
 from qzoom.types import Answer, SamplingParams
 from tests import tiny_models
+from tests.faults import SHORT, fail_once
 from tests.flow import request, run
 from tests.plain import full_pass
 
@@ -232,6 +235,56 @@ def test_a_second_crop_that_finds_no_room_leaves_the_first_answer():
     found, _ = answers_of(ContinuousBatch(engine, eos_ids=every), requests)
     assert [region.reread for region in found[0].regions] == [False]
     assert [region.reread for region in found[1].regions] == [False, True]
+
+
+@pytest.mark.parametrize("where", ["crops", "joining"])
+def test_a_second_reading_without_memory_leaves_the_first_answer_and_the_neighbours(where, monkeypatch):
+    engine = reader(rule(longest=9)).engine
+    five, twelve = (SamplingParams(max_new_tokens=count) for count in (5, 12))
+    own = request(engine, PAGES[0], QUESTION, zoom="always", sampling=five)
+    other = request(engine, PAGES[1], "When?", zoom="never", sampling=twelve)
+    first = asked(reader(None), region_tokens=answer_limit(reader(rule())))
+    neighbour = answers_of(ContinuousBatch(engine), {1: other})[0][1]
+    joins: list[int] = []
+
+    def second_join(caches: Any, lengths: Any, extra: int = 0) -> bool:
+        joins.extend([len(caches)] if extra else [])
+        return joins == [2, 2]
+
+    failed = fail_once(monkeypatch, reread, "zoom") if where == "crops" else fail_once(
+        monkeypatch, KVCache, "stack", second_join
+    )  # fmt: skip
+    found, _ = answers_of(ContinuousBatch(engine), {0: own, 1: other})
+    assert failed
+    assert found[0].tokens == first.tokens
+    assert found[1].tokens == neighbour.tokens
+    assert len(found[1].tokens) == 12
+
+
+def test_second_readings_that_fail_together_are_tried_alone_in_the_memory_that_is_free_again(monkeypatch):
+    engine = reader(rule(longest=9)).engine
+    own = {"zoom": "always", "sampling": SamplingParams(max_new_tokens=5)}
+    requests = {i: request(engine, page, QUESTION, **own) for i, page in enumerate(PAGES)}
+    wanted, _ = answers_of(ContinuousBatch(engine), requests)
+    held: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    real = reread.prefill
+
+    def prefilled(engine: Any, items: Any, *more: Any) -> Any:
+        if not held:
+            held.extend(weakref.ref(item.state.hidden) for item in items)
+            raise RuntimeError(SHORT)
+        alive.extend(ref() is not None for ref in held)
+        return real(engine, items, *more)
+
+    monkeypatch.setattr(reread, "prefill", prefilled)
+    monkeypatch.setattr(reread._log, "disabled", True)  # pytest keeps what is logged, with all that its frames hold
+    found, _ = answers_of(ContinuousBatch(engine), requests)
+    assert len(held) == 3
+    assert alive
+    assert not any(alive)
+    assert {key: answer.tokens for key, answer in found.items()} == {key: one.tokens for key, one in wanted.items()}
+    assert all(answer.regions[-1].reread for answer in found.values())
 
 
 def test_a_second_reading_that_is_too_long_leaves_the_first():

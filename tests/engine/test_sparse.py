@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qzoom.config import BoxRule, TokenBudget, ZoomConfig
+from qzoom.config import BoxRule, RereadRule, TokenBudget, ZoomConfig
 from qzoom.engine.flow import coarse_pass
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import Stopwatch
@@ -123,5 +123,7 @@ def test_two_ways_to_choose_tokens_are_refused():
         BoxRule(components="groups", too_many="mask", sparse=2)
     with pytest.raises(ConfigError, match="set one of them"):
         ZoomConfig(tokens_per_cell=2.0, box=RULE)
+    with pytest.raises(ConfigError, match="set one of them"):
+        ZoomConfig(tokens_per_cell=2.0, reread=RereadRule(layer=1, heads=(0,)))
     with pytest.raises(ConfigError, match=r"sparse must be a number from 1 to 8 or null, not 0\.5"):
         BoxRule(sparse=0.5)

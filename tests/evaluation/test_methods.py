@@ -8,7 +8,7 @@ import torch
 from qzoom.config import TokenBudget
 from qzoom.data.samples import SampleQuestion
 from qzoom.engine.request import Options
-from qzoom.errors import HeadsMissingError
+from qzoom.errors import ConfigError, HeadsMissingError
 from qzoom.evaluation.methods import METHODS
 from qzoom.evaluation.methods.agentic import ask_for_box, read_box
 from qzoom.evaluation.methods.attention import best_window
@@ -16,7 +16,9 @@ from qzoom.evaluation.methods.base import with_needed_branches
 from qzoom.evaluation.methods.confidence import entropy_doubt, margin_doubt
 from qzoom.evaluation.methods.fixed import centre_box, random_box, read_fixed_box
 from qzoom.images.geometry import contains
+from qzoom.model import QZoom
 from qzoom.types import SamplingParams
+from tests import tiny_models
 from tests.evaluation.samples import model
 from tests.tiny_models import picture
 
@@ -169,6 +171,12 @@ def test_confidence_gates_zoom_from_their_threshold_on(name):
     assert above.text == ask("plain", asked, PICTURE, ASKED, OPTIONS).text
     assert at_extra["prompt_tokens"] > 0
     assert above_extra == {}
+
+
+def test_attention_crops_need_full_attention_in_every_layer():
+    hybrid = QZoom(tiny_models.engine("qwen3_5", heads=False))
+    with pytest.raises(ConfigError, match=r"which qwen3_5 models lack; name another one with --method\."):
+        ask("attention", hybrid, PICTURE, ASKED, OPTIONS)
 
 
 def test_attention_crops_follow_the_question():

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from qzoom.config import RereadRule
+from qzoom.engine.cache import KVCache
+from qzoom.engine.generate import DecodeBatch
 from qzoom.errors import (
     ConfigError,
     DeadlineError,
@@ -21,6 +23,7 @@ from qzoom.serving.scheduler import RequestHandle, Scheduler
 from qzoom.serving.settings import SchedulerLimits
 from qzoom.types import Answer, Perception, StreamEvent
 from tests import tiny_models
+from tests.faults import SHORT, fail_once
 
 WAIT_S = 120.0
 PICTURES = [tiny_models.picture(i, 90 + 37 * i, 220 - 23 * i) for i in range(5)]
@@ -328,6 +331,44 @@ def test_one_that_cannot_run_fails_alone(model, schedulers, caplog):
     assert isinstance(error, InternalError)
     assert "no picture" not in str(error)
     assert "failed" in caplog.text
+
+
+def test_requests_that_find_no_memory_to_join_together_join_alone(model, schedulers, monkeypatch):
+    failed = fail_once(monkeypatch, KVCache, "stack", lambda caches, _, extra=0: extra > 0 and len(caches) == 3)
+    scheduler, inboxes, left = schedulers(start=False), [Inbox(), Inbox()], CASES[4:6]
+
+    def two_more() -> None:
+        while left:
+            image, question, options = left.pop()
+            scheduler.submit(model.request(image, question, **options), inboxes[len(left)])
+
+    long = Inbox(two_more)
+    scheduler.submit(model.request(PICTURES[1], "Tell me all.", max_new_tokens=20, zoom="never"), long)
+    scheduler.start()
+    for inbox, (image, question, options) in zip(inboxes, CASES[4:6], strict=True):
+        same(inbox.answer(), model.ask(image, question, **options))
+    same(long.answer(), model.ask(PICTURES[1], "Tell me all.", max_new_tokens=20, zoom="never"))
+    assert failed
+
+
+@pytest.mark.parametrize("what", ["step", "resume"])
+def test_a_batch_that_fails_ends_what_it_answers_and_the_worker_goes_on(what, model, schedulers, monkeypatch, caplog):
+    failed = fail_once(monkeypatch, DecodeBatch, what)
+    scheduler, inboxes = schedulers(start=False, slots=1, time_slice=2), [Inbox(), Inbox()]
+    for (image, question, options), inbox in zip(CASES[4:6], inboxes, strict=True):
+        scheduler.submit(model.request(image, question, **options), inbox)
+    scheduler.start()
+    first, second = (inbox.end() for inbox in inboxes)
+    assert isinstance(first, InternalError)
+    assert SHORT not in str(first)
+    assert SHORT in caplog.text
+    assert isinstance(second, Answer)
+    same(second, model.ask(CASES[5][0], CASES[5][1], **CASES[5][2]))
+    later = Inbox()
+    scheduler.submit(model.request(CASES[4][0], CASES[4][1], **CASES[4][2]), later)
+    same(later.answer(), model.ask(CASES[4][0], CASES[4][1], **CASES[4][2]))
+    assert failed
+    assert scheduler.running == 0
 
 
 def test_a_request_that_cannot_fit_is_refused_at_once(model, schedulers):

@@ -7,8 +7,9 @@ server adds them as they come.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 
@@ -23,6 +24,8 @@ from qzoom.engine.reread import Draft, start_again
 from qzoom.engine.state import Engine
 from qzoom.errors import QZoomError
 from qzoom.types import Answer, StreamEvent
+
+_log = logging.getLogger(__name__)
 
 
 class ContinuousBatch:
@@ -139,13 +142,21 @@ class ContinuousBatch:
         if self._preempted.pop(key, None) is None:
             self._batch.cancel(key)
 
+    def clear(self) -> None:
+        """Discard every request but the preempted ones, whatever state the batch is in; no event is emitted."""
+        self._batch.clear()
+        self._answering = {key: self._answering[key] for key in self._preempted}
+        self._drafts = {key: draft for key, draft in self._drafts.items() if key in self._preempted}
+
     def preempt(self, key: int) -> None:
         """Take a request out of the batch until `resume`; its place is free."""
         self._preempted[key] = self._batch.preempt(key)
 
-    def resume(self, keys: Iterable[int]) -> None:
-        """Let preempted requests continue with the next step."""
-        self._batch.resume([self._preempted.pop(key) for key in keys])
+    def resume(self, keys: Sequence[int]) -> None:
+        """Let preempted requests continue with the next step; if there is no memory for them, they stay preempted."""
+        self._batch.resume([self._preempted[key] for key in keys])
+        for key in keys:
+            del self._preempted[key]
 
     def _advance(self, pieces: Sequence[tuple[DecodeRow, str]]) -> Iterator[KeyedEvent]:
         """Tell new tokens, or keep them in drafts; unsure answers are read again, those together that came together."""
@@ -161,12 +172,24 @@ class ContinuousBatch:
             elif state == "unsure":
                 unsure.setdefault(id(draft.reading.clock), []).append(draft)
         for drafts in unsure.values():
-            rows = start_again(self._engine, drafts)
-            again = {row.key for row in rows}
-            for key in [draft.reading.row.key for draft in drafts]:
-                if key not in again:
+            pieces = self._read_again(drafts)
+            begun = {row.key for row, _ in pieces}
+            for draft in drafts:
+                key = draft.reading.row.key
+                if key not in begun:
+                    draft.cancel("")
                     yield from self._settle(key)
-            yield from self._started(rows, drafts[0].reading.clock)
+            yield from self._advance(pieces)
+
+    def _read_again(self, drafts: Sequence[Draft]) -> list[tuple[DecodeRow, str]]:
+        """Let second readings join, with the text of their first tokens; none where there is no memory for them."""
+        rows, clock = start_again(self._engine, drafts), drafts[0].reading.clock
+        try:
+            with clock.step("decode"):
+                return self._batch.start(rows)
+        except (RuntimeError, MemoryError):
+            _log.exception("%d answers could not be read a second time; the first readings count.", len(rows))
+            return []
 
     def _settle(self, key: int) -> Iterator[KeyedEvent]:
         """End a draft with the events of the reading that counts; the row of another one leaves the batch."""

@@ -236,6 +236,10 @@ class DecodeBatch:
         self._leave()
         return held
 
+    def clear(self) -> None:
+        """Forget every row, whatever state they and their keys and values are in."""
+        self._rows, self._cache, self._total = [], KVCache(), 0
+
     @torch.inference_mode()
     def step(self) -> list[tuple[DecodeRow, str]]:
         """One token for every row. Returns each row with its new text; those with a `finish` have ended and left."""
@@ -263,6 +267,7 @@ class DecodeBatch:
         return out
 
     def _join(self, rows: Sequence[DecodeRow]) -> None:
+        """Add rows; where there is no memory for that, the batch stays as it was."""
         if not rows:
             return
         old = [
@@ -270,10 +275,10 @@ class DecodeBatch:
             for i, row in enumerate(self._rows)
         ]
         pairs = old + [(row, row.cache) for row in rows]
-        self._rows = [row for row, _ in pairs]
-        room = min(64, max(row.params.max_new_tokens for row in self._rows))
-        self._cache = KVCache.stack([cache for _, cache in pairs], [row.length for row in self._rows], extra=room)
-        self._total = max(row.length for row in self._rows)
+        joined = [row for row, _ in pairs]
+        room = min(64, max(row.params.max_new_tokens for row in joined))
+        cache = KVCache.stack([cache for _, cache in pairs], [row.length for row in joined], extra=room)
+        self._rows, self._cache, self._total = joined, cache, max(row.length for row in joined)
         for row in rows:
             row.cache = KVCache()
 
@@ -283,10 +288,10 @@ class DecodeBatch:
             self._keep(keep)
 
     def _keep(self, keep: Sequence[int]) -> None:
-        self._rows = [self._rows[i] for i in keep]
         if not keep:
-            self._cache, self._total = KVCache(), 0
+            self.clear()
             return
-        longest = max(row.length for row in self._rows)
-        self._cache = self._cache.select(keep, drop=self._total - longest)
-        self._total = longest
+        rows = [self._rows[i] for i in keep]
+        longest = max(row.length for row in rows)
+        cache = self._cache.select(keep, drop=self._total - longest)
+        self._rows, self._cache, self._total = rows, cache, longest

@@ -11,6 +11,7 @@ region, whose tokens are finer. Both crops share the token limit of the regions.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -30,6 +31,7 @@ from qzoom.engine.zoom import zoom
 from qzoom.errors import QuestionError
 from qzoom.heads.boxes import CellBox, MapBox
 
+_log = logging.getLogger(__name__)
 _LEAST_ATTENTION = 0.2  # of a token's whole attention that must fall on the region for its place to count
 
 
@@ -132,10 +134,21 @@ def start_again(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow]:
     Raises:
         ConfigError: the rule names a layer or head that the model does not have.
     """
+    rows = _tried(engine, drafts)
+    if rows is None and len(drafts) > 1:
+        return [row for draft in drafts for row in _tried(engine, [draft]) or ()]
+    return rows or []
+
+
+def _tried(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow] | None:
+    """The rows of `_start_again`, or None where it fails; what the attempt held is free again then."""
     try:
         return _start_again(engine, drafts)
-    except (QuestionError, torch.OutOfMemoryError):
-        return [row for draft in drafts for row in start_again(engine, [draft])] if len(drafts) > 1 else []
+    except QuestionError:  # too long
+        return None
+    except (RuntimeError, MemoryError):  # on a CPU, torch raises the former when memory is short
+        _log.exception("%d answers could not be read a second time together.", len(drafts))
+        return None
 
 
 def _start_again(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow]:

@@ -164,7 +164,7 @@ def read_tokens(features: VisualFeatures, box: MapBox, config: ZoomConfig) -> Vi
     if config.tokens_per_cell is None:
         return features
     sides = [(box.cells[i + 2] - box.cells[i]) * config.tokens_per_cell for i in (1, 0)]
-    scale = min(1.0, max(features.grid) / max(sides))
+    scale = min(1.0, *(count / side for count, side in zip(features.grid, sides, strict=True)))
     rows, columns = (max(1, round(side * scale)) for side in sides)
 
     def resized(values: Tensor) -> Tensor:
@@ -271,11 +271,17 @@ def _aligned(
     """
     rows, columns = block.features.grid
     x0, y0, x1, y1 = block.cells
-    height = torch.linspace(float(first[1] + y0), float(first[1] + y1 - 1), rows)
-    width = torch.linspace(float(first[2] + x0), float(first[2] + x1 - 1), columns)
+    height, width = _between(float(first[1]), y0, y1, rows), _between(float(first[2]), x0, x1, columns)
     time = float(first[0]) + (max(coarse_grid) + 2 if config.temporal_shift == "max" else min(coarse_grid))
     tokens = torch.stack(
         [torch.full((rows, columns), time), height[:, None].expand(rows, columns), width[None].expand(rows, columns)]
     ).flatten(1)
     before = previous.float().cpu()
     return torch.cat([before + 1, tokens, before + max(rows, columns) + 2], dim=1)
+
+
+def _between(first: float, start: float, end: float, count: int) -> Tensor:
+    """Positions (count,) from the first to the last of the coarse cells from `start` to `end`, half-open; all in the
+    middle where it is less than one cell. `first`: position of cell 0."""
+    low, high = (start, end - 1) if end - start >= 1 else ((start + end - 1) / 2,) * 2
+    return torch.linspace(first + low, first + high, count)

@@ -28,6 +28,7 @@ Listener = Callable[[StreamEvent | QZoomError], None]
 
 _PREEMPTED = 2  # answers that may be preempted, in multiples of the slots; each holds its keys and values
 _IDLE_S = 0.5  # how often an idle worker renews its heartbeat
+_FAILED = "The server failed while it answered; its log says more."
 _log = logging.getLogger(__name__)
 
 
@@ -170,11 +171,29 @@ class Scheduler:
             if stop:
                 self._end_all()
                 return
-            self._drop()
-            self._preempt()
-            self._admit()
-            if self._batch.keys:
-                self._guarded(list(self._active.values()), lambda: self._batch.step())
+            try:
+                self._turn()
+            except QZoomError as error:
+                self._fail_active(error)
+            except Exception:
+                _log.exception("A step of %d requests failed.", len(self._active))
+                self._fail_active(InternalError(_FAILED))
+
+    def _turn(self) -> None:
+        self._drop()
+        self._preempt()
+        self._admit()
+        if self._batch.keys:
+            self._deliver(self._batch.step())
+
+    def _fail_active(self, error: QZoomError) -> None:
+        """End every request that has a slot, so that the worker goes on with the others."""
+        self._batch.clear()
+        with self._wake:
+            handles = list(self._active.values())
+        for handle in handles:
+            self._batch.abort(handle.key)
+            self._end(handle, error)
 
     def _drop(self) -> None:
         """End requests that were cancelled or ran out of time."""
@@ -217,8 +236,8 @@ class Scheduler:
                     break
                 chosen.append(self._ready.popleft())
                 self._active[handle.key] = handle
-        if preempted := [handle for handle in chosen if handle.started]:
-            self._batch.resume([handle.key for handle in preempted])
+        if preempted := [handle.key for handle in chosen if handle.started]:
+            self._batch.resume(preempted)
         new = [handle for handle in chosen if not handle.started]
         for handle in new:
             handle.started = True
@@ -233,36 +252,33 @@ class Scheduler:
         """Start a group; when one of them cannot run, each is started alone and only that one fails."""
         requests = {handle.key: handle.request for handle in handles}
         prefixes = {handle.key: handle.prefix for handle in handles}
-        if len(handles) == 1:
-            self._guarded(handles, lambda: run(requests, prefixes))
+        error = self._tried(lambda: run(requests, prefixes))
+        if error is None:
             return
-        try:
-            self._deliver(run(requests, prefixes))
-        except Exception as error:
-            if not isinstance(error, QZoomError):
-                _log.exception("A group of %d requests failed; each is tried alone.", len(handles))
-            running = self._batch.keys
-            for handle in handles:
-                if not handle.ended and handle.key not in running:
-                    self._start([handle], run)
+        if len(handles) == 1:
+            self._end(handles[0], error)
+            self._batch.abort(handles[0].key)
+            return
+        running = self._batch.keys
+        for handle in handles:
+            if not handle.ended and handle.key not in running:
+                self._start([handle], run)
 
-    def _guarded(self, handles: list[RequestHandle], run: Callable[[], Iterable[KeyedEvent]]) -> None:
-        """Deliver a step's events; an unforeseen error ends its requests with a fixed text and goes to the log."""
+    def _tried(self, run: Callable[[], Iterable[KeyedEvent]]) -> QZoomError | None:
+        """Deliver events; returns what went wrong. What a failed attempt held in memory is free when it returns."""
         try:
             self._deliver(run())
-            return
         except QZoomError as error:
-            failure = error
+            return error.with_traceback(None)
         except Exception:
-            _log.exception("A step of %d requests failed.", len(handles))
-            failure = InternalError("The server failed while it answered; its log says more.")
-        for handle in handles:
-            self._end(handle, failure)
-            self._batch.abort(handle.key)
+            _log.exception("Requests failed to start.")
+            return InternalError(_FAILED)
+        return None
 
     def _deliver(self, events: Iterable[KeyedEvent]) -> None:
         for key, event in events:
-            handle = self._active.get(key) or next((item for item in self._ready if item.key == key), None)
+            with self._wake:
+                handle = self._active.get(key) or next((item for item in self._ready if item.key == key), None)
             if handle is None or (event.kind == "perception" and handle.perceived):
                 continue
             handle.perceived = handle.perceived or event.kind == "perception"

@@ -21,7 +21,7 @@ from qzoom.engine.attention import response_attention
 from qzoom.engine.generate import prefill
 from qzoom.engine.perceive import CoarseResult
 from qzoom.engine.request import Options
-from qzoom.errors import DataError
+from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.methods.base import Answered, Method, Reading, box_on, start
 from qzoom.heads.boxes import cells_to_pixels
 from qzoom.images.geometry import box_area_px
@@ -42,10 +42,16 @@ def crop_by_attention(
     layer: int | None = None,
     generic: str = GENERIC,
 ) -> Answered:
-    """Read the window with the highest relative attention; see `Method.answer`. `layer`: whose attention is taken; None
-    takes the one two thirds up."""
+    """Read the window with the highest relative attention; see `Method.answer` (ConfigError: a hybrid model). `layer`:
+    whose attention is taken; None takes the one two thirds up."""
     reading = start(model, images, question, options)
-    layer = layer if layer is not None else 2 * model.engine.backbone.num_layers // 3
+    backbone = model.engine.backbone
+    if len(backbone.attention_layers) < backbone.num_layers:
+        raise ConfigError(
+            f'The method "attention" needs full attention in every layer, which {backbone.family} models lack; name '
+            "another one with --method."
+        )
+    layer = layer if layer is not None else 2 * backbone.num_layers // 3
     other = reading.other_question(generic)
     own, base = (prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, other))
     relative = own / np.maximum(base, 1e-9)
@@ -53,7 +59,7 @@ def crop_by_attention(
     if not np.isfinite(relative).all() or float(relative.max()) <= 0:
         reading.extra["failures"] = 1
         return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))
-    padded = model.engine.backbone.square_padding is not None
+    padded = backbone.square_padding is not None
     window = best_window(relative)
     box = cells_to_pixels(window, reading.grid, reading.size_px, min_side_px=1, scaling="exact", padded=padded)
     if not box_area_px(box):
