@@ -4,8 +4,9 @@ Drawing a page costs more than training on a crop of it, so pages are drawn once
 them. A pack is two files: `<name>.pixels` holds raw uint8 pictures and int16 character boxes one after the other,
 `<name>.jsonl` holds a header line (kind, renderer version, seed, count) and one line a page that says where its bytes
 are. A page counts once its index line is complete, and the index line is written after its bytes are on disk, so a
-killed process resumes with the next page. A pack of another renderer version or seed, and one whose pixels
-are cut short, are refused in one sentence.
+killed process resumes with the next page. One process writes a pack at a time: it holds a lock on the index. A pack
+of another renderer version or seed, one whose pixels are cut short, and one whose pages do not follow each other are
+refused in one sentence; a pack that lost its pixels is drawn again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from qzoom.errors import DataError
+from qzoom.store.log import open_locked
 
 Box = tuple[int, int, int, int]
 
@@ -89,7 +91,7 @@ class Pack:
         header: what the caller expects; None takes any.
 
     Raises:
-        DataError: missing, unfinished, truncated, or of another renderer version or seed.
+        DataError: missing, unfinished, truncated, damaged, or of another renderer version or seed.
     """
 
     def __init__(self, path: Path, header: PackHeader | None = None) -> None:
@@ -103,7 +105,10 @@ class Pack:
                 f"The pack {path} holds {len(entries)} of {found.count} pages; run the same `pack` command again to "
                 "finish it."
             )
-        size = path.with_suffix(".pixels").stat().st_size
+        pixels_path = path.with_suffix(".pixels")
+        if not pixels_path.is_file():
+            raise DataError(f"The pack {path} lacks {pixels_path.name}; run the same `pack` command again to draw it.")
+        size = pixels_path.stat().st_size
         if entries and entries[-1]["end"] > size:
             raise DataError(
                 f"The pack {path} is truncated: {path.name}.pixels has {size} of {entries[-1]['end']} bytes; delete "
@@ -111,8 +116,13 @@ class Pack:
             )
         self.header = found
         self._entries = entries
-        self._bytes = np.memmap(path.with_suffix(".pixels"), dtype=np.uint8, mode="r")
+        self._bytes = np.memmap(pixels_path, dtype=np.uint8, mode="r")
         self._page = lru_cache(maxsize=512)(self._load)
+
+    @property
+    def names(self) -> list[str]:
+        """The pages' names, in order."""
+        return [entry["name"] for entry in self._entries]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -154,18 +164,26 @@ def build_pack(
     """Write (or finish) a pack of `header.count` pages; `page(number)` gives each.
 
     Raises:
-        DataError: an earlier pack there has another header, or the disk is full.
+        ConfigError: another process is writing it.
+        DataError: an earlier pack there has another header or is damaged, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_locked(path.with_suffix(".jsonl")):
+        _finish(path, header, page, report)
+
+
+def _finish(path: Path, header: PackHeader, page: Callable[[int], Page], report: Callable[[int], None] | None) -> None:
+    """Write the pages that are missing; the caller holds the lock."""
     found, entries = _read_index(path)
     if found is not None:
         _same(path, found, header)
-    if len(entries) == header.count:
-        return
     pixels_path, index_path = path.with_suffix(".pixels"), path.with_suffix(".jsonl")
+    if not pixels_path.is_file():  # without its pixels the index says nothing
+        found, entries = None, []
     end = entries[-1]["end"] if entries else 0
-    if pixels_path.exists() and pixels_path.stat().st_size < end:
+    if end and pixels_path.stat().st_size < end:
         raise DataError(f"The pack {path} is truncated: delete {pixels_path.name} and {index_path.name}, pack again.")
+    if found is not None and len(entries) == header.count:
+        return
     try:
         if found is None:
             index_path.write_text(json.dumps({"header": asdict(header)}) + "\n", encoding="utf-8")
@@ -235,14 +253,31 @@ def _read_index(path: Path) -> tuple[PackHeader | None, list[dict[str, Any]]]:
     index = path.with_suffix(".jsonl")
     if not index.is_file():
         return None, []
-    lines = index.read_text(encoding="utf-8").split("\n")[:-1]
-    if not lines:
-        return None, []
     try:
+        lines = index.read_text(encoding="utf-8").split("\n")[:-1]
+        if not lines:
+            return None, []
         header = PackHeader(**json.loads(lines[0])["header"])
-        return header, [json.loads(line) for line in lines[1:]]
+        entries = [json.loads(line) for line in lines[1:]]
+        _check_entries(path, header.count, entries)
+        return header, entries
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"The index {index} cannot be read ({error}); delete the pack and make it again.") from error
+
+
+def _check_entries(path: Path, count: int, entries: list[dict[str, Any]]) -> None:
+    """Refuse more pages than the header counts, and pages that do not lie one after the other."""
+    advice = f"delete {path.name}.pixels and {path.name}.jsonl, and pack again"
+    if len(entries) > count:
+        raise DataError(f"The pack {path} is damaged: it names {len(entries)} pages instead of {count}; {advice}.")
+    end = 0
+    for entry in entries:
+        if entry["start"] != end:
+            raise DataError(
+                f"The pack {path} is damaged: page {entry['name']} begins at byte {entry['start']} instead of {end}; "
+                f"{advice}."
+            )
+        end = entry["end"]
 
 
 def _drop_partial_line(index: Path) -> None:

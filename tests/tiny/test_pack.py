@@ -1,4 +1,5 @@
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qzoom.errors import DataError
+from qzoom.errors import ConfigError, DataError
 from tiny.draw_pages import draw_page, pack_header
 from tiny.pack import Pack, PackedLine, PackedObject, PackedQuestion, PackHeader, Page, build_pack
 
@@ -86,6 +87,54 @@ def test_a_full_disk_is_one_sentence_and_the_pack_goes_on(tmp_path):
         build_pack(tmp_path / "p", HEADER, full)
     build_pack(tmp_path / "p", HEADER, _page)
     _same(Pack(tmp_path / "p", HEADER)[2], _page(2))
+
+
+def test_a_pack_without_its_pixels_is_drawn_again(tmp_path):
+    build_pack(tmp_path / "p", HEADER, _page)
+    pixels, index = tmp_path / "p.pixels", tmp_path / "p.jsonl"
+    whole = pixels.read_bytes(), index.read_bytes()
+    pixels.unlink()
+    with pytest.raises(DataError, match=r"lacks p\.pixels; run the same `pack` command"):
+        Pack(tmp_path / "p", HEADER)
+    build_pack(tmp_path / "p", HEADER, _page)
+    assert (pixels.read_bytes(), index.read_bytes()) == whole
+    index.write_bytes(b"".join(whole[1].splitlines(keepends=True)[:3]))
+    pixels.unlink()
+    build_pack(tmp_path / "p", HEADER, _page)
+    assert (pixels.read_bytes(), index.read_bytes()) == whole
+
+
+def test_a_second_process_is_refused_while_one_packs(tmp_path):
+    refused = []
+
+    def page(number):
+        with pytest.raises(ConfigError, match=r"Another process is writing to .*p\.jsonl") as caught:
+            build_pack(tmp_path / "p", HEADER, _page)
+        refused.append(caught.value)
+        return _page(number)
+
+    build_pack(tmp_path / "p", HEADER, page)
+    assert len(refused) == 5
+    _same(Pack(tmp_path / "p", HEADER)[4], _page(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: [*lines, lines[-1]], "names 6 pages instead of 5"),
+        (lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]], "page page-2 begins at byte"),
+        (lambda lines: [*lines[:5], {"name": "page-4"}], "cannot be read"),
+    ],
+    ids=["too many pages", "out of order", "no place"],
+)
+def test_an_index_that_does_not_fit_is_refused(tmp_path, change, words):
+    build_pack(tmp_path / "p", HEADER, _page)
+    index = tmp_path / "p.jsonl"
+    lines = change([json.loads(line) for line in index.read_text().splitlines()])
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for use in (Pack, lambda path, header: build_pack(path, header, _page)):
+        with pytest.raises(DataError, match=words):
+            use(tmp_path / "p", HEADER)
 
 
 _SLOW = """
