@@ -7,7 +7,7 @@ folder in `proposals`. Answers that a proposed box does not hold are trained on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from qzoom.checkpoints.weights import weights_digest
 from qzoom.data.questions import RECEIPT_FIELDS
 from qzoom.errors import DataError
 from qzoom.model import QZoom
-from qzoom.store.log import Log, LogWriter
+from qzoom.store.log import Log, LogWriter, differences
 from tiny.pack import Box, Pack, PackedQuestion, Page
 
 PURPOSE = "proposals"
+PROPOSED_PACKS = ("documents_train", "scenes_train", "receipts_train")
+"""Packs that boxes are proposed for; each has a log of its name."""
 Proposals = dict[tuple[str, str], Box]
 """Boxes (xyxy, pixels of the page) by the page's name and the question."""
 
@@ -75,19 +77,37 @@ def _first_fields_first(questions: list[PackedQuestion], rng: np.random.Generato
     return sorted(shuffled, key=lambda question: question.field not in RECEIPT_FIELDS)
 
 
-def read_proposals(folder: Path) -> Proposals:
-    """All boxes of the logs in a folder.
+def read_proposals(folder: Path, packs: Mapping[str, Pack]) -> Proposals:
+    """All boxes in a folder for the questions of some packs.
 
     Raises:
-        DataError: there are none, or one is damaged.
+        DataError: there are none, one is damaged, belongs to another pack than the one of its name in `packs`, or does
+            not hold all of its pages yet.
     """
     found: Proposals = {}
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise DataError(f"{folder} holds no proposed boxes; make them with `python tiny/train.py propose`.")
-    for path in paths:
-        for name, items in Log(path, PURPOSE):
-            for question, box in items:
-                x0, y0, x1, y1 = (int(edge) for edge in box)
-                found[name, str(question)] = (x0, y0, x1, y1)
+    for pack in PROPOSED_PACKS:
+        if pack not in packs:
+            continue
+        path = folder / f"{pack}.jsonl"
+        if not path.is_file():
+            raise DataError(f"{folder} holds no proposed boxes for the pack {pack}; {_MAKE}.")
+        with Log(path, PURPOSE) as log:
+            _check_log(log, packs[pack])
+            for name, items in log:
+                for question, box in items:
+                    x0, y0, x1, y1 = (int(edge) for edge in box)
+                    found[name, str(question)] = (x0, y0, x1, y1)
     return found
+
+
+def _check_log(log: Log, pack: Pack) -> None:
+    """Refuse boxes of other pages, and those of a `propose` that did not end."""
+    changed = differences(log.settings.get("pack"), asdict(pack.header))
+    if changed:
+        raise DataError(f"{log.path} holds boxes of another pack ({'; '.join(changed)}); delete it, and {_MAKE}.")
+    missing = sum(name not in log for name in set(pack.names))
+    if missing:
+        raise DataError(f"{log.path} lacks the boxes of {missing} of {len(pack)} pages; {_MAKE}.")
+
+
+_MAKE = "make them with `python tiny/train.py propose`"

@@ -41,7 +41,7 @@ from tiny.measure import measure
 from tiny.model import average_models, build_tiny, export_model, load_weights, use_fast_kernels
 from tiny.pack import Pack, build_pack
 from tiny.processes import Processes
-from tiny.proposals import propose, read_proposals
+from tiny.proposals import PROPOSED_PACKS, propose, read_proposals
 from tiny.receipt_data import ReceiptFolder
 from tiny.recipe import Recipe, load_recipe
 from tiny.tokenizer import build_tokenizer, vocabulary_sentences
@@ -120,7 +120,7 @@ class Run:
         self.processes = Processes()
         self.tokenizer = build_tokenizer(vocabulary_sentences(), recipe.vocabulary_size)
         self.packs = open_packs(recipe)
-        self.proposals = read_proposals(Path(recipe.proposals)) if recipe.proposals is not None else {}
+        self.proposals = {} if recipe.proposals is None else read_proposals(Path(recipe.proposals), self.packs)
         model = build_tiny(recipe.architecture, self.tokenizer, recipe.seed)
         if recipe.start_from is not None:
             load_weights(model, Path(recipe.start_from))
@@ -312,7 +312,7 @@ def propose_command(
     packs = open_packs(load_recipe(recipe))
     output.mkdir(parents=True, exist_ok=True)
     zoomer = QZoom.from_pretrained(str(model))
-    for name in ("documents_train", "scenes_train", "receipts_train"):
+    for name in PROPOSED_PACKS:
         if name in packs:
             propose(zoomer, packs[name], output / f"{name}.jsonl", report=_progress(name))
 

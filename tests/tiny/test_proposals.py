@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def made(tmp_path_factory):
 
 def test_boxes_lie_in_their_pages_and_many_hold_the_answer(made):
     recipe, packs, _ = made
-    found = read_proposals(Path(recipe.proposals))
+    found = read_proposals(Path(recipe.proposals), packs)
     pages = {page.name: page for page in packs["documents_train"]}
     assert {name for name, _ in found} == set(pages)
     held = []
@@ -54,9 +55,23 @@ def test_a_killed_proposal_goes_on_and_another_one_is_refused(made, tmp_path):
         propose(model, packs["documents_train"], part, per_page=3, seed=1)
 
 
-def test_no_boxes_are_named_with_the_command_that_makes_them(tmp_path):
+def test_no_boxes_are_named_with_the_command_that_makes_them(made, tmp_path):
     with pytest.raises(DataError, match=r"python tiny/train.py propose"):
-        read_proposals(tmp_path)
+        read_proposals(tmp_path, made[1])
+
+
+def test_boxes_of_another_pack_or_of_part_of_one_are_refused(made, tmp_path):
+    recipe, packs, _ = made
+    lines = (Path(recipe.proposals) / "documents_train.jsonl").read_text().splitlines(keepends=True)
+    part = tmp_path / "documents_train.jsonl"
+    part.write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match=r"documents_train\.jsonl lacks the boxes of 1 of 2 pages"):
+        read_proposals(tmp_path, packs)
+    header = json.loads(lines[0])
+    header["settings"]["pack"]["seed"] = 5
+    part.write_text("".join([json.dumps(header) + "\n", *lines[1:]]))
+    with pytest.raises(DataError, match=r"boxes of another pack \(seed was 5, is 1\)"):
+        read_proposals(tmp_path, packs)
 
 
 def test_a_region_is_the_proposed_box_only_where_it_holds_the_answer(made):
@@ -76,9 +91,9 @@ def test_a_region_is_the_proposed_box_only_where_it_holds_the_answer(made):
 
 
 def test_training_draws_from_the_boxes(made, tmp_path):
-    recipe, _, _ = made
+    recipe, packs, _ = made
     with_boxes = Run(recipe, tmp_path / "a")
-    assert with_boxes.proposals == read_proposals(Path(recipe.proposals))
+    assert with_boxes.proposals == read_proposals(Path(recipe.proposals), packs)
     before = with_boxes.draw(0)
     with_boxes.proposals.clear()
     after = with_boxes.draw(0)
