@@ -1,21 +1,24 @@
 """The training state on disk: master weights, optimiser state and counters in one safetensors file.
 
-The file is written beside the old one and takes its place in one move, so a process that is killed at any time leaves
-either the old state or the new one. Numbers that are not tensors travel as JSON in the file's header.
+The file is written beside the old one and takes its place in one move once it is on the disk, so a process that is
+killed at any time leaves either the old state or the new one. Numbers that are not tensors travel as JSON in the file's
+header, and so do the settings that decided them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, DataError, reason_of
+from qzoom.store.log import atomic_path, unwritable
 from qzoom.training.optim import MuonWithAdamW, split_matrices
 
 
@@ -80,8 +83,22 @@ class MasterWeights:
             weight.copy_(self.weights[name])
 
 
-def save_state(path: Path, masters: MasterWeights, counters: dict[str, Any]) -> None:
-    """Write everything that a run needs to go on."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises while `path` is written into one sentence (CheckpointError)."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(unwritable(path, error))) from error
+
+
+def save_state(path: Path, masters: MasterWeights, counters: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write everything that a run needs to go on, with the settings that decided it (CheckpointError: the disk
+    refuses; an earlier state is left)."""
     from safetensors.torch import save_file
 
     tensors = {f"weight/{name}": weight.detach().cpu() for name, weight in masters.weights.items()}
@@ -93,24 +110,36 @@ def save_state(path: Path, masters: MasterWeights, counters: dict[str, Any]) -> 
                 tensors[f"optimizer/{number}/{key}"] = value.detach().cpu().contiguous()
             else:
                 plain.setdefault(str(number), {})[key] = value
-    header = {"state": json.dumps({"counters": counters, "plain": plain})}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=header)
-    os.replace(part, path)
+    header = {"state": json.dumps({"counters": counters, "plain": plain}), "settings": json.dumps(dict(settings))}
+    with writing(path), atomic_path(path) as part:
+        save_file(tensors, part, metadata=header)
 
 
-def load_state(path: Path, masters: MasterWeights) -> dict[str, Any] | None:
-    """Restore what `save_state` wrote and return its counters; None where there is no state yet.
+def load_state(path: Path, masters: MasterWeights) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restore what `save_state` wrote and return its counters and settings, both empty where there is no state yet;
+    states of earlier versions have no settings.
 
     Raises:
-        CheckpointError: the state belongs to another model.
+        CheckpointError: the state belongs to another model, or is damaged.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError
 
     if not path.is_file():
-        return None
+        return {}, {}
+    try:
+        return _restore(path, masters)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({reason_of(error)}); restore it from a copy, or start over with --fresh."
+        ) from error
+
+
+def _restore(path: Path, masters: MasterWeights) -> tuple[dict[str, Any], dict[str, Any]]:
+    from safetensors import safe_open
+
     with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["state"])
+        metadata = file.metadata()
+        header = json.loads(metadata["state"])
         names = list(file.keys())
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if name.startswith("weight/")}
         if shapes != {f"weight/{name}": tuple(weight.shape) for name, weight in masters.weights.items()}:
@@ -126,4 +155,4 @@ def load_state(path: Path, masters: MasterWeights) -> dict[str, Any] | None:
     groups = masters.optimizer.state_dict()["param_groups"]
     masters.optimizer.load_state_dict({"state": state, "param_groups": groups})
     masters.publish()
-    return dict(header["counters"])
+    return dict(header["counters"]), dict(json.loads(metadata.get("settings", "{}")))

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from qzoom.checkpoints.weights import read_index, read_tensors
 from qzoom.checkpoints.writing import atomic_folder, copy_side_files
-from qzoom.errors import CheckpointError, ConfigError
+from qzoom.errors import CheckpointError, ConfigError, reason_of
 from qzoom.settings import settings
 from qzoom.training.student.attention import use_plain_attention
 
@@ -191,45 +191,52 @@ def export_model(
     folder: Path,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the model to `folder` (bf16 safetensors); an earlier one there is replaced in one move. `weights` stand in
-    for the model's own."""
+    """Write the model to `folder` (bf16 safetensors) once it is complete, in place of an earlier one there. `weights`
+    stand in for the model's own.
+
+    Raises:
+        CheckpointError: the folder holds something else or cannot be written; an earlier model is left then.
+    """
     from safetensors.torch import save_file
 
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     stored = {
         name: weight.detach().to("cpu", torch.bfloat16).contiguous()
         for name, weight in (weights or model.state_dict()).items()
         if name != "lm_head.weight"
     }
-    save_file(stored, part / "model.safetensors", metadata={"format": "pt"})
-    (part / "model.safetensors").chmod(0o644)
     config = copy.deepcopy(model.config)
     pieces: tuple[Any, ...] = (config, config.text_config, config.vision_config)
     for piece in pieces:
         piece._attn_implementation = None
         piece.dtype = torch.bfloat16
-    config.save_pretrained(part)
-    model.generation_config.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    (part / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(folder, "plain") as part:
+        _save_tokenizer(tokenizer, part)
+        save_file(stored, part / "model.safetensors", metadata={"format": "pt"})
+        (part / "model.safetensors").chmod(0o644)
+        config.save_pretrained(part)
+        model.generation_config.save_pretrained(part)
+        (part / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write its files (OSError: the disk refuses, for which the tokenizers library has no exception of its own)."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        raise OSError(reason_of(error)) from error
 
 
 def load_weights(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
-    """Give `model` the weights that `export_model` wrote to `folder`; other sizes or names are a `ConfigError`."""
-    from safetensors.torch import load_file
+    """Give `model` the weights that `export_model` wrote to `folder`.
 
-    path = folder / "model.safetensors"
-    if not path.is_file():
+    Raises:
+        ConfigError: there are none, or they have other sizes or names.
+        CheckpointError: they are damaged.
+    """
+    if not (folder / "model.safetensors").is_file():
         raise ConfigError(f"start_from: {folder} holds no model.safetensors; give the folder of an exported model.")
-    weights = {name: weight.to(torch.float32) for name, weight in load_file(path).items()}
+    index = read_index(folder)
+    weights = {name: weight.to(torch.float32) for name, weight in read_tensors(index, index.tensors).items()}
     own = {name: weight.shape for name, weight in model.state_dict().items() if name != "lm_head.weight"}
     if {name: weight.shape for name, weight in weights.items()} != own:
         raise ConfigError(

@@ -12,6 +12,7 @@ Every command can be stopped at any time (also by kill -9) and is resumed by the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,10 +45,20 @@ from tiny.processes import Processes
 from tiny.proposals import PROPOSED_PACKS, propose, read_proposals
 from tiny.receipt_data import ReceiptFolder
 from tiny.recipe import Recipe, load_recipe
+from tiny.run_folder import (
+    CURVE_FILE,
+    MODEL_FOLDER,
+    STATE_FILE,
+    append_to_curve,
+    check_same_settings,
+    curve_entries,
+    cut_curve,
+    require_state,
+    run_settings,
+    training_in,
+)
 from tiny.tokenizer import build_tokenizer, vocabulary_sentences
 
-CURVE_FILE = "training_curve.jsonl"
-STATE_FILE = "state.safetensors"
 _RECEIPT_SPLITS = ("train", "held_out", "dev")
 
 app = typer.Typer(help="Make the embedded model.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -107,7 +118,7 @@ def open_packs(recipe: Recipe) -> dict[str, Pack]:
 
 
 class Run:
-    """A training run in a folder.
+    """A training run in a folder, as its newest state has it; with `loop` it goes on.
 
     Args:
         recipe: what to train.
@@ -131,9 +142,10 @@ class Run:
         if recipe.bf16:
             self.guided.to(torch.bfloat16)
         self.counters: dict[str, Any] = {"step": 0, "samples": 0, "minutes": 0.0}
-        self.counters.update(load_state(output / STATE_FILE, self.masters) or {})
-        if self.processes.first:
-            _cut_curve(output / CURVE_FILE, self.counters["step"])
+        counters, self._settings_there = load_state(output / STATE_FILE, self.masters)
+        self.counters.update(counters)
+        self._settings = run_settings(recipe, self.packs)
+        self._saved_step = self.counters["step"] if counters else None
         self._costs: dict[str, float] = {}
         self._window: dict[str, list[float]] = defaultdict(list)
 
@@ -144,8 +156,15 @@ class Run:
 
     def loop(self) -> bool:
         """All remaining minutes, with checkpoints, figures and exports along the way; a termination signal ends it
-        after the step in progress, with its state saved, and returns False."""
+        after the step in progress, with its state saved, and returns False. Where something is written, the state is
+        written first. The caller holds the folder (`training_in`).
+
+        Raises:
+            ConfigError: the state comes from other settings.
+            CheckpointError: the disk refuses.
+        """
         recipe = self.recipe
+        self._begin()
         stopping: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
         clock = time.process_time if self.device.type == "cpu" else time.monotonic
@@ -156,25 +175,39 @@ class Run:
             self.counters["step"] += 1
             seconds, stop = self.processes.total(clock() - mark, len(stopping))
             self.counters["minutes"] += seconds / 60
-            if self.counters["step"] % 20 == 0:
-                self._say()
-            if self.minutes - saved > recipe.checkpoint_minutes:
+            export_due = self.minutes - exported > recipe.export_minutes
+            measure_due = self.minutes - measured > recipe.evaluate_minutes
+            if stop or export_due or measure_due or self.minutes - saved > recipe.checkpoint_minutes:
                 self._save()
                 saved = self.minutes
-            if self.minutes - exported > recipe.export_minutes:
-                self.export(self.output / "model")
+            if self.counters["step"] % 20 == 0:
+                self._say()
+            if stop:
+                return False
+            if export_due:
+                self.export(self.output / MODEL_FOLDER)
                 exported = self.minutes
-            if self.minutes - measured > recipe.evaluate_minutes:
+            if measure_due:
                 self.evaluate()
                 measured = self.minutes
             mark = clock()
-            if stop:
-                self._save()
-                return False
         self._save()
-        self.export(self.output / "model")
-        self.evaluate()
+        self.export(self.output / MODEL_FOLDER)
+        if not self._is_measured():
+            self.evaluate()
         return True
+
+    def _begin(self) -> None:
+        """Check that the state is of this run, and save one if there is none: a run that is killed early goes on too,
+        and a disk without space is said before anything is trained."""
+        check_same_settings(self._settings_there, self._settings, self.output)
+        if self.processes.first:
+            cut_curve(self.output / CURVE_FILE, self.counters["step"])
+        self._save()
+
+    def _is_measured(self) -> bool:
+        last = curve_entries(self.output / CURVE_FILE)[-1:]
+        return bool(last) and "held_out" in last[0] and last[0]["step"] == self.counters["step"]
 
     def _train_step(self) -> None:
         recipe = self.recipe
@@ -251,8 +284,7 @@ class Run:
         if not self.processes.first:
             return
         print(json.dumps(entry), flush=True)
-        with (self.output / CURVE_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_to_curve(self.output / CURVE_FILE, entry)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out exact match, written to the curve."""
@@ -264,8 +296,10 @@ class Run:
         return figures
 
     def _save(self) -> None:
-        if self.processes.first:
-            save_state(self.output / STATE_FILE, self.masters, self.counters)
+        """Save the state, once a step."""
+        if self.processes.first and self._saved_step != self.counters["step"]:
+            save_state(self.output / STATE_FILE, self.masters, self.counters, self._settings)
+            self._saved_step = self.counters["step"]
 
     def export(self, folder: Path) -> None:
         """The model as a folder that transformers loads."""
@@ -278,17 +312,6 @@ class Run:
             if name.startswith(prefix)
         }
         export_model(self.guided.model, self.tokenizer, folder, weights)
-
-
-def _cut_curve(path: Path, step: int) -> None:
-    """Drop the curve's entries after a step: a run that was killed takes those steps again."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    part.replace(path)
 
 
 RecipeOption = Annotated[Path, typer.Option(help="YAML file that says what to train.")]
@@ -338,25 +361,30 @@ def train_command(
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"--device {device} is not supported; use cpu or cuda.")
     settings = load_recipe(recipe)
-    if fresh and os.environ.get("RANK", "0") == "0":
-        for name in (STATE_FILE, CURVE_FILE):
-            (output / name).unlink(missing_ok=True)
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run = Run(settings, output.resolve(), device)
-    output.mkdir(parents=True, exist_ok=True)
-    done = run.loop()
+    first = os.environ.get("RANK", "0") == "0"
+    with training_in(output, fresh=fresh) if first else contextlib.nullcontext():
+        run = Run(settings, output.resolve(), device)
+        before = run.minutes
+        done = run.loop()
     if not run.processes.first:
         return
-    if done:
-        typer.echo(f"The model is in {output / 'model'}.")
-    else:
+    if not done:
         typer.echo("Stopped; the same command goes on from here.")
+    elif run.minutes == before:
+        typer.echo(
+            f"Nothing was left to train: the run in {output} is at minute {before:.1f} and the recipe ends at minute "
+            f"{settings.minutes:.1f}; give a stage more `minutes` to go on. The model is in {output / MODEL_FOLDER}."
+        )
+    else:
+        typer.echo(f"The model is in {output / MODEL_FOLDER}.")
 
 
 @app.command("measure")
 def measure_command(recipe: RecipeOption, output: OutputOption = Path("runs/tiny")) -> None:
     """Measure the run's newest state and add the figures to its curve."""
+    require_state(output)
     typer.echo(json.dumps(Run(load_recipe(recipe), output.resolve()).evaluate(), indent=2))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qzoom.errors import CheckpointError, ConfigError
@@ -15,17 +16,10 @@ from qzoom.settings import from_mapping, to_dict
 from tests.tiny.test_batch import SMALL
 from tiny.processes import split_evenly
 from tiny.recipe import Recipe, load_recipe
-from tiny.train import Run, make_packs
+from tiny.train import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = "state.safetensors"
-
-
-@pytest.fixture(scope="module")
-def packs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packs")
-    make_packs(_recipe(folder, 1))
-    return folder
 
 
 def _recipe(packs, minutes, **changes):
@@ -70,8 +64,11 @@ def test_the_curve_of_a_killed_run_is_cut_to_its_state(tmp_path, packs):
         run._log("train", {"answer": 1.0})
     curve = tmp_path / "run" / "training_curve.jsonl"
     curve.write_text(curve.read_text() + '{"step": 5, "tra')
+    before = curve.read_text()
     Run(recipe, tmp_path / "run")
-    assert [json.loads(line)["step"] for line in curve.read_text().splitlines()] == [1, 2]
+    assert curve.read_text() == before
+    Run(_recipe(packs, 0.0001), tmp_path / "run").loop()
+    assert [json.loads(line)["step"] for line in curve.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_the_loss_falls(tmp_path, packs):
@@ -110,6 +107,11 @@ def test_export_loads_in_transformers_and_starts_another_run(tmp_path, packs):
     assert 0.0 <= entries[-1]["held_out"]["sheet_line"] <= 1.0
 
 
+def _step(state):
+    with safe_open(state, "pt") as file:
+        return json.loads(file.metadata()["state"])["counters"]["step"]
+
+
 @pytest.mark.slow
 def test_kill_9_while_training(tmp_path, packs):
     recipe = _recipe(packs, 30, checkpoint_minutes=0.0005, evaluate=())
@@ -119,7 +121,7 @@ def test_kill_9_while_training(tmp_path, packs):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     process = subprocess.Popen([*command, str(tmp_path / "run")], env=environment)
     state = tmp_path / "run" / STATE
-    while not state.is_file():
+    while not state.is_file() or _step(state) == 0:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
