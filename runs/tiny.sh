@@ -55,12 +55,14 @@ python -m torch.distributed.run --standalone --nproc-per-node "${PROCESSES:-2}" 
 refit_regions runs/tiny-reader/model runs/tiny-regions-second/model runs/tiny-reader-exchanged/model \
   runs/tiny-labels/regions-third runs/tiny-regions-third
 
-# 3c. The mean of both bases, which keeps what the second one lost, trained on at low rates.
+# 3c. The mean of both bases, which keeps what the second one lost, trained on at low rates; the branch goes on from the mean
+#     of both branches, which refers to the first base.
 python tiny/train.py average runs/tiny-reader/model runs/tiny-reader-exchanged/model --output runs/tiny-mean
 python -m torch.distributed.run --standalone --nproc-per-node "${PROCESSES:-2}" \
   tiny/train.py train --recipe "${RECIPE%.yaml}-mean.yaml" --output runs/tiny-reader-mean
-refit_regions runs/tiny-reader-exchanged/model runs/tiny-regions-third/model runs/tiny-reader-mean/model runs/tiny-labels/regions \
-  runs/tiny-regions
+[ -d runs/tiny-regions-mean ] ||
+  python tiny/train.py average runs/tiny-regions-second/model runs/tiny-regions-third/model --output runs/tiny-regions-mean
+refit_regions runs/tiny-reader/model runs/tiny-regions-mean runs/tiny-reader-mean/model runs/tiny-labels/regions runs/tiny-regions
 
 # 4. Train the gate on whether zooming helped, on receipts too: those that the base model was not trained on.
 python tiny/train.py held-out -o runs/tiny-held-out

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from qzoom.checkpoints.format import CONFIG_FILE, detect_kind
+from qzoom.checkpoints.lora import LORA_FOLDER
 from qzoom.checkpoints.weights import read_index, read_tensors
 from qzoom.checkpoints.writing import atomic_folder, copy_side_files
 from qzoom.errors import CheckpointError, ConfigError, reason_of
@@ -250,17 +252,37 @@ def average_models(folders: Sequence[Path], output: Path) -> None:
 
     Args:
         folders: two or more model folders with the same tensors; each counts alike. Means are taken in float32 and
-            stored in the first model's number formats, with its settings and tokenizer.
-        output: new or empty folder, or an earlier model's.
+            stored in the first model's number formats, with its settings and tokenizer. Of adapters the branches are
+            averaged, and the base model where it lies beside them; the mean refers to the first one's base.
+        output: new or empty folder, or an earlier one of the same kind.
 
     Raises:
-        CheckpointError: fewer than two folders, a folder that cannot be read, other names or shapes of tensors.
+        CheckpointError: fewer than two folders, a folder that cannot be read, other names or shapes of tensors, or
+            adapters with LoRA weights.
     """
     from safetensors.torch import save_file
 
     if len(folders) < 2:
         raise CheckpointError("A mean needs at least two model folders.")
-    indexes = [read_index(folder) for folder in folders]
+    first, kind = folders[0], detect_kind(folders[0]) or "plain"
+    for folder in folders:
+        if (folder / LORA_FOLDER).exists():
+            raise CheckpointError(f"{folder} has LoRA weights; merge them into its base with `qzoom convert` first.")
+    branches = ["qzoom"] if kind == "adapter" else []
+    base = ["model"] if not branches or any(first.glob("model*.safetensors")) else []
+    means = {stem: _mean_of(folders, stem) for stem in base + branches}
+    with atomic_folder(output, kind) as part:
+        for stem, mean in means.items():
+            save_file(mean, part / f"{stem}.safetensors", metadata={"format": "pt"})
+            (part / f"{stem}.safetensors").chmod(0o644)
+        for name in ["config.json"] * bool(base) + [CONFIG_FILE] * bool(branches):
+            shutil.copyfile(first / name, part / name)
+        copy_side_files(first, part)
+
+
+def _mean_of(folders: Sequence[Path], stem: str) -> dict[str, torch.Tensor]:
+    """The mean of `STEM.safetensors` of all folders."""
+    indexes = [read_index(folder, stem) for folder in folders]
     shapes = [{name: info.shape for name, info in index.tensors.items()} for index in indexes]
     for folder, other in zip(folders[1:], shapes[1:], strict=True):
         different = sorted(name for name in shapes[0].keys() | other.keys() if shapes[0].get(name) != other.get(name))
@@ -274,11 +296,7 @@ def average_models(folders: Sequence[Path], output: Path) -> None:
         parts = [read_tensors(index, [name])[name] for index in indexes]
         total = torch.stack([part.to(torch.float32) for part in parts]).mean(dim=0)
         mean[name] = total.to(parts[0].dtype).contiguous()
-    with atomic_folder(output, "plain") as part:
-        save_file(mean, part / "model.safetensors", metadata={"format": "pt"})
-        (part / "model.safetensors").chmod(0o644)
-        shutil.copyfile(folders[0] / "config.json", part / "config.json")
-        copy_side_files(folders[0], part)
+    return mean
 
 
 _PREPROCESSOR = {

@@ -38,6 +38,41 @@ def test_models_of_different_shape_are_refused(tmp_path, other):
     assert not (tmp_path / "mean").exists()
 
 
+def _adapter(folder, values):
+    folder.mkdir()
+    save_file({"region.a": torch.tensor(values)}, folder / "qzoom.safetensors")
+    (folder / "qzoom_config.json").write_text(json.dumps({"base": {"id": f"of-{folder.name}"}}))
+    return folder
+
+
+def test_the_branches_of_adapters_are_averaged(tmp_path):
+    folders = [_adapter(tmp_path / "0", [1.0, 4.0]), _adapter(tmp_path / "1", [2.0, -1.0])]
+    for _ in range(2):  # the second time over the first one's
+        average_models(folders, tmp_path / "mean")
+    assert load_file(tmp_path / "mean" / "qzoom.safetensors")["region.a"].tolist() == [1.5, 1.5]
+    assert json.loads((tmp_path / "mean" / "qzoom_config.json").read_text()) == {"base": {"id": "of-0"}}
+    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["qzoom.safetensors", "qzoom_config.json"]
+
+
+def test_adapters_with_their_bases_are_averaged_with_them(tmp_path):
+    folders = [_adapter(tmp_path / str(i), [1.0 + i]) for i in range(2)]
+    for number, folder in enumerate(folders):
+        save_file({"a.weight": torch.tensor([3.0 * number])}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+    average_models(folders, tmp_path / "mean")
+    assert load_file(tmp_path / "mean" / "model.safetensors")["a.weight"].tolist() == [1.5]
+    assert load_file(tmp_path / "mean" / "qzoom.safetensors")["region.a"].tolist() == [1.5]
+
+
+def test_adapters_that_do_not_fit_are_refused(tmp_path):
+    adapter = _adapter(tmp_path / "0", [1.0])
+    with pytest.raises(CheckpointError, match=r"has no qzoom\.safetensors"):
+        average_models([adapter, _model(tmp_path / "1", [1.0])], tmp_path / "mean")
+    (tmp_path / "2" / "lora").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="has LoRA weights; merge them"):
+        average_models([adapter, tmp_path / "2"], tmp_path / "mean")
+
+
 def test_one_model_has_no_mean(tmp_path):
     with pytest.raises(CheckpointError, match="at least two"):
         average_models([_model(tmp_path / "0", [1.0])], tmp_path / "mean")
