@@ -5,7 +5,8 @@
 Documents of 1, 5 and 20 pages are drawn from held-out seeds and bound into PDFs of pictures; one question each can be
 answered from one page only (no other page has the same question). The model always zooms. Page hit: the region lies on
 that page; box hit: it also holds the middle of an answer box. Chance reads any page. Each document is asked twice: with
-the shared coarse budget, and with the whole coarse budget for every page. The run can be stopped and goes on.
+the shared coarse budget, and with the whole coarse budget for every page. The run can be stopped and goes on with the
+same weights and number of documents only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from qzoom import QZoom
 from qzoom.data.synthetic.documents import render_document
 from qzoom.data.synthetic.page import HELD_OUT_SEEDS, SyntheticSample
 from qzoom.errors import QZoomError
+from qzoom.evaluation.runner import describe_model
+from qzoom.evaluation.tables import write_figures
 from qzoom.images.limits import ImageLimits
 from qzoom.images.load import load_pictures
 from qzoom.scoring.intervals import bootstrap, interval_of
@@ -215,13 +218,14 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def report(record: dict[str, Any]) -> str:
     """The page of results."""
     facts = ", ".join(f"{name} {value}" for name, value in record["machine"].items())
+    model = f"`{record['model']}` (weights `{record['weights']}`, {record['dtype']})"
     lines = [
         "# PDFs",
         "",
         "Documents of drawn pages, one question each that one page can answer; the embedded model always zooms. It was",
         "trained on single pages: the figures show what sharing a coarse budget does, not what a large model can do.",
         "`shared`: all pages share the coarse budget of one picture, at least 64 tokens each; `whole`: each has it.",
-        f"Made by `python -m benchmarks.pdf`; {facts}.",
+        f"Model {model}. Made by `python -m benchmarks.pdf`; {facts}.",
         "",
         "| pages | budget | documents | page hit | 95 % | chance | box hit | exact | coarse tokens | drawing s "
         "| answering s |",
@@ -247,10 +251,22 @@ def report(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def open_log(folder: Path, model: QZoom, documents: int) -> LogWriter:
+    """What was measured; `about` says on which machine.
+
+    Raises:
+        ConfigError: it is of other weights, other arithmetic or another number of documents, whose sizes are mixed
+            otherwise.
+    """
+    settings = {"documents": documents, "model": describe_model(model)}
+    path, advice = folder / "documents.jsonl", "name another folder with --output"
+    return LogWriter(path, "pdf-benchmark", settings, about=machine("cpu"), advice=advice)
+
+
 def run(model_name: str, folder: Path, documents: int) -> dict[str, Any]:
     """Measure what is missing and put everything together."""
     model = QZoom.from_pretrained(model_name, dtype="float32", device_map="cpu")
-    with LogWriter(folder / "documents.jsonl", "pdf-benchmark", {"model": model_name}) as log:
+    with open_log(folder, model, documents) as log:
         for number in range(FUZZED):
             if f"fuzzed-{number}" not in log:
                 log.append(f"fuzzed-{number}", [read_fuzzed(number)])
@@ -260,13 +276,15 @@ def run(model_name: str, folder: Path, documents: int) -> dict[str, Any]:
         for number, pages in plan(documents):
             if f"document-{number}" not in log:
                 log.append(f"document-{number}", ask(model, number, pages))
-        items = dict(log)
+        items, facts, used = dict(log), log.about, log.settings["model"]
     rows = [row for key, found in items.items() if key.startswith("document-") for row in found]
     broken = [found[0] for key, found in items.items() if key.startswith("fuzzed-")]
     return {
         "benchmark": "pdf",
         "model": model_name,
-        "machine": machine("cpu"),
+        **{name: used[name] for name in ("weights", "dtype", "device", "attention")},
+        "documents": documents,
+        "machine": facts,
         "rows": summarise(rows),
         "memory": {str(pages): items[f"peak-{pages}"][0] for pages in PAGES},
         "fuzzed": {
@@ -290,9 +308,9 @@ def main() -> None:
         print(json.dumps(peak(args.model, args.peak)))
         return
     record = run(args.model, args.output, args.documents)
-    (args.output / "pdf.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.output / "pdf.md").write_text(report(record), encoding="utf-8")
-    print(report(record))
+    text = report(record)
+    write_figures(args.output, "pdf", record, text)
+    print(text)
 
 
 if __name__ == "__main__":

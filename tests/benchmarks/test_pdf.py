@@ -2,8 +2,12 @@ import re
 
 import pytest
 
-from benchmarks.pdf import ARMS, PAGES, bind, compose, fuzzed, plan, read_fuzzed, report, summarise
+from benchmarks.pdf import ARMS, PAGES, bind, compose, fuzzed, open_log, plan, read_fuzzed, report, summarise
+from qzoom import QZoom
+from qzoom.checkpoints.weights import weights_digest
+from qzoom.errors import ConfigError
 from qzoom.images.load import load_pictures
+from tests.tiny_models import engine
 
 
 def test_a_question_is_about_one_page_of_documents_of_all_sizes():
@@ -33,7 +37,22 @@ def test_the_page_of_results():
         ("shared", 0.75, 0.2),
         ("whole", 0.75, 0.2),
     ]
-    record = {"machine": {"cpu": "x"}, "rows": table, "memory": {"5": {"a": 1, "b": 2, "c": 3, "d": 4}}}
+    record = {"model": "tiny", "weights": "0123abcd", "dtype": "float32", "machine": {"cpu": "x"}, "rows": table}
+    record["memory"] = {"5": {"a": 1, "b": 2, "c": 3, "d": 4}}
     text = report(record | {"fuzzed": {"files": 30, "read": 4, "refused": 26, "slowest_s": 0.5}})
     assert "| 5 | shared | 4 | 0.75 |" in text
+    assert "Model `tiny` (weights `0123abcd`, float32). Made by `python -m benchmarks.pdf`; cpu x." in text
     assert "Of 30 files fuzzed from good ones 4 were read and 26 refused" in text
+
+
+def test_answers_of_other_weights_or_other_documents_are_not_resumed(tmp_path):
+    first, other = (QZoom(engine("qwen3_vl", seed=seed), "model") for seed in (0, 1))
+    with open_log(tmp_path, first, 200) as log:
+        log.append("document-0", [{"arm": "shared"}])
+        assert log.settings["model"]["weights"] == weights_digest(first.engine)
+    with open_log(tmp_path, first, 200) as log:
+        assert dict(log) == {"document-0": [{"arm": "shared"}]}
+    with pytest.raises(ConfigError, match=r"model\.weights was .* name another folder with --output"):
+        open_log(tmp_path, other, 200)
+    with pytest.raises(ConfigError, match="documents was 200, is 60"):
+        open_log(tmp_path, first, 60)
