@@ -10,14 +10,13 @@ the coarse pass alone, with the gate, always zooming, and a single view with the
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.choices import is_right, right_counts
+from benchmarks.choices import interval_by_picture, paired
 from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
@@ -78,33 +77,20 @@ def measure(model: QZoom, task: Task, setting: Setting, given: argparse.Namespac
     return rows
 
 
-def p_value(p: float) -> str:
-    return "p < 1e-6" if p < 1e-6 else f"p = {p:.2g}"
-
-
-def sign_test(first: int, second: int) -> float:
-    """Two-sided exact probability of so uneven a split when both sides are equally likely."""
-    n, few = first + second, min(first, second)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n) if n else 1.0
-
-
 def results_of(task: Task, measured: dict[Setting, list[AnswerRow]]) -> dict[str, Any]:
     """Figures of every setting, and each zooming one against the plain look at the same total."""
     from qzoom.evaluation.score import score
-    from qzoom.scoring.metrics import wilson_interval
 
     lines = []
     for setting, rows in measured.items():
         figures = score(rows, task.fields).to_dict()
-        low, high = wilson_interval(sum(map(is_right, rows)), len(rows))
-        lines.append({"setting": asdict(setting), "interval_95": [round(low, 4), round(high, 4)], **figures})
+        ends = [round(end, 4) for end in interval_by_picture(rows)]
+        lines.append({"setting": asdict(setting), "interval_95": ends, **figures})
     plain = list(measured)[-1]
     pairs = []
     for setting, rows in measured.items():
         if setting.zoom != "never":
-            found = right_counts(rows, measured[plain])
-            p = sign_test(found["only_first"], found["only_second"])
-            pairs.append({"first": setting.name, "second": plain.name, **found, "sign_test_p": round(p, 6)})
+            pairs.append({"first": setting.name, "second": plain.name, **paired(rows, measured[plain])})
     pictures = len({row.picture for row in measured[plain]})
     return {"questions": task.identity, "pictures": pictures, "lines": lines, "pairs": pairs}
 
@@ -133,9 +119,9 @@ def table(name: str, result: dict[str, Any]) -> str:
     lines = [markdown_table(rows).rstrip()]
     for pair in result["pairs"]:
         lines.append(
-            f"\n{pair['first'].replace('<=', '≤')} against {pair['second'].replace('<=', '≤')}, question by question: "
-            f"right alone {pair['only_first']} against {pair['only_second']} of {pair['n']} "
-            f"(sign test {p_value(pair['sign_test_p'])})."
+            f"\n{pair['first'].replace('<=', '≤')} against {pair['second'].replace('<=', '≤')}: "
+            f"{percent(pair['difference'], sign=True)} points ({interval(pair['interval'])}), right alone "
+            f"{pair['only_first']} against {pair['only_second']} of {pair['questions']} questions."
         )
     failed = sum(line["errors"] for line in result["lines"])
     remark = f" {failed} questions failed and count as wrong." if failed else ""
@@ -149,10 +135,12 @@ def report(about: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
         "# What zooming buys\n\n"
         f"Model `{about['model']}` (weights `{about['weights']}`, {about['dtype']}, {about['device']}, "
         f"{about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}). Made by "
-        "`benchmarks/accuracy.py`. Shares are per cent; exact match forgives case, spaces and currency. `hit`: of the "
-        "zooms on questions with known places, those whose region holds one of the places. `box area`: mean share of "
-        "the picture that the regions cover. `tokens`: mean visual tokens per question. `s`: mean seconds per "
-        "question; a picture is looked at once for all its questions, which share the time of that look.\n\n"
+        "`benchmarks/accuracy.py`. Shares are per cent; exact match forgives case, spaces and currency. `95 %`: "
+        "interval of `all`; it and those of the differences, which are of pairs, come from drawing pictures with "
+        "replacement, since questions about one picture depend on each other. `hit`: of the zooms on questions with "
+        "known places, those whose region holds one of the places. `box area`: mean share of the picture that the "
+        "regions cover. `tokens`: mean visual tokens per question. `s`: mean seconds per question; a picture "
+        "is looked at once for all its questions, which share the time of that look.\n\n"
     )
     return intro + "\n".join(table(name, result) for name, result in results.items())
 

@@ -126,6 +126,17 @@ def right_counts(first: Sequence[AnswerRow], second: Sequence[AnswerRow]) -> dic
     return {"n": len(right)} | {name: right.count(kind) for name, kind in kinds.items()}
 
 
+def interval_by_picture(rows: Sequence[AnswerRow], seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a run's accuracy; pictures are drawn with replacement, see `paired`."""
+    import numpy as np
+
+    from qzoom.evaluation.score import row_score
+    from qzoom.scoring.intervals import bootstrap, interval_of
+
+    scores = np.array([[row_score(row) for row in rows]])
+    return interval_of(bootstrap(scores, [row.picture for row in rows], seed)[0])
+
+
 def paired(first: Sequence[AnswerRow], second: Sequence[AnswerRow], seed: int = 0) -> dict[str, Any]:
     """Two runs over the same questions: the difference with its interval, and who was right alone.
 

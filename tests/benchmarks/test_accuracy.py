@@ -1,18 +1,33 @@
 import json
 
-import pytest
-
-from benchmarks.accuracy import main, sign_test
+from benchmarks.accuracy import main, results_of, settings, table
 from qzoom.checkpoints.adapter import save_pretrained
-from tests.evaluation.samples import receipt, write_split
+from qzoom.data.benchmarks.registry import open_task
+from tests.evaluation.samples import receipt, row, write_split
 from tests.tiny_models import engine
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "p"), [(0, 0, 1.0), (3, 3, 1.0), (5, 0, 0.0625), (0, 5, 0.0625), (8, 2, 112 / 1024)]
-)
-def test_sign_test(first, second, p):
-    assert sign_test(first, second) == pytest.approx(p)
+def answered(right):
+    """Ten questions about each picture; it is right about all of them or none."""
+    return [row("33.90" if name in right else "1", picture=name, index=i) for name in "abcd" for i in range(10)]
+
+
+def test_questions_about_one_picture_are_no_evidence_of_their_own():
+    never, auto, always, plain = settings(144, 144)
+    measured = {never: answered(""), auto: answered("abc"), always: answered("abcd"), plain: answered("ab")}
+    found = results_of(open_task("documents", seed=0, count=1), measured)
+    assert [line["exact_match"]["all"] for line in found["lines"]] == [0.0, 0.75, 1.0, 0.5]
+    # Two of four pictures are right: draws of pictures reach from none to all, draws of questions from 0.35 to 0.65.
+    assert [line["interval_95"] for line in found["lines"]] == [[0.0, 0.0], [0.25, 1.0], [1.0, 1.0], [0.0, 1.0]]
+    assert [(pair["difference"], pair["interval"]) for pair in found["pairs"]] == [
+        (0.25, [0.0, 0.75]), (0.5, [0.0, 1.0])
+    ]  # fmt: skip
+    text = table("documents", found)
+    assert (
+        "auto, ≤ 144 + 144 against never, ≤ 288: +25.0 points (+0.0 to +75.0), right alone 10 against 0 of 40 "
+        "questions." in text
+    )
+    assert "sign test" not in text
 
 
 def test_tables(tmp_path, capsys):
@@ -31,7 +46,7 @@ def test_tables(tmp_path, capsys):
         assert [pair["first"] for pair in result["pairs"]] == ["auto, <= 8 + 6", "always, <= 8 + 6"]
         assert result["lines"][0]["visual_tokens"] <= 8
         assert all(line["visual_tokens"] <= 14 for line in result["lines"])
-        assert all(line["n"] == result["pairs"][0]["n"] > 0 for line in result["lines"])
+        assert all(line["n"] == result["pairs"][0]["questions"] > 0 for line in result["lines"])
         assert result["lines"][0]["zoomed"] == result["lines"][3]["zoomed"] == 0.0
     assert found["results"]["receipts"]["pictures"] == 2
     before = {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
