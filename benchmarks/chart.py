@@ -1,4 +1,4 @@
-"""The chart of the README: accuracy against visual tokens, plain and zooming, one panel for each kind of question.
+"""The chart of the README: accuracy against visual tokens, plain and zooming, with 95 % intervals over pictures.
 
 python -m benchmarks.chart docs/results/ladder.json docs/images/accuracy-tokens.png
 """

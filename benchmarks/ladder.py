@@ -44,7 +44,7 @@ from benchmarks.evidence import (
     tasks_of,
 )
 from benchmarks.ladder_figures import point_of, task_figures, write_ladder
-from benchmarks.ladder_time import PAIRS, time_works
+from benchmarks.ladder_time import PAIRS, read_times, time_works
 from benchmarks.plan import print_plan
 from qzoom.errors import HeadsMissingError, QZoomError
 
@@ -199,7 +199,9 @@ def report(given: argparse.Namespace, root: Path, ran: dict) -> dict:
     for task in tasks(given, "report", KINDS):
         plain, zoom = plain_lines(given, root, task), zoom_lines(given, root, task)
         if plain:
-            found[task.name] = task_figures(task, plain, zoom, root / "ladder" / "times", given.caps)
+            figures = task_figures(task, plain, zoom, given.caps)
+            works = time_works(task, plain, zoom, figures, folder=root / "ladder" / "times", given=given)
+            found[task.name] = figures | {"times": read_times(works, ran["weights"])}
     return write_ladder(given.results, found, ran, given.limit)
 
 
@@ -210,7 +212,7 @@ def times(given: argparse.Namespace, root: Path) -> list:
         lines = plain_lines(given, root, task), zoom_lines(given, root, task)
         if set(lines[0]) != set(given.caps) or not lines[1]:
             raise QZoomError(f"The answers about {task.name} are not finished; run this without --time first.")
-        figures = task_figures(task, *lines, root / "ladder" / "times", given.caps)
+        figures = task_figures(task, *lines, given.caps)
         out += time_works(task, *lines, figures, folder=root / "ladder" / "times", given=given)
     return sorted(out, key=lambda work: work.name not in PAIRS)
 

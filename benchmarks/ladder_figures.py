@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.choices import Point, is_right, lowest_match, paired, plain_peak
+from benchmarks.choices import Point, interval_by_picture, lowest_match, paired, plain_peak
 from benchmarks.evidence import KINDS, Line, Look
-from benchmarks.ladder_time import BATCHED, HEADLINE, PAIRS, SHARED, read_times
+from benchmarks.ladder_time import BATCHED, HEADLINE, PAIRS, SHARED
 from qzoom.evaluation.tables import interval, markdown_table, percent, write_figures
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ NOTE = (
     "of cases and come from drawing pictures with replacement; differences are those of pairs. `tokens` are mean "
     "visual tokens per question, both looks; GFLOPs are computed from the model's sizes as if each question were asked "
     "alone. Splits and gate thresholds were chosen on other pictures than those reported. The peaks are the best of "
-    "all caps on the reported pictures, for both models alike."
+    "all caps on the reported pictures, for both models alike. The cap of equal accuracy is chosen on them too: it is "
+    "the lowest at which zooming is at least as accurate as the plain peak there, which favours zooming, as the choice "
+    "of the plain peak favours the plain model. The intervals leave these choices out of account."
 )
 
 
@@ -46,15 +48,14 @@ def point_of(look: Look, rows: Sequence[AnswerRow], run: Run) -> Point:
 
 
 def task_figures(
-    task: Task, plain: Mapping[int, Line], zoom: Mapping[int, Line], times: Path, caps: Sequence[int]
+    task: Task, plain: Mapping[int, Line], zoom: Mapping[int, Line], caps: Sequence[int]
 ) -> dict[str, Any]:
-    """All figures of one kind of pictures, as JSON values.
+    """All figures of one kind of pictures but the times, as JSON values.
 
     Args:
         task: the reported questions.
         plain: the plain model by cap, those that are finished.
         zoom: the zooming one.
-        times: folder of what was timed.
         caps: the whole ladder.
     """
     points = {cap: point_of(Look(cap), line.rows, line.run) for cap, line in plain.items()}
@@ -69,7 +70,7 @@ def task_figures(
         "plain_peak": peak.cap,
         "full_size": _full_size(plain[max(plain)].rows),
         "bound": _bound(plain[peak.cap]),
-        "times": read_times(times, task.name),
+        "times": {},
     }
     if zoom:
         best = max(zooms.values(), key=lambda p: (p.accuracy, -p.cap))
@@ -80,17 +81,16 @@ def task_figures(
 
 
 def _line(point: Point, line: Line) -> dict[str, Any]:
-    from qzoom.scoring.metrics import hit, wilson_interval
+    from qzoom.scoring.metrics import hit
 
     rows = line.rows
-    low, high = wilson_interval(sum(map(is_right, rows)), len(rows))
     placed = [row for row in rows if row.zoomed and row.boxes]
     return {
         "cap": point.cap,
         "looks": line.words,
         "gate": line.gates,
         "accuracy": point.accuracy,
-        "interval": [low, high],
+        "interval": list(interval_by_picture(rows)),
         "tokens": point.tokens,
         "gflops": point.gflops,
         "zoomed": _mean(row.zoomed for row in rows),
@@ -225,7 +225,7 @@ def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
         f"{timed['ratio']:.2f} times its throughput ({timed['interval'][0]:.2f} to {timed['interval'][1]:.2f}, "
         f"{timed['questions']} questions in turn)"
         if timed
-        else "a throughput not timed yet (`--time`)"
+        else "a throughput that was not timed (`--time`)"
     )
     yield (
         f"Equal accuracy: at a cap of {match['cap']} ({match['looks']}, gate {match['gate']}) zooming is "
@@ -235,7 +235,9 @@ def _equal_accuracy(kind: str, found: dict[str, Any]) -> Iterable[str]:
     )
     for name, pictures in ((BATCHED, "different pictures"), (SHARED, "the same pictures, which are encoded once")):
         at_once = found["times"].get(name)
-        if at_once:
+        if at_once is None:
+            yield f"In batches of questions about {pictures} this pair was not timed."
+        else:
             yield (
                 f"In batches of {at_once['batch']} questions about {pictures}, the same pair is at "
                 f"{at_once['ratio']:.2f} times the throughput ({at_once['interval'][0]:.2f} to "
@@ -260,11 +262,14 @@ def _equal_budget(found: dict[str, Any]) -> Iterable[str]:
     if text:
         yield f"Equal budget: zooming is {'; '.join(text)} tokens."
     timed = {int(name): one for name, one in found["times"].items() if name not in PAIRS}
+    missing = [cap for cap in pairs if cap not in timed]
     if timed:
         each = ", ".join(f"{cap}: {one['ratio']:.2f}" for cap, one in sorted(timed.items()))
         slower = [cap for cap, one in sorted(timed.items()) if one["ratio"] < 1]
         said = f"slower at {_list(slower)}" if slower else "no slower at any of these"
         yield f"Throughput of zooming by that of the plain model of the same cap: {each}; so {said}."
+    if missing:
+        yield f"Zooming and the plain model of the same cap were not timed at {_list(missing)} tokens."
 
 
 def _peaks(kind: str, found: dict[str, Any]) -> Iterable[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.evidence import Clock, Line, Look, options_of
+from qzoom.store.log import write_atomic
 
 if TYPE_CHECKING:
     from qzoom.data.samples import AnswerRow, Task
@@ -58,31 +60,42 @@ class TimeWork:
             tuple(pairs[i : i + self.batch]) for pairs in by_look.values() for i in range(0, len(pairs), self.batch)
         ]
 
-    def header(self, model: QZoom) -> dict[str, Any]:
-        """What decides the times."""
-        from qzoom.checkpoints.weights import weights_digest
-
+    def header(self, weights: str) -> dict[str, Any]:
+        """What decides the times. `weights`: the digest."""
         zoom = {picture: [look.coarse, look.region, look.gate] for picture, look in self.zoom.items()}
         return {
             "plain": self.plain.coarse,
             "longest": self.longest,
             "zoom": zoom,
-            "weights": weights_digest(model.engine),
+            "weights": weights,
         } | ({"batch": self.batch} if self.batch > 1 else {})
 
+    def kept(self, weights: str) -> list[dict[str, Any]]:
+        """What was timed of this very pair; nothing if the file is of another pair, other limits or weights."""
+        lines = _lines(self.path)
+        return lines[1:] if lines and lines[0] == self.header(weights) else []
+
+    def begin(self, weights: str) -> list[dict[str, Any]]:
+        """Make the file ready for more lines; returns what was timed of this pair before."""
+        header, lines = self.header(weights), _lines(self.path)
+        if self.path.is_file() and lines[:1] != [header]:
+            os.replace(self.path, _free(self.path))
+        if lines[:1] != [header]:
+            lines = [header]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if not self.path.is_file() or self.path.read_text(encoding="utf-8") != text:
+            write_atomic(self.path, text)
+        return lines[1:]
+
     def run(self, model: QZoom, clock: Clock, say: Callable[[str], None] = lambda _: None) -> None:
-        """Time what is left; times of another choice are thrown away.
+        """Time what is left; times of another choice stay in a file beside this one.
 
         Raises:
             OutOfTimeError: between two questions.
         """
-        header = self.header(model)
-        lines = _lines(self.path)
-        if not lines or lines[0] != header:
-            lines = [header]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        done = {(line["picture"], line["index"]) for line in lines[1:]}
+        from qzoom.checkpoints.weights import weights_digest
+
+        done = {(line["picture"], line["index"]) for line in self.begin(weights_digest(model.engine))}
         wanted = [group for group in self.groups() if group[0] not in done]
         samples: dict[str, Any] = {}
         for number, group in enumerate(wanted):
@@ -155,14 +168,14 @@ def questions_of(rows: Sequence[AnswerRow], count: int, *, together: bool = True
     return tuple(sorted(turns[:count], key=lambda pair: (order[pair[0]], pair[1])) if together else turns[:count])
 
 
-def read_times(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
-    """What was timed of a kind of pictures, by the pair's name: ratio of the throughputs and what bounds it."""
-    out = {}
-    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
-        lines = _lines(path)[1:]
-        if lines:
-            out[path.stem.removeprefix(f"{kind}-")] = summary(lines)
-    return out
+def read_times(works: Iterable[TimeWork], weights: str) -> dict[str, dict[str, Any]]:
+    """What was timed of these pairs, by the pair's name: ratio of the throughputs and what bounds it.
+
+    Args:
+        works: the pairs of one kind of pictures as they are chosen now; times of other ones are left out.
+        weights: digest of the model that is reported.
+    """
+    return {work.name: summary(lines) for work in works if (lines := work.kept(weights))}
 
 
 def summary(lines: list[dict[str, Any]], draws: int = 2000) -> dict[str, Any]:
@@ -189,6 +202,12 @@ def summary(lines: list[dict[str, Any]], draws: int = 2000) -> dict[str, Any]:
         "bound": float(total[0] / decode) if decode else None,
         "load": max(line["load"] for line in lines),
     }
+
+
+def _free(path: Path) -> Path:
+    """The first name beside a file that nothing has yet."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

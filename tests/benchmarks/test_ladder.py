@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import Clock, Look, OutOfTimeError
+from benchmarks.evidence import Clock, Line, Look, OutOfTimeError
 from benchmarks.ladder import main
-from benchmarks.ladder_figures import words, write_ladder
-from benchmarks.ladder_time import BATCHED, TimeWork, questions_of, summary
+from benchmarks.ladder_figures import task_figures, words, write_ladder
+from benchmarks.ladder_time import BATCHED, TimeWork, questions_of, read_times, summary
 from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.data.benchmarks.registry import open_task
 from qzoom.errors import ConfigError, HeadsMissingError
+from qzoom.evaluation.report_figures import Run
 from tests.evaluation.samples import receipt, row, write_split
 from tests.tiny_models import engine
 
@@ -137,6 +139,41 @@ def test_times_and_the_questions_that_are_timed():
         Clock(0).check()
 
 
+def test_intervals_draw_pictures_not_questions():
+    rows = tuple(row("33.90" if name in "ab" else "1", picture=name, index=i) for name in "abcd" for i in range(10))
+    lines = {64: Line(rows, Run(Path(), {}, {}, rows), dict.fromkeys("abcd", Look(64)))}
+    found = task_figures(open_task("scenes", seed=0, count=4), lines, lines, [64])
+    assert (found["plain"][0]["accuracy"], found["plain"][0]["interval"]) == (0.5, [0.0, 1.0])
+    assert found["zoom"][0]["interval"] == [0.0, 1.0]
+    assert (found["match"]["difference"], found["match"]["interval"], found["times"]) == (0.0, [0.0, 0.0], {})
+
+
+def timed_work(path, cap, **values):
+    zoom = {"a": Look(32, 32, 0.5), "b": Look(32, 32, 0.5)}
+    return TimeWork("64", None, Look(cap), zoom, (("a", 0), ("b", 0)), path, **values)
+
+
+def test_times_of_another_pair_are_neither_shown_nor_lost(tmp_path):
+    path = tmp_path / "times" / "scenes-64.jsonl"
+    work = timed_work(path, 64)
+    assert (read_times([work], "w"), work.begin("w")) == ({}, [])
+    taken = {"picture": "a", "index": 0, "load": 0.5, "plain": {"s": 1.0, "decode_s": 0.25}, "zoom": {"s": 0.5}}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(taken) + "\n" + '{"picture": "b", "ind')
+    assert read_times([work], "w")["64"]["ratio"] == 2.0
+    assert work.begin("w") == [taken]
+    assert path.read_text(encoding="utf-8").endswith(json.dumps(taken) + "\n")
+    whole = path.read_bytes()
+    for other, weights in ((timed_work(path, 96), "w"), (timed_work(path, 64, longest=8), "w"), (work, "x")):
+        assert read_times([other], weights) == {}
+    assert path.read_bytes() == whole
+    assert timed_work(path, 96).begin("w") == []
+    assert read_times([work], "w") == {}
+    assert (tmp_path / "times" / "scenes-64.jsonl.1").read_bytes() == whole
+    assert work.begin("w") == []
+    assert [p.name for p in sorted(path.parent.iterdir())] == [path.name, f"{path.name}.1", f"{path.name}.2"]
+
+
 def line(cap, accuracy, **values):
     shared = {"tokens": float(cap), "gflops": cap / 10, "interval": [accuracy - 0.01, accuracy + 0.01]}
     return shared | {"cap": cap, "looks": f"≤ {cap // 2} + {cap // 2}", "gate": "0.3", "accuracy": accuracy} | values
@@ -162,10 +199,11 @@ def test_the_words():
     for part in (
         "Not finished",
         "| 64 | 20.0 | 64 | 6.4 | ≤ 32 + 32 | 0.3 | 40.0 | 64 | 6.4 | 50.0 | – | +20.0 | +10.0 to +30.0 |",
-        "a throughput not timed yet",
+        "a throughput that was not timed",
         "50.0 % fewer visual tokens and 2.50 times fewer operations. The goal was 4.39 times and 73.0 %.",
         "better at 64; worse at 128 tokens",
         "64: 0.80; so slower at 64.",
+        "Zooming and the plain model of the same cap were not timed at 128 tokens.",
         "of 8 questions about different pictures, the same pair is at 6.00 times the throughput (0.70 to 0.90, 9 ques",
         "of 4 questions about the same pictures, which are encoded once, the same pair is at 0.80 times",
         "shows 90.0 % of the pictures at full size",
@@ -176,4 +214,7 @@ def test_the_words():
     assert "No cap" not in text
     without = "\n".join(words("scenes", found | {"match": None, "full_size": 0.1, "plain": [line(64, 0.2)]}))
     assert "no cap at which zooming matches" in without
+    alone = "\n".join(words("scenes", found | {"times": {}}))
+    assert "In batches of questions about different pictures this pair was not timed." in alone
+    assert "of the same cap were not timed at 64, 128 tokens." in alone
     assert "full size" not in without
