@@ -1,4 +1,4 @@
-"""Zooming compared with all other methods: the same images, questions and limits, and the Pareto front.
+"""Zooming compared with all other methods: the same images, questions and limits, and the Pareto fronts.
 
     python -m benchmarks.baselines --data RECEIPTS --dry-run
     python -m benchmarks.baselines --data RECEIPTS
@@ -47,10 +47,13 @@ if TYPE_CHECKING:
 NOTE = (
     "Every method sees the same pictures and questions under the same limits. `of plain`: operations as a share of "
     "those of the plain model with the same total. Seconds are means of runs in which the questions about a picture "
-    "share its first look. A run is on a front when no other one is at least as accurate at no more cost; the oracle, "
-    "which is told where the answer is, does not count."
+    "share its first look. The runs were made hours apart, so their seconds cannot be compared and have no front; "
+    "`benchmarks.ladder --time` times two ways to look in turn. A run is on a front when no other one is at least as "
+    "accurate at no more cost; the oracle, which is told where the answer is, does not count."
 )
 OURS = ("qzoom", "always")
+COSTS = {"visual_tokens": "visual tokens", "gflops": "operations"}
+"""Costs that do not depend on what else the machine did during a run."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -98,7 +101,7 @@ def figures_of(given: argparse.Namespace, root: Path, task: Task) -> TaskFigures
 
 def fronts(task: TaskFigures) -> dict[str, dict[str, Any]]:
     """For each cost: who is on the front without the oracle, and what beats our runs that are not."""
-    from qzoom.evaluation.report_figures import COSTS, front
+    from qzoom.evaluation.report_figures import front
 
     lines = [line for line in task.runs if line.method != "oracle"]
     out = {}
@@ -111,6 +114,15 @@ def fronts(task: TaskFigures) -> dict[str, dict[str, Any]]:
         }
         out[cost] = {"front": best, "beaten": beaten}
     return out
+
+
+def values_of(task: TaskFigures) -> dict[str, Any]:
+    """One kind of pictures as JSON values, without comparisons of seconds between runs."""
+    values = task.to_dict()
+    del values["equal_accuracy"]  # chosen by seconds; the ladder's is timed
+    values["fronts"] = {cost: task.fronts[cost] for cost in COSTS if cost in task.fronts}
+    values["equal_budget"] = [{k: v for k, v in pair.items() if k != "throughput"} for pair in task.equal_budget]
+    return values | {"without_oracle": fronts(task)}
 
 
 def _beats(other: RunFigures, line: RunFigures, cost: str) -> bool:
@@ -131,7 +143,7 @@ def report(given: argparse.Namespace, root: Path, ran: dict[str, Any]) -> dict[s
     for task in tasks(given, KINDS):
         found = figures_of(given, root, task)
         if found is not None:
-            kinds[task.name] = found.to_dict() | {"without_oracle": fronts(found), "finished": task.name not in left}
+            kinds[task.name] = values_of(found) | {"finished": task.name not in left}
             parts += words(found, finished=task.name not in left)
     figures = {"about": ran, "limit": given.limit, "kinds": kinds}
     write_figures(given.results, "baselines", figures, "\n".join(parts).rstrip() + "\n")
@@ -162,11 +174,10 @@ def words(task: TaskFigures, *, finished: bool) -> list[str]:
     state = "" if finished else " **Not finished: runs are missing.**"
     out = [f"### {task.name.capitalize()}\n", f"{task.questions} questions about {task.pictures} pictures.{state}\n"]
     out.append(markdown_table(rows))
-    names = {"seconds": "seconds", "visual_tokens": "visual tokens", "gflops": "operations"}
     for cost, found in fronts(task).items():
         if not found["front"]:
             continue
-        out.append(f"- Accuracy against {names[cost]}, on the front: {_quoted(found['front'])}.")
+        out.append(f"- Accuracy against {COSTS[cost]}, on the front: {_quoted(found['front'])}.")
         for label, others in found["beaten"].items():
             out.append(f"- Not on it: “{label}”, which {_quoted(others)} beats.")
     return [*out, ""]

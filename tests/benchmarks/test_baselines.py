@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from benchmarks.baselines import fronts, main, words
+from benchmarks.baselines import fronts, main, values_of, words
 from qzoom.checkpoints.adapter import save_pretrained
 from qzoom.evaluation.report_figures import RunFigures, TaskFigures
 from tests.evaluation.samples import receipt, write_split
@@ -49,6 +49,19 @@ def test_the_front_leaves_the_oracle_out_and_is_told():
     assert "20 questions about 2 pictures. **Not finished" in text
     assert "| qzoom, ≤ 144 + 144 | 50.0 | 40.0 to 60.0 | 50.0 | – | 200 | 2 | 71.4 | 0.200 | 0 |" in text
     assert "- Not on it: “always, ≤ 144 + 144”, which “qzoom, ≤ 144 + 144” beats." in text
+
+
+def test_seconds_of_runs_made_one_after_another_are_not_compared():
+    pair = {"cap": 288, "run": "qzoom", "plain": "plain", "difference": 0.2, "interval": (0.1, 0.3)}
+    orders = dict.fromkeys(("seconds", "visual_tokens", "gflops"), (TABLE.runs[0].label,))
+    task = dataclasses.replace(
+        TABLE, fronts=orders, equal_accuracy={"throughput": 2.0}, equal_budget=(pair | {"throughput": 0.5},)
+    )
+    found = values_of(task)
+    assert list(found["fronts"]) == list(found["without_oracle"]) == ["visual_tokens", "gflops"]
+    assert (found["equal_budget"], "equal_accuracy" in found) == ([pair], False)
+    assert found["runs"][1]["seconds"] == 0.2
+    assert "against seconds" not in "\n".join(words(task, finished=True))
 
 
 @pytest.mark.slow
