@@ -112,6 +112,22 @@ def coverage_file(given: argparse.Namespace, root: Path, task: Task) -> Path:
     return root / "coverage" / f"{task.name}-{given.cap}" / "coverage.json"
 
 
+def coverage_request(given: argparse.Namespace, task: Task, ran: dict[str, Any]) -> dict[str, Any]:
+    """What decides a kind's attention figures, as JSON values. `ran`: what `about` says of the model."""
+    model = {name: ran[name] for name in ("weights", "dtype", "device", "attention")}
+    wanted = {"questions": task.identity, "pictures": task.ids, "max_visual_tokens": given.cap, "model": model}
+    found: dict[str, Any] = json.loads(json.dumps(wanted))
+    return found
+
+
+def kept_coverage(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """A kind's attention figures; None without any, or if they are of other pictures, limits or weights."""
+    from qzoom.evaluation.coverage import read_coverage
+
+    found = read_coverage(path) if path.is_file() else {}
+    return found if found.get("asked") == asked else None
+
+
 def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -> None:
     """Ask what is not kept yet.
 
@@ -127,8 +143,8 @@ def ask_all(given: argparse.Namespace, root: Path, model: QZoom, clock: Clock) -
     for part in parts(given, root):
         ask_views(model, part.task, part.settings, output=part.folder, progress=lambda _: check)
     for task in covered_tasks(given):
-        path = coverage_file(given, root, task)
-        if not path.is_file():
+        path, asked = coverage_file(given, root, task), coverage_request(given, task, about(model))
+        if kept_coverage(path, asked) is None:
             clock.check()
             _measure_coverage(given, model, task, path)
 
@@ -140,13 +156,13 @@ def _measure_coverage(given: argparse.Namespace, model: QZoom, task: Task, path:
 
     looks, _ = share_tokens("never", model.config, model.engine.backbone.default_budget(), total=given.cap)
     found = measure_coverage(question_maps(model, task, looks))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(found.to_dict()).encode())
+    asked = coverage_request(given, task, about(model))
+    write_atomic(path, json.dumps({"asked": asked} | found.to_dict()))
 
 
-def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, Any]:
+def figures_of(given: argparse.Namespace, roots: dict[str, Path], ran: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What is finished for both sides: per kind the gap at every cap, and the attention."""
-    from qzoom.evaluation.coverage import compare_coverage, read_coverage
+    from qzoom.evaluation.coverage import compare_coverage
     from qzoom.evaluation.zoomgap import compare_gaps, measure_gap
 
     out: dict[str, Any] = {}
@@ -158,9 +174,11 @@ def figures_of(given: argparse.Namespace, roots: dict[str, Path]) -> dict[str, A
         found["difference"] = compare_gaps(sides[1], sides[0])
         out.setdefault(base.task.name, {"caps": {}})["caps"][base.settings.max_visual_tokens] = found
     for task in covered_tasks(given):
-        paths = [coverage_file(given, roots[side], task) for side in SIDES]
-        if all(path.is_file() for path in paths):
-            before, after = (read_coverage(path) for path in paths)
+        before, after = (
+            kept_coverage(coverage_file(given, roots[side], task), coverage_request(given, task, ran[side]))
+            for side in SIDES
+        )
+        if before is not None and after is not None:
             out.setdefault(task.name, {"caps": {}})["attention"] = compare_coverage(after, before)
     return out
 
@@ -193,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ask_all(given, roots[side], model, clock)
         except OutOfTimeError:
             done = False
-    write_r2i(given, ran, data, figures_of(given, roots))
+    write_r2i(given, ran, data, figures_of(given, roots, ran))
     return finished(given, "r2i", done=done)
 
 

@@ -14,7 +14,8 @@ NOTE = (
     "of exact matches, in per cent; intervals hold in 95 % of cases, by pairs, pictures drawn with replacement. "
     "Negatives ask for what is not there. Lift is the share of the question's attention inside the answer's place "
     "over the place's share of the picture (chance is 1), at the layer or head that each model's other pictures "
-    "chose. A student zooms with the base's gate and region branch unless they were fitted to it again."
+    "chose; its questions are those about the pictures that did not choose. A student zooms with the base's gate and "
+    "region branch unless they were fitted to it again."
 )
 VIEWS = {"full": "whole picture", "region": "region", "boxed": "boxed", "zoom": "zooming"}
 
@@ -42,13 +43,13 @@ def budget_rows(caps: Mapping[int, Any]) -> list[list[str]]:
 
 def attention_rows(found: Mapping[str, Any]) -> list[list[str]]:
     """Lift and pointing before and after."""
-    rows = [["attention", "base", "student", "difference", "95 %"]]
+    rows, count = [["attention", "questions", "base", "student", "difference", "95 %"]], str(found["n"])
     for which in ("layer", "head"):
         lift, hit = found[f"{which}_lift"], found[f"{which}_hit"]
         low, high = lift["interval"]
         figures = [f"{lift['other']:.2f}", f"{lift['this']:.2f}", f"{lift['difference']:+.2f}"]
-        rows.append([f"lift, {which}", *figures, f"{low:+.2f} to {high:+.2f}"])
-        rows.append([f"pointing, {which}", percent(hit["other"]), percent(hit["this"]), *_change(hit)])
+        rows.append([f"lift, {which}", count, *figures, f"{low:+.2f} to {high:+.2f}"])
+        rows.append([f"pointing, {which}", count, percent(hit["other"]), percent(hit["this"]), *_change(hit)])
     return rows
 
 

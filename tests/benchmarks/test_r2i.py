@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks.r2i import main
-from benchmarks.r2i_words import budget_rows, data_words, gap_rows, verdict
+from benchmarks.r2i_words import attention_rows, budget_rows, data_words, gap_rows, verdict
 from qzoom.checkpoints.adapter import save_pretrained
 from tests.evaluation.samples import receipt, write_split
 from tests.tiny_models import engine
@@ -30,6 +30,16 @@ def test_the_words():
         "rows exported, 7 of them about absent things.\n"
     ]
     assert "| ocr | 4 | 75.0 |" in data_words(data | {"known": {"ocr": {"agreed": 4, "right": 3}}})[1]
+    lift, hit = (
+        {"this": 30.5, "other": 20.25} | {"difference": 10.25, "interval": [-1.0, 20.0]},
+        pair(0.5, 0.25, 0.1, 0.4),
+    )
+    attention = {"n": 60, "layer_lift": lift, "layer_hit": hit, "head_lift": lift, "head_hit": hit}
+    assert attention_rows(attention)[:3] == [
+        ["attention", "questions", "base", "student", "difference", "95 %"],
+        ["lift, layer", "60", "20.25", "30.50", "+10.25", "-1.00 to +20.00"],
+        ["pointing, layer", "60", "25.0", "50.0", "+25.0", "+10.0 to +40.0"],
+    ]
     assert budget_rows({288: found})[1] == ["288", "25.0", "50.0", "50.0", "60.0", "+20.0 to +30.0", "+0.0 to +20.0"]
 
 
@@ -52,6 +62,14 @@ def test_both_models_on_receipts(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")}
     assert main(given) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.json*")} == before
+    (path,) = (tmp_path / "runs").rglob("coverage.json")
+    measured = json.loads(before[path])
+    asked = measured["asked"]
+    assert (asked["pictures"], asked["max_visual_tokens"], asked["model"]["device"]) == (["a", "b"], 12, "cpu")
+    for change in ({"pictures": ["a"]}, {"max_visual_tokens": 8}):
+        path.write_text(json.dumps(measured | {"asked": asked | change, "rows": []}), encoding="utf-8")
+        assert main(given) == 0
+        assert path.read_bytes() == before[path]
     next((tmp_path / "runs").rglob("boxed.jsonl")).unlink()
     assert main([*given, "--no-boxed"]) == 0
     found = json.loads((tmp_path / "results" / "r2i.json").read_text(encoding="utf-8"))["kinds"]["receipts"]
