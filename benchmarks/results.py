@@ -3,13 +3,15 @@
     python -m benchmarks.results --runs runs/evidence --data RECEIPTS      # the same as `make results`
 
 Reads ladder.md, baselines.md and ablations.md from the results folder, names missing ones with the command that makes
-them, says which of them an earlier embedded model gave, and draws the report (`qzoom report`) of the newest weights'
-answers. RUNS may also hold answers of `qzoom eval`; without any, the existing report stays. No question is asked.
+them, says which of them an earlier embedded model gave, and draws the report (`qzoom report`) of the answers of the
+weights that ladder.json names, or of the package's. RUNS may also hold answers of `qzoom eval`; without any, the
+existing report stays. No question is asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -27,6 +29,7 @@ PARTS = {
 }
 OTHERS = {
     "accuracy.md": "the same limits with and without zooming, all fields",
+    "pdf.md": "PDFs: which page is read, time and memory",
     "engine.md": "the engine beside transformers' own generate",
     "scale.md": "time at a published model's sizes, random weights",
     "start.md": "the start of the command",
@@ -40,17 +43,39 @@ INTRO = (
 )
 
 
-def answer_files(runs: Path) -> list[Path]:
-    """Answer files for the report: those of the newest weights under RUNS, else RUNS itself; none if there are none.
+SECONDS = (
+    "Their runs were made one after another, not side by side, so their seconds are no comparison; tokens and "
+    "operations are, and the ladder's throughputs, which were timed in turn.\n"
+)
+
+
+def packaged_weights() -> str:
+    """The digest of the embedded model."""
+    from qzoom import QZoom
+    from qzoom.checkpoints.weights import weights_digest
+
+    return weights_digest(QZoom.from_pretrained("tiny").engine)
+
+
+def reported_weights(results: Path) -> str:
+    """The digest that the ladder's table names; without one, that of the package."""
+    try:
+        return str(json.loads((results / "ladder.json").read_text(encoding="utf-8"))["about"]["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return packaged_weights()
+
+
+def answer_files(runs: Path, weights: str) -> list[Path]:
+    """Answer files for the report: those of these weights under RUNS, or RUNS itself where it has no folder of any
+    weights; none if there are none.
 
     Of drawn pictures those that the ladder reports, of receipts the plain ones and those of the other methods.
     """
-    weights = [folder for folder in runs.glob("*") if (folder / "ladder").is_dir()]
-    if not weights:
+    if not any((folder / "ladder").is_dir() for folder in runs.glob("*")):
         return [runs] if runs.is_file() or any(runs.rglob("*.jsonl")) else []
-    newest = max(weights, key=lambda folder: max(path.stat().st_mtime for path in (folder / "ladder").rglob("*")))
+    chosen = runs / weights[:8]
     patterns = ("ladder/report/*.jsonl", "ladder/receipts/receipts-plain-*.jsonl", "baselines/receipts-*.jsonl")
-    found = [path for pattern in patterns for path in sorted(newest.glob(pattern))]
+    found = [path for pattern in patterns for path in sorted(chosen.glob(pattern))]
     return [path for path in found if path.read_bytes().count(b"\n") > 1]  # a file of one line has no answers yet
 
 
@@ -58,29 +83,34 @@ def charts(runs: Path, results: Path, data: Path | None, page: Path) -> list[str
     """Draw the report beside the results, or keep the one that is there; returns what the page says about it."""
     from qzoom.evaluation.report import write_report
 
-    files, folder, said = answer_files(runs), results / "report", []
+    weights = reported_weights(results)
+    files, folder = answer_files(runs, weights), results / "report"
     if files:
         write_report(files, folder, data=data)
+        which = f"under `{runs.name}`" if files == [runs] else f"of the weights `{weights}`"
+        said = f"Drawn of the answers {which}.\n"
     elif (folder / "report.md").is_file():
-        said.append("Drawn of the answers of an earlier run; the tables above may be of a later one.\n")
+        said = "Drawn of the answers of an earlier run; the tables above may be of a later one.\n"
     else:
-        return [f"No answers under `{runs.name}` yet, so there are no charts."]
+        return [f"No answers of the weights `{weights}` under `{runs.name}` yet, so there are no charts."]
     place = Path(os.path.relpath(folder, page.parent)).as_posix()
     report = (folder / "report.md").read_text(encoding="utf-8")
     pictures = sorted(path.name for path in folder.glob("*.png") if f"({path.name})" in report)
-    said += [f"![Accuracy against seconds, visual tokens and FLOPs]({place}/{name})\n" for name in pictures]
-    return [*said, f"All runs with intervals, fronts and a gallery of failures: [report]({place}/report.md)."]
+    shown = [f"![Accuracy against seconds, visual tokens and FLOPs]({place}/{name})\n" for name in pictures]
+    return [
+        *shown,
+        said,
+        SECONDS,
+        f"All runs with intervals, fronts and a gallery of failures: [report]({place}/report.md).",
+    ]
 
 
 def earlier_weights(parts: Sequence[str]) -> str:
     """What to say if an embedded model other than today's gave some of the tables; empty if none did."""
-    from qzoom import QZoom
-    from qzoom.checkpoints.weights import weights_digest
-
     named = {digest for part in parts for digest in re.findall(r"`tiny` \(weights `(\w+)`", part)}
     if not named:
         return ""
-    today = weights_digest(QZoom.from_pretrained("tiny").engine)
+    today = packaged_weights()
     if named == {today}:
         return ""
     return (
