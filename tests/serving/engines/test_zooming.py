@@ -86,6 +86,15 @@ def test_answers_as_the_native_engine(model, engine, pictures, question, options
     assert "".join(texts) == own.text
 
 
+def test_pictures_of_one_size_are_not_taken_for_each_other(model, engine):
+    with Image.open(EXAMPLES / "receipt.jpg") as receipt:
+        upright = receipt.convert("RGB")
+    for picture in (upright, upright.transpose(Image.Transpose.ROTATE_180)):
+        request = engine.model.request([picture], "What is the date?", zoom="never")
+        _, answer = asyncio.run(collect(engine, Job(request)))
+        assert_equal(answer, model.ask([picture], "What is the date?", zoom="never"))
+
+
 def test_several_regions_stand_behind_their_pictures(model, decoder):
     rule = dataclasses.replace(model.config.box, components="all", max_regions=4)
     config = model.config.replace(box=rule, region_threshold=0.1)

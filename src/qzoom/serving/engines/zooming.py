@@ -226,7 +226,7 @@ class ZoomingEngine(ServingEngine):
     def _coarse_view(self, picture: LoadedImage, budget: TokenBudget) -> PIL.Image.Image:
         """A picture in its coarse size, from memory where it was asked about before."""
         resize = self.model.engine.backbone.resize
-        if picture.digest is None:
+        if not picture.digest:
             return resize(picture.image, budget)
         key = picture.digest + repr((picture.image.mode, picture.size_px, budget)).encode()
         view = self._views.get(key)
