@@ -17,7 +17,7 @@ from qzoom.labels.respond import prepare_image
 from qzoom.training.loop import batch_of, learning_rate_at, steps_of
 from qzoom.training.run import open_trackers
 from qzoom.training.samples import SampleUse, conversation_ids, prompt_of, shown_picture
-from qzoom.training.stages import StageRecipe
+from qzoom.training.stages import StageRecipe, select
 from qzoom.training.tasks import RegionMapTask
 from qzoom.training.train_stage import prepare_engine, train_stage
 from tests.training.runs import ROUNDING, recipe_of, run, same, weights_in, written
@@ -225,6 +225,26 @@ def test_other_pictures_are_blank_or_ask_something_else(world):
     task._asked[task.samples[-1].picture] = {"who?"}
     others = {name for use in range(200) for name in task._beside(SampleUse(0, use)).pictures}
     assert others == {None, len(task.samples) - 1}
+
+
+@pytest.mark.parametrize("region_loss", ["bce", "focal"])
+def test_with_other_pictures_parts_of_a_batch_do_not_change_the_gradients(world, region_loss):
+    recipe = recipe_of(world, other_pictures=1.0, region_loss=region_loss)
+    engine = load_engine(recipe.base, dtype="float32")
+    weights = select(engine, "regions")
+    task = RegionMapTask(recipe, engine)
+    uses = [SampleUse(index, 0) for index in range(4)]
+    assert len({len(task._beside(use).pictures) for use in uses}) > 1
+    found = []
+    for size in (1, 4):
+        losses = [task.loss(engine, uses[i : i + size]) for i in range(0, 4, size)]
+        total = torch.stack(losses).sum()
+        found.append((total.item(), torch.autograd.grad(total, list(weights.values()), allow_unused=True)))
+    (one, ones), (whole, wholes) = found
+    assert one == pytest.approx(whole, rel=1e-5)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in ones)
+    for name, first, second in zip(weights, ones, wholes, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4, msg=name)
 
 
 @pytest.mark.slow

@@ -104,7 +104,8 @@ class RegionMapTask(StageTask):
         self.identity = sample_digest(" ".join(names))
 
     def loss(self, engine: Engine, uses: Sequence[SampleUse]) -> Tensor:
-        """Binary cross entropy, summed over the valid cells."""
+        """Binary cross entropy, summed over the valid cells. Among other pictures, a sample's mean over the cells of
+        all its maps counts as often as the sample has valid cells of its own."""
         assert engine.region is not None
         backbone, recompute = engine.backbone, self.recipe.gradient_checkpointing
         chosen = [self.samples[use.index] for use in uses]
@@ -134,9 +135,10 @@ class RegionMapTask(StageTask):
         layers = list(engine.region.layers)
         positions = [prompt.positions for prompt in prompts]
         hidden = run_stack(backbone, layers[:-1], shared, positions, recompute=recompute)
-        logits: list[Tensor] = []
-        targets: list[Tensor] = []
+        total = torch.zeros((), device=backbone.device)
         for sample, others, prompt, queries, states in zip(chosen, beside, prompts, asking, hidden, strict=True):
+            logits: list[Tensor] = []
+            targets: list[Tensor] = []
             for stored, query in zip(sample.labels, queries, strict=True):
                 if stored is None:
                     continue
@@ -144,8 +146,9 @@ class RegionMapTask(StageTask):
                 labels = torch.as_tensor(sample.store.tensor(stored, "labels"), device=states.device).long()
                 logits += maps
                 targets += [labels if i == others.place else torch.zeros_like(m).long() for i, m in enumerate(maps)]
-        focal = self.recipe.region_loss == "focal"
-        return region_loss(logits, targets, focal=focal) * sum(sample.weight for sample in chosen)
+            # a mean over its maps, so that those of other pictures do not weigh on the other samples of a micro-batch
+            total = total + region_loss(logits, targets, focal=self.recipe.region_loss == "focal") * sample.weight
+        return total
 
     def _beside(self, use: SampleUse) -> Beside:
         """Other pictures for one use of a sample; none for most uses, as `other_pictures` says. Pictures of which the
