@@ -148,6 +148,20 @@ def test_changed_settings_are_named_and_fresh_starts_over(folder):
     assert not list((folder / "tensors").iterdir())
 
 
+@pytest.mark.parametrize("writer", [0, 1])
+def test_fresh_leaves_the_records_of_a_running_writer(folder, writer):
+    fill(folder, [0])
+    with RecordWriter(folder, writer) as out:
+        out.append("s1", records_of(1))
+        with pytest.raises(ConfigError, match=rf"Another process is writing to .*records-0{writer}\.jsonl"):
+            start_store(folder, "gate", {}, MADE_BY, fresh=True)
+        out.append("s2", records_of(2))
+    check(folder, range(3))
+    start_store(folder, "gate", {}, MADE_BY, fresh=True)
+    assert RecordStore(folder).samples == {}
+    assert [path.name for path in folder.glob("records-*")] == ["records-00.jsonl"]
+
+
 def test_damage_in_the_middle_is_named(folder):
     fill(folder, range(3))
     path = folder / "records-00.jsonl"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,7 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from qzoom.errors import DataError
-from qzoom.store.log import Log, LogWriter, write_atomic
+from qzoom.store.log import Log, LogWriter, open_locked, write_atomic
 from qzoom.store.schema import Provenance, Record, content_id, from_values, record_from_values, tensor_digest
 
 _PENDING = "pending.json"
@@ -52,18 +53,26 @@ def start_store(
         fresh: remove the records that are there.
 
     Raises:
-        ConfigError: other settings or another model; it names what changed.
+        ConfigError: other settings or another model (it names what changed), or another process writes there.
         DataError: the folder holds something else under the store's names, or cannot be written.
     """
-    first, *others = _log_paths(folder) or [_log_path(folder, 0)]
     if fresh:
-        for path in (first, *others, *(folder / "tensors").glob("*-*.safetensors"), folder / _PENDING):
-            path.unlink(missing_ok=True)
-    elif first != _log_path(folder, 0):
+        _clear(folder)
+    elif (paths := _log_paths(folder)) and paths[0] != _log_path(folder, 0):
         raise DataError(f"{folder} has records but no {_log_path(folder, 0).name}; {_HINT}.")
     header = {"settings": dict(settings), "provenance": asdict(provenance)}
     advice = "use --fresh to replace the records, or another folder"
     LogWriter(_log_path(folder, 0), purpose, header, fresh=fresh, advice=advice).close()
+
+
+def _clear(folder: Path) -> None:
+    """Remove all records and tensors, while no other process may write (ConfigError: one is writing)."""
+    with ExitStack() as held:
+        logs = sorted(folder.glob("records-*.jsonl"))
+        for path in logs:
+            held.enter_context(open_locked(path))
+        for path in (*logs, *(folder / "tensors").glob("*-*.safetensors"), folder / _PENDING):
+            path.unlink(missing_ok=True)
 
 
 def note_pending(folder: Path, samples: Iterable[str]) -> None:
