@@ -16,7 +16,7 @@ from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
 from qzoom.labels.workers import LabelRun, ModelSpec, label_share, sample_key
 from qzoom.settings import to_dict
-from qzoom.store.records import RecordStore, start_store
+from qzoom.store.records import RecordStore, StoreLock, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Skip, Turn
 from tests.tiny_models import FAMILIES, build_engine, picture
 
@@ -131,6 +131,14 @@ def test_records_of_another_run_are_refused_before_heads_are_searched_for(questi
         label_regions(run, questions[:1], dataclasses.replace(recipe, tokens=24))
     assert (tmp_path / "store" / "heads.json").read_bytes() == heads
     assert label_regions(run, questions[:1], recipe) == report
+
+
+def test_a_second_command_in_the_same_folder_is_refused(questions, tmp_path):
+    run = LabelRun(ModelSpec("tiny"), tmp_path / "store", fresh=True)
+    recipe = dataclasses.replace(RECIPE, source="boxes")
+    with StoreLock(run.folder), pytest.raises(ConfigError, match=r"is labelling into .*store; wait for it"):
+        label_regions(run, questions[:1], recipe)
+    assert label_regions(run, questions[:1], recipe).maps == 1
 
 
 def test_labelling_equals_itself_whatever_was_labelled_before(questions, tmp_path):

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.store.records import GATHER, RecordStore, RecordWriter, start_store
+from qzoom.store.records import GATHER, RecordStore, RecordWriter, StoreLock, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Skip, Turn
-from tests.store.writer_process import records_of
+from tests.store.writer_process import records_of, until_told
 
 MADE_BY = Provenance("m", "abc", "main", "plain", 3, {"tokens": 64})
 
@@ -132,6 +133,40 @@ def test_several_writers_fill_one_store_each_under_its_number(folder):
     RecordWriter(folder).close()
 
 
+def test_of_two_records_of_one_sample_the_first_counts(folder):
+    fill(folder, [0, 1])
+    log = folder / "records-00.jsonl"
+    header, *lines = log.read_text().splitlines(keepends=True)
+    log.write_text(header + lines[0])
+    with RecordWriter(folder, 1) as out:
+        out.append("s1", records_of(5))  # by a command that did not see that "s1" was being labelled
+        out.append("s2", records_of(2))
+    log.write_text(header + lines[0] + lines[1])
+    check(folder, range(3))
+    with RecordWriter(folder, 1) as out:
+        assert out.done == {"s0", "s1", "s2"}
+        out.append("s3", records_of(3))
+    check(folder, range(4))
+
+
+def test_a_lock_is_held_until_the_last_process_that_was_given_it_ends(folder):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with StoreLock(folder) as lock:
+        with pytest.raises(ConfigError, match=rf"Another command, .*is labelling into {folder}; wait for it"):
+            StoreLock(folder)
+        process = context.Process(target=until_told, args=(theirs, lock), daemon=True)
+        process.start()
+        assert ours.recv() == "started"
+    with pytest.raises(ConfigError, match="is labelling into"):
+        StoreLock(folder)
+    ours.send("end")
+    process.join()
+    assert process.exitcode == 0
+    with StoreLock(folder):
+        fill(folder, [0])
+
+
 def test_changed_settings_are_named_and_fresh_starts_over(folder):
     with pytest.raises(ConfigError, match=r"settings.b.c was \[1, 2\], is \[1, 3\].*--fresh"):
         start_store(folder, "regions", {"a": 1, "b": {"c": [1, 3]}}, MADE_BY)
@@ -175,9 +210,6 @@ def test_damage_in_the_middle_is_named(folder):
         with pytest.raises(DataError, match=rf"records-00.jsonl, {where}"):
             RecordStore(folder)
     path.write_text(complete)
-    (folder / "records-01.jsonl").write_text(complete)
-    with pytest.raises(DataError, match=r"records-01.jsonl: the sample 's0' is there twice"):
-        RecordStore(folder)
     (folder / "records-01.jsonl").write_text(complete.splitlines()[0].replace('"a": 1', '"a": 2') + "\n")
     with pytest.raises(DataError, match=r"records-01.jsonl was made in another way"):
         RecordStore(folder)

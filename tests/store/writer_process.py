@@ -1,4 +1,5 @@
-"""A writer for the kill tests: adds samples with tensors until it is killed or done, saying each sample's number."""
+"""Processes of the store's tests: a writer that adds samples with tensors until it is killed or done, saying each
+sample's number, and one that only waits."""
 
 from __future__ import annotations
 
@@ -15,6 +16,12 @@ def records_of(number: int):
     """Two records of a sample, one with tensors that depend on its number."""
     maps = {"grounding": np.full((3, 4), number, np.float32), "sink": np.full((3, 4), -number, np.float32)}
     return [(Skip(f"q{number}", "none"), {}), (Attention(f"r{number}", ((1, number),)), maps)]
+
+
+def until_told(pipe, *_) -> None:
+    """Say that the process is there, and end when told to."""
+    pipe.send("started")
+    pipe.recv()
 
 
 def main(folder: Path, count: int, writer: int) -> None:

@@ -31,7 +31,7 @@ from qzoom.labels.workers import Labeller, LabelRun, fill_store, turn_labeller
 from qzoom.model import QZoom
 from qzoom.scoring.agree import answers_match, exact_match, lowered, normalise_answer
 from qzoom.settings import to_dict
-from qzoom.store.records import RecordStore
+from qzoom.store.records import RecordStore, StoreLock
 from qzoom.store.schema import Question, Record, ResolutionSweep, Skip, ZoomComparison, content_id
 
 Category = Literal["hard", "easy", "dropped"]
@@ -150,15 +150,17 @@ def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe)
     """Answer every question at each level, or both ways; a rerun resumes. Arguments and errors as `label_regions`
     (HeadsMissingError: labels by zoom of a model without a region branch)."""
     engine = run.model.load(zooms=recipe.by == "zoom")
-    fill_store(
-        run,
-        engine,
-        questions,
-        partial(gate_labeller, recipe=recipe, images=run.images, seed=run.seed),
-        purpose="gate",
-        settings=to_dict(recipe),
-        sizes={"tokens": list(recipe.tokens), "max_new_tokens": recipe.max_new_tokens},
-    )
+    with StoreLock(run.folder) as lock:
+        fill_store(
+            run,
+            engine,
+            questions,
+            partial(gate_labeller, recipe=recipe, images=run.images, seed=run.seed),
+            lock=lock,
+            purpose="gate",
+            settings=to_dict(recipe),
+            sizes={"tokens": list(recipe.tokens), "max_new_tokens": recipe.max_new_tokens},
+        )
     return gate_report(run.folder)
 
 

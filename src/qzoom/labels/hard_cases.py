@@ -23,7 +23,7 @@ from qzoom.model import QZoom
 from qzoom.scoring.agree import decide_exact
 from qzoom.scoring.judge import Judge, JudgeFailure
 from qzoom.settings import to_dict
-from qzoom.store.records import RecordStore, RecordWriter
+from qzoom.store.records import RecordStore, RecordWriter, StoreLock
 from qzoom.store.schema import Question, Record, Skip, Verdict, content_id
 
 ZoomEffect = Literal["hard", "improvements", "both_right", "both_wrong", "undecided"]
@@ -75,17 +75,19 @@ def label_hard_cases(
     """Answer, then judge what the rules leave undecided; a rerun resumes both. Errors as `label_regions`
     (HeadsMissingError: the model has no region branch)."""
     engine = run.model.load(zooms=True)
-    fill_store(
-        run,
-        engine,
-        questions,
-        partial(hard_case_labeller, recipe=recipe, images=run.images),
-        purpose="mine",
-        settings=to_dict(recipe),
-        sizes={"coarse_tokens": recipe.coarse_tokens, "region_tokens": recipe.region_tokens},
-    )
-    if judge is not None:
-        judge_undecided(run.folder, judge, parallel=parallel)
+    with StoreLock(run.folder) as lock:
+        fill_store(
+            run,
+            engine,
+            questions,
+            partial(hard_case_labeller, recipe=recipe, images=run.images),
+            lock=lock,
+            purpose="mine",
+            settings=to_dict(recipe),
+            sizes={"coarse_tokens": recipe.coarse_tokens, "region_tokens": recipe.region_tokens},
+        )
+        if judge is not None:
+            judge_undecided(run.folder, judge, parallel=parallel)
     return hard_case_report(run.folder, judge)
 
 

@@ -28,7 +28,7 @@ from qzoom.labels.settings import LabelMapSettings, RegionRecipe
 from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store, open_store
 from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import write_atomic
-from qzoom.store.records import RecordStore, Stored
+from qzoom.store.records import RecordStore, Stored, StoreLock
 from qzoom.store.schema import Attention, Question, RegionLabel, Response, Skip, content_id, from_values, tensor_digest
 
 Heads = Mapping[Mode, HeadSet]
@@ -63,19 +63,21 @@ def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRe
         "prompt": "question, or question and request for a box",
     }
     settings = to_dict(recipe)
-    if recipe.source != "boxes" and _continues(run):
-        # another run's records are refused before the heads are searched for, which takes minutes
-        earlier = RecordStore(run.folder).settings.get("heads", {})
-        open_store(run, engine, settings=settings | {"heads": earlier}, **about)
-    heads: Heads = {} if recipe.source == "boxes" else _heads_of(run, engine, questions, recipe)
-    fill_store(
-        run,
-        engine,
-        questions,
-        partial(region_labeller, recipe=recipe, heads=heads, images=run.images),
-        settings=settings | {"heads": {mode: asdict(chosen) for mode, chosen in heads.items()}},
-        **about,
-    )
+    with StoreLock(run.folder) as lock:
+        if recipe.source != "boxes" and _continues(run):
+            # another run's records are refused before the heads are searched for, which takes minutes
+            earlier = RecordStore(run.folder).settings.get("heads", {})
+            open_store(run, engine, settings=settings | {"heads": earlier}, **about)
+        heads: Heads = {} if recipe.source == "boxes" else _heads_of(run, engine, questions, recipe)
+        fill_store(
+            run,
+            engine,
+            questions,
+            partial(region_labeller, recipe=recipe, heads=heads, images=run.images),
+            settings=settings | {"heads": {mode: asdict(chosen) for mode, chosen in heads.items()}},
+            lock=lock,
+            **about,
+        )
     return region_report(run.folder)
 
 

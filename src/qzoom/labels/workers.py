@@ -1,7 +1,8 @@
 """Fill a record store with the labels of a question set, in one process or in data-parallel workers.
 
 Every worker loads the model, takes its share of the questions and writes its own file in the store. If one dies, the
-others continue: finished questions stay in the store, and the same command resumes.
+others continue: finished questions stay in the store, and the same command resumes. If the command dies, its workers
+end after the questions that they are working on; until then no other command may label into the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
 from qzoom.errors import DataError, HeadsMissingError, QZoomError
 from qzoom.images.load import LoadedImage
-from qzoom.store.records import RecordWriter, note_pending, start_store
+from qzoom.store.records import RecordWriter, StoreLock, note_pending, start_store
 from qzoom.store.schema import Provenance, Question, Record, Skip, content_id
 
 LabelRecords = list[tuple[Record, Mapping[str, np.ndarray]]]
@@ -102,6 +103,7 @@ def fill_store(
     questions: Sequence[Question],
     make: MakeLabeller,
     *,
+    lock: StoreLock,
     purpose: str,
     settings: Mapping[str, Any],
     sizes: Mapping[str, Any],
@@ -111,6 +113,7 @@ def fill_store(
 
     Args:
         make: gives each worker its labeller; picklable.
+        lock: on the run's folder, for as long as the command and its workers run.
         settings: everything that decides the labels, as JSON values.
         sizes: visual tokens and the like, for the provenance.
         prompt: how questions are put, for the provenance.
@@ -124,7 +127,7 @@ def fill_store(
     if run.processes == 1:
         label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
     else:
-        _run_workers(run, questions, make)
+        _run_workers(run, questions, make, lock)
 
 
 def open_store(
@@ -165,14 +168,14 @@ def label_share(
             on_question()
 
 
-def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabeller) -> None:
+def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabeller, lock: StoreLock) -> None:
     context = multiprocessing.get_context("spawn")
     messages: Queue[int | str] = context.Queue()
     errors: list[str] = []
     workers = [
         context.Process(
             target=_work,
-            args=(make, run.model, list(questions[i :: run.processes]), run.folder, i, messages),
+            args=(make, run.model, list(questions[i :: run.processes]), run.folder, i, messages, lock),
             daemon=True,
         )
         for i in range(run.processes)
@@ -207,11 +210,18 @@ def _drain(messages: Queue[int | str], on_question: Callable[[int], None], error
 
 
 def _work(make: MakeLabeller, spec: ModelSpec, questions: list[Question], *where: Any) -> None:
-    """One worker: its store folder, its number and the queue of messages come last."""
-    folder, number, messages = where
+    """One worker: its store folder, its number, the queue of messages and the lock, which it holds, come last."""
+    folder, number, messages, _ = where
     if spec.device == "cpu":
         torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def tell() -> None:
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("The labelling command has ended.")
+        messages.put(1)
+
     try:
-        label_share(make(spec.load(number)), questions, folder, number, on_question=lambda: messages.put(1))
+        label_share(make(spec.load(number)), questions, folder, number, on_question=tell)
     except QZoomError as error:
         messages.put(str(error))

@@ -5,28 +5,32 @@
     tensors/shard-00-000001.safetensors         many parts of writer 00 in one file
 
     pending.json                                keys of the samples that were asked for and not there at the last start
+    labelling.lock                              held by the command that labels, and by its worker processes
 
 Several writers may fill one folder, each with a number (and so a log) of its own. Tensors are on the disk before the
 records that name them, so a killed writer loses the sample in progress and nothing else; `.partial` files and tensors
-that no record names are removed when the folder is next opened for writing.
+that no record names are removed when the folder is next opened for writing. Of two records of one sample, in two logs,
+the first counts.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from qzoom.errors import DataError
+from qzoom.errors import ConfigError, DataError
 from qzoom.store.log import Log, LogWriter, open_locked, write_atomic
 from qzoom.store.schema import Provenance, Record, content_id, from_values, record_from_values, tensor_digest
 
-_PENDING = "pending.json"
+_PENDING, _LOCK = "pending.json", "labelling.lock"
 GATHER = 256
 """Samples per shard."""
 _HINT = "restore it from a copy, or start over with --fresh"
@@ -41,6 +45,39 @@ class Stored:
     sample: str
     record: Record
     digests: dict[str, str]  # hashes of its tensors by name
+
+
+class StoreLock:
+    """A folder of records for one labelling command alone; a context manager.
+
+    Given to worker processes when they start, it is held until the last of them has ended, even if the command was
+    killed (ConfigError: another command, or a worker of one, holds it; DataError: the folder cannot be written).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._file = open_locked(folder / _LOCK)
+        except ConfigError as error:
+            raise ConfigError(
+                f"Another command, or a worker process of one, is labelling into {folder}; wait for it, or name "
+                "another folder."
+            ) from error
+
+    def __enter__(self) -> StoreLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To a worker process that is being started: the open file itself, and so the lock on it."""
+        return _given_lock, (DupFd(self._file.fileno()),)
+
+
+def _given_lock(file: Any) -> StoreLock:
+    lock = StoreLock.__new__(StoreLock)
+    lock._file = os.fdopen(file.detach(), "r+b", buffering=0)
+    return lock
 
 
 def start_store(
@@ -156,8 +193,8 @@ class RecordStore:
 
     def _read(self, log: Log) -> None:
         for sample, rows in log:
-            if sample in self._samples:
-                raise DataError(f"{log.path}: the sample {sample!r} is there twice; {_HINT}.")
+            if sample in self._samples:  # two commands labelled at once
+                continue
             records = [_parse(row, sample, f"{log.path}, sample {sample!r}") for row in rows]
             for stored in records:
                 self._records.setdefault(stored.id, (stored.record.kind, log, sample))
