@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import yaml
@@ -105,6 +106,23 @@ def test_no_usable_label_is_code_1_with_the_reasons(here, place, tmp_path):
     weak = label(here, place, "-o", tmp_path / "weak", "--recipe", settings)
     figures = json.loads(weak.out)
     assert (weak.code, figures["usable"], figures["too_weak"], figures["too_large"]) == (1, 0, 6, 0)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_images_that_cannot_be_read_are_code_1_and_are_labelled_later(here, place, tmp_path, processes):
+    (tmp_path / "moved").mkdir()
+    for number in range(5):
+        shutil.copy(place / f"{number}.png", tmp_path / "moved")
+    words = (place, "-o", tmp_path / "labels", "--foreground", "0.95", "--processes", str(processes))
+    some = label(here, *words, "--images", tmp_path / "moved")
+    figures = json.loads(some.out)
+    assert (some.code, figures["questions"], figures["unread"], figures["skipped"]) == (1, 5, 1, 0)
+    assert "5.png of question 'q5' is missing" in figures["unread_reason"]
+    assert missing_samples(tmp_path / "labels") == 1
+    shutil.copy(place / "5.png", tmp_path / "moved")
+    whole = label(here, *words, "--images", tmp_path / "moved")
+    figures = json.loads(whole.out)
+    assert (whole.code, figures["questions"], figures["unread"]) == (0, 6, 0)
 
 
 def test_unfinished_labels_are_counted_before_training(here, place, tmp_path):

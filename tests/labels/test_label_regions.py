@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -7,16 +8,16 @@ from PIL import Image
 
 from qzoom.checkpoints.weights import base_digest
 from qzoom.engine.chat import ChatEncoder
-from qzoom.errors import ConfigError
+from qzoom.errors import ConfigError, ImageError, LaterError
 from qzoom.images.load import load_image
 from qzoom.labels.find_heads import HeadSet
 from qzoom.labels.label_regions import label_regions, region_labeller, region_report
 from qzoom.labels.maps import box_labels, cells_touched, region_labels
 from qzoom.labels.respond import attention_of, generate, prepare_image
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
-from qzoom.labels.workers import LabelRun, ModelSpec, label_share, sample_key
+from qzoom.labels.workers import LabelRun, ModelSpec, label_share, read_picture, sample_key
 from qzoom.settings import to_dict
-from qzoom.store.records import RecordStore, StoreLock, start_store
+from qzoom.store.records import RecordStore, StoreLock, missing_samples, start_store
 from qzoom.store.schema import Attention, Provenance, Question, RegionLabel, Response, Skip, Turn
 from tests.tiny_models import FAMILIES, build_engine, picture
 
@@ -47,7 +48,7 @@ def label(engine, recipe, questions, folder):
 def test_records_hold_what_the_model_did(family, questions, tmp_path):
     engine = build_engine(family, heads=False)
     store = label(engine, RECIPE, questions, tmp_path / "store")
-    assert list(store.samples) == [sample_key(q) for q in questions]
+    assert list(store.samples) == [sample_key(q) for q in questions[:2]]
     stored_responses = {(r.question, r.turn): r for _, r in store.of_kind(Response)}
     labels = list(store.of_kind(RegionLabel))
     assert len(stored_responses) == len(labels) == 3
@@ -106,17 +107,50 @@ def test_a_square_look_has_the_padding_as_background(questions, tmp_path):
         dataclasses.replace(RECIPE, view="square", tokens=20)
 
 
-def test_a_missing_picture_is_a_record_and_a_rerun_does_nothing(questions, tmp_path):
+def test_a_damaged_picture_is_a_record_and_a_rerun_does_nothing(questions, tmp_path):
     engine = build_engine("qwen3_vl", heads=False)
+    (tmp_path / "9.png").write_bytes((tmp_path / "0.png").read_bytes()[:500])
     store = label(engine, RECIPE, questions, tmp_path / "store")
     (skip,) = [r for _, r in store.of_kind(Skip)]
-    assert "9.png of question 'c' is missing" in skip.reason
+    assert "9.png" in skip.reason
     before = (tmp_path / "store" / "records-00.jsonl").read_bytes()
     label(engine, RECIPE, questions, tmp_path / "store")
     assert (tmp_path / "store" / "records-00.jsonl").read_bytes() == before
     report = region_report(tmp_path / "store")
     assert (report.questions, report.maps, report.skipped) == (3, 3, 1)
     assert report.agreement in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("source", ["answers", "boxes"])
+def test_a_question_whose_picture_cannot_be_read_waits_for_it(questions, tmp_path, source):
+    run = LabelRun(ModelSpec("tiny"), tmp_path / "store")
+    recipe = dataclasses.replace(RECIPE, source=source, heads="2:1", max_new_tokens=2)
+    missing = label_regions(run, questions, recipe)
+    assert (missing.questions, missing.unread) == (2, 1)
+    assert missing.unread_reason.endswith("9.png of question 'c' is missing; name its folder or restore it.")
+    assert missing_samples(run.folder) == 1
+    assert label_regions(dataclasses.replace(run, images=str(tmp_path / "none")), questions, recipe).unread == 1
+    picture(9, 180, 120).save(tmp_path / "9.png")
+    found = label_regions(run, questions, recipe)
+    assert (found.questions, found.unread, found.unread_reason) == (3, 0, "")
+    assert missing_samples(run.folder) == 0
+
+
+def test_pictures_that_cannot_be_opened_are_told_from_those_that_cannot_be_used(questions, tmp_path):
+    with pytest.raises(LaterError, match="is missing"):
+        read_picture(questions[2], "")
+    with pytest.raises(LaterError, match="is missing"):
+        read_picture(questions[0], str(tmp_path / "none"))
+    with pytest.raises(LaterError, match=r"of question 'a' cannot be opened \(File name too long\)"):
+        read_picture(dataclasses.replace(questions[0], image="x" * 300), "")
+    (tmp_path / "9.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"9\.png"):
+        read_picture(questions[2], "")
+    if os.geteuid():
+        (tmp_path / "9.png").chmod(0)
+        with pytest.raises(LaterError, match="permission denied"):
+            read_picture(questions[2], "")
+    assert read_picture(questions[0], str(tmp_path)).size_px == (180, 120)
 
 
 def test_records_of_another_run_are_refused_before_heads_are_searched_for(questions, tmp_path):

@@ -82,7 +82,7 @@ def _job(
 
 
 def _report(labels: LabelOptions, skipped_lines: int, out: OutputOptions, report: Any, text: str) -> None:
-    """One JSON line, or the text and the first reason for a question left out."""
+    """One JSON line, or the text and the first reasons for questions left out and left for a later run."""
     console = out.console
     if out.json:
         console.record(asdict(report) | {"skipped_lines": skipped_lines})
@@ -93,6 +93,11 @@ def _report(labels: LabelOptions, skipped_lines: int, out: OutputOptions, report
         console.note(f"{failures} requests to the judge failed; the first: {report.reasons[0]}")
     elif report.skipped:
         console.note(f"{report.skipped} questions left out; the first: {report.reasons[0]}")
+    if report.unread:
+        console.note(
+            f"{report.unread} questions not labelled, since their image cannot be read; the first: "
+            f"{report.unread_reason} Run the same command again to label them."
+        )
 
 
 def _counting(update: Callable[..., None], total: int) -> Callable[[int], None]:
@@ -158,7 +163,7 @@ def regions(
             f"{report.too_large} label maps not usable: the box around the foreground covers {share:.0%} of the map or "
             f"more. {advice}"
         )
-    if not report.usable:
+    if report.unread or not report.usable:
         raise typer.Exit(1)
 
 
@@ -190,6 +195,7 @@ def gate(
             "No gate label is usable: the answers are never right, or without a pattern. Choose other --tokens, "
             "a better model, or questions that it can answer."
         )
+    if report.unread or not report.closer + report.enough:
         raise typer.Exit(1)
 
 
@@ -254,4 +260,5 @@ def hard_cases(
     )
     if report.undecided == report.turns:
         out.console.note("No question is decided: name a judge with --judge-url, or give questions with short answers.")
+    if report.unread or report.undecided == report.turns:
         raise typer.Exit(1)

@@ -144,6 +144,8 @@ class GateReport:
     dropped: int  # neither can be said, for example since the answers are unstable or contradict the annotation
     skipped: int  # questions left out
     reasons: tuple[str, ...]  # the first few reasons
+    unread: int = 0  # questions that are left for a later run, since their picture could not be read
+    unread_reason: str = ""  # of the first of them
 
 
 def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe) -> GateReport:
@@ -151,7 +153,7 @@ def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe)
     (HeadsMissingError: labels by zoom of a model without a region branch)."""
     engine = run.model.load(zooms=recipe.by == "zoom")
     with StoreLock(run.folder) as lock:
-        fill_store(
+        unread = fill_store(
             run,
             engine,
             questions,
@@ -161,7 +163,7 @@ def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe)
             settings=to_dict(recipe),
             sizes={"tokens": list(recipe.tokens), "max_new_tokens": recipe.max_new_tokens},
         )
-    return gate_report(run.folder)
+    return dataclasses.replace(gate_report(run.folder), unread=len(unread), unread_reason="".join(unread[:1]))
 
 
 def gate_labeller(engine: Engine, *, recipe: GateRecipe, images: str = "", seed: int = 0) -> Labeller:

@@ -43,6 +43,8 @@ class HardCaseReport:
     skipped: int  # questions left out
     judge_failures: int = 0  # failed requests of this run
     reasons: tuple[str, ...] = ()  # the first few of either
+    unread: int = 0  # questions that are left for a later run, since their picture could not be read
+    unread_reason: str = ""  # of the first of them
 
 
 def zoom_effect(verdict: Verdict) -> ZoomEffect:
@@ -76,7 +78,7 @@ def label_hard_cases(
     (HeadsMissingError: the model has no region branch)."""
     engine = run.model.load(zooms=True)
     with StoreLock(run.folder) as lock:
-        fill_store(
+        unread = fill_store(
             run,
             engine,
             questions,
@@ -88,7 +90,8 @@ def label_hard_cases(
         )
         if judge is not None:
             judge_undecided(run.folder, judge, parallel=parallel)
-    return hard_case_report(run.folder, judge)
+    report = hard_case_report(run.folder, judge)
+    return dataclasses.replace(report, unread=len(unread), unread_reason="".join(unread[:1]))
 
 
 def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = "") -> Labeller:

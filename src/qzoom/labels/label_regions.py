@@ -17,15 +17,14 @@ from typing import Any, Literal
 import numpy as np
 
 from qzoom.checkpoints.weights import base_digest
-from qzoom.data.questions import load_picture
 from qzoom.engine.chat import ChatEncoder
 from qzoom.engine.state import Engine
-from qzoom.errors import ConfigError, DataError, QZoomError
+from qzoom.errors import ConfigError, DataError, LaterError, QZoomError
 from qzoom.labels.find_heads import HeadSet, Mode, choose_heads
 from qzoom.labels.maps import box_labels, label_record, region_labels
 from qzoom.labels.respond import PreparedImage, Responses, attention_of, generate, prepare_image, sink_cells
 from qzoom.labels.settings import LabelMapSettings, RegionRecipe
-from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store, open_store
+from qzoom.labels.workers import Labeller, LabelRecords, LabelRun, fill_store, open_store, read_picture
 from qzoom.settings import from_mapping, to_dict
 from qzoom.store.log import write_atomic
 from qzoom.store.records import RecordStore, Stored, StoreLock
@@ -49,6 +48,8 @@ class RegionReport:
     reasons: tuple[str, ...]  # the first few reasons
     # share of usable maps from attention with a foreground cell on a known answer box; None where no box is known
     agreement: float | None
+    unread: int = 0  # questions that are left for a later run, since their picture could not be read
+    unread_reason: str = ""  # of the first of them
 
 
 def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRecipe) -> RegionReport:
@@ -69,7 +70,7 @@ def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRe
             earlier = RecordStore(run.folder).settings.get("heads", {})
             open_store(run, engine, settings=settings | {"heads": earlier}, **about)
         heads: Heads = {} if recipe.source == "boxes" else _heads_of(run, engine, questions, recipe)
-        fill_store(
+        unread = fill_store(
             run,
             engine,
             questions,
@@ -78,7 +79,7 @@ def label_regions(run: LabelRun, questions: Sequence[Question], recipe: RegionRe
             lock=lock,
             **about,
         )
-    return region_report(run.folder)
+    return dataclasses.replace(region_report(run.folder), unread=len(unread), unread_reason="".join(unread[:1]))
 
 
 def region_report(folder: Path) -> RegionReport:
@@ -130,7 +131,7 @@ def region_labeller(engine: Engine, *, recipe: RegionRecipe, heads: Heads, image
 
     def label(question: Question) -> LabelRecords:
         try:
-            picture = load_picture(question, Path(images) if images else None)
+            picture = read_picture(question, images)
             image = prepare_image(picture, recipe.view, recipe.tokens)
             if recipe.source == "boxes":
                 return [(question, {}), *_from_boxes(plain, question, image)]
@@ -150,6 +151,8 @@ def region_labeller(engine: Engine, *, recipe: RegionRecipe, heads: Heads, image
                     prompt=prompts[index],
                 )
             return records
+        except LaterError:
+            raise
         except QZoomError as error:
             return [(question, {}), (Skip(content_id(question), str(error)), {})]
 

@@ -21,14 +21,15 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
-from qzoom.errors import DataError, HeadsMissingError, QZoomError
+from qzoom.errors import DataError, HeadsMissingError, ImageError, LaterError, QZoomError
 from qzoom.images.load import LoadedImage
 from qzoom.store.records import RecordWriter, StoreLock, note_pending, start_store
 from qzoom.store.schema import Provenance, Question, Record, Skip, content_id
 
 LabelRecords = list[tuple[Record, Mapping[str, np.ndarray]]]
 Labeller = Callable[[Question], LabelRecords]
-"""Makes all records of one question; a question that cannot be labelled gives a `Skip` record."""
+"""Makes all records of one question; a question that cannot be labelled gives a `Skip` record (LaterError: its picture
+cannot be read now, so that it has none)."""
 MakeLabeller = Callable[[Engine], Labeller]
 
 
@@ -68,6 +69,24 @@ class LabelRun:
     on_question: Callable[[int], None] = lambda _: None  # called with the number of questions done since the last call
 
 
+def read_picture(question: Question, images: str) -> LoadedImage:
+    """The picture of a question (LaterError: it is missing or cannot be read now, as on a disk that is not mounted;
+    ImageError: it is there and cannot be used). `images`: as in `LabelRun`."""
+    try:
+        return load_picture(question, Path(images) if images else None)
+    except ImageError as error:
+        cause = error.__cause__
+        # what a decoder cannot read is an OSError, too, but not one of the system, which has a number
+        unread = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+        if unread or not (Path(images or question.root) / question.image).is_file():
+            raise LaterError(str(error)) from error
+        raise
+    except OSError as error:
+        raise LaterError(
+            f"The picture of question {question.name!r} cannot be opened ({error.strerror or error}); check its folder."
+        ) from error
+
+
 def turn_labeller(
     images: str, no_answer: str, label: Callable[[LoadedImage, Question, list[int]], Sequence[Record]]
 ) -> Labeller:
@@ -84,7 +103,9 @@ def turn_labeller(
         records: Sequence[Record] = [Skip(content_id(question), no_answer)]
         try:
             if turns:
-                records = label(load_picture(question, Path(images) if images else None), question, turns)
+                records = label(read_picture(question, images), question, turns)
+        except LaterError:
+            raise
         except QZoomError as error:
             records = [Skip(content_id(question), str(error))]
         return [(record, {}) for record in (question, *records)]
@@ -108,7 +129,7 @@ def fill_store(
     settings: Mapping[str, Any],
     sizes: Mapping[str, Any],
     prompt: str = "question",
-) -> None:
+) -> list[str]:
     """Label all questions that the store of a run does not have yet.
 
     Args:
@@ -118,6 +139,9 @@ def fill_store(
         sizes: visual tokens and the like, for the provenance.
         prompt: how questions are put, for the provenance.
 
+    Returns:
+        Why pictures could not be read, one sentence per question that was left for a later run for that reason.
+
     Raises:
         ConfigError: the folder's records were made in another way.
         DataError: a worker died or ended with an error, or the disk refuses.
@@ -125,9 +149,8 @@ def fill_store(
     open_store(run, engine, purpose=purpose, settings=settings, sizes=sizes, prompt=prompt)
     note_pending(run.folder, map(sample_key, questions))
     if run.processes == 1:
-        label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
-    else:
-        _run_workers(run, questions, make, lock)
+        return label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
+    return _run_workers(run, questions, make, lock)
 
 
 def open_store(
@@ -158,20 +181,26 @@ def label_share(
     number: int = 0,
     *,
     on_question: Callable[[], None] = lambda: None,
-) -> None:
-    """Label the questions that a store does not have yet, as writer `number` of the store."""
+) -> list[str]:
+    """Label the questions that a store does not have yet, as writer `number` of the store; returns as `fill_store`."""
+    unread: list[str] = []
     with RecordWriter(folder, number) as writer:
         for question in questions:
             key = sample_key(question)
             if key not in writer.done:
-                writer.append(key, labeller(question))
+                try:
+                    writer.append(key, labeller(question))
+                except LaterError as error:
+                    unread.append(str(error))
             on_question()
+    return unread
 
 
-def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabeller, lock: StoreLock) -> None:
+def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabeller, lock: StoreLock) -> list[str]:
     context = multiprocessing.get_context("spawn")
-    messages: Queue[int | str] = context.Queue()
+    messages: Queue[int | str | list[str]] = context.Queue()
     errors: list[str] = []
+    unread: list[str] = []
     workers = [
         context.Process(
             target=_work,
@@ -185,8 +214,8 @@ def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabelle
     while any(worker.is_alive() for worker in workers):
         for worker in workers:
             worker.join(timeout=0.2)
-        _drain(messages, run.on_question, errors)
-    _drain(messages, run.on_question, errors)
+        _drain(messages, run.on_question, errors, unread)
+    _drain(messages, run.on_question, errors, unread)
     if errors:
         raise DataError(errors[0])
     codes = [worker.exitcode for worker in workers if worker.exitcode]
@@ -194,15 +223,20 @@ def _run_workers(run: LabelRun, questions: Sequence[Question], make: MakeLabelle
         raise DataError(
             f"A labelling process ended with code {codes[0]}; finished questions are stored, run the command again."
         )
+    return unread
 
 
-def _drain(messages: Queue[int | str], on_question: Callable[[int], None], errors: list[str]) -> None:
-    """Read the workers' messages: counts of finished questions, and error sentences."""
+def _drain(
+    messages: Queue[int | str | list[str]], on_question: Callable[[int], None], errors: list[str], unread: list[str]
+) -> None:
+    """Read the workers' messages: counts of finished questions, error sentences, and what `label_share` returned."""
     count = 0
     while not messages.empty():
         message = messages.get()
         if isinstance(message, str):
             errors.append(message)
+        elif isinstance(message, list):
+            unread += message
         else:
             count += message
     if count:
@@ -222,6 +256,6 @@ def _work(make: MakeLabeller, spec: ModelSpec, questions: list[Question], *where
         messages.put(1)
 
     try:
-        label_share(make(spec.load(number)), questions, folder, number, on_question=tell)
+        messages.put(label_share(make(spec.load(number)), questions, folder, number, on_question=tell))
     except QZoomError as error:
         messages.put(str(error))
