@@ -1,8 +1,11 @@
+import dataclasses
 import random
 from collections import Counter
 
 import pytest
 
+from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.checkpoints.branches import zoom_identity
 from qzoom.engine.chat import ChatEncoder
 from qzoom.errors import ConfigError, DataError
 from qzoom.images.load import load_image
@@ -11,6 +14,7 @@ from qzoom.labels.gate import (
     draw_label,
     gate_labeller,
     gate_report,
+    label_gate,
     label_outcomes,
     select_balanced,
     select_items,
@@ -18,7 +22,7 @@ from qzoom.labels.gate import (
 )
 from qzoom.labels.respond import generate, prepare_image
 from qzoom.labels.settings import GateRecipe
-from qzoom.labels.workers import label_share
+from qzoom.labels.workers import LabelRun, ModelSpec, label_share
 from qzoom.model import QZoom
 from qzoom.settings import to_dict
 from qzoom.store.records import RecordStore, RecordWriter, start_store
@@ -152,6 +156,16 @@ def test_by_zoom_both_answers_are_those_of_the_engine(questions, tmp_path):
         coarse, zoomed = (session.ask(text, zoom=zoom, max_new_tokens=3).text for zoom in ("never", "always"))
         assert (comparison.coarse, comparison.zoomed) == (coarse, zoomed)
     assert gate_report(tmp_path / "store").questions == 2
+
+
+def test_labels_by_zoom_note_the_region_branch_and_those_by_resolution_do_not(questions, tmp_path):
+    save_pretrained(build_engine("qwen3_vl"), tmp_path / "model", include_base=True)
+    run = LabelRun(ModelSpec(str(tmp_path / "model")), tmp_path / "zoom")
+    label_gate(run, questions[:1], GateRecipe(by="zoom", tokens=(12,), max_new_tokens=2))
+    assert RecordStore(run.folder).settings["zoom"] == zoom_identity(run.model.load())
+    run = dataclasses.replace(run, folder=tmp_path / "sweep")
+    label_gate(run, questions[:1], dataclasses.replace(RECIPE, max_new_tokens=2))
+    assert "zoom" not in RecordStore(run.folder).settings
 
 
 def comparison(coarse, zoomed, answers=("12.50",)):

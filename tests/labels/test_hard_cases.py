@@ -1,10 +1,21 @@
+import dataclasses
+
 import pytest
 
+from qzoom.checkpoints.adapter import save_pretrained
+from qzoom.checkpoints.branches import zoom_identity
 from qzoom.config import TokenBudget
 from qzoom.errors import BudgetSpentError, ConfigError, EndpointError
-from qzoom.labels.hard_cases import current_verdicts, hard_case_labeller, hard_case_report, judge_undecided, zoom_effect
+from qzoom.labels.hard_cases import (
+    current_verdicts,
+    hard_case_labeller,
+    hard_case_report,
+    judge_undecided,
+    label_hard_cases,
+    zoom_effect,
+)
 from qzoom.labels.settings import HardCaseRecipe
-from qzoom.labels.workers import label_share
+from qzoom.labels.workers import LabelRun, ModelSpec, label_share
 from qzoom.llm.settings import CallSettings, EndpointSettings
 from qzoom.model import QZoom
 from qzoom.scoring.judge import open_judge
@@ -84,6 +95,33 @@ def test_the_judge_decides_what_is_open_and_only_that(folder):
         assert len(script.bodies) == 3
     judged = [v for v in current_verdicts(RecordStore(folder)) if v.by == "judge"]
     assert [(v.coarse_right, v.zoomed_right) for v in judged] == [(True, False), (True, True)]
+
+
+def test_another_judge_is_refused(folder):
+    with serve(Stub(in_turn("perhaps"))) as url:
+        judge_undecided(folder, open_judge(EndpointSettings(url, "other"), CallSettings(backoff_s=0.0, retries=0)))
+    with serve(Stub(in_turn(says))) as url:  # it has stored no verdict
+        with pytest.raises(BudgetSpentError):
+            judge_undecided(folder, judge_at(url, budget_requests=2), parallel=1)
+        other = open_judge(EndpointSettings(url, "other"), CallSettings(backoff_s=0.0))
+        with pytest.raises(ConfigError, match=r"verdicts of another judge \('m', not 'other'\).*--fresh"):
+            judge_undecided(folder, other)
+        judge_undecided(folder, judge_at(url))
+    assert hard_case_report(folder).undecided == 0
+
+
+def test_labels_of_another_branch_are_refused_and_a_judge_may_come_later(questions, tmp_path):
+    save_pretrained(build_engine("qwen3_vl"), tmp_path / "one", include_base=True)
+    save_pretrained(build_engine("qwen3_vl", region_threshold=0.5), tmp_path / "two", include_base=True)
+    run = LabelRun(ModelSpec(str(tmp_path / "one")), tmp_path / "store")
+    assert label_hard_cases(run, questions[:1], RECIPE).turns == 2
+    zoom = RecordStore(run.folder).settings["zoom"]
+    assert zoom == zoom_identity(run.model.load())
+    with serve(Stub(in_turn(says))) as url:
+        report = label_hard_cases(run, questions, RECIPE, judge=judge_at(url))
+    assert (report.unread, report.undecided) == (1, 0)
+    with pytest.raises(ConfigError, match=r"settings.zoom.config.region_threshold was 0.6, is 0.5"):
+        label_hard_cases(dataclasses.replace(run, model=ModelSpec(str(tmp_path / "two"))), questions, RECIPE)
 
 
 def test_failures_stay_open_are_counted_and_tried_again(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.store.records import GATHER, RecordStore, RecordWriter, StoreLock, start_store
+from qzoom.store.records import GATHER, RecordStore, RecordWriter, StoreLock, log_facts, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Skip, Turn
 from tests.store.writer_process import records_of, until_told
 
@@ -181,6 +181,28 @@ def test_changed_settings_are_named_and_fresh_starts_over(folder):
     assert RecordStore(folder).samples == {}
     assert (folder / "notes.txt").read_text() == "mine"
     assert not list((folder / "tensors").iterdir())
+
+
+def test_stores_from_before_a_setting_go_on_without_it(folder):
+    settings = {"a": 1, "b": {"c": [1, 2]}}
+    fill(folder, [0])
+    start_store(folder, "regions", settings, MADE_BY, added_later={"zoom": "x"})
+    assert RecordStore(folder).settings == settings
+    start_store(folder, "regions", settings, MADE_BY, added_later={"zoom": "x"}, fresh=True)
+    assert RecordStore(folder).settings == settings | {"zoom": "x"}
+    start_store(folder, "regions", settings, MADE_BY, added_later={"zoom": "x"})
+    with pytest.raises(ConfigError, match=r"settings.zoom was 'x', is 'y'"):
+        start_store(folder, "regions", settings, MADE_BY, added_later={"zoom": "y"})
+
+
+def test_a_writer_notes_facts_before_its_first_record(folder):
+    for judge in ("one", "two", "three", "four"):
+        with RecordWriter(folder, 7, facts={"judge": judge}) as out:
+            if judge == "two":
+                assert log_facts(folder, 7) == {}
+                out.append("s0", records_of(0))
+    assert log_facts(folder, 7) == {"judge": "two"}
+    check(folder, [0])
 
 
 @pytest.mark.parametrize("writer", [0, 1])

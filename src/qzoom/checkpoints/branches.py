@@ -8,11 +8,12 @@ branch may come without the parts of its last layer that are never used: only no
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qzoom.checkpoints.weights import WeightIndex, check_finite
+from qzoom.checkpoints.weights import WeightIndex, check_finite, maps_digest
 from qzoom.config import ZoomConfig
 from qzoom.errors import CheckpointError, ConfigError, listed
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qzoom.backbones.base import Backbone
+    from qzoom.engine.state import Engine
     from qzoom.heads.branches import GateBranch, RegionBranch
 
 _FIRST_NORM = re.compile(r"((?:.*\.)?)layers\.0\.input_layernorm\.weight")
@@ -138,6 +140,7 @@ def _hidden(base: WeightIndex, prefix: str) -> int:
 
 
 _USED_IN_LAST = re.compile(r"(input_layernorm|self_attn\.(q_proj|k_proj|q_norm|k_norm))\.")
+_NOT_IN_ANSWERS = ("decide_by", "answer_tokens", "gate_threshold", "presets", "provenance")
 _LAYER = re.compile(r"layers\.(\d+)\.(.*)")
 
 Tensors = Mapping[str, "Tensor"]
@@ -146,6 +149,27 @@ Tensors = Mapping[str, "Tensor"]
 def is_used_in_last(name: str) -> bool:
     """Whether the region branch's last layer needs this parameter (a name within the layer)."""
     return _USED_IN_LAST.match(name) is not None
+
+
+def region_digest(engine: Engine) -> str:
+    """Sixteen hex digits of the region branch's weights that are used, whatever number format they were loaded in; ""
+    without a branch."""
+    if engine.region is None:
+        return ""
+    last = f"layers.{len(engine.region.layers) - 1}."
+    weights = {
+        name: weight
+        for name, weight in engine.region.state_dict().items()
+        if not name.startswith(last) or is_used_in_last(name.removeprefix(last))
+    }
+    return maps_digest(weights, weights.__getitem__)
+
+
+def zoom_identity(engine: Engine) -> dict[str, Any]:
+    """What decides an answer with the region beside the base's weights, as JSON values: the digest of the region branch
+    and the config, without what only decides whether to zoom, and without its provenance."""
+    config = {name: value for name, value in engine.config.to_dict().items() if name not in _NOT_IN_ANSWERS}
+    return {"branch": region_digest(engine), "config": json.loads(json.dumps(config))}
 
 
 def layer_count(names: Iterable[str]) -> int:

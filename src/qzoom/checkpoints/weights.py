@@ -393,7 +393,7 @@ def file_digest(index: WeightIndex, names: Iterable[str]) -> str:
 
 
 def maps_digest(targets: Iterable[str], weight_of: Callable[[str], Tensor]) -> str:
-    """Sixteen hex digits of some linear maps, the same in float32 and bfloat16, in memory and in a file."""
+    """Sixteen hex digits of some weights, the same in float32 and bfloat16, in memory and in a file."""
     import torch
 
     digest = hashlib.sha256()

@@ -162,6 +162,7 @@ def label_gate(run: LabelRun, questions: Sequence[Question], recipe: GateRecipe)
             purpose="gate",
             settings=to_dict(recipe),
             sizes={"tokens": list(recipe.tokens), "max_new_tokens": recipe.max_new_tokens},
+            zooms=recipe.by == "zoom",
         )
     return dataclasses.replace(gate_report(run.folder), unread=len(unread), unread_reason="".join(unread[:1]))
 

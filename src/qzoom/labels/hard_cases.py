@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from qzoom.engine.state import Engine
+from qzoom.errors import ConfigError
 from qzoom.images.load import LoadedImage
 from qzoom.labels.respond import answer_both_ways
 from qzoom.labels.settings import HardCaseRecipe
@@ -23,7 +24,7 @@ from qzoom.model import QZoom
 from qzoom.scoring.agree import decide_exact
 from qzoom.scoring.judge import Judge, JudgeFailure
 from qzoom.settings import to_dict
-from qzoom.store.records import RecordStore, RecordWriter, StoreLock
+from qzoom.store.records import RecordStore, RecordWriter, StoreLock, log_facts
 from qzoom.store.schema import Question, Record, Skip, Verdict, content_id
 
 ZoomEffect = Literal["hard", "improvements", "both_right", "both_wrong", "undecided"]
@@ -75,9 +76,11 @@ def label_hard_cases(
     parallel: int = 4,
 ) -> HardCaseReport:
     """Answer, then judge what the rules leave undecided; a rerun resumes both. Errors as `label_regions`
-    (HeadsMissingError: the model has no region branch)."""
+    (HeadsMissingError: the model has no region branch; ConfigError: another judge has judged there)."""
     engine = run.model.load(zooms=True)
     with StoreLock(run.folder) as lock:
+        if judge is not None and not run.fresh:
+            _check_judge(run.folder, judge)
         unread = fill_store(
             run,
             engine,
@@ -87,6 +90,7 @@ def label_hard_cases(
             purpose="mine",
             settings=to_dict(recipe),
             sizes={"coarse_tokens": recipe.coarse_tokens, "region_tokens": recipe.region_tokens},
+            zooms=True,
         )
         if judge is not None:
             judge_undecided(run.folder, judge, parallel=parallel)
@@ -131,7 +135,9 @@ def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = 
 
 def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
     """Ask the judge about every undecided verdict of a store; failures stay undecided, for another run
-    (BudgetSpentError, EndpointError: as `Judge.right`; what was judged before is stored)."""
+    (BudgetSpentError, EndpointError: as `Judge.right`; what was judged before is stored; ConfigError: another judge has
+    judged there)."""
+    _check_judge(folder, judge)
     store = RecordStore(folder)
     waiting = [verdict for verdict in current_verdicts(store) if zoom_effect(verdict) == "undecided"]
 
@@ -147,7 +153,8 @@ def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
                 return None
         return dataclasses.replace(verdict, coarse_right=rights[0], zoomed_right=rights[1], by="judge", note="")
 
-    with RecordWriter(folder, JUDGE_WRITER) as writer, ThreadPoolExecutor(parallel) as pool:
+    facts = {"judge": judge.model}
+    with RecordWriter(folder, JUDGE_WRITER, facts=facts) as writer, ThreadPoolExecutor(parallel) as pool:
         try:
             for verdict, judged in zip(waiting, pool.map(decide, waiting), strict=True):
                 if judged is not None:
@@ -155,6 +162,17 @@ def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _check_judge(folder: Path, judge: Judge) -> None:
+    """Refuse to mix the verdicts of two judges; a store without any, or from before judges were noted, takes every
+    one."""
+    earlier = log_facts(folder, JUDGE_WRITER).get("judge", judge.model)
+    if earlier != judge.model:
+        raise ConfigError(
+            f"{folder} has verdicts of another judge ({earlier!r}, not {judge.model!r}); name that judge, use --fresh "
+            "to replace the records, or another folder."
+        )
 
 
 def hard_case_report(folder: Path, judge: Judge | None = None) -> HardCaseReport:

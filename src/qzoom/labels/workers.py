@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qzoom.checkpoints.branches import zoom_identity
 from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
@@ -129,6 +130,7 @@ def fill_store(
     settings: Mapping[str, Any],
     sizes: Mapping[str, Any],
     prompt: str = "question",
+    zooms: bool = False,
 ) -> list[str]:
     """Label all questions that the store of a run does not have yet.
 
@@ -138,6 +140,7 @@ def fill_store(
         settings: everything that decides the labels, as JSON values.
         sizes: visual tokens and the like, for the provenance.
         prompt: how questions are put, for the provenance.
+        zooms: whether the region branch and its settings decide the labels, too.
 
     Returns:
         Why pictures could not be read, one sentence per question that was left for a later run for that reason.
@@ -146,7 +149,7 @@ def fill_store(
         ConfigError: the folder's records were made in another way.
         DataError: a worker died or ended with an error, or the disk refuses.
     """
-    open_store(run, engine, purpose=purpose, settings=settings, sizes=sizes, prompt=prompt)
+    open_store(run, engine, purpose=purpose, settings=settings, sizes=sizes, prompt=prompt, zooms=zooms)
     note_pending(run.folder, map(sample_key, questions))
     if run.processes == 1:
         return label_share(make(engine), questions, run.folder, on_question=lambda: run.on_question(1))
@@ -161,6 +164,7 @@ def open_store(
     settings: Mapping[str, Any],
     sizes: Mapping[str, Any],
     prompt: str = "question",
+    zooms: bool = False,
 ) -> None:
     """Make the store of a run, or check that the one there was made in the same way; see `fill_store`."""
     provenance = Provenance(
@@ -171,7 +175,8 @@ def open_store(
         seed=run.seed,
         sizes=dict(sizes),
     )
-    start_store(run.folder, purpose, settings, provenance, fresh=run.fresh)
+    added = {"zoom": zoom_identity(engine)} if zooms else {}
+    start_store(run.folder, purpose, settings, provenance, added_later=added, fresh=run.fresh)
 
 
 def label_share(

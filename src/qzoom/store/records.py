@@ -81,12 +81,19 @@ def _given_lock(file: Any) -> StoreLock:
 
 
 def start_store(
-    folder: Path, purpose: str, settings: Mapping[str, Any], provenance: Provenance, *, fresh: bool = False
+    folder: Path,
+    purpose: str,
+    settings: Mapping[str, Any],
+    provenance: Provenance,
+    *,
+    added_later: Mapping[str, Any] | None = None,
+    fresh: bool = False,
 ) -> None:
     """Make a store, or check that the one there was made with the same settings.
 
     Args:
         settings: everything that decides the records, as JSON values.
+        added_later: further settings, which stores begun by older versions lack; such a store goes on without them.
         fresh: remove the records that are there.
 
     Raises:
@@ -97,7 +104,12 @@ def start_store(
         _clear(folder)
     elif (paths := _log_paths(folder)) and paths[0] != _log_path(folder, 0):
         raise DataError(f"{folder} has records but no {_log_path(folder, 0).name}; {_HINT}.")
-    header = {"settings": dict(settings), "provenance": asdict(provenance)}
+    added = dict(added_later or {})
+    if added and _log_paths(folder):
+        with Log(_log_path(folder, 0)) as log:
+            there = log.settings.get("settings", {})
+            added = {name: value for name, value in added.items() if name in there}
+    header = {"settings": {**settings, **added}, "provenance": asdict(provenance)}
     advice = "use --fresh to replace the records, or another folder"
     LogWriter(_log_path(folder, 0), purpose, header, fresh=fresh, advice=advice).close()
 
@@ -116,6 +128,15 @@ def note_pending(folder: Path, samples: Iterable[str]) -> None:
     """Write down which of these samples, and of those of earlier runs, a store does not have yet."""
     missing = _not_in(folder, dict.fromkeys([*_pending(folder), *samples]))
     write_atomic(folder / _PENDING, json.dumps(missing, ensure_ascii=False) + "\n")
+
+
+def log_facts(folder: Path, number: int) -> dict[str, Any]:
+    """The facts that a writer noted when it began its log; {} without records of it."""
+    path = _log_path(folder, number)
+    if path not in _log_paths(folder):
+        return {}
+    with Log(path) as log:
+        return log.about if len(log) else {}
 
 
 def missing_samples(folder: Path) -> int:
@@ -203,12 +224,14 @@ class RecordStore:
 
 class RecordWriter:
     """Adds samples to a store; a context manager. One process at a time may hold a number (ConfigError: another process
-    holds this number; DataError: as `RecordStore`)."""
+    holds this number; DataError: as `RecordStore`). `facts`: about the writer, noted before its first record."""
 
-    def __init__(self, folder: Path, number: int = 0) -> None:
+    def __init__(self, folder: Path, number: int = 0, *, facts: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         with Log(_log_path(folder, 0)) as first:
-            self._log = LogWriter(_log_path(folder, number), first.purpose, first.settings)
+            path = _log_path(folder, number)
+            begins = facts is not None and (path not in _log_paths(folder) or not len(Log(path)))
+            self._log = LogWriter(path, first.purpose, first.settings, about=facts, fresh=begins)
         try:
             store = RecordStore(folder)
             self.done: set[str] = set(store.samples)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+BASE_ZOOM = "base_zoom"
+"""In a run's identity: region branch and zoom settings of the base. Runs begun by older versions lack it and go on."""
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
 States = Mapping[str, Mapping[str, Any]]
@@ -208,7 +210,7 @@ def load_checkpoint(
         step, earlier = int(metadata["step"]), json.loads(metadata["run"])
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} cannot be read; restore it or start over with --fresh.") from error
-    check_same_run(earlier, identity, folder)
+    check_same_run(earlier, {k: v for k, v in identity.items() if k in earlier or k != BASE_ZOOM}, folder)
     if {name for name in tensors if name.startswith("weight.")} != {f"weight.{name}" for name in weights}:
         raise DataError(f"{path} holds the weights of another model; use --fresh or another output.")
     copy_weights(weights, {name: tensors[f"weight.{name}"] for name in weights})

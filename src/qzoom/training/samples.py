@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.labels.respond import PreparedImage, prepare_image
 from qzoom.labels.settings import View
+from qzoom.store.log import differences
 from qzoom.store.records import RecordStore
 from qzoom.store.schema import Question
 from qzoom.training.forward import hidden_states
@@ -138,15 +140,30 @@ def open_stores(folders: Sequence[str], purpose: str) -> list[RecordStore]:
     return stores
 
 
-def check_labels(stores: Sequence[RecordStore], digest: str, *, foreign: bool) -> None:
-    """Labels must have been made with the model that trains, of these weights, unless foreign ones are accepted
-    (ConfigError: they were not)."""
-    for store in stores:
-        if not foreign and store.provenance.weights != digest:
+def check_labels(stores: Sequence[RecordStore], digest: str, zoom: Mapping[str, Any], *, foreign: bool) -> None:
+    """Labels must have been made with the model that trains, unless foreign ones are accepted.
+
+    Args:
+        digest: of the weights of the base model that is to be trained.
+        zoom: its `zoom_identity`, for labels that its region branch decided.
+
+    Raises:
+        ConfigError: they were made with another model.
+    """
+    for store in stores if not foreign else ():
+        if store.provenance.weights != digest:
             whose = f"of {store.provenance.model!r}" if store.provenance.weights else "of a model that is not known"
             raise ConfigError(
                 f"{store.folder} holds labels {whose}, not of the base model that is to be trained (weights "
                 f"{store.provenance.weights or 'unknown'}, not {digest}); label with this base, or set foreign_labels: "
+                "true in the recipe to use them all the same."
+            )
+        # stores from before this was noted do not say
+        changed = differences(store.settings.get("zoom", zoom), dict(zoom))
+        if changed:
+            raise ConfigError(
+                f"{store.folder} holds labels of another region branch or other zoom settings than those of the base "
+                f"model that is to be trained ({'; '.join(changed[:3])}); label with this base, or set foreign_labels: "
                 "true in the recipe to use them all the same."
             )
 

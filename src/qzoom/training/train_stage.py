@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from qzoom.backbones.quantized import settle
+from qzoom.checkpoints.branches import zoom_identity
 from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
 from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
-from qzoom.training.loop import CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
+from qzoom.training.loop import BASE_ZOOM, CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
 from qzoom.training.lora import add_lora, finish_lora
 from qzoom.training.run import METRICS_FILE, StepMetrics, TrainingRun, clear_run, copy_weights, mean_losses, save_model
 from qzoom.training.samples import StageTask, check_labels
@@ -110,10 +111,10 @@ def train_stage(
     dtype = "bfloat16" if frozen_in_bfloat16(recipe, stage) else "float32"
     how: dict[str, Any] = {"dtype": dtype, "quantization": recipe.quantization or None}
     loaded = base or load_engine(recipe.base, device_map=str(accelerator.device), **how)
-    digest = base_digest(loaded)
+    digest, zoom = base_digest(loaded), zoom_identity(loaded)
     run = TrainingRun(prepare_engine(loaded, recipe, stage), recipe, output, device, on_step)
     task = make_task(recipe, run.engine)
-    check_labels(task.stores, digest, foreign=recipe.foreign_labels)
+    check_labels(task.stores, digest, zoom, foreign=recipe.foreign_labels)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         if fresh:
@@ -123,6 +124,8 @@ def train_stage(
     wrapped, weights = _trained(run.engine, recipe, stage)
     trained = sum(weight.numel() for weight in weights.values())
     identity = recipe.decisive() | {"row": stage, "weights": digest, "samples": task.identity}
+    if stage in ("refit", "answers"):  # the branch that the base brings trains, or chooses the regions
+        identity |= {BASE_ZOOM: zoom}
     start, gathered = run_loop(run, task, weights, accelerator, identity)
     samples = len(task.weights)
     steps, losses = steps_of(recipe, samples), mean_losses(output)
