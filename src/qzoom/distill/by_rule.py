@@ -11,7 +11,17 @@ import numpy as np
 
 from qzoom.data.synthetic import texts
 from qzoom.data.synthetic.texts import COLOURS
-from qzoom.distill.items import Item, Known, KnownQuestion, QuestionDraft, QuestionKind, Vote, draft_of, target_of
+from qzoom.distill.items import (
+    Item,
+    Known,
+    KnownQuestion,
+    QuestionDraft,
+    QuestionKind,
+    TargetRegion,
+    Vote,
+    draft_of,
+    target_of,
+)
 from qzoom.images.geometry import contains, iou
 from qzoom.scoring.agree import mentions, normal
 from qzoom.store.schema import Box4
@@ -41,13 +51,16 @@ _POINTERS = (
 
 def write_questions(item: Item, views: Views) -> Sequence[QuestionDraft]:
     """The image's own questions that are answered inside the crop, most of the answer inside the tight box."""
-    target = target_of(item)
     out: dict[str, QuestionDraft] = {}
-    for question in views.known(item).questions:
-        if question.answer and lies_in(question, target.crop_box) and _is_about(question, target.box):
-            draft = QuestionDraft(question.text, kind_of(question), "rule", known=question.answer)
-            out.setdefault(question.text, draft)
+    for question in questions_inside(target_of(item), views.known(item).questions):
+        draft = QuestionDraft(question.text, kind_of(question), "rule", known=question.answer)
+        out.setdefault(question.text, draft)
     return tuple(out.values())
+
+
+def questions_inside(target: TargetRegion, questions: Sequence[KnownQuestion]) -> list[KnownQuestion]:
+    """The questions of an image that can be asked about a target."""
+    return [q for q in questions if q.answer and lies_in(q, target.crop_box) and _is_about(q, target.box)]
 
 
 def validate(item: Item, views: Views) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class Views:
     """
 
     def __init__(self) -> None:
-        self._questions: dict[str, tuple[KnownQuestion, ...]] = {}
+        self._work = threading.local()  # files of equal content may come with other questions
         self._open: dict[str, Loaded] = {}
 
     def whole(self, item: Item) -> PIL.Image.Image:
@@ -156,21 +157,21 @@ class Views:
         """What is known about the image; only drawn images are opened for it."""
         picture = item.picture
         if picture.root:
-            return Known(self._questions.get(picture.digest, ()))
+            return Known(getattr(self._work, "questions", ()))
         return self._loaded(picture).known
 
     @contextmanager
     def working_on(
         self, picture: ImageRef, questions: Sequence[KnownQuestion], loaded: Loaded | None = None
     ) -> Iterator[None]:
-        """Keep an image (`loaded` when it was just opened) and its questions while its items are worked on."""
-        self._questions[picture.digest] = tuple(questions)
+        """Keep an image (`loaded` when it was just opened) and its questions while this thread works on its items."""
+        self._work.questions = tuple(questions)
         if loaded is not None:
             self._open[picture.digest] = loaded
         try:
             yield
         finally:
-            self._questions.pop(picture.digest, None)
+            self._work.questions = ()
             self._open.pop(picture.digest, None)
 
     def _loaded(self, picture: ImageRef) -> Loaded:

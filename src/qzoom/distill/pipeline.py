@@ -16,6 +16,7 @@ from qzoom.distill.ask import answer_step, ask_step, validate_step
 from qzoom.distill.choices import ChoicesStep
 from qzoom.distill.difficulty import difficulty_step
 from qzoom.distill.items import ImageRef, Item, Step, apply, item_from_values
+from qzoom.distill.known import Key
 from qzoom.distill.pictures import ImageSource, Loaded, Views, scan
 from qzoom.distill.proposers import crop_step, propose_step
 from qzoom.distill.recipe import DatasetRecipe
@@ -45,8 +46,10 @@ class PictureResult:
     counts: list[tuple[str, int, int]] = field(default_factory=list)  # (step, items that went in, items that it kept)
 
 
-def process_picture(source: ImageSource, steps: Mapping[str, Step], views: Views, stored: Stored) -> PictureResult:
-    """Take an image through the steps, in order; `stored` gives the results that are there for a step and an input
+def process_picture(
+    source: ImageSource, steps: Mapping[str, Step], views: Views, key_of: Key, stored: Stored
+) -> PictureResult:
+    """Take an image through the steps, in order; `stored` gives the results that are there for a step and a key
     (StopRunError: the run cannot go on; DataError: a stored line is damaged)."""
     result = PictureResult(source)
     loaded = _open(result, stored)
@@ -56,8 +59,14 @@ def process_picture(source: ImageSource, steps: Mapping[str, Step], views: Views
         items = [Item(result.picture)]
         for name, step in steps.items():
             entered = sum(item.kept for item in items)
-            items = [made for item in items for made in _run_step(name, step, item, result, stored)]
-            items = _without_repeats(items, name) if name in _MADE_QUESTIONS else items
+            out: list[Item] = []
+            for item in items:
+                if item.kept:
+                    at = name, key_of(name, item, source.questions)
+                    out += _run_step(step, item, at, result, stored)
+                else:
+                    out.append(item)
+            items = _without_repeats(out, name) if name in _MADE_QUESTIONS else out
             result.counts.append((name, entered, sum(item.kept for item in items)))
         result.items = items
     return result
@@ -83,11 +92,9 @@ def _open(result: PictureResult, stored: Stored) -> Loaded | None:
     return loaded
 
 
-def _run_step(name: str, step: Step, item: Item, result: PictureResult, stored: Stored) -> Sequence[Item]:
-    """One item through one step; nothing for an item that has to wait."""
-    if not item.kept:
-        return (item,)
-    key = item.id
+def _run_step(step: Step, item: Item, at: tuple[str, str], result: PictureResult, stored: Stored) -> Sequence[Item]:
+    """One kept item through one step; nothing for one that has to wait. `at`: name of the step, key of its results."""
+    name, key = at
     rows = stored(name, key)
     if rows is not None:
         return [_item(row, item.picture, name) for row in rows]

@@ -22,6 +22,7 @@ from qzoom.distill.card import Stats, make_card
 from qzoom.distill.decontaminate import BenchmarkHashes, Match
 from qzoom.distill.export import write_dataset
 from qzoom.distill.items import ImageRef, Item, item_from_values
+from qzoom.distill.known import make_key
 from qzoom.distill.pictures import ImageSource, Views, list_sources, load_source
 from qzoom.distill.pipeline import SCAN, Advance, PictureResult, Row, Stored, make_steps, process_picture
 from qzoom.distill.recipe import DatasetRecipe, step_settings
@@ -91,14 +92,14 @@ def run_recipe(
         roles = stack.enter_context(closing(build_roles(recipe.roles, folder / CACHE)))
         roles.check()
         views = Views()
-        steps = make_steps(recipe, views, roles)
+        steps, key_of = make_steps(recipe, views, roles), make_key(recipe)
         if recipe.engine == "ray":
             for rows in compute_with_ray(recipe, folder, sources, stores, on_picture):
                 store_rows(rows, stores, report.computed)
             on_picture = None
 
         def work(source: ImageSource) -> PictureResult:
-            return process_picture(source, steps, views, lambda step, key: stores[step].get(key))
+            return process_picture(source, steps, views, key_of, lambda step, key: stores[step].get(key))
 
         with open_kept(folder / "steps" / "kept.tmp") as kept:
             results = _in_order(sources, work, recipe.workers)
@@ -279,7 +280,7 @@ class _Worker:
         try:
             roles = build_roles(recipe.roles, Path(values["folder"]) / CACHE)
             roles.check()
-            self._steps = make_steps(recipe, self._views, roles)
+            self._steps, self._key_of = make_steps(recipe, self._views, roles), make_key(recipe)
         except QZoomError as error:
             self._failed = str(error)
         self._pool = ThreadPoolExecutor(recipe.ray.threads)
@@ -295,7 +296,7 @@ class _Worker:
         source: ImageSource = from_values(ImageSource, values["source"], "the image")
         stored = {(step, key): out for step, key, out in values["stored"]}
         try:
-            result = process_picture(source, self._steps, self._views, lambda *at: stored.get(at))
+            result = process_picture(source, self._steps, self._views, self._key_of, lambda *at: stored.get(at))
         except QZoomError as error:
             return json.dumps({"stop": str(error)})
         return json.dumps({"rows": result.rows})
@@ -308,12 +309,12 @@ def _missing(recipe: DatasetRecipe, sources: Sequence[ImageSource], stores: Mapp
         raise LaterError("a step has not been run")
 
     rows: list[dict[str, str]] = []
-    steps, views = dict.fromkeys(recipe.steps, not_yet), Views()
+    steps, views, key_of = dict.fromkeys(recipe.steps, not_yet), Views(), make_key(recipe)
     for source in sources:
         stored: list[Row] = []
         complete = source.key in stores[SCAN]
         if complete:
-            complete = not process_picture(source, steps, views, _recording(stores, stored)).waiting
+            complete = not process_picture(source, steps, views, key_of, _recording(stores, stored)).waiting
         if not complete:
             rows.append({"picture": json.dumps({"source": dataclasses.asdict(source), "stored": stored})})
     return rows
