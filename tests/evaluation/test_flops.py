@@ -1,10 +1,14 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qzoom.config import TokenBudget
 from qzoom.evaluation.flops import ModelShape, answer_flops, decoder_flops, shape_of, vision_flops
-from tests.evaluation.samples import model
+from qzoom.evaluation.report_figures import rounds
+from qzoom.types import Usage
+from tests.evaluation.samples import model, row
 from tests.tiny_models import FAMILIES, engine, picture
 
 SMALL = ModelShape(
@@ -53,11 +57,39 @@ def test_an_answer_is_the_sum_of_its_steps():
     one = answer_flops(SMALL, **some | {"completion_tokens": 2}, gate=True, region_branch=True)
     new = vision_flops(SMALL, 4) + decoder_flops(SMALL, 4, 6, past=3)
     assert reread == one + new + 2 * logits + decoder_flops(SMALL, 4, 1, past=9)
+    unzoomed = {"coarse_tokens": 3, "region_tokens": 0, "prompt_tokens": 5}
+    doubted = answer_flops(SMALL, **some, gate=False, region_branch=True, upper_tokens=5)
+    sure = answer_flops(SMALL, **some, gate=False, region_branch=True)
+    assert doubted == sure + decoder_flops(SMALL, 3, 5) + logits
     rounds = answer_flops(
-        SMALL, coarse_tokens=3, region_tokens=0, prompt_tokens=5, **given, extra_prompt_tokens=6,
-        extra_completion_tokens=2,
+        SMALL, **unzoomed, **given, other_tokens=6, other_text_tokens=2, other_completion_tokens=2,
     )  # fmt: skip
-    assert rounds == plain + decoder_flops(SMALL, 4, 6) + 2 * logits + decoder_flops(SMALL, 4, 1, past=6)
+    asked = decoder_flops(SMALL, 1, 2, past=4) + decoder_flops(SMALL, 3, 6)
+    assert rounds == plain + asked + 2 * logits + decoder_flops(SMALL, 4, 1, past=6)
+
+
+@pytest.mark.parametrize(
+    ("method", "stored", "paid"),
+    [
+        ("margin", {"prompt_tokens": 155}, {"upper_tokens": 155}),
+        ("entropy", {"prompt_tokens": 155}, {"upper_tokens": 155}),
+        (
+            "attention", {"prompt_tokens": 318},
+            {"upper_tokens": 154, "other_tokens": 164, "other_text_tokens": 27},
+        ),
+        (
+            "agentic", {"prompt_tokens": 250, "completion_tokens": 5, "failures": 1},
+            {"upper_tokens": 0, "other_tokens": 250, "other_text_tokens": 113, "completion_tokens": 5, "failures": 1},
+        ),
+        ("attention", {"upper_tokens": 9, "failures": 1}, {"upper_tokens": 9, "failures": 1}), ("plain", {}, {}),
+    ],
+)  # fmt: skip
+def test_rows_of_earlier_versions_are_read_as_what_was_done(method, stored, paid):
+    prompt = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>"
+    usage = Usage(130, 70, 226, 7, 137)
+    assert rounds(method, row(zoom=[(0, 0, 9, 9)], prompt=prompt)) == {}
+    old = dataclasses.replace(row(zoom=[(0, 0, 9, 9)], prompt=prompt), usage=usage, extra=stored)
+    assert rounds(method, old) == paid
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "llava"])

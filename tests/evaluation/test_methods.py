@@ -11,7 +11,7 @@ from qzoom.engine.request import Options
 from qzoom.errors import ConfigError, HeadsMissingError
 from qzoom.evaluation.methods import METHODS
 from qzoom.evaluation.methods.agentic import ask_for_box, read_box
-from qzoom.evaluation.methods.attention import best_window
+from qzoom.evaluation.methods.attention import GENERIC, best_window
 from qzoom.evaluation.methods.base import with_needed_branches
 from qzoom.evaluation.methods.confidence import entropy_doubt, margin_doubt
 from qzoom.evaluation.methods.fixed import centre_box, random_box, read_fixed_box
@@ -169,7 +169,7 @@ def test_confidence_gates_zoom_from_their_threshold_on(name):
     assert at.text == ask("always", asked, PICTURE, ASKED, OPTIONS).text
     assert at.regions == ask("always", asked, PICTURE, ASKED, OPTIONS).regions
     assert above.text == ask("plain", asked, PICTURE, ASKED, OPTIONS).text
-    assert at_extra["prompt_tokens"] > 0
+    assert at_extra == {"upper_tokens": ask("plain", asked, PICTURE, ASKED, OPTIONS).usage.prompt_tokens}
     assert above_extra == {}
 
 
@@ -187,7 +187,16 @@ def test_attention_crops_follow_the_question():
     assert len({said.regions[0].box for said in asks}) > 1
     said, extra = answered("attention", asked)
     assert said.timing_ms["attention"] > 0
-    assert extra["prompt_tokens"] > 2 * said.usage.coarse_tokens
+    plain, other = (
+        ask("plain", asked, PICTURE, dataclasses.replace(ASKED, question=text), OPTIONS).usage
+        for text in (ASKED.question, GENERIC)
+    )
+    shared = asked.session(PICTURE, coarse_tokens=COARSE).ask(GENERIC, zoom="never").usage.reused_tokens
+    assert extra == {
+        "upper_tokens": plain.prompt_tokens,
+        "other_tokens": other.prompt_tokens,
+        "other_text_tokens": other.prompt_tokens - shared,
+    }
 
 
 @pytest.mark.parametrize(
@@ -208,7 +217,8 @@ def test_agentic_zoom_counts_what_it_cannot_read():
     assert extra["failures"] == 1
     assert said.regions == ()
     assert "Asked for a box" in said.gate.note
-    assert extra["prompt_tokens"] > said.usage.prompt_tokens
+    assert extra["other_tokens"] > said.usage.prompt_tokens
+    assert 0 < extra["other_text_tokens"] < extra["other_tokens"] - said.usage.coarse_tokens
     assert 0 < extra["completion_tokens"] <= 48
     assert said.text == asked.ask(PICTURE, ASKED.question, zoom="never", **LIMITS).text
 

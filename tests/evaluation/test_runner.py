@@ -217,7 +217,7 @@ def test_methods_set_how_it_looks(task):
     centre = run(model(heads=False), task, dataclasses.replace(SHORT, method="centre"), limit=1)
     assert all(row.zoomed and row.error is None for row in centre)
     agentic = run(model(heads=False), task, dataclasses.replace(SHORT, method="agentic"), limit=1)
-    assert all(row.extra["prompt_tokens"] > row.usage.coarse_tokens for row in agentic)  # its first round is paid too
+    assert all(row.extra["other_tokens"] > row.usage.coarse_tokens for row in agentic)  # its first round is paid too
     assert EvalOptions(method="plain").zoom_mode == "never"
     assert EvalOptions(method="always", zoom="never").zoom_mode == "always"
     assert EvalOptions(method="centre").zoom_mode == "always"

@@ -79,8 +79,10 @@ def answer_flops(
     encoded_tokens: int | None = None,
     looked_tokens: int = 0,
     reread_tokens: int = 0,
-    extra_prompt_tokens: int = 0,
-    extra_completion_tokens: int = 0,
+    upper_tokens: int = 0,
+    other_tokens: int = 0,
+    other_text_tokens: int = 0,
+    other_completion_tokens: int = 0,
 ) -> int:
     """One answer.
 
@@ -90,9 +92,11 @@ def answer_flops(
         encoded_tokens: that the vision encoder gave for the regions, where not all of them are read (sparse crops).
         looked_tokens: of the coarse answer, where it decides whether to zoom.
         reread_tokens: of the second crop, where the answer was read again; part of `region_tokens`.
-        extra_prompt_tokens: of further rounds of the same kind, run through all layers; their pictures are not
-            encoded again.
-        extra_completion_tokens: that these generated.
+        upper_tokens: of the question's own coarse prompt, where the upper layers ran over it before the zoom; the
+            lower layers' pass is the one that is counted anyway.
+        other_tokens: of the prompt of another question about the same pictures; the upper layers run over all of it.
+        other_text_tokens: of these, those that follow the pictures; the lower layers run over them alone.
+        other_completion_tokens: that the other question generated.
     """
     text = prompt_tokens - coarse_tokens - region_tokens
     region_tokens, prompt_tokens = region_tokens - reread_tokens, prompt_tokens - reread_tokens
@@ -115,9 +119,13 @@ def answer_flops(
         total += vision_flops(shape, reread_tokens)
         total += decoder_flops(shape, shape.layers, reread_tokens + text, coarse_tokens)
         total += _decoding(shape, first + reread_tokens, completion_tokens)
-    if extra_prompt_tokens:
-        total += decoder_flops(shape, shape.layers, extra_prompt_tokens)
-        total += _decoding(shape, extra_prompt_tokens, max(1, extra_completion_tokens))
+    if upper_tokens:
+        total += decoder_flops(shape, shape.layers - shape.shared_layers, upper_tokens)
+        total += _decoding(shape, upper_tokens, 1)
+    if other_tokens:
+        total += decoder_flops(shape, shape.shared_layers, other_text_tokens, other_tokens - other_text_tokens)
+        total += decoder_flops(shape, shape.layers - shape.shared_layers, other_tokens)
+        total += _decoding(shape, other_tokens, max(1, other_completion_tokens))
     return total
 
 

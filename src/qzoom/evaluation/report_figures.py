@@ -7,6 +7,7 @@ is scored on the same resamples, so that differences are paired.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ COSTS = {
 """Names of the costs and how they read."""
 ZOOMING = ("qzoom", "always")
 """Methods in which the model itself chooses where to zoom."""
+_ENCLOSED = re.compile(r"<\|\w+\|><\|image(_pad)?\|><\|\w+\|>")
+"""A picture's place in a rendered prompt of the families that put a token before and after each picture and crop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +248,7 @@ class Run:
         by = self.about.get("decide_by", "gate") if self.method == "qzoom" else "gate"
         learned = self.method in (*ZOOMING, "margin", "entropy")
         proposed = row.zoomed or bool(row.gate and row.gate.note.startswith("No region stood out"))
-        usage, extra = row.usage, row.extra
+        usage, extra = row.usage, rounds(self.method, row)
         return 1e-9 * answer_flops(
             ModelShape(**sizes),
             coarse_tokens=usage.coarse_tokens,
@@ -257,9 +260,34 @@ class Run:
             encoded_tokens=row.encoded_tokens if self.about.get("sparse") else None,
             looked_tokens=self.about.get("answer_tokens", 0) if asked and by == "answer" else 0,
             reread_tokens=sum(region.tokens for region in row.regions if region.reread),
-            extra_prompt_tokens=int(extra.get("prompt_tokens", 0)),
-            extra_completion_tokens=int(extra.get("completion_tokens", 0)),
+            upper_tokens=extra.get("upper_tokens", 0),
+            other_tokens=extra.get("other_tokens", 0),
+            other_text_tokens=extra.get("other_text_tokens", 0),
+            other_completion_tokens=extra.get("completion_tokens", 0),
         )
+
+
+def rounds(method: str, row: AnswerRow) -> dict[str, int]:
+    """What a method paid on top of an answer, see `qzoom.evaluation.methods.base.Answered`.
+
+    Rows of earlier versions hold one sum of prompt tokens. It is the own prompt's for the confidence gates, another
+    question's for "agentic", and both for "attention", whose own prompt is the answered one without the regions and
+    the tokens that enclose them. The pictures end where the session's shared prefix does.
+    """
+    extra, usage = {name: int(value) for name, value in row.extra.items()}, row.usage
+    both = extra.pop("prompt_tokens", 0)
+    if not both:
+        return extra
+    if method in ("margin", "entropy"):
+        return extra | {"upper_tokens": both}
+    inserted = usage.region_tokens + (2 * len(row.regions) if _ENCLOSED.search(row.prompt) else 0)
+    own = usage.prompt_tokens - inserted if method == "attention" else 0
+    other = both - own
+    return extra | {
+        "upper_tokens": own,
+        "other_tokens": other,
+        "other_text_tokens": other - max(usage.reused_tokens, usage.coarse_tokens),
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,7 +63,7 @@ def ask_for_box(
     item = reading.other_question(request.replace("{question}", question.question), max_box_tokens)
     row = prefill(model.engine, [item], reading.clock)[0]
     decode_row(model, row, reading.clock)
-    reading.extra.update(prompt_tokens=len(item.state.prompt), completion_tokens=len(row.tokens), failures=0)
+    reading.extra.update(completion_tokens=len(row.tokens), failures=0)
     box = read(row.stream.text, reading.size_px)
     if box is None:
         reading.extra["failures"] = 1

@@ -55,7 +55,7 @@ def crop_by_attention(
     other = reading.other_question(generic)
     own, base = (prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, other))
     relative = own / np.maximum(base, 1e-9)
-    reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt) + len(other.state.prompt)
+    reading.extra["upper_tokens"] = len(reading.coarse.state.prompt)
     if not np.isfinite(relative).all() or float(relative.max()) <= 0:
         reading.extra["failures"] = 1
         return reading.answer_coarse(GateDecision(None, None, False, "The attention shows no place."))

@@ -26,8 +26,9 @@ from qzoom.model import QZoom
 from qzoom.types import Answer, Box, GateDecision, Region, SamplingParams, ZoomMode
 
 Answered = tuple[Answer, dict[str, float]]
-"""An answer, and what came on top of its prompt: "prompt_tokens" and "completion_tokens" of further rounds, "failures"
-(1 when a round gave nothing to use)."""
+"""An answer, and what came on top of it: "upper_tokens" of its own coarse prompt, where the upper layers ran over it
+before the zoom; of another question "other_tokens" of its prompt, "other_text_tokens" of these after the pictures, and
+"completion_tokens"; "failures" (1 when a round gave nothing to use)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Reading:
 
     def other_question(self, text: str, max_new_tokens: int | None = None) -> CoarseResult:
         """The coarse pass over another question about the same pictures, which are not encoded or read again.
-        `max_new_tokens`: of its answer; None keeps that of the options."""
+        Its tokens are noted in `extra`. `max_new_tokens`: of its answer; None keeps that of the options."""
         engine, request, state = self.model.engine, self.coarse.request, self.coarse.state
         system = next((m["content"][0]["text"] for m in request.conversation.messages if m["role"] == "system"), None)
         conversation = read_conversation([None] * len(request.pictures), text, system)
@@ -127,7 +128,9 @@ class Reading:
         if max_new_tokens is not None:
             options = dataclasses.replace(options, sampling=SamplingParams(max_new_tokens=max_new_tokens))
         other = Request(conversation, ids, request.pictures, options, truncate(state, end).on(prompt))
-        return coarse_pass(engine, [other], self.clock)[0]
+        item = coarse_pass(engine, [other], self.clock)[0]
+        self.extra.update(other_tokens=len(item.state.prompt), other_text_tokens=len(item.state.prompt) - end)
+        return item
 
     def answer_coarse(self, gate: GateDecision | None = None, row: DecodeRow | None = None) -> Answered:
         """Answer from the coarse pass."""

@@ -85,7 +85,7 @@ def zoom_by_doubt(
     proposed = propose(model.engine, [dataclasses.replace(reading.coarse, gate=gate)], reading.clock)[0]
     if not proposed.boxes:
         return reading.answer_coarse(proposed.gate, row)
-    reading.extra["prompt_tokens"] = len(reading.coarse.state.prompt)
+    reading.extra["upper_tokens"] = len(reading.coarse.state.prompt)
     return reading.answer_zoomed(proposed.boxes, gate)
 
 
