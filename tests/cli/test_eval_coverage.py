@@ -22,6 +22,9 @@ def test_figures_files_and_comparison(here, checkpoint, tmp_path):
     assert table.code == 0, table.err
     assert table.out.splitlines()[0].startswith("6 questions with a place, 3 pictures")
     assert "difference +0.000 (+0.000 to +0.000)" in table.out
+    assert (kept["max_visual_tokens"], kept["split"]) == (24, "dev")
+    other = (*words[:-1], 12, "--compare", tmp_path / "run")
+    here("eval", "coverage", *other).refuses(1, "max_visual_tokens is 12 here and 24 there")
 
 
 def test_complaints(here, checkpoint, tmp_path):

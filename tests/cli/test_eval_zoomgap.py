@@ -45,6 +45,12 @@ def test_one_line(zoomgap, here, data, tmp_path):
     assert table.out.splitlines()[0] == "4 questions with a place, 2 pictures"
     assert "gap (region - full)" in table.out
     assert "difference" in table.out
+    assert "left out of the comparison" not in table.out
+    again = ("--data", data, "--split", "dev", "--compare", tmp_path / "run")
+    zoomgap(*again, "--crop-margin", 0.3).refuses(1, "crop_margin is 0.3 here and 0.1 there")
+    part = zoomgap(*again, "--limit", 1, "--views", "full,zoom", "--crop-margin", 0.3)
+    assert part.code == 0, part.err
+    assert "3 questions that only one of the runs has are left out of the comparison" in part.out
 
 
 def test_scenes_by_name(zoomgap):

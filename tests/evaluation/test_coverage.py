@@ -126,6 +126,9 @@ def test_before_and_after(tmp_path):
     (tmp_path / "coverage.json").write_text(json.dumps(before.to_dict()), encoding="utf-8")
     found = compare_coverage(after.to_dict(), read_coverage(tmp_path))
     assert found["n"] == before.reported == 3
+    assert found["dropped"] == 0
+    fewer = compare_coverage({"rows": after.rows[:-1]}, before.to_dict())
+    assert (fewer["n"], fewer["dropped"]) == (3 - after.rows[-1]["reported"], int(after.rows[-1]["reported"]))
     assert found["layer_lift"]["this"] == pytest.approx(3.0)
     assert found["layer_lift"]["other"] == pytest.approx(1.0)  # the even layers were the best that it had
     assert found["layer_lift"]["interval"] == pytest.approx([2.0, 2.0])

@@ -17,6 +17,7 @@ from qzoom.data.samples import Task
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
+    from qzoom.config import TokenBudget
     from qzoom.evaluation.coverage import Coverage
     from qzoom.evaluation.zoomgap import ViewAnswers
     from qzoom.model import QZoom
@@ -58,19 +59,20 @@ def zoomgap(
 
     Example: qzoom eval zoomgap --data receipts --split dev --json
     """
+    from qzoom.evaluation.comparable import check_gaps
     from qzoom.evaluation.zoomgap import ask_views, default_limit, read_views
 
     console = out.console
     if rescore is not None:
-        _print_gap(read_views(rescore), compare, console, json=out.json)
+        other = None if compare is None else read_views(compare)
+        _print_gap(read_views(rescore), other, console, json=out.json)
         return
     if fresh and output is None:
         raise typer.BadParameter("--fresh needs --output.")
     tight = {"crop_margin": 0.0, "crop_min_px": 1} if task == "zoombench" else {}
     settings = build_settings(GapSettings, tight | views)
     opened = _open_boxed(task, data)
-    if compare is not None:
-        read_views(compare)
+    other = None if compare is None else read_views(compare)
     console.hush_libraries()
     reader = model.load()
     if not reader.has_region and "views" not in views:
@@ -78,6 +80,8 @@ def zoomgap(
         settings = dataclasses.replace(settings, views=tuple(view for view in VIEWS if view != "zoom"))
     if "max_visual_tokens" not in views:
         settings = dataclasses.replace(settings, max_visual_tokens=default_limit(reader))
+    if other is not None:
+        check_gaps(opened.identity | settings.to_dict(), other[1])  # before anything is asked
     with ExitStack() as bars:
 
         def bar(view: View) -> Any:
@@ -85,16 +89,21 @@ def zoomgap(
             return bars.enter_context(console.progress(f"{opened.name}, {view} view, pictures"))[0]
 
         answers = ask_views(reader, opened, settings, limit=data.limit, output=output, fresh=fresh, progress=bar)
-    _print_gap(answers, compare, console, json=out.json)
+    _print_gap(answers, other, console, json=out.json)
 
 
-def _print_gap(answers: ViewAnswers, compare: Path | None, console: Console, *, json: bool) -> None:
+def _print_gap(answers: ViewAnswers, other: ViewAnswers | None, console: Console, *, json: bool) -> None:
+    from qzoom.evaluation.comparable import check_gaps
     from qzoom.evaluation.tables import gap_comparison_lines, gap_lines
-    from qzoom.evaluation.zoomgap import compare_gaps, measure_gap, read_views
+    from qzoom.evaluation.zoomgap import compare_gaps, measure_gap
 
     rows, about = answers
     figures = measure_gap(rows, places=about.get("places", "auto"))
-    difference = None if compare is None else compare_gaps(rows, read_views(compare)[0])
+    difference = None
+    if other is not None:
+        if note := check_gaps(about, other[1]):
+            console.note(note)
+        difference = compare_gaps(rows, other[0])
     if json:
         console.record(about | figures | ({} if difference is None else {"compare": difference}))
         return
@@ -132,6 +141,8 @@ def coverage(
 
     Example: qzoom eval coverage scenes --count 20 -o out/coverage
     """
+    from qzoom.engine.request import share_tokens
+    from qzoom.evaluation.comparable import check_coverage
     from qzoom.evaluation.coverage import compare_coverage, read_coverage
     from qzoom.evaluation.tables import coverage_lines
 
@@ -140,8 +151,12 @@ def coverage(
     other = None if compare is None else read_coverage(compare)
     console.hush_libraries()
     reader = model.load()
-    figures = _measure(reader, opened, max_visual_tokens, data.limit, console)
-    about = opened.identity | {"model": reader.name, "max_visual_tokens": max_visual_tokens}
+    looks, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=max_visual_tokens)
+    most = None if looks is None else looks.max_tokens
+    about = opened.identity | {"model": reader.name, "max_visual_tokens": most}
+    if other is not None and (note := check_coverage(about, other, opened.identity)):
+        console.note(note)
+    figures = _measure(reader, opened, looks, data.limit, console)
     difference = None if other is None else compare_coverage(figures.to_dict(), other)
     if output is not None:
         _write(figures, about, output, console)
@@ -153,11 +168,9 @@ def coverage(
         console.result(line)
 
 
-def _measure(reader: QZoom, opened: Any, most: int | None, limit: int | None, console: Console) -> Coverage:
-    from qzoom.engine.request import share_tokens
+def _measure(reader: QZoom, opened: Task, coarse: TokenBudget | None, limit: int | None, console: Console) -> Coverage:
     from qzoom.evaluation.coverage import measure_coverage, question_maps
 
-    coarse, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=most)
     with console.progress(f"{opened.name}, attention, pictures") as (update,):
         figures = measure_coverage(question_maps(reader, opened, coarse, limit=limit, on_picture=update))
     if figures.errors:

@@ -175,7 +175,8 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
     Both are figures with rows, as `Coverage.to_dict` gives them.
 
     Returns:
-        `n` and for each of layer_lift, layer_hit, head_lift, head_hit: this, other, difference, interval.
+        `n`, `dropped` (questions that only one run reports), and for each of layer_lift, layer_hit, head_lift,
+        head_hit: this, other, difference, interval.
 
     Raises:
         DataError: no common question.
@@ -184,7 +185,7 @@ def compare_coverage(this: dict[str, Any], other: dict[str, Any], seed: int = 0)
     keys = [key for key in mine if key in theirs]
     if not keys:
         raise DataError("The two runs report no question in common; only runs over the same data can be compared.")
-    out: dict[str, Any] = {"n": len(keys)}
+    out: dict[str, Any] = {"n": len(keys), "dropped": len(mine.keys() ^ theirs.keys())}
     pictures = [picture for picture, _ in keys]
     for name in _FIGURES:
         this_values, other_values = ([side[key][name] for key in keys] for side in (mine, theirs))

@@ -141,7 +141,7 @@ def gap_comparison_lines(figures: Mapping[str, Any]) -> list[str]:
         if isinstance(pair, dict):
             both = [percent(pair[side], unit="%") for side in ("this", "other")]
             rows.append([name, *both, percent(pair["difference"], sign=True), interval(pair["interval"])])
-    out = ["", *text_table(rows)]
+    out = ["", *text_table(rows), *_dropped(figures)]
     gap = figures.get("gap")
     if gap is not None and gap["closed"] is not None:
         out.append(f"{gap['closed']:.0%} of the other's gap is gone")
@@ -172,7 +172,13 @@ def coverage_lines(figures: Coverage, difference: Mapping[str, Any] | None = Non
                 f"{name.replace('_', ' '):<12}{pair['this']:.3f}, other {pair['other']:.3f}, difference "
                 f"{pair['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
             )
-    return out
+    return [*out, *_dropped(difference or {})]
+
+
+def _dropped(figures: Mapping[str, Any]) -> list[str]:
+    """What a comparison says about questions that only one run has."""
+    count = figures.get("dropped", 0)
+    return [f"{count} questions that only one of the runs has are left out of the comparison"] if count else []
 
 
 def calibration_lines(calibration: Calibration) -> list[str]:
