@@ -119,13 +119,18 @@ def answer_flops(
         total += vision_flops(shape, reread_tokens)
         total += decoder_flops(shape, shape.layers, reread_tokens + text, coarse_tokens)
         total += _decoding(shape, first + reread_tokens, completion_tokens)
-    if upper_tokens:
-        total += decoder_flops(shape, shape.layers - shape.shared_layers, upper_tokens)
-        total += _decoding(shape, upper_tokens, 1)
-    if other_tokens:
-        total += decoder_flops(shape, shape.shared_layers, other_text_tokens, other_tokens - other_text_tokens)
-        total += decoder_flops(shape, shape.layers - shape.shared_layers, other_tokens)
-        total += _decoding(shape, other_tokens, max(1, other_completion_tokens))
+    return total + _rounds(shape, upper_tokens, other_tokens, other_text_tokens, other_completion_tokens)
+
+
+def _rounds(shape: ModelShape, own: int, other: int, text: int, completion: int) -> int:
+    """What came on top of an answer: a look at its own coarse prompt, and another question; see `answer_flops`."""
+    upper = shape.layers - shape.shared_layers
+    total = 0
+    if own:
+        total += decoder_flops(shape, upper, own) + _decoding(shape, own, 1)
+    if other:
+        total += decoder_flops(shape, shape.shared_layers, text, other - text) + decoder_flops(shape, upper, other)
+        total += _decoding(shape, other, max(1, completion))
     return total
 
 
