@@ -1,8 +1,10 @@
 import base64
 import dataclasses
-import hashlib
 import io
-from concurrent.futures import ThreadPoolExecutor
+import socket
+import time
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -10,23 +12,28 @@ from PIL import Image
 
 from qzoom import QZoom
 from qzoom.config import TokenBudget
-from qzoom.engine.prefix_cache import prefix_key
-from qzoom.errors import BudgetError, ImageError, QuestionError
+from qzoom.engine.request import Request
+from qzoom.errors import BudgetError, DeadlineError, QuestionError, StoppingError
 from qzoom.images.fetch import FetchPolicy
-from qzoom.images.limits import ImageLimits
-from qzoom.serving.convert import Converter, PictureCache, most_demanding
+from qzoom.serving.convert import Converter, most_demanding
 from qzoom.serving.errors import ApiError
+from qzoom.serving.pictures import PictureCache, ReadingTime
 from qzoom.serving.protocol import ChatRequest, PerceiveRequest, validate
 from qzoom.serving.settings import SchedulerLimits, ServerLimits
+from tests.images.asset_server import assets
+from tests.pdfs import pdf
 from tests.serving.running import chat, data_url, image_part, page, running, user
-
-LIMITS = ImageLimits()
 
 
 def file(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+def made_by(converter: Converter, body: PerceiveRequest, reading: ReadingTime | None = None) -> Request:
+    reading = reading or ReadingTime()
+    return converter.request(body, converter.prepare(body, reading), "", reading)
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def convert(model):
     def call(*messages, limits=None, strict=False, **more):
         limits = limits or ServerLimits()
         converter = Converter(model, limits, FetchPolicy(), rejected.append, PictureCache(0), strict=strict)
-        return converter.request(validate(ChatRequest, chat(*messages, **more)))
+        return made_by(converter, validate(ChatRequest, chat(*messages, **more)))
 
     call.rejected = rejected
     return call
@@ -188,7 +195,7 @@ def plain(model):
         body = chat(*messages) | more
         if kind is PerceiveRequest:
             del body["max_tokens"]
-        return Converter(bare, ServerLimits(), FetchPolicy(), print, PictureCache(0)).request(validate(kind, body))
+        return made_by(Converter(bare, ServerLimits(), FetchPolicy(), print, PictureCache(0)), validate(kind, body))
 
     return call
 
@@ -236,65 +243,6 @@ def test_pictures_that_cannot_be_used_name_their_place(convert, url, status, cod
     assert convert.rejected == [code]
 
 
-def test_the_same_bytes_of_the_same_tenant_are_decoded_once():
-    cache = PictureCache(2**22)
-    data = file(page())
-    (first,) = cache.load(data, LIMITS, "ann")
-    assert first.image.tobytes() == page().tobytes()
-    assert first.digest == hashlib.sha256(page().tobytes()).digest()
-    assert cache.load(bytes(data), LIMITS, "ann")[0] is first
-    assert cache.load(data, LIMITS, "bob")[0] is not first
-    assert cache.load(file(page("OTHER")), LIMITS, "ann")[0].image.tobytes() == page("OTHER").tobytes()
-    assert (cache.hits, cache.misses, cache.entries) == (1, 3, 3)
-    cache = PictureCache(2**22)
-    data = file(page())
-    cache.load(data, LIMITS, "ann")
-    with pytest.raises(ImageError):
-        cache.load(b"ann\0" + data, LIMITS, "")
-    assert cache.load(data, LIMITS, "")[0].image.size == (320, 400)
-    assert cache.hits == 0
-
-
-def test_the_bound_is_kept_and_zero_keeps_nothing():
-    one = 320 * 400 * 4
-    cache = PictureCache(2 * one + 1)
-    files = [file(page(str(i))) for i in range(3)]
-    for i in (0, 1, 0, 2):
-        cache.load(files[i], LIMITS, "")
-    assert (cache.nbytes, cache.entries) == (2 * one, 2)
-    assert [cache.load(data, LIMITS, "")[0].size_px for data in (files[0], files[2])] == [(320, 400)] * 2
-    assert cache.hits == 3
-    cache.load(files[1], LIMITS, "")
-    assert (cache.hits, cache.misses) == (3, 4)
-    cache.load(file(page(size=(700, 400))), LIMITS, "")
-    assert (cache.nbytes, cache.entries) == (2 * one, 2)
-    cache = PictureCache(0)
-    data = file(page())
-    (first,) = cache.load(data, LIMITS, "")
-    assert cache.load(data, LIMITS, "")[0] is not first
-    assert (first.digest, cache.entries, cache.nbytes) == (b"", 0, 0)
-
-
-def test_damaged_pictures_and_pdfs_hold_nobody_up():
-    cache = PictureCache(0, decoders=1)
-    with cache._drawers, ThreadPoolExecutor(1) as pool:
-        (picture,) = pool.submit(cache.load, file(page()), LIMITS, "").result(60)
-    assert picture.size_px == (320, 400)
-    cache = PictureCache(2**20)
-    data = file(page())[:400]
-    for _ in range(2):
-        with pytest.raises(ImageError, match="damaged or cut off"):
-            cache.load(data, LIMITS, "")
-    assert cache.entries == 0
-
-
-def test_a_known_digest_decides_the_same_prefix(model):
-    kept = PictureCache(2**20).load(file(page()), LIMITS, "")
-    keys = [prefix_key(model.engine, model.request(picture, "When?"), "ann") for picture in (page(), kept)]
-    assert keys[0] == keys[1]
-    assert keys[0] != prefix_key(model.engine, model.request(page("OTHER"), "When?"), "ann")
-
-
 def test_a_second_question_finds_its_picture_and_answers_as_the_library_does(model):
     with running(model, scheduler=SchedulerLimits(cache_bytes=2**24)) as site:
         service = site.service
@@ -335,3 +283,62 @@ def test_two_keys_share_no_picture(model):
             reply = httpx.post(f"{site.url}/v1/chat/completions", json=chat(), headers=headers, timeout=120)
             assert reply.status_code == 200
         assert (site.service.pictures.hits, site.service.pictures.entries) == (1, 2)
+
+
+def converter_of(model: QZoom, **limits: Any) -> Converter:
+    return Converter(model, ServerLimits(**limits), FetchPolicy(), print, PictureCache(2**22))
+
+
+def body_with(*urls: str) -> ChatRequest:
+    return validate(ChatRequest, chat(user(*[image_part(url) for url in urls], "Which?")))
+
+
+def test_a_request_is_read_in_its_time_and_for_its_client_only(model):
+    converter, body = converter_of(model), body_with(data_url())
+    for reading, error in ((ReadingTime(time.monotonic()), DeadlineError), (ReadingTime(), StoppingError)):
+        if error is StoppingError:
+            reading.cancel()
+        with pytest.raises(error):
+            converter.prepare(body, reading)
+        prepared = converter.prepare(body, ReadingTime())
+        with pytest.raises(error):
+            converter.request(body, prepared, "", reading)
+    assert converter.cache.misses == 0
+
+
+def test_drawing_a_pdf_ends_with_the_time_of_the_request(model):
+    lines = b"".join(b"%d 0 m %d 2000 l S\n0 %d m 2000 %d l S\n" % (i, 2000 - i, i, 2000 - i) for i in range(2000))
+    slow = pdf(["a"], size=(2000, 2000), extra=[b"<</Length %d>>stream\n%s\nendstream" % (40 * len(lines), 40 * lines)])
+    slow = slow.replace(b"/Contents 11 0 R", b"/Contents 12 0 R")
+    body = body_with("data:application/pdf;base64," + base64.b64encode(slow).decode())
+    with pytest.raises(DeadlineError, match="send less, or try again later"):
+        made_by(converter_of(model, pdf_seconds=3600.0), body, ReadingTime(time.monotonic() + 0.5))
+
+
+def test_a_fetch_ends_with_the_time_of_the_request(model):
+    def say_nothing(connection: socket.socket) -> None:
+        server.stopping.wait(60)
+
+    with assets({"/p.png": say_nothing}) as server:
+        policy = FetchPolicy((f"localhost:{server.port}",), allow_http=True, allow_private=True, read_timeout_s=60.0)
+        converter = Converter(model, ServerLimits(), replace(policy, timeout_s=60.0), print, PictureCache(0))
+        with pytest.raises(DeadlineError):
+            made_by(converter, body_with(f"http://localhost:{server.port}/p.png"), ReadingTime(time.monotonic() + 0.5))
+
+
+def test_pictures_with_too_many_pixels_are_refused_before_the_next_is_read(model):
+    large = "data:image/png;base64," + base64.b64encode(file(Image.new("L", (400, 300)))).decode()
+    bad = "data:image/png;base64,AAAA"  # would be refused with another status
+    with pytest.raises(ApiError, match=r"more pixels together than the limit of 0\.2 megapixels") as caught:
+        made_by(converter_of(model, total_pixels=200_000), body_with(large, large, bad))
+    assert (caught.value.status, caught.value.code) == (413, "too_many_pixels")
+
+
+def test_what_may_take_long_is_told_by_the_bytes(model):
+    def slow(*urls: str) -> bool:
+        return converter_of(model).prepare(body_with(*urls), ReadingTime()).slow
+
+    picture, document = base64.b64encode(file(page())).decode(), b"\n  " + pdf(["a"])
+    assert not slow(f"data:image/png;name=JVBER;base64,{picture}", data_url())
+    assert slow(data_url(), f"data:image/png;name={'x' * 900};base64,{base64.b64encode(document).decode()}")
+    assert slow(data_url(), "https://example.com/x.png")

@@ -3,11 +3,18 @@
 import contextlib
 import json
 import socket
+import threading
 
+import httpx
 import pytest
 
+from qzoom.images.fetch import FetchPolicy
+from qzoom.serving.pictures import ReadingTime
 from qzoom.serving.settings import ServerLimits
-from tests.serving.refusals import GOOD, MESSAGES, send
+from tests.images.asset_server import assets
+from tests.pdfs import pdf
+from tests.serving.refusals import GOOD, MESSAGES, picture_url, send
+from tests.serving.refusals import ask as ask_about
 from tests.serving.running import idle, running, wait_until
 
 LIMITS = ServerLimits(header_timeout_s=1.0, body_timeout_s=1.0, reading=2)
@@ -120,3 +127,62 @@ def test_dawdling_headers(server):
     for connection in connections:
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
         connection.close()
+
+
+def document(number):
+    return ask_about(picture_url(pdf([f"page {number}"]), "application/pdf"))
+
+
+def status_of(site, body, path="/v1/chat/completions"):
+    status, raw = send(site, body, path)
+    return status, json.loads(raw).get("error", {}).get("code")
+
+
+def test_a_place_is_free_when_its_thread_has_ended(model):
+    go = threading.Event()
+
+    def say_nothing(connection):
+        asked.release()
+        go.wait(120)
+
+    asked = threading.Semaphore(0)
+    limits = ServerLimits(reading=1, body_timeout_s=2.0)
+    with assets({"/p.png": say_nothing}) as host:
+        name = f"localhost:{host.port}"
+        policy = FetchPolicy((name,), allow_http=True, allow_private=True, timeout_s=120.0, read_timeout_s=120.0)
+        with running(model, limits=limits, fetch=policy) as site:
+            connection = connect(site)
+            body = json.dumps(ask_about(f"http://{name}/p.png")).encode()
+            connection.sendall(head(len(body)) + body)
+            assert asked.acquire(timeout=120)
+            leave(connection, False)
+            wait_until(lambda: site.service.in_flight == 0)
+            assert status_of(site, GOOD) == (429, "too_many_requests")
+            go.set()
+            wait_until(lambda: status_of(site, GOOD) == (200, None))
+
+
+def test_clients_that_leave_their_documents_hold_nobody_up(model):
+    with running(model, limits=ServerLimits(reading=4)) as site, contextlib.ExitStack() as held:
+        for _ in range(2):  # as two documents do that take long
+            held.enter_context(site.service.pictures.drawers.hold(ReadingTime()))
+        for number in range(12):
+            connection = connect(site)
+            body = json.dumps(document(number)).encode()
+            connection.sendall(head(len(body)) + body)
+            wait_until(lambda: site.service.in_flight == 1)
+            leave(connection, False)
+            wait_until(lambda: site.service.in_flight == 0)
+        assert status_of(site, GOOD) == (200, None)
+        held.close()
+        assert status_of(site, document(99)) == (200, None)
+
+
+def test_the_time_of_a_request_covers_the_wait_for_its_documents(model):
+    with running(model, deadline_s=1.0) as site, contextlib.ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(site.service.pictures.drawers.hold(ReadingTime()))
+        file = {"model": "tiny", "file": {"file_data": picture_url(pdf(["a"]), "application/pdf")}}
+        for body, path in ((document(0), "/v1/chat/completions"), (file, "/v1/pages")):
+            assert status_of(site, body, path) == (504, "deadline_exceeded")
+        assert httpx.get(f"{site.url}/ready").status_code == 200

@@ -8,8 +8,9 @@ from PIL import Image
 
 from qzoom.errors import ConfigError, ImageError
 from qzoom.images.limits import ImageLimits
-from qzoom.serving.convert import check_pictures, check_tokens
+from qzoom.serving.convert import check_tokens
 from qzoom.serving.errors import ApiError
+from qzoom.serving.pictures import PictureTotals
 from qzoom.serving.protocol import ChatRequest, read_payload, validate
 from qzoom.serving.settings import ServerLimits
 from tests.serving.refusals import png_of
@@ -151,18 +152,26 @@ def png(width, height):
     return out.getvalue()
 
 
+def count(pictures, limits=LIMITS):
+    totals = PictureTotals(limits)
+    for number, data in enumerate(pictures, start=1):
+        totals.add(data, number)
+    return totals.pixels
+
+
 def test_pixels_and_bytes_are_counted_on_the_headers():
-    check_pictures([], LIMITS)
-    check_pictures([png(30, 30), png(30, 20)], LIMITS)
-    error = refusal(check_pictures, [png(30, 30), png(30, 21)])
+    assert count([]) == 0
+    assert count([png(30, 30), b"%PDF-1.7", png(30, 20)]) == 1500
+    error = refusal(count, [png(30, 30), png(30, 21)])
     assert (error.status, error.code) == (413, "too_many_pixels")
     with pytest.raises(ImageError, match=r"picture 2: its 60000 x 60000 px"):
-        check_pictures([png(10, 10), png_of(60_000, 60_000)], LIMITS)
-    error = refusal(check_pictures, [bytes(2500), bytes(1501)])
+        count([png(10, 10), png_of(60_000, 60_000)])
+    padded = png(10, 10) + bytes(2500)
+    error = refusal(count, [padded, bytes(4001 - len(padded))])
     assert (error.status, error.code) == (413, "images_too_large")
     for data in (b"", b"GIF89a", b"not a picture", b"%!PS-Adobe", b"<svg/>"):
         with pytest.raises(ImageError, match="picture 1"):
-            check_pictures([data], LIMITS)
+            count([data])
 
 
 def test_every_limit_is_validated_and_defaults_fit():

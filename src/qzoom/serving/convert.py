@@ -5,27 +5,22 @@ All of it blocks (base64, network, decoding), so it runs in a pool of threads, n
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from qzoom.config import TokenBudget
-from qzoom.engine.cache import LRUCache
 from qzoom.engine.grammar import ANY_OBJECT
 from qzoom.engine.request import Request, coarse_budgets, region_budget, share_tokens
 from qzoom.errors import BudgetError, ConfigError, ImageError
-from qzoom.images.decode import picture_size
 from qzoom.images.fetch import FetchPolicy, fetch_image
-from qzoom.images.limits import ImageLimits
-from qzoom.images.load import LoadedImage, load_pictures, pixel_digest, read_data_url
+from qzoom.images.load import LoadedImage, read_data_url
 from qzoom.images.pdf import is_pdf
 from qzoom.model import QZoom
-from qzoom.serving.errors import ApiError, from_exception, pictures_too_large
+from qzoom.serving.errors import ApiError, from_exception
+from qzoom.serving.pictures import PictureCache, PictureTotals, ReadingTime, pixels_of
 from qzoom.serving.protocol import (
     ChatRequest,
     FilePart,
@@ -50,55 +45,21 @@ _THINGS = {
     "the data URL": "the data URL of {name}",
     "Cannot read the picture:": "Cannot read {name}:",
 }
-_PDF_LETTERS, _HEAD_CHARS = "JVBER", 200
-_DECODERS = 4
-_PIXEL_BYTES = 4  # what Pillow takes for a pixel of an RGB picture
 
 
-class PictureCache(LRUCache[tuple[LoadedImage, ...]]):
-    """Decoded pictures of earlier requests, by API key and SHA-256 of the encoded bytes; safe from several threads.
+@dataclass(frozen=True, slots=True)
+class PreparedBody:
+    """A checked body whose data URLs are decoded; pictures at web addresses are not fetched yet."""
 
-    A picture that comes again is neither decoded nor hashed pixel by pixel again. The limits are checked before, on the
-    encoded bytes, as if there were no cache.
+    parts: list[tuple[str, PicturePart]]  # pictures and files, each with its path in the body
+    files: list[bytes | None]  # the encoded bytes of each; None at a web address
+    options: dict[str, Any]  # of the library
+    note: str  # on what was wished and cannot be
 
-    Args:
-        max_bytes: memory of all pictures together; 0 keeps none.
-        decoders: pictures that are decoded at the same time, since each may take hundreds of megabytes. Half as many
-            PDFs, which may take long, are drawn beside them.
-    """
-
-    def __init__(self, max_bytes: int, decoders: int = _DECODERS) -> None:
-        super().__init__(max_bytes, lambda pictures: _PIXEL_BYTES * _pixels(pictures))
-        self._decoders = threading.BoundedSemaphore(decoders)
-        self._drawers = threading.BoundedSemaphore(max(1, decoders // 2))
-
-    def load(self, data: bytes, limits: ImageLimits, tenant: str, pages: str = "") -> tuple[LoadedImage, ...]:
-        """The picture, or the pages of a PDF, from memory or decoded.
-
-        Args:
-            data: the encoded bytes, already checked against the server's limits.
-            pages: of a PDF; "" for all.
-
-        Raises:
-            ImageError: it cannot be decoded.
-            ConfigError: pages that a PDF does not have.
-        """
-        if not self.max_bytes:
-            return self._decode(data, limits, pages)
-        drawn = f"{pages}/{limits.max_pixels}" if is_pdf(data) else ""
-        digest = hashlib.sha256(tenant.encode() + b"\0" + drawn.encode() + b"\0")
-        digest.update(data)
-        key = digest.digest()
-        pictures = self.get(key)
-        if pictures is None:
-            decoded = self._decode(data, limits, pages)
-            pictures = tuple(dataclasses.replace(p, digest=pixel_digest(p.image)) for p in decoded)
-            self.put(key, pictures)
-        return pictures
-
-    def _decode(self, data: bytes, limits: ImageLimits, pages: str) -> tuple[LoadedImage, ...]:
-        with self._drawers if is_pdf(data) else self._decoders:
-            return load_pictures(data, limits, pages)
+    @property
+    def slow(self) -> bool:
+        """Whether pictures come over the network or are pages of PDFs, so that reading them may take long."""
+        return any(data is None or is_pdf(data) for data in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,58 +73,104 @@ class Converter:
     cache: PictureCache  # decodes pictures and keeps them
     strict: bool = False  # refuse a `max_tokens` above the limit; otherwise the answer is cut at the limit
 
-    def request(self, body: PerceiveRequest, tenant: str = "") -> Request:
-        """Read the pictures and tokenise (QZoomError: a picture, a text or an option that cannot be used)."""
-        options, note = self._options(body)
-        parts = list(image_parts(body.messages))
-        groups = self._pictures(parts, tenant, body.qzoom)
-        self._check_pages(body, [picture for group in groups for picture in group], options)
-        if note:
+    def prepare(self, body: PerceiveRequest | PagesRequest, reading: ReadingTime) -> PreparedBody:
+        """Check the options and decode data URLs (QZoomError: an option or a data URL that cannot be used, or the time
+        is over)."""
+        parts: list[tuple[str, PicturePart]]
+        if isinstance(body, PagesRequest):
+            options, note = dict[str, Any](), ""
+            parts = [("file", FilePart(type="file", file=body.file))]
+        else:
+            options, note = self._options(body)
+            parts = list(image_parts(body.messages))
+        files: list[bytes | None] = []
+        with self._counting():
+            for number, (where, part) in enumerate(parts, start=1):
+                url = _address(part)
+                with _naming(where, number, reading):
+                    reading.left_s()
+                    is_data = url[:5].lower() == "data:"
+                    files.append(read_data_url(url, self.limits.image_limits()) if is_data else None)
+        return PreparedBody(parts, files, options, note)
+
+    def request(self, body: PerceiveRequest, prepared: PreparedBody, tenant: str, reading: ReadingTime) -> Request:
+        """Read the pictures and tokenise.
+
+        Args:
+            prepared: what `prepare` made of the body.
+            reading: until when.
+
+        Raises:
+            QZoomError: a picture or a text that cannot be used, or the time is over.
+        """
+        groups = self._pictures(prepared, tenant, (body.qzoom and body.qzoom.pages) or "", reading)
+        self._check_pages(body, [picture for group in groups for picture in group], prepared.options)
+        if prepared.note:
             first, *rest = groups[0]
-            groups[0] = (replace(first, notes=(*first.notes, note)), *rest)
-        by_part = {id(part): group for (_, part), group in zip(parts, groups, strict=True)}
-        return self.model.request(None, [_message(message, by_part) for message in body.messages], **options)
+            groups[0] = (replace(first, notes=(*first.notes, prepared.note)), *rest)
+        by_part = {id(part): group for (_, part), group in zip(prepared.parts, groups, strict=True)}
+        messages = [_message(message, by_part) for message in body.messages]
+        return self.model.request(None, messages, **prepared.options)
 
-    def pages(self, body: PagesRequest, tenant: str = "") -> tuple[LoadedImage, ...]:
+    def pages(
+        self, body: PagesRequest, prepared: PreparedBody, tenant: str, reading: ReadingTime
+    ) -> tuple[LoadedImage, ...]:
         """Draw the pages of a PDF; arguments and errors as in `request`."""
-        return self._pictures([("file", FilePart(type="file", file=body.file))], tenant, body.qzoom)[0]
-
-    def must_fetch(self, body: PerceiveRequest) -> bool:
-        """Whether pictures come over the network or are pages of PDFs, so that reading them may take long."""
-        addresses = (_address(part) for _, part in image_parts(body.messages))
-        return any(url[:5].lower() != "data:" or _PDF_LETTERS in url[:_HEAD_CHARS] for url in addresses)
+        return self._pictures(prepared, tenant, (body.qzoom and body.qzoom.pages) or "", reading)[0]
 
     def _pictures(
-        self, parts: Sequence[tuple[str, PicturePart]], tenant: str, controls: ZoomControls | None
+        self, prepared: PreparedBody, tenant: str, pages: str, reading: ReadingTime
     ) -> list[tuple[LoadedImage, ...]]:
+        """The pictures of every part. PDFs are drawn within the pixels that the pictures leave."""
+        with self._counting():
+            files, left = self._files(prepared, reading)
+            if pages and not any(map(is_pdf, files)):
+                text = "qzoom.pages chooses pages of a PDF, but the messages have none; leave it out."
+                raise ApiError(400, text, param="qzoom.pages", code="invalid_pages")
+            pictures = []
+            for number, ((where, _), data) in enumerate(zip(prepared.parts, files, strict=True), start=1):
+                own, chosen = self.limits.image_limits(), ""
+                if is_pdf(data):
+                    own, chosen = replace(own, max_pixels=max(1, min(own.max_pixels, left))), pages
+                with _naming(where, number, reading):
+                    pictures.append(self.cache.load(data, own, tenant, chosen, reading=reading))
+                left -= pixels_of(pictures[-1]) if is_pdf(data) else 0
+            return pictures
+
+    def _files(self, prepared: PreparedBody, reading: ReadingTime) -> tuple[list[bytes], int]:
+        """The encoded bytes of every part, and the pixels that PDFs may have together; each header is read as soon as
+        its picture is there, so that the rest is not read in vain."""
+        files: list[bytes] = []
+        totals = PictureTotals(self.limits)
+        left_bytes = self.limits.total_picture_bytes - sum(len(data) for data in prepared.files if data)
+        for number, ((where, part), data) in enumerate(zip(prepared.parts, prepared.files, strict=True), start=1):
+            with _naming(where, number, reading):
+                if data is None:
+                    data = self._fetch(_address(part), left_bytes, reading)
+                    left_bytes -= len(data)
+                # A damaged header takes as much as a whole picture.
+                with nullcontext() if is_pdf(data) else self.cache.decoders.hold(reading):
+                    totals.add(data, number)
+            files.append(data)
+        return files, self.limits.total_pixels - totals.pixels
+
+    def _fetch(self, url: str, left_bytes: int, reading: ReadingTime) -> bytes:
+        if not url[:8].lower().startswith(("http:", "https:")):
+            raise ImageError(
+                "Cannot read the picture: it is neither a data URL nor http(s); write data:image/png;base64,<data>."
+            )
+        most = max(1, min(self.fetch.max_bytes, self.limits.picture_bytes, left_bytes))
+        seconds = reading.at_most(self.fetch.timeout_s)
+        return fetch_image(url, replace(self.fetch, max_bytes=most, timeout_s=seconds))
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Counts pictures that are refused."""
         try:
-            return self._decoded(parts, tenant, (controls and controls.pages) or "")
+            yield
         except (ApiError, ImageError) as error:
             self.on_rejected(from_exception(error).code)
             raise
-
-    def _decoded(
-        self, parts: Sequence[tuple[str, PicturePart]], tenant: str, pages: str
-    ) -> list[tuple[LoadedImage, ...]]:
-        """The pictures of every part. PDFs are drawn within the pixels that the pictures leave."""
-        files: list[bytes] = []
-        for number, (where, part) in enumerate(parts, start=1):
-            with _naming(where, number):
-                files.append(self._read(_address(part), self.limits.total_picture_bytes - sum(map(len, files))))
-                check_pictures(files[-1:], self.limits, first=number)
-        left = self.limits.total_pixels - check_pictures(files, self.limits)
-        if pages and not any(map(is_pdf, files)):
-            text = "qzoom.pages chooses pages of a PDF, but the messages have none; leave it out."
-            raise ApiError(400, text, param="qzoom.pages", code="invalid_pages")
-        pictures = []
-        for number, ((where, _), data) in enumerate(zip(parts, files, strict=True), start=1):
-            own = self.limits.image_limits()
-            if is_pdf(data):
-                own = replace(own, max_pixels=max(1, min(own.max_pixels, left)))
-            with _naming(where, number):
-                pictures.append(self.cache.load(data, own, tenant, pages if is_pdf(data) else ""))
-            left -= _pixels(pictures[-1]) if is_pdf(data) else 0
-        return pictures
 
     def _check_pages(self, body: PerceiveRequest, pictures: Sequence[LoadedImage], options: dict[str, Any]) -> None:
         """Refuse pages whose least tokens together are above the server's limit or the client's total (BudgetError:
@@ -180,18 +187,6 @@ class Converter:
         if needed > self.limits.visual_tokens:
             text = f"{pages} pages need more visual tokens than this server allows; choose fewer with qzoom.pages."
             raise ApiError(400, text, param="messages", code="too_many_tokens")
-
-    def _read(self, url: str, left_bytes: int) -> bytes:
-        url = url.strip()
-        scheme = url[:8].lower()
-        if scheme.startswith("data:"):
-            return read_data_url(url, self.limits.image_limits())
-        if scheme.startswith(("http:", "https:")):
-            most = max(1, min(self.fetch.max_bytes, self.limits.picture_bytes, left_bytes))
-            return fetch_image(url, replace(self.fetch, max_bytes=most))
-        raise ImageError(
-            "Cannot read the picture: it is neither a data URL nor http(s); write data:image/png;base64,<data>."
-        )
 
     def _options(self, body: PerceiveRequest) -> tuple[dict[str, Any], str]:
         """Options of the library, and a note on what was wished and cannot be."""
@@ -277,41 +272,9 @@ def check_tokens(body: PerceiveRequest, limits: ServerLimits, *, strict: bool = 
             raise ApiError(400, text, param=name, code="too_many_tokens")
 
 
-def check_pictures(pictures: Sequence[bytes], limits: ServerLimits, *, first: int = 1) -> int:
-    """Refuse encoded pictures that together unpack to too much; only their headers are read.
-
-    Args:
-        first: number of the first of them, for errors.
-
-    Returns:
-        Their pixels together; those of PDFs are not known yet and count as none.
-
-    Raises:
-        ApiError: status 413, too many bytes or pixels together.
-        ImageError: one of them is not a picture or is itself outside the limits.
-    """
-    if sum(map(len, pictures)) > limits.total_picture_bytes:
-        raise pictures_too_large(limits.total_picture_bytes)
-    own = limits.image_limits()
-    pixels = 0
-    for number, data in enumerate(pictures, start=first):
-        if is_pdf(data):
-            continue
-        width, height = picture_size(data, f"picture {number}", own)
-        pixels += width * height
-    if pixels > limits.total_pixels:
-        most = f"{limits.total_pixels / 1e6:.4g} megapixels"
-        text = f"The pictures have more pixels together than the limit of {most}; shrink them or send fewer."
-        raise ApiError(413, text, param="messages", code="too_many_pixels")
-    return pixels
-
-
-def _pixels(pictures: Sequence[LoadedImage]) -> int:
-    return sum(picture.size_px[0] * picture.size_px[1] for picture in pictures)
-
-
 def _address(part: PicturePart) -> str:
-    return part.image_url.url if isinstance(part, ImageUrlPart) else part.file.file_data
+    url = part.image_url.url if isinstance(part, ImageUrlPart) else part.file.file_data
+    return url.strip()
 
 
 def image_parts(messages: Sequence[Message]) -> Iterator[tuple[str, PicturePart]]:
@@ -393,13 +356,14 @@ def variants(request: Request, count: int) -> list[Request]:
 
 
 @contextmanager
-def _naming(where: str, number: int) -> Iterator[None]:
-    """Adds to errors about a picture which one it is."""
+def _naming(where: str, number: int, reading: ReadingTime) -> Iterator[None]:
+    """Adds to errors about a picture which one it is; one that ran out of the request's time is a DeadlineError."""
     try:
         yield
     except ConfigError as error:
         raise ApiError(400, f"Picture {number}: {error}", param="qzoom.pages", code="invalid_pages") from error
     except ImageError as error:
+        reading.left_s()
         refusal = from_exception(error, where)
         name, text = f"picture {number}", str(error)
         if name not in text.lower():

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from qzoom.images.geometry import box_area_px
-from qzoom.serving.convert import PictureCache
 from qzoom.serving.engines.base import ServingEngine
+from qzoom.serving.pictures import PictureCache
 from qzoom.types import Answer, Perception
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

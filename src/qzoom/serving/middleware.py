@@ -14,8 +14,9 @@ import hmac
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -218,7 +219,8 @@ class BodyLimitMiddleware:
 
     413: more than `body_bytes`, by Content-Length or as they stream in. 408: not complete within `body_timeout_s`.
     429: no slot became free in that time, since `reading` requests are being received or decoded. A request keeps its
-    slot until `release_body_slot` is called for it, or else until it ends.
+    slot until `release_body_slot` is called for it, or else until it ends; one that is being read by a thread keeps it
+    until the thread is done, whether its client still waits or not.
 
     Args:
         on_refusal: called with a short reason, as "body_too_large", for the metrics.
@@ -279,10 +281,23 @@ class BodyLimitMiddleware:
                 return bytes(body)
 
 
-def release_body_slot(scope: Scope) -> None:
-    """Give a request's slot to the next one: its body is read and its pictures are decoded. May be repeated."""
-    if _SLOT in scope:
-        scope[_SLOT].close()
+def release_body_slot(scope: Scope, work: Future[Any] | None = None) -> None:
+    """Give a request's slot to the next one: its body is read and its pictures are decoded. May be repeated. `work`:
+    a thread's part of the reading, which may go on although the request has ended; the slot is given when it is done.
+    """
+    if _SLOT not in scope:
+        return
+    slot: ExitStack = scope[_SLOT].pop_all()
+    if work is None or work.done():
+        slot.close()
+        return
+    loop = asyncio.get_running_loop()
+
+    def give(_: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            loop.call_soon_threadsafe(slot.close)
+
+    work.add_done_callback(give)
 
 
 def _key_of(header: bytes) -> bytes | None:

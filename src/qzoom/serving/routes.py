@@ -87,13 +87,15 @@ async def perceive(request: Request) -> Response:
 @router.post("/v1/pages", **_documented(replies.PagesReply, *_REFUSALS))
 async def pages(request: Request) -> Response:
     """Return the pages of a PDF as pictures, drawn as they are read for a question about it."""
+    service = _service(request)
+    reading = service.reading(time.monotonic())
     raw = await _json_body(request)
 
     async def draw() -> replies.PagesReply:
         try:
-            return await _service(request).pages(raw, request.scope[TENANT])
+            return await service.pages(raw, request.scope[TENANT], reading)
         finally:
-            release_body_slot(request.scope)
+            release_body_slot(request.scope, reading.work)
 
     return JSONResponse(await _unless_disconnected(request, draw()))
 
@@ -156,14 +158,15 @@ async def _begin(request: Request, kind: type[Body]) -> tuple[Body, list[Respons
     """Read the body and wait for each answer's first event, so that whatever is wrong before it has a status
     (QZoomError: the request cannot be answered; ClientDisconnect: the client closed the connection)."""
     service, arrived_s = _service(request), time.monotonic()
+    reading = service.reading(arrived_s)
     raw = await _json_body(request)
     tenant = request.scope[TENANT]
 
     async def begin() -> tuple[Body, list[ResponseStream], list[StreamEvent]]:
         try:
-            body, engine_request = await service.read(kind, raw, tenant)
+            body, engine_request = await service.read(kind, raw, tenant, reading)
         finally:
-            release_body_slot(request.scope)
+            release_body_slot(request.scope, reading.work)
         streams: list[ResponseStream] = []
         how = {"perceive": kind is PerceiveRequest, "streamed": bool(getattr(body, "stream", False))}
         try:

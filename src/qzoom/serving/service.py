@@ -14,18 +14,19 @@ from typing import TypeVar
 
 from qzoom.engine.request import Request
 from qzoom.errors import DeadlineError, EngineDownError, QueueFullError, StoppingError
-from qzoom.serving.convert import Converter, PictureCache
+from qzoom.serving.convert import Converter, PreparedBody
 from qzoom.serving.engines.base import Job, ServingEngine
 from qzoom.serving.errors import ApiError
 from qzoom.serving.memory import keep_trimmed
 from qzoom.serving.metrics import ServerMetrics
-from qzoom.serving.protocol import ModelRequest, PagesRequest, PerceiveRequest, read_payload, validate
+from qzoom.serving.pictures import PictureCache, ReadingTime, late
+from qzoom.serving.protocol import PagesRequest, PerceiveRequest, read_payload, validate
 from qzoom.serving.replies import PagesReply, pages_reply
 from qzoom.serving.settings import ServerSettings
 from qzoom.types import Answer, SamplingParams, StreamEvent
 
 Body = TypeVar("Body", bound=PerceiveRequest)
-Checked = TypeVar("Checked", bound=ModelRequest)
+Checked = TypeVar("Checked", bound=PerceiveRequest | PagesRequest)
 Result = TypeVar("Result")
 _log = logging.getLogger("qzoom.serving")
 
@@ -154,25 +155,43 @@ class Service:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, kind: type[Body], raw: bytes, tenant: str) -> tuple[Body, Request]:
-        """Check a body, decode its pictures, tokenise (QZoomError: anything that cannot be used, or a full queue,
-        before anything is decoded)."""
-        body = await self._validated(kind, raw)
-        pool = self._fetchers if self._converter.must_fetch(body) else self._readers
-        return body, await _run(pool, lambda: self._converter.request(body, tenant))
+    def reading(self, arrived_s: float) -> ReadingTime:
+        """The time in which a request must be read. `arrived_s`: when it arrived, on the monotonic clock."""
+        return ReadingTime(arrived_s + self.settings.deadline_s)
 
-    async def pages(self, raw: bytes, tenant: str) -> PagesReply:
+    async def read(self, kind: type[Body], raw: bytes, tenant: str, reading: ReadingTime) -> tuple[Body, Request]:
+        """Check a body, decode its pictures, tokenise.
+
+        Args:
+            reading: until when; its `work` may go on for a moment when this ends early.
+
+        Raises:
+            QZoomError: anything that cannot be used, the time is over, or a full queue, before anything is decoded.
+        """
+        body, prepared = await self._prepared(kind, raw, reading)
+        pool = self._fetchers if prepared.slow else self._readers
+        return body, await _run(pool, lambda: self._converter.request(body, prepared, tenant, reading), reading)
+
+    async def pages(self, raw: bytes, tenant: str, reading: ReadingTime) -> PagesReply:
         """Check a body with a PDF and draw its pages; arguments and errors as in `read`."""
-        body = await self._validated(PagesRequest, raw)
-        return await _run(self._fetchers, lambda: pages_reply(body.model, self._converter.pages(body, tenant)))
+        body, prepared = await self._prepared(PagesRequest, raw, reading)
 
-    async def _validated(self, kind: type[Checked], raw: bytes) -> Checked:
+        def draw() -> PagesReply:
+            return pages_reply(body.model, self._converter.pages(body, prepared, tenant, reading))
+
+        return await _run(self._fetchers, draw, reading)
+
+    async def _prepared(self, kind: type[Checked], raw: bytes, reading: ReadingTime) -> tuple[Checked, PreparedBody]:
         if self.engine.waiting >= self.settings.scheduler.queue:
             raise QueueFullError("The server has more requests than it can queue; try again in a moment.", 1.0)
-        body = await _run(self._readers, lambda: validate(kind, read_payload(raw, self.settings.limits)))
-        if body.model != self.settings.model_name:
-            raise self.no_model(body.model)
-        return body
+
+        def prepare() -> tuple[Checked, PreparedBody]:
+            body = validate(kind, read_payload(raw, self.settings.limits))
+            if body.model != self.settings.model_name:
+                raise self.no_model(body.model)
+            return body, self._converter.prepare(body, reading)
+
+        return await _run(self._readers, prepare, reading)
 
     def submit(
         self, request: Request, tenant: str, arrived_s: float, *, perceive: bool = False, streamed: bool = True
@@ -191,7 +210,7 @@ class Service:
         deadline = arrived_s + self.settings.deadline_s
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineError("Reading the request took all the time that a request has.")
+            raise late()
         job = Job(request, tenant, left, streamed)
         events = self._look(job) if perceive else self.engine.answer(job)
         return ResponseStream(events, self.metrics, arrived_s, deadline + self.engine.grace_s)
@@ -213,5 +232,19 @@ def _refused(request: Request, engine: ServingEngine) -> str:
     return "response_format" if name == "json_schema" else name
 
 
-async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
+async def _run(pool: ThreadPoolExecutor, work: Callable[[], Result], reading: ReadingTime) -> Result:
+    """The result of a thread's work. When the time is over or the caller is cancelled, the work is told to stop, and
+    `reading.work` is done when it has (DeadlineError: the time is over)."""
+    left_s = reading.left_s()
+    reading.work = pool.submit(work)
+    try:
+        async with asyncio.timeout(left_s) as clock:
+            return await asyncio.wrap_future(reading.work)
+    except TimeoutError as error:
+        reading.cancel()
+        if clock.expired():
+            raise late() from error
+        raise
+    except asyncio.CancelledError:
+        reading.cancel()
+        raise
