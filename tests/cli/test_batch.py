@@ -3,16 +3,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.llm.stub import Stub, serve
+from tests.llm.stub import Stub, serve, text_of
 from tests.serving.running import data_url, image_part, page, user, wait_until
 
 QUESTIONS = ("What is the total amount?", "What is the date?")
+NOW = {"Retry-After": "0"}
 
 
 def question_lines(count: int) -> list[dict[str, Any]]:
@@ -121,7 +123,7 @@ def test_a_line_that_cannot_be_asked_does_not_end_the_job(here, folder):
 
 
 @pytest.mark.parametrize(
-    ("answer", "sentence"), [((401, {}), "refuses the key"), ((502, {}, b"<html>"), "status 502 and no reply")]
+    ("answer", "sentence"), [((401, {}), "refuses the key"), ((502, NOW, b"<html>"), "status 502 and no reply")]
 )
 def test_a_server_that_refuses_everything_ends_the_job(here, folder, answer, sentence):
     source = write_lines(folder / "in.jsonl", question_lines(1))
@@ -130,6 +132,44 @@ def test_a_server_that_refuses_everything_ends_the_job(here, folder, answer, sen
     assert refused.is_one_sentence
     assert sentence in refused.err
     assert (folder / "out.jsonl").read_bytes() == b""
+
+
+OK = b'{"object": "chat.completion", "choices": [{"message": {"content": "A4"}}]}'
+TEXTS = [f"Question {i}?" for i in range(4)]
+
+
+def test_failures_that_may_pass_are_asked_again(here, folder):
+    failing = {TEXTS[0]: 504, TEXTS[1]: 500, TEXTS[2]: 400}
+    stub = Stub(lambda body, before: (failing[text_of(body)], NOW) if text_of(body) in failing else OK)
+    lines = [{"custom_id": text, "body": {"messages": [{"role": "user", "content": text}]}} for text in TEXTS]
+    source, output = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
+
+    def statuses() -> list[tuple[str, int]]:
+        return [(record["custom_id"], record["response"]["status_code"]) for record in read_lines(output)]
+
+    with serve(stub) as url:
+        words = ("batch", source, "-o", output, "--server", url, "--concurrency", "1")
+        first = here(*words)
+        assert (first.code, first.out) == (1, f"1 answers and 3 errors in {output}\n")
+        assert "2 of the errors may pass; the same command asks these lines again" in first.err
+        assert statuses() == list(zip(TEXTS, (504, 500, 400, 200), strict=True))
+        assert Counter(map(text_of, stub.bodies)) == dict(zip(TEXTS, (3, 3, 1, 1), strict=True))
+        failing.pop(TEXTS[0])
+        stub.bodies.clear()
+        second = here(*words)
+        assert "2 answered before" in second.err
+        assert second.out == f"2 answers and 2 errors in {output}\n"
+        assert statuses() == list(zip(TEXTS, (200, 500, 400, 200), strict=True))
+        assert Counter(map(text_of, stub.bodies)) == dict(zip(TEXTS[:2], (1, 3), strict=True))
+
+
+def test_a_failure_that_passes_at_once_is_no_error(here, folder):
+    stub = Stub(lambda body, before: OK if before == 2 else (504, NOW))
+    source = write_lines(folder / "in.jsonl", question_lines(1))
+    with serve(stub) as url:
+        done = here("batch", source, "-o", folder / "out.jsonl", "--server", url)
+    assert (done.code, texts(read_lines(folder / "out.jsonl"))) == (0, {"q0": "A4"})
+    assert list(stub.asked.values()) == [3]
 
 
 @pytest.mark.slow

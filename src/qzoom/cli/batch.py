@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,11 +89,12 @@ def batch(
     """Answer a file of questions about images, one line each.
 
     Questions about the same image are answered together. An interrupted run goes on with the same command; a line
-    that is written is not asked again. Lines that cannot be answered get a line with the error, and the exit code is 1.
+    that is answered is not asked again. Lines that cannot be answered get a line with the error, and the exit code is
+    1; failures that may pass are asked again by the same command.
 
     Example: qzoom batch questions.jsonl -o answers.jsonl
     """
-    from qzoom.serving.batch import AnswerFile, BatchReader, grouped, index_input
+    from qzoom.serving.batch import PASSING, AnswerFile, BatchReader, grouped, index_input
     from qzoom.serving.batch_tables import finish_table, is_table, open_table
 
     console = out.console
@@ -117,9 +119,12 @@ def batch(
                     _run(grouped(missing), reader, write, options, start=start, ray_address=engine.ray_address)
             answers.finish(lines)
             replies = (record["response"] for record in answers.records())
-            failures = sum(reply is None or reply["status_code"] != 200 for reply in replies)
+            statuses = Counter(reply and reply["status_code"] for reply in replies)
+            failures, passing = statuses.total() - statuses[200], sum(statuses[status] for status in PASSING)
             if is_table(output):
                 finish_table(answers, output)
+    if passing:
+        console.note(f"{passing} of the errors may pass; the same command asks these lines again")
     console.result(f"{len(lines) - failures} answers and {failures} errors in {output}")
     if failures:
         raise typer.Exit(1)

@@ -27,6 +27,8 @@ from qzoom.images.load import local_path
 from qzoom.store.log import atomic_path, differences, open_locked, write_atomic, write_line
 
 URLS = ("/v1/chat/completions", "/v1/perceive")
+PASSING = (408, 500, 502, 503, 504)
+"""Statuses of failures that may pass: such a line is asked again by the next run."""
 _FIELDS = ("custom_id", "method", "url", "body")
 
 
@@ -239,7 +241,10 @@ class AnswerFile:
             if fresh:
                 self._about.unlink(missing_ok=True)
             self._check(json.loads(json.dumps(about)))
-            self.answered, self._end = self._scan()
+            self.answered: set[str] = set()  # keys of lines that need not be asked (again)
+            self._offsets: dict[str, int] = {}  # of the last line of every key
+            self._count = self._end = 0  # lines and bytes of the file
+            self._scan()
         except BaseException:
             self._file.close()
             raise
@@ -259,34 +264,38 @@ class AnswerFile:
         if changed := differences(before, about):
             raise ConfigError(f"{self.path} holds answers of another job ({'; '.join(changed)}); {advice}.")
 
-    def _scan(self) -> tuple[dict[str, int], int]:
-        """Offsets of the answered lines by key, and their end; a torn last line is cut off."""
-        answered: dict[str, int] = {}
-        offset = 0
+    def _scan(self) -> None:
+        """Note what the file holds; a torn last line is cut off."""
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 if not raw.endswith(b"\n"):
                     break
                 try:
                     record = json.loads(raw)
-                    answered[_key(record["custom_id"], record.get("line", 0))] = offset
-                except (ValueError, KeyError, TypeError) as error:
+                    key = _key(record["custom_id"], record.get("line", 0))
+                    passing = (record["response"] or {}).get("status_code") in PASSING
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise DataError(f"{self.path}, line {number} is damaged; remove it or give --fresh.") from error
-                offset += len(raw)
-        self._file.truncate(offset)
-        return answered, offset
+                (self.answered.discard if passing else self.answered.add)(key)
+                self._note(key, len(raw))
+        self._file.truncate(self._end)
+
+    def _note(self, key: str, size: int) -> None:
+        self._offsets[key] = self._end
+        self._end += size
+        self._count += 1
 
     def write(self, line: BatchLine, record: Mapping[str, Any]) -> None:
         """Add an answer by one write (DataError: the disk refuses)."""
         data = json.dumps(record, allow_nan=False).encode() + b"\n"
         write_line(self.path, self._file, data, self._end)
-        self.answered[line.key] = self._end
-        self._end += len(data)
+        self.answered.add(line.key)
+        self._note(line.key, len(data))
 
     def finish(self, lines: Sequence[BatchLine]) -> None:
-        """Bring the answers into the order of the input."""
-        offsets = [self.answered[line.key] for line in lines]
-        if offsets == sorted(offsets):
+        """Bring the answers into the order of the input; of a line that was asked again the last one stays."""
+        offsets = [self._offsets[line.key] for line in lines]
+        if offsets == sorted(offsets) and self._count == len(offsets):
             return
         with atomic_path(self.path) as partial, partial.open("wb") as out, self.path.open("rb") as file:
             for offset in offsets:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qzoom.cluster import ray_data, ray_running
 from qzoom.errors import DataError, ImageError, QZoomError, StopRunError
-from qzoom.serving.batch import URLS, BatchLine, BatchReader, make_record
+from qzoom.serving.batch import PASSING, URLS, BatchLine, BatchReader, make_record
 
 if TYPE_CHECKING:
     import httpx
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Write = Callable[[BatchLine, dict[str, Any]], None]
 """Called with every line and its record, as answers come."""
-_RETRIES = 8
+_RETRIES = 8  # of a server that is full, restarting or away
+_OWN_RETRIES = 2  # of a failure that may be this line's own
 _MOST_WAIT_S = 30.0
 
 
@@ -100,12 +101,12 @@ def _reply_of(response: httpx.Response, client: httpx.AsyncClient) -> dict[str, 
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
-    """The response; a full or restarting server is asked again (StopRunError: it does not answer, or goes on being
-    full)."""
+    """The response. A full or restarting server is asked again, and so, a few times, is one that failed or was late
+    (StopRunError: it does not answer, or goes on being full)."""
     import httpx
 
     content = json.dumps(body).encode()  # as it stands in the line; what is no JSON in it is the server's to refuse
-    wait_s, failure = 0.5, ""
+    wait_s, failure, failed = 0.5, "", 0
     for left in range(_RETRIES, -1, -1):
         try:
             response = await client.post(url, content=content, headers={"Content-Type": "application/json"})
@@ -113,10 +114,15 @@ async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> ht
             failure, pause_s = type(error).__name__, wait_s
         else:
             # a picture that cannot be fetched is the line's own fault, a full or stopping server is not
-            if response.status_code not in (429, 503) or b'"media_' in response.content:
+            status, own = response.status_code, b'"media_' in response.content
+            if own or status not in (429, *PASSING):
                 return response
+            if status not in (429, 503):
+                failed += 1
+                if failed > _OWN_RETRIES or not left:
+                    return response
             asked = response.headers.get("retry-after", "")
-            failure, pause_s = f"status {response.status_code}", float(asked) if asked.isdecimal() else wait_s
+            failure, pause_s = f"status {status}", float(asked) if asked.isdecimal() else wait_s
         if left:
             await asyncio.sleep(min(pause_s, _MOST_WAIT_S))
             wait_s = min(2 * wait_s, _MOST_WAIT_S)
