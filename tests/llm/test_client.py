@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +201,46 @@ def test_refused_calls_are_kept_as_refused(tmp_path):
 
 def test_an_endpoint_that_only_refuses_is_no_use(tmp_path):
     stub = Stub(always((422, {})))
-    with serve(stub) as url, client_at(tmp_path, url) as client:
-        for i in range(2):
+    with serve(stub) as url:
+        with client_at(tmp_path, url) as client:
+            for i in (0, 1, 1):
+                with pytest.raises(CallRefusedError):
+                    client.call(chat(f"Q{i}?"))
+            with pytest.raises(EndpointError, match=r"refuses every request \(HTTP 422: no\)"):
+                client.call(chat("Q2?"))
+            costs = client.shared.cache.costs()
+        assert [(cost.requests, cost.failures, cost.kept) for cost in costs] == [(0, 0, 1), (3, 3, 0)]
+        stub.answer = always("A4")  # it was set up wrongly and is repaired
+        with client_at(tmp_path, url) as client:
+            assert [client.call(chat(f"Q{i}?")).text for i in range(3)] == ["A4"] * 3
+    assert list(stub.asked.values()) == [2, 2, 2]
+
+
+def test_first_refusals_are_stored_with_the_first_reply(tmp_path):
+    stub = Stub(lambda body, before: (413, {}) if text_of(body).startswith("long") else "A4")
+    texts = ("long 1", "long 2", "short", "long 3")
+    with serve(stub) as url:
+        for _ in range(2):
+            with client_at(tmp_path, url) as client:
+                for text in texts:
+                    with nullcontext() if text == "short" else pytest.raises(CallRefusedError, match="HTTP 413: no"):
+                        client.call(chat(text))
+                costs = client.shared.cache.costs()
+    assert list(stub.asked.values()) == [1] * 4
+    assert [(cost.requests, cost.failures, cost.kept) for cost in costs] == [(0, 0, 4), (4, 3, 0)]
+
+
+def test_refusals_of_one_endpoint_are_not_stored_because_another_answers(tmp_path):
+    wrong, right = Stub(always((400, {}))), Stub(always("A4"))
+    with serve(wrong) as first, serve(right) as second:
+        with client_at(tmp_path, first, second) as client:
             with pytest.raises(CallRefusedError):
-                client.call(chat(f"Q{i}?"))
-        with pytest.raises(EndpointError, match=r"refuses every request \(HTTP 422: no\)"):
-            client.call(chat("Q2?"))
+                client.call(chat("Q0?"))
+            assert client.call(chat("Q1?")).text == "A4"
+        wrong.answer = always("A4")
+        with client_at(tmp_path, first, second) as client:
+            assert client.call(chat("Q0?")).text == "A4"
+    assert (len(wrong.bodies), len(right.bodies)) == (2, 1)
 
 
 def test_down_from_the_start_is_found_before_any_call(tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 """Cache of paid calls: one SQLite file, keyed by content, shared by the threads and processes of a machine.
 
 A reply is stored before the caller sees it, together with its cost, so that a killed run never pays for a stored call
-again. Permanent refusals are stored too and marked as such; transient failures are not. Whoever makes a call holds a
-file lock on its content, which ends with its process, so two workers never pay for the same call at once. The same
-folder of locks limits how many requests all processes send to an endpoint at once.
+again. Permanent refusals of an endpoint that answers are stored too and marked as such; transient failures are not.
+Whoever makes a call holds a file lock on its content, which ends with its process, so two workers never pay for the
+same call at once. The same folder of locks limits how many requests all processes send to an endpoint at once.
 """
 
 from __future__ import annotations

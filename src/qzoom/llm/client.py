@@ -250,7 +250,8 @@ class Client:
         self._rests = [0.0 for _ in self.endpoints]
         self._lock = threading.Lock()
         self._lost = self._refused = 0
-        self._answered = False
+        self._answered: set[str] = set()  # addresses that gave a reply
+        self._held: dict[str, dict[str, Failure]] = {}  # refusals of the others, by address and key of the call
 
     @property
     def model(self) -> str:
@@ -288,14 +289,20 @@ class Client:
         """
         key = call_key(self.name, self.endpoints[0], messages, self.sampling, sample)
         cache = self.shared.cache
-        outcome = cache.find(key)
+        outcome = self._find(key)
         if outcome is None:
             with cache.claim(key):
-                outcome = cache.find(key)
+                outcome = self._find(key)
                 if outcome is None:
                     return self._unwrap(self._pay(key, messages, sample))
         cache.count(Cost(self.role, self.name, "", kept=1))
         return self._unwrap(outcome)
+
+    def _find(self, key: str) -> Reply | Failure | None:
+        """The known outcome of a call."""
+        with self._lock:
+            held = next((calls[key] for calls in self._held.values() if key in calls), None)
+        return held or self.shared.cache.find(key)
 
     def _unwrap(self, outcome: Reply | Failure) -> Reply:
         if isinstance(outcome, Failure):
@@ -303,7 +310,7 @@ class Client:
         return outcome
 
     def _pay(self, key: str, messages: Sequence[Message], sample: int) -> Reply | Failure:
-        """Ask the endpoints until there is a reply or a refusal, and store it."""
+        """Ask the endpoints until there is a reply or a refusal, and keep it."""
         shared, turn = self.shared, next(self._turns)
         tries = [0 for _ in self.endpoints]
         free_at = [0.0 for _ in self.endpoints]
@@ -325,8 +332,7 @@ class Client:
                 tries[number] += 1
                 reason = f"tries: {sum(tries)}, last at {endpoint.url}: {outcome.reason}"
                 continue
-            shared.cache.store(key, outcome, _price(cost, endpoint, outcome))
-            self._note(endpoint, outcome)
+            self._keep(key, outcome, endpoint)
             return outcome
         raise self._lost_call(reason)
 
@@ -354,16 +360,32 @@ class Client:
             self._rests[number] = max(self._rests[number], now + failure.wait_s)
         return now + max(failure.wait_s, pause)
 
-    def _note(self, endpoint: EndpointSettings, outcome: Reply | Failure) -> None:
-        """Count replies and refusals; an endpoint that has only ever refused ends the run."""
+    def _keep(self, key: str, outcome: Reply | Failure, endpoint: EndpointSettings) -> None:
+        """Store replies and refusals. An endpoint that has not answered yet may be set up wrongly, so its refusals are
+        stored with its first reply; a member that has only ever been refused ends the run, and nothing is stored."""
+        url, cache = endpoint.url, self.shared.cache
+        cost = _price(Cost(self.role, self.name, url), endpoint, outcome)
+        due: dict[str, Failure] = {}
         with self._lock:
             self._lost = 0
             if isinstance(outcome, Reply):
-                self._answered = True
-                return
-            self._refused += 1
+                self._answered.add(url)
+                due = self._held.pop(url, {})
+            else:
+                self._refused += 1
+                if url not in self._answered:
+                    self._held.setdefault(url, {})[key] = outcome
+            held = key in self._held.get(url, {})
             hopeless = not self._answered and self._refused >= _ALL_REFUSED
-        if hopeless:
+            if hopeless:
+                self._held.clear()
+        for other, failure in due.items():
+            cache.store(other, failure, Cost(self.role, self.name, url))
+        if held:
+            cache.count(cost)
+        else:
+            cache.store(key, outcome, cost)
+        if hopeless and isinstance(outcome, Failure):
             raise self._stop(endpoint, f"it refuses every request ({outcome.reason})")
 
     def _lost_call(self, reason: str) -> Exception:
