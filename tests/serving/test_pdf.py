@@ -116,3 +116,14 @@ def test_the_pages_as_pictures(site):
     wrong = httpx.post(f"{site.url}/v1/pages", json=body | {"file": {"file_data": "data:,x"}}, timeout=60)
     assert wrong.status_code == 400
     assert httpx.post(f"{site.url}/v1/pages", json=body | {"model": "other"}, timeout=60).status_code == 404
+
+
+def test_a_picture_too_long_for_a_jpeg_comes_as_a_png(site):
+    strip = Image.new("L", (66_000, 400), 255)
+    strip.putpixel((65_999, 399), 7)
+    body = {"model": "tiny", "file": {"file_data": data_url(strip)}}
+    (record,) = httpx.post(f"{site.url}/v1/pages", json=body, timeout=120).json()["pages"]
+    head, _, data = record["url"].partition(",")
+    assert (record["size"], head) == ([66_000, 400], "data:image/png;base64")
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (image.size, image.getpixel((65_999, 399))) == ((66_000, 400), (7, 7, 7))

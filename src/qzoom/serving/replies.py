@@ -15,13 +15,15 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, NotRequired, cast
 
+from PIL import Image
 from typing_extensions import TypedDict
 
 from qzoom import __version__
-from qzoom.images.load import LoadedImage
+from qzoom.images.load import LoadedImage, png_data_url
 from qzoom.types import Answer, Perception, Region, TokenLogprob, Usage
 
 FINGERPRINT = f"qzoom-{__version__}"
+_JPEG_SIDE_PX = 65_500
 
 
 class GateRecord(TypedDict):
@@ -108,7 +110,8 @@ class PerceptionReply(ZoomRecord, Header):
 
 
 class PageRecord(TypedDict):
-    """A page of a PDF as a JPEG in a data URL, its number from 1, and its (width, height) in pixels."""
+    """A page of a PDF as a JPEG in a data URL (a PNG where a side has more than 65,500 pixels), its number from 1, and
+    its (width, height) in pixels."""
 
     page: int
     size: list[int]
@@ -199,12 +202,19 @@ def pages_reply(model: str, pictures: Sequence[LoadedImage]) -> PagesReply:
     """Drawn pages as JSON types; a picture that is no page of a PDF counts as page 1."""
     pages: list[PageRecord] = []
     for picture in pictures:
-        out = io.BytesIO()
-        picture.image.save(out, "JPEG", quality=85)
-        url = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-        pages.append({"page": picture.page.number if picture.page else 1, "size": list(picture.size_px), "url": url})
+        number = picture.page.number if picture.page else 1
+        pages.append({"page": number, "size": list(picture.size_px), "url": _page_url(picture.image)})
     notes = [note for picture in pictures for note in picture.notes]
     return {**header("pages", model), "object": "qzoom.pages", "pages": pages, "notes": notes}
+
+
+def _page_url(image: Image.Image) -> str:
+    """A page as a JPEG in a data URL, or as a PNG where it is too long for a JPEG."""
+    if max(image.size) > _JPEG_SIDE_PX:
+        return png_data_url(image)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def zoom_record(result: Answer | Perception, *, heatmap: bool, proposed: bool = False) -> ZoomRecord:
