@@ -112,7 +112,7 @@ class ServerSettings:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     """Which hosts pictures may be fetched from; none by default."""
     deadline_s: Seconds = 120.0
-    """Time limit of a request in seconds, from its first byte to its last."""
+    """Time limit of a request in seconds, from the end of its body to the last byte of the answer."""
     drain_s: Annotated[float, Between(0, 86_400)] = 30.0
     """Time in seconds that running requests get to finish when the server stops."""
     heartbeat_s: Seconds = 60.0
