@@ -13,6 +13,8 @@ import numpy as np
 import PIL.Image
 from PIL import Image, ImageCms
 
+from qzoom.images.depth import map_rows, picture_rows
+
 _MAX_PROFILE_BYTES = 4 << 20
 _SRGB_GAMMA = 0.45455
 _PRIMARIES = {9: "BT.2020", 12: "Display P3"}
@@ -99,10 +101,14 @@ def _apply_cicp(image: PIL.Image.Image, primaries: int, transfer: int) -> tuple[
     if transfer not in _SDR_TRANSFERS:
         return image, "its colours are high dynamic range and are read as sRGB"
     colours, alpha = _without_alpha(image)
-    encoded = np.asarray(colours, np.float32) / 255
+    encoded = np.arange(256, dtype=np.float32) / 255
     light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    mixed = np.clip(light @ np.array(_TO_SRGB[primaries], np.float32).T, 0, 1)
-    out = Image.fromarray((_encode_srgb(mixed) * 255 + 0.5).astype(np.uint8))
+    matrix = np.array(_TO_SRGB[primaries], np.float32).T
+
+    def change(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return (_encode_srgb(np.clip(light[values] @ matrix, 0, 1)) * 255 + 0.5).astype(np.uint8)
+
+    out = map_rows("RGB", image.size, picture_rows(colours), change)
     return _with_alpha(out, alpha), f"colours converted from {_PRIMARIES[primaries]} to sRGB"
 
 
@@ -112,7 +118,7 @@ def _encode_srgb(light: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _without_alpha(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image | None]:
     if not image.has_transparency_data:
-        return image.convert("RGB"), None
+        return image if image.mode == "RGB" else image.convert("RGB"), None
     rgba = image.convert("RGBA")
     return rgba.convert("RGB"), rgba.getchannel("A")
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from PIL import Image
+from PIL import Image, ImageStat
 
 from qzoom.images.colour import apply_profile
+from qzoom.images.depth import Change, map_rows, picture_rows, scale_to_8bit, value_range
 from qzoom.images.limits import ImageLimits, check_size, refuse
 
 _WHITE = (255, 255, 255)
 _HIDDEN_RANGE = 24
 """Pictures with transparency whose values lie closer together than this once they are on white show nothing."""
-_QUANTILE = 0.999
 _CHANNELS = (1, 3, 4)
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PHOTOMETRIC_TAG = 262
 
 
@@ -31,15 +32,8 @@ def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, st
     notes = []
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
-        values, clear = np.asarray(image), image.info.get("transparency")
-        grey, note = _depth_to_uint8(values, name)
-        tags = getattr(image, "tag_v2", None)
-        if tags is not None and tags.get(_PHOTOMETRIC_TAG) == 0:  # its lowest value is white, unknown to Pillow
-            grey, note = 255 - grey, f"{note}; its zero is white" if note else "its zero is white"
-        if isinstance(clear, int):
-            grey[values == clear] = 255
+        image, note = _deep_grey(image, name)
         notes.append(note)
-        image = Image.fromarray(grey)
     elif image.mode == "LAB":
         image = _lab_to_rgb(image, name)
         profile = None
@@ -53,6 +47,23 @@ def image_to_rgb(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, st
     return out, "; ".join(filter(None, [*notes, note, hidden]))
 
 
+def _deep_grey(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, str]:
+    """An 8-bit picture of one with deeper grey values, and a note on how they are read."""
+    clear, tags, read = image.info.get("transparency"), getattr(image, "tag_v2", None), picture_rows(image)
+    scale, note = scale_to_8bit(image.size, read, name)
+    inverted = tags is not None and tags.get(_PHOTOMETRIC_TAG) == 0  # its lowest value is white, unknown to Pillow
+    if inverted:
+        note = f"{note}; its zero is white" if note else "its zero is white"
+
+    def change(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        grey = 255 - scale(values) if inverted else scale(values)
+        if isinstance(clear, int):
+            grey[values == clear] = 255
+        return grey
+
+    return map_rows("L", image.size, read, change), note
+
+
 def _on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:
     """The picture as RGB on a white ground, and a note if nothing can be seen there."""
     if not image.has_transparency_data:
@@ -61,9 +72,8 @@ def _on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:
     alpha = rgba.getchannel("A")
     out = Image.new("RGB", image.size, _WHITE)
     out.paste(rgba.convert("RGB"), mask=alpha)
-    lowest = int(np.asarray(out).min())
-    opacity = np.asarray(alpha)
-    least, most = int(opacity.min()), int(opacity.max())
+    lowest = min(low for low, _ in ImageStat.Stat(out).extrema)
+    ((least, most),) = ImageStat.Stat(alpha).extrema
     if least == 255 or 255 - lowest >= _HIDDEN_RANGE:
         return out, ""
     if most == 0:
@@ -81,9 +91,13 @@ def deep_colours(high: PIL.Image.Image, low: PIL.Image.Image, name: str) -> tupl
     Returns:
         The picture (transparency kept, its alpha from the high bytes) and a note on the bits that its colours use.
     """
-    deep = np.asarray(high.convert("RGB"), np.uint16) << 8 | np.asarray(low.convert("RGB"), np.uint16)
-    values, note = _depth_to_uint8(deep, name)
-    out = Image.fromarray(values)
+    read_high, read_low = picture_rows(high), picture_rows(low)
+
+    def read(top: int, bottom: int) -> np.ndarray[Any, Any]:
+        return read_high(top, bottom)[..., :3].astype(np.uint16) << 8 | read_low(top, bottom)[..., :3]
+
+    scale, note = scale_to_8bit(high.size, read, name)
+    out = map_rows("RGB", high.size, read, scale)
     if "A" in high.getbands():
         out.putalpha(high.getchannel("A"))
     out.info = dict(high.info)
@@ -132,65 +146,38 @@ def array_to_rgb(array: np.ndarray[Any, Any], name: str, limits: ImageLimits) ->
         remedy = "pass height x width, or that with 1, 3 or 4 channels last or first"
         raise refuse(name, f"its shape {shape} is not that of a picture", remedy)
     check_size((array.shape[1], array.shape[0]), name, limits)
-    values, note = _array_to_uint8(array, name)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    picture = Image.fromarray(np.ascontiguousarray(values))
+    plain = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    size_px = (plain.shape[1], plain.shape[0])
+    change, note = _array_to_uint8(plain, name)
+    mode = _MODES[plain.shape[2] if plain.ndim == 3 else 1]
+    picture = map_rows(mode, size_px, lambda top, bottom: plain[top:bottom], change)
     rgb, hidden = image_to_rgb(picture, name)
     return rgb, "; ".join(filter(None, [note, hidden]))
 
 
-def _array_to_uint8(array: np.ndarray[Any, Any], name: str) -> tuple[np.ndarray[Any, Any], str]:
+def _array_to_uint8(array: np.ndarray[Any, Any], name: str) -> tuple[Change, str]:
+    """How the rows of an array become 8-bit ones, and a note on a guessed value range."""
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255), ""
+        return lambda rows: rows.astype(np.uint8) * np.uint8(255), ""
     if array.dtype == np.uint8:
-        return array, ""
+        return lambda rows: rows, ""
+    size_px = (array.shape[1], array.shape[0])
     if array.dtype == np.uint16:
-        return _depth_to_uint8(array, name)
+        return scale_to_8bit(size_px, lambda top, bottom: array[top:bottom], name)
     if array.dtype.kind != "f":
         raise refuse(
             name,
             f"its type {array.dtype} is not one of bool, uint8, uint16 or float",
             "convert it, e.g. with array.astype('uint8')",
         )
-    _check_finite(array, name)
-    low, high = float(array.min()), float(array.max())
+    low, high = value_range(size_px, lambda top, bottom: array[top:bottom], name)
     if low < -1e-6 or high > 1 + 1e-6:
         raise refuse(
             name,
             f"its floats run from {low:.4g} to {high:.4g} and must run from 0 to 1",
             "divide by the highest possible value, or pass uint8",
         )
-    return (np.clip(array, 0, 1).astype(np.float32) * 255 + 0.5).astype(np.uint8), ""
-
-
-def _depth_to_uint8(values: np.ndarray[Any, Any], name: str) -> tuple[np.ndarray[Any, Any], str]:
-    """Deep whole numbers or floats to 8 bits, with a note unless they are 16-bit numbers that use their range."""
-    if values.dtype.kind == "f":
-        _check_finite(values, name)
-    low, high = float(values.min()), float(values.max())
-    whole = values.dtype.kind in "iu"
-    base, note = 0.0, ""
-    if low < 0 or high > (65535.0 if whole else 255.0):
-        base, top = low, (high - low) or 1.0
-        note = f"values from {low:.6g} to {high:.6g} stretched to 8 bits"
-    elif whole:
-        ordinary = float(np.quantile(values, _QUANTILE, method="higher"))
-        bits = max(8, int(ordinary).bit_length())
-        top = float(2**bits - 1)
-        if bits < 16 and high > 0:
-            brighter = f" (the brightest is {high:.0f})" if high > top else ""
-            note = f"values up to {ordinary:.0f}{brighter} read as {bits}-bit"
-    else:
-        top = 1.0 if high <= 1 else 255.0
-    scaled = values.astype(np.float32) - np.float32(base)
-    scaled *= np.float32(255.0 / top)
-    return (scaled + np.float32(0.5)).clip(0, 255).astype(np.uint8), note
-
-
-def _check_finite(values: np.ndarray[Any, Any], name: str) -> None:
-    if not bool(np.isfinite(values).all()):
-        raise refuse(name, "some of its values are NaN or infinite", "replace them, e.g. with numpy.nan_to_num")
+    return lambda rows: (np.clip(rows, 0, 1).astype(np.float32) * 255 + 0.5).astype(np.uint8), ""
 
 
 def _with_8bit_key(image: PIL.Image.Image) -> PIL.Image.Image:
