@@ -1,14 +1,13 @@
 """Encoded bytes to RGB: recognise, check the header against the limits, decode the first picture, rotate, convert.
 
 The format is told from the first bytes and handed to that one decoder, so nothing outside the list below is ever tried.
-Decoder errors become one sentence of ours; their own texts are not passed on. Scans of a JPEG and pages or frames of a
-file are counted on the bytes, without decoding and in bounded time.
+Decoder errors become one sentence of ours; their own texts are not passed on. The parts of a file are checked
+(`headers`) and its pages or frames counted on the bytes, without decoding and in bounded time.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import struct
 import sys
 import threading
@@ -29,35 +28,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from qzoom.images.colour import apply_png_colours
 from qzoom.images.convert import deep_colours, image_to_rgb
+from qzoom.images.headers import check_headers
 from qzoom.images.limits import FORMAT_NAMES, ImageLimits, check_bytes, check_size, refuse
 from qzoom.images.repair import jpeg_fillers, readable_png, same_pixels, unsupported_kind
-
-MAX_SCANS = 64
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte, a restart nor padding
-_SCAN, _END, _BARE = 0xDA, 0xD9, 0x01  # _BARE has no length field
-
-
-def count_scans(data: bytes, most: int = MAX_SCANS) -> int:
-    """Scans of the first picture in a JPEG file; thumbnails and what follows its end are not counted.
-
-    Args:
-        most: counting stops one above this.
-
-    Returns:
-        The number of scan headers up to the end marker or the end of the data.
-    """
-    scans, at = 0, 2
-    while scans <= most:
-        found = _MARKER.search(data, at)
-        if found is None:
-            break
-        marker, start = data[found.end() - 1], found.end()
-        if marker == _END:
-            break
-        scans += marker == _SCAN
-        at = start if marker == _BARE else start + max(2, int.from_bytes(data[start : start + 2], "big"))
-    return scans
-
 
 _MAX_STEPS = 1_000_000  # blocks walked in a GIF, about 0.3 s at worst
 _MAX_PAGES = 10_000
@@ -268,7 +241,7 @@ def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]
     """(width, height) in px from the header of an encoded file, before EXIF rotation; no pixel is decoded.
 
     Args:
-        limits: what the size, the byte count and the number of scans are checked against.
+        limits: what the size and the byte count are checked against.
 
     Raises:
         ImageError: as `decode_bytes`, for all that the header tells.
@@ -283,8 +256,7 @@ def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]
 def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
     """The lazily opened picture, within the limits, and its format's name."""
     decoder = _decoder_of(data, name)
-    if decoder is JpegImageFile and count_scans(data) > MAX_SCANS:
-        raise refuse(name, f"it has more than {MAX_SCANS} scans", "save it again as an ordinary JPEG")
+    check_headers(data, name, limits)
     try:
         image = decoder(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
