@@ -12,6 +12,7 @@ from qzoom.errors import ImageError
 from qzoom.images.decode import decode_bytes, picture_size
 from qzoom.images.headers import check_headers
 from qzoom.images.limits import ImageLimits
+from qzoom.images.load import load_image
 
 from .conftest import encode, png_chunk
 
@@ -198,3 +199,23 @@ def test_any_bytes_pass_or_are_refused():
                 check_headers(bytes(changed), "x", LIMITS)
             except ImageError as error:
                 assert str(error).startswith("Cannot read x: ")  # noqa: PT017  both outcomes are right
+
+
+def damaged(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + bytes(4)
+
+
+def test_the_size_of_a_damaged_png_is_read_without_its_pixels(monkeypatch):
+    metadata = PNG[:33] + damaged(b"tEXt", b"a\0bc") + PNG[33:]
+    assert load_image(metadata).notes == ("metadata that are damaged or too large were left out",)
+    pixels = bytearray(metadata)
+    pixels[-30] ^= 1
+    header = PNG[:19] + b"\x41" + PNG[20:]  # its check sum no longer fits
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # pixels cannot be decoded
+    assert picture_size(metadata, "x", LIMITS) == (64, 64)
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        picture_size(bytes(pixels), "x", LIMITS)
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        picture_size(header[:33] + damaged(b"tEXt", b"a\0bc") + header[33:], "x", LIMITS)
+    with pytest.raises(ImageError, match="are more than the limit of 0"):
+        picture_size(metadata, "x", ImageLimits(max_pixels=4000))

@@ -165,7 +165,7 @@ def _decoded(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, st
     try:
         return *_load_pixels(data, name, limits), ""
     except _DecoderError as error:
-        if data.startswith(b"\x89PNG") and (repaired := readable_png(data)) is not None:
+        if (repaired := readable_png(data)) is not None:
             try:
                 return *_load_pixels(repaired, name, limits), "metadata that are damaged or too large were left out"
             except _DecoderError:
@@ -177,10 +177,7 @@ def _decoded(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, st
                     return *first, "its end marker is missing"
             except _DecoderError:
                 pass
-        kind = unsupported_kind(data)
-        if kind:
-            raise refuse(name, f"it is {kind}, which cannot be read here", "save it as PNG or JPEG") from error
-        raise _damaged(name, data) from error
+        raise _unreadable(name, data) from error
 
 
 class _DecoderError(Exception):
@@ -244,13 +241,18 @@ def picture_size(data: bytes, name: str, limits: ImageLimits) -> tuple[int, int]
         limits: what the size and the byte count are checked against.
 
     Raises:
-        ImageError: as `decode_bytes`, for all that the header tells.
+        ImageError: as `decode_bytes`, for all that the header tells; damage to the pixels is not found.
     """
     check_bytes(len(data), name, limits)
     try:
         return _open(data, name, limits)[0].size
-    except _DecoderError:
-        return _decoded(data, name, limits)[0].size
+    except _DecoderError as error:
+        if (repaired := readable_png(data)) is not None:
+            try:
+                return _open(repaired, name, limits)[0].size
+            except _DecoderError:
+                pass
+        raise _unreadable(name, data) from error
 
 
 def _open(data: bytes, name: str, limits: ImageLimits) -> tuple[ImageFile, str]:
@@ -342,6 +344,14 @@ def _no_bomb_warning(size_px: tuple[int, int]) -> Iterator[None]:
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
+
+
+def _unreadable(name: str, data: bytes) -> Exception:
+    """The error for a file that its decoder refuses."""
+    kind = unsupported_kind(data)
+    if kind:
+        return refuse(name, f"it is {kind}, which cannot be read here", "save it as PNG or JPEG")
+    return _damaged(name, data)
 
 
 def _damaged(name: str, data: bytes) -> Exception:

@@ -41,7 +41,10 @@ _JPEG_FRAMES = {
 
 
 def readable_png(data: bytes) -> bytes | None:
-    """A PNG file without damaged or too large metadata; None if its pixels are damaged or nothing is left out."""
+    """A PNG file without damaged or too large metadata; None if its pixels are damaged, nothing is left out, or it is
+    no PNG."""
+    if not data.startswith(b"\x89PNG"):
+        return None
     parts, left_out, at = [data[:8]], False, 8
     while at + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
