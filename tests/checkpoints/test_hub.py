@@ -159,3 +159,12 @@ def test_a_hub_that_hangs_up_or_cannot_be_reached(online):
         online(url)
         with refused("could not be downloaded", "check the network"):
             find_source("owner/name")
+
+
+def test_a_base_called_tiny_is_the_embedded_model_whatever_lies_around(tmp_path, monkeypatch):
+    engine = load_engine("tiny")
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = save_pretrained(engine, tmp_path / "adapter", base_id="tiny")
+    assert json.loads((folder / "qzoom_config.json").read_text())["base"]["id"] == "tiny"
+    assert load_engine(folder).backbone.hidden_size == engine.backbone.hidden_size

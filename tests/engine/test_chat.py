@@ -1,4 +1,5 @@
 import base64
+import copy
 import io
 from typing import Any
 
@@ -219,3 +220,13 @@ def test_halves_of_surrogate_pairs_are_refused(question, system, where):
         read_conversation(None, question, system)
     with pytest.raises(QuestionError, match="system turn must be a text, not int"):
         read_conversation(None, "What?", 5)
+
+
+def test_templates_that_can_think_aloud_are_told_not_to():
+    made = tiny_models.build_tiny_backbone("qwen3_vl")
+    made.tokenizer = copy.deepcopy(made.tokenizer)
+    asked = read_conversation(PAGE, "What is the total?", None)
+    plain = ChatEncoder(made).encode(asked)
+    thought = "{{ '' if enable_thinking is defined and enable_thinking is false else 'Let me think.' }}"
+    made.tokenizer.chat_template += "{% if add_generation_prompt %}" + thought + "{% endif %}"
+    assert ChatEncoder(made).encode(asked) == plain

@@ -43,6 +43,13 @@ def test_the_maps_peak_decides_without_a_gate(family):
     assert plain.gate.score is None
 
 
+@pytest.mark.parametrize("by", ["gate", "map", "answer"])
+def test_a_text_without_pictures_has_nothing_to_decide(by):
+    seen = decided(by).perceive(None, QUESTION)
+    assert (seen.gate.zoomed, seen.regions, seen.heat_maps) == (False, (), ())
+    assert decided(by).ask(None, QUESTION, max_new_tokens=3).regions == ()
+
+
 @pytest.mark.parametrize("by", ["map", "answer"])
 def test_batches_sessions_and_single_questions_decide_alike(by):
     model = decided(by)

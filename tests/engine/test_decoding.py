@@ -223,3 +223,11 @@ def test_the_widest_seeds_draw(seed):
 def test_a_temperature_near_zero_is_greedy(temperature):
     sampler = Sampler(SamplingParams(temperature=temperature, seed=1))
     assert sampler.draw(torch.tensor([1.0, 30.0, 2.0])) == 1
+
+
+@pytest.mark.parametrize("configured", [None, 7, [7, 9]])
+def test_the_tokenizers_end_token_ends_answers_too(configured):
+    made = tiny_models.build_tiny_backbone("qwen3_vl")
+    made.model.generation_config.eos_token_id = configured
+    own = tiny_models.token_id("<|im_end|>")
+    assert made.eos_ids == {"None": (own,), "7": (7, own), "[7, 9]": (7, 9, own)}[str(configured)]

@@ -24,7 +24,7 @@ from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.model import QZoom
 from qzoom.scoring.intervals import binomial_cdf, questions_needed, upper_bound
 from qzoom.types import GateDecision
-from tests.evaluation.samples import model
+from tests.evaluation.samples import model, row
 from tests.tiny_models import engine, picture
 
 
@@ -226,8 +226,6 @@ def test_confidence_gates_zoom_as_often_as_the_gate(tmp_path):
 
 
 def test_a_share_that_ties_forbid_is_met_as_nearly_as_they_allow():
-    from tests.evaluation.samples import row
-
     def scored(score):
         return dataclasses.replace(row(), gate=GateDecision(score, 1.0, False))
 
@@ -346,3 +344,12 @@ def test_the_command_refuses_what_the_questions_cannot_show(tmp_path, capsys):
     assert "3 questions are too few" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert command(["calibrate", path, "-o", out, "--share-zoomed", "0.5", "--region-thresholds", "a,b"]) == 2
+
+
+def test_a_coarse_answer_takes_as_long_as_what_decides_and_the_answer(tmp_path):
+    questions = read_calibration_questions(write(tmp_path, "33.90", pictures=1, each=1))
+    times = {"gate": 40.0, "region": 300.0, "coarse_answer": 900.0}
+    coarse = dataclasses.replace(row("1", picture="0.png"), seconds=2.0)
+    zoomed = dataclasses.replace(row("RM 33.90", picture="0.png", zoom=((0, 0, 9, 9),)), timing_ms=times)
+    taken = {by: pair_answers([coarse], [zoomed], questions, by)[0][0].coarse_s for by in ("gate", "map", "answer")}
+    assert taken == pytest.approx({"gate": 2.04, "map": 2.3, "answer": 2.0})

@@ -10,7 +10,7 @@ import yaml
 from qzoom.data.questions import read_receipts
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score
-from qzoom.integrations.lmms_eval import tasks_folder
+from qzoom.integrations.lmms_eval import decoding, tasks_folder
 from qzoom.model import QZoom
 
 RECEIPTS = Path(__file__).parents[3] / "shared" / "data" / "receipts"
@@ -38,6 +38,24 @@ def test_the_folder_is_printed():
         [sys.executable, "-m", "qzoom.integrations.lmms_eval"], capture_output=True, text=True, timeout=300, check=True
     )
     assert Path(done.stdout.strip()) == tasks_folder()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "options"),
+    [
+        ({}, {"max_new_tokens": 128, "stop": []}),
+        ({"until": "\n\n", "max_new_tokens": 16, "do_sample": False}, {"max_new_tokens": 16, "stop": ["\n\n"]}),
+        ({"do_sample": True, "temperature": 0, "top_p": 0.9}, {"max_new_tokens": 128, "stop": []}),
+        ({"do_sample": True}, {"max_new_tokens": 128, "stop": [], "temperature": 1.0, "top_p": 1.0}),
+        (
+            {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "until": ["a", ""]},
+            {"max_new_tokens": 128, "stop": ["a"], "temperature": 0.7, "top_p": 0.9, "top_k": 20},
+        ),
+    ],
+)
+def test_generation_settings_of_a_task(wanted, options):
+    assert decoding(wanted) == options
+    assert decoding(wanted, 5) == options | {"max_new_tokens": 5}
 
 
 @needs_harness

@@ -22,6 +22,7 @@ def endless():
     backbone = found.engine.backbone
     backbone.model.generation_config = copy.deepcopy(backbone.model.generation_config)
     backbone.model.generation_config.eos_token_id = [2**30]
+    backbone.tokenizer.eos_token = None
     return found
 
 

@@ -242,11 +242,10 @@ class Backbone(ABC):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
+        """Ids that end an answer: those of the generation config, and the tokenizer's own, which some configs lack."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
-        if configured is None:
-            configured = self.tokenizer.eos_token_id
-        return tuple(configured) if isinstance(configured, list | tuple) else (int(configured),)
+        ids = list(configured) if isinstance(configured, list | tuple) else [configured]
+        return tuple(dict.fromkeys(int(one) for one in (*ids, self.tokenizer.eos_token_id) if one is not None))
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

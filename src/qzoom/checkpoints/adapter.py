@@ -20,7 +20,7 @@ from qzoom.backbones.lora import LoraWeights
 from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseReference
-from qzoom.checkpoints.hub import is_transport_error
+from qzoom.checkpoints.hub import EMBEDDED, is_transport_error
 from qzoom.checkpoints.lora import write_lora
 from qzoom.checkpoints.upstream import PROVENANCE_KEY, upstream_fields
 from qzoom.checkpoints.weights import check_finite
@@ -110,7 +110,7 @@ def _base_reference(backbone: Backbone, base_id: str | None, base_revision: str 
     revision = base_revision if base_id else getattr(backbone.model.config, "_commit_hash", None)
     if not reference:
         raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
-    if reference != HERE and Path(reference).expanduser().is_dir():
+    if reference not in (HERE, EMBEDDED) and Path(reference).expanduser().is_dir():
         reference = str(Path(reference).expanduser().resolve())
     return BaseReference(reference, revision, backbone.family, backbone.hidden_size, backbone.num_layers)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qzoom.checkpoints.base import load_backbone
 from qzoom.checkpoints.branches import build_gate, build_region
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, detect_kind, read_adapter_config
-from qzoom.checkpoints.hub import Source, find_source
+from qzoom.checkpoints.hub import EMBEDDED, Source, find_source
 from qzoom.checkpoints.lora import add_to_backbone, read_lora
 from qzoom.checkpoints.upstream import branch_keys, is_branch_key, presets_of, read_zoom_config
 from qzoom.checkpoints.weights import file_digest, read_index, read_json, read_tensors
@@ -101,6 +101,8 @@ def find_base(adapter: AdapterConfig, source: Source) -> Source:
     name = adapter.base.id
     if name == HERE:
         return source
+    if name == EMBEDDED:
+        return find_source(name, adapter.base.revision)
     for folder in (source.folder / name, Path(name).expanduser()):
         if folder.is_dir():
             return Source(folder, str(folder))

@@ -203,7 +203,14 @@ class ChatEncoder:
     def _takes_texts(self) -> bool:
         """Whether the template takes a turn without pictures as one text; some see parts only."""
         probe = [{"role": "user", "content": "\ue000"}]
-        return "\ue000" in self._tokenizer.apply_chat_template(probe, tokenize=False, chat_template=self._template)
+        return "\ue000" in self._rendered(probe)
+
+    def _rendered(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """The template's text; templates that can think aloud first are told not to."""
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, chat_template=self._template, enable_thinking=False, **options
+        )
+        return text
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Token ids up to and including the assistant header, one placeholder id per picture.
@@ -232,9 +239,7 @@ class ChatEncoder:
             messages.append(
                 {"role": message["role"], "content": "".join(p["text"] for p in parts) if text_only else parts}
             )
-        rendered = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, chat_template=self._template
-        )
+        rendered = self._rendered(messages, add_generation_prompt=True)
         ids: list[int] = []
         core = self._plain
         for piece in re.split(f"({pattern})", rendered):

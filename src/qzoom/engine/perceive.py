@@ -225,7 +225,7 @@ def with_maps(engine: Engine, item: CoarseResult, maps: tuple[RegionMap, ...]) -
     if not all(math.isfinite(float(m.blurred.sum())) for m in maps):
         maps, note = (), f"The region map {_NOT_A_NUMBER}"
         decision = dataclasses.replace(decision, note=note)
-    elif engine.config.decide_by == "map":
+    elif maps and engine.config.decide_by == "map":
         decision = decide(engine, item.request, peak_score([m.blurred for m in maps]))
     boxes = propose_boxes(engine, maps, sizes, item.request.options.region_threshold)
     if decision.zoomed and not boxes:

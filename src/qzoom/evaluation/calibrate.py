@@ -39,7 +39,7 @@ class PairedAnswers:
     zooms: bool  # whether a region was found; without one the coarse answer stands whatever the gate says
     harmed: bool  # whether not zooming loses the answer
     gained: bool  # whether not zooming saves the answer (the zoomed one is wrong, the coarse one right)
-    coarse_s: float  # seconds of the coarse answer, the gate included
+    coarse_s: float  # seconds of the coarse answer, what decides included
     zoomed_s: float  # seconds of the answer when the gate says zoom
 
 
@@ -247,7 +247,7 @@ def calibrate(
     always = {t: ask(f"zoom-{t:g}", zoom="auto", gate_threshold=0.0, region_threshold=t) for t in thresholds}
     right = {t: sum(_is_right(row, answers) for row in rows) for t, rows in always.items()}
     best = max(thresholds, key=lambda t: (right[t], -abs(t - own), t))
-    pairs, failed = pair_answers(never, always[best], questions)
+    pairs, failed = pair_answers(never, always[best], questions, model.config.decide_by)
     if not pairs:
         raise DataError(f"None of the {failed} questions could be asked; try one with `qzoom ask`.")
     point = choose(pairs, goal, len(thresholds))
@@ -293,14 +293,20 @@ def _check_calibration(model: QZoom, thresholds: Sequence[float], *, labelled: b
         raise ConfigError("Region thresholds can only be compared on questions with answers; add them or compare none.")
 
 
+_DECIDING_STEP = {"gate": "gate", "map": "region"}
+"""The step of an answer's times in which it is decided whether to zoom."""
+
+
 def pair_answers(
-    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: Task
+    never: Sequence[AnswerRow], always: Sequence[AnswerRow], questions: Task, decide_by: str = "gate"
 ) -> tuple[list[PairedAnswers], int]:
     """Pair both answers to every question.
 
     Args:
         always: the same questions, zoomed whatever the gate's score, which they carry.
         questions: with the right answers, or without; then the zoomed answer counts as right.
+        decide_by: what decides (`ZoomConfig.decide_by`); its time is part of a coarse answer's. That of "answer" is the
+            coarse answer itself.
 
     Returns:
         The pairs, and how many questions were left out because one of their answers failed.
@@ -315,14 +321,14 @@ def pair_answers(
             first, second = _is_right(coarse, answers), _is_right(zoomed, answers)
         else:
             first, second = exact_match(coarse.prediction, zoomed.prediction), True
-        gate_s = zoomed.timing_ms.get("gate", 0.0) / 1000
+        decision_s = zoomed.timing_ms.get(_DECIDING_STEP.get(decide_by, ""), 0.0) / 1000
         out.append(
             PairedAnswers(
                 score=zoomed.gate.score,
                 zooms=zoomed.gate.zoomed,
                 harmed=second and not first,
                 gained=first and not second,
-                coarse_s=coarse.seconds + gate_s,
+                coarse_s=coarse.seconds + decision_s,
                 zoomed_s=zoomed.seconds,
             )
         )

@@ -7,8 +7,10 @@ token limits as `qzoom eval`.
 from __future__ import annotations
 
 import time
+import zlib
 from typing import Any
 
+import torch
 from lmms_eval import utils
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
@@ -18,6 +20,7 @@ from loguru import logger
 
 from qzoom.engine.request import share_tokens
 from qzoom.errors import ConfigError, QZoomError
+from qzoom.integrations.lmms_eval import decoding
 from qzoom.model import QZoom
 from qzoom.settings import closest
 from qzoom.types import Answer
@@ -120,7 +123,9 @@ class QZoomChat(lmms):
 
     def _answer(self, chunk: list[Any]) -> list[GenerationResult]:
         """One batch; where it fails, its requests are asked one by one to find the one that cannot be."""
-        options = self.options | self._decoding(chunk[0][2])
+        options = self.options | decoding(chunk[0][2], self.max_new_tokens)
+        if "temperature" in options:  # drawn answers follow the harness's seed, each question with one of its own
+            options["seed"] = [(torch.initial_seed() + zlib.crc32(repr(args[3:]).encode())) % 2**63 for args in chunk]
         samples = [(None, self._messages(args)) for args in chunk]
         try:
             return [_result(answer) for answer in self.qzoom.ask_batch(samples, **options)]
@@ -134,19 +139,6 @@ class QZoomChat(lmms):
         _, doc_to_messages, _, doc_id, task, split = args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         return messages.to_hf_messages()
-
-    def _decoding(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """The task's generation settings as qzoom's options."""
-        stops = wanted.get("until") or []
-        drawn = bool(wanted.get("do_sample")) or float(wanted.get("temperature") or 0) > 0
-        options: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens or int(wanted.get("max_new_tokens") or 128),
-            "stop": [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop],
-        }
-        if drawn:
-            options["temperature"] = float(wanted.get("temperature") or 1.0)
-            options["top_p"] = float(wanted.get("top_p") or 1.0)
-        return options
 
 
 def _result(answer: Answer) -> GenerationResult:
