@@ -147,3 +147,12 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+_SHORT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # torch, CUDA's libraries
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory was short; on a CPU, and of CUDA's libraries, torch raises a plain RuntimeError."""
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in text for words in _SHORT_OF_MEMORY)

@@ -261,6 +261,15 @@ def test_a_second_reading_without_memory_leaves_the_first_answer_and_the_neighbo
     assert len(found[1].tokens) == 12
 
 
+def test_other_errors_of_a_second_reading_are_not_taken_for_short_memory(monkeypatch):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(reread, "zoom", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        asked(reader(rule(longest=9)))
+
+
 def test_second_readings_that_fail_together_are_tried_alone_in_the_memory_that_is_free_again(monkeypatch):
     engine = reader(rule(longest=9)).engine
     own = {"zoom": "always", "sampling": SamplingParams(max_new_tokens=5)}

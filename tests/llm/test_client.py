@@ -230,6 +230,19 @@ def test_first_refusals_are_stored_with_the_first_reply(tmp_path):
     assert [(cost.requests, cost.failures, cost.kept) for cost in costs] == [(0, 0, 4), (4, 3, 0)]
 
 
+def test_an_endpoint_that_answered_in_an_earlier_run_may_refuse_many_calls(tmp_path):
+    stub = Stub(lambda body, before: (400, {}) if text_of(body).startswith("long") else "A4")
+    with serve(stub) as url:
+        with client_at(tmp_path, url) as client:
+            client.call(chat("short"))
+        for _ in range(2):
+            with client_at(tmp_path, url) as client:
+                for i in range(4):
+                    with pytest.raises(CallRefusedError, match="HTTP 400: no"):
+                        client.call(chat(f"long {i}"))
+    assert list(stub.asked.values()) == [1] * 5
+
+
 def test_refusals_of_one_endpoint_are_not_stored_because_another_answers(tmp_path):
     wrong, right = Stub(always((400, {}))), Stub(always("A4"))
     with serve(wrong) as first, serve(right) as second:

@@ -3,6 +3,7 @@ import dataclasses
 import io
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -304,6 +305,17 @@ def test_a_request_is_read_in_its_time_and_for_its_client_only(model):
         with pytest.raises(error):
             converter.request(body, prepared, "", reading)
     assert converter.cache.misses == 0
+
+
+def test_a_picture_that_is_known_waits_for_no_decoder(model):
+    converter, body = converter_of(model), body_with(data_url())
+    wanted = made_by(converter, body)
+    with ExitStack() as busy:
+        for _ in range(4):
+            busy.enter_context(converter.cache.decoders.hold(ReadingTime()))
+        again = made_by(converter, body, ReadingTime(time.monotonic() + 60))
+    assert again.pictures[0].image is wanted.pictures[0].image
+    assert (converter.cache.hits, converter.cache.misses) == (1, 1)
 
 
 def test_drawing_a_pdf_ends_with_the_time_of_the_request(model):

@@ -22,7 +22,7 @@ from qzoom.engine.prefix_cache import PrefixCache, prefix_key
 from qzoom.engine.request import Request, estimate_bytes
 from qzoom.engine.reread import Draft, start_again
 from qzoom.engine.state import Engine
-from qzoom.errors import QZoomError
+from qzoom.errors import QZoomError, is_short_of_memory
 from qzoom.types import Answer, StreamEvent
 
 _log = logging.getLogger(__name__)
@@ -187,8 +187,10 @@ class ContinuousBatch:
         try:
             with clock.step("decode"):
                 return self._batch.start(rows)
-        except (RuntimeError, MemoryError):
-            _log.exception("%d answers could not be read a second time; the first readings count.", len(rows))
+        except (RuntimeError, MemoryError) as error:
+            if not is_short_of_memory(error):
+                raise
+            _log.exception("Memory was short for %d second readings; the first ones count.", len(rows))
             return []
 
     def _settle(self, key: int) -> Iterator[KeyedEvent]:

@@ -28,7 +28,7 @@ from qzoom.engine.request import region_budget
 from qzoom.engine.sampling import GREEDY_BELOW, token_logprob
 from qzoom.engine.state import Engine, LayerCache
 from qzoom.engine.zoom import zoom
-from qzoom.errors import QuestionError
+from qzoom.errors import QuestionError, is_short_of_memory
 from qzoom.heads.boxes import CellBox, MapBox
 
 _log = logging.getLogger(__name__)
@@ -146,8 +146,10 @@ def _tried(engine: Engine, drafts: Sequence[Draft]) -> list[DecodeRow] | None:
         return _start_again(engine, drafts)
     except QuestionError:  # too long
         return None
-    except (RuntimeError, MemoryError):  # on a CPU, torch raises the former when memory is short
-        _log.exception("%d answers could not be read a second time together.", len(drafts))
+    except (RuntimeError, MemoryError) as error:
+        if not is_short_of_memory(error):
+            raise
+        _log.exception("Memory was short when %d answers were to be read a second time together.", len(drafts))
         return None
 
 

@@ -250,7 +250,7 @@ class Client:
         self._rests = [0.0 for _ in self.endpoints]
         self._lock = threading.Lock()
         self._lost = self._refused = 0
-        self._answered: set[str] = set()  # addresses that gave a reply
+        self._answered: set[str] | None = None  # addresses that gave a reply, in earlier runs with this cache too
         self._held: dict[str, dict[str, Failure]] = {}  # refusals of the others, by address and key of the call
 
     @property
@@ -363,20 +363,20 @@ class Client:
     def _keep(self, key: str, outcome: Reply | Failure, endpoint: EndpointSettings) -> None:
         """Store replies and refusals. An endpoint that has not answered yet may be set up wrongly, so its refusals are
         stored with its first reply; a member that has only ever been refused ends the run, and nothing is stored."""
-        url, cache = endpoint.url, self.shared.cache
+        url, cache, answered = endpoint.url, self.shared.cache, self._answering()
         cost = _price(Cost(self.role, self.name, url), endpoint, outcome)
         due: dict[str, Failure] = {}
         with self._lock:
             self._lost = 0
             if isinstance(outcome, Reply):
-                self._answered.add(url)
+                answered.add(url)
                 due = self._held.pop(url, {})
             else:
                 self._refused += 1
-                if url not in self._answered:
+                if url not in answered:
                     self._held.setdefault(url, {})[key] = outcome
             held = key in self._held.get(url, {})
-            hopeless = not self._answered and self._refused >= _ALL_REFUSED
+            hopeless = not answered and self._refused >= _ALL_REFUSED
             if hopeless:
                 self._held.clear()
         for other, failure in due.items():
@@ -387,6 +387,14 @@ class Client:
             cache.store(key, outcome, cost)
         if hopeless and isinstance(outcome, Failure):
             raise self._stop(endpoint, f"it refuses every request ({outcome.reason})")
+
+    def _answering(self) -> set[str]:
+        """Addresses that have given this member a reply."""
+        with self._lock:
+            if self._answered is None:
+                own = [cost for cost in self.shared.cache.costs() if (cost.role, cost.name) == (self.role, self.name)]
+                self._answered = {cost.url for cost in own if cost.completion_tokens}
+            return self._answered
 
     def _lost_call(self, reason: str) -> Exception:
         with self._lock:

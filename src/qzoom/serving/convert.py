@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from qzoom.images.fetch import FetchPolicy, fetch_image
 from qzoom.images.load import LoadedImage, read_data_url
 from qzoom.images.pdf import is_pdf
 from qzoom.model import QZoom
-from qzoom.serving.errors import ApiError, from_exception
+from qzoom.serving.errors import ApiError, from_exception, pictures_too_large
 from qzoom.serving.pictures import PictureCache, PictureTotals, ReadingTime, pixels_of
 from qzoom.serving.protocol import (
     ChatRequest,
@@ -143,14 +143,14 @@ class Converter:
         files: list[bytes] = []
         totals = PictureTotals(self.limits)
         left_bytes = self.limits.total_picture_bytes - sum(len(data) for data in prepared.files if data)
+        if left_bytes < 0:
+            raise pictures_too_large(self.limits.total_picture_bytes)
         for number, ((where, part), data) in enumerate(zip(prepared.parts, prepared.files, strict=True), start=1):
             with _naming(where, number, reading):
                 if data is None:
                     data = self._fetch(_address(part), left_bytes, reading)
                     left_bytes -= len(data)
-                # A damaged header takes as much as a whole picture.
-                with nullcontext() if is_pdf(data) else self.cache.decoders.hold(reading):
-                    totals.add(data, number)
+                totals.add(data, number)
             files.append(data)
         return files, self.limits.total_pixels - totals.pixels
 
