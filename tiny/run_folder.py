@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qzoom.checkpoints.writing import tidy_folder
 from qzoom.errors import CheckpointError, ConfigError
 from qzoom.settings import to_dict
 from qzoom.store.log import open_locked, write_atomic
@@ -61,11 +61,7 @@ def _tidy(folder: Path) -> None:
     """Remove half-written files; a model that was moved aside comes back if no other took its place."""
     for path in (*folder.glob(f"{STATE_FILE}.*.partial"), *folder.glob(f"{CURVE_FILE}.*.partial")):
         path.unlink(missing_ok=True)
-    for path in folder.glob(f".{MODEL_FOLDER}.old-*"):
-        if not (folder / MODEL_FOLDER).exists():
-            path.rename(folder / MODEL_FOLDER)
-    for path in (*folder.glob(f".{MODEL_FOLDER}.part-*"), *folder.glob(f".{MODEL_FOLDER}.old-*")):
-        shutil.rmtree(path, ignore_errors=True)
+    tidy_folder(folder / MODEL_FOLDER)
 
 
 def _refuse_left_overs(folder: Path) -> None:

@@ -56,6 +56,17 @@ def atomic_folder(folder: Path, kind: Kind) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def tidy_folder(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_folder`; a folder that was moved aside comes back if no other took
+    its place. Only while nobody writes there."""
+    for old in folder.parent.glob(f".{folder.name}.old-*"):
+        if not folder.exists():
+            old.rename(folder)
+    for pattern in ("part", "old"):
+        for path in folder.parent.glob(f".{folder.name}.{pattern}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def copy_side_files(source: Path, target: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Copy what belongs to a checkpoint beside weights and config: tokenizer, templates, cards, licences."""
     for path in sorted(source.iterdir()):
