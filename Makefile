@@ -19,6 +19,9 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY ?= passive
 export OMP_NUM_THREADS ?= 1
 
+# Hundreds of processes of the tests import the same modules: their compiled form is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Paths and questions go to the shell as environment variables, so that spaces, quotes and dollar signs stay as typed.
 export QZOOM_MAKE_IMAGE := $(value IMAGE)
 export QZOOM_MAKE_QUESTION := $(value QUESTION)

@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from qzoom.errors import DataError
 from qzoom.labels import published
 from qzoom.labels.published import convert_published, read_pickle
-from qzoom.store.records import RecordStore
+from qzoom.store.records import RecordStore, missing_samples
 from qzoom.store.schema import Question, RegionLabel, Skip
 
 
@@ -133,13 +134,14 @@ def entry(image="a.png", peak=(1, 2)):
 
 def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):
     Image.new("RGB", (60, 30)).save(tmp_path / "a.png")
-    bad = [entry("missing.png"), {"image": "a.png"}, "x", entry() | {"sink_attn": [1, 2]}, entry(peak=(0, 0))]
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    bad = [entry("bad.png"), {"image": "a.png"}, "x", entry() | {"sink_attn": [1, 2]}, entry(peak=(0, 0))]
     path = tmp_path / "labels.pkl"
     path.write_bytes(pickle.dumps([entry(), *bad]))
     report = convert_published(path, tmp_path / "store", tmp_path, model="base")
     # the last one points at the padding of the wide picture, so nothing in it is foreground
     assert (report.questions, report.usable, report.skipped) == (6, 1, 4)
-    assert "entry 1: The picture" in report.reasons[0]
+    assert "bad.png': it is not a picture" in report.reasons[0]
     store = RecordStore(tmp_path / "store")
     assert (store.provenance.model, store.provenance.weights) == ("base", "")
     stored, label = next(store.of_kind(RegionLabel))
@@ -155,6 +157,20 @@ def test_entries_become_labels_and_bad_ones_are_counted(tmp_path):
     assert len(list(store.of_kind(Skip))) == 4
     again = convert_published(path, tmp_path / "store", tmp_path, model="base")
     assert (again.usable, again.skipped) == (1, 4)  # a rerun adds nothing
+
+
+def test_entries_whose_picture_is_missing_are_left_for_a_rerun(tmp_path):
+    Image.new("RGB", (60, 30)).save(tmp_path / "a.png")
+    path = tmp_path / "labels.pkl"
+    path.write_bytes(pickle.dumps([entry(), entry("later.png")]))
+    report = convert_published(path, tmp_path / "store", tmp_path)
+    assert (report.questions, report.skipped, report.unread) == (1, 0, 1)
+    assert re.search(r"^entry 1: The picture .*later\.png of question '7' is missing", report.unread_reason)
+    assert missing_samples(tmp_path / "store") == 1
+    Image.new("RGB", (60, 30)).save(tmp_path / "later.png")
+    report = convert_published(path, tmp_path / "store", tmp_path)
+    assert (report.usable, report.skipped, report.unread, report.unread_reason) == (2, 0, 0, "")
+    assert missing_samples(tmp_path / "store") == 0
 
 
 def test_other_pickles_are_no_label_files(tmp_path):

@@ -228,3 +228,9 @@ def _convert_labels(pickle: Path, output: Path, images: Path, *, model: str, fre
     console.note(f"saved   {output}: {report.usable} usable label maps of {report.questions} entries")
     if report.skipped:
         console.note(f"note    {report.skipped} entries skipped; the first: {report.reasons[0]}")
+    if report.unread:
+        console.note(
+            f"note    {report.unread} entries not converted, since their image cannot be read; the first: "
+            f"{report.unread_reason} Run the same command again to convert them."
+        )
+        raise typer.Exit(1)

@@ -260,8 +260,8 @@ def _warn_unfinished(recipe: StageRecipe, console: Console) -> None:
         missing = missing_samples(folder) if folder.is_dir() else 0
         if missing:
             console.note(
-                f"warning: {name} is unfinished: the labels of {missing} questions are missing. Run the same `qzoom "
-                "label` command again to make them; training uses what is there."
+                f"warning: {name} is unfinished: the labels of {missing} questions are missing. Run the command that "
+                "makes them again; training uses what is there."
             )
 
 

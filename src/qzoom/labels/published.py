@@ -6,6 +6,7 @@ A file is a list of entries with `image`, `prompt` and `text`, and two attention
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,14 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qzoom.data.questions import load_picture
-from qzoom.errors import DataError, ImageError
+from qzoom.errors import DataError, ImageError, LaterError
 from qzoom.labels import unpickling
 from qzoom.labels.label_regions import RegionReport, region_report
 from qzoom.labels.maps import label_record, region_labels
 from qzoom.labels.settings import LabelMapSettings
+from qzoom.labels.workers import read_picture
 from qzoom.settings import to_dict
-from qzoom.store.records import RecordWriter, start_store
+from qzoom.store.records import RecordWriter, note_pending, start_store
 from qzoom.store.schema import Attention, Provenance, Question, Response, Skip, Turn, content_id, tensor_digest
 
 MEMORY_BYTES = 16 * 2**30
@@ -95,6 +96,8 @@ def convert_published(
 ) -> RegionReport:
     """Write a store of region labels from a published file; a rerun continues it.
 
+    An entry whose picture is missing or cannot be read now is left for a rerun, as in `label_regions`.
+
     Args:
         path: the pickle.
         images: folder that the entries' picture paths start from.
@@ -111,17 +114,22 @@ def convert_published(
     header = {"maps": to_dict(settings), "images": str(images.resolve()), "entries": len(content), "file": path.name}
     provenance = Provenance(model=model, prompt="published", sizes={"view": "square"})
     start_store(folder, "regions", header, provenance, fresh=fresh)
+    samples = [f"entry-{number}" for number in range(len(content))]
+    note_pending(folder, samples)
+    unread: list[str] = []
     with RecordWriter(folder) as writer:
-        for number, entry in enumerate(content):
-            sample = f"entry-{number}"
+        for number, (sample, entry) in enumerate(zip(samples, content, strict=True)):
             if sample in writer.done:
                 continue
             try:
                 records = _records(entry, arrays, images, settings, number)
+            except LaterError as error:
+                unread.append(f"entry {number}: {error}")
+                continue
             except (DataError, ImageError) as error:
                 records = [(Skip(sample, f"entry {number}: {error}"), {})]
             writer.append(sample, records)
-    return region_report(folder)
+    return dataclasses.replace(region_report(folder), unread=len(unread), unread_reason="".join(unread[:1]))
 
 
 def _records(
@@ -144,7 +152,7 @@ def _records(
     source = str(entry.get("dataset") or "published")
     name = str(entry.get("question_id") or entry.get("uid") or number)
     question = Question(name, texts["image"], (Turn(texts["prompt"]),), mode, source, str(images.resolve()))
-    size = load_picture(question).size_px
+    size = read_picture(question, "").size_px
     side = max(size)
     rows, columns = maps["sink_attn"].shape
     question_id = content_id(question)
