@@ -6,15 +6,20 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
+from typing import Any, Literal
 
 from qzoom.errors import ConfigError, StopRunError
 
+Part = Literal["data", "serve"]
+"""A library of Ray, which `ray` itself does not import."""
 
-def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, bool]:
+
+def start_ray(part: Part, address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, bool]:
     """The `ray` module, connected, and whether Ray was started or joined here (then shut it down).
 
     Args:
+        part: what the caller uses of Ray; the other one, whose import takes long, stays unread.
         address: of a running cluster, or "auto" for this machine's; empty starts Ray here.
         cpus: processors that a Ray started here may use.
         advice: added to the error when Ray is not installed, e.g. what to use instead.
@@ -26,8 +31,8 @@ def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
-        import ray.data  # noqa: F401 - submodules that ray itself does not import
-        import ray.serve  # noqa: F401
+
+        import_module(f"ray.{part}")
     except ImportError as error:
         raise ConfigError(f"This needs Ray: pip install 'qzoom[ray]'{advice}.") from error
     own = not ray.is_initialized()
@@ -42,10 +47,10 @@ def start_ray(address: str = "", cpus: int = 1, advice: str = "") -> tuple[Any, 
 
 
 @contextmanager
-def ray_running(address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
+def ray_running(part: Part, address: str = "", cpus: int = 1, advice: str = "") -> Iterator[Any]:
     """The `ray` module, connected until the block ends; arguments and errors as in `start_ray` (StopRunError: Ray gave
     a task of the block up, for example since its process had no memory left)."""
-    ray, own = start_ray(address, cpus, advice)
+    ray, own = start_ray(part, address, cpus, advice)
     try:
         yield ray
     except ray.exceptions.RayError as error:

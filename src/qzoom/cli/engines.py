@@ -144,7 +144,7 @@ class EngineOptions:
 
         if self.name == "vllm" and not self.ray_address and find_spec("vllm") is None:
             raise ConfigError("The replicas need vLLM here; install it with: pip install 'qzoom[vllm]'.")
-        ray, own = start_ray(self.ray_address, self.replicas + 1, ", or leave --replicas out")
+        ray, own = start_ray("serve", self.ray_address, self.replicas + 1, ", or leave --replicas out")
         from qzoom.serving.engines.ray import RayEngine, start_replicas, stop_replicas
 
         one = dataclasses.replace(self, replicas=0)

@@ -250,7 +250,7 @@ def compute_with_ray(
         on_picture(whole, len(sources))
     if not rows:
         return
-    with ray_running(recipe.ray.address, recipe.ray.actors + 1, ", or use --engine inprocess") as ray:
+    with ray_running("data", recipe.ray.address, recipe.ray.actors + 1, ", or use --engine inprocess") as ray:
         data = ray_data(ray, rows, blocks=4 * recipe.ray.actors)
         about = {"recipe": to_dict(recipe), "folder": str(folder.resolve())}
         results = data.map_batches(

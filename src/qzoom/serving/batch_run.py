@@ -168,7 +168,7 @@ def answer_with_ray(
         ConfigError: Ray is not installed or cannot be reached.
         StopRunError: an actor could not start its engine.
     """
-    with ray_running(address, cpus=actors + 1, advice=", or leave --engine out") as ray:
+    with ray_running("data", address, cpus=actors + 1, advice=", or leave --engine out") as ray:
         data = ray_data(ray, [{"group": number} for number in range(len(groups))], blocks=len(groups))
         results = data.map_batches(
             _Actor,

@@ -1,17 +1,24 @@
 import asyncio
+import importlib
 import os
 import signal
+import socket
 from functools import partial
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import yaml
 
 pytest.importorskip("ray.serve", exc_type=ImportError)
 
-from qzoom.cli.engines import EngineOptions
+from ray import serve
+
+from qzoom.cli.engines import EngineOptions, ray_app
 from qzoom.cli.options import ModelOptions
 from qzoom.cluster import ray_running
+from qzoom.errors import ConfigError
 from qzoom.serving.engines.base import Job
 from qzoom.serving.engines.ray import RayEngine, start_replicas
 from qzoom.serving.settings import SchedulerLimits, ServerSettings
@@ -19,15 +26,34 @@ from qzoom.types import StreamEvent
 from tests.serving.engines.simulated import front
 from tests.serving.running import Site, chat, data_url, image_part, page, running, user, wait_until
 
+FILE = Path(__file__).parents[3] / "deploy" / "ray-serve.yaml"
+
 
 @pytest.fixture(scope="module")
-def site():
+def cluster():
+    with ray_running("serve", cpus=3) as ray:
+        yield ray
+
+
+@pytest.fixture
+def proxy(cluster):
+    """The address of Ray Serve's own HTTP server."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Ray's proxy does; nobody else gets the port
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site(cluster):
     """A front end before two replicas."""
     settings = ServerSettings(model_name="tiny")
-    with ray_running(cpus=3):
-        handle = start_replicas(partial(EngineOptions().start, ModelOptions(device="cpu"), settings), settings, 2)
-        with running(RayEngine(front(), handle, SchedulerLimits(queue=4))) as running_site:
-            yield running_site
+    handle = start_replicas(partial(EngineOptions().start, ModelOptions(device="cpu"), settings), settings, 2)
+    with running(RayEngine(front(), handle, SchedulerLimits(queue=4))) as running_site:
+        yield running_site
 
 
 def ask(site: Site, *messages: dict[str, object], **more: object) -> httpx.Response:
@@ -45,6 +71,27 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+@pytest.mark.slow
+def test_the_file_names_an_application_that_answers(proxy):
+    values = yaml.safe_load(FILE.read_text())["applications"][0]
+    module, _, name = values["import_path"].partition(":")
+    build = getattr(importlib.import_module(module), name)
+    serve.run(build(values["args"] | {"device": "cpu"}), name=values["name"], route_prefix=values["route_prefix"])
+    assert set(serve.status().applications["qzoom"].deployments) == {d["name"] for d in values["deployments"]}
+    reply = httpx.post(f"{proxy}/v1/chat/completions", json=chat(), timeout=120)
+    assert reply.status_code == 200
+    assert reply.json()["choices"][0]["message"]["content"]
+    streamed = httpx.post(f"{proxy}/v1/chat/completions", json=chat(stream=True), timeout=120).text
+    assert streamed.rstrip().endswith("data: [DONE]")
+    assert httpx.post(f"{proxy}/v1/chat/completions", json=chat(model="other")).status_code == 404
+    assert httpx.get(f"{proxy}/ready").json() == {"status": "ready"}
+
+
+def test_an_unknown_argument_of_the_file_is_one_sentence():
+    with pytest.raises(ConfigError, match="unknown 'modell'; did you mean 'model'"):
+        ray_app({"modell": "tiny"})
 
 
 @pytest.mark.slow
