@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,17 +88,25 @@ ELSEWHERE = ("serving.md", "port-a-backbone.md")  # checked by tests/serving and
 PYTHON_PAGES = [page for page in PAGES if blocks(page, "python") and page.name not in ELSEWHERE]
 
 
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A folder with the files that examples name."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def named_files(tmp_path_factory):
+    """The files that examples name."""
+    folder = tmp_path_factory.mktemp("named")
     receipt = Image.open(ROOT / "examples" / "receipt.jpg")
-    (tmp_path / "examples").mkdir()
+    (folder / "examples").mkdir()
     for name in ("examples/receipt.jpg", "receipt.jpg", "contract.jpg", "page.png", "page1.png", "page2.png"):
-        receipt.save(tmp_path / name)
+        receipt.save(folder / name)
     for name in ("a.png", "b.png"):
-        receipt.resize((300, 400)).save(tmp_path / name)
-    (tmp_path / "contract.pdf").write_bytes(of_pictures([receipt.resize((300, 400))] * 9, dpi=100))
+        receipt.resize((300, 400)).save(folder / name)
+    (folder / "contract.pdf").write_bytes(of_pictures([receipt.resize((300, 400))] * 9, dpi=100))
+    return folder
+
+
+@pytest.fixture
+def desk(named_files, tmp_path, monkeypatch):
+    """A folder with the files that examples name."""
+    shutil.copytree(named_files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

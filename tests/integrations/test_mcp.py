@@ -21,10 +21,11 @@ RECEIPT = Path(__file__).resolve().parents[2] / "examples" / "receipt.jpg"
 DATE = "What is the date?"
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """An allowed folder beside one that is not."""
-    inside, outside = tmp_path / "in", tmp_path / "out"
+    home = tmp_path_factory.mktemp("mcp")
+    inside, outside = home / "in", home / "out"
     inside.mkdir()
     outside.mkdir()
     receipt = Image.open(RECEIPT)
