@@ -1,4 +1,4 @@
-"""The real command, killed at random moments: the data is that of an undisturbed run, no stored call is repeated."""
+"""The command, killed at random moments: the data is that of an undisturbed run, no stored call is repeated."""
 
 import json
 import os
@@ -12,7 +12,9 @@ import threading
 import pytest
 import yaml
 
+from qzoom.cli.main import run
 from tests.distill.data import make_pictures, recipe_values
+from tests.llm.calls import PROCESSES
 from tests.llm.stub import Stub, completion, serve, text_of
 
 KILLS = 8
@@ -48,17 +50,23 @@ def teachers():
         yield stub
 
 
+def words(recipe, folder):
+    return ["distill", str(recipe), "-o", str(folder), "--quiet"]
+
+
 def start(recipe, folder):
-    words = [sys.executable, "-m", "qzoom", "distill", str(recipe), "-o", str(folder), "--quiet"]
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+    """The command in a process of its own."""
+    process = PROCESSES.Process(target=run, args=(words(recipe, folder),))
+    process.start()
+    return process
 
 
 def finish(recipe, folder):
-    process = start(recipe, folder)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said.decode()
+    command = [sys.executable, "-m", "qzoom", *words(recipe, folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def stored_contents(teachers, folder):
@@ -77,7 +85,7 @@ def stored_contents(teachers, folder):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
-    questions = make_pictures(tmp_path / "in", 12, places=3)
+    questions = make_pictures(tmp_path / "in", 8, places=3)
     endpoint = {"url": teachers.url, "model": "m"}
     members = [
         {"by": "endpoint", "name": name, "endpoints": [endpoint | {"model": name}]} for name in ("first", "second")
@@ -86,9 +94,9 @@ def test_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
     values = recipe_values(questions, roles=roles, choices={"negatives": 0.5}, export={"validation": 0.3})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(values))
-    finish(recipe, tmp_path / "calm")
+    assert run(words(recipe, tmp_path / "calm")) == 0
     calls = len(teachers.replies)
-    assert calls == 12 * 3 * 2 * 4
+    assert calls == 8 * 3 * 2 * 4
 
     rng = random.Random(7)
     folder = tmp_path / "killed"
@@ -99,7 +107,7 @@ def test_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
         teachers.reached.clear()
         teachers.wanted = began + rng.randint(1, 14)
         process = start(recipe, folder)
-        while process.poll() is None:
+        while process.is_alive():
             exporting = kills >= KILLS - LATE and (folder / "dataset.partial").exists()
             if exporting or (teachers.reached.wait(0.02) and kills < KILLS - LATE):
                 break
@@ -116,28 +124,23 @@ def test_kills_change_nothing_and_repeat_no_stored_call(tmp_path, teachers):
 
 def killed(process, after_s):
     """Whether the process still ran so long after and was killed."""
-    try:
-        process.wait(after_s)
-        return False
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        return True
-    finally:
-        process.communicate()
+    process.join(after_s)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
-def test_an_endpoint_that_is_down_is_named_in_one_sentence(tmp_path):
+def test_an_endpoint_that_is_down_is_named_in_one_sentence(tmp_path, capfd):
     questions = make_pictures(tmp_path / "in", 1)
     member = {"by": "endpoint", "name": "t", "endpoints": [{"url": "http://127.0.0.1:9/v1", "model": "m"}]}
     roles = {"teachers": [member], "calls": {"connect_s": 1.0, "retries": 1, "backoff_s": 0.01}}
     values = recipe_values(questions, roles=roles, vote={"quorum": 3, "per_teacher": 3, "teachers": 1})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(values))
-    process = start(recipe, tmp_path / "out")
-    said, complaint = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert said == b""
-    lines = complaint.decode().splitlines()
+    assert run(words(recipe, tmp_path / "out")) == 1
+    said, complaint = capfd.readouterr()
+    assert said == ""
+    lines = complaint.splitlines()
     assert len(lines) == 1
     assert "http://127.0.0.1:9/v1" in lines[0]
     assert "teacher" in lines[0]

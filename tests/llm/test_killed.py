@@ -4,32 +4,34 @@ import hashlib
 import json
 import random
 import sqlite3
-import subprocess
-import sys
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.llm.calls import PROCESSES, make_calls
 from tests.llm.stub import Stub, serve, text_of
 
 CALLS, THREADS = 120, 4
-WORK = """
-import pathlib, sys
-from concurrent.futures import ThreadPoolExecutor
-from qzoom.llm.cache import CallCache
-from qzoom.llm.client import Client, SharedClient
-from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 
-url, path, count, threads = sys.argv[1:]
-shared = SharedClient(CallCache(pathlib.Path(path)), CallSettings(backoff_s=0.01))
-client = Client("teacher", "one", [EndpointSettings(url, "m")], Sampling(), shared)
-with ThreadPoolExecutor(int(threads)) as pool:
-    texts = list(pool.map(lambda i: client.call([("user", (f"Question {i}?",))]).text, range(int(count))))
-print(len(texts), len(set(texts)))
-shared.close()
-"""
+
+def start(url: str, path: Path, count: int) -> tuple[Any, Connection]:
+    """A process that makes calls, and where it says what came."""
+    heard, said = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=make_calls, args=(url, path, count, THREADS, said))
+    process.start()
+    said.close()
+    return process, heard
+
+
+def result(process: Any, heard: Connection) -> tuple[int, int]:
+    """How many texts a process got, and how many different ones."""
+    process.join(300)
+    assert process.exitcode == 0
+    texts: tuple[int, int] = heard.recv()
+    return texts
 
 
 @pytest.mark.slow
@@ -51,14 +53,13 @@ def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path):
         return text
 
     with serve(Stub(answer)) as url:
-        words = [sys.executable, "-c", WORK, url, str(path), str(CALLS), str(THREADS)]
         held: set[str] = set()
         for _ in range(5):
-            process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
             with lock:
+                process, _ = start(url, path, CALLS)
                 kill_at[0] = (rng.randint(5, 20), rng.choice([0.0, 0.001, 0.005, 0.02]), process)
-            process.communicate(timeout=300)
-            assert process.returncode == -9
+            process.join(300)
+            assert process.exitcode == -9
             assert not held & set(lives[-1])
             assert len(set(lives[-1])) == len(lives[-1])
             before, held = held, stored(path)
@@ -67,8 +68,7 @@ def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path):
             with lock:
                 lives.append([])
                 kill_at[0] = None
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout == f"{CALLS} {CALLS}\n"
+        assert result(*start(url, path, CALLS)) == (CALLS, CALLS)
     assert len(lives[-1]) == CALLS - len(held)
     assert not held & set(lives[-1])
     assert json.dumps(sorted(stored(path))) == json.dumps(
@@ -79,10 +79,8 @@ def test_killed_at_random_moments_nothing_stored_is_paid_again(tmp_path):
 def test_several_processes_pay_once(tmp_path):
     stub = Stub(lambda body, before: hashlib.sha256(text_of(body).encode()).hexdigest())
     with serve(stub) as url:
-        words = [sys.executable, "-c", WORK, url, str(tmp_path / "calls.sqlite"), "60", "4"]
-        processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        said = [process.communicate(timeout=300)[0] for process in processes]
-    assert said == ["60 60\n"] * 3
+        started = [start(url, tmp_path / "calls.sqlite", 60) for _ in range(3)]
+        assert [result(*each) for each in started] == [(60, 60)] * 3
     assert list(stub.asked.values()) == [1] * 60
 
 

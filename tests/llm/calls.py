@@ -1,0 +1,24 @@
+"""What a process of its own does in the tests of killed ones: calls from several threads, kept in one file."""
+
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from qzoom.llm.cache import CallCache
+from qzoom.llm.client import Client, SharedClient
+from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
+
+PROCESSES = get_context("forkserver")
+"""Starts processes from one that has read the libraries already."""
+PROCESSES.set_forkserver_preload(["openai", "qzoom.cli.distill", "qzoom.distill.run", __name__])
+
+
+def make_calls(url: str, path: Path, count: int, threads: int, said: Connection) -> None:
+    """Ask `count` questions; says at the end how many texts came and how many different ones."""
+    shared = SharedClient(CallCache(path), CallSettings(backoff_s=0.01))
+    client = Client("teacher", "one", [EndpointSettings(url, "m")], Sampling(), shared)
+    with ThreadPoolExecutor(threads) as pool:
+        texts = list(pool.map(lambda i: client.call([("user", (f"Question {i}?",))]).text, range(count)))
+    said.send((len(texts), len(set(texts))))
+    shared.close()
