@@ -1,4 +1,6 @@
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +33,7 @@ CHOICES: list[dict[str, Any]] = [
 ]  # fmt: skip
 QUESTIONS = ["What is the total?", "When?", "Who is the company, and what did they sell to whom?", "?", "When?"]
 
-pytestmark = pytest.mark.parametrize("family", NEW)
+pytestmark = pytest.mark.parametrize("family", NEW, scope="module")
 
 
 def made(family: str, positions: str = "second_image", attn: str = "sdpa", **more: Any) -> Engine:
@@ -42,6 +44,26 @@ def made(family: str, positions: str = "second_image", attn: str = "sdpa", **mor
             positions=positions, region_threshold=0.05 if family in tiny_models.GLM else 0.2, **more
         ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """Folders of a model, and what it answers to `zoomed`."""
+
+    base: Path  # without branches
+    own: Path  # with branches and base
+    answer: Answer
+
+
+@pytest.fixture(scope="module")
+def saved(family, tmp_path_factory):
+    engine, folder = made(family), tmp_path_factory.mktemp(family)
+    base = save_pretrained(dataclasses.replace(engine, gate=None, region=None), folder / "base", include_base=True)
+    return Saved(base, save_pretrained(engine, folder / "own", include_base=True), zoomed(engine))
+
+
+def zoomed(engine: Engine) -> Answer:
+    return QZoom(engine).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8)
 
 
 def assert_same(answer: Answer, expected: Answer) -> None:
@@ -120,36 +142,24 @@ def test_ragged_batches_and_streams_equal_single_calls(family):
     assert "".join(event.text for event in events[1:-1]) == events[-1].answer.text
 
 
-@pytest.mark.parametrize("include_base", [True, False])
-def test_saved_and_loaded_it_answers_the_same(family, include_base, tmp_path):
-    engine = made(family)
-    base = tmp_path / "base"
-    save_pretrained(dataclasses.replace(engine, gate=None, region=None), base, include_base=True)
-    folder = save_pretrained(
-        engine, tmp_path / "own", include_base=include_base, base_id=None if include_base else str(base)
-    )
-    expected = QZoom(engine).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8)
-    assert_same(
-        QZoom(load_engine(folder, dtype="float32")).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8), expected
-    )
+def test_saved_and_loaded_it_answers_the_same(family, saved, tmp_path):
+    apart = save_pretrained(made(family), tmp_path / "apart", include_base=False, base_id=str(saved.base))
+    for folder in (saved.own, apart):
+        assert_same(zoomed(load_engine(folder, dtype="float32")), saved.answer)
 
 
-def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family, tmp_path):
-    engine = made(family)
-    ours = save_pretrained(engine, tmp_path / "ours", include_base=True)
+def test_converted_to_a_merged_checkpoint_and_back_it_answers_the_same(family, saved, tmp_path):
     if family == "qwen3_5_moe":  # transformers writes its experts apart and reads them fused
         with pytest.raises(CheckpointError, match=r"experts fused .*converting is not supported for this family\.$"):
-            convert(ours, tmp_path / "merged")
+            convert(saved.own, tmp_path / "merged")
         return
     if family == "llava":  # the authors' layout names a published vision tower: tests/checkpoints/test_llava.py
         return
-    assert convert(ours, tmp_path / "merged").written_kind == "upstream"
+    assert convert(saved.own, tmp_path / "merged").written_kind == "upstream"
     assert convert(tmp_path / "merged", tmp_path / "back").written_kind == "adapter"
-    expected = QZoom(engine).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8)
     for name in ("merged", "back"):
-        loaded = load_engine(tmp_path / name, dtype="float32")
-        assert_same(QZoom(loaded).ask(PAGES[0], "When?", zoom="always", max_new_tokens=8), expected)
-    convert(ours, tmp_path / "plain", answer_only=True)
+        assert_same(zoomed(load_engine(tmp_path / name, dtype="float32")), saved.answer)
+    convert(saved.own, tmp_path / "plain", answer_only=True)
     assert load_engine(tmp_path / "plain", dtype="float32").region is None
 
 
@@ -171,17 +181,16 @@ def test_two_steps_of_every_stage_move_what_they_should(family, tmp_path):
         assert moved == moves[stage]
 
 
-def test_a_plan_that_would_be_wrong_is_refused(family, tmp_path):
-    save_pretrained(dataclasses.replace(made(family), gate=None, region=None), tmp_path / "base", include_base=True)
+def test_a_plan_that_would_be_wrong_is_refused(family, saved):
     if family == "llava":
         count = sum(weight.numel() for weight in made(family).backbone.model.parameters())
-        assert sizes_of(tmp_path / "base").base == count
+        assert sizes_of(saved.base).base == count
         return
     with pytest.raises(ConfigError, match="no training plan"):
-        sizes_of(tmp_path / "base")
+        sizes_of(saved.base)
 
 
-def test_a_map_needs_a_layer_with_queries_and_keys(family, tmp_path):
+def test_a_map_needs_a_layer_with_queries_and_keys(family, saved, tmp_path):
     engine = made(family)
     if family not in tiny_models.HYBRIDS:
         assert engine.backbone.attention_layers == tuple(range(engine.backbone.num_layers))
@@ -190,7 +199,7 @@ def test_a_map_needs_a_layer_with_queries_and_keys(family, tmp_path):
     with pytest.raises(ConfigError, match=r"K=3 and T=3 .* linear-attention layer.*K \+ T out of 4, 8"):
         new_region(engine.backbone, 3, 3)
     assert [engine.backbone.nearest_depth(depth, 3) for depth in (1, 2, 3, 5, 7)] == [1, 1, 5, 5, 5]
-    folder = save_pretrained(engine, tmp_path / "own", include_base=True)
+    folder = Path(shutil.copytree(saved.own, tmp_path / "own"))
     config = folder / "qzoom_config.json"
     config.write_text(config.read_text().replace('"shared_layers": 5', '"shared_layers": 4'))
     with pytest.raises(CheckpointError, match="linear-attention layer"):
