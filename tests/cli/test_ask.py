@@ -71,10 +71,15 @@ def test_text_alone_on_standard_output(here, picture):
     assert (quiet.code, quiet.out, quiet.err) == (0, f"{expected}\n", "")
 
 
-def test_standard_input_is_a_picture(apart, here, picture):
-    expected = here("ask", picture, QUESTION, "--quiet").out
-    piped = apart("ask", "-", QUESTION, "--quiet", stdin=picture.read_bytes())
-    assert (piped.code, piped.out, piped.err) == (0, expected, "")
+def test_standard_input_is_a_picture_and_arguments_are_utf8_under_every_locale(apart, here, picture, tmp_path):
+    page = tmp_path / "größe.png"
+    Image.new("RGB", (300, 300), "grey").save(page)
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    more = ("Größe? 値段", "--quiet", "--json", "--zoom", "never")
+    expected = record(here("ask", page, picture, *more))
+    piped = apart("ask", page, "-", *more, stdin=picture.read_bytes(), env=plain)
+    assert {**record(piped), "timing_ms": {}} == {**expected, "timing_ms": {}}
+    assert piped.err == ""
 
 
 def test_save_draws_the_answer(here, picture, tmp_path):

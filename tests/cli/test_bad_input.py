@@ -1,5 +1,4 @@
 import io
-import json
 import os
 
 import pytest
@@ -125,17 +124,6 @@ def test_an_answer_is_printed_before_its_figure_fails(here, picture, tmp_path):
     assert "Cannot save the figure" in result.err
     assert len(result.err.splitlines()) == 1
     here("convert", tmp_path / "nothing", tmp_path / "out").refuses(1)
-
-
-@pytest.mark.slow
-def test_arguments_are_utf8_under_every_locale(here, apart, picture, tmp_path):
-    page = tmp_path / "größe.png"
-    page.write_bytes(picture.read_bytes())
-    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    words = ("ask", page, "Größe? 値段", "--quiet", "--json", "--zoom", "never")
-    expected, result = json.loads(here(*words).out), apart(*words, env=plain)
-    assert result.code == 0, result.err
-    assert {**json.loads(result.out), "timing_ms": {}} == {**expected, "timing_ms": {}}
 
 
 @pytest.mark.slow

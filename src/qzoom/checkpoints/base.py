@@ -49,6 +49,15 @@ PROCESSOR_FILES = (
 )
 
 
+def need_docstrings() -> None:
+    """Refuse an interpreter that leaves docstrings out (ConfigError)."""
+    if sys.flags.optimize > 1:  # transformers builds parts of itself from docstrings
+        raise ConfigError(
+            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
+            "-O or PYTHONOPTIMIZE=1 at most."
+        )
+
+
 def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[Any, Any, str]:
     """The tokenizer, the image processor and the chat template of a folder.
 
@@ -61,11 +70,7 @@ def load_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> t
         CheckpointError: a part is missing or cannot be read.
         ConfigError: the interpreter leaves docstrings out.
     """
-    if sys.flags.optimize > 1:  # transformers builds parts of itself from docstrings
-        raise ConfigError(
-            "transformers does not run without docstrings, which Python leaves out with -OO or PYTHONOPTIMIZE=2; use "
-            "-O or PYTHONOPTIMIZE=1 at most."
-        )
+    need_docstrings()
     from transformers import AutoTokenizer
 
     # From its own module: without torchvision, transformers 5.17 offers only a stand-in by the short name.

@@ -90,6 +90,9 @@ class ModelOptions:
 
     def load(self) -> QZoom:
         """The model (QZoomError: it cannot be found, read or placed)."""
+        from qzoom.checkpoints.base import need_docstrings
+
+        need_docstrings()  # before torch is imported, which takes long where nothing is compiled without docstrings
         from qzoom.model import QZoom
 
         return QZoom.from_pretrained(
