@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def binomial_cdf(successes: int, n: int, share: float) -> float:
     return min(1.0, math.fsum(math.exp(term) for term in terms))
 
 
+@lru_cache(maxsize=4096)
 def upper_bound(failures: int, n: int, confidence: float) -> float:
     """Clopper and Pearson's one-sided upper bound of a share.
 
