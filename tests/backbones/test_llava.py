@@ -1,4 +1,5 @@
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,17 @@ def full_pass(engine: Engine, one: Run) -> torch.Tensor:
         return engine.backbone.model.lm_head(out.last_hidden_state[0, -1])
 
 
-def outcomes(engine: Engine, pictures: Any) -> dict[tuple[int, bool], tuple[float, Run]]:
-    """A threshold and its run for every number of regions, masked or not, that some threshold gives."""
+@cache
+def outcomes(box: BoxRule, *, wide: bool = False) -> dict[tuple[int, bool], tuple[float, Run]]:
+    """A threshold and its run for every number of regions of the page, masked or not, that some threshold gives.
+
+    Args:
+        box: the rule of the regions.
+        wide: whether the wide picture is shown after the page.
+    """
     out: dict[tuple[int, bool], tuple[float, Run]] = {}
     for threshold in np.linspace(0.2, 0.8, 41).tolist():
-        one = found(engine, pictures, threshold)
+        one = found(made(box), [PAGE, WIDE] if wide else PAGE, threshold)
         out.setdefault((len(one.regions), any(box.keep is not None for box in one.before.boxes)), (threshold, one))
     return out
 
@@ -93,7 +100,7 @@ def test_the_square_of_a_long_strip_takes_little_memory(monkeypatch):
 
 
 def test_one_two_and_masked_crops_equal_a_full_pass():
-    every = outcomes(made(MASK), [PAGE, WIDE]) | outcomes(made(BOTH), PAGE) | outcomes(made(MASK), PAGE)
+    every = outcomes(MASK, wide=True) | outcomes(BOTH) | outcomes(MASK)
     assert {(1, False), (2, False), (1, True)} <= every.keys()
     for (count, masked), (_, one) in every.items():
         engine = made()
@@ -108,7 +115,7 @@ def test_one_two_and_masked_crops_equal_a_full_pass():
 
 def test_the_zoomed_answer_is_transformers_own_with_a_second_picture():
     engine = made(BOTH)
-    threshold, one = outcomes(engine, PAGE)[2, False]
+    threshold, one = outcomes(BOTH)[2, False]
     answer = QZoom(engine).ask(PAGE, QUESTION, zoom="always", region_threshold=threshold, max_new_tokens=8)
     assert [region.box for region in answer.regions] == [region.box for region in one.regions]
     inputs = plain_inputs_with(engine, [PAGE, *(engine.backbone.crop(PAGE, r.box) for r in answer.regions)])
@@ -202,12 +209,12 @@ def test_text_before_the_picture_moves_the_map_with_it():
 
 def test_two_pictures_both_zoom_and_batches_of_unequal_blocks_equal_single_calls():
     engine = made()
-    every = outcomes(engine, [PAGE, WIDE])
+    every = outcomes(MASK, wide=True)
     assert any(count == 2 for count, _ in every)  # one region of each picture
     one = next(run for (count, _), (_, run) in every.items() if count == 2)
     assert [region.image for region in one.regions] == [0, 1]
     samples: list[tuple[Any, float]] = [([PAGE, WIDE], threshold) for threshold, _ in every.values()]
-    samples += [(PAGE, threshold) for threshold, _ in outcomes(engine, PAGE).values()]
+    samples += [(PAGE, threshold) for threshold, _ in outcomes(MASK).values()]
     requests = [request(engine, p, QUESTION, zoom="always", region_threshold=t) for p, t in samples]
     together = run(engine, requests)
     alone = [run(engine, [one])[0] for one in requests]
@@ -289,9 +296,13 @@ def test_a_template_that_sees_parts_only_loses_no_text():
     assert shown == "USER: First? ASSISTANT: Yes. USER: And then? ASSISTANT:"
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world("llava", tmp_path_factory.mktemp("llava"))
+
+
 @pytest.mark.parametrize("size", ["7b", "13b"])
-def test_the_recipes_train_two_steps(size, tmp_path, monkeypatch):
-    world = make_world("llava", tmp_path)
+def test_the_recipes_train_two_steps(size, world, tmp_path):
     for stage, part in (("regions", "region"), ("gate", "gate")):
         path = RECIPES / f"llava-1.5-{size}" / f"{stage}.yaml"
         changes = {
