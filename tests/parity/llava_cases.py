@@ -61,7 +61,7 @@ def run_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> None:
     request = _request(engine, folder, entry, saved["two_stage_ids"].shape[1])
     before = coarse_pass(engine, [request], clock_of(engine))[0]
     _prompt(case, engine, entry, saved, before)
-    _picture(case, folder, engine, entry["image"], before)
+    _picture(case, folder, engine, entry, before)
     _map(case, engine, entry, saved, before)
     grid = [tuple(box) for box in entry["roi_boxes_grid_xyxy"]]
     in_padding = [box for box in grid if not _has_pixels(engine, request, box)]
@@ -82,7 +82,10 @@ def run_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> None:
         _region(case, entry, saved, after)
     compare_answer(case, "two_stage", greedy(engine, [after])[0], saved, entry["two_stage_ids"], 0)
     never = dataclasses.replace(request, options=dataclasses.replace(request.options, zoom="never"))
-    plain = greedy(engine, coarse_pass(engine, [never], clock_of(engine)))[0]
+    plain = folder.once(
+        lambda: greedy(engine, coarse_pass(engine, [never], clock_of(engine)))[0],
+        "direct", entry["config"], entry["image"], entry["question"], request.options.sampling.max_new_tokens,
+    )  # fmt: skip
     compare_answer(case, "direct", plain, saved, entry["direct_ids"], 0)
     case.require("every tensor compared", not saved.left, f"not compared: {saved.left}")
 
@@ -123,16 +126,18 @@ def _prompt(case: Case, engine: Engine, entry: dict[str, Any], saved: Tensors, i
         case.close("branch_hidden", item.state.hidden, saved["branch_hidden"], HIDDEN)
 
 
-def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: CoarseResult) -> None:
-    name = Path(image).stem
+def _picture(case: Case, folder: ModelFolder, engine: Engine, entry: dict[str, Any], item: CoarseResult) -> None:
+    name = Path(entry["image"]).stem
     saved, facts = Tensors(folder.tensors(f"images/{name}.safetensors")), folder.images[name]
     picture, features = item.request.pictures[0], item.state.prompt.spans[0].features
     case.equal("image size", list(picture.size_px), facts["size_wh"])
     case.equal("grid", list(features.grid), facts["grid_hw"])
     case.close("image features", features.tokens, saved["features"], HIDDEN)
-    pixels = engine.backbone.pixels(picture.image, None)[0]
+    key = entry["config"], name
+    pixels = folder.once(lambda: engine.backbone.pixels(picture.image, None)[0], "pixels", *key)
     if "vision" in saved:
-        case.close("image features before the projector", _seen(engine, pixels)[0], saved["vision"], HIDDEN)
+        seen = folder.once(lambda: _seen(engine, pixels)[0], "vision", *key)
+        case.close("image features before the projector", seen, saved["vision"], HIDDEN)
     count = pixels.numel()
     case.close("pixel sum per value", pixels.double().sum() / count, facts["pixel_sum"] / count, PIXEL)
     case.close("pixel sum per value", pixels.double().abs().sum() / count, facts["pixel_abs_sum"] / count, PIXEL)

@@ -78,7 +78,9 @@ def run_single_case(case: Case, folder: ModelFolder, entry: dict[str, Any]) -> N
     tokens = sum(s.stop - s.start for s in after.state.prompt.spans)
     case.equal("visual tokens", tokens, entry.get("visual_token_num_reported", tokens))
     compare_answer(case, "two_stage", greedy(engine, [after])[0], saved, entry["two_stage_ids"], row=0)
-    plain = _direct(engine, [request])[0]
+    plain = folder.once(
+        lambda: _direct(engine, [request])[0], "direct", entry["config"], entry["image"], str(entry["messages"]), steps
+    )
     compare_answer(case, "direct", plain, saved, entry["direct_ids"], row=0)
     case.require("every tensor compared", not saved.left, f"not compared: {saved.left}")
 
@@ -186,7 +188,8 @@ def _coarse(
         case.equal("merged grid", list(features.grid), entry["grid_hw_merged"])
     text = entry["texts_expanded"][row] if "texts_expanded" in entry else entry["text_expanded"]
     case.equal("expanded text", engine.backbone.tokenizer.decode(prompt.ids.tolist()), text)
-    _picture(case, folder, engine, entry["images"][row] if "images" in entry else entry["image"], item)
+    image = entry["images"][row] if "images" in entry else entry["image"]
+    _picture(case, folder, engine, entry["config"], image, item)
     case.close("branch_hidden_last", item.state.hidden[len(prompt) - 1], saved["branch_hidden_last"][row], HIDDEN)
     if "gate_score" not in saved:
         return
@@ -198,7 +201,7 @@ def _coarse(
     case.close("gate_score", item.gate.score, listed, MAP)
 
 
-def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: CoarseResult) -> None:
+def _picture(case: Case, folder: ModelFolder, engine: Engine, config: str, image: str, item: CoarseResult) -> None:
     """Vision features, and pixel values where they were kept."""
     name = Path(image).stem
     saved = Tensors(folder.tensors(f"images/{name}.safetensors"))
@@ -211,7 +214,7 @@ def _picture(case: Case, folder: ModelFolder, engine: Engine, image: str, item: 
     case.equal("DeepStack levels", len(features.deepstack), sum(n.startswith("deepstack") for n in saved._tensors))
     for level, values in enumerate(features.deepstack):
         case.close("DeepStack features", values, saved[f"deepstack.{level}"], HIDDEN)
-    pixels = _pixels(engine, item.request.pictures[0].image)
+    pixels = folder.once(lambda: _pixels(engine, item.request.pictures[0].image), "pixels", config, image)
     case.close("pixel sum per value", pixels.sum() / pixels.size, facts["pixel_sum"] / pixels.size, PIXEL)
     case.close("pixel sum per value", np.abs(pixels).sum() / pixels.size, facts["pixel_abs_sum"] / pixels.size, PIXEL)
     if (folder.root / f"images/{name}.pixels.npz").exists():

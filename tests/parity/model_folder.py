@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class ModelFolder:
         self.root = root
         self.images = self.read("images/images.json") if (root / "images/images.json").exists() else {}
         self._engines: dict[str, Engine] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def read(self, path: str) -> Any:
         """A JSON file."""
@@ -36,6 +37,12 @@ class ModelFolder:
     def picture(self, path: str) -> PIL.Image.Image:
         """A picture as RGB."""
         return PIL.Image.open(self.root / path).convert("RGB")
+
+    def once(self, make: Callable[[], Any], *key: Hashable) -> Any:
+        """What `make` returns, made for the first of the cases that need it; the key names all that it depends on."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def engine(self, config: str) -> Engine:
         """The checkpoint under one of its configs, through the package's own loader, in float32.
