@@ -105,7 +105,7 @@ def test_random_boxes_stay_inside_and_within_their_shares():
 
 
 def test_it_learns_and_the_merged_model_answers(world, tmp_path):
-    recipe = recipe_of(world, batch=2, micro_batch=2, steps=30, learning_rate=1e-3, save_steps=30)
+    recipe = recipe_of(world, batch=2, micro_batch=2, steps=16, learning_rate=1e-3, save_steps=16)
     report = train_stage(recipe, tmp_path, base=load_engine(recipe.base, dtype="float32"))
     assert report.last_loss < 0.3 * report.first_loss
     made = load_engine(tmp_path / "model")
@@ -116,7 +116,7 @@ def test_it_learns_and_the_merged_model_answers(world, tmp_path):
 
 def test_lora_moves_only_small_matrices(world, tmp_path):
     pytest.importorskip("peft")
-    recipe = recipe_of(world, batch=2, micro_batch=2, steps=12, learning_rate=1e-2, save_steps=6, lora_rank=2)
+    recipe = recipe_of(world, batch=2, micro_batch=2, steps=6, learning_rate=1e-2, save_steps=3, lora_rank=2)
     report = train_stage(recipe, tmp_path, base=load_engine(recipe.base, dtype="float32"))
     assert report.trained < 60_000
     assert report.last_loss < report.first_loss
