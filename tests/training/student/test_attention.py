@@ -90,26 +90,33 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(student, data, folder, weight, micro_batch=2, steps=1):
+def run(student, data, folder, weight, micro_batch=2, steps=1, **changes):
     supervision = AttentionSupervision(weight, LAYER, HEADS)
     sft = SftSettings(3e-3, "constant", 0.0, 4, micro_batch, steps=steps)
     fade = ShareSchedule(0.0, 0.0, "constant")
-    train_student(recipe_of(student, data, sft=sft, attention_supervision=supervision, fade=fade), folder)
+    changes |= {"sft": sft, "attention_supervision": supervision, "fade": fade}
+    train_student(recipe_of(student, data, **changes), folder)
     return losses(folder)
 
 
-def test_training_adds_the_loss_once_however_a_batch_is_cut(student, data, tmp_path):
-    (plain,) = run(student, data, tmp_path / "plain", 0.0)
-    (once,) = run(student, data, tmp_path / "once", 0.5)
-    (plain_whole,) = run(student, data, tmp_path / "plain-whole", 0.0, micro_batch=4)
-    (twice_whole,) = run(student, data, tmp_path / "twice-whole", 1.0, micro_batch=4)
+@pytest.fixture(scope="module")
+def trained(student, data, tmp_path_factory):
+    """Losses of five steps without and with supervision."""
+    folder = tmp_path_factory.mktemp("supervised")
+    plain = run(student, data, folder / "plain", 0.0, steps=5)
+    return plain, run(student, data, folder / "supervised", 1.0, steps=5)
+
+
+def test_training_adds_the_loss_once_however_a_batch_is_cut(student, data, trained, tmp_path):
+    plain, once = (found[0] for found in trained)
+    (plain_whole,) = run(student, data, tmp_path / "plain", 0.0, micro_batch=4)
+    (half_whole,) = run(student, data, tmp_path / "half", 0.5, micro_batch=4)
     assert once > plain
-    assert twice_whole - plain_whole == pytest.approx(2 * (once - plain), rel=1e-3)
+    assert once - plain == pytest.approx(2 * (half_whole - plain_whole), rel=1e-3)
 
 
-def test_heads_learn_to_look(student, data, tmp_path):
-    found = run(student, data, tmp_path / "long", 1.0, steps=5)
-    plain = run(student, data, tmp_path / "plain", 0.0, steps=5)
+def test_heads_learn_to_look(trained):
+    plain, found = trained
     assert found[-1] - plain[-1] < 0.8 * (found[0] - plain[0])
 
 

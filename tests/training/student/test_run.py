@@ -75,7 +75,7 @@ def test_result_loads_with_its_heads_unchanged(trained, student):
 
 def test_batches_prepared_ahead_are_the_same_ones(student, data, tmp_path):
     crops = RandomCrops(ShareSchedule(0.5, 0.5, "constant"), (4, 9), 1.0)
-    recipe = recipe_of(student, data, sft=part(steps=3), random_crops=crops)
+    recipe = recipe_of(student, data, sft=part(steps=2), random_crops=crops)
     train_student(recipe, tmp_path / "here")
     train_student(dataclasses.replace(recipe, loaders=2), tmp_path / "ahead")
     assert losses(tmp_path / "ahead") == losses(tmp_path / "here")
@@ -203,10 +203,11 @@ def test_what_trains_and_missing_data(student, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_rehearsal_and_no_validation(student, data, tmp_path):
-    recipe = recipe_of(student, data, rehearsal=0.5, validation=0.0, sft=part(steps=2))
+def test_rehearsal_and_no_validation(student, tmp_path):
+    folder = write(tmp_path / "data", [row(n, "colour") for n in range(4)])
+    recipe = recipe_of(student, folder, rehearsal=0.5, validation=0.0, sft=part(steps=2))
     report = train_student(recipe, tmp_path / "run")
-    assert report.phases[0].steps == 2
+    assert (report.phases[0].steps, report.phases[0].best_step, report.validations) == (2, None, ())
     assert len(losses(tmp_path / "run")) == 2
 
 
