@@ -81,21 +81,6 @@ def test_from_questions_to_an_adapter(here, place, tmp_path):
     assert sum(figures[kind] for kind in ("hard", "improvements", "both_right", "both_wrong", "undecided")) == 6
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_two_processes_label_what_one_does(here, place, tmp_path):
-    one = json.loads(label(here, place, "-o", tmp_path / "one").out)
-    two = label(here, place, "-o", tmp_path / "two", "--processes", "2")
-    assert two.code == 0, two.err
-    assert json.loads(two.out) == one
-    stores = [RecordStore(tmp_path / name) for name in ("one", "two")]
-    assert stores[0].samples == {key: stores[1].samples[key] for key in stores[0].samples}
-    assert sorted(path.name for path in (tmp_path / "two").glob("records-*")) == [
-        "records-00.jsonl",
-        "records-01.jsonl",
-    ]
-
-
 def test_no_usable_label_is_code_1_with_the_reasons(here, place, tmp_path):
     settings = tmp_path / "labels.yaml"
     settings.write_text("maps: {min_peak: 0.0, ignore_share: 0.0}\n")
@@ -108,8 +93,10 @@ def test_no_usable_label_is_code_1_with_the_reasons(here, place, tmp_path):
     assert (weak.code, figures["usable"], figures["too_weak"], figures["too_large"]) == (1, 0, 6, 0)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_images_that_cannot_be_read_are_code_1_and_are_labelled_later(here, place, tmp_path, processes):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_images_that_cannot_be_read_are_labelled_later_and_two_processes_label_what_one_does(
+    here, place, tmp_path, processes
+):
     (tmp_path / "moved").mkdir()
     for number in range(5):
         shutil.copy(place / f"{number}.png", tmp_path / "moved")
@@ -123,6 +110,12 @@ def test_images_that_cannot_be_read_are_code_1_and_are_labelled_later(here, plac
     whole = label(here, *words, "--images", tmp_path / "moved")
     figures = json.loads(whole.out)
     assert (whole.code, figures["questions"], figures["unread"]) == (0, 6, 0)
+    one = label(here, place, "-o", tmp_path / "one", "--foreground", "0.95", "--images", tmp_path / "moved")
+    assert figures == json.loads(one.out)
+    stores = [RecordStore(tmp_path / name) for name in ("one", "labels")]
+    assert stores[0].samples == {key: stores[1].samples[key] for key in stores[0].samples}
+    written = [f"records-{number:02}.jsonl" for number in range(processes)]
+    assert sorted(path.name for path in (tmp_path / "labels").glob("records-*")) == written
 
 
 def test_unfinished_labels_are_counted_before_training(here, place, tmp_path):

@@ -26,7 +26,7 @@ def _recipe(packs, minutes, **changes):
     values = {
         "stages": [{"name": "read", "minutes": minutes, "mix": {"sheet_line": 1.0, "sheet_lines_seen": 1.0}}],
         "packs": str(packs), "pack_counts": {"sheets": 3, "documents": 2, "scenes": 1, "held_out": 2},
-        "pointing_layer": 1, "pointing_heads": (0, 1), "vocabulary_size": 400, "step_positions": 600,
+        "pointing_layer": 1, "pointing_heads": (0, 1), "vocabulary_size": 400, "step_positions": 300,
         "architecture": to_dict(SMALL), "evaluate": ["sheet_line"], "evaluate_examples": 4,
     }  # fmt: skip
     return from_mapping(Recipe, {**values, **changes}, "test")
@@ -48,8 +48,8 @@ def _weights(folder):
 
 def test_a_stopped_run_goes_on_exactly(tmp_path, packs):
     recipe = _recipe(packs, 1)
-    take_steps(recipe, tmp_path / "whole", 4)
-    take_steps(recipe, tmp_path / "parts", 2)
+    take_steps(recipe, tmp_path / "whole", 3)
+    take_steps(recipe, tmp_path / "parts", 1)
     take_steps(recipe, tmp_path / "parts", 2)
     first, second = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
     assert first.keys() == second.keys()
@@ -72,7 +72,7 @@ def test_the_curve_of_a_killed_run_is_cut_to_its_state(tmp_path, packs):
 
 
 def test_the_loss_falls(tmp_path, packs):
-    run = take_steps(_recipe(packs, 1, bf16=False, warmup_steps=5), tmp_path / "run", 40)
+    run = take_steps(_recipe(packs, 1, bf16=False, warmup_steps=5, step_positions=600), tmp_path / "run", 40)
     losses = run._window["answer"]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
@@ -135,7 +135,7 @@ def test_the_decoder_may_stand_still(tmp_path, packs):
     stages = [{"name": "read", "minutes": 1, "mix": {"sheet_line": 1.0}, "decoder_lr": 0.0}]
     take_steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 0)
     before = _weights(tmp_path / "run")
-    take_steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 2)
+    take_steps(_recipe(packs, 1, stages=stages), tmp_path / "run", 1)
     changed = {name for name, weight in _weights(tmp_path / "run").items() if not torch.equal(weight, before[name])}
     assert any("visual" in name for name in changed)
     assert not any("language_model" in name for name in changed)
@@ -199,9 +199,8 @@ def test_two_processes_train_as_one_does(tmp_path, packs):
     path.write_text(json.dumps(to_dict(recipe)))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for _ in range(2):  # the second goes on from the first one's state
-        command = [*launch, str(ROOT / "tests" / "tiny" / "steps_process.py"), str(path), str(tmp_path / "two"), "2"]
-        subprocess.run(command, env=environment, check=True)
+    words = [str(path), str(tmp_path / "two"), "2", "2"]  # the last two steps go on from the state of the first two
+    subprocess.run([*launch, str(ROOT / "tests" / "tiny" / "steps_process.py"), *words], env=environment, check=True)
     take_steps(recipe, tmp_path / "start", 0)
     one = take_steps(recipe, tmp_path / "one", 4)
     assert Run(recipe, tmp_path / "two").counters["samples"] == one.counters["samples"]
