@@ -1,7 +1,9 @@
+import fcntl
+
 import pytest
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.store.log import Log, LogWriter, atomic_path, write_atomic
+from qzoom.store.log import Log, LogWriter, atomic_path, open_locked, write_atomic
 
 KEYS = [f"{n:020x}" for n in range(50)]
 SETTINGS = {"zoom": "never", "model": {"weights": "abc", "config": {"shared_layers": 3}}, "limits": (4, 144)}
@@ -161,3 +163,17 @@ def test_an_interrupted_atomic_write_leaves_the_old_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/report.json cannot be written \(.*\); check space"):
         write_atomic(tmp_path / "file" / "report.json", b"")
+
+
+def test_the_lock_is_that_of_the_file_with_this_name(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    take = fcntl.flock
+
+    def replaced_before(file, how):
+        write_atomic(path, b"of another process\n")
+        take(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced_before)
+    with pytest.raises(ConfigError, match="Another process is writing"):
+        open_locked(path, fresh=True)
+    assert path.read_bytes() == b"of another process\n"

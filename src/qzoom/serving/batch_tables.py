@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qzoom.errors import ConfigError, DataError
-from qzoom.store.log import atomic_path
+from qzoom.store.log import atomic_path, open_locked, unwritable
 
 if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile
 
 _ROWS = 1024
+_ASKED = ("question", "turns", "questions")
 
 
 def is_table(path: Path) -> bool:
@@ -25,23 +26,39 @@ def is_table(path: Path) -> bool:
 
 @contextmanager
 def open_table(source: Path, output: Path) -> Iterator[Path]:
-    """The input as lines: itself, or (Parquet) a file beside the output that is removed at the end.
+    """The input as lines: itself, or (Parquet) a file beside the output that this run alone writes and removes.
 
-    Columns are those of a line: `custom_id` and `body` (JSON text or a struct), or `id`, `image` and `question`, where
-    `image` is a path, bytes, or a struct of `bytes` and `path` as `datasets` writes it (ConfigError: pyarrow is not
-    installed; DataError: it cannot be read, or lacks these columns).
+    Columns are those of a line: `custom_id` and `body` (JSON text or a struct), or `id`, `image` and one of `question`,
+    `turns` and `questions`, where `image` is a path, bytes, or a struct of `bytes` and `path` as `datasets` writes it.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or another process does the same job.
+        DataError: the input cannot be read, lacks these columns or holds what JSON lacks, or the lines cannot be
+            written.
     """
     if not is_table(source):
         yield source
         return
     lines = output.with_name(f"{output.name}.input.jsonl")
+    lock = open_locked(lines, fresh=True)
     try:
-        with atomic_path(lines) as partial, partial.open("w", encoding="utf-8") as file:
-            for row in _rows(source):
-                file.write(json.dumps(_line(row, source)) + "\n")
+        _write_lines(source, lines)
         yield lines
     finally:
         lines.unlink(missing_ok=True)
+        lock.close()
+
+
+def _write_lines(source: Path, lines: Path) -> None:
+    try:
+        with lines.open("w", encoding="utf-8") as file:
+            for number, row in enumerate(_rows(source), start=1):
+                try:
+                    file.write(json.dumps(_line(row, source)) + "\n")
+                except TypeError as error:
+                    raise DataError(f"{source}, row {number} cannot be a line of JSON ({error}); mend it.") from error
+    except OSError as error:
+        raise unwritable(lines, error) from error
 
 
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
@@ -49,10 +66,10 @@ def _rows(source: Path) -> Iterator[dict[str, Any]]:
     try:
         table = parquet.ParquetFile(source)
         names = set(table.schema_arrow.names)
-        if not names >= {"custom_id", "body"} and not names >= {"id", "image", "question"}:
+        if not names >= {"custom_id", "body"} and not (names >= {"id", "image"} and names & set(_ASKED)):
             raise DataError(
                 f"{source} has the columns {', '.join(sorted(names))}; a batch needs custom_id and body, or id, image "
-                "and question."
+                f"and one of {', '.join(_ASKED)}."
             )
         for batch in table.iter_batches(_ROWS):
             yield from batch.to_pylist()
@@ -63,7 +80,7 @@ def _rows(source: Path) -> Iterator[dict[str, Any]]:
 def _line(row: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """A row as a line; pictures inside the table become data URLs."""
     if "custom_id" in row:
-        body = row["body"]
+        body = _given(row["body"])
         values = {key: row[key] for key in ("custom_id", "method", "url") if row.get(key) is not None}
         try:
             return values | {"body": json.loads(body) if isinstance(body, str) else body}
@@ -75,9 +92,17 @@ def _line(row: Mapping[str, Any], source: Path) -> dict[str, Any]:
         image = "data:application/octet-stream;base64," + base64.b64encode(data).decode("ascii")
     elif isinstance(image, Mapping):
         image = image.get("path")
-    if isinstance(image, str) and not image.startswith("data:"):
+    if isinstance(image, str) and "\0" not in image and not image.startswith("data:"):
         image = str((source.parent / image).resolve())
-    return {"id": str(row["id"]), "image": image, "question": row["question"]}
+    name = None if row["id"] is None else str(row["id"])
+    return {"id": name, "image": image} | {key: _given(row[key]) for key in _ASKED if row.get(key) is not None}
+
+
+def _given(value: Any) -> Any:
+    """The value without the nulls with which Arrow fills the fields that a struct lacks."""
+    if isinstance(value, Mapping):
+        return {key: _given(inner) for key, inner in value.items() if inner is not None}
+    return [_given(inner) for inner in value] if isinstance(value, list) else value
 
 
 def finish_table(answers: AnswerFile, output: Path) -> None:

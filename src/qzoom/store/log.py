@@ -217,6 +217,8 @@ def open_locked(path: Path, *, fresh: bool = False) -> Any:
         raise unwritable(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # replaced or removed before the lock
+            raise OSError("another file has this name now")
     except OSError as error:
         file.close()
         raise ConfigError(f"Another process is writing to {path}; wait for it, or name another file.") from error
