@@ -297,3 +297,71 @@ def test_a_picture_that_is_none_is_the_servers_refusal(here, folder):
     response = read_lines(folder / "out.jsonl")[0]["response"]
     assert response["status_code"] == 400
     assert "picture 1" in response["body"]["error"]["message"].lower()
+
+
+def test_an_input_that_goes_away_stops_the_run(here, folder):
+    lines = [{"custom_id": text, "body": {"messages": [{"role": "user", "content": text}]}} for text in TEXTS]
+    source, output = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
+    changes = [lambda: source.rename(folder / "kept.jsonl"), lambda: write_lines(source, lines[::-1])]
+
+    def answer(body: dict[str, Any], before: int) -> bytes:
+        if changes:
+            changes.pop(0)()
+        return OK
+
+    with serve(Stub(answer)) as url:
+        words = ("batch", source, "-o", output, "--server", url, "--model", "tiny", "--concurrency", "1", "--quiet")
+        here(*words).refuses(1, "in.jsonl cannot be read any more", "run the same command again")
+        (folder / "kept.jsonl").rename(source)
+        here(*words).refuses(1, "in.jsonl was changed during the run (line 3 is another)")
+        assert list(texts(read_lines(output))) == TEXTS[:2]
+        write_lines(source, lines)
+        assert here(*words).out == f"4 answers and 0 errors in {output}\n"
+
+
+def test_two_runs_of_one_parquet_job(here, folder):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"id": text, "image": "p0.png", "question": text} for text in TEXTS]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "in.parquet")
+    words = ["batch", folder / "in.parquet", "-o", folder / "out.parquet", "--concurrency", "1", "--model", "tiny"]
+    second: list[subprocess.CompletedProcess[str]] = []
+
+    def answer(body: dict[str, Any], before: int) -> bytes:
+        if not second:
+            command = [sys.executable, "-m", "qzoom", *map(str, words), "--fresh"]
+            second.append(subprocess.run(command, capture_output=True, text=True, check=False))
+        return OK
+
+    with serve(Stub(answer)) as url:
+        words += ["--server", url]
+        assert here(*words).out == f"4 answers and 0 errors in {folder / 'out.parquet'}\n"
+    assert (second[0].returncode, second[0].stderr.count("\n")) == (1, 1)
+    assert "Another process is writing" in second[0].stderr
+
+
+def test_unknown_fields_of_questions_are_refused_by_line(here, folder):
+    known = {"answer": ["x"], "boxes": [[0, 0, 1, 1]]}
+    base = {"image": "p0.png", "question": QUESTIONS[0]}
+    picture = {"image": "p0.png", "width": 320, "height": 400}
+    lines = [
+        base | known | {"id": "good", "mode": "text", "source": "mine"},
+        {"id": "talk", "image": "p0.png", "turns": [known | {"question": QUESTIONS[0]}]},
+        picture | {"id": "page", "questions": [known | {"field": "a", "question": QUESTIONS[0], "negative": False}]},
+        base | {"id": "typo", "max_token": 1},
+        base | {"id": "both", "turns": [{"question": QUESTIONS[0]}]},
+        {"id": "turn", "image": "p0.png", "turns": [{"question": QUESTIONS[0]}, {"question": "?", "zoom": "never"}]},
+        picture | {"id": "part", "questions": [{"question": QUESTIONS[0], "feild": "a"}]},
+        picture | {"id": "mixed", "questions": [{"question": QUESTIONS[0]}], "qestion": "?"},
+    ]
+    source, output = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
+    assert here("batch", source, "-o", output, "--max-tokens", "2").out.startswith("3 answers and 5 errors")
+    faults = {record["custom_id"]: record["error"] and record["error"]["message"] for record in read_lines(output)}
+    for name, sentence in {
+        "typo": "Line 4: unknown field 'max_token'; known keys: id, image, question,",
+        "both": "Line 5: both 'question' and 'turns'",
+        "turn": "Line 6: turn 2: unknown field 'zoom'; known keys: question, answer, boxes.",
+        "part/1": "Line 7: question 1: unknown field 'feild'; did you mean 'field'?",
+        "mixed/1": "Line 8: unknown field 'qestion'; did you mean 'questions'?",
+    }.items():
+        assert sentence in faults.pop(name)
+    assert faults == {"good": None, "talk": None, "page/1": None}

@@ -45,6 +45,14 @@ _TURN: dict[str, type] = {"question": str}
 _TURN_OPTIONS: dict[str, type] = {"answer": object, "boxes": list}
 _PICTURE: dict[str, type] = {"id": str, "image": str, "width": int, "height": int, "questions": list}
 _QUESTION: dict[str, type] = {"field": str, "question": str, "answer": str, "boxes": list}
+LINE_FIELDS = (*_LINE, *_LINE_OPTIONS)
+"""Fields of a line with one question or a conversation."""
+TURN_FIELDS = (*_TURN, *_TURN_OPTIONS)
+"""Fields of each of its turns."""
+PICTURE_FIELDS = tuple(_PICTURE)
+"""Fields of a line that holds a picture with all its questions."""
+QUESTION_FIELDS = (*_QUESTION, "negative")
+"""Fields of each of those questions."""
 _TYPES = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}
 
 

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qzoom.errors import ConfigError, DataError
+from qzoom.data.questions import LINE_FIELDS, PICTURE_FIELDS, QUESTION_FIELDS, TURN_FIELDS
+from qzoom.errors import ConfigError, DataError, StopRunError
 from qzoom.images.load import local_path
+from qzoom.settings import closest
 from qzoom.store.log import atomic_path, differences, open_locked, write_atomic, write_line
 
 URLS = ("/v1/chat/completions", "/v1/perceive")
@@ -126,6 +128,13 @@ def _name_of(value: Mapping[str, Any]) -> str:
     return name
 
 
+def _check_fields(value: Any, known: Sequence[str], where: str = "") -> None:
+    """An object has none but these fields; what is no object is refused elsewhere."""
+    for key in value if isinstance(value, dict) else ():
+        if key not in known:
+            raise DataError(f"{where}unknown field {key!r:.80}; {closest(key, known)}")
+
+
 def _urls(messages: Any) -> list[str]:
     """The addresses of all pictures of a conversation of any shape."""
     parts = [
@@ -163,19 +172,23 @@ class BatchReader:
 
     def requests(self, line: BatchLine) -> Iterator[tuple[str, dict[str, Any]]]:
         """Route and body of each turn of a line; later ones expect earlier answers in `messages` (DataError,
-        ImageError: the line cannot be asked; one sentence)."""
-        with self.path.open("rb") as file:
-            file.seek(line.offset)
-            value = _parse(file.readline())
-        _name_of(value)
+        ImageError: the line cannot be asked; StopRunError: the input is not what it was; one sentence)."""
+        value = self._read(line)
         if "custom_id" in value:
             yield self._openai(value)
             return
+        _check_fields(value, PICTURE_FIELDS if "questions" in value else LINE_FIELDS)
         if line.part:
             own = value["questions"][line.part - 1]
+            _check_fields(own, QUESTION_FIELDS, f"question {line.part}: ")
             value |= own if isinstance(own, dict) else {"question": None}
+        if "question" in value and "turns" in value:
+            raise DataError("both 'question' and 'turns'; give one of them.")
         turns = value.get("turns")
-        turns = turns if isinstance(turns, list) and turns else [value]
+        if not isinstance(turns, list) or not turns:
+            turns = [{key: value[key] for key in TURN_FIELDS if key in value}]
+        for number, turn in enumerate(turns, start=1):
+            _check_fields(turn, TURN_FIELDS, f"turn {number}: ")
         picture = self._file(value.get("image"), self.folder)
         for turn in turns:
             question = turn.get("question") if isinstance(turn, dict) else None
@@ -186,11 +199,29 @@ class BatchReader:
                 content.insert(0, {"type": "image_url", "image_url": {"url": picture}})
             yield URLS[0], {**self.defaults, "messages": [{"role": "user", "content": content}]}
 
+    def _read(self, line: BatchLine) -> dict[str, Any]:
+        """What the line holds, which must be what it held when the run began."""
+        again = "put it back and run the same command again to go on."
+        try:
+            with self.path.open("rb") as file:
+                file.seek(line.offset)
+                raw = file.readline()
+        except OSError as error:
+            raise StopRunError(f"{self.path} cannot be read any more ({error.strerror}); {again}") from error
+        try:
+            value = _parse(raw)
+            name = _name_of(value)
+        except DataError:
+            if not line.id:
+                raise
+            name = ""
+        if line.id and line.id != (f"{name}/{line.part}" if line.part else name):
+            raise StopRunError(f"{self.path} was changed during the run (line {line.number} is another); {again}")
+        return value
+
     def _openai(self, value: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        unknown = [key for key in value if key not in _FIELDS]
+        _check_fields(value, _FIELDS)
         body, url = value.get("body"), value.get("url", URLS[0])
-        if unknown:
-            raise DataError(f"unknown field {unknown[0]!r}; a batch line has {', '.join(_FIELDS)}.")
         if url not in URLS or value.get("method", "POST") != "POST":
             raise DataError(f"it must be a POST to {' or '.join(URLS)}, not {value.get('method', 'POST')} {url!r:.60}.")
         if not isinstance(body, dict):
