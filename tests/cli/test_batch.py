@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qzoom import QZoom
 from tests.llm.stub import Stub, serve, text_of
-from tests.serving.running import data_url, image_part, page, user, wait_until
+from tests.serving.running import data_url, image_part, page, running, user, wait_until
 
 QUESTIONS = ("What is the total amount?", "What is the date?")
 NOW = {"Retry-After": "0"}
@@ -123,11 +124,20 @@ def test_a_line_that_cannot_be_asked_does_not_end_the_job(here, folder):
 
 
 @pytest.mark.parametrize(
-    ("answer", "sentence"), [((401, {}), "refuses the key"), ((502, NOW, b"<html>"), "status 502 and no reply")]
+    ("answer", "sentence"),
+    [
+        ((401, {}), "refuses the key"),
+        ((502, NOW, b"<html>"), "status 502 and no reply"),
+        ((404, {}, b'{"detail": "Not Found"}'), "status 404, as it would to every line"),
+        ((404, {}, b'{"error": {"message": "no", "code": "not_found"}}'), "check --server"),
+        ((405, {}, b'{"detail": "Method Not Allowed"}'), "status 405"),
+        ((403, {}), "--api-key"),
+        ((307, {"Location": "https://127.0.0.1/"}, b"{}"), "status 307"),
+    ],
 )
 def test_a_server_that_refuses_everything_ends_the_job(here, folder, answer, sentence):
     source = write_lines(folder / "in.jsonl", question_lines(1))
-    with serve(Stub(lambda *_: answer)) as url:
+    with serve(Stub(lambda *_: answer, models=("tiny",))) as url:
         refused = here("batch", source, "-o", folder / "out.jsonl", "--server", url, "--quiet")
     assert refused.is_one_sentence
     assert sentence in refused.err
@@ -141,6 +151,7 @@ TEXTS = [f"Question {i}?" for i in range(4)]
 def test_failures_that_may_pass_are_asked_again(here, folder):
     failing = {TEXTS[0]: 504, TEXTS[1]: 500, TEXTS[2]: 400}
     stub = Stub(lambda body, before: (failing[text_of(body)], NOW) if text_of(body) in failing else OK)
+    stub.models = ("tiny",)
     lines = [{"custom_id": text, "body": {"messages": [{"role": "user", "content": text}]}} for text in TEXTS]
     source, output = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
 
@@ -164,7 +175,7 @@ def test_failures_that_may_pass_are_asked_again(here, folder):
 
 
 def test_a_failure_that_passes_at_once_is_no_error(here, folder):
-    stub = Stub(lambda body, before: OK if before == 2 else (504, NOW))
+    stub = Stub(lambda body, before: OK if before == 2 else (504, NOW), models=("tiny",))
     source = write_lines(folder / "in.jsonl", question_lines(1))
     with serve(stub) as url:
         done = here("batch", source, "-o", folder / "out.jsonl", "--server", url)
@@ -365,3 +376,102 @@ def test_unknown_fields_of_questions_are_refused_by_line(here, folder):
     }.items():
         assert sentence in faults.pop(name)
     assert faults == {"good": None, "talk": None, "page/1": None}
+
+
+def test_the_servers_model_is_asked(here, folder, monkeypatch):
+    source, output = write_lines(folder / "in.jsonl", question_lines(1)), folder / "out.jsonl"
+    with running(QZoom.from_pretrained("tiny"), model_name="big") as site:
+        words = ("batch", source, "-o", output, "--server", site.url, "--max-tokens", "2", "--quiet")
+        here(*words, "--model", "tiny").refuses(2, "has big and not 'tiny'; leave --model (QZOOM_MODEL) out")
+        monkeypatch.setenv("QZOOM_MODEL", "tiny")
+        here(*words).refuses(2, "has big and not 'tiny'")
+        assert not output.exists()
+        monkeypatch.delenv("QZOOM_MODEL")
+        assert here(*words).code == here(*words, "--model", "big").code == 0
+        wrong = ("batch", source, "-o", folder / "b.jsonl", "--server", f"{site.url}/no", "--model", "big", "--quiet")
+        here(*wrong).refuses(1, "status 404, as it would to every line")
+    assert read_lines(output)[0]["response"]["body"]["model"] == "big"
+    with running(QZoom.from_pretrained("tiny"), model_name="other") as site:
+        other = ("batch", source, "-o", output, "--server", site.url, "--max-tokens", "2")
+        here(*other).refuses(1, "holds answers of another job", "model.model was 'big', is 'other'")
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "sentence"),
+    [((), 200, "does not list its models"), ((), 404, "does not list its models"), (("a", "b"), 200, "has a, b")],
+)
+def test_a_server_without_one_model_needs_a_name(here, folder, models, status, sentence):
+    source, output = write_lines(folder / "in.jsonl", question_lines(1)), folder / "out.jsonl"
+    stub = Stub(lambda *_: OK, models_status=status, models=models)
+    with serve(stub) as url:
+        words = ("batch", source, "-o", output, "--server", url, "--quiet")
+        here(*words).refuses(2, sentence, "name the one to ask")
+        assert stub.bodies == []
+        assert here(*words, "--model", "b").code == 0
+    assert [body["model"] for body in stub.bodies] == ["b"]
+
+
+def test_a_model_that_only_a_line_names_is_that_lines_error(here, folder):
+    def answer(body: dict[str, Any], before: int) -> Any:
+        missing = b'{"error": {"message": "no such model", "code": "model_not_found"}}'
+        return OK if body["model"] == "tiny" else (404, {}, missing)
+
+    bodies = [{"messages": [], "model": name} for name in ("gpt-9", "tiny")]
+    lines = [{"custom_id": body["model"], "body": body} for body in bodies]
+    source, output = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
+    with serve(Stub(answer, models=("tiny",))) as url:
+        done = here("batch", source, "-o", output, "--server", url, "--json")
+    assert (done.code, json.loads(done.out)) == (
+        1,
+        {"questions": 2, "answers": 1, "errors": 1, "passing": 0, "output": str(output)},
+    )
+
+
+def test_who_answers_belongs_to_the_job(here, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "tiny").mkdir()  # no part of the embedded model
+    source, output = write_lines(folder / "in.jsonl", question_lines(1)), folder / "out.jsonl"
+    words = ("batch", source, "-o", output, "--max-tokens", "2")
+    assert here(*words).code == 0
+    (folder / "tiny" / "x").write_text("x")
+    assert "1 answered before" in here(*words).err
+    answer = ("--answer-url", "http://127.0.0.1:9/v1", "--answer-model", "m")
+    for more, change in (
+        (("--quantization", "4bit"), "engine.quantization was None, is '4bit'"),
+        (("--engine", "vllm", "--engine-option", "max_model_len=9"), "engine.name was 'native', is 'vllm'"),
+        (("--engine", "vllm", "--engine-option", "max_model_len=9"), "engine.options.max_model_len was None, is 9"),
+        (answer, "engine.answer_model was None, is 'm'"),
+    ):
+        here(*words, *more).refuses(1, "holds answers of another job", change)
+    with serve(Stub(lambda *_: OK, models=("tiny",))) as url:
+        here(*words, "--server", url).refuses(1, "engine.name was 'native', is 'server'")
+    about = folder / "out.jsonl.batch.json"
+    job = json.loads(about.read_text())
+    del job["engine"]  # as earlier versions wrote it
+    job["model"]["files"] = "0" * 16
+    about.write_text(json.dumps(job))
+    assert "1 answered before" in here(*words).err
+    here(*words, "--dtype", "bfloat16").refuses(1, "model.dtype was 'auto', is 'bfloat16'")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--server", "http://127.0.0.1:9", "--actors", "3"), "the server of --server answers"),
+        (("--server", "http://127.0.0.1:9", "--engine-option", "a=1"), "--engine-option"),
+        (("--server", "http://127.0.0.1:9", "--dtype", "float32"), "--dtype"),
+        (("--actors", "3", "--engine-option", "a=1"), "only --engine vllm takes them"),
+        (("--server", "http://127.0.0.1:9", "--api-key", "sk-\u2026"), "printable ASCII without spaces"),
+    ],
+)
+def test_options_in_vain_are_wrong_calls(here, folder, words, sentence):
+    source = write_lines(folder / "in.jsonl", question_lines(1))
+    here("batch", source, "-o", folder / "out.jsonl", *words).refuses(2, sentence)
+    assert not (folder / "out.jsonl").exists()
+
+
+def test_a_key_that_no_header_carries(here, folder, monkeypatch):
+    monkeypatch.setenv("QZOOM_ANSWER_KEY", "sk-\u2026")
+    source = write_lines(folder / "in.jsonl", question_lines(1))
+    answer = ("--answer-url", "http://127.0.0.1:9/v1", "--answer-model", "m", "--quiet")
+    here("batch", source, "-o", folder / "out.jsonl", *answer).refuses(1, "The key in QZOOM_ANSWER_KEY is empty or has")

@@ -27,6 +27,7 @@ class Stub:
 
     answer: Answer
     models_status: int = 200
+    models: tuple[str, ...] = ()
     asked: Counter[str] = field(default_factory=Counter)
     paid: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -84,7 +85,8 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            self._send(stub.models_status, b'{"object": "list", "data": []}', {})
+            listed = {"object": "list", "data": [{"id": name} for name in stub.models]}
+            self._send(stub.models_status, json.dumps(listed).encode(), {})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qzoom.cli.console import Update
-from qzoom.cli.engines import EngineOptions
+from qzoom.cli.engines import EngineOptions, parse_options
 from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import Fresh, GateThreshold, ModelOptions, OutputOptions, RegionThreshold, Zoom
 from qzoom.cli.serve import public_name
-from qzoom.errors import DataError
+from qzoom.errors import ConfigError, DataError, listed
 from qzoom.serving.settings import SchedulerLimits, ServerSettings
+from qzoom.settings import check_key
 
 if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile, BatchLine, BatchReader
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from qzoom.serving.service import Service
 
 _FOREVER_S = 86_400.0
+_HERE = (
+    *("revision", "device", "dtype", "quantization", "engine", "engine_url", "engine_option", "answer_url"),
+    *("answer_model", "replicas", "ray_address", "actors"),
+)
+"""Options of a model that runs here; --server takes none of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class BodyOptions:
 
 @flatten
 def batch(
+    ctx: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -94,22 +101,21 @@ def batch(
 
     Example: qzoom batch questions.jsonl -o answers.jsonl
     """
-    from qzoom.serving.batch import PASSING, AnswerFile, BatchReader, grouped, index_input
+    from qzoom.serving.batch import AnswerFile, BatchReader, grouped, index_input
     from qzoom.serving.batch_tables import finish_table, is_table, open_table
 
     console = out.console
-    if output.suffix not in (".jsonl", ".parquet"):
-        raise typer.BadParameter(f"{output} must end in .jsonl or .parquet.", param_hint="--output")
-    if output.resolve() == source.resolve():
-        raise typer.BadParameter("the output is the input; name another file.", param_hint="--output")
-    name = public_name(model.model)
-    about = _about(source, model, body.defaults(name))
+    _check_call(ctx, source, output, options)
+    job = {"input": _digest_of(source)} | _who_answers(model, engine, options)
     with open_table(source, output) as lines_path:
         lines = index_input(lines_path)
+        defaults = body.defaults(_model_name(ctx, model, options))
+        if options.server is not None:
+            job["model"] |= {"model": defaults["model"]}
         folder = source.parent.resolve()
-        reader = BatchReader(lines_path.resolve(), body.defaults(name), folder, media.resolve() if media else folder)
+        reader = BatchReader(lines_path.resolve(), defaults, folder, media.resolve() if media else folder)
         working = output.with_name(f"{output.name}.jsonl") if is_table(output) else output
-        with AnswerFile(working, about, fresh=fresh) as answers:
+        with AnswerFile(working, job | {"request": defaults}, fresh=fresh) as answers:
             missing = [line for line in lines if line.key not in answers.answered]
             console.note(f"batch   {len(lines)} questions, {len(lines) - len(missing)} answered before")
             if missing:
@@ -118,32 +124,93 @@ def batch(
                     start = functools.partial(engine.start, model)
                     _run(grouped(missing), reader, write, options, start=start, ray_address=engine.ray_address)
             answers.finish(lines)
-            replies = (record["response"] for record in answers.records())
-            statuses = Counter(reply and reply["status_code"] for reply in replies)
-            failures, passing = statuses.total() - statuses[200], sum(statuses[status] for status in PASSING)
             if is_table(output):
                 finish_table(answers, output)
+            _report(answers, output, len(lines), out)
+
+
+def _report(answers: AnswerFile, output: Path, questions: int, out: OutputOptions) -> None:
+    """Numbers of answers and errors; with errors the exit code is 1."""
+    from qzoom.serving.batch import PASSING
+
+    replies = (record["response"] for record in answers.records())
+    statuses = Counter(reply and reply["status_code"] for reply in replies)
+    errors, passing = statuses.total() - statuses[200], sum(statuses[status] for status in PASSING)
     if passing:
-        console.note(f"{passing} of the errors may pass; the same command asks these lines again")
-    console.result(f"{len(lines) - failures} answers and {failures} errors in {output}")
-    if failures:
+        out.console.note(f"{passing} of the errors may pass; the same command asks these lines again")
+    if out.json:
+        counts = {"questions": questions, "answers": questions - errors, "errors": errors, "passing": passing}
+        out.console.record(counts | {"output": str(output)})
+    else:
+        out.console.result(f"{questions - errors} answers and {errors} errors in {output}")
+    if errors:
         raise typer.Exit(1)
 
 
-def _about(source: Path, model: ModelOptions, defaults: dict[str, Any]) -> dict[str, Any]:
-    """What decides the answers: the input's bytes, the model, and the options of every request."""
+def _check_call(ctx: typer.Context, source: Path, output: Path, options: BatchOptions) -> None:
+    """The output can be written beside the input, and no option is there in vain."""
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise typer.BadParameter(f"{output} must end in .jsonl or .parquet.", param_hint="--output")
+    if output.resolve() == source.resolve():
+        raise typer.BadParameter("the output is the input; name another file.", param_hint="--output")
+    for name in _HERE if options.server is not None else ():
+        if _source_of(ctx, name) == "COMMANDLINE":
+            flag = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("the server of --server answers; leave one of them out.", param_hint=flag)
+
+
+def _source_of(ctx: typer.Context, name: str) -> str:
+    """Where an option's value is from: COMMANDLINE, ENVIRONMENT or DEFAULT."""
+    found = ctx.get_parameter_source(name)
+    return found.name if found is not None else "DEFAULT"
+
+
+def _digest_of(source: Path) -> str:
     try:
         with source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{source} cannot be read ({error.strerror}); give a JSONL or Parquet file.") from error
+
+
+def _who_answers(model: ModelOptions, engine: EngineOptions, options: BatchOptions) -> dict[str, Any]:
+    """What decides the answers besides input and requests: the model, and what runs it. Addresses of servers do not
+    decide, as long as they have the same model."""
+    from qzoom.checkpoints.hub import EMBEDDED
+
+    if options.server is not None:
+        return {"model": {"revision": None, "dtype": "auto"}, "engine": {"name": "server"}}
     folder = Path(model.model)
-    files = (
-        sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir()) if folder.is_dir() else []
-    )
+    is_folder = model.model != EMBEDDED and folder.is_dir()
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir()) if is_folder else []
     which = {"model": model.model, "revision": model.revision, "dtype": model.dtype}
     which |= {"files": hashlib.sha256(repr(files).encode()).hexdigest()[:16]} if files else {}
-    return {"input": digest, "model": which, "request": defaults}
+    by = {"name": engine.name, "options": parse_options(engine.engine_option), "quantization": model.quantization}
+    by |= {"answer_url": engine.answer_url, "answer_model": engine.answer_model}
+    return {"model": which, "engine": by}
+
+
+def _model_name(ctx: typer.Context, model: ModelOptions, options: BatchOptions) -> str:
+    """The model that requests name: the one here, or that of --server."""
+    name = public_name(model.model)
+    if options.server is None:
+        return name
+    from qzoom.serving.batch_run import served_models
+
+    async def ask() -> list[str]:
+        async with _remote(options.server, options.api_key) as client:
+            return await served_models(client)
+
+    names = asyncio.run(ask())
+    if _source_of(ctx, "model") != "DEFAULT":
+        if names and name not in names:
+            text = f"{options.server} has {listed(names)} and not {name!r}; leave --model (QZOOM_MODEL) out, or name"
+            raise typer.BadParameter(f"{text} one that it has.", param_hint="--model")
+        return name
+    if len(names) != 1:
+        text = f"{options.server} " + (f"has {listed(names)}" if names else "does not list its models")
+        raise typer.BadParameter(f"{text}; name the one to ask.", param_hint="--model")
+    return names[0]
 
 
 def _counting(answers: AnswerFile, update: Update, total: int) -> Write:
@@ -213,6 +280,11 @@ def _remote(url: Any, key: str | None) -> Any:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     if not url.lower().startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no address; write http://HOST:PORT.", param_hint="--server")
+    try:
+        if key:
+            check_key(key, "the key")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--api-key") from error
     try:
         return httpx.AsyncClient(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=600)
     except (httpx.InvalidURL, TypeError) as error:

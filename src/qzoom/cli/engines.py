@@ -15,6 +15,7 @@ import typer
 from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import ModelOptions, find_device
 from qzoom.errors import ConfigError
+from qzoom.settings import check_key
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -121,7 +122,7 @@ class EngineOptions:
         from qzoom.serving.engines.remote import RemoteEngine
 
         identity = checkpoint_identity(find_source(model.model, model.revision))
-        key = os.environ.get("QZOOM_ENGINE_KEY", "")
+        key = _key_in("QZOOM_ENGINE_KEY")
         return RemoteEngine(front, settings.scheduler, self.engine_url or (), identity=identity, key=key)
 
     def _start_native(self, model: ModelOptions, settings: ServerSettings) -> ServingEngine:
@@ -132,8 +133,7 @@ class EngineOptions:
         if self.answer_url and self.answer_model:
             from qzoom.serving.engines.answer import KEY, AnswerEngine
 
-            key = os.environ.get(KEY, "")
-            return AnswerEngine(loaded, settings, self.answer_url, self.answer_model, key=key)
+            return AnswerEngine(loaded, settings, self.answer_url, self.answer_model, key=_key_in(KEY))
         from qzoom.serving.engines.native import NativeEngine
 
         return NativeEngine(loaded, settings)
@@ -154,6 +154,14 @@ class EngineOptions:
         on_close = ray.shutdown if own else stop_replicas
         native = self.name == "native"
         return RayEngine(front_model(model), handle, settings.scheduler, on_close=on_close, native=native)
+
+
+def _key_in(variable: str) -> str:
+    """The key in an environment variable; empty for none."""
+    key = os.environ.get(variable, "")
+    if key:
+        check_key(key, f"The key in {variable}")
+    return key
 
 
 def front_model(model: ModelOptions) -> QZoom:

@@ -164,9 +164,11 @@ def _need_libraries() -> None:
 
 
 def public_name(model: str) -> str:
-    """What clients see: a hub id as it is, of a folder only its name."""
+    """What clients see: the embedded model and a hub id as they are, of a folder only its name."""
+    from qzoom.checkpoints.hub import EMBEDDED
+
     path = Path(model)
-    return path.resolve().name if path.is_dir() else model
+    return path.resolve().name if model != EMBEDDED and path.is_dir() else model
 
 
 def _url(listener: socket.socket) -> str:

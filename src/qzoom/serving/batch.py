@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qzoom.checkpoints.hub import EMBEDDED
 from qzoom.data.questions import LINE_FIELDS, PICTURE_FIELDS, QUESTION_FIELDS, TURN_FIELDS
 from qzoom.errors import ConfigError, DataError, StopRunError
 from qzoom.images.load import local_path
@@ -258,7 +259,7 @@ class AnswerFile:
     """The output: a line per answer as it comes, and beside it (`NAME.batch.json`) what the answers belong to.
 
     Args:
-        about: everything that decides the answers, as JSON values.
+        about: everything that decides the answers, as JSON values; `model` has the model's name in `model`.
 
     Raises:
         ConfigError: another job's output, or one that is being written.
@@ -288,7 +289,10 @@ class AnswerFile:
             return
         try:
             before = json.loads(self._about.read_text())
-        except (OSError, ValueError):
+            if about["model"]["model"] == EMBEDDED:  # earlier versions listed the files of a folder of that name
+                before["model"].pop("files", None)
+            about = {key: value for key, value in about.items() if key in before}  # nor did they note the engine
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(
                 f"{self.path} is not empty and no batch output ({self._about.name} is missing or damaged); {advice}."
             ) from None

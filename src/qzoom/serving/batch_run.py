@@ -22,6 +22,8 @@ Write = Callable[[BatchLine, dict[str, Any]], None]
 _RETRIES = 8  # of a server that is full, restarting or away
 _OWN_RETRIES = 2  # of a failure that may be this line's own
 _MOST_WAIT_S = 30.0
+_OF_ADDRESSES = (301, 302, 303, 307, 308, 403, 404, 405)  # a reply to all lines, unless its code says otherwise
+_LOST = ("not_found", "method_not_allowed")  # codes of a server that does not know the address
 
 
 async def answer_groups(
@@ -71,7 +73,7 @@ async def _answer(line: BatchLine, reader: BatchReader, client: httpx.AsyncClien
         for url, body in reader.requests(line):
             if history:
                 body["messages"] = history + body["messages"]
-            response = await _post(client, url, body)
+            response = await _send(client, "POST", url, body)
             reply = _reply_of(response, client)
             name = response.headers.get("x-request-id") or reply.get("id", "")
             record = make_record(line, {"status_code": response.status_code, "request_id": name, "body": reply})
@@ -90,26 +92,51 @@ def _reply_of(response: httpx.Response, client: httpx.AsyncClient) -> dict[str, 
         reply = response.json()
     except ValueError:
         reply = None
-    if response.status_code == 401:
-        raise StopRunError(f"{client.base_url} refuses the key; give the right one with --api-key.")
-    if not isinstance(reply, dict) or (response.status_code == 200 and "object" not in reply):
+    status = response.status_code
+    _check_key_taken(response, client)
+    if not isinstance(reply, dict) or (status == 200 and "object" not in reply):
         raise StopRunError(
-            f"{client.base_url} answers with status {response.status_code} and no reply of a qzoom server; check "
-            "--server, and run the same command again to go on."
+            f"{client.base_url} answers with status {status} and no reply of a qzoom server; check --server, and run "
+            "the same command again to go on."
         )
+    if status in _OF_ADDRESSES:
+        error = reply.get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        if code is None or code in _LOST:
+            raise StopRunError(
+                f"{client.base_url} answers with status {status}, as it would to every line; check --server and "
+                "--api-key, and run the same command again to go on."
+            )
     return reply
 
 
-async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
+def _check_key_taken(response: httpx.Response, client: httpx.AsyncClient) -> None:
+    if response.status_code == 401:
+        raise StopRunError(f"{client.base_url} refuses the key; give the right one with --api-key.")
+
+
+async def served_models(client: httpx.AsyncClient) -> list[str]:
+    """Names of the models that a server lists; none if it lists none (StopRunError: it does not answer, or refuses the
+    key)."""
+    response = await _send(client, "GET", "/v1/models")
+    _check_key_taken(response, client)
+    try:
+        return [str(card["id"]) for card in response.json()["data"]] if response.status_code == 200 else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+async def _send(client: httpx.AsyncClient, method: str, url: str, body: dict[str, Any] | None = None) -> httpx.Response:
     """The response. A full or restarting server is asked again, and so, a few times, is one that failed or was late
     (StopRunError: it does not answer, or goes on being full)."""
     import httpx
 
-    content = json.dumps(body).encode()  # as it stands in the line; what is no JSON in it is the server's to refuse
+    # the body as it stands in the line; what is no JSON in it is the server's to refuse
+    content, headers = (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": "application/json"})
     wait_s, failure, failed = 0.5, "", 0
     for left in range(_RETRIES, -1, -1):
         try:
-            response = await client.post(url, content=content, headers={"Content-Type": "application/json"})
+            response = await client.request(method, url, content=content, headers=headers)
         except httpx.TransportError as error:
             failure, pause_s = type(error).__name__, wait_s
         else:

@@ -9,7 +9,7 @@ from typing import Annotated
 from qzoom.errors import ConfigError
 from qzoom.images.fetch import FetchPolicy
 from qzoom.images.limits import ImageLimits
-from qzoom.settings import Between, settings
+from qzoom.settings import Between, check_key, settings
 
 _MIB = 2**20
 Count = Annotated[int, Between(1)]
@@ -122,11 +122,7 @@ class ServerSettings:
         if not self.model_name.strip() or not self.model_name.isprintable():
             raise ConfigError("The served model name must be a printable text that is not empty.")
         for number, key in enumerate(self.api_keys, start=1):
-            if not key or not key.isascii() or not key.isprintable() or " " in key:
-                raise ConfigError(
-                    f"API key {number} is empty or has characters that a header cannot carry; use printable ASCII "
-                    "without spaces."
-                )
+            check_key(key, f"API key {number}")
         if self.root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
             raise ConfigError(
                 f"{ascii(self.root_path)[:80]} is not a root path; write it as /qzoom, without a last slash."
