@@ -28,6 +28,12 @@ def benchmark(tmp_path, pictures):
     return folder
 
 
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_copies_are_found_and_named(tmp_path, pictures, benchmark):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -46,19 +52,29 @@ def test_copies_are_found_and_named(tmp_path, pictures, benchmark):
 
 
 def test_parquet_in_several_shapes_is_read(tmp_path, pictures, benchmark):
-    def data(image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-
     rows = [
-        {"images": [{"bytes": data(pictures[2]), "path": "a.png"}], "image": data(pictures[3])},
+        {"images": [{"bytes": png(pictures[2]), "path": "a.png"}], "image": png(pictures[3])},
         {"images": [{"bytes": None, "path": str(benchmark / "1.png")}], "image": b"broken"},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "mine.parquet")
     report = decontaminate(tmp_path / "mine.parquet", DecontaminateSettings((str(benchmark),)))
     assert (report.pictures, report.unreadable) == (4, 1)
     assert {match.benchmark for match in report.matches} == {"1.png", "2.png"}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_names_may_repeat_and_equal_pictures_count_once(tmp_path, pictures, benchmark, named):
+    for folder, first in (("x", 3), ("y", 0)):
+        rows = [png(pictures[number]) for number in range(first, first + 3)]
+        cells = [
+            {"image": {"bytes": data, "path": f"{n}.png"}} if named else {"image": data} for n, data in enumerate(rows)
+        ]
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+        parquet.write_table(pa.Table.from_pylist(cells * 2), tmp_path / "mine" / folder / "data.parquet")
+    report = decontaminate(tmp_path / "mine", DecontaminateSettings((str(benchmark),)))
+    assert (report.pictures, report.unreadable) == (6, 0)
+    name = "y/data.parquet: {}.png" if named else "y/data.parquet, row {}, picture 0"
+    assert [(m.picture, m.benchmark) for m in report.matches] == [(name.format(n), f"{n}.png") for n in range(3)]
 
 
 def test_what_the_evaluation_reads_is_read(tmp_path, pictures, benchmark):
@@ -74,7 +90,13 @@ def test_what_the_evaluation_reads_is_read(tmp_path, pictures, benchmark):
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     datasets.Dataset.from_dict({"image": [pictures[5]]}).save_to_disk(folder / "saved")
     names = {name for name, image in read_pictures(folder) if image is not None}
-    assert names == {"images/4.png", "test.jsonl, row 0, picture 0", "data-00000-of-00001.arrow, row 0, picture 0"}
+    assert names == {
+        "images/4.png",
+        "test.jsonl, row 0, picture 0",
+        "test.jsonl: images/4.png",
+        "saved/data-00000-of-00001.arrow, row 0, picture 0",
+    }
+    assert decontaminate(folder, DecontaminateSettings((str(folder),))).pictures == 3
     for number in (3, 4, 5):
         (tmp_path / str(number)).mkdir()
         pictures[number].resize((300, 225)).save(tmp_path / str(number) / "x.jpg")

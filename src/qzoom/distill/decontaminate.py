@@ -20,7 +20,7 @@ from PIL import ImageOps
 from qzoom.data.benchmarks.table import picture_source
 from qzoom.distill.pictures import EXTENSIONS
 from qzoom.errors import ConfigError, DataError, ImageError
-from qzoom.images.load import load_image
+from qzoom.images.load import load_image, picture_digest
 from qzoom.settings import Between, settings
 
 _BASE64_STARTS = ("/9j/", "iVBORw0K", "UklGR", "R0lGOD", "Qk0", "SUkq", "TU0A")
@@ -58,7 +58,7 @@ class Match:
 class DecontaminateReport:
     """Result of a comparison."""
 
-    pictures: int  # number of training images
+    pictures: int  # number of training images; equal pixels count once
     benchmark_pictures: int  # number of images they were compared with
     unreadable: int  # number of images that could not be decoded
     matches: tuple[Match, ...]  # the nearest benchmark image of every training image that has one within the distances
@@ -114,7 +114,8 @@ def picture_hashes(image: PIL.Image.Image) -> tuple[int, int]:
 
 
 def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
-    """Names and images of a folder (with its subfolders) or of a file; None for an image that cannot be decoded.
+    """Names and images of a folder (with its subfolders) or of a file; None for an image that cannot be decoded. In a
+    table, the name is that of the table and the image's path or row there.
 
     Parquet, JSON Lines and Arrow files may hold images in any column: as bytes, as {bytes, path}, as base64 or data
     URL, as paths that start from their folder, or as lists of these (ConfigError: neither a folder nor a file of these
@@ -128,7 +129,8 @@ def read_pictures(place: Path) -> Iterator[tuple[str, PIL.Image.Image | None]]:
         if suffix in EXTENSIONS:
             yield str(path.relative_to(place)) if path != place else path.name, _decoded(path)
         elif suffix in _TABLES:
-            yield from _of_table(path, _TABLES[suffix](path))
+            table = str(path.relative_to(place)) if path != place else path.name
+            yield from _of_table(table, path.parent, _TABLES[suffix](path))
         elif path == place:
             raise ConfigError(
                 f"decontaminate: {place} is neither a folder nor an image, Parquet, JSON Lines or Arrow file; name the "
@@ -146,9 +148,10 @@ def decontaminate(folder: Path, settings: DecontaminateSettings) -> Decontaminat
     matches: list[Match] = []
     unreadable = benchmark.unreadable
     for name, image in read_pictures(folder):
-        if name in seen:
+        content = name if image is None else picture_digest(image)  # names may repeat, in shards for example
+        if content in seen:
             continue
-        seen.add(name)
+        seen.add(content)
         if image is None:
             unreadable += 1
             continue
@@ -160,10 +163,10 @@ def decontaminate(folder: Path, settings: DecontaminateSettings) -> Decontaminat
     return DecontaminateReport(len(seen), len(benchmark.names), unreadable, tuple(matches))
 
 
-def _of_table(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, PIL.Image.Image | None]]:
+def _of_table(table: str, folder: Path, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, PIL.Image.Image | None]]:
     for number, row in enumerate(rows):
-        for count, (name, data) in enumerate(_pictures_in(row.values(), path.parent)):
-            yield name or f"{path.name}, row {number}, picture {count}", _decoded(data)
+        for count, (name, data) in enumerate(_pictures_in(row.values(), folder)):
+            yield f"{table}: {name}" if name else f"{table}, row {number}, picture {count}", _decoded(data)
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
