@@ -1,5 +1,6 @@
 """The command, killed at random moments: the data is that of an undisturbed run, no stored call is repeated."""
 
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import yaml
 
 from qzoom.cli.main import run
 from tests.distill.data import make_pictures, recipe_values
-from tests.llm.calls import PROCESSES
+from tests.llm.calls import PROCESSES, run_interruptibly
 from tests.llm.stub import Stub, completion, serve, text_of
 
 KILLS = 8
@@ -128,6 +129,34 @@ def killed(process, after_s):
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
+
+
+def test_an_interrupt_gives_the_calls_up_pays_no_more_and_keeps_the_replies(tmp_path, teachers, capfd):
+    hanging, numbers = threading.Barrier(3), itertools.count()
+
+    def answer(body, before):
+        if next(numbers) in (4, 5):
+            hanging.wait(300)
+            return "hang"
+        return teachers.reply(body, before)
+
+    member = {"by": "endpoint", "name": "t", "endpoints": [{"url": teachers.url, "model": "m"}]}
+    vote = {"quorum": 2, "per_teacher": 2, "teachers": 1}
+    values = recipe_values(make_pictures(tmp_path / "in", 4), roles={"teachers": [member]}, vote=vote)
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(yaml.safe_dump(values))
+    teachers.answer = answer
+    process = PROCESSES.Process(target=run_interruptibly, args=(words(recipe, folder),))
+    process.start()
+    hanging.wait(300)  # both workers wait for a reply
+    os.kill(process.pid, signal.SIGINT)
+    process.join(300)
+    assert (process.exitcode, capfd.readouterr().err) == (130, "qzoom: interrupted.\n")
+    assert len(teachers.bodies) == 6
+    assert stored_contents(teachers, folder) == set(teachers.replies)
+    assert len(teachers.replies) == 4
+    assert run(words(recipe, folder)) == 0
+    assert len(set(teachers.replies)) == len(teachers.replies) == len(teachers.bodies) - 2
 
 
 def test_an_endpoint_that_is_down_is_named_in_one_sentence(tmp_path, capfd):

@@ -1,4 +1,7 @@
 import dataclasses
+import signal
+import threading
+from functools import partial
 
 import pytest
 
@@ -122,6 +125,32 @@ def test_labels_of_another_branch_are_refused_and_a_judge_may_come_later(questio
     assert (report.unread, report.undecided) == (1, 0)
     with pytest.raises(ConfigError, match=r"settings.zoom.config.region_threshold was 0.6, is 0.5"):
         label_hard_cases(dataclasses.replace(run, model=ModelSpec(str(tmp_path / "two"))), questions, RECIPE)
+
+
+@pytest.fixture
+def interruptible():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_gives_the_requests_up_and_sends_no_more(folder):
+    pair = threading.Barrier(2, partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT))
+
+    def answer(body, before):
+        if len(stub.bodies) > 2:
+            return says(body)
+        pair.wait(60)
+        return "hang"
+
+    stub = Stub(answer)
+    with serve(stub) as url:
+        with pytest.raises(KeyboardInterrupt):
+            judge_undecided(folder, judge_at(url), parallel=2)
+        assert len(stub.bodies) == 2
+        judge_undecided(folder, judge_at(url), parallel=2)
+    assert hard_case_report(folder).undecided == 0
 
 
 def test_failures_stay_open_are_counted_and_tried_again(folder):

@@ -1,10 +1,13 @@
 """What a process of its own does in the tests of killed ones: calls from several threads, kept in one file."""
 
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from qzoom.cli.main import run
 from qzoom.llm.cache import CallCache
 from qzoom.llm.client import Client, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
@@ -22,3 +25,9 @@ def make_calls(url: str, path: Path, count: int, threads: int, said: Connection)
         texts = list(pool.map(lambda i: client.call([("user", (f"Question {i}?",))]).text, range(count)))
     said.send((len(texts), len(set(texts))))
     shared.close()
+
+
+def run_interruptibly(words: list[str]) -> None:
+    """A command that ends at SIGINT, which suites in the background ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(run(words))

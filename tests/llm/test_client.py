@@ -155,7 +155,9 @@ def test_a_pause_that_is_too_long_leaves_the_call_for_later(tmp_path):
 
 
 def test_calls_go_round_and_on_to_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda wait: pytest.fail("it paused while another endpoint was free"))
+    def no_pause(seconds: float) -> None:
+        assert seconds <= 0, "it paused while another endpoint was free"
+
     good, bad, third = Stub(always("A4")), Stub(always((500, {}))), Stub(always("A4"))
     calls = CallSettings(retries=3, backoff_s=60.0, longest_s=60.0)
     with (
@@ -164,6 +166,7 @@ def test_calls_go_round_and_on_to_the_next(tmp_path, monkeypatch):
         serve(third) as three,
         client_at(tmp_path, one, two, three, calls=calls) as client,
     ):
+        monkeypatch.setattr(client.shared.cache, "pause", no_pause)
         for i in range(9):
             assert client.call(chat(f"Q{i}?")).text == "A4"
     assert (len(good.bodies), len(bad.bodies), len(third.bodies)) == (3, 3, 6)
@@ -318,10 +321,12 @@ def test_concurrency_holds_over_several_clients(tmp_path):
     assert (len(stub.bodies), stub.most) == (16, 2)
 
 
-def test_who_waits_is_told_when_the_run_ends(tmp_path):
-    stub = Stub(always("hang"))
+@pytest.mark.parametrize("fault", ["hang", (429, {"Retry-After": "86000"})])
+def test_who_waits_is_told_when_the_run_ends_and_nothing_more_is_sent(tmp_path, fault):
+    stub = Stub(always(fault))
     said: list[str] = []
-    with serve(stub) as url, client_at(tmp_path, url) as client:
+    patient = CallSettings(longest_s=86_400.0)
+    with serve(stub) as url, client_at(tmp_path, url, calls=patient, requests_per_minute=1e9) as client:
 
         def wait() -> None:
             try:
@@ -333,9 +338,31 @@ def test_who_waits_is_told_when_the_run_ends(tmp_path):
         thread.start()
         while not stub.bodies:
             thread.join(0.01)
-        client.shared.disconnect()
+        client.shared.end(cancel=True)
         thread.join(30)
-    assert said == ["The run was ended while calls were under way; run it again to go on."]
+        wait()
+        with pytest.raises(StopRunError):
+            client.check()
+    assert said == ["The run was ended while calls were under way; run it again to go on."] * 2
+    assert len(stub.bodies) == 1
+
+
+def test_replies_on_their_way_are_kept_when_the_run_ends_for_another_reason(tmp_path):
+    asked, ended = threading.Event(), threading.Event()
+
+    def answer(body: dict[str, Any], before: int) -> str:
+        asked.set()
+        ended.wait(60)
+        return "A4"
+
+    with serve(Stub(answer)) as url, client_at(tmp_path, url) as client, ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(client.call, chat())
+        assert asked.wait(60)
+        client.shared.end(cancel=False)
+        ended.set()
+        assert reply.result().text == client.call(chat()).text == "A4"
+        with pytest.raises(StopRunError):
+            client.call(chat("Other?"))
 
 
 def test_what_is_none_is_not_sent(tmp_path):

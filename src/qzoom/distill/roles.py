@@ -158,6 +158,11 @@ class Roles:
         now = self.shared.cache.costs()
         return tuple(cost.since(before.get((cost.role, cost.name, cost.url))) for cost in now)
 
+    def end(self, *, cancel: bool) -> None:
+        """Let no endpoint be asked any more; see `SharedClient.end`."""
+        if self.shared is not None:
+            self.shared.end(cancel=cancel)
+
     def close(self) -> None:
         """Close connections and cache."""
         if self.shared is not None:

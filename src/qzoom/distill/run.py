@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -101,8 +101,8 @@ def run_recipe(
         def work(source: ImageSource) -> PictureResult:
             return process_picture(source, steps, views, key_of, lambda step, key: stores[step].get(key))
 
-        with open_kept(folder / "steps" / "kept.tmp") as kept:
-            results = _in_order(sources, work, recipe.workers)
+        in_order = closing(_in_order(sources, work, recipe.workers, roles.end))
+        with open_kept(folder / "steps" / "kept.tmp") as kept, in_order as results:
             for number, result in enumerate(_without_duplicates(results, report), start=1):
                 store_rows(result.rows, stores, report.computed)
                 report.stats.add(result)
@@ -155,9 +155,13 @@ def store_rows(rows: Iterable[Row], stores: Mapping[str, LogWriter], computed: d
 
 
 def _in_order(
-    sources: Iterable[ImageSource], work: Callable[[ImageSource], PictureResult], workers: int
-) -> Iterator[PictureResult]:
-    """Results in the order of the sources, at most twice as many submitted as there are workers."""
+    sources: Iterable[ImageSource],
+    work: Callable[[ImageSource], PictureResult],
+    workers: int,
+    end: Callable[..., None],
+) -> Generator[PictureResult]:
+    """Results in the order of the sources, at most twice as many submitted as there are workers. `end` keeps the
+    running ones from paying on when the run stops."""
     waiting: deque[Future[PictureResult]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="distill")
     try:
@@ -167,6 +171,9 @@ def _in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BaseException as error:
+        end(cancel=not isinstance(error, Exception))  # interrupted, or an error of the caller
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

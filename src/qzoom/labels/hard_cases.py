@@ -159,7 +159,8 @@ def judge_undecided(folder: Path, judge: Judge, *, parallel: int = 4) -> None:
             for verdict, judged in zip(waiting, pool.map(decide, waiting), strict=True):
                 if judged is not None:
                     writer.append(f"judge/{verdict.question}/{verdict.turn}", [(judged, {})])
-        except BaseException:
+        except BaseException as error:
+            judge.end(cancel=not isinstance(error, Exception))
             pool.shutdown(cancel_futures=True)
             raise
 

@@ -13,10 +13,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from qzoom.errors import BudgetSpentError, ConfigError, StopRunError
 from qzoom.llm.settings import CallSettings, EndpointSettings
@@ -48,6 +48,7 @@ CACHE_SCHEMA = 1
 _APPLICATION = 0x715A6F6F
 _BUCKET_DIGITS = 3
 _POLL_S = 0.02
+ENDED = "The run was ended while calls were under way; run it again to go on."
 _TABLES = """
 CREATE TABLE calls (key TEXT PRIMARY KEY, role TEXT NOT NULL, refused TEXT NOT NULL, text TEXT NOT NULL,
     cut_off INTEGER NOT NULL, model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
@@ -90,6 +91,16 @@ class CallCache:
         self._lock = threading.RLock()
         self._open: sqlite3.Connection | None = None
         self._slots: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Let no further call begin: everybody who waits here, or comes later, gets a StopRunError."""
+        self._ended.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so many seconds (StopRunError: `end` was called before or meanwhile)."""
+        if self._ended.wait(max(0.0, seconds)):
+            raise StopRunError(ENDED)
 
     def close(self) -> None:
         """Close the file."""
@@ -161,13 +172,14 @@ class CallCache:
 
     @contextmanager
     def slot(self, endpoint: EndpointSettings) -> Iterator[None]:
-        """Hold one of the endpoint's concurrent slots, after waiting for its rate limit."""
+        """Hold one of the endpoint's concurrent slots, after waiting for its rate limit (StopRunError: `end` was
+        called)."""
         with self._lock:
             key = (endpoint.url, endpoint.concurrency)
             semaphore = self._slots.setdefault(key, threading.BoundedSemaphore(endpoint.concurrency))
         with semaphore, self._slot_file(endpoint):
-            if endpoint.requests_per_minute:
-                time.sleep(self.turn(endpoint.url, 60.0 / endpoint.requests_per_minute))
+            rate = endpoint.requests_per_minute
+            self.pause(self.turn(endpoint.url, 60.0 / rate) if rate else 0.0)
             yield
 
     @contextmanager
@@ -189,13 +201,26 @@ class CallCache:
                 finally:
                     lock.release()
                 return
-            time.sleep(_POLL_S)
+            self.pause(_POLL_S)
 
-    def claim(self, key: str) -> AbstractContextManager[Any]:
-        """Hold the call of a key; others that want it wait, in this and every other process of the machine."""
-        from filelock import FileLock
+    @contextmanager
+    def claim(self, key: str) -> Iterator[None]:
+        """Hold the call of a key; others that want it wait, in this and every other process of the machine
+        (StopRunError: `end` was called meanwhile)."""
+        from filelock import FileLock, Timeout
 
-        return FileLock(self.locks() / f"{key[:_BUCKET_DIGITS]}.lock", thread_local=False, poll_interval=_POLL_S)
+        lock = FileLock(self.locks() / f"{key[:_BUCKET_DIGITS]}.lock", thread_local=False)
+        while True:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                self.pause(_POLL_S)
+                continue
+            try:
+                yield
+            finally:
+                lock.release()
+            return
 
     def locks(self) -> Path:
         """The folder of lock files."""

@@ -29,7 +29,7 @@ from PIL import Image
 
 from qzoom.errors import CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
 from qzoom.images.load import png_data_url
-from qzoom.llm.cache import CallCache, Cost, Failure, Reply
+from qzoom.llm.cache import ENDED, CallCache, Cost, Failure, Reply
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 
 _KEY_SCHEMA = 1
@@ -127,7 +127,7 @@ class SharedClient:
     def complete(
         self, endpoint: EndpointSettings, messages: Sequence[Message], fields: Mapping[str, Any]
     ) -> Reply | Failure:
-        """Send one chat completion request (StopRunError: `close` was called meanwhile)."""
+        """Send one chat completion request (StopRunError: the run was ended meanwhile)."""
         api, headers = self._api(endpoint)
         chat: Any = wire(messages)
         request = api.chat.completions.with_raw_response.create(
@@ -142,6 +142,13 @@ class SharedClient:
         api, headers = self._api(endpoint)
         status, _, body = self._run(api.models.with_raw_response.list(extra_headers=headers), self.calls.connect_s)
         return status, body.decode() if status == 0 else ""
+
+    def end(self, *, cancel: bool) -> None:
+        """End the run: nothing new is sent, and who waits gets a StopRunError. `cancel`: requests under way are given
+        up; otherwise their replies are still stored."""
+        self.cache.end()
+        if cancel:
+            self.disconnect()
 
     def disconnect(self) -> None:
         """Cancel requests under way and close connections and thread; a later request opens new ones."""
@@ -176,6 +183,7 @@ class SharedClient:
         """The pool of connections, opened at first use. Redirects are refused: they would send the key elsewhere."""
         from openai import DefaultAsyncHttpxClient
 
+        self.cache.pause(0)  # nothing is sent after the end
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -191,11 +199,11 @@ class SharedClient:
         async def limited() -> Any:
             return await asyncio.wait_for(request, timeout_s)
 
-        loop = self._loop
-        if loop is None:
-            request.close()
-            raise StopRunError(_ENDED)
-        future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(limited(), loop)
+        with self._lock:  # before or after `disconnect`, whose last task cancels all that were begun before it
+            if self._loop is None:
+                request.close()
+                raise StopRunError(ENDED)
+            future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(limited(), self._loop)
         try:
             response = future.result().http_response
         except APIStatusError as error:
@@ -205,14 +213,12 @@ class SharedClient:
         except (APIConnectionError, OSError) as error:
             return 0, None, f"no connection ({_cause(error)})".encode()
         except concurrent.futures.CancelledError as error:
-            raise StopRunError(_ENDED) from error
+            request.close()
+            raise StopRunError(ENDED) from error
         except BaseException:
             future.cancel()
             raise
         return response.status_code, response.headers.get("retry-after"), response.content
-
-
-_ENDED = "The run was ended while calls were under way; run it again to go on."
 
 
 async def _finish(http: Any) -> None:
@@ -345,8 +351,7 @@ class Client:
         wait = ready[number] - time.monotonic()
         if wait > self.shared.calls.longest_s:
             return None
-        if wait > 0:
-            time.sleep(wait)
+        self.shared.cache.pause(wait)
         return number
 
     def _pause(self, number: int, tried: int, failure: Failure) -> float:

@@ -57,6 +57,10 @@ class Judge:
         """Name and model, for records."""
         return self.client.model
 
+    def end(self, *, cancel: bool) -> None:
+        """Let nothing more be asked; see `SharedClient.end`."""
+        self.client.shared.end(cancel=cancel)
+
     def close(self) -> None:
         """Close the connections and the cache."""
         self.client.shared.close()
