@@ -59,6 +59,21 @@ def test_budgets_hold_for_all_time(cache):
     assert cache.costs()[0].requests == 3
 
 
+def test_who_has_answered_is_known_also_in_files_of_earlier_versions(cache):
+    cache.store("k1", Reply("x"), COST)
+    cache.store("k2", Reply("x", completion_tokens=3), Cost("teacher", "one", "http://y/v1", completion_tokens=3))
+    cache.store("k3", Failure("refused", "HTTP 413"), Cost("teacher", "one", "http://z/v1"))
+    assert cache.answered("teacher", "one") == {"http://x/v1", "http://y/v1"}
+    assert cache.answered("teacher", "two") == set()
+    cache.close()
+    with sqlite3.connect(cache.path) as file:
+        file.execute("DROP TABLE answered")
+    file.close()
+    assert cache.answered("teacher", "one") == {"http://y/v1"}
+    cache.store("k4", Reply("x"), COST)
+    assert cache.answered("teacher", "one") == {"http://x/v1", "http://y/v1"}
+
+
 def test_other_files_are_refused(tmp_path):
     text = tmp_path / "a.sqlite"
     text.write_text("not a database at all, but long enough to be looked at as one " * 20)

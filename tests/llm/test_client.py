@@ -233,8 +233,9 @@ def test_first_refusals_are_stored_with_the_first_reply(tmp_path):
     assert [(cost.requests, cost.failures, cost.kept) for cost in costs] == [(0, 0, 4), (4, 3, 0)]
 
 
-def test_an_endpoint_that_answered_in_an_earlier_run_may_refuse_many_calls(tmp_path):
-    stub = Stub(lambda body, before: (400, {}) if text_of(body).startswith("long") else "A4")
+@pytest.mark.parametrize("usage", [(100, 10), (0, 0)])  # not every endpoint counts tokens
+def test_an_endpoint_that_answered_in_an_earlier_run_may_refuse_many_calls(tmp_path, usage):
+    stub = Stub(lambda body, before: (400, {}) if text_of(body).startswith("long") else "A4", usage=usage)
     with serve(stub) as url:
         with client_at(tmp_path, url) as client:
             client.call(chat("short"))

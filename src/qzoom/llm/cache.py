@@ -58,6 +58,8 @@ CREATE TABLE costs (role TEXT NOT NULL, name TEXT NOT NULL, url TEXT NOT NULL, r
     completion_tokens INTEGER NOT NULL DEFAULT 0, money REAL NOT NULL DEFAULT 0, PRIMARY KEY (role, name, url));
 CREATE TABLE pace (url TEXT PRIMARY KEY, next REAL NOT NULL);
 """
+_ANSWERED = "CREATE TABLE IF NOT EXISTS answered (role, name, url, PRIMARY KEY (role, name, url)) WITHOUT ROWID"
+"""Who has given a reply. Files of earlier versions have no such table, and earlier versions do not look for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ class CallCache:
                 "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, reply.prompt_tokens, reply.completion_tokens, time.time()),
             )
+            if isinstance(outcome, Reply):
+                file.execute("INSERT OR IGNORE INTO answered VALUES (?, ?, ?)", (cost.role, cost.name, cost.url))
             _add(file, cost)
 
     def count(self, cost: Cost) -> None:
@@ -159,6 +163,16 @@ class CallCache:
         with self._using() as file:
             rows = file.execute("SELECT * FROM costs ORDER BY role, name, url").fetchall()
         return tuple(Cost(*row) for row in rows)
+
+    def answered(self, role: str, name: str) -> set[str]:
+        """Endpoints that have given a member of a role a reply, in all runs with this cache."""
+        with self._using() as file:
+            rows = file.execute(
+                "SELECT url FROM answered WHERE role = ?1 AND name = ?2 UNION "
+                "SELECT url FROM costs WHERE role = ?1 AND name = ?2 AND completion_tokens > 0",
+                (role, name),
+            ).fetchall()
+        return {url for (url,) in rows}
 
     def turn(self, url: str, interval_s: float) -> float:
         """Reserve the next time slot of an endpoint, `interval_s` after the last one. Returns seconds to wait for
@@ -290,6 +304,8 @@ def _opened(path: Path) -> sqlite3.Connection:
             file.execute(f"PRAGMA application_id = {_APPLICATION}")
             file.execute(f"PRAGMA user_version = {CACHE_SCHEMA}")
             application, schema = _APPLICATION, CACHE_SCHEMA
+        if (application, schema) == (_APPLICATION, CACHE_SCHEMA):
+            file.execute(_ANSWERED)
         file.execute("COMMIT")
     except sqlite3.Error as error:
         file.close()

@@ -397,8 +397,7 @@ class Client:
         """Addresses that have given this member a reply."""
         with self._lock:
             if self._answered is None:
-                own = [cost for cost in self.shared.cache.costs() if (cost.role, cost.name) == (self.role, self.name)]
-                self._answered = {cost.url for cost in own if cost.completion_tokens}
+                self._answered = self.shared.cache.answered(self.role, self.name)
             return self._answered
 
     def _lost_call(self, reason: str) -> Exception:
