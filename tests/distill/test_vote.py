@@ -30,6 +30,11 @@ def test_six_of_eight_with_three_from_each():
     assert found.by_teacher == (("a", 3), ("b", 3))
 
 
+def test_numbers_of_houses_are_no_votes_for_no():
+    texts = [f"No. {number}, Jalan Besar" for number in range(4)]
+    assert agree(votes(a=texts, b=texts), EIGHT)[1] == "no agreement"
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

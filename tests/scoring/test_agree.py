@@ -6,12 +6,20 @@ AGREE = {
     True: [
         ("1,234.50", "1234.5"), ("RM 12.50", "12.50"), ("$1,000", "1000.00"), ("Two", "2"),
         ("Yes.", "yes, there is one"), ("A red bus", "red bus."), ("**AB12**", "ab 12"), ("SDN. BHD.", "Sdn Bhd"),
+        ("No. It is red.", "no"), ("NO!", "no, sir"), ("0.50", ".5"), ("-0.0", "0"), ("\u22123", "-3"),
+        ("a red-brick house", "red brick house"), ("No. 12, Jalan Besar", "no. 12, jalan besar"), ("A+", "a+."),
+        ("100", "100.0"),
     ],
     False: [
         ("12.50", "12.05"), ("0123", "123"), ("A4", "B4"), ("01/02/2024", "2024-02-01"), ("yes", "no"), ("7", "A7"),
         ("-3", "3"), ("", ""), ("", "red"), ("1,23", "123"),
+        ("No.12", "No.13"), ("No.12", "no"), ("1" * 32, "1" * 31 + "2"), ("0." + "1" * 32, "0." + "1" * 31 + "2"),
     ],
-    None: [("12 apples", "12"), ("no parking", "no"), ("red", "dark red")],
+    None: [("12 apples", "12"), ("no parking", "no"), ("red", "dark red"),
+        ("No. 12, Jalan Besar", "No. 88, Jalan Kecil"), ("No: 12", "No: 13"), ("No.7 Main Street", "no"),
+        ("No. B", "no"), ("No: IV", "No: V"), ("Yes, 12 of them", "yes"), ("A+", "A-"), ("C++", "C#"), ("O-", "O+"),
+        ("A-", "A"), ("x < y", "x > y"), ("a+b", "a-b"), ("Blood type O+", "blood type O\u2212"),
+    ],
 }  # fmt: skip
 
 

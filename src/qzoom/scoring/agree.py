@@ -70,19 +70,21 @@ def decide_exact(prediction: str, answers: Sequence[str]) -> bool | None:
 
 
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
-_CLOSED = re.compile(r"(yes|no)[,.;:!]")
+_CLOSED = re.compile(r"(yes|no)([,.;:!])(.*)", re.DOTALL)
 _NUMBER = re.compile(r"([-+]?)((?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?|\.\d+)")
 _LEADING = " \t\r\n\"'`*_([{:;,!?"
 _TRAILING = " \t\r\n\"'`*_)]}.:;,!?"
+_SIGN = re.compile(r"(?<=[^\W\d_])(?:#|-+(?![-\w]))|[+<>=\u2190-\u2193]")
+"""Signs that make another answer in a text without digits: O+ and O-, C# and C++, x < y and x > y."""
 
 
 def normal(text: str) -> str:
     """The form in which answers are compared; "" for a text without content."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("\u2212", "-")
     plain = " ".join(plain.split()).lstrip(_LEADING).rstrip(_TRAILING)
-    closed = _CLOSED.match(plain)
+    closed = _closed(plain)
     if closed:
-        return closed[1]
+        return closed
     if plain in _NUMBER_WORDS:
         return _NUMBER_WORDS[plain]
     amount = normalise(plain)
@@ -93,7 +95,10 @@ def normal(text: str) -> str:
         return amount
     for article in ("the ", "a ", "an "):
         plain = plain.removeprefix(article)
-    letters = "".join(c for c in plain if not c.isspace() and unicodedata.category(c)[0] not in "PS")
+    signs = {i for found in _SIGN.finditer(plain) for i in range(*found.span())}
+    letters = "".join(
+        c for i, c in enumerate(plain) if not c.isspace() and (i in signs or unicodedata.category(c)[0] not in "PS")
+    )
     return letters or "".join(plain.split())
 
 
@@ -117,9 +122,22 @@ def mentions(text: str, answer: str) -> bool:
     return bool(wanted and re.search(alone, held))
 
 
+def _closed(plain: str) -> str:
+    """The yes or no that a text begins with; "" where "no." may mean "number" ("No. 12", "No: A"), or a digit follows,
+    since such a text says more than yes or no."""
+    found = _CLOSED.fullmatch(plain)
+    if found is None or any(character.isdigit() for character in found[3]):
+        return ""
+    is_number = found[1] == "no" and found[2] in ".:" and len(re.findall(r"\w+", found[3])) == 1
+    return "" if is_number else found[1]
+
+
 def _plain_number(sign: str, digits: str) -> str:
-    value = Decimal(digits.replace(",", "")).normalize()
-    return ("-" if sign == "-" and value else "") + format(value, "f")
+    """Without separators and final zeros; all other digits stay."""
+    value = Decimal(digits.replace(",", ""))
+    text = format(value, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return ("-" if sign == "-" and value else "") + text
 
 
 def _decided(text: str) -> bool:
