@@ -17,11 +17,19 @@ CLEAR = {
         "The car is black.\n\nD", "<think>A or B?</think>\n**D**", "<answer>A</answer> no, <answer>D</answer>",
         "black.", "**Black**",
     ],
-    "A": ["(A) it is red"],
+    "A": [
+        "(A) it is red", "The answer is A, and B is wrong.", "The answer is A and I am sure", "Answer: A, A bus is red",
+        "The answer is A. I ruled out B and C.", "A. red, not B", "A is correct, B is not", "The answer is A, not B",
+    ],
     None: [
         "d dark green", "A\nThe car is blue.\nB", "Between **A** and **B**", "\\boxed{A} or \\boxed{B}",
         "(A) or (B)", "The answer is a mystery", "**E**", "**", "E", "Blue skies", "A dog", "It could be A or B",
         "The answer is A. No, the answer is B.", "",
+        "The answer is A or B.", "Answer: A and C", "Answer: A, B", "The correct answer is (A) or (B)", "Answer: A/B",
+        "A. red or B. blue", "(A) red, (C)", "answer \u212a", "answer \u0130",
+        "The answer is A (red) or B (blue)", "Either A or B is correct",
+        'The answer is "A" or "B"', "The answer is A, or option B", "**A** or B is the answer", "A. Red or B",
+        "Answer: A & B", "(A), (B) and (C)", "The answer is C or A",
     ],
 }  # fmt: skip
 
@@ -36,6 +44,13 @@ def test_signs_inside_the_texts_of_options_are_no_markup():
     assert chosen_letter("2*3*4", ["234", "2*3*4"]) == "B"
     assert chosen_letter("$5 and $6", ["5 and 6", "$5 and $6"]) == "B"
     assert chosen_letter("5'", ["5", "5'"]) == "B"
+
+
+def test_letters_inside_the_texts_of_options_are_no_second_letter():
+    options = ["vitamins B and C", "B or C", "A and B", "none"]
+    assert chosen_letter("A. vitamins B and C", options) == "A"
+    assert chosen_letter("The answer is B. B or C", options) == "B"
+    assert chosen_letter("(C) A and B", options) == "C"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ _BARE_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?[.:,;]?", re.IGNORECASE)
 _LEADING_LETTER = re.compile(
     r"(?:[(\[]([A-Za-z])[)\]][.:,]?(?=\s|$)|([A-Z])(?:[.):](?=\s|$)|(?=\s+[-\u2013\u2014]\s)))"
 )
-_SECOND_LETTER = re.compile(r"\s*(?:or|and|/|,)\s*[(\[]?[A-Z]\b")
+_JOINED = r"(?:\b(?:or|and)\b|[/,&])"
+_BEFORE = re.compile(r"\b[A-Z]\b[)\]\"']*\s*(?:,?\s*\b(?:or|and)\b|[/&])\s*[(\[\"']*$")
 _LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Z])[)\]]?[\s.:,;)\u2013\u2014-]*(\S.*)", re.IGNORECASE | re.DOTALL)
 _STATED_LETTER = re.compile(
     r"""\b(?:answer|option|choice)(?:\s+is)?\s*[:\uff1a=-]?\s*["'\u201c(\[]*(?!(?-i:a)\s+\w)([A-Z])\b(?!')"""
@@ -56,11 +57,14 @@ def _named(text: str, choices: Sequence[str]) -> str | None:
     if bare:
         found = [bare[1]]
     elif leading:
-        found = [] if _SECOND_LETTER.match(plain, leading.end()) else [leading[1] or leading[2]]
+        found = _only(leading, choices)
     else:
         lines = [line.strip() for line in plain.splitlines()]
         ends = [_BARE_LETTER.fullmatch(line) for line in (*lines[:1], *lines[-1:])]
-        found = [first or second for first, second in _STATED_LETTER.findall(plain)]
+        stated = [_only(match, choices) for match in _STATED_LETTER.finditer(plain)]
+        if [] in stated:
+            return None
+        found = [letter for letters in stated for letter in letters]
         found += [match[1] for match in ends if match and match[1].isupper()]
         found += [known[i] for i, choice in enumerate(choices) if _plain(choice) in (_plain(plain), _plain(text))]
         both = _LETTER_AND_TEXT.fullmatch(plain)
@@ -70,6 +74,22 @@ def _named(text: str, choices: Sequence[str]) -> str | None:
         found = found or [match[1] for match in _EMPHASISED_LETTER.findall(styled)]
     different = {letter.upper() for letter in found}
     return different.pop() if len(different) == 1 and next(iter(different)) in known else None
+
+
+def _only(match: re.Match[str], choices: Sequence[str]) -> list[str]:
+    """The letter of a match; none where another one is named with it ("A or B", "A. red or B. blue").
+
+    An article ("B, A dog"), "I" and a letter that something is said about ("A, and B is wrong") are no second letter.
+    """
+    letter, at = (match[1], 1) if match[1] else (match[2], 2)
+    number, text = LETTERS.find(letter.upper()), match.string
+    own = re.escape(choices[number]) if 0 <= number < len(choices) else ""
+    another = re.compile(
+        rf"[\s.:,()\[\]\"'-]*(?i:{own})?[\s,()\[\]\"']*{_JOINED}\s*(?:option\s+|answer\s+)?[(\[\"']*"
+        rf"(?![AI]\s+(?!or\b|and\b)[a-z])(?!{letter.upper()})[A-Z]\b(?!'|\s+(?:is|was|does|has)\b)"
+    )
+    several = another.match(text, match.end(at)) or _BEFORE.search(text, 0, match.start(at))
+    return [] if several else [letter]
 
 
 _VSTAR_CASCADE = tuple(
