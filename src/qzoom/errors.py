@@ -152,6 +152,14 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 _SHORT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # torch, CUDA's libraries
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether the same may go well another time: a file is missing or cannot be read by the system, an address did not
+    answer, or memory was short. What a decoder cannot read is an OSError, too, but not one of the system."""
+    causes = [one for one in (error, error.__cause__) if one is not None]
+    unread = any(isinstance(one, OSError) and one.errno is not None for one in causes)
+    return unread or isinstance(error, FetchFailedError) or any(map(is_short_of_memory, causes))
+
+
 def is_short_of_memory(error: BaseException) -> bool:
     """Whether it says that memory was short; on a CPU, and of CUDA's libraries, torch raises a plain RuntimeError."""
     text = str(error) if isinstance(error, RuntimeError) else ""

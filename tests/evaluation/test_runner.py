@@ -8,7 +8,7 @@ from qzoom.checkpoints.weights import weights_digest
 from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import open_task
 from qzoom.data.questions import read_receipts
-from qzoom.data.samples import AnswerRow, Sample, SampleQuestion
+from qzoom.data.samples import AnswerRow, Sample, SampleQuestion, read_answers
 from qzoom.errors import ConfigError, DataError, HeadsMissingError, QZoomError
 from qzoom.evaluation.runner import EvalOptions, ask_many, ask_sample, run
 from qzoom.evaluation.score import score
@@ -119,6 +119,30 @@ def test_a_damaged_picture_is_wrong_answers_and_spoils_no_batch(task, tmp_path):
     task.sample(1).image.write_bytes(b"\x89PNG no more")
     rows = run(model(), task, SHORT, batch_size=9)
     assert [row.error is None for row in rows] == [True] * 3 + [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 9])
+def test_a_rerun_asks_again_what_failed_for_a_reason_that_may_pass(task, tmp_path, batch_size):
+    output, away = tmp_path / "run.jsonl", tmp_path / "away.png"
+    lost, damaged = task.sample(0).image, task.sample(1).image
+    whole = [row.prediction for row in run(model(), task, SHORT, batch_size=batch_size)]
+    lost.rename(away)
+    good = damaged.read_bytes()
+    damaged.write_bytes(b"no picture")
+    rows = run(model(), task, SHORT, output=output, batch_size=batch_size)
+    assert [(row.error is None, row.passing) for row in rows[::3]] == [(False, True), (False, False), (True, False)]
+    away.rename(lost)
+    damaged.write_bytes(good)
+    rows = run(model(), task, SHORT, output=output, batch_size=batch_size)
+    assert [row.prediction for row in rows[:3]] == whole[:3]
+    assert all(row.error for row in rows[3:6])  # final until --fresh
+    assert [json.loads(line)["key"] for line in output.read_bytes().splitlines()[1:]] == list("abca")
+    assert sorted(read_answers(output)[1], key=lambda row: (row.picture, row.index)) == rows
+    kept = output.read_bytes()
+    assert run(model(), task, SHORT, output=output, batch_size=batch_size) == rows
+    assert output.read_bytes() == kept
+    rows = run(model(), task, SHORT, output=output, fresh=True, batch_size=batch_size)
+    assert [row.prediction for row in rows] == whole
 
 
 def test_a_question_that_fails_leaves_the_others_alone(tmp_path):

@@ -66,6 +66,19 @@ def test_every_torn_end_is_cut_off(tmp_path):
         assert [key for key, _ in Log(path)] == [*KEYS[:there], "z"]
 
 
+def test_of_repeated_keys_the_last_line_counts(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with LogWriter(path, "ask", {}, repeats=True) as log:
+        for items in ([1], [2]):
+            log.append("a", items)
+            log.append("b", items * 2)
+        log.append("a", [3])
+        assert list(log) == [("b", [2, 2]), ("a", [3])]
+    with LogWriter(path, "ask", {}, repeats=True) as log:
+        assert (len(log), log.get("a")) == (2, [3])
+    assert list(Log(path, repeats=True)) == [("b", [2, 2]), ("a", [3])]
+
+
 def test_damage_inside_is_named_with_its_line(tmp_path):
     path = filled(tmp_path)
     lines = path.read_bytes().split(b"\n")

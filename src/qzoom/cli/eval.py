@@ -224,6 +224,9 @@ class _Evaluation:
                 self.console.note(
                     f"{scores.errors} of {scores.n} questions failed and count as wrong; the first: {first}"
                 )
+                if self.asking.output is not None:
+                    passing = sum(row.passing for row in rows)
+                    self.console.note(f"The same command asks {passing} of them again, and all with --fresh.")
             about = task.identity | {"model": reader.name} | _asking_record(options)
             title = f"{task.name}, seed {seed}" if seeds > 1 else task.name if self.several else ""
             _figures(self.console, scores, about, json=self.json, title=title)

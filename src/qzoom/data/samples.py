@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 ANSWERS = "answers"
-"""Purpose of a log of answers: one line per picture with its rows."""
+"""Purpose of a log of answers: one line per picture with its rows; of several lines about a picture the last counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Sample:
     size_px: tuple[int, int]
     questions: tuple[SampleQuestion, ...]
     error: str | None = None
+    passing: bool = False  # the error may pass, see `qzoom.errors.may_pass`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +87,7 @@ class AnswerRow(SampleQuestion):
     usage: Usage = dataclasses.field(default_factory=Usage)
     timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # milliseconds per step
     error: str | None = None  # why there is no answer; None when there is one
+    passing: bool = False  # the error may pass, so that a rerun asks again
     prompt: str = ""  # the rendered conversation with one placeholder per picture; empty where nothing was asked
     # (width, height) of the picture as the coarse view saw it; what regions saw is in `regions`
     coarse_size_px: tuple[int, int] | None = None
@@ -175,6 +177,6 @@ def answer_files(places: Sequence[Path]) -> list[Path]:
 def read_answers(path: Path) -> tuple[dict[str, Any], list[AnswerRow]]:
     """Header ("settings", "about") and rows of a file that an evaluation kept; it is not changed (DataError: the file
     is missing, damaged, or holds something else)."""
-    with Log(path, ANSWERS) as log:
+    with Log(path, ANSWERS, repeats=True) as log:
         rows = [row for group in rows_of(log).values() for row in group]
         return {"settings": log.settings, "about": log.about}, rows

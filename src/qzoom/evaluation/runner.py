@@ -1,8 +1,8 @@
 """Ask a model every question of a task and store the answers.
 
 Each image is encoded once, and all its questions are asked in one session and share the time of that pass. Questions
-may also be asked in batches. A question that fails becomes a wrong answer with its reason; only errors that concern
-the whole run are raised.
+may also be asked in batches. A question that fails becomes a wrong answer with its reason; a rerun asks it again where
+that reason may pass (`qzoom.errors.may_pass`). Only errors that concern the whole run are raised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qzoom.config import TokenBudget
 from qzoom.data.samples import ANSWERS, AnswerRow, Sample, SampleQuestion, Task, rows_of
 from qzoom.engine.chat import read_conversation
 from qzoom.engine.request import Options
-from qzoom.errors import ConfigError, HeadsMissingError, QZoomError
+from qzoom.errors import ConfigError, HeadsMissingError, QZoomError, may_pass
 from qzoom.evaluation.flops import shape_of
 from qzoom.evaluation.methods import METHODS, Method
 from qzoom.evaluation.methods.base import Answered, ask_kwargs, with_needed_branches
@@ -139,31 +139,54 @@ class EvalOptions:
         return int.from_bytes(digest[:7], "big")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a question has no answer."""
+
+    reason: str
+    passing: bool  # the reason may pass
+
+    @classmethod
+    def of(cls, problem: Exception) -> Failure:
+        """What an exception says; its kind too where it is none of qzoom's."""
+        text = " ".join(str(problem).split())
+        text = text if isinstance(problem, QZoomError) else f"{type(problem).__name__}: {text}"
+        return cls(text, may_pass(problem))
+
+    @classmethod
+    def in_sample(cls, sample: Sample) -> Failure | None:
+        """What makes a picture unusable; None for one that can be asked about."""
+        return None if sample.error is None else cls(sample.error or _NOT_ASKED.reason, sample.passing)
+
+
+_NOT_ASKED = Failure("The question was not asked.", passing=False)
+
+
 def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branches: bool = False) -> list[AnswerRow]:
     """All questions about one picture in one session; they share the time of the coarse pass. `all_branches`: run gate
     and region branch in the session's prefix even if the method does not use them."""
     if not all_branches:
         model = with_needed_branches(model, options.answerer, options.zoom_mode)
     session = None
-    error = sample.error
+    failure = Failure.in_sample(sample)
     start = time.perf_counter()
-    if error is None:
+    if failure is None:
         try:
             session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
         except Exception as problem:  # whatever it is, it must be counted
-            error = _reason(problem)
+            failure = Failure.of(problem)
     share = (time.perf_counter() - start) / len(sample.questions)
     rows = []
     for index, question in enumerate(sample.questions):
         values = _question_values(model, sample, index, options)
         start = time.perf_counter()
-        answer: Answered | str = error or ""
+        answer: Answered | Failure = failure or _NOT_ASKED
         if session is not None:
             try:
                 engine_options = options.to_engine(options.question_seed(sample.id, index))
                 answer = options.answerer.answer(model, session, question, engine_options)
             except Exception as problem:  # whatever it is, it must be counted
-                answer = _reason(problem)
+                answer = Failure.of(problem)
         rows.append(_row(values, answer, share + time.perf_counter() - start))
     return rows
 
@@ -193,7 +216,7 @@ def ask_many(model: QZoom, samples: Sequence[Sample], options: EvalOptions) -> l
         [
             _row(
                 _question_values(model, s, i, options),
-                by_question.get((s.id, i)) or s.error or "",
+                by_question.get((s.id, i)) or Failure.in_sample(s) or _NOT_ASKED,
                 share if s.error is None else 0.0,
             )
             for i in range(len(s.questions))
@@ -232,11 +255,11 @@ def _coarse_size(model: QZoom, sample: Sample, options: EvalOptions) -> tuple[in
     return columns * backbone.token_px, rows * backbone.token_px
 
 
-def _row(values: dict[str, Any], answer: Answered | str, seconds: float) -> AnswerRow:
+def _row(values: dict[str, Any], answer: Answered | Failure, seconds: float) -> AnswerRow:
     """The row of an answer, or of the reason why there is none."""
     seconds = round(seconds, 6)
-    if isinstance(answer, str):
-        return AnswerRow(**values, seconds=seconds, error=answer or "The question was not asked.")
+    if isinstance(answer, Failure):
+        return AnswerRow(**values, seconds=seconds, error=answer.reason, passing=answer.passing)
     result, extra = answer
     return AnswerRow(
         **values,
@@ -251,11 +274,6 @@ def _row(values: dict[str, Any], answer: Answered | str, seconds: float) -> Answ
     )
 
 
-def _reason(problem: Exception) -> str:
-    text = " ".join(str(problem).split())
-    return text if isinstance(problem, QZoomError) else f"{type(problem).__name__}: {text}"
-
-
 def run(
     model: QZoom,
     task: Task,
@@ -268,7 +286,7 @@ def run(
     batch_size: int = 1,
     all_branches: bool = False,
 ) -> list[AnswerRow]:
-    """Ask all questions, or those that are not stored yet.
+    """Ask all questions, or those that are not stored yet or failed for a reason that may pass.
 
     Args:
         output: file of the answers; a rerun with the same settings resumes it.
@@ -290,7 +308,7 @@ def run(
         log = None
         if output is not None:
             log = stack.enter_context(_open_log(output, model, task, options, fresh=fresh))
-            rows = rows_of(log)
+            rows = {name: group for name, group in rows_of(log).items() if not any(row.passing for row in group)}
         done = sum(name in rows for name in ids)
         missing = [index for index, name in enumerate(ids) if name not in rows]
         if on_picture is not None and done:
@@ -317,7 +335,7 @@ def _open_log(output: Path, model: QZoom, task: Task, options: EvalOptions, *, f
     """The file of the answers; its header is what a rerun must agree with (ConfigError, DataError: it holds something
     else)."""
     header = {"questions": task.identity, "options": dataclasses.asdict(options), "model": describe_model(model)}
-    return LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh)
+    return LogWriter(output, ANSWERS, header, about=describe_software(model), fresh=fresh, repeats=True)
 
 
 def _check(model: QZoom, options: EvalOptions, batch_size: int) -> None:
@@ -350,6 +368,6 @@ def _sample(task: Task, index: int) -> Sample:
     try:
         return task.sample(index)
     except Exception as problem:  # whatever it is, it must be counted
-        reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        failure = Failure.of(problem)
         nothing = SampleQuestion("unusable", "", "")
-        return Sample(task.ids[index], None, (0, 0), (nothing,), reason)
+        return Sample(task.ids[index], None, (0, 0), (nothing,), failure.reason, failure.passing)

@@ -17,7 +17,7 @@ from qzoom.data.cells import around
 from qzoom.data.crop import CropSettings, crop_box, cut
 from qzoom.data.overlay import draw
 from qzoom.data.samples import AnswerRow, Sample, Task
-from qzoom.errors import ConfigError, DataError, QZoomError
+from qzoom.errors import ConfigError, DataError, QZoomError, may_pass
 from qzoom.images.geometry import box_area_px
 from qzoom.images.load import load_image
 from qzoom.settings import Between, settings, to_dict
@@ -136,11 +136,11 @@ def region_task(
         name, full = f"{picture}{_BETWEEN}{asked}", whole(number)
         question = full.questions[asked]
         if full.error is not None:
-            return Sample(name, None, full.size_px, (question,), full.error)
+            return Sample(name, None, full.size_px, (question,), full.error, full.passing)
         try:
             image = make(full.image, number, target_boxes(question.field, question.boxes, settings.places))
         except QZoomError as problem:
-            return Sample(name, None, full.size_px, (question,), str(problem))
+            return Sample(name, None, full.size_px, (question,), str(problem), may_pass(problem))
         return Sample(name, image, image.size, (replace(question, boxes=()) if view == "region" else question,))
 
     def make(image: Any, number: int, boxes: Sequence[Box]) -> Any:
@@ -165,7 +165,7 @@ def _decoded(sample: Sample) -> Sample:
     try:
         return replace(sample, image=load_image(sample.image).image)
     except QZoomError as problem:
-        return replace(sample, image=None, error=str(problem))
+        return replace(sample, image=None, error=str(problem), passing=may_pass(problem))
 
 
 def base_question(row: AnswerRow) -> tuple[str, int]:

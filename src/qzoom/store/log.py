@@ -32,13 +32,14 @@ class Log:
 
     Args:
         purpose: what it must hold, e.g. "answers"; None accepts every purpose.
+        repeats: of several lines of a key the last one counts; otherwise they are damage.
 
     Raises:
         DataError: no such file, another purpose or schema, or a damaged line; it says which.
     """
 
-    def __init__(self, path: Path, purpose: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, purpose: str | None = None, *, repeats: bool = False) -> None:
+        self.path, self._repeats = path, repeats
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -71,7 +72,9 @@ class Log:
         for number, offset, line in self._lines():
             if offset >= self._end:
                 return
-            yield self._parse(line, f"line {number}")
+            key, items = self._parse(line, f"line {number}")
+            if not self._repeats or self._offsets.get(key) == offset:
+                yield key, items
 
     def get(self, key: str) -> list[Any] | None:
         """The items of a key; None if it was not added (DataError: the line was changed after it was written)."""
@@ -100,7 +103,7 @@ class Log:
             self._offsets: dict[str, int] = {}
             for number, offset, line in self._lines():
                 key = _key_of(line, f"{self.path}, line {number}")
-                if key in self._offsets:
+                if key in self._offsets and not self._repeats:
                     raise DataError(f"{self.path}: {key!r} is there twice; {_HINT}.")
                 self._offsets[key], self._end = offset, offset + len(line)
         except BaseException:
@@ -145,6 +148,7 @@ class LogWriter(Log):
         fresh: replace what is there.
         sync_s: bring appends to the disk after so many seconds at the latest; 0 does it with each.
         advice: what to do about a log of other settings.
+        repeats: as in `Log`; a key may be added again.
 
     Raises:
         ConfigError: a log of other settings (it names what changed), or one that another process is writing.
@@ -161,8 +165,9 @@ class LogWriter(Log):
         fresh: bool = False,
         sync_s: float = 0.0,
         advice: str = "use --fresh to replace it, or name another file",
+        repeats: bool = False,
     ) -> None:
-        self.path = path
+        self.path, self._repeats = path, repeats
         self._sync_s, self._synced = sync_s, time.monotonic()
         header = {"schema": SCHEMA, "purpose": purpose, "settings": dict(settings), "about": dict(about or {})}
         header = json.loads(json.dumps(header, allow_nan=False))
@@ -184,7 +189,7 @@ class LogWriter(Log):
     def append(self, key: str, items: Sequence[Any]) -> None:
         """Add the items of a key (DataError: the key is there already, or the disk refuses; the log is as it was
         then)."""
-        if key in self:
+        if key in self and not self._repeats:
             raise DataError(f"{self.path}: {key!r} is there already; {_HINT}.")
         data = _line({"key": key, "items": list(items)})
         due = time.monotonic() - self._synced >= self._sync_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from qzoom.data.samples import Sample, SampleQuestion, Task
-from qzoom.errors import ConfigError, DataError, QZoomError, reason_of
+from qzoom.errors import ConfigError, DataError, QZoomError, may_pass, reason_of
 from qzoom.images.load import load_image
 from qzoom.scoring.letters import LETTERS
 
@@ -63,7 +64,8 @@ def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path
         elif (folder / path).is_file():
             return folder / path
         elif path.suffix:
-            raise DataError(f"the picture {value!r:.80} is not in {folder}.")
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), value)  # it may come back
+            raise DataError(f"the picture {value!r:.80} is not in {folder}.") from missing
     return _decoded(value, column)
 
 
@@ -122,7 +124,7 @@ def _task(benchmark: Benchmark, rows: Sequence[Any], folder: Path | None, origin
             column = benchmark.picture
             image = load_image(picture_source(_cell(row, column), column, folder)).image
         except QZoomError as problem:
-            return Sample(name, None, (0, 0), (question,), f"Row {number}: {problem}")
+            return Sample(name, None, (0, 0), (question,), f"Row {number}: {problem}", may_pass(problem))
         return Sample(name, image, image.size, (question,))
 
     def shipped_crop(number: int) -> bytes | Path:
