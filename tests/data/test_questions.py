@@ -164,6 +164,23 @@ def test_names_that_mean_nothing_are_refused(name):
         open_questions([name])
 
 
+def test_pictures_and_files_may_be_links_out_of_the_folder(tmp_path):
+    """As in a snapshot of the hub, whose files lie elsewhere under their digests."""
+    data = write_split(tmp_path / "data", [receipt("a")])
+    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    (snapshot / "images").mkdir(parents=True)
+    blobs.mkdir()
+    for number, name in enumerate(("dev.jsonl", "images/a.png")):
+        (data / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(blobs / str(number))
+    (tmp_path / "link").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "link"):
+        (question,), _ = read_questions(folder / "dev.jsonl")
+        assert (question.image, question.root) == ("images/a.png", str(snapshot))
+        assert load_picture(question).size_px == (200, 140)
+        assert open_questions([f"receipts:{folder}:dev"])[0][0].image == "images/a.png"
+
+
 def test_a_picture_that_has_gone_is_named(folder):
     (question,), _ = read_questions(write(folder, GOOD))
     (folder / "moved").mkdir()

@@ -279,10 +279,10 @@ def _printed_lines(path: Path) -> dict[str, list[Box4]]:
 
 def _of_sample(sample: Sample, path: Path, source: str | None = None) -> Question:
     """A picture with its questions as one record."""
-    root = path.parent.resolve()
     turns = tuple(Turn(q.question, (q.answer,), tuple(q.boxes)) for q in sample.questions)
-    image = str(Path(str(sample.image)).resolve().relative_to(root))
-    return Question(sample.id, image, turns, "text", source or path.stem, str(root))
+    # not resolved: the picture may be a link that leads out of the folder, as in a snapshot of the hub
+    image = str(Path(str(sample.image)).relative_to(path.parent))
+    return Question(sample.id, image, turns, "text", source or path.stem, str(path.parent.resolve()))
 
 
 def _read_pictures(folder: Path, split: str, name: str, fields: tuple[str, ...]) -> Task:
