@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qzoom.config import TokenBudget
-from qzoom.data.questions import read_receipt_questions
-from qzoom.errors import DataError
+from qzoom.data.questions import read_receipt_questions, read_receipts
+from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.coverage import (
     QuestionMaps,
     choose,
@@ -181,6 +181,12 @@ def test_attention_is_that_of_the_stock_model(tmp_path, family):
     shape = (*wanted.shape[:2], *span.features.grid)
     np.testing.assert_allclose(found.question, wanted.view(shape).double().numpy(), rtol=1e-4, atol=1e-7)
     assert not np.allclose(found.question, found.generic)
+
+
+def test_hybrid_models_are_refused_before_anything_is_asked(tmp_path):
+    task = read_receipts(write_split(tmp_path, [receipt("a")]), "dev")
+    with pytest.raises(ConfigError, match="Measuring coverage needs full attention in every layer"):
+        next(question_maps(QZoom(engine("qwen3_5", heads=False), "hybrid"), task, None))
 
 
 def test_a_broken_picture_and_a_negative(tmp_path):

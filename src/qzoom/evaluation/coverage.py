@@ -24,7 +24,7 @@ from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.engine.request import Options
 from qzoom.engine.session import Session
 from qzoom.errors import DataError, QZoomError
-from qzoom.evaluation.methods.attention import GENERIC, prompt_attention
+from qzoom.evaluation.methods.attention import GENERIC, need_full_attention, prompt_attention
 from qzoom.evaluation.methods.base import start
 from qzoom.evaluation.zoomgap import is_negative
 from qzoom.model import QZoom
@@ -54,9 +54,10 @@ def question_maps(
     limit: int | None = None,
     on_picture: Callable[[int, int], None] | None = None,
 ) -> Iterator[QuestionMaps]:
-    """The maps of every question with a place, picture by picture. `on_picture`: called with (pictures done, in all)
-    after each."""
+    """The maps of every question with a place, picture by picture (ConfigError: a model that pads pictures, or a hybrid
+    one). `on_picture`: called with (pictures done, in all) after each."""
     model.engine.backbone.need_bare_grid("Measuring coverage")
+    need_full_attention(model.engine.backbone, "Measuring coverage", "name another model")
     plain = QZoom(dataclasses.replace(model.engine, gate=None, region=None), model.name, model.image_limits)
     ids = task.ids if limit is None else task.ids[:limit]
     for number in range(len(ids)):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qzoom.backbones.base import Backbone
 from qzoom.data.samples import SampleQuestion
 from qzoom.engine.attention import response_attention
 from qzoom.engine.generate import prefill
@@ -46,11 +47,7 @@ def crop_by_attention(
     whose attention is taken; None takes the one two thirds up."""
     reading = start(model, images, question, options)
     backbone = model.engine.backbone
-    if len(backbone.attention_layers) < backbone.num_layers:
-        raise ConfigError(
-            f'The method "attention" needs full attention in every layer, which {backbone.family} models lack; name '
-            "another one with --method."
-        )
+    need_full_attention(backbone, 'The method "attention"', "name another one with --method")
     layer = layer if layer is not None else 2 * backbone.num_layers // 3
     other = reading.other_question(generic)
     own, base = (prompt_attention(reading, item, [layer])[0].mean(0).cpu().numpy() for item in (reading.coarse, other))
@@ -66,6 +63,12 @@ def crop_by_attention(
         reading.extra["failures"] = 1
         return reading.answer_coarse(GateDecision(None, None, False, "The attention lies beside the picture."))
     return reading.answer_zoomed([box_on(reading, box)])
+
+
+def need_full_attention(backbone: Backbone, what: str, remedy: str) -> None:
+    """Refuse work that reads the attention of all layers (ConfigError), where some have none. `what` needs it."""
+    if len(backbone.attention_layers) < backbone.num_layers:
+        raise ConfigError(f"{what} needs full attention in every layer, which {backbone.family} models lack; {remedy}.")
 
 
 def best_window(values: np.ndarray, shares: tuple[float, ...] = SHARES) -> tuple[int, int, int, int]:
@@ -104,6 +107,8 @@ def prompt_attention(reading: Reading, item: CoarseResult, layers: Sequence[int]
 
     Raises:
         DataError: the prompt holds no picture.
+
+    All layers need full attention, see `need_full_attention`.
     """
     engine, prompt = reading.model.engine, item.state.prompt
     with torch.inference_mode():
