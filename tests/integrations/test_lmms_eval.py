@@ -3,9 +3,11 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from PIL import Image
 
 from qzoom.data.questions import read_receipts
 from qzoom.evaluation.runner import EvalOptions, run
@@ -84,6 +86,28 @@ def test_bad_model_args(arguments, said):
 
     with pytest.raises(ConfigError, match=said):
         QZoomChat.create_from_arg_string(arguments, {"device": "cpu"})
+
+
+@needs_harness
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_question_whose_picture_cannot_be_opened_gets_the_empty_answer(tmp_path, batch_size):
+    from qzoom.integrations.lmms_eval_model import QZoomChat
+
+    def messages(doc):
+        image = Image.open(tmp_path / doc).convert("RGB")
+        content = [{"type": "image", "url": image}, {"type": "text", "text": "What?"}]
+        return [{"role": "user", "content": content}]
+
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    chat = QZoomChat("tiny", zoom="never", max_new_tokens=2, batch_size=batch_size, device="cpu")
+    chat.task_dict = {"task": {"test": ["a.png", "b.png", "c.png"]}}
+    requests = [SimpleNamespace(args=("What?", messages, {}, number, "task", "test")) for number in range(3)]
+    answers = chat.generate_until(requests)
+    assert answers[1].text == ""
+    assert answers[0].text == answers[2].text
+    assert [answer.token_counts.output_tokens > 0 for answer in answers] == [True, False, True]
 
 
 @needs_harness

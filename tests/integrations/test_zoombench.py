@@ -69,3 +69,19 @@ def test_the_same_scores_as_our_runner(tmp_path, monkeypatch, view):
     assert figures["harness,none"] == pytest.approx(ours.harness["all"])
     assert figures["mcq,none"] == pytest.approx(ours.strict["mcq"])
     assert figures["blank,none"] == pytest.approx(ours.strict["blank"])
+
+
+@needs_harness
+def test_a_box_beside_the_picture_is_an_error_of_the_region_view(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("zoombench_utils", tasks_folder() / "zoombench" / "utils.py")
+    utils = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(utils)
+    beside = ROW | {"bbox": [500, 500, 510, 510]}
+    monkeypatch.setenv("QZOOM_ZOOMBENCH", str(parquet(tmp_path, [ROW, beside])))
+    for view, failed in (("full", [False, False]), ("region", [False, True])):
+        monkeypatch.setenv("QZOOM_ZOOMBENCH_VIEW", view)
+        docs = [utils._row(number) for number in range(2)]
+        assert [bool(doc["error"]) for doc in docs] == failed
+        scores = [utils.process_results(doc, ["B"])["strict"] for doc in docs]
+        assert scores == [("mcq", 1.0), ("mcq", 0.0 if view == "region" else 1.0)]
+    assert utils.doc_to_visual(docs[1])[0].size == (64, 64)

@@ -126,12 +126,13 @@ class QZoomChat(lmms):
         options = self.options | decoding(chunk[0][2], self.max_new_tokens)
         if "temperature" in options:  # drawn answers follow the harness's seed, each question with one of its own
             options["seed"] = [(torch.initial_seed() + zlib.crc32(repr(args[3:]).encode())) % 2**63 for args in chunk]
-        samples = [(None, self._messages(args)) for args in chunk]
         try:
+            samples = [(None, self._messages(args)) for args in chunk]
             return [_result(answer) for answer in self.qzoom.ask_batch(samples, **options)]
-        except QZoomError as problem:
+        except Exception as problem:  # whatever it is, also the task's own when it opens a picture, it must be counted
             if len(chunk) == 1:
-                logger.error(f"Question {chunk[0][3]} of {chunk[0][4]} cannot be asked and counts as wrong: {problem}")
+                reason = problem if isinstance(problem, QZoomError) else f"{type(problem).__name__}: {problem}"
+                logger.error(f"Question {chunk[0][3]} of {chunk[0][4]} cannot be asked and counts as wrong: {reason}")
                 return [GenerationResult("", TokenCounts(output_tokens=0))]
             return [result for args in chunk for result in self._answer([args])]
 

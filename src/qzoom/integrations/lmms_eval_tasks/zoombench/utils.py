@@ -17,7 +17,7 @@ from PIL import Image
 
 from qzoom.data.benchmarks.table import open_table
 from qzoom.data.benchmarks.zoombench import ZOOMBENCH
-from qzoom.data.samples import Task
+from qzoom.data.samples import Sample, Task
 from qzoom.errors import ConfigError
 from qzoom.evaluation.zoom_views import GapSettings, region_task
 from qzoom.scoring.metrics import METRICS
@@ -42,10 +42,7 @@ class ZoomBenchTask(ConfigurableMessagesTask):
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     """The picture, or its region; an empty one for a row that cannot be used."""
-    number = int(doc["number"])
-    sample = _table().sample(number)
-    if _view() == "region" and sample.error is None and sample.questions[0].boxes:
-        sample = region_task(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
+    sample = _shown(int(doc["number"]))
     return [sample.image if isinstance(sample.image, Image.Image) else Image.new("RGB", (64, 64), "white")]
 
 
@@ -82,8 +79,8 @@ def mean_of_kind(items: Sequence[tuple[str, float]]) -> float:
 
 
 def _row(number: int) -> dict[str, Any]:
-    """What is asked; the picture is decoded too, so that a damaged one is known before."""
-    sample = _table().sample(number)
+    """What is asked; the picture is made too, so that a damaged one and an empty region are known before."""
+    sample = _shown(number)
     question = sample.questions[0]
     return {
         "number": number,
@@ -94,6 +91,14 @@ def _row(number: int) -> dict[str, Any]:
         "choices": list(question.choices),
         "error": sample.error or "",
     }
+
+
+def _shown(number: int) -> Sample:
+    """A row in the view asked for; with a reason where its picture or region cannot be used."""
+    sample = _table().sample(number)
+    if _view() == "region" and sample.error is None and sample.questions[0].boxes:
+        return region_task(_table(), "region", ((sample.id, number, 0),), _TIGHT, 1).sample(0)
+    return sample
 
 
 @cache
