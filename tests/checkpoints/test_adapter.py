@@ -12,6 +12,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.writing import atomic_folder
 from qzoom.config import BoxRule, Preset, TokenBudget
 from qzoom.errors import CheckpointError, ConfigError
+from qzoom.training.run import base_of
 from tests import tiny_models
 from tests.checkpoints import folders
 from tests.checkpoints.folders import refused
@@ -95,6 +96,53 @@ def test_an_adapter_beside_its_base_or_in_a_neighbouring_folder(tmp_path):
     save_pretrained(made, folder, base_id=".")
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert folders.same_branches(load_engine(save_pretrained(made, tmp_path / "whole")), load_engine(folder))
+
+
+@pytest.mark.parametrize("own_name", [True, False])
+def test_an_adapter_beside_its_base_is_replaced_and_the_base_stays(own_name, tmp_path):
+    made = folders.engine("qwen3_vl")
+    folder = folders.write_plain(made, tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    save_pretrained(made, folder, base_id=".", max_shard_size="150KB")
+    (folder / "lora").mkdir()
+    (folder / "lora" / "adapter_config.json").write_text("{}")
+    changed = dataclasses.replace(made, gate=None, config=made.config.replace(region_threshold=0.3))
+    save_pretrained(changed, folder, base_id=str(folder) if own_name else ".", compact=False)
+    added = {"qzoom.safetensors", "qzoom_config.json"}
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in added} == before
+    loaded = load_engine(folder)
+    assert folders.same_branches(loaded, changed)
+    assert loaded.config == changed.config
+
+
+def test_only_a_folder_with_a_base_takes_an_adapter_beside_it(tmp_path):
+    made = folders.engine("qwen3_vl")
+    folder = save_pretrained(made, tmp_path / "adapter", base_id="owner/base")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with refused("no base model"):
+        save_pretrained(made, folder, base_id=".")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_base_from_a_relative_folder_is_no_hub_id_elsewhere(tmp_path, plain, monkeypatch):
+    (tmp_path / "models").symlink_to(plain["qwen3_vl"].parent)
+    monkeypatch.chdir(tmp_path)
+    model = qzoom.model.QZoom.from_pretrained("models/qwen3_vl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = model.save_pretrained("adapter")
+    assert json.loads((folder / "qzoom_config.json").read_text())["base"]["id"] == "."
+    assert base_of(model.engine) == str(plain["qwen3_vl"].resolve())
+
+
+def test_the_revision_of_the_base_that_was_loaded_can_be_named(tmp_path, monkeypatch):
+    made = folders.engine("qwen3_vl")
+    monkeypatch.setattr(made.backbone.model.config, "_name_or_path", "owner/base")
+    monkeypatch.setattr(made.backbone.model.config, "_commit_hash", "main", raising=False)
+    for given, written in ((None, "main"), ("v2", "v2")):
+        folder = save_pretrained(made, tmp_path / "adapter", base_revision=given)
+        base = json.loads((folder / "qzoom_config.json").read_text())["base"]
+        assert (base["id"], base["revision"]) == ("owner/base", written)
 
 
 def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path):

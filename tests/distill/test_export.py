@@ -81,6 +81,22 @@ def test_files_are_deterministic_and_originals_are_taken_over(folder, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_a_link_stays_one_and_a_mount_point_is_refused_before_the_work(folder, tmp_path, monkeypatch):
+    link = tmp_path / "dataset"
+    link.symlink_to(tmp_path / "big")
+    for _ in range(2):
+        written(folder, link)
+        assert link.is_symlink()
+        assert sorted(path.name for path in (tmp_path / "big").iterdir()) == [
+            "README.md",
+            "train.parquet",
+            "validation.parquet",
+        ]
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path).endswith("big"))
+    with pytest.raises(DataError, match="big is a mount point, which cannot be replaced"):
+        written(folder, link)
+
+
 def test_pictures_as_files_can_be_read_by_path(folder, tmp_path):
     written(folder, tmp_path / "out", validation=0.0, embed=False)
     data = datasets.load_dataset(

@@ -7,8 +7,8 @@ base was loaded or trained with lie in `lora/`; where the base is written too, t
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import os
 import re
 import tempfile
 from itertools import chain
@@ -21,10 +21,10 @@ from qzoom.checkpoints.base import quiet_transformers
 from qzoom.checkpoints.branches import is_used_in_last
 from qzoom.checkpoints.format import CONFIG_FILE, HERE, AdapterConfig, BaseReference
 from qzoom.checkpoints.hub import EMBEDDED, is_transport_error
-from qzoom.checkpoints.lora import write_lora
+from qzoom.checkpoints.lora import LORA_FOLDER, write_lora
 from qzoom.checkpoints.upstream import PROVENANCE_KEY, upstream_fields
 from qzoom.checkpoints.weights import check_finite
-from qzoom.checkpoints.writing import atomic_folder
+from qzoom.checkpoints.writing import added_files, atomic_folder
 from qzoom.errors import CheckpointError, ConfigError, reason_of
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ def save_pretrained(
 
     Args:
         path: a new or empty folder, or an adapter to replace. With `base_id="."` and no `include_base`, the folder of
-            a base model, to which the adapter is added.
-        base_id: hub id or folder of the base; None takes where the base was loaded from.
-        base_revision: its hub revision.
+            a base model, to which the adapter is added; one that was added before is replaced, the base stays.
+        base_id: hub id or folder of the base; None takes where the base was loaded from. `path` itself is the same as
+            ".".
+        base_revision: its hub revision; None takes the one that the base was loaded with if no `base_id` is given.
         include_base: write the base model too, so that the folder needs nothing else; None does so when the base was
             not loaded from the hub and no `base_id` is given.
         compact: leave out what the region branch never uses; None does so unless it came from a merged checkpoint.
@@ -67,11 +68,11 @@ def save_pretrained(
     """
     folder = Path(path)
     _check_size(max_shard_size)
-    here = base_id == HERE and not include_base
+    here = not include_base and base_id is not None and (base_id == HERE or _is_same(Path(base_id), folder))
     if include_base is None:
         include_base = not here and base_id is None and not _hub_id(engine.backbone)
     lora = None if include_base else engine.lora
-    where = (HERE, None) if include_base else (base_id, base_revision)
+    where = (HERE, None) if include_base or here else (base_id, base_revision)
     config = AdapterConfig(
         base=_base_reference(engine.backbone, *where),
         zoom=engine.config,
@@ -84,7 +85,7 @@ def save_pretrained(
     added = [*tensors.items(), *([] if lora is None else lora.tensors.items())]
     base = engine.backbone.model.named_parameters() if include_base else ()
     check_finite(chain(added, base), f"{folder} is not written", remedy="load the weights again, or train them again")
-    if here and not (folder / CONFIG_FILE).is_file():
+    if here:
         _add_to_base(config, tensors, folder, max_shard_size, lora)
         return folder
     with atomic_folder(folder, "adapter") as part:
@@ -97,6 +98,10 @@ def save_pretrained(
     return folder
 
 
+def _is_same(base: Path, folder: Path) -> bool:
+    return base.expanduser().resolve() == folder.resolve()
+
+
 def _check_size(size: int | str) -> None:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?[KMGT]B", size.strip().upper()) if isinstance(size, str) else None
     if (size if isinstance(size, int) else float(found[1]) if found else 0) <= 0:
@@ -107,7 +112,7 @@ def _base_reference(backbone: Backbone, base_id: str | None, base_revision: str 
     """Where an adapter's base is: `HERE`, a hub id or a folder; None takes where it was loaded from (CheckpointError:
     that is unknown)."""
     reference = base_id or _hub_id(backbone) or ""
-    revision = base_revision if base_id else getattr(backbone.model.config, "_commit_hash", None)
+    revision = base_revision or (None if base_id else getattr(backbone.model.config, "_commit_hash", None))
     if not reference:
         raise CheckpointError("The base model of this adapter is unknown; give base_id, or include_base=True.")
     if reference not in (HERE, EMBEDDED) and Path(reference).expanduser().is_dir():
@@ -199,21 +204,19 @@ def _write_branches(tensors: dict[str, Tensor], folder: Path, max_shard_size: in
 def _add_to_base(
     config: AdapterConfig, tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str, lora: LoraWeights | None
 ) -> None:
-    """Put an adapter beside the base model in its folder; its config, which makes it one, comes last."""
+    """Put an adapter beside the base model in its folder, in the place of one that may be there already."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no base model to add an adapter to; use include_base=True.")
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
-            _write_branches(tensors, Path(scratch), max_shard_size)
-            if lora is not None:
-                write_lora(lora, Path(scratch))
-            config.save(Path(scratch))
-            for file in sorted(Path(scratch).iterdir(), key=lambda p: (p.name == CONFIG_FILE, p.name)):
-                os.replace(file, folder / file.name)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror or error}); check space and rights."
-        ) from error
+    with added_files(folder, _is_ours) as part:
+        _write_branches(tensors, part, max_shard_size)
+        if lora is not None:
+            write_lora(lora, part)
+        config.save(part)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file of this name is an adapter's, not its base's."""
+    return name in (CONFIG_FILE, LORA_FOLDER) or fnmatch.fnmatchcase(name, "qzoom*.safetensors*")
 
 
 def _write_base(backbone: Backbone, folder: Path, max_shard_size: int | str) -> None:

@@ -175,7 +175,7 @@ def load_backbone(
         check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     settle(model)
     backbone = build_backbone(model, *parts)
-    backbone.folder = folder
+    backbone.folder = folder.resolve()
     return backbone
 
 

@@ -210,7 +210,7 @@ def _check_base(adapter: AdapterConfig, backbone: Backbone, name: str) -> None:
 
 def _remember(backbone: Backbone, source: Source) -> None:
     """Note on the model where it came from, as an adapter saved later must name its base."""
-    backbone.model.config._name_or_path = source.name if source.is_hub else str(source.folder)
+    backbone.model.config._name_or_path = source.name if source.is_hub else str(source.folder.resolve())
     backbone.model.config._commit_hash = source.revision if source.is_hub else None
 
 

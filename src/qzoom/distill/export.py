@@ -167,14 +167,19 @@ def write_dataset(
 ) -> dict[str, int]:
     """Write the Parquet files and the card; returns the rows of each split. The folder appears complete or not at all.
 
+    A link to a folder stays one, and what it leads to is written.
+
     Args:
         items: kept ones, those of a picture one after the other, in the order of the rows.
         make_card: the card's text from the rows of each split.
 
     Raises:
-        DataError: an item lacks a part, or the folder cannot be written.
+        DataError: an item lacks a part, or the folder cannot be written, as a mount point, which cannot be replaced.
         ImageError: a picture is gone.
     """
+    folder = Path(os.path.realpath(folder))
+    if os.path.ismount(folder):
+        raise DataError(f"{folder} is a mount point, which cannot be replaced as a whole; mount the folder above it.")
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
