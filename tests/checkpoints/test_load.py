@@ -207,6 +207,7 @@ def test_wrong_tensors_are_named(family, change, said, tmp_path, merged):
         (lambda f: (f / "tokenizer.json").write_text("{}"), ["tokenizer"]),
         (lambda f: (f / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
         (lambda f: (f / "chat_template.jinja").unlink(), ["chat template"]),
+        (lambda f: (f / "chat_template.jinja").write_text("a\n{% if %}"), ["chat template", "not valid", "line 2"]),
         (lambda f: (f / "model.safetensors.index.json").write_text(OUTSIDE), ["weight_map"]),
         (
             lambda f: folders.edit_json(f / "preprocessor_config.json", image_mean=[float("nan")] * 3),

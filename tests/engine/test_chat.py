@@ -7,7 +7,7 @@ import pytest
 
 from qzoom.backbones.registry import build_backbone
 from qzoom.engine.chat import ChatEncoder, read_conversation
-from qzoom.errors import QuestionError
+from qzoom.errors import CheckpointError, QuestionError
 from qzoom.model import QZoom
 from tests import tiny_models
 from tests.plain import plain_generate
@@ -220,6 +220,27 @@ def test_halves_of_surrogate_pairs_are_refused(question, system, where):
         read_conversation(None, question, system)
     with pytest.raises(QuestionError, match="system turn must be a text, not int"):
         read_conversation(None, "What?", 5)
+
+
+def with_template(template: str) -> QZoom:
+    base = tiny_models.engine("qwen3_vl").backbone
+    backbone = build_backbone(base.model, base.tokenizer, base.image_processor, template)
+    return QZoom(tiny_models.build_engine("qwen3_vl", backbone=backbone))
+
+
+def test_what_a_template_refuses_is_one_sentence():
+    first = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('System message "
+    model = with_template(first + "must be at the beginning.') }}{% endif %}{% endfor %}" + tiny_models.TEMPLATE)
+    asked = [{"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}]
+    asked += [{"role": "user", "content": "What is the total?"}]
+    with pytest.raises(QuestionError, match=r"\(System message must be at the beginning\); change their roles"):
+        model.ask(PAGE, asked)
+    assert model.ask(PAGE, [asked[1], asked[2]], max_new_tokens=1).tokens
+    for template in ("{{ messages[0].content + 'a' + 1 }}", "{{ messages[0].nothing.at_all }}"):
+        with pytest.raises(QuestionError, match="chat template refuses the messages"):
+            with_template(template).ask(PAGE, "What is the total?")
+    with pytest.raises(CheckpointError, match="chat template is not valid"):
+        with_template("{% if %}").ask(PAGE, "What is the total?")
 
 
 def test_templates_that_can_think_aloud_are_told_not_to():

@@ -1,7 +1,12 @@
+import dataclasses
+
+import httpx
 import pytest
 
-from qzoom import errors
+from qzoom import QZoom, errors
+from qzoom.backbones.registry import build_backbone
 from qzoom.serving.errors import INTERNAL, from_exception
+from tests.serving.running import chat, running
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,13 @@ def test_retry_after_is_whole_seconds():
 def test_internals_never_leave(error):
     refusal = from_exception(error)
     assert (refusal.status, str(refusal), refusal.code) == (500, INTERNAL, "internal_error")
+
+
+def test_messages_that_the_chat_template_refuses(model):
+    backbone = model.engine.backbone
+    template = "{{ raise_exception('System message must be at the beginning.') }}"
+    own = build_backbone(backbone.model, backbone.tokenizer, backbone.image_processor, template)
+    with running(QZoom(dataclasses.replace(model.engine, backbone=own))) as site:
+        reply = httpx.post(f"{site.url}/v1/chat/completions", json=chat(), timeout=120)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_question")
+    assert "System message must be at the beginning" in reply.json()["error"]["message"]

@@ -117,7 +117,23 @@ def _chat_template(folder: Path, tokenizer: Any, standard: str) -> str:
     template = template or tokenizer.chat_template or standard
     if not isinstance(template, str) or not template:
         raise CheckpointError(f"{folder} has no chat template (chat_template.jinja); copy it from the base model.")
+    _check_template(template, tokenizer, folder)
     return template
+
+
+def _check_template(template: str, tokenizer: Any, folder: Path) -> None:
+    """Refuse a chat template that is not valid (CheckpointError); what it says to messages is another matter."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, chat_template=template)
+    except TemplateSyntaxError as error:
+        raise CheckpointError(
+            f"The chat template in {folder} is not valid (line {error.lineno}: {reason_of(error)}); copy it from the "
+            "base model."
+        ) from error
+    except (TemplateError, TypeError):
+        pass
 
 
 def load_backbone(

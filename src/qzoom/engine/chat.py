@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from qzoom.backbones.base import Backbone
-from qzoom.errors import QuestionError
+from qzoom.errors import CheckpointError, QuestionError, reason_of
 
 ROLES = ("system", "user", "assistant")
 
@@ -203,13 +203,29 @@ class ChatEncoder:
     def _takes_texts(self) -> bool:
         """Whether the template takes a turn without pictures as one text; some see parts only."""
         probe = [{"role": "user", "content": "\ue000"}]
-        return "\ue000" in self._rendered(probe)
+        try:
+            return "\ue000" in self._rendered(probe)
+        except QuestionError:
+            return False
 
     def _rendered(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        """The template's text; templates that can think aloud first are told not to."""
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, chat_template=self._template, enable_thinking=False, **options
-        )
+        """The template's text; templates that can think aloud first are told not to (QuestionError: the template
+        refuses the messages; CheckpointError: it is not valid)."""
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, chat_template=self._template, enable_thinking=False, **options
+            )
+        except TemplateSyntaxError as error:
+            raise CheckpointError(
+                f"The model's chat template is not valid ({reason_of(error)}); copy it from the base model."
+            ) from error
+        except (TemplateError, TypeError) as error:  # a TypeError: it takes texts for lists of parts, or the reverse
+            raise QuestionError(
+                f"The model's chat template refuses the messages ({reason_of(error)}); change their roles, order or "
+                "parts."
+            ) from error
         return text
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -217,7 +233,7 @@ class ChatEncoder:
 
         The text is cut at the pictures, and each piece is tokenised as if it stood alone; what the tokenizer puts in
         front of every text stands in front of the first (QuestionError: a user's text that holds the family's
-        placeholder of a picture, which is given apart).
+        placeholder of a picture, which is given apart, or messages that the template refuses).
         """
         self._refuse_placeholder(conversation)
         pattern = "|".join(re.escape(s) for s in sorted(self._special, key=len, reverse=True))
