@@ -1,6 +1,6 @@
 """Accuracy, tokens and time of one model with and without zooming, as tables.
 
-    python benchmarks/accuracy.py --data RECEIPTS_FOLDER
+    python -m benchmarks.accuracy --data RECEIPTS_FOLDER
 
 Asks the questions of the scanned receipts (with --data) and of held-out synthetic documents and scenes in four ways:
 the coarse pass alone, with the gate, always zooming, and a single view with the same total number of tokens. Writes
@@ -135,7 +135,7 @@ def report(about: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
         "# What zooming buys\n\n"
         f"Model `{about['model']}` (weights `{about['weights']}`, {about['dtype']}, {about['device']}, "
         f"{about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}). Made by "
-        "`benchmarks/accuracy.py`. Shares are per cent; exact match forgives case, spaces and currency. `95 %`: "
+        "`python -m benchmarks.accuracy`. Shares are per cent; exact match forgives case, spaces and currency. `95 %`: "
         "interval of `all`; it and those of the differences, which are of pairs, come from drawing pictures with "
         "replacement, since questions about one picture depend on each other. `hit`: of the zooms on questions with "
         "known places, those whose region holds one of the places. `box area`: mean share of the picture that the "
