@@ -265,6 +265,10 @@ def test_labels_decide_what_is_harmed(tmp_path):
     assert (found.always, found.asked) == (1.0, 12)
     assert found.point.harmed <= differ / 12
     assert differ > 0
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    found = calibrate(asked, questions, CalibrationGoal(share_zoomed=0.5), OPTIONS)
+    assert found.failed > 0
+    assert found.always == 1.0  # failed questions are left out of it too
 
 
 def test_region_thresholds_are_compared_by_their_answers(tmp_path):
@@ -340,8 +344,10 @@ def test_the_command_refuses_what_the_questions_cannot_show(tmp_path, capsys):
     source = tmp_path / "random"
     QZoom(engine("qwen3_vl"), "random").save_pretrained(source, include_base=True)
     words = ["--max-accuracy-loss", "0.01", "--model", str(source), "--max-new-tokens", "2", "--device", "cpu"]
-    assert command(["calibrate", path, "-o", out, *words]) == 1
+    keep = tmp_path / "keep"
+    assert command(["calibrate", path, "-o", out, *words, "--keep", str(keep)]) == 1
     assert "3 questions are too few" in capsys.readouterr().err
+    assert not keep.exists()  # nothing was asked
     assert not (tmp_path / "out").exists()
     assert command(["calibrate", path, "-o", out, "--share-zoomed", "0.5", "--region-thresholds", "a,b"]) == 2
 

@@ -133,15 +133,8 @@ def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: 
     if goal.latency_ms is not None:
         return _within_latency(samples, points, goal)
     assert goal.max_accuracy_loss is not None
+    _check_count(len(samples), goal, candidates)
     confidence = 1 - (1 - goal.confidence) / candidates
-    needed = questions_needed(goal.max_accuracy_loss, confidence)
-    if len(samples) < needed:
-        shared = f" with {candidates} region thresholds to choose from" if candidates > 1 else ""
-        raise DataError(
-            f"{len(samples)} questions are too few: to promise a loss of at most {goal.max_accuracy_loss:g} with "
-            f"confidence {goal.confidence:g}{shared} takes at least {needed}; give more questions, allow more loss or "
-            "ask for less confidence."
-        )
     best, bound = points[0], upper_bound(0, len(samples), confidence)
     for point in points:
         own = upper_bound(round(point.harmed * point.n), point.n, confidence)
@@ -149,6 +142,20 @@ def choose(samples: Sequence[PairedAnswers], goal: CalibrationGoal, candidates: 
             break
         best, bound = point, own
     return dataclasses.replace(best, interval=(0.0, bound))
+
+
+def _check_count(questions: int, goal: CalibrationGoal, candidates: int) -> None:
+    """Refuse a bound on the loss that so few questions can never show; see `choose`."""
+    if goal.max_accuracy_loss is None:
+        return
+    needed = questions_needed(goal.max_accuracy_loss, 1 - (1 - goal.confidence) / candidates)
+    if questions < needed:
+        shared = f" with {candidates} region thresholds to choose from" if candidates > 1 else ""
+        raise DataError(
+            f"{questions} questions are too few: to promise a loss of at most {goal.max_accuracy_loss:g} with "
+            f"confidence {goal.confidence:g}{shared} takes at least {needed}; give more questions, allow more loss or "
+            "ask for less confidence."
+        )
 
 
 def _within_latency(
@@ -189,7 +196,8 @@ class Calibration:
     point: OperatingPoint  # what these give on the questions
     asked: int  # questions that count
     failed: int  # questions left out, because they could not be asked
-    always: float | None  # share that always zooming answers right at `region_threshold`; None without labels
+    # share of these that always zooming answers right at `region_threshold`; None without labels
+    always: float | None
     provenance: dict[str, Any]
 
     def applied(self, config: ZoomConfig) -> ZoomConfig:
@@ -233,6 +241,7 @@ def calibrate(
     answers = _right_answers(questions)
     labelled = any(answers.values())
     _check_calibration(model, thresholds, labelled=labelled)
+    _check_count(len(answers), goal, len(thresholds))  # before the first is asked
     options = options or EvalOptions()
 
     def ask(name: str, **changes: Any) -> list[AnswerRow]:
@@ -256,7 +265,7 @@ def calibrate(
     provenance |= {"reached": point.to_dict()} | ({} if date is None else {"date": date})
     if confidence_gates:
         provenance["confidence_gates"] = _confidence_gates(ask, always[best], point.share_zoomed)
-    share = right[best] / len(always[best]) if labelled else None
+    share = _always_right(never, always[best], answers) if labelled else None
     return Calibration(point.threshold, best, point, len(pairs), failed, share, provenance)
 
 
@@ -359,6 +368,14 @@ def confidence_threshold(doubts: Sequence[AnswerRow], always: Sequence[AnswerRow
 def _right_answers(questions: Task) -> dict[tuple[str, int], tuple[str, ...]]:
     """The right answers of every (picture, number of its question), any of which counts; none without labels."""
     return {(sample.id, i): question.answers for sample in questions for i, question in enumerate(sample.questions)}
+
+
+def _always_right(
+    never: Sequence[AnswerRow], always: Sequence[AnswerRow], answers: dict[tuple[str, int], tuple[str, ...]]
+) -> float:
+    """The share of right zoomed answers among the questions whose answers both came about."""
+    asked = [zoomed for coarse, zoomed in zip(never, always, strict=True) if not coarse.error and not zoomed.error]
+    return fmean(_is_right(row, answers) for row in asked)
 
 
 def _is_right(row: AnswerRow, answers: dict[tuple[str, int], tuple[str, ...]]) -> bool:
