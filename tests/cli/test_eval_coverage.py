@@ -29,4 +29,8 @@ def test_figures_files_and_comparison(here, checkpoint, tmp_path):
 
 def test_complaints(here, checkpoint, tmp_path):
     here("eval", "coverage").refuses(2, "--data")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for output, code, said in (("file", 2, "is a file; name a folder"), ("file/in", 1, "cannot be made")):
+        words = ("--count", 1, "--model", "org/none", "-o", tmp_path / output)  # refused before a model is looked for
+        here("eval", "coverage", "scenes", *words).refuses(code, said)
     here("eval", "coverage", "scenes", "--count", 1, "--compare", tmp_path).refuses(1, "qzoom eval coverage -o")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from qzoom.cli.eval import DataOptions
 from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import Fresh, ModelOptions, OutputOptions
 from qzoom.data.samples import Task
+from qzoom.errors import DataError
 from qzoom.evaluation.zoom_views import VIEWS, GapSettings, View
 
 if TYPE_CHECKING:
@@ -149,6 +151,8 @@ def coverage(
     console = out.console
     opened = _open_boxed(task, data)
     other = None if compare is None else read_coverage(compare)
+    if output is not None:
+        _make_folder(output)  # before anything is asked
     console.hush_libraries()
     reader = model.load()
     looks, _ = share_tokens("never", reader.config, reader.engine.backbone.default_budget(), total=max_visual_tokens)
@@ -158,14 +162,14 @@ def coverage(
         console.note(note)
     figures = _measure(reader, opened, looks, data.limit, console)
     difference = None if other is None else compare_coverage(figures.to_dict(), other)
-    if output is not None:
-        _write(figures, about, output, console)
     if out.json:
         extra = {} if difference is None else {"compare": difference}
         console.record(about | figures.to_dict(rows=False) | extra)
-        return
-    for line in coverage_lines(figures, difference):
-        console.result(line)
+    else:
+        for line in coverage_lines(figures, difference):
+            console.result(line)
+    if output is not None:
+        _write(figures, about, output, console)
 
 
 def _measure(reader: QZoom, opened: Task, coarse: TokenBudget | None, limit: int | None, console: Console) -> Coverage:
@@ -178,14 +182,26 @@ def _measure(reader: QZoom, opened: Task, coarse: TokenBudget | None, limit: int
     return figures
 
 
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the figures (typer.BadParameter: a file; DataError: it cannot be made or written to)."""
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is a file; name a folder.", param_hint="--output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made ({error.strerror or error}); name another folder.") from error
+    if not os.access(folder, os.W_OK):
+        raise DataError(f"{folder} cannot be written to; name another folder, or change its rights.")
+
+
 def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Console) -> None:
     import json
 
     from qzoom.evaluation.tables import plot_coverage
+    from qzoom.store.log import write_atomic
 
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(about | figures.to_dict(), ensure_ascii=False, allow_nan=False)
-    (folder / "coverage.json").write_text(text + "\n", encoding="utf-8")
+    write_atomic(folder / "coverage.json", text + "\n")
     console.note(f"saved   {plot_coverage(figures, folder / 'coverage.png')}")
 
 
