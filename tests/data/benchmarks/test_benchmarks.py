@@ -6,6 +6,7 @@ import pytest
 
 from qzoom.config import TokenBudget
 from qzoom.data.benchmarks.registry import BENCHMARKS, open_task
+from qzoom.data.benchmarks.table import picture_source
 from qzoom.errors import ConfigError, DataError
 from qzoom.evaluation.runner import EvalOptions, run
 from qzoom.evaluation.score import row_score, score
@@ -125,6 +126,14 @@ def test_choices_answers_and_formulas_are_kept(tmp_path):
     row = with_picture("ocrbench", coded(), dataset="HME100k", answer="x^2")
     (asked,) = open_task("ocrbench", data=write_lines(tmp_path, "ocrbench", [row])).sample(0).questions
     assert (asked.metric, asked.answers) == ("contains_formula", ("x^2",))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_base64_without_a_slash_is_no_name_of_a_file(tmp_path, inside):
+    data = bytes(range(24)) * 10  # 320 characters of base64, more than a file's name may have, and none of them "/"
+    text = base64.b64encode(data).decode()
+    assert "/" not in text
+    assert picture_source(text, "image", tmp_path if inside else None) == data
 
 
 def test_pictures_as_paths_base64_and_data_urls(tmp_path):

@@ -57,16 +57,24 @@ def picture_source(value: Any, column: str, folder: Path | None) -> bytes | Path
     if len(value) <= _LONGEST_PATH and "\0" not in value:
         path = Path(value)
         if folder is None:
-            if path.is_file():
+            if _is_file(path):
                 return path
         elif path.is_absolute() or ".." in path.parts:
             raise DataError(f"the picture {value!r:.80} must be a path inside the data folder.")
-        elif (folder / path).is_file():
+        elif _is_file(folder / path):
             return folder / path
         elif path.suffix:
             missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), value)  # it may come back
             raise DataError(f"the picture {value!r:.80} is not in {folder}.") from missing
     return _decoded(value, column)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long for one, as base64 is, names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _kind_of(value: Any) -> str:
