@@ -30,10 +30,21 @@ SHAPE = {
 }  # fmt: skip
 
 
-def write(path, right, *, zoom="never", method="qzoom", caps=(144, 144), seconds=0.1, questions=QUESTIONS, prefix="a"):
+def write(
+    path,
+    right,
+    *,
+    zoom="never",
+    method="qzoom",
+    caps=(144, 144),
+    seconds=0.1,
+    questions=QUESTIONS,
+    prefix="a",
+    more=None,
+):
     """An answer file of pictures with two questions each; `right` says which answers are right."""
     limits = [{"min_tokens": 4, "max_tokens": cap} for cap in caps]
-    options = {"zoom": zoom, "method": method, "coarse_tokens": limits[0], "region_tokens": limits[1]}
+    options = {"zoom": zoom, "method": method, "coarse_tokens": limits[0], "region_tokens": limits[1]} | (more or {})
     file = LogWriter(
         path, "answers", {"questions": questions, "options": options}, about={"model": "m", "shape": SHAPE}
     )
@@ -217,6 +228,48 @@ def test_runs_with_the_same_name_are_told_apart(tmp_path):
     write(tmp_path / "second.jsonl", [0, 0])
     (group,) = group_runs(read_runs([tmp_path]))
     assert group.labels == ("plain, ≤ 144 (first)", "plain, ≤ 144 (second)")
+
+
+def test_files_of_one_name_in_several_folders_have_names_of_their_own(tmp_path):
+    names = []
+    for folder in ("one/x", "two/x", "two/y"):
+        write(tmp_path / folder / "receipts.jsonl", [1, 1] if folder == "two/y" else [1, 0])
+        (group,) = group_runs(read_runs([tmp_path]))
+        names.append(group.labels)
+    assert names[1] == ("plain, ≤ 144 (one)", "plain, ≤ 144 (two)")
+    assert names[2] == (
+        "plain, ≤ 144 (one/x/receipts)",
+        "plain, ≤ 144 (two/x/receipts)",
+        "plain, ≤ 144 (two/y/receipts)",
+    )
+    assert measure(group).fronts["seconds"] == ("plain, ≤ 144 (two/y/receipts)",)
+
+
+def test_equal_budgets_are_of_runs_asked_alike(tmp_path):
+    for name, right, more in (
+        ("a-hot", [0, 0, 0, 0], {"temperature": 1.0}),
+        ("b-cold", [1, 0, 0, 0], {"temperature": 0.0}),
+        ("c-warm", [1, 1, 1, 0], {"temperature": 0.5}),
+    ):
+        write(tmp_path / f"{name}.jsonl", right, more=more)
+    write(tmp_path / "qzoom.jsonl", [1, 1, 0, 0], zoom="auto", caps=(72, 72), more={"temperature": 0.0})
+    write(tmp_path / "other.jsonl", [1, 1, 1, 1], zoom="auto", caps=(72, 72), more={"temperature": 2.0})
+    task = measure(group_runs(read_runs([tmp_path]))[0])
+    assert {(item["run"], item["plain"]) for item in task.equal_budget} == {
+        ("qzoom, ≤ 72 + 72 (qzoom)", "plain, ≤ 144 (b-cold)"),
+        ("qzoom, ≤ 72 + 72 (other)", "plain, ≤ 144 (c-warm)"),  # none alike: the best
+    }
+    assert any("differ in temperature as well" in sentence for sentence in findings(task))
+
+
+def test_a_run_with_more_tokens_says_more(tmp_path):
+    write(tmp_path / "plain.jsonl", [1, 0, 0, 0], caps=(72, 72))
+    write(tmp_path / "qzoom.jsonl", [1, 1, 0, 0], zoom="auto", caps=(72, 72))
+    write_report([tmp_path], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "with 100.0 % more visual tokens" in page
+    assert "+100.0 %" in page
+    assert "-100.0" not in page
 
 
 def test_where_answers_went_wrong():

@@ -85,7 +85,7 @@ def findings(task: TaskFigures) -> list[str]:
         out.append(
             f"Equal accuracy: “{equal['run']}” reaches {percent(equal['accuracy'])} % against "
             f"{percent(equal['plain_accuracy'])} % of the best plain run (“{equal['plain']}”) at "
-            f"{times(equal['throughput'])} its throughput with {percent(equal['tokens_saved'])} % fewer visual tokens."
+            f"{times(equal['throughput'])} its throughput with {_saved(equal['tokens_saved'])} visual tokens."
         )
     elif task.best_plain is not None and any(line.method in ZOOMING for line in task.runs):
         out.append(f"Equal accuracy: no zooming run reaches the best plain run (“{task.best_plain}”).")
@@ -97,11 +97,19 @@ def findings(task: TaskFigures) -> list[str]:
     for cost, name in (("seconds", "seconds"), ("visual_tokens", "visual tokens"), ("gflops", "FLOPs")):
         if task.fronts[cost]:
             out.append(f"On the front of accuracy against {name}: {', '.join(f'“{r}”' for r in task.fronts[cost])}.")
+    for option, values in task.mixed.items():
+        shown = ", ".join("not stored" if value is None else str(value) for value in values)
+        out.append(f"The runs differ in {option} as well ({shown}): differences between them are also due to that.")
     if task.pictures < FEW_PICTURES:
         out.append(f"Only {task.pictures} pictures: the intervals are too narrow to be relied on.")
     if task.dropped:
         out.append(f"{task.dropped} pictures that not every run answered are left out.")
     return out
+
+
+def _saved(share: float | None) -> str:
+    """A share of visual tokens saved, in words; a negative one is a surplus."""
+    return f"{percent(None if share is None else abs(share))} % {'more' if (share or 0) < 0 else 'fewer'}"
 
 
 def _software(about: Sequence[Mapping[str, Any]]) -> str:
@@ -297,7 +305,9 @@ def _headline(task: TaskFigures) -> list[tuple[str, str]]:
     if equal is not None:
         ratio = times(equal["throughput"]).replace(" times", "×")
         numbers.append((ratio, "throughput at the best plain run's accuracy"))
-        numbers.append((f"−{percent(equal['tokens_saved'])} %", "visual tokens at the best plain run's accuracy"))
+        saved = equal["tokens_saved"]
+        change = "–" if saved is None else f"{'−' if saved >= 0 else '+'}{percent(abs(saved))} %"
+        numbers.append((change, "visual tokens at the best plain run's accuracy"))
     gains = [line.difference for line in task.runs if line.method in ZOOMING and line.difference is not None]
     if gains:
         numbers.append((percent(max(gains), sign=True), "points: best zooming run against best plain run"))

@@ -30,6 +30,8 @@ COSTS = {
 """Names of the costs and how they read."""
 ZOOMING = ("qzoom", "always")
 """Methods in which the model itself chooses where to zoom."""
+_OWN_OPTIONS = ("method", "zoom", "coarse_tokens", "region_tokens", "gate_threshold", "region_threshold")
+"""Options in which runs of a report are meant to differ."""
 _ENCLOSED = re.compile(r"<\|\w+\|><\|image(_pad)?\|><\|\w+\|>")
 """A picture's place in a rendered prompt of the families that put a token before and after each picture and crop."""
 
@@ -67,6 +69,7 @@ class TaskFigures:
     questions: int
     pictures: int
     dropped: int  # pictures that not every run answered
+    mixed: dict[str, list[Any]]  # options beside method and limits in which the runs differ, with their values
     runs: tuple[RunFigures, ...]
     best_plain: str | None  # label of the most accurate plain run, which the others are compared with; None without one
     fronts: dict[str, tuple[str, ...]]  # for each cost the labels of the runs that no other beats in both
@@ -101,6 +104,7 @@ def measure(group: TaskRuns, seed: int = 0) -> TaskFigures:
         questions=len(names),
         pictures=len(set(names)),
         dropped=group.dropped,
+        mixed=group.mixed,
         runs=tuple(lines),
         best_plain=None if best is None else labels[best],
         fronts={cost: front(lines, cost) for cost in COSTS},
@@ -167,12 +171,19 @@ def _equal_accuracy(lines: Sequence[RunFigures], plain: RunFigures) -> dict[str,
 def _equal_budget(
     group: TaskRuns, lines: Sequence[RunFigures], means: np.ndarray, drawn: np.ndarray
 ) -> list[dict[str, Any]]:
-    plain = {(run.model, run.total_cap): i for i, run in enumerate(group.runs) if run.method == "plain"}
+    """Every zooming run beside the plain run of its model and total that was asked in the same way otherwise; where
+    there is none or are several, the most accurate counts."""
+    plain: dict[tuple[str, int | None], list[int]] = {}
+    for i, run in enumerate(group.runs):
+        if run.method == "plain":
+            plain.setdefault((run.model, run.total_cap), []).append(i)
     out = []
     for i, run in enumerate(group.runs):
-        other = plain.get((run.model, run.total_cap))
-        if run.method not in ZOOMING or run.total_cap is None or other is None:
+        able = plain.get((run.model, run.total_cap))
+        if run.method not in ZOOMING or run.total_cap is None or not able:
             continue
+        alike = [j for j in able if group.runs[j].other_options == run.other_options]
+        other = max(alike or able, key=lambda j: means[j])
         out.append(
             {
                 "cap": run.total_cap,
@@ -224,6 +235,12 @@ class Run:
         if coarse is None or (region is None and self.method != "plain"):
             return None
         return coarse + (region or 0)
+
+    @property
+    def other_options(self) -> dict[str, Any]:
+        """The options that neither the method nor its limits and thresholds explain, such as `max_new_tokens`."""
+        options: dict[str, Any] = self.settings.get("options", {})
+        return {name: value for name, value in options.items() if name not in _OWN_OPTIONS}
 
     @property
     def label(self) -> str:
@@ -304,8 +321,29 @@ class TaskRuns:
         """A name for each run, unique in this task."""
         several = len({run.model for run in self.runs}) > 1
         names = [f"{run.model}: {run.label}" if several else run.label for run in self.runs]
-        pairs = zip(names, self.runs, strict=True)
-        return tuple(f"{name} ({run.path.stem})" if names.count(name) > 1 else name for name, run in pairs)
+        for name in {name for name in names if names.count(name) > 1}:
+            same = [i for i, other in enumerate(names) if other == name]
+            for i, part in zip(same, _differing([self.runs[i].path for i in same]), strict=True):
+                names[i] = f"{name} ({part})"
+        return tuple(names)
+
+    @property
+    def mixed(self) -> dict[str, list[Any]]:
+        """Options beside method and limits in which the runs differ, the seed aside, with their values."""
+        options = [run.other_options for run in self.runs]
+        names = sorted({name for one in options for name in one} - {"seed"})
+        values = {name: list(dict.fromkeys(json.dumps(one.get(name)) for one in options)) for name in names}
+        return {name: [json.loads(value) for value in own] for name, own in values.items() if len(own) > 1}
+
+
+def _differing(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: the last part of the paths in which all differ, else their ends, else numbers."""
+    parts = [(*path.absolute().parent.parts, path.stem) for path in paths]
+    lengths = range(1, min(map(len, parts)) + 1)
+    for names in (*([p[-k] for p in parts] for k in lengths), *(["/".join(p[-k:]) for p in parts] for k in lengths)):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{own[-1]}, {number}" for number, own in enumerate(parts, start=1)]
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
