@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 
 from qzoom.errors import BudgetError, ConfigError, RecipeError
-from qzoom.settings import Between, check_key, from_mapping, read_settings, setting_fields, settings, to_dict
+from qzoom.settings import Between, from_mapping, read_settings, setting_fields, settings, to_dict
 
 
 @settings(error=BudgetError)
@@ -152,10 +152,3 @@ def test_fields_carry_what_a_command_line_needs():
     assert share.expects == "a number from 0 to 1"
     budget = setting_fields(Recipe)[2]
     assert (budget.kind, budget.optional) == (Budget, True)
-
-
-@pytest.mark.parametrize("key", ["", "sk-…", "a b", "a\n"])
-def test_a_key_is_what_a_header_can_carry(key):
-    check_key("sk-1", "the key")
-    with pytest.raises(ConfigError, match="the key is empty or has characters that a header cannot carry"):
-        check_key(key, "the key")

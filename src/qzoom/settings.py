@@ -311,15 +311,6 @@ def refuse_unknown(cls: type, values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: unknown key {key!r}; {closest(str(key), names)}")
 
 
-def check_key(key: str, name: str) -> None:
-    """Make sure that a header can carry an API key. `name`: what the sentence calls it (ConfigError: the key is empty,
-    or not printable ASCII without spaces)."""
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(
-            f"{name} is empty or has characters that a header cannot carry; use printable ASCII without spaces."
-        )
-
-
 def closest(name: str, known: typing.Iterable[str]) -> str:
     """The end of an error sentence about an unknown name: "did you mean 'seed'?", or all known names."""
     names = list(known)

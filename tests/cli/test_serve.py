@@ -66,8 +66,23 @@ def test_settings_that_cannot_be_used_are_one_sentence(here, words, part):
     here("serve", "--port", "0", *words).refuses(2, part)
 
 
-def test_an_empty_key_variable_does_not_open_the_server(here, monkeypatch):
-    monkeypatch.setenv("QZOOM_API_KEY", "")
-    result = here("serve", "--port", "0")
-    assert result.code == 2
-    assert "QZOOM_API_KEY is set but empty" in result.err
+@pytest.mark.parametrize("value", ["", " ", ",", "\n"])
+def test_an_empty_key_variable_does_not_open_the_server(here, monkeypatch, value):
+    monkeypatch.setenv("QZOOM_API_KEY", value)
+    here("serve", "--port", "0").refuses(2, "QZOOM_API_KEY is set but empty")
+
+
+@pytest.mark.parametrize("variable", ["QZOOM_ENGINE_KEY", "QZOOM_ANSWER_KEY", "QZOOM_API_KEY"])
+def test_keys_that_no_header_carries_are_one_sentence(here, monkeypatch, variable):
+    monkeypatch.setenv(variable, "sk-\N{HORIZONTAL ELLIPSIS}")
+    address = "http://127.0.0.1:9"
+    words = {
+        "QZOOM_ENGINE_KEY": ("--engine-url", address),
+        "QZOOM_ANSWER_KEY": ("--answer-url", address, "--answer-model", "m"),
+        "QZOOM_API_KEY": (),
+    }[variable]
+    said = "API key 1" if variable == "QZOOM_API_KEY" else f"The key in {variable} has characters"
+    result = here("serve", "--port", "0", *words)
+    assert result.code == (2 if variable == "QZOOM_API_KEY" else 1)
+    assert said in result.err
+    assert "Traceback" not in result.err

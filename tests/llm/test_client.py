@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qzoom.errors import BudgetSpentError, CallRefusedError, EndpointError, LaterError, StopRunError
+from qzoom.errors import BudgetSpentError, CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
 from qzoom.llm.cache import CallCache, Failure, Reply
 from qzoom.llm.client import ChatImage, Client, Message, SharedClient, call_key, read_reply, wire
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
@@ -281,6 +281,11 @@ def test_down_from_the_start_is_found_before_any_call(tmp_path, monkeypatch):
         pytest.raises(StopRunError, match="environment variable NO_SUCH_KEY holds no key"),
     ):
         client.check()
+    monkeypatch.setenv("NO_SUCH_KEY", "sk-\N{HORIZONTAL ELLIPSIS}")
+    with serve(Stub(always("x"))) as url, client_at(tmp_path, url, key_env="NO_SUCH_KEY") as client:
+        for ask in (client.check, lambda: client.call(chat())):
+            with pytest.raises(ConfigError, match="The key in NO_SUCH_KEY has characters"):
+                ask()
 
 
 def test_budgets_in_requests_and_money(tmp_path):

@@ -20,8 +20,8 @@ from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import Fresh, GateThreshold, ModelOptions, OutputOptions, RegionThreshold, Zoom
 from qzoom.cli.serve import public_name
 from qzoom.errors import ConfigError, DataError, listed
+from qzoom.keys import check_key
 from qzoom.serving.settings import SchedulerLimits, ServerSettings
-from qzoom.settings import check_key
 
 if TYPE_CHECKING:
     from qzoom.serving.batch import AnswerFile, BatchLine, BatchReader

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -15,7 +14,7 @@ import typer
 from qzoom.cli.flags import flatten, optional
 from qzoom.cli.options import ModelOptions, find_device
 from qzoom.errors import ConfigError
-from qzoom.settings import check_key
+from qzoom.keys import read_key, read_keys
 
 if TYPE_CHECKING:
     from qzoom.model import QZoom
@@ -122,7 +121,7 @@ class EngineOptions:
         from qzoom.serving.engines.remote import RemoteEngine
 
         identity = checkpoint_identity(find_source(model.model, model.revision))
-        key = _key_in("QZOOM_ENGINE_KEY")
+        key = read_key("QZOOM_ENGINE_KEY")
         return RemoteEngine(front, settings.scheduler, self.engine_url or (), identity=identity, key=key)
 
     def _start_native(self, model: ModelOptions, settings: ServerSettings) -> ServingEngine:
@@ -133,7 +132,7 @@ class EngineOptions:
         if self.answer_url and self.answer_model:
             from qzoom.serving.engines.answer import KEY, AnswerEngine
 
-            return AnswerEngine(loaded, settings, self.answer_url, self.answer_model, key=_key_in(KEY))
+            return AnswerEngine(loaded, settings, self.answer_url, self.answer_model, key=read_key(KEY))
         from qzoom.serving.engines.native import NativeEngine
 
         return NativeEngine(loaded, settings)
@@ -156,14 +155,6 @@ class EngineOptions:
         return RayEngine(front_model(model), handle, settings.scheduler, on_close=on_close, native=native)
 
 
-def _key_in(variable: str) -> str:
-    """The key in an environment variable; empty for none."""
-    key = os.environ.get(variable, "")
-    if key:
-        check_key(key, f"The key in {variable}")
-    return key
-
-
 def front_model(model: ModelOptions) -> QZoom:
     """Tokenizer, arithmetic and limits of a model whose base runs elsewhere."""
     from qzoom.checkpoints.load import load_engine
@@ -178,10 +169,10 @@ def ray_app(args: dict[str, str]) -> Any:
 
     Args:
         args: of the file: `model`, and optionally `name` (for clients), `engine` (native or vllm), `device`, `dtype`.
-            Keys of clients come from QZOOM_API_KEY, separated by commas.
+            Keys of clients come from QZOOM_API_KEY, separated by commas or blanks.
 
     Raises:
-        ConfigError: an unknown argument.
+        ConfigError: an unknown argument, or QZOOM_API_KEY is set but holds no key.
     """
     from qzoom.serving.engines.ray import bind_engine, bind_front_end
     from qzoom.serving.settings import ServerSettings
@@ -196,8 +187,7 @@ def ray_app(args: dict[str, str]) -> Any:
         device=find_device(args.get("device", "auto")),
         dtype=args.get("dtype", "auto"),  # type: ignore[arg-type]
     )
-    keys = tuple(key for key in os.environ.get("QZOOM_API_KEY", "").split(",") if key)
-    settings = ServerSettings(model_name=args.get("name", model.model), api_keys=keys)
+    settings = ServerSettings(model_name=args.get("name", model.model), api_keys=read_keys("QZOOM_API_KEY"))
     one = EngineOptions(engine=args.get("engine", "native"))  # type: ignore[arg-type]
     gpus = 1.0 if model.device.startswith("cuda") else 0.0
     engine = bind_engine(partial(one.start, model, settings), settings.scheduler, 1, gpus)

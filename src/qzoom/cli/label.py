@@ -210,14 +210,16 @@ class JudgeOptions:
     judge_budget: Annotated[
         int, typer.Option(min=0, help="Maximum number of requests of all runs with this output folder; 0 for no limit.")
     ] = 100_000
-    judge_parallel: Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")] = 4
+    judge_parallel: Annotated[int, typer.Option(min=1, max=4096, help="Number of concurrent requests.")] = 4
     judge_timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")] = 60.0
     judge_retries: Annotated[int, typer.Option(min=0, help="Number of retries after transient failures.")] = 5
 
     def open(self, folder: Path) -> Judge | None:
         """The judge, whose replies are cached beside the records; None without a URL (typer.BadParameter: a URL without
-        a model, or what is none)."""
+        a model, a model without one, or what is none; ConfigError: a key that no header can carry)."""
         if self.judge_url is None:
+            if self.judge_model:
+                raise typer.BadParameter("it needs --judge-url, where the model is.", param_hint="--judge-model")
             return None
         if not self.judge_model:
             raise typer.BadParameter("name the judge's model with --judge-model.")
@@ -226,7 +228,9 @@ class JudgeOptions:
 
         calls = CallSettings(retries=self.judge_retries, budget_requests=self.judge_budget)
         try:
-            endpoint = EndpointSettings(self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout)
+            endpoint = EndpointSettings(
+                self.judge_url, self.judge_model, "QZOOM_JUDGE_KEY", self.judge_timeout, concurrency=self.judge_parallel
+            )
         except ConfigError as error:
             raise typer.BadParameter(str(error), param_hint="--judge-url") from error
         return open_judge(endpoint, calls, folder / CACHE)

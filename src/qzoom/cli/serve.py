@@ -20,12 +20,14 @@ from qzoom.cli.engines import EngineOptions
 from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import ModelOptions
 from qzoom.errors import ConfigError
+from qzoom.keys import read_keys
 from qzoom.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from qzoom.serving.engines.base import ServingEngine
     from qzoom.serving.server import DrainingServer
 
+_KEYS = "QZOOM_API_KEY"
 _FIELDS = {
     "model_name": "--served-model-name",
     "scheduler.slots": "--slots",
@@ -57,9 +59,7 @@ class NetworkOptions:
         list[str] | None,
         optional(
             "Key that clients must send; may be repeated. Other users of the machine can see the command "
-            "line, so prefer the environment variable.",
-            envvar="QZOOM_API_KEY",
-            show_envvar=True,
+            f"line, so prefer the environment variable {_KEYS} (several keys: with commas or blanks between them).",
         ),
     ] = None
     cache_mb: Annotated[
@@ -105,10 +105,12 @@ def serve(
     _need_libraries()
     from qzoom.serving.server import bind
 
-    if os.environ.get("QZOOM_API_KEY") == "" and not network.api_key:
-        raise typer.BadParameter("QZOOM_API_KEY is set but empty; unset it, or put a key into it.")
+    try:
+        keys = network.api_key or list(read_keys(_KEYS))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
     values = {"model_name": public_name(model.model)} | given
-    values |= {"api_keys": network.api_key or [], "limits": parse_limits(network.limit)}
+    values |= {"api_keys": keys, "limits": parse_limits(network.limit)}
     values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
     settings = build_settings(ServerSettings, values, names=_FIELDS)
     _run(bind(network.host, network.port), settings, partial(engine.start, model, settings), network.log_level)

@@ -17,7 +17,6 @@ import importlib.util
 import itertools
 import json
 import math
-import os
 import random
 import threading
 import time
@@ -29,6 +28,7 @@ from PIL import Image
 
 from qzoom.errors import CallRefusedError, ConfigError, EndpointError, LaterError, StopRunError
 from qzoom.images.load import png_data_url
+from qzoom.keys import read_key
 from qzoom.llm.cache import ENDED, CallCache, Cost, Failure, Reply
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
 
@@ -231,7 +231,7 @@ async def _finish(http: Any) -> None:
 
 
 def _key(endpoint: EndpointSettings) -> str:
-    return os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
+    return read_key(endpoint.key_env) if endpoint.key_env else ""
 
 
 def _cause(error: BaseException) -> str:
@@ -266,8 +266,8 @@ class Client:
         return model if model == self.name else f"{self.name}: {model}"
 
     def check(self) -> None:
-        """Make sure that every endpoint is there (EndpointError: one is down or refuses the key, or there is no
-        key)."""
+        """Make sure that every endpoint is there (EndpointError: one is down or refuses the key, or there is no key;
+        ConfigError: a key that no header can carry)."""
         for endpoint in self.endpoints:
             if endpoint.key_env and not _key(endpoint):
                 raise self._stop(endpoint, f"the environment variable {endpoint.key_env} holds no key")

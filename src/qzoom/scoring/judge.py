@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qzoom.errors import CallRefusedError, LaterError
+from qzoom.keys import read_key
 from qzoom.llm.cache import CallCache
 from qzoom.llm.client import Client, Message, SharedClient
 from qzoom.llm.settings import CallSettings, EndpointSettings, Sampling
@@ -101,7 +102,12 @@ def open_judge(endpoint: EndpointSettings, calls: CallSettings = JUDGE_CALLS, ca
 
     Args:
         cache: SQLite file of paid calls; None keeps none beyond `close`.
+
+    Raises:
+        ConfigError: the endpoint's key is one that no header can carry.
     """
+    if endpoint.key_env:
+        read_key(endpoint.key_env)
     folder = None
     if cache is None:
         folder = tempfile.TemporaryDirectory(prefix="qzoom-judge-")

@@ -9,7 +9,8 @@ from typing import Annotated
 from qzoom.errors import ConfigError
 from qzoom.images.fetch import FetchPolicy
 from qzoom.images.limits import ImageLimits
-from qzoom.settings import Between, check_key, settings
+from qzoom.keys import check_key
+from qzoom.settings import Between, settings
 
 _MIB = 2**20
 Count = Annotated[int, Between(1)]

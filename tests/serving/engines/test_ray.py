@@ -94,6 +94,13 @@ def test_an_unknown_argument_of_the_file_is_one_sentence():
         ray_app({"modell": "tiny"})
 
 
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_an_empty_key_variable_does_not_open_the_application(monkeypatch, value):
+    monkeypatch.setenv("QZOOM_API_KEY", value)
+    with pytest.raises(ConfigError, match="QZOOM_API_KEY is set but empty"):
+        ray_app({"device": "cpu"})
+
+
 @pytest.mark.slow
 def test_answers_are_the_native_ones_streamed_and_whole(site, model):
     wanted = model.ask(page(), "What is the total amount?", zoom="always", max_new_tokens=8)
