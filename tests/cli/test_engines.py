@@ -18,6 +18,12 @@ from qzoom.cli.main import run
             "'a-b=1' is not NAME=VALUE, such as max_model_len=32768.",
         ),
         (["--engine", "sglang"], 2, "--engine"),
+        (["--answer-model", "x"], 2, "--engine answer needs --answer-url and --answer-model"),
+        (["--engine", "answer", "--answer-model", "x"], 2, "--engine answer needs --answer-url and --answer-model"),
+        (["--ray-address", "auto"], 2, "it is of use with --replicas only."),
+        (["--engine", "vllm", "--quantization", "4bit"], 2, "--engine vllm is not told; set it in --engine-option."),
+        (["--engine-url", "http://127.0.0.1:9", "--quantization", "8bit"], 2, "set it where vLLM is started."),
+        (["--engine", "vllm", "--device", "cuda:1"], 2, "choose the GPU with CUDA_VISIBLE_DEVICES."),
         (["--engine-url", "http://127.0.0.1:9"], 1, "The engine at http://127.0.0.1:9 does not answer"),
         (["--engine-url", "gpu-1:8001"], 1, "'gpu-1:8001' is not an address; write http://HOST:PORT."),
         *(

@@ -92,4 +92,8 @@ def test_wrong_calls(zoomgap, kind):
 
 def test_bad_runs(here, tmp_path):
     for flag in ("--rescore", "--compare"):
-        here("eval", "zoomgap", "scenes", "--count", 1, flag, tmp_path).refuses(1, "no answers of the full view")
+        count = ("--count", 1) if flag == "--compare" else ()
+        here("eval", "zoomgap", "scenes", *count, flag, tmp_path).refuses(1, "no answers of the full view")
+    for flag, value in (("--limit", 3), ("--data", "."), ("--output", "x"), ("--count", 1)):
+        here("eval", "zoomgap", "--rescore", tmp_path, flag, value).refuses(2, f"leave {flag} out")
+    here("eval", "zoomgap", "--rescore", tmp_path, "--views", "full").refuses(2, "leave settings of views out")

@@ -57,6 +57,7 @@ def test_wrong_usage_has_code_2(here, words, part):
     ("words", "part"),
     [
         (["--limit", "picture=3"], "did you mean 'pictures'?"),
+        (["--limit", "pictures=nan"], "--limit pictures must be a whole number"),
         (["--api-key", ""], "API key 1 is empty"),
         (["--allowed-media-domains", "http://x/"], "is not a host"),
         (["--allowed-origins", "app.example"], "is not an origin"),

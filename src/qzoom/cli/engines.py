@@ -88,7 +88,8 @@ class EngineOptions:
         if (name == "remote") != bool(self.engine_url):
             text = "--engine remote needs --engine-url." if name == "remote" else f"--engine {name} takes no address."
             raise typer.BadParameter(text, param_hint="--engine-url")
-        if (name == "answer") != bool(self.answer_url and self.answer_model):
+        answers = (self.answer_url, self.answer_model)
+        if not all(answers) if name == "answer" else any(answers):
             text = "--engine answer needs --answer-url and --answer-model; other engines take neither."
             raise typer.BadParameter(text, param_hint="--answer-url")
         if self.replicas and name not in ("native", "vllm"):
@@ -96,6 +97,20 @@ class EngineOptions:
         if self.engine_option and name != "vllm":
             raise typer.BadParameter("only --engine vllm takes them.", param_hint="--engine-option")
         return name
+
+    def check(self, model: ModelOptions) -> None:
+        """Refuse what no engine of `qzoom serve` would be told (typer.BadParameter)."""
+        name = self.name
+        if self.ray_address and not self.replicas:
+            raise typer.BadParameter("it is of use with --replicas only.", param_hint="--ray-address")
+        if name in ("native", "answer"):
+            return
+        where = "set it in --engine-option" if name == "vllm" else "set it where vLLM is started"
+        if model.quantization is not None:
+            raise typer.BadParameter(f"--engine {name} is not told; {where}.", param_hint="--quantization")
+        if model.device not in ("auto", "cuda") and not self.replicas:
+            text = f"--engine {name} is not told; choose the GPU with CUDA_VISIBLE_DEVICES."
+            raise typer.BadParameter(text, param_hint="--device")
 
     def start(self, model: ModelOptions, settings: ServerSettings) -> ServingEngine:
         """Load the model, or what of it the front end needs, and start or greet the engine (QZoomError: the model

@@ -53,6 +53,14 @@ class DataOptions:
         """Options that only synthetic tasks take, by their flags."""
         return {"--seed": self.seed, "--count": self.count}
 
+    def refuse_with_rescore(self, output: Path | None, *, fresh: bool) -> None:
+        """Stored answers are scored as they are (typer.BadParameter: an option that chooses or stores others)."""
+        given = self.for_files() | self.for_synthetic() | {"--limit": self.limit, "--output": output}
+        given["--fresh"] = fresh or None
+        for flag, value in given.items():
+            if value is not None:
+                raise typer.BadParameter(f"--rescore reads stored answers and asks nothing; leave {flag} out.")
+
     def open(self, name: str) -> Any:
         """One task (typer.BadParameter: an unknown task, or options that it cannot use; DataError: data that cannot be
         used)."""
@@ -142,6 +150,7 @@ def evaluate(
     """
     console = out.console
     if rescore:
+        data.refuse_with_rescore(asking.output, fresh=asking.fresh)
         _rescore(rescore, tasks, console, json=out.json)
         return
     names = list(dict.fromkeys(tasks or []))
@@ -163,13 +172,15 @@ def evaluate(
 
 def _check_usage(names: list[str], data: DataOptions, asking: AskingOptions) -> None:
     """Options that belong to none of the tasks are mistakes."""
-    from qzoom.data.benchmarks.registry import TASK_NAMES
+    from qzoom.data.benchmarks.registry import BENCHMARKS, TASK_NAMES
     from qzoom.data.questions import DRAWN
 
     if not names:
         raise typer.BadParameter("name at least one TASK, for example: receipts")
     synthetic = {name in DRAWN for name in names}
     useless = ({} if False in synthetic else data.for_files()) | ({} if True in synthetic else data.for_synthetic())
+    if not BENCHMARKS.keys() & set(names):
+        useless["--data-revision"] = data.data_revision
     for flag, value in useless.items():
         if value is not None and set(names) <= set(TASK_NAMES):
             raise typer.BadParameter(f"{flag} has no meaning for the task {', '.join(names)}; leave it out.")

@@ -21,7 +21,8 @@ from qzoom.cli.flags import Flags, build_settings, flatten, optional
 from qzoom.cli.options import ModelOptions
 from qzoom.errors import ConfigError
 from qzoom.keys import read_keys
-from qzoom.serving.settings import ServerSettings
+from qzoom.serving.settings import ServerLimits, ServerSettings
+from qzoom.settings import setting_fields
 
 if TYPE_CHECKING:
     from qzoom.serving.engines.base import ServingEngine
@@ -103,6 +104,7 @@ def serve(
     Example: qzoom serve --port 8000 --api-key "$KEY"
     """
     _need_libraries()
+    engine.check(model)
     from qzoom.serving.server import bind
 
     try:
@@ -112,7 +114,8 @@ def serve(
     values = {"model_name": public_name(model.model)} | given
     values |= {"api_keys": keys, "limits": parse_limits(network.limit)}
     values["scheduler"] = {"cache_bytes": network.cache_mb * 2**20} | given.get("scheduler", {})
-    settings = build_settings(ServerSettings, values, names=_FIELDS)
+    limits = {f"limits.{field.name}": f"--limit {field.name}" for field in setting_fields(ServerLimits)}
+    settings = build_settings(ServerSettings, values, names=_FIELDS | limits)
     _run(bind(network.host, network.port), settings, partial(engine.start, model, settings), network.log_level)
 
 

@@ -66,6 +66,9 @@ def zoomgap(
 
     console = out.console
     if rescore is not None:
+        data.refuse_with_rescore(output, fresh=fresh)
+        if views:
+            raise typer.BadParameter("--rescore reads stored answers and asks nothing; leave settings of views out.")
         other = None if compare is None else read_views(compare)
         _print_gap(read_views(rescore), other, console, json=out.json)
         return
