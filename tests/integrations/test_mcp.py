@@ -113,3 +113,12 @@ def test_settings(folder, capsys):
     assert "is not there; name one that exists" in capsys.readouterr().err
     assert run(["mcp"]) == 2
     assert "say what may be read: --allow FOLDER" in capsys.readouterr().err
+
+
+def test_folders_in_the_environment_are_separated_by_commas_and_may_hold_blanks(folder, capsys, monkeypatch):
+    (folder / "My Documents").mkdir()
+    monkeypatch.setenv("QZOOM_MCP_ALLOW", f"{folder / 'My Documents'}, {folder / 'not here'}")
+    assert run(["mcp"]) == 2
+    assert "not here' is not there; name one that exists" in capsys.readouterr().err
+    assert run(["mcp", "--allow", str(folder / "nothing")]) == 2  # the option takes precedence
+    assert "nothing' is not there" in capsys.readouterr().err

@@ -7,7 +7,8 @@ A parameter of a command whose annotation is one of the two is replaced by one o
 
 - A plain dataclass annotates each field with its own `typer.Option`, as a parameter would be.
 - Of a settings class, name, type, default, range and help come from `qzoom.settings.setting_fields`; the environment
-  variable is the prefix and the field's name. `--recipe FILE` may hold all fields; options take precedence.
+  variable is the prefix and the field's name, with commas between the texts of a list. `--recipe FILE` may hold all
+  fields; options take precedence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -115,9 +117,13 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
     paths = flags.only or tuple(entry.name for entry in setting_fields(cls) if not _nested(entry.kind))
     fields = {path.rpartition(".")[2]: (path, find(path)) for path in paths}
     options: _Options = {}
+    variables: dict[str, str] = {}  # of lists of texts, which Typer would split at blanks
     for name, (path, entry) in fields.items():
         flag = flags.names.get(path) or f"--{name.replace('_', '-')}"
-        options[name] = (_option(entry, flag, flags.prefix + flag[2:].replace("-", "_").upper()), None)
+        variable = flags.prefix + flag[2:].replace("-", "_").upper()
+        if _items(entry.kind) is str:
+            variables[name] = variable
+        options[name] = (_option(entry, flag, None if name in variables else variable), None)
     if flags.recipe:
         option = optional("YAML file with any of the settings; options take precedence.", "--recipe")
         options["recipe_file"] = (Annotated[Path | None, option], None)
@@ -125,8 +131,9 @@ def _settings_options(cls: type, flags: Flags) -> tuple[_Options, Callable[[dict
     def build(values: dict[str, Any]) -> Any:
         given: dict[str, Any] = {}
         for name, (path, entry) in fields.items():
-            if values[name] is not None and values[name] != []:
-                _put(given, path, _value(entry.kind, values[name]))
+            value = values[name] or _words_of(variables.get(name)) or values[name]
+            if value is not None and value != []:
+                _put(given, path, _value(entry.kind, value))
         recipe = values.get("recipe_file")
         return given if flags.of is not None else build_settings(cls, given, recipe, names=flags.names)
 
@@ -177,7 +184,13 @@ def _merged(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _option(entry: Any, flag: str, variable: str) -> Any:
+def _words_of(variable: str | None) -> list[str]:
+    """The words of an environment variable, separated by commas; they may hold blanks, as names of folders do."""
+    text = os.environ.get(variable, "") if variable else ""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _option(entry: Any, flag: str, variable: str | None) -> Any:
     """The annotation of a field's option: unset, it is None."""
     kind, items = entry.kind, _items(entry.kind)
     if kind is bool and entry.default:
