@@ -140,26 +140,26 @@ class EvalOptions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
+class NoAnswer:
     """Why a question has no answer."""
 
     reason: str
     passing: bool  # the reason may pass
 
     @classmethod
-    def of(cls, problem: Exception) -> Failure:
+    def of(cls, problem: Exception) -> NoAnswer:
         """What an exception says; its kind too where it is none of qzoom's."""
         text = " ".join(str(problem).split())
         text = text if isinstance(problem, QZoomError) else f"{type(problem).__name__}: {text}"
         return cls(text, may_pass(problem))
 
     @classmethod
-    def in_sample(cls, sample: Sample) -> Failure | None:
+    def in_sample(cls, sample: Sample) -> NoAnswer | None:
         """What makes a picture unusable; None for one that can be asked about."""
         return None if sample.error is None else cls(sample.error or _NOT_ASKED.reason, sample.passing)
 
 
-_NOT_ASKED = Failure("The question was not asked.", passing=False)
+_NOT_ASKED = NoAnswer("The question was not asked.", passing=False)
 
 
 def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branches: bool = False) -> list[AnswerRow]:
@@ -168,25 +168,25 @@ def ask_sample(model: QZoom, sample: Sample, options: EvalOptions, *, all_branch
     if not all_branches:
         model = with_needed_branches(model, options.answerer, options.zoom_mode)
     session = None
-    failure = Failure.in_sample(sample)
+    failure = NoAnswer.in_sample(sample)
     start = time.perf_counter()
     if failure is None:
         try:
             session = model.session(sample.image, coarse_tokens=options.coarse_tokens)
         except Exception as problem:  # whatever it is, it must be counted
-            failure = Failure.of(problem)
+            failure = NoAnswer.of(problem)
     share = (time.perf_counter() - start) / len(sample.questions)
     rows = []
     for index, question in enumerate(sample.questions):
         values = _question_values(model, sample, index, options)
         start = time.perf_counter()
-        answer: Answered | Failure = failure or _NOT_ASKED
+        answer: Answered | NoAnswer = failure or _NOT_ASKED
         if session is not None:
             try:
                 engine_options = options.to_engine(options.question_seed(sample.id, index))
                 answer = options.answerer.answer(model, session, question, engine_options)
             except Exception as problem:  # whatever it is, it must be counted
-                answer = Failure.of(problem)
+                answer = NoAnswer.of(problem)
         rows.append(_row(values, answer, share + time.perf_counter() - start))
     return rows
 
@@ -216,7 +216,7 @@ def ask_many(model: QZoom, samples: Sequence[Sample], options: EvalOptions) -> l
         [
             _row(
                 _question_values(model, s, i, options),
-                by_question.get((s.id, i)) or Failure.in_sample(s) or _NOT_ASKED,
+                by_question.get((s.id, i)) or NoAnswer.in_sample(s) or _NOT_ASKED,
                 share if s.error is None else 0.0,
             )
             for i in range(len(s.questions))
@@ -255,10 +255,10 @@ def _coarse_size(model: QZoom, sample: Sample, options: EvalOptions) -> tuple[in
     return columns * backbone.token_px, rows * backbone.token_px
 
 
-def _row(values: dict[str, Any], answer: Answered | Failure, seconds: float) -> AnswerRow:
+def _row(values: dict[str, Any], answer: Answered | NoAnswer, seconds: float) -> AnswerRow:
     """The row of an answer, or of the reason why there is none."""
     seconds = round(seconds, 6)
-    if isinstance(answer, Failure):
+    if isinstance(answer, NoAnswer):
         return AnswerRow(**values, seconds=seconds, error=answer.reason, passing=answer.passing)
     result, extra = answer
     return AnswerRow(
@@ -368,6 +368,6 @@ def _sample(task: Task, index: int) -> Sample:
     try:
         return task.sample(index)
     except Exception as problem:  # whatever it is, it must be counted
-        failure = Failure.of(problem)
+        failure = NoAnswer.of(problem)
         nothing = SampleQuestion("unusable", "", "")
         return Sample(task.ids[index], None, (0, 0), (nothing,), failure.reason, failure.passing)
