@@ -33,6 +33,16 @@ def test_json_holds_all_counts_and_a_step_can_start_anew(here, recipe, tmp_path)
     assert values == json.loads((tmp_path / "out/report.json").read_text())
 
 
+def test_a_run_without_a_row_has_code_1(here, tmp_path):
+    values = recipe_values(make_pictures(tmp_path / "in", 1), propose={"select": {"min_side_px": 299}})
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump(values))
+    said = here("distill", tmp_path / "none.yaml", "-o", tmp_path / "out")
+    assert said.code == 1
+    assert "0 train, 0 validation rows" in said.out
+    assert "No row was exported" in said.err
+    assert (tmp_path / "out/report.json").exists()
+
+
 def test_dry_run_says_what_would_be_done_and_does_nothing(here, recipe, tmp_path):
     said = here("distill", recipe, "-o", tmp_path / "out", "--dry-run", "--engine", "ray", "--json")
     values = json.loads(said.out)

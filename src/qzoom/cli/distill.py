@@ -76,6 +76,9 @@ def distill(
         _say(report, console)
     for reason, count in report.stats.waiting.most_common(3):
         console.note(f"{count} items wait for a rerun: {reason}")
+    if not any(report.rows.values()):
+        console.note("No row was exported: no item was kept by all steps; `qzoom train student` has nothing to read.")
+        raise typer.Exit(1)
 
 
 @flatten
