@@ -8,7 +8,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "qzoom"
 
 FLOORS = (
     ("errors",),
-    ("settings",),
+    ("settings", "keys"),
     ("types",),
     ("config",),
     ("cluster",),
