@@ -65,6 +65,11 @@ def test_constructors_refuse_in_one_sentence(arguments, sentence):
     assert str(caught.value) == sentence
 
 
+def test_a_number_of_too_many_digits():
+    with pytest.raises(ConfigError, match=r"must be a whole number from 1 to 100, not a number of thousands of digits"):
+        Recipe(layers=10**5000)
+
+
 def test_a_class_may_raise_its_own_error():
     with pytest.raises(BudgetError, match=r"Budget.low must be a whole number of at least 1, not 0"):
         Budget(0, 1)
@@ -90,6 +95,14 @@ def test_a_class_may_raise_its_own_error():
         ({"budget": {"low": 1}}, "a.yaml: budget.high is missing; give a whole number of at least 1."),
         ({"budget": 3}, "a.yaml: budget must be a mapping with low and high or null, not 3."),
         ({"layers": 7}, "a.yaml: Recipe: seven layers never worked."),
+        (
+            {"folder": "\udcff"},
+            "a.yaml: folder holds half a surrogate pair, which is no character; write it as valid UTF-8.",
+        ),
+        (
+            {"a": {"\udcff": 1}},
+            "a.yaml: a has a key that holds half a surrogate pair, which is no character; write it as valid UTF-8.",
+        ),
     ],
 )
 def test_mappings_refuse_in_one_sentence(values, sentence):
@@ -124,6 +137,16 @@ def test_sources_and_the_way_back(tmp_path, monkeypatch):
         ("layers: 5\nbox:\n  share: 1\n  share: 0\n", "the key 'share' stands twice, in lines 3 and 4"),
         ("layers: 5\nbox:\n\tshare: 1\n", "Recipe r.yaml, line 3, is not valid YAML: found character"),
         ("layers: &a [*a]\n", "Recipe r.yaml, line 1: an alias holds itself; write it out."),
+        ("layers: 5\n2024-01-01: 5\n", "r.yaml, line 2: 2024-01-01 is a key of type date; write it in quotes."),
+        (
+            "presets:\n  2024-01-01: {}\n",
+            "r.yaml, line 2: presets.2024-01-01 is a key of type date; write it in quotes.",
+        ),
+        (
+            "layers: 0x" + "f" * 6000,
+            "r.yaml, line 1: layers is a number of more than 4000 digits; write a smaller one.",
+        ),
+        ("a: 5\nlayers: " + "[" * 250 + "]" * 250, "r.yaml, line 2: layers.0.0.0.0 is nested more than 100 deep"),
         ("layers: 2020-13-45\n", "Recipe r.yaml is not valid YAML: month must be in 1..12."),
         ("", "Recipe r.yaml must be a mapping of settings, not NoneType."),
     ],

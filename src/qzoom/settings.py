@@ -112,6 +112,11 @@ def from_mapping(
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source} must be a mapping of settings, not {type(values).__name__}.")
     kind = ConfigError if recipe is None else RecipeError
+    if found := _unreadable(values):
+        place, what = found
+        line = 0 if recipe is None else _line(recipe, place, given or {})
+        where = f"{recipe}, line {line}" if line else source
+        raise kind(f"{where}: {'.'.join(map(str, place[:5]))} {what}.")
     text = json.dumps(dict(values), default=str)
     reading = _reading.set(True)
     try:
@@ -124,6 +129,32 @@ def from_mapping(
     if path := _not_a_number(values):  # where any value is allowed
         raise kind(f"{source}: {path[1:]} must be a number, not NaN or infinity.")
     return made
+
+
+_DEEPEST = 100
+_DIGITS = 4000
+"""Python writes no whole number of more than 4300 digits as text."""
+
+
+def _unreadable(value: Any, place: tuple[int | str, ...] = ()) -> tuple[tuple[int | str, ...], str] | None:
+    """The place of the first value that JSON cannot express, and what is wrong with it; None for none."""
+    if len(place) > _DEEPEST:
+        return place, f"is nested more than {_DEEPEST} deep; write it flatter"
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        return place, "holds half a surrogate pair, which is no character; write it as valid UTF-8"
+    if isinstance(value, int) and value.bit_length() > _DIGITS * math.log2(10):
+        return place, f"is a number of more than {_DIGITS} digits; write a smaller one"
+    pairs: typing.Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str | int | float | None):
+                return (*place, str(key)), f"is a key of type {type(key).__name__}; write it in quotes"
+            if found := _unreadable(key):
+                return place or (str(found[0]),), f"has a key that {found[1]}"
+        pairs = ((str(key), inner) for key, inner in value.items())
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    return next((found for key, inner in pairs if (found := _unreadable(inner, (*place, key)))), None)
 
 
 def _line(recipe: Path, place: typing.Sequence[int | str], given: Mapping[str, Any]) -> int:
@@ -217,7 +248,7 @@ def from_environment(cls: type, prefix: str) -> dict[str, Any]:
             continue
         try:
             values[field.name] = text if field.kind is str else json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[field.name] = text
     return values
 
@@ -355,7 +386,10 @@ def _first(failure: ValidationError) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of so many digits
+        return "a number of thousands of digits"
     return text if len(text) <= 100 else text[:97] + "..."
 
 

@@ -189,7 +189,7 @@ def test_checkpoint_of_the_same_kind_is_replaced(tmp_path, merged):
     assert contents(tmp_path / "ours") == contents(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("case", ["plain", "no model", "no region", "misshapen", "wrong T", "cut file"])
+@pytest.mark.parametrize("case", ["plain", "no model", "no region", "misshapen", "wrong T", "cut file", "no size"])
 def test_what_cannot_be_converted_is_said_and_nothing_is_written(case, tmp_path, merged, plain):
     source = folders.copy(merged["qwen3_vl"], tmp_path / "source")
     said = {"plain": "plain model already", "no model": "no model", "no region": "no region branch"}.get(case, "")
@@ -208,6 +208,11 @@ def test_what_cannot_be_converted_is_said_and_nothing_is_written(case, tmp_path,
     elif case == "wrong T":
         said = "T=2"
         folders.edit_json(source / "config.json", twig_T=2, high_res_T=2)
+    elif case == "no size":
+        said = "config.json has no hidden_size"
+        inner = json.loads((source / "config.json").read_text())["text_config"]
+        del inner["hidden_size"]
+        folders.edit_json(source / "config.json", text_config=inner)
     else:
         said = "damaged"
         data = (source / "model.safetensors").read_bytes()
@@ -216,3 +221,14 @@ def test_what_cannot_be_converted_is_said_and_nothing_is_written(case, tmp_path,
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["fields", "settings", "shards", "names"])
+def test_facts_of_the_release_that_are_none(name, tmp_path, merged):
+    convert(merged["qwen3_vl"], tmp_path / "ours")
+    path = tmp_path / "ours" / "qzoom_config.json"
+    values = json.loads(path.read_text())
+    values["zoom"]["provenance"]["released"][name] = 5
+    path.write_text(json.dumps(values))
+    with refused(f"provenance.released.{name} must be a"):
+        convert(tmp_path / "ours", tmp_path / "back")

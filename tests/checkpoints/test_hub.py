@@ -123,6 +123,8 @@ def online(cache, monkeypatch):
     def point(url: str) -> None:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        file = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", file)
         huggingface_hub.utils.close_session()
 
     yield point
@@ -153,7 +155,7 @@ def test_a_hub_that_hangs_up_or_cannot_be_reached(online):
         online(url)
         with refused("Uploading to 'owner/name' failed", "check the network"):
             push_to_hub(folders.engine("qwen3_vl"), "owner/name", base_id="owner/base", token="none")
-        with refused("could not be downloaded", "check the network"):
+        with refused("could not be downloaded (", "disconnected", "check the network"):
             find_source("owner/name")
     with nobody() as url:
         online(url)
@@ -168,3 +170,34 @@ def test_a_base_called_tiny_is_the_embedded_model_whatever_lies_around(tmp_path,
     folder = save_pretrained(engine, tmp_path / "adapter", base_id="tiny")
     assert json.loads((folder / "qzoom_config.json").read_text())["base"]["id"] == "tiny"
     assert load_engine(folder).backbone.hidden_size == engine.backbone.hidden_size
+
+
+class Empty(BaseHTTPRequestHandler):
+    """A hub with one repository of one file."""
+
+    def do_GET(self) -> None:
+        file = {"type": "file", "path": "config.json", "oid": "1" * 40, "size": 2}
+        about = {"id": "owner/name", "sha": "a" * 40, "siblings": [{"rfilename": "config.json"}]}
+        answer = {} if "/resolve/" in self.path else [file] if "/tree/" in self.path else about
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_cache_that_cannot_be_written_is_no_trouble_of_the_network(online, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with serve(ThreadingHTTPServer(("127.0.0.1", 0), Empty)) as url:
+        online(url)
+        with refused(str(tmp_path / "file" / "hub"), "cannot be written (Not a directory)", "HF_HUB_CACHE"):
+            find_source("owner/name")

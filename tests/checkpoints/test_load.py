@@ -19,6 +19,7 @@ from tests.checkpoints import folders
 from tests.checkpoints.folders import refused
 
 PICTURE = tiny_models.picture(5, 300, 220)
+DEEP = '{"a":' * 100_000
 OUTSIDE = '{"weight_map": {"lm_head.weight": "../secret.safetensors"}}'
 
 
@@ -149,7 +150,9 @@ def test_given_config_replaces_the_arithmetic_but_not_the_depths(merged, plain):
         ({"twig_K": "3"}, ["twig_K='3'"]), ({"twig_T": 0}, ["twig_T=0"]),
         ({"twig_T": 2, "high_res_T": 2}, ["T=2", "has 3"]), ({"high_res_K": 2}, ["high_res_K=2", "twig_K=3"]),
         ({"high_res_T": 2}, ["high_res_T=2", "twig_T=3"]), ({"high_res_thresh": 7}, ["gate_threshold", "7"]),
-        ({"model_type": "llava_next"}, ["'llava_next'", "qwen3_vl"]),
+        ({"model_type": "llava_next"}, ["'llava_next'", "qwen3_vl"]), ({"model_type": []}, ["type []"]),
+        ({"qzoom": {"zzz": 3}}, ["config.json: qzoom", "unknown key 'zzz'"]),
+        ({"qzoom": [1]}, ["config.json: qzoom", "must be a mapping"]),
     ],
 )  # fmt: skip
 def test_wrong_config_fields_are_named(family, changes, said, tmp_path, merged):
@@ -203,6 +206,14 @@ def test_wrong_tensors_are_named(family, change, said, tmp_path, merged):
         (lambda f: (f / "config.json").unlink(), ["config.json"]),
         (lambda f: (f / "config.json").write_text("{"), ["config.json", "JSON"]),
         (lambda f: (f / "config.json").write_text("[]"), ["config.json", "object"]),
+        (lambda f: (f / "config.json").write_text(DEEP), ["model/config.json", "recursion"]),
+        (lambda f: (f / "qzoom_config.json").write_text(DEEP), ["qzoom_config.json", "recursion"]),
+        (lambda f: (f / "preprocessor_config.json").write_text(DEEP), ["preprocessor_config.json", "recursion"]),
+        (lambda f: folders.edit_json(f / "preprocessor_config.json", patch_size=0), ["patch_size=0", "vision_config"]),
+        (lambda f: folders.edit_json(f / "preprocessor_config.json", patch_size=14), ["patch_size=14", "16"]),
+        (lambda f: folders.edit_json(f / "preprocessor_config.json", merge_size=4), ["merge_size=4", "2"]),
+        (lambda f: (f / "generation_config.json").write_text('{"eos_token_id": "x"}'), ["eos_token_id='x'"]),
+        (lambda f: (f / "generation_config.json").write_text('{"eos_token_id": [[1]]}'), ["eos_token_id=[[1]]"]),
         (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json"]),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ["tokenizer"]),
         (lambda f: (f / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
@@ -260,6 +271,19 @@ def test_weights_that_are_no_numbers_are_refused(value, ending, tmp_path, merged
     tensors[name].view(-1)[-1] = value
     folders.rewrite(folder, tensors)
     with refused(str(folder), name, "not numbers (NaN or infinity)", "fetch the file again"):
+        load_engine(folder)
+
+
+def test_what_is_no_number_is_named_as_stored(tmp_path, merged):
+    folder = folders.copy(merged["qwen2_5_vl"], tmp_path / "model")
+    tensors = folders.all_tensors(folder)
+    name = next(name for name in tensors if name.endswith(".layers.1.mlp.up_proj.weight") and "twig" not in name)
+    value = tensors.pop(name)
+    value.view(-1)[-1] = math.nan
+    renamed = {key: tensor for key, tensor in tensors.items() if "visual" in key or "twig" in key or "high" in key}
+    old = {key.replace("model.language_model.", "model."): t for key, t in tensors.items() if key not in renamed}
+    folders.rewrite(folder, renamed | old | {name.replace("model.language_model.", "model."): value})
+    with refused(f"{name.replace('model.language_model.', 'model.')} in model.safetensors"):
         load_engine(folder)
 
 

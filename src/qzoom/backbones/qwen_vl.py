@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from qzoom.backbones.base import Backbone, LabelHeads, ModelSizes, Rotary, VisionShape, VisualFeatures
 from qzoom.config import TokenBudget
-from qzoom.errors import ConfigError
+from qzoom.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -36,10 +36,26 @@ class QwenVLBackbone(Backbone):
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, chat_template: str | None = None) -> None:
         super().__init__(model, tokenizer, image_processor, chat_template)
+        self._check_processor()
         modeling = sys.modules[type(self.layers[0]).__module__]
         self._rotate: Callable[..., tuple[Tensor, Tensor]] = modeling.apply_rotary_pos_emb
         """Sectioned or interleaved M-RoPE, from the family's own modelling module."""
         use_linear_patches(self.vision_tower)
+
+    def _check_processor(self) -> None:
+        """Refuse an image processor that cuts pictures into other patches than the model reads (CheckpointError)."""
+        vision = self.model.config.vision_config
+        for own, name in (
+            ("patch_size", "patch_size"),
+            ("merge_size", "spatial_merge_size"),
+            ("temporal_patch_size", "temporal_patch_size"),
+        ):
+            found, needed = getattr(self.image_processor, own, None), getattr(vision, name)
+            if found != needed:
+                raise CheckpointError(
+                    f"The image processor (preprocessor_config.json) has {own}={found!r}, but the model's "
+                    f"vision_config has {name}={needed!r}; copy preprocessor_config.json from the base model."
+                )
 
     @property
     def decoder(self) -> nn.Module:

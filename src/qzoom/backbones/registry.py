@@ -33,7 +33,7 @@ def backbone_class(model_type: Any, where: str = "") -> type[Backbone]:
     import transformers
     from packaging.version import Version
 
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         kind = f"of type {model_type!r}"
         start = f"{where} is a model {kind}, which is" if where else f"Models {kind} are"
         raise CheckpointError(

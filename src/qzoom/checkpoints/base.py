@@ -185,14 +185,29 @@ def load_backbone(
         options["device_map"] = {"": str(device)}
     parts = load_processor(processor or folder, settings)
     if not weights:
-        return _without_weights(_build_model(folder, number_format, device, attn_implementation), parts, device)
+        backbone = _without_weights(_build_model(folder, number_format, device, attn_implementation), parts, device)
+        _check_end(backbone, folder)
+        return backbone
     model = _load_model(folder, settings, device, options).eval().requires_grad_(False)
     if index is not None:
         check_finite(model.named_parameters(), str(folder), lambda name: _place(index, name))
     settle(model)
     backbone = build_backbone(model, *parts)
+    _check_end(backbone, folder)
     backbone.folder = folder.resolve()
     return backbone
+
+
+def _check_end(backbone: Backbone, folder: Path) -> None:
+    """Refuse ids that end an answer and are none (CheckpointError)."""
+    try:
+        _ = backbone.eos_ids
+    except (TypeError, ValueError) as error:
+        stated = getattr(backbone.model.generation_config, "eos_token_id", None)
+        raise CheckpointError(
+            f"{folder / 'generation_config.json'} has eos_token_id={stated!r}, which is neither a token id nor a list "
+            "of them; copy the file from the base model."
+        ) from error
 
 
 def _without_weights(empty: Any, parts: tuple[Any, Any, str], device: torch.device) -> Backbone:
@@ -227,9 +242,10 @@ def check_flash(attn_implementation: str, device: torch.device, dtype: torch.dty
 def _place(index: WeightIndex, name: str) -> str:
     """A parameter with the file that it is from; transformers may have put other words before its last ones."""
     inner = name.split(".", 2)[-1] if name.count(".") > 2 else name
-    stored = next(
-        (stored for stored in (name, *index.tensors) if stored in index.tensors and stored.endswith(inner)), ""
-    )
+    stored = name if name in index.tensors else ""
+    if not stored:
+        own = (other for other in index.tensors if not is_branch_key(other))
+        stored = next((other for other in own if other == inner or other.endswith(f".{inner}")), "")
     return f"{stored} in {index.tensors[stored].file}" if stored else name
 
 

@@ -26,10 +26,10 @@ from qzoom.checkpoints.format import (
     AdapterConfig,
     BaseReference,
     Kind,
+    decoder_sizes,
     detect_kind,
     family_of,
     read_adapter_config,
-    text_settings,
 )
 from qzoom.checkpoints.hub import Source, find_source
 from qzoom.checkpoints.load import find_base
@@ -44,6 +44,7 @@ from qzoom.checkpoints.upstream import (
     is_upstream,
     presets_of,
     read_zoom_config,
+    released_facts,
     to_upstream_fields,
     upstream_fields,
 )
@@ -168,8 +169,7 @@ def _to_adapter(source: Source, target: Path, fill: str | None, max_file_bytes: 
         kept["shards"] = {name: index.tensors[name].file for name in index.tensors if is_branch_key(name)}
     if ZOOM_KEY not in settings:
         zoom = zoom.replace(provenance={PROVENANCE_KEY: kept}, presets=presets_of(source.name))
-    text = text_settings(settings)
-    base = BaseReference(HERE, None, family, int(text["hidden_size"]), int(text["num_hidden_layers"]))
+    base = BaseReference(HERE, None, family, *decoder_sizes(settings, f"{where}/config.json"))
     with atomic_folder(target, "adapter") as part:
         if layout is not None:
             done = _write_stock(source, layout, part, fill=fill)
@@ -211,12 +211,12 @@ def _to_upstream(source: Source, adapter: AdapterConfig, base: Source, target: P
     stored = {f"{prefix}twig_{ours}": name for ours, name in region.items()}
     stored |= {f"{prefix}high_res_{ours}": name for ours, name in gate.items()}
     with atomic_folder(target, "upstream") as part:
-        provenance = zoom.provenance.get(PROVENANCE_KEY)
-        shards = provenance.get("shards", {}) if isinstance(provenance, dict) else {}
+        kept = released_facts(zoom) or {}
+        shards = kept.get("shards", {})
         added = {new: (own, old) for new, old in stored.items()} | {new: (index, old) for new, old in filled.items()}
         layout = backbone_class(family).released
         if layout is not None and _layout(base.folder) is None:
-            origin: dict[str, Any] = {"prefix": prefix, "kept": provenance if isinstance(provenance, dict) else {}}
+            origin: dict[str, Any] = {"prefix": prefix, "kept": kept}
             places, cut, flat = _released_places(index, settings, layout, added, changes=changes, **origin)
             done = copy_weights(places, part, "model", changes=cut)
             (part / "config.json").write_text(json.dumps(flat | fields, indent=2, sort_keys=True) + "\n")

@@ -124,3 +124,15 @@ def text_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's part of a config.json; older files keep it at the top."""
     inner = settings.get("text_config")
     return inner if isinstance(inner, dict) else settings
+
+
+def decoder_sizes(settings: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """Width and number of layers of the decoder of a config.json (CheckpointError: it does not state them as whole
+    numbers above 0)."""
+    text = text_settings(settings)
+    for name in ("hidden_size", "num_hidden_layers"):
+        value = text.get(name)
+        if type(value) is not int or value < 1:
+            said = f"{name}={value!r}" if name in text else f"no {name}"
+            raise CheckpointError(f"{where} has {said}; a model's config states it as a whole number above 0.")
+    return text["hidden_size"], text["num_hidden_layers"]

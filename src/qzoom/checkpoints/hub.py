@@ -7,18 +7,20 @@ never reach the caller.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib.resources
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from qzoom.checkpoints.weights import read_json
-from qzoom.errors import CheckpointError
+from qzoom.errors import CheckpointError, reason_of
 
 EMBEDDED = "tiny"
 _ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
 _TRANSPORT = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")  # first part of a module's name
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _LORA = ["lora/*.safetensors", "lora/*.json"]
 _SKIPPED = ["*/*", "*.bin.index.json", "optimizer*", "trainer_state.json"]
 
@@ -107,7 +109,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     except Exception as error:
         if not is_transport_error(error):
             raise
-        raise CheckpointError(_unreachable(repo_id, where)) from error
+        raise CheckpointError(_unreachable(repo_id, where, error)) from error
 
 
 def is_transport_error(error: Exception) -> bool:
@@ -119,17 +121,22 @@ def is_transport_error(error: Exception) -> bool:
     return isinstance(error, OSError) or any(kind.__module__.startswith(_TRANSPORT) for kind in type(error).__mro__)
 
 
-def _unreachable(repo_id: str, where: str) -> str:
+def _unreachable(repo_id: str, where: str, error: Exception) -> str:
     from huggingface_hub import constants
 
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return (
+            f"The cache folder {constants.HF_HUB_CACHE}, into which {where} is downloaded, cannot be written "
+            f"({error.strerror or reason_of(error)}); check space and rights, or set HF_HUB_CACHE to another folder."
+        )
     if constants.HF_HUB_OFFLINE:
         return (
             f"There is no folder {repo_id!r} and {where} is not in the local cache{_hint(repo_id)}; "
             "unset HF_HUB_OFFLINE to download it."
         )
     return (
-        f"There is no folder {repo_id!r} and {where} could not be downloaded{_hint(repo_id)}; "
-        "check the network, or give the folder of a local copy."
+        f"There is no folder {repo_id!r} and {where} could not be downloaded{_hint(repo_id)} "
+        f"({reason_of(error)}); check the network, or give the folder of a local copy."
     )
 
 

@@ -122,10 +122,13 @@ def upstream_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_zoom_config(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> ZoomConfig:
     """The arithmetic of a merged checkpoint, always the release's own (CheckpointError: K or T missing, of the wrong
-    kind, or different for gate and region branch)."""
+    kind, or different for gate and region branch; settings of ours that are wrong)."""
     fields = upstream_fields(config)
-    if isinstance(fields.get(ZOOM_KEY), dict):
-        return ZoomConfig.from_dict(fields[ZOOM_KEY], source=f"{where}: {ZOOM_KEY}")
+    if ZOOM_KEY in fields:
+        try:
+            return ZoomConfig.from_dict(fields[ZOOM_KEY], source=f"{where}: {ZOOM_KEY}")
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
     shared, depth = (_whole(fields, name, where) for name in ("twig_K", "twig_T"))
     for name, value in (("high_res_K", shared), ("high_res_T", depth)):
         if fields.get("enable_high_res") and fields.get(name) not in (None, value):
@@ -152,6 +155,24 @@ def read_zoom_config(config: Mapping[str, Any], defaults: Mapping[str, Any], whe
         raise CheckpointError(f"{where}: {error}") from error
 
 
+_FACTS: dict[str, type] = {"fields": dict, "settings": dict, "shards": dict, "names": list}
+
+
+def released_facts(config: ZoomConfig) -> dict[str, Any] | None:
+    """What a config keeps of the merged checkpoint that it came from; None for others (CheckpointError: a part of it is
+    of another type)."""
+    kept = config.provenance.get(PROVENANCE_KEY)
+    if not isinstance(kept, dict):
+        return None
+    for name, kind in _FACTS.items():
+        if name in kept and not isinstance(kept[name], kind):
+            raise CheckpointError(
+                f"The zoom config's provenance.{PROVENANCE_KEY}.{name} must be a {kind.__name__}, not "
+                f"{type(kept[name]).__name__}; take provenance.{PROVENANCE_KEY} out of qzoom_config.json."
+            )
+    return kept
+
+
 def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The config fields of a merged checkpoint with this arithmetic.
 
@@ -160,16 +181,16 @@ def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[
     Args:
         config: the arithmetic; fields it was once read from are written back as they were.
     """
-    kept = config.provenance.get(PROVENANCE_KEY)
-    fields: dict[str, Any] = dict(kept.get("fields", {})) if isinstance(kept, dict) else dict(_NEW_FIELDS)
+    kept = released_facts(config)
+    fields: dict[str, Any] = dict(_NEW_FIELDS) if kept is None else dict(kept.get("fields", {}))
     fields.pop(ZOOM_KEY, None)
     fields |= {"twig_K": config.shared_layers, "twig_T": config.branch_layers}
     for name, on in (("reuse_src_pos", config.positions == "aligned"), ("enable_high_res", has_gate)):
-        if on or name in fields or not isinstance(kept, dict):
+        if on or name in fields or kept is None:
             fields[name] = on
     if has_gate:
         for name, value in (("high_res_K", config.shared_layers), ("high_res_T", config.branch_layers)):
-            if name in fields or not isinstance(kept, dict):
+            if name in fields or kept is None:
                 fields[name] = value
         if "high_res_thresh" in fields or config.gate_threshold != _DEFAULTS.gate_threshold:
             fields["high_res_thresh"] = config.gate_threshold
@@ -177,7 +198,7 @@ def to_upstream_fields(config: ZoomConfig, *, has_gate: bool, defaults: Mapping[
         fields["roi_multi_head"] = False
     derived = read_zoom_config(fields, defaults, "config")
     same = derived.replace(provenance={}) == config.replace(provenance={}, presets={})
-    more = set(config.provenance) - {PROVENANCE_KEY} or (config.presets and not isinstance(kept, dict))
+    more = set(config.provenance) - {PROVENANCE_KEY} or (config.presets and kept is None)
     if more or not same:
         fields[ZOOM_KEY] = config.to_dict()
     return fields
