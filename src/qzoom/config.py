@@ -153,7 +153,8 @@ class ZoomConfig:
     """Cells whose first-token probability reaches this are dropped ("first_token" only)."""
     positions: Literal["second_image", "aligned"] = "second_image"
     """"second_image" gives the crop stock positions; "aligned" interpolates its positions from the coarse cells that
-    its box covers (docs/method.md 4, "reuse_src_pos")."""
+    its box covers (docs/method.md 4, "reuse_src_pos"). LLaVA counts positions along one axis: there a checkpoint's
+    "aligned" means "second_image", and one that is given is refused."""
     temporal_shift: Literal["max", "min"] = "max"
     """With aligned positions, "max" (release) or "min" (paper) of the coarse grid's sides."""
     map_rotary: bool = True

@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.config import BoxRule, TokenBudget
 from qzoom.engine.chat import ChatEncoder, read_conversation
 from qzoom.engine.state import Engine, map_inputs
+from qzoom.engine.zoom import check_positions
 from qzoom.errors import BudgetError, CheckpointError, ConfigError, QuestionError
 from qzoom.heads.boxes import boxes_from_maps
 from qzoom.labels.find_heads import HeadSet, published_heads
@@ -239,6 +241,10 @@ def test_what_would_be_wrong_is_refused():
     with pytest.raises(ConfigError, match="Training a student does not work with models that pad pictures"):
         made().backbone.need_bare_grid("Training a student")
     tiny_models.engine("qwen3_vl").backbone.need_bare_grid("Training a student")
+    aligned = made().config.replace(positions="aligned")
+    for backbone, refused in ((made().backbone, True), (tiny_models.engine("qwen3_vl").backbone, False)):
+        with pytest.raises(ConfigError, match="'llava' count positions along one axis") if refused else nullcontext():
+            check_positions(backbone, aligned)
     assert LlavaBackbone.released_layout({"model_type": "llava"}) is None
     with pytest.raises(CheckpointError, match="mm_projector_type='linear'"):
         LlavaBackbone.released_layout({"mm_vision_tower": "x", "mm_projector_type": "linear"})

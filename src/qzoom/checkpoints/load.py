@@ -54,8 +54,8 @@ def load_engine(
 
     Raises:
         CheckpointError: it cannot be found, read or matched to its base.
-        ConfigError: an unknown number format or attention, a config or name of another type, or `reread` heads that the
-            model does not have.
+        ConfigError: an unknown number format or attention, a config or name of another type, or `reread` heads or
+            aligned positions that the model does not have.
         DeviceError: a placement that is not supported.
     """
     _check_types(id_or_path, config)
@@ -177,14 +177,16 @@ def _named(index: Any, names: dict[str, str]) -> dict[str, Any]:
 
 def _checked(config: ZoomConfig | None, own: ZoomConfig, backbone: Backbone) -> ZoomConfig:
     """The given arithmetic, else the checkpoint's, if the weights were made for its depths and the model has its
-    `reread` heads."""
+    `reread` heads, and the positions that were given."""
     from qzoom.engine.attention import check_reread_heads
+    from qzoom.engine.zoom import check_positions
 
     rule = (config or own).reread
     if rule is not None:
         check_reread_heads(backbone, [(rule.layer, head) for head in rule.heads])
     if config is None:
         return own
+    check_positions(backbone, config)
     for name, symbol in (("shared_layers", "K"), ("branch_layers", "T")):
         if getattr(config, name) != getattr(own, name):
             raise CheckpointError(

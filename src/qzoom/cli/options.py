@@ -182,7 +182,9 @@ class LookOptions:
     ] = False
 
     def configured(self, model: QZoom) -> QZoom:
-        """The model, with the arithmetic that was given in place of its own."""
+        """The model, with the arithmetic that was given in place of its own (ConfigError: the model has no aligned
+        positions)."""
+        from qzoom.engine.zoom import check_positions
         from qzoom.model import QZoom
 
         config, rule = model.config, model.config.box
@@ -199,6 +201,8 @@ class LookOptions:
         positions, decide_by = self.positions or config.positions, self.decide_by or config.decide_by
         reread = None if self.once else config.reread
         config = config.replace(box=rule, positions=positions, decide_by=decide_by, reread=reread)
+        if self.positions is not None:
+            check_positions(model.engine.backbone, config)
         if config == model.config:
             return model
         return QZoom(dataclasses.replace(model.engine, config=config), model.name, model.image_limits)

@@ -28,6 +28,7 @@ from qzoom.engine.perceive import CoarseResult, Stopwatch, make_region
 from qzoom.engine.prompt import Prompt, VisualSpan
 from qzoom.engine.request import check_length, fit_regions
 from qzoom.engine.state import Engine, advance_shared, truncate
+from qzoom.errors import ConfigError
 from qzoom.heads.boxes import MapBox, bounds, foreground_tokens
 from qzoom.types import Box, Region
 
@@ -198,6 +199,16 @@ class RegionBlock:
     picture: int  # index of its picture in the prompt
     cells: tuple[float, float, float, float]  # x0, y0, x1, y1 in coarse cells of that picture, half-open
     features: VisualFeatures  # the encoded crop
+
+
+def check_positions(backbone: Backbone, config: ZoomConfig) -> None:
+    """Refuse aligned positions where the model has none (ConfigError). Settings that came with a checkpoint are not
+    refused: its regions get stock positions."""
+    if config.positions == "aligned" and backbone.position_axes == 1:
+        raise ConfigError(
+            f"Models of type {backbone.family!r} count positions along one axis, so regions have no aligned ones; "
+            "leave out positions=aligned, or set second_image."
+        )
 
 
 def insert_regions(

@@ -100,7 +100,7 @@ def label_hard_cases(
 
 def hard_case_labeller(engine: Engine, *, recipe: HardCaseRecipe, images: str = "") -> Labeller:
     """The function that answers one question's turns both ways and judges the answers by exact rules."""
-    positions = "aligned" if recipe.aligned else engine.config.positions
+    positions = "aligned" if recipe.aligned and engine.backbone.position_axes > 1 else engine.config.positions
     model = QZoom(dataclasses.replace(engine, config=engine.config.replace(positions=positions)))
 
     def label(picture: LoadedImage, question: Question, turns: list[int]) -> list[Record]:

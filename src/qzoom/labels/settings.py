@@ -129,4 +129,4 @@ class HardCaseRecipe:
     max_new_tokens: _Count = 128
     """Maximum number of tokens of an answer."""
     aligned: bool = True
-    """Use aligned positions for regions, as stage 2 trains them, instead of the checkpoint's."""
+    """Use aligned positions for regions, as stage 2 trains them, instead of the checkpoint's; LLaVA has none."""

@@ -18,6 +18,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.config import ZoomConfig
 from qzoom.engine.state import Engine
+from qzoom.engine.zoom import check_positions
 from qzoom.errors import ConfigError
 from qzoom.heads.branches import new_gate, new_region
 from qzoom.training.loop import BASE_ZOOM, CHECKPOINT_FILE, make_accelerator, run_loop, steps_of
@@ -62,6 +63,8 @@ def prepare_engine(base: Engine, recipe: StageRecipe, stage: str) -> Engine:
         )
         config = config.replace(shared_layers=depth, branch_layers=recipe.branch_layers)
     config = ZoomConfig.from_dict(config.to_dict() | recipe.zoom, source="zoom")
+    if "positions" in recipe.zoom:
+        check_positions(base.backbone, config)
     gate, region = base.gate, base.region
     if stage == "regions":
         region = new_region(base.backbone, config.shared_layers, config.branch_layers, norm=config.branch_norm)
