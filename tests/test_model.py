@@ -4,7 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from qzoom import ImageLimits
 from qzoom.config import TokenBudget
 from qzoom.errors import BudgetError, ConfigError, ImageError, QZoomError
 from qzoom.model import QZoom
@@ -160,3 +162,9 @@ def test_what_names_no_model_or_option_is_refused():
             QZoom.from_pretrained(name)
     with pytest.raises(ConfigError, match="no option 'dtyp'; did you mean 'dtype'"):
         QZoom.from_pretrained("tiny", dtyp="float32")
+
+
+def test_limits_of_pictures_are_given_when_a_model_is_loaded():
+    model = QZoom.from_pretrained("tiny", image_limits=ImageLimits(max_pixels=100))
+    with pytest.raises(ImageError, match=r"11 x 10 px are more than .*image_limits=ImageLimits\(max_pixels=\.\.\.\)"):
+        model.ask(Image.new("RGB", (11, 10)), "What is the total?")

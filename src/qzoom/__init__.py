@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qzoom.config import ZoomConfig
+    from qzoom.images.limits import ImageLimits
     from qzoom.images.load import load_pictures
     from qzoom.model import QZoom
     from qzoom.types import Answer, Perception, Region
 
-__all__ = ["Answer", "Perception", "QZoom", "Region", "ZoomConfig", "__version__", "load_pictures"]
+__all__ = ["Answer", "ImageLimits", "Perception", "QZoom", "Region", "ZoomConfig", "__version__", "load_pictures"]
 __version__ = "0.1.0"
 
 _HOME = {
     "Answer": "qzoom.types",
+    "ImageLimits": "qzoom.images.limits",
     "Perception": "qzoom.types",
     "QZoom": "qzoom.model",
     "Region": "qzoom.types",

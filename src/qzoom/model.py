@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+import inspect
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,7 @@ class QZoom:
         attn_implementation: str = "sdpa",
         config: ZoomConfig | None = None,
         quantization: Any = None,
+        image_limits: ImageLimits | None = None,
         **unknown: Any,
     ) -> QZoom:
         """Load the embedded model ("tiny"), a qzoom adapter, a released Q-Zoom checkpoint or a plain base model.
@@ -67,6 +69,7 @@ class QZoom:
             config: overrides the checkpoint's own arithmetic.
             quantization: "4bit" or "8bit" (bitsandbytes) or a quantization config of transformers, for the base; gate
                 and region branch stay in `dtype`.
+            image_limits: what pictures are accepted; None takes the defaults of `ImageLimits`.
             **unknown: anything else is refused with the closest known name.
 
         Raises:
@@ -81,9 +84,7 @@ class QZoom:
             if dtype not in ("auto", other):
                 raise ConfigError(f"dtype={dtype!r} and torch_dtype={other!r} name the same option; give one of them.")
             dtype = other
-        for name in unknown:
-            known = ("revision", "dtype", "device_map", "attn_implementation", "config", "quantization")
-            raise ConfigError(f"from_pretrained has no option {name!r}; {closest(name, known)}")
+        _refuse_options(cls.from_pretrained, unknown)
         engine = load_engine(
             id_or_path,
             revision=revision,
@@ -93,7 +94,7 @@ class QZoom:
             config=config,
             quantization=quantization,
         )
-        return cls(engine, str(id_or_path))
+        return cls(engine, str(id_or_path), image_limits)
 
     @property
     def config(self) -> ZoomConfig:
@@ -273,16 +274,28 @@ class QZoom:
         return make_options(self.engine, **options)
 
     def save_pretrained(self, path: str | Path, **options: Any) -> Path:
-        """Write the adapter (`qzoom_config.json`, `qzoom.safetensors`); see `checkpoints.adapter.save_pretrained`."""
+        """Write the adapter (`qzoom_config.json`, `qzoom.safetensors`); options and errors as in
+        `checkpoints.adapter.save_pretrained` (ConfigError: an unknown one)."""
         from qzoom.checkpoints.adapter import save_pretrained
 
+        _refuse_options(save_pretrained, options)
         return save_pretrained(self.engine, Path(path), **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Save and upload to the hub; options as in `huggingface_hub.HfApi.upload_folder`."""
+        """Save and upload to the hub; options and errors as in `checkpoints.adapter.push_to_hub` (ConfigError: an
+        unknown one)."""
         from qzoom.checkpoints.adapter import push_to_hub
 
+        _refuse_options(push_to_hub, options)
         return push_to_hub(self.engine, repo_id, **options)
+
+
+def _refuse_options(call: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuse what a function has no keyword for, with the closest one (ConfigError)."""
+    known = [name for name, one in inspect.signature(call).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{call.__name__} has no option {name!r}; {closest(name, known)}")
 
 
 @contextmanager

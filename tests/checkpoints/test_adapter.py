@@ -158,6 +158,15 @@ def test_replacing_an_adapter_keeps_the_readers_own_files(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_options_of_saving_that_nobody_knows(tmp_path):
+    model = qzoom.model.QZoom(folders.engine("qwen3_vl"))
+    with pytest.raises(ConfigError, match="save_pretrained has no option 'safe_serialization'; known keys: base_id, "):
+        model.save_pretrained(tmp_path / "mine", safe_serialization=True)
+    with pytest.raises(ConfigError, match=r"push_to_hub has no option 'base_ids'; did you mean 'base_id'\?"):
+        model.push_to_hub("owner/name", base_ids="owner/base")
+    assert not list(tmp_path.iterdir())
+
+
 def test_model_saves_and_loads_itself_also_without_gate(tmp_path):
     model = qzoom.model.QZoom(folders.engine("qwen3_vl"))
     loaded = qzoom.model.QZoom.from_pretrained(model.save_pretrained(tmp_path / "mine"))

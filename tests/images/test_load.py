@@ -89,11 +89,13 @@ def test_limits_are_used(data):
         ("file://[x", "malformed"), ("iVBORw0KGgo" * 40, "looks like base64"),
         ("s3://bucket/a.png", "addresses of this kind are not read; download it"),
         ("iVBORw0KGgoAAAANSUhEUgAAAEAAAAAwCAIAAAA=", "looks like base64"),
-        ({"type": "text"}, "no bytes, path or image_url"),
-        ({"image_url": {"detail": "low"}}, "no bytes, path or image_url"), ("", "path is empty"),
+        ({"type": "text"}, "no bytes, path, image or image_url"),
+        ({"image_url": {"detail": "low"}}, "no bytes, path, image or image_url"), ("", "path is empty"),
         (".", "is a folder"), (b"", "empty (0 bytes)"), (b"text", "not a picture of a known format"),
         ("data:image/png;base64,AAAA", "Cannot read the data URL: it is not a picture"), (None, "'NoneType'"),
-        (7, "'int'"), (["a.png"], "'list'"), (io.StringIO("text"), "binary mode"),
+        (7, "'int'"),
+        ({"image": [1]}, "no bytes, path, image or image_url"), ({"base64": "!"}, "base64 data are broken"),
+ (["a.png"], "'list'"), (io.StringIO("text"), "binary mode"),
         (Image.new("L", (1, 1)), "too small"),
     ],
 )  # fmt: skip
@@ -128,6 +130,10 @@ def test_sources_of_datasets_openai_and_browsers(tmp_path):
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "image_url", "image_url": url},
         {"type": "image", "image": str(path)},
+        {"bytes": bytearray(data)},
+        {"image": io.BytesIO(data)},
+        {"type": "image", "base64": url.split(",")[1]},
+        {"type": "image", "base64": url},
     ):
         assert load_image(source).image.getpixel((4, 4)) == (1, 2, 3)
 
@@ -163,10 +169,14 @@ def test_tensors_and_channels_first():
         assert picture.image.getpixel((5, 5))[1:] == (0, 0)
     part = {"type": "image", "image": Image.fromarray(red)}  # as transformers writes it
     assert load_image(part).image.getpixel((5, 5)) == (200, 0, 0)
+    for inner in (red, torch.from_numpy(first)):
+        assert load_image({"type": "image", "image": inner}).image.getpixel((5, 5)) == (200, 0, 0)
     square = np.zeros((3, 40, 3), np.uint8)
     assert load_image(square).size_px == (40, 3)
     assert load_image(torch.from_numpy(square)).size_px == (3, 40)
     with pytest.raises(ImageError, match="1x3x40x3 is not that of a picture"):
         load_image(torch.from_numpy(square)[None])
+    with pytest.raises(ImageError, match="the tensor: it has no values"):
+        load_image(torch.zeros(3, 40, 40, device="meta"))
     with pytest.raises(ImageError, match="values are not dense"):
         load_image(torch.from_numpy(red[..., 0].copy()).to_sparse())

@@ -35,9 +35,9 @@ def read_conversation(image: Any, question: str | Sequence[dict[str, Any]], syst
         image: one picture source, a list of them, or None. With messages, pictures fill the image parts that have no
             source of their own, in order; with no image part at all they go before the first user text.
         question: a text, or messages with "role" and "content" (a string or a list of parts; an image part may carry
-            its source under "image", "path" or "url", and OpenAI's parts "image_url" and "file" are taken too). Turns
-            of one role that follow each other are read as one, and "developer" is another name of "system". An
-            assistant's turn may have null instead of a content.
+            its source under "image", "path", "url" or "base64", and OpenAI's parts "image_url" and "file" are taken
+            too). Turns of one role that follow each other are read as one, and "developer" is another name of "system".
+            An assistant's turn may have null instead of a content.
         system: a system turn to put first.
 
     Raises:
@@ -157,6 +157,8 @@ def _read_part(part: Any, number: int, waiting: list[Any], sources: list[Any]) -
         own = next((part[k] for k in ("image", "path", "url", "image_url") if part.get(k) is not None), None)
         if kind == "image_url" and isinstance(own, dict):
             own = own.get("url")
+        if own is None and part.get("base64") is not None:
+            own = {"base64": part["base64"]}
         if own is None and not waiting:
             raise QuestionError(f"Message {number} has an image part without a picture.")
         sources.append(own if own is not None else waiting.pop(0))

@@ -115,6 +115,8 @@ def array_of(source: Any) -> np.ndarray[Any, Any] | None:
     if tensor:
         if source.layout != torch.strided or source.is_quantized:
             raise refuse("the tensor", "its values are not dense", "pass tensor.to_dense() or tensor.dequantize()")
+        if source.is_meta:
+            raise refuse("the tensor", "it has no values (device 'meta')", "pass a tensor of a device with memory")
         plain = source.detach().cpu()
         array = (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
     elif isinstance(source, np.ndarray):

@@ -41,7 +41,7 @@ def check_bytes(count: int, name: str, limits: ImageLimits) -> None:
         raise refuse(name, "it is empty (0 bytes)", "save or download the picture again")
     if count > limits.max_bytes:
         what = f"it is larger than the limit of {limits.max_bytes / 2**20:.4g} MiB"
-        raise refuse(name, what, "compress the picture or raise max_bytes in ImageLimits")
+        raise refuse(name, what, "compress the picture, or load the model with image_limits=ImageLimits(max_bytes=...)")
 
 
 def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None:
@@ -55,7 +55,11 @@ def check_size(size_px: tuple[int, int], name: str, limits: ImageLimits) -> None
         raise refuse(name, f"its {shape} are too small to look at", remedy)
     if width * height > limits.max_pixels:
         what = f"its {shape} are more than the limit of {limits.max_pixels / 1e6:.4g} megapixels"
-        raise refuse(name, what, "shrink or cut the picture, or raise max_pixels in ImageLimits")
+        raise refuse(
+            name, what, "shrink or cut the picture, or load the model with image_limits=ImageLimits(max_pixels=...)"
+        )
     if long > limits.max_aspect * short:
         what = f"its {shape} are a strip longer than {limits.max_aspect:.4g} times its width"
-        raise refuse(name, what, "cut the picture into pieces or raise max_aspect in ImageLimits")
+        raise refuse(
+            name, what, "cut the picture into pieces, or load the model with image_limits=ImageLimits(max_aspect=...)"
+        )

@@ -293,18 +293,22 @@ def _read_text(text: str, limits: ImageLimits) -> tuple[bytes, str]:
 
 
 def _source_in(part: dict[Any, Any]) -> Any:
-    """The source in a mapping: `datasets`' bytes or path, or the address in an OpenAI or transformers part."""
+    """The source in a mapping: `datasets`' bytes or path, or what an OpenAI or transformers part holds."""
     address = part.get("image_url")
     candidates = (part.get("bytes"), part.get("path"), part.get("image"), part.get("url"), address)
     source = next((value for value in candidates if value is not None), None)
     if isinstance(source, dict):
         source = source.get("url")
-    if isinstance(source, str | bytes | os.PathLike | Image.Image) and source:
+    if source is None and isinstance(part.get("base64"), str):
+        encoded = part["base64"]
+        source = encoded if encoded[:5].lower() == "data:" else f"data:;base64,{encoded}"
+    empty = source is None or (isinstance(source, str | bytes | bytearray) and not source)
+    if not empty and not isinstance(source, dict | list | tuple | bool | int | float):
         return source
     raise refuse(
         "a picture from a mapping",
-        "it has no bytes, path or image_url",
-        'pass {"bytes": ...}, {"path": ...} or {"type": "image_url", "image_url": {"url": ...}}',
+        "it has no bytes, path, image or image_url",
+        'pass {"bytes": ...}, {"path": ...}, {"image": ...} or {"type": "image_url", "image_url": {"url": ...}}',
     )
 
 

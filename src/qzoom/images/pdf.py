@@ -178,7 +178,9 @@ def _resolution(sizes: Sequence[Sequence[float]], numbers: Sequence[int], name: 
             f"within {limits.max_pixels / 1e6:.4g} megapixels its pages could be drawn at {dpi} dots per inch only, "
             f"which shows no small print (the largest, page {numbers[largest]}, has {width:.4g} x {height:.4g} inches)"
         )
-        raise refuse(name, what, "choose fewer or smaller pages, or raise max_pixels in ImageLimits")
+        raise refuse(
+            name, what, "choose fewer or smaller pages, or load the model with image_limits=ImageLimits(max_pixels=...)"
+        )
     return dpi
 
 
