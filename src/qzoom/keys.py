@@ -11,10 +11,10 @@ from qzoom.errors import ConfigError
 def check_key(key: str, name: str) -> None:
     """Make sure that a header can carry an API key. `name`: what the sentence calls it (ConfigError: the key is empty,
     or not printable ASCII without spaces)."""
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(
-            f"{name} is empty or has characters that a header cannot carry; use printable ASCII without spaces."
-        )
+    if not key:
+        raise ConfigError(f"{name} is empty; leave it out, or put a key into it.")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{name} has characters that a header cannot carry; use printable ASCII without spaces.")
 
 
 def read_key(variable: str) -> str:

@@ -22,6 +22,7 @@ TABLE = TaskFigures(
     20,
     2,
     0,
+    {},
     (
         figures("plain, ≤ 288", "plain", 0.30, 280, (288, None)),
         figures("qzoom, ≤ 144 + 144", "qzoom", 0.50, 200),

@@ -131,7 +131,7 @@ def killed(process, after_s):
     return process.exitcode == -signal.SIGKILL
 
 
-def test_an_interrupt_gives_the_calls_up_pays_no_more_and_keeps_the_replies(tmp_path, teachers, capfd):
+def test_an_interrupt_gives_the_calls_up_pays_no_more_and_keeps_the_replies(tmp_path, teachers):
     hanging, numbers = threading.Barrier(3), itertools.count()
 
     def answer(body, before):
@@ -146,12 +146,12 @@ def test_an_interrupt_gives_the_calls_up_pays_no_more_and_keeps_the_replies(tmp_
     recipe, folder = tmp_path / "recipe.yaml", tmp_path / "out"
     recipe.write_text(yaml.safe_dump(values))
     teachers.answer = answer
-    process = PROCESSES.Process(target=run_interruptibly, args=(words(recipe, folder),))
+    process = PROCESSES.Process(target=run_interruptibly, args=(words(recipe, folder), tmp_path / "errors"))
     process.start()
     hanging.wait(300)  # both workers wait for a reply
     os.kill(process.pid, signal.SIGINT)
     process.join(300)
-    assert (process.exitcode, capfd.readouterr().err) == (130, "qzoom: interrupted.\n")
+    assert (process.exitcode, (tmp_path / "errors").read_text()) == (130, "qzoom: interrupted.\n")
     assert len(teachers.bodies) == 6
     assert stored_contents(teachers, folder) == set(teachers.replies)
     assert len(teachers.replies) == 4

@@ -1,5 +1,6 @@
 """What a process of its own does in the tests of killed ones: calls from several threads, kept in one file."""
 
+import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,9 @@ def make_calls(url: str, path: Path, count: int, threads: int, said: Connection)
     shared.close()
 
 
-def run_interruptibly(words: list[str]) -> None:
-    """A command that ends at SIGINT, which suites in the background ignore."""
+def run_interruptibly(words: list[str], errors: Path) -> None:
+    """A command that ends at SIGINT, which suites in the background ignore, with its standard error in a file."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with errors.open("wb") as file:
+        os.dup2(file.fileno(), 2)
     sys.exit(run(words))
