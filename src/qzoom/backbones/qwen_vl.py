@@ -51,7 +51,7 @@ class QwenVLBackbone(Backbone):
             ("temporal_patch_size", "temporal_patch_size"),
         ):
             found, needed = getattr(self.image_processor, own, None), getattr(vision, name)
-            if found != needed:
+            if found is not None and found != needed:
                 raise CheckpointError(
                     f"The image processor (preprocessor_config.json) has {own}={found!r}, but the model's "
                     f"vision_config has {name}={needed!r}; copy preprocessor_config.json from the base model."
