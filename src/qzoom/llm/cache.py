@@ -12,8 +12,8 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
@@ -196,16 +196,24 @@ class CallCache:
             self.pause(self.turn(endpoint.url, 60.0 / rate) if rate else 0.0)
             yield
 
+    def _slot_file(self, endpoint: EndpointSettings) -> AbstractContextManager[None]:
+        """One of as many lock files as there are slots."""
+        name = hashlib.sha256(endpoint.url.encode()).hexdigest()[:12]
+        return self._one_of(f"place-{name}-{number}.lock" for number in range(endpoint.concurrency))
+
+    def claim(self, key: str) -> AbstractContextManager[None]:
+        """Hold the call of a key; others that want it wait, in this and every other process of the machine
+        (StopRunError: `end` was called meanwhile)."""
+        return self._one_of((f"{key[:_BUCKET_DIGITS]}.lock",))
+
     @contextmanager
-    def _slot_file(self, endpoint: EndpointSettings) -> Iterator[None]:
-        """One of as many lock files as there are slots; the lock of a killed process is released."""
+    def _one_of(self, names: Iterable[str]) -> Iterator[None]:
+        """Hold the first lock file that is free; the lock of a killed process is released."""
         from filelock import FileLock, Timeout
 
-        folder = self.locks()
-        name = hashlib.sha256(endpoint.url.encode()).hexdigest()[:12]
+        locks = [FileLock(self.locks() / name, thread_local=False) for name in names]
         while True:
-            for number in range(endpoint.concurrency):
-                lock = FileLock(folder / f"place-{name}-{number}.lock", thread_local=False)
+            for lock in locks:
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
@@ -216,25 +224,6 @@ class CallCache:
                     lock.release()
                 return
             self.pause(_POLL_S)
-
-    @contextmanager
-    def claim(self, key: str) -> Iterator[None]:
-        """Hold the call of a key; others that want it wait, in this and every other process of the machine
-        (StopRunError: `end` was called meanwhile)."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.locks() / f"{key[:_BUCKET_DIGITS]}.lock", thread_local=False)
-        while True:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                self.pause(_POLL_S)
-                continue
-            try:
-                yield
-            finally:
-                lock.release()
-            return
 
     def locks(self) -> Path:
         """The folder of lock files."""
