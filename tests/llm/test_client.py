@@ -496,6 +496,4 @@ def test_complaints_are_one_short_line_and_unknown_models_fatal():
 def test_retry_after_in_seconds(value, wait):
     assert read_reply(429, value, b"") == Failure("transient", "HTTP 429", wait)
     found = read_reply(503, email.utils.formatdate(time.time() + 3000, usegmt=True), b"")  # a date
-    assert isinstance(found, Failure)
-    assert found.wait_s is not None
     assert 0 < found.wait_s <= 3000

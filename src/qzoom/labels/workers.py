@@ -22,7 +22,7 @@ from qzoom.checkpoints.load import load_engine
 from qzoom.checkpoints.weights import base_digest
 from qzoom.data.questions import load_picture
 from qzoom.engine.state import Engine
-from qzoom.errors import DataError, HeadsMissingError, ImageError, LaterError, QZoomError
+from qzoom.errors import DataError, HeadsMissingError, ImageError, LaterError, QZoomError, may_pass
 from qzoom.images.load import LoadedImage
 from qzoom.store.records import RecordWriter, StoreLock, note_pending, start_store
 from qzoom.store.schema import Provenance, Question, Record, Skip, content_id
@@ -76,10 +76,7 @@ def read_picture(question: Question, images: str) -> LoadedImage:
     try:
         return load_picture(question, Path(images) if images else None)
     except ImageError as error:
-        cause = error.__cause__
-        # what a decoder cannot read is an OSError, too, but not one of the system, which has a number
-        unread = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
-        if unread or not (Path(images or question.root) / question.image).is_file():
+        if may_pass(error) or not (Path(images or question.root) / question.image).is_file():
             raise LaterError(str(error)) from error
         raise
     except OSError as error:
