@@ -19,7 +19,8 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY ?= passive
 export OMP_NUM_THREADS ?= 1
 
-# Hundreds of processes of the tests import the same modules: their compiled form is kept.
+# Python compiles each module where it is first imported (pip would compile all of them, most of which nobody imports)
+# and keeps the result for the hundreds of processes of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Paths and questions go to the shell as environment variables, so that spaces, quotes and dollar signs stay as typed.
@@ -40,8 +41,8 @@ setup: $(READY) ## Make .venv with the exact versions of constraints.txt
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qzoom needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install -q -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e '.[dev]' -c constraints.txt
 	@touch $(READY)
 
 demo: setup ## Ask about a picture: make demo IMAGE=page.jpg QUESTION="What is the date?"

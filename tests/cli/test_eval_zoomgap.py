@@ -7,7 +7,10 @@ from tests.evaluation.samples import receipt, write_split
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_split(tmp_path_factory.mktemp("data"), [receipt("a"), receipt("b", 90, 260)])
+    """Receipts in a folder of its own, beside which those of other tasks may lie."""
+    folder = tmp_path_factory.mktemp("data")
+    write_split(folder / "receipts", [receipt("a"), receipt("b", 90, 260)])
+    return folder / "receipts"
 
 
 @pytest.fixture
@@ -59,6 +62,12 @@ def test_scenes_by_name(zoomgap):
     found = json.loads(result.out)
     assert (found["task"], found["seed"], found["zoom"]) == ("scenes", 5, None)
     assert found["n"] > 3
+
+
+def test_receipts_beside_the_data_of_other_tasks(zoomgap, data):
+    result = zoomgap("receipts", "--data", data.parent, "--views", "full,region", "--limit", 1, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["n"] == 2
 
 
 def test_without_a_region_branch(here, headless, data):

@@ -19,7 +19,7 @@ from qzoom.evaluation.tables import log_ticks
 from qzoom.scoring.intervals import bootstrap
 from qzoom.store.log import LogWriter
 from qzoom.types import GateDecision, Region, Usage
-from tests.evaluation.samples import model, row
+from tests.evaluation.samples import model, receipt, row, write_split
 
 PLACE = (10, 10, 30, 20)
 QUESTIONS = {"task": "documents", "seed": 0}
@@ -296,6 +296,22 @@ def test_the_gallery_shows_the_pictures_of_a_real_run(tmp_path):
     assert "data:image/jpeg;base64," in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_pictures_of_a_question_file_are_found_in_its_folder(tmp_path):
+    """The folder is named as `qzoom eval receipts --data` takes it: the file's own, or one of several tasks' data."""
+    task = open_task("receipts", data=write_split(tmp_path / "par" / "receipts", [receipt("a")]))
+    options = EvalOptions("never", TokenBudget(4, 12), max_new_tokens=2)
+    file, out = tmp_path / "run.jsonl", tmp_path / "out"
+    run(model(), task, options, output=file)
+    for data in (tmp_path / "par", tmp_path / "par" / "receipts"):
+        write_report([file], out, data=data)
+        assert "data:image/jpeg;base64," in (out / "report.html").read_text(encoding="utf-8")
+    write_split(tmp_path / "other", [receipt("b")])
+    for data in (tmp_path / "other", tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=rf"{data.name} does not hold the questions of these answers \(dev.jsonl\)"):
+            write_report([file], tmp_path / "none", data=data)
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_command(runs, tmp_path, capsys):
     out = tmp_path / "made"
     assert command(["report", str(runs), "-o", str(out), "--page", str(tmp_path / "results.md")]) == 0
@@ -307,6 +323,8 @@ def test_the_command(runs, tmp_path, capsys):
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
+    with pytest.raises(DataError, match="not about a question file; leave --data out"):
+        write_report([runs], tmp_path / "out", data=tmp_path)
     assert command(["report", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 1
     assert "no such file or folder" in capsys.readouterr().err
     (runs / "other.jsonl").write_text('{"a": 1}\n', encoding="utf-8")

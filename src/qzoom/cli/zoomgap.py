@@ -210,7 +210,7 @@ def _write(figures: Coverage, about: dict[str, Any], folder: Path, console: Cons
 
 def _open_boxed(name: str, data: DataOptions) -> Task:
     """The questions of a task with boxes, checked."""
-    from qzoom.data.questions import DRAWN, read_receipt_questions
+    from qzoom.data.questions import DRAWN, read_receipt_questions, task_folder
 
     if name not in (QUESTIONS, "receipts", "zoombench", *DRAWN):
         raise typer.BadParameter(
@@ -225,5 +225,5 @@ def _open_boxed(name: str, data: DataOptions) -> Task:
     if name in (QUESTIONS, "receipts"):
         if data.data is None:
             raise typer.BadParameter("name the folder that holds the question file with --data.")
-        return read_receipt_questions(data.data, data.split or "dev")
+        return read_receipt_questions(task_folder(data.data, name), data.split or "dev")
     return data.open(name)

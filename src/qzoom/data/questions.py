@@ -126,6 +126,12 @@ def read_questions(path: Path, *, skip_bad: bool = False) -> Read:
     return questions, skipped
 
 
+def task_folder(data: Path, name: str) -> Path:
+    """The folder of a task's files: `data/name` where the data of several tasks lie in one folder, else `data`."""
+    own = data / name
+    return own if own.is_dir() else data
+
+
 def read_receipts(folder: Path, split: str) -> Task:
     """Scanned receipts: the pictures with their questions in `folder/split.jsonl` (DataError: the file or a picture is
     missing, or a line cannot be used; it says which)."""

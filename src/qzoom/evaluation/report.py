@@ -21,9 +21,9 @@ import PIL.Image
 from PIL import Image, ImageDraw
 
 from qzoom.data.benchmarks.registry import open_synthetic
-from qzoom.data.questions import DRAWN, read_receipts
+from qzoom.data.questions import DRAWN, read_receipts, task_folder
 from qzoom.data.samples import AnswerRow
-from qzoom.errors import DataError, QZoomError
+from qzoom.errors import DataError, QZoomError, listed
 from qzoom.evaluation.report_figures import (
     COSTS,
     ZOOMING,
@@ -235,15 +235,25 @@ def failures(group: TaskRuns, run: Run, count: int, data: Path | None = None) ->
 
 
 def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str, Path]:
-    """Pictures of a question file by id, if it is the one that was asked."""
+    """Pictures of a question file by id; none if `data` does not hold the file that was asked."""
     if data is None or "split" not in questions or "sha256" not in questions:
         return {}
     try:
-        task = read_receipts(data, str(questions["split"]))
+        task = read_receipts(task_folder(data, str(questions.get("task"))), str(questions["split"]))
     except QZoomError:
         return {}
     same = task.identity["sha256"] == questions["sha256"]
     return {s.id: s.image for s in task if isinstance(s.image, Path)} if same else {}
+
+
+def _check_data(groups: Sequence[TaskRuns], data: Path | None) -> None:
+    """A folder that is named holds the questions of one task at least."""
+    if data is None or any(_picture_files(group.questions, data) for group in groups):
+        return
+    asked = [f"{group.questions['split']}.jsonl" for group in groups if "sha256" in group.questions]
+    if not asked:
+        raise DataError(f"{data}: these answers are not about a question file; leave --data out.")
+    raise DataError(f"{data} does not hold the questions of these answers ({listed(asked)}); name their folder.")
 
 
 def _picture(questions: Mapping[str, Any], files: Mapping[str, Path], name: str) -> PIL.Image.Image | None:
@@ -341,10 +351,12 @@ def write_report(
         page: also write the Markdown here, with paths to the charts.
 
     Raises:
-        DataError: no answers, or files that hold something else, or a folder that cannot be written.
+        DataError: no answers, files that hold something else, `data` without the questions of these answers, or a
+            folder that cannot be written.
     """
     runs = read_runs(places)
     groups = group_runs(runs)
+    _check_data(groups, data)
     tasks = [measure(group, seed) for group in groups]
     software = _software([run.about for run in runs])
     methods = sorted({line.method for task in tasks for line in task.runs})

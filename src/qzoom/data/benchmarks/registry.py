@@ -13,7 +13,7 @@ from pathlib import Path
 from qzoom.data.benchmarks.rows import TABLES
 from qzoom.data.benchmarks.table import open_table
 from qzoom.data.benchmarks.zoombench import ZOOMBENCH
-from qzoom.data.questions import DRAWN, RECEIPT_FIELDS, read_receipts, render_drawn
+from qzoom.data.questions import DRAWN, RECEIPT_FIELDS, read_receipts, render_drawn, task_folder
 from qzoom.data.samples import Sample, SampleQuestion, Task
 from qzoom.errors import ConfigError
 
@@ -88,8 +88,7 @@ def open_task(
         raise ConfigError(f"No task {name!r}; {hint}")
     if data is None:
         raise ConfigError("The task receipts reads a question file: name its folder with --data.")
-    own = data / name
-    return read_receipts(own if own.is_dir() else data, split or "dev")
+    return read_receipts(task_folder(data, name), split or "dev")
 
 
 def fields_of(name: str) -> tuple[str, ...]:
