@@ -179,14 +179,10 @@ def some_labels(source: Path, folder: Path, maps: int) -> Path:
             if count >= maps:
                 break
             found = [store.get(record_id) for record_id in store.samples[sample]]
-            labels = [stored for stored in found if isinstance(stored.record, RegionLabel)]
-            count += sum(stored.record.usable for stored in labels)  # type: ignore[attr-defined]
+            count += sum(isinstance(stored.record, RegionLabel) and stored.record.usable for stored in found)
             if sample not in writer.done:
-                records: list[tuple[Any, dict[str, np.ndarray]]] = [
-                    (stored.record, {}) for stored in found if isinstance(stored.record, Question)
-                ]
-                records += [(stored.record, {"labels": store.tensor(stored, "labels")}) for stored in labels]
-                writer.append(sample, records)
+                tensors = [{name: store.tensor(stored, name) for name in stored.digests} for stored in found]
+                writer.append(sample, [(s.record, held) for s, held in zip(found, tensors, strict=True)])
     if count < maps:
         raise DataError(f"{source} has {count} usable maps, fewer than {maps}; label more pictures.")
     return folder

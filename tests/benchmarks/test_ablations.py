@@ -96,7 +96,11 @@ def test_other_labels_from_kept_attention(store, tmp_path):
 
 
 def test_some_labels(store, tmp_path):
-    assert len(labels_in(some_labels(store, tmp_path / "some", 2))) == 2
+    some = some_labels(store, tmp_path / "some", 2)
+    assert len(labels_in(some)) == 2
+    for _, label in RecordStore(some).of_kind(RegionLabel):  # with what they were made from
+        assert RecordStore(some).tensor(RecordStore(some).get(label.attention), "grounding").shape == (5, 5)
+    assert label_facts(some)["maps"] == 2
     with pytest.raises(DataError, match="3 usable maps, fewer than 4"):
         some_labels(store, tmp_path / "more", 4)
 
