@@ -33,6 +33,7 @@ from tiny.pack import Box, Pack, PackedLine, PackedQuestion, Page
 from tiny.proposals import Proposals
 from tiny.receipt_data import rows_of
 from tiny.render_views import Look, View, crop_around, fit_to_tokens, random_look, region_tokens, snippet_box
+from tiny.respell import respell, respell_company
 from tiny.view_targets import build_example, glyphs_in
 
 LADDER = (64, 100, 128, 144, 196, 256, 288, 400, 512, 1024)
@@ -47,23 +48,41 @@ _SOURCES = {"real": "receipts", "sheet": "sheets", "document": "documents", "sce
 @dataclass(frozen=True, slots=True)
 class Context:
     """What an exercise draws from: the packs by name, a generator, whether to measure (held-out pages, no degraded
-    looks, standard wording) instead of train, boxes that a region branch proposed, and the share of real receipts whose
-    values are exchanged."""
+    looks, standard wording) instead of train, boxes that a region branch proposed, and the shares of real receipts
+    whose values are exchanged and whose letters change places."""
 
     packs: dict[str, Pack]
     rng: np.random.Generator
     held_out: bool = False
     proposals: Proposals = field(default_factory=dict)
     exchanged: float = 0.0
+    respelled: float = 0.0
 
     def page(self, source: str) -> Page:
         """A page of a source."""
-        name = f"{_SOURCES[source]}_{'held_out' if self.held_out else 'train'}"
-        pack = self.packs[name]
-        page = pack[int(self.rng.integers(len(pack)))]
-        if source == "real" and not self.held_out and self.exchanged and self.rng.random() < self.exchanged:
-            return exchange_values(page, pack[int(self.rng.integers(len(pack)))], self.rng)
+        page = self._packed(source)
+        if not self._changes(source):
+            return page
+        if self.exchanged and self.rng.random() < self.exchanged:
+            page = exchange_values(page, self._packed(source), self.rng)
+        if self.respelled and self.rng.random() < self.respelled:
+            page = respell_company(page, self.rng)
         return page
+
+    def page_to_spell(self, source: str) -> Page:
+        """A page of a source whose lines are to be read, and nothing else; those of real receipts may be respelled."""
+        page = self._packed(source)
+        if self._changes(source) and self.respelled and self.rng.random() < self.respelled:
+            return respell(page, self.rng)
+        return page
+
+    def _packed(self, source: str) -> Page:
+        pack = self.packs[f"{_SOURCES[source]}_{'held_out' if self.held_out else 'train'}"]
+        return pack[int(self.rng.integers(len(pack)))]
+
+    def _changes(self, source: str) -> bool:
+        """Only real pages of training change: there are few of them, and what is measured stays as printed."""
+        return source == "real" and not self.held_out
 
     def look(self, *, turn: bool = True) -> Look:
         """A look to show a view with."""
@@ -127,13 +146,13 @@ def _lines(source: str, count: int, *, asked: bool = True) -> Exercise:
     def build(context: Context) -> list[Example]:
         examples: list[Example] = []
         task = f"{source}_line"
-        page = context.page(source)
+        page = context.page_to_spell(source)
         while len(examples) < count:
             if len(examples) % 4 == 0:
-                page = context.page(source)
+                page = context.page_to_spell(source)
             line = int(context.rng.integers(max(1, len(page.lines))))
             if line >= len(page.lines) or not _readable(page.lines[line]):
-                page = context.page(source)
+                page = context.page_to_spell(source)
                 continue
             text_px = context.between(14, 36) if context.rng.random() < 0.65 else context.between(30, 90)
             box = page.lines[line].box
@@ -154,7 +173,7 @@ def _strips(source: str, count: int) -> Exercise:
     def build(context: Context) -> list[Example]:
         examples: list[Example] = []
         while len(examples) < count:
-            page = context.page(source)
+            page = context.page_to_spell(source)
             rows = rows_of(page.lines)
             want = int(context.rng.integers(2, 5))
             if len(rows) < want:

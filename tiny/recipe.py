@@ -83,6 +83,9 @@ class Recipe:
     all of them around known places."""
     exchanged_receipts: Share = 0.0
     """Share of the real receipts whose values change places before a view is cut (`exchange.py`)."""
+    respelled_receipts: Share = 0.0
+    """Share of the real receipts whose letters change places: those of all lines where lines are read, those of the
+    company elsewhere (`respell.py`)."""
     start_from: str | None = None
     """Folder of an exported model to go on from; its guides are learned anew. None starts from scratch."""
     guide_steps: Annotated[int, Between(0)] = 60

@@ -250,7 +250,13 @@ class Run:
         rng = np.random.default_rng([self.recipe.seed, step])
         total = sum(mix.values())
         examples: list[Example] = []
-        context = Context(self.packs, rng, proposals=self.proposals, exchanged=self.recipe.exchanged_receipts)
+        context = Context(
+            self.packs,
+            rng,
+            proposals=self.proposals,
+            exchanged=self.recipe.exchanged_receipts,
+            respelled=self.recipe.respelled_receipts,
+        )
         for name in sorted(mix):
             wanted = mix[name] / total * self.recipe.step_positions / self._cost(name)
             for _ in range(int(wanted + rng.random())):

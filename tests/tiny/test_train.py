@@ -154,7 +154,19 @@ def test_guides_spare_the_tower_at_first(tmp_path, packs):
     assert not torch.equal(start, _weights(tmp_path / "taught")[name])
 
 
-@pytest.mark.parametrize("name", ["reader", "reader-proposals", "reader-exchanged", "size-5", "size-8", "size-10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reader",
+        "reader-proposals",
+        "reader-exchanged",
+        "reader-mean",
+        "reader-respelled",
+        "size-5",
+        "size-8",
+        "size-10",
+    ],
+)
 def test_a_shipped_recipe_loads(name):
     recipe = load_recipe(ROOT / "recipes" / "tiny" / f"{name}.yaml")
     assert recipe.minutes > 0
