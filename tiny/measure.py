@@ -5,6 +5,8 @@ before it), which is what greedy decoding writes. `<exercise>` counts every ques
 `<exercise>/seen` counts the lines that the guide layer alone spells right (spaces aside), which says what the vision
 tower can read. `dev_*` are the development receipts, a single view, a crop of the known answer box grown by 30 % of its
 height on every side, enlarged to 32 visual tokens as the zoom does; `dev_pair_*` show the page at 144 tokens first.
+`real_line/new`, `dev_company/new` and `dev_pair_company/new` count the answers of letters that are no line of the
+training receipts: those can only be read, not remembered.
 """
 
 from __future__ import annotations
@@ -38,16 +40,33 @@ def measure(
         while len(examples) < count:
             examples += examples_of(task, context)
         answers, lines = exact_match(guided, tokenizer, examples)
-        if answers is not None:
-            figures[task] = answers
-        if lines is not None:
-            figures[f"{task}/seen"] = lines
+        figures |= _known({task: answers, f"{task}/seen": lines})
+        if task == "real_line":
+            figures |= _known({"real_line/new": exact_match(guided, tokenizer, new_texts(examples, packs))[0]})
     if "receipts_dev" in packs:
         for name, examples in dev_examples(packs["receipts_dev"]).items():
-            answers, _ = exact_match(guided, tokenizer, examples)
-            if answers is not None:
-                figures[name] = answers
+            figures |= _known({name: exact_match(guided, tokenizer, examples)[0]})
+            if name.endswith("company"):
+                figures |= _known({f"{name}/new": exact_match(guided, tokenizer, new_texts(examples, packs))[0]})
     return figures
+
+
+def _known(figures: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def new_texts(examples: list[Example], packs: dict[str, Pack]) -> list[Example]:
+    """The examples whose only answer has more letters than digits and is no line of the training receipts."""
+    lines = {_plain(line.text) for page in packs["receipts_train"] for line in page.lines}
+
+    def is_new(text: str) -> bool:
+        return sum(map(str.isalpha, text)) > sum(map(str.isdigit, text)) and _plain(text) not in lines
+
+    return [example for example in examples if len(example.queries) == 1 and is_new(example.queries[0].answer)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.upper().split())
 
 
 def dev_examples(pack: Pack) -> dict[str, list[Example]]:
