@@ -58,31 +58,21 @@ class Context:
     exchanged: float = 0.0
     respelled: float = 0.0
 
-    def page(self, source: str) -> Page:
-        """A page of a source."""
+    def page(self, source: str, *, to_spell: bool = False) -> Page:
+        """A page of a source; `to_spell`: its lines are to be read, and nothing else. Only real pages of training
+        change: there are few of them, and what is measured stays as printed."""
         page = self._packed(source)
-        if not self._changes(source):
+        if source != "real" or self.held_out:
             return page
         if self.exchanged and self.rng.random() < self.exchanged:
             page = exchange_values(page, self._packed(source), self.rng)
         if self.respelled and self.rng.random() < self.respelled:
-            page = respell_company(page, self.rng)
-        return page
-
-    def page_to_spell(self, source: str) -> Page:
-        """A page of a source whose lines are to be read, and nothing else; those of real receipts may be respelled."""
-        page = self._packed(source)
-        if self._changes(source) and self.respelled and self.rng.random() < self.respelled:
-            return respell(page, self.rng)
+            page = respell(page, self.rng) if to_spell else respell_company(page, self.rng)
         return page
 
     def _packed(self, source: str) -> Page:
         pack = self.packs[f"{_SOURCES[source]}_{'held_out' if self.held_out else 'train'}"]
         return pack[int(self.rng.integers(len(pack)))]
-
-    def _changes(self, source: str) -> bool:
-        """Only real pages of training change: there are few of them, and what is measured stays as printed."""
-        return source == "real" and not self.held_out
 
     def look(self, *, turn: bool = True) -> Look:
         """A look to show a view with."""
@@ -146,13 +136,13 @@ def _lines(source: str, count: int, *, asked: bool = True) -> Exercise:
     def build(context: Context) -> list[Example]:
         examples: list[Example] = []
         task = f"{source}_line"
-        page = context.page_to_spell(source)
+        page = context.page(source, to_spell=True)
         while len(examples) < count:
             if len(examples) % 4 == 0:
-                page = context.page_to_spell(source)
+                page = context.page(source, to_spell=True)
             line = int(context.rng.integers(max(1, len(page.lines))))
             if line >= len(page.lines) or not _readable(page.lines[line]):
-                page = context.page_to_spell(source)
+                page = context.page(source, to_spell=True)
                 continue
             text_px = context.between(14, 36) if context.rng.random() < 0.65 else context.between(30, 90)
             box = page.lines[line].box
@@ -173,7 +163,7 @@ def _strips(source: str, count: int) -> Exercise:
     def build(context: Context) -> list[Example]:
         examples: list[Example] = []
         while len(examples) < count:
-            page = context.page_to_spell(source)
+            page = context.page(source, to_spell=True)
             rows = rows_of(page.lines)
             want = int(context.rng.integers(2, 5))
             if len(rows) < want:

@@ -14,11 +14,10 @@ import numpy as np
 from PIL import Image
 
 from tiny.pack import Box, PackedLine, PackedQuestion, Page
-from tiny.receipt_data import target_text, value_questions
+from tiny.receipt_data import only_line, paper_grey, value_questions
 
 _AMOUNT = re.compile(r"(?:RM|MYR|\$)?\s*(-?\d{1,3}(?:,?\d{3})*\.\d\d)(?: [A-Z*]{1,2})?")
 _LEAST_WIDTH = 0.75
-_PAPER_PERCENTILE = 80
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +78,7 @@ def _amounts(page: Page, rng: np.random.Generator, answers: dict[str, str]) -> d
 
 def _field(page: Page, other: Page, field: str, answers: dict[str, str]) -> dict[int, tuple[_Source, Box]]:
     """The line of a field, replaced by the other page's, where each is one line."""
-    index, theirs = _only_line(page, field), _only_line(other, field)
+    index, theirs = only_line(page, field), only_line(other, field)
     if index is None or theirs is None:
         return {}
     line = other.lines[theirs]
@@ -89,16 +88,6 @@ def _field(page: Page, other: Page, field: str, answers: dict[str, str]) -> dict
         return {}
     answers[field] = next(q.answer for q in other.questions if q.field == field)
     return {index: (source, box)}
-
-
-def _only_line(page: Page, field: str) -> int | None:
-    """The one line that shows a field's answer, whole."""
-    for question in page.questions:
-        if question.field == field and len(question.boxes) == 1:
-            shown = [i for i, line in enumerate(page.lines) if question.answer in target_text(field, line.text)]
-            if len(shown) == 1 and page.lines[shown[0]].box == question.boxes[0]:
-                return shown[0]
-    return None
 
 
 def _fit(page: Page, index: int, source: _Source, *, to_the_left: bool) -> Box | None:
@@ -122,12 +111,12 @@ def _fit(page: Page, index: int, source: _Source, *, to_the_left: bool) -> Box |
 def _paste(pixels: np.ndarray, old: Box, source: _Source, box: Box) -> None:
     """Cover the old print with paper and show the source in `box`, on paper of the same grey."""
     covered = pixels[old[1] : old[3], old[0] : old[2]]
-    paper = float(np.percentile(covered, _PAPER_PERCENTILE))
+    paper = paper_grey(covered)
     covered[:] = int(paper)
     x0, y0, x1, y1 = source.box
     print_px = Image.fromarray(np.ascontiguousarray(source.pixels[y0:y1, x0:x1]))
     shown = np.asarray(print_px.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), dtype=np.float32)
-    shown = shown + paper - float(np.percentile(shown, _PAPER_PERCENTILE))
+    shown = shown + paper - paper_grey(shown)
     pixels[box[1] : box[3], box[0] : box[2]] = np.clip(np.round(shown), 0, 255).astype(np.uint8)
 
 

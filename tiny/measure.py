@@ -11,7 +11,7 @@ training receipts: those can only be read, not remembered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,39 +28,43 @@ from tiny.view_targets import build_example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_WITH_NEW = ("real_line", "dev_company", "dev_pair_company")
+"""Figures that are also told for texts that are new."""
+
 
 def measure(
     guided: GuidedModel, tokenizer: PreTrainedTokenizerFast, packs: dict[str, Pack], tasks: Iterable[str], count: int
 ) -> dict[str, float]:
     """Exact match by exercise on about `count` held-out examples each, and on the development receipts."""
     figures: dict[str, float] = {}
+    trained = {_plain(line.text) for page in packs.get("receipts_train", ()) for line in page.lines}
+    for name, examples in _groups(packs, tasks, count):
+        answers, lines = exact_match(guided, tokenizer, examples)
+        found = {name: answers, f"{name}/seen": lines}
+        if name in _WITH_NEW:
+            found[f"{name}/new"], _ = exact_match(guided, tokenizer, new_texts(examples, trained))
+        figures |= {key: value for key, value in found.items() if value is not None}
+    return figures
+
+
+def _groups(packs: dict[str, Pack], tasks: Iterable[str], count: int) -> Iterator[tuple[str, list[Example]]]:
+    """What is measured, by the figure's name."""
     for number, task in enumerate(sorted(set(tasks))):
         context = Context(packs, np.random.default_rng([7, number]), held_out=True)
         examples: list[Example] = []
         while len(examples) < count:
             examples += examples_of(task, context)
-        answers, lines = exact_match(guided, tokenizer, examples)
-        figures |= _known({task: answers, f"{task}/seen": lines})
-        if task == "real_line":
-            figures |= _known({"real_line/new": exact_match(guided, tokenizer, new_texts(examples, packs))[0]})
+        yield task, examples
     if "receipts_dev" in packs:
-        for name, examples in dev_examples(packs["receipts_dev"]).items():
-            figures |= _known({name: exact_match(guided, tokenizer, examples)[0]})
-            if name.endswith("company"):
-                figures |= _known({f"{name}/new": exact_match(guided, tokenizer, new_texts(examples, packs))[0]})
-    return figures
+        yield from dev_examples(packs["receipts_dev"]).items()
 
 
-def _known(figures: dict[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def new_texts(examples: list[Example], packs: dict[str, Pack]) -> list[Example]:
-    """The examples whose only answer has more letters than digits and is no line of the training receipts."""
-    lines = {_plain(line.text) for page in packs["receipts_train"] for line in page.lines}
+def new_texts(examples: list[Example], trained: set[str]) -> list[Example]:
+    """The examples whose only answer has more letters than digits and is none of the `trained` texts, which are in
+    capitals with single spaces."""
 
     def is_new(text: str) -> bool:
-        return sum(map(str.isalpha, text)) > sum(map(str.isdigit, text)) and _plain(text) not in lines
+        return sum(map(str.isalpha, text)) > sum(map(str.isdigit, text)) and _plain(text) not in trained
 
     return [example for example in examples if len(example.queries) == 1 and is_new(example.queries[0].answer)]
 

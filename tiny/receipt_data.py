@@ -24,6 +24,7 @@ from qzoom.store.log import atomic_path
 from tiny.pack import Box, PackedLine, PackedQuestion, PackHeader, Page
 
 _HELD_OUT_SHARE = 16
+_PAPER_PERCENTILE = 80
 _LABEL = re.compile(r"^[A-Z][A-Z .&#/()]{1,22}$")
 
 
@@ -119,6 +120,21 @@ def rows_of(lines: tuple[PackedLine, ...]) -> list[list[int]]:
                 continue
         rows.append([index])
     return [sorted(row, key=lambda i: lines[i].box[0]) for row in rows]
+
+
+def only_line(page: Page, field: str) -> int | None:
+    """The one line that shows a field's answer, whole."""
+    for question in page.questions:
+        if question.field == field and len(question.boxes) == 1:
+            shown = [i for i, line in enumerate(page.lines) if question.answer in target_text(field, line.text)]
+            if len(shown) == 1 and page.lines[shown[0]].box == question.boxes[0]:
+                return shown[0]
+    return None
+
+
+def paper_grey(pixels: np.ndarray) -> float:
+    """The grey of the paper around print."""
+    return float(np.percentile(pixels, _PAPER_PERCENTILE))
 
 
 def value_questions(lines: tuple[PackedLine, ...]) -> list[PackedQuestion]:

@@ -12,8 +12,8 @@ import dataclasses
 import numpy as np
 
 from tiny.pack import PackedLine, Page
+from tiny.receipt_data import only_line, paper_grey, target_text
 
-_PAPER_PERCENTILE = 80
 _INK_PERCENTILE = 2
 _INK_SHARE = 0.4
 """A column holds ink where its darkest pixel is this far from paper to the line's darkest print."""
@@ -38,16 +38,15 @@ def respell(page: Page, rng: np.random.Generator) -> Page:
 
 def respell_company(page: Page, rng: np.random.Generator) -> Page:
     """The page with the letters of the company's name in another order, where one line shows the name and no more."""
-    asked = [q for q in page.questions if q.field == "company"]
-    if not asked:
-        return page
-    shown = [index for index, line in enumerate(page.lines) if line.text == asked[0].answer]
-    if len(shown) != 1 or asked[0].boxes != (page.lines[shown[0]].box,):
+    index = only_line(page, "company")
+    name = next((q.answer for q in page.questions if q.field == "company"), None)
+    if index is None or target_text("company", page.lines[index].text) != name:
         return page
     pixels, lines = page.pixels.copy(), list(page.lines)
-    text = respell_line(pixels, lines[shown[0]], rng)
-    lines[shown[0]] = PackedLine(text, lines[shown[0]].box)
-    questions = tuple(dataclasses.replace(q, answer=text) if q.field == "company" else q for q in page.questions)
+    text = respell_line(pixels, lines[index], rng)
+    lines[index] = PackedLine(text, lines[index].box)
+    answer = target_text("company", text)
+    questions = tuple(dataclasses.replace(q, answer=answer) if q.field == "company" else q for q in page.questions)
     return dataclasses.replace(page, pixels=pixels, lines=tuple(lines), questions=questions)
 
 
@@ -58,12 +57,12 @@ def respell_line(pixels: np.ndarray, line: PackedLine, rng: np.random.Generator)
     characters = [c for c in line.text if not c.isspace()]
     if len(characters) < 2 or not crop.size:
         return line.text
-    paper, ink = np.percentile(crop, (_PAPER_PERCENTILE, _INK_PERCENTILE))
+    paper, ink = paper_grey(crop), float(np.percentile(crop, _INK_PERCENTILE))
     spans = _characters(crop.min(axis=0) < paper - _INK_SHARE * (paper - ink), line.text)
     if spans is None:
         return line.text
     order = _order(characters, rng)
-    _set(crop, spans, order, float(paper))
+    _set(crop, spans, order, paper)
     letters = iter(order)
     return "".join(c if c.isspace() else characters[next(letters)] for c in line.text)
 

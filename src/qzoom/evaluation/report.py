@@ -219,13 +219,14 @@ def failure_kind(row: AnswerRow) -> str:
     return "misread" if hit([region.box for region in row.regions], row.boxes) else "beside"
 
 
-def failures(group: TaskRuns, run: Run, count: int, data: Path | None = None) -> list[Card]:
-    """Some failures of every kind, from different pictures, spread evenly over the run."""
+def failures(group: TaskRuns, run: Run, count: int, files: Mapping[str, Path] | None = None) -> list[Card]:
+    """Some failures of every kind, from different pictures, spread evenly over the run. `files`: pictures by id, for
+    tasks that read files."""
     wrong: dict[str, dict[str, AnswerRow]] = {kind: {} for kind in KINDS}
     for row in run.rows:
         if row_score(row) == 0:
             wrong[failure_kind(row)].setdefault(row.picture, row)
-    files = _picture_files(group.questions, data)
+    files = files or {}
     cards = []
     for kind, rows in wrong.items():
         every = list(rows.values())
@@ -246,10 +247,11 @@ def _picture_files(questions: Mapping[str, Any], data: Path | None) -> dict[str,
     return {s.id: s.image for s in task if isinstance(s.image, Path)} if same else {}
 
 
-def _check_data(groups: Sequence[TaskRuns], data: Path | None) -> None:
-    """A folder that is named holds the questions of one task at least."""
-    if data is None or any(_picture_files(group.questions, data) for group in groups):
-        return
+def _files_of(groups: Sequence[TaskRuns], data: Path | None) -> list[dict[str, Path]]:
+    """The picture files of every task (DataError: a folder that is named holds the questions of none)."""
+    files = [_picture_files(group.questions, data) for group in groups]
+    if data is None or any(files):
+        return files
     asked = [f"{group.questions['split']}.jsonl" for group in groups if "sha256" in group.questions]
     if not asked:
         raise DataError(f"{data}: these answers are not about a question file; leave --data out.")
@@ -356,19 +358,19 @@ def write_report(
     """
     runs = read_runs(places)
     groups = group_runs(runs)
-    _check_data(groups, data)
+    files = _files_of(groups, data)
     tasks = [measure(group, seed) for group in groups]
     software = _software([run.about for run in runs])
     methods = sorted({line.method for task in tasks for line in task.runs})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         charts, sections = [], []
-        for number, (group, task) in enumerate(zip(groups, tasks, strict=True), start=1):
+        for number, (group, task, pictures) in enumerate(zip(groups, tasks, files, strict=True), start=1):
             name = re.sub(r"[^a-z0-9]+", "-", task.name.lower()).strip("-") or "task"
             charts.append(plot_task(task, methods, folder / f"{number}-{name}.png"))
             own = [run for run in group.runs if run.method in ZOOMING] or list(group.runs)
             shown = max(own, key=lambda run: sum(map(row_score, run.rows)))
-            cards = failures(group, shown, failures_each, data)
+            cards = failures(group, shown, failures_each, pictures)
             sections.append(_section(task, charts[-1], group.labels[group.runs.index(shown)], cards))
         write_atomic(folder / "report.html", _page(title, software, sections))
         write_atomic(folder / "report.md", _markdown(title, tasks, software, [chart.name for chart in charts]))
